@@ -1,0 +1,52 @@
+# Every target sets up what it needs from nothing; a second run is quick.
+# PYTHON chooses the interpreter (3.11 or newer): make test PYTHON=python3.13
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV  := .venv
+BIN   := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: requirements/dev.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+setup: $(VENV)/.ready ## make .venv with everything that is needed here
+
+demo: setup ## run one workflow through the gateway on the embedded engine, save the picture
+	@$(BIN)/python examples/demo.py
+
+run: setup ## serve: in front of COMFYUI_SERVER_ADDRESS where it answers, else of the embedded engine
+	@$(BIN)/python server.py --fallback-engine
+
+test: setup ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## figures as ratios to a direct client, interleaved in one run
+	@$(BIN)/python -m benchmarks
+
+lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --output-file requirements/gateway.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --group dev --output-file requirements/dev.txt
+
+clean: ## remove what make and the tests made
+	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help setup demo run test lint format bench lock clean
