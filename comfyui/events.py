@@ -1,0 +1,176 @@
+"""ComfyUI's websocket frames as frozen event types. A frame that is not known is kept, never fatal.
+
+The shapes are those of ComfyUI's ``server.py`` and ``execution.py``; COMFYUI.md lists who gets which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+_PREVIEW_IMAGE = 1
+_TEXT = 3
+_PREVIEW_IMAGE_WITH_METADATA = 4
+_IMAGE_FORMATS = {1: "image/jpeg", 2: "image/png"}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The queue changed; ``queue_remaining`` counts pending and running prompts. ``sid`` only on connect."""
+
+    queue_remaining: int
+    sid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionStart:
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionCached:
+    prompt_id: str
+    nodes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Executing:
+    """``node`` is None when the prompt is done and its history entry is written (COMFYUI.md trap 1)."""
+
+    prompt_id: str
+    node: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """``value`` of ``max`` steps of one node."""
+
+    prompt_id: str
+    node: str | None
+    value: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressState:
+    """All started nodes of the prompt with ``state``, ``value`` and ``max``."""
+
+    prompt_id: str
+    nodes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    prompt_id: str
+    node: str
+    output: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionSuccess:
+    """Comes before history is written: not yet the end."""
+
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionFailed:
+    """``interrupted`` tells ``execution_interrupted`` from ``execution_error``; ``data`` is ComfyUI's own."""
+
+    prompt_id: str
+    interrupted: bool
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture of the work in progress. ``prompt_id`` and ``node`` are None in frames without metadata."""
+
+    content_type: str
+    image: bytes
+    prompt_id: str | None = None
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    type: str
+    data: Any
+
+
+Event = (
+    Status
+    | ExecutionStart
+    | ExecutionCached
+    | Executing
+    | Progress
+    | ProgressState
+    | Executed
+    | ExecutionSuccess
+    | ExecutionFailed
+    | Preview
+    | Unknown
+)
+
+
+def parse_text(frame: str | bytes) -> Event:
+    """One text frame. Never raises: what cannot be read becomes `Unknown`."""
+    try:
+        message = orjson.loads(frame)
+        kind, data = message["type"], message["data"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return Unknown("unreadable", frame)
+    try:
+        return _known(kind, data)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return Unknown(str(kind), data)
+
+
+def _known(kind: str, data: Any) -> Event:
+    match kind:
+        case "status":
+            return Status(int(data["status"]["exec_info"]["queue_remaining"]), data.get("sid"))
+        case "execution_start":
+            return ExecutionStart(data["prompt_id"])
+        case "execution_cached":
+            return ExecutionCached(data["prompt_id"], tuple(data["nodes"]))
+        case "executing":
+            return Executing(data["prompt_id"], data["node"])
+        case "progress":
+            return Progress(data["prompt_id"], data.get("node"), float(data["value"]), float(data["max"]))
+        case "progress_state":
+            return ProgressState(data["prompt_id"], data["nodes"])
+        case "executed":
+            return Executed(data["prompt_id"], data["node"], data.get("output") or {})
+        case "execution_success":
+            return ExecutionSuccess(data["prompt_id"])
+        case "execution_error" | "execution_interrupted":
+            return ExecutionFailed(data["prompt_id"], kind == "execution_interrupted", data)
+        case _:
+            return Unknown(str(kind), data)
+
+
+def parse_binary(frame: bytes) -> Event:
+    """One binary frame: 4 bytes big-endian type, then the payload. Never raises."""
+    kind = int.from_bytes(frame[:4], "big")
+    try:
+        if kind == _PREVIEW_IMAGE:
+            content_type = _IMAGE_FORMATS[int.from_bytes(frame[4:8], "big")]
+            return Preview(content_type, frame[8:])
+        if kind == _PREVIEW_IMAGE_WITH_METADATA:
+            length = int.from_bytes(frame[4:8], "big")
+            metadata = orjson.loads(frame[8 : 8 + length])
+            return Preview(
+                str(metadata["image_type"]), frame[8 + length :], metadata.get("prompt_id"), metadata.get("node_id")
+            )
+    except (KeyError, TypeError, orjson.JSONDecodeError):
+        pass
+    return Unknown("text" if kind == _TEXT else f"binary-{kind}", frame)
+
+
+def prompt_id_of(event: Event) -> str | None:
+    """The prompt that the event is about, None for those that are about no prompt."""
+    return getattr(event, "prompt_id", None)

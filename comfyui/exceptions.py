@@ -1,0 +1,242 @@
+"""Every error that this package raises, and the one body in which a client sees it.
+
+::
+
+    ComfyUIError                        500  internal_error
+    ├── ComfyUIValidationError          400  validation_failed
+    ├── ComfyUIInputError               400  input_failed
+    ├── ComfyUIConnectionError          503  connection_failed     retryable
+    │   └── ComfyUIShutdownError        503  shutting_down         retryable
+    ├── ComfyUIServerError              502  server_error          retryable
+    │   └── ComfyUISubmissionError      502  submission_unknown    retryable
+    ├── ComfyUIPromptLostError          502  prompt_lost           retryable
+    ├── ComfyUITimeoutError             504  timeout               retryable
+    ├── ComfyUITaskError                500  task_failed
+    ├── ComfyUITaskCancelledError       409  task_cancelled
+    ├── ComfyUIConflictError            409  conflict
+    ├── ComfyUINotFoundError            404  not_found
+    └── ComfyUIOverloadedError          429  overloaded            retryable
+
+The status is fixed by the class, never guessed from a message. ``retryable`` says whether the same request may succeed
+when it is simply sent again; job platforms map it to their own retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+NodeErrors = Mapping[str, Sequence[str]]
+
+
+class ComfyUIError(Exception):
+    """Base of all. ``detail`` is shown to clients: it names no path, key, header or traceback of the server.
+
+    Attributes:
+        detail: what went wrong and, where there is something to do, what to do.
+        prompt_id: ComfyUI's id of the prompt, when one is known; callers can attach to it again.
+        node_errors: node id to messages.
+    """
+
+    title: ClassVar[str] = "Internal error"
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, *, prompt_id: str | None = None, node_errors: NodeErrors | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.prompt_id = prompt_id
+        self.node_errors: NodeErrors = node_errors or {}
+
+
+class ComfyUIValidationError(ComfyUIError):
+    """The workflow was refused, by us or by ComfyUI; ``upstream`` is ComfyUI's own body where it was ComfyUI."""
+
+    title = "Workflow validation failed"
+    code = "validation_failed"
+    status = 400
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        prompt_id: str | None = None,
+        node_errors: NodeErrors | None = None,
+        upstream: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail, prompt_id=prompt_id, node_errors=node_errors)
+        self.upstream = upstream
+
+
+class ComfyUIInputError(ComfyUIError):
+    """An input could not be staged: bad base64, a refused or failing URL, too large."""
+
+    title = "Input could not be staged"
+    code = "input_failed"
+    status = 400
+
+
+class ComfyUIConnectionError(ComfyUIError):
+    """No ComfyUI can be reached. ``sent`` is true when the request may have arrived before the connection broke."""
+
+    title = "ComfyUI is unreachable"
+    code = "connection_failed"
+    status = 503
+    retryable = True
+
+    def __init__(
+        self, detail: str, *, prompt_id: str | None = None, sent: bool = False, retry_after_s: int = 5
+    ) -> None:
+        super().__init__(detail, prompt_id=prompt_id)
+        self.sent = sent
+        self.retry_after_s = retry_after_s
+
+
+class ComfyUIShutdownError(ComfyUIConnectionError):
+    """This process is stopping; a prompt with an id goes on in ComfyUI and can be attached to again."""
+
+    title = "The gateway is shutting down"
+    code = "shutting_down"
+
+
+class ComfyUIServerError(ComfyUIError):
+    """ComfyUI answered with an unexpected status, or with something that is not the JSON it should be.
+
+    ``upstream_status`` is the HTTP status that ComfyUI sent, 200 when only the body was wrong.
+    """
+
+    title = "ComfyUI answered unexpectedly"
+    code = "server_error"
+    status = 502
+    retryable = True
+
+    def __init__(self, detail: str, *, prompt_id: str | None = None, upstream_status: int = 200) -> None:
+        super().__init__(detail, prompt_id=prompt_id)
+        self.upstream_status = upstream_status
+
+
+class ComfyUISubmissionError(ComfyUIServerError):
+    """The reply to a submission was lost, and whether ComfyUI took the prompt could not be found out."""
+
+    title = "Submission could not be confirmed"
+    code = "submission_unknown"
+
+
+class ComfyUIPromptLostError(ComfyUIError):
+    """ComfyUI forgot the prompt (it restarted, say) and the retries are used up."""
+
+    title = "Prompt was lost"
+    code = "prompt_lost"
+    status = 502
+    retryable = True
+
+
+class ComfyUITimeoutError(ComfyUIError):
+    """Not finished within the caller's timeout."""
+
+    title = "Timed out"
+    code = "timeout"
+    status = 504
+    retryable = True
+
+
+class ComfyUITaskError(ComfyUIError):
+    """A node raised while it ran.
+
+    Attributes:
+        node_id, node_type: where; None when ComfyUI did not say.
+        exception_type: the class name as ComfyUI reports it, such as ``torch.OutOfMemoryError``.
+        traceback_tail: the last lines of the node's traceback, for logs and workers; file paths are cut to their names.
+    """
+
+    title = "Task execution failed"
+    code = "task_failed"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        prompt_id: str | None = None,
+        node_errors: NodeErrors | None = None,
+        node_id: str | None = None,
+        node_type: str | None = None,
+        exception_type: str | None = None,
+        traceback_tail: Sequence[str] = (),
+    ) -> None:
+        super().__init__(detail, prompt_id=prompt_id, node_errors=node_errors)
+        self.node_id = node_id
+        self.node_type = node_type
+        self.exception_type = exception_type
+        self.traceback_tail = tuple(traceback_tail)
+
+
+class ComfyUITaskCancelledError(ComfyUIError):
+    """Interrupted, or removed from ComfyUI's queue, by someone."""
+
+    title = "Task was cancelled"
+    code = "task_cancelled"
+    status = 409
+
+
+class ComfyUIConflictError(ComfyUIError):
+    """The same prompt_id or Idempotency-Key was used before with a different body."""
+
+    title = "Conflicting request"
+    code = "conflict"
+    status = 409
+
+
+class ComfyUINotFoundError(ComfyUIError):
+    """Neither we nor ComfyUI know the prompt."""
+
+    title = "Not found"
+    code = "not_found"
+    status = 404
+
+
+class ComfyUIOverloadedError(ComfyUIError):
+    """The gateway is at its limit of waiting requests."""
+
+    title = "Too many requests are waiting"
+    code = "overloaded"
+    status = 429
+    retryable = True
+
+    def __init__(self, detail: str, *, prompt_id: str | None = None, retry_after_s: int = 5) -> None:
+        super().__init__(detail, prompt_id=prompt_id)
+        self.retry_after_s = retry_after_s
+
+
+def error_body(
+    *,
+    title: str,
+    code: str,
+    detail: str,
+    request_id: str | None = None,
+    prompt_id: str | None = None,
+    node_errors: NodeErrors | None = None,
+) -> dict[str, Any]:
+    """The body of every error answer: SPEC section 6. ``timestamp`` is UTC, to the second."""
+    return {
+        "error": title,
+        "type": code,
+        "detail": detail,
+        "prompt_id": prompt_id,
+        "node_errors": {node_id: list(messages) for node_id, messages in (node_errors or {}).items()},
+        "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "request_id": request_id,
+    }
+
+
+def error_body_of(error: ComfyUIError, *, request_id: str | None = None) -> dict[str, Any]:
+    """`error` as the body that a client sees."""
+    return error_body(
+        title=error.title,
+        code=error.code,
+        detail=error.detail,
+        request_id=request_id,
+        prompt_id=error.prompt_id,
+        node_errors=error.node_errors,
+    )

@@ -1,0 +1,174 @@
+"""What crosses this package's boundary: a request, its input files, the files and the result that come back. All frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+# Types that Python's table lacks or that differ between systems; everything a ComfyUI node is known to save.
+_CONTENT_TYPES = {
+    ".avif": "image/avif",
+    ".exr": "image/x-exr",
+    ".flac": "audio/flac",
+    ".glb": "model/gltf-binary",
+    ".gltf": "model/gltf+json",
+    ".latent": "application/octet-stream",
+    ".m4a": "audio/mp4",
+    ".mkv": "video/x-matroska",
+    ".mp3": "audio/mpeg",
+    ".mp4": "video/mp4",
+    ".obj": "model/obj",
+    ".opus": "audio/ogg",
+    ".safetensors": "application/octet-stream",
+    ".wav": "audio/wav",
+    ".webm": "video/webm",
+    ".webp": "image/webp",
+}
+
+
+def _plain_name(name: str) -> str:
+    """A file name that can leave no folder; raises ValueError, which pydantic reports under the field's name."""
+    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+        raise ValueError("must be a plain file name; use subfolder for the folder")
+    return name
+
+
+def _relative_folder(folder: str) -> str:
+    """A folder below ComfyUI's input folder, in POSIX form."""
+    path = PurePosixPath(folder.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "\0" in folder:
+        raise ValueError("must be a relative folder without '..'")
+    return "" if path == PurePosixPath() else str(path)
+
+
+FileName = Annotated[str, Field(max_length=255), AfterValidator(_plain_name)]
+Folder = Annotated[str, Field(max_length=1024), AfterValidator(_relative_folder)]
+
+
+class InputFile(BaseModel):
+    """One file to be placed in ComfyUI's input folder before the prompt is queued."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: FileName = Field(description="The file name by which the workflow refers to it.", examples=["photo.png"])
+    image: str = Field(
+        min_length=1, description="The content: base64, a data URI, or an http(s) URL. Any medium, not images only."
+    )
+    subfolder: Folder = Field(default="", description="Folder below ComfyUI's input folder.")
+
+
+class PromptRequest(BaseModel):
+    """A workflow to run, as posted to `/prompt_sync`. A field that is not listed is refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: dict[str, Any] = Field(description="The workflow in ComfyUI's API format: node id to class_type and inputs.")
+    return_image_base64: bool = Field(default=False, description="Put each file's bytes, base64, into the reply.")
+    images: tuple[InputFile, ...] = Field(default=(), description="Inputs to place in ComfyUI first.")
+    prompt_id: UUID | None = Field(default=None, description="Chosen by the caller; makes the call idempotent.")
+    client_id: str | None = Field(
+        default=None, max_length=256, description="A websocket client of the caller that gets ComfyUI's messages."
+    )
+    extra_data: dict[str, Any] | None = Field(default=None, description="As in ComfyUI; passed on.")
+    front: bool = Field(default=False, description="As in ComfyUI: to the front of the queue.")
+    number: float | None = Field(default=None, description="As in ComfyUI: the priority; lower runs first.")
+    partial_execution_targets: list[str] | None = Field(
+        default=None, description="As in ComfyUI: only these output nodes."
+    )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what decides the result: two requests with the same id must agree in it."""
+        decisive = self.model_dump(mode="json", exclude={"prompt_id", "client_id", "return_image_base64"})
+        return hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()
+
+
+def content_type_of(filename: str) -> str:
+    """The media type by the name's ending; ``application/octet-stream`` when nothing is known."""
+    suffix = PurePosixPath(filename).suffix.lower()
+    return _CONTENT_TYPES.get(suffix) or mimetypes.guess_type(filename)[0] or "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One file that an output node wrote, as ComfyUI's history names it.
+
+    Attributes:
+        key: the output key under which the node listed it: ``images``, ``gifs``, ``video``, ``audio``, ``3d``, …
+        type: ComfyUI's folder: ``output``, ``temp`` or ``input``.
+    """
+
+    node_id: str
+    key: str
+    filename: str
+    subfolder: str
+    type: str
+
+    @property
+    def content_type(self) -> str:
+        return content_type_of(self.filename)
+
+    @property
+    def url(self) -> str:
+        """Where the gateway serves it, relative to the gateway's own address."""
+        query = {"filename": self.filename, "subfolder": self.subfolder, "type": self.type}
+        return f"/view?{urlencode(query)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "node_id": self.node_id,
+            "filename": self.filename,
+            "subfolder": self.subfolder,
+            "type": self.type,
+            "content_type": self.content_type,
+            "url": self.url,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds. ``queued`` is what is left of the wait once ComfyUI's own execution is taken off."""
+
+    staging_s: float = 0.0
+    queued_s: float = 0.0
+    executing_s: float = 0.0
+    collecting_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self.staging_s + self.queued_s + self.executing_s + self.collecting_s
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "staging": round(self.staging_s, 4),
+            "queued": round(self.queued_s, 4),
+            "executing": round(self.executing_s, 4),
+            "collecting": round(self.collecting_s, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """A finished prompt.
+
+    Attributes:
+        outputs: ComfyUI's history outputs, verbatim: node id to output key to list.
+        files: every file of every output node, in node order.
+        node_errors: outputs that ComfyUI accepted the prompt without: node id to messages.
+        server: the ComfyUI server (its base URL) that ran it and holds its files.
+    """
+
+    prompt_id: str
+    server: str
+    outputs: Mapping[str, Any]
+    files: tuple[OutputFile, ...]
+    timings: Timings
+    node_errors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
