@@ -1,4 +1,4 @@
-"""What crosses this package's boundary: a request, its input files, the files and the result that come back. All frozen."""
+"""What crosses this package's boundary: a request with its input files, a result with its output files. All frozen."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PromptRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: dict[str, Any] = Field(description="The workflow in ComfyUI's API format: node id to class_type and inputs.")
+    prompt: dict[str, Any] = Field(description="The workflow in ComfyUI's API format: node id to class_type, inputs.")
     return_image_base64: bool = Field(default=False, description="Put each file's bytes, base64, into the reply.")
     images: tuple[InputFile, ...] = Field(default=(), description="Inputs to place in ComfyUI first.")
     prompt_id: UUID | None = Field(default=None, description="Chosen by the caller; makes the call idempotent.")
@@ -135,7 +135,7 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in seconds. ``queued`` is what is left of the wait once ComfyUI's own execution is taken off."""
+    """Where the time went, in seconds. ``queued`` is what is left of the wait without ComfyUI's execution."""
 
     staging_s: float = 0.0
     queued_s: float = 0.0

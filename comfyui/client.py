@@ -1,0 +1,394 @@
+"""`ComfyUIClient`: one pooled HTTP session to ONE ComfyUI server, and the only place that knows aiohttp's errors.
+
+Verbs mirror ComfyUI's routes. Reads and other idempotent calls are retried on connection errors and 502/503/504 with
+exponential back-off and jitter; a submission never is, since ComfyUI does not check ids for duplicates (trap 10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUINotFoundError,
+    ComfyUIServerError,
+    ComfyUIValidationError,
+)
+from comfyui.metrics import Metrics
+
+_RETRIED_STATUSES = frozenset({502, 503, 504})
+_BACKOFF_START_S = 0.1
+_BACKOFF_MAX_S = 5.0
+_CONNECTIONS = 100
+_CONNECT_S = 10.0
+# ComfyUI's own websocket frames (previews, progress_state of large workflows) have no stated limit.
+_NO_FRAME_LIMIT = 0
+_FRAME_HEARTBEAT_S = 20.0
+
+JSON = dict[str, Any]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """ComfyUI's answer to a submission. ``node_errors``: outputs that will not be produced (COMFYUI.md trap 8)."""
+
+    prompt_id: str
+    number: float
+    node_errors: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueItem:
+    """One prompt in ComfyUI's queue; ``running`` or pending. Its workflow stays in ``prompt``."""
+
+    number: float
+    prompt_id: str
+    running: bool
+    prompt: Mapping[str, Any]
+    extra_data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An open ``/view`` answer: ``chunks`` yields the body, ``length`` is None when ComfyUI does not say it.
+
+    ``chunks`` raises `ComfyUIConnectionError` when the body ends early.
+    """
+
+    content_type: str
+    length: int | None
+    chunks: AsyncIterator[bytes]
+
+
+def parse_server_address(address: str) -> URL:
+    """``host``, ``host:port`` or a URL as a base URL without a trailing slash; raises ValueError with the reason."""
+    text = address.strip().rstrip("/")
+    url = URL(text if "://" in text else f"http://{text}")
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(f"{address!r} is neither host:port nor an http(s) URL")
+    if "://" not in text and url.explicit_port is None:
+        url = url.with_port(8188)
+    return url
+
+
+class ComfyUIClient:
+    """One ComfyUI server. Open it with ``async with``; it owns its session and closes it.
+
+    Args:
+        address: ``host:port`` or URL; a user and password in the URL are sent as basic auth.
+        timeout_s: for one request that returns JSON; for bodies of files it is the longest silence.
+        retries: further tries of an idempotent request after the first.
+    """
+
+    def __init__(
+        self, address: str, *, timeout_s: float = 30.0, retries: int = 3, metrics: Metrics | None = None
+    ) -> None:
+        url = parse_server_address(address)
+        self._auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
+        self.base_url = url.with_user(None)
+        self.name = f"{self.base_url.host}:{self.base_url.port}"
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s))
+        # Files are of any size: only silence ends them.
+        self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=timeout_s)
+        self._retries = retries
+        self._metrics = metrics or Metrics()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30.0),
+            # A cookie of one caller's answer must never reach another caller's request.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auth=self._auth,
+        )
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # Prompts
+
+    async def queue_prompt(self, body: Mapping[str, Any]) -> Queued:
+        """``POST /prompt``, once.
+
+        Raises:
+            ComfyUIValidationError: refused; ``upstream`` is ComfyUI's body.
+            ComfyUIConnectionError: ``sent`` says whether ComfyUI may have taken it all the same.
+            ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
+        """
+        async with self._request("POST", "/prompt", data=orjson.dumps(body), json_body=True) as response:
+            answer = await self._json(response, allowed=(200, 400))
+            if response.status == 400:
+                raise refusal(answer)
+            try:
+                return Queued(answer["prompt_id"], float(answer["number"]), answer.get("node_errors") or {})
+            except (KeyError, TypeError, ValueError) as error:
+                raise ComfyUIServerError("POST /prompt: the answer has no prompt_id and number") from error
+
+    async def get_history(self, prompt_id: str) -> JSON | None:
+        """The history entry, None while ComfyUI has none (queued, running, unknown or forgotten: trap 6)."""
+        entry = (await self._get(f"/history/{prompt_id}", "/history/{id}")).get(prompt_id)
+        return entry if isinstance(entry, dict) else None
+
+    async def get_queue(self) -> dict[str, QueueItem]:
+        """Everything that runs or waits, by id. It carries every workflow whole: not for a ticking poll."""
+        queue = await self._get("/queue", "/queue")
+        try:
+            return {
+                item[1]: QueueItem(float(item[0]), item[1], running, item[2], item[3] if len(item) > 3 else {})
+                for items, running in ((queue["queue_pending"], False), (queue["queue_running"], True))
+                for item in items
+            }
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ComfyUIServerError("GET /queue: not the shape of a queue") from error
+
+    async def get_queue_remaining(self) -> int:
+        """How many prompts are pending or running: the cheap load figure (``GET /prompt``). Not retried."""
+        answer = await self._get("/prompt", "/prompt", retries=0)
+        try:
+            return int(answer["exec_info"]["queue_remaining"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ComfyUIServerError("GET /prompt: no exec_info.queue_remaining") from error
+
+    async def delete_from_queue(self, prompt_id: str) -> None:
+        """Take it out of the pending ones; nothing happens when it is not pending."""
+        await self._post("/queue", {"delete": [prompt_id]})
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Interrupt it if it is the one that runs. Never without an id: that would stop somebody else's."""
+        await self._post("/interrupt", {"prompt_id": prompt_id})
+
+    async def cancel_job(self, prompt_id: str) -> bool | None:
+        """Atomic dequeue-or-interrupt where ComfyUI has it; None where it has not."""
+        path = f"/api/jobs/{prompt_id}/cancel"
+        async with self._request("POST", path, route="/api/jobs/{id}/cancel") as response:
+            if response.status in {404, 405}:
+                await response.read()
+                return None
+            return bool((await self._json(response)).get("cancelled"))
+
+    async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
+        """Let ComfyUI drop its models and caches before the next prompt."""
+        await self._post("/free", {"unload_models": unload_models, "free_memory": free_memory})
+
+    # Files
+
+    async def upload_image(
+        self,
+        filename: str,
+        content: bytes | AsyncIterator[bytes],
+        *,
+        subfolder: str = "",
+        folder_type: str = "input",
+        overwrite: bool = True,
+    ) -> JSON:
+        """``POST /upload/image``: any medium. Returns ``{name, subfolder, type}`` as ComfyUI stored it.
+
+        Overwriting makes it idempotent; an iterator can be read only once, so only bytes are sent again.
+        """
+        retries = self._retries if isinstance(content, bytes) else 0
+
+        async def send() -> JSON:
+            form = aiohttp.FormData()
+            form.add_field("image", content, filename=filename, content_type="application/octet-stream")
+            form.add_field("subfolder", subfolder)
+            form.add_field("type", folder_type)
+            form.add_field("overwrite", "true" if overwrite else "false")
+            async with self._request("POST", "/upload/image", data=form, timeout=self._file_timeout) as response:
+                return await self._json(response)
+
+        return await self._retrying(send, retries)
+
+    @asynccontextmanager
+    async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[View]:
+        """One file, streamed. Raises `ComfyUINotFoundError` when ComfyUI does not have it (any more)."""
+        params = {"filename": filename, "subfolder": subfolder, "type": folder_type}
+        async with self._request("GET", "/view", params=params, timeout=self._file_timeout) as response:
+            if response.status == 404:
+                await response.read()
+                raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
+            if response.status != 200:
+                raise _unexpected("GET", "/view", response.status)
+            yield View(response.content_type, response.content_length, self._chunks(response))
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ComfyUIConnectionError("GET /view: the file's body was cut off", sent=True) from error
+
+    # Facts about the server
+
+    async def object_info(self) -> JSON:
+        """Every node definition; some MB on a server with many models and custom nodes."""
+        return await self._get("/object_info", "/object_info")
+
+    async def system_stats(self) -> JSON:
+        return await self._get("/system_stats", "/system_stats", retries=0)
+
+    # Websocket
+
+    async def connect_websocket(self, client_id: str) -> aiohttp.ClientWebSocketResponse:
+        """Open ``/ws`` under `client_id`. Raises `ComfyUIConnectionError`, also when ComfyUI refuses the upgrade."""
+        try:
+            return await self._open_session.ws_connect(
+                (self.base_url / "ws").with_query(clientId=client_id),
+                max_msg_size=_NO_FRAME_LIMIT,
+                heartbeat=_FRAME_HEARTBEAT_S,
+                timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ComfyUIConnectionError(f"websocket to {self.name}: {_reason(error)}") from error
+
+    # The driver's edge
+
+    @property
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("use the client inside 'async with'")
+        return self._session
+
+    async def _get(self, path: str, route: str, *, retries: int | None = None) -> JSON:
+        async def fetch() -> JSON:
+            async with self._request("GET", path, route=route) as response:
+                return await self._json(response)
+
+        return await self._retrying(fetch, self._retries if retries is None else retries)
+
+    async def _post(self, path: str, body: JSON) -> None:
+        """An idempotent POST whose answer has no body that matters."""
+
+        async def send() -> None:
+            async with self._request("POST", path, data=orjson.dumps(body), json_body=True) as response:
+                await response.read()
+                if response.status != 200:
+                    raise _unexpected("POST", path, response.status)
+
+        await self._retrying(send, self._retries)
+
+    async def _retrying(self, attempt: Callable[[], Awaitable[_T]], retries: int) -> _T:
+        failures = 0
+        while True:
+            try:
+                return await attempt()
+            except ComfyUIError as error:
+                if failures >= retries or not _worth_retrying(error):
+                    raise
+            await asyncio.sleep(backoff_s(failures, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
+            failures += 1
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        route: str | None = None,
+        data: Any = None,
+        json_body: bool = False,
+        params: Mapping[str, str] | None = None,
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request; aiohttp's errors become ours, those inside the ``async with`` body too."""
+        headers = {"Content-Type": "application/json"} if json_body else None
+        status = 0
+        try:
+            async with self._open_session.request(
+                method,
+                self.base_url.joinpath(path[1:]),
+                data=data,
+                params=params,
+                headers=headers,
+                timeout=timeout or self._timeout,
+            ) as response:
+                status = response.status
+                yield response
+        except aiohttp.ClientConnectorError as error:
+            raise ComfyUIConnectionError(f"{self.name} cannot be reached: {_reason(error)}") from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise ComfyUIConnectionError(f"{self.name} did not accept a connection in time") from error
+        except TimeoutError as error:
+            raise ComfyUIConnectionError(f"{method} {path}: no answer in time from {self.name}", sent=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ComfyUIConnectionError(f"{method} {path}: {_reason(error)}", sent=True) from error
+        finally:
+            self._metrics.upstream_requests.labels(self.name, method, route or path, status).inc()
+
+    async def _json(self, response: aiohttp.ClientResponse, allowed: Sequence[int] = (200,)) -> JSON:
+        body = await response.read()
+        if response.status not in allowed:
+            raise _unexpected(response.method, response.url.path, response.status)
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            what = f"{response.method} {response.url.path}"
+            raise ComfyUIServerError(f"{what}: the answer is not JSON", upstream_status=response.status) from error
+        if not isinstance(answer, dict):
+            raise ComfyUIServerError(f"{response.method} {response.url.path}: the answer is not a JSON object")
+        return answer
+
+
+def refusal(answer: Mapping[str, Any]) -> ComfyUIValidationError:
+    """ComfyUI's 400 body as our error: its message, and per node what is wrong with it."""
+    error = answer.get("error")
+    if isinstance(error, Mapping):
+        detail = ": ".join(str(part) for part in (error.get("message"), error.get("details")) if part)
+    else:
+        detail = str(error or "ComfyUI refused the workflow")
+    node_errors = flat_node_errors(answer.get("node_errors"))
+    return ComfyUIValidationError(detail, node_errors=node_errors, upstream=answer)
+
+
+def flat_node_errors(node_errors: Any) -> dict[str, tuple[str, ...]]:
+    """ComfyUI's ``node_errors`` as node id to messages, ``"Value not in list: sampler_name: 'nope' not in […]"``."""
+    if not isinstance(node_errors, Mapping):
+        return {}
+    return {
+        str(node_id): tuple(
+            ": ".join(str(part) for part in (error.get("message"), error.get("details")) if part)
+            for error in node.get("errors", ())
+        )
+        for node_id, node in node_errors.items()
+        if isinstance(node, Mapping)
+    }
+
+
+def backoff_s(failures: int, *, start_s: float, max_s: float) -> float:
+    """Seconds to wait after so many failures: doubling, with jitter over the upper half so that clients spread out."""
+    ceiling: float = min(max_s, start_s * 2 ** min(failures, 30))
+    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+
+def _worth_retrying(error: ComfyUIError) -> bool:
+    if isinstance(error, ComfyUIServerError):
+        return error.upstream_status in _RETRIED_STATUSES
+    return isinstance(error, ComfyUIConnectionError)
+
+
+def _unexpected(method: str, path: str, status: int) -> ComfyUIServerError:
+    return ComfyUIServerError(f"{method} {path}: ComfyUI answered HTTP {status}", upstream_status=status)
+
+
+def _reason(error: BaseException) -> str:
+    """What aiohttp says without the addresses and objects that some of its messages carry."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or type(error.os_error).__name__
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed without an answer"
+    if isinstance(error, aiohttp.WSServerHandshakeError):
+        return f"refused with HTTP {error.status}"
+    return type(error).__name__

@@ -1,0 +1,95 @@
+"""Prometheus collectors and their names; docs/metrics.md lists each with its meaning.
+
+Nothing here is global: each gateway or worker has its own `Metrics` with its own registry.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class Metrics:
+    """All collectors of one gateway or worker. Label values are from small fixed sets: no ids, no callers' paths."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.prompts = Counter(
+            "comfyui_gateway_prompts",
+            "Prompts that were answered, by outcome: success or the type of the error body.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            "comfyui_gateway_stage_seconds",
+            "Time that a finished prompt spent in each stage: staging, queued, executing, collecting.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "comfyui_gateway_waiting_requests",
+            "Requests that wait for a prompt now.",
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "comfyui_gateway_prompts_in_flight",
+            "Prompts of this gateway that are queued or running now, by ComfyUI server.",
+            ["server"],
+            registry=self.registry,
+        )
+        self.upstream_requests = Counter(
+            "comfyui_gateway_upstream_requests",
+            "Requests to ComfyUI, by server, method, route and status (0: no answer).",
+            ["server", "method", "route", "status"],
+            registry=self.registry,
+        )
+        self.websocket_connected = Gauge(
+            "comfyui_gateway_websocket_connected",
+            "1 while the shared websocket to this ComfyUI server is open and not known to be silent.",
+            ["server"],
+            registry=self.registry,
+        )
+        self.websocket_reconnects = Counter(
+            "comfyui_gateway_websocket_reconnects",
+            "Times that the shared websocket was opened again, by reason: closed, refused, silent.",
+            ["server", "reason"],
+            registry=self.registry,
+        )
+        self.server_up = Gauge(
+            "comfyui_gateway_server_up",
+            "1 while this ComfyUI server is in the pool's rotation.",
+            ["server"],
+            registry=self.registry,
+        )
+        self.resubmissions = Counter(
+            "comfyui_gateway_resubmissions",
+            "Prompts that were submitted again, by reason: reply_lost, prompt_lost, output_gone, out_of_memory.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.cancelled = Counter(
+            "comfyui_gateway_cancellations",
+            "Prompts that were taken out of ComfyUI, by reason: timeout, disconnect, request, shutdown.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.relayed_bytes = Counter(
+            "comfyui_gateway_relayed_bytes",
+            "Body and websocket bytes that were relayed, by direction: to_comfyui, to_client.",
+            ["direction"],
+            registry=self.registry,
+        )
+        self.relayed_websockets = Gauge(
+            "comfyui_gateway_relayed_websockets",
+            "Client websockets that are relayed now.",
+            registry=self.registry,
+        )
+        self.rejected = Counter(
+            "comfyui_gateway_rejected_requests",
+            "Requests that were refused before any work, by reason: overloaded, draining, unauthorized, origin,"
+            " body_too_large, denied, slow_client.",
+            ["reason"],
+            registry=self.registry,
+        )
