@@ -1,0 +1,129 @@
+"""Reading a workflow in ComfyUI's API format, and the small changes that we make to one. Pure: no I/O, no mutation.
+
+The API format is ``{node id: {"class_type": str, "inputs": {name: value or [node id, output index]}, "_meta": {…}}}``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from comfyui.exceptions import ComfyUIValidationError
+from comfyui.nodedefs import ObjectInfo, input_specs
+
+Prompt = Mapping[str, Any]
+
+# ComfyUI ignores an input that a node does not declare, except in the key under which it caches the node's result.
+CACHE_TOKEN_INPUT = "_comfyui_gateway_run"  # noqa: S105
+
+
+def is_ui_format(prompt: Mapping[str, Any]) -> bool:
+    """True for what ComfyUI's editor saves (``Workflow > Save``, ``Export``), which ComfyUI itself cannot run."""
+    return isinstance(prompt.get("nodes"), list)
+
+
+def is_link(value: Any) -> bool:
+    """True for ``[node id, output index]``. ComfyUI takes every list in an input for a link."""
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+    )
+
+
+def check_api_format(prompt: Mapping[str, Any]) -> None:
+    """Refuse what cannot be a workflow in API format, before ComfyUI sees it.
+
+    This is more than politeness: a node without ``inputs`` that no output needs passes ComfyUI's own validation and
+    then ends its prompt worker.
+
+    Raises:
+        ComfyUIValidationError: empty, a UI export, or malformed nodes (each named in ``node_errors``).
+    """
+    if not prompt:
+        raise ComfyUIValidationError("The workflow is empty: it has no nodes.")
+    if is_ui_format(prompt):
+        raise ComfyUIValidationError(
+            "This is a UI-format export of ComfyUI's editor (it has a list of nodes), and ComfyUI runs only the API "
+            'format: export it with "Workflow > Export (API)", or let POST /convert convert it.'
+        )
+    node_errors = {str(node_id): [why] for node_id, node in prompt.items() if (why := _malformed(node))}
+    if node_errors:
+        named = ", ".join(node_errors)
+        raise ComfyUIValidationError(f"Not a workflow in API format: see node {named}.", node_errors=node_errors)
+
+
+def _malformed(node: Any) -> str | None:
+    if not isinstance(node, Mapping):
+        return f"A node must be an object with class_type and inputs, not {type(node).__name__}"
+    class_type = node.get("class_type")
+    if not isinstance(class_type, str) or not class_type:
+        return "The node has no class_type"
+    if not isinstance(node.get("inputs"), Mapping):
+        return f"The inputs of {class_type} must be an object"
+    return None
+
+
+def node_title(prompt: Prompt, node_id: str) -> str:
+    """How a user knows the node: its title in the editor, else its class, else its id."""
+    node = prompt.get(node_id)
+    if not isinstance(node, Mapping):
+        return node_id
+    meta = node.get("_meta")
+    title = meta.get("title") if isinstance(meta, Mapping) else None
+    return str(title or node.get("class_type") or node_id)
+
+
+def node_order(node_ids: Collection[str]) -> list[str]:
+    """The ids in ascending order, numbers by value: ``9`` before ``10``, and ``12:3`` of a subgraph after ``12``."""
+    return sorted(node_ids, key=_natural)
+
+
+def _natural(node_id: str) -> tuple[tuple[int, int, str], ...]:
+    parts = re.split(r"[:.]", node_id)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
+
+
+def defeat_cache(prompt: Prompt, token: str, node_ids: Collection[str] | None = None) -> dict[str, Any]:
+    """A copy that ComfyUI runs again although it ran the same workflow before, with the same result.
+
+    Args:
+        token: new for each run, such as the prompt id; the same token again is cached again.
+        node_ids: the nodes that must run again, with all that depends on them; what they depend on may stay cached.
+            None, or an id that the prompt does not have (a node that ComfyUI made while it ran): every last node.
+
+    The token is put into an input that no node declares: measured on ComfyUI 0.3.64, ignored by validation and by the
+    node, part of the cache key. It shows in the workflow that an output file carries, and nowhere else.
+    """
+    known = node_ids is not None and all(node_id in prompt for node_id in node_ids)
+    chosen = set(node_ids or ()) if known else last_nodes(prompt)
+    return {
+        node_id: {**node, "inputs": {**node["inputs"], CACHE_TOKEN_INPUT: token}} if node_id in chosen else node
+        for node_id, node in prompt.items()
+    }
+
+
+def last_nodes(prompt: Prompt) -> set[str]:
+    """The nodes whose outputs nothing uses: in a workflow that makes sense, its output nodes."""
+    used = {value[0] for node in prompt.values() for value in node["inputs"].values() if is_link(value)}
+    return {node_id for node_id in prompt if node_id not in used}
+
+
+def media_widgets(object_info: ObjectInfo) -> dict[str, tuple[str, ...]]:
+    """Node class to the names of those of its inputs that are uploaded files; classes without any are left out."""
+    found = {
+        class_type: tuple(spec.name for spec in input_specs(definition) if spec.is_upload)
+        for class_type, definition in object_info.items()
+    }
+    return {class_type: names for class_type, names in found.items() if names}
+
+
+def upload_inputs(prompt: Prompt, object_info: ObjectInfo) -> list[tuple[str, str]]:
+    """Which inputs of this workflow are uploaded files: ``(node id, input name)``, only those that hold a value."""
+    definitions = {node["class_type"]: object_info.get(node["class_type"]) or {} for node in prompt.values()}
+    widgets = media_widgets(definitions)
+    return [
+        (node_id, name)
+        for node_id, node in prompt.items()
+        for name in widgets.get(node["class_type"], ())
+        if name in node["inputs"] and not is_link(node["inputs"][name])
+    ]
