@@ -1,0 +1,182 @@
+"""Misbehaviour on request.
+
+Faults are named; each has a JSON object as its configuration, or a list of such objects where several are wanted at once.
+They are switched on at start (`--fault name`, `--fault 'name={"times": 2}'`) or at run time:
+
+- `POST /engine/faults` with `{name: config, …}` merges by name (`true` stands for `{}`),
+- `GET /engine/faults` shows what is on, `DELETE /engine/faults` switches all off.
+
+Every configuration may have `times`: how often it strikes before it is used up (without it: until it is switched off).
+
+On requests, each may have `route` (a shell pattern on the path without `/api`, default `*`) and `method`:
+
+    status                        answer with `status` (500) and `body` ("") instead of doing anything
+    hang                          answer nothing for `seconds` (until the engine stops), then cut
+    cut                           close the connection without an answer, nothing is done
+    half_json                     do it, send half of the answer, then cut
+    delay                         wait `seconds` (1), then do it
+    prompt_reply_lost_before_queue  POST /prompt: cut without an answer, nothing was queued
+    prompt_reply_lost_after_queue   POST /prompt: queued, but cut without an answer
+
+On websockets:
+
+    ws_refuse                     the handshake is answered with `status` (503)
+    ws_drop                       at once, not later: end all that are open; `abrupt`: without a close frame
+    ws_silent                     they stay open and carry nothing, not even the first `status`
+    ws_deaf_reconnect             a reconnect under a clientId that was seen before gets its first `status`, then nothing
+
+On files; `match` is a shell pattern on the file's name (`*`):
+
+    output_deleted                the file is deleted when it is asked for by /view: 404
+    view_cut                      /view stops after `after_bytes` (half of the file)
+
+On prompts:
+
+    forget                        at once, not later: queue, running prompt, history and cache are gone, websockets
+                                  drop, as after a restart; files stay
+    cached_empty                  a prompt that is wholly cached ends with empty outputs
+    node_error                    a node raises `exception_type` ("RuntimeError") with `message`; by `class_type` and/or
+                                  `node_id`, without either the first node that runs
+    out_of_memory                 the same with torch's out-of-memory error, until POST /free unloads the models
+    cuda_fault                    every prompt from now on fails with an illegal memory access, whatever is freed
+    prompt_thread_dead            prompts are accepted, nothing runs
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+Config = dict[str, Any]
+
+INSTANT = frozenset({"ws_drop", "forget"})
+"""These happen when they are switched on and leave nothing on."""
+
+NAMES = INSTANT | {
+    "status",
+    "hang",
+    "cut",
+    "half_json",
+    "delay",
+    "prompt_reply_lost_before_queue",
+    "prompt_reply_lost_after_queue",
+    "ws_refuse",
+    "ws_silent",
+    "ws_deaf_reconnect",
+    "output_deleted",
+    "view_cut",
+    "cached_empty",
+    "node_error",
+    "out_of_memory",
+    "cuda_fault",
+    "prompt_thread_dead",
+}
+
+_PATTERNS = frozenset({"route", "method", "match"})
+_EXACT = frozenset({"class_type", "node_id"})
+
+
+class FaultError(ValueError):
+    """A fault that is not known or not well configured; the message is for whoever asked."""
+
+
+class Faults:
+    """What is switched on. Safe from any thread: nodes ask from the prompt thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._configs: dict[str, list[Config]] = {}
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def merge(self, faults: Mapping[str, Any]) -> None:
+        parsed = {name: parse_config(name, config) for name, config in faults.items()}
+        with self._lock:
+            self._configs |= {name: configs for name, configs in parsed.items() if name not in INSTANT}
+        self._changed()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._configs.clear()
+        self._changed()
+
+    def switch_off(self, name: str) -> None:
+        with self._lock:
+            self._configs.pop(name, None)
+        self._changed()
+
+    def show(self) -> dict[str, list[Config]]:
+        with self._lock:
+            return {name: [dict(config) for config in configs] for name, configs in self._configs.items()}
+
+    def is_on(self, name: str) -> bool:
+        return name in self._configs
+
+    def take(self, name: str, **facts: str) -> Config | None:
+        """The configuration that strikes now, counted against its `times`; None where none matches the facts."""
+        if name not in self._configs:
+            return None
+        with self._lock:
+            configs = self._configs.get(name, [])
+            for config in configs:
+                if _matches(config, facts):
+                    self._count(name, configs, config)
+                    return config
+        return None
+
+    def _count(self, name: str, configs: list[Config], config: Config) -> None:
+        if "times" not in config:
+            return
+        config["times"] -= 1
+        if config["times"] <= 0:
+            configs.remove(config)
+        if not configs:
+            del self._configs[name]
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+
+def parse_argument(argument: str) -> dict[str, Any]:
+    """`name` or `name=<json>`, as on the command line."""
+    name, _, config = argument.partition("=")
+    try:
+        return {name: json.loads(config) if config else {}}
+    except ValueError as error:
+        raise FaultError(f"fault {name}: not JSON: {error}") from error
+
+
+def parse_config(name: str, config: Any) -> list[Config]:
+    """The configurations under one name, copied; FaultError where they are not well-formed."""
+    if name not in NAMES:
+        raise FaultError(f"no fault named {name!r}; there are {', '.join(sorted(NAMES))}")
+    configs = config if isinstance(config, list) else [config]
+    parsed: list[Config] = []
+    for one in configs:
+        if one is True or one is None:
+            parsed.append({})
+        elif isinstance(one, dict):
+            parsed.append(dict(one))
+        else:
+            raise FaultError(f"fault {name}: its configuration is a JSON object, a list of them, or true")
+        if not isinstance(parsed[-1].get("times", 1), int) or parsed[-1].get("times", 1) < 1:
+            raise FaultError(f"fault {name}: times is a whole number of at least 1")
+    return parsed
+
+
+def _matches(config: Config, facts: Mapping[str, str]) -> bool:
+    for key, fact in facts.items():
+        wanted = config.get(key)
+        if wanted is None:
+            continue
+        if key in _PATTERNS and not fnmatchcase(fact, str(wanted)):
+            return False
+        if key in _EXACT and fact != str(wanted):
+            return False
+    return True

@@ -1,0 +1,29 @@
+"""What can be chosen about an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OLD_VERSION, NEW_VERSION = "0.3.64", "0.38.0"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: any free one."""
+    comfyui_version: str = NEW_VERSION
+    """Decides whether what came after 0.3.64 is there: job routes, the check of prompt ids, no secrets in /queue."""
+    base_directory: Path | None = None
+    """Holds `input`, `output`, `temp` and `user`; None: a temporary one that goes with the engine."""
+    step_seconds: float = 0.02
+    """Time of one KSampler step."""
+    faults: Mapping[str, Any] = field(default_factory=dict)
+    """Switched on from the start; names and configurations: `comfyui.engine.faults`."""
+
+    @property
+    def is_modern(self) -> bool:
+        return tuple(int(part) for part in self.comfyui_version.split(".")) >= (0, 38)

@@ -1,0 +1,203 @@
+"""What waits, what runs and what is done: ComfyUI's prompt queue and history, in memory.
+
+Called from the event loop and from the prompt thread. A lookup by prompt id costs the same whatever waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+MAX_HISTORY = 10_000
+SENSITIVE_EXTRA_DATA = ("auth_token_comfy_org", "api_key_comfy_org")
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedPrompt:
+    number: float
+    prompt_id: str
+    prompt: dict[str, Any]
+    extra_data: dict[str, Any]
+    outputs: list[str]
+
+    def as_item(self, *, with_secrets: bool) -> list[Any]:
+        """As `/queue` and the history list it; the id is element 1."""
+        extra_data = self.extra_data
+        if not with_secrets:
+            extra_data = {key: value for key, value in extra_data.items() if key not in SENSITIVE_EXTRA_DATA}
+        return [self.number, self.prompt_id, self.prompt, extra_data, self.outputs]
+
+
+class PromptQueue:
+    """`on_change` is called after each change of the number of prompts.
+
+    `interrupted` is the order to stop, which the running prompt heeds; it is withdrawn when the next one starts.
+    """
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self.interrupted = threading.Event()
+        self._on_change = on_change
+        self._changed = threading.Condition(threading.RLock())
+        self._order: list[tuple[float, str, int]] = []
+        self._pending: dict[int, QueuedPrompt] = {}
+        self._keys_by_id: dict[str, set[int]] = {}
+        self._keys = itertools.count()
+        self._running: QueuedPrompt | None = None
+        self._history: dict[str, dict[str, Any]] = {}
+        self._free_request: dict[str, bool] = {}
+        self._stalled = False
+        self._closed = False
+
+    def put(self, prompt: QueuedPrompt) -> None:
+        with self._changed:
+            key = next(self._keys)
+            self._pending[key] = prompt
+            self._keys_by_id.setdefault(prompt.prompt_id, set()).add(key)
+            heapq.heappush(self._order, (prompt.number, prompt.prompt_id, key))
+            self._changed.notify()
+        self._on_change()
+
+    def get(self) -> QueuedPrompt | None:
+        """Blocks until a prompt may run (which `finish` must follow) or `free` was asked for; None: look at that."""
+        with self._changed:
+            while not self._closed and not self._free_request and (self._stalled or not self._pending):
+                self._changed.wait()
+            if self._closed or self._stalled or not self._pending:
+                return None
+            key = heapq.heappop(self._order)[2]
+            while key not in self._pending:  # deleted while it waited
+                key = heapq.heappop(self._order)[2]
+            self._running = self._take(key)
+            self.interrupted.clear()
+        self._on_change()
+        return self._running
+
+    def finish(self, prompt: QueuedPrompt, result: dict[str, Any]) -> bool:
+        """Writes the history; False where `forget` came while the prompt ran."""
+        with self._changed:
+            remembered = self._running is prompt
+            if remembered:
+                self._running = None
+                if len(self._history) > MAX_HISTORY:
+                    del self._history[next(iter(self._history))]
+                self._history[prompt.prompt_id] = {"prompt": prompt.as_item(with_secrets=False), **result}
+        self._on_change()
+        return remembered
+
+    def _take(self, key: int) -> QueuedPrompt:
+        prompt = self._pending.pop(key)
+        keys = self._keys_by_id[prompt.prompt_id]
+        keys.discard(key)
+        if not keys:
+            del self._keys_by_id[prompt.prompt_id]
+        return prompt
+
+    @property
+    def remaining(self) -> int:
+        return len(self._pending) + (self._running is not None)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def is_running(self, prompt: QueuedPrompt) -> bool:
+        return self._running is prompt
+
+    def running(self) -> list[QueuedPrompt]:
+        running = self._running
+        return [] if running is None else [running]
+
+    def pending(self) -> list[QueuedPrompt]:
+        with self._changed:
+            return list(self._pending.values())
+
+    def find_pending(self, prompt_id: str) -> QueuedPrompt | None:
+        with self._changed:
+            keys = self._keys_by_id.get(prompt_id)
+            return self._pending[min(keys)] if keys else None
+
+    def clear(self) -> None:
+        with self._changed:
+            self._order.clear()
+            self._pending.clear()
+            self._keys_by_id.clear()
+        self._on_change()
+
+    def delete(self, prompt_id: str) -> bool:
+        """Takes one pending prompt of that id out."""
+        with self._changed:
+            keys = self._keys_by_id.get(prompt_id)
+            if not keys:
+                return False
+            self._take(min(keys))
+        self._on_change()
+        return True
+
+    def interrupt_if_running(self, prompt_id: str) -> bool:
+        with self._changed:
+            if self._running is None or self._running.prompt_id != prompt_id:
+                return False
+            self.interrupted.set()
+            return True
+
+    def cancel(self, prompt_id: str) -> bool:
+        """Dequeues or interrupts in one step: the prompt cannot start in between."""
+        with self._changed:
+            return self.delete(prompt_id) or self.interrupt_if_running(prompt_id)
+
+    def forget(self) -> None:
+        """Loses everything, as a restart does; the prompt that runs is interrupted and leaves no history."""
+        with self._changed:
+            self._history.clear()
+            if self._running is not None:
+                self.interrupted.set()
+                self._running = None
+            self.clear()
+
+    def entry(self, prompt_id: str) -> dict[str, Any] | None:
+        return self._history.get(prompt_id)
+
+    def history(self, max_items: int | None = None, offset: int = -1) -> dict[str, dict[str, Any]]:
+        """Without an offset the newest `max_items`, oldest first."""
+        with self._changed:
+            if offset < 0:
+                offset = len(self._history) - max_items if max_items is not None else 0
+            end = None if max_items is None else max(offset, 0) + max(max_items, 1)
+            return dict(itertools.islice(self._history.items(), max(offset, 0), end))
+
+    def clear_history(self) -> None:
+        with self._changed:
+            self._history.clear()
+
+    def delete_history(self, prompt_id: str) -> None:
+        with self._changed:
+            self._history.pop(prompt_id, None)
+
+    def request_free(self, *, unload_models: bool, free_memory: bool) -> None:
+        with self._changed:
+            for name, wanted in (("unload_models", unload_models), ("free_memory", free_memory)):
+                if wanted:
+                    self._free_request[name] = True
+            self._changed.notify()
+
+    def take_free_request(self) -> dict[str, bool]:
+        with self._changed:
+            request, self._free_request = self._free_request, {}
+            return request
+
+    def stall(self, stalled: bool) -> None:
+        """While stalled nothing is handed out, as if the prompt thread had died."""
+        with self._changed:
+            self._stalled = stalled
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            if self._running is not None:
+                self.interrupted.set()
+            self._changed.notify()

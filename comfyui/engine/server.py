@@ -1,0 +1,174 @@
+"""The engine as a whole: its parts wired together behind one aiohttp application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+# Imported for what they register.
+import comfyui.engine.nodes_diffusion
+import comfyui.engine.nodes_image
+import comfyui.engine.nodes_media
+import comfyui.engine.nodes_simulated  # noqa: F401
+from comfyui.engine.control import ControlRoutes, home_page
+from comfyui.engine.execution import Executor, PromptThread
+from comfyui.engine.faults import INSTANT, Config, Faults, parse_config
+from comfyui.engine.files import Folders
+from comfyui.engine.jobs import JobRoutes
+from comfyui.engine.logs import LogBook, LogRoutes
+from comfyui.engine.middleware import counting, failing, same_origin
+from comfyui.engine.options import EngineOptions
+from comfyui.engine.queue import PromptQueue
+from comfyui.engine.routes import InfoRoutes, PromptRoutes
+from comfyui.engine.stats import Stats
+from comfyui.engine.userdata import UserRoutes
+from comfyui.engine.view import FileRoutes
+from comfyui.engine.websocket import MAX_UPLOAD_BYTES, Hub
+
+_log = logging.getLogger(__name__)
+
+_SHUTDOWN_SECONDS = 0.5  # for connections that still send; what hangs on purpose ends at once
+
+
+class Engine:
+    """`async with Engine(EngineOptions()) as engine:` serves at `engine.url` until the block ends.
+
+    Runs in the caller's event loop, with one thread of its own for prompts.
+    """
+
+    def __init__(self, options: EngineOptions | None = None) -> None:
+        self.options = options or EngineOptions()
+        self.url = ""
+        self.faults = Faults()
+        self.stats = Stats()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    @property
+    def folders(self) -> Folders:
+        """Where its files are; of use while it runs."""
+        return self._folders
+
+    async def set_faults(self, faults: dict[str, Any]) -> None:
+        """As POST /engine/faults; raises FaultError where one is unknown, and then switches none on."""
+        instant = {name: parse_config(name, faults[name])[0] for name in faults if name in INSTANT}
+        self.faults.merge(faults)
+        if "forget" in instant:
+            await self._forget()
+        if "ws_drop" in instant:
+            await self._drop_websockets(instant["ws_drop"])
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        self._folders = Folders(await stack.enter_async_context(_base_directory(self.options.base_directory)))
+        self._folders.create()
+        self._queue = PromptQueue(lambda: self._hub.send_status())
+        self._prompts = PromptRoutes(self._queue, self._folders, self.options)
+        self._hub = Hub(asyncio.get_running_loop(), self.faults, self._prompts.queue_info)
+        self._executor = Executor(self._queue, self._hub, self.faults, self._folders, self.options.step_seconds)
+        self.faults.on_change(lambda: self._queue.stall(self.faults.is_on("prompt_thread_dead")))
+        stack.push_async_callback(_cancel, asyncio.create_task(self._hub.publish(), name="engine-publisher"))
+        thread = PromptThread(
+            self._queue,
+            self._executor,
+            on_start=self.stats.count_execution,
+            on_free=lambda: self.faults.switch_off("out_of_memory"),
+        )
+        thread.start()
+        stack.push_async_callback(asyncio.to_thread, thread.join)
+        stack.callback(self._queue.close)
+        await self.set_faults(dict(self.options.faults))
+        await self._listen(stack)
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        stopping = asyncio.Event()
+        runner = web.AppRunner(self._application(stopping, stack), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, self.options.host, self.options.port)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+        async def hang_up() -> None:
+            stopping.set()
+            await self._hub.drop_all(abrupt=False)
+
+        stack.push_async_callback(hang_up)
+
+    def _application(self, stopping: asyncio.Event, stack: AsyncExitStack) -> web.Application:
+        app = web.Application(
+            client_max_size=MAX_UPLOAD_BYTES,
+            middlewares=[counting(self.stats), failing(self.faults, stopping), same_origin],
+        )
+        log_book = stack.enter_context(LogBook())
+        routes = [
+            *self._prompts.routes(),
+            *InfoRoutes(self._folders, self.options).routes(),
+            *FileRoutes(self._folders, self.faults).routes(),
+            *UserRoutes(self._folders).routes(),
+            *LogRoutes(log_book, self._folders).routes(),
+            web.get("/ws", self._hub.handle),
+        ]
+        app.add_routes(_twins(routes))
+        app.add_routes(routes)
+        if self.options.is_modern:
+            app.add_routes(JobRoutes(self._queue).routes())
+        app.add_routes(ControlRoutes(self.faults, self.stats, self._hub, self.set_faults).routes())
+        app.add_routes([web.get("/", home_page), web.get("/{path:.*}", _not_found)])
+        return app
+
+    async def _forget(self) -> None:
+        self._queue.forget()
+        self._executor.forget_cache()
+        self._prompts.forget()
+        await self._hub.drop_all(abrupt=True)
+
+    async def _drop_websockets(self, config: Config) -> None:
+        dropped = await self._hub.drop_all(abrupt=bool(config.get("abrupt", False)))
+        _log.info("dropped %d websockets", dropped)
+
+
+def _twins(routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
+    return [web.RouteDef(route.method, f"/api{route.path}", route.handler, route.kwargs) for route in routes]
+
+
+async def _not_found(_request: web.Request) -> web.Response:
+    """GET of anything else: ComfyUI looks for a file of its web frontend, which is not here."""
+    return web.Response(status=404)
+
+
+@asynccontextmanager
+async def _base_directory(chosen: Path | None) -> AsyncIterator[Path]:
+    if chosen is not None:
+        yield await asyncio.to_thread(chosen.absolute)
+        return
+    made = await asyncio.to_thread(tempfile.mkdtemp, prefix="comfyui-engine-")
+    try:
+        yield Path(made)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, made, ignore_errors=True)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,182 @@
+"""`/view` and the uploads: files in and out, with ComfyUI's rules about paths."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mimetypes
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from aiohttp import hdrs, web
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from comfyui.engine.faults import Faults
+from comfyui.engine.files import Folders, is_within
+
+_NEVER_SHOWN = {"text/html", "text/html-sandboxed", "application/xhtml+xml", "text/javascript", "text/css"}
+_CHUNK_BYTES = 256 * 1024
+
+mimetypes.add_type("image/webp", ".webp")
+
+
+class FileRoutes:
+    def __init__(self, folders: Folders, faults: Faults) -> None:
+        self._folders = folders
+        self._faults = faults
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/view", self.view),
+            web.post("/upload/image", self.upload_image),
+            web.post("/upload/mask", self.upload_mask),
+        ]
+
+    async def view(self, request: web.Request) -> web.StreamResponse:
+        query = request.query
+        if not query.get("filename"):
+            return web.Response(status=400 if "filename" in query else 404)
+        path = self._find(query["filename"], query.get("type", "output"), query.get("subfolder", ""))
+        if path.is_file() and self._faults.take("output_deleted", match=path.name) is not None:
+            path.unlink()
+        if not path.is_file():
+            return web.Response(status=404)
+        disposition = {hdrs.CONTENT_DISPOSITION: f'filename="{path.name}"'}
+        cut = self._faults.take("view_cut", match=path.name)
+        if cut is not None:
+            return await _send_and_cut(request, path, int(cut.get("after_bytes", path.stat().st_size // 2)))
+        channel = query.get("channel", "rgba")
+        if "preview" in query:
+            body, kind = await asyncio.to_thread(_preview, path, query["preview"], query.get("channel", ""))
+            return web.Response(body=body, content_type=kind, headers=disposition)
+        if channel in ("rgb", "a"):
+            body = await asyncio.to_thread(_rgb if channel == "rgb" else _alpha, path)
+            return web.Response(body=body, content_type="image/png", headers=disposition)
+        content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        if content_type in _NEVER_SHOWN:
+            content_type = "application/octet-stream"
+        return web.FileResponse(path, headers={**disposition, hdrs.CONTENT_TYPE: content_type})
+
+    def _find(self, name: str, folder_type: str, subfolder: str) -> Path:
+        filename, folder = self._folders.annotated(name)
+        if not filename or filename[0] == "/" or ".." in filename:
+            raise _Refused(400)
+        folder = folder or self._folders.by_type(folder_type)
+        if folder is None:
+            raise _Refused(400)
+        if not is_within(folder, folder / subfolder):
+            raise _Refused(403)
+        return folder / subfolder / os.path.basename(filename)  # noqa: PTH119 (of a name, as it came)
+
+    async def upload_image(self, request: web.Request) -> web.Response:
+        return await self._upload(await request.post(), as_mask=False)
+
+    async def upload_mask(self, request: web.Request) -> web.Response:
+        return await self._upload(await request.post(), as_mask=True)
+
+    async def _upload(self, post: Any, *, as_mask: bool) -> web.Response:
+        image = post.get("image")
+        folder_type = post.get("type") or "input"
+        folder = self._folders.by_type(folder_type)
+        if folder is None:
+            raise web.HTTPInternalServerError  # as ComfyUI, which has no answer for an unknown type
+        if not isinstance(image, web.FileField) or not image.filename:
+            return web.Response(status=400)
+        subfolder = post.get("subfolder", "")
+        target = folder / os.path.normpath(subfolder)
+        if not is_within(folder, target / image.filename):
+            return web.Response(status=400)
+        overwrite = post.get("overwrite") in ("true", "1")
+        content = await asyncio.to_thread(image.file.read)
+        if as_mask:
+            name = await asyncio.to_thread(
+                self._place, target, image.filename, content, overwrite, post["original_ref"]
+            )
+        else:
+            name = await asyncio.to_thread(self._place, target, image.filename, content, overwrite, None)
+        return web.json_response({"name": name, "subfolder": subfolder, "type": folder_type})
+
+    def _place(self, folder: Path, filename: str, content: bytes, overwrite: bool, original: str | None) -> str:
+        """Writes under a free name, unless the same content has the name already; returns the name."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stem, extension = os.path.splitext(filename)  # noqa: PTH122 (of a name with folders, as it came)
+        name, number = filename, 1
+        while not overwrite and (folder / name).exists():
+            if (folder / name).read_bytes() == content:
+                return name
+            name = f"{stem} ({number}){extension}"
+            number += 1
+        if original is None:
+            (folder / name).write_bytes(content)
+        else:
+            self._place_masked(folder / name, content, json.loads(original))
+        return name
+
+    def _place_masked(self, target: Path, mask: bytes, reference: dict[str, str]) -> None:
+        """The original with the mask's alpha; nothing where the original is not there."""
+        source = self._find(reference["filename"], reference.get("type", "output"), reference.get("subfolder", ""))
+        if not source.is_file():
+            return
+        with Image.open(source) as original, Image.open(BytesIO(mask)) as painted:
+            metadata = PngInfo()
+            for key, value in getattr(original, "text", {}).items():
+                metadata.add_text(key, value)
+            result = original.convert("RGBA")
+            result.putalpha(painted.convert("RGBA").getchannel("A"))
+            result.save(target, compress_level=4, pnginfo=metadata)
+
+
+class _Refused(web.HTTPException):
+    """A path that leads elsewhere: the bare status, as ComfyUI answers it."""
+
+    status_code = 400
+
+    def __init__(self, status: int) -> None:
+        self.status_code = status
+        super().__init__(body=b"")
+
+
+def _preview(path: Path, wanted: str, channel: str) -> tuple[bytes, str]:
+    parts = wanted.split(";")
+    kind = parts[0] if parts[0] in ("webp", "jpeg") and "a" not in channel else "webp"
+    quality = int(parts[-1]) if parts[-1].isdigit() else 90
+    with Image.open(path) as image:
+        shown = image.convert("RGB") if kind == "jpeg" or channel == "rgb" else image
+        return _encoded(shown, kind, quality=quality), f"image/{kind}"
+
+
+def _rgb(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return _encoded(image.convert("RGB"), "PNG")
+
+
+def _alpha(path: Path) -> bytes:
+    with Image.open(path) as image:
+        alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
+        only_alpha = Image.new("RGBA", image.size)
+        only_alpha.putalpha(alpha)
+        return _encoded(only_alpha, "PNG")
+
+
+def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+async def _send_and_cut(request: web.Request, path: Path, after_bytes: int) -> web.StreamResponse:
+    """Promises the whole file and stops."""
+    response = web.StreamResponse()
+    response.content_length = path.stat().st_size
+    await response.prepare(request)
+    with path.open("rb") as file:
+        while after_bytes > 0:
+            chunk = file.read(min(after_bytes, _CHUNK_BYTES))
+            await response.write(chunk)
+            after_bytes -= len(chunk) or after_bytes
+    if request.transport is not None:
+        request.transport.close()
+    return response
