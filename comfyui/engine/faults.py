@@ -1,7 +1,7 @@
 """Misbehaviour on request.
 
-Faults are named; each has a JSON object as its configuration, or a list of such objects where several are wanted at once.
-They are switched on at start (`--fault name`, `--fault 'name={"times": 2}'`) or at run time:
+Faults are named; each has a JSON object as its configuration, or a list of such objects where several are wanted at
+once. They are switched on at start (`--fault name`, `--fault 'name={"times": 2}'`) or at run time:
 
 - `POST /engine/faults` with `{name: config, …}` merges by name (`true` stands for `{}`),
 - `GET /engine/faults` shows what is on, `DELETE /engine/faults` switches all off.
@@ -23,7 +23,7 @@ On websockets:
     ws_refuse                     the handshake is answered with `status` (503)
     ws_drop                       at once, not later: end all that are open; `abrupt`: without a close frame
     ws_silent                     they stay open and carry nothing, not even the first `status`
-    ws_deaf_reconnect             a reconnect under a clientId that was seen before gets its first `status`, then nothing
+    ws_deaf_reconnect             a reconnect under a clientId that was seen before: a first `status`, then nothing
 
 On files; `match` is a shell pattern on the file's name (`*`):
 

@@ -138,7 +138,7 @@ def _workflow_id(extra_data: dict[str, Any]) -> str | None:
 
 def _finished_job(entry: dict[str, Any]) -> Job:
     number, prompt_id, _, extra_data, _ = entry["prompt"]
-    events = {event: data for event, data in entry["status"]["messages"]}
+    events = dict(entry["status"]["messages"])
     end = next((data["timestamp"] for event, data in events.items() if event in _END_EVENTS), None)
     if entry["status"]["status_str"] == "success":
         status = "completed"

@@ -139,15 +139,15 @@ def k_sampler(
     model: Model,
     seed: int,
     steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
+    cfg: float,  # noqa: ARG001
+    sampler_name: str,  # noqa: ARG001
+    scheduler: str,  # noqa: ARG001
     positive: Conditioning,
-    negative: Conditioning,
+    negative: Conditioning,  # noqa: ARG001
     latent_image: Latent,
     denoise: float = 1.0,
 ) -> Values:
-    """`step_seconds` for each step, with a preview that clears up; `denoise` decides what is left of a given picture."""
+    """`step_seconds` for each step, with a preview that clears up; `denoise`: how much of a given picture goes."""
     # The model and its LoRAs change the picture as they would; sampler, cfg and the negative text do not.
     text = " ".join([positive.text, *(name for name, _ in model.loras), model.name])
     pictures = []
@@ -184,7 +184,7 @@ class _Preview:
     required={"samples": ["LATENT", {}], "vae": ["VAE", {}]},
     outputs=("IMAGE",),
 )
-def vae_decode(_run: NodeRun, samples: Latent, vae: Model) -> Values:
+def vae_decode(_run: NodeRun, samples: Latent, vae: Model) -> Values:  # noqa: ARG001
     grey = Image.new("RGB", (samples.width, samples.height), (128, 128, 128))
     pictures = [grey] * samples.batch_size if samples.pictures is None else samples.pictures
     return ([stamp(picture) for picture in pictures],)
@@ -197,7 +197,7 @@ def vae_decode(_run: NodeRun, samples: Latent, vae: Model) -> Values:
     required={"pixels": ["IMAGE"], "vae": ["VAE"]},
     outputs=("LATENT",),
 )
-def vae_encode(_run: NodeRun, pixels: Images, vae: Model) -> Values:
+def vae_encode(_run: NodeRun, pixels: Images, vae: Model) -> Values:  # noqa: ARG001
     # A latent has an eighth of the pixels' size: what is left over is cut off around the middle.
     width, height = (side // 8 * 8 for side in pixels[0].size)
     x, y = (pixels[0].width - width) // 2, (pixels[0].height - height) // 2

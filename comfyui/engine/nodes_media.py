@@ -114,7 +114,7 @@ def save_audio(run: NodeRun, audio: Silence, filename_prefix: str = "audio/Comfy
     optional={"audio": ["AUDIO", {}]},
     outputs=("VIDEO",),
 )
-def create_video(_run: NodeRun, images: Images, fps: float, audio: Silence | None = None) -> Values:
+def create_video(_run: NodeRun, images: Images, fps: float, audio: Silence | None = None) -> Values:  # noqa: ARG001
     return (Video(images, fps),)
 
 
@@ -134,7 +134,7 @@ def create_video(_run: NodeRun, images: Images, fps: float, audio: Silence | Non
     hidden={"prompt": ["PROMPT"], "extra_pnginfo": ["EXTRA_PNGINFO"]},
     output_node=True,
 )
-def save_video(run: NodeRun, video: Video, filename_prefix: str, format: str, codec: str) -> Shown:  # noqa: A002
+def save_video(run: NodeRun, video: Video, filename_prefix: str, **_choices: str) -> Shown:
     """An animated WebP (ComfyUI writes MP4, which Pillow cannot), reported as ComfyUI reports a video."""
     first = video.frames[0]
     target = run.folders.save_path(filename_prefix, run.folders.output, *first.size)

@@ -26,7 +26,13 @@ _BIGGEST_FILE = 1 << 40
     output_node=True,
 )
 def simulated_output(
-    run: NodeRun, count: int, size: int, extension: str, output_key: str, filename_prefix: str, after: object = None
+    run: NodeRun,
+    count: int,
+    size: int,
+    extension: str,
+    output_key: str,
+    filename_prefix: str,
+    after: object = None,  # noqa: ARG001
 ) -> Shown:
     """Byte i of each file is i % 256. `after` only orders: another node's result, waited for and not used."""
     target = run.folders.save_path(filename_prefix, run.folders.output)
@@ -74,5 +80,5 @@ def simulated_sleep(run: NodeRun, seconds: float, steps: int, value: object = No
     optional={"value": ["*", {}]},
     outputs=("*",),
 )
-def simulated_error(_run: NodeRun, exception_type: str, message: str, value: object = None) -> Values:
+def simulated_error(_run: NodeRun, exception_type: str, message: str, value: object = None) -> Values:  # noqa: ARG001
     raise make_exception(exception_type, message)

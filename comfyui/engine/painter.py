@@ -1,13 +1,14 @@
 """Draws the picture that stands in for a diffusion model's: decided by text and seed alone, and made to look at.
 
-A sky of blended colours, a glowing disc, drifting haze and ridges that darken towards the viewer; the colours follow words
-of the text where it names any. `stamp` puts the mark on it that says what it is.
+A sky of blended colours, a glowing disc, drifting haze and ridges that darken towards the viewer; the colours follow
+words of the text where it names any. `stamp` puts the mark on it that says what it is.
 """
 
 from __future__ import annotations
 
 import colorsys
 import hashlib
+import itertools
 import random
 import re
 
@@ -111,7 +112,7 @@ def _ridge(source: random.Random, size: tuple[int, int], base: float, roughness:
     heights = [source.uniform(-1, 1), source.uniform(-1, 1)]
     spread = 1.0
     while len(heights) < 130:
-        between = [(a + b) / 2 + source.uniform(-spread, spread) for a, b in zip(heights, heights[1:], strict=False)]
+        between = [(a + b) / 2 + source.uniform(-spread, spread) for a, b in itertools.pairwise(heights)]
         spread *= 0.52
         woven = [point for pair in zip(heights, between, strict=False) for point in pair]
         heights = [*woven, heights[-1]]

@@ -1,7 +1,7 @@
 """Pixel work of the image nodes on lists of Pillow images (ComfyUI's IMAGE is a batch).
 
-ComfyUI computes with floats and cuts to 8 bits when it saves. Here each step is 8 bits, cut the same way, so a pixel may
-differ from ComfyUI's by one.
+ComfyUI computes with floats and cuts to 8 bits when it saves. Here each step is 8 bits, cut the same way, so a pixel
+may differ from ComfyUI's by one.
 """
 
 from __future__ import annotations

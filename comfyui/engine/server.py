@@ -80,7 +80,7 @@ class Engine:
     async def _start(self, stack: AsyncExitStack) -> None:
         self._folders = Folders(await stack.enter_async_context(_base_directory(self.options.base_directory)))
         self._folders.create()
-        self._queue = PromptQueue(lambda: self._hub.send_status())
+        self._queue = PromptQueue(self._tell_status)
         self._prompts = PromptRoutes(self._queue, self._folders, self.options)
         self._hub = Hub(asyncio.get_running_loop(), self.faults, self._prompts.queue_info)
         self._executor = Executor(self._queue, self._hub, self.faults, self._folders, self.options.step_seconds)
@@ -97,6 +97,9 @@ class Engine:
         stack.callback(self._queue.close)
         await self.set_faults(dict(self.options.faults))
         await self._listen(stack)
+
+    def _tell_status(self) -> None:
+        self._hub.send_status()
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         stopping = asyncio.Event()

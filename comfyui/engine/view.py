@@ -47,7 +47,8 @@ class FileRoutes:
         disposition = {hdrs.CONTENT_DISPOSITION: f'filename="{path.name}"'}
         cut = self._faults.take("view_cut", match=path.name)
         if cut is not None:
-            return await _send_and_cut(request, path, int(cut.get("after_bytes", path.stat().st_size // 2)))
+            size = path.stat().st_size
+            return await _send_and_cut(request, path, size, int(cut.get("after_bytes", size // 2)))
         channel = query.get("channel", "rgba")
         if "preview" in query:
             body, kind = await asyncio.to_thread(_preview, path, query["preview"], query.get("channel", ""))
@@ -86,7 +87,7 @@ class FileRoutes:
         if not isinstance(image, web.FileField) or not image.filename:
             return web.Response(status=400)
         subfolder = post.get("subfolder", "")
-        target = folder / os.path.normpath(subfolder)
+        target = folder / os.path.normpath(subfolder)  # noqa: ASYNC240 (no I/O)
         if not is_within(folder, target / image.filename):
             return web.Response(status=400)
         overwrite = post.get("overwrite") in ("true", "1")
@@ -167,14 +168,14 @@ def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
     return buffer.getvalue()
 
 
-async def _send_and_cut(request: web.Request, path: Path, after_bytes: int) -> web.StreamResponse:
+async def _send_and_cut(request: web.Request, path: Path, size: int, after_bytes: int) -> web.StreamResponse:
     """Promises the whole file and stops."""
     response = web.StreamResponse()
-    response.content_length = path.stat().st_size
+    response.content_length = size
     await response.prepare(request)
-    with path.open("rb") as file:
+    with await asyncio.to_thread(path.open, "rb") as file:
         while after_bytes > 0:
-            chunk = file.read(min(after_bytes, _CHUNK_BYTES))
+            chunk = await asyncio.to_thread(file.read, min(after_bytes, _CHUNK_BYTES))
             await response.write(chunk)
             after_bytes -= len(chunk) or after_bytes
     if request.transport is not None:
