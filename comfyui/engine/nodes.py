@@ -1,8 +1,8 @@
 """What a node is, and the table that holds all of them.
 
 A node is a plain function with a description: `@node(...)` puts it into `NODES` under its class name. The function
-takes a `NodeRun` (what the executor gives a running node) and its inputs by name, and returns the tuple of its outputs, or a
-`Shown` when it is an output node. The description becomes the node's entry in `/object_info`.
+takes a `NodeRun` (what the executor gives a running node) and its inputs by name, and returns the tuple of its outputs,
+or a `Shown` when it is an output node. The description becomes the node's entry in `/object_info`.
 """
 
 from __future__ import annotations

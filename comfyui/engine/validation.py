@@ -29,20 +29,11 @@ class Verdict:
 def validate_prompt(prompt: Prompt, targets: list[str] | None, folders: Folders, *, modern: bool) -> Verdict:
     """Converts the prompt's plain values to their inputs' types in place, as ComfyUI does."""
     outputs: list[str] = []
-    for node_id, node in prompt.items():
-        if "class_type" not in node:
-            return _refused(
-                "missing_node_type" if modern else "invalid_prompt",
-                "Cannot execute because a node is missing the class_type property.",
-                f"Node ID '#{node_id}'",
-            )
-        node_type = NODES.get(node["class_type"])
+    for node_id in prompt:
+        node = prompt[node_id]
+        node_type = NODES.get(node["class_type"]) if "class_type" in node else None
         if node_type is None:
-            return _refused(
-                "missing_node_type" if modern else "invalid_prompt",
-                f"Cannot execute because node {node['class_type']} does not exist.",
-                f"Node ID '#{node_id}'",
-            )
+            return _refused_node(node_id, node, modern=modern)
         if node_type.output_node and (targets is None or node_id in targets):
             outputs.append(node_id)
     if not outputs:
@@ -53,6 +44,26 @@ def validate_prompt(prompt: Prompt, targets: list[str] | None, folders: Folders,
 def _refused(kind: str, message: str, details: str, node_errors: dict[str, Any] | None = None) -> Verdict:
     error = {"type": kind, "message": message, "details": details, "extra_info": {}}
     return Verdict(error, [], node_errors or {})
+
+
+def _refused_node(node_id: str, node: dict[str, Any], *, modern: bool) -> Verdict:
+    class_type = node.get("class_type")
+    details = f"Node ID '#{node_id}'"
+    if not modern:
+        reason = (
+            f"node {class_type} does not exist" if "class_type" in node else "a node is missing the class_type property"
+        )
+        return _refused("invalid_prompt", f"Cannot execute because {reason}.", details)
+    title = node.get("_meta", {}).get("title", class_type)
+    if "class_type" in node:
+        message = f"Node '{title}' not found. The custom node may not be installed."
+    else:
+        name = title or f"ID #{node_id}"
+        message = f"Node '{name}' has no class_type. The workflow may be corrupted or a custom node is missing."
+    extra_info = {"node_id": node_id, "class_type": class_type, "node_title": title}
+    return Verdict(
+        {"type": "missing_node_type", "message": message, "details": details, "extra_info": extra_info}, [], {}
+    )
 
 
 def _validate_outputs(validation: _Validation, outputs: list[str]) -> Verdict:
@@ -128,7 +139,7 @@ class _Validation:
             return [_error("invalid_input_type", message, details, name, info)]
         if name in node_type.validated_inputs:
             return []
-        return _check_value(name, spec[0], options, value, check_combo=self._modern)
+        return _check_value(name, spec[0], options, value, modern=self._modern)
 
     def _check_link(self, node_id: str, name: str, config: list[Any], link: list[Any]) -> list[Error]:
         if len(link) != 2:
@@ -170,7 +181,7 @@ class _Validation:
         ]
 
 
-def _check_value(name: str, kind: Any, options: dict[str, Any], value: Any, *, check_combo: bool) -> list[Error]:
+def _check_value(name: str, kind: Any, options: dict[str, Any], value: Any, *, modern: bool) -> list[Error]:
     info = {"input_config": [kind, options], "received_value": value}
     if "min" in options and value < options["min"]:
         message = f"Value {value} smaller than min of {options['min']}"
@@ -178,14 +189,15 @@ def _check_value(name: str, kind: Any, options: dict[str, Any], value: Any, *, c
     if "max" in options and value > options["max"]:
         message = f"Value {value} bigger than max of {options['max']}"
         return [_error("value_bigger_than_max", message, name, name, info)]
-    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" and check_combo else None
+    choices = kind if isinstance(kind, list) else options.get("options") if kind == "COMBO" and modern else None
     if choices is None or value in choices:
         return []
     told = str(choices)
     if len(choices) > _LONGEST_LIST_TOLD:
         told = f"(list of length {len(choices)})"
         info["input_config"] = None
-    return [_error("value_not_in_list", "Value not in list", f"{name}: '{value}' not in {told}", name, info)]
+    quoted = repr(value) if modern else f"'{value}'"
+    return [_error("value_not_in_list", "Value not in list", f"{name}: {quoted} not in {told}", name, info)]
 
 
 def _types_meet(received: Any, wanted: Any) -> bool:
