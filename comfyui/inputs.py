@@ -1,0 +1,329 @@
+"""Placing a request's inputs in ComfyUI before its prompt is queued: base64, data URIs, URLs and spooled files.
+
+**Names.** Two callers may send different pictures under the same name, ``input.png``, at the same time; stored under
+that name, one of them would be rendered with the other's picture. So an input that the workflow refers to is stored
+under a name made of its content, ``gateway/<hash>.png``, and the reference is rewritten. "Refers to" is taken only
+where it is certain: an upload widget (``upload_inputs``) whose value is exactly the entry's ``name`` or
+``subfolder/name``, with or without ComfyUI's suffix ``[input]``. A text that happens to equal a file's name is never
+touched. Where the name also stands somewhere else in the workflow, or nowhere (a custom node that finds its file by
+itself), the file is stored under its plain name as ComfyUI would do it, and there the last caller wins.
+
+**Once.** What is stored under its content's name is uploaded once per ComfyUI server and then remembered, also when
+many requests bring it at the same moment. Plain names are uploaded each time: somebody else may have overwritten them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import mimetypes
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+from urllib.parse import unquote_to_bytes
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from aiohttp.abc import AbstractResolver
+from pydantic import ValidationError
+
+from comfyui.client import ComfyUIClient, backoff_s
+from comfyui.content import Content, too_large
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIInputError, ComfyUIServerError
+from comfyui.fetch import UrlFetcher
+from comfyui.metrics import Metrics
+from comfyui.models import InputFile, PromptRequest
+
+_FOLDER = "gateway"
+# ComfyUI's 3D loaders offer what lies anywhere below input/3d, and accept nothing else.
+_MODEL_FOLDER = "3d/gateway"
+_MODEL_EXTENSIONS = frozenset({".glb", ".gltf", ".obj", ".fbx", ".stl", ".ply"})
+_REMEMBERED = 4096
+_UPLOAD_RETRIES = 3
+# A larger text takes more than about a millisecond to decode and hash, too long for the event loop.
+_DECODE_ON_LOOP = 256 * 1024
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
+# Of a subfolder and a name, as models.py allows them, with ComfyUI's suffix.
+_LONGEST_PATH = 1024 + 1 + 255 + len(" [input]")
+_WHITESPACE = b" \t\r\n\f\v"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_FIELD_HELP = "neither base64, a data URI nor an http(s) URL"
+
+
+@dataclass(slots=True)
+class _Item:
+    """One input to place: where it comes from, and where the workflow refers to it."""
+
+    where: str
+    source: str | Path
+    name: str = ""
+    subfolder: str = ""
+    references: list[tuple[str, str]] = field(default_factory=list)
+    plain: bool = False
+
+    @property
+    def path(self) -> str:
+        return f"{self.subfolder}/{self.name}" if self.subfolder else self.name
+
+
+class InputStager:
+    """Places inputs in ComfyUI. One per gateway; open it with ``async with``, it owns the session for URLs.
+
+    Args:
+        max_bytes: of one input, decoded.
+        url_allow: hosts and networks that may be fetched although they are not public: see `fetch.AddressPolicy`.
+            A bad entry raises ValueError.
+        url_timeout_s: for one download.
+        resolver: of the hosts in URLs; the system's by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        url_allow: Sequence[str],
+        url_timeout_s: float,
+        metrics: Metrics | None = None,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._fetcher = UrlFetcher(max_bytes=max_bytes, allow=url_allow, timeout_s=url_timeout_s, resolver=resolver)
+        self._stored: WeakKeyDictionary[ComfyUIClient, OrderedDict[str, str]] = WeakKeyDictionary()
+        self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def __aenter__(self) -> Self:
+        await self._fetcher.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._fetcher.__aexit__(*exc)
+
+    async def stage(
+        self,
+        client: ComfyUIClient,
+        request: PromptRequest,
+        upload_inputs: Sequence[tuple[str, str]] = (),
+        files: Mapping[str, Path] | None = None,
+    ) -> Mapping[str, Any]:
+        """Place every input of `request` on the server of `client`.
+
+        Args:
+            upload_inputs: the ``(node id, input name)`` of this workflow whose widget uploads a file; data URIs and
+                URLs are taken from these inputs only.
+            files: further inputs by ``name`` or ``subfolder/name``, as files that the caller keeps until this returns
+                and then removes.
+
+        Returns:
+            The workflow to submit: the request's own when nothing in it changes, else a copy of what changes.
+
+        Raises:
+            ComfyUIInputError: its text begins with the field: ``images[1].image: …``, ``prompt.10.inputs.image: …``.
+            ComfyUIConnectionError, ComfyUIServerError: from the upload, after retries.
+        """
+        items = _plan(request, upload_inputs, files or {})
+        if not items:
+            return request.prompt
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._place(client, item), name=f"stage {item.where}") for item in items]
+        except BaseExceptionGroup as errors:
+            # One reason is enough for the caller; the group has cancelled the others.
+            raise errors.exceptions[0]  # noqa: B904 - its own cause stays
+        return _rewritten(request.prompt, [(item, task.result()) for item, task in zip(items, tasks, strict=True)])
+
+    def forget(self, client: ComfyUIClient) -> None:
+        """Upload everything to this server again; for when it restarted, or says that a file is not there."""
+        self._stored.pop(client, None)
+
+    async def _place(self, client: ComfyUIClient, item: _Item) -> str:
+        """The name by which the workflow now refers to the item; empty when it was only stored under its own."""
+        try:
+            async with self._content(item) as content:
+                if item.plain:
+                    await _upload(client, content, item.name, item.subfolder, overwrite=True)
+                return await self._place_by_content(client, content) if item.references else ""
+        except ComfyUIInputError as error:
+            raise ComfyUIInputError(f"{item.where}: {error.detail}") from error
+
+    @asynccontextmanager
+    async def _content(self, item: _Item) -> AsyncIterator[Content]:
+        hint = PurePosixPath(item.name).suffix
+        if isinstance(item.source, Path):
+            yield await Content.of_file(item.source, max_bytes=self._max_bytes, hint=hint)
+        elif _URL.match(item.source):
+            async with self._fetcher.fetch(item.source) as content:
+                yield content
+        elif len(item.source) > _DECODE_ON_LOOP:
+            yield await asyncio.to_thread(decode, item.source, max_bytes=self._max_bytes, hint=hint)
+        else:
+            yield decode(item.source, max_bytes=self._max_bytes, hint=hint)
+
+    async def _place_by_content(self, client: ComfyUIClient, content: Content) -> str:
+        folder = _MODEL_FOLDER if content.extension in _MODEL_EXTENSIONS else _FOLDER
+        name = f"{content.digest[:32]}{content.extension}"
+        stored = self._stored.setdefault(client, OrderedDict())
+        # The first of many that bring the same content uploads it, the others wait; if it fails, the next one tries.
+        lock = self._locks.setdefault((id(client), name), asyncio.Lock())
+        async with lock:
+            if name in stored:
+                stored.move_to_end(name)
+                return stored[name]
+            # Without overwriting: ComfyUI compares, and does not truncate a file that a node may be reading.
+            stored[name] = await _upload(client, content, name, folder, overwrite=False)
+            if len(stored) > _REMEMBERED:
+                stored.popitem(last=False)
+            return stored[name]
+
+
+def decode(text: str, *, max_bytes: int, hint: str = "") -> Content:
+    """A data URI or base64 (standard or URL-safe alphabet, white space ignored) as its content.
+
+    `hint` is the extension to take where the bytes do not tell. Raises `ComfyUIInputError` without naming the field.
+    """
+    if match := _DATA_URI.match(text):
+        media_type, *parameters = (part.strip().lower() for part in match[1].split(";"))
+        payload = text[match.end() :]
+        hint = mimetypes.guess_extension(media_type) or hint
+        if "base64" not in parameters:
+            if len(payload) > 3 * max_bytes:
+                raise too_large(max_bytes)
+            return _of_bytes(unquote_to_bytes(payload), max_bytes, hint)
+        return _of_bytes(_base64(unquote_to_bytes(payload) if "%" in payload else payload, max_bytes), max_bytes, hint)
+    return _of_bytes(_base64(text, max_bytes), max_bytes, hint)
+
+
+def _of_bytes(data: bytes, max_bytes: int, hint: str) -> Content:
+    if len(data) > max_bytes:
+        raise too_large(max_bytes)
+    return Content.of_bytes(data, hint)
+
+
+def _base64(text: str | bytes, max_bytes: int) -> bytes:
+    try:
+        packed = (text.encode("ascii") if isinstance(text, str) else text).translate(_URL_SAFE, _WHITESPACE)
+    except UnicodeEncodeError as error:
+        raise ComfyUIInputError(_FIELD_HELP) from error
+    # Before it is decoded, so that what is too large costs no further memory.
+    if len(packed) * 3 // 4 > max_bytes + 2:
+        raise too_large(max_bytes)
+    try:
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    except binascii.Error as error:
+        raise ComfyUIInputError(_FIELD_HELP) from error
+
+
+def _plan(
+    request: PromptRequest, upload_inputs: Sequence[tuple[str, str]], files: Mapping[str, Path]
+) -> Sequence[_Item]:
+    """What is to be placed, each with its references. Raises `ComfyUIInputError` when two entries claim one name."""
+    named: dict[str, _Item] = {}
+    for item in _entries(request, files):
+        first = named.setdefault(item.path, item)
+        if first.source != item.source:
+            raise ComfyUIInputError(f"{item.where}: {first.where} has the same name {item.path!r} and other content")
+    inline: dict[object, _Item] = {}
+    for reference in dict.fromkeys(upload_inputs):
+        node_id, input_name = reference
+        value = _inputs(request.prompt.get(node_id)).get(input_name)
+        if not isinstance(value, str):
+            continue
+        entry = _named(named, value)
+        if entry is not None:
+            entry.references.append(reference)
+        elif _URL.match(value) or _DATA_URI.match(value):
+            # The same URL is fetched once; a long data URI is not worth its hash, its content is compared later.
+            key = value if _URL.match(value) else reference
+            item = inline.setdefault(key, _Item(f"prompt.{node_id}.inputs.{input_name}", value))
+            item.references.append(reference)
+    _mark_plain(request.prompt, named)
+    return [*named.values(), *inline.values()]
+
+
+def _entries(request: PromptRequest, files: Mapping[str, Path]) -> Iterator[_Item]:
+    for index, image in enumerate(request.images):
+        yield _Item(f"images[{index}].image", image.image.strip(), image.name, image.subfolder)
+    for path, file in files.items():
+        folder, _, name = path.rpartition("/")
+        try:
+            checked = InputFile(name=name, subfolder=folder, image="-")
+        except ValidationError as error:
+            raise ComfyUIInputError(f"files[{path!r}]: the name must be a relative path without '..'") from error
+        yield _Item(f"files[{path!r}]", file, checked.name, checked.subfolder)
+
+
+def _mark_plain(prompt: Mapping[str, Any], named: Mapping[str, _Item]) -> None:
+    """Where a name is (also) used in a way that cannot be rewritten with certainty, the file has to be under it."""
+    for item in named.values():
+        item.plain = not item.references
+    for node_id, node in prompt.items():
+        for input_name, value in _inputs(node).items():
+            for text in _strings(value):
+                entry = _named(named, text)
+                if entry is not None and (node_id, input_name) not in entry.references:
+                    entry.plain = True
+
+
+def _named(named: Mapping[str, _Item], value: str) -> _Item | None:
+    """The entry that `value` refers to. The length is looked at first: hashing an inline video would take a while."""
+    return named.get(value.removesuffix(" [input]")) if len(value) <= _LONGEST_PATH else None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)
+
+
+def _inputs(node: Any) -> Mapping[str, Any]:
+    """A node's inputs; empty for what is no node: to complain is the validation's task."""
+    inputs = node.get("inputs") if isinstance(node, Mapping) else None
+    return inputs if isinstance(inputs, Mapping) else {}
+
+
+def _rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[_Item, str]]) -> Mapping[str, Any]:
+    changed = [(reference, name) for item, name in placed for reference in item.references]
+    if not changed:
+        return prompt
+    copy = dict(prompt)
+    for (node_id, input_name), name in changed:
+        node = copy[node_id]
+        copy[node_id] = {**node, "inputs": {**node["inputs"], input_name: name}}
+    return copy
+
+
+async def _upload(client: ComfyUIClient, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:
+    """Stream it to ComfyUI, again when the connection fails; returns the name by which a workflow refers to it."""
+    failures = 0
+    while True:
+        try:
+            stored = await client.upload_image(name, content.chunks(), subfolder=subfolder, overwrite=overwrite)
+            break
+        except ComfyUIError as error:
+            if isinstance(error, ComfyUIServerError) and error.upstream_status in {400, 413}:
+                raise _refused(error.upstream_status, content.size) from error
+            gone = isinstance(error, ComfyUIServerError) and error.upstream_status in {502, 503, 504}
+            if failures >= _UPLOAD_RETRIES or not (gone or isinstance(error, ComfyUIConnectionError)):
+                raise
+        await asyncio.sleep(backoff_s(failures, start_s=0.1, max_s=5.0))
+        failures += 1
+    stored_name, folder = stored.get("name"), stored.get("subfolder")
+    if not isinstance(stored_name, str) or not stored_name:
+        raise ComfyUIServerError("POST /upload/image: the answer has no name")
+    return f"{folder}/{stored_name}" if folder else stored_name
+
+
+def _refused(status: int, size: int) -> ComfyUIInputError:
+    if status == 413:
+        return ComfyUIInputError(f"{size / 1e6:.1f} MB is more than this ComfyUI takes (its option --max-upload-size)")
+    return ComfyUIInputError("ComfyUI refused to store the file under this name and subfolder")
