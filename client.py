@@ -822,8 +822,10 @@ async def _read_json(response: aiohttp.ClientResponse) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """aiohttp's messages repeat host and port around the one part that tells something."""
+    """The one part of aiohttp's messages that tells something: host and port are around it."""
     cause = getattr(error, "os_error", None) or error.__cause__
+    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+        return os.strerror(cause.errno)  # asyncio puts "Connect call failed" in its place
     return (getattr(cause, "strerror", None) or str(error) or type(error).__name__).strip()
 
 
@@ -1082,14 +1084,20 @@ def _parser() -> _Parser:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
 
 
 def _prompt_id(text: str) -> str:
-    return str(uuid.UUID(text))
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no UUID") from None
 
 
 async def _command(options: argparse.Namespace) -> _Answer:
