@@ -31,6 +31,7 @@ _BACKOFF_START_S = 0.1
 _BACKOFF_MAX_S = 5.0
 _CONNECTIONS = 100
 _CONNECT_S = 10.0
+_JSON = {"Content-Type": "application/json"}
 # ComfyUI's own websocket frames (previews, progress_state of large workflows) have no stated limit.
 _NO_FRAME_LIMIT = 0
 _FRAME_HEARTBEAT_S = 20.0
@@ -57,6 +58,15 @@ class QueueItem:
     running: bool
     prompt: Mapping[str, Any]
     extra_data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RawReply:
+    """An answer of ComfyUI as it came."""
+
+    status: int
+    content_type: str
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +139,7 @@ class ComfyUIClient:
             ComfyUIConnectionError: ``sent`` says whether ComfyUI may have taken it all the same.
             ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
         """
-        async with self._request("POST", "/prompt", data=orjson.dumps(body), json_body=True) as response:
+        async with self._request("POST", "/prompt", data=orjson.dumps(body), headers=_JSON) as response:
             answer = await self._json(response, allowed=(200, 400))
             if response.status == 400:
                 raise refusal(answer)
@@ -137,6 +147,13 @@ class ComfyUIClient:
                 return Queued(answer["prompt_id"], float(answer["number"]), answer.get("node_errors") or {})
             except (KeyError, TypeError, ValueError) as error:
                 raise ComfyUIServerError("POST /prompt: the answer has no prompt_id and number") from error
+
+    async def forward_prompt(self, body: bytes, headers: Mapping[str, str]) -> RawReply:
+        """``POST /prompt`` with a body that is not ours to read; any status is an answer."""
+        async with self._request("POST", "/prompt", data=body, headers=headers) as response:
+            return RawReply(
+                response.status, response.headers.get("Content-Type", "application/json"), await response.read()
+            )
 
     async def get_history(self, prompt_id: str) -> JSON | None:
         """The history entry, None while ComfyUI has none (queued, running, unknown or forgotten: trap 6)."""
@@ -273,7 +290,7 @@ class ComfyUIClient:
         """An idempotent POST whose answer has no body that matters."""
 
         async def send() -> None:
-            async with self._request("POST", path, data=orjson.dumps(body), json_body=True) as response:
+            async with self._request("POST", path, data=orjson.dumps(body), headers=_JSON) as response:
                 await response.read()
                 if response.status != 200:
                     raise _unexpected("POST", path, response.status)
@@ -299,12 +316,11 @@ class ComfyUIClient:
         *,
         route: str | None = None,
         data: Any = None,
-        json_body: bool = False,
+        headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request; aiohttp's errors become ours, those inside the ``async with`` body too."""
-        headers = {"Content-Type": "application/json"} if json_body else None
         status = 0
         try:
             async with self._open_session.request(

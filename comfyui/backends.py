@@ -1,0 +1,263 @@
+"""`Backend`: one ComfyUI server with all that is known of it. `BackendPool`: which one gets the next prompt.
+
+A backend is in rotation or not. Its shared websocket tells at no cost that it is up; only without one is it asked, with
+back-off while it does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import time
+from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+import structlog
+
+from comfyui.client import JSON, ComfyUIClient, QueueItem, backoff_s
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
+from comfyui.metrics import Metrics
+from comfyui.watcher import CompletionWatcher
+
+_PROBE_START_S = 0.25
+_PROBE_MAX_S = 10.0
+_PROBE_UP_S = 5.0
+
+
+class Health(enum.Enum):
+    """One state feeds every probe."""
+
+    STARTING = "starting"
+    READY = "connected"
+    DOWN = "unreachable"
+    BROKEN = "broken"
+
+
+class Backend:
+    """One ComfyUI server. Open it with ``async with``; it owns its client and its watcher."""
+
+    def __init__(self, client: ComfyUIClient, watcher: CompletionWatcher, metrics: Metrics) -> None:
+        self.client = client
+        self.watcher = watcher
+        self.health = Health.STARTING
+        self.reason = "not reached yet"
+        self.in_flight = 0
+        self._metrics = metrics
+        self._log = structlog.get_logger(__name__).bind(server=client.name)
+        self._changed = asyncio.Event()
+        self._look_again = asyncio.Event()
+        self._object_info: JSON | None = None
+        self._doubted = False
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.client)
+            self.watcher.on_connection_change = self._look_again.set
+            await stack.enter_async_context(self.watcher)
+            prober = asyncio.create_task(self._probe_loop(), name=f"probe {self.name}")
+            stack.push_async_callback(_stop, prober)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def name(self) -> str:
+        return self.client.name
+
+    @property
+    def load(self) -> int:
+        """How many prompts are before a new one: ComfyUI's own figure, or ours where that is ahead of it."""
+        return max(self.watcher.queue_remaining, self.in_flight)
+
+    @property
+    def ready(self) -> bool:
+        return self.health is Health.READY and self.watcher.crashed is None
+
+    def failed(self, error: ComfyUIError) -> None:
+        """A request found it unreachable: out of rotation until a probe gets through."""
+        self._doubted = True
+        self._set(Health.DOWN, error.detail)
+        self._look_again.set()
+
+    def broken(self, reason: str) -> None:
+        """It answers, and cannot run prompts until it is restarted."""
+        self._set(Health.BROKEN, reason)
+
+    def look_again(self) -> None:
+        """Have it probed now and not at the next turn."""
+        self._look_again.set()
+
+    async def object_info(self) -> JSON:
+        """ComfyUI's node definitions, fetched once until ComfyUI is connected anew."""
+        if self._object_info is None:
+            self._object_info = await self.client.object_info()
+        return self._object_info
+
+    async def find(self, prompt_id: str) -> JSON | QueueItem | None:
+        """Its history entry, or its place in the queue: history, queue, history, since one can become the other."""
+        entry = await self.client.get_history(prompt_id)
+        if entry is not None:
+            return entry
+        if await self.client.get_queue_remaining():
+            item = (await self.client.get_queue()).get(prompt_id)
+            if item is not None:
+                return item
+        return await self.client.get_history(prompt_id)
+
+    async def cancel(self, prompt_id: str) -> None:
+        """Take it out of the queue or interrupt it, whichever it needs; somebody else's prompt is never touched."""
+        if await self.client.cancel_job(prompt_id) is None:
+            # In this order: between the two a pending one can only begin to run.
+            await self.client.delete_from_queue(prompt_id)
+            await self.client.interrupt(prompt_id)
+
+    async def wait_for_change(self) -> None:
+        """Until its health changes."""
+        await self._changed.wait()
+
+    def _set(self, health: Health, reason: str = "") -> None:
+        if health is not self.health:
+            log = self._log.info if health is Health.READY else self._log.warning
+            log("comfyui.health", health=health.value, was=self.health.value, reason=reason or None)
+            self._changed.set()
+            self._changed = asyncio.Event()
+        self.health, self.reason = health, reason
+        self._metrics.server_up.labels(self.name).set(health is Health.READY)
+
+    async def _probe_loop(self) -> None:
+        failures = 0
+        was_connected = False
+        while True:
+            self._look_again.clear()
+            connected = self.watcher.connected
+            if connected and not was_connected:
+                # It may have been restarted, with other nodes and models and a healthy GPU.
+                self._object_info = None
+                self._set(Health.READY)
+            was_connected = connected
+            if connected and not self._doubted:
+                wait_s = None
+            elif await self._answers():
+                failures, self._doubted, wait_s = 0, False, None if connected else _PROBE_UP_S
+                if self.health is not Health.BROKEN:
+                    self._set(Health.READY)
+            else:
+                failures += 1
+                wait_s = backoff_s(failures, start_s=_PROBE_START_S, max_s=_PROBE_MAX_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look_again.wait(), wait_s)
+
+    async def _answers(self) -> bool:
+        try:
+            self.watcher.queue_remaining = await self.client.get_queue_remaining()
+        except ComfyUIError as error:
+            self._set(Health.STARTING if self.health is Health.STARTING else Health.DOWN, error.detail)
+            return False
+        return True
+
+
+class BackendPool:
+    """All ComfyUI servers of a gateway or worker. Open it with ``async with``; it owns them."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        if not backends:
+            raise ValueError("at least one ComfyUI server is needed")
+        self.backends = tuple(backends)
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    def connect(
+        cls,
+        addresses: Sequence[str],
+        *,
+        http_timeout_s: float = 30.0,
+        http_retries: int = 3,
+        poll_interval_s: float = 1.0,
+        metrics: Metrics | None = None,
+    ) -> Self:
+        """A pool over these addresses (``host:port`` or URLs). Nothing is sent before it is opened."""
+        metrics = metrics or Metrics()
+
+        def backend(address: str) -> Backend:
+            client = ComfyUIClient(address, timeout_s=http_timeout_s, retries=http_retries, metrics=metrics)
+            return Backend(client, CompletionWatcher(client, poll_interval_s=poll_interval_s, metrics=metrics), metrics)
+
+        return cls([backend(address) for address in addresses])
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for backend in self.backends:
+                await stack.enter_async_context(backend)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def ready(self) -> list[Backend]:
+        return [backend for backend in self.backends if backend.ready]
+
+    def named(self, name: str) -> Backend | None:
+        return next((backend for backend in self.backends if backend.name == name), None)
+
+    async def choose(self, *, patience_s: float, avoid: Collection[Backend] = ()) -> Backend:
+        """The server in rotation with the least work; those to `avoid` only when there is no other.
+
+        Waits up to `patience_s` for one to come up, then raises `ComfyUIConnectionError` with each one's reason.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            ready = self.ready
+            candidates = [backend for backend in ready if backend not in avoid] or ready
+            if candidates:
+                return min(candidates, key=lambda backend: backend.load)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise ComfyUIConnectionError(self.why_not_ready())
+            await self._wait_for_change(left_s)
+
+    async def _wait_for_change(self, timeout_s: float) -> None:
+        tasks = [asyncio.create_task(backend.wait_for_change()) for backend in self.backends]
+        try:
+            await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def why_not_ready(self) -> str:
+        """One sentence for each server that is not in rotation."""
+        return "; ".join(
+            f"{backend.name}: {backend.reason or backend.health.value}"
+            for backend in self.backends
+            if not backend.ready
+        )
+
+    def report(self) -> list[dict[str, Any]]:
+        """Per-server state for `/health`, from what is known: it asks nobody."""
+        return [
+            {
+                "server": backend.name,
+                "state": backend.health.value,
+                "reason": backend.reason or None,
+                "websocket": "connected"
+                if backend.watcher.connected
+                else "silent"
+                if backend.watcher.silent
+                else "disconnected",
+                "queue_remaining": backend.watcher.queue_remaining,
+                "in_flight": backend.in_flight,
+            }
+            for backend in self.backends
+        ]
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,159 @@
+"""A history entry → files, and files → base64. What failed raises; plain functions, no state."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Any
+
+import orjson
+
+from comfyui.client import View
+from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
+from comfyui.models import OutputFile, PromptResult
+
+_TRACEBACK_LINES = 6
+# Encoded as one piece; a multiple of 3, so that pieces can be joined without padding between them.
+_BASE64_PIECE = 3 * 64 * 1024
+_PATH = re.compile(r'File "([^"]+)"')
+
+OpenFile = Callable[[OutputFile], AbstractAsyncContextManager[View]]
+
+
+def files_of(outputs: Mapping[str, Any]) -> tuple[OutputFile, ...]:
+    """Every file of every node: any dict with a ``filename``, under whatever key a node lists it (trap 16)."""
+    return tuple(
+        OutputFile(
+            node_id,
+            key,
+            item["filename"],
+            str(item.get("subfolder") or ""),
+            str(item.get("type") or "output"),
+        )
+        for node_id in sorted(outputs, key=_node_order)
+        if isinstance(outputs[node_id], Mapping)
+        for key, items in outputs[node_id].items()
+        if isinstance(items, Sequence) and not isinstance(items, str)
+        for item in items
+        if isinstance(item, Mapping) and isinstance(item.get("filename"), str) and item["filename"]
+    )
+
+
+def _node_order(node_id: str) -> tuple[tuple[int, str], ...]:
+    """Ids of nodes in subgraphs are ``"12:3"``; numbers sort as numbers."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in node_id.split(":"))
+
+
+def raise_if_failed(entry: Mapping[str, Any], prompt_id: str) -> None:
+    """Look at the messages before ``status_str``: it is "error" for an interrupted prompt, too (trap 7).
+
+    Raises:
+        ComfyUITaskCancelledError: it was interrupted.
+        ComfyUITaskError: a node raised.
+    """
+    status = entry.get("status") or {}
+    messages = [message for message in status.get("messages") or () if isinstance(message, Sequence) and len(message)]
+    kinds = {message[0]: message[1] if len(message) > 1 else {} for message in messages}
+    if "execution_interrupted" in kinds:
+        where = _where(kinds["execution_interrupted"])
+        raise ComfyUITaskCancelledError(f"interrupted{f' at {where}' if where else ''}", prompt_id=prompt_id)
+    if "execution_error" in kinds:
+        raise _task_error(kinds["execution_error"], prompt_id)
+    if status.get("status_str") == "error":
+        raise ComfyUITaskError("ComfyUI reported an error without saying where", prompt_id=prompt_id)
+
+
+def _task_error(data: Mapping[str, Any], prompt_id: str) -> ComfyUITaskError:
+    exception_type = str(data.get("exception_type") or "Exception")
+    message = str(data.get("exception_message") or "").strip()
+    where = _where(data)
+    said = f"{exception_type}: {message}" if message else exception_type
+    return ComfyUITaskError(
+        f"{where}: {said}" if where else said,
+        prompt_id=prompt_id,
+        node_errors={str(data["node_id"]): [said]} if data.get("node_id") is not None else None,
+        node_id=None if data.get("node_id") is None else str(data["node_id"]),
+        node_type=data.get("node_type"),
+        exception_type=exception_type,
+        traceback_tail=_tail(data.get("traceback") or ()),
+    )
+
+
+def _where(data: Mapping[str, Any]) -> str:
+    node_id, node_type = data.get("node_id"), data.get("node_type")
+    return f"{node_type or 'node'} (node {node_id})" if node_id is not None else ""
+
+
+def _tail(traceback: Sequence[str]) -> list[str]:
+    lines = "".join(str(part) for part in traceback).splitlines()[-_TRACEBACK_LINES:]
+    return [_PATH.sub(lambda match: f'File "{PurePath(match[1]).name}"', line) for line in lines]
+
+
+def executing_s(entry: Mapping[str, Any]) -> float:
+    """Seconds between start and end of the execution by ComfyUI's own clock; 0.0 when it does not say."""
+    times = [
+        message[1]["timestamp"]
+        for message in (entry.get("status") or {}).get("messages") or ()
+        if len(message) > 1 and isinstance(message[1], Mapping) and "timestamp" in message[1]
+    ]
+    return max(0.0, (times[-1] - times[0]) / 1000) if len(times) > 1 else 0.0
+
+
+async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The base64 text of a byte stream, piece by piece; never more than a piece is held."""
+    rest = bytearray()
+    async for chunk in chunks:
+        rest += chunk
+        whole = len(rest) - len(rest) % _BASE64_PIECE
+        if whole:
+            yield base64.b64encode(memoryview(rest)[:whole])
+            del rest[:whole]
+    if rest:
+        yield base64.b64encode(rest)
+
+
+async def result_json(
+    result: PromptResult, *, open_file: OpenFile | None, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[bytes]:
+    """The body of a `/prompt_sync` answer in pieces. With `open_file` each file's base64 streams through it.
+
+    A file that cannot be read has ``error`` in place of ``base64``, and the others still come. A large one that breaks
+    off after its first piece breaks the body off, too (`ComfyUIConnectionError`): what was sent cannot be taken back,
+    and a body that ends early is noticed by every client.
+    """
+    started = clock()
+    head = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
+    yield orjson.dumps(head)[:-1] + b',"images":['
+    for index, file in enumerate(result.files):
+        yield (b"," if index else b"") + orjson.dumps(file.to_json())[:-1]
+        if open_file is not None:
+            async for piece in _base64_member(file, open_file):
+                yield piece
+        yield b"}"
+    timings = replace(result.timings, collecting_s=result.timings.collecting_s + clock() - started)
+    tail = {
+        "execution_time": round(timings.total_s, 4),
+        "node_errors": result.node_errors,
+        "timings": timings.to_json(),
+    }
+    yield b"]," + orjson.dumps(tail)[1:]
+
+
+async def _base64_member(file: OutputFile, open_file: OpenFile) -> AsyncIterator[bytes]:
+    async with AsyncExitStack() as stack:
+        try:
+            view = await stack.enter_async_context(open_file(file))
+            pieces = base64_pieces(view.chunks)
+            first = await anext(pieces, b"")
+        except ComfyUIError as error:
+            yield b',"error":' + orjson.dumps(error.detail)
+            return
+        yield b',"base64":"' + first
+        async for piece in pieces:
+            yield piece
+        yield b'"'

@@ -1,0 +1,1 @@
+"""The HTTP layer: the only place, beside server.py, that knows FastAPI."""

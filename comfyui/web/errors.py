@@ -1,0 +1,122 @@
+"""The only mapping of errors to HTTP: every error of the gateway's own endpoints has the one body (SPEC section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUIOverloadedError,
+    ComfyUITaskError,
+    error_body,
+    error_body_of,
+)
+
+_log = structlog.get_logger(__name__)
+
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    413: "body_too_large",
+    422: "invalid_request",
+    426: "upgrade_required",
+}
+
+
+class RequestError(ComfyUIError):
+    """The request itself cannot be used: its query, headers or body. ``status`` is chosen where it is raised."""
+
+    title = "Invalid request"
+    code = "invalid_request"
+    status = 422
+
+
+class NotAcceptableError(ComfyUIError):
+    """What ``Accept`` asks for is not what there is to give."""
+
+    title = "Not acceptable"
+    code = "not_acceptable"
+    status = 406
+
+
+def error_response(error: ComfyUIError, request_id: str | None) -> Response:
+    """`error` as the answer to a request."""
+    headers = {}
+    if isinstance(error, ComfyUIConnectionError | ComfyUIOverloadedError):
+        headers["Retry-After"] = str(error.retry_after_s)
+    return json_response(error.status, error_body_of(error, request_id=request_id), headers)
+
+
+def json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """FastAPI's and Starlette's own errors included."""
+
+    @app.exception_handler(ComfyUIError)
+    async def comfyui_error(request: Request, error: ComfyUIError) -> Response:
+        fields: dict[str, Any] = {"type": error.code, "status": error.status, "detail": error.detail}
+        if isinstance(error, ComfyUITaskError) and error.traceback_tail:
+            fields["traceback_tail"] = "\n".join(error.traceback_tail)
+        _log.log(40 if error.status >= 500 else 20, "request.failed", prompt_id=error.prompt_id, **fields)
+        return error_response(error, request_id_of(request))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        return error_response(RequestError(describe_validation(error.errors())), request_id_of(request))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        code = _CODES.get(error.status_code, "http_error")
+        title = HTTPStatus(error.status_code).phrase
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"{request.method} {request.url.path}: there is no such endpoint"
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            detail = f"{request.method} is not allowed for {request.url.path}; allowed: {allowed}"
+        body = error_body(title=title, code=code, detail=detail, request_id=request_id_of(request))
+        return json_response(error.status_code, body, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, _error: Exception) -> Response:
+        # The server logs the traceback under the same request id; a client sees none of it.
+        detail = "the gateway failed; its log has the reason under this request_id"
+        return error_response(ComfyUIError(detail), request_id_of(request))
+
+
+def describe_validation(errors: Sequence[Any]) -> str:
+    """pydantic's errors as one sentence each, with the field's name: ``prompt: Field required``."""
+    return "; ".join(_describe(error) for error in errors)
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    if error["type"] == "json_invalid":
+        reason = (error.get("ctx") or {}).get("error", "")
+        return f"the body is not JSON: {reason}"
+    location = [part for part in error["loc"] if part not in {"body", "query", "header", "path"}]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "there is no such field"
+    return f"{name or 'body'}: {message}"
+
+
+def request_id_of(request: Request) -> str | None:
+    """The id that the middleware gave the request."""
+    request_id = request.scope.get("state", {}).get("request_id")
+    return request_id if isinstance(request_id, str) else None

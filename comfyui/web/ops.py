@@ -1,0 +1,55 @@
+"""What orchestrators ask: health, liveness, readiness."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Response
+
+from comfyui.web.deps import Handler
+from comfyui.web.errors import json_response
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+try:
+    VERSION = version("comfyui-gateway")
+except PackageNotFoundError:
+    VERSION = "0.1.0"
+
+
+@router.get("", summary="The gateway and every ComfyUI server behind it")
+async def health(handler: Handler) -> Response:
+    """503 when no ComfyUI answers. The queue figures are ComfyUI's own, as it last told them."""
+    servers = await handler.health_check()
+    remaining = sum(server["queue_remaining"] for server in servers)
+    running = sum(1 for server in servers if server["queue_remaining"])
+    connected = bool(handler.pool.ready)
+    body = {
+        "status": "healthy" if connected else "unhealthy",
+        "comfyui_server": "connected" if connected else "disconnected",
+        "queue_running": running,
+        "queue_pending": remaining - running,
+        "waiting_requests": handler.waiting,
+        "servers": servers,
+        "version": VERSION,
+        "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    if not connected:
+        body["error"] = handler.pool.why_not_ready()
+    return json_response(200 if connected else 503, body)
+
+
+@router.get("/live", summary="200 while the process serves")
+async def live() -> dict[str, str]:
+    """Never asks ComfyUI: a restart of the gateway would not mend ComfyUI."""
+    return {"status": "alive"}
+
+
+@router.get("/ready", summary="200 when a prompt would be accepted now")
+async def ready(handler: Handler) -> Response:
+    """503 with the reason while ComfyUI starts, is down or cannot run prompts, or the gateway is full or draining."""
+    reason = handler.why_not_ready()
+    if reason is None:
+        return json_response(200, {"status": "ready"})
+    return json_response(503, {"status": "not ready", "reason": reason})

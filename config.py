@@ -1,0 +1,138 @@
+"""`Settings`: every setting of the gateway, typed, one line of meaning each. No I/O but the environment and `.env`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from comfyui.client import parse_server_address
+
+CommaList = Annotated[tuple[str, ...], NoDecode]
+
+
+class SettingsError(Exception):
+    """One or more settings cannot be used; the message names each with its problem and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """Read from the environment, then `.env`. Durations are in seconds."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    server_host: str = Field(default="0.0.0.0", description="Address to listen on.")  # noqa: S104 - a container's default
+    server_port: int = Field(default=18188, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    comfyui_server_address: CommaList = Field(
+        default=("127.0.0.1:8188",), description="ComfyUI as host:port or URL; commas for several."
+    )
+    default_timeout: float = Field(default=300, gt=0, description="Seconds that a request waits when it does not say.")
+    max_timeout: float = Field(
+        default=3600, gt=0, description="The longest that a request may ask to wait, in seconds."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        default="INFO", description="Lines below this level are not written."
+    )
+    log_output: str = Field(
+        default="console", min_length=1, description="console, json, or the path of a file (as JSON)."
+    )
+    poll_interval: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Longest time between polls while the websocket cannot be relied on.",
+    )
+    http_timeout: float = Field(
+        default=30, gt=0, description="Seconds for one request to ComfyUI; for files: of silence."
+    )
+    http_retries: int = Field(
+        default=3, ge=0, le=20, description="Further tries of a request to ComfyUI after the first."
+    )
+    max_concurrent_requests: int = Field(
+        default=1000, ge=1, description="Requests that may wait at once; beyond it 429."
+    )
+    max_request_body_mb: float = Field(
+        default=100, gt=0, description="Largest body of the gateway's own endpoints, in MB."
+    )
+    lost_prompt_retries: int = Field(
+        default=1, ge=0, le=10, description="How often a prompt that ComfyUI forgot is submitted again."
+    )
+    cancel_on_timeout: bool = Field(default=True, description="Cancel the prompt when its last request timed out.")
+    cancel_on_disconnect: bool = Field(default=True, description="Cancel the prompt when its last client went away.")
+    cancel_on_shutdown: bool = Field(
+        default=False, description="Cancel what is in flight at shutdown; else it can be attached to again."
+    )
+    shutdown_grace_seconds: float = Field(
+        default=30, ge=0, description="Seconds that prompts in flight get to finish after SIGTERM."
+    )
+    max_input_mb: float = Field(default=512, gt=0, description="Largest single input (base64, data URI or URL), in MB.")
+    input_url_allow: CommaList = Field(
+        default=(), description="Hosts, host:port or CIDRs that input URLs may reach though they are not public."
+    )
+    input_url_timeout: float = Field(default=60, gt=0, description="Seconds in all for fetching one input URL.")
+
+    @field_validator("comfyui_server_address", "input_url_allow", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("comfyui_server_address")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("give at least one host:port or URL")
+        for address in value:
+            parse_server_address(address)
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _timeouts_agree(self) -> Self:
+        if self.default_timeout > self.max_timeout:
+            raise ValueError(f"DEFAULT_TIMEOUT ({self.default_timeout:g}) is above MAX_TIMEOUT ({self.max_timeout:g})")
+        return self
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the environment and `.env`.
+
+    Raises:
+        SettingsError: with a line for each bad value, and for each name that looks like a misspelt one.
+    """
+    problems = _misspelt(os.environ if environ is None else environ)
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [_problem(item) for item in error.errors()]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not item["loc"]:
+        return message
+    name = str(item["loc"][0])
+    field = Settings.model_fields.get(name)
+    meaning = f" ({field.description})" if field else ""
+    return f"{name.upper()}: {message}{meaning}"
+
+
+def _misspelt(environ: Mapping[str, str]) -> list[str]:
+    known = [name.upper() for name in Settings.model_fields]
+    problems = []
+    for name in environ:
+        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.93)
+        if close and name.upper() not in known:
+            problems.append(f"{name}: there is no such setting; did you mean {close[0]}?")
+    return problems

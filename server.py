@@ -1,0 +1,227 @@
+"""The FastAPI application (``uvicorn server:app``) and its entry point, ``python server.py``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from comfyui.backends import BackendPool
+from comfyui.client import ComfyUIClient
+from comfyui.exceptions import ComfyUIError
+from comfyui.handler import ComfyUIHandler, HandlerOptions
+from comfyui.inputs import InputStager
+from comfyui.logs import configure_logging
+from comfyui.metrics import Metrics
+from comfyui.web import api, ops
+from comfyui.web.deps import WebOptions
+from comfyui.web.errors import install_error_handlers
+from comfyui.web.middleware import BodyLimit, RequestContext
+from config import Settings, SettingsError, load_settings
+
+_log = structlog.get_logger("gateway")
+_MB = 1_000_000
+
+
+def create_app(settings: Settings | None = None, *, metrics: Metrics | None = None) -> FastAPI:
+    """The application; everything that owns I/O is opened by its lifespan and closed in reverse order."""
+    settings = settings or load_settings()
+    metrics = metrics or Metrics()
+    app = FastAPI(
+        title="comfyui-gateway",
+        summary="Post a ComfyUI workflow, get the finished files in the reply.",
+        version=ops.VERSION,
+        lifespan=_lifespan,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.metrics = metrics
+    app.state.web_options = WebOptions(
+        default_timeout_s=settings.default_timeout,
+        max_timeout_s=settings.max_timeout,
+        max_body_bytes=int(settings.max_request_body_mb * _MB),
+    )
+    app.include_router(api.router)
+    app.include_router(ops.router)
+    install_error_handlers(app)
+    app.add_middleware(BodyLimit, limit_of=lambda _path: app.state.web_options.max_body_bytes, metrics=metrics)
+    app.add_middleware(RequestContext)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    metrics: Metrics = app.state.metrics
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(
+            BackendPool.connect(
+                settings.comfyui_server_address,
+                http_timeout_s=settings.http_timeout,
+                http_retries=settings.http_retries,
+                poll_interval_s=settings.poll_interval,
+                metrics=metrics,
+            )
+        )
+        stager = await stack.enter_async_context(
+            InputStager(
+                max_bytes=int(settings.max_input_mb * _MB),
+                url_allow=settings.input_url_allow,
+                url_timeout_s=settings.input_url_timeout,
+                metrics=metrics,
+            )
+        )
+        handler = await stack.enter_async_context(
+            ComfyUIHandler(pool, stager, _handler_options(settings), metrics=metrics)
+        )
+        app.state.handler = handler
+        with _drain_on_signal(handler, settings.shutdown_grace_seconds):
+            yield
+
+
+def _handler_options(settings: Settings) -> HandlerOptions:
+    return HandlerOptions(
+        max_timeout_s=settings.max_timeout,
+        max_concurrent_requests=settings.max_concurrent_requests,
+        submission_retries=settings.http_retries,
+        lost_prompt_retries=settings.lost_prompt_retries,
+        cancel_on_timeout=settings.cancel_on_timeout,
+        cancel_on_disconnect=settings.cancel_on_disconnect,
+        cancel_on_shutdown=settings.cancel_on_shutdown,
+    )
+
+
+@contextmanager
+def _drain_on_signal(handler: ComfyUIHandler, grace_s: float) -> Iterator[None]:
+    """The first SIGTERM or SIGINT begins to drain, a second one answers everybody at once.
+
+    uvicorn stops listening on the first signal and waits for the requests in flight before it ends the lifespan, so the
+    drain must begin with the signal. Its own handlers, installed before this, are called after ours.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # an embedded server (a test, say): whoever runs it calls `drain`
+        return
+    loop = asyncio.get_running_loop()
+    drains: set[asyncio.Task[None]] = set()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def drain() -> None:
+        again = handler.draining
+        _log.info("shutdown.now" if again else "shutdown.draining", waiting=handler.waiting, grace_s=grace_s)
+        drains.add(loop.create_task(handler.drain(0 if again else grace_s)))
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(drain)
+        before = previous[signal.Signals(number)]
+        if callable(before):
+            before(number, frame)
+
+    for number in previous:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+        for task in drains:
+            task.cancel()
+
+
+async def _serve(settings: Settings) -> None:
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.server_host,
+        port=settings.server_port,
+        log_config=None,
+        access_log=False,
+        # What still hangs then is cut: a client that does not read its answer, a websocket.
+        timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 5,
+    )
+    _log.info("gateway.starting", comfyui=list(settings.comfyui_server_address), version=ops.VERSION)
+    await uvicorn.Server(config).serve()
+
+
+@asynccontextmanager
+async def _fallback_engine(settings: Settings) -> AsyncIterator[Settings]:
+    """`settings` as they are where a ComfyUI answers; else pointed at an embedded engine that is started for them."""
+    for address in settings.comfyui_server_address:
+        async with ComfyUIClient(address, timeout_s=3, retries=0) as client:
+            with contextlib.suppress(ComfyUIError):
+                await client.get_queue_remaining()
+                yield settings
+                return
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "comfyui.engine", "--port", "0", stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        line = (await process.stdout.readline()).decode().strip() if process.stdout else ""
+        match = re.search(r"https?://\S+", line)
+        if match is None:
+            raise SettingsError("the embedded engine did not start; its output stands above")
+        _log.warning(
+            "engine.embedded",
+            detail=f"no ComfyUI answers at {', '.join(settings.comfyui_server_address)}: using {line}",
+        )
+        yield settings.model_copy(update={"comfyui_server_address": (match[0],)})
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def _main(*, fallback_engine: bool) -> None:
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_output)
+    if not fallback_engine:
+        await _serve(settings)
+        return
+    async with _fallback_engine(settings) as chosen:
+        await _serve(chosen)
+
+
+def main() -> int:
+    """Serve until a signal comes. Exit status 2 when a setting cannot be used."""
+    parser = argparse.ArgumentParser(prog="comfyui-gateway", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument(
+        "--fallback-engine",
+        action="store_true",
+        help="where no ComfyUI answers, start the embedded engine (a simulation) and use that",
+    )
+    arguments = parser.parse_args()
+    # uvicorn raises the signal again once it has shut down in order; what is open here must still be closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
+            runner.run(_main(fallback_engine=arguments.fallback_engine))
+    except SettingsError as error:
+        print(f"comfyui-gateway cannot start:\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def __getattr__(name: str) -> Any:
+    """``app`` for ``uvicorn server:app``, made when it is asked for: an import alone reads no environment."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_output)
+    return create_app(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
