@@ -1,0 +1,85 @@
+"""Primitive nodes: a value of the editor's own, which it copies into the widgets that the node is linked to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from comfyui.convert.graph import Graph, Node, Widget
+from comfyui.convert.widgets import set_value
+
+
+def apply_primitives(graph: Graph) -> list[str]:
+    """Copy the value of each primitive of `graph` into its targets; returns warnings."""
+    warnings = []
+    for node in graph.nodes.values():
+        if node.type == "PrimitiveNode":
+            warnings += _apply(node, graph)
+    return warnings
+
+
+def _apply(primitive: Node, graph: Graph) -> list[str]:
+    targets = [
+        (owner, slot)
+        for link in _outgoing(primitive, graph)
+        if (owner := graph.nodes.get(graph.links[link].target_id))
+        for slot in owner.inputs
+        if slot.link == link
+    ]
+    widgets = [widget for owner, slot in targets if (widget := owner.widget(slot.widget))]
+    values = primitive.widget_values
+    if not widgets or isinstance(values, Mapping) or not values:
+        return []
+    value = values[0]
+    kinds = {widget.kind for widget in widgets}
+    if len(kinds) > 1:
+        return [f"primitive {primitive.id} feeds widgets of different types: {', '.join(sorted(kinds))}"]
+    if _is_number(value) and kinds <= {"INT", "FLOAT"}:
+        value = _limited(value, widgets)
+    for widget in widgets:
+        set_value(widget, _rounded(value, widget) if _is_number(value) else value)
+    return []
+
+
+def _outgoing(primitive: Node, graph: Graph) -> list[str]:
+    return [link for links in primitive.output_links[:1] for link in links if link in graph.links]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _limited(value: float, widgets: list[Widget]) -> float:
+    """Within the range that all targets share, as the primitive's own widget is when it is made."""
+    low = max(widget.options.get("min", -math.inf) for widget in widgets)
+    high = min(widget.options.get("max", math.inf) for widget in widgets)
+    return value if low > high else max(low, min(high, value))
+
+
+def _rounded(value: float, widget: Widget) -> float:
+    """As a number widget rounds what is entered: an INT to its steps from the minimum, a FLOAT to its precision."""
+    options = widget.options
+    if widget.kind == "INT":
+        step = options.get("step") or 1
+        offset = 0 if step == 1 else math.fmod(options.get("min", 0), step)
+        return _as_int(_half_up((value - offset) / step) * step + offset)
+    if widget.kind != "FLOAT":
+        return value
+    precision = max(0, -math.floor(math.log10(options.get("step") or 0.5)))
+    unit: float = options.get("round") or (10**-precision if precision else 0)
+    if not unit:
+        return value
+    nearest = round(_half_up(value / unit) * unit, precision)
+    low: float = options.get("min", 0)
+    high: float = options.get("max", 2048)
+    return max(low, min(high, nearest))
+
+
+def _half_up(value: float) -> int:
+    """Halves go up, as in a browser; integers pass unchanged, however large."""
+    return value if isinstance(value, int) else math.floor(value + 0.5)
+
+
+def _as_int(value: float) -> float:
+    return int(value) if float(value).is_integer() else value
