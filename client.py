@@ -633,9 +633,10 @@ class GatewayClient:
                 lost = error
             except GatewayError as error:
                 error.prompt_id = error.prompt_id or call.prompt_id
-                if not (lost_before and error.type == "not_found" and again):
+                if not (lost_before and again and error.type in {"not_found", "task_cancelled"}):
                     raise
-                # It never arrived, or gateway and ComfyUI both forgot it. Under its id it cannot run twice.
+                # It never arrived, or was forgotten, or the gateway noticed the loss and cancelled it, as its setting
+                # CANCEL_ON_DISCONNECT wants. Under its id it cannot run twice at a time.
                 call, again = again, None
                 continue
             failures = 1 if time.monotonic() - began > _HELD_S else failures + 1

@@ -355,11 +355,12 @@ async def test_a_connection_lost_while_waiting_is_attached_to_again(
         assert 0 < float(asked.query["timeout"]) <= 10
 
 
-async def test_a_submission_that_never_arrived_is_posted_once_more_under_its_id(
-    fake: FakeGateway, gateway: GatewayClient
+@pytest.mark.parametrize(("status", "kind"), [(404, "not_found"), (409, "task_cancelled")])
+async def test_a_prompt_that_the_lost_connection_ended_is_posted_once_more_under_its_id(
+    fake: FakeGateway, gateway: GatewayClient, status: int, kind: str
 ) -> None:
     fake.on("POST /prompt_sync", cut, answer(result_body()))
-    fake.on("GET /prompt_sync", answer(error_body("not_found"), 404))
+    fake.on("GET /prompt_sync", answer(error_body(kind), status))
     await gateway.run(WORKFLOW)
     first, second = fake.asked_for("POST")
     assert first.body == second.body
