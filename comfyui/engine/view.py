@@ -133,11 +133,11 @@ class FileRoutes:
 class _Refused(web.HTTPException):
     """A path that leads elsewhere: the bare status, as ComfyUI answers it."""
 
-    status_code = 400
+    empty_body = True
 
     def __init__(self, status: int) -> None:
         self.status_code = status
-        super().__init__(body=b"")
+        super().__init__()
 
 
 def _preview(path: Path, wanted: str, channel: str) -> tuple[bytes, str]:
