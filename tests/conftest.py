@@ -1,0 +1,58 @@
+"""Guards of the whole suite, and the servers that tests share."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine, EngineOptions
+from config import Settings
+from tests.running import RunningGateway, running_gateway
+
+
+@pytest.fixture(autouse=True)
+def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No setting of the developer's shell or `.env` reaches a test."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
+
+
+@pytest.fixture(autouse=True)
+def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that would leave this machine fails the test."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in {socket.AF_INET, socket.AF_INET6} and address[0] not in {"127.0.0.1", "::1", "localhost"}:
+            raise AssertionError(f"a test tried to connect to {address[0]}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    """The embedded engine as the newest ComfyUI, with quick sampling steps."""
+    async with Engine(EngineOptions(step_seconds=0.002)) as running:
+        yield running
+
+
+@pytest.fixture
+async def gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway with default settings in front of `engine`."""
+    async with running_gateway(engine.url) as running:
+        yield running
+
+
+@pytest.fixture
+def real_comfyui() -> str:
+    """The address of a real ComfyUI, from COMFYUI_TEST_URL."""
+    url = os.environ.get("COMFYUI_TEST_URL")
+    if not url:
+        pytest.skip("no real ComfyUI: set COMFYUI_TEST_URL=http://127.0.0.1:8188")
+    return url

@@ -1,0 +1,50 @@
+"""`/prompt_sync` on real sockets: the gateway in front of the embedded engine."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from comfyui.engine import Engine
+from tests.running import RunningGateway, invert_workflow, sleep_workflow
+
+
+async def test_a_workflow_comes_back_with_its_files(gateway: RunningGateway) -> None:
+    status, body = await gateway.prompt_sync(invert_workflow(255))
+
+    assert status == 200
+    assert body["status"] == "success"
+    assert body["outputs"] == {"3": {"images": [{"filename": "test_00001_.png", "subfolder": "", "type": "output"}]}}
+    assert body["images"] == [
+        {
+            "node_id": "3",
+            "filename": "test_00001_.png",
+            "subfolder": "",
+            "type": "output",
+            "content_type": "image/png",
+            "url": "/view?filename=test_00001_.png&subfolder=&type=output",
+        }
+    ]
+    assert body["node_errors"] == {}
+    assert set(body["timings"]) == {"staging", "queued", "executing", "collecting"}
+    assert body["execution_time"] > 0
+
+
+async def test_base64_is_the_saved_file(gateway: RunningGateway, engine: Engine) -> None:
+    _, body = await gateway.prompt_sync(invert_workflow(255), return_image_base64=True)
+
+    content = base64.b64decode(body["images"][0]["base64"], validate=True)
+    assert content == (Path(engine.folders.output) / "test_00001_.png").read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.size == (16, 12)
+        assert image.getpixel((0, 0)) == (255, 255, 0)
+
+
+async def test_one_call_costs_one_post_one_history_and_one_view(gateway: RunningGateway, engine: Engine) -> None:
+    engine.stats.reset()
+    await gateway.prompt_sync(sleep_workflow(0.3), return_image_base64=True)
+
+    assert engine.stats.show()["requests"] == {"POST /prompt": 1, "GET /history/{prompt_id}": 1, "GET /view": 1}

@@ -1,0 +1,105 @@
+"""A real gateway on a real port, in the loop of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import uvicorn
+from fastapi import FastAPI
+
+from comfyui.handler import ComfyUIHandler
+from config import Settings
+from server import create_app
+
+Workflow = dict[str, Any]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the test's process keeps its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@dataclass(frozen=True)
+class RunningGateway:
+    """`http` is a session whose relative URLs go to the gateway."""
+
+    app: FastAPI
+    url: str
+    http: aiohttp.ClientSession
+
+    @property
+    def handler(self) -> ComfyUIHandler:
+        handler: ComfyUIHandler = self.app.state.handler
+        return handler
+
+    async def prompt_sync(self, workflow: Workflow, *, timeout: float | None = None, **fields: Any) -> tuple[int, Any]:
+        """Status and JSON of one `POST /prompt_sync`."""
+        params = {} if timeout is None else {"timeout": str(timeout)}
+        async with self.http.post("/prompt_sync", json={"prompt": workflow, **fields}, params=params) as response:
+            return response.status, await response.json()
+
+
+@asynccontextmanager
+async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) -> AsyncIterator[RunningGateway]:
+    """Serve in front of these ComfyUI addresses; returns when it is ready to take prompts, unless told not to wait."""
+    app = create_app(Settings(comfyui_server_address=comfyui, **settings))
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(), name="gateway")
+    try:
+        while not server.started:
+            if serving.done():
+                await serving
+                raise RuntimeError("the gateway did not start")
+            await asyncio.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession(base_url=url) as http:
+            gateway = RunningGateway(app, url, http)
+            if ready:
+                await gateway.handler.pool.choose(patience_s=10)
+                for backend in gateway.handler.pool.backends:
+                    await websocket_settled(backend)
+            yield gateway
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def websocket_settled(backend: Any) -> None:
+    """Until the shared websocket is connected, or at most a moment where it is refused."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while not backend.watcher.connected:
+                await asyncio.sleep(0.005)
+
+
+def invert_workflow(color: int = 0, *, width: int = 16, height: int = 12, prefix: str = "test") -> Workflow:
+    """EmptyImage → ImageInvert → SaveImage: no models, on the engine and on a real ComfyUI alike."""
+    return {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": width, "height": height, "batch_size": 1, "color": color},
+        },
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": prefix}},
+    }
+
+
+def sleep_workflow(seconds: float, *, tag: int = 0) -> Workflow:
+    """Runs for `seconds` on the engine; another `tag` keeps it out of the engine's cache."""
+    workflow = invert_workflow(tag)
+    workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"value": ["2", 0], "seconds": seconds, "steps": 1}}
+    workflow["3"]["inputs"]["images"] = ["4", 0]
+    return workflow
