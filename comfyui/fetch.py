@@ -41,6 +41,7 @@ _NO_ADDRESS = (
     "the URL, or one that it redirects to, has no public address to fetch it from; INPUT_URL_ALLOW lists exceptions"
 )
 _HOST_PATTERN = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*)(\.[a-z0-9_-]+)*")
+_HOST = re.compile(r"[A-Za-z0-9._-]+")
 _PRINTABLE_ASCII = re.compile(r"[!-~]+")
 
 
@@ -265,7 +266,9 @@ class UrlFetcher:
 def _parse(url: str) -> URL:
     # As it came where it can be sent so: quoting it anew would break the signature of a presigned link.
     try:
-        return URL(url, encoded=_PRINTABLE_ASCII.fullmatch(url) is not None)
+        parsed = URL(url, encoded=_PRINTABLE_ASCII.fullmatch(url) is not None)
+        _ = parsed.raw_host, parsed.port  # which yarl reads, and checks, only when they are asked for
+        return parsed
     except ValueError as error:
         raise ComfyUIInputError("not a valid URL") from error
 
@@ -275,7 +278,7 @@ def _literal(host: str) -> IPAddress | None:
     try:
         return ipaddress.ip_address(host)
     except ValueError:
-        if ":" in host:
+        if not _HOST.fullmatch(host):
             raise ComfyUIInputError("not a valid URL") from None
     try:
         # Decimal, octal, hexadecimal and shortened forms: 2130706433, 0177.0.0.1, 0x7f.1, 127.1

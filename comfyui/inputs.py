@@ -52,7 +52,7 @@ _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _LONGEST_PATH = 1024 + 1 + 255 + len(" [input]")
 _WHITESPACE = b" \t\r\n\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_FIELD_HELP = "neither base64, a data URI nor an http(s) URL"
+_NOT_AN_INPUT = "neither base64, a data URI nor an http(s) URL"
 
 
 @dataclass(slots=True)
@@ -206,16 +206,20 @@ def _of_bytes(data: bytes, max_bytes: int, hint: str) -> Content:
 
 def _base64(text: str | bytes, max_bytes: int) -> bytes:
     try:
-        packed = (text.encode("ascii") if isinstance(text, str) else text).translate(_URL_SAFE, _WHITESPACE)
+        raw = text.encode("ascii") if isinstance(text, str) else text
     except UnicodeEncodeError as error:
-        raise ComfyUIInputError(_FIELD_HELP) from error
+        raise ComfyUIInputError(_NOT_AN_INPUT) from error
+    url_safe = b"-" in raw or b"_" in raw
+    packed = raw.translate(_URL_SAFE, _WHITESPACE)
     # Before it is decoded, so that what is too large costs no further memory.
     if len(packed) * 3 // 4 > max_bytes + 2:
         raise too_large(max_bytes)
+    # Only the URL-safe alphabet is written without padding; a path such as /etc/passwd would pass for base64 else.
+    padding = b"=" * (-len(packed) % 4) if url_safe else b""
     try:
-        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+        return base64.b64decode(packed + padding, validate=True)
     except binascii.Error as error:
-        raise ComfyUIInputError(_FIELD_HELP) from error
+        raise ComfyUIInputError(_NOT_AN_INPUT) from error
 
 
 def _plan(
