@@ -5,8 +5,8 @@ The result is meant to equal the editor's own ``Export (API)``, and is compared 
 
 1. ``graph``       the file → nodes, links, subgraph definitions;
 2. ``widgets``     each node gets its class's slots and widgets, and the stored values by position;
-3. ``primitives``  values of primitive nodes go into the widgets that they are linked to;
-4. ``promotion``   instances of subgraphs get the widgets of their linked inputs;
+3. ``promotion``   instances of subgraphs get the widgets of their linked inputs;
+4. ``primitives``  values of primitive nodes go into the widgets that they are linked to;
 5. ``links``       subgraphs are flattened, and each linked input is followed to the node that feeds it;
 6. here            widget values and links become the API format's inputs.
 """
@@ -71,9 +71,9 @@ def to_api_format(
         raise ComfyUIValidationError("This is no UI-format workflow: it has no list of nodes.")
     workflow = parse_workflow(ui_workflow)
     warnings = _complete(workflow, object_info)
+    promote_widgets(workflow)
     for graph in workflow.graphs():
         warnings += apply_primitives(graph)
-    promote_widgets(workflow)
     placed = flatten(workflow)
     export = _Export(workflow, placed, now or datetime.now().astimezone(), rng or Random())  # noqa: S311
     prompt = {entry.id: export.node(entry) for entry in placed.values() if _is_exported(entry)}

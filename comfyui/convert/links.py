@@ -112,16 +112,16 @@ class LinkResolver:
     def _through_wall(
         self, instance: Placed, inner: Placed, link: Link, seen: set[tuple[str, str, int]]
     ) -> Source | None:
-        """From the inside of a subgraph to what is linked to its instance, or to the instance's own widget."""
+        """From inside a subgraph to what feeds its instance: a link, or else (a primitive, say) the instance's widget."""
         inputs = instance.node.inputs
         if link.origin_slot >= len(inputs):
             self.dropped.append(f"node {inner.id}: its subgraph has no input {link.origin_slot}")
             return None
         outer = inputs[link.origin_slot]
-        if outer.link is not None:
-            return self._into(instance, link.origin_slot, None, seen)
-        widget = instance.node.widget(outer.widget)
-        return PromotedValue(widget.value) if widget else None
+        source = self._into(instance, link.origin_slot, None, seen)
+        if source is None and (widget := instance.node.widget(outer.widget)):
+            return PromotedValue(widget.value)
+        return source
 
     def _out_of(self, placed: Placed, slot: int, wanted: str, seen: set[tuple[str, str, int]]) -> Source | None:
         self._visit(placed, "output", slot, seen)
