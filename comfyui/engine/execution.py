@@ -288,7 +288,11 @@ def _loggable(value: Any) -> Any:
 
 
 class PromptThread(threading.Thread):
-    """Takes one prompt after the other out of the queue until it is closed."""
+    """Takes one prompt after the other out of the queue until it is closed.
+
+    As ComfyUI's, it dies of an exception that no node raised: a node without `inputs` that feeds no output, which
+    validation does not look at, is enough. HTTP answers on, the prompt stays the running one.
+    """
 
     def __init__(
         self, queue: PromptQueue, executor: Executor, on_start: Callable[[str], None], on_free: Callable[[], None]
@@ -305,7 +309,11 @@ class PromptThread(threading.Thread):
             if item is not None:
                 self._on_start(item.prompt_id)
                 started = time.perf_counter()
-                self._executor.run(item)
+                try:
+                    self._executor.run(item)
+                except Exception:
+                    _log.exception("the prompt thread died")
+                    return
                 _log.info("Prompt executed in %.2f seconds", time.perf_counter() - started)
             free = self._queue.take_free_request()
             if free:
