@@ -384,26 +384,32 @@ def _event_of(name: str, data: str) -> Event | None:
     """One server-sent event; None for those that are not known or not readable. Raises on ``error``."""
     try:
         body = json.loads(data)
-        match name:
-            case "queued":
-                return Queued(body["prompt_id"], body.get("position"))
-            case "executing":
-                title = body.get("title") or body["class_type"]
-                return Executing(body["prompt_id"], body["node"], title, body["class_type"])
-            case "progress":
-                value, maximum, overall = float(body["value"]), float(body["max"]), float(body["overall"])
-                return Progress(body["prompt_id"], body["node"], value, maximum, overall)
-            case "preview":
-                return Preview(body["prompt_id"], body["content_type"], base64.b64decode(body["image"]))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        if name not in {"result", "error"}:
-            return None  # a picture of the progress that cannot be shown is no reason to lose the result
+    except ValueError:
         body = None
     if name == "error" and _is_error_body(body):
         raise _error_from(body)
     if name in {"result", "error"}:
         return Finished(PromptResult.from_json(body))
-    return None
+    try:
+        return _progress_of(name, body)
+    except (KeyError, TypeError, ValueError):
+        return None  # progress that cannot be shown is no reason to lose the result
+
+
+def _progress_of(name: str, body: Any) -> Event | None:
+    match name:
+        case "queued":
+            return Queued(body["prompt_id"], body.get("position"))
+        case "executing":
+            title = body.get("title") or body["class_type"]
+            return Executing(body["prompt_id"], body["node"], title, body["class_type"])
+        case "progress":
+            value, maximum, overall = float(body["value"]), float(body["max"]), float(body["overall"])
+            return Progress(body["prompt_id"], body["node"], value, maximum, overall)
+        case "preview":
+            return Preview(body["prompt_id"], body["content_type"], base64.b64decode(body["image"]))
+        case _:
+            return None
 
 
 async def _server_sent_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:
@@ -1112,9 +1118,7 @@ async def _command(options: argparse.Namespace) -> _Answer:
 
 
 async def _run(gateway: GatewayClient, options: argparse.Namespace) -> _Answer:
-    workflow = _with_changes(_read_workflow(options.workflow), options.set)
-    images = [_input_file(text) for text in options.input]
-    _check_writable(options.output)
+    workflow, images = await asyncio.to_thread(_prepared, options)
     prompt_id = options.prompt_id or str(uuid.uuid4())
     _STDERR.print(f"prompt {prompt_id}", style="dim")
     began = time.monotonic()
@@ -1125,6 +1129,14 @@ async def _run(gateway: GatewayClient, options: argparse.Namespace) -> _Answer:
     except asyncio.CancelledError:
         return await _interrupted(gateway, prompt_id)
     return await _saved(gateway, result, options.output, workflow=workflow, began=began)
+
+
+def _prepared(options: argparse.Namespace) -> tuple[dict[str, Any], list[InputFile]]:
+    """All that can be found wrong before anything is sent. Raises UsageError."""
+    workflow = _with_changes(_read_workflow(options.workflow), options.set)
+    images = [_input_file(text) for text in options.input]
+    _check_writable(options.output)
+    return workflow, images
 
 
 async def _shown(events: AsyncGenerator[Event, None], display: _Display) -> PromptResult:
@@ -1144,7 +1156,7 @@ async def _interrupted(gateway: GatewayClient, prompt_id: str) -> _Answer:
         async with asyncio.timeout(_CANCEL_TIMEOUT_S):
             await gateway.cancel(prompt_id)
     except GatewayRefusedError:
-        detail = "Ctrl-C; the prompt was over, or had not begun"
+        detail = "Ctrl-C; the prompt does not run any more"
     except (GatewayError, TimeoutError) as failed:
         reason = str(failed) or "no answer"
         detail = f"Ctrl-C; the prompt could not be cancelled and may go on: {reason}"
@@ -1170,7 +1182,7 @@ async def _saved(
         except (GatewayError, OSError) as error:
             shown["error"] = str(error)
         else:
-            shown |= {"path": str(path), "size": path.stat().st_size}
+            shown |= {"path": str(path), "size": (await asyncio.to_thread(path.stat)).st_size}
         saved.append(shown)
     for node, messages in result.node_errors.items():
         _STDERR.print(Text(_plain(f"left out by ComfyUI: node {node}: {'; '.join(messages)}"), style="yellow"))
@@ -1179,7 +1191,9 @@ async def _saved(
     parts = f"staging {timings.staging_s:.2f}, queued {timings.queued_s:.2f}, executing {timings.executing_s:.2f}"
     total = "" if began is None else f"{time.monotonic() - began:.2f} s in all; in the gateway: "
     report.append(f"{total}{parts}, collecting {timings.collecting_s:.2f} s")
-    failed = any("error" in entry for entry in saved)
+    failed = sum("error" in entry for entry in saved)
+    if failed:
+        _STDERR.print(f"{failed} of {len(saved)} files could not be saved", style="red")
     return _Answer(Exit.FAILED if failed else Exit.OK, {**result.body, "images": saved}, report)
 
 
