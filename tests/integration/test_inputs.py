@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,19 @@ async def test_after_forget_everything_is_uploaded_again_and_keeps_its_name(
     after = await stager.stage(client, request, [("1", "image")])
     assert after == before
     assert stored(engine, after["1"]["inputs"]["image"]) == picture(5)
+
+
+async def test_a_file_that_a_node_may_be_reading_is_not_written_again(
+    stager: InputStager, client: ComfyUIClient, engine: Engine
+) -> None:
+    request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
+    value = (await stager.stage(client, request, [("1", "image")]))["1"]["inputs"]["image"]
+    file = Path(engine.folders.input) / value
+    os.utime(file, ns=(1, 1))
+    stager.forget(client)
+    assert (await stager.stage(client, request, [("1", "image")]))["1"]["inputs"]["image"] == value
+    assert uploads(engine) == 2
+    assert file.stat().st_mtime_ns == 1
 
 
 async def test_a_file_that_was_cut_short_under_its_hash_is_not_used(

@@ -180,13 +180,22 @@ async def test_an_allowed_name_may_have_an_address_inside(origin: Server) -> Non
     assert await download(origin.url(host="minio.internal"), "*.internal", resolver=names) == PNG
 
 
-async def test_a_redirect_to_an_allowed_place_is_followed_without_cookie_or_referrer(origin: Server) -> None:
-    async def hop(_request: web.Request) -> web.Response:
-        return web.Response(status=307, headers={"Location": origin.url("/b.png"), "Set-Cookie": "session=secret"})
+async def test_a_redirect_to_an_allowed_place_is_followed_without_cookie_or_referrer() -> None:
+    async def hop(request: web.Request) -> web.Response:
+        if request.path == "/b.png":
+            return await give_png(request)
+        return web.Response(status=307, headers={"Location": "/b.png", "Set-Cookie": "session=secret"})
 
-    async with serve(hop) as first:
-        assert await download(first.url(), "127.0.0.1") == PNG
-    assert not {"Cookie", "Referer", "Authorization"} & set(origin.requests[0].headers)
+    names = Names(origin_example=[["127.0.0.1"]])
+    async with serve(hop) as server:
+        assert await download(server.url(host="origin.example"), "127.0.0.1", resolver=names) == PNG
+    assert [request.path for request in server.requests] == ["/a.png", "/b.png"]
+    assert not {"Cookie", "Referer", "Authorization"} & set(server.requests[1].headers)
+
+
+async def test_an_allowed_address_is_asked_for_in_its_canonical_notation_only(origin: Server) -> None:
+    assert await download(origin.url(host="0x7f.1"), "127.0.0.1") == PNG
+    assert origin.requests[0].headers["Host"] == f"127.0.0.1:{origin.port}"
 
 
 # Attacks
