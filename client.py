@@ -593,7 +593,7 @@ class GatewayClient:
         A connection that breaks on the way is tried again.
 
         Raises:
-            GatewayError: as `download`. OSError: it cannot be written. In both cases nothing is left behind.
+            GatewayError: as `download`. OSError: it cannot be written. In both cases no file is left behind.
         """
         path, opened = await asyncio.to_thread(_create, folder, file)
         try:
