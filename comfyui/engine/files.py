@@ -98,7 +98,7 @@ class Folders:
         """Raises as a node does when the prefix leads out of `folder`; makes the subfolder."""
         prefix = os.path.normpath(_expand(prefix, width, height))
         subfolder, filename = os.path.split(prefix)
-        target = Path(os.path.abspath(folder / subfolder))  # noqa: PTH100 (resolve() would follow links)
+        target = Path(os.path.normpath(folder / subfolder))
         if not target.is_relative_to(folder):
             raise RuntimeError(
                 "**** ERROR: Saving image outside the output folder is not allowed."
@@ -111,8 +111,8 @@ class Folders:
 
 
 def is_within(folder: Path, path: Path) -> bool:
-    """Without following links, as ComfyUI compares."""
-    return Path(os.path.abspath(path)).is_relative_to(folder)  # noqa: PTH100
+    """Of absolute paths; without following links, as ComfyUI compares."""
+    return Path(os.path.normpath(path)).is_relative_to(folder)
 
 
 def _is_image(name: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections import deque
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -70,6 +72,10 @@ class LogRoutes:
         folder = self._folders.by_type(request.match_info["directory_type"])
         if folder is None:
             return web.json_response({"error": "Invalid directory type"}, status=400)
-        entries = [entry for entry in os.scandir(folder) if entry.is_file()]
-        entries.sort(key=lambda entry: -entry.stat().st_mtime)
-        return web.json_response([entry.name for entry in entries])
+        return web.json_response(await asyncio.to_thread(_newest_first, folder))
+
+
+def _newest_first(folder: Path) -> list[str]:
+    entries = [entry for entry in os.scandir(folder) if entry.is_file()]
+    entries.sort(key=lambda entry: -entry.stat().st_mtime)
+    return [entry.name for entry in entries]

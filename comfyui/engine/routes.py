@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
 import sys
 import time
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -66,7 +68,10 @@ class PromptRoutes:
             return _refusal("invalid_prompt_id", "prompt_id must be a valid UUID", _ID_DETAILS)
         prompt = body["prompt"]
         targets = body.get("partial_execution_targets")
-        verdict = validate_prompt(prompt, targets, self._folders, modern=self._options.is_modern)
+        # In a thread, for it looks at the input files.
+        verdict = await asyncio.to_thread(
+            validate_prompt, prompt, targets, self._folders, modern=self._options.is_modern
+        )
         if verdict.error is not None:
             return web.json_response({"error": verdict.error, "node_errors": verdict.node_errors}, status=400)
         extra_data = body.get("extra_data", {})
@@ -174,7 +179,10 @@ class InfoRoutes:
     async def object_info(self, request: web.Request) -> web.Response:
         wanted = request.match_info.get("node_class")
         names = NODES if wanted is None else [wanted] if wanted in NODES else []
-        return web.json_response({name: NODES[name].info(self._folders) for name in names})
+        return web.json_response(await asyncio.to_thread(self._describe, names))
+
+    def _describe(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: NODES[name].info(self._folders) for name in names}
 
     async def system_stats(self, _request: web.Request) -> web.Response:
         memory = {"vram_total": 8 * _GIB, "vram_free": 7 * _GIB, "torch_vram_total": _GIB, "torch_vram_free": _GIB}

@@ -79,7 +79,7 @@ class Engine:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         self._folders = Folders(await stack.enter_async_context(_base_directory(self.options.base_directory)))
-        self._folders.create()
+        await asyncio.to_thread(self._folders.create)
         self._queue = PromptQueue(self._tell_status)
         self._prompts = PromptRoutes(self._queue, self._folders, self.options)
         self._hub = Hub(asyncio.get_running_loop(), self.faults, self._prompts.queue_info)

@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from comfyui.engine.files import Folders, is_within
 
@@ -24,42 +25,41 @@ class UserRoutes:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.get("/users", self.users),
-            web.post("/users", self.add_user),
-            web.get("/settings", self.get_settings),
-            web.post("/settings", self.post_settings),
-            web.get("/settings/{id}", self.get_setting),
-            web.post("/settings/{id}", self.post_setting),
-            web.get("/userdata", self.list_files),
-            web.get("/v2/userdata", self.list_v2),
-            web.get("/userdata/{file}", self.get),
-            web.post("/userdata/{file}", self.post),
-            web.delete("/userdata/{file}", self.delete),
-            web.post("/userdata/{file}/move/{dest}", self.move),
+            web.get("/users", _in_thread(self.users)),
+            web.post("/users", _in_thread(self.add_user)),
+            web.get("/settings", _in_thread(self.get_settings)),
+            web.post("/settings", _in_thread(self.post_settings)),
+            web.get("/settings/{id}", _in_thread(self.get_setting)),
+            web.post("/settings/{id}", _in_thread(self.post_setting)),
+            web.get("/userdata", _in_thread(self.list_files)),
+            web.get("/v2/userdata", _in_thread(self.list_v2)),
+            web.get("/userdata/{file}", _in_thread(self.get)),
+            web.post("/userdata/{file}", _in_thread(self.post)),
+            web.delete("/userdata/{file}", _in_thread(self.delete)),
+            web.post("/userdata/{file}/move/{dest}", _in_thread(self.move)),
         ]
 
-    async def users(self, _request: web.Request) -> web.Response:
+    def users(self, _request: web.Request, _body: bytes) -> web.Response:
         return web.json_response({"storage": "server", "migrated": self._home.exists()})
 
-    async def add_user(self, request: web.Request) -> web.Response:
+    def add_user(self, _request: web.Request, body: bytes) -> web.Response:
         """There is one user only, as in a ComfyUI without --multi-user."""
-        if (await request.json())["username"] == "default":
+        if json.loads(body)["username"] == "default":
             return web.json_response({"error": "Duplicate username."}, status=400)
         raise web.HTTPInternalServerError
 
-    async def get_settings(self, _request: web.Request) -> web.Response:
+    def get_settings(self, _request: web.Request, _body: bytes) -> web.Response:
         return web.json_response(self._settings())
 
-    async def get_setting(self, request: web.Request) -> web.Response:
+    def get_setting(self, request: web.Request, _body: bytes) -> web.Response:
         return web.json_response(self._settings().get(request.match_info["id"]))
 
-    async def post_settings(self, request: web.Request) -> web.Response:
-        self._save_settings(self._settings() | await request.json())
+    def post_settings(self, _request: web.Request, body: bytes) -> web.Response:
+        self._save_settings(self._settings() | json.loads(body))
         return web.Response()
 
-    async def post_setting(self, request: web.Request) -> web.Response:
-        value = await request.json()
-        self._save_settings(self._settings() | {request.match_info["id"]: value})
+    def post_setting(self, request: web.Request, body: bytes) -> web.Response:
+        self._save_settings(self._settings() | {request.match_info["id"]: json.loads(body)})
         return web.Response()
 
     def _settings(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class UserRoutes:
     def _save_settings(self, settings: dict[str, Any]) -> None:
         (self._home / _SETTINGS_FILE).write_text(json.dumps(settings, indent=4))
 
-    async def list_files(self, request: web.Request) -> web.Response:
+    def list_files(self, request: web.Request, _body: bytes) -> web.Response:
         query = request.query
         if not query.get("dir"):
             return web.Response(status=400, text="Directory not provided")
@@ -90,7 +90,7 @@ class UserRoutes:
                 found.append([relative, *relative.split("/")] if _is_true(query.get("split")) else relative)
         return web.json_response(found)
 
-    async def list_v2(self, request: web.Request) -> web.Response:
+    def list_v2(self, request: web.Request, _body: bytes) -> web.Response:
         """Files and folders below a path, folders first."""
         folder = self._path(unquote(request.query.get("path", ""))) if request.query.get("path") else self._home
         if folder is None:
@@ -110,31 +110,30 @@ class UserRoutes:
         found.sort(key=lambda entry: (entry["type"] != "directory", entry["name"].lower()))
         return web.json_response(found)
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
+    def get(self, request: web.Request, _body: bytes) -> web.StreamResponse:
         return web.FileResponse(self._existing(request))
 
-    async def post(self, request: web.Request) -> web.Response:
+    def post(self, request: web.Request, body: bytes) -> web.Response:
         path = self._wanted(request, "file")
         if request.query.get("overwrite") == "false" and path.exists():
             return web.Response(status=409, text="File already exists")
-        body = await request.read()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            await asyncio.to_thread(path.write_bytes, body)
+            path.write_bytes(body)
         except OSError:
             return web.Response(status=400, reason='Invalid filename. Please avoid special characters like :\\/*?"<>|')
         return self._told(request, path)
 
-    async def delete(self, request: web.Request) -> web.Response:
+    def delete(self, request: web.Request, _body: bytes) -> web.Response:
         self._existing(request).unlink()
         return web.Response(status=204)
 
-    async def move(self, request: web.Request) -> web.Response:
+    def move(self, request: web.Request, _body: bytes) -> web.Response:
         source, target = self._existing(request), self._wanted(request, "dest")
         if request.query.get("overwrite") == "false" and target.exists():
             return web.Response(status=409, text="File already exists")
         target.parent.mkdir(parents=True, exist_ok=True)
-        await asyncio.to_thread(shutil.move, source, target)
+        shutil.move(source, target)
         return self._told(request, target)
 
     def _told(self, request: web.Request, path: Path) -> web.Response:
@@ -156,8 +155,17 @@ class UserRoutes:
 
     def _path(self, name: str) -> Path | None:
         """Below the user's folder; None where the name leads out of it. Names may be encoded twice."""
-        path = Path(os.path.abspath(self._home / unquote(name)))  # noqa: PTH100 (resolve() would follow links)
+        path = Path(os.path.normpath(self._home / unquote(name)))
         return path if is_within(self._home, path) else None
+
+
+def _in_thread(answer: Callable[[web.Request, bytes], web.StreamResponse]) -> Handler:
+    """A handler that reads the body and leaves the rest, which is work on files, to a thread."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await asyncio.to_thread(answer, request, await request.read())
+
+    return handler
 
 
 def _is_true(value: str | None) -> bool:

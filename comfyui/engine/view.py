@@ -40,14 +40,12 @@ class FileRoutes:
         if not query.get("filename"):
             return web.Response(status=400 if "filename" in query else 404)
         path = self._find(query["filename"], query.get("type", "output"), query.get("subfolder", ""))
-        if path.is_file() and self._faults.take("output_deleted", match=path.name) is not None:
-            path.unlink()
-        if not path.is_file():
+        size = await asyncio.to_thread(self._size, path)
+        if size is None:
             return web.Response(status=404)
         disposition = {hdrs.CONTENT_DISPOSITION: f'filename="{path.name}"'}
         cut = self._faults.take("view_cut", match=path.name)
         if cut is not None:
-            size = path.stat().st_size
             return await _send_and_cut(request, path, size, int(cut.get("after_bytes", size // 2)))
         channel = query.get("channel", "rgba")
         if "preview" in query:
@@ -60,6 +58,15 @@ class FileRoutes:
         if content_type in _NEVER_SHOWN:
             content_type = "application/octet-stream"
         return web.FileResponse(path, headers={**disposition, hdrs.CONTENT_TYPE: content_type})
+
+    def _size(self, path: Path) -> int | None:
+        """In bytes; None where there is no such file, or no longer."""
+        if not path.is_file():
+            return None
+        if self._faults.take("output_deleted", match=path.name) is not None:
+            path.unlink()
+            return None
+        return path.stat().st_size
 
     def _find(self, name: str, folder_type: str, subfolder: str) -> Path:
         filename, folder = self._folders.annotated(name)
