@@ -142,13 +142,13 @@ class ComfyUIHandler:
         request: PromptRequest,
         *,
         timeout_s: float,
-        idempotent: bool = False,
+        fresh_id: str | None = None,
         listener: Listener | None = None,
     ) -> PromptResult:
         """Run the workflow and wait for it; the same ``prompt_id`` again joins it, or returns what it gave.
 
         Args:
-            idempotent: the ``prompt_id`` was derived from a key; the same as when the caller chose it.
+            fresh_id: a new UUID to use when the request has no ``prompt_id``; one is made when not given.
             listener: gets the prompt's events while this call waits.
 
         Raises:
@@ -156,8 +156,8 @@ class ComfyUIHandler:
         """
         with self._admitted():
             check_api_format(request.prompt)
-            prompt_id = str(request.prompt_id or uuid4())
-            known_id = idempotent or request.prompt_id is not None
+            prompt_id = str(request.prompt_id or fresh_id or uuid4())
+            known_id = request.prompt_id is not None
             if known_id and (earlier := self._earlier(prompt_id, request)) is not None:
                 return earlier
             job = self._jobs.get(prompt_id) or self._start(_Job(prompt_id, request, known_id=known_id))

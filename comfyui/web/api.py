@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated
-from uuid import UUID, uuid5
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any
+from uuid import UUID, uuid4, uuid5
 
+import orjson
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from comfyui.client import View
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.outputs import result_json
-from comfyui.web.deps import ClientGoneError, Handler, Options, WebOptions, unless_gone
+from comfyui.web.deps import Body, ClientGoneError, Handler, Options, WebOptions, unless_gone
 from comfyui.web.errors import RequestError
 
 router = APIRouter()
@@ -27,10 +30,20 @@ Timeout = Annotated[float | None, Query(gt=0, description="Seconds to wait; DEFA
 Key = Annotated[str | None, Header(max_length=255, description="Any key that makes the call idempotent.")]
 
 
-@router.post("/prompt_sync", summary="Run a workflow and wait for its files")
+def _body_schema() -> dict[str, Any]:
+    """What OpenAPI says of the body, which FastAPI does not read itself: its definitions stand inline."""
+    schema = PromptRequest.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    text = orjson.dumps(schema).decode()
+    for name, definition in definitions.items():
+        text = text.replace(f'{{"$ref":"#/$defs/{name}"}}', orjson.dumps(definition).decode())
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": orjson.loads(text)}}}}
+
+
+@router.post("/prompt_sync", summary="Run a workflow and wait for its files", openapi_extra=_body_schema())
 async def prompt_sync(
     request: Request,
-    body: PromptRequest,
+    body: Body,
     handler: Handler,
     options: Options,
     timeout: Timeout = None,
@@ -42,10 +55,11 @@ async def prompt_sync(
         if body.prompt_id is not None:
             raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
         body = body.model_copy(update={"prompt_id": prompt_id_for_key(idempotency_key)})
-    if body.prompt_id is not None:
-        structlog.contextvars.bind_contextvars(prompt_id=str(body.prompt_id))
+    prompt_id = str(body.prompt_id or uuid4())
+    structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     try:
-        result = await unless_gone(request, handler.submit_prompt_sync(body, timeout_s=timeout_s))
+        work = handler.submit_prompt_sync(body, timeout_s=timeout_s, fresh_id=prompt_id)
+        result = await unless_gone(request, work)
     except ClientGoneError:
         return _nobody()
     return await _answer(handler, result, with_base64=body.return_image_base64)
@@ -103,10 +117,10 @@ def _timeout_s(timeout: float | None, options: WebOptions) -> float:
 async def _answer(handler: ComfyUIHandler, result: PromptResult, *, with_base64: bool) -> Response:
     """The result as JSON: in one piece while it is small, streamed with bounded memory when it is not."""
 
-    def open_file(file: OutputFile) -> object:
+    def open_file(file: OutputFile) -> AbstractAsyncContextManager[View]:
         return handler.open_file(result, file)
 
-    pieces = result_json(result, open_file=open_file if with_base64 else None)  # type: ignore[arg-type]
+    pieces = result_json(result, open_file=open_file if with_base64 else None)
     start = bytearray()
     async for piece in pieces:
         start += piece
