@@ -108,6 +108,35 @@ def last_nodes(prompt: Prompt) -> set[str]:
     return {node_id for node_id in prompt if node_id not in used}
 
 
+def nodes_on_cycles(parents: Mapping[str, set[str]]) -> set[str]:
+    """The nodes that are part of a cycle, or lie between two; `parents` is node id to the ids that it depends on."""
+    entangled = _without_starts(parents)
+    return set(_without_starts(_reversed(entangled)))
+
+
+def _without_starts(parents: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """What is left when nodes that depend on nothing that is left are taken off, again and again."""
+    children = _reversed(parents)
+    waiting = {node_id: len(others & parents.keys()) for node_id, others in parents.items()}
+    free = [node_id for node_id, count in waiting.items() if count == 0]
+    while free:
+        node_id = free.pop()
+        del waiting[node_id]
+        for child in children[node_id]:
+            waiting[child] -= 1
+            if waiting[child] == 0:
+                free.append(child)
+    return {node_id: parents[node_id] & waiting.keys() for node_id in waiting}
+
+
+def _reversed(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    backwards: dict[str, set[str]] = {node_id: set() for node_id in edges}
+    for node_id, others in edges.items():
+        for other in others & edges.keys():
+            backwards[other].add(node_id)
+    return backwards
+
+
 def media_widgets(object_info: ObjectInfo) -> dict[str, tuple[str, ...]]:
     """Node class to the names of those of its inputs that are uploaded files; classes without any are left out."""
     found = {
