@@ -125,6 +125,7 @@ class CompletionWatcher:
         self._done_number = -math.inf
         self._idle = True
         self._deaf_waiting = False
+        self._look_around = False
         self._asked_front = False
         self._frames_at_poll = 0
         self._poll_delay_s = _FASTEST_POLL_S
@@ -230,6 +231,7 @@ class CompletionWatcher:
         self._log.info("websocket.connected")
         self.on_connection_change()
         # What was submitted before this moment is deaf, and may have been forgotten.
+        self._look_around = True
         self._poll_soon()
 
     async def _drop_socket(self) -> None:
@@ -331,7 +333,9 @@ class CompletionWatcher:
         except ComfyUIError as error:
             self._poll_failures += 1
             if isinstance(error, ComfyUIConnectionError):
-                self._epoch += 1  # it may have restarted, and without a socket nothing else would tell
+                # It may have restarted, and without a socket nothing else would tell.
+                self._epoch += 1
+                self._look_around = True
             if self._poll_failures == 1:
                 self._log.warning("poll.failed", detail=error.detail, waiting=self.waiting)
 
@@ -341,14 +345,14 @@ class CompletionWatcher:
             self._poll_delay_s = _FASTEST_POLL_S
             return
         self._poll_delay_s = min(self._poll_delay_s * _POLL_GROWTH, self._poll_interval_s)
-        if deaf and self._poll_delay_s < self._poll_interval_s:
+        if deaf and self._poll_delay_s < self._poll_interval_s and not self._look_around:
             return  # soon enough again for what follows
         waiting = self._waiting()
         if not waiting:
             return
         quiet = self._live_id is not None and self._frames == self._frames_at_poll
         self._frames_at_poll = self._frames
-        if quiet and not self._asked_front:
+        if quiet and not self._asked_front and not self._look_around:
             # In turn with the question below, so that it stays at one small request a tick.
             self._asked_front = True
             if await self._check_front(waiting[:1]):
@@ -360,8 +364,9 @@ class CompletionWatcher:
             await self._confirm_silence()
         self.queue_remaining = remaining
         # Fewer prompts are left in ComfyUI than wait here, or a later one is done: some of ours ended unseen.
-        if remaining < len(waiting) or any(self._passed_over(watch) for watch in waiting):
+        if self._look_around or remaining < len(waiting) or any(self._passed_over(watch) for watch in waiting):
             await self._look_for(self._waiting(), remaining)
+            self._look_around = False
 
     def _waiting(self) -> list[Watch]:
         """Submitted, not done, not being fetched: in the order in which ComfyUI runs them."""

@@ -1,0 +1,195 @@
+"""What ComfyUI and the network do wrong, and what the caller gets all the same (docs/reliability.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
+
+
+def executions(engine: Engine) -> dict[str, int]:
+    """How often the engine ran each prompt."""
+    counts: dict[str, int] = engine.stats.show()["executed"]
+    return counts
+
+
+def requests(engine: Engine, route: str) -> int:
+    count: int = engine.stats.show()["requests"].get(route, 0)
+    return count
+
+
+@pytest.mark.parametrize("fault", ["prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"])
+async def test_a_lost_reply_to_the_submission_means_one_execution(
+    gateway: RunningGateway, engine: Engine, fault: str
+) -> None:
+    await engine.set_faults({fault: {"times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
+async def test_a_reply_that_is_not_whole_means_one_execution(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"half_json": {"route": "/prompt", "method": "POST", "times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
+async def test_a_gateway_error_on_the_submission_means_one_execution(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"status": {"route": "/prompt", "method": "POST", "status": 502, "times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
+async def test_replies_lost_for_good_end_in_an_error_with_the_prompt_id(engine: Engine) -> None:
+    await engine.set_faults({"prompt_reply_lost_before_queue": {}})
+    async with running_gateway(engine.url, http_retries=1) as gateway:
+        status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 502
+    assert body["type"] == "submission_unknown"
+    assert body["prompt_id"]
+    assert executions(engine) == {}
+
+
+async def test_the_websocket_drops_while_prompts_run(gateway: RunningGateway, engine: Engine) -> None:
+    waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.2, tag=tag))) for tag in range(4)]
+    await prompts_are_queued(engine, 4)
+    await engine.set_faults({"ws_drop": {"abrupt": True}})
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 4
+    assert set(executions(engine).values()) == {1}
+
+
+async def test_refused_websockets_leave_polling(engine: Engine) -> None:
+    await engine.set_faults({"ws_refuse": {}})
+    async with running_gateway(engine.url) as gateway:
+        started = time.monotonic()
+        results = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.1, tag=tag)) for tag in range(5)))
+        took_s = time.monotonic() - started
+        async with gateway.http.get("/health") as response:
+            health = await response.json()
+    assert [status for status, _ in results] == [200] * 5
+    assert took_s < 5
+    assert health["servers"][0]["websocket"] == "disconnected"
+    assert health["status"] == "healthy"
+
+
+async def test_a_silent_websocket_is_found_and_told_from_a_dead_comfyui(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.2, tag=tag))) for tag in range(3)]
+    await prompts_are_queued(engine, 3)
+    await engine.set_faults({"ws_silent": {}})
+    started = time.monotonic()
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
+    assert time.monotonic() - started < 8
+    async with gateway.http.get("/health") as response:
+        health = await response.json()
+    assert health["status"] == "healthy"
+    assert health["servers"][0]["websocket"] == "silent"
+    assert reconnects(gateway, "silent") >= 1
+
+
+async def test_a_new_websocket_never_reuses_a_client_id(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"ws_deaf_reconnect": {}})
+    watcher = gateway.handler.pool.backends[0].watcher
+    seen = {watcher.client_id}
+    for _ in range(3):
+        await engine.set_faults({"ws_drop": {}})
+        async with asyncio.timeout(10):
+            while watcher.client_id in seen or not watcher.connected:
+                await asyncio.sleep(0.01)
+        seen.add(watcher.client_id)
+        status, _ = await gateway.prompt_sync(invert_workflow(len(seen)))
+        assert status == 200
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": {"route": "/history/*", "status": 500, "times": 3}},
+        {"half_json": {"route": "/history/*", "times": 3}},
+        {"hang": {"route": "/history/*", "seconds": 60, "times": 2}},
+        {"cut": {"route": "/history/*", "times": 6}},
+    ],
+    ids=["500", "half a JSON", "hangs", "cut"],
+)
+async def test_a_failing_history_is_waited_out(engine: Engine, fault: dict[str, Any]) -> None:
+    async with running_gateway(engine.url, http_timeout=0.5) as gateway:
+        await engine.set_faults(fault)
+        status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
+async def test_a_history_that_never_comes_back_is_waited_for_until_the_timeout(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    await engine.set_faults({"status": {"route": "/history/*", "status": 500}})
+    status, body = await gateway.prompt_sync(invert_workflow(), timeout=1.5)
+    assert status == 504
+    assert body["prompt_id"]
+    assert requests(engine, "GET /history/{prompt_id}") < 15, "without back-off"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": {"route": "/queue", "status": 500, "times": 2}},
+        {"half_json": {"route": "/queue", "times": 2}},
+        {"hang": {"route": "/queue", "seconds": 60, "times": 1}},
+    ],
+    ids=["500", "half a JSON", "hangs"],
+)
+async def test_a_failing_queue_does_not_lose_a_forgotten_prompt(engine: Engine, fault: dict[str, Any]) -> None:
+    async with running_gateway(engine.url, http_timeout=0.5) as gateway:
+        first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5)))
+        second = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.1, tag=1)))
+        await prompts_are_queued(engine, 2)
+        await engine.set_faults(fault)
+        await engine.set_faults({"forget": {}})
+        assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
+
+
+async def test_forgotten_prompts_are_submitted_again(gateway: RunningGateway, engine: Engine) -> None:
+    waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3, tag=tag))) for tag in range(4)]
+    await prompts_are_queued(engine, 4)
+    started = time.monotonic()
+    await engine.set_faults({"forget": {}})
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 4
+    assert time.monotonic() - started < 10
+
+
+async def test_forgotten_prompts_are_lost_when_no_retries_are_left(engine: Engine) -> None:
+    async with running_gateway(engine.url, lost_prompt_retries=0) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30)))
+        await prompts_are_queued(engine, 1)
+        await engine.set_faults({"forget": {}})
+        status, body = await waiting
+    assert status == 502
+    assert body["type"] == "prompt_lost"
+    assert body["prompt_id"]
+
+
+async def prompts_are_queued(engine: Engine, count: int) -> None:
+    """Until the engine took so many submissions."""
+    async with asyncio.timeout(10):
+        while requests(engine, "POST /prompt") < count:
+            await asyncio.sleep(0.01)
+
+
+def reconnects(gateway: RunningGateway, reason: str) -> float:
+    server = gateway.handler.pool.backends[0].name
+    metrics = gateway.handler.metrics
+    return (
+        metrics.registry.get_sample_value(
+            "comfyui_gateway_websocket_reconnects_total", {"server": server, "reason": reason}
+        )
+        or 0.0
+    )
