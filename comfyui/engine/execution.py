@@ -63,7 +63,7 @@ class Executor:
         self._cache = {}
 
     def run(self, item: QueuedPrompt) -> None:
-        """Executes and writes the history; never raises for what a node does."""
+        """Executes and writes the history. What a node raises ends there; anything else is the thread's end."""
         signatures = Signatures(item.prompt, lambda node_id: self._fingerprint(item.prompt, node_id))
         execution = _Execution(item, item.extra_data.get("client_id"), signatures)
         self._message(execution, "execution_start", {})
@@ -73,16 +73,14 @@ class Executor:
         cached_nodes = [node_id for node_id in item.prompt if self._cached(execution, node_id)]
         execution.wholly_cached = len(cached_nodes) == len(item.prompt)
         self._message(execution, "execution_cached", {"nodes": cached_nodes})
-        try:
-            self._run_nodes(execution)
-        finally:
-            self._hub.executing = None
-            status = {
-                "status_str": "success" if execution.completed else "error",
-                "completed": execution.completed,
-                "messages": execution.messages,
-            }
-            remembered = self._queue.finish(item, {**self._results(execution), "status": status})
+        self._run_nodes(execution)
+        self._hub.executing = None
+        status = {
+            "status_str": "success" if execution.completed else "error",
+            "completed": execution.completed,
+            "messages": execution.messages,
+        }
+        remembered = self._queue.finish(item, {**self._results(execution), "status": status})
         if execution.client_id is not None and remembered:
             self._hub.send("executing", {"node": None, "prompt_id": item.prompt_id}, execution.client_id)
 
@@ -290,8 +288,9 @@ def _loggable(value: Any) -> Any:
 class PromptThread(threading.Thread):
     """Takes one prompt after the other out of the queue until it is closed.
 
-    As ComfyUI's, it dies of an exception that no node raised: a node without `inputs` that feeds no output, which
-    validation does not look at, is enough. HTTP answers on, the prompt stays the running one.
+    As ComfyUI's, it dies of an exception that no node raised. What validation does not look at is enough: a node
+    without `inputs` that feeds no output, an undeclared input that links to no node. HTTP answers on, the prompt stays
+    the running one.
     """
 
     def __init__(

@@ -242,8 +242,17 @@ async def test_thousands_of_prompts_wait_and_any_of_them_can_be_deleted(target: 
     assert [item[1] for item in queue["queue_pending"]] == ids[999:]
 
 
-async def test_a_node_without_inputs_that_feeds_nothing_kills_the_prompt_thread_as_in_comfyui(target: Target) -> None:
-    broken: dict[str, Any] = {**inverted("broken"), "9": {"class_type": "EmptyImage"}}
+@pytest.mark.parametrize(
+    "unseen",
+    [
+        pytest.param({"9": {"class_type": "EmptyImage"}}, id="no inputs, feeds nothing"),
+        pytest.param({"2": node("ImageInvert", image=["1", 0], undeclared=["99", 0])}, id="undeclared link to nowhere"),
+    ],
+)
+async def test_what_validation_does_not_see_kills_the_prompt_thread_as_in_comfyui(
+    target: Target, unseen: dict[str, Any]
+) -> None:
+    broken = {**inverted("broken"), **unseen}
     async with target.socket() as socket:
         status, answer = await target.submit(broken, client_id=socket.client_id)
         assert status == 200
