@@ -1,0 +1,129 @@
+"""Names that every store takes, and what a repr or a wrong setting shows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from comfyui import storage
+from comfyui.storage import Parts, Placement, StorageError, StorageRefusedError, safe_key
+from comfyui.storage_s3 import S3Settings, S3Store
+
+
+@pytest.mark.parametrize(
+    ("parts", "key"),
+    [
+        (("renders", "4f/a_00001_.png"), "renders/4f/a_00001_.png"),
+        (("/a//b/", "c.png"), "a/b/c.png"),
+        (("a\\b", "c.png"), "a/b/c.png"),
+        (("", "c.png"), "c.png"),
+        (("../../etc", "./c.png"), "etc/c.png"),
+    ],
+)
+def test_a_plain_name_stays_as_it_is_and_leaves_no_folder(parts: tuple[str, ...], key: str) -> None:
+    assert safe_key(*parts) == key
+
+
+@pytest.mark.parametrize("name", ["é.png", "日本.png", "a b.png", "a%2f.png", "a#b?.png", "~x.png", "x" * 300 + ".png"])
+def test_a_name_that_stores_refuse_becomes_ascii_and_keeps_its_extension(name: str) -> None:
+    key = safe_key(name)
+    assert key.isascii()
+    assert key.endswith(".png")
+    assert len(key) <= 160
+
+
+def test_two_names_never_become_one_key() -> None:
+    names = ["é.png", "e.png", "è.png", "日.png", "本.png", "_.png", "a b.png", "a_b.png", "a%b.png"]
+    assert len({safe_key(name) for name in names}) == len(names)
+
+
+@given(st.text(min_size=1, max_size=80))
+def test_any_text_is_a_safe_key_or_refused(text: str) -> None:
+    try:
+        key = safe_key(text)
+    except StorageRefusedError:
+        return
+    assert key.isascii()
+    assert not {"", ".", ".."} & set(key.split("/"))
+
+
+@pytest.mark.parametrize("parts", [("", ".."), ("a/" * 600, "b.png")])
+def test_a_key_of_nothing_or_too_much_is_refused(parts: tuple[str, ...]) -> None:
+    with pytest.raises(StorageRefusedError):
+        safe_key(*parts)
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 19, 20, 21, 35])
+@pytest.mark.parametrize("step", [1, 7, 10, 40])
+async def test_parts_are_of_one_size_and_lose_no_byte(size: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PART_BYTES", 10)
+    data = bytes(range(size))
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, size, step):
+            yield data[start : start + step]
+
+    parts = Parts(chunks(), size)
+    whole = await parts.whole()
+    if size <= 10:
+        assert whole == data
+        assert parts.ended
+        return
+    assert whole is None
+    found = []
+    while not parts.ended:
+        found.append(await parts.next())
+    assert b"".join(found) == data
+    assert {len(part) for part in found[:-1]} == {10}
+    assert found[-1]
+    assert parts.size == size
+
+
+@pytest.mark.parametrize("length", [4, 6])
+async def test_a_file_that_is_shorter_or_longer_than_announced_is_an_error(length: int) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"12345"
+
+    with pytest.raises(StorageError, match=f"not the {length} bytes"):
+        await Parts(chunks(), length).whole()
+
+
+def test_credentials_are_in_no_repr() -> None:
+    settings = S3Settings(
+        "renders", access_key=SecretStr("AKIAKEY"), secret_key=SecretStr("hush"), session_token=SecretStr("t0k")
+    )
+    assert not [word for word in ("AKIAKEY", "hush", "t0k") if word in f"{settings!r} {settings} {S3Store(settings)!r}"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bucket": ""}, {"bucket": "a/b"}, {"presign_seconds": 0}, {"presign_seconds": 700_000}]
+)
+def test_settings_that_cannot_work_stop_the_start(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"bucket|presign_seconds"):
+        S3Store(S3Settings(**{"bucket": "renders", **wrong}))
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        Placement(bucket="others"),
+        Placement(presign_seconds=0),
+        Placement(presign_seconds=604_801),
+        Placement("renders/.."),
+    ],
+)
+def test_a_request_gets_no_other_bucket_and_no_link_for_ever(placement: Placement) -> None:
+    with pytest.raises(StorageRefusedError):
+        S3Store(S3Settings("renders", allowed_buckets=["mine"])).check(placement)
+
+
+async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
+    with pytest.raises(StorageError, match=r"comfyui-gateway\[s3\]"):
+        await S3Store(S3Settings("renders")).__aenter__()
