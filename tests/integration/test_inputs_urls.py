@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import io
 import socket
 import tracemalloc
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -173,6 +174,43 @@ async def test_a_file_that_grows_past_memory_is_on_disk_and_goes_when_it_is_done
             assert isinstance(content.source, Path)
             assert content.source.exists()
         assert not content.source.exists()
+
+
+async def test_a_large_file_goes_from_its_server_to_comfyui_without_being_whole_in_memory() -> None:
+    size = 64 << 20
+    received = hashlib.sha256()
+
+    async def give(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(size)})
+        await response.prepare(request)
+        for _ in range(size >> 16):
+            await response.write(bytes(1 << 16))
+        return response
+
+    async def take(request: web.Request) -> web.Response:
+        form = await request.multipart()
+        file = await form.next()
+        assert isinstance(file, BodyPartReader)
+        while block := await file.read_chunk(1 << 16):
+            received.update(block)
+        return web.json_response({"name": "stored.bin", "subfolder": "gateway", "type": "input"})
+
+    async with (
+        serve(give) as origin,
+        serve(take) as comfyui,
+        ComfyUIClient(f"127.0.0.1:{comfyui.port}") as client,
+        InputStager(max_bytes=size, url_allow=["127.0.0.1"], url_timeout_s=30) as stager,
+    ):
+        request = PromptRequest(prompt={"1": {"class_type": "LoadVideo", "inputs": {"file": origin.url("/v.mp4")}}})
+        tracemalloc.start()
+        try:
+            staged = await stager.stage(client, request, [("1", "file")])
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert staged["1"]["inputs"]["file"] == "gateway/stored.bin"
+    assert received.hexdigest() == hashlib.sha256(bytes(size)).hexdigest()
+    assert peak < 12 << 20
 
 
 async def test_an_allowed_name_may_have_an_address_inside(origin: Server) -> None:
