@@ -31,7 +31,7 @@ _MODEL_ENDINGS = (
 )
 # Endings that every version of ComfyUI lists for an upload widget, so that a plain name with one must be in its list.
 _LISTED_MEDIA = {
-    "image_upload": (".png", ".jpg", ".jpeg", ".gif", ".bmp"),
+    "image_upload": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"),
     "video_upload": (".mp4", ".webm"),
     "audio_upload": (".mp3", ".wav", ".flac"),
 }
@@ -280,7 +280,9 @@ class _Check:
 
     def _not_in_list(self, node_id: str, spec: InputSpec, choices: Sequence[Any], value: Any) -> Problem:
         certain = self._is_plain(node_id) and (spec.old_style or self._new_choices_checked)
-        if spec.is_upload:
+        if spec.is_upload and not isinstance(value, str | list):
+            code, message = "invalid_input_type", f"{spec.name} must be a file's name, not {_shown(value)}"
+        elif spec.is_upload:
             code, message = "missing_input_file", f"The file {_shown(value)} is not in ComfyUI's input folder"
             certain = self._is_plain(node_id) and _must_be_listed(spec, value)
         elif _names_model(value, choices):

@@ -29,9 +29,10 @@ def _apply(primitive: Node, graph: Graph) -> list[str]:
     ]
     widgets = [widget for owner, slot in targets if (widget := owner.widget(slot.widget))]
     values = primitive.widget_values
-    if not widgets or isinstance(values, Mapping) or not values:
+    if not widgets or isinstance(values, Mapping):
         return []
-    value = values[0]
+    # One that has no value of its own takes over that of its first target.
+    value = values[0] if values else widgets[0].value
     kinds = {widget.kind for widget in widgets}
     if len(kinds) > 1:
         return [f"primitive {primitive.id} feeds widgets of different types: {', '.join(sorted(kinds))}"]
