@@ -60,6 +60,12 @@ class Settings(BaseSettings):
     lost_prompt_retries: int = Field(
         default=1, ge=0, le=10, description="How often a prompt that ComfyUI forgot is submitted again."
     )
+    oom_retries: int = Field(
+        default=0, ge=0, le=10, description="How often a prompt that ran out of memory is submitted again, after /free."
+    )
+    stalled_after: float = Field(
+        default=60, gt=0, description="Seconds without any execution after which ComfyUI's prompt worker is checked."
+    )
     cancel_on_timeout: bool = Field(default=True, description="Cancel the prompt when its last request timed out.")
     cancel_on_disconnect: bool = Field(default=True, description="Cancel the prompt when its last client went away.")
     cancel_on_shutdown: bool = Field(

@@ -25,6 +25,7 @@ from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.inputs import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
+from comfyui.runner import RunnerOptions
 from comfyui.web import api, ops
 from comfyui.web.deps import WebOptions
 from comfyui.web.errors import install_error_handlers
@@ -72,6 +73,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 http_timeout_s=settings.http_timeout,
                 http_retries=settings.http_retries,
                 poll_interval_s=settings.poll_interval,
+                stalled_after_s=settings.stalled_after,
                 metrics=metrics,
             )
         )
@@ -95,11 +97,14 @@ def _handler_options(settings: Settings) -> HandlerOptions:
     return HandlerOptions(
         max_timeout_s=settings.max_timeout,
         max_concurrent_requests=settings.max_concurrent_requests,
-        submission_retries=settings.http_retries,
-        lost_prompt_retries=settings.lost_prompt_retries,
         cancel_on_timeout=settings.cancel_on_timeout,
         cancel_on_disconnect=settings.cancel_on_disconnect,
         cancel_on_shutdown=settings.cancel_on_shutdown,
+        runner=RunnerOptions(
+            submission_retries=settings.http_retries,
+            lost_prompt_retries=settings.lost_prompt_retries,
+            oom_retries=settings.oom_retries,
+        ),
     )
 
 

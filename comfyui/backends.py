@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import enum
 import time
-from collections.abc import Collection, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Self
 
 import structlog
@@ -19,11 +19,15 @@ import structlog
 from comfyui.client import JSON, ComfyUIClient, QueueItem, backoff_s
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.metrics import Metrics
+from comfyui.preflight import preflight
 from comfyui.watcher import CompletionWatcher
 
 _PROBE_START_S = 0.25
 _PROBE_MAX_S = 10.0
 _PROBE_UP_S = 5.0
+_MOVE_AFTER_S = 5.0
+# What another server may have: the rest is wrong with the workflow wherever it runs.
+_SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "value_not_in_list"})
 
 
 class Health(enum.Enum):
@@ -50,12 +54,16 @@ class Backend:
         self._look_again = asyncio.Event()
         self._object_info: JSON | None = None
         self._doubted = False
+        self._down_since: float | None = None
+        self._moved: set[str] = set()
+        self.others_ready: Callable[[], bool] = lambda: False
+        """Whether another server could take over; the pool knows."""
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.client)
-            self.watcher.on_connection_change = self._look_again.set
+            self.watcher.on_change = self._look_again.set
             await stack.enter_async_context(self.watcher)
             prober = asyncio.create_task(self._probe_loop(), name=f"probe {self.name}")
             stack.push_async_callback(_stop, prober)
@@ -87,6 +95,22 @@ class Backend:
     def broken(self, reason: str) -> None:
         """It answers, and cannot run prompts until it is restarted."""
         self._set(Health.BROKEN, reason)
+
+    def succeeded(self) -> None:
+        """A prompt ran through: whatever was thought of it, it works."""
+        if self.health is Health.BROKEN:
+            self._set(Health.READY)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """One prompt of ours more is on this server."""
+        self.in_flight += 1
+        self._metrics.in_flight.labels(self.name).inc()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self._metrics.in_flight.labels(self.name).dec()
 
     def look_again(self) -> None:
         """Have it probed now and not at the next turn."""
@@ -140,17 +164,39 @@ class Backend:
                 self._object_info = None
                 self._set(Health.READY)
             was_connected = connected
-            if connected and not self._doubted:
-                wait_s = None
-            elif await self._answers():
+            if (connected and not self._doubted) or await self._answers():
                 failures, self._doubted, wait_s = 0, False, None if connected else _PROBE_UP_S
-                if self.health is not Health.BROKEN:
-                    self._set(Health.READY)
+                self._down_since = None
+                self._judge_worker()
+                await self._cancel_moved()
             else:
                 failures += 1
                 wait_s = backoff_s(failures, start_s=_PROBE_START_S, max_s=_PROBE_MAX_S)
+                self._move_when_gone()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._look_again.wait(), wait_s)
+
+    def _judge_worker(self) -> None:
+        if self.watcher.stalled:
+            self.broken("its prompt worker does not run: prompts wait and none is executed; restart ComfyUI")
+        elif self.health is not Health.BROKEN or self.reason.startswith("its prompt worker"):
+            self._set(Health.READY)
+
+    def _move_when_gone(self) -> None:
+        """Give up what waits on a server that stays away, once another one can do it instead."""
+        now = time.monotonic()
+        self._down_since = self._down_since or now
+        if now - self._down_since >= _MOVE_AFTER_S and self.others_ready():
+            self._moved |= self.watcher.give_up(f"{self.name} does not answer any more")
+
+    async def _cancel_moved(self) -> None:
+        """A server that was only cut off still has the prompts that others ran meanwhile."""
+        while self._moved:
+            prompt_id = self._moved.pop()
+            try:
+                await self.cancel(prompt_id)
+            except ComfyUIError as error:
+                self._log.warning("prompt.cancel_failed", prompt_id=prompt_id, reason="moved", detail=error.detail)
 
     async def _answers(self) -> bool:
         try:
@@ -168,6 +214,8 @@ class BackendPool:
         if not backends:
             raise ValueError("at least one ComfyUI server is needed")
         self.backends = tuple(backends)
+        for backend in self.backends:
+            backend.others_ready = self._others_ready(backend)
         self._stack = AsyncExitStack()
 
     @classmethod
@@ -178,6 +226,7 @@ class BackendPool:
         http_timeout_s: float = 30.0,
         http_retries: int = 3,
         poll_interval_s: float = 1.0,
+        stalled_after_s: float = 60.0,
         metrics: Metrics | None = None,
     ) -> Self:
         """A pool over these addresses (``host:port`` or URLs). Nothing is sent before it is opened."""
@@ -185,7 +234,10 @@ class BackendPool:
 
         def backend(address: str) -> Backend:
             client = ComfyUIClient(address, timeout_s=http_timeout_s, retries=http_retries, metrics=metrics)
-            return Backend(client, CompletionWatcher(client, poll_interval_s=poll_interval_s, metrics=metrics), metrics)
+            watcher = CompletionWatcher(
+                client, poll_interval_s=poll_interval_s, stalled_after_s=stalled_after_s, metrics=metrics
+            )
+            return Backend(client, watcher, metrics)
 
         return cls([backend(address) for address in addresses])
 
@@ -203,24 +255,44 @@ class BackendPool:
     def ready(self) -> list[Backend]:
         return [backend for backend in self.backends if backend.ready]
 
+    def _others_ready(self, backend: Backend) -> Callable[[], bool]:
+        return lambda: any(other.ready for other in self.backends if other is not backend)
+
     def named(self, name: str) -> Backend | None:
         return next((backend for backend in self.backends if backend.name == name), None)
 
-    async def choose(self, *, patience_s: float, avoid: Collection[Backend] = ()) -> Backend:
-        """The server in rotation with the least work; those to `avoid` only when there is no other.
+    async def choose(
+        self, *, patience_s: float, avoid: Collection[Backend] = (), prompt: Mapping[str, Any] | None = None
+    ) -> Backend:
+        """The server in rotation with the least work, among those that have what `prompt` needs.
 
-        Waits up to `patience_s` for one to come up, then raises `ComfyUIConnectionError` with each one's reason.
+        Those to `avoid` are taken only when there is no other. Waits up to `patience_s` for one to come up, then raises
+        `ComfyUIConnectionError` with each one's reason.
         """
         deadline = time.monotonic() + patience_s
         while True:
-            ready = self.ready
-            candidates = [backend for backend in ready if backend not in avoid] or ready
+            candidates = self.ready
+            if len(candidates) > 1:
+                candidates = [backend for backend in candidates if backend not in avoid] or candidates
+                candidates = await self._able(candidates, prompt)
             if candidates:
                 return min(candidates, key=lambda backend: backend.load)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise ComfyUIConnectionError(self.why_not_ready())
             await self._wait_for_change(left_s)
+
+    async def _able(self, candidates: list[Backend], prompt: Mapping[str, Any] | None) -> list[Backend]:
+        """Those that have the workflow's nodes and models; all of them where none has, since ComfyUI says it best."""
+        if prompt is None or len(candidates) < 2:
+            return candidates
+        able = []
+        for backend in candidates:
+            with contextlib.suppress(ComfyUIError):
+                problems = preflight(prompt, await backend.object_info())
+                if not any(problem.code in _SERVER_LACKS for problem in problems):
+                    able.append(backend)
+        return able or candidates
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         tasks = [asyncio.create_task(backend.wait_for_change()) for backend in self.backends]

@@ -25,6 +25,7 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
 )
 from comfyui.metrics import Metrics
+from comfyui.models import OutputFile
 
 _RETRIED_STATUSES = frozenset({502, 503, 504})
 _BACKOFF_START_S = 0.1
@@ -240,6 +241,18 @@ class ComfyUIClient:
             if response.status != 200:
                 raise _unexpected("GET", "/view", response.status)
             yield View(response.content_type, response.content_length, self._chunks(response))
+
+    async def has_file(self, file: OutputFile) -> bool:
+        """Whether ``/view`` would find it; asks for no byte of it."""
+
+        async def ask() -> bool:
+            params = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
+            async with self._request("HEAD", "/view", params=params) as response:
+                if response.status not in {200, 404}:
+                    raise _unexpected("HEAD", "/view", response.status)
+                return response.status == 200
+
+        return await self._retrying(ask, self._retries)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:

@@ -104,6 +104,14 @@ def executing_s(entry: Mapping[str, Any]) -> float:
     return max(0.0, (times[-1] - times[0]) / 1000) if len(times) > 1 else 0.0
 
 
+def cached_nodes(entry: Mapping[str, Any]) -> frozenset[str]:
+    """The nodes that ComfyUI did not run but served from its cache."""
+    for message in (entry.get("status") or {}).get("messages") or ():
+        if len(message) > 1 and message[0] == "execution_cached":
+            return frozenset(message[1].get("nodes") or ())
+    return frozenset()
+
+
 async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The base64 text of a byte stream, piece by piece; never more than a piece is held."""
     rest = bytearray()

@@ -64,7 +64,6 @@ class Watch:
         self.done_number = 0.0
         self.misses = 0
         self.collecting = False
-        self.seen_running = asyncio.Event()
         self._done: asyncio.Future[JSON] = asyncio.get_running_loop().create_future()
 
     async def finished(self) -> JSON:
@@ -96,6 +95,7 @@ class CompletionWatcher:
     Args:
         poll_interval_s: the longest time between two polls while the socket cannot be relied on.
         tick_s: while the socket works and anything waits, one small request each so many seconds checks that it does.
+        stalled_after_s: when prompts wait and nothing at all happens for so long, look whether ComfyUI runs any.
     """
 
     def __init__(
@@ -104,11 +104,14 @@ class CompletionWatcher:
         *,
         poll_interval_s: float = 1.0,
         tick_s: float = 2.0,
+        stalled_after_s: float = 60.0,
         metrics: Metrics | None = None,
     ) -> None:
         self._client = client
         self._poll_interval_s = poll_interval_s
         self._tick_s = tick_s
+        self._stalled_after_s = stalled_after_s
+        self._last_sign = time.monotonic()
         self._metrics = metrics or Metrics()
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._watches: dict[str, Watch] = {}
@@ -132,7 +135,9 @@ class CompletionWatcher:
         self._poll_failures = 0
         self.queue_remaining = 0
         """ComfyUI's own figure, as last heard."""
-        self.on_connection_change: Callable[[], None] = lambda: None
+        self.stalled = False
+        """Prompts are queued and ComfyUI runs none: its prompt worker is dead behind HTTP 200 (trap 12)."""
+        self.on_change: Callable[[], None] = lambda: None
         self.crashed: BaseException | None = None
 
     async def __aenter__(self) -> Self:
@@ -180,6 +185,13 @@ class CompletionWatcher:
         watch.epoch, watch.done_number = self._epoch, self._done_number
         if self._idle or watch.client_id != self._live_id:
             self._poll_soon()
+
+    def give_up(self, reason: str) -> set[str]:
+        """Fail everything that was submitted with `ComfyUIPromptLostError`; returns the ids."""
+        waiting = self._waiting()
+        for watch in waiting:
+            watch.fail(ComfyUIPromptLostError(reason, prompt_id=watch.prompt_id))
+        return {watch.prompt_id for watch in waiting}
 
     def unwatch(self, watch: Watch) -> None:
         if self._watches.get(watch.prompt_id) is watch:
@@ -229,7 +241,7 @@ class CompletionWatcher:
         self._silent = False
         self._metrics.websocket_connected.labels(self._client.name).set(1)
         self._log.info("websocket.connected")
-        self.on_connection_change()
+        self.on_change()
         # What was submitted before this moment is deaf, and may have been forgotten.
         self._look_around = True
         self._poll_soon()
@@ -240,7 +252,7 @@ class CompletionWatcher:
             self._live_id = None
             self._epoch += 1
             self._log.warning("websocket.closed", waiting=self.waiting, until_then="polling")
-            self.on_connection_change()
+            self.on_change()
         self._metrics.websocket_connected.labels(self._client.name).set(0)
         self._running_id = None
         self._poll_soon()
@@ -261,7 +273,7 @@ class CompletionWatcher:
         watch = self._watches.get(prompt_id) if prompt_id else None
         if watch is None:
             return
-        watch.seen_running.set()
+        self._alive()
         if watch.listener is not None:
             watch.listener(event)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
@@ -289,6 +301,7 @@ class CompletionWatcher:
         entry = await self._client.get_history(watch.prompt_id)
         if entry is None:
             return False
+        self._alive()
         self._last_finished_id = watch.prompt_id
         self._done_number = max(self._done_number, watch.number)
         watch.finish(entry)
@@ -305,7 +318,7 @@ class CompletionWatcher:
             self._wake.clear()
             if self._idle:
                 await self._wake.wait()
-                last_poll = time.monotonic()
+                last_poll = self._last_sign = time.monotonic()
                 continue
             due_in_s = last_poll + self._delay_s(waiting) - time.monotonic()
             if due_in_s > 0:
@@ -363,6 +376,7 @@ class CompletionWatcher:
         if remaining != self.queue_remaining:
             await self._confirm_silence()
         self.queue_remaining = remaining
+        await self._check_worker(remaining)
         # Fewer prompts are left in ComfyUI than wait here, or a later one is done: some of ours ended unseen.
         if self._look_around or remaining < len(waiting) or any(self._passed_over(watch) for watch in waiting):
             await self._look_for(self._waiting(), remaining)
@@ -401,6 +415,27 @@ class CompletionWatcher:
             self._silent = True
             self._log.warning("websocket.silent", waiting=self.waiting, until_then="polling")
             await socket.close()
+
+    def _alive(self) -> None:
+        """Something ran: the prompt worker works."""
+        self._last_sign = time.monotonic()
+        if self.stalled:
+            self.stalled = False
+            self.on_change()
+
+    async def _check_worker(self, remaining: int) -> None:
+        """Nothing ran for long, and something waits: look once whether ComfyUI runs anything at all."""
+        if not remaining or time.monotonic() - self._last_sign < self._stalled_after_s:
+            return
+        queue = await self._client.get_queue()
+        if not queue or any(item.running for item in queue.values()):
+            self._alive()
+        elif not self.stalled:
+            self.stalled = True
+            self._log.error("comfyui.stalled", waiting=len(queue), detail="prompts are queued and none is executed")
+            self.on_change()
+        else:
+            self._last_sign = time.monotonic()  # known: look again after as long a time
 
     async def _look_for(self, waiting: Sequence[Watch], remaining: int) -> None:
         """Queue, then history, for each; what is in neither twice in a row is gone (trap 6)."""

@@ -46,7 +46,9 @@ async def get_prompt_request(request: Request) -> PromptRequest:
 
     Raises:
         RequestError: not JSON, or a field that cannot be used, by name.
+        ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
     """
+    get_handler(request).refuse_when_full()
     try:
         body = orjson.loads(await request.body())
     except orjson.JSONDecodeError as error:

@@ -70,7 +70,13 @@ async def test_a_ui_export_is_called_by_its_name(gateway: RunningGateway) -> Non
 
 @pytest.mark.parametrize(
     ("timeout", "says"),
-    [("0", "greater than 0"), ("-1", "greater than 0"), ("soon", "number"), ("3601", "MAX_TIMEOUT"), ("nan", "timeout")],
+    [
+        ("0", "greater than 0"),
+        ("-1", "greater than 0"),
+        ("soon", "number"),
+        ("3601", "MAX_TIMEOUT"),
+        ("nan", "timeout"),
+    ],
 )
 async def test_a_bad_timeout(gateway: RunningGateway, timeout: str, says: str) -> None:
     url = f"/prompt_sync?timeout={timeout}"

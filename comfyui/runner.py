@@ -1,0 +1,348 @@
+"""`PromptRunner`: one prompt from submission to result, on whichever server, through whatever goes wrong on the way.
+
+What is tried again, and why that is safe:
+
+- a lost reply to the submission: only after looking for the prompt in ComfyUI, so that it never runs twice for it;
+- a prompt that ComfyUI forgot, or whose server is gone: `lost_prompt_retries` times, on another server if there is one;
+- out of memory: `oom_retries` times, once ComfyUI has dropped its models;
+- a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from comfyui.backends import Backend, BackendPool
+from comfyui.client import JSON, QueueItem, backoff_s, flat_node_errors
+from comfyui.events import Event
+from comfyui.exceptions import (
+    ComfyUIConflictError,
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUINotFoundError,
+    ComfyUIPromptLostError,
+    ComfyUIServerError,
+    ComfyUISubmissionError,
+    ComfyUITaskCancelledError,
+    ComfyUITaskError,
+)
+from comfyui.inputs import InputStager
+from comfyui.metrics import Metrics
+from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
+from comfyui.outputs import cached_nodes, executing_s, files_of, raise_if_failed
+from comfyui.workflow import defeat_cache, upload_inputs
+
+_LOOK_AGAIN_S = 0.5
+_VANISHED_AFTER_S = 15.0
+_CHOICE_PATIENCE_S = 2.0
+# Our own entry in extra_data: what tells, after a restart of the gateway, whether an id was used with another body.
+_MARK = "comfyui_gateway"
+# After these the process's GPU context is gone: no later prompt survives (COMFYUI.md trap 13).
+_FATAL_GPU_ERRORS = (
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "misaligned address",
+    "illegal instruction was encountered",
+    "CUDA error: an uncorrectable",
+)
+
+Publish = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """How often each kind of trouble is met with another try."""
+
+    submission_retries: int = 3
+    lost_prompt_retries: int = 1
+    oom_retries: int = 0
+
+
+@dataclass(slots=True)
+class PromptRun:
+    """One prompt on its way.
+
+    Attributes:
+        request: None when the prompt is somebody else's, and only its end is waited for.
+        fingerprint: of the request, where the caller chose the id; then ComfyUI may know the prompt from before.
+        backend: the server that has it, as soon as that is decided.
+    """
+
+    prompt_id: str
+    request: PromptRequest | None
+    fingerprint: str | None
+    publish: Publish
+    backend: Backend | None = None
+
+
+class PromptRunner:
+    """Holds no state of its own: the pool and the stager belong to whoever made them."""
+
+    def __init__(self, pool: BackendPool, stager: InputStager, options: RunnerOptions, metrics: Metrics) -> None:
+        self._pool = pool
+        self._stager = stager
+        self._options = options
+        self._metrics = metrics
+        self._log = structlog.get_logger(__name__)
+
+    async def run(self, run: PromptRun) -> PromptResult:
+        """From the request, or from what ComfyUI has of the prompt already, to the result.
+
+        Raises:
+            ComfyUINotFoundError: there is no request, and ComfyUI does not know the prompt.
+            ComfyUIConflictError: ComfyUI knows it from another request.
+            ComfyUIError: whatever else went wrong in the end.
+        """
+        if run.request is None:
+            backend, found = await self.find(run.prompt_id)
+            if backend is None or found is None:
+                raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=run.prompt_id)
+            return await self._resume(run, backend, found)
+        if run.fingerprint is not None:
+            backend, found = await self.find(run.prompt_id)
+            if backend is not None and found is not None:
+                _check_same(run, found)
+                if not _was_cancelled(found):
+                    return await self._resume(run, backend, found)
+        return await self._run_request(run, run.request)
+
+    async def find(self, prompt_id: str) -> tuple[Backend | None, JSON | QueueItem | None]:
+        """On which server the prompt is known, and as what. Raises only when no server could be asked."""
+        failure: ComfyUIError | None = None
+        for backend in self._pool.backends:
+            try:
+                found = await backend.find(prompt_id)
+            except ComfyUIError as error:
+                failure = error
+                continue
+            if found is not None:
+                return backend, found
+        if failure is not None and not self._pool.ready:
+            raise failure
+        return None, None
+
+    # One try after the other
+
+    async def _run_request(self, run: PromptRun, request: PromptRequest) -> PromptResult:
+        left = {"prompt_lost": self._options.lost_prompt_retries, "out_of_memory": self._options.oom_retries}
+        prompt: Mapping[str, Any] = request.prompt
+        defeated = False
+        avoid: list[Backend] = []
+        while True:
+            backend = await self._pool.choose(patience_s=_CHOICE_PATIENCE_S, avoid=avoid, prompt=prompt)
+            try:
+                result, cached = await self._try_on(backend, run, request, prompt)
+                if defeated or not cached or not (gone := await self._gone(backend, result)):
+                    return result
+                prompt, defeated = defeat_cache(prompt, run.prompt_id, {file.node_id for file in gone if file}), True
+                reason = "output_gone"
+            except ComfyUIPromptLostError:
+                reason = "prompt_lost"
+                if not left[reason]:
+                    raise
+                left[reason] -= 1
+                avoid.append(backend)
+            except ComfyUITaskError as error:
+                reason = await self._after_task_error(backend, error)
+                if not left.get(reason):
+                    raise
+                left[reason] -= 1
+            except ComfyUIConnectionError as error:
+                backend.failed(error)
+                if error.sent or backend in avoid:
+                    raise
+                avoid.append(backend)
+                continue  # nothing was submitted: no second submission to count
+            self._metrics.resubmissions.labels(reason).inc()
+            self._log.warning("prompt.again", prompt_id=run.prompt_id, reason=reason, server=backend.name)
+
+    async def _try_on(
+        self, backend: Backend, run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any]
+    ) -> tuple[PromptResult, frozenset[str]]:
+        """One submission to one server; the result, and the nodes that were served from ComfyUI's cache."""
+        run.backend = backend
+        with backend.working():
+            watch = backend.watcher.watch(run.prompt_id, client_id=request.client_id, listener=run.publish)
+            try:
+                started = time.monotonic()
+                prompt = await self._stage(backend, request, prompt)
+                staged = time.monotonic()
+                number, node_errors = await self._submit(backend, run, _body(run, request, prompt, watch.client_id))
+                backend.watcher.accepted(watch, number)
+                entry = await watch.finished()
+                waited_s = time.monotonic() - staged
+            finally:
+                backend.watcher.unwatch(watch)
+        result = _result(backend, run.prompt_id, entry, staged - started, waited_s, node_errors)
+        backend.succeeded()
+        return result, cached_nodes(entry)
+
+    async def _resume(self, run: PromptRun, backend: Backend, found: JSON | QueueItem) -> PromptResult:
+        """Wait for a prompt that ComfyUI has already, in its queue or its history."""
+        run.backend = backend
+        if not isinstance(found, QueueItem):
+            return _result(backend, run.prompt_id, found)
+        started = time.monotonic()
+        # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.
+        watch = backend.watcher.watch(run.prompt_id, client_id="another's", listener=run.publish)
+        try:
+            backend.watcher.accepted(watch, found.number)
+            entry = await watch.finished()
+        finally:
+            backend.watcher.unwatch(watch)
+        return _result(backend, run.prompt_id, entry, waited_s=time.monotonic() - started)
+
+    async def _stage(self, backend: Backend, request: PromptRequest, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        inline: Sequence[tuple[str, str]] = ()
+        if _has_inline_inputs(prompt):
+            inline = upload_inputs(prompt, await backend.object_info())
+        if not inline and not request.images:
+            return prompt
+        if prompt is not request.prompt:
+            request = request.model_copy(update={"prompt": dict(prompt)})
+        return await self._stager.stage(backend.client, request, inline)
+
+    # Exactly one submission
+
+    async def _submit(
+        self, backend: Backend, run: PromptRun, body: JSON
+    ) -> tuple[float, Mapping[str, tuple[str, ...]]]:
+        """After a lost reply, look for the prompt before it is sent again. Returns its number and node errors."""
+        reason: ComfyUIError
+        for attempt in range(self._options.submission_retries + 1):
+            try:
+                queued = await backend.client.queue_prompt(body)
+            except ComfyUIConnectionError as error:
+                if not error.sent:
+                    raise
+                reason = error
+            except ComfyUIServerError as error:
+                reason = error
+            else:
+                return queued.number, flat_node_errors(queued.node_errors)
+            self._log.warning("submission.reply_lost", prompt_id=run.prompt_id, detail=reason.detail, tries=attempt + 1)
+            found = await self._look_for(backend, run.prompt_id)
+            if isinstance(found, QueueItem):
+                return found.number, {}
+            if found is not None:
+                return float(found["prompt"][0]), {}
+            self._metrics.resubmissions.labels("reply_lost").inc()
+        raise ComfyUISubmissionError(
+            f"ComfyUI's reply to the submission was lost {self._options.submission_retries + 1} times: {reason.detail}",
+            prompt_id=run.prompt_id,
+        )
+
+    async def _look_for(self, backend: Backend, prompt_id: str) -> JSON | QueueItem | None:
+        """Look twice, a moment apart: a submission whose reply was lost may still be on its way through ComfyUI.
+
+        Raises:
+            ComfyUIPromptLostError: the server does not answer any more, so nobody can tell.
+        """
+        deadline = time.monotonic() + _VANISHED_AFTER_S
+        looks = failures = 0
+        while True:
+            try:
+                found = await backend.find(prompt_id)
+            except ComfyUIError as error:
+                failures += 1
+                if time.monotonic() > deadline:
+                    detail = f"ComfyUI stopped answering during the submission: {error.detail}"
+                    raise ComfyUIPromptLostError(detail, prompt_id=prompt_id) from error
+                await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=2.0))
+                continue
+            looks += 1
+            if found is not None or looks == 2:
+                return found
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    # After the end
+
+    async def _after_task_error(self, backend: Backend, error: ComfyUITaskError) -> str:
+        """Let ComfyUI recover where it can, take it out of rotation where it cannot; returns the kind of error."""
+        if any(said in error.detail for said in _FATAL_GPU_ERRORS):
+            backend.broken(f"a GPU fault that needs a restart of ComfyUI: {error.exception_type}")
+            return "gpu_fault"
+        if "OutOfMemoryError" not in (error.exception_type or ""):
+            return "task_failed"
+        try:
+            await backend.client.free()
+            self._log.warning("comfyui.freed", server=backend.name, prompt_id=error.prompt_id)
+        except ComfyUIError as failure:
+            self._log.warning("comfyui.free_failed", server=backend.name, detail=failure.detail)
+        return "out_of_memory"
+
+    async def _gone(self, backend: Backend, result: PromptResult) -> list[OutputFile | None]:
+        """Which files of a cached result are not there any more; [None] when it lists none at all (trap 9)."""
+        if not result.files:
+            return [] if result.outputs else [None]
+        there = await asyncio.gather(*(backend.client.has_file(file) for file in result.files))
+        return [file for file, exists in zip(result.files, there, strict=True) if not exists]
+
+
+def _body(run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any], client_id: str) -> JSON:
+    """The body for ComfyUI's ``POST /prompt``."""
+    extra_data = dict(request.extra_data or {})
+    if run.fingerprint:
+        extra_data[_MARK] = {"fingerprint": run.fingerprint}
+    body: JSON = {"prompt": prompt, "prompt_id": run.prompt_id, "client_id": client_id}
+    if extra_data:
+        body["extra_data"] = extra_data
+    if request.front:
+        body["front"] = True
+    if request.number is not None:
+        body["number"] = request.number
+    if request.partial_execution_targets is not None:
+        body["partial_execution_targets"] = request.partial_execution_targets
+    return body
+
+
+def _result(
+    backend: Backend,
+    prompt_id: str,
+    entry: JSON,
+    staging_s: float = 0.0,
+    waited_s: float = 0.0,
+    node_errors: Mapping[str, tuple[str, ...]] | None = None,
+) -> PromptResult:
+    """A history entry as a result; raises what the entry says went wrong."""
+    raise_if_failed(entry, prompt_id)
+    executing = executing_s(entry)
+    outputs = entry.get("outputs") or {}
+    timings = Timings(staging_s, queued_s=max(0.0, waited_s - executing), executing_s=executing)
+    return PromptResult(prompt_id, backend.name, outputs, files_of(outputs), timings, node_errors or {})
+
+
+def _check_same(run: PromptRun, found: JSON | QueueItem) -> None:
+    extra_data = found.extra_data if isinstance(found, QueueItem) else (found.get("prompt") or [None] * 4)[3]
+    mark = extra_data.get(_MARK) if isinstance(extra_data, Mapping) else None
+    if isinstance(mark, Mapping) and mark.get("fingerprint") != run.fingerprint:
+        raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=run.prompt_id)
+
+
+def _was_cancelled(found: JSON | QueueItem) -> bool:
+    """Interrupted in an earlier try: the caller asks for it again, so it runs again."""
+    if isinstance(found, QueueItem):
+        return False
+    try:
+        raise_if_failed(found, "")
+    except ComfyUITaskCancelledError:
+        return True
+    except ComfyUITaskError:
+        return False
+    return False
+
+
+def _has_inline_inputs(prompt: Mapping[str, Any]) -> bool:
+    """Whether any input could be a data URI or URL: only then are the node definitions needed."""
+    return any(
+        isinstance(value, str) and value.startswith(("data:", "http://", "https://"))
+        for node in prompt.values()
+        for value in node.get("inputs", {}).values()
+    )
