@@ -106,7 +106,7 @@ class ComfyUIClient:
         self, address: str, *, timeout_s: float = 30.0, retries: int = 3, metrics: Metrics | None = None
     ) -> None:
         url = parse_server_address(address)
-        self._auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
+        self.auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
         self.base_url = url.with_user(None)
         self.name = f"{self.base_url.host}:{self.base_url.port}"
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s))
@@ -121,7 +121,7 @@ class ComfyUIClient:
             connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30.0),
             # A cookie of one caller's answer must never reach another caller's request.
             cookie_jar=aiohttp.DummyCookieJar(),
-            auth=self._auth,
+            auth=self.auth,
         )
         return self
 
