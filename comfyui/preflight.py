@@ -41,7 +41,7 @@ _EDITOR_LEFTOVERS = frozenset({"audioUI", "refresh", "preview", "upload", CACHE_
 _SHAPELESS = "COMFY_"
 _SHOWN = 80
 # Likeness is slow to compute, and a workflow can be made of nothing but mistakes.
-_MAX_LOOKUPS = 200
+_MAX_LOOKUPS = 24
 
 
 @dataclass(frozen=True, slots=True)

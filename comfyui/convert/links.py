@@ -112,7 +112,7 @@ class LinkResolver:
     def _through_wall(
         self, instance: Placed, inner: Placed, link: Link, seen: set[tuple[str, str, int]]
     ) -> Source | None:
-        """From inside a subgraph to what feeds its instance: a link, or where it leads nowhere the instance's widget."""
+        """From inside a subgraph to what feeds its instance: a link, or where that ends the instance's widget."""
         inputs = instance.node.inputs
         if link.origin_slot >= len(inputs):
             self.dropped.append(f"node {inner.id}: its subgraph has no input {link.origin_slot}")
