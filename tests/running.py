@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import uvicorn
 from fastapi import FastAPI
 
+from comfyui.engine import Engine
 from comfyui.handler import ComfyUIHandler
 from config import Settings
 from server import create_app
 
 Workflow = dict[str, Any]
+T = TypeVar("T")
 
 
 class _Server(uvicorn.Server):
@@ -75,6 +77,40 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
     finally:
         server.should_exit = True
         await serving
+
+
+def executions(engine: Engine) -> dict[str, int]:
+    """How often the engine ran each prompt."""
+    counts: dict[str, int] = engine.stats.show()["executed"]
+    return counts
+
+
+def requests(engine: Engine, route: str) -> int:
+    """How often the engine was asked for ``METHOD /route``."""
+    count: int = engine.stats.show()["requests"].get(route, 0)
+    return count
+
+
+async def prompts_are_queued(engine: Engine, count: int) -> None:
+    """Until the engine took so many submissions."""
+    async with asyncio.timeout(10):
+        while requests(engine, "POST /prompt") < count:
+            await asyncio.sleep(0.005)
+
+
+async def queue_of(engine: Engine) -> tuple[list[str], list[str]]:
+    """Ids of what runs and of what is pending."""
+    async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/queue") as response:
+        queue = await response.json()
+    return [item[1] for item in queue["queue_running"]], [item[1] for item in queue["queue_pending"]]
+
+
+async def until(ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *, timeout_s: float = 10) -> T:
+    """Ask again and again until the answer is accepted."""
+    async with asyncio.timeout(timeout_s):
+        while not accept(answer := await ask()):
+            await asyncio.sleep(0.01)
+        return answer
 
 
 async def websocket_settled(backend: Any) -> None:

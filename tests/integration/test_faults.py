@@ -9,18 +9,15 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine
-from tests.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
-
-
-def executions(engine: Engine) -> dict[str, int]:
-    """How often the engine ran each prompt."""
-    counts: dict[str, int] = engine.stats.show()["executed"]
-    return counts
-
-
-def requests(engine: Engine, route: str) -> int:
-    count: int = engine.stats.show()["requests"].get(route, 0)
-    return count
+from tests.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    requests,
+    running_gateway,
+    sleep_workflow,
+)
 
 
 @pytest.mark.parametrize("fault", ["prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"])
@@ -175,13 +172,6 @@ async def test_forgotten_prompts_are_lost_when_no_retries_are_left(engine: Engin
     assert status == 502
     assert body["type"] == "prompt_lost"
     assert body["prompt_id"]
-
-
-async def prompts_are_queued(engine: Engine, count: int) -> None:
-    """Until the engine took so many submissions."""
-    async with asyncio.timeout(10):
-        while requests(engine, "POST /prompt") < count:
-            await asyncio.sleep(0.01)
 
 
 def reconnects(gateway: RunningGateway, reason: str) -> float:
