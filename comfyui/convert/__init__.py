@@ -19,7 +19,7 @@ from datetime import datetime
 from random import Random
 from typing import Any
 
-from comfyui.convert.graph import MISSING, Graph, Node, Widget, Workflow, parse_workflow
+from comfyui.convert.graph import MISSING, Graph, Node, Widget, Workflow, parse_workflow, slot_type
 from comfyui.convert.links import VIRTUAL_TYPES, LinkResolver, NodeOutput, Placed, PromotedValue, flatten
 from comfyui.convert.primitives import apply_primitives
 from comfyui.convert.promotion import promote_widgets
@@ -96,6 +96,7 @@ def _complete(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
     """Lay out every node by its class; returns warnings."""
     warnings: list[str] = []
     errors: dict[str, list[str]] = {}
+    socket_types = {slot_type(kind) for found in object_info.values() for kind in found.get("output") or ()}
     for graph in workflow.graphs():
         for node in list(graph.nodes.values()):
             if node.type in VIRTUAL_TYPES or node.type in workflow.subgraphs:
@@ -105,7 +106,7 @@ def _complete(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
                 _without_definition(node, graph, warnings, errors)
                 continue
             try:
-                found = complete_node(node, definition)
+                found = complete_node(node, definition, socket_types)
             except UncertainLayoutError as error:
                 errors.setdefault(node.id, []).append(f"{node.type}: {error}")
                 continue

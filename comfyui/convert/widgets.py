@@ -7,7 +7,7 @@ with every button and control that takes a place without being an input of the n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from comfyui.convert.graph import MISSING, InputSlot, Node, Widget, slot_type
@@ -88,11 +88,11 @@ def _has_widget(spec: InputSpec) -> bool:
     return (kind in _WIDGET_TYPES or kind in BROWSER_ONLY_TYPES) and not spec.options.get("forceInput")
 
 
-def complete_node(node: Node, definition: Mapping[str, Any]) -> list[str]:
+def complete_node(node: Node, definition: Mapping[str, Any], socket_types: Collection[str]) -> list[str]:
     """Give `node` the slots and widgets that its class has in the editor, with the stored values; returns warnings.
 
     Slots are matched by name. Slots of the file that the class does not have stay at the end, as the editor keeps them,
-    except those that belonged to a widget that is gone.
+    except those that belonged to a widget that is gone. `socket_types` are those that some node gives as an output.
 
     Raises:
         UncertainLayoutError: which stored value belongs to which input cannot be known.
@@ -109,7 +109,9 @@ def complete_node(node: Node, definition: Mapping[str, Any]) -> list[str]:
     for slot in slots:
         slot.link = in_file[slot.name].link if slot.name in in_file else None
     extra = [slot for slot in node.inputs if slot.name not in names and (not slot.widget or node.widget(slot.widget))]
-    scripted = [spec.name for spec in ordered if not _has_widget(spec) and _is_scripted(spec, node, in_file)]
+    scripted = [
+        spec.name for spec in ordered if not _has_widget(spec) and _is_scripted(spec, node, in_file, socket_types)
+    ]
     if scripted:
         raise UncertainLayoutError(
             f"a node pack's script adds the widget {', '.join(scripted)}: which value is whose cannot be known"
@@ -119,7 +121,7 @@ def complete_node(node: Node, definition: Mapping[str, Any]) -> list[str]:
     return _store_values(node, specs)
 
 
-def _is_scripted(spec: InputSpec, node: Node, in_file: Mapping[str, InputSlot]) -> bool:
+def _is_scripted(spec: InputSpec, node: Node, in_file: Mapping[str, InputSlot], socket_types: Collection[str]) -> bool:
     """True when the editor that saved the file had a widget for an input that looks like a socket to us.
 
     A file names all sockets of a node: so an input that it names as a widget is one, and so is an input that it does
@@ -130,7 +132,7 @@ def _is_scripted(spec: InputSpec, node: Node, in_file: Mapping[str, InputSlot]) 
         return False
     if slot:
         return slot.widget is not None
-    return len(node.widget_values) > sum(widget.stored for widget in node.widgets)
+    return spec.type not in socket_types and len(node.widget_values) > sum(widget.stored for widget in node.widgets)
 
 
 def _complete_outputs(node: Node, definition: Mapping[str, Any]) -> None:

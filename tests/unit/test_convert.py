@@ -1,0 +1,298 @@
+"""UI export to API format, on small hand-made files; the editor itself judges in tests/contract/test_convert_real.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from comfyui.convert import to_api_format
+from comfyui.convert.links import types_connect
+from comfyui.convert.text import choose_dynamic_prompt, has_choices
+from comfyui.exceptions import ComfyUIValidationError
+
+DATA = Path(__file__).parent / "data"
+NOW = datetime(2026, 3, 4, 5, 6, 7)  # noqa: DTZ001
+
+
+def definition(*outputs: str, optional: dict[str, Any] | None = None, **required: object) -> dict[str, Any]:
+    return {
+        "input": {"required": required, "optional": optional or {}},
+        "input_order": {"required": list(required), "optional": list(optional or {})},
+        "output": list(outputs),
+        "display_name": None,
+    }
+
+
+INFO: dict[str, Any] = {
+    "LoadImage": {
+        **definition("IMAGE", "MASK", image=[["photo.png", "b.png"], {"image_upload": True}]),
+        "display_name": "Load Image",
+    },
+    "ImageScale": definition(
+        "IMAGE", image=["IMAGE"], width=["INT", {"default": 8, "min": 0, "step": 8}], method=[["area", "lanczos"]]
+    ),
+    "Noise": definition(
+        "IMAGE",
+        image=["IMAGE"],
+        seed=["INT", {"default": 0, "max": 2**64}],
+        amount=["FLOAT", {"default": 0.5, "min": 0.0, "max": 1.0, "step": 0.01}],
+        text=["STRING", {"multiline": True, "dynamicPrompts": True}],
+        optional={"extra": ["IMAGE"]},
+    ),
+    "SaveImage": definition(images=["IMAGE"], filename_prefix=["STRING", {"default": "ComfyUI"}]),
+}
+
+
+def file(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((DATA / name).read_text())
+    return loaded
+
+
+def node_of(ui: dict[str, Any], node_id: int) -> dict[str, Any]:
+    found: dict[str, Any] = next(node for node in ui["nodes"] if node["id"] == node_id)
+    return found
+
+
+def inputs_of(ui: dict[str, Any], node_id: str, info: dict[str, Any] = INFO) -> dict[str, Any]:
+    found: dict[str, Any] = to_api_format(ui, info, now=NOW).prompt[node_id]["inputs"]
+    return found
+
+
+def test_a_whole_workflow_comes_out_with_its_virtual_nodes_resolved() -> None:
+    converted = to_api_format(file("ui_plain.json"), INFO, now=NOW)
+    assert converted.prompt == {
+        "1": {"inputs": {"image": "photo.png"}, "class_type": "LoadImage", "_meta": {"title": "Load Image"}},
+        "4": {
+            "inputs": {"seed": 42, "amount": 0.78, "text": "one\ntwo", "image": ["1", 0]},
+            "class_type": "Noise",
+            "_meta": {"title": "My noise"},
+        },
+        "6": {
+            "inputs": {"filename_prefix": "2026-03-04/42_%width%", "images": ["4", 0]},
+            "class_type": "SaveImage",
+            "_meta": {"title": "SaveImage"},
+        },
+    }
+    assert converted.warnings == (
+        "node 11 (Label (some pack)): left out, its class is not installed and nothing is linked to it",
+    )
+
+
+def test_the_file_is_not_changed() -> None:
+    ui = file("ui_plain.json")
+    before = copy.deepcopy(ui)
+    to_api_format(ui, INFO)
+    assert ui == before
+
+
+def test_links_as_objects_say_the_same() -> None:
+    ui = file("ui_plain.json")
+    expected = to_api_format(ui, INFO, now=NOW).prompt
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    ui["links"] = [dict(zip(keys, link, strict=True)) for link in ui["links"]]
+    assert to_api_format(ui, INFO, now=NOW).prompt == expected
+
+
+def test_each_instance_of_a_subgraph_is_written_out_with_its_own_values() -> None:
+    prompt = to_api_format(file("ui_subgraphs.json"), INFO).prompt
+    assert set(prompt) == {"1", "2:7:9", "3:7:9", "4", "5"}
+    assert prompt["2:7:9"]["inputs"] == {"width": 128, "method": "area", "image": ["1", 0]}
+    assert prompt["3:7:9"]["inputs"] == {"width": 256, "method": "area", "image": ["1", 0]}
+    assert prompt["2:7:9"]["_meta"]["title"] == "Deep"
+    assert prompt["4"]["inputs"]["images"] == ["2:7:9", 0]
+    assert prompt["5"]["inputs"]["images"] == ["3:7:9", 0]
+
+
+def test_a_bypassed_subgraph_passes_its_input_on() -> None:
+    ui = file("ui_subgraphs.json")
+    node_of(ui, 2)["mode"] = 4
+    assert inputs_of(ui, "4")["images"] == ["1", 0]
+
+
+def test_an_instance_without_stored_values_shows_the_inner_ones() -> None:
+    ui = file("ui_subgraphs.json")
+    del node_of(ui, 2)["widgets_values"]
+    assert inputs_of(ui, "2:7:9")["width"] == 32
+
+
+def test_a_subgraph_that_contains_itself_is_refused() -> None:
+    ui = file("ui_subgraphs.json")
+    ui["definitions"]["subgraphs"][1]["nodes"][0]["type"] = "outer-id"
+    with pytest.raises(ComfyUIValidationError, match="contains itself"):
+        to_api_format(ui, INFO)
+
+
+def test_a_bypassed_node_without_a_fitting_input_leaves_the_input_out() -> None:
+    ui = file("ui_plain.json")
+    node_of(ui, 1)["mode"] = 4
+    assert "image" not in inputs_of(ui, "4")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([42, "fixed"], {"seed": 42, "amount": 0.5, "text": ""}),
+        ([], {"seed": 0, "amount": 0.5, "text": ""}),
+        ([1, "fixed", 0.1, "t", "too many"], {"seed": 1, "amount": 0.1, "text": "t"}),
+        ({"seed": 5, "text": "by name"}, {"seed": 5, "amount": 0.5, "text": "by name"}),
+        ([1, "fixed", 0.1, None], {"seed": 1, "amount": 0.1, "text": ""}),
+    ],
+)
+def test_stored_values_go_by_position_or_by_name_and_defaults_fill_the_rest(
+    values: Any, expected: dict[str, Any]
+) -> None:
+    ui = file("ui_plain.json")
+    node_of(ui, 4).update(inputs=[], widgets_values=values)
+    assert inputs_of(ui, "4") == expected
+
+
+def test_a_value_of_the_wrong_kind_is_passed_on_with_a_warning() -> None:
+    ui = file("ui_plain.json")
+    node_of(ui, 4)["widgets_values"] = ["fixed", 1, 0.1, "t"]
+    warnings = to_api_format(ui, INFO).warnings
+    assert any(warning.startswith("node 4 (Noise): seed got 'fixed', which is no INT") for warning in warnings)
+
+
+def test_the_value_of_an_input_that_is_a_socket_now_is_taken_out() -> None:
+    info = {**INFO, "Two": definition("IMAGE", one=["INT", {"forceInput": True}], two=["INT", {}])}
+    ui = {"nodes": [{"id": 1, "type": "Two", "inputs": [], "outputs": [], "widgets_values": [7, 8]}], "links": []}
+    assert inputs_of(ui, "1", info) == {"two": 8}
+
+
+@pytest.mark.parametrize(
+    ("declared", "values", "expected"),
+    [
+        ([["a", "b"], {"control_after_generate": True}], ["b", "fixed", "", 3], {"x": "b", "n": 3}),
+        (["COMBO", {"options": ["a", "b"]}], ["b", 3], {"x": "b", "n": 3}),
+        (["COMBO", {"options": ["a"], "multi_select": True}], [["a"], 3], {"x": {"__value__": ["a"]}, "n": 3}),
+        (["INT", {"control_after_generate": True}], [4, "fixed", 3], {"x": 4, "n": 3}),
+        (
+            ["COMBO", {"remote": {"route": "/r", "refresh_button": True}}],
+            ["a", False, "refresh", 3],
+            {"x": "a", "n": 3},
+        ),
+        (["STRING", {"forceInput": True}], [3], {"n": 3}),
+    ],
+)
+def test_every_kind_of_widget_takes_its_places(
+    declared: list[Any], values: list[Any], expected: dict[str, Any]
+) -> None:
+    info = {"Node": definition("IMAGE", x=declared, n=["INT", {}])}
+    ui = {"nodes": [{"id": 1, "type": "Node", "inputs": [], "outputs": [], "widgets_values": values}], "links": []}
+    found = inputs_of(ui, "1", info)
+    found.pop("refresh", None)
+    assert found == expected
+
+
+def test_an_image_from_the_output_folder_is_marked() -> None:
+    options = {"image_upload": True, "image_folder": "output"}
+    info = {"FromOutput": definition("IMAGE", image=["COMBO", options])}
+    ui = {"nodes": [{"id": 1, "type": "FromOutput", "inputs": [], "widgets_values": ["a.png", "image"]}], "links": []}
+    assert inputs_of(ui, "1", info) == {"image": "a.png [output]"}
+
+
+def refused(change: Callable[[dict[str, Any]], object], info: dict[str, Any] = INFO) -> ComfyUIValidationError:
+    ui = file("ui_plain.json")
+    change(ui)
+    with pytest.raises(ComfyUIValidationError) as caught:
+        to_api_format(ui, info)
+    return caught.value
+
+
+def test_a_missing_class_is_refused_by_node() -> None:
+    error = refused(lambda ui: node_of(ui, 4).update(type="Nose"))
+    assert error.node_errors == {"4": ["the node class Nose is not installed"]}
+
+
+def test_a_missing_class_that_is_muted_does_not_matter() -> None:
+    ui = file("ui_plain.json")
+    node_of(ui, 5)["type"] = "Gone"
+    assert set(to_api_format(ui, INFO).prompt) == {"1", "4", "6"}
+
+
+def test_group_nodes_are_refused_with_what_to_do() -> None:
+    def change(ui: dict[str, Any]) -> None:
+        ui["extra"] = {"groupNodes": {"mine": {}}}
+        node_of(ui, 4)["type"] = "workflow/mine"
+
+    assert "turn them into subgraphs" in refused(change).detail
+
+
+def test_a_value_that_only_a_browser_can_make_is_refused() -> None:
+    error = refused(lambda ui: None, {**INFO, "LoadImage": definition("IMAGE", "MASK", image=["WEBCAM", {}])})
+    assert "only a browser can make the value of image" in error.node_errors["1"][0]
+
+
+def test_a_widget_of_a_node_pack_makes_the_order_uncertain() -> None:
+    info = {**INFO, "Noise": definition("IMAGE", image=["IMAGE"], curve=["CURVE", {}], amount=["FLOAT", {}])}
+    assert "script adds the widget curve" in refused(lambda ui: None, info).node_errors["4"][0]
+
+
+def test_a_circle_of_reroutes_is_refused() -> None:
+    def change(ui: dict[str, Any]) -> None:
+        ui["links"][0] = [1, 2, 0, 2, 0, "IMAGE"]
+
+    assert "run in a circle" in refused(change).detail
+
+
+@pytest.mark.parametrize("link", [["x"], [1, 2, "slot", 3, 4], "link"])
+def test_a_damaged_link_is_refused(link: object) -> None:
+    assert "damaged" in refused(lambda ui: ui["links"].append(link)).detail
+
+
+def test_a_link_that_does_not_exist_is_left_out_with_a_warning() -> None:
+    ui = file("ui_plain.json")
+    ui["links"] = [link for link in ui["links"] if link[0] != 5]
+    converted = to_api_format(ui, INFO)
+    assert "images" not in converted.prompt["6"]["inputs"]
+    assert "node 6: the link to images does not exist" in converted.warnings
+
+
+def test_nothing_left_to_run_is_refused() -> None:
+    def change(ui: dict[str, Any]) -> None:
+        for node in ui["nodes"]:
+            node["mode"] = 2
+
+    assert "Nothing is left to run" in refused(change).detail
+
+
+def test_a_workflow_in_api_format_is_refused() -> None:
+    with pytest.raises(ComfyUIValidationError, match="no UI-format workflow"):
+        to_api_format({"1": {"class_type": "SaveImage", "inputs": {}}}, INFO)
+
+
+def test_dynamic_prompts_lose_comments_and_get_one_choice() -> None:
+    text = "a /* no */ {red|{dark|light} blue} fox \\{as is\\} // end"
+    chosen = {choose_dynamic_prompt(text, Random(seed)) for seed in range(40)}  # noqa: S311
+    assert chosen == {f"a  {colour} fox {{as is}} " for colour in ("red", "dark blue", "light blue")}
+    assert has_choices(text)
+    assert not has_choices("a {plain} \\{x|y\\} fox")
+
+
+def test_a_choice_at_random_is_told() -> None:
+    ui = file("ui_plain.json")
+    node_of(ui, 4)["widgets_values"][3] = "{a|b}"
+    converted = to_api_format(ui, INFO, rng=Random(1))  # noqa: S311
+    assert converted.prompt["4"]["inputs"]["text"] in {"a", "b"}
+    assert "node 4: one of the choices in text was taken at random" in converted.warnings
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("IMAGE", "IMAGE", True),
+        ("*", "MASK", True),
+        ("A,B", "b,c", True),
+        ("A,B", "C", False),
+        ("image", "IMAGE", True),
+    ],
+)
+def test_types_connect_as_in_the_editor(one: str, other: str, expected: bool) -> None:
+    assert types_connect(one, other) is expected
