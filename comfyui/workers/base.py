@@ -1,0 +1,232 @@
+"""What the workers of all job platforms share: ids from job ids, one ComfyUI and one job at a time, results as JSON.
+
+A worker opens one `ComfyUIWorker` with the options that it made of its settings, and calls `run` for each job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+from uuid import UUID, uuid5
+
+import structlog
+
+from comfyui.backends import BackendPool, Health
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIPromptLostError
+from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
+from comfyui.inputs import InputStager
+from comfyui.metrics import Metrics
+from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.preflight import Problem, preflight, refusal
+from comfyui.process import ComfyUIProcess
+from comfyui.runner import RunnerOptions
+from comfyui.workflow import check_api_format, upload_inputs
+
+_NAMESPACE = UUID("6c1f0b5e-3c1d-5b62-9a55-0f6f2f0a8d11")
+# A missing model ends in an error even where ComfyUI itself would only find out while it runs.
+_ALWAYS_REFUSED = frozenset({"missing_model_file"})
+
+
+def prompt_id_for_job(platform: str, job_id: str) -> UUID:
+    """The prompt id of a platform's job: the same job delivered again attaches to the render that runs."""
+    return uuid5(_NAMESPACE, f"{platform}:{job_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a worker reaches ComfyUI and runs jobs.
+
+    Attributes:
+        command: starts ComfyUI as a child; empty: somebody else starts it, and the worker waits for it.
+        start_timeout_s: how long ComfyUI may take until it answers.
+        jobs_at_once: one for each GPU.
+        cancel_abandoned: a job whose `run` is cancelled or timed out is taken out of ComfyUI; else only a timeout does.
+        on_line: gets the child's output, line by line.
+    """
+
+    server_address: str = "127.0.0.1:8188"
+    command: Sequence[str] = ()
+    comfyui_dir: Path | None = None
+    start_timeout_s: float = 600.0
+    max_job_s: float = 3600.0
+    jobs_at_once: int = 1
+    http_timeout_s: float = 30.0
+    http_retries: int = 3
+    poll_interval_s: float = 1.0
+    lost_prompt_retries: int = 1
+    max_input_bytes: int = 512_000_000
+    input_url_allow: Sequence[str] = ()
+    input_url_timeout_s: float = 60.0
+    cancel_abandoned: bool = True
+    on_line: Callable[[str], None] | None = None
+
+
+class ComfyUIWorker:
+    """A handler on one ComfyUI. Open it with ``async with``; it owns the child, the connections, the session for URLs.
+
+    Attributes:
+        process: the child, None when ComfyUI is started by somebody else.
+        handler: to open result files (`open_file`) and to cancel; run jobs with `run`.
+    """
+
+    def __init__(self, options: WorkerOptions, *, metrics: Metrics | None = None) -> None:
+        self.options = options
+        self.metrics = metrics or Metrics()
+        self.process: ComfyUIProcess | None = None
+        self.pool = BackendPool.connect(
+            [options.server_address],
+            http_timeout_s=options.http_timeout_s,
+            http_retries=options.http_retries,
+            poll_interval_s=options.poll_interval_s,
+            metrics=self.metrics,
+        )
+        self._stager = InputStager(
+            max_bytes=options.max_input_bytes,
+            url_allow=options.input_url_allow,
+            url_timeout_s=options.input_url_timeout_s,
+            metrics=self.metrics,
+        )
+        handler_options = HandlerOptions(
+            max_timeout_s=options.max_job_s, runner=RunnerOptions(lost_prompt_retries=options.lost_prompt_retries)
+        )
+        self.handler = ComfyUIHandler(self.pool, self._stager, handler_options, metrics=self.metrics)
+        self._slot = asyncio.Semaphore(options.jobs_at_once)
+        self._recovering = asyncio.Lock()
+        self._log = structlog.get_logger(__name__)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Starts ComfyUI where there is a command; nothing waits for it yet."""
+        options = self.options
+        async with AsyncExitStack() as stack:
+            if options.command:
+                self.process = await stack.enter_async_context(
+                    ComfyUIProcess(
+                        options.command,
+                        options.server_address,
+                        cwd=options.comfyui_dir,
+                        start_timeout_s=options.start_timeout_s,
+                        on_line=options.on_line,
+                    )
+                )
+            for owned in (self.pool, self._stager, self.handler):
+                await stack.enter_async_context(owned)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._stack.aclose()
+
+    async def wait_until_ready(self) -> None:
+        """Until ComfyUI takes prompts; one that answers and cannot run any more is restarted first.
+
+        Raises:
+            ComfyUIConnectionError: it does not run and is not started again, or it does not answer in time.
+        """
+        async with self._recovering:
+            if self.process is not None:
+                if any(backend.health is Health.BROKEN for backend in self.pool.backends):
+                    await self.process.restart()
+                await self.process.wait_until_ready()
+            await self.pool.choose(patience_s=self.options.start_timeout_s)
+
+    async def run(
+        self, request: PromptRequest, *, timeout_s: float | None = None, listener: Listener | None = None
+    ) -> PromptResult:
+        """Run one job when its turn comes: wait for ComfyUI, check models and inputs, run; again if ComfyUI crashed.
+
+        When this is cancelled, ComfyUI is told to stop the prompt. `listener` gets the prompt's events.
+
+        Raises:
+            ComfyUIError: any of the tree.
+        """
+        check_api_format(request.prompt)
+        async with self._slot:
+            tries_left = 1 + self.options.lost_prompt_retries
+            while True:
+                await self.wait_until_ready()
+                await self.check(request)
+                tries_left -= 1
+                try:
+                    return await self.handler.submit_prompt_sync(
+                        request, timeout_s=timeout_s or self.options.max_job_s, listener=listener
+                    )
+                except (ComfyUIConnectionError, ComfyUIPromptLostError) as error:
+                    if not tries_left:
+                        raise
+                    self._log.warning("job.again", prompt_id=error.prompt_id, detail=error.detail)
+
+    async def check(self, request: PromptRequest) -> None:
+        """Refuse a workflow that names nodes, models or inputs that this ComfyUI does not have.
+
+        Raises:
+            ComfyUIValidationError: with the list of what is missing, and what it may have been meant to be.
+        """
+        backend = await self.pool.choose(patience_s=self.options.start_timeout_s)
+        if _refusing(request, await backend.object_info()):
+            # What is known may be older than a model that was put there since.
+            error = refusal(_refusing(request, await backend.client.object_info()))
+            if error is not None:
+                raise error
+
+    async def base64_of(self, result: PromptResult, file: OutputFile) -> str:
+        """One file's bytes as base64. Raises `ComfyUIError` when ComfyUI cannot give them."""
+        async with self.handler.open_file(result, file) as view:
+            content = b"".join([chunk async for chunk in view.chunks])
+        return base64.b64encode(content).decode("ascii")
+
+
+def _refusing(request: PromptRequest, object_info: Mapping[str, Any]) -> list[Problem]:
+    """What a job must not be run with, each as an error."""
+    problems = preflight(
+        request.prompt,
+        object_info,
+        staged=_staged(request, object_info),
+        targets=request.partial_execution_targets,
+    )
+    return [
+        replace(problem, severity="error")
+        for problem in problems
+        if problem.severity == "error" or problem.code in _ALWAYS_REFUSED
+    ]
+
+
+def _staged(request: PromptRequest, object_info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The file inputs that the request itself brings, by entry of ``images``, data URI or URL."""
+    brought = {f"{image.subfolder}/{image.name}".lstrip("/") for image in request.images}
+    return [
+        (node_id, name)
+        for node_id, name in upload_inputs(request.prompt, object_info)
+        if isinstance(value := request.prompt[node_id]["inputs"][name], str)
+        and (value.removesuffix(" [input]") in brought or value.startswith(("data:", "http://", "https://")))
+    ]
+
+
+def path_of(file: OutputFile, output_dir: str) -> str:
+    """Where ComfyUI wrote the file, when its folder of this type is `output_dir`; an absolute path is kept."""
+    return str(PurePosixPath(output_dir) / file.subfolder / file.filename)
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets: take no more jobs, finish what runs, end.
+
+    A second one ends the process at once, as if nothing had been installed.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal() -> None:
+        stop.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    return stop
