@@ -93,7 +93,11 @@ class ComfyUIWorker:
             metrics=self.metrics,
         )
         handler_options = HandlerOptions(
-            max_timeout_s=options.max_job_s, runner=RunnerOptions(lost_prompt_retries=options.lost_prompt_retries)
+            max_timeout_s=options.max_job_s,
+            cancel_on_disconnect=options.cancel_abandoned,
+            runner=RunnerOptions(
+                submission_retries=options.http_retries, lost_prompt_retries=options.lost_prompt_retries
+            ),
         )
         self.handler = ComfyUIHandler(self.pool, self._stager, handler_options, metrics=self.metrics)
         self._slot = asyncio.Semaphore(options.jobs_at_once)
