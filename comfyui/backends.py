@@ -54,6 +54,8 @@ class Backend:
         self._look_again = asyncio.Event()
         self._object_info: JSON | None = None
         self._doubted = False
+        self.on_connected: Callable[[], None] = lambda: None
+        """Called when it is reached for the first time or anew: what was known of it may not hold any more."""
         self._down_since: float | None = None
         self._moved: set[str] = set()
         self.others_ready: Callable[[], bool] = lambda: False
@@ -162,6 +164,7 @@ class Backend:
             if connected and not was_connected:
                 # It may have been restarted, with other nodes and models and a healthy GPU.
                 self._object_info = None
+                self.on_connected()
                 self._set(Health.READY)
             was_connected = connected
             if (connected and not self._doubted) or await self._answers():

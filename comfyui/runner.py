@@ -11,8 +11,9 @@ What is tried again, and why that is safe:
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,8 @@ class PromptRunner:
         self._options = options
         self._metrics = metrics
         self._log = structlog.get_logger(__name__)
+        for backend in pool.backends:
+            backend.on_connected = functools.partial(stager.forget, backend.client)
 
     async def run(self, run: PromptRun) -> PromptResult:
         """From the request, or from what ComfyUI has of the prompt already, to the result.
@@ -200,14 +203,12 @@ class PromptRunner:
         return _result(backend, run.prompt_id, entry, waited_s=time.monotonic() - started)
 
     async def _stage(self, backend: Backend, request: PromptRequest, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        inline: Sequence[tuple[str, str]] = ()
-        if _has_inline_inputs(prompt):
-            inline = upload_inputs(prompt, await backend.object_info())
-        if not inline and not request.images:
+        if not request.images and not _has_inline_inputs(prompt):
             return prompt
+        widgets = upload_inputs(prompt, await backend.object_info())
         if prompt is not request.prompt:
             request = request.model_copy(update={"prompt": dict(prompt)})
-        return await self._stager.stage(backend.client, request, inline)
+        return await self._stager.stage(backend.client, request, widgets)
 
     # Exactly one submission
 

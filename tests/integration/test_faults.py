@@ -183,3 +183,95 @@ def reconnects(gateway: RunningGateway, reason: str) -> float:
         )
         or 0.0
     )
+
+
+# What goes wrong on the GPU and in ComfyUI itself
+
+
+async def test_a_gone_file_of_a_cached_result_is_made_again(gateway: RunningGateway, engine: Engine) -> None:
+    _, first = await gateway.prompt_sync(invert_workflow(), return_image_base64=True)
+    (engine.folders.output / first["images"][0]["filename"]).unlink()
+    status, second = await gateway.prompt_sync(invert_workflow(), return_image_base64=True)
+    assert status == 200
+    assert second["images"][0]["base64"]
+    assert executions(engine)[second["prompt_id"]] == 2, "once from the cache, once for real"
+    assert resubmissions(gateway, "output_gone") == 1
+
+
+async def test_an_empty_cached_result_is_made_again(gateway: RunningGateway, engine: Engine) -> None:
+    await gateway.prompt_sync(invert_workflow())
+    await engine.set_faults({"cached_empty": {"times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert len(body["images"]) == 1
+
+
+async def test_a_cached_result_that_is_there_is_not_made_again(gateway: RunningGateway, engine: Engine) -> None:
+    await gateway.prompt_sync(invert_workflow())
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine)[body["prompt_id"]] == 1
+
+
+async def test_after_out_of_memory_the_next_prompt_runs(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"out_of_memory": {"class_type": "ImageInvert"}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["type"]) == (500, "task_failed")
+    assert "OutOfMemoryError" in body["detail"]
+    assert requests(engine, "POST /free") == 1
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_out_of_memory_is_tried_again_when_told_so(engine: Engine) -> None:
+    await engine.set_faults({"out_of_memory": {"class_type": "ImageInvert"}})
+    async with running_gateway(engine.url, oom_retries=1) as gateway:
+        status, _ = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+
+
+async def test_a_gpu_fault_turns_readiness_red_until_comfyui_is_restarted(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    await engine.set_faults({"cuda_fault": {}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["type"]) == (500, "task_failed")
+    async with gateway.http.get("/health/ready") as response:
+        assert response.status == 503
+        assert "GPU fault" in (await response.json())["reason"]
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["type"]) == (503, "connection_failed")
+    assert "GPU fault" in body["detail"]
+
+    engine.faults.clear()
+    await engine.set_faults({"forget": {}})  # the restart
+    async with asyncio.timeout(10):
+        while (await ready_status(gateway)) != 200:
+            await asyncio.sleep(0.02)
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_a_dead_prompt_worker_behind_http_200_is_found_and_reported(engine: Engine) -> None:
+    await engine.set_faults({"prompt_thread_dead": {}})
+    async with running_gateway(engine.url, stalled_after=0.5) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+        async with asyncio.timeout(10):
+            while (await ready_status(gateway)) != 503:
+                await asyncio.sleep(0.02)
+        async with gateway.http.get("/health") as response:
+            health = await response.json()
+        assert health["status"] == "unhealthy"
+        assert "prompt worker" in health["error"]
+
+        engine.faults.clear()
+        assert (await waiting)[0] == 200
+        assert await ready_status(gateway) == 200
+
+
+async def ready_status(gateway: RunningGateway) -> int:
+    async with gateway.http.get("/health/ready") as response:
+        return response.status
+
+
+def resubmissions(gateway: RunningGateway, reason: str) -> float:
+    name = "comfyui_gateway_resubmissions_total"
+    return gateway.handler.metrics.registry.get_sample_value(name, {"reason": reason}) or 0.0
