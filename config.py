@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.client import parse_server_address
+from comfyui.web.paths import DEFAULT_DENY, ProxyMode
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 
@@ -80,7 +81,27 @@ class Settings(BaseSettings):
     )
     input_url_timeout: float = Field(default=60, gt=0, description="Seconds in all for fetching one input URL.")
 
-    @field_validator("comfyui_server_address", "input_url_allow", mode="before")
+    proxy_mode: ProxyMode = Field(
+        default="full", description="What is relayed: full, api (what client libraries need) or off (nothing)."
+    )
+    proxy_deny: CommaList = Field(
+        default=DEFAULT_DENY, description="Paths that are not relayed, with *; ! before one makes it an exception."
+    )
+    proxy_timeout: float = Field(
+        default=300,
+        ge=0,
+        description="Seconds that a relayed request waits for ComfyUI's answer to begin; 0: no end.",
+    )
+    max_upload_mb: float = Field(
+        default=0,
+        ge=0,
+        description="Largest relayed body, in MB; 0: ComfyUI's own limit is enough.",
+    )
+    websocket_buffer_mb: float = Field(
+        default=16, gt=0, description="MB that a client's websocket may lag behind before it is dropped."
+    )
+
+    @field_validator("comfyui_server_address", "input_url_allow", "proxy_deny", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -30,6 +30,10 @@ from comfyui.web import api, ops
 from comfyui.web.deps import WebOptions
 from comfyui.web.errors import install_error_handlers
 from comfyui.web.middleware import BodyLimit, RequestContext
+from comfyui.web.paths import PathRules
+from comfyui.web.proxy import Relay, RelayOptions
+from comfyui.web.server_socket import ServerSocket
+from comfyui.web.upstreams import Upstreams
 from config import Settings, SettingsError, load_settings
 
 _log = structlog.get_logger("gateway")
@@ -46,6 +50,9 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         version=ops.VERSION,
         lifespan=_lifespan,
         redoc_url=None,
+        # What is below /docs/ is ComfyUI's.
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
     )
     app.state.settings = settings
     app.state.metrics = metrics
@@ -58,6 +65,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     app.include_router(ops.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, limit_of=lambda _path: app.state.web_options.max_body_bytes, metrics=metrics)
+    app.add_middleware(Relay, options=_relay_options(settings), metrics=metrics)
     app.add_middleware(RequestContext)
     return app
 
@@ -89,6 +97,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             ComfyUIHandler(pool, stager, _handler_options(settings), metrics=metrics)
         )
         app.state.handler = handler
+        app.state.upstreams = await stack.enter_async_context(Upstreams(pool))
         with _drain_on_signal(handler, settings.shutdown_grace_seconds):
             yield
 
@@ -105,6 +114,15 @@ def _handler_options(settings: Settings) -> HandlerOptions:
             lost_prompt_retries=settings.lost_prompt_retries,
             oom_retries=settings.oom_retries,
         ),
+    )
+
+
+def _relay_options(settings: Settings) -> RelayOptions:
+    return RelayOptions(
+        rules=PathRules(settings.proxy_mode, settings.proxy_deny),
+        timeout_s=settings.proxy_timeout,
+        max_upload_bytes=int(settings.max_upload_mb * _MB) or None,
+        socket_buffer_bytes=int(settings.websocket_buffer_mb * _MB),
     )
 
 
@@ -144,6 +162,18 @@ def _drain_on_signal(handler: ComfyUIHandler, grace_s: float) -> Iterator[None]:
             task.cancel()
 
 
+# What a relay needs of uvicorn; each is what ComfyUI's own server does.
+RELAYING: dict[str, Any] = {
+    # ComfyUI's Server header comes through; a second one would not be HTTP.
+    "server_header": False,
+    "timeout_keep_alive": 75,
+    "ws": ServerSocket,
+    # A ping keeps the path open. A client that does not answer it may be busy with its picture.
+    "ws_ping_interval": 20.0,
+    "ws_ping_timeout": None,
+}
+
+
 async def _serve(settings: Settings) -> None:
     app = create_app(settings)
     config = uvicorn.Config(
@@ -152,6 +182,7 @@ async def _serve(settings: Settings) -> None:
         port=settings.server_port,
         log_config=None,
         access_log=False,
+        **RELAYING,
         # What still hangs then is cut: a client that does not read its answer, a websocket.
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 5,
     )

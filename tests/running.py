@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from comfyui.engine import Engine
 from comfyui.handler import ComfyUIHandler
 from config import Settings
-from server import create_app
+from server import RELAYING, create_app
 
 Workflow = dict[str, Any]
 T = TypeVar("T")
@@ -55,7 +55,7 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
     """Serve in front of these ComfyUI addresses; returns when it is ready to take prompts, unless told not to wait."""
     app = create_app(Settings(comfyui_server_address=comfyui, **settings))
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2
+        app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2, **RELAYING
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(), name="gateway")

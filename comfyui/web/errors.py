@@ -11,6 +11,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from comfyui.exceptions import (
     ComfyUIConnectionError,
@@ -62,6 +63,17 @@ def error_response(error: ComfyUIError, request_id: str | None) -> Response:
 
 def json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to a request or a websocket's handshake that is refused before it reaches an endpoint."""
+    body = error_body(
+        title=HTTPStatus(status).phrase,
+        code=_CODES.get(status, "http_error"),
+        detail=detail,
+        request_id=scope.get("state", {}).get("request_id"),
+    )
+    return json_response(status, body, headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
