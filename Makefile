@@ -4,6 +4,8 @@
 SHELL := /bin/sh
 VENV  := .venv
 BIN   := $(VENV)/bin
+VENV_RUNPOD := .venv-runpod
+VENV_LITTLEHORSE := .venv-littlehorse
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
@@ -16,6 +18,21 @@ $(VENV)/.ready: requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
+# Each of these SDKs needs versions that the others cannot have.
+$(VENV_RUNPOD)/.ready: requirements/runpod.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV_RUNPOD)
+	$(VENV_RUNPOD)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements/runpod.txt
+	@touch $@
+
+$(VENV_LITTLEHORSE)/.ready: requirements/littlehorse-dev.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV_LITTLEHORSE)
+	$(VENV_LITTLEHORSE)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements/littlehorse-dev.txt
+	@touch $@
+
 setup: $(VENV)/.ready ## make .venv with everything that is needed here
 
 demo: setup ## run one workflow through the gateway on the embedded engine, save the picture
@@ -24,8 +41,10 @@ demo: setup ## run one workflow through the gateway on the embedded engine, save
 run: setup ## serve: in front of COMFYUI_SERVER_ADDRESS where it answers, else of the embedded engine
 	@$(BIN)/python server.py --fallback-engine
 
-test: setup ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
+test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
 	$(BIN)/python -m pytest
+	$(VENV_RUNPOD)/bin/python -m pytest tests/workers/test_runpod*.py
+	$(VENV_LITTLEHORSE)/bin/python -m pytest tests/workers/test_littlehorse*.py
 
 lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -45,8 +64,16 @@ lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 		pyproject.toml --output-file requirements/gateway.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		pyproject.toml --group dev --output-file requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --extra runpod --extra s3 --group dev --output-file requirements/runpod.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --extra littlehorse --output-file requirements/littlehorse.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --extra littlehorse --group dev --output-file requirements/littlehorse-dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --extra postgres --extra s3 --output-file requirements/postgres.txt
 
 clean: ## remove what make and the tests made
-	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help setup demo run test lint format bench lock clean
