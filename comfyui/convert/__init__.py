@@ -176,7 +176,10 @@ class _Export:
         if widget.options.get("dynamicPrompts") is True:
             if has_choices(value):
                 self._warnings.append(f"node {placed.id}: one of the choices in {widget.name} was taken at random")
-            return choose_dynamic_prompt(value, self._rng)
+            try:
+                return choose_dynamic_prompt(value, self._rng)
+            except ValueError as error:
+                raise ComfyUIValidationError(f"node {placed.id}: in {widget.name}, {error}") from None
         if widget.name == "filename_prefix" and placed.node.type in _SAVING_CLASSES:
             nodes = [node for graph in self._workflow.graphs() for node in graph.nodes.values()]
             return fill_placeholders(value, nodes, self._now)

@@ -211,9 +211,12 @@ def _parse_link(entry: Any) -> Link | None:
         case _:
             raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is no link.")
     try:
-        return Link(str(link_id), str(origin_id), int(origin_slot), str(target_id), int(target_slot))
-    except (TypeError, ValueError):
-        raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is no link.") from None
+        link = Link(str(link_id), str(origin_id), int(origin_slot), str(target_id), int(target_slot))
+    except (TypeError, ValueError, OverflowError):
+        link = None
+    if link is None or link.origin_slot < 0:
+        raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is no link.")
+    return link
 
 
 def _parse_boundary(data: Mapping[str, Any]) -> BoundarySlot:

@@ -19,6 +19,9 @@ from comfyui.exceptions import ComfyUIValidationError
 
 VIRTUAL_TYPES = frozenset({"Note", "MarkdownNote", "Reroute", "PrimitiveNode"})
 _MAX_DEPTH = 64
+# Subgraphs in subgraphs multiply: a small file could be a workflow of any size.
+_MAX_NODES = 50_000
+_MAX_HOPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,14 @@ def flatten(workflow: Workflow) -> dict[str, Placed]:
     """Every node of the workflow, those inside subgraphs once for each instance.
 
     Raises:
-        ComfyUIValidationError: a subgraph contains itself.
+        ComfyUIValidationError: a subgraph contains itself, or the whole is larger than any ComfyUI could run.
     """
-    return {placed.id: placed for placed in _flatten(workflow.root, workflow.subgraphs, None, 0)}
+    found: dict[str, Placed] = {}
+    for placed in _flatten(workflow.root, workflow.subgraphs, None, 0):
+        found[placed.id] = placed
+        if len(found) > _MAX_NODES:
+            raise ComfyUIValidationError(f"Written out, the workflow has more than {_MAX_NODES} nodes.")
+    return found
 
 
 def _flatten(graph: Graph, subgraphs: Mapping[str, Graph], around: Placed | None, depth: int) -> Iterator[Placed]:
@@ -159,6 +167,10 @@ class LinkResolver:
         if (placed.id, side, slot) in seen:
             raise ComfyUIValidationError(f"The links through node {placed.id} run in a circle.")
         seen.add((placed.id, side, slot))
+        if len(seen) > _MAX_HOPS:
+            raise ComfyUIValidationError(
+                f"A link passes through more than {_MAX_HOPS // 2} nodes before node {placed.id}."
+            )
 
 
 def _bypass_input(node: Node, slot: int, wanted: str) -> int | None:

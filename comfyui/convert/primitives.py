@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from comfyui.convert.graph import Graph, Node, Widget
 from comfyui.convert.widgets import set_value
+
+# Beyond this a float is no longer every integer, and neither the editor nor we can round.
+_EXACT = 2**53
 
 
 def apply_primitives(graph: Graph) -> list[str]:
@@ -47,34 +50,38 @@ def _outgoing(primitive: Node, graph: Graph) -> list[str]:
     return [link for links in primitive.output_links[:1] for link in links if link in graph.links]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _limited(value: float, widgets: list[Widget]) -> float:
     """Within the range that all targets share, as the primitive's own widget is when it is made."""
-    low = max(widget.options.get("min", -math.inf) for widget in widgets)
-    high = min(widget.options.get("max", math.inf) for widget in widgets)
+    low = max(_number(widget.options, "min", -math.inf) for widget in widgets)
+    high = min(_number(widget.options, "max", math.inf) for widget in widgets)
     return value if low > high else max(low, min(high, value))
 
 
 def _rounded(value: float, widget: Widget) -> float:
     """As a number widget rounds what is entered: an INT to its steps from the minimum, a FLOAT to its precision."""
     options = widget.options
-    if widget.kind == "INT":
-        step = options.get("step") or 1
-        offset = 0 if step == 1 else math.fmod(options.get("min", 0), step)
-        return _as_int(_half_up((value - offset) / step) * step + offset)
-    if widget.kind != "FLOAT":
+    step = _number(options, "step", 0)
+    if widget.kind not in ("INT", "FLOAT") or abs(value) > _EXACT or step < 0:
         return value
-    precision = max(0, -math.floor(math.log10(options.get("step") or 0.5)))
-    unit: float = options.get("round") or (10**-precision if precision else 0)
+    if widget.kind == "INT":
+        step = step or 1
+        offset = 0 if step == 1 else math.fmod(_number(options, "min", 0), step)
+        return _as_int(_half_up((value - offset) / step) * step + offset)
+    precision = max(0, -math.floor(math.log10(step or 0.5)))
+    unit = _number(options, "round", 0) or (10**-precision if precision else 0)
     if not unit:
         return value
     nearest = round(_half_up(value / unit) * unit, precision)
-    low: float = options.get("min", 0)
-    high: float = options.get("max", 2048)
-    return max(low, min(high, nearest))
+    return max(_number(options, "min", 0), min(_number(options, "max", 2048), nearest))
+
+
+def _number(options: Mapping[str, Any], name: str, default: float) -> float:
+    value = options.get(name)
+    return value if _is_number(value) else default
 
 
 def _half_up(value: float) -> int:

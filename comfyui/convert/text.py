@@ -9,15 +9,41 @@ from random import Random
 
 from comfyui.convert.graph import MISSING, Node
 
-_COMMENT = re.compile(r"/\*[\s\S]*?\*/|//[^\n\r\u2028\u2029]*")
+_LINE_END = re.compile(r"[\n\r\u2028\u2029]|\Z")
+_MAX_NESTING = 100
 _PLACEHOLDER = re.compile(r"%([^%]+)%")
 _DATE_PART = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyy?y?")
 _NOT_IN_FILE_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1F\x7F]')
 
 
-def choose_dynamic_prompt(text: str, rng: Random) -> str:
-    """Drop comments and replace each ``{a|b}`` by one of its choices; a backslash takes a sign's meaning away."""
-    stripped = _COMMENT.sub("", text)
+def _without_comments(text: str) -> str:
+    """Without ``/* … */`` and ``// …``. By hand, for a pattern would take forever on many comments without an end."""
+    kept, position, unfinished = [], 0, False
+    while (start := text.find("/", position)) >= 0:
+        kept.append(text[position:start])
+        end = -1
+        if text.startswith("//", start) and (found := _LINE_END.search(text, start)):
+            end = found.start()
+        elif text.startswith("/*", start) and not unfinished:
+            end = text.find("*/", start + 2)
+            unfinished = end < 0
+            end = end + 2 if end >= 0 else end
+        if end < 0:
+            kept.append("/")
+            end = start + 1
+        position = end
+    return "".join([*kept, text[position:]])
+
+
+def choose_dynamic_prompt(text: str, rng: Random, nesting: int = 0) -> str:
+    """Drop comments and replace each ``{a|b}`` by one of its choices; a backslash takes a sign's meaning away.
+
+    Raises:
+        ValueError: choices are nested deeper than anyone would by hand.
+    """
+    if nesting > _MAX_NESTING:
+        raise ValueError("choices are nested too deeply")
+    stripped = _without_comments(text)
     result, position = [], 0
     while position < len(stripped):
         char = stripped[position]
@@ -27,7 +53,7 @@ def choose_dynamic_prompt(text: str, rng: Random) -> str:
             position += 1
         elif char == "{":
             choices, position = _read_choices(stripped, position)
-            result.append(choose_dynamic_prompt(rng.choice(choices), rng))
+            result.append(choose_dynamic_prompt(rng.choice(choices), rng, nesting + 1))
         else:
             result.append(char)
     return re.sub(r"\\([{}|])", r"\1", "".join(result))
@@ -54,7 +80,7 @@ def _read_choices(text: str, position: int) -> tuple[list[str], int]:
 
 
 def has_choices(text: str) -> bool:
-    return re.search(r"(?<!\\)\{[^{}]*\|", _COMMENT.sub("", text)) is not None
+    return re.search(r"(?<!\\)\{[^{}]*\|", _without_comments(text)) is not None
 
 
 def fill_placeholders(text: str, nodes: Iterable[Node], now: datetime) -> str:

@@ -1,4 +1,4 @@
-"""UI export to API format, on small hand-made files; the editor itself judges in tests/contract/test_convert_real.py."""
+"""UI export to API format, on small hand-made files; the editor judges in tests/contract/test_convert_real.py."""
 
 from __future__ import annotations
 
@@ -296,3 +296,54 @@ def test_a_choice_at_random_is_told() -> None:
 )
 def test_types_connect_as_in_the_editor(one: str, other: str, expected: bool) -> None:
     assert types_connect(one, other) is expected
+
+
+def damaged(value: Any, rng: Random) -> Any:
+    """A copy of a JSON value in which a few parts are gone or something else."""
+    if rng.random() < 0.01:
+        return rng.choice([None, 0, -1, "x", [], {}, [1, 2], {"a": 1}, 1e308, 10**400, True])
+    if isinstance(value, dict):
+        return {key: damaged(entry, rng) for key, entry in value.items() if rng.random() > 0.005}
+    if isinstance(value, list):
+        return [damaged(entry, rng) for entry in value if rng.random() > 0.005]
+    return value
+
+
+@pytest.mark.parametrize("name", ["ui_plain.json", "ui_subgraphs.json"])
+def test_a_damaged_file_is_converted_or_refused_and_nothing_else(name: str) -> None:
+    rng = Random(3)  # noqa: S311
+    for _ in range(400):
+        ui = {key: damaged(value, rng) for key, value in file(name).items()}
+        try:
+            to_api_format(ui, INFO)
+        except ComfyUIValidationError:
+            continue
+
+
+def test_subgraphs_that_multiply_are_refused_before_they_fill_the_memory() -> None:
+    def twice(name: str, inner: str) -> dict[str, Any]:
+        return {"id": name, "nodes": [{"id": n, "type": inner} for n in (1, 2)], "links": []}
+
+    subgraphs = [twice(f"s{n}", f"s{n + 1}") for n in range(40)]
+    ui = {"nodes": [{"id": 1, "type": "s0"}], "links": [], "definitions": {"subgraphs": subgraphs}}
+    with pytest.raises(ComfyUIValidationError, match="more than 50000 nodes"):
+        to_api_format(ui, {**INFO, "s40": definition("IMAGE")})
+
+
+def test_endless_reroutes_and_nested_choices_are_refused() -> None:
+    reroutes = [
+        {"id": n, "type": "Reroute", "inputs": [{"name": "", "type": "*", "link": n - 1}]} for n in range(1, 900)
+    ]
+    save = {"id": 900, "type": "SaveImage", "inputs": [{"name": "images", "type": "IMAGE", "link": 899}]}
+    ui = {"nodes": [*reroutes, save], "links": [[n, n, 0, n + 1, 0, "*"] for n in range(900)]}
+    with pytest.raises(ComfyUIValidationError, match="more than 100 nodes"):
+        to_api_format(ui, INFO)
+    plain = file("ui_plain.json")
+    node_of(plain, 4)["widgets_values"][3] = "{" * 5000
+    with pytest.raises(ComfyUIValidationError, match="nested too deeply"):
+        to_api_format(plain, INFO)
+
+
+def test_comments_without_an_end_are_read_in_one_pass() -> None:
+    text = "/* " * 200_000
+    assert choose_dynamic_prompt(text, Random(1)) == text  # noqa: S311
