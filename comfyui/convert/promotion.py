@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from comfyui.convert.graph import BoundarySlot, Graph, InputSlot, Node, Widget, Workflow
+from comfyui.exceptions import ComfyUIValidationError
+
+_OWN = "-1"
 
 
 def promote_widgets(workflow: Workflow) -> None:
@@ -45,9 +48,38 @@ def _complete_instance(node: Node, inside: Graph) -> None:
             node.widgets.append(Widget(boundary.name, inner.kind, inner.value, options=inner.options))
     node.inputs = slots + [slot for slot in node.inputs if slot.name not in names]
     node.output_types = [boundary.type for boundary in inside.outputs]
-    if not isinstance(node.widget_values, Mapping):
-        for widget, value in zip(node.widgets, node.widget_values, strict=False):
+    if isinstance(node.widget_values, Mapping):
+        return
+    shown = _shown_widgets(node)
+    if shown and len(node.widget_values) == len(shown) and (not node.widgets or any(i == _OWN for i, _ in shown)):
+        _store_by_name(node, inside, shown)
+        return
+    for widget, value in zip(node.widgets, node.widget_values, strict=False):
+        widget.value = value
+
+
+def _shown_widgets(node: Node) -> list[tuple[str, str]]:
+    """The property ``proxyWidgets``: (node id inside, widget name); -1 for a widget of an own input."""
+    entries = node.properties.get("proxyWidgets")
+    pairs = entries if isinstance(entries, list) else []
+    return [(str(pair[0]), str(pair[1])) for pair in pairs if isinstance(pair, list) and len(pair) >= 2]
+
+
+def _store_by_name(node: Node, inside: Graph, shown: list[tuple[str, str]]) -> None:
+    """Editors between 1.28 and the newest store a value for each widget that an instance shows, in that order.
+
+    A widget that is merely shown keeps its value inside, where it is the same for all instances.
+    """
+    for (inner_id, name), value in zip(shown, node.widget_values, strict=True):
+        inner = inside.nodes.get(inner_id)
+        widget = node.widget(name) if inner_id == _OWN else inner.widget(name) if inner else None
+        if inner_id == _OWN and widget:
             widget.value = value
+        elif widget and widget.value != value:
+            raise ComfyUIValidationError(
+                f"Node {node.id} shows {name} of node {inner_id} in its subgraph {inside.name!r} with another value "
+                "than is stored there, so that it is not certain which one counts."
+            )
 
 
 def _inner_widget(boundary: BoundarySlot, inside: Graph) -> Widget | None:

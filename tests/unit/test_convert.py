@@ -122,6 +122,17 @@ def test_an_instance_without_stored_values_shows_the_inner_ones() -> None:
     assert inputs_of(ui, "2:7:9")["width"] == 32
 
 
+def test_values_in_the_order_of_the_widgets_that_an_instance_shows_go_by_name() -> None:
+    ui = file("ui_subgraphs.json")
+    instance = node_of(ui, 2)
+    instance["properties"]["proxyWidgets"] = [["7", "width"], ["-1", "size"]]
+    instance["widgets_values"] = [32, 512]
+    assert inputs_of(ui, "2:7:9")["width"] == 512
+    instance["widgets_values"] = [33, 512]
+    with pytest.raises(ComfyUIValidationError, match="not certain which one counts"):
+        to_api_format(ui, INFO)
+
+
 def test_a_subgraph_that_contains_itself_is_refused() -> None:
     ui = file("ui_subgraphs.json")
     ui["definitions"]["subgraphs"][1]["nodes"][0]["type"] = "outer-id"
