@@ -1,0 +1,285 @@
+"""`TaskRunner`: takes one task after the other, renders it, stores its files, and only then says complete."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+
+from comfyui.client import backoff_s
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError, ComfyUITaskError
+from comfyui.models import OutputFile, PromptResult
+from comfyui.storage import ObjectStore, StorageError
+from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
+from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, TaskQueue, prompt_request
+from comfyui.workers.progress import RenderProgress
+
+_STORE_RETRIES = 3
+_LONGEST_REASON = 4000
+# Without this, every step of every node would be a write to the database.
+_PROGRESS_EVERY_S = 2.0
+_RETRY_MAX_S = 15.0
+# How long a result that is stored is offered to a database that is away.
+_REPORT_PATIENCE_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRunnerOptions:
+    """``heartbeat_s`` is well below the lease; ``poll_interval_s`` finds what no notification told of."""
+
+    poll_interval_s: float = 5.0
+    heartbeat_s: float = 5.0
+
+
+class _Current:
+    """The task at hand. ``verdict`` is set when it is not ours to finish any more."""
+
+    def __init__(self, task: ClaimedTask, prompt_id: UUID) -> None:
+        self.task = task
+        self.prompt_id = prompt_id
+        self.progress: RenderProgress | None = None
+        self.verdict: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+
+
+class TaskRunner:
+    """One job at a time under one worker id. Queue, ComfyUI and store belong to whoever opened them."""
+
+    def __init__(
+        self, worker_id: str, queue: TaskQueue, comfyui: ComfyUIWorker, store: ObjectStore, options: TaskRunnerOptions
+    ) -> None:
+        self._worker_id = worker_id
+        self._queue = queue
+        self._comfyui = comfyui
+        self._store = store
+        self._options = options
+        self._log = structlog.get_logger(__name__).bind(worker_id=worker_id)
+        self._status = "starting"
+        self._current: _Current | None = None
+        self._news = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        queue.listen(self._heard)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set; a task that is under way then is finished first."""
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            # Together: without heartbeats a task is taken from us, so a worker whose heart stopped must stop, too.
+            async with asyncio.TaskGroup() as group:
+                beats = group.create_task(self._heartbeats(), name=f"heartbeat {self._worker_id}")
+                await self._take_tasks(stopping)
+                beats.cancel()
+        finally:
+            stopping.cancel()
+            with contextlib.suppress(QueueError):
+                await self._queue.heartbeat(self._worker_id, "stopped")
+
+    async def _take_tasks(self, stopping: asyncio.Task[Any]) -> None:
+        while not stopping.done():
+            if not self._comfyui.pool.ready:
+                self._show("waiting for ComfyUI")
+                await self._pause(stopping, self._comfyui.wait_until_ready())
+                continue
+            self._show("idle")
+            self._news.clear()
+            task = await self._claim(stopping)
+            if task is not None:
+                await self._work(task)
+            elif not stopping.done():
+                await self._pause(stopping, self._news.wait())
+
+    def _heard(self, task_id: str) -> None:
+        self._news.set()
+        if self._current is not None and task_id in {"", self._current.task.id}:
+            self._beat_now.set()
+
+    def _show(self, status: str) -> None:
+        if status != self._status:
+            self._status = status
+            self._beat_now.set()
+
+    async def _pause(self, stopping: asyncio.Task[Any], until: Awaitable[Any]) -> None:
+        waiting = asyncio.ensure_future(until)
+        try:
+            await asyncio.wait(
+                {stopping, waiting}, timeout=self._options.poll_interval_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+    async def _claim(self, stopping: asyncio.Task[Any]) -> ClaimedTask | None:
+        """Under one token until there is an answer: when an answer was lost, the task is not."""
+        token = uuid4()
+        failures = 0
+        while not stopping.done():
+            try:
+                return await self._queue.claim(self._worker_id, token)
+            except QueueError as error:
+                failures += 1
+                if failures == 1:
+                    self._log.warning("queue.unavailable", detail=str(error))
+                delay_s = backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S)
+                await asyncio.wait({stopping}, timeout=delay_s)
+        return None
+
+    # Signs of life
+
+    async def _heartbeats(self) -> None:
+        failures = 0
+        while True:
+            self._beat_now.clear()
+            current = self._current
+            progress = current.progress if current else None
+            try:
+                lease = await self._queue.heartbeat(
+                    self._worker_id,
+                    self._status,
+                    current.task if current else None,
+                    progress.fraction if progress else None,
+                    progress.note if progress else "",
+                )
+                failures = 0
+            except QueueError as error:
+                failures += 1
+                if failures == 1:
+                    self._log.warning("heartbeat.failed", detail=str(error))
+            else:
+                if current is not None and lease is not Lease.HELD and not current.verdict.done():
+                    current.verdict.set_result(lease)
+            delay_s = self._options.heartbeat_s
+            if failures:
+                delay_s = min(delay_s, backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_now.wait(), delay_s)
+
+    # One task
+
+    async def _work(self, task: ClaimedTask) -> None:
+        current = _Current(task, prompt_id_for_job("postgres", task.job_id))
+        with structlog.contextvars.bound_contextvars(task_id=task.id, prompt_id=str(current.prompt_id)):
+            self._log.info("task.claimed", run=task.run, attempt=task.attempt)
+            self._current = current
+            self._show("working")
+            started = time.monotonic()
+            work = asyncio.create_task(self._render_and_report(current), name=f"task {task.id}")
+            try:
+                waited: list[asyncio.Future[Any]] = [work, current.verdict]
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self._current = None
+                given_up = work.cancel()
+                await asyncio.wait({work})
+            if given_up:
+                await self._give_up(current)
+            else:
+                self._log.info("task.ended", outcome=work.result(), seconds=round(time.monotonic() - started, 3))
+
+    async def _give_up(self, current: _Current) -> None:
+        """Cancelled: ComfyUI is to stop. Lost: ComfyUI goes on, whoever has the task now waits for the same render."""
+        verdict = current.verdict.result()
+        self._log.info("task.given_up", reason="cancelled" if verdict is Lease.STOP else "lease lost")
+        if verdict is Lease.STOP:
+            try:
+                await self._comfyui.handler.cancel(str(current.prompt_id))
+            except ComfyUINotFoundError:
+                pass  # it ended in this moment, or was never submitted
+            except ComfyUIError as error:
+                self._log.warning("task.cancel_failed", detail=error.detail)
+
+    async def _render_and_report(self, current: _Current) -> str:
+        task = current.task
+        try:
+            result = await self._render(current)
+            outputs = [await self._store_file(task, result, file) for file in result.files]
+        except ComfyUIError as error:
+            self._log.warning("task.failed", detail=error.detail, retryable=error.retryable)
+            return await self._report_failure(task, reason_of(error), retry=error.retryable)
+        except Exception:
+            # Nothing of a bug's text goes into the row; the log has it.
+            self._log.exception("task.crashed")
+            return await self._report_failure(task, "the worker failed; its log has the reason", retry=True)
+        url = main_output(outputs)["url"]
+        written = await self._report(lambda: self._queue.complete(task, url, outputs))
+        return "complete" if written else "lease lost"
+
+    async def _report_failure(self, task: ClaimedTask, reason: str, *, retry: bool) -> str:
+        written = await self._report(lambda: self._queue.fail(task, reason, retry=retry))
+        return "failed" if written else "lease lost"
+
+    async def _render(self, current: _Current) -> PromptResult:
+        request = prompt_request(current.task, current.prompt_id)
+        current.progress = RenderProgress(request.prompt, self._throttled_beat())
+        result = await self._comfyui.run(request, listener=current.progress)
+        if not result.files:
+            raise ComfyUITaskError("the workflow ended without any output file", prompt_id=result.prompt_id)
+        return result
+
+    def _throttled_beat(self) -> Callable[[], None]:
+        last = 0.0
+
+        def changed() -> None:
+            nonlocal last
+            if time.monotonic() - last > _PROGRESS_EVERY_S:
+                last = time.monotonic()
+                self._beat_now.set()
+
+        return changed
+
+    async def _store_file(self, task: ClaimedTask, result: PromptResult, file: OutputFile) -> dict[str, Any]:
+        """One output in the store, tried again when a connection breaks; returns its entry of the row's list."""
+        key = output_key(task, file)
+        failures = 0
+        while True:
+            try:
+                async with self._comfyui.handler.open_file(result, file) as view:
+                    stored = await self._store.put(key, view.chunks, view.length, file.content_type)
+                break
+            except (StorageError, ComfyUIConnectionError) as error:
+                failures += 1
+                if failures > _STORE_RETRIES or not error.retryable:
+                    raise
+                self._log.warning("output.retried", filename=file.filename, detail=error.detail)
+            await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=_RETRY_MAX_S))
+        return {**file.to_json(), "url": stored.url, "key": stored.key, "size": stored.size}
+
+    async def _report(self, write: Callable[[], Awaitable[bool]]) -> bool:
+        """Write the end of a task; a database that is away is asked again: heartbeats cannot lose the lease either."""
+        deadline = time.monotonic() + _REPORT_PATIENCE_S
+        failures = 0
+        while True:
+            try:
+                return await write()
+            except QueueError as error:
+                failures += 1
+                self._log.warning("report.failed", detail=str(error), tries=failures)
+                if time.monotonic() > deadline:
+                    return False
+            await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S))
+
+
+def reason_of(error: ComfyUIError) -> str:
+    """What the row says: the kind of error, its detail, each node's messages; without what Postgres cannot store."""
+    lines = [f"{error.title}: {error.detail}"]
+    lines += [f"node {node_id}: {message}" for node_id, messages in error.node_errors.items() for message in messages]
+    text = "\n".join(line for number, line in enumerate(lines) if not number or line.partition(": ")[2] not in lines[0])
+    return text.replace("\0", "")[:_LONGEST_REASON]
+
+
+def output_key(task: ClaimedTask, file: OutputFile) -> str:
+    """Where a file is stored: the same for every attempt of a run, never that of another run or another file."""
+    run = f"run-{task.run}/" if task.run else ""
+    folder = "" if file.type == "output" else f"{file.type}/"
+    return f"{task.id}/{run}{file.node_id.replace(':', '.')}/{folder}{file.subfolder}/{file.filename}"
+
+
+def main_output(outputs: list[dict[str, Any]]) -> Mapping[str, Any]:
+    """The one whose link becomes ``output_url``: the first video, else the first that is no preview, else the first."""
+    kept = [output for output in outputs if output["type"] == "output"]
+    videos = [output for output in kept if output["content_type"].startswith("video/")]
+    return (videos or kept or outputs)[0]

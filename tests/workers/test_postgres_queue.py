@@ -1,0 +1,306 @@
+"""The queue's promises, on a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from comfyui.workers.postgres_queue import PostgresQueue, migrate
+from comfyui.workers.postgres_schema import TaskNames
+from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, QueueSetupError
+from tests.workers.postgres_server import PostgresServer
+from tests.workers.tables import Tables, new_database
+
+
+async def claim(queue: PostgresQueue, worker: str = "w") -> ClaimedTask:
+    task = await queue.claim(worker, uuid4())
+    assert task is not None
+    return task
+
+
+async def test_two_hundred_tasks_are_taken_once_each_by_eight_workers_at_a_time(tables: Tables) -> None:
+    await tables.sql.execute("insert into tasks (params) select '{}' from generate_series(1, 200)")
+    async with tables.queue(connections=8) as queue:
+
+        async def worker(name: str) -> list[str]:
+            taken = []
+            while (task := await queue.claim(name, uuid4())) is not None:
+                taken.append(task.id)
+            return taken
+
+        taken = await asyncio.gather(*(worker(f"w{number}") for number in range(8)))
+    every = [task_id for ids in taken for task_id in ids]
+    assert len(every) == len(set(every)) == 200
+
+
+async def test_the_oldest_task_comes_first_and_other_types_never(tables: Tables) -> None:
+    await tables.sql.execute("insert into tasks (params, task_type) values ('{}', 'training')")
+    first = await tables.add({"n": 1})
+    second = await tables.add({"n": 2})
+    async with tables.queue() as queue:
+        assert [(await claim(queue)).id, (await claim(queue)).id] == [first, second]
+        assert await queue.claim("w", uuid4()) is None
+
+
+async def test_a_claim_whose_answer_was_lost_gives_the_same_task_again(tables: Tables) -> None:
+    await tables.add({})
+    await tables.add({})
+    async with tables.queue() as queue:
+        token = uuid4()
+        assert await queue.claim("w", token) == await queue.claim("w", token)
+        assert await tables.sql.fetchval("select count(*) from tasks where status = 'queued'") == 1
+
+
+async def test_a_lease_that_ran_out_is_taken_by_another_and_the_first_can_write_nothing_more(tables: Tables) -> None:
+    task_id = await tables.add({})
+    async with tables.queue() as queue:
+        first = await claim(queue, "first")
+        await tables.expire(task_id)
+        second = await claim(queue, "second")
+        assert (second.id, second.attempt, second.job_id) == (first.id, 2, first.job_id)
+        assert await queue.heartbeat("first", "working", first, 0.9, "too late") is Lease.LOST
+        assert not await queue.complete(first, "http://wrong", [])
+        assert not await queue.fail(first, "wrong", retry=False)
+        assert not await queue.fail(first, "wrong", retry=True)
+        row = await tables.row(task_id)
+        assert (row["status"], row["worker_id"], row["error"], row["progress"]) == ("in_progress", "second", None, 0)
+        assert await queue.complete(second, "http://right", [{"url": "http://right"}])
+        assert (await tables.row(task_id))["output_url"] == "http://right"
+
+
+async def test_a_heartbeat_keeps_the_lease_and_shows_the_progress(tables: Tables) -> None:
+    task_id = await tables.add({})
+    async with tables.queue() as queue:
+        task = await claim(queue)
+        before = (await tables.row(task_id))["lease_expires_at"]
+        assert await queue.heartbeat("w", "working", task, 0.5, "KSampler 5/10") is Lease.HELD
+        row = await tables.row(task_id)
+        assert row["lease_expires_at"] > before
+        assert (row["progress"], row["progress_note"]) == (0.5, "KSampler 5/10")
+        worker = await tables.sql.fetchrow("select * from workers")
+        assert (worker["id"], worker["status"], worker["current_task_id"]) == ("w", "working", task_id)
+        assert worker["last_heartbeat"] is not None
+
+
+async def test_a_task_whose_workers_all_vanish_fails_after_its_last_attempt(tables: Tables) -> None:
+    task_id = await tables.add({})
+    async with tables.queue(max_attempts=2) as queue:
+        for _ in range(2):
+            await claim(queue, "gpu-7")
+            await tables.expire(task_id)
+        assert await queue.claim("w", uuid4()) is None
+    row = await tables.row(task_id)
+    assert row["status"] == "failed"
+    assert row["error"] == "given up after 2 attempts: each time the worker vanished, the last was gpu-7"
+
+
+async def test_a_technical_failure_is_queued_again_until_the_last_attempt(tables: Tables) -> None:
+    task_id = await tables.add({})
+    async with tables.queue(max_attempts=2) as queue:
+        first = await claim(queue)
+        assert await queue.fail(first, "ComfyUI is unreachable", retry=True)
+        assert (await tables.row(task_id))["status"] == "queued"
+        second = await claim(queue)
+        assert second.job_id == first.job_id
+        assert await queue.fail(second, "ComfyUI is unreachable", retry=True)
+        row = await tables.row(task_id)
+        assert (row["status"], row["attempts"], row["error"]) == ("failed", 2, "ComfyUI is unreachable")
+
+
+async def test_a_task_that_goes_back_waits_before_it_is_taken_again(tables: Tables) -> None:
+    task_id = await tables.add({})
+    async with tables.queue(retry_delay_s=60) as queue:
+        assert await queue.fail(await claim(queue), "later", retry=True)
+        assert await queue.claim("w", uuid4()) is None
+        await tables.sql.execute("update tasks set run_after = now()")
+        assert (await claim(queue)).id == task_id
+
+
+@pytest.mark.parametrize("end", ["complete", "failed", "cancelled"])
+async def test_queued_anew_after_its_end_a_task_is_another_job_with_all_attempts(tables: Tables, end: str) -> None:
+    task_id = await tables.add({})
+    async with tables.queue() as queue:
+        first = await claim(queue)
+        if end == "complete":
+            assert await queue.complete(first, "http://old", [{}])
+        elif end == "failed":
+            assert await queue.fail(first, "old reason", retry=False)
+        else:
+            await tables.set_status(task_id, "cancelled")
+        await tables.set_status(task_id, "queued")
+        row = await tables.row(task_id)
+        assert (row["attempts"], row["output_url"], row["outputs"], row["error"]) == (0, None, None, None)
+        again = await claim(queue)
+        assert again.attempt == 1
+        assert again.job_id != first.job_id
+        assert not await queue.complete(first, "http://old", [{}])
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ("update tasks set status = 'cancelled'", Lease.STOP),
+        ("delete from tasks", Lease.STOP),
+        ("update tasks set status = 'queued'", Lease.LOST),
+        ("update tasks set status = 'failed'", Lease.LOST),
+    ],
+)
+async def test_what_users_do_to_a_running_task_reaches_its_worker(tables: Tables, change: str, verdict: Lease) -> None:
+    await tables.add({})
+    async with tables.queue() as queue:
+        task = await claim(queue)
+        await tables.sql.execute(change)
+        assert await queue.heartbeat("w", "working", task) is verdict
+        assert not await queue.complete(task, "http://x", [])
+
+
+async def test_new_and_cancelled_tasks_are_heard_of_at_once(tables: Tables) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    async with tables.queue() as queue, asyncio.timeout(10):
+        queue.listen(heard.put_nowait)
+        assert await heard.get() == ""  # it listens now
+        task_id = await tables.add({})
+        assert await heard.get() == task_id
+        await claim(queue)
+        await tables.set_status(task_id, "cancelled")
+        assert await heard.get() == task_id
+
+
+async def test_listening_goes_on_after_the_connection_was_cut(tables: Tables) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    async with tables.queue() as queue, asyncio.timeout(20):
+        queue.listen(heard.put_nowait)
+        assert await heard.get() == ""
+        await tables.sql.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        assert await heard.get() == ""
+        task_id = await tables.add({})
+        assert await heard.get() == task_id
+        while True:
+            try:
+                assert (await claim(queue)).id == task_id
+                break
+            except QueueError:
+                continue
+
+
+async def test_a_database_that_is_away_is_a_word_without_its_address() -> None:
+    url = SecretStr("postgresql://robot:s3cret-word@127.0.0.1:9/tasks")
+    with pytest.raises(QueueError) as caught:
+        async with PostgresQueue(url, lease_s=1, max_attempts=1, retry_delay_s=0):
+            pass
+    assert "s3cret-word" not in repr(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
+    assert not isinstance(caught.value, QueueSetupError)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("url", ["mysql://robot:s3cret-word@host/x", "postgresql://robot:s3cret-word@h:none/x", "x"])
+async def test_a_url_that_is_none_stops_the_start_without_repeating_it(url: str) -> None:
+    with pytest.raises(QueueSetupError, match="DATABASE_URL") as caught:
+        async with PostgresQueue(SecretStr(url), lease_s=1, max_attempts=1, retry_delay_s=0):
+            pass
+    assert "s3cret-word" not in repr(caught.value)
+
+
+async def test_a_database_without_the_migrations_says_what_to_do(postgres: PostgresServer) -> None:
+    with pytest.raises(QueueSetupError, match="--migrate"):
+        async with PostgresQueue(SecretStr(postgres.url()), lease_s=1, max_attempts=1, retry_delay_s=0):
+            pass
+
+
+async def test_migrations_can_be_run_again_and_by_two_at_once(tables: Tables) -> None:
+    await tables.add({"kept": 1})
+    await asyncio.gather(*(migrate(SecretStr(tables.url), TaskNames()) for _ in range(3)))
+    assert await tables.sql.fetchval("select count(*) from tasks") == 1
+
+
+WAN2GP = TaskNames(
+    columns={"output_url": "output_location", "error": "error_message"},
+    statuses={
+        "queued": "Queued",
+        "in_progress": "In Progress",
+        "complete": "Complete",
+        "failed": "Failed",
+        "cancelled": "Cancelled",
+    },
+)
+
+
+async def test_a_table_that_exists_keeps_its_rows_columns_and_spelling(postgres: PostgresServer) -> None:
+    """The table of Headless-Wan2GP: statuses of an enumeration, numbers as ids, other names of columns."""
+    async with new_database(postgres) as tables:
+        await tables.sql.execute("drop table tasks, workers")
+        await tables.sql.execute(
+            "create type task_status as enum ('Queued', 'In Progress', 'Complete', 'Failed', 'Cancelled');"
+            "create table tasks (id bigserial primary key, task_type text, params jsonb, worker_id text,"
+            " status task_status not null default 'Queued', attempts integer not null default 0,"
+            " output_location text, error_message text, created_at timestamptz not null default now());"
+            "create table workers (id text primary key, status text, last_heartbeat timestamptz);"
+            "insert into tasks (task_type, params) values ('comfy', '{\"n\": 1}'), ('comfy', '{\"n\": 2}')"
+        )
+        await migrate(SecretStr(tables.url), WAN2GP)
+        async with tables.queue() as queue:
+            first, second = await claim(queue), await claim(queue)
+            assert (first.id, first.params) == ("1", {"n": 1})
+            assert await queue.heartbeat("w", "working", first, 0.5) is Lease.HELD
+            assert await queue.complete(first, "http://x", [{"url": "http://x"}])
+            assert await queue.fail(second, "out of luck", retry=False)
+        rows = await tables.sql.fetch("select * from tasks order by id")
+        assert [row["status"] for row in rows] == ["Complete", "Failed"]
+        assert rows[0]["output_location"] == "http://x"
+        assert rows[1]["error_message"] == "out of luck"
+
+
+async def test_names_with_quotes_and_commands_in_them_are_only_names(postgres: PostgresServer) -> None:
+    names = TaskNames(
+        tasks='robert"; drop table "students',
+        workers="public.my workers",
+        columns={"output_url": 'the "url"; select 1 --', "status": "'state'"},
+        statuses={"queued": "it's waiting", "failed": "'); drop table students; --"},
+        task_type="comfy's",
+    )
+    async with new_database(postgres, names) as tables:
+        await tables.sql.execute("create table students (name text)")
+        await tables.sql.execute(
+            'insert into "robert""; drop table ""students" (params) values (\'{"n": 1}\'), (\'{}\')'
+        )
+        async with tables.queue() as queue:
+            task = await claim(queue)
+            assert await queue.fail(task, "no", retry=False)
+            assert await queue.complete(await claim(queue), "http://x", [])
+        found = await tables.sql.fetch('select "\'state\'" as state from "robert""; drop table ""students"')
+        assert {row["state"] for row in found} == {"'); drop table students; --", "complete"}
+        assert await tables.sql.fetchval('select count(*) from "my workers"') == 0
+        assert await tables.sql.fetchval("select count(*) from students") == 0
+
+
+async def test_on_supabase_the_public_key_reaches_neither_tables_nor_functions(postgres: PostgresServer) -> None:
+    """Supabase's roles, made here: what it grants to `anon` for every new table and function is taken back."""
+    async with new_database(postgres) as tables:
+        await tables.sql.execute("drop table tasks, workers")
+        await tables.sql.execute("create role anon; create role authenticated; create role service_role bypassrls")
+        try:
+            await tables.sql.execute(
+                "alter default privileges grant all on tables to anon, service_role;"
+                "alter default privileges grant all on functions to anon, service_role"
+            )
+            await migrate(SecretStr(tables.url), TaskNames())
+            await tables.add({})
+            await tables.sql.execute("set role anon")
+            assert await tables.sql.fetchval("select count(*) from tasks") == 0
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await tables.sql.fetch("select * from comfy_claim_task('x', gen_random_uuid(), 60, 3)")
+            await tables.sql.execute("set role service_role")
+            assert (
+                await tables.sql.fetchval("select count(*) from comfy_claim_task('x', gen_random_uuid(), 60, 3)") == 1
+            )
+        finally:
+            await tables.sql.execute("reset role; drop owned by anon, authenticated, service_role cascade")
+            await tables.sql.execute("drop role anon; drop role authenticated; drop role service_role")
