@@ -140,8 +140,12 @@ def _drain_on_signal(handler: ComfyUIHandler, grace_s: float) -> Iterator[None]:
     drains: set[asyncio.Task[None]] = set()
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
+    signals = 0
+
     def drain() -> None:
-        again = handler.draining
+        nonlocal signals
+        signals += 1
+        again = signals > 1
         _log.info("shutdown.now" if again else "shutdown.draining", waiting=handler.waiting, grace_s=grace_s)
         drains.add(loop.create_task(handler.drain(0 if again else grace_s)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -27,7 +28,9 @@ _PROBE_MAX_S = 10.0
 _PROBE_UP_S = 5.0
 _MOVE_AFTER_S = 5.0
 # What another server may have: the rest is wrong with the workflow wherever it runs.
-_SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "value_not_in_list"})
+_SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "missing_input_file", "value_not_in_list"})
+# Files come and go without a word: before no server is able, look once with lists no older than this.
+_FRESH_S = 5.0
 
 
 class Health(enum.Enum):
@@ -53,6 +56,8 @@ class Backend:
         self._changed = asyncio.Event()
         self._look_again = asyncio.Event()
         self._object_info: JSON | None = None
+        self._object_info_at = 0.0
+        self._object_info_lock = asyncio.Lock()
         self._doubted = False
         self.on_connected: Callable[[], None] = lambda: None
         """Called when it is reached for the first time or anew: what was known of it may not hold any more."""
@@ -118,11 +123,16 @@ class Backend:
         """Have it probed now and not at the next turn."""
         self._look_again.set()
 
-    async def object_info(self) -> JSON:
-        """ComfyUI's node definitions, fetched once until ComfyUI is connected anew."""
-        if self._object_info is None:
-            self._object_info = await self.client.object_info()
-        return self._object_info
+    async def object_info(self, *, max_age_s: float = math.inf) -> JSON:
+        """ComfyUI's node definitions, fetched once until ComfyUI is connected anew, or when older than wanted.
+
+        Lists of files in it (models, inputs) are as old as the answer.
+        """
+        async with self._object_info_lock:
+            if self._object_info is None or time.monotonic() - self._object_info_at > max_age_s:
+                self._object_info = await self.client.object_info()
+                self._object_info_at = time.monotonic()
+            return self._object_info
 
     async def find(self, prompt_id: str) -> JSON | QueueItem | None:
         """Its history entry, or its place in the queue: history, queue, history, since one can become the other."""
@@ -267,7 +277,7 @@ class BackendPool:
     async def choose(
         self, *, patience_s: float, avoid: Collection[Backend] = (), prompt: Mapping[str, Any] | None = None
     ) -> Backend:
-        """The server in rotation with the least work, among those that have what `prompt` needs.
+        """The server in rotation with the least work, among those that have what `prompt` needs (when it is given).
 
         Those to `avoid` are taken only when there is no other. Waits up to `patience_s` for one to come up, then raises
         `ComfyUIConnectionError` with each one's reason.
@@ -289,13 +299,16 @@ class BackendPool:
         """Those that have the workflow's nodes and models; all of them where none has, since ComfyUI says it best."""
         if prompt is None or len(candidates) < 2:
             return candidates
-        able = []
-        for backend in candidates:
-            with contextlib.suppress(ComfyUIError):
-                problems = preflight(prompt, await backend.object_info())
-                if not any(problem.code in _SERVER_LACKS for problem in problems):
-                    able.append(backend)
-        return able or candidates
+        for max_age_s in (math.inf, _FRESH_S):
+            able = []
+            for backend in candidates:
+                with contextlib.suppress(ComfyUIError):
+                    problems = preflight(prompt, await backend.object_info(max_age_s=max_age_s))
+                    if not any(problem.code in _SERVER_LACKS for problem in problems):
+                        able.append(backend)
+            if able:
+                return able
+        return candidates
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         tasks = [asyncio.create_task(backend.wait_for_change()) for backend in self.backends]

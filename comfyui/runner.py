@@ -139,7 +139,9 @@ class PromptRunner:
         defeated = False
         avoid: list[Backend] = []
         while True:
-            backend = await self._pool.choose(patience_s=_CHOICE_PATIENCE_S, avoid=avoid, prompt=prompt)
+            # Where the inputs come with the request, no server has them yet.
+            needs = None if request.images or _has_inline_inputs(prompt) else prompt
+            backend = await self._pool.choose(patience_s=_CHOICE_PATIENCE_S, avoid=avoid, prompt=needs)
             try:
                 result, cached = await self._try_on(backend, run, request, prompt)
                 if defeated or not cached or not (gone := await self._gone(backend, result)):

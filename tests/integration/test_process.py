@@ -1,0 +1,203 @@
+"""The gateway as a process: how it starts, what it logs, how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from tests.running import executions, invert_workflow, prompts_are_queued, queue_of, sleep_workflow, until
+
+ROOT = Path(__file__).parents[2]
+
+
+class Gateway:
+    """`python server.py` with JSON logs on a free port."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.http: aiohttp.ClientSession
+        self._news = asyncio.Condition()
+
+    async def read_log(self) -> None:
+        assert self.process.stderr
+        async for line in self.process.stderr:
+            async with self._news:
+                self.lines.append(json.loads(line))
+                self._news.notify_all()
+
+    async def logged(self, event: str) -> dict[str, Any]:
+        """The first line with this event, once it is there."""
+        async with asyncio.timeout(15), self._news:
+            await self._news.wait_for(lambda: any(event in line["event"] for line in self.lines))
+            return next(line for line in self.lines if event in line["event"])
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    async def exit_status(self) -> int:
+        async with asyncio.timeout(15):
+            return await self.process.wait()
+
+    async def prompt_sync(self, workflow: dict[str, Any]) -> tuple[int, Any]:
+        async with self.http.post("/prompt_sync", json={"prompt": workflow}) as response:
+            return response.status, await response.json()
+
+
+@asynccontextmanager
+async def gateway_process(comfyui: str, **settings: str) -> AsyncIterator[Gateway]:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "COMFYUI_SERVER_ADDRESS": comfyui,
+        "SERVER_HOST": "127.0.0.1",
+        "SERVER_PORT": "0",
+        "LOG_OUTPUT": "json",
+        **settings,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "server.py", cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
+    )
+    gateway = Gateway(process)
+    reading = asyncio.create_task(gateway.read_log())
+    try:
+        running = await gateway.logged("Uvicorn running on")
+        url = next(word for word in running["event"].split() if word.startswith("http"))
+        async with aiohttp.ClientSession(url) as gateway.http:
+            await gateway.logged("comfyui.health")
+            yield gateway
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await reading
+
+
+async def test_sigterm_lets_prompts_in_flight_finish(engine: Engine) -> None:
+    async with gateway_process(engine.url) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.7)))
+        await prompts_are_queued(engine, 1)
+        gateway.signal(signal.SIGTERM)
+        await gateway.logged("shutdown.draining")
+        status, body = await waiting
+        assert status == 200
+        assert body["images"]
+        assert await gateway.exit_status() == 0
+
+
+async def test_after_the_grace_the_rest_is_answered_with_its_prompt_id_and_goes_on(engine: Engine) -> None:
+    async with gateway_process(engine.url, SHUTDOWN_GRACE_SECONDS="0.2") as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(1.0)))
+        await prompts_are_queued(engine, 1)
+        gateway.signal(signal.SIGTERM)
+        status, body = await waiting
+        assert (status, body["type"]) == (503, "shutting_down")
+        assert await gateway.exit_status() == 0
+    running, _ = await queue_of(engine)
+    assert running == [body["prompt_id"]]
+
+
+async def test_a_shutdown_cancels_what_runs_when_told_so(engine: Engine) -> None:
+    async with gateway_process(engine.url, SHUTDOWN_GRACE_SECONDS="0", CANCEL_ON_SHUTDOWN="true") as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30)))
+        await prompts_are_queued(engine, 1)
+        gateway.signal(signal.SIGTERM)
+        assert (await waiting)[0] == 503
+        assert await gateway.exit_status() == 0
+    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+
+
+async def test_a_second_sigterm_stops_at_once(engine: Engine) -> None:
+    async with gateway_process(engine.url, SHUTDOWN_GRACE_SECONDS="60") as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30)))
+        await prompts_are_queued(engine, 1)
+        gateway.signal(signal.SIGTERM)
+        await gateway.logged("shutdown.draining")
+        gateway.signal(signal.SIGTERM)
+        status, body = await waiting
+        assert (status, body["type"]) == (503, "shutting_down")
+        assert await gateway.exit_status() == 0
+
+
+async def test_a_killed_gateway_s_prompt_is_attached_to_by_the_next_one(engine: Engine) -> None:
+    prompt_id = "7d0b5c39-0000-4000-8000-00000000000a"
+    async with gateway_process(engine.url) as gateway:
+        body = {"prompt": sleep_workflow(1.0), "prompt_id": prompt_id}
+        waiting = asyncio.create_task(gateway.http.post("/prompt_sync", json=body))
+        await prompts_are_queued(engine, 1)
+        gateway.signal(signal.SIGKILL)
+        with pytest.raises(aiohttp.ClientError):
+            await waiting
+    async with gateway_process(engine.url) as gateway, gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200
+        assert (await response.json())["images"]
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_every_line_of_a_request_has_its_ids_and_no_line_is_without_form(engine: Engine) -> None:
+    async with gateway_process(engine.url, LOG_LEVEL="debug") as gateway:
+        body, headers = {"prompt": invert_workflow()}, {"X-Request-ID": "req-1"}
+        async with gateway.http.post("/prompt_sync?token=hush", json=body, headers=headers) as response:
+            prompt_id = (await response.json())["prompt_id"]
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_status() == 0
+    of_request = [line for line in gateway.lines if line.get("request_id") == "req-1"]
+    assert {line["event"] for line in of_request} >= {"prompt.done", "request"}
+    assert {line["prompt_id"] for line in of_request} == {prompt_id}
+    assert all({"timestamp", "level", "event"} <= set(line) for line in gateway.lines), "uvicorn's lines too"
+    assert "hush" not in str(gateway.lines)
+
+
+async def test_logs_go_to_a_file_that_is_named(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "gateway.log"
+    environ = {
+        "PATH": os.environ["PATH"],
+        "LOG_OUTPUT": str(path),
+        "SERVER_PORT": "0",
+        "SERVER_HOST": "127.0.0.1",
+        "COMFYUI_SERVER_ADDRESS": engine.url,
+    }
+    process = await asyncio.create_subprocess_exec(sys.executable, "server.py", cwd=ROOT, env=environ)
+    async with asyncio.timeout(15):
+        while not path.exists() or "Uvicorn running" not in path.read_text():
+            await asyncio.sleep(0.02)
+        process.terminate()
+        assert await process.wait() == 0
+    assert all(json.loads(line)["level"] for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("SERVER_PORT", "70000", "SERVER_PORT: .*65535"),
+        ("DEFAULT_TIMEOUT", "soon", "DEFAULT_TIMEOUT: .*number"),
+        ("LOG_LEVEL", "LOUD", "LOG_LEVEL: .*'DEBUG', 'INFO'"),
+        ("COMFYUI_SERVER_ADDRESS", "ftp://x", "COMFYUI_SERVER_ADDRESS: .*http"),
+        ("COMFYUI_SERVER_ADRESS", "127.0.0.1:1", "COMFYUI_SERVER_ADRESS: .*did you mean COMFYUI_SERVER_ADDRESS"),
+        ("MAX_TIMEOUT", "1", r"DEFAULT_TIMEOUT \(300\) is above MAX_TIMEOUT \(1\)"),
+    ],
+)
+async def test_a_bad_setting_stops_the_start_with_its_name_and_reason(name: str, value: str, says: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "server.py",
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], name: value},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, stderr = await process.communicate()
+    assert process.returncode == 2
+    text = stderr.decode()
+    assert "Traceback" not in text
+    assert re.search(says, text), text

@@ -1,0 +1,162 @@
+"""Several ComfyUI servers behind one gateway: least work first, and no prompt lost with a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from comfyui.engine import Engine, EngineOptions
+from tests.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    running_gateway,
+    sleep_workflow,
+)
+
+
+@dataclass
+class EngineProcess:
+    """An engine that can be killed."""
+
+    process: asyncio.subprocess.Process
+    url: str
+
+    async def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        await self.process.wait()
+
+    async def executed(self) -> dict[str, int]:
+        async with aiohttp.ClientSession() as http, http.get(f"{self.url}/engine/stats") as response:
+            executed: dict[str, int] = (await response.json())["executed"]
+            return executed
+
+
+@asynccontextmanager
+async def engine_process(port: int = 0) -> AsyncIterator[EngineProcess]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "comfyui.engine", "--port", str(port), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout
+    line = (await process.stdout.readline()).decode()
+    running = EngineProcess(process, next(word for word in line.split() if word.startswith("http")))
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+@pytest.fixture
+async def engines() -> AsyncIterator[list[Engine]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Engine(EngineOptions())) for _ in range(2)]
+
+
+async def test_prompts_go_to_the_server_with_the_least_work(engines: list[Engine]) -> None:
+    async with running_gateway(*(engine.url for engine in engines)) as gateway:
+        results = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.2, tag=tag)) for tag in range(8)))
+    assert [status for status, _ in results] == [200] * 8
+    assert [len(executions(engine)) for engine in engines] == [4, 4]
+
+
+async def test_the_work_of_others_counts(engines: list[Engine]) -> None:
+    busy, free = engines
+    async with running_gateway(busy.url, free.url) as gateway, aiohttp.ClientSession() as http:
+        for tag in range(3):
+            async with http.post(f"{busy.url}/prompt", json={"prompt": sleep_workflow(3, tag=tag)}) as response:
+                assert response.status == 200
+        watcher = gateway.handler.pool.backends[0].watcher
+        async with asyncio.timeout(5):
+            while watcher.queue_remaining < 3:
+                await asyncio.sleep(0.01)
+        _, body = await gateway.prompt_sync(invert_workflow(77))
+    assert body["prompt_id"] in executions(free)
+
+
+async def test_a_result_s_files_come_from_the_server_that_made_them(engines: list[Engine]) -> None:
+    async with running_gateway(*(engine.url for engine in engines)) as gateway:
+        results = await asyncio.gather(
+            *(gateway.prompt_sync(sleep_workflow(0.1, tag=tag), return_image_base64=True) for tag in range(4))
+        )
+    assert all(body["images"][0]["base64"] for _, body in results)
+
+
+async def test_a_server_that_is_down_is_left_out_and_brought_back(engines: list[Engine]) -> None:
+    async with engine_process() as other, running_gateway(engines[0].url, other.url) as gateway:
+        port = int(other.url.rsplit(":", 1)[1])
+        await other.kill()
+        results = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(6)))
+        assert [status for status, _ in results] == [200] * 6
+        assert len(executions(engines[0])) == 6
+        health = await until_state(gateway, other.url, "unreachable")
+        assert health["status"] == "healthy"
+        async with engine_process(port) as restarted:
+            await until_state(gateway, restarted.url, "connected")
+            results = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.1, tag=tag)) for tag in range(4)))
+            assert [status for status, _ in results] == [200] * 4
+            assert await restarted.executed()
+
+
+async def test_prompts_of_a_killed_server_move_to_another(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.backends._MOVE_AFTER_S", 0.5)
+    async with engine_process() as dying, running_gateway(dying.url, engines[0].url) as gateway:
+        waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.4, tag=tag))) for tag in range(6)]
+        await prompts_are_queued(engines[0], 3)
+        await dying.kill()
+        assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 6
+    counts = executions(engines[0])
+    assert len(counts) == 6
+    assert set(counts.values()) == {1}
+
+
+async def test_a_killed_and_restarted_server_gets_its_prompts_again() -> None:
+    async with engine_process() as dying, running_gateway(dying.url) as gateway:
+        port = int(dying.url.rsplit(":", 1)[1])
+        waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3, tag=tag))) for tag in range(3)]
+        async with asyncio.timeout(10):
+            while len(await dying.executed()) < 1:
+                await asyncio.sleep(0.01)
+        await dying.kill()
+        async with engine_process(port) as restarted:
+            assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
+            assert set((await restarted.executed()).values()) == {1}
+
+
+async def test_a_workflow_goes_where_its_files_are(engines: list[Engine]) -> None:
+    without, having = engines
+    Image.new("RGB", (8, 8), "red").save(having.folders.input / "only_here.png")
+    workflow = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "only_here.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    async with running_gateway(without.url, having.url) as gateway:
+        for _ in range(3):
+            status, body = await gateway.prompt_sync(workflow)
+            assert status == 200, body
+    assert executions(without) == {}
+
+
+async def until_state(gateway: RunningGateway, url: str, state: str) -> dict[str, Any]:
+    name = url.split("//", 1)[1]
+    async with asyncio.timeout(15):
+        while True:
+            async with gateway.http.get("/health") as response:
+                health: dict[str, Any] = await response.json()
+            if any(server["server"] == name and server["state"] == state for server in health["servers"]):
+                return health
+            await asyncio.sleep(0.05)
