@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.backends import BackendPool
 from comfyui.client import ComfyUIClient
@@ -44,7 +45,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     """The application; everything that owns I/O is opened by its lifespan and closed in reverse order."""
     settings = settings or load_settings()
     metrics = metrics or Metrics()
-    app = FastAPI(
+    app = _Gateway(
         title="comfyui-gateway",
         summary="Post a ComfyUI workflow, get the finished files in the reply.",
         version=ops.VERSION,
@@ -65,9 +66,22 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     app.include_router(ops.router)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, limit_of=lambda _path: app.state.web_options.max_body_bytes, metrics=metrics)
-    app.add_middleware(Relay, options=_relay_options(settings), metrics=metrics)
-    app.add_middleware(RequestContext)
+    relay = Relay(app.endpoints, lambda: app.state.upstreams, _relay_options(settings), metrics)
+    app.front = RequestContext(relay)
     return app
+
+
+class _Gateway(FastAPI):
+    """FastAPI behind a front that decides what reaches it: what is relayed does not pass through its layers."""
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.front(scope, receive, send)
+
+    async def endpoints(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The gateway's own paths."""
+        await super().__call__(scope, receive, send)
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ HOP_BY_HOP = frozenset(
 )
 # Answered by the gateway's server itself, or set anew for ComfyUI.
 _NOT_SENT = HOP_BY_HOP | {b"expect", b"host", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
+_REWRITTEN = frozenset({b"origin", b"referer", b"sec-fetch-site"})
 _OF_THE_HANDSHAKE = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol"}
 )
@@ -32,42 +33,48 @@ _OF_THE_HANDSHAKE = frozenset(
 _NOT_RETURNED = HOP_BY_HOP | {b"date"}
 
 
-def request_headers(scope: Any, upstream: URL) -> list[tuple[str, str]]:
+def request_headers(scope: Any, upstream: URL, authorization: str | None = None) -> list[tuple[bytes, bytes]]:
     """The headers of a client's request, for ComfyUI.
 
     ComfyUI refuses a browser whose ``Origin`` is not its ``Host`` (trap 14), and the newest one whatever is cross-site.
     The gateway has made that check against its own host (`comfyui.web.origins`), so ComfyUI is told its own address.
+    What that address asks for as `authorization` takes the place of the client's.
     """
     dropped = _NOT_SENT | _connection_names(scope["headers"])
     if scope["type"] == "websocket":
         dropped |= _OF_THE_HANDSHAKE
-    own = str(upstream.origin())
-    headers = [("Host", upstream.raw_authority)]
-    host = ""
+    headers = [(b"Host", upstream.raw_authority.encode())]
+    host = None
     forwarded = []
     for name, value in scope["headers"]:
         if name == b"host":
-            host = _text(value)
+            host = value
         elif name == b"x-forwarded-for":
-            forwarded.append(_text(value))
-        elif name in dropped:
+            forwarded.append(value)
+        elif name in dropped or (name == b"authorization" and authorization is not None):
             continue
-        elif name == b"origin":
-            headers.append(("Origin", own))
-        elif name == b"referer":
-            headers.append(("Referer", _moved(_text(value), own)))
-        elif name == b"sec-fetch-site" and value != b"none":
-            headers.append(("Sec-Fetch-Site", "same-origin"))
+        elif name in _REWRITTEN:
+            headers.append((name, _rewritten(name, value, str(upstream.origin()))))
         else:
-            headers.append((name.decode("latin-1"), _text(value)))
+            headers.append((name, value))
+    if authorization is not None:
+        headers.append((b"Authorization", authorization.encode()))
     if scope["client"]:
-        forwarded.append(scope["client"][0])
+        forwarded.append(scope["client"][0].encode())
     if forwarded:
-        headers.append(("X-Forwarded-For", ", ".join(forwarded)))
-    headers.append(("X-Forwarded-Proto", "https" if scope["scheme"] in {"https", "wss"} else "http"))
-    if host:
-        headers.append(("X-Forwarded-Host", host))
+        headers.append((b"X-Forwarded-For", b", ".join(forwarded)))
+    headers.append((b"X-Forwarded-Proto", b"https" if scope["scheme"] in {"https", "wss"} else b"http"))
+    if host is not None:
+        headers.append((b"X-Forwarded-Host", host))
     return headers
+
+
+def _rewritten(name: bytes, value: bytes, own: str) -> bytes:
+    if name == b"origin":
+        return own.encode()
+    if name == b"referer":
+        return _moved(_text(value), own).encode()
+    return value if value == b"none" else b"same-origin"
 
 
 def response_headers(raw_headers: RawHeaders, status: int, upstream: URL, public: str) -> list[tuple[bytes, bytes]]:
@@ -103,7 +110,7 @@ def _connection_names(headers: RawHeaders) -> frozenset[bytes]:
     for name, value in headers:
         if name == b"connection":
             names |= frozenset(token.strip().lower() for token in value.split(b","))
-    return names - {b"close", b"keep-alive"}
+    return names
 
 
 def _location(value: bytes, upstream: URL, public: str) -> bytes:
@@ -122,8 +129,12 @@ def _moved(url: str, origin: str) -> str:
     return f"{origin}{rest if rest.startswith('/') else f'/{rest}'}"
 
 
+def text_headers(headers: RawHeaders) -> list[tuple[str, str]]:
+    """For aiohttp, which sends them as UTF-8: what is valid UTF-8 is read as that, to arrive as the same bytes."""
+    return [(name.decode("latin-1"), _text(value)) for name, value in headers]
+
+
 def _text(value: bytes) -> str:
-    # aiohttp sends headers as UTF-8: what is valid UTF-8 must be read as that to arrive as the same bytes.
     try:
         return value.decode()
     except UnicodeDecodeError:

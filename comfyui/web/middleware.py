@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import re
 import time
-from collections.abc import Callable
-from uuid import uuid4
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from comfyui.exceptions import error_body
+from comfyui.exceptions import ComfyUIOverloadedError, error_body, error_body_of
 from comfyui.metrics import Metrics
 from comfyui.web.errors import json_response
 
 _log = structlog.get_logger("access")
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+# Set in a request's state: its line is for debugging only, unless it failed.
+QUIET = "quiet"
 
 
 class RequestContext:
@@ -52,7 +54,8 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         finally:
             path = scope["path"]
-            log = _log.debug if path in _QUIET and status < 400 else _log.info
+            quiet = path in _QUIET or scope["state"].get(QUIET, False)
+            log = _log.debug if quiet and status < 400 else _log.info
             log(
                 "request",
                 method=scope.get("method", "WEBSOCKET"),
@@ -67,22 +70,28 @@ class RequestContext:
 class BodyLimit:
     """Refuse a body over the limit with 413: by its Content-Length at once, else when it has grown too long.
 
-    `limit_of` says how many bytes a path may send, None for any number.
+    All bodies together have a limit, too, for as long as their requests last: beyond it a new one gets 429.
+
+    Args:
+        max_bytes: of one body.
+        max_total_bytes: of the bodies of all requests that are being read or answered.
     """
 
-    def __init__(self, app: ASGIApp, limit_of: Callable[[str], int | None], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_total_bytes: int, metrics: Metrics) -> None:
         self._app = app
-        self._limit_of = limit_of
+        self._max_bytes = max_bytes
+        self._max_total_bytes = max_total_bytes
+        self._held = 0
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limit = self._limit_of(scope["path"]) if scope["type"] == "http" else None
-        if limit is None:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
-            await self._refuse(limit, scope, receive, send)
+        length = int(declared) if declared.isdigit() else 0
+        if length > self._max_bytes or self._held + length > self._max_total_bytes:
+            await self._refuse(length, scope, receive, send)
             return
         received = 0
         started = False
@@ -90,8 +99,10 @@ class BodyLimit:
         async def counted_receive() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
+            size = len(message.get("body", b""))
+            received += size
+            self._held += size
+            if received > self._max_bytes or self._held > self._max_total_bytes:
                 raise _TooLargeError
             return message
 
@@ -105,24 +116,89 @@ class BodyLimit:
         except _TooLargeError:
             if started:
                 raise
-            await self._refuse(limit, scope, receive, send)
+            await self._refuse(received, scope, receive, send)
+        finally:
+            self._held -= received
 
-    async def _refuse(self, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
-        self._metrics.rejected.labels("body_too_large").inc()
-        body = error_body(
-            title="Body too large",
-            code="body_too_large",
-            detail=f"the body is larger than {limit / 1e6:g} MB (MAX_REQUEST_BODY_MB); pass large inputs by URL",
-            request_id=scope.get("state", {}).get("request_id"),
-        )
+    async def _refuse(self, size: int, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = scope.get("state", {}).get("request_id")
         # What is left of the body is not read: the connection cannot be used again.
-        await json_response(413, body, {"Connection": "close"})(scope, receive, send)
+        headers = {"Connection": "close"}
+        if size > self._max_bytes:
+            self._metrics.rejected.labels("body_too_large").inc()
+            limit = f"{self._max_bytes / 1e6:g} MB (MAX_REQUEST_BODY_MB)"
+            detail = f"the body is larger than {limit}; pass large inputs by URL"
+            body = error_body(title="Body too large", code="body_too_large", detail=detail, request_id=request_id)
+            await json_response(413, body, headers)(scope, receive, send)
+            return
+        self._metrics.rejected.labels("overloaded").inc()
+        limit = f"{self._max_total_bytes / 1e6:g} MB (MAX_BUFFERED_MB)"
+        error = ComfyUIOverloadedError(f"the bodies of the requests in flight fill {limit}; try again later")
+        headers["Retry-After"] = str(error.retry_after_s)
+        await json_response(error.status, error_body_of(error, request_id=request_id), headers)(scope, receive, send)
+
+
+class SlowClients:
+    """End what a client holds open without moving: a body that stops coming (408), an answer that is not read.
+
+    A client may wait for its answer as long as it likes; only what it should send or take is timed.
+    """
+
+    def __init__(self, app: ASGIApp, idle_s: float, metrics: Metrics) -> None:
+        self._app = app
+        self._idle_s = idle_s
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body_complete = False
+        started = False
+
+        async def timed_receive() -> Message:
+            nonlocal body_complete
+            if body_complete:
+                return await receive()  # waits for the client to go away
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    message = await receive()
+            except TimeoutError:
+                raise _StalledError from None
+            body_complete = not message.get("more_body", False)
+            return message
+
+        async def timed_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    await send(message)
+            except TimeoutError:
+                raise _StalledError from None
+
+        try:
+            await self._app(scope, timed_receive, timed_send)
+        except _StalledError:
+            self._metrics.rejected.labels("slow_client").inc()
+            if started:
+                raise ConnectionAbortedError("the client did not read its answer") from None
+            detail = f"the body did not go on for {self._idle_s:g} s (CLIENT_IDLE_SECONDS)"
+            request_id = scope.get("state", {}).get("request_id")
+            body = error_body(title="Request timeout", code="request_timeout", detail=detail, request_id=request_id)
+            await json_response(408, body, {"Connection": "close"})(scope, receive, send)
 
 
 class _TooLargeError(Exception):
     """Ends the application's reading of a body that has grown too long."""
 
 
+class _StalledError(Exception):
+    """Ends what waits for a client that does not move."""
+
+
 def _request_id(scope: Scope) -> str:
-    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    return given if _SAFE_REQUEST_ID.fullmatch(given) else uuid4().hex
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SAFE_REQUEST_ID.fullmatch(text := value.decode("latin-1")):
+            return str(text)
+    return f"{random.getrandbits(128):032x}"

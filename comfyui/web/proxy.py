@@ -7,19 +7,19 @@ and not an endpoint: a web page loads hundreds of files through here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
-from yarl import URL
 
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUITimeoutError
 from comfyui.metrics import Metrics
 from comfyui.web.errors import RequestError, error_response, refusal
 from comfyui.web.headers import header, public_origin, request_headers, response_headers
+from comfyui.web.http1 import Answer, AnswerTimeoutError, Body, ConnectError, Http1Error
+from comfyui.web.middleware import QUIET
 from comfyui.web.paths import PathRules, is_own, route_of, target_of
 from comfyui.web.redaction import SecretFilter, may_hold_secrets, without_secrets
 from comfyui.web.relay_socket import SocketRelay
@@ -35,7 +35,7 @@ _WHOLE_ANSWER = 4 * 1024 * 1024
 _PATIENCE_S = 0.05
 # Answers that another server may have when one has not: ids and files are those of the server that ran the prompt.
 _ON_ONE_SERVER = frozenset({"/view", "/history/*", "/jobs/*"})
-_EMPTY_JSON = 2
+_EMPTY_JSON = b"2"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -52,11 +52,14 @@ class RelayOptions:
 class Relay:
     """Middleware: the gateway's own paths go on to the application, all others and every websocket to ComfyUI.
 
-    It finds the servers in ``app.state.upstreams``, which the lifespan opens.
+    `upstreams` gives what the lifespan has opened.
     """
 
-    def __init__(self, app: ASGIApp, options: RelayOptions, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, upstreams: Callable[[], Upstreams], options: RelayOptions, metrics: Metrics
+    ) -> None:
         self._app = app
+        self._upstreams = upstreams
         self._options = options
         self._metrics = metrics
         self._sockets = SocketRelay(metrics, buffer_bytes=options.socket_buffer_bytes)
@@ -76,10 +79,13 @@ class Relay:
             detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
             await refusal(scope, 404, detail)(scope, receive, send)
         elif kind == "websocket":
-            await self._sockets.relay(scope, receive, send, scope["app"].state.upstreams, target)
+            await self._sockets.relay(scope, receive, send, self._upstreams(), target)
         else:
+            if scope["method"] in {"GET", "HEAD"}:
+                # A web page loads hundreds of files.
+                scope.setdefault("state", {})[QUIET] = True
             exchange = _Exchange(scope, receive, send, self._options, self._metrics, target, route_of(raw_path))
-            await exchange.run(scope["app"].state.upstreams)
+            await exchange.run(self._upstreams())
 
 
 class _ClientGoneError(Exception):
@@ -110,18 +116,17 @@ class _Exchange:
         self._started = False
         self._body_read = False
         self._received = 0
-        self._failure: Exception | None = None
-        self._deadline: asyncio.Timeout | None = None
+        self._guarded = may_hold_secrets(self._method, route)
 
     async def run(self, upstreams: Upstreams) -> None:
         try:
             with _Watch(self):
                 body = await self._body()
-                upstream, response = await self._open(upstreams, body)
+                upstream, answer = await self._open(upstreams, body)
                 try:
-                    await self._answer(upstream, response)
+                    await self._answer(upstream, answer)
                 finally:
-                    response.close()
+                    answer.close()
         except _ClientGoneError:
             _log.debug("relay.client_gone", path=self._scope["path"])
         except ComfyUIError as error:
@@ -131,14 +136,20 @@ class _Exchange:
                 return
             level = 30 if error.status >= 500 else 20
             _log.log(level, "relay.failed", path=self._scope["path"], status=error.status, detail=error.detail)
-            answer = error_response(error, self._scope.get("state", {}).get("request_id"))
-            await answer(self._scope, self._receive, self._send)
+            response = error_response(error, self._scope.get("state", {}).get("request_id"))
+            await response(self._scope, self._receive, self._send)
+        except Exception:
+            _log.exception("relay.crashed", path=self._scope["path"])
+            if not self._started:
+                detail = "the gateway failed; its log has the reason under this request_id"
+                response = error_response(ComfyUIError(detail), self._scope.get("state", {}).get("request_id"))
+                await response(self._scope, self._receive, self._send)
         finally:
             self._metrics.relayed_bytes.labels("to_comfyui").inc(self._received)
 
     # The request
 
-    async def _body(self) -> bytes | AsyncIterator[bytes] | None:
+    async def _body(self) -> Body | None:
         length = header(self._scope, b"content-length")
         if header(self._scope, b"transfer-encoding") is None:
             if length is None or int(length) == 0:
@@ -150,22 +161,17 @@ class _Exchange:
         return self._chunks()
 
     async def _chunks(self) -> AsyncIterator[bytes]:
-        """The client's body, read as ComfyUI takes it. What it raises reaches us through aiohttp as another error."""
-        try:
-            while not self._body_read:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    raise _ClientGoneError
-                chunk = message.get("body", b"")
-                self._body_read = not message.get("more_body", False)
-                self._received += len(chunk)
-                self._check_size(self._received)
-                self._wait_anew()
-                if chunk:
-                    yield chunk
-        except (_ClientGoneError, ComfyUIError) as error:
-            self._failure = error
-            raise
+        """The client's body, read as ComfyUI takes it."""
+        while not self._body_read:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGoneError
+            chunk = message.get("body", b"")
+            self._body_read = not message.get("more_body", False)
+            self._received += len(chunk)
+            self._check_size(self._received)
+            if chunk:
+                yield chunk
 
     def _check_size(self, size: int) -> None:
         limit = self._options.max_upload_bytes
@@ -173,117 +179,106 @@ class _Exchange:
             self._metrics.rejected.labels("body_too_large").inc()
             raise BodyTooLargeError(f"the body is larger than {limit / 1e6:g} MB (MAX_UPLOAD_MB)")
 
-    def _wait_anew(self) -> None:
-        if self._deadline is not None and self._options.timeout_s:
-            self._deadline.reschedule(asyncio.get_running_loop().time() + self._options.timeout_s)
-
-    async def _open(
-        self, upstreams: Upstreams, body: bytes | AsyncIterator[bytes] | None
-    ) -> tuple[Upstream, aiohttp.ClientResponse]:
+    async def _open(self, upstreams: Upstreams, body: Body | None) -> tuple[Upstream, Answer]:
         upstream = upstreams.first()
         if not upstreams.several or (body is not None and not isinstance(body, bytes)):
             return upstream, await self._request(upstream, body)
         elsewhere = upstreams.others(upstream)
         while True:
             try:
-                response = await self._request(upstream, body)
+                answer = await self._request(upstream, body)
             except ComfyUIConnectionError:
                 # Nothing was sent: the next server may be asked, whatever the method.
                 if not elsewhere:
                     raise
             else:
-                if not elsewhere or not self._is_elsewhere(response):
-                    return upstream, response
-                response.close()
+                if not elsewhere or not self._is_elsewhere(answer):
+                    return upstream, answer
+                answer.close()
             upstream = elsewhere.pop(0)
 
-    def _is_elsewhere(self, response: aiohttp.ClientResponse) -> bool:
+    def _is_elsewhere(self, answer: Answer) -> bool:
         if self._method not in {"GET", "HEAD"} or self._route not in _ON_ONE_SERVER:
             return False
-        unknown = self._route == "/history/*" and response.content_length == _EMPTY_JSON
-        return response.status == 404 or unknown
+        unknown = self._route == "/history/*" and _value(answer.headers, b"content-length") == _EMPTY_JSON
+        return answer.status == 404 or unknown
 
-    async def _request(self, upstream: Upstream, body: Any) -> aiohttp.ClientResponse:
-        """ComfyUI's answer as far as its headers; aiohttp's errors become ours."""
-        headers = request_headers(self._scope, upstream.base_url)
-        if upstream.authorization is not None:
-            headers = [pair for pair in headers if pair[0] != "authorization"]
-            headers.append(("Authorization", upstream.authorization))
-        if may_hold_secrets(self._method, self._route):
-            headers = [pair for pair in headers if pair[0] != "accept-encoding"]
-            headers.append(("Accept-Encoding", "identity"))
+    async def _request(self, upstream: Upstream, body: Body | None) -> Answer:
+        """ComfyUI's answer as far as its headers; the client's errors become ours."""
+        chunked = body is not None and header(self._scope, b"content-length") is None
         status = 0
         try:
-            async with asyncio.timeout(self._options.timeout_s or None) as self._deadline:
-                response = await upstream.session.request(
-                    self._method,
-                    URL(upstream.prefix + self._target, encoded=True),
-                    headers=headers,
-                    data=body,
-                    allow_redirects=False,
-                )
-            status = response.status
-            return response
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            answer = await upstream.http.request(
+                self._method,
+                self._head(upstream, chunked=chunked),
+                body,
+                timeout_s=self._options.timeout_s,
+                chunked=chunked,
+            )
+            status = answer.status
+            return answer
+        except ConnectError as error:
             failure = ComfyUIConnectionError(f"{upstream.backend.name} cannot be reached")
             upstream.backend.failed(failure)
             raise failure from error
-        except TimeoutError as error:
+        except AnswerTimeoutError as error:
             raise ComfyUITimeoutError(f"ComfyUI did not answer within {self._options.timeout_s:g} s") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            if self._failure is not None:
-                raise self._failure from None
+        except Http1Error as error:
             raise ComfyUIServerError("ComfyUI closed the connection without an answer") from error
         finally:
-            self._deadline = None
             method = self._method if self._method in _METHODS else "other"
             self._metrics.upstream_requests.labels(upstream.backend.name, method, self._route, status).inc()
 
+    def _head(self, upstream: Upstream, *, chunked: bool) -> bytes:
+        headers = request_headers(self._scope, upstream.base_url, upstream.authorization)
+        if chunked:
+            headers.append((b"Transfer-Encoding", b"chunked"))
+        if self._guarded:
+            headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
+            headers.append((b"Accept-Encoding", b"identity"))
+        lines = [f"{self._method} {upstream.path_prefix}{self._target} HTTP/1.1".encode("latin-1")]
+        lines += [b"%b: %b" % pair for pair in headers]
+        if any(b"\n" in line or b"\r" in line for line in lines):
+            raise RequestError("a line break within the request line or a header")
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
     # The answer
 
-    async def _answer(self, upstream: Upstream, response: aiohttp.ClientResponse) -> None:
-        headers = response_headers(response.raw_headers, response.status, upstream.base_url, public_origin(self._scope))
+    async def _answer(self, upstream: Upstream, answer: Answer) -> None:
+        headers = response_headers(answer.headers, answer.status, upstream.base_url, public_origin(self._scope))
         try:
-            if may_hold_secrets(self._method, self._route):
-                await self._answer_without_secrets(response, headers)
+            if self._guarded:
+                await self._answer_without_secrets(answer, headers)
                 return
-            await self._start(response.status, headers)
-            if self._method == "HEAD":
-                await self._write(b"", more=False)
-                return
-            left = -1 if response.content_length is None else response.content_length
-            while chunk := await response.content.readany():
-                left -= len(chunk)
-                await self._write(chunk, more=left != 0)
-            if left:
-                await self._write(b"", more=False)
-        except (aiohttp.ClientError, OSError) as error:
+            await self._start(answer.status, headers)
+            while True:
+                chunk = await answer.read()
+                await self._write(chunk, more=not answer.at_end())
+                if answer.at_end():
+                    return
+        except Http1Error as error:
             raise ComfyUIServerError("ComfyUI cut the connection within its answer") from error
 
-    async def _answer_without_secrets(
-        self, response: aiohttp.ClientResponse, headers: list[tuple[bytes, bytes]]
-    ) -> None:
-        if response.headers.get("Content-Encoding", "identity") != "identity":
+    async def _answer_without_secrets(self, answer: Answer, headers: list[tuple[bytes, bytes]]) -> None:
+        if _value(headers, b"content-encoding") not in {None, b"identity"}:
             raise ComfyUIServerError("ComfyUI compressed an answer that the gateway must look into")
         start = bytearray()
-        while chunk := await response.content.readany():
-            start += chunk
-            if len(start) > _WHOLE_ANSWER:
-                break
-        else:
+        while not answer.at_end() and len(start) <= _WHOLE_ANSWER:
+            start += await answer.read()
+        without_length = [pair for pair in headers if pair[0] != b"content-length"]
+        if answer.at_end():
             body = without_secrets(bytes(start))
             if len(body) != len(start):
-                headers = [pair for pair in headers if pair[0] != b"content-length"]
-                headers.append((b"content-length", str(len(body)).encode()))
-            await self._start(response.status, headers)
+                headers = [*without_length, (b"content-length", str(len(body)).encode())]
+            await self._start(answer.status, headers)
             await self._write(body, more=False)
             return
-        await self._start(response.status, [pair for pair in headers if pair[0] != b"content-length"])
+        await self._start(answer.status, without_length)
         secrets = SecretFilter()
         await self._write(secrets.feed(bytes(start)), more=True)
         del start
-        while chunk := await response.content.readany():
-            await self._write(secrets.feed(chunk), more=True)
+        while not answer.at_end():
+            await self._write(secrets.feed(await answer.read()), more=True)
         await self._write(secrets.end(), more=False)
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -306,6 +301,10 @@ class _Exchange:
     @property
     def body_read(self) -> bool:
         return self._body_read
+
+
+def _value(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
+    return next((value for name, value in headers if name.lower() == wanted), None)
 
 
 class BodyTooLargeError(RequestError):

@@ -17,7 +17,7 @@ from yarl import URL
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.metrics import Metrics
 from comfyui.web.errors import error_response, refusal
-from comfyui.web.headers import request_headers
+from comfyui.web.headers import request_headers, text_headers
 from comfyui.web.server_socket import server_socket_of
 from comfyui.web.upstreams import Upstream, Upstreams
 
@@ -68,14 +68,10 @@ class SocketRelay:
 
 
 async def _connect(upstream: Upstream, scope: Scope, target: str) -> aiohttp.ClientWebSocketResponse[bool]:
-    headers = request_headers(scope, upstream.base_url)
-    if upstream.authorization is not None:
-        headers = [pair for pair in headers if pair[0] != "authorization"]
-        headers.append(("Authorization", upstream.authorization))
     return await upstream.session.ws_connect(
-        URL(upstream.prefix + target, encoded=True),
+        URL(f"{upstream.base_url.origin()}{upstream.path_prefix}{target}", encoded=True),
         protocols=scope["subprotocols"],
-        headers=headers,
+        headers=text_headers(request_headers(scope, upstream.base_url, upstream.authorization)),
         max_msg_size=_NO_FRAME_LIMIT,
         heartbeat=_HEARTBEAT_S,
         timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_PATIENCE_S),

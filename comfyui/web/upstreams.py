@@ -14,34 +14,38 @@ import aiohttp
 import orjson
 
 from comfyui.backends import Backend, BackendPool
+from comfyui.web.http1 import CONNECT_S, Http1Client
 
-_CONNECT_S = 10.0
-_READ_BYTES = 256 * 1024
 _HEADER_BYTES = 64 * 1024
 _OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
 class Upstream:
-    """One backend and the relay's own connections to it: slow downloads never starve the gateway's own requests."""
+    """One backend and the relay's own connections to it: slow downloads never starve the gateway's own requests.
+
+    ``http`` is for requests and ``session`` for websockets.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.base_url = backend.client.base_url
-        self.prefix = str(self.base_url).rstrip("/")
+        self.path_prefix = self.base_url.raw_path.rstrip("/")
         self.authorization = backend.client.auth.encode() if backend.client.auth else None
         """What ComfyUI's own address asks for; it takes the place of a client's header."""
+        self.http = Http1Client(self.base_url)
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
+            connector=aiohttp.TCPConnector(limit=0),
             # A cookie of one client's answer must never reach another client's request.
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
             skip_auto_headers=_OURS_TO_OMIT,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-            requote_redirect_url=False,
-            read_bufsize=_READ_BYTES,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             max_line_size=_HEADER_BYTES,
             max_field_size=_HEADER_BYTES,
         )
+
+    async def close(self) -> None:
+        await self.http.close()
+        await self.session.close()
 
 
 class Upstreams:
@@ -56,7 +60,7 @@ class Upstreams:
     async def __aenter__(self) -> Self:
         for backend in self._pool.backends:
             upstream = self._upstreams[backend] = Upstream(backend)
-            self._stack.push_async_callback(upstream.session.close)
+            self._stack.push_async_callback(upstream.close)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
