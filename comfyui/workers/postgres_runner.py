@@ -13,12 +13,13 @@ from uuid import UUID, uuid4
 import structlog
 
 from comfyui.client import backoff_s
+from comfyui.events import Event
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptResult
 from comfyui.storage import ObjectStore, StorageError
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, TaskQueue, prompt_request
-from comfyui.workers.progress import RenderProgress
+from comfyui.workers.progress import ProgressTracker
 
 _STORE_RETRIES = 3
 _LONGEST_REASON = 4000
@@ -43,7 +44,8 @@ class _Current:
     def __init__(self, task: ClaimedTask, prompt_id: UUID) -> None:
         self.task = task
         self.prompt_id = prompt_id
-        self.progress: RenderProgress | None = None
+        self.fraction = 0.0
+        self.note = ""
         self.verdict: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
 
@@ -135,14 +137,13 @@ class TaskRunner:
         while True:
             self._beat_now.clear()
             current = self._current
-            progress = current.progress if current else None
             try:
                 lease = await self._queue.heartbeat(
                     self._worker_id,
                     self._status,
                     current.task if current else None,
-                    progress.fraction if progress else None,
-                    progress.note if progress else "",
+                    current.fraction if current else None,
+                    current.note if current else "",
                 )
                 failures = 0
             except QueueError as error:
@@ -214,22 +215,27 @@ class TaskRunner:
 
     async def _render(self, current: _Current) -> PromptResult:
         request = prompt_request(current.task, current.prompt_id)
-        current.progress = RenderProgress(request.prompt, self._throttled_beat())
-        result = await self._comfyui.run(request, listener=current.progress)
+        result = await self._comfyui.run(request, listener=self._progress_listener(current, request.prompt))
+        current.note = "storing files"
         if not result.files:
             raise ComfyUITaskError("the workflow ended without any output file", prompt_id=result.prompt_id)
         return result
 
-    def _throttled_beat(self) -> Callable[[], None]:
-        last = 0.0
+    def _progress_listener(self, current: _Current, prompt: Mapping[str, Any]) -> Callable[[Event], None]:
+        tracker = ProgressTracker(prompt)
+        last_beat = 0.0
 
-        def changed() -> None:
-            nonlocal last
-            if time.monotonic() - last > _PROGRESS_EVERY_S:
-                last = time.monotonic()
+        def listen(event: Event) -> None:
+            nonlocal last_beat
+            report = tracker.observe(event)
+            if report is None:
+                return
+            current.fraction, current.note = report.fraction, str(report.to_json()["message"])
+            if time.monotonic() - last_beat > _PROGRESS_EVERY_S:
+                last_beat = time.monotonic()
                 self._beat_now.set()
 
-        return changed
+        return listen
 
     async def _store_file(self, task: ClaimedTask, result: PromptResult, file: OutputFile) -> dict[str, Any]:
         """One output in the store, tried again when a connection breaks; returns its entry of the row's list."""

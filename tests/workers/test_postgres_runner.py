@@ -1,0 +1,300 @@
+"""One worker between a real Postgres and the embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from PIL import Image
+
+from comfyui.client import ComfyUIClient
+from comfyui.engine import Engine, EngineOptions
+from comfyui.storage import LocalStore, Placement, StorageError, StorageRefusedError, StoredObject
+from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
+from comfyui.workers.postgres_runner import TaskRunner, TaskRunnerOptions
+from tests.running import invert_workflow, sleep_workflow
+from tests.workers.tables import Tables
+
+QUICK = TaskRunnerOptions(poll_interval_s=0.2, heartbeat_s=0.1)
+
+
+class WatchedStore(LocalStore):
+    """A folder that tells of every file before it is stored, and fails when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "http://files.test")
+        self.failures: list[StorageError] = []
+        self.before: Callable[[str], Any] | None = None
+
+    async def put(
+        self,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        length: int | None = None,
+        content_type: str = "application/octet-stream",
+        placement: Placement | None = None,
+    ) -> StoredObject:
+        if self.before is not None:
+            await self.before(key)
+        if self.failures:
+            raise self.failures.pop()
+        return await super().put(key, chunks, length, content_type, placement)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WatchedStore:
+    return WatchedStore(tmp_path / "store")
+
+
+@asynccontextmanager
+async def running_worker(
+    tables: Tables, engine: Engine, store: WatchedStore, worker_id: str = "w", **queue: Any
+) -> AsyncIterator[asyncio.Event]:
+    """Yields the event that stops it; at the end it has stopped."""
+    stop = asyncio.Event()
+    comfyui = WorkerOptions(engine.url, cancel_abandoned=False, input_url_allow=("127.0.0.1",), http_retries=0)
+    async with ComfyUIWorker(comfyui) as worker, store, tables.queue(**queue) as opened:
+        running = asyncio.create_task(TaskRunner(worker_id, opened, worker, store, QUICK).run(stop))
+        try:
+            yield stop
+        finally:
+            stop.set()
+            async with asyncio.timeout(20):
+                await running
+
+
+async def executions(engine: Engine) -> dict[str, int]:
+    async with ComfyUIClient(engine.url) as client:
+        stats = await client._get("/engine/stats", "/engine/stats")
+    return dict(stats["executed"])
+
+
+async def until_running(engine: Engine, prompt_id: str) -> None:
+    async with ComfyUIClient(engine.url) as client, asyncio.timeout(10):
+        while not (found := (await client.get_queue()).get(prompt_id)) or not found.running:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_task_is_complete_with_its_files_in_the_store(
+    tables: Tables, engine: Engine, store: WatchedStore, tmp_path: Path
+) -> None:
+    workflow = invert_workflow(1, prefix="first")
+    workflow["8"] = {**workflow["3"], "inputs": {**workflow["3"]["inputs"], "filename_prefix": "sub/second"}}
+    statuses: list[str] = []
+
+    async def look(_key: str) -> None:
+        statuses.append((await tables.row(task_id))["status"])
+
+    store.before = look
+    task_id = await tables.add({"workflow": workflow})
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert (row["status"], row["error"], row["progress"], row["attempts"]) == ("complete", None, 1.0, 1)
+    assert statuses == ["in_progress", "in_progress"]
+    assert [(output["node_id"], output["subfolder"]) for output in row["outputs"]] == [("3", ""), ("8", "sub")]
+    for output in row["outputs"]:
+        content = (tmp_path / "store" / output["key"]).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) == output["size"]
+        assert output["url"] == f"http://files.test/{output['key']}"
+    assert row["output_url"] == row["outputs"][0]["url"]
+    assert row["finished_at"] >= row["started_at"]
+
+
+async def test_a_new_task_is_taken_without_waiting_for_the_next_poll(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    patient = TaskRunnerOptions(poll_interval_s=300, heartbeat_s=300)
+    stop = asyncio.Event()
+    async with ComfyUIWorker(WorkerOptions(engine.url)) as worker, store, tables.queue() as queue:
+        await worker.wait_until_ready()
+        running = asyncio.create_task(TaskRunner("w", queue, worker, store, patient).run(stop))
+        first = await tables.add({"workflow": invert_workflow(1)})
+        await tables.until_status(first, "complete")
+        second = await tables.add({"workflow": invert_workflow(2)})
+        await tables.until_status(second, "complete")
+        stop.set()
+        await running
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"workflow": {"1": {"class_type": "NoSuchNode", "inputs": {}}}}, "NoSuchNode"),
+        ({"workflow": {}}, "The workflow is empty"),
+        ({"workflow": invert_workflow(), "colour": 1}, "params.colour"),
+        ({"workflow": invert_workflow(), "images": [{"name": "a.png", "image": "%%%"}]}, "images[0].image"),
+        ({"no": "workflow"}, "params.workflow"),
+    ],
+)
+async def test_what_no_retry_would_help_fails_at_once_with_the_reason(
+    tables: Tables, engine: Engine, store: WatchedStore, params: dict[str, Any], said: str
+) -> None:
+    task_id = await tables.add(params)
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "failed")
+    assert said in row["error"]
+    assert row["attempts"] == 1
+    assert row["outputs"] is None
+
+
+async def test_a_node_that_raises_fails_the_task_and_a_later_retry_by_hand_renders_anew(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    async with ComfyUIClient(engine.url) as client:
+        await client._post("/engine/faults", {"node_error": {"class_type": "ImageInvert", "times": 1}})
+    task_id = await tables.add({"workflow": invert_workflow(3)})
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "failed")
+        assert "ImageInvert (node 2): RuntimeError" in row["error"]
+        assert row["attempts"] == 1
+        await tables.set_status(task_id, "queued")
+        row = await tables.until_status(task_id, "complete")
+    assert row["error"] is None
+    assert len(await executions(engine)) == 2
+
+
+async def test_a_cancelled_task_interrupts_comfyui_and_the_next_one_runs(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    task_id = await tables.add({"workflow": sleep_workflow(60)})
+    prompt_id = str(prompt_id_for_job("postgres", task_id))
+    async with running_worker(tables, engine, store):
+        await until_running(engine, prompt_id)
+        await tables.set_status(task_id, "cancelled")
+        following = await tables.add({"workflow": invert_workflow(5)})
+        await tables.until_status(following, "complete")
+        row = await tables.row(task_id)
+    assert (row["status"], row["outputs"]) == ("cancelled", None)
+    assert row["finished_at"] is not None
+
+
+async def test_a_worker_that_lost_its_lease_leaves_the_render_to_the_one_that_has_it_now(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    task_id = await tables.add({"workflow": sleep_workflow(1.0)})
+    prompt_id = str(prompt_id_for_job("postgres", task_id))
+    async with running_worker(tables, engine, store, "first") as stop:
+        await until_running(engine, prompt_id)
+        stop.set()  # so that it does not take the task again itself
+        await tables.sql.execute("update tasks set status = 'queued'")
+        async with running_worker(tables, engine, store, "second"):
+            row = await tables.until_status(task_id, "complete")
+    assert (row["worker_id"], row["attempts"]) == ("second", 2)
+    assert await executions(engine) == {prompt_id: 1}
+
+
+async def test_stopping_finishes_the_task_at_hand_and_takes_no_other(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    first = await tables.add({"workflow": sleep_workflow(0.5)})
+    second = await tables.add({"workflow": invert_workflow(2)})
+    async with running_worker(tables, engine, store) as stop:
+        await until_running(engine, str(prompt_id_for_job("postgres", first)))
+        stop.set()
+    assert (await tables.row(first))["status"] == "complete"
+    assert (await tables.row(second))["status"] == "queued"
+    assert await tables.sql.fetchval("select status from workers") == "stopped"
+
+
+async def test_without_comfyui_no_task_is_taken_and_with_it_again_they_are(tables: Tables, store: WatchedStore) -> None:
+    async with Engine() as engine:
+        address, port = engine.url, int(engine.url.rpartition(":")[2])
+    task_id = await tables.add({"workflow": invert_workflow()})
+    stop = asyncio.Event()
+    async with ComfyUIWorker(WorkerOptions(address)) as worker, store, tables.queue() as queue:
+        running = asyncio.create_task(TaskRunner("w", queue, worker, store, QUICK).run(stop))
+        async with asyncio.timeout(10):
+            while await tables.sql.fetchval("select status from workers") != "waiting for ComfyUI":
+                await asyncio.sleep(0.02)
+        assert (await tables.row(task_id))["attempts"] == 0
+        async with Engine(EngineOptions(port=port)):
+            await tables.until_status(task_id, "complete", within_s=20)
+            stop.set()
+            await running
+
+
+async def test_a_store_that_fails_for_a_moment_delays_completion(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    store.failures = [StorageError("the object store cannot be reached")]
+    task_id = await tables.add({"workflow": invert_workflow()})
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert (row["status"], row["attempts"]) == ("complete", 1)
+
+
+async def test_a_store_that_refuses_fails_the_task_and_nothing_is_complete(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    store.failures = [StorageRefusedError("Supabase has no bucket 'outputs'")]
+    task_id = await tables.add({"workflow": invert_workflow()})
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "failed")
+    assert "no bucket 'outputs'" in row["error"]
+    assert (row["output_url"], row["outputs"]) == (None, None)
+
+
+async def test_the_bytes_behind_video_url_reach_their_node(
+    tables: Tables, engine: Engine, store: WatchedStore, tmp_path: Path
+) -> None:
+    """A picture stands for the video: the engine decodes it, so that what is rendered can be compared."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 100, 0)).save(picture, "PNG")
+    workflow = invert_workflow()
+    workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "unused.png"}}
+    params = {"video_node_id": "1", "video_input_field": "image"}
+    async with serving("/clip.png", picture.getvalue()) as url, running_worker(tables, engine, store):
+        task_id = await tables.add({"workflow": workflow, "video_url": url, **params})
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert (row["status"], row["error"]) == ("complete", None)
+    with Image.open(tmp_path / "store" / row["outputs"][0]["key"]) as rendered:
+        assert rendered.convert("RGB").getpixel((0, 0)) == (55, 155, 255)
+
+
+@asynccontextmanager
+async def serving(path: str, body: bytes) -> AsyncIterator[str]:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    app = web.Application()
+    app.router.add_get(path, answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}{path}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_database_that_goes_away_in_mid_render_costs_nothing(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    task_id = await tables.add({"workflow": sleep_workflow(0.6)})
+    async with running_worker(tables, engine, store):
+        await until_running(engine, str(prompt_id_for_job("postgres", task_id)))
+        await tables.sql.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert (row["status"], row["attempts"]) == ("complete", 1)
+    assert set((await executions(engine)).values()) == {1}
+
+
+async def test_comfyui_that_forgets_everything_is_asked_once_more(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    task_id = await tables.add({"workflow": sleep_workflow(0.8)})
+    async with running_worker(tables, engine, store), ComfyUIClient(engine.url) as client:
+        await until_running(engine, str(prompt_id_for_job("postgres", task_id)))
+        await client._post("/engine/faults", {"forget": True})
+        row = await tables.until_status(task_id, "complete", "failed", within_s=30)
+    assert row["status"] == "complete"
