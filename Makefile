@@ -5,6 +5,7 @@ SHELL := /bin/sh
 VENV  := .venv
 BIN   := $(VENV)/bin
 VENV_RUNPOD := .venv-runpod
+VENV_MANIFESTS := .venv-manifests
 VENV_LITTLEHORSE := .venv-littlehorse
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
@@ -51,6 +52,17 @@ lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+$(VENV_MANIFESTS)/.ready: requirements/manifests.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV_MANIFESTS)
+	$(VENV_MANIFESTS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements/manifests.txt
+	@touch $@
+
+manifests: $(VENV_MANIFESTS)/.ready ## hold deploy's Kubernetes and Compose files against their schemas
+	$(VENV_MANIFESTS)/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(VENV_MANIFESTS)/bin/kubernetes-validate --strict --quiet deploy/k8s/gateway.yaml deploy/k8s/kustomization.yaml
+
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -72,8 +84,12 @@ lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 		pyproject.toml --extra littlehorse --group dev --output-file requirements/littlehorse-dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		pyproject.toml --extra postgres --extra s3 --output-file requirements/postgres.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--group pyproject.toml:manifests --output-file requirements/manifests.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--group pyproject.toml:image --output-file requirements/image.txt
 
 clean: ## remove what make and the tests made
-	rm -rf $(VENV) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test lint format bench lock clean
+.PHONY: help setup demo run test lint manifests format bench lock clean
