@@ -72,7 +72,7 @@ class ComfyUIProcess:
         env: Mapping[str, str] | None = None,
         start_timeout_s: float = 600.0,
         stop_grace_s: float = 10.0,
-        max_crashes: int = 5,
+        max_crashes: int = 3,
         kept_lines: int = 200,
         on_line: Callable[[str], None] | None = None,
         clock: Clock = time.monotonic,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -17,7 +18,7 @@ from uuid import UUID, uuid5
 
 import structlog
 
-from comfyui.backends import BackendPool, Health
+from comfyui.backends import Backend, BackendPool, Health
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIPromptLostError
 from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
 from comfyui.inputs import InputStager
@@ -29,6 +30,7 @@ from comfyui.runner import RunnerOptions
 from comfyui.workflow import check_api_format, upload_inputs
 
 _NAMESPACE = UUID("6c1f0b5e-3c1d-5b62-9a55-0f6f2f0a8d11")
+_WEBSOCKET_PATIENCE_S = 5.0
 # A missing model ends in an error even where ComfyUI itself would only find out while it runs.
 _ALWAYS_REFUSED = frozenset({"missing_model_file"})
 
@@ -73,6 +75,7 @@ class ComfyUIWorker:
     Attributes:
         process: the child, None when ComfyUI is started by somebody else.
         handler: to open result files (`open_file`) and to cancel; run jobs with `run`.
+        connected: ComfyUI was ready once, so that `pool` and `handler` can be used.
     """
 
     def __init__(self, options: WorkerOptions, *, metrics: Metrics | None = None) -> None:
@@ -100,6 +103,7 @@ class ComfyUIWorker:
             ),
         )
         self.handler = ComfyUIHandler(self.pool, self._stager, handler_options, metrics=self.metrics)
+        self.connected = False
         self._slot = asyncio.Semaphore(options.jobs_at_once)
         self._recovering = asyncio.Lock()
         self._log = structlog.get_logger(__name__)
@@ -119,8 +123,7 @@ class ComfyUIWorker:
                         on_line=options.on_line,
                     )
                 )
-            for owned in (self.pool, self._stager, self.handler):
-                await stack.enter_async_context(owned)
+            await stack.enter_async_context(self._stager)
             self._stack = stack.pop_all()
         return self
 
@@ -134,11 +137,21 @@ class ComfyUIWorker:
             ComfyUIConnectionError: it does not run and is not started again, or it does not answer in time.
         """
         async with self._recovering:
+            backend = self.pool.backends[0]
             if self.process is not None:
-                if any(backend.health is Health.BROKEN for backend in self.pool.backends):
+                if backend.health is Health.BROKEN:
                     await self.process.restart()
                 await self.process.wait_until_ready()
+            if not self.connected:
+                # Not before the child is ready: to ask it until then would only make the next question later.
+                await self._stack.enter_async_context(self.pool)
+                await self._stack.enter_async_context(self.handler)
+                self.connected = True
+            if not backend.ready:
+                backend.look_again()
             await self.pool.choose(patience_s=self.options.start_timeout_s)
+            if self.process is not None:
+                await _websocket_connected(backend)
 
     async def run(
         self, request: PromptRequest, *, timeout_s: float | None = None, listener: Listener | None = None
@@ -179,11 +192,24 @@ class ComfyUIWorker:
             if error is not None:
                 raise error
 
+    def forget_inputs(self) -> None:
+        """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""
+        for backend in self.pool.backends:
+            self._stager.forget(backend.client)
+
     async def base64_of(self, result: PromptResult, file: OutputFile) -> str:
         """One file's bytes as base64. Raises `ComfyUIError` when ComfyUI cannot give them."""
         async with self.handler.open_file(result, file) as view:
             content = b"".join([chunk async for chunk in view.chunks])
         return base64.b64encode(content).decode("ascii")
+
+
+async def _websocket_connected(backend: Backend) -> None:
+    """Until it is, or a moment: a prompt that is queued before has no events, and so no progress to show."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_WEBSOCKET_PATIENCE_S):
+            while not backend.watcher.connected:  # noqa: ASYNC110 - the watcher tells its backend, and nobody else
+                await asyncio.sleep(0.02)
 
 
 def _refusing(request: PromptRequest, object_info: Mapping[str, Any]) -> list[Problem]:

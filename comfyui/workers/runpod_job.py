@@ -1,0 +1,212 @@
+"""A RunPod job's input as a request, and a result as its reply. Knows no SDK.
+
+The input is ours and that of worker-comfyui at once: ``workflow`` and ``images: [{name, image}]`` are common to both.
+The reply is, too: ``{"images": [{"filename", "type": "base64" or "s3_url", "data"}], …}``.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from comfyui.client import View
+from comfyui.exceptions import ComfyUIError, ComfyUIInputError
+from comfyui.handler import ComfyUIHandler
+from comfyui.models import InputFile, OutputFile, PromptRequest, PromptResult
+from comfyui.storage import ObjectStore, Placement
+
+_LIMITS = "RunPod takes 10 MB as the reply of /run and 20 MB of /runsync"
+
+
+class ResultTooLargeError(ComfyUIError):
+    """The files do not fit into a reply, and there is nowhere else to put them."""
+
+    title = "Result too large"
+    code = "result_too_large"
+
+
+class NamedInput(BaseModel):
+    """One entry of ``images``: a name, which may have a folder before it, and base64, a data URI or a URL."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    name: str
+    image: str
+
+
+class OutputPlacement(BaseModel):
+    """Where the files are stored, as far as a caller may choose."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bucket: str | None = None
+    prefix: str | None = None
+    presign_seconds: int | None = None
+
+
+class JobInput(BaseModel):
+    """``job["input"]``. A field that is not listed is refused by name."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    workflow: dict[str, Any] = Field(description="In ComfyUI's API format, as an object or as JSON text.")
+    images: list[NamedInput] = Field(default=[])
+    reference_images: dict[str, str] = Field(default={}, description="Path below ComfyUI's input folder to content.")
+    return_base64: bool | None = Field(
+        default=None, description="True: in the reply where it fits. False: never. None: where there is no store."
+    )
+    comfy_org_api_key: SecretStr | None = None
+    output: OutputPlacement | None = None
+
+    @field_validator("workflow", mode="before")
+    @classmethod
+    def _parsed(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"is a text that is not JSON: {error}") from error
+
+    @property
+    def placement(self) -> Placement:
+        chosen = self.output
+        return Placement(chosen.bucket, chosen.prefix, chosen.presign_seconds) if chosen else Placement()
+
+    def request(self, prompt_id: UUID) -> PromptRequest:
+        """Raises `ComfyUIInputError` with the field's name for a file name that ComfyUI must not be given."""
+        files = [(f"images[{index}]", image.name, image.image) for index, image in enumerate(self.images)]
+        files += [(f"reference_images[{path!r}]", path, content) for path, content in self.reference_images.items()]
+        key = self.comfy_org_api_key
+        return PromptRequest(
+            prompt=self.workflow,
+            images=tuple(_input_file(*file) for file in files),
+            prompt_id=prompt_id,
+            extra_data={"api_key_comfy_org": key.get_secret_value()} if key else None,
+        )
+
+
+def parse_input(job_input: Any) -> JobInput:
+    """Raises `ComfyUIInputError` that names each field that is wrong, without its value."""
+    try:
+        return JobInput.model_validate(job_input)
+    except ValidationError as error:
+        raise ComfyUIInputError(_problems(error)) from error
+
+
+def _input_file(field: str, path: str, content: str) -> InputFile:
+    folder, _, name = path.replace("\\", "/").rpartition("/")
+    try:
+        return InputFile(name=name, image=content, subfolder=folder)
+    except ValidationError as error:
+        raise ComfyUIInputError(f"{field}: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in item['loc']) or 'input'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors(include_input=False, include_url=False)
+    )
+
+
+async def reply(
+    handler: ComfyUIHandler,
+    result: PromptResult,
+    job: JobInput,
+    *,
+    store: ObjectStore | None,
+    max_bytes: int,
+) -> dict[str, Any]:
+    """The job's reply. A file that cannot be read has ``error`` in place of ``data``; the others still come.
+
+    Raises:
+        ResultTooLargeError: as base64 it would be larger than `max_bytes`, and there is no store.
+    """
+    files = _wanted(result.files)
+    body = {
+        "images": [],
+        "prompt_id": result.prompt_id,
+        "status": "success",
+        "execution_time": round(result.timings.total_s, 4),
+        "timings": result.timings.to_json(),
+        "outputs": result.outputs,
+        "node_errors": result.node_errors,
+    }
+    left = max_bytes - len(orjson.dumps(body))
+    if job.return_base64 is False and store is None:
+        return {**body, "images": [{**_head(file), "type": "file"} for file in files]}
+    if store is None or job.return_base64:
+        images = await _as_base64(handler, result, files, left)
+        if images is not None:
+            return {**body, "images": images}
+        if store is None:
+            raise ResultTooLargeError(
+                f"the files are larger than {max_bytes / 1e6:g} MB as base64, and {_LIMITS}: set S3_BUCKET to have them"
+                " stored and linked, or MAX_RESULT_MB where all callers use /runsync; or save fewer or smaller files",
+                prompt_id=result.prompt_id,
+            )
+    return {**body, "images": [await _stored(handler, result, file, store, job.placement) for file in files]}
+
+
+def _wanted(files: tuple[OutputFile, ...]) -> list[OutputFile]:
+    """Previews and other temporary files only where there is nothing else."""
+    return [file for file in files if file.type != "temp"] or list(files)
+
+
+def _head(file: OutputFile) -> dict[str, Any]:
+    return {
+        "filename": file.filename,
+        "node_id": file.node_id,
+        "subfolder": file.subfolder,
+        "content_type": file.content_type,
+    }
+
+
+async def _as_base64(
+    handler: ComfyUIHandler, result: PromptResult, files: list[OutputFile], max_bytes: int
+) -> list[dict[str, Any]] | None:
+    """None as soon as they are more than `max_bytes`; what does not fit is not read to its end."""
+    images = []
+    for file in files:
+        head = _head(file)
+        max_bytes -= len(orjson.dumps(head))
+        try:
+            async with handler.open_file(result, file) as view:
+                content = await _read(view, max_bytes * 3 // 4)
+        except ComfyUIError as error:
+            images.append({**head, "type": "error", "error": error.detail})
+            continue
+        if content is None:
+            return None
+        data = base64.b64encode(content).decode("ascii")
+        max_bytes -= len(data)
+        images.append({**head, "type": "base64", "data": data})
+    return images
+
+
+async def _read(view: View, max_bytes: int) -> bytes | None:
+    if max_bytes < 0 or (view.length or 0) > max_bytes:
+        return None
+    content = bytearray()
+    async for chunk in view.chunks:
+        content += chunk
+        if len(content) > max_bytes:
+            return None
+    return bytes(content)
+
+
+async def _stored(
+    handler: ComfyUIHandler, result: PromptResult, file: OutputFile, store: ObjectStore, placement: Placement
+) -> Mapping[str, Any]:
+    key = "/".join(part for part in (result.prompt_id, file.node_id, file.subfolder, file.filename) if part)
+    try:
+        async with handler.open_file(result, file) as view:
+            stored = await store.put(key, view.chunks, view.length, file.content_type, placement)
+    except ComfyUIError as error:
+        return {**_head(file), "type": "error", "error": error.detail}
+    return {**_head(file), "type": "s3_url", "data": stored.url, "size": stored.size}

@@ -1,0 +1,297 @@
+"""The RunPod serverless worker: ``python -m comfyui.workers.runpod_worker``. The only file that knows RunPod's SDK.
+
+All of ours runs in the SDK's own event loop: ComfyUI is started with the first turn of its loop, before the first job
+is taken, and is stopped when the loop ends. `--rp_serve_api` and `--test_input` have no such turn; there the first job
+starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import structlog
+
+from comfyui.events import Event
+from comfyui.exceptions import ComfyUIError
+from comfyui.logs import configure_logging
+from comfyui.process import ProcessState
+from comfyui.storage_s3 import S3Store
+from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
+from comfyui.workers.cleanup import FolderCleaner
+from comfyui.workers.diagnostics import diagnostics, error_text
+from comfyui.workers.progress import ProgressReport, ProgressTracker
+from comfyui.workers.runpod_job import JobInput, parse_input, reply
+from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
+
+_PLATFORM = "runpod"
+_MB = 1_000_000
+_LONGEST_ERROR = 16_000
+# The SDK sends each update in a thread of its own, which has its target's name; there is no other way to wait for it.
+_UPDATE_THREAD = "(_thread_target)"
+_UPDATE_PATIENCE_S = 10.0
+_SDK_RUNS_JOBS = "JobScaler.run_jobs"
+_SDK_WAITS_FOR_NEWS = frozenset({"JobScaler.get_jobs", "JobScaler.monitor_stop_signals"})
+
+Job = Mapping[str, Any]
+
+
+class ServerlessSdk(Protocol):
+    """``runpod.serverless``, as far as we use it."""
+
+    def start(self, config: dict[str, Any]) -> None: ...
+
+    def progress_update(self, job: Job, progress: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What lives as long as the SDK's loop."""
+
+    worker: ComfyUIWorker
+    store: S3Store | None
+    cleaners: list[FolderCleaner]
+
+
+class RunPodWorker:
+    """Handles jobs; everything that owns I/O lives in one task of the loop that first asks for it."""
+
+    def __init__(self, settings: RunPodSettings, sdk: ServerlessSdk) -> None:
+        self._settings = settings
+        self._sdk = sdk
+        self._log = structlog.get_logger(__name__)
+        self._running: asyncio.Future[_Running] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._jobs = 0
+
+    # What the SDK calls
+
+    def concurrency(self, _current: int) -> int:
+        """The SDK's ``concurrency_modifier``: called in its loop before every job that it takes."""
+        if self._running is None:
+            self._start()
+            _drain_on_sigterm(lambda: self._in_background(_end_long_polls()))
+        return self._settings.jobs_at_once
+
+    async def handle(self, job: Job) -> dict[str, Any]:
+        """One job. Cancelled by the SDK when the platform stops it: ComfyUI is told to stop the prompt, too.
+
+        Returns:
+            The reply; a failed job's has ``error``, a text, and no files.
+        """
+        with structlog.contextvars.bound_contextvars(job_id=job["id"]):
+            self._jobs += 1
+            try:
+                answer = await self._answer(job)
+            finally:
+                self._jobs -= 1
+            await self._clean()
+            if self._settings.refresh_worker:
+                answer["refresh_worker"] = True
+            return answer
+
+    async def _answer(self, job: Job) -> dict[str, Any]:
+        secret = ""
+        try:
+            parsed = parse_input(job.get("input"))
+            secret = parsed.comfy_org_api_key.get_secret_value() if parsed.comfy_org_api_key else ""
+            running = await asyncio.shield(self._start())
+            return await self._run(running, job, parsed)
+        except ComfyUIError as error:
+            self._log.warning("job.failed", code=error.code, detail=error.detail)
+            answer = await self._failure(error)
+            if secret:
+                # ComfyUI and its nodes are programs of others: what they say is not ours to choose.
+                answer["error"] = answer["error"].replace(secret, "***")
+            return answer
+
+    async def _run(self, running: _Running, job: Job, parsed: JobInput) -> dict[str, Any]:
+        request = parsed.request(prompt_id_for_job(_PLATFORM, str(job["id"])))
+        if running.store is not None:
+            running.store.check(parsed.placement)
+        async with _progress(self._sdk, job, parsed.workflow, self._settings.progress_interval) as listener:
+            result = await running.worker.run(request, listener=listener)
+            max_bytes = int(self._settings.max_result_mb * _MB)
+            return await reply(running.worker.handler, result, parsed, store=running.store, max_bytes=max_bytes)
+
+    async def _failure(self, error: ComfyUIError) -> dict[str, Any]:
+        text = error_text(error)
+        worker = self._worker()
+        if worker is None:
+            return {"error": text}
+        answer: dict[str, Any] = {"error": f"{text}\n{await diagnostics(worker)}"[:_LONGEST_ERROR]}
+        if worker.process is not None and worker.process.state is ProcessState.FAILED:
+            # This one will never do a job again; RunPod replaces it.
+            answer["refresh_worker"] = True
+        return answer
+
+    async def _clean(self) -> None:
+        """Between jobs only: a running one may need any file."""
+        worker = self._worker()
+        if self._jobs or worker is None or self._running is None:
+            return
+        for cleaner in self._running.result().cleaners:
+            if await asyncio.to_thread(cleaner.clean):
+                worker.forget_inputs()
+
+    # What lives as long as the loop
+
+    def _worker(self) -> ComfyUIWorker | None:
+        running = self._running
+        return running.result().worker if running and running.done() and not running.exception() else None
+
+    def _start(self) -> asyncio.Future[_Running]:
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_future()
+            self._in_background(self._own(self._running))
+        return self._running
+
+    async def _own(self, running: asyncio.Future[_Running]) -> None:
+        """The SDK cancels all tasks when its loop ends: that closes everything, in reverse order."""
+        async with AsyncExitStack() as stack:
+            try:
+                worker = await stack.enter_async_context(ComfyUIWorker(self._settings.worker_options()))
+                store = self._settings.store()
+                if store is not None:
+                    await stack.enter_async_context(store)
+                running.set_result(_Running(worker, store, await asyncio.to_thread(_cleaners, self._settings)))
+            except Exception as error:
+                self._log.exception("worker.cannot_start")
+                running.set_exception(error)
+                return
+            # Whoever waits for it is told what is wrong.
+            with contextlib.suppress(ComfyUIError):
+                await worker.wait_until_ready()
+            await asyncio.Event().wait()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _cleaners(settings: RunPodSettings) -> list[FolderCleaner]:
+    return [
+        FolderCleaner(folder, max_age_s=settings.cleanup_max_age, max_bytes=int(settings.cleanup_max_mb * _MB))
+        for folder in (settings.comfyui_input_dir, settings.comfyui_output_dir)
+        if folder is not None
+    ]
+
+
+# Progress
+
+
+@asynccontextmanager
+async def _progress(
+    sdk: ServerlessSdk, job: Job, workflow: Mapping[str, Any], interval_s: float
+) -> AsyncIterator[Callable[[Event], None]]:
+    """A listener that reports a prompt's progress to the platform: the latest state, not more often than `interval_s`.
+
+    The SDK posts an update to the address of the result and promises no order, so an update may neither be sent while
+    another is on its way nor when the result is: leaving the context waits for the last one.
+    """
+    tracker = ProgressTracker(workflow)
+    latest: list[ProgressReport] = []
+    changed, done = asyncio.Event(), asyncio.Event()
+
+    def listener(event: Event) -> None:
+        if (report := tracker.observe(event)) is not None:
+            latest[:] = [report]
+            changed.set()
+
+    async def send_all() -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            if done.is_set():
+                return
+            await asyncio.to_thread(_send_update, sdk, job, latest[0].to_json())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), interval_s)
+
+    sender = asyncio.create_task(send_all(), name="progress")
+    try:
+        yield listener
+    finally:
+        done.set()
+        changed.set()
+        await asyncio.wait([sender])
+        if (error := sender.exception()) is not None:
+            structlog.get_logger(__name__).warning("progress.failed", reason=str(error))
+
+
+def _send_update(sdk: ServerlessSdk, job: Job, progress: Mapping[str, Any]) -> None:
+    """Returns when the update was sent, or could not be sent in time."""
+    sdk.progress_update(job, progress)
+    deadline = time.monotonic() + _UPDATE_PATIENCE_S
+    for thread in threading.enumerate():
+        if thread.name.endswith(_UPDATE_THREAD):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+# Shutdown
+
+
+def _drain_on_sigterm(drain: Callable[[], None]) -> None:
+    """Beside the SDK's own handler, which was installed before and lets what runs finish."""
+    loop = asyncio.get_running_loop()
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if callable(previous):
+            previous(number, frame)
+        loop.call_soon_threadsafe(drain)
+
+    signal.signal(signal.SIGTERM, on_signal)
+
+
+async def _end_long_polls() -> None:
+    """End the SDK's requests for jobs and stop signals, when all jobs are done and reported.
+
+    It would wait up to 90 s for their answers, which is more than a stopping container gets; and a job that came as an
+    answer then would be run by nobody.
+    """
+    names = {task: getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
+    running = [task for task, name in names.items() if name == _SDK_RUNS_JOBS]
+    if running:
+        await asyncio.wait(running)
+        for task, name in names.items():
+            if name in _SDK_WAITS_FOR_NEWS:
+                task.cancel()
+
+
+def main() -> int:
+    """Run until SIGTERM comes. Exit status 2 when a setting cannot be used."""
+    try:
+        settings = load(RunPodSettings)
+    except WorkerSettingsError as error:
+        print(f"the RunPod worker cannot start:\n{error}", file=sys.stderr)
+        return 2
+    configure_logging(settings.log_level, settings.log_output)
+    # At DEBUG, its default, it writes every reply and in local mode every input, with callers' keys.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+    sdk: ServerlessSdk = importlib.import_module("runpod.serverless")
+    worker = RunPodWorker(settings, sdk)
+    # Until the SDK has its own handler, and with its local API, whose uvicorn raises the signal again when it is done.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        sdk.start({"handler": worker.handle, "concurrency_modifier": worker.concurrency})
+    except asyncio.CancelledError:
+        # `_end_long_polls` ended its loop.
+        structlog.get_logger(__name__).info("worker.stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

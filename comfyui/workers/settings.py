@@ -1,0 +1,168 @@
+"""Settings of the workers: typed, one line of meaning each, read from the environment and `.env` when asked for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from comfyui.client import parse_server_address
+from comfyui.storage_s3 import MAX_PRESIGN_SECONDS, S3Settings, S3Store
+from comfyui.workers.base import WorkerOptions
+
+_MB = 1_000_000
+_Settings = TypeVar("_Settings", bound=BaseSettings)
+
+
+class WorkerSettingsError(Exception):
+    """One or more settings cannot be used; the message has a line for each."""
+
+
+class RunPodSettings(BaseSettings):
+    """Of the RunPod worker. Durations are in seconds. The names shared with the gateway mean the same there."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    comfyui_command: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Command line that starts ComfyUI; empty: it is started by something else."
+    )
+    comfyui_dir: Path | None = Field(default=None, description="Folder in which the command is run.")
+    comfyui_server_address: str = Field(default="127.0.0.1:8188", description="ComfyUI as host:port or URL.")
+    comfyui_start_timeout: float = Field(default=600, gt=0, description="Seconds that ComfyUI may take to answer.")
+    comfyui_input_dir: Path | None = Field(default=None, description="ComfyUI's input folder; when set, cleaned.")
+    comfyui_output_dir: Path | None = Field(default=None, description="ComfyUI's output folder; when set, cleaned.")
+    cleanup_max_age: float = Field(
+        default=3600, ge=0, description="Seconds after which a file of a finished job is removed."
+    )
+    cleanup_max_mb: float = Field(
+        default=2000, ge=0, description="Above this size of a folder's jobs' files, the oldest are removed."
+    )
+    job_timeout: float = Field(default=3600, gt=0, description="Seconds that one job may take, queueing included.")
+    jobs_at_once: int = Field(default=1, ge=1, description="Jobs that run at once; one for each GPU.")
+    refresh_worker: bool = Field(default=False, description="Have RunPod replace the worker after every job.")
+    max_result_mb: float = Field(
+        default=9, gt=0, description="Largest reply, in MB; RunPod takes 10 of /run and 20 of /runsync."
+    )
+    progress_interval: float = Field(default=1, ge=0, description="Least time between two progress updates.")
+    http_timeout: float = Field(default=30, gt=0, description="Seconds for one request to ComfyUI.")
+    http_retries: int = Field(default=3, ge=0, le=20, description="Further tries of a request to ComfyUI.")
+    poll_interval: float = Field(default=1, gt=0, le=60, description="Longest time between polls without websocket.")
+    lost_prompt_retries: int = Field(
+        default=1, ge=0, le=10, description="How often a job is run again when ComfyUI crashed or forgot it."
+    )
+    max_input_mb: float = Field(default=512, gt=0, description="Largest single input, in MB.")
+    input_url_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Hosts or networks that input URLs may reach though they are not public."
+    )
+    input_url_timeout: float = Field(default=60, gt=0, description="Seconds in all for fetching one input URL.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        default="INFO", description="Lines below this level are not written."
+    )
+    log_output: str = Field(default="console", min_length=1, description="console, json, or the path of a file.")
+    s3_bucket: str = Field(default="", description="Bucket for output files; empty: no object store.")
+    s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    s3_endpoint_url: str | None = Field(default=None, description="Endpoint of a store that is not AWS.")
+    s3_public_endpoint_url: str | None = Field(default=None, description="Where callers reach it, when elsewhere.")
+    s3_prefix: str = Field(default="", description="In front of every key.")
+    s3_access_key: SecretStr | None = Field(default=None, description="Access key; else where AWS's tools look.")
+    s3_secret_key: SecretStr | None = Field(default=None, description="Secret key.")
+    s3_session_token: SecretStr | None = Field(default=None, description="Session token.")
+    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="path suits most stores that are not AWS."
+    )
+    s3_presign_seconds: int = Field(
+        default=86400, ge=1, le=MAX_PRESIGN_SECONDS, description="How long a file's link works."
+    )
+
+    @field_validator("comfyui_command", mode="before")
+    @classmethod
+    def _as_arguments(cls, value: Any) -> Any:
+        return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+    @field_validator("input_url_allow", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("comfyui_server_address")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parse_server_address(value)
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _store_is_usable(self) -> Self:
+        self.store()
+        return self
+
+    def store(self) -> S3Store | None:
+        """The object store for output files, not opened; None when none is set."""
+        if not self.s3_bucket:
+            return None
+        return S3Store(
+            S3Settings(
+                self.s3_bucket,
+                region=self.s3_region,
+                endpoint_url=self.s3_endpoint_url,
+                public_endpoint_url=self.s3_public_endpoint_url,
+                prefix=self.s3_prefix,
+                access_key=self.s3_access_key,
+                secret_key=self.s3_secret_key,
+                session_token=self.s3_session_token,
+                addressing_style=self.s3_addressing_style,
+                presign_seconds=self.s3_presign_seconds,
+            )
+        )
+
+    def worker_options(self) -> WorkerOptions:
+        return WorkerOptions(
+            server_address=self.comfyui_server_address,
+            command=self.comfyui_command,
+            comfyui_dir=self.comfyui_dir,
+            start_timeout_s=self.comfyui_start_timeout,
+            max_job_s=self.job_timeout,
+            jobs_at_once=self.jobs_at_once,
+            http_timeout_s=self.http_timeout,
+            http_retries=self.http_retries,
+            poll_interval_s=self.poll_interval,
+            lost_prompt_retries=self.lost_prompt_retries,
+            max_input_bytes=int(self.max_input_mb * _MB),
+            input_url_allow=self.input_url_allow,
+            input_url_timeout_s=self.input_url_timeout,
+            on_line=_show_line,
+        )
+
+
+def load(settings: type[_Settings]) -> _Settings:
+    """The settings of this type from the environment and `.env`.
+
+    Raises:
+        WorkerSettingsError: with a line for each bad value.
+    """
+    try:
+        return settings()
+    except ValidationError as error:
+        raise WorkerSettingsError(
+            "\n".join(_problem(settings, item["loc"], item["msg"]) for item in error.errors())
+        ) from error
+
+
+def _problem(settings: type[BaseSettings], where: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if not where:
+        return message
+    field = settings.model_fields.get(str(where[0]))
+    return f"{str(where[0]).upper()}: {message}{f' ({field.description})' if field else ''}"
+
+
+def _show_line(line: str) -> None:
+    sys.stderr.write(f"comfyui | {line}\n")

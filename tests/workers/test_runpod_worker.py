@@ -1,0 +1,244 @@
+"""The worker in RunPod's own production loop: the real SDK against a job API on loopback, the engine as ComfyUI.
+
+The SDK lives in an environment of its own (`make test` runs these there).
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from comfyui.workers.base import prompt_id_for_job
+from tests.running import Workflow, invert_workflow, sleep_workflow
+from tests.workers.job_api import JobApi, WorkerProcess, free_port, running_worker
+
+if importlib.util.find_spec("runpod") is None:
+    pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[JobApi]:
+    async with JobApi() as running:
+        yield running
+
+
+@pytest.fixture
+async def worker(api: JobApi) -> AsyncIterator[WorkerProcess]:
+    async with running_worker(api.environment(), PROGRESS_INTERVAL="0") as running:
+        yield running
+
+
+def prompt_id(job_id: str) -> str:
+    return str(prompt_id_for_job("runpod", job_id))
+
+
+def steps_workflow(seconds: float, steps: int) -> Workflow:
+    workflow = sleep_workflow(seconds)
+    workflow["4"]["inputs"]["steps"] = steps
+    return workflow
+
+
+def red_png() -> str:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(content, "PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def load_image_workflow(*names: str) -> Workflow:
+    """Saves each of these input images as it is."""
+    workflow: Workflow = {}
+    for index, name in enumerate(names):
+        workflow[f"{index}1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+        workflow[f"{index}2"] = {
+            "class_type": "SaveImage",
+            "inputs": {"images": [f"{index}1", 0], "filename_prefix": f"saved{index}"},
+        }
+    return workflow
+
+
+async def test_jobs_give_files_and_reasons_and_comfyui_is_there_before_the_first(
+    api: JobApi, worker: WorkerProcess
+) -> None:
+    await worker.says("comfyui.ready")
+    assert api.taken == []
+
+    api.submit("good", {"workflow": invert_workflow(0x102030)})
+    output = (await api.result("good"))["output"]
+    assert output["status"] == "success"
+    assert output["prompt_id"] == prompt_id("good")
+    assert output["execution_time"] >= 0
+    [image] = output["images"]
+    assert (image["type"], image["filename"], image["node_id"]) == ("base64", "test_00001_.png", "3")
+    with Image.open(io.BytesIO(base64.b64decode(image["data"]))) as picture:
+        assert picture.size == (16, 12)
+
+    workflow = invert_workflow(1)
+    workflow["2"] |= {
+        "class_type": "SimulatedError",
+        "inputs": {"exception_type": "RuntimeError", "message": "no such luck"},
+    }
+    api.submit("raises", {"workflow": workflow})
+    failed = await api.result("raises")
+    assert "output" not in failed
+    assert "SimulatedError (node 2): RuntimeError: no such luck" in failed["error"]
+    assert "last lines of ComfyUI's output:\n  simulated ComfyUI" in failed["error"]
+    assert "process ready, crashed 0 times" in failed["error"]
+
+    workflow = invert_workflow(2)
+    workflow["5"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"}}
+    workflow["3"]["inputs"]["images"] = ["6", 0]
+    workflow["6"] = {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["5", 2]}}
+    workflow["7"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
+    api.submit("missing-model", {"workflow": workflow})
+    failed = (
+        await api.result("missing%20model") if "missing%20model" in api.posts else await api.result("missing-model")
+    )
+    assert "node 5: Missing model file 'absent.safetensors' for ckpt_name" in failed["error"]
+    assert "ckpt_name: " in failed["error"].partition("models found:")[2]
+    assert prompt_id("missing-model") not in await worker.executed()
+
+    api.submit("bad-field", {"workflw": {}})
+    assert (
+        "workflow: Field required; workflw: Extra inputs are not permitted" in (await api.result("bad-field"))["error"]
+    )
+
+
+async def test_inputs_of_both_contracts_are_placed_and_the_key_is_passed_on_but_never_written(
+    api: JobApi, worker: WorkerProcess
+) -> None:
+    workflow = load_image_workflow("one.png", "two.png", "masks/three.png")
+    api.submit(
+        "job",
+        {
+            "workflow": json.dumps(workflow),
+            "images": [{"name": "one.png", "image": red_png()}],
+            "reference_images": {"two.png": f"data:image/png;base64,{red_png()}", "masks/three.png": red_png()},
+            "comfy_org_api_key": "comfyui-secret-key",
+            "return_base64": True,
+        },
+    )
+    output = (await api.result("job"))["output"]
+    assert [image["type"] for image in output["images"]] == ["base64"] * 3
+    for image in output["images"]:
+        with Image.open(io.BytesIO(base64.b64decode(image["data"]))) as picture:
+            assert picture.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+    assert not any("comfyui-secret-key" in line for line in worker.lines)
+
+
+async def test_progress_is_reported_while_it_runs_and_never_after_the_result(
+    api: JobApi, worker: WorkerProcess
+) -> None:
+    api.submit("job", {"workflow": steps_workflow(1.0, 20)})
+    await api.result("job")
+    updates = api.updates("job")
+    assert len(updates) >= 3
+    fractions = [update["fraction"] for update in updates]
+    assert fractions == sorted(fractions)
+    assert any(update["message"].startswith("SimulatedSleep ") for update in updates)
+    assert api.posts["job"][-1].get("status") != "IN_PROGRESS"
+    # What the SDK's threads still had to send would come before the next job is done.
+    api.submit("next", {"workflow": invert_workflow()})
+    await api.result("next")
+    assert api.posts["job"][-1].get("status") != "IN_PROGRESS"
+
+
+async def test_a_stopped_job_is_interrupted_in_comfyui_and_the_next_one_runs(
+    api: JobApi, worker: WorkerProcess
+) -> None:
+    api.submit("stopped", {"workflow": steps_workflow(30, 300)})
+    await api.update("stopped")
+    api.stop("stopped")
+    api.submit("next", {"workflow": invert_workflow()})
+    assert (await api.result("next"))["output"]["status"] == "success"
+    assert api.results("stopped") == []
+    assert await worker.queue() == {"queue_running": [], "queue_pending": []}
+    await worker.says("prompt.cancelled")
+
+
+async def test_the_same_job_delivered_again_runs_once(api: JobApi, worker: WorkerProcess) -> None:
+    job = {"workflow": sleep_workflow(0.1)}
+    api.submit("twice", job)
+    api.submit("twice", job)
+    second = await api.result("twice", count=2)
+    assert second["output"]["images"] == (await api.result("twice"))["output"]["images"]
+    assert await worker.executed() == {prompt_id("twice"): 1}
+
+
+async def test_comfyui_that_crashes_in_mid_job_is_restarted_and_the_job_is_done(
+    api: JobApi, worker: WorkerProcess
+) -> None:
+    ready = await worker.says("comfyui.ready")
+    api.submit("job", {"workflow": steps_workflow(1.5, 30)})
+    await api.update("job")
+    pid = next(part.removeprefix("pid=") for part in ready.split() if part.startswith("pid="))
+    os.kill(int(pid), signal.SIGKILL)
+    assert (await api.result("job"))["output"]["status"] == "success"
+    assert any("it was ended by SIGKILL" in line for line in worker.lines)
+
+
+async def test_sigterm_finishes_and_reports_what_runs_then_ends_without_waiting_for_open_polls(
+    api: JobApi, worker: WorkerProcess
+) -> None:
+    api.submit("job", {"workflow": steps_workflow(1.0, 10)})
+    await api.update("job")
+    worker.terminate()
+    assert (await api.result("job"))["output"]["status"] == "success"
+    api.submit("too-late", {"workflow": invert_workflow()})
+    assert await worker.process.wait() == 0
+    assert "too-late" not in api.posts
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await worker.queue()
+
+
+async def test_too_large_a_result_says_what_to_set(api: JobApi) -> None:
+    workflow = {
+        "1": {"class_type": "SimulatedOutput", "inputs": {
+            "count": 2, "size": 60_000, "extension": "bin", "output_key": "images", "filename_prefix": "big"}}
+    }  # fmt: skip
+    async with running_worker(api.environment(), MAX_RESULT_MB="0.1", REFRESH_WORKER="true"):
+        api.submit("large", {"workflow": workflow})
+        failed = await api.result("large")
+        assert "larger than 0.1 MB as base64" in failed["error"]
+        assert "set S3_BUCKET" in failed["error"]
+        assert failed["stopPod"] is True
+        api.submit("small", {"workflow": invert_workflow()})
+        done: dict[str, Any] = await api.result("small")
+        assert done["stopPod"] is True
+        assert "refresh_worker" not in done["output"]
+
+
+async def test_comfyui_that_cannot_start_is_told_with_its_last_words(api: JobApi) -> None:
+    command = "python3 -c \"import sys; print('No module named torch'); sys.exit(3)\""
+    async with running_worker(api.environment(), COMFYUI_COMMAND=command) as worker:
+        api.submit("job", {"workflow": invert_workflow()})
+        failed = await api.result("job")
+        assert "ComfyUI does not run: it ended with exit status 3" in failed["error"]
+        assert "  No module named torch" in failed["error"]
+        assert failed["stopPod"] is True
+        assert worker.process.returncode is None
+
+
+async def test_the_sdks_local_api_runs_a_job() -> None:
+    port = free_port()
+    arguments = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port))
+    async with running_worker({}, *arguments) as worker, aiohttp.ClientSession() as http:
+        await worker.says("Uvicorn running")
+        body = {"input": {"workflow": invert_workflow()}}
+        async with http.post(f"http://127.0.0.1:{port}/runsync", json=body) as response:
+            answer = await response.json()
+        assert answer["status"] == "COMPLETED"
+        assert answer["output"]["images"][0]["type"] == "base64"
+        worker.terminate()
+        await worker.process.wait()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await worker.queue()
