@@ -1,0 +1,196 @@
+"""Workers as processes of their own: a real Postgres, a real S3 server, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+from yarl import URL
+
+from comfyui.engine import Engine
+from comfyui.storage_s3 import S3Settings, S3Store
+from comfyui.workers.base import prompt_id_for_job
+from tests.integration.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
+from tests.running import invert_workflow, sleep_workflow
+from tests.workers.postgres_server import PostgresServer
+from tests.workers.tables import Tables
+from tests.workers.test_postgres_runner import executions, until_running
+
+__all__ = ["seaweedfs"]
+
+ROOT = Path(__file__).parents[2]
+BUCKET = "postgres-outputs"
+
+
+@asynccontextmanager
+async def worker(*arguments: str, **settings: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker's process; at the end it is killed if it still lives. What it logged is shown when the test fails."""
+    with tempfile.TemporaryFile() as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "comfyui.workers.postgres_worker", *arguments),
+            env=environment(settings),
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            log.seek(0)
+            print(log.read().decode()[-4000:])
+
+
+def environment(settings: Mapping[str, Any]) -> dict[str, str]:
+    plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return plain | {name.upper(): str(value) for name, value in settings.items()}
+
+
+@pytest.fixture
+async def s3(seaweedfs: str) -> AsyncIterator[S3Store]:
+    settings = S3Settings(
+        bucket=BUCKET,
+        endpoint_url=seaweedfs,
+        access_key=SecretStr(ACCESS_KEY),
+        secret_key=SecretStr(SECRET_KEY),
+        addressing_style="path",
+    )
+    async with S3Store(settings) as store:
+        listed = await store._client.list_buckets()
+        if BUCKET not in {entry["Name"] for entry in listed["Buckets"]}:
+            await store._client.create_bucket(Bucket=BUCKET)
+        yield store
+
+
+def s3_settings(url: str) -> dict[str, str]:
+    return {
+        "s3_bucket": BUCKET,
+        "s3_endpoint_url": url,
+        "s3_access_key_id": ACCESS_KEY,
+        "s3_secret_access_key": SECRET_KEY,
+        "s3_addressing_style": "path",
+    }
+
+
+async def stored_keys(store: S3Store, prefix: str) -> set[str]:
+    pages = store._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+    return {entry["Key"] async for page in pages for entry in page.get("Contents", ())}
+
+
+async def test_killed_in_mid_render_a_worker_loses_nothing_and_nothing_is_rendered_twice(
+    tables: Tables,
+    engine: Engine,
+    seaweedfs: str,
+    s3: S3Store,
+) -> None:
+    """Two workers, two hundred tasks, kill -9 of the one that renders: each task is done once, its file in S3."""
+    quick = [await tables.add({"workflow": invert_workflow(number)}) for number in range(20)]
+    victim_id = await tables.add({"workflow": sleep_workflow(1.5)})
+    quick += [await tables.add({"workflow": invert_workflow(number)}) for number in range(20, 199)]
+    settings = {
+        "database_url": tables.url,
+        "comfyui_server_address": engine.url,
+        "poll_interval": 0.25,
+        "lease_seconds": 2,
+        "output_prefix": f"kill/{victim_id}",
+        **s3_settings(seaweedfs),
+    }
+    async with worker("--worker-id", "a", **settings) as a, worker("--worker-id", "b", **settings) as b:
+        await until_running(engine, str(prompt_id_for_job("postgres", victim_id)))
+        killed = str((await tables.row(victim_id))["worker_id"])
+        {"a": a, "b": b}[killed].kill()
+        victim = await tables.until_status(victim_id, "complete", "failed", within_s=40)
+        async with asyncio.timeout(40):
+            while await tables.sql.fetchval("select count(*) from tasks where status = 'queued'"):
+                await asyncio.sleep(0.05)
+        rows = [await tables.until_status(task_id, "complete", "failed") for task_id in quick]
+        survivor = b if killed == "a" else a
+        survivor.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await survivor.wait() == 0
+    assert {row["status"] for row in [*rows, victim]} == {"complete"}
+    assert (victim["attempts"], victim["worker_id"]) == (2, "b" if killed == "a" else "a")
+    expected = {str(prompt_id_for_job("postgres", task_id)): 1 for task_id in [*quick, victim_id]}
+    assert await executions(engine) == expected
+    assert len(expected) == 200
+    listed = {output["key"] for row in [*rows, victim] for output in row["outputs"]}
+    assert len(listed) == 200
+    assert await stored_keys(s3, f"kill/{victim_id}/") == listed
+    async with aiohttp.ClientSession() as http, http.get(URL(victim["output_url"], encoded=True)) as response:
+        assert response.status == 200
+        assert (await response.read()).startswith(b"\x89PNG")
+
+
+async def test_sigterm_finishes_the_task_at_hand_and_ends_the_comfyui_that_the_worker_started(
+    postgres: PostgresServer,
+    tables: Tables,
+    seaweedfs: str,
+    s3: S3Store,
+    tmp_path: Path,
+) -> None:
+    """From nothing: a database without tables, a ComfyUI that is not running."""
+    await tables.sql.execute("drop table tasks, workers cascade")
+    async with worker("--migrate", database_url=tables.url) as migration:
+        assert await migration.wait() == 0
+    (tmp_path / "main.py").write_text(
+        f"import sys; sys.path[0] = {str(ROOT)!r}\nfrom comfyui.engine.__main__ import main\nsys.exit(main())\n"
+    )
+    port = (await free_ports(1))[0]
+    task_id = await tables.add({"workflow": sleep_workflow(1.0)})
+    waiting = await tables.add({"workflow": invert_workflow()})
+    settings = {
+        "database_url": tables.url,
+        "comfy_path": tmp_path,
+        "comfy_port": port,
+        "comfy_python": sys.executable,
+        "poll_interval": 0.25,
+        **s3_settings(seaweedfs),
+    }
+    async with worker("--worker-id", "a", **settings) as process:
+        await tables.until(task_id, lambda row: row["status"] == "in_progress", within_s=20)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+    assert (await tables.row(task_id))["status"] == "complete"
+    assert (await tables.row(waiting))["status"] == "queued"
+    with pytest.raises(OSError, match="Connect call failed"):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_database_without_the_migrations_ends_the_worker_with_a_word(tables: Tables, seaweedfs: str) -> None:
+    await tables.sql.execute("drop function comfy_schema_version")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "comfyui.workers.postgres_worker"),
+        env=environment({"database_url": tables.url, **s3_settings(seaweedfs)}),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    async with asyncio.timeout(20):
+        _, complaint = await process.communicate()
+    assert process.returncode == 1
+    assert b"run --migrate" in complaint
+    assert b"Traceback" not in complaint
+
+
+async def free_ports(count: int) -> list[int]:
+    servers = [await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) for _ in range(count)]
+    ports = [server.sockets[0].getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+    return ports
