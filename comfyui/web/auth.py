@@ -1,0 +1,101 @@
+"""The guard before everything: the page that a browser acts for, and the key that a caller shows."""
+
+from __future__ import annotations
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from comfyui.metrics import Metrics
+from comfyui.web.errors import refusal
+from comfyui.web.headers import header
+from comfyui.web.keys import KeyRing, session_in, without_session
+from comfyui.web.login import LOGIN, LOGOUT, answer_login, answer_logout, redirect_to_login
+from comfyui.web.origins import Origins, Page, answer_preflight, is_preflight, with_grant
+from comfyui.web.paths import PROBES
+
+_BEARER = b"bearer "
+
+
+class Guard:
+    """Middleware: refuse foreign pages (403) and, where there are keys, whoever shows none (401).
+
+    What it lets through no longer carries the gateway's own key or cookie: they are not for ComfyUI.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, origins: Origins, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._origins = origins
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        page = self._origins.page_of(scope)
+        if page is Page.FOREIGN:
+            self._metrics.rejected.labels("origin").inc()
+            detail = "a web page of another site sent this; CORS_ALLOW_ORIGINS lists those that may"
+            await refusal(scope, 403, detail)(scope, receive, send)
+            return
+        if page is not Page.OWN and scope["type"] == "http":
+            if is_preflight(scope):
+                await answer_preflight(scope, send, page)
+                return
+            send = with_grant(scope, send, page)
+        if self._keys:
+            await self._with_key(scope, receive, send, page)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _with_key(self, scope: Scope, receive: Receive, send: Send, page: Page) -> None:
+        if scope["type"] == "http" and scope["path"] in {LOGIN, LOGOUT}:
+            try:
+                if scope["path"] == LOGIN:
+                    response = await answer_login(scope, receive, self._keys, self._metrics)
+                else:
+                    response = answer_logout()
+            except ClientDisconnect:
+                return
+            await response(scope, receive, send)
+        elif self._is_known(scope, page):
+            await self._app(self._without_credentials(scope), receive, send)
+        elif _is_navigation(scope):
+            await redirect_to_login(scope)(scope, receive, send)
+        else:
+            self._metrics.rejected.labels("unauthorized").inc()
+            challenge = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
+            detail = "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
+            await refusal(scope, 401, detail, challenge)(scope, receive, send)
+
+    def _is_known(self, scope: Scope, page: Page) -> bool:
+        for name, value in scope["headers"]:
+            if self._is_own_key(name, value):
+                return True
+            # Where any page may ask, none may ask in the name of the user who is signed in.
+            if name == b"cookie" and page is not Page.ANY and self._keys.is_session(session_in(value) or ""):
+                return True
+        return False
+
+    def _is_own_key(self, name: bytes, value: bytes) -> bool:
+        if name == b"authorization" and value[: len(_BEARER)].lower() == _BEARER:
+            return self._keys.holds(value[len(_BEARER) :].strip())
+        return name == b"x-api-key" and self._keys.holds(value.strip())
+
+    def _without_credentials(self, scope: Scope) -> Scope:
+        headers = []
+        for name, value in scope["headers"]:
+            if self._is_own_key(name, value):
+                continue
+            kept = without_session(value) if name == b"cookie" else value
+            if kept or name != b"cookie":
+                headers.append((name, kept))
+        return {**scope, "headers": headers}
+
+
+def _is_navigation(scope: Scope) -> bool:
+    """A person's browser opens a page; a script's request would only get the login page's HTML for its JSON."""
+    if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"}:
+        return False
+    mode = header(scope, b"sec-fetch-mode")
+    return b"text/html" in (header(scope, b"accept") or b"") and mode in {None, b"navigate"}
