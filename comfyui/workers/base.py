@@ -74,7 +74,6 @@ class ComfyUIWorker:
 
     Attributes:
         process: the child, None when ComfyUI is started by somebody else.
-        handler: to open result files (`open_file`) and to cancel; run jobs with `run`.
         connected: ComfyUI was ready once, so that `pool` and `handler` can be used.
     """
 
@@ -102,7 +101,7 @@ class ComfyUIWorker:
                 submission_retries=options.http_retries, lost_prompt_retries=options.lost_prompt_retries
             ),
         )
-        self.handler = ComfyUIHandler(self.pool, self._stager, handler_options, metrics=self.metrics)
+        self._handler = ComfyUIHandler(self.pool, self._stager, handler_options, metrics=self.metrics)
         self.connected = False
         self._slot = asyncio.Semaphore(options.jobs_at_once)
         self._recovering = asyncio.Lock()
@@ -130,6 +129,17 @@ class ComfyUIWorker:
     async def __aexit__(self, *_exc: object) -> None:
         await self._stack.aclose()
 
+    @property
+    def handler(self) -> ComfyUIHandler:
+        """To open result files (`open_file`) and to cancel; run jobs with `run`.
+
+        Raises:
+            ComfyUIConnectionError: ComfyUI was never ready, so there is nothing to open or to cancel.
+        """
+        if not self.connected:
+            raise ComfyUIConnectionError("ComfyUI is not ready yet")
+        return self._handler
+
     async def wait_until_ready(self) -> None:
         """Until ComfyUI takes prompts; one that answers and cannot run any more is restarted first.
 
@@ -145,7 +155,7 @@ class ComfyUIWorker:
             if not self.connected:
                 # Not before the child is ready: to ask it until then would only make the next question later.
                 await self._stack.enter_async_context(self.pool)
-                await self._stack.enter_async_context(self.handler)
+                await self._stack.enter_async_context(self._handler)
                 self.connected = True
             if not backend.ready:
                 backend.look_again()
@@ -171,7 +181,7 @@ class ComfyUIWorker:
                 await self.check(request)
                 tries_left -= 1
                 try:
-                    return await self.handler.submit_prompt_sync(
+                    return await self._handler.submit_prompt_sync(
                         request, timeout_s=timeout_s or self.options.max_job_s, listener=listener
                     )
                 except (ComfyUIConnectionError, ComfyUIPromptLostError) as error:
