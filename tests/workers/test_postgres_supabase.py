@@ -1,0 +1,249 @@
+"""The queue and the storage over Supabase's HTTPS API: the migrations' real functions behind a stand-in of the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+from yarl import URL
+
+from comfyui.engine import Engine
+from comfyui.exceptions import ComfyUIConnectionError
+from comfyui.storage import Placement, StorageError, StorageRefusedError
+from comfyui.workers.postgres_tasks import Lease, QueueError, QueueSetupError
+from comfyui.workers.postgres_worker import PostgresWorkerSettings, serve
+from comfyui.workers.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
+from tests.running import invert_workflow, sleep_workflow
+from tests.workers.supabase_stub import SERVICE_ROLE_KEY, SupabaseStub, running_supabase
+from tests.workers.tables import Tables
+from tests.workers.test_postgres_runner import executions
+
+
+@pytest.fixture
+async def supabase(tables: Tables) -> AsyncIterator[SupabaseStub]:
+    async with running_supabase(tables.url) as stub:
+        yield stub
+
+
+@pytest.fixture
+async def api(supabase: SupabaseStub) -> AsyncIterator[SupabaseApi]:
+    async with SupabaseApi(supabase.url + "/", SecretStr(SERVICE_ROLE_KEY)) as opened:
+        yield opened
+
+
+def queue_on(api: SupabaseApi) -> SupabaseQueue:
+    return SupabaseQueue(api, lease_s=30, max_attempts=2, retry_delay_s=0)
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def fetched(url: str) -> tuple[int, bytes, str]:
+    async with aiohttp.ClientSession() as http, http.get(URL(url, encoded=True)) as response:
+        return response.status, await response.read(), response.content_type
+
+
+@asynccontextmanager
+async def running_worker(supabase: SupabaseStub, engine: Engine, **settings: Any) -> AsyncIterator[None]:
+    chosen: dict[str, Any] = {"poll_interval": 0.1, **settings}
+    configured = PostgresWorkerSettings(
+        supabase_url=supabase.url,
+        supabase_service_role_key=SecretStr(SERVICE_ROLE_KEY),
+        comfyui_server_address=engine.url,
+        **chosen,
+    )
+    stop = asyncio.Event()
+    running = asyncio.create_task(serve(configured, "w", stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        async with asyncio.timeout(20):
+            await running
+
+
+async def test_a_task_goes_from_queued_to_stored_over_https_alone(
+    tables: Tables, supabase: SupabaseStub, engine: Engine
+) -> None:
+    async with running_worker(supabase, engine):
+        task_id = await tables.add({"workflow": invert_workflow(prefix="Ausgabe é 日本 #1")})
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert (row["status"], row["error"]) == ("complete", None)
+    assert row["output_url"].startswith(f"{supabase.url}/storage/v1/object/sign/outputs/{task_id}/")
+    status, body, content_type = await fetched(row["output_url"])
+    assert (status, content_type) == (200, "image/png")
+    assert body.startswith(b"\x89PNG")
+    assert row["outputs"][0]["key"].isascii()
+    assert "日本" in row["outputs"][0]["filename"]
+    assert await tables.sql.fetchval("select status from workers where id = 'w'") == "stopped"
+
+
+async def test_a_cancelled_task_interrupts_comfyui_at_the_next_heartbeat(
+    tables: Tables, supabase: SupabaseStub, engine: Engine
+) -> None:
+    async with running_worker(supabase, engine):
+        task_id = await tables.add({"workflow": sleep_workflow(60)})
+        await tables.until(task_id, lambda row: row["progress_note"] not in {None, "queued", ""})
+        await tables.set_status(task_id, "cancelled")
+        following = await tables.add({"workflow": invert_workflow()})
+        await tables.until_status(following, "complete")
+
+
+async def test_answers_that_are_lost_or_refused_for_a_moment_are_asked_for_again(
+    tables: Tables, supabase: SupabaseStub, engine: Engine
+) -> None:
+    supabase.failures = [
+        ("comfy_schema_version", 503, {"message": "no connection to the database"}),
+        ("comfy_claim_task", 502, None),
+        ("comfy_heartbeat", 500, None),
+        ("/object/outputs", 503, {"statusCode": "503", "error": "DatabaseTimeout"}),
+        ("comfy_complete_task", 429, None),
+    ]
+    task_id = await tables.add({"workflow": invert_workflow()})
+    async with running_worker(supabase, engine):
+        row = await tables.until_status(task_id, "complete", "failed", within_s=25)
+    assert (row["status"], row["attempts"], supabase.failures) == ("complete", 1, [])
+    assert set((await executions(engine)).values()) == {1}
+
+
+async def test_the_queue_keeps_the_promises_of_the_direct_one(tables: Tables, api: SupabaseApi) -> None:
+    task_id = await tables.add({"a": [1, "é"]})
+    async with queue_on(api) as queue:
+        token = uuid4()
+        task = await queue.claim("w", token)
+        assert task is not None
+        assert task == await queue.claim("w", token)
+        assert (task.id, task.params) == (task_id, {"a": [1, "é"]})
+        assert await queue.claim("w", uuid4()) is None
+        assert await queue.heartbeat("w", "working", task, 0.25, "half") is Lease.HELD
+        assert await queue.heartbeat("w", "idle") is Lease.HELD
+        await tables.expire(task_id)
+        second = await queue.claim("v", uuid4())
+        assert second is not None
+        assert await queue.heartbeat("w", "working", task) is Lease.LOST
+        assert not await queue.complete(task, "http://x", [])
+        assert await queue.fail(second, "no 'luck'", retry=True)
+        assert (await tables.row(task_id))["error"] == "no 'luck'"
+
+
+async def test_what_the_project_refuses_stops_the_start_with_what_to_do(
+    tables: Tables, supabase: SupabaseStub, api: SupabaseApi
+) -> None:
+    async with SupabaseApi(supabase.url, SecretStr("header.anon.other-s3cret")) as other:
+        with pytest.raises(QueueSetupError, match="is it the service-role key") as caught:
+            async with queue_on(other):
+                pass
+        assert "other-s3cret" not in repr(caught.value)
+        assert "other-s3cret" not in repr(vars(other)["_key"])
+    await tables.sql.execute("drop function comfy_schema_version")
+    with pytest.raises(QueueSetupError, match="were the migrations run"):
+        async with queue_on(api):
+            pass
+
+
+async def test_a_project_that_is_away_is_a_word_without_its_address() -> None:
+    async with SupabaseApi("http://127.0.0.1:9", SecretStr(SERVICE_ROLE_KEY)) as api:
+        with pytest.raises(QueueError, match="Supabase cannot be reached") as caught:
+            await queue_on(api).claim("w", uuid4())
+        with pytest.raises(StorageError, match="storage cannot be reached") as refused:
+            await SupabaseStorage(api, "outputs").put("a.png", chunks(b"x"), 1)
+    for error in (caught.value, refused.value):
+        assert "127.0.0.1" not in str(error)
+        assert "s3cret-word" not in repr(error)
+
+
+@pytest.mark.parametrize(("key", "bearer"), [(SERVICE_ROLE_KEY, True), ("sb_secret_abc", False)])
+async def test_only_json_web_tokens_are_sent_as_bearer_tokens(supabase: SupabaseStub, key: str, bearer: bool) -> None:
+    supabase.keys.add(key)
+    async with SupabaseApi(supabase.url, SecretStr(key)) as api, queue_on(api):
+        pass
+    assert ("Authorization" in supabase.headers[-1]) is bearer
+    assert supabase.headers[-1]["apikey"] == key
+
+
+async def test_a_redirect_is_not_followed_with_the_key(supabase: SupabaseStub, api: SupabaseApi) -> None:
+    supabase.failures = [("rpc", 307, None)]
+    with pytest.raises(QueueSetupError, match="HTTP 307"):
+        await queue_on(api).claim("w", uuid4())
+
+
+# The storage
+
+
+async def test_a_file_is_stored_again_under_the_same_key(supabase: SupabaseStub, api: SupabaseApi) -> None:
+    store = SupabaseStorage(api, "outputs", prefix="a b", signed_url_s=60)
+    await store.put("x/ü.png", chunks(b"old"), 3, "image/png")
+    stored = await store.put("x/ü.png", chunks(b"ne", b"w"), 3, "image/png")
+    assert (stored.size, stored.bucket) == (3, "outputs")
+    assert supabase.buckets["outputs"] == {stored.key: (b"new", "image/png")}
+    assert await fetched(stored.url) == (200, b"new", "image/png")
+    assert (await fetched(stored.url + "x"))[0] == 400
+
+
+async def test_files_of_a_public_bucket_have_plain_links(supabase: SupabaseStub, api: SupabaseApi) -> None:
+    stored = await SupabaseStorage(api, "outputs").put("a.png", chunks(b"x"), 1, "image/png")
+    assert stored.url == f"{supabase.url}/storage/v1/object/public/outputs/a.png"
+    assert (await fetched(stored.url))[:2] == (200, b"x")
+
+
+@pytest.mark.parametrize(
+    ("bucket", "key", "size", "said"),
+    [
+        ("missing", SERVICE_ROLE_KEY, 1, "Supabase has no bucket 'missing'"),
+        ("outputs", SERVICE_ROLE_KEY, 60 * 1024, "above the project's upload limit"),
+        ("outputs", "wrong", 1, "refused the key"),
+    ],
+)
+async def test_the_status_in_the_body_tells_why(
+    supabase: SupabaseStub, bucket: str, key: str, size: int, said: str
+) -> None:
+    """Each of these is HTTP 400."""
+    async with SupabaseApi(supabase.url, SecretStr(key)) as api:
+        with pytest.raises(StorageRefusedError, match=said):
+            await SupabaseStorage(api, bucket).put("a.png", chunks(b"x" * size), size)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "retryable"),
+    [
+        (503, {"statusCode": "503", "error": "SlowDown"}, True),
+        (400, {"statusCode": "500", "error": "InternalError"}, True),
+        (400, {"statusCode": "429", "error": "TooManyRequests"}, True),
+        (400, {"statusCode": "400", "error": "InvalidKey"}, False),
+        (502, None, True),
+    ],
+)
+async def test_what_may_pass_is_worth_another_try(
+    supabase: SupabaseStub, api: SupabaseApi, status: int, body: Any, retryable: bool
+) -> None:
+    supabase.failures = [("/object/", status, body)]
+    with pytest.raises(StorageError) as caught:
+        await SupabaseStorage(api, "outputs").put("a.png", chunks(b"x"), 1)
+    assert caught.value.retryable is retryable
+
+
+async def test_a_source_that_breaks_off_is_told_as_it_is_and_nothing_is_stored(
+    supabase: SupabaseStub, api: SupabaseApi
+) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise ComfyUIConnectionError("GET /view: the file's body was cut off", sent=True)
+
+    with pytest.raises(ComfyUIConnectionError, match="cut off"):
+        await SupabaseStorage(api, "outputs").put("a.png", broken(), 8)
+    assert supabase.buckets["outputs"] == {}
+
+
+async def test_a_place_of_somebody_elses_choice_is_refused(api: SupabaseApi) -> None:
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(SupabaseStorage(api, "outputs"))
+        with pytest.raises(StorageRefusedError, match="worker's settings"):
+            await store.put("a.png", chunks(b"x"), 1, placement=Placement(bucket="other"))
