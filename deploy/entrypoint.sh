@@ -1,0 +1,204 @@
+#!/bin/bash
+# The container's entry point: checks what the role in WORKER needs, says in plain words what is missing, sets what
+# supervisord.conf and run.sh expect, and starts supervisord. With arguments it runs those in the role's environment.
+#
+# Exit status: 64 a setting is wrong, 69 something that is needed is not there, 70 a program could not be kept running,
+# 73 a folder cannot be written; else that of supervisord (0 after an orderly stop) or of the command given.
+set -euo pipefail
+
+say() { printf 'entrypoint | %s\n' "$*" >&2; }
+fail() {
+    local status="$1"
+    shift
+    say "cannot start: $*"
+    exit "$status"
+}
+
+export WORKER="${WORKER:-gateway}"
+export APP_DIR="${APP_DIR:-/opt/gateway}"
+export DEPLOY_DIR="${DEPLOY_DIR:-$APP_DIR/deploy}"
+export VENV_ROOT="${VENV_ROOT:-/opt/venv}"
+export COMFYUI_DIR="${COMFYUI_DIR:-/opt/comfyui}"
+export DATA_DIR="${DATA_DIR:-/data}"
+export RUN_DIR="${RUN_DIR:-/tmp/comfyui-gateway}"
+export COMFY_PORT="${COMFY_PORT:-8188}"
+export START_RETRIES="${START_RETRIES:-5}"
+comfyui_python="$VENV_ROOT/comfyui/bin/python"
+
+# The role
+
+role="$WORKER"
+case "$WORKER" in
+    gateway | runpod | littlehorse | postgres) ;;
+    # Only ComfyUI, for a gateway in another container. supervisord comes from the gateway's environment.
+    comfyui) role=gateway ;;
+    *) fail 64 "WORKER is '$WORKER'; it may be gateway, runpod, littlehorse, postgres or comfyui" ;;
+esac
+export VENV="${VENV:-$VENV_ROOT/$role}"
+[[ -x "$VENV/bin/supervisord" ]] ||
+    fail 69 "this image was built without the role $role (no $VENV): build it with --build-arg ROLES=\"gateway $role\""
+export PATH="$VENV/bin:$PATH"
+
+if (($#)); then
+    cd "$APP_DIR"
+    export PYTHONPATH="$APP_DIR"
+    exec "$@"
+fi
+
+# Folders
+
+writable() { mkdir -p "$1" 2>/dev/null && [[ -w "$1" ]]; }
+
+writable "$RUN_DIR" ||
+    fail 73 "$RUN_DIR cannot be written by user $(id -u): give the container a writable /tmp (--tmpfs /tmp), or set RUN_DIR"
+
+# Who runs ComfyUI: supervisord, the worker itself, or somebody in another container.
+
+has_comfyui=false
+if [[ -n "${COMFYUI_COMMAND:-}" || -f "$COMFYUI_DIR/main.py" ]]; then has_comfyui=true; fi
+elsewhere=false
+case "${COMFYUI_SERVER_ADDRESS:-${COMFYUI_BASE_URL:-}}" in
+    "" | 127.0.0.1:"$COMFY_PORT" | localhost:"$COMFY_PORT" | http://127.0.0.1:"$COMFY_PORT" | http://localhost:"$COMFY_PORT") ;;
+    *) elsewhere=true ;;
+esac
+if [[ "$WORKER" == comfyui ]]; then elsewhere=false; fi
+runs_comfyui="$has_comfyui"
+if [[ "$elsewhere" == true || "${START_COMFYUI:-}" == false ]]; then runs_comfyui=false; fi
+if [[ "$WORKER" == comfyui && "$has_comfyui" == false ]]; then
+    fail 69 "there is no ComfyUI in this image ($COMFYUI_DIR/main.py): it is the gateway alone"
+fi
+if [[ "$has_comfyui" == false && "$elsewhere" == false ]]; then
+    say "there is no ComfyUI in this image; the gateway waits for one at 127.0.0.1:$COMFY_PORT (set COMFYUI_SERVER_ADDRESS)"
+fi
+
+# RunPod's and Postgres' workers start ComfyUI themselves: they restart it when a GPU fault has broken it, and put its
+# last lines into a failed job. START_COMFYUI=true has supervisord do it for them, too.
+starter=worker
+case "$WORKER" in gateway | comfyui | littlehorse) starter=supervisord ;; esac
+if [[ "${START_COMFYUI:-}" == true ]]; then starter=supervisord; fi
+START_COMFYUI=false
+if [[ "$runs_comfyui" == true && "$starter" == supervisord ]]; then START_COMFYUI=true; fi
+export START_COMFYUI
+
+if [[ "$runs_comfyui" == true ]]; then
+    for folder in output input user temp cache; do
+        writable "$DATA_DIR/$folder" || fail 73 "$DATA_DIR/$folder cannot be written by user $(id -u):" \
+            "mount a volume at $DATA_DIR that this user may write (docker: --volume comfyui-data:$DATA_DIR," \
+            "Kubernetes: securityContext.fsGroup: $(id -g))"
+    done
+    # Where libraries keep what they download and compile, on a root that may be read-only.
+    export HOME="${HOME_DIR:-$DATA_DIR/cache}" XDG_CACHE_HOME="$DATA_DIR/cache" HF_HOME="${HF_HOME:-$DATA_DIR/cache/huggingface}"
+    export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$DATA_DIR/cache/triton}" TORCHINDUCTOR_CACHE_DIR="$DATA_DIR/cache/inductor"
+    export COMFYUI_OUTPUT_DIR="${COMFYUI_OUTPUT_DIR:-$DATA_DIR/output}"
+    export COMFYUI_INPUT_DIR="${COMFYUI_INPUT_DIR:-$DATA_DIR/input}"
+fi
+
+# The GPU
+
+check_gpu() {
+    local gpus reason
+    if [[ " ${COMFYUI_ARGS:-} " == *" --cpu "* || "${REQUIRE_GPU:-true}" == false ]]; then
+        say "no GPU is asked for"
+        return
+    fi
+    reason="nvidia-smi is not there"
+    if command -v nvidia-smi >/dev/null; then
+        if gpus="$(nvidia-smi -L 2>&1)" && [[ "$gpus" == GPU* ]]; then
+            say "found ${gpus//$'\n'/; }"
+            return
+        fi
+        reason="nvidia-smi says: ${gpus//$'\n'/; }"
+    fi
+    fail 69 "this container sees no GPU ($reason). Docker: run it with --gpus all, and install the NVIDIA Container" \
+        "Toolkit on the host. Kubernetes: set the limit nvidia.com/gpu: 1. Without a GPU: COMFYUI_ARGS=--cpu"
+}
+
+if [[ "$runs_comfyui" == true ]]; then check_gpu; fi
+
+# Models: those on a volume, those of the manifest
+
+# Prints a section for ComfyUI's extra_model_paths for one folder of models, with every folder that it has.
+model_section() {
+    local root="$1" name="$2" folder
+    printf '%s:\n  base_path: "%s"\n' "$name" "$root"
+    {
+        # Folders that may come to be while ComfyUI runs.
+        printf '%s\n' checkpoints loras vae text_encoders diffusion_models clip_vision controlnet embeddings upscale_models
+        for folder in "$root"/*/; do
+            [[ -d "$folder" ]] && basename "$folder"
+        done
+    } | sort -u | sed -E '/^[A-Za-z0-9_.-]+$/!d; s/.*/  "&": "&"/'
+}
+
+write_model_paths() {
+    local number=0 root
+    : >"$RUN_DIR/extra_model_paths.yaml"
+    for root in ${MODEL_ROOTS:-/models "$DATA_DIR/models" /runpod-volume/models /workspace/models /workspace/ComfyUI/models}; do
+        [[ -d "$root" ]] || continue
+        [[ -r "$root" && -x "$root" ]] || fail 73 "$root cannot be read by user $(id -u)"
+        number=$((number + 1))
+        model_section "$root" "volume_$number" >>"$RUN_DIR/extra_model_paths.yaml"
+        say "models of $root are used"
+    done
+    ((number)) || say "there is no volume with models (${MODEL_ROOTS:-/models, /runpod-volume/models or /workspace/models}): ComfyUI has those of the image"
+}
+
+download_models() {
+    [[ -n "${MODEL_MANIFEST:-}" ]] || return 0
+    local script="$DEPLOY_DIR/runpod/download_models.py"
+    [[ -f "$script" ]] || fail 69 "MODEL_MANIFEST is set, and this image has no $script"
+    say "downloading what $MODEL_MANIFEST names"
+    "$VENV/bin/python" "$script" "$MODEL_MANIFEST" || fail 69 "the models of $MODEL_MANIFEST could not be had; see above"
+}
+
+if [[ "$runs_comfyui" == true ]]; then
+    download_models
+    write_model_paths
+fi
+
+# ComfyUI's command line, for supervisord and for the workers that start it
+
+if [[ "$runs_comfyui" == true && -z "${COMFYUI_COMMAND:-}" ]]; then
+    listen=127.0.0.1
+    if [[ "$WORKER" == comfyui ]]; then listen=0.0.0.0; fi
+    arguments="--output-directory $DATA_DIR/output --input-directory $DATA_DIR/input --temp-directory $DATA_DIR"
+    arguments+=" --user-directory $DATA_DIR/user --database-url sqlite:///$DATA_DIR/user/comfyui.db --disable-auto-launch"
+    if [[ -s "$RUN_DIR/extra_model_paths.yaml" ]]; then
+        arguments+=" --extra-model-paths-config $RUN_DIR/extra_model_paths.yaml"
+    fi
+    arguments+=" --listen $listen ${COMFYUI_ARGS:-}"
+    export COMFYUI_COMMAND="$comfyui_python -u main.py --port $COMFY_PORT $arguments"
+    if [[ "$WORKER" == postgres && "$starter" == worker ]]; then
+        export COMFY_PATH="${COMFY_PATH:-$COMFYUI_DIR}" COMFY_PYTHON="$comfyui_python" COMFY_ARGS="$arguments"
+    fi
+fi
+if [[ "$runs_comfyui" == true && "$WORKER" == littlehorse ]]; then
+    export COMFYUI_BASE_URL="${COMFYUI_BASE_URL:-http://127.0.0.1:$COMFY_PORT}"
+fi
+
+# The rest
+
+export START_WORKER=true
+if [[ "$WORKER" == comfyui ]]; then START_WORKER=false; fi
+
+grace="${SHUTDOWN_GRACE_SECONDS:-30}"
+case "$WORKER" in
+    gateway) default_stop=$((${grace%%.*} + 15)) ;;
+    comfyui) default_stop=15 ;;
+    # A worker finishes the job that it has.
+    *) default_stop=600 ;;
+esac
+export STOP_SECONDS="${STOP_SECONDS:-$default_stop}"
+
+if [[ "$WORKER" == gateway ]]; then
+    cd "$APP_DIR"
+    "$VENV/bin/python" -c 'import sys
+from config import SettingsError, load_settings
+try:
+    load_settings()
+except SettingsError as error:
+    sys.exit(f"{error}")' || fail 64 "settings cannot be used; see above"
+fi
+
+say "starting $WORKER (ComfyUI: $([[ "$runs_comfyui" == true ]] && echo "here, run by $starter" || echo elsewhere))"
+exec "$DEPLOY_DIR/init.sh" "$VENV/bin/supervisord" --configuration "$DEPLOY_DIR/supervisord.conf"
