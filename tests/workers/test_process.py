@@ -1,0 +1,164 @@
+"""`ComfyUIProcess` on real processes: mostly the embedded engine, and small scripts where a child must misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from comfyui.exceptions import ComfyUIConnectionError
+from comfyui.process import ComfyUIProcess, ProcessState
+from tests.workers.job_api import free_port
+
+SCRIPT_THAT_IGNORES_SIGTERM = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def engine_process(*, kept_lines: int = 200) -> ComfyUIProcess:
+    port = free_port()
+    command = [sys.executable, "-m", "comfyui.engine", "--port", str(port)]
+    return ComfyUIProcess(command, f"127.0.0.1:{port}", kept_lines=kept_lines)
+
+
+def script_process(script: str, **options: float) -> ComfyUIProcess:
+    command = [sys.executable, "-c", script]
+    return ComfyUIProcess(
+        command,
+        f"127.0.0.1:{free_port()}",
+        start_timeout_s=options.get("start_timeout_s", 30),
+        stop_grace_s=options.get("stop_grace_s", 10),
+        max_crashes=int(options.get("max_crashes", 0)),
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Zombies are dead: whoever should have waited for them is gone."""
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+async def until_dead(pid: int) -> None:
+    """SIGKILL was sent already; the kernel takes a moment."""
+    async with asyncio.timeout(5):
+        while is_alive(pid):
+            await asyncio.sleep(0.005)
+
+
+async def until(process: ComfyUIProcess, state: ProcessState) -> None:
+    async with asyncio.timeout(20):
+        while process.state is not state:
+            await process.wait_for_change()
+
+
+async def test_it_is_ready_when_it_answers_and_is_gone_after_the_end() -> None:
+    async with engine_process() as process:
+        assert process.reason == "starting"
+        await process.wait_until_ready()
+        pid = process.pid
+        assert pid is not None
+        assert is_alive(pid)
+        assert "simulated ComfyUI" in process.recent_lines[0]
+    assert not is_alive(pid)
+    with pytest.raises(ComfyUIConnectionError, match="does not run: stopped"):
+        await process.wait_until_ready()
+
+
+async def test_a_crash_is_noticed_at_once_and_it_is_started_again() -> None:
+    async with engine_process() as process:
+        await process.wait_until_ready()
+        first = process.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(process, ProcessState.CRASHED)
+        assert process.reason == "it was ended by SIGKILL"
+        await process.wait_until_ready()
+        assert process.pid != first
+        assert process.crashes == 1
+
+
+async def test_restart_replaces_a_living_child_and_counts_no_crash() -> None:
+    async with engine_process() as process:
+        await process.wait_until_ready()
+        first = process.pid
+        assert first is not None
+        await process.restart()
+        assert not is_alive(first)
+        await process.wait_until_ready()
+        assert process.pid != first
+        assert process.crashes == 0
+
+
+async def test_one_that_always_ends_is_given_up_with_its_last_words() -> None:
+    script = "import sys; print('out'); print('CUDA is not there', file=sys.stderr); sys.exit(7)"
+    async with script_process(script, max_crashes=1) as process:
+        with pytest.raises(ComfyUIConnectionError, match="exit status 7, 2 times in succession"):
+            await process.wait_until_ready()
+        assert process.state is ProcessState.FAILED
+        assert set(process.recent_lines) == {"out", "CUDA is not there"}
+
+
+async def test_a_command_that_does_not_exist_is_a_reason_and_no_crash_of_ours() -> None:
+    process = ComfyUIProcess(["/nonexistent/python", "main.py"], f"127.0.0.1:{free_port()}", max_crashes=0)
+    async with process:
+        with pytest.raises(ComfyUIConnectionError, match="cannot be started: No such file or directory"):
+            await process.wait_until_ready()
+
+
+async def test_one_that_never_answers_is_stopped_after_its_time() -> None:
+    async with script_process(
+        "import time; print('loading', flush=True); time.sleep(600)", start_timeout_s=1
+    ) as process:
+        with pytest.raises(ComfyUIConnectionError, match="did not answer within 1 s"):
+            await process.wait_until_ready()
+        assert process.pid is None
+
+
+async def test_what_ignores_sigterm_is_killed_with_its_own_children() -> None:
+    process = script_process(SCRIPT_THAT_IGNORES_SIGTERM, stop_grace_s=0.2)
+    async with process:
+        async with asyncio.timeout(20):
+            while not process.recent_lines:
+                await asyncio.sleep(0.01)
+        pid = process.pid
+        assert pid is not None
+        grandchild = int(process.recent_lines[0].split()[1])
+    assert not is_alive(pid)
+    await until_dead(grandchild)
+
+
+async def test_children_that_outlive_a_crashed_parent_are_ended_too() -> None:
+    script = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
+print("child", child.pid, flush=True)
+os._exit(1)
+"""
+    async with script_process(script) as process:
+        await until(process, ProcessState.FAILED)
+        await until_dead(int(process.recent_lines[0].split()[1]))
+
+
+async def test_output_is_kept_in_bounds_whatever_is_written() -> None:
+    script = r"""
+import sys
+for number in range(1000):
+    sys.stdout.write(f"\r{number}%")
+sys.stdout.write("\n" + "x" * 500_000 + "\nlast words of \xe9 and no newline")
+"""
+    async with script_process(script) as process:
+        await until(process, ProcessState.FAILED)
+        lines = process.recent_lines
+        assert len(lines) == 200
+        assert max(map(len, lines)) <= 2000
+        assert lines[-1].startswith("last words of")

@@ -1,0 +1,321 @@
+"""A RunPod job's input and reply, and what the worker does around a job; no SDK needed."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+
+from comfyui.engine import Engine
+from comfyui.events import Executing, ExecutionCached, Progress, Unknown
+from comfyui.exceptions import ComfyUIInputError, ComfyUITaskError, ComfyUIValidationError
+from comfyui.models import PromptRequest
+from comfyui.storage import LocalStore
+from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
+from comfyui.workers.cleanup import FolderCleaner
+from comfyui.workers.diagnostics import diagnostics, error_text, models_found
+from comfyui.workers.progress import ProgressTracker
+from comfyui.workers.runpod_job import ResultTooLargeError, parse_input, reply
+from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
+from tests.running import Workflow, invert_workflow
+
+ID = UUID("7f000001-0000-4000-8000-000000000001")
+
+
+def output_workflow(*sizes: int) -> Workflow:
+    return {
+        str(index): {
+            "class_type": "SimulatedOutput",
+            "inputs": {
+                "count": 1,
+                "size": size,
+                "extension": "bin",
+                "output_key": "images",
+                "filename_prefix": f"o{index}",
+            },
+        }
+        for index, size in enumerate(sizes)
+    }
+
+
+@pytest.fixture
+async def worker(engine: Engine) -> AsyncIterator[ComfyUIWorker]:
+    async with ComfyUIWorker(WorkerOptions(engine.url)) as running:
+        yield running
+
+
+# Ids
+
+
+def test_the_same_job_always_has_the_same_prompt_id_and_no_other_has_it() -> None:
+    assert prompt_id_for_job("runpod", "a") == prompt_id_for_job("runpod", "a")
+    others = {prompt_id_for_job(platform, job) for platform in ("runpod", "littlehorse") for job in ("a", "b")}
+    assert len(others) == 4
+
+
+# Input
+
+
+def test_workflow_may_be_json_text_and_names_may_have_folders() -> None:
+    job = parse_input(
+        {
+            "workflow": '{"1": {"class_type": "X", "inputs": {}}}',
+            "images": [{"name": "a.png", "image": "QUJD"}],
+            "reference_images": {"masks/m.png": "QUJD", "b.png": "QUJD"},
+        }
+    )
+    request = job.request(ID)
+    assert request.prompt == {"1": {"class_type": "X", "inputs": {}}}
+    assert [(image.subfolder, image.name) for image in request.images] == [
+        ("", "a.png"),
+        ("masks", "m.png"),
+        ("", "b.png"),
+    ]
+    assert (request.prompt_id, request.extra_data) == (ID, None)
+
+
+def test_the_key_of_comfy_org_goes_where_comfyui_looks_for_it_and_into_no_repr() -> None:
+    job = parse_input({"workflow": {}, "comfy_org_api_key": "secret-key"})
+    assert job.request(ID).extra_data == {"api_key_comfy_org": "secret-key"}
+    assert "secret-key" not in repr(job)
+
+
+@pytest.mark.parametrize(
+    ("job_input", "message"),
+    [
+        (None, "input: Input should be"),
+        ({}, "workflow: Field required"),
+        ({"workflow": "{"}, "workflow: is a text that is not JSON"),
+        ({"workflow": "[]"}, "workflow: Input should be"),
+        ({"workflow": {}, "images": [{"name": "a.png"}]}, "images.0.image: Field required"),
+        ({"workflow": {}, "image": []}, "image: Extra inputs are not permitted"),
+        ({"workflow": {}, "output": {"buckt": "x"}}, "output.buckt: Extra inputs"),
+    ],
+)
+def test_a_bad_field_is_named(job_input: object, message: str) -> None:
+    with pytest.raises(ComfyUIInputError, match=message):
+        parse_input(job_input)
+
+
+def test_a_bad_value_is_not_repeated_since_it_may_be_a_picture_or_a_key() -> None:
+    with pytest.raises(ComfyUIInputError) as caught:
+        parse_input({"workflow": {}, "comfy_org_api_key": ["secret-key"], "images": "QUJDREVG"})
+    assert "secret-key" not in caught.value.detail
+    assert "QUJD" not in caught.value.detail
+
+
+@pytest.mark.parametrize("path", ["../a.png", "/etc/passwd", "", "x/../../a.png", "x/"])
+def test_a_file_can_leave_no_folder(path: str) -> None:
+    with pytest.raises(ComfyUIInputError, match="reference_images"):
+        parse_input({"workflow": {}, "reference_images": {path: "QUJD"}}).request(ID)
+
+
+# Reply
+
+
+async def test_files_are_in_the_reply_where_they_fit(worker: ComfyUIWorker) -> None:
+    job = parse_input({"workflow": output_workflow(10, 20)})
+    result = await worker.run(job.request(ID))
+    answer = await reply(worker.handler, result, job, store=None, max_bytes=100_000)
+    assert [base64.b64decode(image["data"]) for image in answer["images"]] == [bytes(range(10)), bytes(range(20))]
+    assert answer["prompt_id"] == str(ID)
+    assert set(answer) >= {"status", "execution_time", "timings", "outputs", "node_errors"}
+
+
+async def test_what_does_not_fit_is_stored_or_refused_with_what_to_set(worker: ComfyUIWorker, tmp_path: Path) -> None:
+    job = parse_input({"workflow": output_workflow(10, 9000), "return_base64": True})
+    result = await worker.run(job.request(ID))
+    with pytest.raises(ResultTooLargeError, match="S3_BUCKET"):
+        await reply(worker.handler, result, job, store=None, max_bytes=10_000)
+    async with LocalStore(tmp_path, "https://files.example/x") as store:
+        answer = await reply(worker.handler, result, job, store=store, max_bytes=10_000)
+    assert [image["type"] for image in answer["images"]] == ["s3_url", "s3_url"]
+    assert answer["images"][1]["data"].startswith(f"https://files.example/x/{ID}/1/o1_")
+    assert answer["images"][1]["size"] == 9000
+    [stored] = [path for path in tmp_path.rglob("o1_*") if path.is_file()]
+    assert stored.stat().st_size == 9000
+
+
+async def test_a_store_is_used_unless_base64_is_asked_for(worker: ComfyUIWorker, tmp_path: Path) -> None:
+    types = {}
+    async with LocalStore(tmp_path, "https://files.example") as store:
+        for wanted in (None, True, False):
+            job = parse_input({"workflow": output_workflow(10), "return_base64": wanted})
+            result = await worker.run(job.request(ID))
+            answer = await reply(worker.handler, result, job, store=store, max_bytes=10_000)
+            types[wanted] = answer["images"][0]["type"]
+        assert types == {None: "s3_url", True: "base64", False: "s3_url"}
+    answer = await reply(worker.handler, result, job, store=None, max_bytes=10_000)
+    assert answer["images"][0]["type"] == "file"
+    assert "data" not in answer["images"][0]
+
+
+async def test_a_file_that_is_gone_does_not_take_the_others_with_it(engine: Engine, worker: ComfyUIWorker) -> None:
+    job = parse_input({"workflow": output_workflow(10, 20)})
+    result = await worker.run(job.request(ID))
+    async with worker.handler.open_file(result, result.files[0]) as view:
+        assert view.length == 10
+    next(engine.folders.output.glob("o0_*")).unlink()
+    answer = await reply(worker.handler, result, job, store=None, max_bytes=100_000)
+    assert [image["type"] for image in answer["images"]] == ["error", "base64"]
+    assert "has no file" in answer["images"][0]["error"]
+
+
+# Before the run
+
+
+async def test_missing_models_and_inputs_are_listed_and_nothing_runs(engine: Engine, worker: ComfyUIWorker) -> None:
+    workflow = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "absent.png"}},
+        "3": {"class_type": "VAEEncode", "inputs": {"pixels": ["2", 0], "vae": ["1", 2]}},
+        "4": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["1", 2]}},
+        "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "x"}},
+    }
+    with pytest.raises(ComfyUIValidationError) as caught:
+        await worker.run(PromptRequest(prompt=workflow))
+    assert set(caught.value.node_errors) == {"1", "2"}
+    text = error_text(caught.value)
+    assert "node 1: Missing model file 'absent.safetensors'" in text
+    assert "node 2: The file 'absent.png' is not in ComfyUI's input folder" in text
+    assert not any(route.startswith("POST /prompt") for route in engine.stats.show()["requests"])
+
+
+async def test_a_model_that_came_later_is_found(engine: Engine, worker: ComfyUIWorker) -> None:
+    await worker.run(PromptRequest(prompt=invert_workflow()))
+    with pytest.raises(ComfyUIValidationError):
+        await worker.run(PromptRequest(prompt=_load_image("late.png")))
+    (engine.folders.input / "late.png").write_bytes(b"not looked at")
+    await worker.check(PromptRequest(prompt=_load_image("late.png")))
+
+
+async def test_an_input_that_the_job_brings_is_not_missing(worker: ComfyUIWorker) -> None:
+    job = parse_input({"workflow": _load_image("sub/brought.png"), "reference_images": {"sub/brought.png": "QUJD"}})
+    await worker.wait_until_ready()
+    await worker.check(job.request(ID))
+
+
+def _load_image(name: str) -> Workflow:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+
+
+# Diagnostics
+
+
+async def test_diagnostics_name_the_state_and_the_models(worker: ComfyUIWorker) -> None:
+    await worker.wait_until_ready()
+    text = await diagnostics(worker)
+    assert text.startswith("ComfyUI: connected")
+    assert "ckpt_name: " in text
+
+
+async def test_diagnostics_of_a_comfyui_that_was_never_reached() -> None:
+    async with ComfyUIWorker(WorkerOptions("127.0.0.1:9")) as worker:
+        assert "not reached yet" in await diagnostics(worker)
+
+
+def test_an_empty_folder_of_models_shows_as_such() -> None:
+    info = {
+        "L": {"input": {"required": {"lora_name": [[]], "sampler_name": [["euler"]], "ckpt_name": [["a.safetensors"]]}}}
+    }
+    assert models_found(info) == {"lora_name": [], "ckpt_name": ["a.safetensors"]}
+
+
+def test_an_errors_text_has_the_nodes_and_the_traceback() -> None:
+    error = ComfyUITaskError(
+        "KSampler (node 3): RuntimeError: no", node_errors={"3": ["RuntimeError: no"]}, traceback_tail=['File "x.py"']
+    )
+    assert error_text(error).splitlines() == [
+        "Task execution failed: KSampler (node 3): RuntimeError: no",
+        "node 3: RuntimeError: no",
+        "last lines of the node's traceback:",
+        '  File "x.py"',
+    ]
+
+
+# Progress
+
+
+def test_progress_never_goes_back_and_names_the_node() -> None:
+    workflow = invert_workflow()
+    workflow["2"]["_meta"] = {"title": "The inverter"}
+    tracker = ProgressTracker(workflow)
+    assert tracker.observe(ExecutionCached("p", ("1",))) is None
+    assert tracker.observe(Unknown("x", {})) is None
+    reports = [
+        tracker.observe(event)
+        for event in (
+            Executing("p", "2"),
+            Progress("p", "2", 1, 2),
+            Progress("p", "2", 0, 2),
+            Executing("p", "3"),
+        )
+    ]
+    assert [report and report.fraction for report in reports] == [0.3333, 0.5, 0.5, 0.6667]
+    assert reports[1] is not None
+    assert reports[1].to_json()["message"] == "The inverter 1/2"
+    assert tracker.observe(Executing("p", None)) is None
+
+
+# Cleaning up
+
+
+def write(path: Path, size: int, age_s: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    os.utime(path, (1_000_000 - age_s, 1_000_000 - age_s))
+    return path
+
+
+def test_files_of_jobs_go_by_age_and_by_size_and_others_stay(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "output", tmp_path / "elsewhere"
+    ours_before = write(folder / "part_of_the_image.png", 1000, 9999)
+    outside = write(elsewhere / "secret.txt", 10, 9999)
+    cleaner = FolderCleaner(folder, max_age_s=100, max_bytes=500)
+    aged = write(folder / "aged.png", 10, 200)
+    large = write(folder / "deep" / "large.png", 400, 50)
+    fresh = write(folder / "fresh.png", 300, 10)
+    (folder / "link.txt").symlink_to(outside)
+    (folder / "linked").symlink_to(elsewhere)
+    assert cleaner.clean(now=1_000_000) == 2
+    assert not aged.exists()
+    assert not large.exists()
+    assert all(path.exists() for path in (ours_before, outside, fresh, folder / "link.txt"))
+
+
+def test_a_folder_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
+    assert FolderCleaner(tmp_path / "none", max_age_s=0, max_bytes=0).clean() == 0
+
+
+# Settings
+
+
+def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunPodSettings, "model_config", {**RunPodSettings.model_config, "env_file": None})
+    monkeypatch.setenv("COMFYUI_COMMAND", "python 'my main.py' --port 8188")
+    monkeypatch.setenv("S3_BUCKET", "pictures")
+    monkeypatch.setenv("S3_SECRET_KEY", "very-secret")
+    settings = load(RunPodSettings)
+    assert settings.worker_options().command == ("python", "my main.py", "--port", "8188")
+    assert settings.s3_secret_key == SecretStr("very-secret")
+    assert "very-secret" not in repr(settings)
+    assert settings.store() is not None
+    monkeypatch.setenv("JOBS_AT_ONCE", "0")
+    monkeypatch.setenv("COMFYUI_SERVER_ADDRESS", "ftp://x")
+    with pytest.raises(WorkerSettingsError) as caught:
+        load(RunPodSettings)
+    assert "JOBS_AT_ONCE: Input should be greater than or equal to 1" in str(caught.value)
+    assert "COMFYUI_SERVER_ADDRESS: 'ftp://x' is neither" in str(caught.value)
+
+
+async def test_output_paths_are_below_the_output_folder(worker: ComfyUIWorker) -> None:
+    result = await worker.run(PromptRequest(prompt=invert_workflow(prefix="deep/er/x")))
+    assert path_of(result.files[0], "/data/output") == "/data/output/deep/er/x_00001_.png"
