@@ -20,11 +20,11 @@ $(VENV)/.ready: requirements/dev.txt
 	@touch $@
 
 # Each of these SDKs needs versions that the others cannot have.
-$(VENV_RUNPOD)/.ready: requirements/runpod.txt
+$(VENV_RUNPOD)/.ready: requirements/runpod-dev.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV_RUNPOD)
 	$(VENV_RUNPOD)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement requirements/runpod.txt
+		--requirement requirements/runpod-dev.txt
 	@touch $@
 
 $(VENV_LITTLEHORSE)/.ready: requirements/littlehorse-dev.txt
@@ -77,7 +77,9 @@ lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		pyproject.toml --group dev --output-file requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml --extra runpod --extra s3 --group dev --output-file requirements/runpod.txt
+		pyproject.toml --extra runpod --extra s3 --output-file requirements/runpod.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		pyproject.toml --extra runpod --extra s3 --group dev --output-file requirements/runpod-dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		pyproject.toml --extra littlehorse --output-file requirements/littlehorse.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
