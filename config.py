@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.client import parse_server_address
 from comfyui.web.paths import DEFAULT_DENY, ProxyMode
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
+SecretList = Annotated[tuple[SecretStr, ...], NoDecode]
 
 
 class SettingsError(Exception):
@@ -58,6 +61,12 @@ class Settings(BaseSettings):
     max_request_body_mb: float = Field(
         default=100, gt=0, description="Largest body of the gateway's own endpoints, in MB."
     )
+    max_buffered_mb: float = Field(
+        default=1000, gt=0, description="Bodies of all requests in flight together, in MB; beyond it 429."
+    )
+    client_idle_seconds: float = Field(
+        default=60, gt=0, description="Seconds after which a client that neither sends its body nor reads is cut off."
+    )
     lost_prompt_retries: int = Field(
         default=1, ge=0, le=10, description="How often a prompt that ComfyUI forgot is submitted again."
     )
@@ -75,12 +84,20 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(
         default=30, ge=0, description="Seconds that prompts in flight get to finish after SIGTERM."
     )
+    warmup_workflow: Path | None = Field(
+        default=None, description="A workflow (API format) to run before the gateway says that it is ready."
+    )
     max_input_mb: float = Field(default=512, gt=0, description="Largest single input (base64, data URI or URL), in MB.")
     input_url_allow: CommaList = Field(
         default=(), description="Hosts, host:port or CIDRs that input URLs may reach though they are not public."
     )
     input_url_timeout: float = Field(default=60, gt=0, description="Seconds in all for fetching one input URL.")
 
+    api_keys: SecretList = Field(default=(), description="When set, every path but the probes needs one of these keys.")
+    login_hours: float = Field(default=168, gt=0, description="Hours that a browser stays signed in.")
+    cors_allow_origins: CommaList = Field(
+        default=(), description="Origins (https://example.org) whose pages may use the gateway; * for all."
+    )
     proxy_mode: ProxyMode = Field(
         default="full", description="What is relayed: full, api (what client libraries need) or off (nothing)."
     )
@@ -101,7 +118,9 @@ class Settings(BaseSettings):
         default=16, gt=0, description="MB that a client's websocket may lag behind before it is dropped."
     )
 
-    @field_validator("comfyui_server_address", "input_url_allow", "proxy_deny", mode="before")
+    @field_validator(
+        "comfyui_server_address", "input_url_allow", "api_keys", "cors_allow_origins", "proxy_deny", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -116,6 +135,15 @@ class Settings(BaseSettings):
         for address in value:
             parse_server_address(address)
         return value
+
+    @field_validator("cors_allow_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if origin != "*" and (not parts.scheme or not parts.netloc or parts.path.strip("/") or parts.query):
+                raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] is wanted")
+        return tuple(origin.rstrip("/").lower() for origin in value)
 
     @field_validator("log_level", mode="before")
     @classmethod

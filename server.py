@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 
@@ -27,10 +28,14 @@ from comfyui.inputs import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.runner import RunnerOptions
+from comfyui.warmup import load_workflow, warming_up
 from comfyui.web import api, ops
+from comfyui.web.auth import Guard
 from comfyui.web.deps import WebOptions
 from comfyui.web.errors import install_error_handlers
-from comfyui.web.middleware import BodyLimit, RequestContext
+from comfyui.web.keys import KeyRing
+from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients
+from comfyui.web.origins import Origins
 from comfyui.web.paths import PathRules
 from comfyui.web.proxy import Relay, RelayOptions
 from comfyui.web.server_socket import ServerSocket
@@ -57,17 +62,28 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.warmup = _warmup_workflow(settings)
     app.state.web_options = WebOptions(
         default_timeout_s=settings.default_timeout,
         max_timeout_s=settings.max_timeout,
-        max_body_bytes=int(settings.max_request_body_mb * _MB),
     )
     app.include_router(api.router)
     app.include_router(ops.router)
     install_error_handlers(app)
-    app.add_middleware(BodyLimit, limit_of=lambda _path: app.state.web_options.max_body_bytes, metrics=metrics)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=int(settings.max_request_body_mb * _MB),
+        max_total_bytes=int(settings.max_buffered_mb * _MB),
+        metrics=metrics,
+    )
     relay = Relay(app.endpoints, lambda: app.state.upstreams, _relay_options(settings), metrics)
-    app.front = RequestContext(relay)
+    guarded = Guard(
+        relay,
+        KeyRing([key.get_secret_value() for key in settings.api_keys], session_s=settings.login_hours * 3600),
+        Origins(frozenset(settings.cors_allow_origins)),
+        metrics,
+    )
+    app.front = RequestContext(SlowClients(guarded, settings.client_idle_seconds, metrics))
     return app
 
 
@@ -112,8 +128,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
         app.state.handler = handler
         app.state.upstreams = await stack.enter_async_context(Upstreams(pool))
+        if app.state.warmup is not None:
+            await stack.enter_async_context(warming_up(handler, app.state.warmup, timeout_s=settings.max_timeout))
         with _drain_on_signal(handler, settings.shutdown_grace_seconds):
             yield
+
+
+def _warmup_workflow(settings: Settings) -> dict[str, Any] | None:
+    try:
+        return load_workflow(settings.warmup_workflow) if settings.warmup_workflow else None
+    except ValueError as error:
+        raise SettingsError(f"WARMUP_WORKFLOW: {error}") from error
 
 
 def _handler_options(settings: Settings) -> HandlerOptions:
@@ -204,8 +229,21 @@ async def _serve(settings: Settings) -> None:
         # What still hangs then is cut: a client that does not read its answer, a websocket.
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 5,
     )
+    if not settings.api_keys and not _is_loopback(settings.server_host):
+        _log.warning(
+            "gateway.open",
+            detail=f"whoever reaches {settings.server_host}:{settings.server_port} may run workflows and read all files"
+            " of ComfyUI; set API_KEYS, or SERVER_HOST=127.0.0.1",
+        )
     _log.info("gateway.starting", comfyui=list(settings.comfyui_server_address), version=ops.VERSION)
     await uvicorn.Server(config).serve()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @asynccontextmanager

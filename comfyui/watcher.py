@@ -129,6 +129,7 @@ class CompletionWatcher:
         self._idle = True
         self._deaf_waiting = False
         self._look_around = False
+        self._suspicious = False
         self._asked_front = False
         self._frames_at_poll = 0
         self._poll_delay_s = _FASTEST_POLL_S
@@ -317,6 +318,7 @@ class CompletionWatcher:
             self._deaf_waiting = bool(self._deaf(waiting))
             self._wake.clear()
             if self._idle:
+                self._look_around = self._suspicious = False  # whom it was about is gone
                 await self._wake.wait()
                 last_poll = self._last_sign = time.monotonic()
                 continue
@@ -335,7 +337,7 @@ class CompletionWatcher:
     def _delay_s(self, waiting: Sequence[Watch]) -> float:
         if self._poll_failures:
             return min(_FASTEST_POLL_S * 2.0**self._poll_failures, 2 * self._poll_interval_s)
-        if any(watch.misses for watch in waiting):
+        if self._suspicious or any(watch.misses for watch in waiting):
             return _CONFIRM_S
         return self._poll_delay_s if self._deaf_waiting else self._tick_s
 
@@ -358,14 +360,14 @@ class CompletionWatcher:
             self._poll_delay_s = _FASTEST_POLL_S
             return
         self._poll_delay_s = min(self._poll_delay_s * _POLL_GROWTH, self._poll_interval_s)
-        if deaf and self._poll_delay_s < self._poll_interval_s and not self._look_around:
+        if deaf and self._poll_delay_s < self._poll_interval_s and not (self._look_around or self._suspicious):
             return  # soon enough again for what follows
         waiting = self._waiting()
         if not waiting:
             return
         quiet = self._live_id is not None and self._frames == self._frames_at_poll
         self._frames_at_poll = self._frames
-        if quiet and not self._asked_front and not self._look_around:
+        if quiet and not self._asked_front and not self._look_around and not self._suspicious:
             # In turn with the question below, so that it stays at one small request a tick.
             self._asked_front = True
             if await self._check_front(waiting[:1]):
@@ -377,9 +379,12 @@ class CompletionWatcher:
             await self._confirm_silence()
         self.queue_remaining = remaining
         await self._check_worker(remaining)
-        # Fewer prompts are left in ComfyUI than wait here, or a later one is done: some of ours ended unseen.
-        if self._look_around or remaining < len(waiting) or any(self._passed_over(watch) for watch in waiting):
-            await self._look_for(self._waiting(), remaining)
+        # Fewer prompts are left in ComfyUI than wait here, or a later one is done: some of ours ended unseen, unless
+        # their events are still on the way.
+        waiting = self._waiting()
+        before, self._suspicious = self._suspicious, remaining < len(waiting)
+        if self._look_around or (before and self._suspicious) or any(self._passed_over(watch) for watch in waiting):
+            await self._look_for(waiting, remaining)
             self._look_around = False
 
     def _waiting(self) -> list[Watch]:

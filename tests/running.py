@@ -92,10 +92,8 @@ def requests(engine: Engine, route: str) -> int:
 
 
 async def prompts_are_queued(engine: Engine, count: int) -> None:
-    """Until the engine took so many submissions."""
-    async with asyncio.timeout(10):
-        while requests(engine, "POST /prompt") < count:
-            await asyncio.sleep(0.005)
+    """Until so many prompts run or wait on the engine."""
+    await until(lambda: queue_of(engine), lambda queue: len(queue[0]) + len(queue[1]) >= count)
 
 
 async def queue_of(engine: Engine) -> tuple[list[str], list[str]]:

@@ -24,7 +24,6 @@ class WebOptions:
 
     default_timeout_s: float = 300.0
     max_timeout_s: float = 3600.0
-    max_body_bytes: int = 100_000_000
 
 
 class ClientGoneError(Exception):

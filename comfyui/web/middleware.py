@@ -153,36 +153,42 @@ class SlowClients:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body_complete = False
-        started = False
+        body_complete = stalled = started = False
 
         async def timed_receive() -> Message:
-            nonlocal body_complete
+            nonlocal body_complete, stalled
             if body_complete:
                 return await receive()  # waits for the client to go away
             try:
                 async with asyncio.timeout(self._idle_s):
                     message = await receive()
             except TimeoutError:
-                raise _StalledError from None
+                stalled = True
+                return {"type": "http.disconnect"}
             body_complete = not message.get("more_body", False)
             return message
 
         async def timed_send(message: Message) -> None:
             nonlocal started
+            if stalled:
+                return  # what the application makes of half a body; the client gets its 408 below
             started = True
             try:
                 async with asyncio.timeout(self._idle_s):
                     await send(message)
             except TimeoutError:
-                raise _StalledError from None
+                self._metrics.rejected.labels("slow_client").inc()
+                raise ConnectionAbortedError("the client did not read its answer") from None
 
         try:
             await self._app(scope, timed_receive, timed_send)
-        except _StalledError:
+        except Exception:
+            if not stalled:
+                raise
+        if stalled:
             self._metrics.rejected.labels("slow_client").inc()
             if started:
-                raise ConnectionAbortedError("the client did not read its answer") from None
+                raise ConnectionAbortedError("the client did not send its body")
             detail = f"the body did not go on for {self._idle_s:g} s (CLIENT_IDLE_SECONDS)"
             request_id = scope.get("state", {}).get("request_id")
             body = error_body(title="Request timeout", code="request_timeout", detail=detail, request_id=request_id)
@@ -191,10 +197,6 @@ class SlowClients:
 
 class _TooLargeError(Exception):
     """Ends the application's reading of a body that has grown too long."""
-
-
-class _StalledError(Exception):
-    """Ends what waits for a client that does not move."""
 
 
 def _request_id(scope: Scope) -> str:
