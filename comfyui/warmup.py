@@ -1,0 +1,90 @@
+"""Warming up: a workflow that loads the models is run before the gateway says that it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from comfyui.client import backoff_s
+from comfyui.exceptions import ComfyUIError, ComfyUIShutdownError
+from comfyui.handler import ComfyUIHandler
+from comfyui.models import PromptRequest
+from comfyui.workflow import check_api_format
+
+_PATIENCE_S = 60.0
+_RETRY_START_S = 0.5
+_RETRY_MAX_S = 30.0
+
+_log = structlog.get_logger(__name__)
+
+
+def load_workflow(path: Path) -> dict[str, Any]:
+    """A workflow in API format from a file.
+
+    Raises:
+        ValueError: it cannot be read or is no such workflow; the text says why.
+    """
+    try:
+        workflow = json.loads(path.read_bytes())
+        check_api_format(workflow)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except ComfyUIError as error:
+        raise ValueError(f"{path}: {error.detail}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: it is not JSON ({error})") from error
+    loaded: dict[str, Any] = workflow
+    return loaded
+
+
+@asynccontextmanager
+async def warming_up(handler: ComfyUIHandler, workflow: dict[str, Any], *, timeout_s: float) -> AsyncIterator[None]:
+    """Runs the workflow once on each server that is up, again and again until it worked; meanwhile nothing is ready.
+
+    Prompts are taken all the same: only the probe tells that they may be slow. A workflow that fails keeps the gateway
+    unready on purpose, so that a rollout stops before the old version is gone.
+    """
+    handler.not_warm = "warming up"
+    task = asyncio.create_task(_warm_up(handler, workflow, timeout_s), name="warm up")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _warm_up(handler: ComfyUIHandler, workflow: dict[str, Any], timeout_s: float) -> None:
+    failures = 0
+    while True:
+        started = time.monotonic()
+        try:
+            await handler.pool.choose(patience_s=_PATIENCE_S)
+            # The least busy server is chosen for each, so that every one gets one.
+            runs = [
+                handler.submit_prompt_sync(PromptRequest(prompt=workflow), timeout_s=timeout_s)
+                for _ in handler.pool.ready
+            ]
+            for outcome in await asyncio.gather(*runs, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except ComfyUIShutdownError:
+            return
+        except ComfyUIError as error:
+            failures += 1
+            if handler.pool.ready:
+                handler.not_warm = f"the warm-up workflow failed: {error.detail}"
+                _log.error("warmup.failed", detail=error.detail, failures=failures)
+            await asyncio.sleep(backoff_s(failures, start_s=_RETRY_START_S, max_s=_RETRY_MAX_S))
+        else:
+            handler.not_warm = None
+            _log.info("warmup.done", seconds=round(time.monotonic() - started, 1))
+            return
