@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import structlog
 
-from comfyui.backends import BackendPool
+from comfyui.backends import Backend, BackendPool
 from comfyui.client import QueueItem, RawReply, View
 from comfyui.events import Event
 from comfyui.exceptions import (
@@ -111,6 +111,8 @@ class ComfyUIHandler:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self.not_warm: str | None = None
+        """Why it is not said to be ready though it takes prompts: `comfyui.warmup` writes it."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -185,10 +187,15 @@ class ComfyUIHandler:
         await backend.cancel(prompt_id)
         self.metrics.cancelled.labels("request").inc()
 
-    async def queue_prompt_compatible(self, body: bytes, headers: Mapping[str, str]) -> RawReply:
-        """ComfyUI's own ``POST /prompt``: the body goes as it came, the reply comes back as it came."""
+    async def queue_prompt_compatible(
+        self, body: bytes, headers: Mapping[str, str], *, server: Backend | None = None
+    ) -> RawReply:
+        """ComfyUI's own ``POST /prompt``: the body goes as it came, the reply comes back as it came.
+
+        `server`, while it is ready, is the one whose websocket the client watches.
+        """
         self._refuse_when_draining()
-        backend = await self.pool.choose(patience_s=_CHOICE_PATIENCE_S)
+        backend = server if server and server.ready else await self.pool.choose(patience_s=_CHOICE_PATIENCE_S)
         try:
             return await backend.client.forward_prompt(body, headers)
         except ComfyUIConnectionError as error:
@@ -221,7 +228,7 @@ class ComfyUIHandler:
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
             return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
-        return None if self.pool.ready else self.pool.why_not_ready()
+        return self.not_warm if self.pool.ready else self.pool.why_not_ready()
 
     def refuse_when_full(self) -> None:
         """Raise what `submit_prompt_sync` would raise now, before a body is read for nothing.

@@ -18,6 +18,8 @@ from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.outputs import result_json
 from comfyui.web.deps import Body, ClientGoneError, Handler, Options, WebOptions, unless_gone
 from comfyui.web.errors import RequestError
+from comfyui.web.headers import submission_headers
+from comfyui.web.upstreams import Upstreams
 
 router = APIRouter()
 
@@ -96,8 +98,11 @@ async def cancel(prompt_id: UUID, handler: Handler) -> dict[str, str]:
 @router.post("/api/prompt", include_in_schema=False)
 async def prompt(request: Request, handler: Handler) -> Response:
     """The body goes to ComfyUI as it came, and the reply comes back as it came."""
-    headers = {"Content-Type": request.headers.get("content-type", "application/json")}
-    reply = await handler.queue_prompt_compatible(await request.body(), headers)
+    body = await request.body()
+    upstreams: Upstreams = request.app.state.upstreams
+    reply = await handler.queue_prompt_compatible(
+        body, submission_headers(request.scope), server=upstreams.backend_for(body)
+    )
     return Response(reply.body, reply.status, {"Content-Type": reply.content_type})
 
 

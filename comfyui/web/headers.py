@@ -26,6 +26,7 @@ HOP_BY_HOP = frozenset(
 # Answered by the gateway's server itself, or set anew for ComfyUI.
 _NOT_SENT = HOP_BY_HOP | {b"expect", b"host", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
 _REWRITTEN = frozenset({b"origin", b"referer", b"sec-fetch-site"})
+_OF_BROWSERS = _REWRITTEN | {b"content-length", b"accept-encoding"}
 _OF_THE_HANDSHAKE = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol"}
 )
@@ -67,6 +68,13 @@ def request_headers(scope: Any, upstream: URL, authorization: str | None = None)
     if host is not None:
         headers.append((b"X-Forwarded-Host", host))
     return headers
+
+
+def submission_headers(scope: Any) -> dict[str, str]:
+    """The headers of a client's ``POST /prompt`` that ComfyUI may look at; its length and codings are set anew."""
+    dropped = _NOT_SENT | _OF_BROWSERS | _connection_names(scope["headers"])
+    kept = ((name, value) for name, value in scope["headers"] if name not in dropped)
+    return {"content-type": "application/json", **dict(text_headers(kept))}
 
 
 def _rewritten(name: bytes, value: bytes, own: str) -> bytes:

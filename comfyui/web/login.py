@@ -45,7 +45,7 @@ input, button {{ width: 100%; padding: .625rem .75rem; font: inherit; border-rad
 input {{ color: inherit; background: transparent; border: 1px solid var(--line) }}
 input:focus-visible, button:focus-visible {{ outline: 2px solid var(--accent); outline-offset: 2px }}
 button {{ margin-top: 1rem; border: 0; background: var(--accent); color: #fff; font-weight: 600; cursor: pointer }}
-p {{ margin: 0 0 1rem; padding: .5rem .75rem; border-radius: .5rem; background: #b91c1c; color: #fff; font-size: .875rem }}
+p {{ margin: 0 0 1rem; padding: .5rem .75rem; border-radius: .5rem; background: #b91c1c; color: #fff }}
 </style>
 </head>
 <body>

@@ -1,16 +1,18 @@
-"""What orchestrators ask: health, liveness, readiness."""
+"""What orchestrators ask: health, liveness, readiness, metrics."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from comfyui.metrics import Metrics
 from comfyui.web.deps import Handler
 from comfyui.web.errors import json_response
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(tags=["health"])
 
 try:
     VERSION = version("comfyui-gateway")
@@ -18,7 +20,7 @@ except PackageNotFoundError:
     VERSION = "0.1.0"
 
 
-@router.get("", summary="The gateway and every ComfyUI server behind it")
+@router.get("/health", summary="The gateway and every ComfyUI server behind it")
 async def health(handler: Handler) -> Response:
     """503 when no ComfyUI answers. The queue figures are ComfyUI's own, as it last told them."""
     servers = await handler.health_check()
@@ -40,16 +42,23 @@ async def health(handler: Handler) -> Response:
     return json_response(200 if connected else 503, body)
 
 
-@router.get("/live", summary="200 while the process serves")
+@router.get("/health/live", summary="200 while the process serves")
 async def live() -> dict[str, str]:
     """Never asks ComfyUI: a restart of the gateway would not mend ComfyUI."""
     return {"status": "alive"}
 
 
-@router.get("/ready", summary="200 when a prompt would be accepted now")
+@router.get("/health/ready", summary="200 when a prompt would be accepted now")
 async def ready(handler: Handler) -> Response:
     """503 with the reason while ComfyUI starts, is down or cannot run prompts, or the gateway is full or draining."""
     reason = handler.why_not_ready()
     if reason is None:
         return json_response(200, {"status": "ready"})
     return json_response(503, {"status": "not ready", "reason": reason})
+
+
+@router.get("/metrics", summary="Prometheus text; docs/metrics.md says what each means")
+async def metrics(request: Request) -> Response:
+    """Needs a key where there are keys: Prometheus can send one (``authorization`` in its scrape configuration)."""
+    collected: Metrics = request.app.state.metrics
+    return Response(generate_latest(collected.registry), media_type=CONTENT_TYPE_LATEST)
