@@ -62,6 +62,8 @@ class Watch:
         self.number = 0.0
         self.epoch = 0
         self.done_number = 0.0
+        self.witness: str | None = None
+        """A prompt that ComfyUI had in its history when it took this one: if it has it still, it forgot nothing."""
         self.misses = 0
         self.collecting = False
         self._done: asyncio.Future[JSON] = asyncio.get_running_loop().create_future()
@@ -183,7 +185,7 @@ class CompletionWatcher:
     def accepted(self, watch: Watch, number: float) -> None:
         """ComfyUI took the prompt and gave it this place in the order."""
         watch.accepted, watch.number = True, number
-        watch.epoch, watch.done_number = self._epoch, self._done_number
+        watch.epoch, watch.done_number, watch.witness = self._epoch, self._done_number, self._last_finished_id
         if self._idle or watch.client_id != self._live_id:
             self._poll_soon()
 
@@ -453,9 +455,8 @@ class CompletionWatcher:
         gone = [watch for watch in waiting if watch.misses >= _MISSES_UNTIL_LOST and watch.open]
         if not gone:
             return
-        forgot = await self._forgot_everything(queue)
         for watch in gone:
-            if forgot and watch.epoch != self._epoch:
+            if watch.epoch != self._epoch and await self._forgot_since(watch, queue):
                 self._log.warning("prompt.lost", prompt_id=watch.prompt_id)
                 watch.fail(ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=watch.prompt_id))
             else:
@@ -463,13 +464,12 @@ class CompletionWatcher:
                 detail = "the prompt was removed from ComfyUI's queue"
                 watch.fail(ComfyUITaskCancelledError(detail, prompt_id=watch.prompt_id))
 
-    async def _forgot_everything(self, queue: Mapping[str, QueueItem]) -> bool:
-        """Whether ComfyUI lost its memory and not only this prompt: then it knows nothing from before, either."""
-        if any(watch.epoch != self._epoch and watch.prompt_id in queue for watch in self._watches.values()):
+    async def _forgot_since(self, watch: Watch, queue: Mapping[str, QueueItem]) -> bool:
+        """Whether ComfyUI lost its memory since it took this prompt, and not only this prompt."""
+        others = (other for other in self._watches.values() if other.epoch <= watch.epoch and other.accepted)
+        if any(other.prompt_id in queue for other in others):
             return False
-        if self._last_finished_id is None:
-            return True
-        return await self._client.get_history(self._last_finished_id) is None
+        return watch.witness is None or await self._client.get_history(watch.witness) is None
 
     # Tasks
 
