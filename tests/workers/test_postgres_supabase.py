@@ -16,8 +16,9 @@ from yarl import URL
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.storage import Placement, StorageError, StorageRefusedError
+from comfyui.workers.postgres_settings import PostgresWorkerSettings
 from comfyui.workers.postgres_tasks import Lease, QueueError, QueueSetupError
-from comfyui.workers.postgres_worker import PostgresWorkerSettings, serve
+from comfyui.workers.postgres_worker import serve
 from comfyui.workers.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
 from tests.running import invert_workflow, sleep_workflow
 from tests.workers.supabase_stub import SERVICE_ROLE_KEY, SupabaseStub, running_supabase

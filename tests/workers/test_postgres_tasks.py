@@ -13,8 +13,9 @@ from comfyui.exceptions import ComfyUIError, ComfyUITaskError, ComfyUIValidation
 from comfyui.models import OutputFile
 from comfyui.workers.postgres_runner import main_output, output_key, reason_of
 from comfyui.workers.postgres_schema import TaskNames, migrations, quote_identifier
+from comfyui.workers.postgres_settings import PostgresWorkerSettings
 from comfyui.workers.postgres_tasks import ClaimedTask, prompt_request
-from comfyui.workers.postgres_worker import PostgresWorkerSettings, main
+from comfyui.workers.postgres_worker import main
 
 PROMPT_ID = UUID("01234567-89ab-5def-8123-456789abcdef")
 WORKFLOW: dict[str, Any] = {
@@ -161,7 +162,7 @@ def test_secrets_are_in_no_repr_of_the_settings(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:s3cret-word@h/x")
     monkeypatch.setenv("SUPABASE_URL", "https://x.supabase.co")
     monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", "s3cret-word")
-    monkeypatch.setenv("S3_SECRET_ACCESS_KEY", "s3cret-word")
+    monkeypatch.setenv("S3_SECRET_KEY", "s3cret-word")
     assert "s3cret-word" not in repr(PostgresWorkerSettings())
 
 

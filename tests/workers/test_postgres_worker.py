@@ -79,8 +79,8 @@ def s3_settings(url: str) -> dict[str, str]:
     return {
         "s3_bucket": BUCKET,
         "s3_endpoint_url": url,
-        "s3_access_key_id": ACCESS_KEY,
-        "s3_secret_access_key": SECRET_KEY,
+        "s3_access_key": ACCESS_KEY,
+        "s3_secret_key": SECRET_KEY,
         "s3_addressing_style": "path",
     }
 
@@ -105,7 +105,7 @@ async def test_killed_in_mid_render_a_worker_loses_nothing_and_nothing_is_render
         "comfyui_server_address": engine.url,
         "poll_interval": 0.25,
         "lease_seconds": 2,
-        "output_prefix": f"kill/{victim_id}",
+        "s3_prefix": f"kill/{victim_id}",
         **s3_settings(seaweedfs),
     }
     async with worker("--worker-id", "a", **settings) as a, worker("--worker-id", "b", **settings) as b:

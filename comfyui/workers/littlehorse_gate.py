@@ -1,0 +1,133 @@
+"""`TaskGate`: between LittleHorse's SDK and its server, so that no task is claimed that cannot run, and none is lost.
+
+The SDK alone claims one task more than it runs, while the server's timeout for it is running already; and when it stops
+it cancels what runs. So the gate holds each request for a task back until there is a place for it, knows from the
+replies and reports that pass which tasks are under way, and at the end waits for them. It sees the SDK through two calls
+of its stub and imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import structlog
+
+_STREAM_END_S = 2.0
+
+Replies = AsyncIterator[Any]
+Poll = Callable[[AsyncIterator[Any]], Any]
+Report = Callable[..., Awaitable[Any]]
+
+
+class TaskGate:
+    """One for the process, whatever number of server hosts the SDK polls.
+
+    Args:
+        slots: how many tasks may be under way.
+        ready: returns when a task could run now; it is awaited before each request for one.
+    """
+
+    def __init__(self, slots: int, ready: Callable[[], Awaitable[None]]) -> None:
+        self._slots = slots
+        self._ready = ready
+        self._running: set[Any] = set()
+        self._unreported: set[Any] = set()
+        self._streams: set[Any] = set()
+        self._changed = asyncio.Condition()
+        self._draining = asyncio.Event()
+        self._log = structlog.get_logger(__name__)
+
+    @property
+    def under_way(self) -> int:
+        """Tasks that were taken and whose report has not arrived."""
+        return len(self._unreported)
+
+    def poll(self, poll_task: Poll) -> Poll:
+        """The stub's ``PollTask``, held back."""
+
+        def held_back(requests: AsyncIterator[Any]) -> Replies:
+            return self._replies(poll_task, requests)
+
+        return held_back
+
+    def report(self, report_task: Report) -> Report:
+        """The stub's ``ReportTask``, watched. The SDK calls it again when it fails."""
+
+        async def watched(result: Any, **options: Any) -> Any:
+            await self._forget(self._running, _key(result))
+            answer = await report_task(result, **options)
+            await self._forget(self._unreported, _key(result))
+            return answer
+
+        return watched
+
+    async def drain(self, stop_polling: Callable[[], None], *, grace_s: float) -> bool:
+        """Take nothing more, wait until all that was taken is reported; False when some was not within `grace_s`."""
+        self._draining.set()
+        async with self._changed:
+            self._changed.notify_all()
+        stop_polling()
+        # The server may answer a request that it has already; after a moment it is withdrawn.
+        await self._until(lambda: not self._streams, _STREAM_END_S)
+        for stream in tuple(self._streams):
+            stream.cancel()
+        if self._unreported:
+            self._log.info("worker.finishing", tasks=len(self._unreported))
+        return await self._until(lambda: not self._unreported, grace_s)
+
+    async def _replies(self, poll_task: Poll, requests: AsyncIterator[Any]) -> Replies:
+        stream = poll_task(self._requests(requests))
+        self._streams.add(stream)
+        try:
+            async for reply in stream:
+                if reply.HasField("result"):
+                    self._running.add(_key(reply.result))
+                    self._unreported.add(_key(reply.result))
+                yield reply
+        except asyncio.CancelledError:
+            # Withdrawn by `drain`; any other cancellation is meant for the caller.
+            if not self._draining.is_set() or not stream.cancelled():
+                raise
+        finally:
+            self._streams.discard(stream)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _requests(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            await self._place()
+            if self._draining.is_set():
+                return
+            yield request
+
+    async def _place(self) -> None:
+        """Until a task could be run, or none is to be taken any more."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._draining.is_set() or len(self._running) < self._slots)
+        ready = asyncio.ensure_future(self._ready())
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait([ready, draining], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            draining.cancel()
+
+    async def _forget(self, tasks: set[Any], key: Any) -> None:
+        tasks.discard(key)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _until(self, is_so: Callable[[], bool], timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(is_so)
+        except TimeoutError:
+            return False
+        return True
+
+
+def _key(task: Any) -> tuple[str, str, int]:
+    """Of a scheduled task and of its report alike."""
+    return task.task_run_id.wf_run_id.id, task.task_run_id.task_guid, task.attempt_number
