@@ -67,6 +67,9 @@ format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+chaos: setup ## 500 prompts through two engines while faults strike at random for a minute
+	@$(BIN)/python -m tests.chaos
+
 bench: setup ## figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks
 

@@ -55,7 +55,14 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
     """Serve in front of these ComfyUI addresses; returns when it is ready to take prompts, unless told not to wait."""
     app = create_app(Settings(comfyui_server_address=comfyui, **settings))
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=2, **RELAYING
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=75,
+        **RELAYING,
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(), name="gateway")

@@ -1,0 +1,13 @@
+"""A short run of `make chaos`: the promises hold whatever strikes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.__main__ import report, run
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_the_promises_hold_under_random_faults(seed: int) -> None:
+    outcome, struck, counts = await run(prompts=80, clients=16, seconds=5, seed=seed)
+    assert report(outcome, struck, counts, 80)
