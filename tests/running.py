@@ -61,7 +61,6 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
-        timeout_keep_alive=75,
         **RELAYING,
     )
     server = _Server(config)
