@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import importlib
 import os
 import signal
@@ -101,6 +102,12 @@ class RunPodWorker:
                 answer["refresh_worker"] = True
             return answer
 
+    async def close(self) -> None:
+        """For who runs it without the SDK: stops ComfyUI and closes what is open, which else ends with the loop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def _answer(self, job: Job) -> dict[str, Any]:
         secret = ""
         try:
@@ -176,7 +183,8 @@ class RunPodWorker:
             await asyncio.Event().wait()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        # A context of its own: the lines that it logs later are not of the job that happened to start it.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -1,0 +1,86 @@
+"""What submit.py and test_handler.py share: a job's input from files, and a job's output as files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+
+class JobFileError(Exception):
+    """A file that was named cannot be used."""
+
+
+def job_input(workflow: Path, inputs: list[Path]) -> dict[str, Any]:
+    """The input of a job. A file in `inputs` keeps its name, a folder's files their paths below that folder.
+
+    Raises:
+        JobFileError: a file that is not there, is no workflow in API format, or has the name of another.
+    """
+    try:
+        graph = json.loads(workflow.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobFileError(f"{workflow}: {error}") from error
+    if not isinstance(graph, dict) or isinstance(graph.get("nodes"), list):
+        raise JobFileError(f"{workflow}: not in API format; in ComfyUI's editor: Workflow > Export (API)")
+    images: dict[str, str] = {}
+    for given in inputs:
+        paths = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else [given]
+        for path in paths:
+            name = path.relative_to(given).as_posix() if given.is_dir() else path.name
+            if name in images:
+                raise JobFileError(f"{path}: there is another input named {name}")
+            try:
+                images[name] = base64.b64encode(path.read_bytes()).decode("ascii")
+            except OSError as error:
+                raise JobFileError(f"{path}: {error.strerror}") from error
+    return {"workflow": graph, "reference_images": images}
+
+
+def save_output(output: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the files of a job's output; one that is there already is not overwritten, the new one gets a number."""
+    saved = []
+    for image in output.get("images", ()):
+        kind, data = image.get("type"), image.get("data")
+        if kind == "base64":
+            content = base64.b64decode(data)
+        elif kind == "s3_url" and str(data).startswith(("http://", "https://")):
+            with urllib.request.urlopen(data, timeout=300) as response:  # noqa: S310 - checked just above
+                content = response.read()
+        else:
+            print(f"{image.get('filename')}: {image.get('error') or 'left on the worker'}", file=sys.stderr)
+            continue
+        path = _free(folder, image)
+        path.write_bytes(content)
+        saved.append(path)
+    return saved
+
+
+def _free(folder: Path, image: dict[str, Any]) -> Path:
+    # Names come from another machine: only their last part counts, and subfolders without '..'.
+    name = PurePosixPath(str(image.get("filename") or "output")).name
+    parts = [part for part in PurePosixPath(str(image.get("subfolder") or "")).parts if part not in {"/", ".", ".."}]
+    target = folder.joinpath(*parts) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while target.exists():
+        target = target.with_name(f"{Path(name).stem}-{number}{Path(name).suffix}")
+        number += 1
+    return target
+
+
+def open_files(paths: list[Path]) -> None:
+    """Show them with whatever this desktop shows such files with; where there is none, nothing happens."""
+    if sys.platform == "darwin":
+        opener = "open"
+    elif sys.platform.startswith("linux") and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        opener = "xdg-open"
+    else:
+        return
+    for path in paths:
+        subprocess.Popen([opener, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Push what build.sh built to a registry from which RunPod can pull it. DOCKER names another engine.
+set -euo pipefail
+
+usage() {
+    cat <<USAGE
+usage: push.sh --registry HOST[/PATH] [--image NAME] [--tag TAG] [--no-cache] [--dry-run]
+
+  --registry HOST   where to push to, such as docker.io/you
+  --image NAME      the image's name (comfyui-gateway-runpod)
+  --tag TAG         its tag (the commit's short id, or latest outside a checkout)
+  --no-cache        build it anew first, every layer
+  --dry-run         only say what would be run
+USAGE
+}
+
+image=comfyui-gateway-runpod tag="" registry="" dry_run=false build=false
+while (($#)); do
+    case "$1" in
+        --image | --tag | --registry)
+            (($# > 1)) || { echo "push.sh: $1 needs a value" >&2; exit 64; }
+            printf -v "${1#--}" %s "$2"
+            shift
+            ;;
+        --no-cache) build=true ;;
+        --dry-run) dry_run=true ;;
+        -h | --help) usage; exit 0 ;;
+        *) echo "push.sh: there is no option $1" >&2; usage >&2; exit 64 ;;
+    esac
+    shift
+done
+[[ -n "$registry" ]] || { echo "push.sh: --registry is needed" >&2; exit 64; }
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+tag="${tag:-$(git -C "$here" rev-parse --short HEAD 2>/dev/null || echo latest)}"
+docker="${DOCKER:-docker}"
+local_name="$image:$tag" name="${registry%/}/$image:$tag"
+
+run() {
+    printf '%q ' "$@"
+    echo
+    if [[ "$dry_run" == false ]]; then "$@"; fi
+}
+
+if [[ "$build" == true ]]; then
+    build_options=(--image "$image" --tag "$tag" --registry "$registry" --no-cache)
+    if [[ "$dry_run" == true ]]; then build_options+=(--dry-run); fi
+    "$here/build.sh" "${build_options[@]}"
+elif [[ "$dry_run" == true ]] || ! "$docker" image inspect "$name" >/dev/null 2>&1; then
+    # It was built without --registry.
+    run "$docker" tag "$local_name" "$name"
+fi
+run "$docker" push "$name"
+if [[ "$dry_run" == false ]]; then echo "pushed $name"; fi

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Bring a local folder of models to a RunPod volume: one archive, sent with runpodctl, unpacked by a script of its own.
+
+    python sync_models.py ~/models /workspace
+
+LOCAL is the folder of models (with checkpoints/, loras/, …); VOLUME is where the pod that receives it mounts the
+volume. The archive holds the models, their checksums, and the script that unpacks it on the pod: it checks every file
+before any is put in place, then removes the archive. Models that are there already are replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+SCRIPT_NAME = "extract_models.sh"
+CHECKSUMS_NAME = "checksums.sha256"
+
+_SCRIPT = """#!/usr/bin/env bash
+# Unpack {archive} into {target}; made by sync_models.py.
+set -euo pipefail
+archive={archive}
+target={target}
+staging={staging}
+
+[[ -f "$archive" ]] || {{ echo "$archive is not there: receive it in {volume}" >&2; exit 66; }}
+mkdir -p "$target"
+free=$(df --output=avail --block-size=1 "$target" | tail -n 1)
+if ((free < {size})); then
+    echo "$target has $free bytes free, {size} are needed" >&2
+    exit 73
+fi
+rm -rf "$staging"
+mkdir -p "$staging"
+trap 'rm -rf "$staging"' EXIT
+
+echo "unpacking {count} files"
+tar --extract --no-same-owner --file "$archive" --directory "$staging"
+echo "checking them"
+(cd "$staging" && sha256sum --check --quiet {checksums})
+rm -f "$staging"/{checksums} "$staging"/{script}
+echo "putting them in place"
+(cd "$staging" && find . -type f -print0) | while IFS= read -r -d '' file; do
+    mkdir -p "$target/$(dirname "$file")"
+    mv -f "$staging/$file" "$target/$file"
+done
+rm -f "$archive"
+echo "done: {count} files in $target"
+"""
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What is to be sent, below `folder` in order; hidden and unfinished files are not."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def extract_script(archive: str, volume: Path, *, size: int, count: int) -> str:
+    """The script that unpacks `archive`, a file name in `volume`. All of its paths are absolute."""
+    return _SCRIPT.format(
+        archive=shlex.quote(str(volume / archive)),
+        target=shlex.quote(str(volume / "models")),
+        # On the same file system, so that putting in place is a rename.
+        staging=shlex.quote(str(volume / f".{archive}.staging")),
+        volume=shlex.quote(str(volume)),
+        size=size,
+        count=count,
+        checksums=CHECKSUMS_NAME,
+        script=SCRIPT_NAME,
+    )
+
+
+def write_archive(archive: Path, folder: Path, files: list[Path], script: str) -> None:
+    """Uncompressed: weights do not get smaller. The script is its first member, so that it is found at once."""
+    checksums = []
+    with tarfile.open(archive, "w") as tar:
+        _add_text(tar, SCRIPT_NAME, script, mode=0o755)
+        for path in files:
+            name = path.relative_to(folder).as_posix()
+            print(f"  {name} ({path.stat().st_size / 1e6:.1f} MB)", flush=True)
+            with path.open("rb") as file:
+                checksums.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}")
+            tar.add(path.resolve(), arcname=name)
+        _add_text(tar, CHECKSUMS_NAME, "\n".join(checksums) + "\n", mode=0o644)
+
+
+def _add_text(tar: tarfile.TarFile, name: str, text: str, *, mode: int) -> None:
+    member = tarfile.TarInfo(name)
+    content = text.encode()
+    member.size, member.mode, member.mtime = len(content), mode, int(time.time())
+    tar.addfile(member, io.BytesIO(content))
+
+
+def instructions(archive: Path, volume: Path) -> str:
+    remote = shlex.quote(str(volume / archive.name))
+    return f"""
+On a pod that has the volume at {volume}, in its terminal:
+    cd {shlex.quote(str(volume))}
+    runpodctl receive CODE        # the code that runpodctl shows below
+    tar --extract --to-stdout --file {remote} {SCRIPT_NAME} | bash
+The script checks every file, puts the models into {volume}/models and removes the archive.
+A serverless worker then finds them at /runpod-volume/models.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("local", type=Path, metavar="LOCAL")
+    parser.add_argument("volume", type=Path, metavar="VOLUME")
+    parser.add_argument("--archive-dir", type=Path, default=Path(), help="where the archive is made (.)")
+    parser.add_argument("--keep", action="store_true", help="keep the archive after it was sent")
+    parser.add_argument("--no-send", action="store_true", help="make the archive only")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be sent")
+    arguments = parser.parse_args()
+    if not arguments.volume.is_absolute():
+        parser.error("VOLUME must be the absolute path at which the pod mounts the volume, such as /workspace")
+    files = model_files(arguments.local)
+    size = sum(path.stat().st_size for path in files)
+    if not files:
+        print(f"there are no models in {arguments.local}", file=sys.stderr)
+        return 66
+    print(f"{len(files)} files, {size / 1e9:.2f} GB")
+    if arguments.dry_run:
+        print("\n".join(f"  {path.relative_to(arguments.local)}" for path in files))
+        return 0
+    sender = shutil.which("runpodctl")
+    if sender is None and not arguments.no_send:
+        print("runpodctl is not there: install it, or make the archive only with --no-send", file=sys.stderr)
+        return 69
+    archive = arguments.archive_dir.resolve() / time.strftime("models-%Y%m%d-%H%M%S.tar")
+    if size > shutil.disk_usage(archive.parent).free:
+        print(f"{archive.parent} has not room for the archive: choose another with --archive-dir", file=sys.stderr)
+        return 73
+    script = extract_script(archive.name, arguments.volume, size=size, count=len(files))
+    try:
+        write_archive(archive, arguments.local, files, script)
+    except BaseException:
+        archive.unlink(missing_ok=True)
+        raise
+    print(f"made {archive}{os.linesep}{instructions(archive, arguments.volume)}", flush=True)
+    if arguments.no_send or sender is None:
+        return 0
+    status = subprocess.run([sender, "send", str(archive)], check=False).returncode  # noqa: S603 - the user's own tool
+    if status == 0 and not arguments.keep:
+        archive.unlink()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
