@@ -132,28 +132,58 @@ model_section() {
 
 write_model_paths() {
     local number=0 root
+    local roots="${MODEL_ROOTS:-${MODELS_DIR:-} /models $DATA_DIR/models /runpod-volume/models /workspace/models /workspace/ComfyUI/models}"
     : >"$RUN_DIR/extra_model_paths.yaml"
-    for root in ${MODEL_ROOTS:-/models "$DATA_DIR/models" /runpod-volume/models /workspace/models /workspace/ComfyUI/models}; do
+    for root in $roots; do
         [[ -d "$root" ]] || continue
         [[ -r "$root" && -x "$root" ]] || fail 73 "$root cannot be read by user $(id -u)"
         number=$((number + 1))
         model_section "$root" "volume_$number" >>"$RUN_DIR/extra_model_paths.yaml"
         say "models of $root are used"
     done
-    ((number)) || say "there is no volume with models (${MODEL_ROOTS:-/models, /runpod-volume/models or /workspace/models}): ComfyUI has those of the image"
+    ((number)) || say "no folder with models is mounted (looked for: $roots): ComfyUI has only those of the image"
+}
+
+# Where downloads belong: on the volume that outlives this container.
+models_dir() {
+    local volume
+    if [[ -n "${MODELS_DIR:-}" ]]; then
+        echo "$MODELS_DIR"
+        return
+    fi
+    for volume in /runpod-volume /workspace; do
+        if [[ -d "$volume" && -w "$volume" ]]; then
+            echo "$volume/models"
+            return
+        fi
+    done
+    if [[ -w /models ]]; then echo /models; else echo "$DATA_DIR/models"; fi
 }
 
 download_models() {
     [[ -n "${MODEL_MANIFEST:-}" ]] || return 0
-    local script="$DEPLOY_DIR/runpod/download_models.py"
+    local script="$DEPLOY_DIR/runpod/download_models.py" target
     [[ -f "$script" ]] || fail 69 "MODEL_MANIFEST is set, and this image has no $script"
-    say "downloading what $MODEL_MANIFEST names"
-    "$VENV/bin/python" "$script" "$MODEL_MANIFEST" || fail 69 "the models of $MODEL_MANIFEST could not be had; see above"
+    target="$(models_dir)"
+    writable "$target" || fail 73 "$target cannot be written by user $(id -u): models cannot be downloaded"
+    say "downloading what $MODEL_MANIFEST names to $target"
+    "$VENV/bin/python" "$script" "$MODEL_MANIFEST" --models-dir "$target" >&2 ||
+        fail 69 "not every model of $MODEL_MANIFEST could be had; see above"
+}
+
+add_nodes() {
+    [[ -n "${CUSTOM_NODES:-}" ]] || return 0
+    say "adding the custom nodes of $CUSTOM_NODES"
+    COMFYUI_PYTHON="$comfyui_python" "$DEPLOY_DIR/add_nodes.sh" "$CUSTOM_NODES" "$DATA_DIR/nodes" >&2 ||
+        fail 69 "not every node of $CUSTOM_NODES could be had; see above"
+    comfyui_python="$DATA_DIR/nodes/venv/bin/python"
+    printf 'nodes:\n  base_path: "%s"\n  custom_nodes: custom_nodes\n' "$DATA_DIR/nodes" >>"$RUN_DIR/extra_model_paths.yaml"
 }
 
 if [[ "$runs_comfyui" == true ]]; then
     download_models
     write_model_paths
+    add_nodes
 fi
 
 # ComfyUI's command line, for supervisord and for the workers that start it
@@ -165,6 +195,9 @@ if [[ "$runs_comfyui" == true && -z "${COMFYUI_COMMAND:-}" ]]; then
     arguments+=" --user-directory $DATA_DIR/user --database-url sqlite:///$DATA_DIR/user/comfyui.db --disable-auto-launch"
     if [[ -s "$RUN_DIR/extra_model_paths.yaml" ]]; then
         arguments+=" --extra-model-paths-config $RUN_DIR/extra_model_paths.yaml"
+    fi
+    if [[ -f "$DEPLOY_DIR/runpod/extra_model_paths.yaml" ]]; then
+        arguments+=" --extra-model-paths-config $DEPLOY_DIR/runpod/extra_model_paths.yaml"
     fi
     arguments+=" --listen $listen ${COMFYUI_ARGS:-}"
     export COMFYUI_COMMAND="$comfyui_python -u main.py --port $COMFY_PORT $arguments"

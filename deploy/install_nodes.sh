@@ -3,6 +3,18 @@
 # Writes the paths of their requirements files, one a line, to REQUIREMENTS_OUT.
 set -euo pipefail
 
+# In a folder beside it until it is whole: a start that was interrupted leaves no half node.
+clone() {
+    rm -rf "$3" "$3.part"
+    git init --quiet "$3.part"
+    git -C "$3.part" fetch --quiet --depth 1 "$1" "$2"
+    git -C "$3.part" -c advice.detachedHead=false checkout --quiet FETCH_HEAD
+    git -C "$3.part" submodule --quiet update --init --depth 1
+    rm -rf "$3.part/.git"
+    echo "$2" >"$3.part/.commit"
+    mv "$3.part" "$3"
+}
+
 list="$1" target="$2" requirements="$3"
 : >"$requirements"
 number=0
@@ -14,12 +26,12 @@ while read -r address commit rest; do
         exit 64
     fi
     name="$(basename "$address" .git)"
-    echo "$name at $commit" >&2
-    git init --quiet "$target/$name"
-    git -C "$target/$name" fetch --quiet --depth 1 "$address" "$commit"
-    git -C "$target/$name" -c advice.detachedHead=false checkout --quiet FETCH_HEAD
-    git -C "$target/$name" submodule --quiet update --init --depth 1
-    rm -rf "$target/$name/.git"
+    if [[ "$(cat "$target/$name/.commit" 2>/dev/null || true)" == "$commit" ]]; then
+        echo "$name at $commit is there" >&2
+    else
+        echo "$name at $commit" >&2
+        clone "$address" "$commit" "$target/$name"
+    fi
     if [[ -f "$target/$name/requirements.txt" ]]; then
         printf '%s\n' "$target/$name/requirements.txt" >>"$requirements"
     fi

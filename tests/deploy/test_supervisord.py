@@ -66,7 +66,7 @@ async def test_live_before_comfyui_and_ready_after_it_and_ready_again_after_a_cr
 
         seen = len(container.lines)
         os.kill(await _pid_of(container, "comfyui"), signal.SIGKILL)
-        await container.logged(r"^events \| comfyui ended by itself", after=seen)
+        await container.logged(r"exited: comfyui \(terminated by SIGKILL", after=seen)
         await _pid_of(container, "comfyui", after=seen)
         await container.answers("/health/ready", 503)
         gate.write_text("go\n")
