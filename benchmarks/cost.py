@@ -1,0 +1,117 @@
+"""What a prompt costs ComfyUI in requests, and whether that depends on who waits or on ComfyUI's queue."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+
+import orjson
+
+from benchmarks.callers import forget_counts, request_counts, workflow
+from benchmarks.processes import BenchError
+from benchmarks.stage import Row, Stage, percentile
+
+_PER_PROMPT = ("POST /prompt", "GET /history/{prompt_id}", "GET /view")
+_PENDING_BYTES = 100_000
+_PENDING_S = 0.005
+
+
+async def requests(on: Stage) -> list[Row]:
+    """Requests to ComfyUI per prompt, for one caller and for many that wait behind a long prompt."""
+    await on.warm_up(3)
+    wait_s = 5.0 if on.quick else 60.0
+    rows = []
+    for callers in (1, 200, 1000):
+        await forget_counts(on.engine_pool)
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(on.through(workflow(wait_s)))
+            await asyncio.sleep(0.2)  # it runs, all others wait for it
+            for _ in range(callers - 1):
+                group.create_task(on.through(workflow()))
+        lasted_s = time.perf_counter() - started
+        counts = await request_counts(on.engine_pool)
+        per_prompt = [counts.get(route, 0) // callers for route in _PER_PROMPT]
+        shared = sum(counts.values()) - callers * sum(per_prompt)
+        rows.append(
+            Row(
+                f"requests per prompt, {callers:,} waiting {wait_s:.0f} s",
+                " + ".join(str(count) for count in per_prompt) + f", besides {shared / lasted_s:.2f}/s",
+                "1 + 1 + 1, ≤ 0.5/s",
+                per_prompt == [1, 1, 1] and shared <= lasted_s / 2 + 1,
+                f"POST, history, view; in {lasted_s:.1f} s: {counts}",
+            )
+        )
+    return rows
+
+
+async def queue_length(on: Stage) -> list[Row]:
+    """The same prompt, sent to the front, with nothing and with 5,000 others of 100 KB pending in ComfyUI."""
+    await on.warm_up()
+    calls = 60 if on.quick else 200
+    empty = await _to_the_front(on, calls)
+    pending = 500 if on.quick else 5000
+    await _fill(on, pending)
+    full = await _to_the_front(on, calls)
+    remaining = orjson.loads((await on.engine_pool.request("GET", "/prompt")).body)["exec_info"]["queue_remaining"]
+    await on.engine_pool.request("POST", "/queue", b'{"clear":true}')
+    if remaining < pending / 2:
+        raise BenchError(f"only {remaining} of {pending} prompts were still pending at the end")
+    growth = full.added_ms - empty.added_ms
+    return [
+        Row(
+            f"added latency with {pending} pending",
+            f"{full.added_ms:.2f} ms, with none {empty.added_ms:.2f} ms",
+            "flat",
+            growth <= 1.0,
+            f"p50; {remaining} of {pending} were left at the end",
+        ),
+        Row(
+            f"requests and bytes read per prompt with {pending} pending",
+            f"{full.requests:.2f} and {full.kb:.1f} KB, with none {empty.requests:.2f} and {empty.kb:.1f} KB",
+            "flat",
+            full.requests <= empty.requests + 0.2 and full.kb <= empty.kb + 10,
+            f"GET /queue: {full.queue_gets} times",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Per prompt of the gateway; `added_ms` is over the direct client."""
+
+    added_ms: float
+    requests: float
+    kb: float
+    queue_gets: int
+
+
+async def _to_the_front(on: Stage, calls: int) -> _Cost:
+    await forget_counts(on.engine_pool)
+    read = 0
+    direct, through = [], []
+    asked = 0
+    for _ in range(calls):
+        direct.append(await on.direct(workflow(), front=True) * 1000)
+        before = on.gateway.bytes_read()
+        counts = sum((await request_counts(on.engine_pool)).values())
+        through.append(await on.through(workflow(), front=True) * 1000)
+        asked += sum((await request_counts(on.engine_pool)).values()) - counts
+        read += on.gateway.bytes_read() - before
+    queue_gets = (await request_counts(on.engine_pool)).get("GET /queue", 0)
+    added = percentile(through, 50) - percentile(direct, 50)
+    return _Cost(added, asked / calls, read / calls / 1000, queue_gets)
+
+
+async def _fill(on: Stage, pending: int) -> None:
+    """A long prompt holds ComfyUI up until all are there. The big ones are one long text: that is small in memory."""
+    blocker = str(uuid.uuid4())
+    await on.engine_pool.request("POST", "/prompt", orjson.dumps({"prompt": workflow(3600.0), "prompt_id": blocker}))
+    big = workflow(_PENDING_S)
+    big["4"] = {"class_type": "CLIPTextEncode", "inputs": {"text": "x" * _PENDING_BYTES, "clip": ["5", 1]}}
+    for _ in range(pending):
+        big["1"] = workflow()["1"]
+        await on.engine_pool.request("POST", "/prompt", orjson.dumps({"prompt": big}))
+    await on.engine_pool.request("POST", "/interrupt", orjson.dumps({"prompt_id": blocker}))

@@ -1,0 +1,152 @@
+"""The engine and the gateway as processes of their own, and what /proc says of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.http import Connection
+
+ROOT = Path(__file__).resolve().parent.parent
+_START_S = 30.0
+_STOP_S = 10.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class BenchError(Exception):
+    """A call failed: the figures that depend on it do not exist."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs on the loopback as a process of its own."""
+
+    pid: int
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def cpu_s(self) -> float:
+        return cpu_s(self.pid)
+
+    def rss_kb(self) -> int:
+        """What it holds in memory now."""
+        return _status_kb(self.pid, "VmRSS")
+
+    def peak_rss_kb(self) -> int:
+        """The most that it held since `forget_peak`."""
+        return _status_kb(self.pid, "VmHWM")
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def bytes_read(self) -> int:
+        """From files and sockets; its clients' requests are in it, too."""
+        for line in Path(f"/proc/{self.pid}/io").read_text().splitlines():
+            if line.startswith("rchar:"):
+                return int(line.split()[1])
+        return 0
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _status_kb(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    return 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def running_engine(logs: Path) -> AsyncIterator[Server]:
+    port = free_port()
+    async with _running("engine", ["-m", "comfyui.engine", "--port", str(port)], port, "/prompt", logs) as server:
+        yield server
+
+
+@asynccontextmanager
+async def running_gateway(engine: Server, logs: Path, **settings: str) -> AsyncIterator[Server]:
+    """`settings` by the names of their environment variables."""
+    port = free_port()
+    env = gateway_env(engine.address, port) | settings
+    async with _running("gateway", ["server.py"], port, "/health/ready", logs, env) as server:
+        yield server
+
+
+def gateway_env(comfyui: str, port: int) -> dict[str, str]:
+    """As in production: lines as JSON, but with room for the 1,000 callers and one more."""
+    return {
+        "SERVER_HOST": "127.0.0.1",
+        "SERVER_PORT": str(port),
+        "COMFYUI_SERVER_ADDRESS": comfyui,
+        "LOG_OUTPUT": "json",
+        "MAX_CONCURRENT_REQUESTS": "2000",
+    }
+
+
+@asynccontextmanager
+async def _running(
+    name: str, command: list[str], port: int, ready: str, logs: Path, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Server]:
+    with (logs / name).open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=log, stderr=log
+        )
+    try:
+        await until_ok(process, port, ready)
+        yield Server(process.pid, port)
+    finally:
+        await stop(process)
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), _STOP_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def until_ok(process: asyncio.subprocess.Process, port: int, path: str) -> float:
+    """Until the server answers 200 there; returns when (`time.perf_counter`)."""
+    deadline = time.perf_counter() + _START_S
+    while time.perf_counter() < deadline:
+        if process.returncode is not None:
+            raise BenchError(f"the server of port {port} ended with exit code {process.returncode}")
+        try:
+            connection = await Connection.open(port)
+        except OSError:
+            await asyncio.sleep(0.002)
+            continue
+        try:
+            if (await connection.request("GET", path)).status == 200:
+                return time.perf_counter()
+        except ConnectionError:
+            pass
+        finally:
+            connection.close()
+        await asyncio.sleep(0.005)
+    raise BenchError(f"port {port} did not answer GET {path} with 200 within {_START_S:.0f} s")

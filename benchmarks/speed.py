@@ -1,0 +1,83 @@
+"""Added latency of one caller, and throughput of many."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from benchmarks.callers import Call, all_of, workflow
+from benchmarks.stage import Cpu, Row, Stage, cpu_text, percentile
+
+_CALLERS = 32
+
+
+async def latency(on: Stage) -> list[Row]:
+    """Concurrency 1, prompts of 50 ms: what the gateway adds to the direct client's time, call by call in turn."""
+    await on.warm_up()
+    calls = 60 if on.quick else 300
+    direct, through = [], []
+    cpu = Cpu(on)
+    for _ in range(calls):
+        direct.append(await on.direct(workflow(0.05)) * 1000)
+        through.append(await on.through(workflow(0.05)) * 1000)
+    added50 = percentile(through, 50) - percentile(direct, 50)
+    added95 = percentile(through, 95) - percentile(direct, 95)
+    # Two calls a turn, of which the gateway sees one and the engine both.
+    detail = f"CPU per turn: {cpu_text(cpu.per_call_ms(calls))}"
+    ratio = percentile(through, 50) / percentile(direct, 50)
+    return [
+        Row(
+            "added latency, 50 ms prompts, p50",
+            f"{added50:.2f} ms",
+            "≤ 1.5 ms",
+            added50 <= 1.5,
+            f"direct {percentile(direct, 50):.2f} ms, gateway × {ratio:.3f}; {detail}",
+        ),
+        Row(
+            "added latency, 50 ms prompts, p95",
+            f"{added95:.2f} ms",
+            "≤ 4 ms",
+            added95 <= 4,
+            f"direct {percentile(direct, 95):.2f} ms, gateway {percentile(through, 95):.2f} ms",
+        ),
+    ]
+
+
+async def throughput(on: Stage) -> list[Row]:
+    """32 callers, prompts of 0 ms: the gateway's prompts per second as a share of the direct client's."""
+    await on.warm_up()
+    turns, calls = (4, 200) if on.quick else (12, 400)
+    direct, through = [], []
+    cpu_direct, cpu_through = [], []
+    for _ in range(turns):
+        rate, cpu = await _rate(on, on.direct, calls)
+        direct.append(rate)
+        cpu_direct.append(cpu)
+        rate, cpu = await _rate(on, on.through, calls)
+        through.append(rate)
+        cpu_through.append(cpu)
+    shares = [b / a for a, b in zip(direct, through, strict=True)]
+    share = statistics.median(shares)
+    return [
+        Row(
+            "throughput, 32 callers, 0 ms prompts",
+            f"{share:.2f} of direct",
+            "≥ 0.95",
+            share >= 0.95,
+            f"direct {statistics.median(direct):.0f}/s, gateway {statistics.median(through):.0f}/s, "
+            f"shares {min(shares):.2f} to {max(shares):.2f}; "
+            f"CPU per prompt, direct: {cpu_text(_mean(cpu_direct))}; gateway: {cpu_text(_mean(cpu_through))}",
+        )
+    ]
+
+
+async def _rate(on: Stage, call: Call, calls: int) -> tuple[float, tuple[float, float, float]]:
+    cpu = Cpu(on)
+    started = time.perf_counter()
+    await all_of(calls, _CALLERS, lambda: call(workflow()))
+    return calls / (time.perf_counter() - started), cpu.per_call_ms(calls)
+
+
+def _mean(samples: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    engine, gateway, own = (statistics.fmean(column) for column in zip(*samples, strict=True))
+    return engine, gateway, own
