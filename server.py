@@ -22,8 +22,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.backends import BackendPool
 from comfyui.client import ComfyUIClient
+from comfyui.delivery import Deliverer
 from comfyui.exceptions import ComfyUIError
 from comfyui.handler import ComfyUIHandler, HandlerOptions
+from comfyui.images import ImageConverter
 from comfyui.inputs import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
@@ -127,6 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             ComfyUIHandler(pool, stager, _handler_options(settings), metrics=metrics)
         )
         app.state.handler = handler
+        app.state.deliverer = Deliverer(handler.open_file, ImageConverter())
         app.state.upstreams = await stack.enter_async_context(Upstreams(pool))
         if app.state.warmup is not None:
             await stack.enter_async_context(warming_up(handler, app.state.warmup, timeout_s=settings.max_timeout))

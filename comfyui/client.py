@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -33,6 +33,8 @@ _BACKOFF_MAX_S = 5.0
 _CONNECTIONS = 100
 _CONNECT_S = 10.0
 _JSON = {"Content-Type": "application/json"}
+# Compressed, a file would have another length than the one that is announced.
+_AS_IT_IS = {"Accept-Encoding": "identity"}
 # ComfyUI's own websocket frames (previews, progress_state of large workflows) have no stated limit.
 _NO_FRAME_LIMIT = 0
 _FRAME_HEARTBEAT_S = 20.0
@@ -234,13 +236,16 @@ class ComfyUIClient:
     async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[View]:
         """One file, streamed. Raises `ComfyUINotFoundError` when ComfyUI does not have it (any more)."""
         params = {"filename": filename, "subfolder": subfolder, "type": folder_type}
-        async with self._request("GET", "/view", params=params, timeout=self._file_timeout) as response:
+        async with self._request(
+            "GET", "/view", params=params, headers=_AS_IT_IS, timeout=self._file_timeout
+        ) as response:
             if response.status == 404:
                 await response.read()
                 raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
             if response.status != 200:
                 raise _unexpected("GET", "/view", response.status)
-            yield View(response.content_type, response.content_length, self._chunks(response))
+            async with aclosing(self._chunks(response, params)) as chunks:
+                yield View(response.content_type, response.content_length, chunks)
 
     async def has_file(self, file: OutputFile) -> bool:
         """Whether ``/view`` would find it; asks for no byte of it."""
@@ -254,12 +259,41 @@ class ComfyUIClient:
 
         return await self._retrying(ask, self._retries)
 
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in response.content.iter_any():
-                yield chunk
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ComfyUIConnectionError("GET /view: the file's body was cut off", sent=True) from error
+    async def _chunks(self, response: aiohttp.ClientResponse, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """The body; when the connection breaks, the rest of the same file is asked for, at most `retries` times."""
+        size, version = response.content_length, response.headers.get("ETag")
+        done = failures = 0
+        async with AsyncExitStack() as stack:
+            while True:
+                try:
+                    if failures:
+                        rest = self._rest_of(params, done, size, version)
+                        response = await stack.enter_async_context(rest)
+                    async for chunk in response.content.iter_any():
+                        done += len(chunk)
+                        yield chunk
+                    return
+                except (aiohttp.ClientError, TimeoutError, OSError, ComfyUIConnectionError) as error:
+                    if done == size:
+                        return
+                    if size is None or failures >= self._retries:
+                        raise ComfyUIConnectionError("GET /view: the file's body was cut off", sent=True) from error
+                await asyncio.sleep(backoff_s(failures, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
+                failures += 1
+
+    @asynccontextmanager
+    async def _rest_of(
+        self, params: Mapping[str, str], done: int, size: int | None, version: str | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The same file from byte `done` on; anything else would be spliced into what was sent before."""
+        headers = {**_AS_IT_IS, "Range": f"bytes={done}-"} | ({"If-Range": version} if version else {})
+        async with self._request(
+            "GET", "/view", params=params, headers=headers, timeout=self._file_timeout
+        ) as response:
+            expected = f"bytes {done}-{size - 1}/{size}" if size else ""
+            if response.status != 206 or response.headers.get("Content-Range") != expected:
+                raise ComfyUIServerError("GET /view: the file's body was cut off, and its rest cannot be had")
+            yield response
 
     # Facts about the server
 

@@ -96,6 +96,14 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePosition:
+    """Not ComfyUI's: the watcher works it out. ``position`` prompts are before it, so 0 is next or running."""
+
+    prompt_id: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     type: str
     data: Any
@@ -112,6 +120,7 @@ Event = (
     | ExecutionSuccess
     | ExecutionFailed
     | Preview
+    | QueuePosition
     | Unknown
 )
 

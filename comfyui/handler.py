@@ -19,7 +19,7 @@ import structlog
 
 from comfyui.backends import Backend, BackendPool
 from comfyui.client import QueueItem, RawReply, View
-from comfyui.events import Event
+from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import (
     ComfyUIConflictError,
     ComfyUIConnectionError,
@@ -61,11 +61,19 @@ class _Job:
 
     def __init__(self, prompt_id: str, request: PromptRequest | None, *, chosen_id: bool) -> None:
         fingerprint = request.fingerprint() if request and chosen_id else None
-        self.run = PromptRun(prompt_id, request, fingerprint, self._publish)
+        self.run = PromptRun(
+            prompt_id,
+            request,
+            fingerprint,
+            self._publish,
+            followed=lambda: bool(self.listeners),
+            workflow=request.prompt if request else None,
+        )
         self.waiters = 0
         self.leave_to_cancel: Reason | None = None
         """A request that may cancel left while others still waited: the last of those takes the prompt with it."""
         self.listeners: set[Listener] = set()
+        self._latest: dict[type[Event], Event] = {}
         self.outcome: asyncio.Future[PromptResult] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
 
@@ -73,7 +81,18 @@ class _Job:
     def prompt_id(self) -> str:
         return self.run.prompt_id
 
+    def listen(self, listener: Listener) -> None:
+        """Publish to it from now on, after what it missed that still holds."""
+        for event in self._latest.values():
+            listener(event)
+        self.listeners.add(listener)
+
     def _publish(self, event: Event) -> None:
+        if isinstance(event, ExecutionStart):
+            self._latest.clear()
+        elif isinstance(event, QueuePosition | ExecutionCached | Executing | ProgressState):
+            self._latest.pop(type(event), None)
+            self._latest[type(event)] = event
         for listener in tuple(self.listeners):
             listener(event)
 
@@ -211,6 +230,11 @@ class ComfyUIHandler:
         async with backend.client.view(file.filename, file.subfolder, file.type) as view:
             yield view
 
+    def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
+        """The workflow of a prompt in flight; None when it is not known (yet)."""
+        job = self._jobs.get(prompt_id)
+        return job.run.workflow if job else None
+
     # State that probes ask for
 
     @property
@@ -293,7 +317,7 @@ class ComfyUIHandler:
     async def _wait(self, job: _Job, timeout_s: float, listener: Listener | None, *, may_cancel: bool) -> PromptResult:
         job.waiters += 1
         if listener is not None:
-            job.listeners.add(listener)
+            job.listen(listener)
         left: Reason = "disconnect"
         try:
             done, _ = await asyncio.wait([job.outcome], timeout=timeout_s)

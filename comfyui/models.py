@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -66,6 +66,29 @@ class InputFile(BaseModel):
     subfolder: Folder = Field(default="", description="Folder below ComfyUI's input folder.")
 
 
+class ImageConversion(BaseModel):
+    """Still images in another format; `comfyui.images` does it, and says where it does not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["webp", "jpeg", "png", "avif"]
+    quality: int | None = Field(default=None, ge=1, le=100, description="For all but png; 90 when not given.")
+    metadata: Literal["keep", "strip"] = Field(
+        default="keep", description="The workflow that ComfyUI writes into its files, and EXIF."
+    )
+
+
+class OutputPlace(BaseModel):
+    """Where the files go: object storage, with links in `images[].url`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: Literal["s3", "none"] = Field(description="`none`: not stored, where OUTPUT_STORE stores by default.")
+    bucket: str | None = Field(default=None, max_length=63, description="Another than S3_BUCKET: S3_ALLOWED_BUCKETS.")
+    prefix: str | None = Field(default=None, max_length=512, description="Folder below S3_PREFIX.")
+    presign_seconds: int | None = Field(default=None, ge=1, description="How long the links work.")
+
+
 class PromptRequest(BaseModel):
     """A workflow to run, as posted to `/prompt_sync`. A field that is not listed is refused by name."""
 
@@ -84,10 +107,13 @@ class PromptRequest(BaseModel):
     partial_execution_targets: list[str] | None = Field(
         default=None, description="As in ComfyUI: only these output nodes."
     )
+    convert: ImageConversion | None = Field(default=None, description="Still images in another format.")
+    output: OutputPlace | None = Field(default=None, description="Put the files into object storage.")
 
     def fingerprint(self) -> str:
         """SHA-256 over what decides the result: two requests with the same id must agree in it."""
-        decisive = self.model_dump(mode="json", exclude={"prompt_id", "client_id", "return_image_base64"})
+        of_the_answer = {"return_image_base64", "convert", "output"}
+        decisive = self.model_dump(mode="json", exclude={"prompt_id", "client_id", *of_the_answer})
         return hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
 import orjson
 
-from comfyui.client import View
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptResult
 
@@ -22,7 +21,29 @@ _TRACEBACK_LINES = 6
 _BASE64_PIECE = 3 * 64 * 1024
 _PATH = re.compile(r'File "([^"]+)"')
 
-OpenFile = Callable[[OutputFile], AbstractAsyncContextManager[View]]
+
+@dataclass(frozen=True, slots=True)
+class OutputContent:
+    """A file as it is given to the client, which may be another than ComfyUI wrote: `comfyui.images` converts.
+
+    Attributes:
+        length: in bytes; None when it is not known before the end.
+        chunks: raise `ComfyUIError` when the file breaks off.
+        notes: further members of its entry in ``images``.
+    """
+
+    filename: str
+    content_type: str
+    length: int | None
+    chunks: AsyncIterator[bytes]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """What the entry in ``images`` says of it."""
+        return {"filename": self.filename, "content_type": self.content_type, **self.notes}
+
+
+OpenFile = Callable[[OutputFile], AbstractAsyncContextManager[OutputContent]]
 
 
 def files_of(outputs: Mapping[str, Any]) -> tuple[OutputFile, ...]:
@@ -112,7 +133,7 @@ def cached_nodes(entry: Mapping[str, Any]) -> frozenset[str]:
     return frozenset()
 
 
-async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """The base64 text of a byte stream, piece by piece; never more than a piece is held."""
     rest = bytearray()
     async for chunk in chunks:
@@ -126,23 +147,33 @@ async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def result_json(
-    result: PromptResult, *, open_file: OpenFile | None, clock: Callable[[], float] = time.monotonic
+    result: PromptResult,
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    open_file: OpenFile | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[bytes]:
     """The body of a `/prompt_sync` answer in pieces. With `open_file` each file's base64 streams through it.
 
     A file that cannot be read has ``error`` in place of ``base64``, and the others still come. A large one that breaks
     off after its first piece breaks the body off, too (`ComfyUIConnectionError`): what was sent cannot be taken back,
     and a body that ends early is noticed by every client.
+
+    Args:
+        entries: what ``images`` says of each file of `result`, in the same order.
     """
     started = clock()
     head = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
     yield orjson.dumps(head)[:-1] + b',"images":['
-    for index, file in enumerate(result.files):
-        yield (b"," if index else b"") + orjson.dumps(file.to_json())[:-1]
-        if open_file is not None:
-            async for piece in _base64_member(file, open_file):
-                yield piece
-        yield b"}"
+    for index, (file, entry) in enumerate(zip(result.files, entries, strict=True)):
+        if index:
+            yield b","
+        if open_file is None:
+            yield orjson.dumps(entry)
+        else:
+            async with aclosing(_with_base64(file, entry, open_file)) as pieces:
+                async for piece in pieces:
+                    yield piece
     timings = replace(result.timings, collecting_s=result.timings.collecting_s + clock() - started)
     tail = {
         "execution_time": round(timings.total_s, 4),
@@ -152,16 +183,16 @@ async def result_json(
     yield b"]," + orjson.dumps(tail)[1:]
 
 
-async def _base64_member(file: OutputFile, open_file: OpenFile) -> AsyncIterator[bytes]:
+async def _with_base64(file: OutputFile, entry: Mapping[str, Any], open_file: OpenFile) -> AsyncGenerator[bytes, None]:
     async with AsyncExitStack() as stack:
         try:
-            view = await stack.enter_async_context(open_file(file))
-            pieces = base64_pieces(view.chunks)
+            content = await stack.enter_async_context(open_file(file))
+            pieces = await stack.enter_async_context(aclosing(base64_pieces(content.chunks)))
             first = await anext(pieces, b"")
         except ComfyUIError as error:
-            yield b',"error":' + orjson.dumps(error.detail)
+            yield orjson.dumps({**entry, "error": error.detail})
             return
-        yield b',"base64":"' + first
+        yield orjson.dumps({**entry, **content.facts()})[:-1] + b',"base64":"' + first
         async for piece in pieces:
             yield piece
-        yield b'"'
+        yield b'"}'

@@ -73,14 +73,18 @@ class PromptRun:
     Attributes:
         request: None when the prompt is somebody else's, and only its end is waited for.
         fingerprint: of the request, where the caller chose the id; then ComfyUI may know the prompt from before.
+        followed: whether somebody listens to what is published.
         backend: the server that has it, as soon as that is decided.
+        workflow: in API format, as soon as it is known.
     """
 
     prompt_id: str
     request: PromptRequest | None
     fingerprint: str | None
     publish: Publish
+    followed: Callable[[], bool] = lambda: False
     backend: Backend | None = None
+    workflow: Mapping[str, Any] | None = None
 
 
 class PromptRunner:
@@ -174,7 +178,9 @@ class PromptRunner:
         """One submission to one server; the result, and the nodes that were served from ComfyUI's cache."""
         run.backend = backend
         with backend.working():
-            watch = backend.watcher.watch(run.prompt_id, client_id=request.client_id, listener=run.publish)
+            watch = backend.watcher.watch(
+                run.prompt_id, client_id=request.client_id, listener=run.publish, followed=run.followed
+            )
             try:
                 started = time.monotonic()
                 prompt = await self._stage(backend, request, prompt)
@@ -196,7 +202,10 @@ class PromptRunner:
             return _result(backend, run.prompt_id, found)
         started = time.monotonic()
         # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.
-        watch = backend.watcher.watch(run.prompt_id, client_id="another's", listener=run.publish)
+        run.workflow = found.prompt
+        watch = backend.watcher.watch(
+            run.prompt_id, client_id="another's", listener=run.publish, followed=run.followed
+        )
         try:
             backend.watcher.accepted(watch, found.number)
             entry = await watch.finished()

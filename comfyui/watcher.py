@@ -40,6 +40,7 @@ from comfyui.exceptions import (
     ComfyUITaskCancelledError,
 )
 from comfyui.metrics import Metrics
+from comfyui.positions import Place, QueuePositions
 
 _FRONT = 4
 _FASTEST_POLL_S = 0.05
@@ -54,10 +55,14 @@ Listener = Callable[[Event], None]
 class Watch:
     """One prompt that is waited for. Register it before the submission, so that no event is missed."""
 
-    def __init__(self, prompt_id: str, client_id: str, listener: Listener | None) -> None:
+    def __init__(
+        self, prompt_id: str, client_id: str, listener: Listener | None, followed: Callable[[], bool]
+    ) -> None:
         self.prompt_id = prompt_id
         self.client_id = client_id
         self.listener = listener
+        self.place = Place()
+        self._followed = followed
         self.accepted = False
         self.number = 0.0
         self.epoch = 0
@@ -80,6 +85,15 @@ class Watch:
     @property
     def open(self) -> bool:
         return not self._done.done()
+
+    @property
+    def followed(self) -> bool:
+        """Whether somebody wants to know the prompt's place in the queue."""
+        return self._followed()
+
+    def tell(self, event: Event) -> None:
+        if self.listener is not None:
+            self.listener(event)
 
     def finish(self, entry: JSON) -> None:
         if self.open:
@@ -117,6 +131,7 @@ class CompletionWatcher:
         self._metrics = metrics or Metrics()
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._watches: dict[str, Watch] = {}
+        self._positions = QueuePositions(self._waiting)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._socket: aiohttp.ClientWebSocketResponse | None = None
@@ -149,6 +164,7 @@ class CompletionWatcher:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
+        self._positions.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -176,9 +192,19 @@ class CompletionWatcher:
         """Prompts that are watched now."""
         return len(self._watches)
 
-    def watch(self, prompt_id: str, *, client_id: str | None = None, listener: Listener | None = None) -> Watch:
-        """Start to watch; `client_id` when the prompt is submitted under a caller's own id. End it with `unwatch`."""
-        watch = Watch(prompt_id, client_id or self.client_id, listener)
+    def watch(
+        self,
+        prompt_id: str,
+        *,
+        client_id: str | None = None,
+        listener: Listener | None = None,
+        followed: Callable[[], bool] = lambda: False,
+    ) -> Watch:
+        """Start to watch; `client_id` when the prompt is submitted under a caller's own id. End it with `unwatch`.
+
+        `listener` gets the prompt's events, and its place in the queue while `followed` says so.
+        """
+        watch = Watch(prompt_id, client_id or self.client_id, listener, followed)
         self._watches[prompt_id] = watch
         return watch
 
@@ -265,7 +291,7 @@ class CompletionWatcher:
     def _dispatch(self, event: Event) -> None:
         match event:
             case Status():
-                self.queue_remaining = event.queue_remaining
+                self._remaining_is(event.queue_remaining)
                 if self._deaf_waiting:
                     self._poll_soon()
                 return
@@ -277,10 +303,13 @@ class CompletionWatcher:
         if watch is None:
             return
         self._alive()
-        if watch.listener is not None:
-            watch.listener(event)
+        watch.tell(event)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
             self._spawn(self._collect(watch), f"collect {watch.prompt_id}")
+
+    def _remaining_is(self, remaining: int) -> None:
+        self.queue_remaining = remaining
+        self._positions.heard(remaining)
 
     async def _collect(self, watch: Watch) -> None:
         """Fetch the history of a prompt that is said to be done, for as long as somebody waits for it."""
@@ -379,7 +408,7 @@ class CompletionWatcher:
         remaining = await self._client.get_queue_remaining()
         if remaining != self.queue_remaining:
             await self._confirm_silence()
-        self.queue_remaining = remaining
+        self._remaining_is(remaining)
         await self._check_worker(remaining)
         # Fewer prompts are left in ComfyUI than wait here, or a later one is done: some of ours ended unseen, unless
         # their events are still on the way.

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4, uuid5
 
 import orjson
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
 
-from comfyui.client import View
-from comfyui.handler import ComfyUIHandler
-from comfyui.models import OutputFile, PromptRequest, PromptResult
-from comfyui.outputs import result_json
-from comfyui.web.deps import Body, ClientGoneError, Handler, Options, WebOptions, unless_gone
+from comfyui.delivery import Order
+from comfyui.models import ImageConversion, OutputPlace, PromptRequest
+from comfyui.web.accept import accepted_by
+from comfyui.web.answers import Call, answer
+from comfyui.web.deps import Body, Delivery, Handler, Options, WebOptions
 from comfyui.web.errors import RequestError
 from comfyui.web.headers import submission_headers
 from comfyui.web.upstreams import Upstreams
@@ -25,11 +23,36 @@ router = APIRouter()
 
 # Names under which keys become ids are ours alone, so that no other UUIDv5 scheme can collide with them.
 _KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
-# An answer up to this size is sent in one piece with its length; a larger one streams.
-_WHOLE_ANSWER = 1024 * 1024
 
+NodeId = Annotated[str | None, Query(max_length=256, description="Whose file, when its bytes are asked for.")]
+Previews = Annotated[bool, Query(description="Pictures of the work in progress among the events.")]
 Timeout = Annotated[float | None, Query(gt=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given.")]
 Key = Annotated[str | None, Header(max_length=255, description="Any key that makes the call idempotent.")]
+
+
+class AttachQuery(BaseModel):
+    """What a POST says in its query and its body, as far as it is about the answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timeout: float | None = Field(default=None, gt=0, description="Seconds to wait.")
+    node_id: str | None = Field(default=None, max_length=256, description="Whose file, when its bytes are asked for.")
+    previews: bool = Field(default=False, description="Pictures of the work in progress among the events.")
+    return_image_base64: bool = False
+    convert: Literal["webp", "jpeg", "png", "avif"] | None = Field(default=None, description="`convert.format`.")
+    quality: int | None = Field(default=None, ge=1, le=100, description="`convert.quality`.")
+    metadata: Literal["keep", "strip"] = Field(default="keep", description="`convert.metadata`.")
+    store: Literal["s3", "none"] | None = Field(default=None, description="`output.store`.")
+    bucket: str | None = Field(default=None, max_length=63, description="`output.bucket`.")
+    prefix: str | None = Field(default=None, max_length=512, description="`output.prefix`.")
+    presign_seconds: int | None = Field(default=None, ge=1, description="`output.presign_seconds`.")
+
+    def order(self) -> Order:
+        convert = self.convert and ImageConversion(format=self.convert, quality=self.quality, metadata=self.metadata)
+        place = self.store and OutputPlace(
+            store=self.store, bucket=self.bucket, prefix=self.prefix, presign_seconds=self.presign_seconds
+        )
+        return Order(self.return_image_base64, convert or None, place or None)
 
 
 def _body_schema() -> dict[str, Any]:
@@ -47,11 +70,14 @@ async def prompt_sync(
     request: Request,
     body: Body,
     handler: Handler,
+    deliverer: Delivery,
     options: Options,
     timeout: Timeout = None,
+    node_id: NodeId = None,
+    previews: Previews = False,
     idempotency_key: Key = None,
 ) -> Response:
-    """Post a workflow in ComfyUI's API format; the answer has the finished files."""
+    """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names."""
     timeout_s = _timeout_s(timeout, options)
     if idempotency_key is not None:
         if body.prompt_id is not None:
@@ -59,12 +85,15 @@ async def prompt_sync(
         body = body.model_copy(update={"prompt_id": prompt_id_for_key(idempotency_key)})
     prompt_id = str(body.prompt_id or uuid4())
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
-    try:
-        work = handler.submit_prompt_sync(body, timeout_s=timeout_s, fresh_id=prompt_id)
-        result = await unless_gone(request, work)
-    except ClientGoneError:
-        return _nobody()
-    return await _answer(handler, result, with_base64=body.return_image_base64)
+    call = Call(
+        prompt_id, accepted_by(request), Order.of(body), node_id, previews, lambda: handler.workflow_of(prompt_id)
+    )
+    return await answer(
+        request,
+        deliverer,
+        call,
+        lambda listener: handler.submit_prompt_sync(body, timeout_s=timeout_s, fresh_id=prompt_id, listener=listener),
+    )
 
 
 @router.get("/prompt_sync/{prompt_id}", summary="Attach again to a prompt")
@@ -72,18 +101,25 @@ async def attach(
     request: Request,
     prompt_id: UUID,
     handler: Handler,
+    deliverer: Delivery,
     options: Options,
-    timeout: Timeout = None,
-    return_image_base64: bool = False,
+    wanted: Annotated[AttachQuery, Query()],
 ) -> Response:
     """Answers as the POST would have, for a prompt that is queued, running or finished."""
-    structlog.contextvars.bind_contextvars(prompt_id=str(prompt_id))
-    timeout_s = _timeout_s(timeout, options)
-    try:
-        result = await unless_gone(request, handler.attach(str(prompt_id), timeout_s=timeout_s))
-    except ClientGoneError:
-        return _nobody()
-    return await _answer(handler, result, with_base64=return_image_base64)
+    known_id = str(prompt_id)
+    structlog.contextvars.bind_contextvars(prompt_id=known_id)
+    timeout_s = _timeout_s(wanted.timeout, options)
+    call = Call(
+        known_id,
+        accepted_by(request),
+        wanted.order(),
+        wanted.node_id,
+        wanted.previews,
+        lambda: handler.workflow_of(known_id),
+    )
+    return await answer(
+        request, deliverer, call, lambda listener: handler.attach(known_id, timeout_s=timeout_s, listener=listener)
+    )
 
 
 @router.delete("/prompt_sync/{prompt_id}", summary="Cancel a prompt")
@@ -117,29 +153,3 @@ def _timeout_s(timeout: float | None, options: WebOptions) -> float:
     if timeout > options.max_timeout_s:
         raise RequestError(f"timeout: at most {options.max_timeout_s:g} seconds (MAX_TIMEOUT)")
     return timeout
-
-
-async def _answer(handler: ComfyUIHandler, result: PromptResult, *, with_base64: bool) -> Response:
-    """The result as JSON: in one piece while it is small, streamed with bounded memory when it is not."""
-
-    def open_file(file: OutputFile) -> AbstractAsyncContextManager[View]:
-        return handler.open_file(result, file)
-
-    pieces = result_json(result, open_file=open_file if with_base64 else None)
-    start = bytearray()
-    async for piece in pieces:
-        start += piece
-        if len(start) > _WHOLE_ANSWER:
-            return StreamingResponse(_all(bytes(start), pieces), media_type="application/json")
-    return Response(bytes(start), media_type="application/json")
-
-
-async def _all(start: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield start
-    async for piece in rest:
-        yield piece
-
-
-def _nobody() -> Response:
-    """Nobody reads this; the status stands in the access log (nginx's "client closed request")."""
-    return Response(status_code=499)

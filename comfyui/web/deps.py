@@ -11,6 +11,7 @@ import orjson
 from fastapi import Depends, Request
 from pydantic import ValidationError
 
+from comfyui.delivery import Deliverer
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import PromptRequest
 from comfyui.web.errors import RequestError, describe_validation
@@ -33,6 +34,11 @@ class ClientGoneError(Exception):
 def get_handler(request: Request) -> ComfyUIHandler:
     handler: ComfyUIHandler = request.app.state.handler
     return handler
+
+
+def get_deliverer(request: Request) -> Deliverer:
+    deliverer: Deliverer = request.app.state.deliverer
+    return deliverer
 
 
 def get_options(request: Request) -> WebOptions:
@@ -61,6 +67,7 @@ async def get_prompt_request(request: Request) -> PromptRequest:
 
 
 Handler = Annotated[ComfyUIHandler, Depends(get_handler)]
+Delivery = Annotated[Deliverer, Depends(get_deliverer)]
 Options = Annotated[WebOptions, Depends(get_options)]
 Body = Annotated[PromptRequest, Depends(get_prompt_request)]
 

@@ -1,0 +1,197 @@
+"""A prompt's answer in the form that the client takes: JSON, events, the bytes of one file, an archive of all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+
+from comfyui.delivery import Deliverer, Order
+from comfyui.handler import Listener
+from comfyui.models import OutputFile, PromptResult
+from comfyui.web.accept import Accepted, Form
+from comfyui.web.deps import ClientGoneError, unless_gone
+from comfyui.web.errors import NotAcceptableError, request_id_of
+from comfyui.web.sse import EventFeed, event_stream
+from comfyui.web.streams import BodyStream, content_disposition, continued
+
+# An answer up to this size is sent in one piece with its length; a larger one streams.
+_WHOLE_ANSWER = 1024 * 1024
+# A refusal that comes sooner than this still gets its HTTP status, although events were asked for.
+_START_PATIENCE_S = 1.0
+_MOST_NAMED = 20
+_NO_FILE = "the prompt has no output file; ask for application/json"
+
+Work = Callable[[Listener | None], Coroutine[Any, Any, PromptResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request for the answer of one prompt.
+
+    Attributes:
+        accepted: what the client takes.
+        node_id: whose file is wanted, where bytes are.
+        previews: wanted among the events.
+        workflow: gives the prompt's workflow, or None while it is not known.
+    """
+
+    prompt_id: str
+    accepted: Accepted
+    order: Order
+    node_id: str | None
+    previews: bool
+    workflow: Callable[[], Mapping[str, Any] | None]
+
+
+async def answer(request: Request, deliverer: Deliverer, call: Call, work: Work) -> Response:
+    """Do `work`, which gives the result and tells a listener of events, and answer it.
+
+    When the client goes away, `work` is cancelled.
+
+    Raises:
+        ComfyUIError: from `work`; `NotAcceptableError` when the result has not the form that the client takes.
+    """
+    forms = call.accepted.forms()
+    deliverer.check(call.order)
+    try:
+        if forms[0] == "events":
+            return await _events(request, deliverer, call, work)
+
+        async def finish() -> Response:
+            return await _finished(deliverer, call, forms, await work(None))
+
+        return await unless_gone(request, finish())
+    except ClientGoneError:
+        # Nobody reads this; the status stands in the access log (nginx's "client closed request").
+        return Response(status_code=499)
+
+
+async def _finished(deliverer: Deliverer, call: Call, forms: Sequence[Form], result: PromptResult) -> Response:
+    """In the first of the forms that this result can have; the last one's reason when it can have none."""
+    refusal: NotAcceptableError | None = None
+    for form in forms:
+        try:
+            match form:
+                case "raw":
+                    return await _raw(deliverer, call, result)
+                case "zip":
+                    return await _zip(deliverer, call, result)
+                case _:  # "events" among others is JSON: what happened is over
+                    return await _json(deliverer, call, result)
+        except NotAcceptableError as error:
+            refusal = refusal or error
+    assert refusal is not None  # noqa: S101 - there is at least one form
+    raise refusal
+
+
+async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
+    """In one piece while it is small, streamed with bounded memory when it is not."""
+    entries = await deliverer.entries(result, call.order)
+    start = bytearray()
+    async with AsyncExitStack() as stack:
+        pieces = await stack.enter_async_context(aclosing(deliverer.json(result, entries, call.order)))
+        async for piece in pieces:
+            start += piece
+            if len(start) > _WHOLE_ANSWER:
+                body = continued(bytes(start), pieces)
+                return BodyStream(body, "application/json", stack=stack.pop_all())
+    return Response(bytes(start), media_type="application/json")
+
+
+async def _raw(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
+    file = _chosen(call, result)
+    async with AsyncExitStack() as stack:
+        content = await stack.enter_async_context(deliverer.open(result, file, call.order))
+        first = await anext(content.chunks, b"")  # so that a file that is gone still has a status
+        opened = stack.pop_all()
+    headers = _headers_of(content.filename, call)
+    if content.length is not None:
+        headers["Content-Length"] = str(content.length)
+    return BodyStream(continued(first, content.chunks), content.content_type, headers, opened)
+
+
+async def _zip(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
+    if not result.files:
+        raise NotAcceptableError(_NO_FILE, prompt_id=call.prompt_id)
+    async with AsyncExitStack() as stack:
+        pieces = await stack.enter_async_context(aclosing(deliverer.zip(result, call.order)))
+        first = await anext(pieces)
+        opened = stack.pop_all()
+    headers = _headers_of(f"{call.prompt_id}.zip", call)
+    return BodyStream(continued(first, pieces), "application/zip", headers, opened)
+
+
+def _headers_of(filename: str, call: Call) -> dict[str, str]:
+    return {
+        "Content-Disposition": content_disposition(filename),
+        "X-Content-Type-Options": "nosniff",
+        "X-Prompt-Id": call.prompt_id,
+    }
+
+
+def _chosen(call: Call, result: PromptResult) -> OutputFile:
+    """The one file that the client can mean. Raises `NotAcceptableError` that says which there are."""
+    of_node = [file for file in result.files if call.node_id in (None, file.node_id)]
+    fitting = [file for file in of_node if call.accepted.takes(_type_of(call, file))]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not result.files:
+        detail = _NO_FILE
+    elif not of_node:
+        detail = f"node {call.node_id!r} has no output file; there are {_named(result.files)}"
+    elif not fitting:
+        detail = f"no output file is of a type that Accept names; there are {_named(of_node)}"
+    elif len({file.node_id for file in fitting}) > 1:
+        detail = f"there are several output files, choose one by ?node_id=: {_named(fitting)}"
+    else:
+        detail = f"node {fitting[0].node_id} has several output files, ask for application/zip: {_named(fitting)}"
+    raise NotAcceptableError(detail, prompt_id=call.prompt_id)
+
+
+def _type_of(call: Call, file: OutputFile) -> str:
+    """What the file's type is going to be, as far as that is known before it is read."""
+    convert = call.order.convert
+    return f"image/{convert.format}" if convert and file.content_type.startswith("image/") else file.content_type
+
+
+def _named(files: Sequence[OutputFile]) -> str:
+    names = [f"{file.filename} (node {file.node_id}, {file.content_type})" for file in files[:_MOST_NAMED]]
+    return ", ".join(names) + (", …" if len(files) > _MOST_NAMED else "")
+
+
+async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work) -> Response:
+    feed = EventFeed(call.prompt_id, call.workflow, previews=call.previews)
+
+    async def finish() -> AsyncGenerator[bytes, None]:
+        result = await work(feed)
+        return deliverer.json(result, await deliverer.entries(result, call.order), call.order)
+
+    async with AsyncExitStack() as stack:
+        working = asyncio.create_task(finish(), name=f"answer {call.prompt_id}")
+        stack.push_async_callback(_cancelled, working)
+        await unless_gone(request, _begun(working, feed))
+        if working.done():
+            working.result()  # what failed so early is no event yet
+        opened = stack.pop_all()
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Prompt-Id": call.prompt_id}
+    body = event_stream(feed, working, request_id=request_id_of(request))
+    return BodyStream(body, "text/event-stream", headers, opened)
+
+
+async def _begun(working: asyncio.Task[Any], feed: EventFeed) -> None:
+    """Until there is something to tell, or it failed, or that takes too long to make the client wait for headers."""
+    news = asyncio.create_task(feed.news())
+    try:
+        await asyncio.wait((working, news), timeout=_START_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        news.cancel()
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
