@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import orjson
@@ -18,7 +18,7 @@ from comfyui.client import View
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import InputFile, OutputFile, PromptRequest, PromptResult
-from comfyui.storage import ObjectStore, Placement
+from comfyui.storage import ObjectStore, Placement, StorageRefusedError
 
 _LIMITS = "RunPod takes 10 MB as the reply of /run and 20 MB of /runsync"
 
@@ -40,10 +40,11 @@ class NamedInput(BaseModel):
 
 
 class OutputPlacement(BaseModel):
-    """Where the files are stored, as far as a caller may choose."""
+    """Where the files are stored, as far as a caller may choose: ``output`` of ``/prompt_sync``."""
 
     model_config = ConfigDict(extra="forbid")
 
+    store: Literal["s3", "none"] = "s3"
     bucket: str | None = None
     prefix: str | None = None
     presign_seconds: int | None = None
@@ -77,6 +78,18 @@ class JobInput(BaseModel):
     def placement(self) -> Placement:
         chosen = self.output
         return Placement(chosen.bucket, chosen.prefix, chosen.presign_seconds) if chosen else Placement()
+
+    @property
+    def wants_store(self) -> bool | None:
+        """None: as the worker is set up."""
+        return None if self.output is None else self.output.store == "s3"
+
+    def check_placement(self, store: ObjectStore | None) -> None:
+        """Raises `StorageRefusedError` for a place that the files cannot have, before any work is done."""
+        if store is not None:
+            store.check(self.placement)
+        elif self.wants_store:
+            raise StorageRefusedError("output.store: this worker has no object store (S3_BUCKET is not set)")
 
     def request(self, prompt_id: UUID) -> PromptRequest:
         """Raises `ComfyUIInputError` with the field's name for a file name that ComfyUI must not be given."""
@@ -138,9 +151,11 @@ async def reply(
         "node_errors": result.node_errors,
     }
     left = max_bytes - len(orjson.dumps(body))
+    if job.wants_store is False:
+        store = None
     if job.return_base64 is False and store is None:
         return {**body, "images": [{**_head(file), "type": "file"} for file in files]}
-    if store is None or job.return_base64:
+    if store is None or (job.return_base64 and not job.wants_store):
         images = await _as_base64(handler, result, files, left)
         if images is not None:
             return {**body, "images": images}

@@ -125,8 +125,7 @@ class RunPodWorker:
 
     async def _run(self, running: _Running, job: Job, parsed: JobInput) -> dict[str, Any]:
         request = parsed.request(prompt_id_for_job(_PLATFORM, str(job["id"])))
-        if running.store is not None:
-            running.store.check(parsed.placement)
+        parsed.check_placement(running.store)
         async with _progress(self._sdk, job, parsed.workflow, self._settings.progress_interval) as listener:
             result = await running.worker.run(request, listener=listener)
             max_bytes = int(self._settings.max_result_mb * _MB)

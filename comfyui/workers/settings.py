@@ -64,6 +64,9 @@ class RunPodSettings(BaseSettings):
     )
     log_output: str = Field(default="console", min_length=1, description="console, json, or the path of a file.")
     s3_bucket: str = Field(default="", description="Bucket for output files; empty: no object store.")
+    s3_allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Further buckets that a job may name."
+    )
     s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
     s3_endpoint_url: str | None = Field(default=None, description="Endpoint of a store that is not AWS.")
     s3_public_endpoint_url: str | None = Field(default=None, description="Where callers reach it, when elsewhere.")
@@ -83,7 +86,7 @@ class RunPodSettings(BaseSettings):
     def _as_arguments(cls, value: Any) -> Any:
         return tuple(shlex.split(value)) if isinstance(value, str) else value
 
-    @field_validator("input_url_allow", mode="before")
+    @field_validator("input_url_allow", "s3_allowed_buckets", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -120,6 +123,7 @@ class RunPodSettings(BaseSettings):
                 session_token=self.s3_session_token,
                 addressing_style=self.s3_addressing_style,
                 presign_seconds=self.s3_presign_seconds,
+                allowed_buckets=self.s3_allowed_buckets,
             )
         )
 

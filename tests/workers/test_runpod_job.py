@@ -15,7 +15,7 @@ from comfyui.engine import Engine
 from comfyui.events import Executing, ExecutionCached, Progress, Unknown
 from comfyui.exceptions import ComfyUIInputError, ComfyUITaskError, ComfyUIValidationError
 from comfyui.models import PromptRequest
-from comfyui.storage import LocalStore
+from comfyui.storage import LocalStore, StorageRefusedError
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.diagnostics import diagnostics, error_text, models_found
@@ -153,6 +153,23 @@ async def test_a_store_is_used_unless_base64_is_asked_for(worker: ComfyUIWorker,
     answer = await reply(worker.handler, result, job, store=None, max_bytes=10_000)
     assert answer["images"][0]["type"] == "file"
     assert "data" not in answer["images"][0]
+
+
+async def test_a_job_may_choose_the_store_or_none(worker: ComfyUIWorker, tmp_path: Path) -> None:
+    wanted = parse_input(
+        {"workflow": output_workflow(10), "return_base64": True, "output": {"store": "s3", "prefix": "p"}}
+    )
+    unwanted = parse_input({"workflow": output_workflow(10), "output": {"store": "none"}})
+    with pytest.raises(StorageRefusedError, match="S3_BUCKET is not set"):
+        wanted.check_placement(None)
+    unwanted.check_placement(None)
+    result = await worker.run(wanted.request(ID))
+    async with LocalStore(tmp_path, "https://files.example") as store:
+        answers = [
+            await reply(worker.handler, result, job, store=store, max_bytes=10_000) for job in (wanted, unwanted)
+        ]
+    assert [answer["images"][0]["type"] for answer in answers] == ["s3_url", "base64"]
+    assert answers[0]["images"][0]["data"].startswith(f"https://files.example/p/{ID}/")
 
 
 async def test_a_file_that_is_gone_does_not_take_the_others_with_it(engine: Engine, worker: ComfyUIWorker) -> None:

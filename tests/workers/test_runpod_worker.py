@@ -17,13 +17,20 @@ from typing import Any
 import aiohttp
 import pytest
 from PIL import Image
+from pydantic import SecretStr
+from yarl import URL
 
+from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
+from tests.integration import test_storage
 from tests.running import Workflow, invert_workflow, sleep_workflow
 from tests.workers.job_api import JobApi, WorkerProcess, free_port, running_worker
 
 if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
+
+
+seaweedfs = test_storage.seaweedfs
 
 
 @pytest.fixture
@@ -215,6 +222,42 @@ async def test_too_large_a_result_says_what_to_set(api: JobApi) -> None:
         done: dict[str, Any] = await api.result("small")
         assert done["stopPod"] is True
         assert "refresh_worker" not in done["output"]
+
+
+async def test_files_are_in_a_real_s3_server_before_the_reply_links_them(api: JobApi, seaweedfs: str) -> None:
+    store = S3Store(
+        S3Settings(
+            "runpod-renders",
+            endpoint_url=seaweedfs,
+            access_key=SecretStr(test_storage.ACCESS_KEY),
+            secret_key=SecretStr(test_storage.SECRET_KEY),
+            addressing_style="path",
+        )
+    )
+    async with store:
+        await store._client.create_bucket(Bucket="runpod-renders")
+    environment = {
+        **api.environment(),
+        "S3_BUCKET": "runpod-renders",
+        "S3_ENDPOINT_URL": seaweedfs,
+        "S3_ACCESS_KEY": test_storage.ACCESS_KEY,
+        "S3_SECRET_KEY": test_storage.SECRET_KEY,
+        "S3_ADDRESSING_STYLE": "path",
+    }
+    async with running_worker(environment) as worker, aiohttp.ClientSession() as http:
+        api.submit("stored", {"workflow": invert_workflow(), "output": {"store": "s3", "prefix": "customer-7"}})
+        [image] = (await api.result("stored"))["output"]["images"]
+        assert image["type"] == "s3_url"
+        assert f"/runpod-renders/customer-7/{prompt_id('stored')}/3/test_00001_.png?" in image["data"]
+        async with http.get(URL(image["data"], encoded=True)) as response:
+            content = await response.read()
+        assert (response.status, len(content)) == (200, image["size"])
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.size == (16, 12)
+        api.submit("refused", {"workflow": invert_workflow(), "output": {"bucket": "another"}})
+        assert "bucket 'another' is not one" in (await api.result("refused"))["error"]
+        assert list(await worker.executed()) == [prompt_id("stored")]
+        assert not any(test_storage.SECRET_KEY in line for line in worker.lines)
 
 
 async def test_comfyui_that_cannot_start_is_told_with_its_last_words(api: JobApi) -> None:
