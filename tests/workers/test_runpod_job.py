@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
+import aiohttp
 import pytest
 from pydantic import SecretStr
 
 from comfyui.engine import Engine
-from comfyui.events import Executing, ExecutionCached, Progress, Unknown
-from comfyui.exceptions import ComfyUIInputError, ComfyUITaskError, ComfyUIValidationError
+from comfyui.events import Event, Executing, ExecutionCached, Progress, Unknown
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIInputError, ComfyUITaskError, ComfyUIValidationError
 from comfyui.models import PromptRequest
 from comfyui.storage import LocalStore, StorageRefusedError
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
@@ -22,7 +25,8 @@ from comfyui.workers.diagnostics import diagnostics, error_text, models_found
 from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.runpod_job import ResultTooLargeError, parse_input, reply
 from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
-from tests.running import Workflow, invert_workflow
+from tests.running import Workflow, invert_workflow, sleep_workflow
+from tests.workers.job_api import free_port
 
 ID = UUID("7f000001-0000-4000-8000-000000000001")
 
@@ -336,3 +340,57 @@ def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatc
 async def test_output_paths_are_below_the_output_folder(worker: ComfyUIWorker) -> None:
     result = await worker.run(PromptRequest(prompt=invert_workflow(prefix="deep/er/x")))
     assert path_of(result.files[0], "/data/output") == "/data/output/deep/er/x_00001_.png"
+
+
+# ComfyUI as a child
+
+
+async def test_a_gpu_fault_fails_one_job_and_the_next_has_a_new_comfyui() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "comfyui.engine", "--port", str(port)]
+    async with ComfyUIWorker(WorkerOptions(f"127.0.0.1:{port}", command)) as worker:
+        assert worker.process is not None
+        with pytest.raises(ComfyUIConnectionError, match="not ready yet"):
+            _ = worker.handler
+        await worker.run(PromptRequest(prompt=invert_workflow(1)))
+        first = worker.process.pid
+        async with aiohttp.ClientSession() as http:
+            await http.post(f"http://127.0.0.1:{port}/engine/faults", json={"cuda_fault": True})
+        with pytest.raises(ComfyUITaskError, match="CUDA"):
+            await worker.run(PromptRequest(prompt=invert_workflow(2)))
+        result = await worker.run(PromptRequest(prompt=invert_workflow(3)))
+        assert len(result.files) == 1
+        assert worker.process.pid != first
+        assert worker.process.crashes == 0
+
+
+async def test_jobs_run_one_at_a_time_unless_set_otherwise(engine: Engine) -> None:
+    for jobs_at_once in (1, 2):
+        most = 0
+        async with ComfyUIWorker(WorkerOptions(engine.url, jobs_at_once=jobs_at_once)) as worker:
+            await worker.wait_until_ready()
+
+            def note(_event: Event, worker: ComfyUIWorker = worker) -> None:
+                nonlocal most
+                most = max(most, worker.handler.waiting)
+
+            await asyncio.gather(
+                *(
+                    worker.run(PromptRequest(prompt=sleep_workflow(0.05, tag=10 * jobs_at_once + tag)), listener=note)
+                    for tag in range(3)
+                )
+            )
+        assert most == jobs_at_once
+
+
+async def test_a_cancelled_job_leaves_comfyuis_queue_and_the_slot(engine: Engine) -> None:
+    async with ComfyUIWorker(WorkerOptions(engine.url)) as worker:
+        started = asyncio.Event()
+        request = PromptRequest(prompt=sleep_workflow(60), prompt_id=ID)
+        job = asyncio.create_task(worker.run(request, listener=lambda _event: started.set()))
+        await started.wait()
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        assert (await worker.run(PromptRequest(prompt=invert_workflow()))).files
+        assert await worker.pool.backends[0].client.get_queue() == {}
