@@ -86,13 +86,13 @@ class View:
 
 def parse_server_address(address: str) -> URL:
     """``host``, ``host:port`` or a URL as a base URL without a trailing slash; raises ValueError with the reason."""
-    text = address.strip().rstrip("/")
+    text = address.strip()
     url = URL(text if "://" in text else f"http://{text}")
     if url.scheme not in {"http", "https"} or not url.host:
         raise ValueError(f"{address!r} is neither host:port nor an http(s) URL")
     if "://" not in text and url.explicit_port is None:
         url = url.with_port(8188)
-    return url
+    return url.with_path(url.path.rstrip("/"))
 
 
 class ComfyUIClient:

@@ -1,0 +1,160 @@
+"""`ComfyUIClient`: retries, and each of aiohttp's errors as one of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+from aioresponses import aioresponses
+
+from comfyui.client import ComfyUIClient, backoff_s, flat_node_errors, parse_server_address
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUINotFoundError,
+    ComfyUIServerError,
+    ComfyUIValidationError,
+)
+
+URL = "http://comfyui:8188"
+
+
+class _Nothing:
+    """aioresponses 0.7.9 does not give what aiohttp 3.14 wants of the request's writer."""
+
+    output_size = 0
+
+
+class _Response(aiohttp.ClientResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("stream_writer", _Nothing())
+        super().__init__(*args, **kwargs)
+
+
+@pytest.fixture
+def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    monkeypatch.setattr("aioresponses.core.ClientResponse", _Response)
+    with aioresponses() as mocked:
+        yield mocked
+
+
+@pytest.fixture
+async def client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ComfyUIClient]:
+    monkeypatch.setattr("comfyui.client.backoff_s", lambda *_args, **_kwargs: 0)
+    async with ComfyUIClient(URL, retries=2) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_read_is_retried_on_a_gateway_s_status(
+    client: ComfyUIClient, upstream: aioresponses, status: int
+) -> None:
+    upstream.get(f"{URL}/history/x", status=status)
+    upstream.get(f"{URL}/history/x", payload={"x": {"outputs": {}}})
+    assert await client.get_history("x") == {"outputs": {}}
+
+
+async def test_a_read_is_retried_on_a_broken_connection_and_gives_up_in_the_end(
+    client: ComfyUIClient, upstream: aioresponses
+) -> None:
+    for _ in range(3):
+        upstream.get(f"{URL}/history/x", exception=aiohttp.ServerDisconnectedError())
+    with pytest.raises(ComfyUIConnectionError, match="closed without an answer") as raised:
+        await client.get_history("x")
+    assert raised.value.sent
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500])
+async def test_other_statuses_are_not_retried(client: ComfyUIClient, upstream: aioresponses, status: int) -> None:
+    upstream.get(f"{URL}/history/x", status=status)
+    with pytest.raises(ComfyUIServerError, match=str(status)) as raised:
+        await client.get_history("x")
+    assert raised.value.upstream_status == status
+
+
+@pytest.mark.parametrize("body", ["<html>", '{"half":', "[1]"])
+async def test_what_is_not_a_json_object_is_a_server_error(
+    client: ComfyUIClient, upstream: aioresponses, body: str
+) -> None:
+    upstream.get(f"{URL}/history/x", body=body)
+    with pytest.raises(ComfyUIServerError, match="JSON"):
+        await client.get_history("x")
+
+
+@pytest.mark.parametrize(
+    "failure", [aiohttp.ServerDisconnectedError(), TimeoutError(), aiohttp.ClientOSError(104, "reset")]
+)
+async def test_a_submission_is_never_retried_and_says_that_it_may_have_arrived(
+    client: ComfyUIClient, upstream: aioresponses, failure: Exception
+) -> None:
+    upstream.post(f"{URL}/prompt", exception=failure)
+    upstream.post(f"{URL}/prompt", payload={"prompt_id": "x", "number": 1, "node_errors": {}})
+    with pytest.raises(ComfyUIConnectionError) as raised:
+        await client.queue_prompt({"prompt": {}})
+    assert raised.value.sent
+
+
+async def test_a_refused_connection_says_that_nothing_was_sent(unused_tcp_port: int) -> None:
+    async with ComfyUIClient(f"127.0.0.1:{unused_tcp_port}", retries=0) as client:
+        with pytest.raises(ComfyUIConnectionError, match="cannot be reached") as raised:
+            await client.queue_prompt({"prompt": {}})
+    assert not raised.value.sent
+
+
+async def test_a_refusal_carries_the_node_errors(client: ComfyUIClient, upstream: aioresponses) -> None:
+    body = {
+        "error": {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"},
+        "node_errors": {
+            "3": {"errors": [{"message": "Value not in list", "details": "sampler_name: 'nope' not in […]"}]}
+        },
+    }
+    upstream.post(f"{URL}/prompt", status=400, payload=body)
+    with pytest.raises(ComfyUIValidationError) as raised:
+        await client.queue_prompt({"prompt": {}})
+    assert raised.value.node_errors == {"3": ("Value not in list: sampler_name: 'nope' not in […]",)}
+    assert raised.value.upstream == body
+
+
+async def test_a_file_that_is_not_there_is_not_found(client: ComfyUIClient, upstream: aioresponses) -> None:
+    upstream.get(f"{URL}/view?filename=a.png&subfolder=&type=output", status=404)
+    with pytest.raises(ComfyUINotFoundError, match=r"a\.png"):
+        async with client.view("a.png"):
+            pass
+
+
+async def test_a_cancelled_call_stays_cancelled(client: ComfyUIClient, upstream: aioresponses) -> None:
+    upstream.get(f"{URL}/history/x", exception=asyncio.CancelledError())
+    with pytest.raises(asyncio.CancelledError):
+        await client.get_history("x")
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8188"),
+        ("comfy:9000", "http://comfy:9000"),
+        ("https://comfy.example/", "https://comfy.example"),
+        ("http://u:p@comfy:1/base/", "http://u:p@comfy:1/base"),
+    ],
+)
+def test_addresses(address: str, url: str) -> None:
+    assert str(parse_server_address(address)).rstrip("/") == url
+
+
+@pytest.mark.parametrize("address", ["", "ftp://x", "http://", "://x"])
+def test_bad_addresses(address: str) -> None:
+    with pytest.raises(ValueError, match="neither host:port nor"):
+        parse_server_address(address)
+
+
+def test_back_off_doubles_to_its_limit_with_jitter() -> None:
+    for failures, ceiling in enumerate([0.1, 0.2, 0.4, 0.8, 1.0, 1.0]):
+        assert ceiling / 2 <= backoff_s(failures, start_s=0.1, max_s=1.0) <= ceiling
+    assert backoff_s(10_000, start_s=0.1, max_s=1.0) <= 1.0
+
+
+def test_node_errors_of_an_unknown_shape_are_no_error() -> None:
+    assert flat_node_errors(None) == {}
+    assert flat_node_errors({"3": "?", "4": {"errors": []}}) == {"4": ()}
