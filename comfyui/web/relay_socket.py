@@ -27,7 +27,7 @@ _Message = aiohttp.WSMsgType
 _NO_FRAME_LIMIT = 0
 # Long: ComfyUI's event loop stands still while it loads a model, and that is no reason to hang up.
 _HEARTBEAT_S = 120.0
-_CLOSE_PATIENCE_S = 5.0
+_CLOSE_PATIENCE_S = 2.0
 _NORMAL, _GOING_AWAY, _INTERNAL_ERROR, _TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
 # Codes that say how a connection ended; no endpoint may send them.
 _NO_CODE = 1005
@@ -64,7 +64,10 @@ class SocketRelay:
                 await _Bridge(scope, receive, send, comfyui, self._metrics, self._buffer_bytes).run()
         finally:
             self._metrics.relayed_websockets.dec()
-            await comfyui.close(code=_GOING_AWAY)
+            # aiohttp waits for each message before the close frame anew, and ComfyUI may have many.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_PATIENCE_S):
+                    await comfyui.close(code=_GOING_AWAY)
 
 
 async def _connect(upstream: Upstream, scope: Scope, target: str) -> aiohttp.ClientWebSocketResponse[bool]:

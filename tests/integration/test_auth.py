@@ -1,0 +1,342 @@
+"""API keys, the login page, and which web pages may use the gateway; each test of a refusal names the attack."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from comfyui.web.keys import COOKIE, KeyRing
+from config import SettingsError, load_settings
+from tests.relaying import Fetched, answer_ok, fetch, raw_request, relayed
+from tests.running import RunningGateway, invert_workflow, running_gateway
+
+_KEY, _OTHER = "correct-horse-battery", "second-key"
+_BEARER = {"Authorization": f"Bearer {_KEY}"}
+_PAGE = {"Accept": "text/html,*/*", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
+
+
+@pytest.fixture
+async def locked(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """Needs one of two keys; one origin is listed."""
+    async with running_gateway(
+        engine.url, api_keys=f"{_KEY}, {_OTHER}", cors_allow_origins="https://app.example"
+    ) as running:
+        yield running
+
+
+async def _login(gateway: RunningGateway, key: str = _KEY, target: str = "/") -> Fetched:
+    return await fetch(gateway, "/login", "POST", data={"key": key, "next": target}, headers={"Origin": gateway.url})
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {_KEY}"},
+        {"Authorization": f"bearer  {_OTHER}"},
+        {"X-API-Key": _KEY},
+        {"x-api-key": _OTHER, "Authorization": "Bearer wrong"},
+    ],
+)
+async def test_a_key_opens_every_path(locked: RunningGateway, headers: dict[str, str]) -> None:
+    for path in ("/queue", "/api/system_stats", "/metrics", "/docs"):
+        assert (await fetch(locked, path, headers=headers)).status == 200
+    answer = await fetch(locked, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=headers)
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": f"Bearer {_KEY[:-1]}"},
+        {"Authorization": f"Bearer {_KEY}x"},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Basic {_KEY}"},
+        {"X-API-Key": ""},
+        {"X-API-Key": f"{_KEY},{_OTHER}"},
+        {"Cookie": f"{COOKIE}={_KEY}"},
+        {"Cookie": f"{COOKIE}=9999999999.{'0' * 64}"},
+        {"Cookie": f"{COOKIE}="},
+    ],
+)
+async def test_nothing_else_opens_any(locked: RunningGateway, engine: Engine, headers: dict[str, str]) -> None:
+    engine.stats.reset()
+    for method, path in (("GET", "/queue"), ("POST", "/prompt"), ("POST", "/prompt_sync"), ("GET", "/metrics")):
+        answer = await fetch(locked, path, method, headers=headers)
+        assert (answer.status, answer.error_type) == (401, "unauthorized")
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert engine.stats.show()["requests"] == {}
+
+
+async def test_probes_need_no_key(locked: RunningGateway) -> None:
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert (await fetch(locked, path)).status == 200
+
+
+@pytest.mark.parametrize("path", ["/health/../queue", "//health", "/health/live/", "/%68ealth/x", "/api/health"])
+async def test_a_probes_name_opens_no_other_path(locked: RunningGateway, path: str) -> None:
+    answer = await raw_request(locked.url, f"GET {path} HTTP/1.1\r\nHost: g\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+async def test_a_websocket_needs_a_key_in_a_header_or_the_cookie_and_never_in_its_query(locked: RunningGateway) -> None:
+    """A query stands in logs and histories."""
+    for path in ("/ws", f"/ws?token={_KEY}", f"/ws?api_key={_KEY}"):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await locked.http.ws_connect(path)
+        assert refused.value.status == 401
+    async with locked.http.ws_connect("/ws", headers=_BEARER) as websocket:
+        assert "status" in await websocket.receive_str()
+    cookie = (await _login(locked)).headers["Set-Cookie"].split(";")[0]
+    async with locked.http.ws_connect("/ws", headers={"Cookie": cookie, "Origin": locked.url}) as websocket:
+        assert "status" in await websocket.receive_str()
+
+
+async def test_comfyui_never_sees_the_gateways_own_key_or_cookie() -> None:
+    async with relayed(answer_ok, api_keys=_KEY) as (comfyui, gateway):
+        cookie = (await _login(gateway)).headers["Set-Cookie"].split(";")[0]
+        await fetch(gateway, "/x", headers={**_BEARER, "X-API-Key": "for a custom node"})
+        await fetch(gateway, "/x", headers={"X-API-Key": _KEY, "Authorization": "Basic eA=="})
+        await fetch(gateway, "/x", headers={"Cookie": f"a=1; {cookie}; b=2"})
+        await fetch(gateway, "/x", headers={"Cookie": cookie})
+
+        first, second, third, fourth = (exchange.headers for exchange in comfyui.seen)
+        assert ("authorization" in first, first["x-api-key"]) == (False, "for a custom node")
+        assert ("x-api-key" in second, second["authorization"]) == (False, "Basic eA==")
+        assert third["cookie"] == "a=1; b=2"
+        assert "cookie" not in fourth
+        assert all(_KEY not in exchange.head.decode() for exchange in comfyui.seen)
+
+
+async def test_no_key_is_ever_logged(
+    locked: RunningGateway, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        await fetch(locked, "/queue", headers=_BEARER)
+        await fetch(locked, "/queue", headers={"X-API-Key": "wrong-key-shown"})
+        await _login(locked)
+        await _login(locked, "wrong-key-shown")
+        await fetch(locked, "/queue", headers={**_PAGE})
+    out = capsys.readouterr()
+    logged = caplog.text + out.out + out.err
+    assert _KEY not in logged
+    assert "wrong-key-shown" not in logged
+
+
+async def test_without_keys_everything_is_open_and_login_is_comfyuis(gateway: RunningGateway) -> None:
+    assert (await fetch(gateway, "/queue")).status == 200
+    assert (await fetch(gateway, "/login")).status == 404
+
+
+# Login
+
+
+async def test_a_person_is_led_to_the_login_page_and_back(locked: RunningGateway) -> None:
+    sent = await fetch(locked, "/?workflow=a%20b", headers=_PAGE)
+    assert (sent.status, sent.headers["Location"]) == (303, f"/login?next={quote('/?workflow=a%20b', safe='')}")
+    form = await fetch(locked, sent.headers["Location"], headers=_PAGE)
+    assert form.status == 200
+    assert b'value="/?workflow=a%20b"' in form.body
+    assert b"http" not in form.body.replace(b"<!doctype html>", b"")  # nothing is loaded from elsewhere
+
+    back = await _login(locked, target="/?workflow=a%20b")
+    assert (back.status, back.headers["Location"]) == (303, "/?workflow=a%20b")
+    cookie = back.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert "Secure" not in cookie  # over plain http the browser would not send it back
+    assert _KEY not in cookie
+    assert (await fetch(locked, "/queue", headers={"Cookie": cookie.split(";")[0]})).status == 200
+
+
+async def test_over_https_the_cookie_is_secure(locked: RunningGateway) -> None:
+    headers = {"X-Forwarded-Proto": "https"}  # of a proxy on this machine, which uvicorn believes
+    answer = await fetch(locked, "/login", "POST", data={"key": _KEY}, headers=headers)
+    assert "Secure" in answer.headers["Set-Cookie"]
+
+
+async def test_a_wrong_key_is_told_and_sets_no_cookie(locked: RunningGateway) -> None:
+    answer = await _login(locked, "wrong")
+    assert answer.status == 401
+    assert "Set-Cookie" not in answer.headers
+    assert b"not known" in answer.body
+
+
+async def test_a_script_gets_401_and_not_the_login_pages_html(locked: RunningGateway) -> None:
+    headers = {"Accept": "text/html, */*", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Site": "same-origin"}
+    assert (await fetch(locked, "/queue", headers=headers)).status == 401
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "evil", "", "/x\r\nA: b"],
+)
+async def test_the_login_page_leads_to_no_other_site(locked: RunningGateway, target: str) -> None:
+    """Open redirect: a link to our login page that ends on the attacker's copy of it."""
+    assert (await _login(locked, target=target)).headers["Location"] == "/"
+
+
+async def test_the_login_page_runs_nothing_that_its_address_says(locked: RunningGateway) -> None:
+    """Cross-site scripting by ``next``."""
+    attack = quote('/"><script>alert(1)</script>', safe="")
+    page = await fetch(locked, f"/login?next={attack}", headers=_PAGE)
+    assert b"<script" not in page.body
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+
+
+async def test_logout_forgets_the_cookie(locked: RunningGateway) -> None:
+    answer = await fetch(locked, "/logout", "POST", headers={"Origin": locked.url})
+    assert (answer.status, answer.headers["Location"]) == (303, "/login")
+    assert f'{COOKIE}=""' in answer.headers["Set-Cookie"]
+    assert "Max-Age=0" in answer.headers["Set-Cookie"]
+
+
+def test_a_session_ends_with_its_time_and_with_its_key() -> None:
+    now = 1000.0
+    ring = KeyRing([_KEY, _OTHER], session_s=60, clock=lambda: now)
+    token = ring.open_session(_KEY.encode())
+    assert token is not None
+    assert ring.is_session(token)
+    assert KeyRing([_KEY], session_s=60, clock=lambda: now).is_session(token)  # after a restart, too
+    assert not KeyRing([_OTHER], session_s=60, clock=lambda: now).is_session(token)
+    now = 1061.0
+    assert not ring.is_session(token)
+
+
+@pytest.mark.parametrize(
+    "forge", [lambda e, s: f"{int(e) + 9}.{s}", lambda e, s: f"{e}.{s[:-1]}", lambda e, s: f"{e} .{s}"]
+)
+def test_a_session_cannot_be_prolonged(forge: object) -> None:
+    ring = KeyRing([_KEY], session_s=60)
+    token = ring.open_session(_KEY.encode())
+    assert token is not None
+    expiry, _, signature = token.partition(".")
+    assert callable(forge)
+    assert not ring.is_session(forge(expiry, signature))
+
+
+# Pages of other sites
+
+_EVIL = {"Origin": "https://evil.example"}
+
+
+@pytest.mark.parametrize(
+    ("attack", "method", "headers"),
+    [
+        ("a page posts a workflow to the user's own network", "POST", _EVIL),
+        ("the same from a sandboxed frame", "POST", {"Origin": "null"}),
+        ("the same port on another host", "POST", {"Origin": "http://127.0.0.1.evil.example"}),
+        ("our address as the user part", "POST", {"Origin": "http://127.0.0.1@evil.example"}),
+        ("another port of this host", "POST", {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}),
+        ("a page reads the queue", "GET", {**_EVIL, "Sec-Fetch-Site": "cross-site"}),
+        ("a page shows our pictures as its own", "GET", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}),
+        ("a form of a page", "POST", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
+    ],
+)
+@pytest.mark.parametrize("path", ["/queue", "/prompt_sync"])
+async def test_a_foreign_page_is_refused(
+    gateway: RunningGateway, engine: Engine, path: str, attack: str, method: str, headers: dict[str, str]
+) -> None:
+    engine.stats.reset()
+    answer = await fetch(gateway, path, method, headers=headers)
+    assert (answer.status, answer.error_type) == (403, "forbidden"), attack
+    assert engine.stats.show()["requests"] == {}
+
+
+async def test_a_foreign_page_opens_no_websocket(gateway: RunningGateway) -> None:
+    """Cross-site websocket hijacking: browsers do not ask before they open one."""
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await gateway.http.ws_connect("/ws", headers=_EVIL)
+    assert refused.value.status == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "http://{own}"},
+        {"Origin": "http://{own}", "Sec-Fetch-Site": "same-origin"},
+        {"Origin": "https://public.example", "Host": "public.example:443"},
+        {"Origin": "https://public.example", "X-Forwarded-Host": "public.example"},
+        {"Origin": "https://public.example", "Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
+    ],
+)
+async def test_the_gateways_own_pages_and_programs_are_not_concerned(
+    gateway: RunningGateway, headers: dict[str, str]
+) -> None:
+    own = gateway.url.removeprefix("http://")
+    headers = {name: value.format(own=own) for name, value in headers.items()}
+    assert (await fetch(gateway, "/queue", "POST", json={"delete": []}, headers=headers)).status == 200
+
+
+async def test_a_link_from_elsewhere_opens_a_page(gateway: RunningGateway) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert (await fetch(gateway, "/", headers=headers)).status == 200
+
+
+# CORS
+
+
+async def test_a_listed_origin_may_ask_and_read(locked: RunningGateway) -> None:
+    origin = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
+    asked = await fetch(
+        locked,
+        "/prompt_sync",
+        "OPTIONS",
+        headers={
+            **origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        },
+    )
+    assert asked.status == 200
+    assert asked.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert asked.headers["Access-Control-Allow-Methods"] == "POST"
+    assert asked.headers["Access-Control-Allow-Headers"] == "authorization,content-type"
+    for path in ("/queue", "/metrics"):
+        answer = await fetch(locked, path, headers={**origin, **_BEARER})
+        assert answer.status == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+        assert answer.headers["Vary"] == "Origin"
+    refused = await fetch(locked, "/queue", headers=origin)
+    assert refused.status == 401
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://app.example"
+
+
+async def test_a_page_that_is_not_listed_is_told_nothing_by_a_preflight(locked: RunningGateway) -> None:
+    answer = await fetch(locked, "/queue", "OPTIONS", headers={**_EVIL, "Access-Control-Request-Method": "POST"})
+    assert answer.status == 403
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+async def test_where_any_page_may_ask_none_may_ask_as_the_user_who_is_signed_in(engine: Engine) -> None:
+    async with running_gateway(engine.url, api_keys=_KEY, cors_allow_origins="*") as gateway:
+        cookie = {"Cookie": (await _login(gateway)).headers["Set-Cookie"].split(";")[0]}
+        assert (await fetch(gateway, "/queue", headers={**_EVIL, **cookie})).status == 401
+        answer = await fetch(gateway, "/queue", headers={**_EVIL, **_BEARER})
+        assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, "*")
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("value", ["app.example", "https://app.example/path", "https://"])
+def test_an_origin_that_is_none_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ALLOW_ORIGINS", value)
+    with pytest.raises(SettingsError, match="CORS_ALLOW_ORIGINS"):
+        load_settings()
+
+
+def test_keys_do_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", f"{_KEY}, {_OTHER}")
+    settings = load_settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == [_KEY, _OTHER]
+    assert _KEY not in repr(settings)
+    assert _KEY not in str(settings.model_dump())
