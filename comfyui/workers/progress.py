@@ -1,4 +1,4 @@
-"""A prompt's events as one line of progress, for platforms that show some."""
+"""A prompt's progress as platforms show it: one line, and one figure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from comfyui.events import Event, Executing, ExecutionCached, Progress, ProgressState
+from comfyui import progress
+from comfyui.events import Event
 from comfyui.workflow import node_title
 
 
@@ -15,9 +16,9 @@ class ProgressReport:
     """How far a prompt is.
 
     Attributes:
-        fraction: of its nodes, from 0.0 to 1.0; it never goes back.
+        fraction: of the whole prompt, from 0.0 to 1.0.
         node_id, title: what runs now.
-        value, max: steps of that node, both 0 when it reports none.
+        value, max: steps of that node, both 0 when it has reported none.
     """
 
     fraction: float
@@ -27,7 +28,7 @@ class ProgressReport:
     max: float = 0
 
     def to_json(self) -> dict[str, Any]:
-        steps = f" {self.value:g}/{self.max:g}" if self.max else ""
+        steps = f" {self.value:g}/{self.max:g}" if self.max > 1 else ""
         return {**asdict(self), "message": f"{self.title}{steps}"}
 
 
@@ -36,35 +37,17 @@ class ProgressTracker:
 
     def __init__(self, prompt: Mapping[str, Any]) -> None:
         self._prompt = prompt
-        self._done: set[str] = set()
-        self._current = ""
+        self._tracker = progress.ProgressTracker(lambda: prompt)
         self._fraction = 0.0
 
     def observe(self, event: Event) -> ProgressReport | None:
         """What is to be shown now; None when the event changes nothing of it."""
-        match event:
-            case ExecutionCached(nodes=nodes):
-                self._done.update(nodes)
-                return None
-            case Executing(node=str() as node):
-                self._move_to(node)
-                return self._report(node)
-            case Progress(node=node, value=value, max=maximum):
-                node = node or self._current
-                self._move_to(node)
-                return self._report(node, value, maximum)
-            case ProgressState(nodes=nodes):
-                self._done.update(node for node, state in nodes.items() if state.get("state") == "finished")
-                return None
-            case _:
-                return None
-
-    def _move_to(self, node_id: str) -> None:
-        if self._current and self._current != node_id:
-            self._done.add(self._current)
-        self._current = node_id
-
-    def _report(self, node_id: str, value: float = 0, maximum: float = 0) -> ProgressReport:
-        done = len(self._done - {node_id}) + (value / maximum if maximum else 0)
-        self._fraction = max(self._fraction, min(1.0, done / len(self._prompt)))
-        return ProgressReport(round(self._fraction, 4), node_id, node_title(self._prompt, node_id), value, maximum)
+        report = None
+        for news in self._tracker.observe(event):
+            title = node_title(self._prompt, news.node)
+            if isinstance(news, progress.NodeProgress):
+                self._fraction = news.overall
+                report = ProgressReport(news.overall, news.node, title, news.value, news.max)
+            else:
+                report = ProgressReport(self._fraction, news.node, title)
+        return report
