@@ -61,7 +61,8 @@ $(VENV_MANIFESTS)/.ready: requirements/manifests.txt
 
 manifests: $(VENV_MANIFESTS)/.ready ## hold deploy's Kubernetes and Compose files against their schemas
 	$(VENV_MANIFESTS)/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
-	$(VENV_MANIFESTS)/bin/kubernetes-validate --strict --quiet deploy/k8s/gateway.yaml deploy/k8s/kustomization.yaml
+	$(VENV_MANIFESTS)/bin/kubernetes-validate --strict --quiet $(addprefix deploy/k8s/,deployment.yaml service.yaml \
+		poddisruptionbudget.yaml networkpolicy.yaml models.yaml secret.example.yaml)
 
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

@@ -127,6 +127,11 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("warmup_workflow", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return value or None
+
     @field_validator("comfyui_server_address")
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -82,3 +82,8 @@ def test_a_file_that_is_no_workflow_stops_the_start(tmp_path: Path, content: str
         path.write_text(content)
     with pytest.raises(SettingsError, match=f"WARMUP_WORKFLOW: .*{expected}"):
         create_app(Settings(warmup_workflow=path))
+
+
+def test_an_empty_setting_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARMUP_WORKFLOW", "")
+    assert Settings().warmup_workflow is None
