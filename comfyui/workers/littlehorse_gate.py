@@ -2,8 +2,8 @@
 
 The SDK alone claims one task more than it runs, while the server's timeout for it is running already; and when it stops
 it cancels what runs. So the gate holds each request for a task back until there is a place for it, knows from the
-replies and reports that pass which tasks are under way, and at the end waits for them. It sees the SDK through two calls
-of its stub and imports nothing of it.
+replies and reports that pass which tasks are under way, and at the end waits for them. It sees the SDK through two
+calls of its stub and imports nothing of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-_STREAM_END_S = 2.0
+_STREAM_END_S = 0.5
 
 Replies = AsyncIterator[Any]
 Poll = Callable[[AsyncIterator[Any]], Any]
@@ -86,9 +86,9 @@ class TaskGate:
                     self._running.add(_key(reply.result))
                     self._unreported.add(_key(reply.result))
                 yield reply
-        except asyncio.CancelledError:
-            # Withdrawn by `drain`; any other cancellation is meant for the caller.
-            if not self._draining.is_set() or not stream.cancelled():
+        except (asyncio.CancelledError, Exception):
+            # What `drain` withdraws ends in one of many errors; any other is the SDK's to see.
+            if not self._draining.is_set():
                 raise
         finally:
             self._streams.discard(stream)

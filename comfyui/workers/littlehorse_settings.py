@@ -26,6 +26,9 @@ class LittleHorseSettings(BaseSettings):
     comfyui_http_timeout_sec: float = Field(default=30.0, gt=0, description="Seconds for one request to ComfyUI.")
     comfyui_http_retries: int = Field(default=3, ge=0, le=20, description="Further tries of a request to ComfyUI.")
     lhw_num_worker_threads: int = Field(default=1, ge=1, description="Jobs at a time; one suits one GPU.")
+    lhw_heartbeat_interval_sec: float = Field(
+        default=10.0, gt=0, le=60, description="Seconds until a lost connection to LittleHorse is made again."
+    )
     health_port: int = Field(default=0, ge=0, le=65535, description="Serve /health and /metrics here; 0: do not.")
     max_input_mb: float = Field(default=512.0, gt=0, description="Largest single input, in MB.")
     input_url_allow: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -39,8 +39,6 @@ TASK_NAME = "execute-comfyui-workflow"
 _log = structlog.get_logger("littlehorse_worker")
 _RPC_TIMEOUT_S = 10
 _RETRY_MAX_S = 15.0
-# The SDK rebuilds a lost connection at its next heartbeat, by default up to a minute later.
-_HEARTBEAT_S = 10
 # Of the SDK's tries to report: 15 times, 2 s apart.
 _REPORT_S = 40.0
 # gRPC's limit for one message, which the server does not raise, is 4 MiB; output and log travel in one.
@@ -243,7 +241,8 @@ async def serve(settings: LittleHorseSettings, stop: asyncio.Event) -> bool:
     Raises:
         grpc.RpcError: the server refuses us or the task's definition.
     """
-    sdk.HEARTBEAT_INTERVAL_SECONDS = _HEARTBEAT_S
+    # The SDK rebuilds a lost connection at its next heartbeat, and has its interval as a constant: one minute.
+    sdk.HEARTBEAT_INTERVAL_SECONDS = settings.lhw_heartbeat_interval_sec
     async with AsyncExitStack() as stack:
         comfyui = await stack.enter_async_context(ComfyUIWorker(settings.worker_options()))
         gate = TaskGate(settings.lhw_num_worker_threads, lambda: _until_ready(comfyui))
@@ -271,9 +270,10 @@ async def serve(settings: LittleHorseSettings, stop: asyncio.Event) -> bool:
 
 async def _until_ready(comfyui: ComfyUIWorker) -> None:
     while True:
-        with contextlib.suppress(ComfyUIConnectionError):
-            await comfyui.pool.choose(patience_s=_RETRY_MAX_S)
-            return
+        try:
+            return await comfyui.wait_until_ready()
+        except ComfyUIConnectionError as error:
+            _log.warning("comfyui.not_ready", detail=error.detail)
 
 
 async def _register(task: WorkflowTask, config: GatedConfig, stop: asyncio.Event) -> bool:
@@ -299,7 +299,7 @@ async def _register(task: WorkflowTask, config: GatedConfig, stop: asyncio.Event
 async def _serve_health(stack: AsyncExitStack, port: int, worker: LHTaskWorker, comfyui: ComfyUIWorker) -> None:
     async def health(_request: web.Request) -> web.Response:
         said = worker.health()
-        why_not = comfyui.handler.why_not_ready()
+        why_not = comfyui.handler.why_not_ready() if comfyui.connected else "not reached yet"
         healthy = said.healthy and why_not is None
         body = {
             "status": "healthy" if healthy else "unhealthy",

@@ -16,6 +16,7 @@ from comfyui.client import backoff_s
 from comfyui.events import Event
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptResult
+from comfyui.process import ProcessState
 from comfyui.storage import ObjectStore, StorageError
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, TaskQueue, prompt_request
@@ -86,6 +87,7 @@ class TaskRunner:
             if not self._comfyui.pool.ready:
                 self._show("waiting for ComfyUI")
                 await self._pause(stopping, self._comfyui.wait_until_ready())
+                self._raise_when_comfyui_failed()
                 continue
             self._show("idle")
             self._news.clear()
@@ -114,6 +116,12 @@ class TaskRunner:
         finally:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
+
+    def _raise_when_comfyui_failed(self) -> None:
+        """A child that crashed too often is not started again: whoever supervises the worker has to know."""
+        process = self._comfyui.process
+        if process is not None and process.state is ProcessState.FAILED:
+            raise ComfyUIConnectionError(f"ComfyUI does not run: {process.reason}")
 
     async def _claim(self, stopping: asyncio.Task[Any]) -> ClaimedTask | None:
         """Under one token until there is an answer: when an answer was lost, the task is not."""

@@ -15,8 +15,9 @@ from typing import Any
 import structlog
 
 from comfyui.client import backoff_s
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.logs import configure_logging
-from comfyui.storage import ObjectStore, StorageError
+from comfyui.storage import ObjectStore
 from comfyui.workers.base import ComfyUIWorker, stop_on_signals
 from comfyui.workers.postgres_runner import TaskRunner, TaskRunnerOptions
 from comfyui.workers.postgres_schema import migrations
@@ -34,7 +35,9 @@ async def serve(settings: PostgresWorkerSettings, worker_id: str, stop: asyncio.
 
     Raises:
         QueueSetupError: the database or project does not take us; the text says what to do.
+        ComfyUIConnectionError: the ComfyUI that this worker starts crashed too often.
     """
+    failure: BaseException | None = None
     async with AsyncExitStack() as stack:
         api = None
         if settings.supabase_url and settings.supabase_service_role_key:
@@ -49,12 +52,25 @@ async def serve(settings: PostgresWorkerSettings, worker_id: str, stop: asyncio.
             poll_interval_s=settings.poll_interval,
             heartbeat_s=min(settings.poll_interval, settings.lease_seconds / 4),
         )
-        async with asyncio.TaskGroup() as group:
-            for lane in range(1, settings.jobs_at_once + 1):
-                name = worker_id if lane == 1 else f"{worker_id}-{lane}"
-                group.create_task(TaskRunner(name, queue, comfyui, store, options).run(stop), name=f"worker {name}")
-            _log.info("worker.started", worker_id=worker_id, lanes=settings.jobs_at_once)
+        names = [worker_id, *(f"{worker_id}-{lane}" for lane in range(2, settings.jobs_at_once + 1))]
+        _log.info("worker.started", worker_id=worker_id, jobs_at_once=len(names))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in names:
+                    group.create_task(TaskRunner(name, queue, comfyui, store, options).run(stop), name=f"worker {name}")
+        except* ComfyUIConnectionError as errors:
+            failure = _first(errors)
+        if failure is not None:
+            raise failure
     _log.info("worker.stopped", worker_id=worker_id)
+
+
+def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
+    """One reason is enough; each worker of this process met the same."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _store(settings: PostgresWorkerSettings, api: SupabaseApi | None) -> ObjectStore:
@@ -126,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(settings.log_level, settings.log_output)
     try:
         return asyncio.run(_migrate(settings) if chosen.migrate else _work(settings, chosen.worker_id))
-    except (QueueError, StorageError) as error:
+    except (QueueError, ComfyUIError) as error:
         print(error, file=sys.stderr)
         return 1
 

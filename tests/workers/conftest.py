@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -37,10 +37,3 @@ def _no_setting_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """No platform's variable of the developer's shell reaches a test."""
     for name in ("DATABASE_URL", "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "LH_HOST", "S3_BUCKET", "COMFY_PATH"):
         monkeypatch.delenv(name, raising=False)
-
-
-def pytest_ignore_collect(collection_path: Any) -> bool | None:
-    """The LittleHorse tests run where its SDK is: in .venv-littlehorse, by `make test`."""
-    if collection_path.name.startswith("test_littlehorse") and importlib.util.find_spec("littlehorse") is None:
-        return True
-    return None

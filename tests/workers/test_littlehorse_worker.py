@@ -1,0 +1,409 @@
+"""The worker's process on the real SDK, over real sockets, in front of the embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from comfyui.client import ComfyUIClient
+from comfyui.engine import Engine, EngineOptions
+from comfyui.workers.base import prompt_id_for_job
+from tests.running import invert_workflow, sleep_workflow
+
+if importlib.util.find_spec("littlehorse") is None:
+    pytest.skip("LittleHorse's SDK is in .venv-littlehorse: make test runs these there", allow_module_level=True)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 4 << 20
+
+
+@dataclass
+class Fake:
+    """The stand-in's process; `events` are what it told until now."""
+
+    process: asyncio.subprocess.Process
+    ports: list[int] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def do(self, **command: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command).encode() + b"\n")
+
+    def schedule(self, workflow: Any, guid: str, **options: Any) -> None:
+        self.do(schedule=workflow, guid=guid, **options)
+
+    async def until(self, event: str, *, within_s: float = 20.0, **facts: Any) -> dict[str, Any]:
+        """The first such event that was not asked for before."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(within_s):
+            while True:
+                for told in self.events:
+                    if told["event"] == event and facts.items() <= told.items():
+                        self.events.remove(told)
+                        return told
+                line = await self.process.stdout.readline()
+                assert line, "the stand-in ended"
+                self.events.append(json.loads(line))
+
+    async def report(self, guid: str) -> dict[str, Any]:
+        """The report of this task."""
+        others = []
+        try:
+            while True:
+                told = await self.until("ReportTask")
+                if told["report"]["taskRunId"]["taskGuid"] == guid:
+                    return {**told["report"], "size": told["size"]}
+                others.append(told)
+        finally:
+            self.events.extend(others)
+
+
+@asynccontextmanager
+async def running_fake(hosts: int = 1, port: int = 0) -> AsyncIterator[Fake]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "tests.workers.littlehorse_fake", str(hosts), str(port)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=64 << 20,
+        cwd=ROOT,
+    )
+    fake = Fake(process)
+    try:
+        fake.ports = (await fake.until("serving"))["ports"]
+        yield fake
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@dataclass(frozen=True)
+class Worker:
+    process: asyncio.subprocess.Process
+    log: Path
+
+    async def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        async with asyncio.timeout(20):
+            return await self.process.wait()
+
+    async def until_logged(self, text: str) -> None:
+        async with asyncio.timeout(20):
+            while text not in self.log.read_text():
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def running_worker(port: int, engine: Engine, **settings: Any) -> AsyncIterator[Worker]:
+    """At the end it is killed if it still lives; what it logged is shown when the test fails."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "LH_HOST": f"127.0.0.1:{port}",
+        "COMFYUI_BASE_URL": engine.url,
+        "COMFYUI_OUTPUT_DIR": "/data/output",
+        "COMFYUI_POLL_INTERVAL_SEC": "0.1",
+        "LHW_HEARTBEAT_INTERVAL_SEC": "0.5",
+        **{name.upper(): str(value) for name, value in settings.items()},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        with path.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "comfyui.workers.littlehorse_worker"),
+                env=environment,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+            )
+        try:
+            yield Worker(process, path)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            print(path.read_text()[-6000:])
+
+
+@dataclass(frozen=True)
+class Trio:
+    """A server, a worker and a ComfyUI that tests share which leave them as they were."""
+
+    fake: Fake
+    worker: Worker
+    engine: Engine
+    definition: dict[str, Any]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def shared() -> AsyncIterator[Trio]:
+    async with (
+        Engine(EngineOptions(step_seconds=0.002)) as engine,
+        running_fake() as fake,
+        running_worker(fake.ports[0], engine) as worker,
+    ):
+        yield Trio(fake, worker, engine, (await fake.until("PutTaskDef"))["request"])
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fake() -> AsyncIterator[Fake]:
+    async with running_fake() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def engine() -> AsyncIterator[Engine]:
+    async with Engine(EngineOptions(step_seconds=0.002)) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def worker(fake: Fake, engine: Engine) -> AsyncIterator[Worker]:
+    async with running_worker(fake.ports[0], engine) as running:
+        yield running
+
+
+def prompt_id_of(guid: str) -> str:
+    return str(prompt_id_for_job("littlehorse", f"wf-1/{guid}"))
+
+
+async def until_running(engine: Engine, prompt_id: str) -> None:
+    async with ComfyUIClient(engine.url) as client, asyncio.timeout(10):
+        while not (found := (await client.get_queue()).get(prompt_id)) or not found.running:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(shared: Trio) -> None:
+    assert shared.definition["name"] == "execute-comfyui-workflow"
+    assert [variable["name"] for variable in shared.definition["inputVars"]] == ["workflow"]
+    workflow = invert_workflow(prefix="sub/a")
+    shared.fake.schedule(workflow, "ok")
+    report = await shared.fake.report("ok")
+    assert report["status"] == "TASK_SUCCESS"
+    output = json.loads(report["output"]["jsonObj"])
+    assert output == {"prompt_id": prompt_id_of("ok"), "outputs": ["/data/output/sub/a_00001_.png"]}
+    lines = [line.partition("] ")[2] for line in report["logOutput"]["str"].splitlines()]
+    assert lines[0] == f"prompt {prompt_id_of('ok')}"
+    assert "running" in lines
+    assert lines[-2] == "collecting 1 file"
+    assert lines[-1].startswith("done in ")
+    assert len(lines) < 12
+
+
+@pytest.mark.parametrize(
+    ("workflow", "name", "said"),
+    [
+        ({"1": {"class_type": "NoSuchNode", "inputs": {}}}, "invalid-workflow", "NoSuchNode"),
+        ({}, "invalid-workflow", "empty"),
+        (None, "invalid-workflow", "workflow"),
+        ({"nodes": []}, "invalid-workflow", "UI-format"),
+        (
+            {
+                "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "gone.safetensors"}},
+                "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a"}},
+                "3": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+                "4": {"class_type": "VAEEncode", "inputs": {"pixels": ["3", 0], "vae": ["1", 2]}},
+                "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+                "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "x"}},
+            },
+            "missing-model",
+            "gone.safetensors",
+        ),
+    ],
+)
+async def test_what_no_retry_would_help_is_an_exception_with_a_name(
+    shared: Trio, workflow: Any, name: str, said: str
+) -> None:
+    shared.fake.schedule(workflow, "bad")
+    report = await shared.fake.report("bad")
+    assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", name)
+    assert said in report["exception"]["message"]
+    assert "failed: " in report["logOutput"]["str"]
+
+
+async def test_a_node_error_is_an_exception_that_tells_the_node(shared: Trio) -> None:
+    fault = {"class_type": "ImageInvert", "message": "too dark", "times": 1}
+    async with ComfyUIClient(shared.engine.url) as client:
+        await client._post("/engine/faults", {"node_error": fault})
+    shared.fake.schedule(invert_workflow(77), "node")
+    report = await shared.fake.report("node")
+    assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", "node-error")
+    assert "ImageInvert (node 2): RuntimeError: too dark" in report["exception"]["message"]
+    content = json.loads(report["exception"]["content"]["jsonObj"])
+    assert content == {"prompt_id": prompt_id_of("node"), "node_errors": {"2": ["RuntimeError: too dark"]}}
+
+
+async def test_a_workflow_that_saves_nothing_fails_and_says_so(shared: Trio) -> None:
+    workflow = invert_workflow()
+    workflow["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
+    shared.fake.schedule(workflow, "preview")
+    report = await shared.fake.report("preview")
+    assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", "no-outputs")
+    assert "1 preview" in report["exception"]["message"]
+
+
+async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comfyui(fake: Fake, engine: Engine) -> None:
+    async with running_worker(fake.ports[0], engine, comfyui_history_timeout_sec=0.5):
+        fake.schedule(sleep_workflow(60), "slow")
+        report = await fake.report("slow")
+        assert report["status"] == "TASK_FAILED"
+        assert "TaskFailedError: Timed out" in report["error"]["message"]
+        fake.schedule(invert_workflow(), "next")
+        assert (await fake.report("next"))["status"] == "TASK_SUCCESS"
+
+
+async def test_a_retry_attaches_to_the_render_of_the_first_attempt(shared: Trio) -> None:
+    """As when LittleHorse timed the first attempt out; the second comes to another worker."""
+    shared.fake.schedule(sleep_workflow(0.8), "again")
+    await until_running(shared.engine, prompt_id_of("again"))
+    async with running_fake() as other, running_worker(other.ports[0], shared.engine):
+        other.schedule(sleep_workflow(0.8), "again", attempt=1)
+        second = await other.report("again")
+    first = await shared.fake.report("again")
+    assert (first["status"], second["status"]) == ("TASK_SUCCESS", "TASK_SUCCESS")
+    assert (first.get("attemptNumber", 0), second["attemptNumber"]) == (0, 1)
+    assert first["output"] == second["output"]
+    async with ComfyUIClient(shared.engine.url) as client:
+        assert (await client._get("/engine/stats", ""))["executed"][prompt_id_of("again")] == 1
+
+
+async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(engine: Engine) -> None:
+    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], engine):
+        for host in (0, 1):
+            await fake.until("asked", host=host)
+        for number in range(3):
+            fake.schedule(sleep_workflow(0.3, tag=number), f"a{number}", host=0)
+        await fake.until("given", host=0)
+        await until_running(engine, prompt_id_of("a0"))
+        assert not [event for event in fake.events if event["event"] == "asked" and event["host"] == 0]
+        for number in range(3):
+            assert (await fake.report(f"a{number}"))["status"] == "TASK_SUCCESS"
+        fake.schedule(invert_workflow(9), "b", host=1)
+        assert (await fake.report("b"))["status"] == "TASK_SUCCESS"
+
+
+async def test_two_tasks_that_come_at_once_from_two_hosts_run_one_after_the_other(engine: Engine) -> None:
+    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], engine):
+        for host in (0, 1):
+            await fake.until("asked", host=host)
+        for host in (0, 1):
+            fake.schedule(sleep_workflow(0.4, tag=host), f"t{host}", host=host)
+        for host in (0, 1):
+            await fake.until("given", host=host)
+        async with ComfyUIClient(engine.url) as client:
+            most = 0
+            reports = asyncio.gather(*[asyncio.create_task(_both(fake))])
+            while not reports.done():
+                most = max(most, len(await client.get_queue()))
+                await asyncio.sleep(0.01)
+        assert [report["status"] for report in reports.result()[0]] == ["TASK_SUCCESS", "TASK_SUCCESS"]
+        assert most == 1
+
+
+async def _both(fake: Fake) -> list[dict[str, Any]]:
+    return [await fake.report("t0"), await fake.report("t1")]
+
+
+async def test_more_threads_run_more_tasks_and_the_log_tells_the_place_in_the_queue(fake: Fake, engine: Engine) -> None:
+    async with running_worker(fake.ports[0], engine, lhw_num_worker_threads=2):
+        fake.schedule(sleep_workflow(0.8, tag=1), "first")
+        await until_running(engine, prompt_id_of("first"))
+        fake.schedule(invert_workflow(2), "second")
+        report = await fake.report("second")
+    lines = [line.partition("] ")[2] for line in report["logOutput"]["str"].splitlines()]
+    assert lines.index("queued, 1 before it") < lines.index("running")
+
+
+async def test_sigterm_finishes_and_reports_what_runs_and_takes_nothing_more(
+    fake: Fake, engine: Engine, worker: Worker
+) -> None:
+    """The first report is refused, as by a server that restarts."""
+    fake.do(fail_reports=1)
+    fake.schedule(sleep_workflow(1.0), "last")
+    await until_running(engine, prompt_id_of("last"))
+    fake.schedule(invert_workflow(), "too late")
+    assert await worker.stop() == 0
+    assert (await fake.report("last"))["status"] == "TASK_SUCCESS"
+    assert not [event for event in fake.events if event["event"] == "given"][1:]
+
+
+async def test_a_connection_that_breaks_is_made_again(fake: Fake, worker: Worker) -> None:
+    await fake.until("asked")
+    fake.do(cut=0)
+    await fake.until("PollTask")
+    await fake.until("PollTask")
+    fake.schedule(invert_workflow(), "after")
+    assert (await fake.report("after"))["status"] == "TASK_SUCCESS"
+
+
+async def test_the_report_of_a_huge_refusal_stays_below_the_limit_of_a_message(shared: Trio) -> None:
+    workflow = {str(number): {"class_type": "X" * 900, "inputs": {}} for number in range(4000)}
+    shared.fake.schedule(workflow, "huge")
+    report = await shared.fake.report("huge")
+    assert report["exception"]["name"] == "invalid-workflow"
+    assert report["size"] < LIMIT / 4
+
+
+async def test_without_comfyui_no_task_is_asked_for(fake: Fake) -> None:
+    async with Engine() as engine:
+        pass
+    async with running_worker(fake.ports[0], engine) as process:
+        await fake.until("PollTask")
+        fake.schedule(invert_workflow(), "waiting")
+        assert await process.stop() == 0
+    assert not [event for event in fake.events if event["event"] == "asked"]
+
+
+async def test_a_definition_that_is_refused_ends_the_worker_with_the_reason(fake: Fake, engine: Engine) -> None:
+    fake.do(refuse_definition=True)
+    async with running_worker(fake.ports[0], engine) as refused:
+        assert await refused.ended() == 1
+        await refused.until_logged("LittleHorse refuses: ALREADY_EXISTS")
+
+
+async def test_a_server_that_is_not_there_yet_is_waited_for(engine: Engine) -> None:
+    port = await free_port()
+    async with running_worker(port, engine) as worker:
+        await worker.until_logged("littlehorse.unavailable")
+        async with running_fake(port=port) as fake:
+            await fake.until("asked")
+
+
+async def test_health_is_the_sdks_and_comfyuis_and_an_idle_worker_stops_at_once(fake: Fake, engine: Engine) -> None:
+    port = await free_port()
+    async with running_worker(fake.ports[0], engine, health_port=port) as idle, aiohttp.ClientSession() as http:
+        await fake.until("asked")
+        async with http.get(f"http://127.0.0.1:{port}/health") as response:
+            assert response.status == 200
+            assert await response.json() == {"status": "healthy", "littlehorse": "HEALTHY", "comfyui": "connected"}
+        async with http.get(f"http://127.0.0.1:{port}/metrics") as response:
+            assert "comfyui_gateway_server_up" in await response.text()
+        assert await idle.stop() == 0
+
+
+async def free_port() -> int:
+    probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port: int = probe.sockets[0].getsockname()[1]
+    probe.close()
+    await probe.wait_closed()
+    return port
