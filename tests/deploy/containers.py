@@ -63,7 +63,13 @@ class Container:
         self.process = process
         self.url = url
         self.lines: list[str] = []
+        self.reader: asyncio.Task[None] | None = None
         self._grew = asyncio.Event()
+
+    async def read_to_end(self) -> None:
+        """After the end of the process: until the last line is in `lines`."""
+        assert self.reader is not None
+        await asyncio.wait_for(asyncio.shield(self.reader), 10)
 
     async def read(self) -> None:
         assert self.process.stdout is not None
@@ -129,7 +135,7 @@ async def running_container(variables: dict[str, str], *arguments: str) -> Async
         start_new_session=True,
     )
     container = Container(process, url)
-    reader = asyncio.create_task(container.read())
+    reader = container.reader = asyncio.create_task(container.read())
     try:
         yield container
     finally:

@@ -1,0 +1,157 @@
+"""What the entry point checks and says before anything runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.containers import environment, running_container
+
+
+@pytest.fixture
+def variables(tmp_path: Path) -> dict[str, str]:
+    """A container of the role `gateway` with a ComfyUI that writes down its arguments and ends."""
+    comfyui = tmp_path / "comfyui"
+    comfyui.mkdir()
+    (comfyui / "main.py").write_text("")
+    return environment(tmp_path, START_RETRIES="0", RUN_DIR=str(tmp_path / "run"))
+
+
+async def _ends(variables: dict[str, str], *arguments: str) -> tuple[int, str]:
+    async with running_container(variables, *arguments) as container:
+        status = await container.ended()
+        await container.read_to_end()
+        return status, "\n".join(container.lines)
+
+
+def _program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+async def test_an_unknown_role_is_named_with_those_there_are(variables: dict[str, str]) -> None:
+    status, said = await _ends(variables | {"WORKER": "render"})
+    assert status == 64
+    assert "WORKER is 'render'; it may be gateway, runpod, littlehorse, postgres or comfyui" in said
+
+
+async def test_a_role_that_the_image_lacks_says_how_to_build_it(variables: dict[str, str]) -> None:
+    status, said = await _ends(variables | {"WORKER": "littlehorse"})
+    assert status == 69
+    assert '--build-arg ROLES="gateway littlehorse"' in said
+
+
+async def test_without_a_gpu_it_says_how_to_give_it_one(variables: dict[str, str], tmp_path: Path) -> None:
+    _program(tmp_path / "bin", "nvidia-smi", "echo 'NVIDIA-SMI has failed'; exit 9")
+    variables |= {"REQUIRE_GPU": "true", "PATH": f"{tmp_path}/bin:{variables['PATH']}"}
+    status, said = await _ends(variables)
+    assert status == 69
+    assert "nvidia-smi says: NVIDIA-SMI has failed" in said
+    assert "--gpus all" in said
+    assert "nvidia.com/gpu: 1" in said
+
+
+async def test_a_folder_that_cannot_be_written_is_named_with_the_user(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "data").write_text("a file where the volume should be")
+    status, said = await _ends(variables)
+    assert status == 73
+    assert f"{tmp_path}/data/output cannot be written by user {os.getuid()}: mount a volume" in said
+
+
+async def test_a_setting_that_cannot_be_used_stops_the_start_with_its_reason(variables: dict[str, str]) -> None:
+    status, said = await _ends(variables | {"DEFAULT_TIMEOUT": "soon"})
+    assert status == 64
+    assert "DEFAULT_TIMEOUT: " in said
+
+
+async def test_a_command_is_run_in_the_roles_environment(variables: dict[str, str]) -> None:
+    status, said = await _ends(variables, "python", "-c", "import comfyui, sys; print(sys.prefix); sys.exit(3)")
+    assert status == 3
+    assert str(Path(sys.prefix)) in said or variables["VENV_ROOT"] in said
+
+
+async def test_comfyui_gets_the_folders_of_the_volumes(variables: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "a volume" / "loras").mkdir(parents=True)
+    volume = tmp_path / "models"
+    (tmp_path / "a volume").rename(volume)
+    (volume / "my_kind").mkdir()
+    python = tmp_path / "venv" / "comfyui" / "bin"
+    python.parent.mkdir(parents=True)
+    _program(python, "python", 'echo "arguments: $*"; exit 1')
+    status, said = await _ends(
+        variables | {"MODELS_DIR": str(volume), "COMFYUI_ARGS": "--lowvram --preview-method auto"}
+    )
+    assert status == 70, "ComfyUI could not be kept running"
+    arguments = re.search(r"^comfyui \| arguments: (.*)", said, re.MULTILINE)
+    assert arguments is not None
+    given = shlex.split(arguments[1])
+    assert given[:4] == ["-u", "main.py", "--port", "8188"]
+    for option, value in {
+        "--output-directory": "data/output",
+        "--input-directory": "data/input",
+        "--user-directory": "data/user",
+        "--extra-model-paths-config": "run/extra_model_paths.yaml",
+    }.items():
+        assert given[given.index(option) + 1] == str(tmp_path / value)
+    assert given[-3:] == ["--lowvram", "--preview-method", "auto"]
+    paths = (tmp_path / "run" / "extra_model_paths.yaml").read_text()
+    assert f'base_path: "{volume}"' in paths
+    assert '"loras": "loras"' in paths
+    assert '"my_kind": "my_kind"' in paths
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("a b c", "list:1: expected an address and a commit of 40 hex digits"), ("# nothing\n\n", "")],
+)
+async def test_a_list_of_nodes_without_commits_is_refused(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "list").write_text(content + "\n")
+    status, said = await _run("deploy/install_nodes.sh", str(tmp_path / "list"), str(tmp_path), str(tmp_path / "out"))
+    assert (status == 0) is (not expected)
+    assert expected in said
+
+
+async def test_nodes_are_added_once_on_top_of_comfyuis_environment(tmp_path: Path) -> None:
+    commit = _node(tmp_path / "MyNode")
+    (tmp_path / "list").write_text(f"{tmp_path}/MyNode {commit}\n")
+    for expected in ("MyNode at", "is there"):
+        status, said = await _run("deploy/add_nodes.sh", str(tmp_path / "list"), str(tmp_path / "nodes"))
+        assert status == 0, said
+        assert expected in said
+    assert (tmp_path / "nodes/custom_nodes/MyNode/__init__.py").is_file()
+    python = tmp_path / "nodes/venv/bin/python"
+    status, said = await _run(str(python), "-c", "import yaml, sys; print(yaml.__file__)")
+    assert (status, str(tmp_path) in said) == (0, False), "what ComfyUI has already is not installed again"
+
+
+def _node(folder: Path) -> str:
+    """A repository with one commit, made without any configuration of the user's."""
+    import subprocess
+
+    folder.mkdir()
+    (folder / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
+    (folder / "requirements.txt").write_text("pyyaml>=6\n")
+    git = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "node"]):
+        subprocess.run([*git, *command], check=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+async def _run(*command: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={"PATH": os.environ["PATH"], "COMFYUI_PYTHON": sys.executable, "HOME": "/nonexistent"},
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
