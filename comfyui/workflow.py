@@ -33,8 +33,8 @@ def is_link(value: Any) -> bool:
 def check_api_format(prompt: Mapping[str, Any]) -> None:
     """Refuse what cannot be a workflow in API format, before ComfyUI sees it.
 
-    This is more than politeness: a node without ``inputs`` that no output needs passes ComfyUI's own validation and
-    then ends its prompt worker.
+    This is more than politeness: a node without ``inputs`` that no output needs, and an undeclared input with a link to
+    a node that does not exist, pass the validation of ComfyUI 0.3.64 and then end its prompt worker for good.
 
     Raises:
         ComfyUIValidationError: empty, a UI export, or malformed nodes (each named in ``node_errors``).
@@ -46,13 +46,13 @@ def check_api_format(prompt: Mapping[str, Any]) -> None:
             "This is a UI-format export of ComfyUI's editor (it has a list of nodes), and ComfyUI runs only the API "
             'format: export it with "Workflow > Export (API)", or let POST /convert convert it.'
         )
-    node_errors = {str(node_id): [why] for node_id, node in prompt.items() if (why := _malformed(node))}
+    node_errors = {str(node_id): [why] for node_id, node in prompt.items() if (why := _malformed(node, prompt))}
     if node_errors:
         named = ", ".join(node_errors)
         raise ComfyUIValidationError(f"Not a workflow in API format: see node {named}.", node_errors=node_errors)
 
 
-def _malformed(node: Any) -> str | None:
+def _malformed(node: Any, prompt: Prompt) -> str | None:
     if not isinstance(node, Mapping):
         return f"A node must be an object with class_type and inputs, not {type(node).__name__}"
     class_type = node.get("class_type")
@@ -60,6 +60,9 @@ def _malformed(node: Any) -> str | None:
         return "The node has no class_type"
     if not isinstance(node.get("inputs"), Mapping):
         return f"The inputs of {class_type} must be an object"
+    for name, value in node["inputs"].items():
+        if is_link(value) and value[0] not in prompt:
+            return f"{name} of {class_type} is linked to node {value[0]}, which does not exist"
     return None
 
 

@@ -97,7 +97,7 @@ def damaged(rng: random.Random) -> Prompt:
             case 3 | 4:
                 inputs[name] = rng.choice(ODD_LINKS)
             case 5:
-                inputs["not_declared"] = rng.choice([1, "x", ["99", 0], ["1", 0]])
+                inputs["not_declared"] = rng.choice([1, "x", ["1", 0]])  # a link to no node ends ComfyUI's worker
             case 6:
                 node["class_type"] = rng.choice(["ImageInvert", "SaveImage", "KSampler", "SaveImag", "EmptyImage"])
             case 7 if len(prompt) > 1:

@@ -128,3 +128,10 @@ def test_only_upload_inputs_that_hold_a_value_are_listed() -> None:
         "5": {"class_type": "Unknown", "inputs": {"image": "b.png"}},
     }
     assert upload_inputs(prompt, info) == [("1", "image")]
+
+
+def test_a_link_to_a_node_that_does_not_exist_is_refused_before_it_ends_comfyuis_worker() -> None:
+    prompt = {"1": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "not_declared": ["99", 0]}}}
+    with pytest.raises(ComfyUIValidationError) as raised:
+        check_api_format(prompt)
+    assert raised.value.node_errors == {"1": ["not_declared of SaveImage is linked to node 99, which does not exist"]}

@@ -1,0 +1,121 @@
+"""The gateway in front of the engine AND of a real ComfyUI: the same promises on both."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from tests.contract.target import Target
+from tests.running import RunningGateway, invert_workflow, running_gateway
+
+
+@pytest.fixture
+async def gateway(target: Target) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(target.url) as running:
+        yield running
+
+
+def fresh(color: int | None = None) -> dict[str, Any]:
+    """A workflow that no server has in its cache."""
+    return invert_workflow(secrets.randbelow(0xFFFFFF) if color is None else color, prefix=f"gw_{uuid4().hex[:8]}")
+
+
+def slow() -> dict[str, Any]:
+    """Some seconds of real work without a model: a large picture, blurred and scaled again and again."""
+    workflow = invert_workflow(secrets.randbelow(0xFFFFFF), width=1536, height=1536, prefix="gw_slow")
+    last = "2"
+    for index in range(10, 60):
+        workflow[str(index)] = {
+            "class_type": "ImageBlur",
+            "inputs": {"image": [last, 0], "blur_radius": 31, "sigma": 9.0},
+        }
+        last = str(index)
+    workflow["3"]["inputs"]["images"] = [last, 0]
+    return workflow
+
+
+async def test_the_picture_is_the_file_that_comfyui_saved(gateway: RunningGateway, target: Target) -> None:
+    status, body = await gateway.prompt_sync(fresh(0x2040FF), return_image_base64=True)
+    assert status == 200
+    file = body["images"][0]
+    content = base64.b64decode(file["base64"], validate=True)
+    async with aiohttp.ClientSession(target.url) as http, http.get(file["url"]) as response:
+        assert content == await response.read()
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.size, image.mode) == ((16, 12), "RGB")
+        assert image.getpixel((0, 0)) == (0xFF - 0x20, 0xFF - 0x40, 0)
+    assert set(body["outputs"]) == {"3"}
+    assert body["execution_time"] > 0
+
+
+async def test_many_callers_each_get_their_own_picture(gateway: RunningGateway) -> None:
+    colors = [0x010101 * n for n in range(12)]
+    results = await asyncio.gather(*(gateway.prompt_sync(fresh(color), return_image_base64=True) for color in colors))
+    for color, (status, body) in zip(colors, results, strict=True):
+        assert status == 200
+        with Image.open(io.BytesIO(base64.b64decode(body["images"][0]["base64"]))) as image:
+            assert image.getpixel((0, 0)) == tuple(255 - (color >> shift & 0xFF) for shift in (16, 8, 0))
+
+
+async def test_an_input_comes_along(gateway: RunningGateway) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), (secrets.randbelow(256), 100, 50)).save(buffer, "PNG")
+    workflow = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": f"gw_{uuid4().hex[:8]}"}},
+    }
+    images = [{"name": "photo.png", "image": base64.b64encode(buffer.getvalue()).decode()}]
+    status, body = await gateway.prompt_sync(workflow, images=images, return_image_base64=True)
+    assert status == 200, body
+    with Image.open(io.BytesIO(base64.b64decode(body["images"][0]["base64"]))) as image:
+        assert image.size == (20, 10)
+        assert image.getpixel((0, 0))[1:] == (155, 205)  # type: ignore[index]
+
+
+async def test_a_refused_workflow_names_the_node(gateway: RunningGateway) -> None:
+    workflow = fresh()
+    workflow["1"]["inputs"]["width"] = 0
+    status, body = await gateway.prompt_sync(workflow)
+    assert (status, body["type"], list(body["node_errors"])) == (400, "validation_failed", ["1"])
+
+
+async def test_a_timeout_interrupts_the_running_prompt(gateway: RunningGateway, target: Target) -> None:
+    status, body = await gateway.prompt_sync(slow(), timeout=0.3)
+    assert (status, body["type"]) == (504, "timeout")
+    async with asyncio.timeout(20), aiohttp.ClientSession(target.url) as http:
+        while True:
+            async with http.get("/prompt") as response:
+                if (await response.json())["exec_info"]["queue_remaining"] == 0:
+                    break
+            await asyncio.sleep(0.05)
+        async with http.get(f"/history/{body['prompt_id']}") as response:
+            entry = (await response.json()).get(body["prompt_id"])
+    assert entry is None or entry["status"]["status_str"] == "error"
+
+
+async def test_the_same_key_runs_once(gateway: RunningGateway) -> None:
+    workflow, headers = fresh(), {"Idempotency-Key": uuid4().hex}
+    answers = []
+    for _ in range(2):
+        async with gateway.http.post("/prompt_sync", json={"prompt": workflow}, headers=headers) as response:
+            answers.append(await response.json())
+    assert answers[0]["outputs"] == answers[1]["outputs"]
+    assert answers[0]["prompt_id"] == answers[1]["prompt_id"]
+
+
+async def test_a_prompt_of_comfyui_s_own_endpoint_is_attached_to(gateway: RunningGateway) -> None:
+    async with gateway.http.post("/prompt", json={"prompt": fresh()}) as response:
+        prompt_id = (await response.json())["prompt_id"]
+    async with gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200
+        assert (await response.json())["images"]
