@@ -1,0 +1,144 @@
+"""ComfyUI's own web frontend, unchanged, in headless Chromium: against ComfyUI itself, then through the gateway."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.contract.target import any_color, inverted
+from tests.running import running_gateway
+
+playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+_KEY = "shown-once-to-the-login-page"
+_CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+_QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
+_PICTURE = "type => window.app.graph.nodes.find(node => node.type === type)?.imgs?.[0]?.naturalWidth"
+
+
+@dataclass
+class Visit:
+    """What a person would see of one visit to the frontend."""
+
+    errors: set[str] = field(default_factory=set)
+    """Console errors, uncaught exceptions and failed requests, without the server's address."""
+    run_width: int = 0
+    history_pictures: int = 0
+    uploaded: str = ""
+    upload_width: int = 0
+
+
+@pytest.fixture
+def chromium() -> str:
+    if _CHROMIUM is None:
+        pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
+    return _CHROMIUM
+
+
+@asynccontextmanager
+async def _page(chromium: str, base: str, visit: Visit) -> AsyncIterator[Any]:
+    async with playwright.async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=chromium, args=_QUIET)
+        page = await browser.new_page(viewport={"width": 1400, "height": 900})
+
+        def note(kind: str, text: str) -> None:
+            visit.errors.add(f"{kind} {text.replace(base, '').replace(base.replace('http', 'ws'), '')}")
+
+        page.on("console", lambda message: note("console", message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: note("exception", str(error)))
+        page.on("response", lambda answer: note(str(answer.status), answer.url) if answer.status >= 400 else None)
+        try:
+            yield page
+        finally:
+            await browser.close()
+
+
+async def _visit(chromium: str, base: str, *, key: str = "") -> Visit:
+    visit = Visit()
+    async with _page(chromium, base, visit) as page:
+        await page.goto(base)
+        if key:
+            await page.get_by_label("API key").fill(key)
+            await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_function(_CONNECTED, timeout=60_000)
+        await page.wait_for_load_state("networkidle")
+        await _run(page, visit)
+        await _look_at_history(page, visit)
+        await _upload(page, visit)
+    return visit
+
+
+async def _run(page: Any, visit: Visit) -> None:
+    workflow = inverted("frontend", color=any_color(), width=96, height=64)
+    await page.evaluate("workflow => window.app.loadApiJson(workflow, 'test.json')", workflow)
+    await page.get_by_role("button", name="Run", exact=True).first.click()
+    await page.wait_for_function(_PICTURE, arg="SaveImage", timeout=30_000)
+    visit.run_width = await page.evaluate(_PICTURE, "SaveImage")
+
+
+async def _look_at_history(page: Any, visit: Visit) -> None:
+    await page.reload()
+    await page.wait_for_function(_CONNECTED, timeout=60_000)
+    await page.get_by_role("button", name="Queue (q)").click()
+    pictures = page.locator(".side-bar-panel img, .sidebar-content-container img, .task-item img")
+    await pictures.first.wait_for(state="visible", timeout=30_000)
+    visit.history_pictures = await pictures.count()
+
+
+async def _upload(page: Any, visit: Visit) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (33, 21), any_color()).save(picture, "PNG")
+    await page.evaluate(
+        "() => { const node = LiteGraph.createNode('LoadImage'); window.app.graph.clear(); window.app.graph.add(node) }"
+    )
+    async with page.expect_file_chooser() as chooser:
+        await page.evaluate(
+            "() => window.app.graph.nodes[0].widgets.find(widget => widget.type === 'button').callback()"
+        )
+    file = {"name": "uploaded.png", "mimeType": "image/png", "buffer": picture.getvalue()}
+    await (await chooser.value).set_files(files=[file])
+    await page.wait_for_function("() => window.app.graph.nodes[0].imgs?.[0]?.naturalWidth === 33", timeout=30_000)
+    visit.uploaded = await page.evaluate("() => window.app.graph.nodes[0].widgets[0].value")
+    visit.upload_width = await page.evaluate(_PICTURE, "LoadImage")
+
+
+@pytest.fixture(scope="module")
+def bare() -> dict[str, Visit]:
+    """The visit to ComfyUI itself, made once."""
+    return {}
+
+
+@pytest.mark.parametrize("key", ["", _KEY], ids=["open", "with a key, through the login page"])
+async def test_the_web_frontend_works_through_the_gateway_as_without_it(
+    key: str, real_comfyui: str, chromium: str, bare: dict[str, Visit]
+) -> None:
+    if "visit" not in bare:
+        bare["visit"] = await _visit(chromium, real_comfyui)
+    async with running_gateway(real_comfyui, api_keys=key) as gateway:
+        through = await _visit(chromium, gateway.url, key=key)
+
+    assert through.run_width == 96
+    assert through.history_pictures > 0
+    assert through.uploaded.startswith("uploaded")
+    assert through.upload_width == 33
+    # The stock frontend has errors of its own: user files that are not there.
+    assert through.errors - bare["visit"].errors == set()
