@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,3 +138,14 @@ async def test_draining_waits_for_the_report_and_tells_when_it_did_not_come() ->
 async def _numbers(count: int) -> AsyncIterator[Any]:
     for number in range(count):
         yield number
+
+
+def test_every_setting_and_failure_stands_in_the_docs() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "littlehorse.md").read_text()
+    assert [name for name in LittleHorseSettings.model_fields if f"`{name.upper()}`" not in page] == []
+    code = (root / "comfyui" / "workers" / "littlehorse_worker.py").read_text()
+    named = set(re.findall(r'": "([a-z]+-[a-z-]+|cancelled)"|LHTaskException\("([a-z-]+)"|name = "([a-z-]+)"', code))
+    names = {name for groups in named for name in groups if name}
+    assert len(names) == 7
+    assert [name for name in names if f"| `{name}` |" not in page] == []

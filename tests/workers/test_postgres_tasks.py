@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -176,3 +177,9 @@ def test_the_sql_is_printed_with_ones_own_names(
     assert 'update "studio"."jobs"' in sql
     assert "'In Progress'" in sql
     assert "'in_progress'" not in sql
+
+
+def test_every_setting_stands_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "postgres.md").read_text()
+    missing = [name.upper() for name in PostgresWorkerSettings.model_fields if f"`{name.upper()}`" not in page]
+    assert missing == []

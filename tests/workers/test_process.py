@@ -115,6 +115,13 @@ async def test_a_command_that_does_not_exist_is_a_reason_and_no_crash_of_ours() 
             await process.wait_until_ready()
 
 
+async def test_a_mistake_of_ours_lets_nobody_wait_for_ever() -> None:
+    process = ComfyUIProcess(["with\0null"], f"127.0.0.1:{free_port()}")
+    async with process:
+        with pytest.raises(ComfyUIConnectionError, match="its log has the reason"):
+            await process.wait_until_ready()
+
+
 async def test_one_that_never_answers_is_stopped_after_its_time() -> None:
     async with script_process(
         "import time; print('loading', flush=True); time.sleep(600)", start_timeout_s=1
