@@ -321,7 +321,7 @@ class BackendPool:
     def why_not_ready(self) -> str:
         """One sentence for each server that is not in rotation."""
         return "; ".join(
-            f"{backend.name}: {backend.reason or backend.health.value}"
+            backend.reason if backend.name in backend.reason else f"{backend.name}: {backend.reason or 'not ready'}"
             for backend in self.backends
             if not backend.ready
         )

@@ -7,6 +7,7 @@ exponential back-off and jitter; a submission never is, since ComfyUI does not c
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -449,7 +450,7 @@ def _unexpected(method: str, path: str, status: int) -> ComfyUIServerError:
 def _reason(error: BaseException) -> str:
     """What aiohttp says without the addresses and objects that some of its messages carry."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or type(error.os_error).__name__
+        return os.strerror(error.os_error.errno) if error.os_error.errno else type(error.os_error).__name__
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "the connection was closed without an answer"
     if isinstance(error, aiohttp.WSServerHandshakeError):
