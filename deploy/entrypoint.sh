@@ -42,6 +42,10 @@ export PATH="$VENV/bin:$PATH"
 if (($#)); then
     cd "$APP_DIR"
     export PYTHONPATH="$APP_DIR"
+    if [[ "$1" == supervisorctl ]]; then
+        shift
+        set -- supervisorctl --serverurl "unix://$RUN_DIR/supervisor.sock" "$@"
+    fi
     exec "$@"
 fi
 

@@ -133,4 +133,6 @@ async def test_comfyui_alone_for_a_gateway_elsewhere(variables: dict[str, str]) 
     async with running_container(variables) as container:
         await container.answers("/system_stats", 200)
         await container.logged("success: comfyui entered RUNNING")
+        async with running_container(variables, "supervisorctl", "status") as control:
+            await control.logged(r"^comfyui +RUNNING")
     assert not [line for line in container.lines if "spawned: 'worker'" in line]
