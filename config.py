@@ -93,6 +93,39 @@ class Settings(BaseSettings):
     )
     input_url_timeout: float = Field(default=60, gt=0, description="Seconds in all for fetching one input URL.")
 
+    max_multipart_mb: float = Field(
+        default=1000, gt=0, description="Largest multipart/form-data body of /prompt_sync, in MB; it is kept on disk."
+    )
+    preflight: bool = Field(
+        default=False, description="Check workflows against the node definitions before they are queued."
+    )
+    convert_max_megapixels: float = Field(
+        default=80, gt=0, description="Larger images pass unchanged where a request asks for another format."
+    )
+    convert_at_once: int = Field(
+        default=2, ge=1, le=64, description="Images that are converted at the same time; each takes up to 640 MB."
+    )
+    output_store: Literal["none", "s3"] = Field(
+        default="none", description="Where the files of requests go that do not say; s3 needs S3_BUCKET."
+    )
+    s3_bucket: str = Field(default="", description="Bucket for outputs; with it, requests may ask for store s3.")
+    s3_region: str = Field(default="us-east-1", min_length=1, description="Region of the bucket.")
+    s3_endpoint_url: str = Field(default="", description="URL of a compatible store; empty: AWS.")
+    s3_public_endpoint_url: str = Field(
+        default="", description="Where clients reach the store, for links, when that is not S3_ENDPOINT_URL."
+    )
+    s3_access_key_id: SecretStr | None = Field(default=None, description="Empty: from where AWS's tools take it.")
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="Belongs to S3_ACCESS_KEY_ID.")
+    s3_session_token: SecretStr | None = Field(default=None, description="Only for temporary keys.")
+    s3_prefix: str = Field(default="", description="Folder of all outputs in the bucket.")
+    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="path (host/bucket/key) suits most compatible stores."
+    )
+    s3_allowed_buckets: CommaList = Field(default=(), description="Other buckets that a request may name.")
+    s3_presign_seconds: int = Field(
+        default=3600, ge=1, le=7 * 24 * 3600, description="Seconds that links work when a request does not say."
+    )
+
     api_keys: SecretList = Field(default=(), description="When set, every path but the probes needs one of these keys.")
     login_hours: float = Field(default=168, gt=0, description="Hours that a browser stays signed in.")
     cors_allow_origins: CommaList = Field(
@@ -119,7 +152,15 @@ class Settings(BaseSettings):
     )
 
     @field_validator(
-        "comfyui_server_address", "input_url_allow", "api_keys", "cors_allow_origins", "proxy_deny", mode="before"
+        *(
+            "comfyui_server_address",
+            "input_url_allow",
+            "api_keys",
+            "cors_allow_origins",
+            "proxy_deny",
+            "s3_allowed_buckets",
+        ),
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -150,10 +191,26 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] is wanted")
         return tuple(origin.rstrip("/").lower() for origin in value)
 
+    @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.username):
+            raise ValueError("an http(s) URL without a user is wanted")
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _store_is_complete(self) -> Self:
+        if self.output_store == "s3" and not self.s3_bucket:
+            raise ValueError("OUTPUT_STORE is s3, and S3_BUCKET is not set")
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are of use only together")
+        return self
 
     @model_validator(mode="after")
     def _timeouts_agree(self) -> Self:

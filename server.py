@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from importlib.util import find_spec
 from ipaddress import ip_address
 from types import FrameType
 from typing import Any
@@ -25,11 +26,12 @@ from comfyui.client import ComfyUIClient
 from comfyui.delivery import Deliverer
 from comfyui.exceptions import ComfyUIError
 from comfyui.handler import ComfyUIHandler, HandlerOptions
-from comfyui.images import ImageConverter
+from comfyui.images import ConversionLimits, ImageConverter
 from comfyui.inputs import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.runner import RunnerOptions
+from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.warmup import load_workflow, warming_up
 from comfyui.web import api, ops
 from comfyui.web.auth import Guard
@@ -65,6 +67,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.warmup = _warmup_workflow(settings)
+    app.state.store = _object_store(settings)
     app.state.web_options = WebOptions(
         default_timeout_s=settings.default_timeout,
         max_timeout_s=settings.max_timeout,
@@ -129,7 +132,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             ComfyUIHandler(pool, stager, _handler_options(settings), metrics=metrics)
         )
         app.state.handler = handler
-        app.state.deliverer = Deliverer(handler.open_file, ImageConverter())
+        store: S3Store | None = app.state.store
+        if store is not None:
+            await stack.enter_async_context(store)
+        app.state.deliverer = Deliverer(
+            handler.open_file,
+            ImageConverter(_conversion_limits(settings)),
+            store,
+            store_by_default=settings.output_store == "s3",
+        )
         app.state.upstreams = await stack.enter_async_context(Upstreams(pool))
         if app.state.warmup is not None:
             await stack.enter_async_context(warming_up(handler, app.state.warmup, timeout_s=settings.max_timeout))
@@ -142,6 +153,37 @@ def _warmup_workflow(settings: Settings) -> dict[str, Any] | None:
         return load_workflow(settings.warmup_workflow) if settings.warmup_workflow else None
     except ValueError as error:
         raise SettingsError(f"WARMUP_WORKFLOW: {error}") from error
+
+
+def _object_store(settings: Settings) -> S3Store | None:
+    if not settings.s3_bucket:
+        return None
+    if find_spec("aiobotocore") is None:
+        raise SettingsError("S3_BUCKET: object storage needs the extra: pip install 'comfyui-gateway[s3]'")
+    try:
+        return S3Store(
+            S3Settings(
+                bucket=settings.s3_bucket,
+                region=settings.s3_region,
+                endpoint_url=settings.s3_endpoint_url or None,
+                public_endpoint_url=settings.s3_public_endpoint_url or None,
+                prefix=settings.s3_prefix,
+                access_key=settings.s3_access_key_id,
+                secret_key=settings.s3_secret_access_key,
+                session_token=settings.s3_session_token,
+                addressing_style=settings.s3_addressing_style,
+                presign_seconds=settings.s3_presign_seconds,
+                allowed_buckets=settings.s3_allowed_buckets,
+            )
+        )
+    except ValueError as error:
+        raise SettingsError(f"S3_BUCKET: {error}") from error
+
+
+def _conversion_limits(settings: Settings) -> ConversionLimits:
+    return ConversionLimits(
+        max_pixels=int(settings.convert_max_megapixels * 1_000_000), at_once=settings.convert_at_once
+    )
 
 
 def _handler_options(settings: Settings) -> HandlerOptions:
