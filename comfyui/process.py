@@ -142,12 +142,18 @@ class ComfyUIProcess:
     def _keep(self) -> None:
         self._set(ProcessState.STARTING, "starting")
         self._keeper = asyncio.create_task(self._keep_running(), name=f"keep {self._client.name}")
+        self._keeper.add_done_callback(self._keeper_ended)
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        """Who waits for it must not wait for ever because of a mistake of ours."""
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            self._log.error("comfyui.keeper_died", exc_info=error)
+            self._set(ProcessState.FAILED, "the gateway failed; its log has the reason")
 
     async def _end_keeper(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await asyncio.wait([self._keeper])
 
     async def _keep_running(self) -> None:
         in_succession = 0

@@ -6,7 +6,6 @@ A worker opens one `ComfyUIWorker` with the options that it made of its settings
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -206,12 +205,6 @@ class ComfyUIWorker:
         """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""
         for backend in self.pool.backends:
             self._stager.forget(backend.client)
-
-    async def base64_of(self, result: PromptResult, file: OutputFile) -> str:
-        """One file's bytes as base64. Raises `ComfyUIError` when ComfyUI cannot give them."""
-        async with self.handler.open_file(result, file) as view:
-            content = b"".join([chunk async for chunk in view.chunks])
-        return base64.b64encode(content).decode("ascii")
 
 
 async def _websocket_connected(backend: Backend) -> None:

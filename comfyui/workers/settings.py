@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -169,4 +170,6 @@ def _problem(settings: type[BaseSettings], where: tuple[int | str, ...], message
 
 
 def _show_line(line: str) -> None:
-    sys.stderr.write(f"comfyui | {line}\n")
+    # A log that nobody reads any more is no reason to stop reading what ComfyUI writes: it would block.
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"comfyui | {line}\n")
