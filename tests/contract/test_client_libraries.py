@@ -1,0 +1,108 @@
+"""Client libraries of ComfyUI from the registries, unchanged: only the address that they are given is the gateway's."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.contract.target import Target, any_color, inverted
+from tests.running import RunningGateway, running_gateway
+
+_NODE_CLIENT = Path(__file__).parent / "node_client"
+
+
+def _workflow() -> dict[str, Any]:
+    return inverted("library", color=any_color(), width=40, height=24)
+
+
+def _size(picture: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(picture)) as image:
+        return image.size
+
+
+@pytest.fixture
+async def gateway(target: Target) -> Any:
+    async with running_gateway(target.url) as running:
+        yield running
+
+
+async def test_comfy_api_simplified(gateway: RunningGateway, tmp_path: Path) -> None:
+    """requests and websockets."""
+    library = pytest.importorskip("comfy_api_simplified")
+    picture = tmp_path / "in.png"
+    Image.new("RGB", (8, 8), any_color()).save(picture)
+
+    def use() -> None:
+        api = library.ComfyApiWrapper(gateway.url)
+        workflow = library.ComfyWorkflowWrapper.__new__(library.ComfyWorkflowWrapper)
+        workflow.update(_workflow())
+        for node in workflow.values():
+            node["_meta"] = {"title": node["class_type"]}
+        workflow.set_node_param("EmptyImage", "width", 56)
+        results = api.queue_and_wait_images(workflow, "SaveImage")
+        assert [_size(image) for image in results.values()] == [(56, 24)]
+        assert api.upload_image(str(picture))["name"] == "in.png"
+        assert "EmptyImage" in api.get_object_info()
+        assert "system" in api.get_system_stats()
+        bad = _workflow()
+        bad["3"]["inputs"]["images"] = ["9", 0]
+        with pytest.raises(library.exceptions.ComfyApiError, match="400"):
+            api.queue_prompt(bad)
+
+    # Its own event loop in a thread of its own: it is a blocking library.
+    await asyncio.to_thread(use)
+
+
+async def test_comfyui_utils(gateway: RunningGateway) -> None:
+    """aiohttp; it posts first, opens its websocket then and looks at the whole queue and history."""
+    library = pytest.importorskip("comfyui_utils.comfy")
+    outputs: list[dict[str, Any]] = []
+    pictures: list[bytes] = []
+
+    class Callbacks(library.Callbacks):  # type: ignore[misc, name-defined]
+        async def queue_position(self, position: str) -> None: ...
+
+        async def in_progress(self, node_id: int, progress: int, total: int) -> None: ...
+
+        async def completed(self, found: dict[str, Any], cached: bool) -> None:
+            outputs.append(found)
+
+    async def keep(file: io.BytesIO) -> None:
+        pictures.append(file.read())
+
+    api = library.ComfyAPI(gateway.url.removeprefix("http://"))
+    await api.submit(_workflow(), Callbacks())
+    await api.fetch(outputs[0]["images"][0], keep)
+
+    assert [_size(picture) for picture in pictures] == [(40, 24)]
+
+
+async def test_stable_canvas_comfyui_client(gateway: RunningGateway, target: Target) -> None:
+    """Node: fetch and ws."""
+    node = shutil.which("node")
+    if node is None or not (_NODE_CLIENT / "node_modules").is_dir():
+        pytest.skip(f"no Node or no packages: npm install --no-package-lock in {_NODE_CLIENT.name}/")
+    host = gateway.url.removeprefix("http://")
+    process = await asyncio.create_subprocess_exec(
+        node,
+        str(_NODE_CLIENT / "run.cjs"),
+        host,
+        json.dumps(_workflow()),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, errors = await asyncio.wait_for(process.communicate(), 30)
+
+    assert process.returncode == 0, errors.decode()
+    seen = json.loads(out.decode().splitlines()[-1])
+    assert seen["version"] == target.version
+    assert seen["nodes"] > 10
+    assert seen["history"] > 0
+    assert f"http://{host}" in seen["images"][0]["data"]
