@@ -90,7 +90,7 @@ class JobApi:
         }
 
     async def _wait_for(self, find: Any, count: int) -> list[Reply]:
-        async with asyncio.timeout(20), self._news:
+        async with asyncio.timeout(40), self._news:
             await self._news.wait_for(lambda: len(find()) >= count)
         found: list[Reply] = find()
         return found
@@ -137,7 +137,7 @@ class WorkerProcess:
 
     async def says(self, text: str) -> str:
         """The first line that contains `text`, now or later."""
-        async with asyncio.timeout(30), self._news:
+        async with asyncio.timeout(40), self._news:
             await self._news.wait_for(lambda: any(text in line for line in self.lines))
         return next(line for line in self.lines if text in line)
 
