@@ -120,7 +120,9 @@ def _describe(error: Mapping[str, Any]) -> str:
     if error["type"] == "json_invalid":
         reason = (error.get("ctx") or {}).get("error", "")
         return f"the body is not JSON: {reason}"
-    location = [part for part in error["loc"] if part not in {"body", "query", "header", "path"}]
+    location = list(error["loc"])
+    if len(location) > 1 and location[0] in {"body", "query", "header", "path"}:
+        del location[0]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
