@@ -24,7 +24,7 @@ from comfyui.preflight import preflight
 from comfyui.watcher import CompletionWatcher
 
 _PROBE_START_S = 0.25
-_PROBE_MAX_S = 10.0
+_PROBE_MAX_S = 3.0
 _PROBE_UP_S = 5.0
 _MOVE_AFTER_S = 5.0
 # What another server may have: the rest is wrong with the workflow wherever it runs.

@@ -47,7 +47,7 @@ _FASTEST_POLL_S = 0.05
 _POLL_GROWTH = 1.5
 _CONFIRM_S = 0.5
 _MISSES_UNTIL_LOST = 2
-_RECONNECT_MAX_S = 10.0
+_RECONNECT_MAX_S = 3.0
 
 Listener = Callable[[Event], None]
 
