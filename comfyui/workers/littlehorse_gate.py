@@ -9,6 +9,7 @@ calls of its stub and imports nothing of it.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -27,11 +28,14 @@ class TaskGate:
     Args:
         slots: how many tasks may be under way.
         ready: returns when a task could run now; it is awaited before each request for one.
+        report_tries: after so many the SDK gives a report up, and there is nothing more to wait for.
     """
 
-    def __init__(self, slots: int, ready: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, slots: int, ready: Callable[[], Awaitable[None]], *, report_tries: int) -> None:
         self._slots = slots
         self._ready = ready
+        self._report_tries = report_tries
+        self._failed_reports: Counter[Any] = Counter()
         self._running: set[Any] = set()
         self._unreported: set[Any] = set()
         self._streams: set[Any] = set()
@@ -56,15 +60,24 @@ class TaskGate:
         """The stub's ``ReportTask``, watched. The SDK calls it again when it fails."""
 
         async def watched(result: Any, **options: Any) -> Any:
-            await self._forget(self._running, _key(result))
-            answer = await report_task(result, **options)
-            await self._forget(self._unreported, _key(result))
+            key = _key(result)
+            await self._forget(self._running, key)
+            try:
+                answer = await report_task(result, **options)
+            except Exception:
+                self._failed_reports[key] += 1
+                if self._failed_reports[key] < self._report_tries:
+                    raise
+                self._log.error("report.given_up", wf_run=key[0], task=key[1])
+                await self._forget(self._unreported, key)
+                raise
+            await self._forget(self._unreported, key)
             return answer
 
         return watched
 
     async def drain(self, stop_polling: Callable[[], None], *, grace_s: float) -> bool:
-        """Take nothing more, wait until all that was taken is reported; False when some was not within `grace_s`."""
+        """Take nothing more, wait until all that was taken is reported or given up; False when not within `grace_s`."""
         self._draining.set()
         async with self._changed:
             self._changed.notify_all()
@@ -116,6 +129,8 @@ class TaskGate:
 
     async def _forget(self, tasks: set[Any], key: Any) -> None:
         tasks.discard(key)
+        if tasks is self._unreported:
+            self._failed_reports.pop(key, None)
         async with self._changed:
             self._changed.notify_all()
 

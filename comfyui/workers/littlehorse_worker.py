@@ -245,7 +245,9 @@ async def serve(settings: LittleHorseSettings, stop: asyncio.Event) -> bool:
     sdk.HEARTBEAT_INTERVAL_SECONDS = settings.lhw_heartbeat_interval_sec
     async with AsyncExitStack() as stack:
         comfyui = await stack.enter_async_context(ComfyUIWorker(settings.worker_options()))
-        gate = TaskGate(settings.lhw_num_worker_threads, lambda: _until_ready(comfyui))
+        gate = TaskGate(
+            settings.lhw_num_worker_threads, lambda: _until_ready(comfyui), report_tries=sdk.REPORT_TASK_FAIL_RETRIES
+        )
         config = GatedConfig(settings, gate)
         stack.push_async_callback(config.close)
         task = WorkflowTask(comfyui, settings)

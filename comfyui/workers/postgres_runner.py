@@ -84,10 +84,10 @@ class TaskRunner:
 
     async def _take_tasks(self, stopping: asyncio.Task[Any]) -> None:
         while not stopping.done():
+            self._raise_when_comfyui_failed()
             if not self._comfyui.pool.ready:
                 self._show("waiting for ComfyUI")
                 await self._pause(stopping, self._comfyui.wait_until_ready())
-                self._raise_when_comfyui_failed()
                 continue
             self._show("idle")
             self._news.clear()

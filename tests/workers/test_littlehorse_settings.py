@@ -106,7 +106,7 @@ async def sent(_result: Any) -> str:
 
 
 async def test_the_next_request_waits_until_the_task_at_hand_is_done() -> None:
-    gate = TaskGate(1, no_wait)
+    gate = TaskGate(1, no_wait, report_tries=2)
     asked: list[Any] = []
     replies = gate.poll(lambda requests: Stream(requests, [reply("a"), reply("b")], asked))(_numbers(2))
     first = await anext(replies)
@@ -121,7 +121,7 @@ async def test_the_next_request_waits_until_the_task_at_hand_is_done() -> None:
 
 
 async def test_draining_waits_for_the_report_and_tells_when_it_did_not_come() -> None:
-    gate = TaskGate(1, no_wait)
+    gate = TaskGate(1, no_wait, report_tries=2)
     replies = gate.poll(lambda requests: Stream(requests, [reply("a")], []))(_numbers(1))
     task = await anext(replies)
     ending = asyncio.ensure_future(anext(replies, None))
@@ -133,6 +133,19 @@ async def test_draining_waits_for_the_report_and_tells_when_it_did_not_come() ->
     await asyncio.sleep(0)
     await gate.report(sent)(task.result)
     assert await draining
+
+
+async def test_a_report_that_the_sdk_gives_up_is_not_waited_for() -> None:
+    async def refused(_result: Any) -> None:
+        raise OSError("unavailable")
+
+    gate = TaskGate(1, no_wait, report_tries=2)
+    replies = gate.poll(lambda requests: Stream(requests, [reply("a")], []))(_numbers(1))
+    task = await anext(replies)
+    for left in (1, 0):
+        with pytest.raises(OSError, match="unavailable"):
+            await gate.report(refused)(task.result)
+        assert gate.under_way == left
 
 
 async def _numbers(count: int) -> AsyncIterator[Any]:

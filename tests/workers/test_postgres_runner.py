@@ -274,6 +274,22 @@ async def serving(path: str, body: bytes) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
+async def test_two_lanes_of_one_process_run_two_tasks_at_a_time_under_two_names(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    stop = asyncio.Event()
+    task_ids = [await tables.add({"workflow": sleep_workflow(0.4, tag=number)}) for number in range(2)]
+    options = WorkerOptions(engine.url, jobs_at_once=2)
+    async with ComfyUIWorker(options) as worker, store, tables.queue(connections=4) as queue:
+        lanes = [asyncio.create_task(TaskRunner(name, queue, worker, store, QUICK).run(stop)) for name in ("w", "w-2")]
+        rows = [await tables.until_status(task_id, "in_progress") for task_id in task_ids]
+        assert {row["worker_id"] for row in rows} == {"w", "w-2"}
+        for task_id in task_ids:
+            await tables.until_status(task_id, "complete")
+        stop.set()
+        await asyncio.gather(*lanes)
+
+
 async def test_a_database_that_goes_away_in_mid_render_costs_nothing(
     tables: Tables, engine: Engine, store: WatchedStore
 ) -> None:

@@ -74,7 +74,7 @@ def test_the_core_node_for_videos_takes_them_in_its_own_field() -> None:
         ({"workflow": WORKFLOW, "prompt_id": "x"}, "params.prompt_id: the worker chooses it"),
         ({"workflow": WORKFLOW, "images": [{"name": "../a", "image": "x"}]}, "params.images.0.name: "),
         ({"workflow": WORKFLOW, "video_url": "https://x/v.mp4", "video_node_id": "9"}, "the workflow has no node 9"),
-        ({"workflow": {"1": WORKFLOW["6"]}, "video_url": "https://x/v.mp4"}, "no node loads one"),
+        ({"workflow": {"1": {**WORKFLOW["6"], "inputs": {}}}, "video_url": "https://x/v.mp4"}, "no node loads one"),
         ({"workflow": {**WORKFLOW, "7": WORKFLOW["5"]}, "video_url": "https://x/v.mp4"}, "nodes 5, 7 load one"),
         ({"workflow": {"1": {}}, "video_url": "https://x/v.mp4"}, "see node 1"),
         ({"workflow": WORKFLOW, "video_url": 7}, "params.images.0.image: "),

@@ -18,8 +18,11 @@ from pydantic import SecretStr
 from yarl import URL
 
 from comfyui.engine import Engine
+from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
+from comfyui.workers.postgres_settings import PostgresWorkerSettings
+from comfyui.workers.postgres_worker import serve
 from tests.integration.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
 from tests.running import invert_workflow, sleep_workflow
 from tests.workers.postgres_server import PostgresServer
@@ -185,6 +188,30 @@ async def test_a_database_without_the_migrations_ends_the_worker_with_a_word(tab
     assert process.returncode == 1
     assert b"run --migrate" in complaint
     assert b"Traceback" not in complaint
+
+
+async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(
+    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever supervises the worker learns of it; tasks stay queued for the others."""
+    monkeypatch.setattr("comfyui.process._BACKOFF_START_S", 0.01)
+    monkeypatch.setattr("comfyui.process._BACKOFF_MAX_S", 0.02)
+    (tmp_path / "main.py").write_text("raise SystemExit('no GPU')")
+    task_id = await tables.add({"workflow": invert_workflow()})
+    settings = PostgresWorkerSettings(
+        database_url=SecretStr(tables.url),
+        comfy_path=tmp_path,
+        comfy_python=sys.executable,
+        comfy_port=(await free_ports(1))[0],
+        poll_interval=0.2,
+        supabase_url="http://127.0.0.1:9",
+        supabase_service_role_key=SecretStr("unused"),
+    )
+    async with asyncio.timeout(20):
+        with pytest.raises(ComfyUIConnectionError, match="ComfyUI does not run: it ended with exit status 1"):
+            await serve(settings, "w", asyncio.Event())
+    assert (await tables.row(task_id))["attempts"] == 0
+    assert await tables.sql.fetchval("select status from workers where id = 'w'") == "stopped"
 
 
 async def free_ports(count: int) -> list[int]:
