@@ -18,6 +18,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -142,7 +143,7 @@ class Listener:
     def _restart(self, program: str) -> None:
         from xmlrpc.client import Fault
 
-        from supervisor.childutils import getRPCInterface
+        from supervisor.childutils import getRPCInterface  # type: ignore[import-untyped]
 
         supervisor = getRPCInterface(self._environ).supervisor
         try:
@@ -153,10 +154,10 @@ class Listener:
 
 
 class _AnyStatus(urllib.request.HTTPErrorProcessor):
-    def http_response(self, _request: Any, response: Any) -> Any:
-        return response
+    """Hands every answer through; otherwise 503 would be an exception."""
 
-    https_response = http_response
+    def http_response(self, _request: urllib.request.Request, response: HTTPResponse) -> HTTPResponse:
+        return response
 
 
 if __name__ == "__main__":
