@@ -80,7 +80,7 @@ def free_port() -> int:
 @asynccontextmanager
 async def running_engine(logs: Path) -> AsyncIterator[Server]:
     port = free_port()
-    async with _running("engine", ["-m", "comfyui.engine", "--port", str(port)], port, "/prompt", logs) as server:
+    async with running_server("engine", ["-m", "comfyui.engine", "--port", str(port)], port, "/prompt", logs) as server:
         yield server
 
 
@@ -89,7 +89,7 @@ async def running_gateway(engine: Server, logs: Path, **settings: str) -> AsyncI
     """`settings` by the names of their environment variables."""
     port = free_port()
     env = gateway_env(engine.address, port) | settings
-    async with _running("gateway", ["server.py"], port, "/health/ready", logs, env) as server:
+    async with running_server("gateway", ["server.py"], port, "/health/ready", logs, env) as server:
         yield server
 
 
@@ -105,9 +105,10 @@ def gateway_env(comfyui: str, port: int) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _running(
+async def running_server(
     name: str, command: list[str], port: int, ready: str, logs: Path, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Server]:
+    """Python with `command`, from when `ready` answers 200 until the block ends; its output goes to `logs`."""
     with (logs / name).open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, *command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=log, stderr=log
