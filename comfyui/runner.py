@@ -42,6 +42,8 @@ from comfyui.workflow import defeat_cache, upload_inputs
 _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
 _CHOICE_PATIENCE_S = 2.0
+# A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
+_RESTART_PATIENCE_S = 600.0
 # Our own entry in extra_data: what tells, after a restart of the gateway, whether an id was used with another body.
 _MARK = "comfyui_gateway"
 # After these the process's GPU context is gone: no later prompt survives (COMFYUI.md trap 13).
@@ -142,10 +144,11 @@ class PromptRunner:
         prompt: Mapping[str, Any] = request.prompt
         defeated = False
         avoid: list[Backend] = []
+        patience_s = _CHOICE_PATIENCE_S
         while True:
             # Where the inputs come with the request, no server has them yet.
             needs = None if request.images or _has_inline_inputs(prompt) else prompt
-            backend = await self._pool.choose(patience_s=_CHOICE_PATIENCE_S, avoid=avoid, prompt=needs)
+            backend = await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needs)
             try:
                 result, cached = await self._try_on(backend, run, request, prompt)
                 if defeated or not cached or not (gone := await self._gone(backend, result)):
@@ -158,6 +161,7 @@ class PromptRunner:
                     raise
                 left[reason] -= 1
                 avoid.append(backend)
+                patience_s = _RESTART_PATIENCE_S
             except ComfyUITaskError as error:
                 reason = await self._after_task_error(backend, error)
                 if not left.get(reason):

@@ -134,9 +134,7 @@ async def test_the_same_prompt_id_joins_the_prompt_in_flight_and_then_its_result
     gateway: RunningGateway, engine: Engine
 ) -> None:
     prompt_id = str(uuid4())
-    both = await asyncio.gather(
-        *(gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id) for _ in range(2))
-    )
+    both = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id) for _ in range(2)))
     again = await gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id, return_image_base64=True)
     assert [status for status, _ in (*both, again)] == [200] * 3
     assert again[1]["images"][0]["base64"]
