@@ -375,7 +375,9 @@ class CompletionWatcher:
     async def _poll_once(self) -> None:
         try:
             await self._poll()
-            self._poll_failures = 0
+            if self._poll_failures:
+                self._poll_failures = 0
+                self.on_change()  # it answers again: whoever took it out of rotation should look
         except ComfyUIError as error:
             self._poll_failures += 1
             if isinstance(error, ComfyUIConnectionError):
