@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import re
 import signal
 import sys
@@ -48,6 +49,8 @@ from config import Settings, SettingsError, load_settings
 
 _log = structlog.get_logger("gateway")
 _MB = 1_000_000
+# Objects made and not freed by themselves, about 30 requests' worth; Python's own figure is a few hundred.
+_COLLECT_AFTER = 10_000
 
 
 def create_app(settings: Settings | None = None, *, metrics: Metrics | None = None) -> FastAPI:
@@ -281,7 +284,17 @@ async def _serve(settings: Settings) -> None:
             " of ComfyUI; set API_KEYS, or SERVER_HOST=127.0.0.1",
         )
     _log.info("gateway.starting", comfyui=list(settings.comfyui_server_address), version=ops.VERSION)
+    _relieve_the_collector()
     await uvicorn.Server(config).serve()
+
+
+def _relieve_the_collector() -> None:
+    """What is here now stays for good: the garbage collector need not look at it again and again.
+
+    As it comes, it took a seventh of all time, in pauses of 20 ms and more.
+    """
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
 def _is_loopback(host: str) -> bool:
