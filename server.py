@@ -43,6 +43,7 @@ from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients
 from comfyui.web.origins import Origins
 from comfyui.web.paths import PathRules
 from comfyui.web.proxy import Relay, RelayOptions
+from comfyui.web.server_http import ServerHttp
 from comfyui.web.server_socket import ServerSocket
 from comfyui.web.upstreams import Upstreams
 from config import Settings, SettingsError, load_settings
@@ -74,6 +75,8 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     app.state.web_options = WebOptions(
         default_timeout_s=settings.default_timeout,
         max_timeout_s=settings.max_timeout,
+        max_body_bytes=int(settings.max_request_body_mb * _MB),
+        max_input_bytes=int(settings.max_input_mb * _MB),
     )
     app.include_router(api.router)
     app.include_router(ops.router)
@@ -82,6 +85,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         BodyLimit,
         max_bytes=int(settings.max_request_body_mb * _MB),
         max_total_bytes=int(settings.max_buffered_mb * _MB),
+        max_form_bytes=int(settings.max_multipart_mb * _MB),
         metrics=metrics,
     )
     relay = Relay(app.endpoints, lambda: app.state.upstreams, _relay_options(settings), metrics)
@@ -258,6 +262,7 @@ RELAYING: dict[str, Any] = {
     # ComfyUI's Server header comes through; a second one would not be HTTP.
     "server_header": False,
     "timeout_keep_alive": 75,
+    "http": ServerHttp,
     "ws": ServerSocket,
     # A ping keeps the path open. A client that does not answer it may be busy with its picture.
     "ws_ping_interval": 20.0,

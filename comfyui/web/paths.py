@@ -143,6 +143,7 @@ class PathRules:
     mode: ProxyMode = "full"
     deny: tuple[str, ...] = DEFAULT_DENY
 
+    @lru_cache(maxsize=2048)  # noqa: B019 - there is one set of rules, and it lives as long as the application
     def verdict(self, raw_path: str) -> Literal["relay", "denied", "not_relayed"]:
         if self.mode == "off":
             return "not_relayed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -62,6 +63,7 @@ class Relay:
         self._upstreams = upstreams
         self._options = options
         self._metrics = metrics
+        self._counters = _Counters(metrics)
         self._sockets = SocketRelay(metrics, buffer_bytes=options.socket_buffer_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,8 +86,18 @@ class Relay:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.
                 scope.setdefault("state", {})[QUIET] = True
-            exchange = _Exchange(scope, receive, send, self._options, self._metrics, target, route_of(raw_path))
+            exchange = _Exchange(scope, receive, send, self._options, self._counters, target, route_of(raw_path))
             await exchange.run(self._upstreams())
+
+
+class _Counters:
+    """The relay's own, found once: looking up a label takes longer than counting."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.request = lru_cache(maxsize=4096)(metrics.upstream_requests.labels)
+        self.to_comfyui = metrics.relayed_bytes.labels("to_comfyui")
+        self.to_client = metrics.relayed_bytes.labels("to_client")
+        self.too_large = metrics.rejected.labels("body_too_large")
 
 
 class _ClientGoneError(Exception):
@@ -101,7 +113,7 @@ class _Exchange:
         receive: Receive,
         send: Send,
         options: RelayOptions,
-        metrics: Metrics,
+        counters: _Counters,
         target: str,
         route: str,
     ) -> None:
@@ -109,7 +121,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._options = options
-        self._metrics = metrics
+        self._counters = counters
         self._target = target
         self._route = route
         self._method: str = scope["method"]
@@ -145,7 +157,8 @@ class _Exchange:
                 response = error_response(ComfyUIError(detail), self._scope.get("state", {}).get("request_id"))
                 await response(self._scope, self._receive, self._send)
         finally:
-            self._metrics.relayed_bytes.labels("to_comfyui").inc(self._received)
+            if self._received:
+                self._counters.to_comfyui.inc(self._received)
 
     # The request
 
@@ -176,7 +189,7 @@ class _Exchange:
     def _check_size(self, size: int) -> None:
         limit = self._options.max_upload_bytes
         if limit is not None and size > limit:
-            self._metrics.rejected.labels("body_too_large").inc()
+            self._counters.too_large.inc()
             raise BodyTooLargeError(f"the body is larger than {limit / 1e6:g} MB (MAX_UPLOAD_MB)")
 
     async def _open(self, upstreams: Upstreams, body: Body | None) -> tuple[Upstream, Answer]:
@@ -227,7 +240,7 @@ class _Exchange:
             raise ComfyUIServerError("ComfyUI closed the connection without an answer") from error
         finally:
             method = self._method if self._method in _METHODS else "other"
-            self._metrics.upstream_requests.labels(upstream.backend.name, method, self._route, status).inc()
+            self._counters.request(upstream.backend.name, method, self._route, status).inc()
 
     def _head(self, upstream: Upstream, *, chunked: bool) -> bytes:
         headers = request_headers(self._scope, upstream.base_url, upstream.authorization)
@@ -287,7 +300,7 @@ class _Exchange:
 
     async def _write(self, body: bytes, *, more: bool) -> None:
         if body:
-            self._metrics.relayed_bytes.labels("to_client").inc(len(body))
+            self._counters.to_client.inc(len(body))
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     # The client's disconnect
