@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -190,6 +191,31 @@ class Spool:
         self._hash.update(block)
         self._file.write(block)
         self._file.flush()
+
+
+class SpooledFiles:
+    """Files that came with one request, by the name under which the workflow refers to them.
+
+    They lie in a folder of their own, which is removed when the last of those who `hold` them has let go.
+
+    Args:
+        digests: SHA-256 of each file, for telling two requests apart.
+    """
+
+    def __init__(self, folder: Path, paths: Mapping[str, Path], digests: Mapping[str, str]) -> None:
+        self._folder = folder
+        self.paths = paths
+        self.digests = digests
+        self._holders = 0
+
+    def hold(self) -> None:
+        self._holders += 1
+
+    def release(self) -> None:
+        """Returns at once: removing a large file takes a moment."""
+        self._holders -= 1
+        if not self._holders:
+            asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, self._folder, True)
 
 
 def too_large(max_bytes: int) -> ComfyUIInputError:

@@ -7,6 +7,7 @@ one waits, and what happens when the last one leaves is a setting.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -19,6 +20,7 @@ import structlog
 
 from comfyui.backends import Backend, BackendPool
 from comfyui.client import QueueItem, RawReply, View
+from comfyui.content import SpooledFiles
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import (
     ComfyUIConflictError,
@@ -59,8 +61,10 @@ class HandlerOptions:
 class _Job:
     """One prompt in flight, and who waits for it."""
 
-    def __init__(self, prompt_id: str, request: PromptRequest | None, *, chosen_id: bool) -> None:
-        fingerprint = request.fingerprint() if request and chosen_id else None
+    def __init__(
+        self, prompt_id: str, request: PromptRequest | None, files: SpooledFiles | None = None, *, chosen_id: bool
+    ) -> None:
+        fingerprint = _fingerprint(request, files) if request and chosen_id else None
         self.run = PromptRun(
             prompt_id,
             request,
@@ -68,6 +72,7 @@ class _Job:
             self._publish,
             followed=lambda: bool(self.listeners),
             workflow=request.prompt if request else None,
+            files=files,
         )
         self.waiters = 0
         self.leave_to_cancel: Reason | None = None
@@ -151,12 +156,14 @@ class ComfyUIHandler:
         request: PromptRequest,
         *,
         timeout_s: float,
+        files: SpooledFiles | None = None,
         fresh_id: str | None = None,
         listener: Listener | None = None,
     ) -> PromptResult:
         """Run the workflow and wait for it; the same ``prompt_id`` again joins it, or returns what it gave.
 
         Args:
+            files: further inputs; held for as long as the prompt needs them, which may be longer than this call.
             fresh_id: a new UUID to use when the request has no ``prompt_id``; one is made when not given.
             listener: gets the prompt's events while this call waits.
 
@@ -167,9 +174,9 @@ class ComfyUIHandler:
             check_api_format(request.prompt)
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
             chosen_id = request.prompt_id is not None
-            if chosen_id and (earlier := self._earlier(prompt_id, request)) is not None:
+            if chosen_id and (earlier := self._earlier(prompt_id, request, files)) is not None:
                 return earlier
-            job = self._jobs.get(prompt_id) or self._start(_Job(prompt_id, request, chosen_id=chosen_id))
+            job = self._jobs.get(prompt_id) or self._start(_Job(prompt_id, request, files, chosen_id=chosen_id))
             return await self._wait(job, timeout_s, listener, may_cancel=True)
 
     async def attach(self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None) -> PromptResult:
@@ -368,6 +375,9 @@ class ComfyUIHandler:
     def _start(self, job: _Job) -> _Job:
         self._jobs[job.prompt_id] = job
         job.task = asyncio.create_task(self._run(job), name=f"prompt {job.prompt_id}")
+        if (files := job.run.files) is not None:
+            files.hold()
+            job.task.add_done_callback(lambda _: files.release())
         return job
 
     async def _run(self, job: _Job) -> None:
@@ -407,7 +417,7 @@ class ComfyUIHandler:
 
     # Idempotency
 
-    def _earlier(self, prompt_id: str, request: PromptRequest) -> PromptResult | None:
+    def _earlier(self, prompt_id: str, request: PromptRequest, files: SpooledFiles | None) -> PromptResult | None:
         """The result of an earlier request with this id, None when there is none; a job in flight is compared only."""
         if (job := self._jobs.get(prompt_id)) is not None:
             known = job.run.fingerprint
@@ -415,7 +425,7 @@ class ComfyUIHandler:
             known = self._finished[prompt_id][0]
         else:
             return None
-        if known is not None and known != request.fingerprint():
+        if known is not None and known != _fingerprint(request, files):
             raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=prompt_id)
         return None if job is not None else self._recall(prompt_id)
 
@@ -434,3 +444,11 @@ class ComfyUIHandler:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _fingerprint(request: PromptRequest, files: SpooledFiles | None) -> str:
+    """Of all that decides the result."""
+    if files is None:
+        return request.fingerprint()
+    named = "".join(f"\n{name}\0{digest}" for name, digest in sorted(files.digests.items()))
+    return hashlib.sha256((request.fingerprint() + named).encode()).hexdigest()

@@ -21,6 +21,7 @@ import structlog
 
 from comfyui.backends import Backend, BackendPool
 from comfyui.client import JSON, QueueItem, backoff_s, flat_node_errors
+from comfyui.content import SpooledFiles
 from comfyui.events import Event
 from comfyui.exceptions import (
     ComfyUIConflictError,
@@ -78,6 +79,7 @@ class PromptRun:
         followed: whether somebody listens to what is published.
         backend: the server that has it, as soon as that is decided.
         workflow: in API format, as soon as it is known.
+        files: further inputs, which somebody else holds.
     """
 
     prompt_id: str
@@ -87,6 +89,7 @@ class PromptRun:
     followed: Callable[[], bool] = lambda: False
     backend: Backend | None = None
     workflow: Mapping[str, Any] | None = None
+    files: SpooledFiles | None = None
 
 
 class PromptRunner:
@@ -187,7 +190,7 @@ class PromptRunner:
             )
             try:
                 started = time.monotonic()
-                prompt = await self._stage(backend, request, prompt)
+                prompt = await self._stage(backend, run, request, prompt)
                 staged = time.monotonic()
                 number, node_errors = await self._submit(backend, run, _body(run, request, prompt, watch.client_id))
                 backend.watcher.accepted(watch, number)
@@ -207,9 +210,7 @@ class PromptRunner:
         started = time.monotonic()
         # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.
         run.workflow = found.prompt
-        watch = backend.watcher.watch(
-            run.prompt_id, client_id="another's", listener=run.publish, followed=run.followed
-        )
+        watch = backend.watcher.watch(run.prompt_id, client_id="another's", listener=run.publish, followed=run.followed)
         try:
             backend.watcher.accepted(watch, found.number)
             entry = await watch.finished()
@@ -217,13 +218,15 @@ class PromptRunner:
             backend.watcher.unwatch(watch)
         return _result(backend, run.prompt_id, entry, waited_s=time.monotonic() - started)
 
-    async def _stage(self, backend: Backend, request: PromptRequest, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        if not request.images and not _has_inline_inputs(prompt):
+    async def _stage(
+        self, backend: Backend, run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        if not request.images and not run.files and not _has_inline_inputs(prompt):
             return prompt
         widgets = upload_inputs(prompt, await backend.object_info())
         if prompt is not request.prompt:
             request = request.model_copy(update={"prompt": dict(prompt)})
-        return await self._stager.stage(backend.client, request, widgets)
+        return await self._stager.stage(backend.client, request, widgets, run.files.paths if run.files else None)
 
     # Exactly one submission
 

@@ -14,7 +14,8 @@ from comfyui.delivery import Order
 from comfyui.models import ImageConversion, OutputPlace, PromptRequest
 from comfyui.web.accept import accepted_by
 from comfyui.web.answers import Call, answer
-from comfyui.web.deps import Body, Delivery, Handler, Options, WebOptions
+from comfyui.web.bodies import Submitted
+from comfyui.web.deps import Delivery, Handler, Options, WebOptions
 from comfyui.web.errors import RequestError
 from comfyui.web.headers import submission_headers
 from comfyui.web.upstreams import Upstreams
@@ -68,7 +69,7 @@ def _body_schema() -> dict[str, Any]:
 @router.post("/prompt_sync", summary="Run a workflow and wait for its files", openapi_extra=_body_schema())
 async def prompt_sync(
     request: Request,
-    body: Body,
+    submitted: Submitted,
     handler: Handler,
     deliverer: Delivery,
     options: Options,
@@ -79,6 +80,7 @@ async def prompt_sync(
 ) -> Response:
     """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names."""
     timeout_s = _timeout_s(timeout, options)
+    body = submitted.request
     if idempotency_key is not None:
         if body.prompt_id is not None:
             raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
@@ -92,7 +94,9 @@ async def prompt_sync(
         request,
         deliverer,
         call,
-        lambda listener: handler.submit_prompt_sync(body, timeout_s=timeout_s, fresh_id=prompt_id, listener=listener),
+        lambda listener: handler.submit_prompt_sync(
+            body, timeout_s=timeout_s, files=submitted.files, fresh_id=prompt_id, listener=listener
+        ),
     )
 
 

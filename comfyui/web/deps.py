@@ -7,14 +7,10 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import orjson
 from fastapi import Depends, Request
-from pydantic import ValidationError
 
 from comfyui.delivery import Deliverer
 from comfyui.handler import ComfyUIHandler
-from comfyui.models import PromptRequest
-from comfyui.web.errors import RequestError, describe_validation
 
 _T = TypeVar("_T")
 
@@ -25,6 +21,8 @@ class WebOptions:
 
     default_timeout_s: float = 300.0
     max_timeout_s: float = 3600.0
+    max_body_bytes: int = 100_000_000
+    max_input_bytes: int = 512_000_000
 
 
 class ClientGoneError(Exception):
@@ -49,30 +47,9 @@ async def get_options(request: Request) -> WebOptions:
     return options
 
 
-async def get_prompt_request(request: Request) -> PromptRequest:
-    """The body as a `PromptRequest`, whatever Content-Type it has: ComfyUI does not look at it either.
-
-    Raises:
-        RequestError: not JSON, or a field that cannot be used, by name.
-        ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
-    """
-    (await get_handler(request)).refuse_when_full()
-    try:
-        body = orjson.loads(await request.body())
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise RequestError('the body is not a JSON object: {"prompt": {…}} is wanted')
-    try:
-        return PromptRequest.model_validate(body)
-    except ValidationError as error:
-        raise RequestError(describe_validation(error.errors(include_url=False, include_input=False))) from None
-
-
 Handler = Annotated[ComfyUIHandler, Depends(get_handler)]
 Delivery = Annotated[Deliverer, Depends(get_deliverer)]
 Options = Annotated[WebOptions, Depends(get_options)]
-Body = Annotated[PromptRequest, Depends(get_prompt_request)]
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:

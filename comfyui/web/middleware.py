@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from comfyui.exceptions import ComfyUIOverloadedError, error_body, error_body_of
 from comfyui.metrics import Metrics
 from comfyui.web.errors import json_response
+from comfyui.web.multipart import is_form
 
 _log = structlog.get_logger("access")
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -75,11 +76,15 @@ class BodyLimit:
     Args:
         max_bytes: of one body.
         max_total_bytes: of the bodies of all requests that are being read or answered.
+        max_form_bytes: of one form with files, which is kept on disk and so has no part in the limit for all.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_total_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, max_total_bytes: int, max_form_bytes: int, metrics: Metrics
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_form_bytes = max_form_bytes
         self._max_total_bytes = max_total_bytes
         self._held = 0
         self._metrics = metrics
@@ -90,8 +95,10 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         length = int(declared) if declared.isdigit() else 0
-        if length > self._max_bytes or self._held + length > self._max_total_bytes:
-            await self._refuse(length, scope, receive, send)
+        on_disk = is_form(scope)
+        max_bytes = self._max_form_bytes if on_disk else self._max_bytes
+        if length > max_bytes or (not on_disk and self._held + length > self._max_total_bytes):
+            await self._refuse(length, max_bytes, scope, receive, send)
             return
         received = 0
         started = False
@@ -101,8 +108,8 @@ class BodyLimit:
             message = await receive()
             size = len(message.get("body", b""))
             received += size
-            self._held += size
-            if received > self._max_bytes or self._held > self._max_total_bytes:
+            self._held += 0 if on_disk else size
+            if received > max_bytes or (not on_disk and self._held > self._max_total_bytes):
                 raise _TooLargeError
             return message
 
@@ -116,17 +123,18 @@ class BodyLimit:
         except _TooLargeError:
             if started:
                 raise
-            await self._refuse(received, scope, receive, send)
+            await self._refuse(received, max_bytes, scope, receive, send)
         finally:
-            self._held -= received
+            self._held -= 0 if on_disk else received
 
-    async def _refuse(self, size: int, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, size: int, max_bytes: int, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope.get("state", {}).get("request_id")
         # What is left of the body is not read: the connection cannot be used again.
         headers = {"Connection": "close"}
-        if size > self._max_bytes:
+        if size > max_bytes:
             self._metrics.rejected.labels("body_too_large").inc()
-            limit = f"{self._max_bytes / 1e6:g} MB (MAX_REQUEST_BODY_MB)"
+            setting = "MAX_REQUEST_BODY_MB" if max_bytes == self._max_bytes else "MAX_MULTIPART_MB"
+            limit = f"{max_bytes / 1e6:g} MB ({setting})"
             detail = f"the body is larger than {limit}; pass large inputs by URL"
             body = error_body(title="Body too large", code="body_too_large", detail=detail, request_id=request_id)
             await json_response(413, body, headers)(scope, receive, send)

@@ -1,0 +1,126 @@
+"""Bodies that carry a workflow: JSON of any Content-Type, or a form with files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Depends, Request
+from pydantic import ValidationError
+
+from comfyui.content import SpooledFiles
+from comfyui.models import PromptRequest
+from comfyui.web.deps import get_handler, get_options
+from comfyui.web.errors import RequestError, describe_validation
+from comfyui.web.multipart import WORKFLOW_FIELDS, FormLimits, is_form, read_form
+from comfyui.workflow import is_ui_format
+
+# Fields of a form that are JSON; the others are plain text.
+_JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output"})
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request, and the files that came with it: they are there until it is answered, longer for who holds them."""
+
+    request: PromptRequest
+    files: SpooledFiles | None = None
+
+
+async def get_submission(request: Request) -> AsyncIterator[Submission]:
+    """What is posted to be run.
+
+    Raises:
+        RequestError: not JSON and no form, or a field that cannot be used, by name.
+        ComfyUIInputError: a file of the form is too large.
+        ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
+    """
+    (await get_handler(request)).refuse_when_full()
+    body, files = await _read(request)
+    if files is not None:
+        files.hold()
+    try:
+        if "prompt" not in body and looks_like_workflow(body):
+            raise RequestError('this is a bare workflow; wrap it in an object: {"prompt": {…}}')
+        yield Submission(_prompt_request(body), files)
+    finally:
+        if files is not None:
+            files.release()
+
+
+async def get_workflow(request: Request) -> AsyncIterator[Submission]:
+    """What is posted to be looked at: as `get_submission`, and a bare workflow is one, too."""
+    body, files = await _read(request)
+    if files is not None:
+        files.hold()
+    try:
+        bare = "prompt" not in body and looks_like_workflow(body)
+        yield Submission(_prompt_request({"prompt": body} if bare else body), files)
+    finally:
+        if files is not None:
+            files.release()
+
+
+Submitted = Annotated[Submission, Depends(get_submission)]
+Posted = Annotated[Submission, Depends(get_workflow)]
+
+
+def looks_like_workflow(body: Mapping[str, Any]) -> bool:
+    """A workflow without anything around it: a UI export, or all of its members are nodes."""
+    return is_ui_format(body) or (
+        bool(body) and all(isinstance(node, Mapping) and "class_type" in node for node in body.values())
+    )
+
+
+async def _read(request: Request) -> tuple[dict[str, Any], SpooledFiles | None]:
+    if is_form(request.scope):
+        options = await get_options(request)
+        limits = FormLimits(options.max_input_bytes, options.max_body_bytes)
+        texts, files = await read_form(request.stream(), request.headers["content-type"], limits)
+        try:
+            return _body_of_form(texts), files
+        except RequestError:
+            if files is not None:
+                files.hold()
+                files.release()
+            raise
+    return json_object(await request.body(), "the body"), None
+
+
+def json_object(text: bytes | str, what: str) -> dict[str, Any]:
+    """Raises `RequestError` when it is none."""
+    try:
+        body = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"{what} is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise RequestError(f'{what} is not a JSON object: {{"prompt": {{…}}}} is wanted')
+    return body
+
+
+def _body_of_form(texts: dict[str, str]) -> dict[str, Any]:
+    """The fields of a form as the JSON body that says the same."""
+    given = [name for name in WORKFLOW_FIELDS if name in texts]
+    if len(given) != 1:
+        raise RequestError("the form needs one part 'workflow' (or 'prompt') with the workflow as JSON")
+    workflow = json_object(texts[given[0]], given[0])
+    wrapped = "prompt" in workflow and not looks_like_workflow(workflow)
+    body: dict[str, Any] = workflow if wrapped else {"prompt": workflow}
+    for name, text in texts.items():
+        if name in _JSON_FIELDS:
+            try:
+                body[name] = orjson.loads(text)
+            except orjson.JSONDecodeError as error:
+                raise RequestError(f"{name}: not JSON: {error}") from None
+        elif name not in WORKFLOW_FIELDS:
+            body[name] = text
+    return body
+
+
+def _prompt_request(body: dict[str, Any]) -> PromptRequest:
+    try:
+        return PromptRequest.model_validate(body)
+    except ValidationError as error:
+        raise RequestError(describe_validation(error.errors(include_url=False, include_input=False))) from None

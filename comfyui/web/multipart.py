@@ -1,0 +1,226 @@
+"""multipart/form-data: text fields in memory, files on disk, each with its cap, at the speed at which they come."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Scope
+
+from comfyui.content import SpooledFiles, too_large
+from comfyui.exceptions import ComfyUIInputError
+from comfyui.web.errors import RequestError
+
+_FORM = b"multipart/form-data"
+# The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
+_PATHS = frozenset({"/prompt_sync", "/validate"})
+# Fields whose content is text even where a client sends it as a file: `curl -F workflow=@workflow.json`.
+WORKFLOW_FIELDS = ("workflow", "prompt")
+_MOST_PARTS = 1000
+_WRITE_AT_ONCE = 1 << 20
+
+
+def is_form(scope: Scope) -> bool:
+    """Whether the body of this request is read by `read_form`, and so never whole in memory."""
+    types = (value for name, value in scope["headers"] if name == b"content-type")
+    return scope["path"] in _PATHS and next(types, b"").lower().startswith(_FORM)
+
+
+@dataclass(frozen=True, slots=True)
+class FormLimits:
+    """In bytes: of one file, and of all text fields together."""
+
+    max_file_bytes: int
+    max_text_bytes: int
+
+
+@dataclass(slots=True)
+class _Part:
+    """One part while it arrives; `file` is where its bytes go, None for a text."""
+
+    name: str = ""
+    filename: str | None = None
+    header: bytearray = field(default_factory=bytearray)
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    pending: bytearray = field(default_factory=bytearray)
+    size: int = 0
+    ended: bool = False
+    path: Path | None = None
+    file: IO[bytes] | None = None
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+
+async def read_form(
+    chunks: AsyncIterator[bytes], content_type: str, limits: FormLimits
+) -> tuple[dict[str, str], SpooledFiles | None]:
+    """The text fields, and the files by their own names; None when there is no file. Nobody holds them yet.
+
+    Raises:
+        RequestError: not a form, the same field or file name twice, too much text.
+        ComfyUIInputError: a file is too large.
+    """
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise RequestError("the Content-Type is multipart/form-data without a boundary")
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="comfyui-form-"))
+    form = _Form(folder, boundary, limits)
+    try:
+        async for chunk in chunks:
+            await form.feed(chunk)
+        await form.finish()
+    except FormParserError as error:
+        raise RequestError(f"the body is not multipart/form-data: {error}") from None
+    finally:
+        await form.close()
+        if form.failed or not form.files:
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+    if not form.files:
+        return form.texts, None
+    digests = {name: part.digest.hexdigest() for name, part in form.files.items()}
+    paths = {name: part.path for name, part in form.files.items() if part.path}
+    return form.texts, SpooledFiles(folder, paths, digests)
+
+
+class _Form:
+    """The parser's callbacks only note what came; what takes time is done after each chunk, off the event loop."""
+
+    def __init__(self, folder: Path, boundary: bytes, limits: FormLimits) -> None:
+        self.texts: dict[str, str] = {}
+        self.files: dict[str, _Part] = {}
+        self.failed = True
+        self._folder = folder
+        self._limits = limits
+        self._part = _Part()
+        self._touched: list[_Part] = []
+        self._count = 0
+        self._text_bytes = 0
+        self._header_name = bytearray()
+        self._complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begun,
+                "on_header_field": self._header_field,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_ended,
+                "on_headers_finished": self._headers_finished,
+                "on_part_data": self._data,
+                "on_part_end": self._ended,
+                "on_end": self._form_ended,
+            },
+        )
+
+    async def feed(self, chunk: bytes) -> None:
+        self._parser.write(chunk)
+        touched, self._touched = self._touched, []
+        for part in touched:
+            await self._absorb(part)
+
+    async def finish(self) -> None:
+        self._parser.finalize()
+        if not self._complete:
+            raise RequestError("the body is not multipart/form-data: it ends before its last boundary")
+        self.failed = False
+
+    async def close(self) -> None:
+        for part in {id(part): part for part in (*self.files.values(), self._part)}.values():
+            if part.file is not None:
+                await asyncio.to_thread(part.file.close)
+
+    async def _absorb(self, part: _Part) -> None:
+        """Take what came of a part: a text is kept, a file's bytes go to disk."""
+        if part.filename is None or part.name in WORKFLOW_FIELDS:
+            if part.ended:
+                self._keep_text(part)
+            return
+        if part.path is None:
+            self._new_file(part)
+        if part.size > self._limits.max_file_bytes:
+            raise ComfyUIInputError(f"files[{part.filename!r}]: {too_large(self._limits.max_file_bytes).detail}")
+        if part.ended or len(part.pending) >= _WRITE_AT_ONCE:
+            block, part.pending = bytes(part.pending), bytearray()
+            await asyncio.to_thread(self._write, part, block)
+
+    def _new_file(self, part: _Part) -> None:
+        if not part.filename:
+            raise RequestError(f"{part.name}: the file has no name, and by it the workflow would refer to it")
+        if part.filename in self.files:
+            raise RequestError(f"{part.name}: there are two files named {part.filename!r}")
+        part.path = self._folder / str(len(self.files))
+        self.files[part.filename] = part
+
+    def _keep_text(self, part: _Part) -> None:
+        if part.name in self.texts:
+            raise RequestError(f"{part.name}: the field is there twice")
+        try:
+            self.texts[part.name] = part.pending.decode()
+        except UnicodeDecodeError:
+            raise RequestError(f"{part.name}: not text in UTF-8") from None
+        part.pending = bytearray()
+
+    @staticmethod
+    def _write(part: _Part, block: bytes) -> None:
+        if part.file is None:
+            assert part.path is not None  # noqa: S101 - made before
+            part.file = part.path.open("wb")
+        part.file.write(block)
+        part.digest.update(block)
+        if part.ended:
+            part.file.close()
+
+    # What the parser calls
+
+    def _begun(self) -> None:
+        self._part = _Part()
+        self._count += 1
+        if self._count > _MOST_PARTS:
+            raise RequestError(f"the form has more than {_MOST_PARTS} parts")
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._part.header += data[start:end]
+
+    def _header_ended(self) -> None:
+        self._part.headers[bytes(self._header_name).lower()] = bytes(self._part.header)
+        self._header_name, self._part.header = bytearray(), bytearray()
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
+        if b"name" not in options:
+            raise RequestError("a part of the form has no name")
+        self._part.name = options[b"name"].decode("utf-8", "replace")
+        filename = options.get(b"filename")
+        self._part.filename = None if filename is None else filename.decode("utf-8", "replace")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        part.pending += data[start:end]
+        part.size += end - start
+        if part.filename is None or part.name in WORKFLOW_FIELDS:
+            self._text_bytes += end - start
+            if self._text_bytes > self._limits.max_text_bytes:
+                limit = f"{self._limits.max_text_bytes / 1e6:g} MB (MAX_REQUEST_BODY_MB)"
+                raise RequestError(f"{part.name}: the texts of the form are larger than {limit}")
+        self._touch()
+
+    def _ended(self) -> None:
+        self._part.ended = True
+        self._touch()
+
+    def _form_ended(self) -> None:
+        self._complete = True
+
+    def _touch(self) -> None:
+        if not self._touched or self._touched[-1] is not self._part:
+            self._touched.append(self._part)
