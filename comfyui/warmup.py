@@ -65,9 +65,9 @@ async def warming_up(handler: ComfyUIHandler, workflow: dict[str, Any], *, timeo
 async def _warm_up(handler: ComfyUIHandler, workflow: dict[str, Any], timeout_s: float) -> None:
     failures = 0
     while True:
-        started = time.monotonic()
         try:
             await handler.pool.choose(patience_s=_PATIENCE_S)
+            started = time.monotonic()
             # The least busy server is chosen for each, so that every one gets one.
             runs = [
                 handler.submit_prompt_sync(PromptRequest(prompt=workflow), timeout_s=timeout_s)

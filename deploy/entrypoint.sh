@@ -22,7 +22,7 @@ export COMFYUI_DIR="${COMFYUI_DIR:-/opt/comfyui}"
 export DATA_DIR="${DATA_DIR:-/data}"
 export RUN_DIR="${RUN_DIR:-/tmp/comfyui-gateway}"
 export COMFY_PORT="${COMFY_PORT:-8188}"
-export START_RETRIES="${START_RETRIES:-5}"
+export START_RETRIES="${START_RETRIES:-5}" START_SECONDS="${START_SECONDS:-5}"
 comfyui_python="$VENV_ROOT/comfyui/bin/python"
 
 # The role
@@ -129,7 +129,7 @@ model_section() {
         # Folders that may come to be while ComfyUI runs.
         printf '%s\n' checkpoints loras vae text_encoders diffusion_models clip_vision controlnet embeddings upscale_models
         for folder in "$root"/*/; do
-            [[ -d "$folder" ]] && basename "$folder"
+            if [[ -d "$folder" ]]; then basename "$folder"; fi
         done
     } | sort -u | sed -E '/^[A-Za-z0-9_.-]+$/!d; s/.*/  "&": "&"/'
 }

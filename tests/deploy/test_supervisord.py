@@ -28,6 +28,7 @@ def variables(tmp_path: Path) -> dict[str, str]:
         COMFY_PORT=str(port),
         COMFYUI_SERVER_ADDRESS=f"127.0.0.1:{port}",
         COMFYUI_COMMAND=engine_command(port),
+        START_SECONDS="1",
         SERVER_HOST="127.0.0.1",
         SERVER_PORT=str(free_port()),
         PYTHONPATH=str(ROOT),
@@ -94,7 +95,7 @@ async def test_a_stop_lets_the_prompt_in_flight_finish(variables: dict[str, str]
 
 
 async def test_a_program_that_cannot_be_started_ends_the_container_with_a_failure(variables: dict[str, str]) -> None:
-    variables |= {"COMFYUI_COMMAND": "/bin/false", "START_RETRIES": "1"}
+    variables |= {"COMFYUI_COMMAND": "/bin/false", "START_RETRIES": "1", "START_SECONDS": "5"}
     async with running_container(variables) as container:
         assert await container.ended() == 70
     await container.logged("comfyui cannot be started: stopping the container")
