@@ -1,0 +1,99 @@
+"""`GET /metrics` counts what happens, and the dashboard asks for what there is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from comfyui.engine import Engine
+from comfyui.metrics import Metrics
+from tests.relaying import eventually, fetch
+from tests.running import RunningGateway, invert_workflow, running_gateway
+
+ROOT = Path(__file__).parents[2]
+
+
+async def _samples(gateway: RunningGateway, **headers: str) -> dict[str, float]:
+    """Each sample by its name and labels, ``name{label=value,…}`` in the order of the labels' names."""
+    answer = await fetch(gateway, "/metrics", headers=headers)
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    found = {}
+    for family in text_string_to_metric_families(answer.body.decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={sample.labels[name]}" for name in sorted(sample.labels) if name != "server")
+            found[f"{sample.name}{{{labels}}}"] = sample.value
+    return found
+
+
+async def test_a_prompt_is_counted_with_the_time_of_its_stages(gateway: RunningGateway) -> None:
+    await gateway.prompt_sync(invert_workflow(1))
+    await gateway.prompt_sync({"1": {"class_type": "NoSuchNode", "inputs": {}}})
+
+    samples = await _samples(gateway)
+    assert samples["comfyui_gateway_prompts_total{outcome=success}"] == 1
+    assert samples["comfyui_gateway_prompts_total{outcome=validation_failed}"] == 1
+    for stage in ("staging", "queued", "executing", "collecting"):
+        assert samples[f"comfyui_gateway_stage_seconds_count{{stage={stage}}}"] == 1
+    assert samples["comfyui_gateway_waiting_requests{}"] == 0
+    assert samples["comfyui_gateway_server_up{}"] == 1
+    assert samples["comfyui_gateway_websocket_connected{}"] == 1
+
+
+async def test_what_is_relayed_is_counted_by_route_and_in_bytes(gateway: RunningGateway) -> None:
+    body = b'{"a": 1}'
+    await fetch(gateway, "/api/userdata/x%2Fy.json", "POST", data=body)
+    stored = await fetch(gateway, "/userdata/x%2Fy.json")
+    await fetch(gateway, "/some/custom-node/route")
+    async with gateway.http.ws_connect("/ws?clientId=a") as websocket:
+        greeting = await websocket.receive_str()
+        samples = await _samples(gateway)
+        assert samples["comfyui_gateway_relayed_websockets{}"] == 1
+    await eventually(lambda: gateway.app.state.metrics.relayed_websockets._value.get() == 0)
+
+    route = "comfyui_gateway_upstream_requests_total{{method={},route={},status={}}}".format
+    assert samples[route("POST", "/userdata/*", 200)] == 1
+    assert samples[route("GET", "/userdata/*", 200)] == 1
+    assert samples[route("GET", "other", 404)] == 1
+    assert samples["comfyui_gateway_relayed_bytes_total{direction=to_comfyui}"] == len(body)
+    assert samples["comfyui_gateway_relayed_bytes_total{direction=to_client}"] >= len(stored.body) + len(greeting)
+
+
+async def test_no_caller_makes_labels_of_its_own(gateway: RunningGateway) -> None:
+    """Each new label value is memory for ever: an attacker would send paths and methods until there is none left."""
+    for number in range(50):
+        await fetch(gateway, f"/attack/{number}", "GET")
+        await fetch(gateway, f"/view/{number}/{number}", "GET")
+        await fetch(gateway, f"/x{number}", f"X{number}")
+    labels = [name for name in await _samples(gateway) if name.startswith("comfyui_gateway_upstream_requests_total")]
+    assert len(labels) < 10
+
+
+async def test_refusals_are_counted_by_reason(engine: Engine) -> None:
+    async with running_gateway(engine.url, api_keys="k", max_upload_mb=0.001) as gateway:
+        key = {"X-API-Key": "k"}
+        await fetch(gateway, "/queue")
+        await fetch(gateway, "/queue", headers={**key, "Origin": "https://evil.example"})
+        await fetch(gateway, "/internal/logs", headers=key)
+        await fetch(gateway, "/upload/image", "POST", data=bytes(2000), headers=key)
+
+        samples = await _samples(gateway, **key)
+        for reason in ("unauthorized", "origin", "denied", "body_too_large"):
+            assert samples[f"comfyui_gateway_rejected_requests_total{{reason={reason}}}"] == 1, reason
+
+
+def test_the_dashboard_asks_for_every_metric_and_for_none_that_is_not_there() -> None:
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
+    expressions = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
+    asked = {name.removesuffix("_bucket") for name in re.findall(r"\b(?:comfyui_gateway|process)_\w+", expressions)}
+    metrics = Metrics()
+    text = generate_latest(metrics.registry).decode()
+    there = set(re.findall(r"^# HELP (\S+)", text, re.MULTILINE))
+
+    assert asked <= there
+    assert {name for name in there if name.startswith("comfyui_gateway")} - asked == set()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
