@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 import orjson
+import pybase64
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptResult
@@ -140,10 +140,10 @@ async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, N
         rest += chunk
         whole = len(rest) - len(rest) % _BASE64_PIECE
         if whole:
-            yield base64.b64encode(memoryview(rest)[:whole])
+            yield pybase64.b64encode(memoryview(rest)[:whole])
             del rest[:whole]
     if rest:
-        yield base64.b64encode(rest)
+        yield pybase64.b64encode(rest)
 
 
 async def result_json(
