@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -155,3 +156,51 @@ async def _run(*command: str) -> tuple[int, str]:
     )
     output, _ = await process.communicate()
     return process.returncode or 0, output.decode()
+
+
+async def test_a_comfyui_that_a_killed_worker_left_behind_is_ended_before_the_next_one_starts(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    left = await asyncio.create_subprocess_exec("sleep", "60", cwd=variables["COMFYUI_DIR"])
+    elsewhere = await asyncio.create_subprocess_exec("sleep", "60", cwd=tmp_path)
+    python = tmp_path / "venv" / "postgres" / "bin"
+    python.parent.mkdir()
+    _program(python, "python", 'echo "$* COMFY_PATH=$COMFY_PATH"')
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "deploy/run.sh",
+            "postgres",
+            stdout=asyncio.subprocess.PIPE,
+            env=variables
+            | {
+                "VENV": str(python.parent),
+                "START_COMFYUI": "false",
+                "COMFYUI_COMMAND": "python main.py",
+                "COMFY_PATH": variables["COMFYUI_DIR"],
+            },
+        )
+        output, _ = await process.communicate()
+        assert output.decode() == (
+            f"postgres | -m comfyui.workers.postgres_worker COMFY_PATH={variables['COMFYUI_DIR']}\n"
+        )
+        assert await left.wait() == -signal.SIGKILL
+        assert elsewhere.returncode is None
+    finally:
+        elsewhere.kill()
+        await elsewhere.wait()
+
+
+async def test_a_worker_that_waits_for_supervisords_comfyui_starts_none(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    python = tmp_path / "venv" / "runpod" / "bin"
+    python.parent.mkdir()
+    _program(python, "python", 'echo "command:$COMFYUI_COMMAND"')
+    process = await asyncio.create_subprocess_exec(
+        "deploy/run.sh",
+        "runpod",
+        stdout=asyncio.subprocess.PIPE,
+        env=variables | {"VENV": str(python.parent), "START_COMFYUI": "true", "COMFYUI_COMMAND": "python main.py"},
+    )
+    output, _ = await process.communicate()
+    assert output.decode() == "runpod | command:\n"
