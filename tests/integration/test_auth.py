@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import quote
 
 import aiohttp
@@ -15,6 +19,7 @@ from config import SettingsError, load_settings
 from tests.relaying import Fetched, answer_ok, fetch, raw_request, relayed
 from tests.running import RunningGateway, invert_workflow, running_gateway
 
+ROOT = Path(__file__).parents[2]
 _KEY, _OTHER = "correct-horse-battery", "second-key"
 _BEARER = {"Authorization": f"Bearer {_KEY}"}
 _PAGE = {"Accept": "text/html,*/*", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
@@ -332,6 +337,27 @@ def test_an_origin_that_is_none_stops_the_start(value: str, monkeypatch: pytest.
     monkeypatch.setenv("CORS_ALLOW_ORIGINS", value)
     with pytest.raises(SettingsError, match="CORS_ALLOW_ORIGINS"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("127.0.0.1", "", False)]
+)
+async def test_the_start_warns_of_a_gateway_that_is_open_to_others(host: str, keys: str, warned: bool) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "server.py",
+        cwd=ROOT,
+        env={**os.environ, "SERVER_HOST": host, "SERVER_PORT": "0", "API_KEYS": keys, "LOG_OUTPUT": "json"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    seen = ""
+    async with asyncio.timeout(20):
+        while "gateway.starting" not in seen:
+            seen += (await process.stderr.readline()).decode()
+    process.kill()
+    await process.wait()
+    assert ("gateway.open" in seen) is warned
 
 
 def test_keys_do_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
