@@ -34,7 +34,7 @@ from comfyui.metrics import Metrics
 from comfyui.runner import RunnerOptions
 from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.warmup import load_workflow, warming_up
-from comfyui.web import api, ops
+from comfyui.web import api, ops, workflows
 from comfyui.web.auth import Guard
 from comfyui.web.deps import WebOptions
 from comfyui.web.errors import install_error_handlers
@@ -79,6 +79,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         max_input_bytes=int(settings.max_input_mb * _MB),
     )
     app.include_router(api.router)
+    app.include_router(workflows.router)
     app.include_router(ops.router)
     install_error_handlers(app)
     app.add_middleware(
@@ -204,6 +205,7 @@ def _handler_options(settings: Settings) -> HandlerOptions:
             submission_retries=settings.http_retries,
             lost_prompt_retries=settings.lost_prompt_retries,
             oom_retries=settings.oom_retries,
+            preflight=settings.preflight,
         ),
     )
 

@@ -20,7 +20,7 @@ import binascii
 import mimetypes
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -179,6 +179,17 @@ class InputStager:
             if len(stored) > _REMEMBERED:
                 stored.popitem(last=False)
             return stored[name]
+
+
+def brought_inputs(
+    request: PromptRequest, upload_inputs: Sequence[tuple[str, str]], files: Collection[str] = ()
+) -> set[tuple[str, str]]:
+    """The ``(node id, input name)`` whose file comes with the request; `files`: names of further ones.
+
+    Raises `ComfyUIInputError` as `InputStager.stage` does.
+    """
+    items = _plan(request, upload_inputs, {name: Path(name) for name in files})
+    return {reference for item in items for reference in item.references}
 
 
 def decode(text: str, *, max_bytes: int, hint: str = "") -> Content:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from comfyui.backends import Backend, BackendPool
+from comfyui.checking import explained, problems_on
 from comfyui.client import JSON, QueueItem, backoff_s, flat_node_errors
 from comfyui.content import SpooledFiles
 from comfyui.events import Event
@@ -33,11 +34,13 @@ from comfyui.exceptions import (
     ComfyUISubmissionError,
     ComfyUITaskCancelledError,
     ComfyUITaskError,
+    ComfyUIValidationError,
 )
 from comfyui.inputs import InputStager
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
 from comfyui.outputs import cached_nodes, executing_s, files_of, raise_if_failed
+from comfyui.preflight import refusal
 from comfyui.workflow import defeat_cache, upload_inputs
 
 _LOOK_AGAIN_S = 0.5
@@ -67,6 +70,8 @@ class RunnerOptions:
     submission_retries: int = 3
     lost_prompt_retries: int = 1
     oom_retries: int = 0
+    preflight: bool = False
+    """Check a workflow against the node definitions before it is submitted, and not only when ComfyUI refused it."""
 
 
 @dataclass(slots=True)
@@ -90,6 +95,10 @@ class PromptRun:
     backend: Backend | None = None
     workflow: Mapping[str, Any] | None = None
     files: SpooledFiles | None = None
+
+    @property
+    def file_names(self) -> Collection[str]:
+        return self.files.paths if self.files else ()
 
 
 class PromptRunner:
@@ -150,7 +159,7 @@ class PromptRunner:
         patience_s = _CHOICE_PATIENCE_S
         while True:
             # Where the inputs come with the request, no server has them yet.
-            needs = None if request.images or _has_inline_inputs(prompt) else prompt
+            needs = None if request.images or run.files or _has_inline_inputs(prompt) else prompt
             backend = await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needs)
             try:
                 result, cached = await self._try_on(backend, run, request, prompt)
@@ -165,6 +174,9 @@ class PromptRunner:
                 left[reason] -= 1
                 avoid.append(backend)
                 patience_s = _RESTART_PATIENCE_S
+            except ComfyUIValidationError as error:
+                # What is ours to say, preflight said already.
+                raise await explained(error, backend, request, run.file_names) if error.upstream else error  # noqa: B904
             except ComfyUITaskError as error:
                 reason = await self._after_task_error(backend, error)
                 if not left.get(reason):
@@ -190,6 +202,8 @@ class PromptRunner:
             )
             try:
                 started = time.monotonic()
+                if self._options.preflight and (found := refusal(await problems_on(backend, request, run.file_names))):
+                    raise found
                 prompt = await self._stage(backend, run, request, prompt)
                 staged = time.monotonic()
                 number, node_errors = await self._submit(backend, run, _body(run, request, prompt, watch.client_id))

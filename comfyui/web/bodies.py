@@ -43,7 +43,9 @@ async def get_submission(request: Request) -> AsyncIterator[Submission]:
         files.hold()
     try:
         if "prompt" not in body and looks_like_workflow(body):
-            raise RequestError('this is a bare workflow; wrap it in an object: {"prompt": {…}}')
+            if not is_ui_format(body):
+                raise RequestError('this is a bare workflow; wrap it in an object: {"prompt": {…}}')
+            body = {"prompt": body}  # refused by its name, with what to do
         yield Submission(_prompt_request(body), files)
     finally:
         if files is not None:

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 ProxyMode = Literal["full", "api", "off"]
 
 PROBES = frozenset({"/health", "/health/live", "/health/ready"})
-_OWN = PROBES | {"/prompt_sync", "/metrics", "/docs", "/openapi.json"}
+_OWN = PROBES | {"/prompt_sync", "/validate", "/convert", "/metrics", "/docs", "/openapi.json"}
 _OWN_BELOW = "/prompt_sync/"
 _SUBMISSIONS = frozenset({"/prompt", "/api/prompt"})
 

@@ -1,0 +1,100 @@
+"""Workflows that are looked at and not run: `/validate` and `/convert`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from comfyui.backends import Backend, BackendPool
+from comfyui.checking import problems_on
+from comfyui.convert import ConvertedWorkflow, to_api_format
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIValidationError
+from comfyui.preflight import Problem
+from comfyui.web.bodies import Posted, Submission, json_object
+from comfyui.web.deps import Handler
+from comfyui.web.errors import RequestError, json_response
+from comfyui.workflow import check_api_format, is_ui_format, node_title
+
+router = APIRouter()
+
+_PATIENCE_S = 2.0
+_FRESH_S = 5.0
+
+
+@router.post("/validate", summary="What would be wrong with a workflow, without queueing it")
+async def validate(posted: Posted, handler: Handler) -> Response:
+    """The body of `/prompt_sync`, or a bare workflow; 200 with `valid` and `problems`, whatever is wrong with it.
+
+    `valid` is false when every ComfyUI would refuse it; `servers` says it for each where there are several.
+    """
+    try:
+        check_api_format(posted.request.prompt)
+    except ComfyUIValidationError as error:
+        return json_response(200, {"valid": False, "problems": _shown(_of_format(error, posted.request.prompt))})
+    reports = await _reports(handler.pool, posted)
+    best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
+    answer = {"valid": best["valid"], "problems": best["problems"]}
+    return json_response(200, {**answer, "servers": reports} if len(handler.pool.backends) > 1 else answer)
+
+
+@router.post("/convert", summary="A UI-format export as an API-format workflow")
+async def convert(request: Request, handler: Handler) -> Response:
+    """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason where it is not certain."""
+    body = json_object(await request.body(), "the body")
+    inner = body.get("workflow", body.get("prompt"))
+    workflow = inner if isinstance(inner, dict) and not is_ui_format(body) else body
+    if not is_ui_format(workflow):
+        raise RequestError("this is no UI-format workflow: it has no list of nodes")
+    backend = await handler.pool.choose(patience_s=_PATIENCE_S)
+    try:
+        converted = await _converted(workflow, await backend.object_info())
+    except ComfyUIValidationError:
+        # A class that is not known may have been installed meanwhile.
+        converted = await _converted(workflow, await backend.object_info(max_age_s=_FRESH_S))
+    return json_response(200, {"prompt": converted.prompt, "warnings": list(converted.warnings)})
+
+
+async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> ConvertedWorkflow:
+    return await asyncio.to_thread(to_api_format, workflow, object_info)
+
+
+async def _reports(pool: BackendPool, posted: Submission) -> list[dict[str, Any]]:
+    """One for each server that answers. Raises `ComfyUIConnectionError` when none does."""
+    await pool.choose(patience_s=_PATIENCE_S)
+    found = await asyncio.gather(*(_report(backend, posted) for backend in pool.ready), return_exceptions=True)
+    reports = [report for report in found if isinstance(report, dict)]
+    for failure in found:
+        if isinstance(failure, BaseException) and not isinstance(failure, ComfyUIError):
+            raise failure
+    if not reports:
+        raise ComfyUIConnectionError("no ComfyUI gave its node definitions")
+    return reports
+
+
+async def _report(backend: Backend, posted: Submission) -> dict[str, Any]:
+    files = posted.files.paths if posted.files else ()
+    problems = await problems_on(backend, posted.request, files)
+    refused = any(problem.severity == "error" for problem in problems)
+    return {"server": backend.name, "valid": not refused, "problems": _shown(problems)}
+
+
+def _of_format(error: ComfyUIValidationError, prompt: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the format, in the words of the other problems."""
+    problems = [
+        Problem(node_id, node_title(prompt, node_id), _class_of(prompt.get(node_id)), None, "malformed_node", message)
+        for node_id, messages in error.node_errors.items()
+        for message in messages
+    ]
+    return problems or [Problem("", "", "", None, "not_api_format", error.detail)]
+
+
+def _class_of(node: Any) -> str:
+    return str(node.get("class_type") or "") if isinstance(node, Mapping) else ""
+
+
+def _shown(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    return [asdict(problem) for problem in problems]
