@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -155,7 +156,7 @@ def _in_mode_of(image: Image.Image, target: str) -> Image.Image:
     """In a mode that the format can hold; jpeg knows no transparency, so what shows through is white."""
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
         if target == "png" and image.mode != "F":
-            return image
+            return image.convert("I;16")
         # 16 bits a pixel; Pillow would cut what is above 255 off instead of scaling it.
         scale = 1 / 257 if image.mode != "F" else 1.0
         return image.convert("F").point(lambda value: value * scale).convert("L")
@@ -187,12 +188,17 @@ def _with_texts(exif: Image.Exif, texts: dict[str, str], target: str) -> Image.E
         if tag is None:
             break
         previous = exif.get(tag)
-        exif[tag] = f"{key}:{value}"
+        exif[tag] = f"{key}:{_ascii(value)}"
         if target == "jpeg" and len(exif.tobytes()) > _LONGEST_EXIF:
             del exif[tag]
             if previous is not None:
                 exif[tag] = previous
     return exif
+
+
+def _ascii(text: str) -> str:
+    """EXIF's texts are ASCII; these are JSON, which can say every letter with that."""
+    return text if text.isascii() else "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
 
 
 def _texts_of(exif: Image.Exif) -> dict[str, str]:
