@@ -13,26 +13,26 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.ready: requirements/dev.txt
+# Makes the environment of the target's folder from the first prerequisite, pinned and hashed.
+define make_venv
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
+endef
 
-# Each of these SDKs needs versions that the others cannot have.
+$(VENV)/.ready: requirements/dev.txt
+	$(make_venv)
+
+# Each of these SDKs needs versions that the other cannot have.
 $(VENV_RUNPOD)/.ready: requirements/runpod-dev.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV_RUNPOD)
-	$(VENV_RUNPOD)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement requirements/runpod-dev.txt
-	@touch $@
+	$(make_venv)
 
 $(VENV_LITTLEHORSE)/.ready: requirements/littlehorse-dev.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV_LITTLEHORSE)
-	$(VENV_LITTLEHORSE)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement requirements/littlehorse-dev.txt
-	@touch $@
+	$(make_venv)
+
+$(VENV_MANIFESTS)/.ready: requirements/manifests.txt
+	$(make_venv)
 
 setup: $(VENV)/.ready ## make .venv with everything that is needed here
 
@@ -43,7 +43,7 @@ run: setup ## serve: in front of COMFYUI_SERVER_ADDRESS where it answers, else o
 	@$(BIN)/python server.py --fallback-engine
 
 test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 	$(VENV_RUNPOD)/bin/python -m pytest tests/workers/test_runpod*.py
 	$(VENV_LITTLEHORSE)/bin/python -m pytest tests/workers/test_littlehorse*.py
 
@@ -51,13 +51,6 @@ lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-$(VENV_MANIFESTS)/.ready: requirements/manifests.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV_MANIFESTS)
-	$(VENV_MANIFESTS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement requirements/manifests.txt
-	@touch $@
 
 manifests: $(VENV_MANIFESTS)/.ready ## hold deploy's Kubernetes and Compose files against their schemas
 	$(VENV_MANIFESTS)/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
@@ -74,26 +67,19 @@ chaos: setup ## 500 prompts through two engines while faults strike at random fo
 bench: setup ## figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks
 
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
 lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.13,<0.14'
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml --output-file requirements/gateway.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml --group dev --output-file requirements/dev.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml --extra runpod --extra s3 --output-file requirements/runpod.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml --extra runpod --extra s3 --group dev --output-file requirements/runpod-dev.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml --extra littlehorse --output-file requirements/littlehorse.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml --extra littlehorse --group dev --output-file requirements/littlehorse-dev.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		pyproject.toml --extra postgres --extra s3 --output-file requirements/postgres.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--group pyproject.toml:manifests --output-file requirements/manifests.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--group pyproject.toml:image --output-file requirements/image.txt
+	$(COMPILE) pyproject.toml --output-file requirements/gateway.txt
+	$(COMPILE) pyproject.toml --group dev --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra runpod --extra s3 --output-file requirements/runpod.txt
+	$(COMPILE) pyproject.toml --extra runpod --extra s3 --group dev --output-file requirements/runpod-dev.txt
+	$(COMPILE) pyproject.toml --extra littlehorse --output-file requirements/littlehorse.txt
+	$(COMPILE) pyproject.toml --extra littlehorse --group dev --output-file requirements/littlehorse-dev.txt
+	$(COMPILE) pyproject.toml --extra postgres --extra s3 --output-file requirements/postgres.txt
+	$(COMPILE) --group pyproject.toml:manifests --output-file requirements/manifests.txt
+	$(COMPILE) --group pyproject.toml:image --output-file requirements/image.txt
 
 clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
