@@ -31,12 +31,13 @@ def test_every_setting_is_described(name: str) -> None:
 
 
 def error_classes() -> list[type[ComfyUIError]]:
-    return [
+    found = {
         item
         for module in (exceptions, errors)
         for item in vars(module).values()
         if isinstance(item, type) and issubclass(item, ComfyUIError)
-    ]
+    }
+    return sorted(found, key=lambda error: error.__name__)
 
 
 @pytest.mark.parametrize("error", error_classes(), ids=lambda error: error.__name__)
