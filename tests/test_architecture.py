@@ -19,6 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {"watcher", "inputs", "outputs", "images", "zipping", "progress"},
     {"delivery"},
     {"backends"},
+    {"checking"},
     {"runner"},
     {"handler"},
     {"web", "workers", "warmup"},
