@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ async def gateway(target: Target) -> Any:
 async def test_comfy_api_simplified(gateway: RunningGateway, tmp_path: Path) -> None:
     """requests and websockets."""
     library = pytest.importorskip("comfy_api_simplified")
-    picture = tmp_path / "in.png"
+    picture = tmp_path / f"{uuid.uuid4().hex}.png"
     Image.new("RGB", (8, 8), any_color()).save(picture)
 
     def use() -> None:
@@ -48,7 +49,7 @@ async def test_comfy_api_simplified(gateway: RunningGateway, tmp_path: Path) -> 
         workflow.set_node_param("EmptyImage", "width", 56)
         results = api.queue_and_wait_images(workflow, "SaveImage")
         assert [_size(image) for image in results.values()] == [(56, 24)]
-        assert api.upload_image(str(picture))["name"] == "in.png"
+        assert api.upload_image(str(picture))["name"] == picture.name
         assert "EmptyImage" in api.get_object_info()
         assert "system" in api.get_system_stats()
         bad = _workflow()
@@ -78,7 +79,7 @@ async def test_comfyui_utils(gateway: RunningGateway) -> None:
         pictures.append(file.read())
 
     api = library.ComfyAPI(gateway.url.removeprefix("http://"))
-    await api.submit(_workflow(), Callbacks())
+    await asyncio.wait_for(api.submit(_workflow(), Callbacks()), 20)
     await api.fetch(outputs[0]["images"][0], keep)
 
     assert [_size(picture) for picture in pictures] == [(40, 24)]
