@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from comfyui.client import View
 from comfyui.exceptions import ComfyUIError
 from comfyui.images import ImageConverter
@@ -16,6 +18,7 @@ from comfyui.outputs import OutputContent, result_json
 from comfyui.storage import ObjectStore, Placement, StorageRefusedError
 from comfyui.zipping import zip_pieces
 
+_log = structlog.get_logger(__name__)
 # Of all requests together: each upload of a large file holds some parts of it.
 _UPLOADS_AT_ONCE = 4
 _NOTHING_TO_CONVERT = "neither return_image_base64, an output store, nor raw bytes or zip were asked for"
@@ -145,6 +148,10 @@ class Deliverer:
                 }
         except ComfyUIError as error:
             return {**entry, "error": error.detail}
+        except Exception:
+            # Whatever it is, the render is there and worth more than the upload.
+            _log.exception("store.failed", prompt_id=result.prompt_id)
+            return {**entry, "error": "the file could not be stored; the gateway's log has the reason"}
 
 
 def _key(result: PromptResult, file: OutputFile, filename: str) -> str:

@@ -39,6 +39,7 @@ from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.runner import PromptRun, PromptRunner, RunnerOptions
 from comfyui.workflow import check_api_format
 
+_log = structlog.get_logger(__name__)
 _REMEMBERED_RESULTS = 1000
 _CHOICE_PATIENCE_S = 2.0
 
@@ -99,7 +100,12 @@ class _Job:
             self._latest.pop(type(event), None)
             self._latest[type(event)] = event
         for listener in tuple(self.listeners):
-            listener(event)
+            try:
+                listener(event)
+            except Exception:
+                # One reader's trouble with an event must not end the watcher that all prompts share.
+                self.listeners.discard(listener)
+                _log.exception("listener.failed", prompt_id=self.prompt_id)
 
     def finish(self, result: PromptResult) -> None:
         if not self.outcome.done():

@@ -55,9 +55,7 @@ Listener = Callable[[Event], None]
 class Watch:
     """One prompt that is waited for. Register it before the submission, so that no event is missed."""
 
-    def __init__(
-        self, prompt_id: str, client_id: str, listener: Listener | None, followed: Callable[[], bool]
-    ) -> None:
+    def __init__(self, prompt_id: str, client_id: str, listener: Listener | None, followed: Callable[[], bool]) -> None:
         self.prompt_id = prompt_id
         self.client_id = client_id
         self.listener = listener

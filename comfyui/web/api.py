@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID, uuid4, uuid5
 
-import orjson
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from comfyui.delivery import Order
-from comfyui.models import ImageConversion, OutputPlace, PromptRequest
+from comfyui.models import ImageConversion, OutputPlace
 from comfyui.web.accept import accepted_by
 from comfyui.web.answers import Call, answer
-from comfyui.web.bodies import Submitted
+from comfyui.web.bodies import Submitted, body_schema
 from comfyui.web.deps import Delivery, Handler, Options, WebOptions
 from comfyui.web.errors import RequestError
 from comfyui.web.headers import submission_headers
@@ -56,17 +55,7 @@ class AttachQuery(BaseModel):
         return Order(self.return_image_base64, convert or None, place or None)
 
 
-def _body_schema() -> dict[str, Any]:
-    """What OpenAPI says of the body, which FastAPI does not read itself: its definitions stand inline."""
-    schema = PromptRequest.model_json_schema()
-    definitions = schema.pop("$defs", {})
-    text = orjson.dumps(schema).decode()
-    for name, definition in definitions.items():
-        text = text.replace(f'{{"$ref":"#/$defs/{name}"}}', orjson.dumps(definition).decode())
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": orjson.loads(text)}}}}
-
-
-@router.post("/prompt_sync", summary="Run a workflow and wait for its files", openapi_extra=_body_schema())
+@router.post("/prompt_sync", summary="Run a workflow and wait for its files", openapi_extra=body_schema())
 async def prompt_sync(
     request: Request,
     submitted: Submitted,

@@ -76,6 +76,29 @@ def looks_like_workflow(body: Mapping[str, Any]) -> bool:
     )
 
 
+def body_schema() -> dict[str, Any]:
+    """What OpenAPI says of these bodies, which FastAPI does not read itself: definitions stand inline."""
+    schema = PromptRequest.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    text = orjson.dumps(schema).decode()
+    for name, definition in definitions.items():
+        text = text.replace(f'{{"$ref":"#/$defs/{name}"}}', orjson.dumps(definition).decode())
+    form = {
+        "type": "object",
+        "required": ["workflow"],
+        "properties": {
+            "workflow": {"type": "string", "description": "The workflow as JSON, bare or as a whole body."},
+            "images": {
+                "type": "array",
+                "items": {"type": "string", "format": "binary"},
+                "description": "Files, referred to by their names; the fields of the JSON body may stand beside them.",
+            },
+        },
+    }
+    content = {"application/json": {"schema": orjson.loads(text)}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 async def _read(request: Request) -> tuple[dict[str, Any], SpooledFiles | None]:
     if is_form(request.scope):
         options = await get_options(request)

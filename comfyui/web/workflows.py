@@ -14,7 +14,7 @@ from comfyui.checking import problems_on
 from comfyui.convert import ConvertedWorkflow, to_api_format
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIValidationError
 from comfyui.preflight import Problem
-from comfyui.web.bodies import Posted, Submission, json_object
+from comfyui.web.bodies import Posted, Submission, body_schema, json_object
 from comfyui.web.deps import Handler
 from comfyui.web.errors import RequestError, json_response
 from comfyui.workflow import check_api_format, is_ui_format, node_title
@@ -25,7 +25,9 @@ _PATIENCE_S = 2.0
 _FRESH_S = 5.0
 
 
-@router.post("/validate", summary="What would be wrong with a workflow, without queueing it")
+@router.post(
+    "/validate", summary="What would be wrong with a workflow, without queueing it", openapi_extra=body_schema()
+)
 async def validate(posted: Posted, handler: Handler) -> Response:
     """The body of `/prompt_sync`, or a bare workflow; 200 with `valid` and `problems`, whatever is wrong with it.
 

@@ -294,3 +294,15 @@ def test_states_and_steps_of_the_same_moment_are_told_once() -> None:
 def test_a_second_run_begins_anew() -> None:
     steps = observed(Steps("p", "1", 2, 2), ExecutionStart("p"), Steps("p", "1", 1, 2))
     assert [step.overall for step in steps if isinstance(step, NodeProgress)] == [0.25, 0.125]
+
+
+async def test_a_reader_that_fails_ends_nobody_elses_wait(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_self: ProgressTracker, _event: Event) -> list[NodeStarted]:
+        raise RuntimeError("an event of a shape that nobody knew")
+
+    monkeypatch.setattr(ProgressTracker, "observe", failing)
+    events = await stream(gateway, invert_workflow(5))
+    assert events[-1].name == "result"
+    assert (await gateway.prompt_sync(invert_workflow(6)))[0] == 200
