@@ -30,7 +30,11 @@ def configure_logging(level: str = "INFO", output: str = "console") -> None:
     """
     if output == "console":
         handler: dict[str, Any] = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
-        renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=26)]
+        # Plain tracebacks: rich ones cost seconds, in the event loop.
+        console = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=26, exception_formatter=structlog.dev.plain_traceback
+        )
+        renderer: list[Any] = [console]
     else:
         handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
         if output != "json":

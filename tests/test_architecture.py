@@ -20,6 +20,7 @@ FLOORS: tuple[set[str], ...] = (
     {"delivery"},
     {"backends"},
     {"checking"},
+    {"checking"},
     {"runner"},
     {"handler"},
     {"web", "workers", "warmup"},
