@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +28,8 @@ class Tables:
 
     url: str
     sql: asyncpg.Connection[asyncpg.Record]
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """A connection does one thing at a time, and a test may look at a row while it waits for it to change."""
 
     async def add(self, params: dict[str, Any], **columns: Any) -> str:
         """Queue a task; returns its id."""
@@ -37,7 +39,8 @@ class Tables:
         return str(await self.sql.fetchval(query, json.dumps(params), *columns.values()))
 
     async def row(self, task_id: str) -> Row:
-        record = await self.sql.fetchrow("select * from tasks where id = $1", UUID(task_id))
+        async with self._turn:
+            record = await self.sql.fetchrow("select * from tasks where id = $1", UUID(task_id))
         assert record is not None
         row = dict(record)
         row["outputs"] = json.loads(row["outputs"]) if row["outputs"] else None
