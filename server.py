@@ -45,6 +45,7 @@ from comfyui.web.paths import PathRules
 from comfyui.web.proxy import Relay, RelayOptions
 from comfyui.web.server_http import ServerHttp
 from comfyui.web.server_socket import ServerSocket
+from comfyui.web.shortcut import PromptShortcut
 from comfyui.web.upstreams import Upstreams
 from config import Settings, SettingsError, load_settings
 
@@ -82,6 +83,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     app.include_router(workflows.router)
     app.include_router(ops.router)
     install_error_handlers(app)
+    app.add_middleware(PromptShortcut)
     app.add_middleware(
         BodyLimit,
         max_bytes=int(settings.max_request_body_mb * _MB),

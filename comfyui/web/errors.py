@@ -76,16 +76,20 @@ def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] |
     return json_response(status, body, headers)
 
 
+async def answer_error(request: Request, error: Exception) -> Response:
+    """The answer of an endpoint that raised a `ComfyUIError`, and its line in the log."""
+    assert isinstance(error, ComfyUIError)  # noqa: S101 - what it is called for
+    fields: dict[str, Any] = {"type": error.code, "status": error.status, "detail": error.detail}
+    if isinstance(error, ComfyUITaskError) and error.traceback_tail:
+        fields["traceback_tail"] = "\n".join(error.traceback_tail)
+    _log.log(40 if error.status >= 500 else 20, "request.failed", prompt_id=error.prompt_id, **fields)
+    return error_response(error, request_id_of(request))
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """FastAPI's and Starlette's own errors included."""
 
-    @app.exception_handler(ComfyUIError)
-    async def comfyui_error(request: Request, error: ComfyUIError) -> Response:
-        fields: dict[str, Any] = {"type": error.code, "status": error.status, "detail": error.detail}
-        if isinstance(error, ComfyUITaskError) and error.traceback_tail:
-            fields["traceback_tail"] = "\n".join(error.traceback_tail)
-        _log.log(40 if error.status >= 500 else 20, "request.failed", prompt_id=error.prompt_id, **fields)
-        return error_response(error, request_id_of(request))
+    app.add_exception_handler(ComfyUIError, answer_error)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
