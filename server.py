@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.backends import BackendPool
-from comfyui.client import ComfyUIClient
+from comfyui.client import ComfyUIClient, parse_server_address
 from comfyui.delivery import Deliverer
 from comfyui.exceptions import ComfyUIError
 from comfyui.handler import ComfyUIHandler, HandlerOptions
@@ -292,7 +292,7 @@ async def _serve(settings: Settings) -> None:
             detail=f"whoever reaches {settings.server_host}:{settings.server_port} may run workflows and read all files"
             " of ComfyUI; set API_KEYS, or SERVER_HOST=127.0.0.1",
         )
-    _log.info("gateway.starting", comfyui=list(settings.comfyui_server_address), version=ops.VERSION)
+    _log.info("gateway.starting", comfyui=_without_passwords(settings), version=ops.VERSION)
     _relieve_the_collector()
     await uvicorn.Server(config).serve()
 
@@ -311,6 +311,11 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _without_passwords(settings: Settings) -> list[str]:
+    """The addresses as they may stand in a log."""
+    return [str(parse_server_address(address).with_user(None)) for address in settings.comfyui_server_address]
 
 
 @asynccontextmanager
@@ -332,7 +337,7 @@ async def _fallback_engine(settings: Settings) -> AsyncIterator[Settings]:
             raise SettingsError("the embedded engine did not start; its output stands above")
         _log.warning(
             "engine.embedded",
-            detail=f"no ComfyUI answers at {', '.join(settings.comfyui_server_address)}: using {line}",
+            detail=f"no ComfyUI answers at {', '.join(_without_passwords(settings))}: using {line}",
         )
         yield settings.model_copy(update={"comfyui_server_address": (match[0],)})
     finally:

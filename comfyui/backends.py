@@ -11,9 +11,9 @@ import contextlib
 import enum
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import structlog
 
@@ -26,6 +26,8 @@ from comfyui.watcher import CompletionWatcher
 _PROBE_START_S = 0.25
 _PROBE_MAX_S = 3.0
 _PROBE_UP_S = 5.0
+# Of the smallest request there is: who does not answer it in this time does not take a prompt, either.
+_PROBE_TIMEOUT_S = 5.0
 _MOVE_AFTER_S = 5.0
 # What another server may have: the rest is wrong with the workflow wherever it runs.
 _SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "missing_input_file", "value_not_in_list"})
@@ -152,9 +154,9 @@ class Backend:
             await self.client.delete_from_queue(prompt_id)
             await self.client.interrupt(prompt_id)
 
-    async def wait_for_change(self) -> None:
-        """Until its health changes."""
-        await self._changed.wait()
+    def wait_for_change(self) -> Coroutine[Any, Any, Literal[True]]:
+        """Until its health changes after this call."""
+        return self._changed.wait()
 
     def _set(self, health: Health, reason: str = "") -> None:
         if health is not self.health:
@@ -200,7 +202,16 @@ class Backend:
         now = time.monotonic()
         self._down_since = self._down_since or now
         if now - self._down_since >= _MOVE_AFTER_S and self.others_ready():
-            self._moved |= self.watcher.give_up(f"{self.name} does not answer any more")
+            self.watcher.give_up(f"{self.name} does not answer any more")
+
+    def moved(self, prompt_id: str) -> None:
+        """Another server was given the prompt: what this one still has of it is cancelled once it answers."""
+        self._moved.add(prompt_id)
+        self._look_again.set()
+
+    def takes(self, prompt_id: str) -> None:
+        """It gets the prompt (again): what it has under this id is wanted."""
+        self._moved.discard(prompt_id)
 
     async def _cancel_moved(self) -> None:
         """A server that was only cut off still has the prompts that others ran meanwhile."""
@@ -213,11 +224,16 @@ class Backend:
 
     async def _answers(self) -> bool:
         try:
-            self.watcher.queue_remaining = await self.client.get_queue_remaining()
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                self.watcher.queue_remaining = await self.client.get_queue_remaining()
+        except TimeoutError:
+            detail = f"no answer within {_PROBE_TIMEOUT_S:g} s"
         except ComfyUIError as error:
-            self._set(Health.STARTING if self.health is Health.STARTING else Health.DOWN, error.detail)
-            return False
-        return True
+            detail = error.detail
+        else:
+            return True
+        self._set(Health.STARTING if self.health is Health.STARTING else Health.DOWN, detail)
+        return False
 
 
 class BackendPool:

@@ -111,7 +111,8 @@ class ComfyUIClient:
         url = parse_server_address(address)
         self.auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
         self.base_url = url.with_user(None)
-        self.name = f"{self.base_url.host}:{self.base_url.port}"
+        # With its path: two servers behind one proxy are two servers.
+        self.name = f"{self.base_url.host}:{self.base_url.port}{self.base_url.path.rstrip('/')}"
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s))
         # Files are of any size: only silence ends them.
         self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=timeout_s)
@@ -188,6 +189,10 @@ class ComfyUIClient:
         """Take it out of the pending ones; nothing happens when it is not pending."""
         await self._post("/queue", {"delete": [prompt_id]})
 
+    async def delete_from_history(self, prompt_id: str) -> None:
+        """Forget how it ended, before the same id is submitted again; nothing happens when it is not there."""
+        await self._post("/history", {"delete": [prompt_id]})
+
     async def interrupt(self, prompt_id: str) -> None:
         """Interrupt it if it is the one that runs. Never without an id: that would stop somebody else's."""
         await self._post("/interrupt", {"prompt_id": prompt_id})
@@ -195,11 +200,15 @@ class ComfyUIClient:
     async def cancel_job(self, prompt_id: str) -> bool | None:
         """Atomic dequeue-or-interrupt where ComfyUI has it; None where it has not."""
         path = f"/api/jobs/{prompt_id}/cancel"
-        async with self._request("POST", path, route="/api/jobs/{id}/cancel") as response:
-            if response.status in {404, 405}:
-                await response.read()
-                return None
-            return bool((await self._json(response)).get("cancelled"))
+
+        async def send() -> bool | None:
+            async with self._request("POST", path, route="/api/jobs/{id}/cancel") as response:
+                if response.status in {404, 405}:
+                    await response.read()
+                    return None
+                return bool((await self._json(response)).get("cancelled"))
+
+        return await self._retrying(send, self._retries)
 
     async def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
         """Let ComfyUI drop its models and caches before the next prompt."""

@@ -87,6 +87,24 @@ class _Job:
     def prompt_id(self) -> str:
         return self.run.prompt_id
 
+    def begin(self, task: asyncio.Task[None]) -> None:
+        self.task = task
+        self._hold_files()
+
+    def adopt(self, request: PromptRequest, files: SpooledFiles | None) -> None:
+        """Of a prompt that was only looked on: from now on it is this request's, to be run where it is not known."""
+        if self.run.request is None:
+            self.run.request, self.run.fingerprint = request, _fingerprint(request, files)
+            self.run.workflow = self.run.workflow or request.prompt
+            self.run.files = files
+            self._hold_files()
+
+    def _hold_files(self) -> None:
+        """For as long as the task may need them."""
+        if (files := self.run.files) is not None and self.task is not None:
+            files.hold()
+            self.task.add_done_callback(lambda _: files.release())
+
     def listen(self, listener: Listener) -> None:
         """Publish to it from now on, after what it missed that still holds."""
         for event in self._latest.values():
@@ -137,6 +155,8 @@ class ComfyUIHandler:
         self._jobs: dict[str, _Job] = {}
         self._finished: OrderedDict[str, tuple[str | None, PromptResult | ComfyUITaskError]] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
+        self._cancelling: dict[str, asyncio.Task[None]] = {}
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._waiting = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -180,9 +200,11 @@ class ComfyUIHandler:
             check_api_format(request.prompt)
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
             chosen_id = request.prompt_id is not None
+            await self._cancellation_ended(prompt_id)
             if chosen_id and (earlier := self._earlier(prompt_id, request, files)) is not None:
                 return earlier
             job = self._jobs.get(prompt_id) or self._start(_Job(prompt_id, request, files, chosen_id=chosen_id))
+            job.adopt(request, files)
             return await self._wait(job, timeout_s, listener, may_cancel=True)
 
     async def attach(self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None) -> PromptResult:
@@ -194,6 +216,7 @@ class ComfyUIHandler:
             ComfyUINotFoundError: neither we nor ComfyUI know it.
         """
         with self._admitted():
+            await self._cancellation_ended(prompt_id)
             job = self._jobs.get(prompt_id)
             if job is None:
                 if prompt_id in self._finished:
@@ -210,7 +233,7 @@ class ComfyUIHandler:
         job = self._jobs.get(prompt_id)
         if job is not None:
             job.fail(ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id))
-            await self._cancel_upstream(job, "request")
+            await asyncio.wait([self._begin_cancel(job, "request")])
             return
         backend, found = await self._runner.find(prompt_id)
         if backend is None or not isinstance(found, QueueItem):
@@ -303,7 +326,7 @@ class ComfyUIHandler:
             detail = "the gateway is shutting down; the prompt goes on in ComfyUI, attach to it with its prompt_id"
             if self._options.cancel_on_shutdown and job.run.request is not None:
                 detail = "the gateway is shutting down; the prompt was cancelled"
-                self._in_background(self._cancel_upstream(job, "shutdown"))
+                self._begin_cancel(job, "shutdown")
             job.fail(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
 
     def _refuse_when_draining(self) -> None:
@@ -355,11 +378,29 @@ class ComfyUIHandler:
         if job.run.request is None:
             # Somebody else's prompt: it goes on, and nobody looks.
             job.fail(ComfyUIError("nobody waits any more"))
+            del self._jobs[job.prompt_id]  # at once: who comes now must not join what is over
             if job.task:
                 job.task.cancel()
         elif job.leave_to_cancel is not None:
             job.fail(ComfyUITaskCancelledError(f"cancelled on {job.leave_to_cancel}", prompt_id=job.prompt_id))
-            self._in_background(self._cancel_upstream(job, job.leave_to_cancel))
+            self._begin_cancel(job, job.leave_to_cancel)
+
+    def _begin_cancel(self, job: _Job, reason: Reason) -> asyncio.Task[None]:
+        under_way = self._cancelling.get(job.prompt_id)
+        if under_way is not None:
+            return under_way
+        self._cancelled[job.prompt_id] = None
+        while len(self._cancelled) > _REMEMBERED_RESULTS:
+            self._cancelled.popitem(last=False)
+        task = self._in_background(self._cancel_upstream(job, reason))
+        self._cancelling[job.prompt_id] = task
+        task.add_done_callback(lambda _: self._cancelling.pop(job.prompt_id, None))
+        return task
+
+    async def _cancellation_ended(self, prompt_id: str) -> None:
+        """The same id again, while its cancel is under way, is a new prompt: that cancel must not hit it."""
+        while (task := self._cancelling.get(prompt_id)) is not None:
+            await asyncio.wait([task])
 
     async def _cancel_upstream(self, job: _Job, reason: Reason) -> None:
         """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came."""
@@ -367,9 +408,12 @@ class ComfyUIHandler:
             job.task.cancel()
             await asyncio.wait([job.task])
         backend = job.run.backend
-        if backend is None:
-            return
         try:
+            if backend is None and (job.run.request is None or job.run.fingerprint is not None):
+                # It was still being looked for, and ComfyUI may have it from before.
+                backend, _ = await self._runner.find(job.prompt_id)
+            if backend is None:
+                return
             await backend.cancel(job.prompt_id)
             self.metrics.cancelled.labels(reason).inc()
             self._log.info("prompt.cancelled", prompt_id=job.prompt_id, reason=reason, server=backend.name)
@@ -380,10 +424,8 @@ class ComfyUIHandler:
 
     def _start(self, job: _Job) -> _Job:
         self._jobs[job.prompt_id] = job
-        job.task = asyncio.create_task(self._run(job), name=f"prompt {job.prompt_id}")
-        if (files := job.run.files) is not None:
-            files.hold()
-            job.task.add_done_callback(lambda _: files.release())
+        job.run.cancelled_before = self._cancelled.pop(job.prompt_id, job) is None
+        job.begin(asyncio.create_task(self._run(job), name=f"prompt {job.prompt_id}"))
         return job
 
     async def _run(self, job: _Job) -> None:
@@ -400,6 +442,8 @@ class ComfyUIHandler:
         except TimeoutError:
             outcome = ComfyUITimeoutError.code
             job.fail(ComfyUITimeoutError("not finished within MAX_TIMEOUT", prompt_id=job.prompt_id))
+            if self._options.cancel_on_timeout and job.run.request is not None:
+                self._begin_cancel(job, "timeout")
         except ComfyUIError as error:
             outcome = error.code
             if isinstance(error, ComfyUITaskError):
@@ -446,10 +490,11 @@ class ComfyUIHandler:
             raise outcome.with_traceback(None)
         return outcome
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
 
 def _fingerprint(request: PromptRequest, files: SpooledFiles | None) -> str:

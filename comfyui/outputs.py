@@ -19,6 +19,8 @@ from comfyui.models import OutputFile, PromptResult
 _TRACEBACK_LINES = 6
 # Encoded as one piece; a multiple of 3, so that pieces can be joined without padding between them.
 _BASE64_PIECE = 3 * 64 * 1024
+# A path of the server, of which a client sees the last part only.
+_SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 _PATH = re.compile(r'File "([^"]+)"')
 
 
@@ -93,6 +95,7 @@ def _task_error(data: Mapping[str, Any], prompt_id: str) -> ComfyUITaskError:
     exception_type = str(data.get("exception_type") or "Exception")
     message = str(data.get("exception_message") or "").strip()
     where = _where(data)
+    message = _SERVER_PATH.sub(r"\1", message)
     said = f"{exception_type}: {message}" if message else exception_type
     return ComfyUITaskError(
         f"{where}: {said}" if where else said,
@@ -131,6 +134,12 @@ def cached_nodes(entry: Mapping[str, Any]) -> frozenset[str]:
         if len(message) > 1 and message[0] == "execution_cached":
             return frozenset(message[1].get("nodes") or ())
     return frozenset()
+
+
+def output_nodes(entry: Mapping[str, Any]) -> Sequence[str]:
+    """The output nodes that ComfyUI was to run."""
+    prompt: Sequence[Any] = entry.get("prompt") or ()
+    return prompt[4] if len(prompt) > 4 else ()
 
 
 async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import structlog
 
 from comfyui.backends import Backend, BackendPool
 from comfyui.checking import explained, problems_on
-from comfyui.client import JSON, QueueItem, backoff_s, flat_node_errors
+from comfyui.client import JSON, Queued, QueueItem, backoff_s, flat_node_errors
 from comfyui.content import SpooledFiles
 from comfyui.events import Event
 from comfyui.exceptions import (
@@ -39,13 +39,15 @@ from comfyui.exceptions import (
 from comfyui.inputs import InputStager
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
-from comfyui.outputs import cached_nodes, executing_s, files_of, raise_if_failed
+from comfyui.outputs import cached_nodes, executing_s, files_of, output_nodes, raise_if_failed
 from comfyui.preflight import refusal
 from comfyui.workflow import defeat_cache, upload_inputs
 
 _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
 _CHOICE_PATIENCE_S = 2.0
+# A submission that is cancelled on its way gets so long to arrive, so that the cancel finds it in ComfyUI.
+_LAST_WORD_S = 5.0
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
 # Our own entry in extra_data: what tells, after a restart of the gateway, whether an id was used with another body.
@@ -81,6 +83,7 @@ class PromptRun:
     Attributes:
         request: None when the prompt is somebody else's, and only its end is waited for.
         fingerprint: of the request, where the caller chose the id; then ComfyUI may know the prompt from before.
+        cancelled_before: we cancelled it a moment ago, and ComfyUI may not have ended it yet.
         followed: whether somebody listens to what is published.
         backend: the server that has it, as soon as that is decided.
         workflow: in API format, as soon as it is known.
@@ -95,6 +98,7 @@ class PromptRun:
     backend: Backend | None = None
     workflow: Mapping[str, Any] | None = None
     files: SpooledFiles | None = None
+    cancelled_before: bool = False
 
     @property
     def file_names(self) -> Collection[str]:
@@ -121,21 +125,33 @@ class PromptRunner:
             ComfyUIConflictError: ComfyUI knows it from another request.
             ComfyUIError: whatever else went wrong in the end.
         """
-        if run.request is None:
-            backend, found = await self.find(run.prompt_id)
-            if backend is None or found is None:
-                raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=run.prompt_id)
-            return await self._resume(run, backend, found)
-        if run.fingerprint is not None:
-            backend, found = await self.find(run.prompt_id)
+        if run.request is None or run.fingerprint is not None:
+            backend, found = await self.find(run.prompt_id, everywhere=run.request is None)
             if backend is not None and found is not None:
-                _check_same(run, found)
-                if not _was_cancelled(found):
-                    return await self._resume(run, backend, found)
+                if run.fingerprint is not None:
+                    _check_same(run, found)
+                if run.request is None or not _was_cancelled(found):
+                    try:
+                        return await self._resume(run, backend, found)
+                    except ComfyUITaskCancelledError:
+                        if not run.cancelled_before:
+                            raise
+                    except ComfyUIPromptLostError:
+                        if run.request is None or not self._options.lost_prompt_retries:
+                            raise
+                        self._metrics.resubmissions.labels("prompt_lost").inc()
+                # How it ended before would be taken for the end of the new run.
+                await backend.client.delete_from_history(run.prompt_id)
+        # Looked at only now: a caller may have brought it while ComfyUI was asked.
+        if run.request is None:
+            raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=run.prompt_id)
         return await self._run_request(run, run.request)
 
-    async def find(self, prompt_id: str) -> tuple[Backend | None, JSON | QueueItem | None]:
-        """On which server the prompt is known, and as what. Raises only when no server could be asked."""
+    async def find(self, prompt_id: str, *, everywhere: bool = False) -> tuple[Backend | None, JSON | QueueItem | None]:
+        """On which server the prompt is known, and as what.
+
+        Raises when no server could be asked; when it has to be looked for `everywhere`, also when one could not.
+        """
         failure: ComfyUIError | None = None
         for backend in self._pool.backends:
             try:
@@ -145,7 +161,7 @@ class PromptRunner:
                 continue
             if found is not None:
                 return backend, found
-        if failure is not None and not self._pool.ready:
+        if failure is not None and (everywhere or not self._pool.ready):
             raise failure
         return None, None
 
@@ -161,11 +177,15 @@ class PromptRunner:
             # Where the inputs come with the request, no server has them yet.
             needs = None if request.images or run.files or _has_inline_inputs(prompt) else prompt
             backend = await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needs)
+            backend.takes(run.prompt_id)
+            for left_behind in avoid:
+                if left_behind is not backend:
+                    left_behind.moved(run.prompt_id)
             try:
-                result, cached = await self._try_on(backend, run, request, prompt)
-                if defeated or not cached or not (gone := await self._gone(backend, result)):
+                result, entry = await self._try_on(backend, run, request, prompt)
+                if defeated or not (gone := await self._gone(backend, result, entry)):
                     return result
-                prompt, defeated = defeat_cache(prompt, run.prompt_id, {file.node_id for file in gone if file}), True
+                prompt, defeated = defeat_cache(prompt, run.prompt_id, gone), True
                 reason = "output_gone"
             except ComfyUIPromptLostError:
                 reason = "prompt_lost"
@@ -188,13 +208,16 @@ class PromptRunner:
                     raise
                 avoid.append(backend)
                 continue  # nothing was submitted: no second submission to count
+            if reason != "prompt_lost":
+                # How it ended before would be taken for the end of the new run.
+                await backend.client.delete_from_history(run.prompt_id)
             self._metrics.resubmissions.labels(reason).inc()
             self._log.warning("prompt.again", prompt_id=run.prompt_id, reason=reason, server=backend.name)
 
     async def _try_on(
         self, backend: Backend, run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any]
-    ) -> tuple[PromptResult, frozenset[str]]:
-        """One submission to one server; the result, and the nodes that were served from ComfyUI's cache."""
+    ) -> tuple[PromptResult, JSON]:
+        """One submission to one server; the result, and the history entry that it was read from."""
         run.backend = backend
         with backend.working():
             watch = backend.watcher.watch(
@@ -214,7 +237,7 @@ class PromptRunner:
                 backend.watcher.unwatch(watch)
         result = _result(backend, run.prompt_id, entry, staged - started, waited_s, node_errors)
         backend.succeeded()
-        return result, cached_nodes(entry)
+        return result, entry
 
     async def _resume(self, run: PromptRun, backend: Backend, found: JSON | QueueItem) -> PromptResult:
         """Wait for a prompt that ComfyUI has already, in its queue or its history."""
@@ -251,12 +274,14 @@ class PromptRunner:
         reason: ComfyUIError
         for attempt in range(self._options.submission_retries + 1):
             try:
-                queued = await backend.client.queue_prompt(body)
+                queued = await _to_its_end(backend.client.queue_prompt(body))
             except ComfyUIConnectionError as error:
                 if not error.sent:
                     raise
                 reason = error
             except ComfyUIServerError as error:
+                if 400 <= error.upstream_status < 500:
+                    raise  # an answer, and a refusal: no reply was lost
                 reason = error
             else:
                 return queued.number, flat_node_errors(queued.node_errors)
@@ -311,12 +336,37 @@ class PromptRunner:
             self._log.warning("comfyui.free_failed", server=backend.name, detail=failure.detail)
         return "out_of_memory"
 
-    async def _gone(self, backend: Backend, result: PromptResult) -> list[OutputFile | None]:
-        """Which files of a cached result are not there any more; [None] when it lists none at all (trap 9)."""
-        if not result.files:
-            return [] if result.outputs else [None]
-        there = await asyncio.gather(*(backend.client.has_file(file) for file in result.files))
-        return [file for file, exists in zip(result.files, there, strict=True) if not exists]
+    async def _gone(self, backend: Backend, result: PromptResult, entry: JSON) -> set[str]:
+        """The output nodes that came from ComfyUI's cache without their files, or without anything (trap 9).
+
+        A file that was just written is there, and a node that ran and shows nothing has nothing to show.
+        """
+        cached = cached_nodes(entry)
+        if not result.outputs:
+            return set(cached.intersection(output_nodes(entry)))
+        files = [file for file in result.files if file.node_id in cached]
+        there = await asyncio.gather(*(self._is_there(backend, file) for file in files))
+        return {file.node_id for file, exists in zip(files, there, strict=True) if not exists}
+
+    async def _is_there(self, backend: Backend, file: OutputFile) -> bool:
+        try:
+            return await backend.client.has_file(file)
+        except ComfyUIError as error:
+            # The prompt has succeeded: whether its file can be had shows when it is fetched.
+            self._log.warning("output.not_checked", server=backend.name, detail=error.detail)
+            return True
+
+
+async def _to_its_end(submission: Coroutine[Any, Any, Queued]) -> Queued:
+    """A cancelled submission is not cut off at once: ComfyUI could take it after the cancel that follows."""
+    posting = asyncio.create_task(submission, name="submit")
+    try:
+        return await asyncio.shield(posting)
+    except asyncio.CancelledError:
+        await asyncio.wait([posting], timeout=_LAST_WORD_S)
+        posting.cancel()
+        await asyncio.gather(posting, return_exceptions=True)
+        raise
 
 
 def _body(run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any], client_id: str) -> JSON:

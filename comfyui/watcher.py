@@ -213,12 +213,10 @@ class CompletionWatcher:
         if self._idle or watch.client_id != self._live_id:
             self._poll_soon()
 
-    def give_up(self, reason: str) -> set[str]:
-        """Fail everything that was submitted with `ComfyUIPromptLostError`; returns the ids."""
-        waiting = self._waiting()
-        for watch in waiting:
+    def give_up(self, reason: str) -> None:
+        """Fail everything that was submitted with `ComfyUIPromptLostError`."""
+        for watch in self._waiting():
             watch.fail(ComfyUIPromptLostError(reason, prompt_id=watch.prompt_id))
-        return {watch.prompt_id for watch in waiting}
 
     def unwatch(self, watch: Watch) -> None:
         if self._watches.get(watch.prompt_id) is watch:
@@ -390,8 +388,10 @@ class CompletionWatcher:
         if await self._check_front(deaf):
             self._poll_delay_s = _FASTEST_POLL_S
             return
-        self._poll_delay_s = min(self._poll_delay_s * _POLL_GROWTH, self._poll_interval_s)
-        if deaf and self._poll_delay_s < self._poll_interval_s and not (self._look_around or self._suspicious):
+        # A socket that works tells when to look (`status`); without one the poll is all there is.
+        slowest_s = self._tick_s if self._live_id is not None else self._poll_interval_s
+        self._poll_delay_s = min(self._poll_delay_s * _POLL_GROWTH, slowest_s)
+        if deaf and self._poll_delay_s < slowest_s and not (self._look_around or self._suspicious):
             return  # soon enough again for what follows
         waiting = self._waiting()
         if not waiting:

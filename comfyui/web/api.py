@@ -27,7 +27,7 @@ _KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
 NodeId = Annotated[str | None, Query(max_length=256, description="Whose file, when its bytes are asked for.")]
 Previews = Annotated[bool, Query(description="Pictures of the work in progress among the events.")]
 Timeout = Annotated[float | None, Query(gt=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given.")]
-Key = Annotated[str | None, Header(max_length=255, description="Any key that makes the call idempotent.")]
+Key = Annotated[str | None, Header(min_length=1, max_length=255, description="Any key that makes the call idempotent.")]
 
 
 class AttachQuery(BaseModel):

@@ -1,0 +1,98 @@
+"""Requests that cross each other: a cancel under way, an id that comes again, an answer that is not the one awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    queue_of,
+    requests,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+
+
+async def test_a_cancelled_id_that_comes_again_gets_its_own_end(gateway: RunningGateway, engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))
+    await prompts_are_queued(engine, 1)
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200
+    assert (await first)[0] == 409
+    status, body = await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id)
+    assert status == 200, "the end of the cancelled run was taken for that of the new one"
+    assert body["images"]
+
+
+async def test_an_id_that_comes_again_while_its_cancel_is_under_way_runs(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    prompt_id = str(uuid4())
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))
+    await prompts_are_queued(engine, 1)
+    await engine.set_faults({"delay": {"route": "/api/jobs/*", "seconds": 0.3, "times": 1}})
+    first.cancel()
+    async with asyncio.timeout(5):
+        while gateway.handler.waiting:
+            await asyncio.sleep(0.005)
+    assert (await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))[0] == 200
+
+
+async def test_a_cancel_is_tried_again(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"cut": {"route": "/api/jobs/*", "times": 1}})
+    status, _ = await gateway.prompt_sync(sleep_workflow(30), timeout=0.3)
+    assert status == 504
+    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+
+
+async def test_a_request_that_joins_one_that_only_looks_is_run(gateway: RunningGateway, engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    await engine.set_faults({"delay": {"route": "/history/*", "seconds": 0.3}})
+    looking = asyncio.create_task(gateway.http.get(f"/prompt_sync/{prompt_id}"))
+    await until(lambda: asked(engine, "GET /history/{prompt_id}"), lambda count: count > 0)
+    status, _ = await gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id)
+    assert status == 200
+    assert (await looking).status == 200
+
+
+@pytest.mark.parametrize("answered", [401, 413])
+async def test_a_refusal_that_is_not_of_the_workflow_is_not_sent_again(
+    gateway: RunningGateway, engine: Engine, answered: int
+) -> None:
+    await engine.set_faults({"status": {"route": "/prompt", "method": "POST", "status": answered}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["type"]) == (502, "server_error")
+    assert requests(engine, "POST /prompt") == 1
+
+
+async def test_a_check_of_a_cached_file_that_fails_leaves_the_success(gateway: RunningGateway, engine: Engine) -> None:
+    await gateway.prompt_sync(invert_workflow())
+    await engine.set_faults({"status": {"route": "/view", "method": "HEAD", "status": 500}})
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_out_of_memory_again_gets_the_end_of_the_second_run(engine: Engine) -> None:
+    await engine.set_faults({"out_of_memory": {"class_type": "SaveImage"}})
+    async with running_gateway(engine.url, oom_retries=1) as gateway:
+        status, body = await gateway.prompt_sync(sleep_workflow(3))
+    assert status == 200
+    assert executions(engine)[body["prompt_id"]] == 2
+
+
+async def test_an_empty_key_is_no_key(gateway: RunningGateway) -> None:
+    headers = {"Idempotency-Key": ""}
+    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=headers) as response:
+        assert response.status == 422
+
+
+async def asked(engine: Engine, route: str) -> int:
+    return requests(engine, route)
