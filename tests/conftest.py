@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,11 @@ import pytest
 from comfyui.engine import Engine, EngineOptions
 from config import Settings
 from tests.running import RunningGateway, running_gateway
+
+# A shell that starts the suite in the background has its processes ignore SIGINT, and so would those that tests start:
+# servers that stop by it, and a client that is to be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
