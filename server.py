@@ -135,7 +135,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 max_bytes=int(settings.max_input_mb * _MB),
                 url_allow=settings.input_url_allow,
                 url_timeout_s=settings.input_url_timeout,
-                metrics=metrics,
             )
         )
         handler = await stack.enter_async_context(

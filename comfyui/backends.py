@@ -29,6 +29,8 @@ _PROBE_UP_S = 5.0
 # Of the smallest request there is: who does not answer it in this time does not take a prompt, either.
 _PROBE_TIMEOUT_S = 5.0
 _MOVE_AFTER_S = 5.0
+CHOICE_PATIENCE_S = 2.0
+"""How long a new prompt waits for a server to come up: a moment, since its caller can try again."""
 # What another server may have: the rest is wrong with the workflow wherever it runs.
 _SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "missing_input_file", "value_not_in_list"})
 # Files come and go without a word: before no server is able, look once with lists no older than this.

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import structlog
 
-from comfyui.backends import Backend, BackendPool
+from comfyui.backends import CHOICE_PATIENCE_S, Backend, BackendPool
 from comfyui.client import QueueItem, RawReply, View
 from comfyui.content import SpooledFiles
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
@@ -41,7 +41,6 @@ from comfyui.workflow import check_api_format
 
 _log = structlog.get_logger(__name__)
 _REMEMBERED_RESULTS = 1000
-_CHOICE_PATIENCE_S = 2.0
 
 Reason = Literal["timeout", "disconnect", "request", "shutdown"]
 Listener = Callable[[Event], None]
@@ -250,7 +249,7 @@ class ComfyUIHandler:
         `server`, while it is ready, is the one whose websocket the client watches.
         """
         self._refuse_when_draining()
-        backend = server if server and server.ready else await self.pool.choose(patience_s=_CHOICE_PATIENCE_S)
+        backend = server if server and server.ready else await self.pool.choose(patience_s=CHOICE_PATIENCE_S)
         try:
             return await backend.client.forward_prompt(body, headers)
         except ComfyUIConnectionError as error:

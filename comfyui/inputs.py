@@ -35,7 +35,6 @@ from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.content import Content, too_large
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIInputError, ComfyUIServerError
 from comfyui.fetch import UrlFetcher
-from comfyui.metrics import Metrics
 from comfyui.models import InputFile, PromptRequest
 
 _FOLDER = "gateway"
@@ -88,11 +87,9 @@ class InputStager:
         max_bytes: int,
         url_allow: Sequence[str],
         url_timeout_s: float,
-        metrics: Metrics | None = None,
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._max_bytes = max_bytes
-        self._metrics = metrics
         self._fetcher = UrlFetcher(max_bytes=max_bytes, allow=url_allow, timeout_s=url_timeout_s, resolver=resolver)
         self._stored: WeakKeyDictionary[ComfyUIClient, OrderedDict[str, str]] = WeakKeyDictionary()
         self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()

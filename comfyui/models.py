@@ -189,7 +189,7 @@ class PromptResult:
         outputs: ComfyUI's history outputs, verbatim: node id to output key to list.
         files: every file of every output node, in node order.
         node_errors: outputs that ComfyUI accepted the prompt without: node id to messages.
-        server: the ComfyUI server (its base URL) that ran it and holds its files.
+        server: the name (`ComfyUIClient.name`) of the ComfyUI server that ran it and holds its files.
     """
 
     prompt_id: str

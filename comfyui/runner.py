@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from comfyui.backends import Backend, BackendPool
+from comfyui.backends import CHOICE_PATIENCE_S, Backend, BackendPool
 from comfyui.checking import explained, problems_on
 from comfyui.client import JSON, Queued, QueueItem, backoff_s, flat_node_errors
 from comfyui.content import SpooledFiles
@@ -45,7 +45,6 @@ from comfyui.workflow import defeat_cache, upload_inputs
 
 _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
-_CHOICE_PATIENCE_S = 2.0
 # A submission that is cancelled on its way gets so long to arrive, so that the cancel finds it in ComfyUI.
 _LAST_WORD_S = 5.0
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
@@ -172,7 +171,7 @@ class PromptRunner:
         prompt: Mapping[str, Any] = request.prompt
         defeated = False
         avoid: list[Backend] = []
-        patience_s = _CHOICE_PATIENCE_S
+        patience_s = CHOICE_PATIENCE_S
         while True:
             # Where the inputs come with the request, no server has them yet.
             needs = None if request.images or run.files or _has_inline_inputs(prompt) else prompt

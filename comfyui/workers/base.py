@@ -91,7 +91,6 @@ class ComfyUIWorker:
             max_bytes=options.max_input_bytes,
             url_allow=options.input_url_allow,
             url_timeout_s=options.input_url_timeout_s,
-            metrics=self.metrics,
         )
         handler_options = HandlerOptions(
             max_timeout_s=options.max_job_s,
