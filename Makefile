@@ -13,11 +13,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# Makes the environment of the target's folder from the first prerequisite, pinned and hashed.
+# Makes the environment of the target's folder from the first prerequisite, pinned and hashed. The lock is whole: pip
+# need not resolve anything, and must not, since it takes a newer release of what is pinned for an extra (pydantic[email]).
 define make_venv
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement $<
+	$(@D)/bin/python -m pip check --disable-pip-version-check
 	@touch $@
 endef
 
