@@ -264,7 +264,7 @@ class BackendPool:
         metrics = metrics or Metrics()
 
         def backend(address: str) -> Backend:
-            client = ComfyUIClient(address, timeout_s=http_timeout_s, retries=http_retries, metrics=metrics)
+            client = ComfyUIClient(address, timeout_s=http_timeout_s, retries=http_retries, metrics=metrics, lean=True)
             watcher = CompletionWatcher(
                 client, poll_interval_s=poll_interval_s, stalled_after_s=stalled_after_s, metrics=metrics
             )

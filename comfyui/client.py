@@ -1,4 +1,4 @@
-"""`ComfyUIClient`: one pooled HTTP session to ONE ComfyUI server, and the only place that knows aiohttp's errors.
+"""`ComfyUIClient`: pooled connections to ONE ComfyUI server, and its verbs.
 
 Verbs mirror ComfyUI's routes. Reads and other idempotent calls are retried on connection errors and 502/503/504 with
 exponential back-off and jitter; a submission never is, since ComfyUI does not check ids for duplicates (trap 10).
@@ -7,12 +7,13 @@ exponential back-off and jitter; a submission never is, since ComfyUI does not c
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import orjson
@@ -27,18 +28,18 @@ from comfyui.exceptions import (
 )
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile
+from comfyui.transport import AiohttpTransport, Http1Transport, OpenReply, RawReply, Transport, aiohttp_errors
 
 _RETRIED_STATUSES = frozenset({502, 503, 504})
 _BACKOFF_START_S = 0.1
 _BACKOFF_MAX_S = 5.0
 _CONNECTIONS = 100
-_CONNECT_S = 10.0
 _JSON = {"Content-Type": "application/json"}
-# Compressed, a file would have another length than the one that is announced.
-_AS_IT_IS = {"Accept-Encoding": "identity"}
 # ComfyUI's own websocket frames (previews, progress_state of large workflows) have no stated limit.
 _NO_FRAME_LIMIT = 0
 _FRAME_HEARTBEAT_S = 20.0
+
+_NO_HEADERS: Mapping[str, str] = {}
 
 JSON = dict[str, Any]
 _T = TypeVar("_T")
@@ -62,15 +63,6 @@ class QueueItem:
     running: bool
     prompt: Mapping[str, Any]
     extra_data: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class RawReply:
-    """An answer of ComfyUI as it came."""
-
-    status: int
-    content_type: str
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,36 +95,53 @@ class ComfyUIClient:
         address: ``host:port`` or URL; a user and password in the URL are sent as basic auth.
         timeout_s: for one request that returns JSON; for bodies of files it is the longest silence.
         retries: further tries of an idempotent request after the first.
+        lean: send requests by `Http1Transport`; aiohttp is then for the websocket and for uploads only.
     """
 
     def __init__(
-        self, address: str, *, timeout_s: float = 30.0, retries: int = 3, metrics: Metrics | None = None
+        self,
+        address: str,
+        *,
+        timeout_s: float = 30.0,
+        retries: int = 3,
+        metrics: Metrics | None = None,
+        lean: bool = False,
     ) -> None:
         url = parse_server_address(address)
         self.auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
         self.base_url = url.with_user(None)
         # With its path: two servers behind one proxy are two servers.
         self.name = f"{self.base_url.host}:{self.base_url.port}{self.base_url.path.rstrip('/')}"
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s))
-        # Files are of any size: only silence ends them.
-        self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=timeout_s)
+        self._timeout_s = timeout_s
         self._retries = retries
-        self._metrics = metrics or Metrics()
+        self._lean = lean
+        self._counter = lru_cache(maxsize=256)((metrics or Metrics()).upstream_requests.labels)
+        self._stack = AsyncExitStack()
         self._session: aiohttp.ClientSession | None = None
+        self._transport: Transport | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30.0),
-            # A cookie of one caller's answer must never reach another caller's request.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auth=self.auth,
-        )
+        async with AsyncExitStack() as stack:
+            self._session = await stack.enter_async_context(
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30.0),
+                    # A cookie of one caller's answer must never reach another caller's request.
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    auth=self.auth,
+                )
+            )
+            self._aiohttp = AiohttpTransport(self._session, self.base_url, self.name, self._timeout_s)
+            self._transport = self._aiohttp
+            if self._lean:
+                authorization = self.auth.encode() if self.auth else None
+                self._transport = Http1Transport(self.base_url, self.name, authorization, self._timeout_s)
+                stack.push_async_callback(self._transport.close)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        self._session = self._transport = None
+        await self._stack.aclose()
 
     # Prompts
 
@@ -144,25 +153,22 @@ class ComfyUIClient:
             ComfyUIConnectionError: ``sent`` says whether ComfyUI may have taken it all the same.
             ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
         """
-        async with self._request("POST", "/prompt", data=orjson.dumps(body), headers=_JSON) as response:
-            answer = await self._json(response, allowed=(200, 400))
-            if response.status == 400:
-                raise refusal(answer)
-            try:
-                return Queued(answer["prompt_id"], float(answer["number"]), answer.get("node_errors") or {})
-            except (KeyError, TypeError, ValueError) as error:
-                raise ComfyUIServerError("POST /prompt: the answer has no prompt_id and number") from error
+        reply = await self._fetch("POST", "/prompt", body=orjson.dumps(body), headers=_JSON)
+        answer = _json(reply, "POST /prompt", allowed=(200, 400))
+        if reply.status == 400:
+            raise refusal(answer)
+        try:
+            return Queued(answer["prompt_id"], float(answer["number"]), answer.get("node_errors") or {})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ComfyUIServerError("POST /prompt: the answer has no prompt_id and number") from error
 
     async def forward_prompt(self, body: bytes, headers: Mapping[str, str]) -> RawReply:
         """``POST /prompt`` with a body that is not ours to read; any status is an answer."""
-        async with self._request("POST", "/prompt", data=body, headers=headers) as response:
-            return RawReply(
-                response.status, response.headers.get("Content-Type", "application/json"), await response.read()
-            )
+        return await self._fetch("POST", "/prompt", body=body, headers=headers)
 
     async def get_history(self, prompt_id: str) -> JSON | None:
         """The history entry, None while ComfyUI has none (queued, running, unknown or forgotten: trap 6)."""
-        entry = (await self._get(f"/history/{prompt_id}", "/history/{id}")).get(prompt_id)
+        entry = (await self._get(f"/history/{quote(prompt_id, safe='')}", "/history/{id}")).get(prompt_id)
         return entry if isinstance(entry, dict) else None
 
     async def get_queue(self) -> dict[str, QueueItem]:
@@ -199,14 +205,11 @@ class ComfyUIClient:
 
     async def cancel_job(self, prompt_id: str) -> bool | None:
         """Atomic dequeue-or-interrupt where ComfyUI has it; None where it has not."""
-        path = f"/api/jobs/{prompt_id}/cancel"
+        path = f"/api/jobs/{quote(prompt_id, safe='')}/cancel"
 
         async def send() -> bool | None:
-            async with self._request("POST", path, route="/api/jobs/{id}/cancel") as response:
-                if response.status in {404, 405}:
-                    await response.read()
-                    return None
-                return bool((await self._json(response)).get("cancelled"))
+            reply = await self._fetch("POST", path, route="/api/jobs/{id}/cancel")
+            return None if reply.status in {404, 405} else bool(_json(reply, f"POST {path}").get("cancelled"))
 
         return await self._retrying(send, self._retries)
 
@@ -237,8 +240,13 @@ class ComfyUIClient:
             form.add_field("subfolder", subfolder)
             form.add_field("type", folder_type)
             form.add_field("overwrite", "true" if overwrite else "false")
-            async with self._request("POST", "/upload/image", data=form, timeout=self._file_timeout) as response:
-                return await self._json(response)
+            status = 0
+            try:
+                reply = await self._aiohttp.upload("/upload/image", form)
+                status = reply.status
+            finally:
+                self._count("POST", "/upload/image", status)
+            return _json(reply, "POST /upload/image")
 
         return await self._retrying(send, retries)
 
@@ -246,44 +254,40 @@ class ComfyUIClient:
     async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[View]:
         """One file, streamed. Raises `ComfyUINotFoundError` when ComfyUI does not have it (any more)."""
         params = {"filename": filename, "subfolder": subfolder, "type": folder_type}
-        async with self._request(
-            "GET", "/view", params=params, headers=_AS_IT_IS, timeout=self._file_timeout
-        ) as response:
-            if response.status == 404:
-                await response.read()
+        async with self._stream(params) as reply:
+            if reply.status == 404:
                 raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
-            if response.status != 200:
-                raise _unexpected("GET", "/view", response.status)
-            async with aclosing(self._chunks(response, params)) as chunks:
-                yield View(response.content_type, response.content_length, chunks)
+            if reply.status != 200:
+                raise _unexpected("GET /view", reply.status)
+            async with aclosing(self._chunks(reply, params)) as chunks:
+                yield View(reply.content_type, reply.length, chunks)
 
     async def has_file(self, file: OutputFile) -> bool:
         """Whether ``/view`` would find it; asks for no byte of it."""
 
         async def ask() -> bool:
             params = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
-            async with self._request("HEAD", "/view", params=params) as response:
-                if response.status not in {200, 404}:
-                    raise _unexpected("HEAD", "/view", response.status)
-                return response.status == 200
+            reply = await self._fetch("HEAD", "/view", params=params)
+            if reply.status not in {200, 404}:
+                raise _unexpected("HEAD /view", reply.status)
+            return reply.status == 200
 
         return await self._retrying(ask, self._retries)
 
-    async def _chunks(self, response: aiohttp.ClientResponse, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, reply: OpenReply, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """The body; when the connection breaks, the rest of the same file is asked for, at most `retries` times."""
-        size, version = response.content_length, response.headers.get("ETag")
+        size, version = reply.length, reply.headers.get("etag")
         done = failures = 0
         async with AsyncExitStack() as stack:
             while True:
                 try:
                     if failures:
-                        rest = self._rest_of(params, done, size, version)
-                        response = await stack.enter_async_context(rest)
-                    async for chunk in response.content.iter_any():
+                        reply = await stack.enter_async_context(self._rest_of(params, done, size, version))
+                    async for chunk in reply.chunks:
                         done += len(chunk)
                         yield chunk
                     return
-                except (aiohttp.ClientError, TimeoutError, OSError, ComfyUIConnectionError) as error:
+                except ComfyUIConnectionError as error:
                     if done == size:
                         return
                     if size is None or failures >= self._retries:
@@ -294,16 +298,14 @@ class ComfyUIClient:
     @asynccontextmanager
     async def _rest_of(
         self, params: Mapping[str, str], done: int, size: int | None, version: str | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[OpenReply]:
         """The same file from byte `done` on; anything else would be spliced into what was sent before."""
-        headers = {**_AS_IT_IS, "Range": f"bytes={done}-"} | ({"If-Range": version} if version else {})
-        async with self._request(
-            "GET", "/view", params=params, headers=headers, timeout=self._file_timeout
-        ) as response:
+        headers = {"Range": f"bytes={done}-"} | ({"If-Range": version} if version else {})
+        async with self._stream(params, headers) as reply:
             expected = f"bytes {done}-{size - 1}/{size}" if size else ""
-            if response.status != 206 or response.headers.get("Content-Range") != expected:
+            if reply.status != 206 or reply.headers.get("content-range") != expected:
                 raise ComfyUIServerError("GET /view: the file's body was cut off, and its rest cannot be had")
-            yield response
+            yield reply
 
     # Facts about the server
 
@@ -318,28 +320,21 @@ class ComfyUIClient:
 
     async def connect_websocket(self, client_id: str) -> aiohttp.ClientWebSocketResponse:
         """Open ``/ws`` under `client_id`. Raises `ComfyUIConnectionError`, also when ComfyUI refuses the upgrade."""
-        try:
-            return await self._open_session.ws_connect(
+        if self._session is None:
+            raise _not_open()
+        with aiohttp_errors(self.name, f"websocket to {self.name}"):
+            return await self._session.ws_connect(
                 (self.base_url / "ws").with_query(clientId=client_id),
                 max_msg_size=_NO_FRAME_LIMIT,
                 heartbeat=_FRAME_HEARTBEAT_S,
                 timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
             )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ComfyUIConnectionError(f"websocket to {self.name}: {_reason(error)}") from error
 
-    # The driver's edge
-
-    @property
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("use the client inside 'async with'")
-        return self._session
+    # Requests
 
     async def _get(self, path: str, route: str, *, retries: int | None = None) -> JSON:
         async def fetch() -> JSON:
-            async with self._request("GET", path, route=route) as response:
-                return await self._json(response)
+            return _json(await self._fetch("GET", path, route=route), f"GET {path}")
 
         return await self._retrying(fetch, self._retries if retries is None else retries)
 
@@ -347,10 +342,9 @@ class ComfyUIClient:
         """An idempotent POST whose answer has no body that matters."""
 
         async def send() -> None:
-            async with self._request("POST", path, data=orjson.dumps(body), headers=_JSON) as response:
-                await response.read()
-                if response.status != 200:
-                    raise _unexpected("POST", path, response.status)
+            reply = await self._fetch("POST", path, body=orjson.dumps(body), headers=_JSON)
+            if reply.status != 200:
+                raise _unexpected(f"POST {path}", reply.status)
 
         await self._retrying(send, self._retries)
 
@@ -365,54 +359,56 @@ class ComfyUIClient:
             await asyncio.sleep(backoff_s(failures, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
             failures += 1
 
-    @asynccontextmanager
-    async def _request(
+    async def _fetch(
         self,
         method: str,
         path: str,
         *,
         route: str | None = None,
-        data: Any = None,
-        headers: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
-        timeout: aiohttp.ClientTimeout | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request; aiohttp's errors become ours, those inside the ``async with`` body too."""
+        body: bytes | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        params: Mapping[str, str] = _NO_HEADERS,
+    ) -> RawReply:
+        """One request; `route` is its path in the metrics."""
+        if self._transport is None:
+            raise _not_open()
         status = 0
         try:
-            async with self._open_session.request(
-                method,
-                self.base_url.joinpath(path[1:]),
-                data=data,
-                params=params,
-                headers=headers,
-                timeout=timeout or self._timeout,
-            ) as response:
-                status = response.status
-                yield response
-        except aiohttp.ClientConnectorError as error:
-            raise ComfyUIConnectionError(f"{self.name} cannot be reached: {_reason(error)}") from error
-        except aiohttp.ConnectionTimeoutError as error:
-            raise ComfyUIConnectionError(f"{self.name} did not accept a connection in time") from error
-        except TimeoutError as error:
-            raise ComfyUIConnectionError(f"{method} {path}: no answer in time from {self.name}", sent=True) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise ComfyUIConnectionError(f"{method} {path}: {_reason(error)}", sent=True) from error
+            reply = await self._transport.fetch(method, path, body=body, headers=headers, params=params)
+            status = reply.status
+            return reply
         finally:
-            self._metrics.upstream_requests.labels(self.name, method, route or path, status).inc()
+            self._count(method, route or path, status)
 
-    async def _json(self, response: aiohttp.ClientResponse, allowed: Sequence[int] = (200,)) -> JSON:
-        body = await response.read()
-        if response.status not in allowed:
-            raise _unexpected(response.method, response.url.path, response.status)
+    @asynccontextmanager
+    async def _stream(
+        self, params: Mapping[str, str], headers: Mapping[str, str] = _NO_HEADERS
+    ) -> AsyncIterator[OpenReply]:
+        """One ``GET /view``."""
+        if self._transport is None:
+            raise _not_open()
+        status = 0
         try:
-            answer = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            what = f"{response.method} {response.url.path}"
-            raise ComfyUIServerError(f"{what}: the answer is not JSON", upstream_status=response.status) from error
-        if not isinstance(answer, dict):
-            raise ComfyUIServerError(f"{response.method} {response.url.path}: the answer is not a JSON object")
-        return answer
+            async with self._transport.stream("/view", params=params, headers=headers) as reply:
+                status = reply.status
+                yield reply
+        finally:
+            self._count("GET", "/view", status)
+
+    def _count(self, method: str, route: str, status: int) -> None:
+        self._counter(self.name, method, route, status).inc()
+
+
+def _json(reply: RawReply, what: str, allowed: Sequence[int] = (200,)) -> JSON:
+    if reply.status not in allowed:
+        raise _unexpected(what, reply.status)
+    try:
+        answer = orjson.loads(reply.body)
+    except orjson.JSONDecodeError as error:
+        raise ComfyUIServerError(f"{what}: the answer is not JSON", upstream_status=reply.status) from error
+    if not isinstance(answer, dict):
+        raise ComfyUIServerError(f"{what}: the answer is not a JSON object")
+    return answer
 
 
 def refusal(answer: Mapping[str, Any]) -> ComfyUIValidationError:
@@ -452,16 +448,9 @@ def _worth_retrying(error: ComfyUIError) -> bool:
     return isinstance(error, ComfyUIConnectionError)
 
 
-def _unexpected(method: str, path: str, status: int) -> ComfyUIServerError:
-    return ComfyUIServerError(f"{method} {path}: ComfyUI answered HTTP {status}", upstream_status=status)
+def _unexpected(what: str, status: int) -> ComfyUIServerError:
+    return ComfyUIServerError(f"{what}: ComfyUI answered HTTP {status}", upstream_status=status)
 
 
-def _reason(error: BaseException) -> str:
-    """What aiohttp says without the addresses and objects that some of its messages carry."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return os.strerror(error.os_error.errno) if error.os_error.errno else type(error.os_error).__name__
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the connection was closed without an answer"
-    if isinstance(error, aiohttp.WSServerHandshakeError):
-        return f"refused with HTTP {error.status}"
-    return type(error).__name__
+def _not_open() -> RuntimeError:
+    return RuntimeError("use the client inside 'async with'")

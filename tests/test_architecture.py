@@ -14,12 +14,11 @@ PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(
 FLOORS: tuple[set[str], ...] = (
     {"exceptions"},
     {"events", "models", "metrics", "logs", "nodedefs"},
-    {"client", "storage", "storage_s3", "content", "fetch"},
+    {"client", "transport", "http1", "storage", "storage_s3", "content", "fetch"},
     {"workflow", "preflight", "convert", "process", "positions"},
     {"watcher", "inputs", "outputs", "images", "zipping", "progress"},
     {"delivery"},
     {"backends"},
-    {"checking"},
     {"checking"},
     {"runner"},
     {"handler"},

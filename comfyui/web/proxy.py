@@ -16,10 +16,10 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUITimeoutError
+from comfyui.http1 import Answer, AnswerTimeoutError, Body, ConnectError, Http1Error
 from comfyui.metrics import Metrics
 from comfyui.web.errors import RequestError, error_response, refusal
 from comfyui.web.headers import header, public_origin, request_headers, response_headers
-from comfyui.web.http1 import Answer, AnswerTimeoutError, Body, ConnectError, Http1Error
 from comfyui.web.middleware import QUIET
 from comfyui.web.paths import PathRules, is_own, route_of, target_of
 from comfyui.web.redaction import SecretFilter, may_hold_secrets, without_secrets

@@ -14,7 +14,7 @@ import aiohttp
 import orjson
 
 from comfyui.backends import Backend, BackendPool
-from comfyui.web.http1 import CONNECT_S, Http1Client
+from comfyui.http1 import CONNECT_S, Http1Client
 
 _HEADER_BYTES = 64 * 1024
 _OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")

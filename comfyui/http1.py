@@ -1,7 +1,8 @@
-"""A small HTTP/1.1 client for the relay: bytes in, bytes out, nothing looked into and nothing added.
+"""A small HTTP/1.1 client for what comes often: bytes in, bytes out, nothing looked into and nothing added.
 
 Why not aiohttp: it parses, merges and prints anew what a relay has to leave alone, and at the rate of a web page's
-small requests it took longer than all the rest of the gateway (2,900 requests a second with it, 8,000 without).
+small requests it took longer than all the rest of the gateway (2,900 requests a second with it, 8,000 without). The
+three requests of a prompt cost a third with it (`comfyui.transport`).
 """
 
 from __future__ import annotations
@@ -62,19 +63,26 @@ class Answer:
         """The whole body has been read."""
         return self.complete and not self._chunks
 
-    async def read(self) -> bytes:
-        """What has come since the last call, at least one byte; nothing at the end.
+    async def read(self, silence_s: float = 0.0) -> bytes:
+        """What has come since the last call, at least one byte; nothing at the end. 0 waits any time.
 
         Raises:
             CutShortError: the body is not whole.
+            AnswerTimeoutError: nothing came for so long; the connection is cut.
         """
         while not self._chunks:
             if self.complete:
                 return b""
             if self._error is not None:
                 raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(silence_s, self._silent) if silence_s else None
+            try:
+                await self._waiter
+            finally:
+                if timer is not None:
+                    timer.cancel()
         chunk = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered = 0
@@ -98,8 +106,12 @@ class Answer:
         if error is None:
             self.complete = True
         else:
-            self._error = error
+            self._error = self._error or error
         self._wake()
+
+    def _silent(self) -> None:
+        self.end(AnswerTimeoutError())
+        self._connection.abort()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -317,7 +329,21 @@ class Http1Client:
                 # The server may have closed it just when we took it. What cannot be sent again is not.
                 if connection.received or stream is not None or method not in _IDEMPOTENT:
                     raise
-        return await self._exchange(await self._connect(), method, whole, stream, timeout_s, chunked=chunked)
+        return await self._exchange(await self._connect(timeout_s), method, whole, stream, timeout_s, chunked=chunked)
+
+    async def fetch(
+        self, method: str, head: bytes, body: bytes | None = None, *, timeout_s: float
+    ) -> tuple[Answer, bytes]:
+        """An answer with its whole body, as `request`, within `timeout_s` in all."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        answer = await self.request(method, head, body, timeout_s=timeout_s)
+        content = []
+        try:
+            while chunk := await answer.read(max(0.001, deadline - asyncio.get_running_loop().time())):
+                content.append(chunk)
+        finally:
+            answer.close()
+        return answer, b"".join(content)
 
     async def _exchange(
         self,
@@ -348,9 +374,9 @@ class Http1Client:
             connection.abort()
         return None
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self, timeout_s: float) -> _Connection:
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(min(CONNECT_S, timeout_s or CONNECT_S)):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: _Connection(self._released), self._host, self._port, ssl=self._tls or None
                 )

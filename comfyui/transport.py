@@ -1,0 +1,254 @@
+"""How `ComfyUIClient` sends its requests: the drivers' edge, where each one's errors become ours.
+
+`AiohttpTransport` is what a `ComfyUIClient` uses by itself. `Http1Transport` does the same with a third of the work for
+each request, and is what the gateway and the workers use: aiohttp's three requests were more than a third of what the
+gateway added to a prompt (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlencode
+
+import aiohttp
+from yarl import URL
+
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError
+from comfyui.http1 import CONNECT_S, Answer, AnswerTimeoutError, ConnectError, CutShortError, Http1Client, Http1Error
+
+Headers = Mapping[str, str]
+Params = Mapping[str, str]
+_NONE: Mapping[str, str] = {}
+_CUT_OFF = "the answer was cut off"
+
+
+@dataclass(frozen=True, slots=True)
+class RawReply:
+    """An answer of ComfyUI as it came."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenReply:
+    """An answer whose body has still to be read: `chunks` raises `ComfyUIConnectionError` when it is cut off.
+
+    Attributes:
+        headers: by their names in lower case.
+        length: of the body in bytes; None when it is not said.
+    """
+
+    status: int
+    headers: Headers
+    length: int | None
+    chunks: AsyncIterator[bytes]
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get("content-type", "application/octet-stream").partition(";")[0].strip()
+
+
+class Transport(Protocol):
+    """Requests to one server over connections that are kept open; each is sent once.
+
+    Both verbs raise `ComfyUIConnectionError`, whose ``sent`` says whether the server may have got the request.
+    """
+
+    async def fetch(
+        self, method: str, path: str, *, body: bytes | None = None, headers: Headers = _NONE, params: Params = _NONE
+    ) -> RawReply:
+        """The whole answer, whatever its status, within the timeout."""
+
+    def stream(self, path: str, *, params: Params, headers: Headers) -> AbstractAsyncContextManager[OpenReply]:
+        """The answer to a GET as it comes; only silence is timed."""
+
+    async def close(self) -> None: ...
+
+
+class Http1Transport:
+    """Over `comfyui.http1`. Redirects are answers like any other.
+
+    Args:
+        name: the server, as errors call it.
+        authorization: what the server's address asks for, as a header's value.
+    """
+
+    def __init__(self, base_url: URL, name: str, authorization: str | None, timeout_s: float) -> None:
+        self._http = Http1Client(base_url)
+        self._name = name
+        self._timeout_s = timeout_s
+        self._prefix = base_url.raw_path.rstrip("/")
+        lines = [f"Host: {base_url.raw_authority}", "Accept: */*", "Accept-Encoding: identity"]
+        if authorization:
+            lines.append(f"Authorization: {authorization}")
+        self._headers = "".join(f"{line}\r\n" for line in lines)
+
+    async def fetch(
+        self, method: str, path: str, *, body: bytes | None = None, headers: Headers = _NONE, params: Params = _NONE
+    ) -> RawReply:
+        head = self._head(method, path, params, headers, None if body is None else len(body))
+        try:
+            answer, content = await self._http.fetch(method, head, body, timeout_s=self._timeout_s)
+        except Http1Error as error:
+            raise self._ours(error, f"{method} {path}") from error
+        found = _header_map(answer)
+        _refuse_compressed(found, method, path)
+        return RawReply(answer.status, found.get("content-type", "application/json"), content)
+
+    @asynccontextmanager
+    async def stream(self, path: str, *, params: Params, headers: Headers) -> AsyncIterator[OpenReply]:
+        head = self._head("GET", path, params, headers, None)
+        try:
+            answer = await self._http.request("GET", head, timeout_s=self._timeout_s)
+        except Http1Error as error:
+            raise self._ours(error, f"GET {path}") from error
+        try:
+            found = _header_map(answer)
+            _refuse_compressed(found, "GET", path)
+            length = found.get("content-length")
+            async with aclosing(self._chunks(answer, path)) as chunks:
+                yield OpenReply(answer.status, found, int(length) if length else None, chunks)
+        finally:
+            answer.close()
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def _chunks(self, answer: Answer, path: str) -> AsyncGenerator[bytes, None]:
+        try:
+            while chunk := await answer.read(self._timeout_s):
+                yield chunk
+        except Http1Error as error:
+            raise self._ours(error, f"GET {path}") from error
+
+    def _head(self, method: str, path: str, params: Params, headers: Headers, length: int | None) -> bytes:
+        query = f"?{urlencode(params)}" if params else ""
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if length is not None or method == "POST":
+            more += f"Content-Length: {length or 0}\r\n"
+        if "\n" in path or more.count("\r\n") != more.count("\n"):
+            raise ComfyUIError("a line break within the request line or a header")
+        return f"{method} {self._prefix}{path}{query} HTTP/1.1\r\n{self._headers}{more}\r\n".encode("latin-1")
+
+    def _ours(self, error: Http1Error, what: str) -> ComfyUIConnectionError:
+        match error:
+            case ConnectError():
+                return unreachable(self._name, error.__cause__)
+            case AnswerTimeoutError():
+                return too_late(self._name, what)
+            case CutShortError():
+                return ComfyUIConnectionError(f"{what}: {_CUT_OFF}", sent=True)
+            case _:
+                return ComfyUIConnectionError(f"{what}: the connection was closed without an answer", sent=True)
+
+
+class AiohttpTransport:
+    """Over a session of aiohttp's, which belongs to whoever opened it."""
+
+    def __init__(self, session: aiohttp.ClientSession, base_url: URL, name: str, timeout_s: float) -> None:
+        self._session = session
+        self._base_url = base_url
+        self._name = name
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
+        # Files are of any size: only silence ends them.
+        self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=timeout_s)
+
+    async def fetch(
+        self, method: str, path: str, *, body: bytes | None = None, headers: Headers = _NONE, params: Params = _NONE
+    ) -> RawReply:
+        with aiohttp_errors(self._name, f"{method} {path}"):
+            async with self._session.request(
+                method, self._url(path), data=body, params=params or None, headers=headers, timeout=self._timeout
+            ) as response:
+                content_type = response.headers.get("Content-Type", "application/json")
+                return RawReply(response.status, content_type, await response.read())
+
+    @asynccontextmanager
+    async def stream(self, path: str, *, params: Params, headers: Headers) -> AsyncIterator[OpenReply]:
+        # Compressed, a file would have another length than the one that is announced.
+        headers = {"Accept-Encoding": "identity", **headers}
+        with aiohttp_errors(self._name, f"GET {path}"):
+            async with self._session.get(
+                self._url(path), params=params, headers=headers, timeout=self._file_timeout
+            ) as response:
+                found = {name.lower(): value for name, value in response.headers.items()}
+                async with aclosing(self._chunks(response, path)) as chunks:
+                    yield OpenReply(response.status, found, response.content_length, chunks)
+
+    async def upload(self, path: str, form: aiohttp.FormData) -> RawReply:
+        """A POST of any length; only silence is timed."""
+        with aiohttp_errors(self._name, f"POST {path}"):
+            async with self._session.post(self._url(path), data=form, timeout=self._file_timeout) as response:
+                content_type = response.headers.get("Content-Type", "application/json")
+                return RawReply(response.status, content_type, await response.read())
+
+    async def close(self) -> None:
+        """The session is somebody else's."""
+
+    def _url(self, path: str) -> URL:
+        return self._base_url.joinpath(path[1:], encoded=True)
+
+    async def _chunks(self, response: aiohttp.ClientResponse, path: str) -> AsyncGenerator[bytes, None]:
+        with aiohttp_errors(self._name, f"GET {path}"):
+            async for chunk in response.content.iter_any():
+                yield chunk
+
+
+@contextmanager
+def aiohttp_errors(name: str, what: str) -> Iterator[None]:
+    """Whatever aiohttp raises in the block, as `ComfyUIConnectionError`.
+
+    Args:
+        name: the server.
+        what: the request.
+    """
+    try:
+        yield
+    except aiohttp.ClientConnectorError as error:
+        raise unreachable(name, error.os_error) from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise unreachable(name, error) from error
+    except TimeoutError as error:
+        raise too_late(name, what) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise ComfyUIConnectionError(f"{what}: {_reason(error)}", sent=True) from error
+
+
+def unreachable(name: str, cause: BaseException | None) -> ComfyUIConnectionError:
+    """No connection could be made: nothing was sent."""
+    if isinstance(cause, TimeoutError):
+        return ComfyUIConnectionError(f"{name} did not accept a connection in time")
+    number = getattr(cause, "errno", None)
+    # uvloop's own errors have no message of the system's.
+    reason = os.strerror(number) if isinstance(number, int) and number > 0 else type(cause).__name__
+    return ComfyUIConnectionError(f"{name} cannot be reached: {reason}")
+
+
+def too_late(name: str, what: str) -> ComfyUIConnectionError:
+    return ComfyUIConnectionError(f"{what}: no answer in time from {name}", sent=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What aiohttp says without the addresses and objects that some of its messages carry."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed without an answer"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return _CUT_OFF
+    if isinstance(error, aiohttp.WSServerHandshakeError):
+        return f"refused with HTTP {error.status}"
+    return type(error).__name__
+
+
+def _header_map(answer: Answer) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
+
+
+def _refuse_compressed(headers: Headers, method: str, path: str) -> None:
+    if headers.get("content-encoding", "identity") != "identity":
+        raise ComfyUIServerError(f"{method} {path}: ComfyUI compressed an answer though it was asked not to")
