@@ -56,6 +56,7 @@ class Backend:
         self.reason = "not reached yet"
         self.in_flight = 0
         self._metrics = metrics
+        self._in_flight = metrics.in_flight.labels(client.name)
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._changed = asyncio.Event()
         self._look_again = asyncio.Event()
@@ -116,12 +117,12 @@ class Backend:
     def working(self) -> Iterator[None]:
         """One prompt of ours more is on this server."""
         self.in_flight += 1
-        self._metrics.in_flight.labels(self.name).inc()
+        self._in_flight.inc()
         try:
             yield
         finally:
             self.in_flight -= 1
-            self._metrics.in_flight.labels(self.name).dec()
+            self._in_flight.dec()
 
     def look_again(self) -> None:
         """Have it probed now and not at the next turn."""

@@ -27,7 +27,7 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
 )
 from comfyui.metrics import Metrics
-from comfyui.models import OutputFile
+from comfyui.models import OutputFile, view_query
 from comfyui.transport import AiohttpTransport, Http1Transport, OpenReply, RawReply, Transport, aiohttp_errors
 
 _RETRIED_STATUSES = frozenset({502, 503, 504})
@@ -253,28 +253,27 @@ class ComfyUIClient:
     @asynccontextmanager
     async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[View]:
         """One file, streamed. Raises `ComfyUINotFoundError` when ComfyUI does not have it (any more)."""
-        params = {"filename": filename, "subfolder": subfolder, "type": folder_type}
-        async with self._stream(params) as reply:
+        target = f"/view?{view_query(filename, subfolder, folder_type)}"
+        async with self._stream(target) as reply:
             if reply.status == 404:
                 raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
             if reply.status != 200:
                 raise _unexpected("GET /view", reply.status)
-            async with aclosing(self._chunks(reply, params)) as chunks:
+            async with aclosing(self._chunks(reply, target)) as chunks:
                 yield View(reply.content_type, reply.length, chunks)
 
     async def has_file(self, file: OutputFile) -> bool:
         """Whether ``/view`` would find it; asks for no byte of it."""
 
         async def ask() -> bool:
-            params = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
-            reply = await self._fetch("HEAD", "/view", params=params)
+            reply = await self._fetch("HEAD", file.url, route="/view")
             if reply.status not in {200, 404}:
                 raise _unexpected("HEAD /view", reply.status)
             return reply.status == 200
 
         return await self._retrying(ask, self._retries)
 
-    async def _chunks(self, reply: OpenReply, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, reply: OpenReply, target: str) -> AsyncGenerator[bytes, None]:
         """The body; when the connection breaks, the rest of the same file is asked for, at most `retries` times."""
         size, version = reply.length, reply.headers.get("etag")
         done = failures = 0
@@ -282,8 +281,8 @@ class ComfyUIClient:
             while True:
                 try:
                     if failures:
-                        reply = await stack.enter_async_context(self._rest_of(params, done, size, version))
-                    async for chunk in reply.chunks:
+                        reply = await stack.enter_async_context(self._rest_of(target, done, size, version))
+                    while chunk := await reply.read():
                         done += len(chunk)
                         yield chunk
                     return
@@ -296,12 +295,10 @@ class ComfyUIClient:
                 failures += 1
 
     @asynccontextmanager
-    async def _rest_of(
-        self, params: Mapping[str, str], done: int, size: int | None, version: str | None
-    ) -> AsyncIterator[OpenReply]:
+    async def _rest_of(self, target: str, done: int, size: int | None, version: str | None) -> AsyncIterator[OpenReply]:
         """The same file from byte `done` on; anything else would be spliced into what was sent before."""
         headers = {"Range": f"bytes={done}-"} | ({"If-Range": version} if version else {})
-        async with self._stream(params, headers) as reply:
+        async with self._stream(target, headers) as reply:
             expected = f"bytes {done}-{size - 1}/{size}" if size else ""
             if reply.status != 206 or reply.headers.get("content-range") != expected:
                 raise ComfyUIServerError("GET /view: the file's body was cut off, and its rest cannot be had")
@@ -367,29 +364,26 @@ class ComfyUIClient:
         route: str | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
-        params: Mapping[str, str] = _NO_HEADERS,
     ) -> RawReply:
         """One request; `route` is its path in the metrics."""
         if self._transport is None:
             raise _not_open()
         status = 0
         try:
-            reply = await self._transport.fetch(method, path, body=body, headers=headers, params=params)
+            reply = await self._transport.fetch(method, path, body=body, headers=headers)
             status = reply.status
             return reply
         finally:
             self._count(method, route or path, status)
 
     @asynccontextmanager
-    async def _stream(
-        self, params: Mapping[str, str], headers: Mapping[str, str] = _NO_HEADERS
-    ) -> AsyncIterator[OpenReply]:
+    async def _stream(self, target: str, headers: Mapping[str, str] = _NO_HEADERS) -> AsyncIterator[OpenReply]:
         """One ``GET /view``."""
         if self._transport is None:
             raise _not_open()
         status = 0
         try:
-            async with self._transport.stream("/view", params=params, headers=headers) as reply:
+            async with self._transport.stream(target, headers) as reply:
                 status = reply.status
                 yield reply
         finally:

@@ -104,13 +104,10 @@ class Deliverer:
             ]
         return [task.result() for task in tasks]
 
-    async def json(
-        self, result: PromptResult, entries: list[dict[str, Any]], order: Order
-    ) -> AsyncGenerator[bytes, None]:
+    def json(self, result: PromptResult, entries: list[dict[str, Any]], order: Order) -> AsyncGenerator[bytes, None]:
         """The JSON answer in pieces: see `outputs.result_json`."""
         open_file = (lambda file: self.open(result, file, order)) if order.with_base64 else None
-        async for piece in result_json(result, entries, open_file=open_file):
-            yield piece
+        return result_json(result, entries, open_file=open_file)
 
     def zip(self, result: PromptResult, order: Order) -> AsyncGenerator[bytes, None]:
         """All files as an archive: see `zipping.zip_pieces`."""

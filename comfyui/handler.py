@@ -7,6 +7,7 @@ one waits, and what happens when the last one leaves is a setting.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import time
 from collections import OrderedDict
@@ -42,6 +43,11 @@ from comfyui.workflow import check_api_format
 
 _log = structlog.get_logger(__name__)
 _REMEMBERED_RESULTS = 1000
+# From the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for a file.
+_TURNS_UNTIL_ANSWERED = 3
+
+# Events that say how it is, and not only what happened: who comes later is told the last of each.
+_HOLDS_ON = frozenset({QueuePosition, ExecutionCached, Executing, ProgressState})
 
 Reason = Literal["timeout", "disconnect", "request", "shutdown"]
 Listener = Callable[[Event], None]
@@ -112,11 +118,12 @@ class _Job:
         self.listeners.add(listener)
 
     def _publish(self, event: Event) -> None:
-        if isinstance(event, ExecutionStart):
+        kind = type(event)
+        if kind is ExecutionStart:
             self._latest.clear()
-        elif isinstance(event, QueuePosition | ExecutionCached | Executing | ProgressState):
-            self._latest.pop(type(event), None)
-            self._latest[type(event)] = event
+        elif kind in _HOLDS_ON:
+            self._latest.pop(kind, None)
+            self._latest[kind] = event
         for listener in tuple(self.listeners):
             try:
                 listener(event)
@@ -151,6 +158,9 @@ class ComfyUIHandler:
         self.metrics = metrics or Metrics()
         self._options = options or HandlerOptions()
         self._runner = PromptRunner(pool, stager, self._options.runner, self.metrics)
+        # Looking up a label takes longer than counting.
+        self._prompts = functools.cache(self.metrics.prompts.labels)
+        self._stage_seconds = functools.cache(self.metrics.stage_seconds.labels)
         self._log = structlog.get_logger(__name__)
         self._jobs: dict[str, _Job] = {}
         self._finished: OrderedDict[str, tuple[str | None, PromptResult | ComfyUITaskError]] = OrderedDict()
@@ -356,8 +366,8 @@ class ComfyUIHandler:
             job.listen(listener)
         left: Reason = "disconnect"
         try:
-            done, _ = await asyncio.wait([job.outcome], timeout=timeout_s)
-            if not done:
+            await _done_or_late(job.outcome, timeout_s)
+            if not job.outcome.done():
                 left = "timeout"
                 raise ComfyUITimeoutError(f"not finished within {timeout_s:g} s", prompt_id=job.prompt_id)
             return job.outcome.result()
@@ -438,7 +448,7 @@ class ComfyUIHandler:
             self._remember(job, result)
             job.finish(result)
             for stage, seconds in result.timings.to_json().items():
-                self.metrics.stage_seconds.labels(stage).observe(seconds)
+                self._stage_seconds(stage).observe(seconds)
         except TimeoutError:
             outcome = ComfyUITimeoutError.code
             job.fail(ComfyUITimeoutError("not finished within MAX_TIMEOUT", prompt_id=job.prompt_id))
@@ -456,14 +466,17 @@ class ComfyUIHandler:
         finally:
             if self._jobs.get(job.prompt_id) is job:
                 del self._jobs[job.prompt_id]
-            self.metrics.prompts.labels(outcome).inc()
-            self._log.info(
+            self._prompts(outcome).inc()
+            line = functools.partial(
+                self._log.info,
                 "prompt.done",
                 prompt_id=job.prompt_id,
                 outcome=outcome,
                 server=job.run.backend.name if job.run.backend else None,
                 seconds=round(time.monotonic() - started, 3),
             )
+            # Who waits goes on before that: a line takes as long as a request to ComfyUI.
+            _after_turns(_TURNS_UNTIL_ANSWERED, line)
 
     # Idempotency
 
@@ -495,6 +508,29 @@ class ComfyUIHandler:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+async def _done_or_late(outcome: asyncio.Future[Any], timeout_s: float) -> None:
+    """What `asyncio.wait` does for one future, at a third of its time and memory."""
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+
+    def wake(*_: object) -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    timer = loop.call_later(timeout_s, wake)
+    outcome.add_done_callback(wake)
+    try:
+        await woken
+    finally:
+        timer.cancel()
+        outcome.remove_done_callback(wake)
+
+
+def _after_turns(turns: int, call: Callable[[], None]) -> None:
+    """After so many turns of the event loop."""
+    asyncio.get_running_loop().call_soon(*((_after_turns, turns - 1, call) if turns else (call,)))
 
 
 def _fingerprint(request: PromptRequest, files: SpooledFiles | None) -> str:

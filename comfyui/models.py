@@ -6,6 +6,7 @@ import hashlib
 import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
@@ -119,8 +120,19 @@ class PromptRequest(BaseModel):
 
 def content_type_of(filename: str) -> str:
     """The media type by the name's ending; ``application/octet-stream`` when nothing is known."""
-    suffix = PurePosixPath(filename).suffix.lower()
-    return _CONTENT_TYPES.get(suffix) or mimetypes.guess_type(filename)[0] or "application/octet-stream"
+    return _type_of_ending(filename[filename.rfind(".", 1) :] if "." in filename else "")
+
+
+@lru_cache(maxsize=256)
+def _type_of_ending(ending: str) -> str:
+    known = _CONTENT_TYPES.get(ending.lower())
+    return known or mimetypes.guess_type(f"file{ending}")[0] or "application/octet-stream"
+
+
+@lru_cache(maxsize=256)
+def view_query(filename: str, subfolder: str, folder_type: str) -> str:
+    """The query of ComfyUI's ``/view`` for a file."""
+    return urlencode({"filename": filename, "subfolder": subfolder, "type": folder_type})
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +157,7 @@ class OutputFile:
     @property
     def url(self) -> str:
         """Where the gateway serves it, relative to the gateway's own address."""
-        query = {"filename": self.filename, "subfolder": self.subfolder, "type": self.type}
-        return f"/view?{urlencode(query)}"
+        return f"/view?{view_query(self.filename, self.subfolder, self.type)}"
 
     def to_json(self) -> dict[str, Any]:
         return {

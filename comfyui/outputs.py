@@ -161,7 +161,7 @@ async def result_json(
     *,
     open_file: OpenFile | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The body of a `/prompt_sync` answer in pieces. With `open_file` each file's base64 streams through it.
 
     A file that cannot be read has ``error`` in place of ``base64``, and the others still come. A large one that breaks

@@ -8,11 +8,10 @@ gateway added to a prompt (docs/performance.md).
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlencode
 
 import aiohttp
 from yarl import URL
@@ -21,7 +20,6 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServ
 from comfyui.http1 import CONNECT_S, Answer, AnswerTimeoutError, ConnectError, CutShortError, Http1Client, Http1Error
 
 Headers = Mapping[str, str]
-Params = Mapping[str, str]
 _NONE: Mapping[str, str] = {}
 _CUT_OFF = "the answer was cut off"
 
@@ -37,17 +35,18 @@ class RawReply:
 
 @dataclass(frozen=True, slots=True)
 class OpenReply:
-    """An answer whose body has still to be read: `chunks` raises `ComfyUIConnectionError` when it is cut off.
+    """An answer whose body has still to be read.
 
     Attributes:
         headers: by their names in lower case.
         length: of the body in bytes; None when it is not said.
+        read: what has come since the last call, nothing at the end; raises `ComfyUIConnectionError` when it is cut off.
     """
 
     status: int
     headers: Headers
     length: int | None
-    chunks: AsyncIterator[bytes]
+    read: Callable[[], Awaitable[bytes]]
 
     @property
     def content_type(self) -> str:
@@ -55,17 +54,15 @@ class OpenReply:
 
 
 class Transport(Protocol):
-    """Requests to one server over connections that are kept open; each is sent once.
+    """Requests to one server over connections that are kept open; each is sent once. A target is path and query.
 
     Both verbs raise `ComfyUIConnectionError`, whose ``sent`` says whether the server may have got the request.
     """
 
-    async def fetch(
-        self, method: str, path: str, *, body: bytes | None = None, headers: Headers = _NONE, params: Params = _NONE
-    ) -> RawReply:
+    async def fetch(self, method: str, target: str, *, body: bytes | None = None, headers: Headers = _NONE) -> RawReply:
         """The whole answer, whatever its status, within the timeout."""
 
-    def stream(self, path: str, *, params: Params, headers: Headers) -> AbstractAsyncContextManager[OpenReply]:
+    def stream(self, target: str, headers: Headers) -> AbstractAsyncContextManager[OpenReply]:
         """The answer to a GET as it comes; only silence is timed."""
 
     async def close(self) -> None: ...
@@ -89,52 +86,50 @@ class Http1Transport:
             lines.append(f"Authorization: {authorization}")
         self._headers = "".join(f"{line}\r\n" for line in lines)
 
-    async def fetch(
-        self, method: str, path: str, *, body: bytes | None = None, headers: Headers = _NONE, params: Params = _NONE
-    ) -> RawReply:
-        head = self._head(method, path, params, headers, None if body is None else len(body))
+    async def fetch(self, method: str, target: str, *, body: bytes | None = None, headers: Headers = _NONE) -> RawReply:
+        what = _what(method, target)
+        head = self._head(method, target, headers, None if body is None else len(body))
         try:
             answer, content = await self._http.fetch(method, head, body, timeout_s=self._timeout_s)
         except Http1Error as error:
-            raise self._ours(error, f"{method} {path}") from error
+            raise self._ours(error, what) from error
         found = _header_map(answer)
-        _refuse_compressed(found, method, path)
+        _refuse_compressed(found, what)
         return RawReply(answer.status, found.get("content-type", "application/json"), content)
 
     @asynccontextmanager
-    async def stream(self, path: str, *, params: Params, headers: Headers) -> AsyncIterator[OpenReply]:
-        head = self._head("GET", path, params, headers, None)
+    async def stream(self, target: str, headers: Headers) -> AsyncIterator[OpenReply]:
+        what = _what("GET", target)
+        head = self._head("GET", target, headers, None)
         try:
             answer = await self._http.request("GET", head, timeout_s=self._timeout_s)
         except Http1Error as error:
-            raise self._ours(error, f"GET {path}") from error
+            raise self._ours(error, what) from error
+
+        async def read() -> bytes:
+            try:
+                return await answer.read(self._timeout_s)
+            except Http1Error as error:
+                raise self._ours(error, what) from error
+
         try:
             found = _header_map(answer)
-            _refuse_compressed(found, "GET", path)
+            _refuse_compressed(found, what)
             length = found.get("content-length")
-            async with aclosing(self._chunks(answer, path)) as chunks:
-                yield OpenReply(answer.status, found, int(length) if length else None, chunks)
+            yield OpenReply(answer.status, found, int(length) if length else None, read)
         finally:
             answer.close()
 
     async def close(self) -> None:
         await self._http.close()
 
-    async def _chunks(self, answer: Answer, path: str) -> AsyncGenerator[bytes, None]:
-        try:
-            while chunk := await answer.read(self._timeout_s):
-                yield chunk
-        except Http1Error as error:
-            raise self._ours(error, f"GET {path}") from error
-
-    def _head(self, method: str, path: str, params: Params, headers: Headers, length: int | None) -> bytes:
-        query = f"?{urlencode(params)}" if params else ""
+    def _head(self, method: str, target: str, headers: Headers, length: int | None) -> bytes:
         more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if length is not None or method == "POST":
             more += f"Content-Length: {length or 0}\r\n"
-        if "\n" in path or more.count("\r\n") != more.count("\n"):
+        if "\n" in target or more.count("\r\n") != more.count("\n"):
             raise ComfyUIError("a line break within the request line or a header")
-        return f"{method} {self._prefix}{path}{query} HTTP/1.1\r\n{self._headers}{more}\r\n".encode("latin-1")
+        return f"{method} {self._prefix}{target} HTTP/1.1\r\n{self._headers}{more}\r\n".encode("latin-1")
 
     def _ours(self, error: Http1Error, what: str) -> ComfyUIConnectionError:
         match error:
@@ -153,33 +148,34 @@ class AiohttpTransport:
 
     def __init__(self, session: aiohttp.ClientSession, base_url: URL, name: str, timeout_s: float) -> None:
         self._session = session
-        self._base_url = base_url
+        self._base = str(base_url).rstrip("/")
         self._name = name
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
         # Files are of any size: only silence ends them.
         self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=timeout_s)
 
-    async def fetch(
-        self, method: str, path: str, *, body: bytes | None = None, headers: Headers = _NONE, params: Params = _NONE
-    ) -> RawReply:
-        with aiohttp_errors(self._name, f"{method} {path}"):
+    async def fetch(self, method: str, target: str, *, body: bytes | None = None, headers: Headers = _NONE) -> RawReply:
+        with aiohttp_errors(self._name, _what(method, target)):
             async with self._session.request(
-                method, self._url(path), data=body, params=params or None, headers=headers, timeout=self._timeout
+                method, self._url(target), data=body, headers=headers, timeout=self._timeout
             ) as response:
                 content_type = response.headers.get("Content-Type", "application/json")
                 return RawReply(response.status, content_type, await response.read())
 
     @asynccontextmanager
-    async def stream(self, path: str, *, params: Params, headers: Headers) -> AsyncIterator[OpenReply]:
+    async def stream(self, target: str, headers: Headers) -> AsyncIterator[OpenReply]:
         # Compressed, a file would have another length than the one that is announced.
         headers = {"Accept-Encoding": "identity", **headers}
-        with aiohttp_errors(self._name, f"GET {path}"):
-            async with self._session.get(
-                self._url(path), params=params, headers=headers, timeout=self._file_timeout
-            ) as response:
+        what = _what("GET", target)
+        with aiohttp_errors(self._name, what):
+            async with self._session.get(self._url(target), headers=headers, timeout=self._file_timeout) as response:
                 found = {name.lower(): value for name, value in response.headers.items()}
-                async with aclosing(self._chunks(response, path)) as chunks:
-                    yield OpenReply(response.status, found, response.content_length, chunks)
+
+                async def read() -> bytes:
+                    with aiohttp_errors(self._name, what):
+                        return await response.content.readany()
+
+                yield OpenReply(response.status, found, response.content_length, read)
 
     async def upload(self, path: str, form: aiohttp.FormData) -> RawReply:
         """A POST of any length; only silence is timed."""
@@ -191,13 +187,8 @@ class AiohttpTransport:
     async def close(self) -> None:
         """The session is somebody else's."""
 
-    def _url(self, path: str) -> URL:
-        return self._base_url.joinpath(path[1:], encoded=True)
-
-    async def _chunks(self, response: aiohttp.ClientResponse, path: str) -> AsyncGenerator[bytes, None]:
-        with aiohttp_errors(self._name, f"GET {path}"):
-            async for chunk in response.content.iter_any():
-                yield chunk
+    def _url(self, target: str) -> URL:
+        return URL(f"{self._base}{target}", encoded=True)
 
 
 @contextmanager
@@ -234,6 +225,10 @@ def too_late(name: str, what: str) -> ComfyUIConnectionError:
     return ComfyUIConnectionError(f"{what}: no answer in time from {name}", sent=True)
 
 
+def _what(method: str, target: str) -> str:
+    return f"{method} {target.partition('?')[0]}"
+
+
 def _reason(error: BaseException) -> str:
     """What aiohttp says without the addresses and objects that some of its messages carry."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
@@ -249,6 +244,6 @@ def _header_map(answer: Answer) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
 
 
-def _refuse_compressed(headers: Headers, method: str, path: str) -> None:
+def _refuse_compressed(headers: Headers, what: str) -> None:
     if headers.get("content-encoding", "identity") != "identity":
-        raise ComfyUIServerError(f"{method} {path}: ComfyUI compressed an answer though it was asked not to")
+        raise ComfyUIServerError(f"{what}: ComfyUI compressed an answer though it was asked not to")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from fastapi import Request
@@ -32,6 +33,7 @@ class Accepted:
     ranges: tuple[tuple[str, float], ...]
 
     @classmethod
+    @lru_cache(maxsize=256)
     def parse(cls, header: str) -> Accepted:
         """RFC 9110's ``Accept``; a part that cannot be read is passed over. Nothing means anything."""
         ranges = []

@@ -14,7 +14,7 @@ from comfyui.delivery import Deliverer, Order
 from comfyui.handler import Listener
 from comfyui.models import OutputFile, PromptResult
 from comfyui.web.accept import Accepted, Form
-from comfyui.web.deps import ClientGoneError, unless_gone
+from comfyui.web.disconnect import ClientGoneError, ClientWatch
 from comfyui.web.errors import NotAcceptableError, request_id_of
 from comfyui.web.sse import EventFeed, event_stream
 from comfyui.web.streams import BodyStream, content_disposition, continued
@@ -62,10 +62,8 @@ async def answer(request: Request, deliverer: Deliverer, call: Call, work: Work)
         if forms[0] == "events":
             return await _events(request, deliverer, call, work)
 
-        async def finish() -> Response:
+        with ClientWatch(request.receive):
             return await _finished(deliverer, call, forms, await work(None))
-
-        return await unless_gone(request, finish())
     except ClientGoneError:
         # Nobody reads this; the status stands in the access log (nginx's "client closed request").
         return Response(status_code=499)
@@ -93,13 +91,13 @@ async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Respo
     """In one piece while it is small, streamed with bounded memory when it is not."""
     entries = await deliverer.entries(result, call.order)
     start = bytearray()
-    async with AsyncExitStack() as stack:
-        pieces = await stack.enter_async_context(aclosing(deliverer.json(result, entries, call.order)))
-        async for piece in pieces:
-            start += piece
-            if len(start) > _WHOLE_ANSWER:
-                body = continued(bytes(start), pieces)
-                return BodyStream(body, "application/json", stack=stack.pop_all())
+    pieces = deliverer.json(result, entries, call.order)
+    async for piece in pieces:
+        start += piece
+        if len(start) > _WHOLE_ANSWER:
+            stack = AsyncExitStack()
+            stack.push_async_callback(pieces.aclose)
+            return BodyStream(continued(bytes(start), pieces), "application/json", stack=stack)
     return Response(bytes(start), media_type="application/json")
 
 
@@ -174,7 +172,8 @@ async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work
     async with AsyncExitStack() as stack:
         working = asyncio.create_task(finish(), name=f"answer {call.prompt_id}")
         stack.push_async_callback(_cancelled, working)
-        await unless_gone(request, _begun(working, feed))
+        with ClientWatch(request.receive):
+            await _begun(working, feed)
         if working.done():
             working.result()  # what failed so early is no event yet
         opened = stack.pop_all()

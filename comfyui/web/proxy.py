@@ -6,11 +6,9 @@ and not an endpoint: a web page loads hundreds of files through here.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUITimeoutError
 from comfyui.http1 import Answer, AnswerTimeoutError, Body, ConnectError, Http1Error
 from comfyui.metrics import Metrics
+from comfyui.web.disconnect import ClientGoneError, ClientWatch
 from comfyui.web.errors import RequestError, error_response, refusal
 from comfyui.web.headers import header, public_origin, request_headers, response_headers
 from comfyui.web.middleware import QUIET
@@ -32,8 +31,6 @@ _log = structlog.get_logger("relay")
 _SMALL_BODY = 64 * 1024
 # An answer that may hold secrets keeps its Content-Length up to this size; a larger one is sent in chunks.
 _WHOLE_ANSWER = 4 * 1024 * 1024
-# Only an answer that takes longer than this is worth a task that looks whether its client is still there.
-_PATIENCE_S = 0.05
 # Answers that another server may have when one has not: ids and files are those of the server that ran the prompt.
 _ON_ONE_SERVER = frozenset({"/view", "/history/*", "/jobs/*"})
 _EMPTY_JSON = b"2"
@@ -100,10 +97,6 @@ class _Counters:
         self.too_large = metrics.rejected.labels("body_too_large")
 
 
-class _ClientGoneError(Exception):
-    """Nobody is left to answer."""
-
-
 class _Exchange:
     """One request and its answer."""
 
@@ -132,14 +125,14 @@ class _Exchange:
 
     async def run(self, upstreams: Upstreams) -> None:
         try:
-            with _Watch(self):
+            with ClientWatch(self._receive, lambda: self._body_read):
                 body = await self._body()
                 upstream, answer = await self._open(upstreams, body)
                 try:
                     await self._answer(upstream, answer)
                 finally:
                     answer.close()
-        except _ClientGoneError:
+        except ClientGoneError:
             _log.debug("relay.client_gone", path=self._scope["path"])
         except ComfyUIError as error:
             if self._started:
@@ -178,7 +171,7 @@ class _Exchange:
         while not self._body_read:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise _ClientGoneError
+                raise ClientGoneError
             chunk = message.get("body", b"")
             self._body_read = not message.get("more_body", False)
             self._received += len(chunk)
@@ -303,18 +296,6 @@ class _Exchange:
             self._counters.to_client.inc(len(body))
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
-    # The client's disconnect
-
-    async def watch(self, exchanging: asyncio.Task[Any]) -> None:
-        """End the exchange when its client goes away. Call it when the request's body has been read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        exchanging.cancel()
-
-    @property
-    def body_read(self) -> bool:
-        return self._body_read
-
 
 def _value(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
     return next((value for name, value in headers if name.lower() == wanted), None)
@@ -326,34 +307,3 @@ class BodyTooLargeError(RequestError):
     title = "Body too large"
     code = "body_too_large"
     status = 413
-
-
-class _Watch:
-    """Looks after the client of an exchange that takes its time; cancels it when the client is gone."""
-
-    def __init__(self, exchange: _Exchange) -> None:
-        self._exchange = exchange
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> None:
-        self._exchanging = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(_PATIENCE_S, self._begin)
-
-    def _begin(self) -> None:
-        if not self._exchange.body_read:
-            # Until then the body's reader notices it.
-            self._timer = self._loop.call_later(_PATIENCE_S, self._begin)
-        elif self._exchanging is not None:
-            self._task = self._loop.create_task(self._exchange.watch(self._exchanging))
-
-    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._task is None:
-            return
-        if kind is asyncio.CancelledError and self._task.done() and self._exchanging is not None:
-            self._exchanging.uncancel()
-            raise _ClientGoneError
-        self._task.cancel()

@@ -15,7 +15,13 @@ class ServerHttp(HttpToolsProtocol):
     """For ``uvicorn --http comfyui.web.server_http:ServerHttp``; `server.py` sets it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type] # all that uvicorn uses of one
+        self._gathering = _Gathering(transport, self.loop)
+        super().connection_made(self._gathering)  # type: ignore[arg-type] # all that uvicorn uses of one
+
+    def on_response_complete(self) -> None:
+        # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
+        self._gathering.flush()
+        super().on_response_complete()
 
 
 class _Gathering:
@@ -39,17 +45,17 @@ class _Gathering:
     def write(self, data: bytes) -> None:
         if len(data) > _SMALL:
             self._pending.append(data)
-            self._flush()
+            self.flush()
             return
         if not self._pending:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._pending.append(data)
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         pending, self._pending = self._pending, []
         if not pending or self._transport.is_closing():
             return

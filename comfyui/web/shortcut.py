@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,19 +36,19 @@ class PromptShortcut:
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive, send)
-        async with AsyncExitStack() as stack:
-            try:
+        try:
+            async with _submission(request) as submitted:
                 response = await api.prompt_sync(
                     request,
-                    await stack.enter_async_context(_submission(request)),
+                    submitted,
                     await get_handler(request),
                     await get_deliverer(request),
                     await get_options(request),
                     float(match[1]) if match[1] else None,
                 )
-            except ComfyUIError as error:
-                response = await answer_error(request, error)
-            await response(scope, receive, send)
+        except ComfyUIError as error:
+            response = await answer_error(request, error)
+        await response(scope, receive, send)
 
 
 def _plain_query(scope: Scope) -> re.Match[bytes] | None:

@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack, aclosing
 from urllib.parse import quote
 
 import structlog
-from fastapi import Request, Response
+from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIError
-from comfyui.web.deps import ClientGoneError, unless_gone
+from comfyui.web.disconnect import ClientGoneError, ClientWatch
 
 _log = structlog.get_logger(__name__)
 _NOT_QUOTABLE = re.compile(r'[^ !#-\[\]-~]|["\\%]')
@@ -43,10 +43,11 @@ class BodyStream(Response):
         self._stack = stack or AsyncExitStack()
         self.init_headers(headers)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         async with self._stack, aclosing(self._pieces):
             try:
-                await unless_gone(Request(scope, receive), self._send(send))
+                with ClientWatch(receive):
+                    await self._send(send)
             except ClientGoneError:
                 _log.info("response.client_gone")
             except ComfyUIError as error:
