@@ -83,15 +83,14 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     app.include_router(workflows.router)
     app.include_router(ops.router)
     install_error_handlers(app)
-    app.add_middleware(PromptShortcut)
-    app.add_middleware(
-        BodyLimit,
+    endpoints = BodyLimit(
+        PromptShortcut(app.endpoints),
         max_bytes=int(settings.max_request_body_mb * _MB),
         max_total_bytes=int(settings.max_buffered_mb * _MB),
         max_form_bytes=int(settings.max_multipart_mb * _MB),
         metrics=metrics,
     )
-    relay = Relay(app.endpoints, lambda: app.state.upstreams, _relay_options(settings), metrics)
+    relay = Relay(endpoints, lambda: app.state.upstreams, _relay_options(settings), metrics)
     guarded = Guard(
         relay,
         KeyRing([key.get_secret_value() for key in settings.api_keys], session_s=settings.login_hours * 3600),
@@ -108,6 +107,7 @@ class _Gateway(FastAPI):
     front: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # what goes past FastAPI finds the application's state, too
         await self.front(scope, receive, send)
 
     async def endpoints(self, scope: Scope, receive: Receive, send: Send) -> None:

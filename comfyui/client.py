@@ -34,6 +34,8 @@ _RETRIED_STATUSES = frozenset({502, 503, 504})
 _BACKOFF_START_S = 0.1
 _BACKOFF_MAX_S = 5.0
 _CONNECTIONS = 100
+# A submission that is cancelled on its way gets so long to arrive, so that the cancel that follows finds it in ComfyUI.
+_LAST_WORD_S = 5.0
 _JSON = {"Content-Type": "application/json"}
 # ComfyUI's own websocket frames (previews, progress_state of large workflows) have no stated limit.
 _NO_FRAME_LIMIT = 0
@@ -146,14 +148,14 @@ class ComfyUIClient:
     # Prompts
 
     async def queue_prompt(self, body: Mapping[str, Any]) -> Queued:
-        """``POST /prompt``, once.
+        """``POST /prompt``, once. When it is cancelled on its way, it gets a moment to arrive all the same.
 
         Raises:
             ComfyUIValidationError: refused; ``upstream`` is ComfyUI's body.
             ComfyUIConnectionError: ``sent`` says whether ComfyUI may have taken it all the same.
             ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
         """
-        reply = await self._fetch("POST", "/prompt", body=orjson.dumps(body), headers=_JSON)
+        reply = await self._fetch("POST", "/prompt", body=orjson.dumps(body), headers=_JSON, last_word_s=_LAST_WORD_S)
         answer = _json(reply, "POST /prompt", allowed=(200, 400))
         if reply.status == 400:
             raise refusal(answer)
@@ -254,13 +256,18 @@ class ComfyUIClient:
     async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[View]:
         """One file, streamed. Raises `ComfyUINotFoundError` when ComfyUI does not have it (any more)."""
         target = f"/view?{view_query(filename, subfolder, folder_type)}"
-        async with self._stream(target) as reply:
-            if reply.status == 404:
-                raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
-            if reply.status != 200:
-                raise _unexpected("GET /view", reply.status)
-            async with aclosing(self._chunks(reply, target)) as chunks:
-                yield View(reply.content_type, reply.length, chunks)
+        status = 0
+        try:
+            async with self._open.stream(target) as reply:
+                status = reply.status
+                if status == 404:
+                    raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
+                if status != 200:
+                    raise _unexpected("GET /view", status)
+                async with aclosing(self._chunks(reply, target)) as chunks:
+                    yield View(reply.content_type, reply.length, chunks)
+        finally:
+            self._count("GET", "/view", status)
 
     async def has_file(self, file: OutputFile) -> bool:
         """Whether ``/view`` would find it; asks for no byte of it."""
@@ -298,11 +305,16 @@ class ComfyUIClient:
     async def _rest_of(self, target: str, done: int, size: int | None, version: str | None) -> AsyncIterator[OpenReply]:
         """The same file from byte `done` on; anything else would be spliced into what was sent before."""
         headers = {"Range": f"bytes={done}-"} | ({"If-Range": version} if version else {})
-        async with self._stream(target, headers) as reply:
-            expected = f"bytes {done}-{size - 1}/{size}" if size else ""
-            if reply.status != 206 or reply.headers.get("content-range") != expected:
-                raise ComfyUIServerError("GET /view: the file's body was cut off, and its rest cannot be had")
-            yield reply
+        status = 0
+        try:
+            async with self._open.stream(target, headers) as reply:
+                status = reply.status
+                expected = f"bytes {done}-{size - 1}/{size}" if size else ""
+                if status != 206 or reply.headers.get("content-range") != expected:
+                    raise ComfyUIServerError("GET /view: the file's body was cut off, and its rest cannot be had")
+                yield reply
+        finally:
+            self._count("GET", "/view", status)
 
     # Facts about the server
 
@@ -356,6 +368,12 @@ class ComfyUIClient:
             await asyncio.sleep(backoff_s(failures, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
             failures += 1
 
+    @property
+    def _open(self) -> Transport:
+        if self._transport is None:
+            raise _not_open()
+        return self._transport
+
     async def _fetch(
         self,
         method: str,
@@ -364,30 +382,16 @@ class ComfyUIClient:
         route: str | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
+        last_word_s: float = 0.0,
     ) -> RawReply:
         """One request; `route` is its path in the metrics."""
-        if self._transport is None:
-            raise _not_open()
         status = 0
         try:
-            reply = await self._transport.fetch(method, path, body=body, headers=headers)
+            reply = await self._open.fetch(method, path, body=body, headers=headers, last_word_s=last_word_s)
             status = reply.status
             return reply
         finally:
             self._count(method, route or path, status)
-
-    @asynccontextmanager
-    async def _stream(self, target: str, headers: Mapping[str, str] = _NO_HEADERS) -> AsyncIterator[OpenReply]:
-        """One ``GET /view``."""
-        if self._transport is None:
-            raise _not_open()
-        status = 0
-        try:
-            async with self._transport.stream(target, headers) as reply:
-                status = reply.status
-                yield reply
-        finally:
-            self._count("GET", "/view", status)
 
     def _count(self, method: str, route: str, status: int) -> None:
         self._counter(self.name, method, route, status).inc()

@@ -306,12 +306,14 @@ class Http1Client:
         *,
         timeout_s: float = 0.0,
         chunked: bool = False,
+        last_word_s: float = 0.0,
     ) -> Answer:
         """Send a request and wait for its answer's headers: `timeout_s` without progress at most; 0 is any time.
 
         Args:
             head: request line and headers, with the empty line after them.
             chunked: `body` is an iterator of unknown length.
+            last_word_s: when the call is cancelled, how long what was sent may still take to be answered.
 
         Raises:
             ConnectError, NoAnswerError, AnswerTimeoutError: no answer.
@@ -322,21 +324,26 @@ class Http1Client:
         connection = self._pooled()
         if connection is not None:
             try:
-                return await self._exchange(connection, method, whole, stream, timeout_s, chunked=chunked)
+                return await self._exchange(
+                    connection, method, whole, stream, timeout_s, chunked=chunked, last_word_s=last_word_s
+                )
             except AnswerTimeoutError:
                 raise
             except NoAnswerError:
                 # The server may have closed it just when we took it. What cannot be sent again is not.
                 if connection.received or stream is not None or method not in _IDEMPOTENT:
                     raise
-        return await self._exchange(await self._connect(timeout_s), method, whole, stream, timeout_s, chunked=chunked)
+        connection = await self._connect(timeout_s)
+        return await self._exchange(
+            connection, method, whole, stream, timeout_s, chunked=chunked, last_word_s=last_word_s
+        )
 
     async def fetch(
-        self, method: str, head: bytes, body: bytes | None = None, *, timeout_s: float
+        self, method: str, head: bytes, body: bytes | None = None, *, timeout_s: float, last_word_s: float = 0.0
     ) -> tuple[Answer, bytes]:
         """An answer with its whole body, as `request`, within `timeout_s` in all."""
         deadline = asyncio.get_running_loop().time() + timeout_s
-        answer = await self.request(method, head, body, timeout_s=timeout_s)
+        answer = await self.request(method, head, body, timeout_s=timeout_s, last_word_s=last_word_s)
         content = []
         try:
             while chunk := await answer.read(max(0.001, deadline - asyncio.get_running_loop().time())):
@@ -354,14 +361,17 @@ class Http1Client:
         timeout_s: float,
         *,
         chunked: bool,
+        last_word_s: float,
     ) -> Answer:
         answer = connection.send(method, head)
         connection.answer_within(timeout_s)
         if stream is not None:
             connection.uploading = asyncio.create_task(connection.upload(stream, timeout_s, chunked=chunked))
         try:
-            return await answer
+            return await (asyncio.shield(answer) if last_word_s else answer)
         except asyncio.CancelledError:
+            if last_word_s:
+                await asyncio.wait([answer], timeout=last_word_s)
             connection.abort()
             raise
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import structlog
 
 from comfyui.backends import CHOICE_PATIENCE_S, Backend, BackendPool
 from comfyui.checking import explained, problems_on
-from comfyui.client import JSON, Queued, QueueItem, backoff_s, flat_node_errors
+from comfyui.client import JSON, QueueItem, backoff_s, flat_node_errors
 from comfyui.content import SpooledFiles
 from comfyui.events import Event
 from comfyui.exceptions import (
@@ -41,12 +41,11 @@ from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
 from comfyui.outputs import cached_nodes, executing_s, files_of, output_nodes, raise_if_failed
 from comfyui.preflight import refusal
+from comfyui.watcher import Watch
 from comfyui.workflow import defeat_cache, upload_inputs
 
 _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
-# A submission that is cancelled on its way gets so long to arrive, so that the cancel finds it in ComfyUI.
-_LAST_WORD_S = 5.0
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
 # Our own entry in extra_data: what tells, after a restart of the gateway, whether an id was used with another body.
@@ -87,6 +86,7 @@ class PromptRun:
         backend: the server that has it, as soon as that is decided.
         workflow: in API format, as soon as it is known.
         files: further inputs, which somebody else holds.
+        watch: while it is waited for on a server.
     """
 
     prompt_id: str
@@ -98,6 +98,7 @@ class PromptRun:
     workflow: Mapping[str, Any] | None = None
     files: SpooledFiles | None = None
     cancelled_before: bool = False
+    watch: Watch | None = None
 
     @property
     def file_names(self) -> Collection[str]:
@@ -219,7 +220,7 @@ class PromptRunner:
         """One submission to one server; the result, and the history entry that it was read from."""
         run.backend = backend
         with backend.working():
-            watch = backend.watcher.watch(
+            watch = run.watch = backend.watcher.watch(
                 run.prompt_id, client_id=request.client_id, listener=run.publish, followed=run.followed
             )
             try:
@@ -273,7 +274,7 @@ class PromptRunner:
         reason: ComfyUIError
         for attempt in range(self._options.submission_retries + 1):
             try:
-                queued = await _to_its_end(backend.client.queue_prompt(body))
+                queued = await backend.client.queue_prompt(body)
             except ComfyUIConnectionError as error:
                 if not error.sent:
                     raise
@@ -354,18 +355,6 @@ class PromptRunner:
             # The prompt has succeeded: whether its file can be had shows when it is fetched.
             self._log.warning("output.not_checked", server=backend.name, detail=error.detail)
             return True
-
-
-async def _to_its_end(submission: Coroutine[Any, Any, Queued]) -> Queued:
-    """A cancelled submission is not cut off at once: ComfyUI could take it after the cancel that follows."""
-    posting = asyncio.create_task(submission, name="submit")
-    try:
-        return await asyncio.shield(posting)
-    except asyncio.CancelledError:
-        await asyncio.wait([posting], timeout=_LAST_WORD_S)
-        posting.cancel()
-        await asyncio.gather(posting, return_exceptions=True)
-        raise
 
 
 def _body(run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any], client_id: str) -> JSON:

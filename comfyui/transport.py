@@ -7,6 +7,7 @@ gateway added to a prompt (docs/performance.md).
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -59,10 +60,22 @@ class Transport(Protocol):
     Both verbs raise `ComfyUIConnectionError`, whose ``sent`` says whether the server may have got the request.
     """
 
-    async def fetch(self, method: str, target: str, *, body: bytes | None = None, headers: Headers = _NONE) -> RawReply:
-        """The whole answer, whatever its status, within the timeout."""
+    async def fetch(
+        self,
+        method: str,
+        target: str,
+        *,
+        body: bytes | None = None,
+        headers: Headers = _NONE,
+        last_word_s: float = 0.0,
+    ) -> RawReply:
+        """The whole answer, whatever its status, within the timeout.
 
-    def stream(self, target: str, headers: Headers) -> AbstractAsyncContextManager[OpenReply]:
+        Args:
+            last_word_s: when the call is cancelled, how long what was sent may still take to be answered.
+        """
+
+    def stream(self, target: str, headers: Headers = _NONE) -> AbstractAsyncContextManager[OpenReply]:
         """The answer to a GET as it comes; only silence is timed."""
 
     async def close(self) -> None: ...
@@ -86,11 +99,21 @@ class Http1Transport:
             lines.append(f"Authorization: {authorization}")
         self._headers = "".join(f"{line}\r\n" for line in lines)
 
-    async def fetch(self, method: str, target: str, *, body: bytes | None = None, headers: Headers = _NONE) -> RawReply:
+    async def fetch(
+        self,
+        method: str,
+        target: str,
+        *,
+        body: bytes | None = None,
+        headers: Headers = _NONE,
+        last_word_s: float = 0.0,
+    ) -> RawReply:
         what = _what(method, target)
         head = self._head(method, target, headers, None if body is None else len(body))
         try:
-            answer, content = await self._http.fetch(method, head, body, timeout_s=self._timeout_s)
+            answer, content = await self._http.fetch(
+                method, head, body, timeout_s=self._timeout_s, last_word_s=last_word_s
+            )
         except Http1Error as error:
             raise self._ours(error, what) from error
         found = _header_map(answer)
@@ -98,7 +121,7 @@ class Http1Transport:
         return RawReply(answer.status, found.get("content-type", "application/json"), content)
 
     @asynccontextmanager
-    async def stream(self, target: str, headers: Headers) -> AsyncIterator[OpenReply]:
+    async def stream(self, target: str, headers: Headers = _NONE) -> AsyncIterator[OpenReply]:
         what = _what("GET", target)
         head = self._head("GET", target, headers, None)
         try:
@@ -154,7 +177,28 @@ class AiohttpTransport:
         # Files are of any size: only silence ends them.
         self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=timeout_s)
 
-    async def fetch(self, method: str, target: str, *, body: bytes | None = None, headers: Headers = _NONE) -> RawReply:
+    async def fetch(
+        self,
+        method: str,
+        target: str,
+        *,
+        body: bytes | None = None,
+        headers: Headers = _NONE,
+        last_word_s: float = 0.0,
+    ) -> RawReply:
+        request = self._fetch(method, target, body, headers)
+        if not last_word_s:
+            return await request
+        sending = asyncio.create_task(request)
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait([sending], timeout=last_word_s)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            raise
+
+    async def _fetch(self, method: str, target: str, body: bytes | None, headers: Headers) -> RawReply:
         with aiohttp_errors(self._name, _what(method, target)):
             async with self._session.request(
                 method, self._url(target), data=body, headers=headers, timeout=self._timeout
@@ -163,7 +207,7 @@ class AiohttpTransport:
                 return RawReply(response.status, content_type, await response.read())
 
     @asynccontextmanager
-    async def stream(self, target: str, headers: Headers) -> AsyncIterator[OpenReply]:
+    async def stream(self, target: str, headers: Headers = _NONE) -> AsyncIterator[OpenReply]:
         # Compressed, a file would have another length than the one that is announced.
         headers = {"Accept-Encoding": "identity", **headers}
         what = _what("GET", target)

@@ -48,6 +48,9 @@ _POLL_GROWTH = 1.5
 _CONFIRM_S = 0.5
 _MISSES_UNTIL_LOST = 2
 _RECONNECT_MAX_S = 3.0
+# As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
+_PROGRESS = '{"type": "progress'
+_PROGRESS_STATE = '{"type": "progress_state"'
 
 Listener = Callable[[Event], None]
 
@@ -69,6 +72,8 @@ class Watch:
         """A prompt that ComfyUI had in its history when it took this one: if it has it still, it forgot nothing."""
         self.misses = 0
         self.collecting = False
+        self.unread: str | None = None
+        """The last frame with the state of all nodes, while nobody follows the prompt."""
         self._done: asyncio.Future[JSON] = asyncio.get_running_loop().create_future()
 
     async def finished(self) -> JSON:
@@ -78,7 +83,7 @@ class Watch:
             ComfyUIPromptLostError: ComfyUI restarted and forgot it.
             ComfyUITaskCancelledError: someone removed it from the queue.
         """
-        return await asyncio.shield(self._done)
+        return await self._done  # its one waiter's: when that is cancelled, this may be, too
 
     @property
     def open(self) -> bool:
@@ -92,6 +97,12 @@ class Watch:
     def tell(self, event: Event) -> None:
         if self.listener is not None:
             self.listener(event)
+
+    def catch_up(self) -> None:
+        """Tell what was kept unread: somebody begins to follow the prompt."""
+        frame, self.unread = self.unread, None
+        if frame is not None:
+            self.tell(parse_text(frame))
 
     def finish(self, entry: JSON) -> None:
         if self.open:
@@ -250,6 +261,8 @@ class CompletionWatcher:
         async for message in socket:
             self._frames += 1
             if message.type is aiohttp.WSMsgType.TEXT:
+                if self._is_for_nobody(message.data):
+                    continue
                 event = parse_text(message.data)
             elif message.type is aiohttp.WSMsgType.BINARY:
                 event = parse_binary(message.data)
@@ -260,6 +273,18 @@ class CompletionWatcher:
                 self._went_live(client_id)
             self._dispatch(event)
         return spoke
+
+    def _is_for_nobody(self, frame: str) -> bool:
+        """Whether it tells of progress that nobody follows: most frames are of that kind, and need not be parsed."""
+        if not frame.startswith(_PROGRESS):
+            return False
+        watch = self._watches.get(self._running_id or "")
+        if watch is None or watch.followed or watch.prompt_id not in frame:
+            return False
+        if frame.startswith(_PROGRESS_STATE):
+            watch.unread = frame
+        self._alive()
+        return True
 
     def _went_live(self, client_id: str) -> None:
         self._live_id = self._last_id = client_id

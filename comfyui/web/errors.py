@@ -109,10 +109,14 @@ def install_error_handlers(app: FastAPI) -> None:
         return json_response(error.status_code, body, error.headers)
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, _error: Exception) -> Response:
-        # The server logs the traceback under the same request id; a client sees none of it.
-        detail = "the gateway failed; its log has the reason under this request_id"
-        return error_response(ComfyUIError(detail), request_id_of(request))
+    async def crashed(request: Request, _error: Exception) -> Response:
+        return unexpected(request)  # the server logs the traceback
+
+
+def unexpected(request: Request) -> Response:
+    """The answer where the gateway itself failed: the traceback stands in the log, under the same id."""
+    detail = "the gateway failed; its log has the reason under this request_id"
+    return error_response(ComfyUIError(detail), request_id_of(request))
 
 
 def describe_validation(errors: Sequence[Any]) -> str:

@@ -113,7 +113,7 @@ class BodyLimit:
             received += size
             self._held += 0 if on_disk else size
             if received > max_bytes or (not on_disk and self._held > self._max_total_bytes):
-                raise _TooLargeError
+                raise TooLargeError
             return message
 
         async def watched_send(message: Message) -> None:
@@ -123,7 +123,7 @@ class BodyLimit:
 
         try:
             await self._app(scope, counted_receive, watched_send)
-        except _TooLargeError:
+        except TooLargeError:
             if started:
                 raise
             await self._refuse(received, max_bytes, scope, receive, send)
@@ -232,7 +232,7 @@ class _Patience:
             raise TimeoutError
 
 
-class _TooLargeError(Exception):
+class TooLargeError(Exception):
     """Ends the application's reading of a body that has grown too long."""
 
 

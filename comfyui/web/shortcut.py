@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from contextlib import asynccontextmanager
 
+import structlog
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIError
 from comfyui.web import api
 from comfyui.web.bodies import get_submission
 from comfyui.web.deps import get_deliverer, get_handler, get_options
-from comfyui.web.errors import answer_error
+from comfyui.web.errors import answer_error, unexpected
 from comfyui.web.headers import header
+from comfyui.web.middleware import TooLargeError
+
+_log = structlog.get_logger(__name__)
 
 # No query, or a timeout above 0 in the form in which everybody writes it.
 _PLAIN_QUERY = re.compile(rb"(?:timeout=([1-9][0-9]{0,8}(?:\.[0-9]{1,9})?))?")
@@ -48,6 +53,11 @@ class PromptShortcut:
                 )
         except ComfyUIError as error:
             response = await answer_error(request, error)
+        except (TooLargeError, ClientDisconnect):
+            raise  # the middleware's around it
+        except Exception:
+            _log.exception("request.crashed")
+            response = unexpected(request)
         await response(scope, receive, send)
 
 
