@@ -110,7 +110,8 @@ class ComfyUIClient:
         lean: bool = False,
     ) -> None:
         url = parse_server_address(address)
-        self.auth = aiohttp.BasicAuth(url.user, url.password or "") if url.user else None
+        self.authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else None
+        """What the address asks for, as the value of a header."""
         self.base_url = url.with_user(None)
         # With its path: two servers behind one proxy are two servers.
         self.name = f"{self.base_url.host}:{self.base_url.port}{self.base_url.path.rstrip('/')}"
@@ -129,14 +130,13 @@ class ComfyUIClient:
                     connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30.0),
                     # A cookie of one caller's answer must never reach another caller's request.
                     cookie_jar=aiohttp.DummyCookieJar(),
-                    auth=self.auth,
+                    headers={"Authorization": self.authorization} if self.authorization else None,
                 )
             )
             self._aiohttp = AiohttpTransport(self._session, self.base_url, self.name, self._timeout_s)
             self._transport = self._aiohttp
             if self._lean:
-                authorization = self.auth.encode() if self.auth else None
-                self._transport = Http1Transport(self.base_url, self.name, authorization, self._timeout_s)
+                self._transport = Http1Transport(self.base_url, self.name, self.authorization, self._timeout_s)
                 stack.push_async_callback(self._transport.close)
             self._stack = stack.pop_all()
         return self

@@ -30,7 +30,7 @@ class Upstream:
         self.backend = backend
         self.base_url = backend.client.base_url
         self.path_prefix = self.base_url.raw_path.rstrip("/")
-        self.authorization = backend.client.auth.encode() if backend.client.auth else None
+        self.authorization = backend.client.authorization
         """What ComfyUI's own address asks for; it takes the place of a client's header."""
         self.http = Http1Client(self.base_url)
         self.session = aiohttp.ClientSession(

@@ -1,0 +1,56 @@
+"""The client that goes away while its request is worked on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import Receive
+
+# Only a request that takes longer than this is worth a task that looks whether its client is still there.
+_PATIENCE_S = 0.05
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection: there is nobody to answer."""
+
+
+class ClientWatch:
+    """A block that is cancelled when the client goes away, and then raises `ClientGoneError`.
+
+    Args:
+        receive: the request's; nobody else may call it once `body_read` is true.
+        body_read: until then whoever reads the body notices a client that goes away.
+    """
+
+    def __init__(self, receive: Receive, body_read: Callable[[], bool] = lambda: True) -> None:
+        self._receive = receive
+        self._body_read = body_read
+        self._task: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self._working = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_PATIENCE_S, self._begin)
+
+    def _begin(self) -> None:
+        if self._body_read():
+            self._task = self._loop.create_task(self._listen())
+        else:
+            self._timer = self._loop.call_later(_PATIENCE_S, self._begin)
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._working is not None:
+            self._working.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        self._timer.cancel()
+        if self._task is None:
+            return
+        gone = self._task.done()
+        self._task.cancel()
+        # Cancelled by somebody else as well: that goes before.
+        if gone and self._working is not None and self._working.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise ClientGoneError
