@@ -128,6 +128,9 @@ class _Connection(asyncio.Protocol):
         self._head: asyncio.Future[Answer] | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._answer: Answer | None = None
+        self._length: int | None = None
+        self._left = 0
+        """Of a body whose length is known: how much of it need not go through the parser, which would copy it."""
         self._bodiless = False
         self._reading_paused = False
         self._writable = asyncio.Event()
@@ -216,6 +219,9 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received = True
+        if self._left:
+            self._take(data)
+            return
         if self._head is None:
             self.abort()  # nobody asked
             return
@@ -224,6 +230,21 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._fail(NoAnswerError())
             self.abort()
+            return
+        if self._answer is not None and self._length is not None and not self._bodiless:
+            self._left = self._length
+
+    def _take(self, data: bytes) -> None:
+        answer = self._answer
+        if answer is None or len(data) > self._left:
+            self.abort()  # more than was announced
+            return
+        self._left -= len(data)
+        answer.feed(data)
+        if not self._left:
+            may_go_on = self._parser.should_keep_alive()
+            self._parser = httptools.HttpResponseParser(self)  # the old one still waits for this body
+            self._complete(may_go_on)
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -235,6 +256,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._headers = []
+        self._length = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
@@ -246,6 +268,7 @@ class _Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._answer = Answer(self, status, self._headers)
+        self._length = _length_of(self._headers)
         if self._head is not None and not self._head.done():
             self._head.set_result(self._answer)
         if self._bodiless:
@@ -256,14 +279,19 @@ class _Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         if self._answer is not None and not self._bodiless:
             self._answer.feed(data)
+            if self._length is not None:
+                self._length -= len(data)
 
     def on_message_complete(self) -> None:
+        self._complete(self._parser.should_keep_alive())
+
+    def _complete(self, may_go_on: bool) -> None:
         answer, self._answer = self._answer, None
         if answer is None:
             return
         answer.end()
         self._head = None
-        if self.uploading is not None or not self._parser.should_keep_alive():
+        if self.uploading is not None or not may_go_on:
             self.abort()
         else:
             self.resume_reading()
@@ -274,6 +302,18 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
         if self._head is not None and not self._head.done():
             self._head.set_exception(error)
+
+
+def _length_of(headers: RawHeaders) -> int | None:
+    """Of the body; None where the parser has to find its end."""
+    length = None
+    for name, value in headers:
+        lower = name.lower()
+        if lower == b"transfer-encoding":
+            return None
+        if lower == b"content-length" and value.isdigit():
+            length = int(value)
+    return length
 
 
 def _ends_with_connection(headers: RawHeaders) -> bool:
