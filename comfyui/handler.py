@@ -106,6 +106,11 @@ class _Job:
             self.run.files = files
             self._hold_files()
 
+    def ended(self) -> None:
+        """Nothing goes on any more: what refers to each other lets go, so that the garbage collector has no work."""
+        self.task = None
+        self.run.publish, self.run.followed, self.run.watch = _ignore, _nobody, None
+
     def _hold_files(self) -> None:
         """For as long as the task may need them."""
         if (files := self.run.files) is not None and self.task is not None:
@@ -147,7 +152,7 @@ class _Job:
             self.outcome.exception()  # nobody may be waiting any more
             self._wake()
 
-    async def ended(self, timeout_s: float) -> bool:
+    async def wait(self, timeout_s: float) -> bool:
         """Wait for the outcome; whether there is one. `asyncio.wait` took three times as long, and two turns more."""
         if self.outcome.done():
             return True
@@ -388,7 +393,7 @@ class ComfyUIHandler:
             job.listen(listener)
         left: Reason = "disconnect"
         try:
-            if not await job.ended(timeout_s):
+            if not await job.wait(timeout_s):
                 left = "timeout"
                 raise ComfyUITimeoutError(f"not finished within {timeout_s:g} s", prompt_id=job.prompt_id)
             return job.outcome.result()
@@ -487,6 +492,7 @@ class ComfyUIHandler:
         finally:
             if self._jobs.get(job.prompt_id) is job:
                 del self._jobs[job.prompt_id]
+            job.ended()
             # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.
             record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
             _after_turns(_TURNS_UNTIL_ANSWERED, record)
@@ -533,6 +539,14 @@ class ComfyUIHandler:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _ignore(_event: Event) -> None:
+    """What is published of a prompt that has ended."""
+
+
+def _nobody() -> bool:
+    return False
 
 
 def _set(woken: asyncio.Future[None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
@@ -138,6 +139,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self.received = False
         self.idle_since = 0.0
+        self.in_use = False
         self.uploading: asyncio.Task[None] | None = None
 
     # For the client
@@ -321,19 +323,29 @@ def _ends_with_connection(headers: RawHeaders) -> bool:
 
 
 class Http1Client:
-    """Pooled connections to one server. `close` it."""
+    """Pooled connections to one server. `close` it.
 
-    def __init__(self, base_url: URL) -> None:
+    Args:
+        limit: how many may be in use at once, further requests wait for one; 0 is any number.
+    """
+
+    def __init__(self, base_url: URL, *, limit: int = 0) -> None:
         self._host = base_url.raw_host or ""
         self._port = base_url.port or 80
         self._tls = base_url.scheme == "https"
+        self._limit = limit
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: deque[_Connection] = deque()
+        self._sweep: asyncio.TimerHandle | None = None
         self._open: set[_Connection] = set()
         self._closed = False
 
     async def close(self) -> None:
         """Cut every connection, those in use, too."""
         self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
         for connection in list(self._open):
             connection.abort()
         await asyncio.sleep(0)  # the transports end in the next turn of the loop
@@ -361,22 +373,20 @@ class Http1Client:
         """
         whole = head + body if isinstance(body, bytes) else head
         stream = None if body is None or isinstance(body, bytes) else body
+        exchange = functools.partial(self._exchange, method, whole, stream, timeout_s, chunked, last_word_s)
+        await self._take_turn(timeout_s)
         connection = self._pooled()
         if connection is not None:
             try:
-                return await self._exchange(
-                    connection, method, whole, stream, timeout_s, chunked=chunked, last_word_s=last_word_s
-                )
+                return await exchange(connection)
             except AnswerTimeoutError:
                 raise
             except NoAnswerError:
                 # The server may have closed it just when we took it. What cannot be sent again is not.
                 if connection.received or stream is not None or method not in _IDEMPOTENT:
                     raise
-        connection = await self._connect(timeout_s)
-        return await self._exchange(
-            connection, method, whole, stream, timeout_s, chunked=chunked, last_word_s=last_word_s
-        )
+            await self._take_turn(timeout_s)
+        return await exchange(await self._connect(timeout_s))
 
     async def fetch(
         self, method: str, head: bytes, body: bytes | None = None, *, timeout_s: float, last_word_s: float = 0.0
@@ -394,14 +404,13 @@ class Http1Client:
 
     async def _exchange(
         self,
-        connection: _Connection,
         method: str,
         head: bytes,
         stream: AsyncIterator[bytes] | None,
         timeout_s: float,
-        *,
         chunked: bool,
         last_word_s: float,
+        connection: _Connection,
     ) -> Answer:
         answer = connection.send(method, head)
         connection.answer_within(timeout_s)
@@ -415,32 +424,80 @@ class Http1Client:
             connection.abort()
             raise
 
+    # Connections
+
+    async def _take_turn(self, timeout_s: float) -> None:
+        """Until one more may be in use."""
+        if not self._limit or self._taken < self._limit:
+            self._taken += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(timeout_s or None):
+                await turn  # whoever gives it leaves the count as it is
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._give_turn()  # it came too late
+            if isinstance(error, TimeoutError):
+                raise ConnectError(f"all {self._limit} connections are in use") from error
+            raise
+
+    def _give_turn(self) -> None:
+        """One fewer is in use."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._taken -= 1
+
     def _pooled(self) -> _Connection | None:
         now = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
             if connection.alive and now - connection.idle_since < _IDLE_S:
+                connection.in_use = True
                 return connection
             connection.abort()
         return None
 
     async def _connect(self, timeout_s: float) -> _Connection:
         try:
+            if self._closed:
+                raise ConnectionAbortedError("the client is closed")
             async with asyncio.timeout(min(CONNECT_S, timeout_s or CONNECT_S)):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: _Connection(self._released), self._host, self._port, ssl=self._tls or None
                 )
-        except (OSError, TimeoutError) as error:
-            raise ConnectError(str(error)) from error
+        except BaseException as error:
+            self._give_turn()
+            if isinstance(error, OSError | TimeoutError):
+                raise ConnectError(str(error)) from error
+            raise
+        connection.in_use = True
         self._open.add(connection)
         return connection
 
     def _released(self, connection: _Connection) -> None:
         """It can be used again, or it has ended."""
+        if connection.in_use:
+            connection.in_use = False
+            self._give_turn()
         if connection.alive and not self._closed:
-            connection.idle_since = asyncio.get_running_loop().time()
+            loop = asyncio.get_running_loop()
+            connection.idle_since = loop.time()
             self._idle.append(connection)
+            if self._sweep is None:
+                self._sweep = loop.call_later(_IDLE_S, self._close_idle)
             return
         self._open.discard(connection)
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
+
+    def _close_idle(self) -> None:
+        """Connections that nobody has used for long: after a rush there may be many."""
+        loop = asyncio.get_running_loop()
+        while self._idle and loop.time() - self._idle[0].idle_since >= _IDLE_S:
+            self._idle.popleft().abort()
+        self._sweep = loop.call_later(_IDLE_S, self._close_idle) if self._idle else None

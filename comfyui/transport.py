@@ -22,6 +22,8 @@ from comfyui.http1 import CONNECT_S, Answer, AnswerTimeoutError, ConnectError, C
 
 Headers = Mapping[str, str]
 _NONE: Mapping[str, str] = {}
+_CONNECTIONS = 100
+_FILES_AT_ONCE = 400
 _CUT_OFF = "the answer was cut off"
 
 
@@ -90,7 +92,9 @@ class Http1Transport:
     """
 
     def __init__(self, base_url: URL, name: str, authorization: str | None, timeout_s: float) -> None:
-        self._http = Http1Client(base_url)
+        self._http = Http1Client(base_url, limit=_CONNECTIONS)
+        # Apart from the others: clients that are slow to read their files must not hold up everybody's prompts.
+        self._files = Http1Client(base_url, limit=_FILES_AT_ONCE)
         self._name = name
         self._timeout_s = timeout_s
         self._prefix = base_url.raw_path.rstrip("/")
@@ -125,7 +129,7 @@ class Http1Transport:
         what = _what("GET", target)
         head = self._head("GET", target, headers, None)
         try:
-            answer = await self._http.request("GET", head, timeout_s=self._timeout_s)
+            answer = await self._files.request("GET", head, timeout_s=self._timeout_s)
         except Http1Error as error:
             raise self._ours(error, what) from error
 
@@ -145,6 +149,7 @@ class Http1Transport:
 
     async def close(self) -> None:
         await self._http.close()
+        await self._files.close()
 
     def _head(self, method: str, target: str, headers: Headers, length: int | None) -> bytes:
         more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from starlette.types import Receive
 
@@ -26,6 +27,7 @@ class ClientWatch:
     def __init__(self, receive: Receive, body_read: Callable[[], bool] = lambda: True) -> None:
         self._receive = receive
         self._body_read = body_read
+        self._working: asyncio.Task[Any] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
@@ -47,10 +49,14 @@ class ClientWatch:
 
     def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
         self._timer.cancel()
-        if self._task is None:
+        working, listening = self._working, self._task
+        # A cancelled task keeps the frames in which it was: with a way from there to the task, all that this request
+        # holds would stay until the garbage collector comes.
+        self._working = self._task = None
+        if listening is None:
             return
-        gone = self._task.done()
-        self._task.cancel()
+        gone = listening.done()
+        listening.cancel()
         # Cancelled by somebody else as well: that goes before.
-        if gone and self._working is not None and self._working.uncancel() == 0 and kind is asyncio.CancelledError:
+        if gone and working is not None and working.uncancel() == 0 and kind is asyncio.CancelledError:
             raise ClientGoneError

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from yarl import URL
 
 from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUIValidationError
+from comfyui.http1 import ConnectError, Http1Client, NoAnswerError
 
 Serve = Callable[[bytes], Awaitable[bytes | None]]
 """From a request, as far as its headers and what came with them, to the raw answer; None ends the connection."""
@@ -258,3 +260,49 @@ async def test_a_line_break_in_a_header_is_sent_to_nobody() -> None:
         with pytest.raises(ComfyUIError, match="line break"):
             await client.forward_prompt(b"{}", {"X-A": "1\nX-Evil: 1"})
     assert not server.requests
+
+
+async def test_no_more_connections_than_allowed_are_in_use_and_each_request_gets_its_turn() -> None:
+    both_came, go_on = asyncio.Event(), asyncio.Event()
+    open_now: list[int] = [0, 0]
+
+    async def serve(_request: bytes) -> bytes:
+        open_now[0] += 1
+        open_now[1] = max(open_now)
+        if open_now[0] == 2:
+            both_came.set()
+        await go_on.wait()
+        open_now[0] -= 1
+        return answer(b"{}")
+
+    async with upstream(serve) as server:
+        client = Http1Client(URL(f"http://127.0.0.1:{server.port}"), limit=2)
+        head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        calls = [asyncio.create_task(client.fetch("GET", head, timeout_s=5)) for _ in range(5)]
+        await both_came.wait()
+        calls[0].cancel()  # its turn goes to one that waits
+        calls[4].cancel()  # it waits itself
+        go_on.set()
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(outcome, tuple) for outcome in done] == [False, True, True, True, False]
+        assert len(server.requests) == 4
+        assert open_now[1] == 2
+        await client.close()
+
+
+async def test_a_request_that_gets_no_turn_in_time_was_not_sent() -> None:
+    async def serve(_request: bytes) -> bytes | None:
+        await asyncio.Event().wait()
+        return None
+
+    async with upstream(serve) as server:
+        client = Http1Client(URL(f"http://127.0.0.1:{server.port}"), limit=1)
+        head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        first = asyncio.create_task(client.fetch("GET", head, timeout_s=5))
+        await server.arrived.wait()
+        with pytest.raises(ConnectError, match="all 1 connections are in use"):
+            await client.fetch("GET", head, timeout_s=0.05)
+        await client.close()
+        with pytest.raises(NoAnswerError):
+            await first
+        assert len(server.requests) == 1
