@@ -17,8 +17,6 @@ from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUIT
 from comfyui.models import OutputFile, PromptResult
 
 _TRACEBACK_LINES = 6
-# Encoded as one piece; a multiple of 3, so that pieces can be joined without padding between them.
-_BASE64_PIECE = 3 * 64 * 1024
 # A path of the server, of which a client sees the last part only.
 _SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 _PATH = re.compile(r'File "([^"]+)"')
@@ -143,14 +141,14 @@ def output_nodes(entry: Mapping[str, Any]) -> Sequence[str]:
 
 
 async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The base64 text of a byte stream, piece by piece; never more than a piece is held."""
-    rest = bytearray()
+    """The base64 text of a byte stream: a piece for each chunk, of which up to two bytes are left for the next one."""
+    rest = b""
     async for chunk in chunks:
-        rest += chunk
-        whole = len(rest) - len(rest) % _BASE64_PIECE
+        data = rest + chunk if rest else chunk
+        whole = len(data) - len(data) % 3
+        rest = data[whole:]
         if whole:
-            yield pybase64.b64encode(memoryview(rest)[:whole])
-            del rest[:whole]
+            yield pybase64.b64encode(memoryview(data)[:whole])
     if rest:
         yield pybase64.b64encode(rest)
 
