@@ -33,6 +33,18 @@ class Settings(BaseSettings):
     comfyui_server_address: CommaList = Field(
         default=("127.0.0.1:8188",), description="ComfyUI as host:port or URL; commas for several."
     )
+    backend: Literal["comfyui", "runpod"] = Field(
+        default="comfyui", description="Where prompts run: on ComfyUI, or on a RunPod serverless endpoint."
+    )
+    runpod_endpoint_id: str = Field(default="", description="The endpoint that BACKEND=runpod sends prompts to.")
+    runpod_api_key: SecretStr | None = Field(default=None, description="RunPod's API key; needed with BACKEND=runpod.")
+    runpod_endpoint_url: str = Field(
+        default="", description="Another API server with RunPod's protocol; empty: RunPod's own."
+    )
+    runpod_data_dir: Path = Field(
+        default=Path("runpod-data"),
+        description="Folder of BACKEND=runpod: what was sent, results, inputs. One gateway at a time.",
+    )
     default_timeout: float = Field(default=300, gt=0, description="Seconds that a request waits when it does not say.")
     max_timeout: float = Field(
         default=3600, gt=0, description="The longest that a request may ask to wait, in seconds."
@@ -191,7 +203,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] is wanted")
         return tuple(origin.rstrip("/").lower() for origin in value)
 
-    @field_validator("s3_endpoint_url", "s3_public_endpoint_url")
+    @field_validator("s3_endpoint_url", "s3_public_endpoint_url", "runpod_endpoint_url")
     @classmethod
     def _http_url(cls, value: str) -> str:
         parts = urlsplit(value)
@@ -210,6 +222,19 @@ class Settings(BaseSettings):
             raise ValueError("OUTPUT_STORE is s3, and S3_BUCKET is not set")
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
             raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are of use only together")
+        return self
+
+    @model_validator(mode="after")
+    def _runpod_is_complete(self) -> Self:
+        if self.backend != "runpod":
+            return self
+        given = {"RUNPOD_ENDPOINT_ID": self.runpod_endpoint_id, "RUNPOD_API_KEY": self.runpod_api_key}
+        if missing := [name for name, value in given.items() if not value or not str(value)]:
+            raise ValueError(f"BACKEND is runpod, and {' and '.join(missing)} {'are' if missing[1:] else 'is'} not set")
+        if len(self.comfyui_server_address) > 1:
+            raise ValueError("COMFYUI_SERVER_ADDRESS: with BACKEND=runpod one, the local ComfyUI")
+        if self.preflight:
+            raise ValueError("PREFLIGHT: with BACKEND=runpod only the endpoint's worker knows its nodes and models")
         return self
 
     @model_validator(mode="after")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import re
 import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from ipaddress import ip_address
 from types import FrameType
@@ -32,6 +33,8 @@ from comfyui.inputs import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.runner import RunnerOptions
+from comfyui.runpod.bridge import RunPodOptions
+from comfyui.runpod.pool import runpod_pool
 from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.warmup import load_workflow, warming_up
 from comfyui.web import api, ops, workflows
@@ -120,16 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(
-            BackendPool.connect(
-                settings.comfyui_server_address,
-                http_timeout_s=settings.http_timeout,
-                http_retries=settings.http_retries,
-                poll_interval_s=settings.poll_interval,
-                stalled_after_s=settings.stalled_after,
-                metrics=metrics,
-            )
-        )
+        pool = await stack.enter_async_context(_backends(settings, metrics))
         stager = await stack.enter_async_context(
             InputStager(
                 max_bytes=int(settings.max_input_mb * _MB),
@@ -155,6 +149,28 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await stack.enter_async_context(warming_up(handler, app.state.warmup, timeout_s=settings.max_timeout))
         with _drain_on_signal(handler, settings.shutdown_grace_seconds):
             yield
+
+
+def _backends(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[BackendPool]:
+    connect = functools.partial(
+        BackendPool.connect,
+        http_timeout_s=settings.http_timeout,
+        http_retries=settings.http_retries,
+        poll_interval_s=settings.poll_interval,
+        metrics=metrics,
+    )
+    if settings.backend == "runpod" and settings.runpod_api_key is not None:
+        options = RunPodOptions(
+            endpoint_id=settings.runpod_endpoint_id,
+            api_key=settings.runpod_api_key,
+            data_dir=settings.runpod_data_dir,
+            local_address=settings.comfyui_server_address[0],
+            endpoint_url=settings.runpod_endpoint_url,
+            url_allow=settings.input_url_allow,
+            socket_buffer_bytes=int(settings.websocket_buffer_mb * _MB),
+        )
+        return runpod_pool(options, connect)
+    return connect(settings.comfyui_server_address, stalled_after_s=settings.stalled_after)
 
 
 def _warmup_workflow(settings: Settings) -> dict[str, Any] | None:
@@ -207,6 +223,7 @@ def _handler_options(settings: Settings) -> HandlerOptions:
             lost_prompt_retries=settings.lost_prompt_retries,
             oom_retries=settings.oom_retries,
             preflight=settings.preflight,
+            explain=settings.backend != "runpod",
         ),
     )
 

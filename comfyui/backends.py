@@ -260,12 +260,18 @@ class BackendPool:
         poll_interval_s: float = 1.0,
         stalled_after_s: float = 60.0,
         metrics: Metrics | None = None,
+        name: str = "",
     ) -> Self:
-        """A pool over these addresses (``host:port`` or URLs). Nothing is sent before it is opened."""
+        """A pool over these addresses (``host:port`` or URLs). Nothing is sent before it is opened.
+
+        `name`: by which people know the server, where there is one and that is not its address.
+        """
         metrics = metrics or Metrics()
 
         def backend(address: str) -> Backend:
-            client = ComfyUIClient(address, timeout_s=http_timeout_s, retries=http_retries, metrics=metrics, lean=True)
+            client = ComfyUIClient(
+                address, timeout_s=http_timeout_s, retries=http_retries, metrics=metrics, lean=True, name=name
+            )
             watcher = CompletionWatcher(
                 client, poll_interval_s=poll_interval_s, stalled_after_s=stalled_after_s, metrics=metrics
             )

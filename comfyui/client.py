@@ -98,6 +98,7 @@ class ComfyUIClient:
         timeout_s: for one request that returns JSON; for bodies of files it is the longest silence.
         retries: further tries of an idempotent request after the first.
         lean: send requests by `Http1Transport`; aiohttp is then for the websocket and for uploads only.
+        name: by which people know it, where that is not its address.
     """
 
     def __init__(
@@ -108,13 +109,14 @@ class ComfyUIClient:
         retries: int = 3,
         metrics: Metrics | None = None,
         lean: bool = False,
+        name: str = "",
     ) -> None:
         url = parse_server_address(address)
         self.authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else None
         """What the address asks for, as the value of a header."""
         self.base_url = url.with_user(None)
         # With its path: two servers behind one proxy are two servers.
-        self.name = f"{self.base_url.host}:{self.base_url.port}{self.base_url.path.rstrip('/')}"
+        self.name = name or f"{self.base_url.host}:{self.base_url.port}{self.base_url.path.rstrip('/')}"
         self._timeout_s = timeout_s
         self._retries = retries
         self._lean = lean

@@ -72,6 +72,8 @@ class RunnerOptions:
     oom_retries: int = 0
     preflight: bool = False
     """Check a workflow against the node definitions before it is submitted, and not only when ComfyUI refused it."""
+    explain: bool = True
+    """Add to ComfyUI's refusal what its node definitions say; not where they are those of another ComfyUI."""
 
 
 @dataclass(slots=True)
@@ -196,7 +198,9 @@ class PromptRunner:
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
                 # What is ours to say, preflight said already.
-                raise await explained(error, backend, request, run.file_names) if error.upstream else error  # noqa: B904
+                if not error.upstream or not self._options.explain:
+                    raise
+                raise await explained(error, backend, request, run.file_names)  # noqa: B904
             except ComfyUITaskError as error:
                 reason = await self._after_task_error(backend, error)
                 if not left.get(reason):

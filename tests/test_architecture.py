@@ -19,7 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {"watcher", "inputs", "outputs", "images", "zipping", "progress"},
     {"delivery"},
     {"backends"},
-    {"checking"},
+    {"checking", "runpod"},
     {"runner"},
     {"handler"},
     {"web", "workers", "warmup"},

@@ -1,0 +1,277 @@
+"""`RunPodEndpoint`: the HTTP API of one serverless endpoint, and the only place that knows it.
+
+The real platform's (https://docs.runpod.io/serverless/endpoints/operations), and that of ``--rp_serve_api``, by which
+RunPod's SDK serves a worker without the platform. The latter has ``/run`` and ``/status`` only; its status is a POST,
+in which the job *runs*: it lasts as long as the job, must not be asked twice at once, and its result is then forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+from pydantic import SecretStr
+from yarl import URL
+
+from comfyui.client import backoff_s
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUINotFoundError,
+    ComfyUIOverloadedError,
+    ComfyUIServerError,
+)
+
+PLATFORM = "https://api.runpod.ai/v2"
+MAX_RUN_BYTES = 10_000_000
+"""Body of ``/run``: "10 MB" in https://docs.runpod.io/serverless/endpoints/operation-reference."""
+
+_LONGEST_ANSWER = 256 << 20
+_TIMEOUT_S = 30.0
+_CONNECT_S = 10.0
+_RETRIES = 3
+# Answered before the job was taken: by a limit, or by a proxy that did not reach the API (the last: Cloudflare's).
+_NOT_TAKEN = frozenset({429, 503, 521, 522, 523})
+_REFUSED = frozenset({401, 403, 404})
+_LONGEST_RETRY_AFTER_S = 120
+# Parsed at once up to here; a larger answer would hold up the event loop.
+_PARSED_ON_LOOP = 256 * 1024
+_NO_SUCH_JOB = "Job ID not found"
+
+
+class RefusedError(ComfyUIServerError):
+    """RunPod does not let us: the key or the endpoint's id is wrong. ``detail`` names the setting."""
+
+    retryable = False
+
+
+class JobStatus(enum.Enum):
+    """RunPod's words for it. What we do not know counts as queued: it is asked again."""
+
+    IN_QUEUE = "IN_QUEUE"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+    @classmethod
+    def _missing_(cls, _value: object) -> JobStatus:
+        return cls.IN_QUEUE
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """RunPod took the job."""
+
+    job_id: str
+    status: JobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class JobAnswer:
+    """What ``/status`` says. ``body`` is the whole answer as it came, for a completed job's result to be kept."""
+
+    status: JobStatus
+    output: Any
+    error: Any
+    execution_ms: float | None
+    body: bytes = field(repr=False)
+
+
+class RunPodEndpoint:
+    """Open it with ``async with``; it owns its session. The key goes into the Authorization header and nowhere else.
+
+    Args:
+        endpoint_id: for messages, and for the address where no `url` is given.
+        url: of another API server with the same protocol; empty: RunPod's.
+    """
+
+    def __init__(self, endpoint_id: str, api_key: SecretStr, url: str = "") -> None:
+        self.endpoint_id = endpoint_id
+        self._api_key = api_key
+        self._is_platform = not url
+        self._url = URL(url.rstrip("/") or f"{PLATFORM}/{quote(endpoint_id, safe='')}")
+        self._status_method = "GET"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._api_key.get_secret_value()}", "User-Agent": "comfyui-gateway"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
+        )
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def run(self, body: bytes) -> Submitted:
+        """``POST /run``, once: RunPod knows no ids of ours, so the same job sent twice would run twice.
+
+        Raises:
+            ComfyUIConnectionError: ``sent`` says whether RunPod may have taken it.
+            ComfyUIOverloadedError: it did not take it; try again after ``retry_after_s``.
+            RefusedError: it never will.
+            ComfyUIServerError: an answer of which nobody knows whether the job was taken; ``upstream_status`` 400 to
+                499: it was not.
+        """
+        async with self._request("POST", "run", data=body) as response:
+            answer = await _json(response)
+            try:
+                return Submitted(str(answer["id"]), JobStatus(answer.get("status")))
+            except KeyError as error:
+                raise ComfyUIServerError("RunPod's answer to /run has no job id") from error
+
+    async def status(self, job_id: str) -> JobAnswer:
+        """Raises `ComfyUINotFoundError` when RunPod does not know the job (any more), else as `run`. Not retried."""
+        path = f"status/{quote(job_id, safe='')}"
+        try:
+            return await self._status(path)
+        except ComfyUIServerError as error:
+            if error.upstream_status != 405 or self._status_method == "POST":
+                raise
+        self._status_method = "POST"
+        return await self._status(path)
+
+    async def _status(self, path: str) -> JobAnswer:
+        # With POST, the answer comes when the job is done: only the connection's end ends the wait.
+        total_s = _TIMEOUT_S if self._status_method == "GET" else None
+        async with self._request(self._status_method, path, total_s=total_s, of_a_job=True) as response:
+            body = await _body(response)
+            answer = _parsed(body) if len(body) <= _PARSED_ON_LOOP else await asyncio.to_thread(_parsed, body)
+            if answer.get("error") == _NO_SUCH_JOB:
+                raise ComfyUINotFoundError("RunPod does not know this job")
+            execution_ms = answer.get("executionTime")
+            return JobAnswer(
+                JobStatus(answer.get("status")),
+                answer.get("output"),
+                answer.get("error"),
+                float(execution_ms) if isinstance(execution_ms, int | float) else None,
+                body,
+            )
+
+    async def cancel(self, job_id: str) -> bool:
+        """False when nothing can be cancelled: RunPod does not know it, or this API server has no such route."""
+        try:
+            async with self._request("POST", f"cancel/{quote(job_id, safe='')}", of_a_job=True) as response:
+                await _body(response)
+                return True
+        except ComfyUINotFoundError:
+            return False
+        except ComfyUIServerError as error:
+            if error.upstream_status == 405:
+                return False
+            raise
+
+    async def health(self) -> None:
+        """Returns when the key and the endpoint's id are good. Raises as `run` does; retried on what may pass."""
+        failures = 0
+        while True:
+            try:
+                async with self._request("GET", "health", of_a_job=not self._is_platform) as response:
+                    await _body(response)
+                    return
+            except ComfyUINotFoundError:
+                return  # an API server that has no such route
+            except ComfyUIError as error:
+                if failures >= _RETRIES or not error.retryable:
+                    raise
+            await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=5.0))
+            failures += 1
+
+    # The driver's edge
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        data: bytes | None = None,
+        total_s: float | None = _TIMEOUT_S,
+        of_a_job: bool = False,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A request that was answered with success; `of_a_job`: a 404 is about the job, not about the endpoint."""
+        if self._session is None:
+            raise RuntimeError("use the endpoint inside 'async with'")
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        try:
+            async with self._session.request(
+                method,
+                URL(f"{self._url}/{path}", encoded=True),
+                data=data,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=_CONNECT_S),
+                # The key goes to the address that was set, and to no other.
+                allow_redirects=False,
+            ) as response:
+                self._check(response, path, of_a_job=of_a_job)
+                yield response
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise ComfyUIConnectionError("RunPod's API cannot be reached") from error
+        except TimeoutError as error:
+            raise ComfyUIConnectionError(f"RunPod's API did not answer /{_route(path)} in time", sent=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            detail = f"the connection to RunPod's API broke at /{_route(path)}"
+            raise ComfyUIConnectionError(detail, sent=True) from error
+
+    def _check(self, response: aiohttp.ClientResponse, path: str, *, of_a_job: bool) -> None:
+        status = response.status
+        if status == 200:
+            return
+        if status in _NOT_TAKEN:
+            what = "too many requests" if status == 429 else f"HTTP {status}"
+            raise ComfyUIOverloadedError(f"RunPod's API answered: {what}", retry_after_s=_retry_after_s(response))
+        if status == 404 and of_a_job:
+            raise ComfyUINotFoundError("RunPod does not know this job")
+        if status in _REFUSED:
+            raise RefusedError(self._refusal(status), upstream_status=status)
+        raise ComfyUIServerError(f"RunPod's API answered /{_route(path)} with HTTP {status}", upstream_status=status)
+
+    def _refusal(self, status: int) -> str:
+        if status == 404:
+            return f"RunPod does not know the endpoint {self.endpoint_id!r}: check RUNPOD_ENDPOINT_ID"
+        return f"RunPod refuses the key (HTTP {status}): check RUNPOD_API_KEY"
+
+
+def _route(path: str) -> str:
+    return path.partition("/")[0]
+
+
+def _retry_after_s(response: aiohttp.ClientResponse) -> int:
+    """What ``Retry-After`` asks for, within reason; 0 where it asks for nothing that we understand."""
+    text = response.headers.get("Retry-After", "")
+    return min(int(text), _LONGEST_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _LONGEST_ANSWER:
+            raise ComfyUIServerError("RunPod's answer is larger than a job's result can be")
+    return bytes(body)
+
+
+async def _json(response: aiohttp.ClientResponse) -> Mapping[str, Any]:
+    return _parsed(await _body(response))
+
+
+def _parsed(body: bytes) -> Mapping[str, Any]:
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ComfyUIServerError("RunPod's answer is not JSON") from error
+    if not isinstance(answer, dict):
+        raise ComfyUIServerError("RunPod's answer is not a JSON object")
+    return answer

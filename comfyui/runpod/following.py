@@ -1,0 +1,212 @@
+"""`Follower`: what becomes of the jobs that RunPod has. One loop looks after all of them.
+
+A look costs a request to ``/status``, of which RunPod takes 2,000 in 10 s per endpoint and key
+(https://docs.runpod.io/serverless/endpoints/operation-reference): many jobs are looked at less often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from comfyui.client import backoff_s
+from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError
+from comfyui.runpod.endpoint import JobAnswer, JobStatus, RunPodEndpoint
+from comfyui.runpod.job import Job, State
+from comfyui.runpod.jobs import JobQueue
+from comfyui.runpod.journal import Journal, JournalError
+from comfyui.runpod.narrator import Failure, failure_of
+from comfyui.runpod.results import ResultFiles
+
+_log = structlog.get_logger(__name__)
+
+_FIRST_S = 0.5
+_GROWTH = 1.2
+_SLOWEST_S = 2.5
+_LOOKS_PER_S = 100.0
+_LOOKS_AT_ONCE = 32
+_BACKOFF_MAX_S = 30.0
+_MISSES_UNTIL_FORGOTTEN = 2
+_FORGOTTEN = (
+    "RunPod does not know the job {job_id} any more: it keeps a result for 30 minutes, and a job for a day at most"
+)
+
+
+@dataclass(slots=True)
+class _Look:
+    """When a job is looked at next."""
+
+    due: float
+    interval_s: float
+    failures: int = 0
+    misses: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+class Follower:
+    """`run` is its task; `close` ends what it started."""
+
+    def __init__(self, endpoint: RunPodEndpoint, queue: JobQueue, journal: Journal, results: ResultFiles) -> None:
+        self._endpoint = endpoint
+        self._queue = queue
+        self._journal = journal
+        self._results = results
+        self._looks: dict[Job, _Look] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+
+    def follow(self, job: Job) -> None:
+        if job.state is State.DELIVERED:
+            self._spawn(self._collect(job, None, None), f"collect {job.prompt_id}")
+        else:
+            self._wake.set()
+
+    def cancel(self, job: Job) -> None:
+        self._spawn(self._cancel(job), f"cancel {job.prompt_id}")
+
+    async def run(self) -> None:
+        while True:
+            self._wake.clear()
+            wait_s = self._look_around()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait_s)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _look_around(self) -> float | None:
+        """Begin the looks that are due; seconds until the next one, None when there is nothing to look at."""
+        jobs = self._queue.followed()
+        for job in self._looks.keys() - set(jobs):
+            del self._looks[job]  # a look that is under way ends what it has begun
+        now = time.monotonic()
+        busy = sum(look.task is not None for look in self._looks.values())
+        waits: list[float] = []
+        for job in jobs:
+            look = self._looks.setdefault(job, _Look(now + _FIRST_S, _FIRST_S))
+            if look.task is not None:
+                continue
+            if look.due > now:
+                waits.append(look.due - now)
+            elif busy < _LOOKS_AT_ONCE:
+                busy += 1
+                look.task = self._spawn(self._look(job, look), f"status of {job.prompt_id}")
+        return min(waits, default=None)
+
+    async def _look(self, job: Job, look: _Look) -> None:
+        """One question, never two at once for one job: to the SDK's API server a second one would run it again."""
+        try:
+            answer = await self._endpoint.status(job.job_id)
+        except ComfyUINotFoundError:
+            look.misses += 1
+            if look.misses >= _MISSES_UNTIL_FORGOTTEN:
+                await self._queue.failed(job, Failure(_FORGOTTEN.format(job_id=job.job_id)))
+        except ComfyUIError as error:
+            look.failures += 1
+            if look.failures == 1:
+                _log.warning("runpod.status_failed", prompt_id=job.prompt_id, job_id=job.job_id, detail=error.detail)
+        else:
+            look.failures = look.misses = 0
+            await self._heard(job, answer)
+        finally:
+            look.task = None
+            look.due = time.monotonic() + self._delay_s(look)
+            self._wake.set()
+
+    def _delay_s(self, look: _Look) -> float:
+        if look.failures:
+            return backoff_s(look.failures, start_s=_FIRST_S, max_s=_BACKOFF_MAX_S)
+        interval_s = look.interval_s
+        look.interval_s = min(interval_s * _GROWTH, _SLOWEST_S)
+        return max(interval_s, len(self._looks) / _LOOKS_PER_S)
+
+    async def _heard(self, job: Job, answer: JobAnswer) -> None:
+        if job.ending:
+            return
+        match answer.status:
+            case JobStatus.IN_PROGRESS:
+                self._queue.progressed(job, answer.output)
+            case JobStatus.COMPLETED:
+                if (error := _error_in(answer.output)) is not None:
+                    await self._queue.failed(job, failure_of(error))
+                else:
+                    await self._completed(job, answer)
+            case JobStatus.FAILED:
+                await self._queue.failed(job, failure_of(answer.error or _error_in(answer.output)))
+            case JobStatus.CANCELLED:
+                await self._queue.interrupted(job)
+            case JobStatus.TIMED_OUT:
+                detail = "RunPod ended the job, which took longer than the endpoint's execution timeout"
+                await self._queue.failed(job, Failure(f"{detail}{_said(answer.error)}", "RunPodTimeoutError"))
+
+    async def _completed(self, job: Job, answer: JobAnswer) -> None:
+        self._queue.began(job)
+        job.state = State.DELIVERED
+        # First of all, and without end: RunPod will not keep it, and its SDK has forgotten it already.
+        await self._queue.insist(lambda: self._journal.deliver(job, answer.body))
+        self._spawn(self._collect(job, answer.body, answer.execution_ms), f"collect {job.prompt_id}")
+
+    async def _collect(self, job: Job, body: bytes | None, execution_ms: float | None) -> None:
+        """From the result that is in the journal to files; `body` is that result where it is at hand."""
+        try:
+            outputs = await self._results.save(job, body or await self._result(job))
+        except ComfyUIError as error:
+            await self._queue.failed(job, Failure(error.detail))
+        else:
+            await self._queue.succeeded(job, outputs, execution_ms)
+
+    async def _result(self, job: Job) -> bytes:
+        failures = 0
+        while True:
+            try:
+                return await self._journal.result(job.prompt_id)
+            except JournalError:
+                failures += 1
+            await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=10.0))
+
+    async def _cancel(self, job: Job) -> None:
+        failures = 0
+        while self._queue.follows(job):
+            try:
+                known = await self._endpoint.cancel(job.job_id)
+            except ComfyUIError as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("runpod.cancel_failed", prompt_id=job.prompt_id, detail=error.detail)
+                await asyncio.sleep(backoff_s(failures, start_s=_FIRST_S, max_s=_BACKOFF_MAX_S))
+                continue
+            if not known:
+                _log.warning("runpod.not_cancelled", prompt_id=job.prompt_id, job_id=job.job_id)
+            if not self._queue.follows(job):
+                return  # it was done meanwhile
+            if (look := self._looks.get(job)) is not None and look.task is not None:
+                look.task.cancel()
+            await self._queue.interrupted(job)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.critical("runpod.crashed", task=task.get_name(), exc_info=task.exception())
+
+
+def _error_in(output: Any) -> Any:
+    """A worker that returns an error instead of raising it."""
+    return output.get("error") if isinstance(output, dict) and "images" not in output else None
+
+
+def _said(error: Any) -> str:
+    return f": {error}" if isinstance(error, str) and error else ""

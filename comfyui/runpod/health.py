@@ -1,0 +1,73 @@
+"""`EndpointHealth`: whether RunPod lets us. Asked at the start, and now and then while anything waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import structlog
+
+from comfyui.client import backoff_s
+from comfyui.exceptions import ComfyUIError
+from comfyui.runpod.endpoint import RefusedError, RunPodEndpoint
+
+_log = structlog.get_logger(__name__)
+
+_INTERVAL_S = 15.0
+
+
+class EndpointHealth:
+    """`run` is its task. `on_trouble` is called with the reason, again at each look, and with "" when it has passed.
+
+    Only a refusal is trouble: while RunPod cannot be reached, prompts are taken and wait.
+    """
+
+    def __init__(self, endpoint: RunPodEndpoint, is_busy: Callable[[], bool]) -> None:
+        self._endpoint = endpoint
+        self._is_busy = is_busy
+        self._wake = asyncio.Event()
+        self._begins = asyncio.Event()
+        self._failing = False
+        self.trouble = ""
+        self.on_trouble: Callable[[str], None] = lambda _reason: None
+
+    def look(self) -> None:
+        """Something says that it has changed: look at once."""
+        self._wake.set()
+        self._begins.set()
+
+    def begin(self) -> None:
+        """There is something to wait for: look now and then."""
+        self._begins.set()
+
+    async def run(self) -> None:
+        refusals = 0
+        while True:
+            self._wake.clear()
+            self._begins.clear()
+            await self._ask()
+            refusals = refusals + 1 if self.trouble else 0
+            delay_s = backoff_s(refusals, start_s=0.5, max_s=_INTERVAL_S) if refusals else _INTERVAL_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), delay_s)
+            if not self.trouble and not self._is_busy():
+                await self._begins.wait()
+
+    async def _ask(self) -> None:
+        try:
+            await self._endpoint.health()
+        except RefusedError as error:
+            if error.detail != self.trouble:
+                _log.error("runpod.refused", detail=error.detail)
+            self.trouble = error.detail
+            self.on_trouble(self.trouble)
+        except ComfyUIError as error:
+            if not self._failing:
+                _log.warning("runpod.unreachable", detail=error.detail)
+            self._failing = True
+        else:
+            self._failing = False
+            if self.trouble:
+                self.trouble = ""
+                self.on_trouble("")

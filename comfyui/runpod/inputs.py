@@ -1,0 +1,258 @@
+"""The input files of a workflow: kept when they are uploaded, and sent along with its job.
+
+A worker of the endpoint has none of the gateway's files, so each file that a workflow names goes into the job's body as
+base64. RunPod takes 10 MB there, all together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlencode
+
+import orjson
+import pybase64
+
+from comfyui.exceptions import ComfyUIInputError, ComfyUIServerError, ComfyUIValidationError
+from comfyui.runpod.endpoint import MAX_RUN_BYTES
+from comfyui.runpod.job import Job, Prompt
+from comfyui.runpod.local import LocalComfyUI
+from comfyui.runpod.results import ResultFiles, checked_name
+from comfyui.workflow import upload_inputs
+
+_KINDS = ("input", "output", "temp")
+_LONGEST_PATH = 1300
+# Of an entry of `images` beside its name and content, and of the body around the workflow.
+_ENTRY_BYTES = 40
+_BODY_BYTES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class InputRef:
+    """A file that goes along: from `path` where it is on this disk, else from the local ComfyUI's ``/view``."""
+
+    name: str
+    size: int
+    path: Path | None = None
+    view: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A workflow's input that may name a file: ``kind`` is ComfyUI's folder, ``path`` what is below it."""
+
+    node_id: str
+    input_name: str
+    path: str
+    kind: str
+
+
+class InputFiles:
+    """The folder of uploaded inputs, and the finding of those that a workflow names."""
+
+    def __init__(self, folder: Path, results: ResultFiles, local: LocalComfyUI) -> None:
+        self.folder = folder
+        self._results = results
+        self._local = local
+
+    # Uploads
+
+    async def spool(self, chunks: AsyncIterator[bytes]) -> Path:
+        """The content of an upload, on disk; the caller hands it to `keep` or removes it."""
+        target = await asyncio.to_thread(self._part)
+        part = Path(target.name)
+        try:
+            async for chunk in chunks:
+                await asyncio.to_thread(target.write, chunk)
+        except BaseException:
+            await asyncio.to_thread(part.unlink, True)
+            raise
+        finally:
+            await asyncio.to_thread(target.close)
+        return part
+
+    def keep(self, part: Path, name: str, subfolder: str, *, overwrite: bool) -> str:
+        """Put an upload in place; returns the name, which is another where that one is taken by other content.
+
+        Raises `ComfyUIInputError` for a name that leads elsewhere. Works on the disk.
+        """
+        checked = checked_name(name, subfolder)
+        if checked is None:
+            raise ComfyUIInputError("filename, subfolder: a plain file name and a relative folder without '..'")
+        folder = self.folder / checked.subfolder
+        folder.mkdir(parents=True, exist_ok=True)
+        stem, extension = os.path.splitext(checked.name)  # noqa: PTH122
+        chosen, number = checked.name, 1
+        while not overwrite and (folder / chosen).exists():
+            if _digest(folder / chosen) == _digest(part):
+                break
+            chosen = f"{stem} ({number}){extension}"
+            number += 1
+        part.replace(folder / chosen)
+        return chosen
+
+    def forget(self, name: str, subfolder: str) -> None:
+        """The local ComfyUI has another file of that name now."""
+        checked = checked_name(name, subfolder)
+        if checked is not None:
+            (self.folder / checked.subfolder / checked.name).unlink(missing_ok=True)
+
+    def find(self, subfolder: str, filename: str) -> Path | None:
+        """An uploaded file, None where there is none. Looks at the disk."""
+        checked = checked_name(filename, subfolder)
+        path = self.folder / checked.subfolder / checked.name if checked else None
+        return path if path and path.is_file() else None
+
+    def _part(self) -> IO[bytes]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.NamedTemporaryFile(dir=self.folder, prefix=".part-", delete=False)
+
+    # The files of a workflow
+
+    async def check(self, prompt: Prompt) -> None:
+        """Raises `ComfyUIValidationError` when the workflow and its files are more than RunPod takes."""
+        changed, files = await self._files_of(prompt)
+        size = await asyncio.to_thread(_body_size, changed, files)
+        if size > MAX_RUN_BYTES:
+            raise _too_large(files, size)
+
+    async def body(self, job: Job) -> bytes:
+        """The body of ``/run``, with the files as they are now: as in ComfyUI, which reads them when it runs.
+
+        Raises:
+            ComfyUIValidationError: they have grown beyond what RunPod takes.
+            ComfyUIConnectionError, ComfyUIServerError: the local ComfyUI did not give one of them.
+        """
+        prompt, files = await self._files_of(job.prompt)
+        if (size := _files_size(files)) > MAX_RUN_BYTES:
+            raise _too_large(files, size)
+        contents = [(file.name, await self._content(file)) for file in files]
+        body = await asyncio.to_thread(_encoded, job, prompt, contents)
+        if len(body) > MAX_RUN_BYTES:
+            raise _too_large(files, len(body))
+        return body
+
+    async def _content(self, file: InputRef) -> bytes:
+        try:
+            if file.path is not None:
+                return await asyncio.to_thread(file.path.read_bytes)
+        except OSError as error:
+            raise ComfyUIServerError(f"the input {file.name!r} is gone") from error
+        content = bytearray()
+        async with self._local.request("GET", file.view) as response:
+            if response.status != 200:
+                raise ComfyUIServerError(f"the local ComfyUI does not have the input {file.name!r} any more")
+            async for chunk in response.content.iter_any():
+                content += chunk
+                if len(content) > MAX_RUN_BYTES:
+                    raise _too_large([replace(file, size=len(content))], len(content))
+        return bytes(content)
+
+    async def _files_of(self, prompt: Prompt) -> tuple[Prompt, list[InputRef]]:
+        """The workflow as the worker gets it, and the files that it names; each file once."""
+        named = list(_named(prompt))
+        found = await asyncio.to_thread(lambda: {one: self._on_disk(one) for one in named})
+        missing = [one for one in named if found[one] is None]
+        if missing:
+            uploads = await self._uploads(prompt)
+            for one in missing:
+                if (one.node_id, one.input_name) in uploads:
+                    found[one] = await self._at_local(one)
+        files: dict[str, InputRef] = {}
+        changed = dict(prompt)
+        for one, file in found.items():
+            if file is None:
+                continue
+            files[file.name] = file
+            if one.kind != "input":
+                # On the worker it is an input, whatever it was here.
+                node = changed[one.node_id]
+                changed[one.node_id] = {**node, "inputs": {**node["inputs"], one.input_name: file.name}}
+        return changed, list(files.values())
+
+    def _on_disk(self, one: _Named) -> InputRef | None:
+        subfolder, _, filename = one.path.rpartition("/")
+        if one.kind == "input":
+            path = self.find(subfolder, filename)
+        else:
+            path = self._results.find(subfolder, filename) if one.kind == "output" else None
+        return InputRef(_name_of(one), path.stat().st_size, path) if path else None
+
+    async def _uploads(self, prompt: Prompt) -> set[tuple[str, str]]:
+        definitions = await self._local.object_info()
+        return set(upload_inputs(prompt, definitions)) if definitions else set()
+
+    async def _at_local(self, one: _Named) -> InputRef | None:
+        subfolder, _, filename = one.path.rpartition("/")
+        view = f"/view?{urlencode({'filename': filename, 'subfolder': subfolder, 'type': one.kind})}"
+        async with self._local.request("HEAD", view) as response:
+            if response.status != 200:
+                return None  # the worker may have it, and says so where it has not
+            return InputRef(_name_of(one), int(response.headers.get("Content-Length") or 0), view=view)
+
+
+def _named(prompt: Prompt) -> Iterator[_Named]:
+    """Each input whose text could be the name of a file."""
+    for node_id, node in prompt.items():
+        for input_name, value in node["inputs"].items():
+            if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_PATH:
+                continue
+            kind = next((kind for kind in _KINDS if value.endswith(f" [{kind}]")), "")
+            path = value.removesuffix(f" [{kind}]") if kind else value
+            subfolder, _, filename = path.rpartition("/")
+            if checked_name(filename, subfolder) is not None:
+                yield _Named(node_id, input_name, path, kind or "input")
+
+
+def _name_of(one: _Named) -> str:
+    """The name that the file has as an input of the worker."""
+    if one.kind == "input":
+        return one.path
+    # Two results may have the same name; the worker's input folder has no place for both.
+    mark = hashlib.sha256(f"{one.kind}/{one.path}".encode()).hexdigest()[:12]
+    return f"{mark}-{one.path.rpartition('/')[2]}"
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _files_size(files: list[InputRef]) -> int:
+    return sum((file.size + 2) // 3 * 4 + len(orjson.dumps(file.name)) + _ENTRY_BYTES for file in files)
+
+
+def _body_size(prompt: Prompt, files: list[InputRef]) -> int:
+    return _BODY_BYTES + len(orjson.dumps(prompt)) + _files_size(files)
+
+
+def _encoded(job: Job, prompt: Prompt, contents: list[tuple[str, bytes]]) -> bytes:
+    job_input: dict[str, Any] = {"workflow": prompt}
+    if contents:
+        job_input["images"] = [
+            {"name": name, "image": pybase64.b64encode(content).decode("ascii")} for name, content in contents
+        ]
+    if job.key is not None:
+        job_input["comfy_org_api_key"] = job.key.get_secret_value()
+    return orjson.dumps({"input": job_input})
+
+
+def _too_large(files: list[InputRef], size: int) -> ComfyUIValidationError:
+    listed = ", ".join(f"{file.name} {file.size / 1e6:.1f} MB" for file in files) or "the workflow itself"
+    detail = (
+        f"the job would be {size / 1e6:.1f} MB with its inputs in base64, and RunPod takes {MAX_RUN_BYTES / 1e6:g} MB:"
+        f" {listed}. Make the inputs smaller; or post the workflow to /prompt with the file's http(s) URL in place of"
+        " its name, which the endpoint's worker fetches itself"
+    )
+    return ComfyUIValidationError(detail, upstream=_shape(detail))
+
+
+def _shape(detail: str) -> Mapping[str, Any]:
+    error = {"type": "runpod_job_too_large", "message": "Job too large for RunPod", "details": detail, "extra_info": {}}
+    return {"error": error, "node_errors": {}}

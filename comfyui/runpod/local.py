@@ -1,0 +1,252 @@
+"""`LocalComfyUI`: the ComfyUI beside the gateway, which knows nodes and has the web frontend, and needs no GPU.
+
+It may be away: then its paths are answered 503, and prompts run all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import aiohttp
+import orjson
+import structlog
+from aiohttp import hdrs, web
+from multidict import CIMultiDict
+from yarl import URL
+
+from comfyui.client import parse_server_address
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, error_body_of
+
+_PROBE_S = 5.0
+_PROBE_TIMEOUT_S = 3.0
+_CONNECT_S = 3.0
+_DEFINITIONS_S = 30.0
+_DEFINITIONS_TIMEOUT_S = 60.0
+_HEADER_BYTES = 64 * 1024
+_NO_FRAME_LIMIT = 0
+# Long: ComfyUI's event loop stands still while it loads a model.
+_HEARTBEAT_S = 120.0
+_PER_HOP = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"),
+        *("trailer", "transfer-encoding", "upgrade"),
+    }
+)
+# The bridge's own password; and what aiohttp sets anew.
+_NOT_SENT = _PER_HOP | {"authorization", "host", "expect"}
+_OF_THE_HANDSHAKE = frozenset({"sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"})
+_OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+
+
+class LocalComfyUI:
+    """Open it with ``async with``; it owns its session, and a task that notices when ComfyUI comes or goes.
+
+    `on_change` is called then.
+    """
+
+    def __init__(self, address: str) -> None:
+        url = parse_server_address(address)
+        self._authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else None
+        self._base_url = url.with_user(None)
+        self.name = f"{self._base_url.host}:{self._base_url.port}"
+        self.reachable = False
+        self.on_change: Callable[[], None] = lambda: None
+        self._session: aiohttp.ClientSession | None = None
+        self._prober: asyncio.Task[None] | None = None
+        self._definitions: Mapping[str, Any] | None = None
+        self._definitions_at = 0.0
+        self._lock = asyncio.Lock()
+        self._log = structlog.get_logger(__name__).bind(local=self.name)
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={hdrs.AUTHORIZATION: self._authorization} if self._authorization else None,
+            skip_auto_headers=_OURS_TO_OMIT,
+            # Bodies pass through as they are.
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+            max_line_size=_HEADER_BYTES,
+            max_field_size=_HEADER_BYTES,
+        )
+        await self._probe()
+        self._prober = asyncio.create_task(self._probe_loop(), name=f"probe of the local ComfyUI {self.name}")
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._prober is not None:
+            self._prober.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._prober
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # HTTP
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: Any = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Any status is an answer. Raises `ComfyUIConnectionError`, within the ``async with`` body too."""
+        try:
+            async with self._open_session.request(
+                method,
+                URL(f"{self._base_url}{target}", encoded=True),
+                headers=headers,
+                data=data,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S),
+            ) as response:
+                self._is(reachable=True)
+                yield response
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self._is(reachable=False)
+            raise self._away() from error
+        except TimeoutError as error:
+            raise ComfyUIConnectionError("the local ComfyUI does not answer in time", sent=True) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ComfyUIConnectionError("the local ComfyUI broke the connection", sent=True) from error
+
+    async def relay(self, request: web.Request) -> web.StreamResponse:
+        """The request as it came, the answer as it comes; each side is read as fast as the other one takes it."""
+        response: web.StreamResponse | None = None
+        try:
+            async with self.request(
+                request.method,
+                request.raw_path,
+                headers=self._headers(request),
+                data=request.content if request.body_exists else None,
+            ) as answer:
+                response = web.StreamResponse(status=answer.status, reason=answer.reason)
+                for name, value in answer.headers.items():
+                    if name.lower() not in _PER_HOP:
+                        response.headers.add(name, self._relative(value) if name.lower() == "location" else value)
+                await response.prepare(request)
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+                await response.write_eof()
+                return response
+        except ComfyUIConnectionError as error:
+            if response is None:
+                return refusal(error)
+            # Cut, so that it is not taken for whole.
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+
+    async def object_info(self) -> Mapping[str, Any] | None:
+        """Its node definitions, at most half a minute old; None while it does not answer."""
+        if not self.reachable:
+            return None
+        async with self._lock:
+            if self._definitions is None or time.monotonic() - self._definitions_at > _DEFINITIONS_S:
+                try:
+                    self._definitions = await self._get_json("/object_info")
+                    self._definitions_at = time.monotonic()
+                except ComfyUIError as error:
+                    self._log.warning("runpod.local_failed", detail=error.detail)
+                    return None
+            return self._definitions
+
+    async def _get_json(self, path: str) -> Mapping[str, Any]:
+        async with self.request("GET", path, timeout_s=_DEFINITIONS_TIMEOUT_S) as response:
+            body = await response.read()
+            if response.status != 200:
+                raise ComfyUIServerError(f"the local ComfyUI answered {path} with HTTP {response.status}")
+        try:
+            answer: Mapping[str, Any] = await asyncio.to_thread(orjson.loads, body)
+        except orjson.JSONDecodeError as error:
+            raise ComfyUIServerError(f"the local ComfyUI's answer to {path} is not JSON") from error
+        return answer
+
+    # Websocket
+
+    async def connect_websocket(self, request: web.Request) -> aiohttp.ClientWebSocketResponse[bool] | None:
+        """Its side of a client's ``/ws``; None while it cannot be had."""
+        if not self.reachable:
+            return None
+        headers = self._headers(request)
+        for name in _OF_THE_HANDSHAKE:
+            headers.popall(name, None)
+        try:
+            return await self._open_session.ws_connect(
+                URL(f"{self._base_url}{request.raw_path}", encoded=True),
+                headers=headers,
+                max_msg_size=_NO_FRAME_LIMIT,
+                heartbeat=_HEARTBEAT_S,
+                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._log.warning("runpod.local_failed", detail=f"its websocket: {type(error).__name__}")
+            return None
+
+    # Whether it is there
+
+    async def _probe_loop(self) -> None:
+        while True:
+            await asyncio.sleep(_PROBE_S)
+            await self._probe()
+
+    async def _probe(self) -> None:
+        with contextlib.suppress(ComfyUIConnectionError):
+            async with self.request("GET", "/prompt", timeout_s=_PROBE_TIMEOUT_S) as response:
+                await response.read()
+
+    def _is(self, *, reachable: bool) -> None:
+        if reachable is self.reachable:
+            return
+        self.reachable = reachable
+        self._definitions = None
+        self._log.info("runpod.local", state="connected" if reachable else "away")
+        self.on_change()
+
+    def _away(self) -> ComfyUIConnectionError:
+        return ComfyUIConnectionError(
+            f"no local ComfyUI answers at {self.name} (COMFYUI_SERVER_ADDRESS); prompts run on RunPod without it"
+        )
+
+    # Headers
+
+    @property
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("use the local ComfyUI inside 'async with'")
+        return self._session
+
+    def _headers(self, request: web.Request) -> CIMultiDict[str]:
+        """The client's, with the addresses of the bridge replaced: ComfyUI compares ``Origin`` with its ``Host``."""
+        own = f"http://{request.host}"
+        theirs = str(self._base_url.origin())
+        headers = CIMultiDict[str]()
+        for name, value in request.headers.items():
+            if name.lower() in _NOT_SENT:
+                continue
+            if name.lower() in {"origin", "referer"} and value.startswith(own):
+                value = theirs + value[len(own) :]  # noqa: PLW2901
+            headers.add(name, value)
+        return headers
+
+    def _relative(self, location: str) -> str:
+        """A redirect to its own address would lead around the gateway."""
+        return location.removeprefix(str(self._base_url.origin())) or "/"
+
+
+def refusal(error: ComfyUIError) -> web.Response:
+    """`error` in the gateway's own shape."""
+    headers = {hdrs.RETRY_AFTER: str(error.retry_after_s)} if isinstance(error, ComfyUIConnectionError) else None
+    return web.Response(
+        status=error.status, body=orjson.dumps(error_body_of(error)), content_type="application/json", headers=headers
+    )

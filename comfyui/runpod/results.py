@@ -1,0 +1,226 @@
+"""A finished job's reply → files on this disk and ComfyUI's `outputs`.
+
+Two replies are known: our worker's, which has ComfyUI's own `outputs` beside the files, and that of worker-comfyui,
+which has the files only. What an endpoint answers was written by whoever runs it: a name that leads out of the folder
+is refused, and links are fetched as guardedly as those of callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+import pybase64
+import structlog
+from pydantic import ValidationError
+
+from comfyui.client import backoff_s
+from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIServerError
+from comfyui.fetch import UrlFetcher
+from comfyui.models import InputFile, content_type_of
+from comfyui.runpod.job import Job
+
+_log = structlog.get_logger(__name__)
+
+_DOWNLOAD_TRIES = 3
+_KEYS = {"audio": "audio", "model": "3d"}
+Outputs = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """One entry of the reply's ``images``, with a name that is safe to use."""
+
+    node_id: str
+    filename: str
+    subfolder: str
+    kind: str
+    data: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.node_id, self.subfolder, self.filename
+
+
+class ResultFiles:
+    """The folder of results: ``<prompt id>/<the worker's subfolder>/<file>``, so that no two jobs' files collide.
+
+    The fetcher belongs to whoever made it.
+    """
+
+    def __init__(self, folder: Path, fetcher: UrlFetcher) -> None:
+        self.folder = folder
+        self._fetcher = fetcher
+
+    def find(self, subfolder: str, filename: str) -> Path | None:
+        """The file that ``/view`` asks for, None where it is not one of ours. Looks at the disk."""
+        checked = checked_name(filename, subfolder)
+        if checked is None or not checked.subfolder:
+            return None
+        path = self.folder / checked.subfolder / checked.name
+        return path if path.is_file() else None
+
+    async def save(self, job: Job, body: bytes) -> Outputs:
+        """Every file of the reply on this disk; ComfyUI's `outputs` with the subfolders under which they are here.
+
+        A file that cannot be had stays listed, as a file that ComfyUI has lost.
+
+        Raises:
+            ComfyUIServerError: it is no reply of a ComfyUI worker, or none of its files can be had.
+        """
+        reply = await asyncio.to_thread(_reply_of, body)
+        listed = list(_listed(reply, job))
+        places: dict[tuple[str, str, str], str] = {}
+        taken: set[tuple[str, str]] = set()
+        problems = []
+        for number, file in enumerate(listed):
+            subfolder = "/".join(part for part in (job.prompt_id, file.subfolder) if part)
+            if (subfolder, file.filename) in taken:
+                subfolder = f"{job.prompt_id}/{number}"
+            taken.add((subfolder, file.filename))
+            places[file.key] = subfolder
+            try:
+                await self._save(file, self.folder / subfolder / file.filename)
+            except ComfyUIError as error:
+                problems.append(f"{file.filename}: {error.detail}")
+                _log.warning("runpod.file_lost", prompt_id=job.prompt_id, file=file.filename, detail=error.detail)
+        if problems and len(problems) == len(listed):
+            raise ComfyUIServerError(f"the job's files cannot be had: {'; '.join(problems)}")
+        return _outputs(reply, listed, places, job.prompt_id)
+
+    async def _save(self, file: _Listed, path: Path) -> None:
+        if file.kind == "base64":
+            try:
+                await asyncio.to_thread(_write, path, lambda target: _write_base64(target, file.data))
+            except ValueError as error:
+                raise ComfyUIServerError("the reply has no valid base64 for it") from error
+            except OSError as error:
+                raise ComfyUIServerError(f"it cannot be written: {os.strerror(error.errno or 0)}") from error
+        elif file.kind == "s3_url":
+            await self._download(file.data, path)
+        else:
+            raise ComfyUIServerError(file.data or "the worker did not send it")
+
+    async def _download(self, url: str, path: Path) -> None:
+        for failures in range(_DOWNLOAD_TRIES):
+            try:
+                async with self._fetcher.fetch(url) as content:
+                    await asyncio.to_thread(_write, path, functools.partial(_copy, content.source))
+                    return
+            except ComfyUIInputError:
+                if failures == _DOWNLOAD_TRIES - 1:
+                    raise
+            except OSError as error:
+                raise ComfyUIServerError(f"it cannot be written: {os.strerror(error.errno or 0)}") from error
+            await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=5.0))
+
+
+def checked_name(filename: Any, subfolder: Any) -> InputFile | None:
+    """A plain file name and a relative folder, None where they are anything else."""
+    try:
+        return InputFile(name=filename, subfolder=subfolder, image="-")
+    except ValidationError:
+        return None
+
+
+def _reply_of(body: bytes) -> Mapping[str, Any]:
+    try:
+        reply = orjson.loads(body)["output"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        reply = None
+    if not isinstance(reply, dict) or not ("images" in reply or "outputs" in reply):
+        raise ComfyUIServerError("the endpoint's reply has no images: is the worker behind it one for ComfyUI?")
+    return reply
+
+
+def _listed(reply: Mapping[str, Any], job: Job) -> Iterator[_Listed]:
+    images = reply.get("images")
+    for image in images if isinstance(images, list) else ():
+        if not isinstance(image, dict):
+            continue
+        name = checked_name(image.get("filename"), image.get("subfolder") or "")
+        if name is None:
+            _log.warning("runpod.file_refused", prompt_id=job.prompt_id, file=repr(image.get("filename"))[:200])
+            continue
+        node_id = str(image.get("node_id") or (job.outputs[0] if job.outputs else "0"))
+        kind = str(image.get("type") or "")
+        said = image.get("data") if kind in {"base64", "s3_url"} else image.get("error")
+        yield _Listed(node_id, name.name, name.subfolder, kind, said if isinstance(said, str) else "")
+
+
+def _outputs(
+    reply: Mapping[str, Any], listed: list[_Listed], places: Mapping[tuple[str, str, str], str], prompt_id: str
+) -> Outputs:
+    left = dict.fromkeys(file.key for file in listed)
+    known = reply.get("outputs")
+    outputs: Outputs = {}
+    for node_id, output in known.items() if isinstance(known, dict) else ():
+        if not isinstance(output, dict):
+            continue
+        outputs[node_id] = shown = {}
+        for key, items in output.items():
+            if not isinstance(items, list):
+                shown[key] = items
+                continue
+            shown[key] = [moved for item in items if (moved := _moved(item, node_id, places, left, prompt_id))]
+    for node_id, subfolder, filename in left:
+        major = content_type_of(filename).partition("/")[0]
+        entry = {"filename": filename, "subfolder": places[node_id, subfolder, filename], "type": "output"}
+        outputs.setdefault(node_id, {}).setdefault(_KEYS.get(major, "images"), []).append(entry)
+    return outputs
+
+
+def _moved(
+    item: Any,
+    node_id: str,
+    places: Mapping[tuple[str, str, str], str],
+    left: dict[tuple[str, str, str], None],
+    prompt_id: str,
+) -> Any:
+    """The item with the subfolder that its file has here; None for a preview that stayed on the worker."""
+    if not isinstance(item, dict) or "filename" not in item:
+        return item
+    name = checked_name(item["filename"], item.get("subfolder") or "")
+    if name is None:
+        return None
+    key = (node_id, name.subfolder, name.name)
+    if key in places:
+        left.pop(key, None)
+        return {**item, "subfolder": places[key], "type": "output"}
+    if item.get("type") == "temp":
+        return None
+    return {**item, "subfolder": "/".join(part for part in (prompt_id, name.subfolder) if part), "type": "output"}
+
+
+def _write(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
+    """In place when complete, and not before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as target:
+        part = Path(target.name)
+        try:
+            fill(target)
+            target.flush()
+            part.chmod(0o644)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _write_base64(target: IO[bytes], data: str) -> None:
+    text = data.partition(",")[2] if data.startswith("data:") else data
+    target.write(pybase64.b64decode(text, validate=True))
+
+
+def _copy(source: Path | bytes, target: IO[bytes]) -> None:
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as opened:
+        shutil.copyfileobj(opened, target, 1 << 20)

@@ -1,0 +1,135 @@
+"""`Submitter`: sends what waits, one job after the other in ComfyUI's order, and each only once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from comfyui.client import backoff_s
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUIOverloadedError,
+    ComfyUIServerError,
+)
+from comfyui.runpod.endpoint import JobStatus, RefusedError, RunPodEndpoint, Submitted
+from comfyui.runpod.inputs import InputFiles
+from comfyui.runpod.job import Job, State
+from comfyui.runpod.jobs import JobQueue
+from comfyui.runpod.journal import JournalError
+from comfyui.runpod.narrator import Failure
+
+_log = structlog.get_logger(__name__)
+
+_RETRY_START_S = 0.5
+_RETRY_MAX_S = 15.0
+# A job on its way when the gateway stops gets so long to arrive: else nobody would know whether it did.
+_LAST_WORD_S = 5.0
+
+
+class _NotTakenError(Exception):
+    """RunPod surely does not have the job; it may be sent again after `wait_s`, where that is more than our own."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class Submitter:
+    """`run` is its task. `on_refused` is called when RunPod refuses the key or does not know the endpoint."""
+
+    def __init__(self, endpoint: RunPodEndpoint, queue: JobQueue, inputs: InputFiles) -> None:
+        self._endpoint = endpoint
+        self._queue = queue
+        self._inputs = inputs
+        self.on_refused: Callable[[], None] = lambda: None
+
+    async def run(self) -> None:
+        failures = 0
+        while True:
+            job = self._queue.next_to_send()
+            if job is None:
+                self._queue.to_send.clear()
+                await self._queue.to_send.wait()
+                continue
+            try:
+                await self._send(job)
+                failures = 0
+                continue
+            except _NotTakenError as error:
+                wait_s, reason = error.wait_s, str(error)
+            except JournalError as error:
+                wait_s, reason = 0.0, error.detail
+            failures += 1
+            if failures == 1:
+                _log.warning("runpod.waiting", detail=reason, waiting=len(self._queue.pending()))
+            await asyncio.sleep(max(wait_s, backoff_s(failures - 1, start_s=_RETRY_START_S, max_s=_RETRY_MAX_S)))
+
+    async def _send(self, job: Job) -> None:
+        try:
+            body = await self._inputs.body(job)
+        except ComfyUIError as error:
+            await self._queue.failed(job, Failure(error.detail))
+            return
+        if job.ending:
+            return  # cancelled while its inputs were read
+        # Written first: if this process ends now, the next one knows that the job may have been sent.
+        await self._queue.keep(job, State.SENDING)
+        if job.cancelled:
+            await self._take_back(job)
+            return
+        try:
+            submitted = await self._post(job, body)
+        except _NotTakenError:
+            await self._take_back(job)
+            raise
+        if submitted is not None:
+            await self._sent(job, submitted)
+
+    async def _post(self, job: Job, body: bytes) -> Submitted | None:
+        """None when it has ended: refused, or nobody knows whether RunPod has it."""
+        posting = asyncio.create_task(self._endpoint.run(body), name=f"RunPod job of {job.prompt_id}")
+        try:
+            return await asyncio.shield(posting)
+        except asyncio.CancelledError:
+            await asyncio.wait([posting], timeout=_LAST_WORD_S)
+            if posting.done() and not posting.cancelled() and posting.exception() is None:
+                await self._sent(job, posting.result())
+            posting.cancel()
+            raise
+        except ComfyUIOverloadedError as error:
+            raise _NotTakenError(error.detail, error.retry_after_s) from error
+        except ComfyUIConnectionError as error:
+            if not error.sent:
+                raise _NotTakenError(error.detail) from error
+            await self._queue.lost(job, error.detail)
+        except RefusedError as error:
+            await self._queue.failed(job, Failure(error.detail))
+            self.on_refused()
+        except ComfyUIServerError as error:
+            if 400 <= error.upstream_status < 500:
+                await self._queue.failed(job, Failure(f"RunPod refused the job: {error.detail}"))
+            else:
+                await self._queue.lost(job, error.detail)
+        return None
+
+    async def _take_back(self, job: Job) -> None:
+        """It is surely not at RunPod: as if it had never been sent."""
+        job.state = State.PENDING
+        if job.cancelled:
+            await self._queue.drop(job)
+        else:
+            await self._queue.keep(job, State.PENDING)
+
+    async def _sent(self, job: Job, submitted: Submitted) -> None:
+        job.job_id, job.state = submitted.job_id, State.SENT
+        _log.info("runpod.sent", prompt_id=job.prompt_id, job_id=job.job_id)
+        if submitted.status is JobStatus.IN_PROGRESS:
+            self._queue.began(job)
+        # Followed at once, whatever the journal takes for it.
+        self._queue.on_sent(job)
+        await self._queue.insist(lambda: self._queue.keep(job, State.SENT))
+        if job.cancelled:
+            self._queue.on_cancelled(job)
