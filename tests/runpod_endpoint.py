@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections import deque
 from collections.abc import Callable
@@ -10,9 +11,14 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from tests.running import Workflow
+from tests.running import RunningGateway, Workflow, invert_workflow, until
 
 KEY = "runpod-key-of-the-test"
+PICTURE = b"\x89PNG\r\n\x1a\nnot really"
+DATA = base64.b64encode(PICTURE).decode()
+NOWHERE = "127.0.0.1:9"
+"""Where no local ComfyUI answers."""
+
 Answer = dict[str, Any]
 
 
@@ -62,7 +68,7 @@ class FakeEndpoint:
     # What a test does
 
     def settings(self, folder: Any, **more: Any) -> dict[str, Any]:
-        """Of a gateway in front of it; nothing answers on port 9, which is where its local ComfyUI is by default."""
+        """Of a gateway in front of it."""
         return {
             "backend": "runpod",
             "runpod_endpoint_id": "endpoint1",
@@ -149,3 +155,31 @@ def loading_workflow(name: str) -> Workflow:
         "1": {"class_type": "LoadImage", "inputs": {"image": name}},
         "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test"}},
     }
+
+
+async def history(gateway: RunningGateway, prompt_id: str) -> dict[str, Any]:
+    """The entry, as soon as there is one."""
+
+    async def ask() -> dict[str, Any]:
+        async with gateway.http.get(f"/history/{prompt_id}") as response:
+            return dict(await response.json())
+
+    entry: dict[str, Any] = (await until(ask, bool))[prompt_id]
+    return entry
+
+
+async def submit(gateway: RunningGateway, workflow: dict[str, Any] | None = None, **fields: Any) -> str:
+    """`POST /prompt`, as a frontend does; the prompt's id."""
+    async with gateway.http.post("/prompt", json={"prompt": workflow or invert_workflow(), **fields}) as response:
+        assert response.status == 200, await response.text()
+        return str((await response.json())["prompt_id"])
+
+
+async def get(gateway: RunningGateway, path: str) -> tuple[int, Any]:
+    async with gateway.http.get(path) as response:
+        return response.status, await response.json(content_type=None)
+
+
+def error_of(entry: dict[str, Any]) -> str:
+    assert entry["status"]["status_str"] == "error"
+    return str(dict(entry["status"]["messages"])["execution_error"]["exception_message"])

@@ -110,7 +110,10 @@ class FileRoutes:
             form.add_field("image", file, filename=filename, content_type="application/octet-stream")
             for name, value in fields.items():
                 form.add_field(name, value)
-            async with self._local.request("POST", route, data=form) as response:
+            payload = form()
+            # Its type has the boundary; the session sets none, since what it relays has one already.
+            headers: dict[str, str] = {hdrs.CONTENT_TYPE: payload.headers[hdrs.CONTENT_TYPE]}
+            async with self._local.request("POST", route, headers=headers, data=payload) as response:
                 body = await response.read()
                 return web.Response(status=response.status, body=body, content_type=response.content_type)
         finally:

@@ -18,7 +18,7 @@ from comfyui.workflow import is_link
 
 ERROR_TYPE = "RunPodError"
 # What the first part of our worker's error text says: "…: KSampler (node 3): RuntimeError: no such luck".
-_NODE_FAILED = re.compile(r"(?:^|: )([^:\n]+) \(node ([^)\s]+)\): ([\w.]+)(?:: (.*))?", re.DOTALL)
+_NODE_FAILED = re.compile(r"(?:^|: )([^:\n]+) \(node ([^)\s]+)\): ([\w.]+)(?:: (.*)|(?=\n)|$)", re.DOTALL)
 # With these the worker's diagnostics begin: for whoever looks closer, not for the message.
 _DIAGNOSTICS = re.compile(r"^(?:last lines of the node's traceback:|prompt_id: |ComfyUI: )", re.MULTILINE)
 _LONGEST_MESSAGE = 4000

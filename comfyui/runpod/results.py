@@ -13,7 +13,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -78,24 +78,23 @@ class ResultFiles:
             ComfyUIServerError: it is no reply of a ComfyUI worker, or none of its files can be had.
         """
         reply = await asyncio.to_thread(_reply_of, body)
-        listed = list(_listed(reply, job))
-        places: dict[tuple[str, str, str], str] = {}
+        placed: list[tuple[_Listed, str]] = []
         taken: set[tuple[str, str]] = set()
         problems = []
-        for number, file in enumerate(listed):
+        for number, file in enumerate(_listed(reply, job)):
             subfolder = "/".join(part for part in (job.prompt_id, file.subfolder) if part)
             if (subfolder, file.filename) in taken:
                 subfolder = f"{job.prompt_id}/{number}"
             taken.add((subfolder, file.filename))
-            places[file.key] = subfolder
+            placed.append((file, subfolder))
             try:
                 await self._save(file, self.folder / subfolder / file.filename)
             except ComfyUIError as error:
                 problems.append(f"{file.filename}: {error.detail}")
                 _log.warning("runpod.file_lost", prompt_id=job.prompt_id, file=file.filename, detail=error.detail)
-        if problems and len(problems) == len(listed):
+        if problems and len(problems) == len(placed):
             raise ComfyUIServerError(f"the job's files cannot be had: {'; '.join(problems)}")
-        return _outputs(reply, listed, places, job.prompt_id)
+        return _outputs(reply, _Places(placed, job.prompt_id))
 
     async def _save(self, file: _Listed, path: Path) -> None:
         if file.kind == "base64":
@@ -157,10 +156,40 @@ def _listed(reply: Mapping[str, Any], job: Job) -> Iterator[_Listed]:
         yield _Listed(node_id, name.name, name.subfolder, kind, said if isinstance(said, str) else "")
 
 
-def _outputs(
-    reply: Mapping[str, Any], listed: list[_Listed], places: Mapping[tuple[str, str, str], str], prompt_id: str
-) -> Outputs:
-    left = dict.fromkeys(file.key for file in listed)
+class _Places:
+    """Where each listed file is here; a reply may list several of one name."""
+
+    def __init__(self, placed: Sequence[tuple[_Listed, str]], prompt_id: str) -> None:
+        self._placed = placed
+        self._prompt_id = prompt_id
+        self._free: dict[tuple[str, str, str], list[int]] = {}
+        for index, (file, _) in enumerate(placed):
+            self._free.setdefault(file.key, []).append(index)
+        self._used: set[int] = set()
+
+    def moved(self, node_id: str, item: Any) -> Any:
+        """The item with the subfolder that its file has here; None for a preview that stayed on the worker."""
+        if not isinstance(item, dict) or "filename" not in item:
+            return item
+        name = checked_name(item["filename"], item.get("subfolder") or "")
+        if name is None:
+            return None
+        indexes = self._free.get((node_id, name.subfolder, name.name))
+        if indexes:
+            index = indexes.pop(0) if len(indexes) > 1 else indexes[0]
+            self._used.add(index)
+            return {**item, "subfolder": self._placed[index][1], "type": "output"}
+        if item.get("type") == "temp":
+            return None
+        subfolder = "/".join(part for part in (self._prompt_id, name.subfolder) if part)
+        return {**item, "subfolder": subfolder, "type": "output"}
+
+    def left(self) -> Iterator[tuple[_Listed, str]]:
+        """Those that nothing has referred to."""
+        return (placed for index, placed in enumerate(self._placed) if index not in self._used)
+
+
+def _outputs(reply: Mapping[str, Any], places: _Places) -> Outputs:
     known = reply.get("outputs")
     outputs: Outputs = {}
     for node_id, output in known.items() if isinstance(known, dict) else ():
@@ -171,34 +200,13 @@ def _outputs(
             if not isinstance(items, list):
                 shown[key] = items
                 continue
-            shown[key] = [moved for item in items if (moved := _moved(item, node_id, places, left, prompt_id))]
-    for node_id, subfolder, filename in left:
-        major = content_type_of(filename).partition("/")[0]
-        entry = {"filename": filename, "subfolder": places[node_id, subfolder, filename], "type": "output"}
-        outputs.setdefault(node_id, {}).setdefault(_KEYS.get(major, "images"), []).append(entry)
+            moved = (places.moved(node_id, item) for item in items)
+            shown[key] = [item for item in moved if item is not None]
+    for file, subfolder in places.left():
+        major = content_type_of(file.filename).partition("/")[0]
+        entry = {"filename": file.filename, "subfolder": subfolder, "type": "output"}
+        outputs.setdefault(file.node_id, {}).setdefault(_KEYS.get(major, "images"), []).append(entry)
     return outputs
-
-
-def _moved(
-    item: Any,
-    node_id: str,
-    places: Mapping[tuple[str, str, str], str],
-    left: dict[tuple[str, str, str], None],
-    prompt_id: str,
-) -> Any:
-    """The item with the subfolder that its file has here; None for a preview that stayed on the worker."""
-    if not isinstance(item, dict) or "filename" not in item:
-        return item
-    name = checked_name(item["filename"], item.get("subfolder") or "")
-    if name is None:
-        return None
-    key = (node_id, name.subfolder, name.name)
-    if key in places:
-        left.pop(key, None)
-        return {**item, "subfolder": places[key], "type": "output"}
-    if item.get("type") == "temp":
-        return None
-    return {**item, "subfolder": "/".join(part for part in (prompt_id, name.subfolder) if part), "type": "output"}
 
 
 def _write(path: Path, fill: Callable[[IO[bytes]], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -20,12 +19,20 @@ from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 from comfyui.runpod.journal import JournalError
 from config import SettingsError, load_settings
 from tests.running import RunningGateway, invert_workflow, running_gateway, until
-from tests.runpod_endpoint import KEY, FakeEndpoint, base64_image, outputs_of
+from tests.runpod_endpoint import (
+    DATA,
+    KEY,
+    NOWHERE,
+    PICTURE,
+    FakeEndpoint,
+    base64_image,
+    error_of,
+    get,
+    history,
+    outputs_of,
+    submit,
+)
 from tests.workers.job_api import free_port
-
-PICTURE = b"\x89PNG\r\n\x1a\nnot really"
-DATA = base64.b64encode(PICTURE).decode()
-NOWHERE = "127.0.0.1:9"
 
 
 @pytest.fixture(autouse=True)
@@ -45,34 +52,6 @@ async def gateway(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[Runni
     """Without a local ComfyUI."""
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as running:
         yield running
-
-
-async def history(gateway: RunningGateway, prompt_id: str) -> dict[str, Any]:
-    """The entry, as soon as there is one."""
-
-    async def ask() -> dict[str, Any]:
-        async with gateway.http.get(f"/history/{prompt_id}") as response:
-            return dict(await response.json())
-
-    entry: dict[str, Any] = (await until(ask, bool))[prompt_id]
-    return entry
-
-
-async def submit(gateway: RunningGateway, workflow: dict[str, Any] | None = None, **fields: Any) -> str:
-    """`POST /prompt`, as a frontend does; the prompt's id."""
-    async with gateway.http.post("/prompt", json={"prompt": workflow or invert_workflow(), **fields}) as response:
-        assert response.status == 200, await response.text()
-        return str((await response.json())["prompt_id"])
-
-
-async def get(gateway: RunningGateway, path: str) -> tuple[int, Any]:
-    async with gateway.http.get(path) as response:
-        return response.status, await response.json(content_type=None)
-
-
-def error_of(entry: dict[str, Any]) -> str:
-    assert entry["status"]["status_str"] == "error"
-    return str(dict(entry["status"]["messages"])["execution_error"]["exception_message"])
 
 
 async def test_a_prompt_runs_at_the_endpoint_and_its_files_and_history_are_here(
@@ -319,7 +298,7 @@ async def test_what_was_not_sent_is_cancelled_without_a_trace(endpoint: FakeEndp
         prompt_id = await submit(gateway)
         async with gateway.http.post("/queue", json={"delete": [prompt_id]}) as response:
             assert response.status == 200
-        assert (await get(gateway, "/queue"))[1]["queue_pending"] == []
+        await until(lambda: get(gateway, "/queue"), lambda answer: answer[1]["queue_pending"] == [])
         assert (await get(gateway, f"/history/{prompt_id}"))[1] == {}
 
 
@@ -422,7 +401,7 @@ async def test_a_delivered_result_is_not_lost_by_a_restart(endpoint: FakeEndpoin
         await endpoint.job()
     reply = json.dumps({"output": {"images": [base64_image(DATA)]}})
     with _journal(tmp_path) as database:
-        database.execute("UPDATE jobs SET state = 'delivered', result = ?", (reply,))
+        database.execute("UPDATE jobs SET state = 'delivered', result = ?", (reply.encode(),))
     asked = endpoint.asked.get("job-1", 0)
     async with running_gateway(NOWHERE, **settings) as gateway:
         assert (await history(gateway, prompt_id))["status"]["completed"] is True

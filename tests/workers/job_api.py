@@ -1,4 +1,5 @@
-"""RunPod's job API on loopback, as the SDK's production loop speaks it, and the worker as a process of its own."""
+"""RunPod on loopback: the job API as the SDK's production loop speaks it, the HTTP API that callers speak, and the
+worker as a process of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ Reply = dict[str, Any]
 
 
 class JobApi:
-    """`jobs` in, `results` out. Requests for work are held open until there is some."""
+    """`jobs` in, `results` out. Requests for work are held open until there is some.
+
+    Jobs come by `submit`, or by ``/run`` as RunPod's callers send them.
+    """
 
     def __init__(self) -> None:
         self.posts: dict[str, list[Reply]] = {}
@@ -33,6 +37,8 @@ class JobApi:
         self.taken: list[str] = []
         self._jobs: asyncio.Queue[Reply] = asyncio.Queue()
         self._stops: asyncio.Queue[str] = asyncio.Queue()
+        self.cancelled: set[str] = set()
+        self.runs: list[str] = []
         self._news = asyncio.Condition()
         self._server: web.AppRunner | None = None
         self.url = ""
@@ -45,6 +51,10 @@ class JobApi:
                 web.get("/job-stop/{worker}", self._stop),
                 web.post("/job-done/{worker}/{job}", self._done),
                 web.get("/ping/{worker}", self._ping),
+                web.post("/run", self._run),
+                web.get("/status/{job}", self._status),
+                web.post("/cancel/{job}", self._cancel),
+                web.get("/health", self._ping),
             ]
         )
         self._server = web.AppRunner(app, shutdown_timeout=0.1)
@@ -100,6 +110,8 @@ class JobApi:
             job = await asyncio.wait_for(self._jobs.get(), _HELD_S)
         except TimeoutError:
             return web.Response(status=204)
+        if job["id"] in self.cancelled:
+            return web.Response(status=204)
         self.taken.append(job["id"])
         return web.json_response(job)
 
@@ -114,6 +126,36 @@ class JobApi:
             self.posts.setdefault(request.match_info["job"], []).append(json.loads(await request.read()))
             self._news.notify_all()
         return web.Response()
+
+    # What callers ask
+
+    async def _run(self, request: web.Request) -> web.Response:
+        job_id = f"run-{len(self.runs) + 1}"
+        self.runs.append(job_id)
+        self.submit(job_id, (await request.json())["input"])
+        return web.json_response({"id": job_id, "status": "IN_QUEUE"})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        job_id = request.match_info["job"]
+        if job_id not in self.runs:
+            return web.Response(status=404)
+        return web.json_response({"id": job_id, **self._state(job_id)})
+
+    def _state(self, job_id: str) -> Reply:
+        if job_id in self.cancelled:
+            return {"status": "CANCELLED"}
+        if results := self.results(job_id):
+            return {"status": "FAILED" if "error" in results[0] else "COMPLETED", **results[0]}
+        if job_id not in self.taken:
+            return {"status": "IN_QUEUE"}
+        return {"status": "IN_PROGRESS"} | ({"output": updates[-1]} if (updates := self.updates(job_id)) else {})
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        job_id = request.match_info["job"]
+        self.cancelled.add(job_id)
+        if job_id in self.taken:
+            self.stop(job_id)
+        return web.json_response({"id": job_id, "status": "CANCELLED"})
 
     async def _ping(self, _request: web.Request) -> web.Response:
         return web.Response()

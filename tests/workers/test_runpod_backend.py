@@ -1,0 +1,223 @@
+"""BACKEND=runpod in front of RunPod's own SDK: its local API server, and its production loop.
+
+The SDK lives in an environment of its own (`make test` runs these there).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib.util
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from tests.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
+from tests.runpod_endpoint import NOWHERE, error_of, get, history, loading_workflow, submit
+from tests.workers.job_api import JobApi, WorkerProcess, free_port, running_worker
+
+if importlib.util.find_spec("runpod") is None:
+    pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def settings(url: str, folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "backend": "runpod",
+        "runpod_endpoint_id": "local",
+        "runpod_api_key": "any",
+        "runpod_endpoint_url": url,
+        "runpod_data_dir": folder,
+        **more,
+    }
+
+
+def steps_workflow(seconds: float, steps: int, tag: int = 0) -> Workflow:
+    workflow = sleep_workflow(seconds, tag=tag)
+    workflow["4"]["inputs"]["steps"] = steps
+    return workflow
+
+
+def picture(content: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(content)) as image:
+        return image.size
+
+
+# The SDK's local API server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def local_api() -> AsyncIterator[tuple[str, WorkerProcess]]:
+    port = free_port()
+    arguments = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port))
+    async with running_worker({}, *arguments) as worker:
+        await worker.says("Uvicorn running")
+        yield f"http://127.0.0.1:{port}", worker
+
+
+async def test_prompt_sync_gives_the_files_of_a_job_at_the_sdks_local_api(
+    local_api: tuple[str, WorkerProcess], tmp_path: Path
+) -> None:
+    url, _ = local_api
+    async with running_gateway(NOWHERE, **settings(url, tmp_path)) as gateway:
+        status, answer = await gateway.prompt_sync(invert_workflow(0x102030), return_image_base64=True)
+        assert status == 200
+        [image] = answer["images"]
+        assert picture(base64.b64decode(image["base64"])) == (16, 12)
+        content = io.BytesIO()
+        Image.new("RGB", (5, 7), "red").save(content, "PNG")
+        files = [{"name": "photo.png", "image": base64.b64encode(content.getvalue()).decode()}]
+        status, answer = await gateway.prompt_sync(
+            loading_workflow("photo.png"), images=files, return_image_base64=True
+        )
+        assert status == 200
+        assert picture(base64.b64decode(answer["images"][0]["base64"])) == (5, 7)
+        workflow = invert_workflow()
+        workflow["2"] |= {
+            "class_type": "SimulatedError",
+            "inputs": {"exception_type": "RuntimeError", "message": "no such luck"},
+        }
+        status, answer = await gateway.prompt_sync(workflow)
+        assert (status, answer["detail"]) == (500, "SimulatedError (node 2): RuntimeError: no such luck")
+
+
+async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
+    local_api: tuple[str, WorkerProcess], tmp_path: Path
+) -> None:
+    url, worker = local_api
+    async with (
+        running_gateway(NOWHERE, **settings(url, tmp_path)) as gateway,
+        gateway.http.ws_connect("/ws?clientId=front") as websocket,
+    ):
+        # Longer than a question about its state may take at RunPod's own: there the job runs within it.
+        prompt_id = await submit(gateway, steps_workflow(1.5, 3), client_id="front")
+        kinds = []
+        while True:
+            frame = await websocket.receive_json()
+            kinds.append(frame["type"])
+            if frame["type"] == "executing" and frame["data"]["node"] is None:
+                break
+        seen = [kind for kind in kinds if kind != "status"]
+        assert seen == ["execution_start", "execution_cached", "executed", "execution_success", "executing"]
+        entry = await history(gateway, prompt_id)
+        [image] = entry["outputs"]["3"]["images"]
+        async with gateway.http.get("/view", params=image) as response:
+            assert picture(await response.read()) == (16, 12)
+        assert sum((await worker.executed()).values()) >= 1
+
+
+# The SDK's production loop
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def production() -> AsyncIterator[tuple[JobApi, WorkerProcess]]:
+    async with JobApi() as api, running_worker(api.environment(), PROGRESS_INTERVAL="0") as worker:
+        yield api, worker
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def gateway(production: tuple[JobApi, WorkerProcess], tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(NOWHERE, **settings(production[0].url, tmp_path)) as running:
+        yield running
+
+
+async def test_progress_reaches_server_sent_events_and_a_frontends_websocket(gateway: RunningGateway) -> None:
+    body = {"prompt": steps_workflow(3, 30), "client_id": "front"}
+    headers = {"Accept": "text/event-stream"}
+    async with (
+        gateway.http.ws_connect("/ws?clientId=front") as websocket,
+        gateway.http.post("/prompt_sync", json=body, headers=headers) as response,
+    ):
+        events = (await response.read()).decode().split("\n\n")
+        progress = [json.loads(event.partition("data: ")[2]) for event in events if event.startswith("event: progress")]
+        fractions = [one["overall"] for one in progress]
+        assert len(fractions) >= 2
+        assert fractions == sorted(fractions)
+        assert any(event.startswith("event: result") for event in events)
+        frames: list[dict[str, Any]] = []
+        while not frames or frames[-1]["type"] != "execution_success":
+            frames.append(await websocket.receive_json())
+        steps = [frame["data"] for frame in frames if frame["type"] == "progress"]
+        assert steps
+        assert {(step["node"], step["max"]) for step in steps if step["max"] > 1} == {("4", 30.0)}
+
+
+async def test_a_cancelled_prompt_is_interrupted_in_the_workers_comfyui(
+    production: tuple[JobApi, WorkerProcess], gateway: RunningGateway
+) -> None:
+    api, worker = production
+    runs, prompt_id = len(api.runs), str(uuid4())
+    asking = asyncio.create_task(gateway.prompt_sync(steps_workflow(30, 300), prompt_id=prompt_id))
+    await api.update(await sent(api, runs))
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200
+    assert (await asking)[0] == 409
+    await worker.says("prompt.cancelled")
+    assert (await history(gateway, prompt_id))["status"]["messages"][-1][0] == "execution_interrupted"
+    status, _ = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+
+
+async def test_a_failed_job_says_why(gateway: RunningGateway) -> None:
+    workflow = invert_workflow()
+    workflow["5"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"}}
+    workflow["7"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
+    workflow["6"] = {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["5", 2]}}
+    workflow["3"]["inputs"]["images"] = ["6", 0]
+    message = error_of(await history(gateway, await submit(gateway, workflow)))
+    assert "Missing model file 'absent.safetensors' for ckpt_name" in message
+    assert "last lines of ComfyUI's output" not in message
+
+
+async def test_two_workers_finish_out_of_order_and_each_caller_gets_its_own(
+    production: tuple[JobApi, WorkerProcess], gateway: RunningGateway
+) -> None:
+    api, first = production
+    runs = len(api.runs)
+    slow = asyncio.create_task(gateway.prompt_sync(steps_workflow(6, 60), return_image_base64=True))
+    await api.update(await sent(api, runs))
+    async with running_worker(api.environment(), RUNPOD_POD_ID="second") as second:
+        status, quick = await gateway.prompt_sync(invert_workflow(2, width=20), return_image_base64=True)
+        assert status == 200
+        assert picture(base64.b64decode(quick["images"][0]["base64"])) == (20, 12)
+        status, answer = await slow
+        assert status == 200
+        assert picture(base64.b64decode(answer["images"][0]["base64"])) == (16, 12)
+        assert first.process.returncode is None
+        assert second.process.returncode is None
+
+
+async def test_a_gateway_restarted_in_mid_render_gives_the_result_of_the_one_execution(
+    production: tuple[JobApi, WorkerProcess], tmp_path: Path
+) -> None:
+    api, worker = production
+    before, runs = sum((await worker.executed()).values()), len(api.runs)
+    prompt_id = str(uuid4())
+    workflow = steps_workflow(4, 40, tag=5)
+    more = settings(api.url, tmp_path, shutdown_grace_seconds=0)
+    async with running_gateway(NOWHERE, **more) as gateway:
+        await submit(gateway, workflow, prompt_id=prompt_id)
+        await api.update(await sent(api, runs))
+    async with running_gateway(NOWHERE, **more) as gateway:
+        status, answer = await gateway.prompt_sync(workflow, prompt_id=prompt_id)
+        assert (status, answer["prompt_id"]) == (200, prompt_id)
+        assert (await get(gateway, f"/history/{prompt_id}"))[1][prompt_id]["status"]["completed"] is True
+    assert len(api.runs) == runs + 1
+    assert sum((await worker.executed()).values()) == before + 1
+
+
+async def sent(api: JobApi, runs: int) -> str:
+    """The job that came after so many, as soon as it is there."""
+
+    async def job() -> str:
+        return api.runs[runs] if len(api.runs) > runs else ""
+
+    return await until(job, bool)
