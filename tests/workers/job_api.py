@@ -57,7 +57,8 @@ class JobApi:
                 web.get("/health", self._ping),
             ]
         )
-        self._server = web.AppRunner(app, shutdown_timeout=0.1)
+        # A worker that is gone takes no job any more.
+        self._server = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._server.setup()
         site = web.TCPSite(self._server, "127.0.0.1", 0)
         await site.start()
