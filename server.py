@@ -223,7 +223,7 @@ def _handler_options(settings: Settings) -> HandlerOptions:
             lost_prompt_retries=settings.lost_prompt_retries,
             oom_retries=settings.oom_retries,
             preflight=settings.preflight,
-            explain=settings.backend != "runpod",
+            remote=settings.backend == "runpod",
         ),
     )
 
@@ -308,7 +308,8 @@ async def _serve(settings: Settings) -> None:
             detail=f"whoever reaches {settings.server_host}:{settings.server_port} may run workflows and read all files"
             " of ComfyUI; set API_KEYS, or SERVER_HOST=127.0.0.1",
         )
-    _log.info("gateway.starting", comfyui=_without_passwords(settings), version=ops.VERSION)
+    runpod = settings.runpod_endpoint_id if settings.backend == "runpod" else None
+    _log.info("gateway.starting", comfyui=_without_passwords(settings), runpod=runpod, version=ops.VERSION)
     _relieve_the_collector()
     await uvicorn.Server(config).serve()
 

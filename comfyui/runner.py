@@ -72,8 +72,8 @@ class RunnerOptions:
     oom_retries: int = 0
     preflight: bool = False
     """Check a workflow against the node definitions before it is submitted, and not only when ComfyUI refused it."""
-    explain: bool = True
-    """Add to ComfyUI's refusal what its node definitions say; not where they are those of another ComfyUI."""
+    remote: bool = False
+    """The server only stands for those that run the prompts: it says nothing of their nodes, nor a GPU fault of it."""
 
 
 @dataclass(slots=True)
@@ -198,7 +198,7 @@ class PromptRunner:
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
                 # What is ours to say, preflight said already.
-                if not error.upstream or not self._options.explain:
+                if not error.upstream or self._options.remote:
                     raise
                 raise await explained(error, backend, request, run.file_names)  # noqa: B904
             except ComfyUITaskError as error:
@@ -328,7 +328,7 @@ class PromptRunner:
 
     async def _after_task_error(self, backend: Backend, error: ComfyUITaskError) -> str:
         """Let ComfyUI recover where it can, take it out of rotation where it cannot; returns the kind of error."""
-        if any(said in error.detail for said in _FATAL_GPU_ERRORS):
+        if not self._options.remote and any(said in error.detail for said in _FATAL_GPU_ERRORS):
             backend.broken(f"a GPU fault that needs a restart of ComfyUI: {error.exception_type}")
             return "gpu_fault"
         if "OutOfMemoryError" not in (error.exception_type or ""):

@@ -136,7 +136,7 @@ class FileRoutes:
                     fields[field.name] = await _text(field)
         except BaseException:
             if part is not None:
-                part.unlink(missing_ok=True)
+                await asyncio.to_thread(part.unlink, True)
             raise
         if part is None:
             raise ComfyUIInputError("image: a file with a name is wanted")

@@ -11,6 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,12 @@ from urllib.parse import urlencode
 import orjson
 import pybase64
 
-from comfyui.exceptions import ComfyUIInputError, ComfyUIServerError, ComfyUIValidationError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIInputError,
+    ComfyUIServerError,
+    ComfyUIValidationError,
+)
 from comfyui.runpod.endpoint import MAX_RUN_BYTES
 from comfyui.runpod.job import Job, Prompt
 from comfyui.runpod.local import LocalComfyUI
@@ -28,6 +34,8 @@ from comfyui.workflow import upload_inputs
 
 _KINDS = ("input", "output", "temp")
 _LONGEST_PATH = 1300
+_LOOK_S = 5.0
+_READ_S = 60.0
 # Of an entry of `images` beside its name and content, and of the body around the workflow.
 _ENTRY_BYTES = 40
 _BODY_BYTES = 400
@@ -115,10 +123,10 @@ class InputFiles:
 
     # The files of a workflow
 
-    async def check(self, prompt: Prompt) -> None:
+    async def check(self, job: Job) -> None:
         """Raises `ComfyUIValidationError` when the workflow and its files are more than RunPod takes."""
-        changed, files = await self._files_of(prompt)
-        size = await asyncio.to_thread(_body_size, changed, files)
+        prompt, files = await self._files_of(job.prompt)
+        size = await asyncio.to_thread(_body_size, job, prompt, files)
         if size > MAX_RUN_BYTES:
             raise _too_large(files, size)
 
@@ -145,7 +153,7 @@ class InputFiles:
         except OSError as error:
             raise ComfyUIServerError(f"the input {file.name!r} is gone") from error
         content = bytearray()
-        async with self._local.request("GET", file.view) as response:
+        async with self._local.request("GET", file.view, timeout_s=_READ_S) as response:
             if response.status != 200:
                 raise ComfyUIServerError(f"the local ComfyUI does not have the input {file.name!r} any more")
             async for chunk in response.content.iter_any():
@@ -191,10 +199,12 @@ class InputFiles:
     async def _at_local(self, one: _Named) -> InputRef | None:
         subfolder, _, filename = one.path.rpartition("/")
         view = f"/view?{urlencode({'filename': filename, 'subfolder': subfolder, 'type': one.kind})}"
-        async with self._local.request("HEAD", view) as response:
-            if response.status != 200:
-                return None  # the worker may have it, and says so where it has not
-            return InputRef(_name_of(one), int(response.headers.get("Content-Length") or 0), view=view)
+        # Where it is not here, the worker may have it, and says so where it has not.
+        with suppress(ComfyUIConnectionError):
+            async with self._local.request("HEAD", view, timeout_s=_LOOK_S) as response:
+                if response.status == 200:
+                    return InputRef(_name_of(one), int(response.headers.get("Content-Length") or 0), view=view)
+        return None
 
 
 def _named(prompt: Prompt) -> Iterator[_Named]:
@@ -228,18 +238,26 @@ def _files_size(files: list[InputRef]) -> int:
     return sum((file.size + 2) // 3 * 4 + len(orjson.dumps(file.name)) + _ENTRY_BYTES for file in files)
 
 
-def _body_size(prompt: Prompt, files: list[InputRef]) -> int:
-    return _BODY_BYTES + len(orjson.dumps(prompt)) + _files_size(files)
+def _body_size(job: Job, prompt: Prompt, files: list[InputRef]) -> int:
+    return _BODY_BYTES + len(orjson.dumps(_job_input(job, prompt))) + _files_size(files)
+
+
+def _job_input(job: Job, prompt: Prompt) -> dict[str, Any]:
+    """All of a job's ``input`` but its files."""
+    job_input: dict[str, Any] = {"workflow": prompt}
+    if isinstance(info := job.extra_data.get("extra_pnginfo"), dict):
+        job_input["extra_pnginfo"] = info
+    if job.key is not None:
+        job_input["comfy_org_api_key"] = job.key.get_secret_value()
+    return job_input
 
 
 def _encoded(job: Job, prompt: Prompt, contents: list[tuple[str, bytes]]) -> bytes:
-    job_input: dict[str, Any] = {"workflow": prompt}
+    job_input = _job_input(job, prompt)
     if contents:
         job_input["images"] = [
             {"name": name, "image": pybase64.b64encode(content).decode("ascii")} for name, content in contents
         ]
-    if job.key is not None:
-        job_input["comfy_org_api_key"] = job.key.get_secret_value()
     return orjson.dumps({"input": job_input})
 
 

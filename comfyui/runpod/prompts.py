@@ -21,6 +21,8 @@ from comfyui.runpod.narrator import needed_by
 from comfyui.workflow import check_api_format, last_nodes, node_order
 
 JSON = Mapping[str, Any]
+# A larger body would hold up the event loop.
+_PARSED_ON_LOOP = 256 * 1024
 
 
 class PromptRoutes:
@@ -54,7 +56,7 @@ class PromptRoutes:
             return _refused("invalid_prompt_id", "prompt_id must be a valid UUID", "a UUID in lower case is wanted")
         try:
             job = self._job(prompt_id, body)
-            await self._inputs.check(job.prompt)
+            await self._inputs.check(job)
             job = await self._queue.add(job)
         except ComfyUIValidationError as error:
             return _answer(error.upstream or _shape(error), status=400)
@@ -135,8 +137,9 @@ class PromptRoutes:
 
 async def json_object(request: web.Request) -> JSON:
     """The body, empty for what is no JSON object: as ComfyUI takes it."""
+    text = await request.read()
     try:
-        body = orjson.loads(await request.read())
+        body = orjson.loads(text) if len(text) <= _PARSED_ON_LOOP else await asyncio.to_thread(orjson.loads, text)
     except orjson.JSONDecodeError:
         return {}
     return body if isinstance(body, dict) else {}

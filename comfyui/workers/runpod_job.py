@@ -62,6 +62,9 @@ class JobInput(BaseModel):
         default=None, description="True: in the reply where it fits. False: never. None: where there is no store."
     )
     comfy_org_api_key: SecretStr | None = None
+    extra_pnginfo: dict[str, Any] = Field(
+        default={}, description="As in ComfyUI's extra_data: what its nodes write into their pictures."
+    )
     output: OutputPlacement | None = None
 
     @field_validator("workflow", mode="before")
@@ -95,12 +98,14 @@ class JobInput(BaseModel):
         """Raises `ComfyUIInputError` with the field's name for a file name that ComfyUI must not be given."""
         files = [(f"images[{index}]", image.name, image.image) for index, image in enumerate(self.images)]
         files += [(f"reference_images[{path!r}]", path, content) for path, content in self.reference_images.items()]
-        key = self.comfy_org_api_key
+        extra_data: dict[str, Any] = {"extra_pnginfo": self.extra_pnginfo} if self.extra_pnginfo else {}
+        if self.comfy_org_api_key is not None:
+            extra_data["api_key_comfy_org"] = self.comfy_org_api_key.get_secret_value()
         return PromptRequest(
             prompt=self.workflow,
             images=tuple(_input_file(*file) for file in files),
             prompt_id=prompt_id,
-            extra_data={"api_key_comfy_org": key.get_secret_value()} if key else None,
+            extra_data=extra_data or None,
         )
 
 

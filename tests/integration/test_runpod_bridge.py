@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,7 +19,7 @@ import pytest
 from pydantic import SecretStr
 
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
-from comfyui.runpod.journal import JournalError
+from comfyui.runpod.journal import Journal, JournalError
 from config import SettingsError, load_settings
 from tests.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.runpod_endpoint import (
@@ -32,7 +35,7 @@ from tests.runpod_endpoint import (
     outputs_of,
     submit,
 )
-from tests.workers.job_api import free_port
+from tests.workers.job_api import ROOT, free_port
 
 
 @pytest.fixture(autouse=True)
@@ -343,6 +346,16 @@ async def test_the_frontends_cancel_button_interrupts_what_runs(
     assert endpoint.cancelled == [job]
 
 
+async def test_a_gpu_fault_of_one_worker_does_not_take_the_endpoint_out(
+    endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+    said = "Task execution failed: ImageInvert (node 2): RuntimeError: CUDA error: an illegal memory access"
+    endpoint.says(await endpoint.job(), "FAILED", error=said)
+    assert (await asking)[1]["detail"].endswith("CUDA error: an illegal memory access")
+    assert (await get(gateway, "/health/ready"))[0] == 200
+
+
 async def test_jobs_that_finish_out_of_order_are_all_answered(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
     asking = [asyncio.create_task(gateway.prompt_sync(invert_workflow(tag))) for tag in range(8)]
     await endpoint.job(8)
@@ -354,6 +367,52 @@ async def test_jobs_that_finish_out_of_order_are_all_answered(endpoint: FakeEndp
 
 
 # Restarts
+
+
+@asynccontextmanager
+async def _gateway_process(settings: dict[str, Any]) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """`python server.py`, and its address; killed when the context is left."""
+    port = free_port()
+    more = {"server_host": "127.0.0.1", "server_port": port, "comfyui_server_address": NOWHERE}
+    environment = {name.upper(): str(value) for name, value in (settings | more).items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "server.py", cwd=ROOT, env={"PATH": os.environ["PATH"], **environment}
+    )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_a_gateway_that_is_killed_in_mid_render_loses_nothing(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    settings = endpoint.settings(tmp_path)
+    prompt_id = str(uuid4())
+    async with _gateway_process(settings) as (process, url), aiohttp.ClientSession() as http:
+
+        async def ready() -> bool:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with http.get(f"{url}/health/ready") as response:
+                    return response.status == 200
+            return False
+
+        await until(ready, bool, timeout_s=30)
+        body = {"prompt": invert_workflow(), "prompt_id": prompt_id}
+        asking = asyncio.create_task(http.post(f"{url}/prompt_sync", json=body))
+        job = await endpoint.job()
+        endpoint.says(job, "IN_PROGRESS")
+        await endpoint.until(lambda: endpoint.asked.get(job, 0) > 0)
+        process.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        asking_again = asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
+        asked = endpoint.asked[job]
+        await endpoint.until(lambda: endpoint.asked[job] > asked)
+        endpoint.complete(job, base64_image(DATA))
+        assert (await asking_again)[0] == 200
+    assert endpoint.runs == 1
 
 
 async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: FakeEndpoint, tmp_path: Path) -> None:
@@ -417,6 +476,25 @@ async def test_two_gateways_cannot_use_one_folder(
             pass
 
 
+async def test_an_end_that_cannot_be_written_is_written_later(
+    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, failures = Journal.finish, 0
+
+    async def full(journal: Journal, prompt_id: str, entry: Mapping[str, Any]) -> None:
+        nonlocal failures
+        failures += 1
+        if failures < 2:
+            raise JournalError("the disk is full")
+        await finish(journal, prompt_id, entry)
+
+    monkeypatch.setattr(Journal, "finish", full)
+    prompt_id = await submit(gateway)
+    endpoint.complete(await endpoint.job(), base64_image(DATA))
+    assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert failures == 2
+
+
 # Secrets
 
 
@@ -427,6 +505,7 @@ async def test_callers_keys_reach_runpod_and_nothing_else(
     prompt_id = await submit(gateway, extra_data={**secrets, "extra_pnginfo": {"workflow": {"id": "w"}}})
     job = await endpoint.job()
     assert endpoint.inputs[job]["comfy_org_api_key"] == "comfy-secret-1"
+    assert endpoint.inputs[job]["extra_pnginfo"] == {"workflow": {"id": "w"}}
     seen = [await get(gateway, path) for path in ("/queue", f"/api/jobs/{prompt_id}")]
     endpoint.complete(job, base64_image(DATA))
     await history(gateway, prompt_id)

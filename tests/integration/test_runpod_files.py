@@ -233,6 +233,25 @@ async def test_uploads_results_and_files_of_the_local_comfyui_go_along(
     assert "images" not in jobs[4]
 
 
+async def test_a_mask_is_painted_by_the_local_comfyui(
+    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+) -> None:
+    await upload(beside, "photo.png", png("red"))
+    await upload(beside, "masked.png", png("white"))
+    mask = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 7)).save(mask, "PNG")
+    form = aiohttp.FormData()
+    form.add_field("image", io.BytesIO(mask.getvalue()), filename="masked.png")
+    form.add_field("overwrite", "true")
+    form.add_field("original_ref", json.dumps({"filename": "photo.png", "subfolder": "", "type": "input"}))
+    async with beside.http.post("/upload/mask", data=form) as response:
+        assert (await response.json())["name"] == "masked.png"
+    await submit(beside, loading_workflow("masked.png"))
+    [image] = endpoint.inputs[await endpoint.job()]["images"]
+    with Image.open(io.BytesIO(base64.b64decode(image["image"]))) as sent:
+        assert sent.getpixel((0, 0)) == (255, 0, 0, 7)
+
+
 async def test_the_same_name_with_other_content_gets_another_name(alone: RunningGateway) -> None:
     names = [(await upload(alone, "a.png", png(color)))["name"] for color in ("red", "red", "blue")]
     assert names == ["a.png", "a.png", "a (1).png"]

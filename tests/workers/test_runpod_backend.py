@@ -98,7 +98,8 @@ async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
         gateway.http.ws_connect("/ws?clientId=front") as websocket,
     ):
         # Longer than a question about its state may take at RunPod's own: there the job runs within it.
-        prompt_id = await submit(gateway, steps_workflow(1.5, 3), client_id="front")
+        extra_data = {"extra_pnginfo": {"workflow": {"id": "of the editor"}}}
+        prompt_id = await submit(gateway, steps_workflow(1.5, 3), client_id="front", extra_data=extra_data)
         kinds = []
         while True:
             frame = await websocket.receive_json()
@@ -109,8 +110,12 @@ async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
         assert seen == ["execution_start", "execution_cached", "executed", "execution_success", "executing"]
         entry = await history(gateway, prompt_id)
         [image] = entry["outputs"]["3"]["images"]
-        async with gateway.http.get("/view", params=image) as response:
-            assert picture(await response.read()) == (16, 12)
+        async with gateway.http.get("/view", params=image) as response, gateway.http.get("/queue") as queue:
+            with Image.open(io.BytesIO(await response.read())) as saved:
+                assert saved.size == (16, 12)
+                # The picture opens in the editor, as one that ComfyUI made.
+                assert json.loads(saved.info["workflow"]) == {"id": "of the editor"}
+            assert (await queue.json())["queue_running"] == []
         assert sum((await worker.executed()).values()) >= 1
 
 
