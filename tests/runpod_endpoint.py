@@ -87,6 +87,11 @@ class FakeEndpoint:
         async with asyncio.timeout(10), self._news:
             await self._news.wait_for(condition)
 
+    async def looked(self, job: str, times: int = 2) -> None:
+        """Until the gateway has asked for its status so many times more: it has surely heard what was said before."""
+        asked = self.asked.get(job, 0)
+        await self.until(lambda: self.asked.get(job, 0) >= asked + times)
+
     def says(self, job: str, status: str, **more: Any) -> None:
         self.jobs[job] = {"id": job, "status": status, **more}
 

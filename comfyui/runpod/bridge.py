@@ -135,7 +135,7 @@ class RunPodBridge:
         submitter.on_refused = health.look
         queue.on_added = health.begin
         for name, work in (("submitter", submitter.run()), ("follower", follower.run()), ("health", health.run())):
-            stack.push_async_callback(_end, _started(work, f"RunPod {name}"))
+            stack.push_async_callback(_end, _started(work, f"RunPod {name}", health))
         routes = [
             *_twins(PromptRoutes(queue, journal, inputs).routes()),
             *_twins(FileRoutes(results, inputs, local).routes()),
@@ -233,15 +233,16 @@ def _twins(routes: Sequence[web.RouteDef]) -> list[web.RouteDef]:
     return [*routes, *(web.RouteDef(one.method, f"/api{one.path}", one.handler, one.kwargs) for one in routes)]
 
 
-def _started(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+def _started(work: Coroutine[Any, Any, None], name: str, health: EndpointHealth) -> asyncio.Task[None]:
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            # A bug of ours: no prompt must be taken that nobody would send or follow.
+            _log.critical("runpod.crashed", task=task.get_name(), exc_info=task.exception())
+            health.give_up("a part of the gateway failed; its log has the reason. Restart it")
+
     task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_log_crash)
+    task.add_done_callback(ended)
     return task
-
-
-def _log_crash(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.critical("runpod.crashed", task=task.get_name(), exc_info=task.exception())
 
 
 async def _end(task: asyncio.Task[None]) -> None:

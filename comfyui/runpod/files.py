@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import aiohttp
 import orjson
 from aiohttp import BodyPartReader, hdrs, web
 
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIInputError, ComfyUIServerError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIInputError, ComfyUIServerError
 from comfyui.models import content_type_of
 from comfyui.runpod.inputs import InputFiles
-from comfyui.runpod.local import LocalComfyUI, refusal
+from comfyui.runpod.local import LocalComfyUI
 from comfyui.runpod.results import ResultFiles
 
 # What a browser would run with the rights of the gateway's page.
@@ -69,14 +70,16 @@ class FileRoutes:
     ) -> web.Response:
         try:
             part, filename, fields = await self._received(request)
-        except (ComfyUIInputError, ValueError) as error:
-            return refusal(ComfyUIInputError(str(error)))
-        try:
-            return await place(part, filename, fields)
-        except ComfyUIError as error:
-            return refusal(error)
-        finally:
-            await asyncio.to_thread(part.unlink, True)
+            try:
+                return await place(part, filename, fields)
+            finally:
+                await asyncio.to_thread(part.unlink, True)
+        except ConnectionError:
+            raise  # nobody is left to answer
+        except ValueError as error:
+            raise ComfyUIInputError(f"no proper form: {error}") from error
+        except OSError as error:
+            raise ComfyUIServerError(f"the upload cannot be stored: {os.strerror(error.errno or 0)}") from error
 
     async def _keep(self, part: Path, filename: str, fields: dict[str, str]) -> web.Response:
         kind = fields.get("type") or "input"

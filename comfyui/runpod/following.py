@@ -63,7 +63,7 @@ class Follower:
 
     def follow(self, job: Job) -> None:
         if job.state is State.DELIVERED:
-            self._spawn(self._collect(job, None, None), f"collect {job.prompt_id}")
+            self._spawn(self._guarded(job, self._collect(job, None, None)), f"collect {job.prompt_id}")
         else:
             self._wake.set()
 
@@ -115,7 +115,7 @@ class Follower:
                 _log.warning("runpod.status_failed", prompt_id=job.prompt_id, job_id=job.job_id, detail=error.detail)
         else:
             look.failures = look.misses = 0
-            await self._heard(job, answer)
+            await self._guarded(job, self._heard(job, answer))
         finally:
             look.task = None
             look.due = time.monotonic() + self._delay_s(look)
@@ -152,7 +152,8 @@ class Follower:
         job.state = State.DELIVERED
         # First of all, and without end: RunPod will not keep it, and its SDK has forgotten it already.
         await self._queue.insist(lambda: self._journal.deliver(job, answer.body))
-        self._spawn(self._collect(job, answer.body, answer.execution_ms), f"collect {job.prompt_id}")
+        collecting = self._collect(job, answer.body, answer.execution_ms)
+        self._spawn(self._guarded(job, collecting), f"collect {job.prompt_id}")
 
     async def _collect(self, job: Job, body: bytes | None, execution_ms: float | None) -> None:
         """From the result that is in the journal to files; `body` is that result where it is at hand."""
@@ -162,6 +163,14 @@ class Follower:
             await self._queue.failed(job, Failure(error.detail))
         else:
             await self._queue.succeeded(job, outputs, execution_ms)
+
+    async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
+        """What an endpoint answers can be anything. A bug of ours about it ends this job, and nobody waits for ever."""
+        try:
+            await work
+        except Exception:
+            _log.exception("runpod.job_crashed", prompt_id=job.prompt_id, job_id=job.job_id)
+            await self._queue.failed(job, Failure("the gateway failed; its log has the reason"))
 
     async def _result(self, job: Job) -> bytes:
         failures = 0

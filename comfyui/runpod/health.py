@@ -29,6 +29,7 @@ class EndpointHealth:
         self._wake = asyncio.Event()
         self._begins = asyncio.Event()
         self._failing = False
+        self._fatal = ""
         self.trouble = ""
         self.on_trouble: Callable[[str], None] = lambda _reason: None
 
@@ -40,6 +41,12 @@ class EndpointHealth:
     def begin(self) -> None:
         """There is something to wait for: look now and then."""
         self._begins.set()
+
+    def give_up(self, reason: str) -> None:
+        """It will not work again in this process."""
+        self._fatal = self.trouble = reason
+        self.on_trouble(reason)
+        self.look()
 
     async def run(self) -> None:
         refusals = 0
@@ -55,6 +62,9 @@ class EndpointHealth:
                 await self._begins.wait()
 
     async def _ask(self) -> None:
+        if self._fatal:
+            self.on_trouble(self._fatal)
+            return
         try:
             await self._endpoint.health()
         except RefusedError as error:

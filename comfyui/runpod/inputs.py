@@ -29,7 +29,7 @@ from comfyui.exceptions import (
 from comfyui.runpod.endpoint import MAX_RUN_BYTES
 from comfyui.runpod.job import Job, Prompt
 from comfyui.runpod.local import LocalComfyUI
-from comfyui.runpod.results import ResultFiles, checked_name
+from comfyui.runpod.results import ResultFiles, checked_name, existing
 from comfyui.workflow import upload_inputs
 
 _KINDS = ("input", "output", "temp")
@@ -114,8 +114,7 @@ class InputFiles:
     def find(self, subfolder: str, filename: str) -> Path | None:
         """An uploaded file, None where there is none. Looks at the disk."""
         checked = checked_name(filename, subfolder)
-        path = self.folder / checked.subfolder / checked.name if checked else None
-        return path if path and path.is_file() else None
+        return existing(self.folder / checked.subfolder / checked.name) if checked else None
 
     def _part(self) -> IO[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,10 @@ class Narrator:
 
     def progressed(self, job: Job, report: Any) -> None:
         """Our worker's report, as `comfyui.workers.progress` writes it; anything else says nothing."""
-        if not isinstance(report, dict) or report.get("node_id") not in job.prompt:
+        node_id = report.get("node_id") if isinstance(report, dict) else None
+        if not isinstance(node_id, str) or node_id not in job.prompt:
             return
-        node_id, value, maximum = report["node_id"], _number(report.get("value")), _number(report.get("max"))
+        value, maximum = _number(report.get("value")), _number(report.get("max"))
         if node_id != job.node:
             if job.node in job.seen_nodes:
                 job.seen_nodes[job.node]["state"] = "finished"

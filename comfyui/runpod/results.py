@@ -66,8 +66,7 @@ class ResultFiles:
         checked = checked_name(filename, subfolder)
         if checked is None or not checked.subfolder:
             return None
-        path = self.folder / checked.subfolder / checked.name
-        return path if path.is_file() else None
+        return existing(self.folder / checked.subfolder / checked.name)
 
     async def save(self, job: Job, body: bytes) -> Outputs:
         """Every file of the reply on this disk; ComfyUI's `outputs` with the subfolders under which they are here.
@@ -121,6 +120,14 @@ class ResultFiles:
             except OSError as error:
                 raise ComfyUIServerError(f"it cannot be written: {os.strerror(error.errno or 0)}") from error
             await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=5.0))
+
+
+def existing(path: Path) -> Path | None:
+    """The path where it is a file; what cannot be a path, since a part of it is too long, is none."""
+    try:
+        return path if path.is_file() else None
+    except OSError:
+        return None
 
 
 def checked_name(filename: Any, subfolder: Any) -> InputFile | None:

@@ -285,6 +285,14 @@ async def test_inputs_beyond_what_runpod_takes_are_refused_by_name(
     assert endpoint.runs == 0
 
 
+async def test_texts_that_are_no_names_are_left_alone(endpoint: FakeEndpoint, beside: RunningGateway) -> None:
+    workflow = invert_workflow()
+    for index, text in enumerate(["a/" + "long " * 100, "/etc/passwd", "..", "../../x", "é" * 300, ""]):
+        workflow["2"]["inputs"][f"text{index}"] = text
+    await submit(beside, workflow)
+    assert endpoint.inputs[await endpoint.job()] == {"workflow": workflow}
+
+
 async def test_a_url_in_a_workflow_is_left_to_the_worker(endpoint: FakeEndpoint, beside: RunningGateway) -> None:
     workflow = loading_workflow("https://example.org/photo.png")
     await submit(beside, workflow)
