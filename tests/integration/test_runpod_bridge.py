@@ -106,6 +106,7 @@ async def test_a_frontend_follows_its_prompt_by_websocket_in_comfyuis_order(
         frames: list[dict[str, Any]] = []
         while not frames or frames[-1]["type"] != "progress":
             frames.append(await websocket.receive_json())
+        odd: Any
         for odd in (["another worker's"], {"node_id": []}, {"node_id": "no such"}, {"node_id": "2", "value": "x"}):
             endpoint.says(job, "IN_PROGRESS", output=odd)
             await endpoint.looked(job)
