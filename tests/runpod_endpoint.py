@@ -108,7 +108,7 @@ class FakeEndpoint:
             refusal = self.refusals.popleft() if self.refusals else None
             if isinstance(refusal, int):
                 self._news.notify_all()
-                return web.Response(status=refusal)
+                return web.Response(status=refusal, text=f"status {refusal} of the test")
             if refused := self._refusal(request):
                 self._news.notify_all()
                 return refused

@@ -37,6 +37,7 @@ _LONGEST_ANSWER = 256 << 20
 _TIMEOUT_S = 30.0
 _CONNECT_S = 10.0
 _RETRIES = 3
+_SHOWN_BYTES = 300
 # Answered before the job was taken: by a limit, or by a proxy that did not reach the API (the last: Cloudflare's).
 _NOT_TAKEN = frozenset({429, 503, 521, 522, 523})
 _REFUSED = frozenset({401, 403, 404})
@@ -215,7 +216,7 @@ class RunPodEndpoint:
                 # The key goes to the address that was set, and to no other.
                 allow_redirects=False,
             ) as response:
-                self._check(response, path, of_a_job=of_a_job)
+                await self._check(response, path, of_a_job=of_a_job)
                 yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise ComfyUIConnectionError("RunPod's API cannot be reached") from error
@@ -225,7 +226,7 @@ class RunPodEndpoint:
             detail = f"the connection to RunPod's API broke at /{_route(path)}"
             raise ComfyUIConnectionError(detail, sent=True) from error
 
-    def _check(self, response: aiohttp.ClientResponse, path: str, *, of_a_job: bool) -> None:
+    async def _check(self, response: aiohttp.ClientResponse, path: str, *, of_a_job: bool) -> None:
         status = response.status
         if status == 200:
             return
@@ -236,7 +237,10 @@ class RunPodEndpoint:
             raise ComfyUINotFoundError("RunPod does not know this job")
         if status in _REFUSED:
             raise RefusedError(self._refusal(status), upstream_status=status)
-        raise ComfyUIServerError(f"RunPod's API answered /{_route(path)} with HTTP {status}", upstream_status=status)
+        said = await _said(response) if status < 500 else ""
+        raise ComfyUIServerError(
+            f"RunPod's API answered /{_route(path)} with HTTP {status}{said}", upstream_status=status
+        )
 
     def _refusal(self, status: int) -> str:
         if status == 404:
@@ -252,6 +256,12 @@ def _retry_after_s(response: aiohttp.ClientResponse) -> int:
     """What ``Retry-After`` asks for, within reason; 0 where it asks for nothing that we understand."""
     text = response.headers.get("Retry-After", "")
     return min(int(text), _LONGEST_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0
+
+
+async def _said(response: aiohttp.ClientResponse) -> str:
+    """What RunPod says is wrong with a request."""
+    text = (await response.content.read(_SHOWN_BYTES)).decode(errors="replace").strip()
+    return f": {text}" if text else ""
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

@@ -163,10 +163,8 @@ class InputFiles:
 
     async def _files_of(self, prompt: Prompt) -> tuple[Prompt, list[InputRef]]:
         """The workflow as the worker gets it, and the files that it names; each file once."""
-        named = list(_named(prompt))
-        found = await asyncio.to_thread(lambda: {one: self._on_disk(one) for one in named})
-        missing = [one for one in named if found[one] is None]
-        if missing:
+        found = await asyncio.to_thread(lambda: {one: self._on_disk(one) for one in _named(prompt)})
+        if missing := [one for one, file in found.items() if file is None]:
             uploads = await self._uploads(prompt)
             for one in missing:
                 if (one.node_id, one.input_name) in uploads:

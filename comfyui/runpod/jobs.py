@@ -14,7 +14,7 @@ import structlog
 from comfyui.client import backoff_s
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.journal import Journal, JournalError
-from comfyui.runpod.narrator import Failure, Narrator
+from comfyui.runpod.narrator import Failure, Narrator, described
 from comfyui.runpod.sockets import Hub
 
 _log = structlog.get_logger(__name__)
@@ -170,8 +170,12 @@ class JobQueue:
         if job.ending:
             return
         job.ending = True
-        entry = tell()
-        await self.insist(lambda: self._journal.finish(job.prompt_id, entry))
+        try:
+            entry = tell()
+            await self.insist(lambda: self._journal.finish(job.prompt_id, entry, described(entry)))
+        except Exception:
+            job.ending = False  # a bug of ours; it can still end in another way
+            raise
         del self._jobs[job.prompt_id]
         _log.info("runpod.done", prompt_id=job.prompt_id, job_id=job.job_id or None, outcome=outcome)
         self._narrator.done(job)

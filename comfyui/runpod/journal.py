@@ -22,6 +22,7 @@ MAX_HISTORY = 10_000
 """As in ComfyUI."""
 
 _T = TypeVar("_T")
+_LISTED = "SELECT listed FROM history ORDER BY place"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -29,7 +30,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     cancelled INTEGER NOT NULL, prompt BLOB NOT NULL, extra_data BLOB NOT NULL, outputs BLOB NOT NULL, result BLOB
 );
 CREATE TABLE IF NOT EXISTS history (
-    place INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL UNIQUE, entry BLOB NOT NULL
+    place INTEGER PRIMARY KEY AUTOINCREMENT, prompt_id TEXT NOT NULL UNIQUE, entry BLOB NOT NULL, listed BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS counter (number INTEGER NOT NULL);
 """
@@ -134,13 +135,16 @@ class Journal:
         """A prompt that was cancelled before it was sent leaves no trace, as in ComfyUI."""
         await self._write(lambda database: database.execute("DELETE FROM jobs WHERE prompt_id = ?", (prompt_id,)))
 
-    async def finish(self, prompt_id: str, entry: Mapping[str, Any]) -> None:
-        """From the queue into the history, in one step."""
+    async def finish(self, prompt_id: str, entry: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
+        """From the queue into the history, in one step. `listed`: what a list of all prompts says of it."""
 
         def write(database: sqlite3.Connection) -> None:
             database.execute("DELETE FROM jobs WHERE prompt_id = ?", (prompt_id,))
             database.execute("DELETE FROM history WHERE prompt_id = ?", (prompt_id,))
-            database.execute("INSERT INTO history (prompt_id, entry) VALUES (?, ?)", (prompt_id, orjson.dumps(entry)))
+            database.execute(
+                "INSERT INTO history (prompt_id, entry, listed) VALUES (?, ?, ?)",
+                (prompt_id, orjson.dumps(entry), orjson.dumps(listed)),
+            )
             database.execute(
                 "DELETE FROM history WHERE place <= (SELECT place FROM history ORDER BY place DESC LIMIT 1 OFFSET ?)",
                 (MAX_HISTORY,),
@@ -165,6 +169,10 @@ class Journal:
             limit = -1 if max_items is None else max(max_items, 1)
             rows = await self._rows(query, limit, max(offset, 0))
         return {prompt_id: bytes(entry) for prompt_id, entry in rows}
+
+    async def listed(self) -> list[dict[str, Any]]:
+        """What `finish` was given of each, oldest first; without workflows, which would be most of it."""
+        return await self._do(lambda: [orjson.loads(row[0]) for row in self._fetch(_LISTED)])
 
     async def forget(self, prompt_ids: Iterable[str]) -> None:
         wanted = [(prompt_id,) for prompt_id in prompt_ids]
@@ -193,7 +201,10 @@ class Journal:
         return database
 
     async def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        return await self._do(lambda: self._connection.execute(query, values).fetchall())
+        return await self._do(lambda: self._fetch(query, *values))
+
+    def _fetch(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._connection.execute(query, values).fetchall()
 
     async def _write(self, change: Callable[[sqlite3.Connection], Any]) -> None:
         def commit() -> None:

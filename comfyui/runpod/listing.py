@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 from aiohttp import web
 
-from comfyui.outputs import files_of
 from comfyui.runpod.job import Job
 from comfyui.runpod.jobs import JobQueue
 from comfyui.runpod.journal import Journal
+from comfyui.runpod.narrator import described
 from comfyui.runpod.prompts import is_canonical_uuid, json_object
 
 _STATUSES = ("pending", "in_progress", "completed", "failed", "cancelled")
-_PREVIEWABLE = frozenset({"images", "video", "audio", "3d"})
-_ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 Described = dict[str, Any]
 
@@ -44,9 +41,8 @@ class ListingRoutes:
             key, descending = _order(request.query)
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=400)
-        entries = (await self._journal.entries()).values()
-        jobs = [
-            *await asyncio.to_thread(_finished, entries),
+        jobs: list[Described] = [
+            *await self._journal.listed(),
             *(_queued(job, "in_progress") for job in self._queue.running()),
             *(_queued(job, "pending") for job in self._queue.pending()),
         ]
@@ -59,16 +55,16 @@ class ListingRoutes:
     async def get(self, request: web.Request) -> web.Response:
         job_id = request.match_info["job_id"]
         if (job := self._queue.find(job_id)) is not None:
-            described = _queued(job, "in_progress" if job.running else "pending")
-            described["workflow"] = {"prompt": job.prompt, "extra_data": job.extra_data}
-            return web.json_response(described)
-        found = await self._journal.entry(job_id)
-        if found is None:
+            found = _queued(job, "in_progress" if job.running else "pending")
+            found["workflow"] = {"prompt": job.prompt, "extra_data": job.extra_data}
+            return web.json_response(found)
+        text = await self._journal.entry(job_id)
+        if text is None:
             return web.json_response({"error": "Job not found"}, status=404)
-        entry = orjson.loads(found)
+        entry = orjson.loads(text)
         workflow = {"prompt": entry["prompt"][2], "extra_data": entry["prompt"][3]}
         more = {"outputs": entry["outputs"], "execution_status": entry["status"], "workflow": workflow}
-        return web.json_response({**_described(entry), **more})
+        return web.json_response({**described(entry), **more})
 
     async def cancel(self, request: web.Request) -> web.Response:
         return web.json_response({"cancelled": await self._queue.cancel(request.match_info["job_id"])})
@@ -114,38 +110,6 @@ def _queued(job: Job, status: str) -> Described:
         "outputs_count": 0,
         "previewable_outputs_count": 0,
     }
-
-
-def _finished(entries: Iterable[bytes]) -> list[Described]:
-    return [_described(orjson.loads(entry)) for entry in entries]
-
-
-def _described(entry: Mapping[str, Any]) -> Described:
-    number, prompt_id, _, extra_data, _ = entry["prompt"]
-    events = dict(entry["status"]["messages"])
-    if entry["status"]["status_str"] == "success":
-        status = "completed"
-    else:
-        status = "cancelled" if "execution_interrupted" in events else "failed"
-    files = files_of(entry["outputs"])
-    previewable = [
-        {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
-        | {"nodeId": file.node_id, "mediaType": file.key}
-        for file in files
-        if file.key in _PREVIEWABLE
-    ]
-    described = {
-        "id": prompt_id,
-        "status": status,
-        "priority": number,
-        "create_time": extra_data.get("create_time"),
-        "execution_start_time": events["execution_start"]["timestamp"],
-        "execution_end_time": next(events[kind]["timestamp"] for kind in _ENDS if kind in events),
-        "execution_error": events.get("execution_error"),
-        "preview_output": next(iter(previewable), None),
-    }
-    counts = {"outputs_count": len(files), "previewable_outputs_count": len(previewable)}
-    return {name: value for name, value in described.items() if value is not None} | counts
 
 
 def _created(job: Described) -> float:

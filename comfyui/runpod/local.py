@@ -25,6 +25,9 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServ
 _PROBE_S = 5.0
 _PROBE_TIMEOUT_S = 3.0
 _CONNECT_S = 3.0
+# Of an answer: whoever waited for it is gone by then.
+_SILENCE_S = 3600.0
+_HANDSHAKE_S = 10.0
 _DEFINITIONS_S = 30.0
 _DEFINITIONS_TIMEOUT_S = 60.0
 _HEADER_BYTES = 64 * 1024
@@ -108,7 +111,7 @@ class LocalComfyUI:
                 headers=headers,
                 data=data,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S),
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S, sock_read=_SILENCE_S),
             ) as response:
                 self._is(reachable=True)
                 yield response
@@ -182,13 +185,14 @@ class LocalComfyUI:
         for name in _OF_THE_HANDSHAKE:
             headers.popall(name, None)
         try:
-            return await self._open_session.ws_connect(
-                URL(f"{self._base_url}{request.raw_path}", encoded=True),
-                headers=headers,
-                max_msg_size=_NO_FRAME_LIMIT,
-                heartbeat=_HEARTBEAT_S,
-                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
-            )
+            async with asyncio.timeout(_HANDSHAKE_S):
+                return await self._open_session.ws_connect(
+                    URL(f"{self._base_url}{request.raw_path}", encoded=True),
+                    headers=headers,
+                    max_msg_size=_NO_FRAME_LIMIT,
+                    heartbeat=_HEARTBEAT_S,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+                )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._log.warning("runpod.local_failed", detail=f"its websocket: {type(error).__name__}")
             return None

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from comfyui.outputs import files_of
 from comfyui.runpod.job import Job, Prompt, now_ms
 from comfyui.runpod.sockets import Hub
 from comfyui.workflow import is_link
@@ -22,6 +23,8 @@ _NODE_FAILED = re.compile(r"(?:^|: )([^:\n]+) \(node ([^)\s]+)\): ([\w.]+)(?:: (
 # With these the worker's diagnostics begin: for whoever looks closer, not for the message.
 _DIAGNOSTICS = re.compile(r"^(?:last lines of the node's traceback:|prompt_id: |ComfyUI: )", re.MULTILINE)
 _LONGEST_MESSAGE = 4000
+_PREVIEWABLE = frozenset({"images", "video", "audio", "3d"})
+_ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,35 @@ def failure_of(error: Any) -> Failure:
     # Below its first line the text lists the nodes' errors, of which this is one.
     reason = (raised[4] or "").partition(f"\nnode {raised[2]}: ")[0]
     return Failure(reason, raised[3], raised[2], tuple(trace))
+
+
+def described(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A history entry as ``/api/jobs`` lists it."""
+    number, prompt_id, _, extra_data, _ = entry["prompt"]
+    events = dict(entry["status"]["messages"])
+    if entry["status"]["status_str"] == "success":
+        status = "completed"
+    else:
+        status = "cancelled" if "execution_interrupted" in events else "failed"
+    files = files_of(entry["outputs"])
+    previewable = [
+        {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
+        | {"nodeId": file.node_id, "mediaType": file.key}
+        for file in files
+        if file.key in _PREVIEWABLE
+    ]
+    known = {
+        "id": prompt_id,
+        "status": status,
+        "priority": number,
+        "create_time": extra_data.get("create_time"),
+        "execution_start_time": events["execution_start"]["timestamp"],
+        "execution_end_time": next(events[kind]["timestamp"] for kind in _ENDS if kind in events),
+        "execution_error": events.get("execution_error"),
+        "preview_output": next(iter(previewable), None),
+    }
+    counts = {"outputs_count": len(files), "previewable_outputs_count": len(previewable)}
+    return {name: value for name, value in known.items() if value is not None} | counts
 
 
 def _entry(job: Job, outputs: Mapping[str, Any], *, completed: bool) -> dict[str, Any]:

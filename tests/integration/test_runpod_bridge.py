@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,12 @@ async def test_a_refused_key_is_named_by_the_prompt_and_by_readiness_until_it_is
         await until(ready, refused)
 
 
+async def test_a_refused_job_says_what_runpod_says(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    endpoint.refusals.append(400)
+    message = error_of(await history(gateway, await submit(gateway)))
+    assert message == "RunPod refused the job: RunPod's API answered /run with HTTP 400: status 400 of the test"
+
+
 async def test_an_unknown_endpoint_is_named(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
     endpoint.refusals.append(404)
     message = error_of(await history(gateway, await submit(gateway)))
@@ -432,6 +439,7 @@ async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: F
             for tag, (prompt_id, job) in enumerate(zip(prompt_ids, endpoint.inputs, strict=True))
         }
         assert (await asking.pop("job-1"))[0] == 200
+        assert (await gateway.prompt_sync(invert_workflow(50), prompt_id=prompt_ids[0]))[0] == 409
         # One that nobody here waits for keeps the queue longer than those that wait.
         await submit(gateway, invert_workflow(99))
         for job in reversed(list(asking)):
@@ -481,12 +489,12 @@ async def test_an_end_that_cannot_be_written_is_written_later(
 ) -> None:
     finish, failures = Journal.finish, 0
 
-    async def full(journal: Journal, prompt_id: str, entry: Mapping[str, Any]) -> None:
+    async def full(journal: Journal, *finished: Any) -> None:
         nonlocal failures
         failures += 1
         if failures < 2:
             raise JournalError("the disk is full")
-        await finish(journal, prompt_id, entry)
+        await finish(journal, *finished)
 
     monkeypatch.setattr(Journal, "finish", full)
     prompt_id = await submit(gateway)
@@ -527,8 +535,14 @@ async def test_a_restart_does_not_send_without_the_key_that_it_forgot(endpoint: 
     assert endpoint.runs == 0
 
 
-async def test_the_bridge_is_closed_to_whoever_has_not_its_password(gateway: RunningGateway) -> None:
-    url = gateway.handler.pool.backends[0].client.base_url
+async def test_the_bridge_is_closed_to_whoever_has_not_its_password(
+    gateway: RunningGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = gateway.handler.pool.backends[0].client
+    url = client.base_url
+    assert client.authorization is not None
+    password = base64.b64decode(client.authorization.removeprefix("Basic ")).decode().partition(":")[2]
+    assert len(password) > 30
     wrong = {"Authorization": aiohttp.encode_basic_auth("gateway", "guessed")}
     async with aiohttp.ClientSession(base_url=url) as http:
         for path in ("/queue", "/api/history", "/view?filename=a", "/anything"):
@@ -538,6 +552,8 @@ async def test_the_bridge_is_closed_to_whoever_has_not_its_password(gateway: Run
             assert response.status == 401
         with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
             await http.ws_connect("/ws")
+    _, health = await get(gateway, "/health")
+    assert password not in json.dumps(health) + capsys.readouterr().out
 
 
 # Sockets
