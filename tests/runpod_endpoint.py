@@ -23,7 +23,8 @@ Answer = dict[str, Any]
 
 
 class FakeEndpoint:
-    """`refusals` are answered to ``/run`` before anything else: a status, or "cut" for a reply that is lost.
+    """`refusals` are what happens to ``/run``: a status that is answered instead, "cut" for a reply that is lost,
+    "late" for one that comes after half a second.
 
     Attributes:
         inputs: what was taken, by job id, in order.
@@ -116,6 +117,8 @@ class FakeEndpoint:
             self.inputs[job] = body["input"]
             self.says(job, "IN_QUEUE")
             self._news.notify_all()
+        if refusal == "late":
+            await asyncio.sleep(0.5)
         if refusal == "cut" and request.transport is not None:
             request.transport.abort()
         return web.json_response({"id": job, "status": "IN_QUEUE"})

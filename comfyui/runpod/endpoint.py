@@ -218,8 +218,11 @@ class RunPodEndpoint:
             ) as response:
                 await self._check(response, path, of_a_job=of_a_job)
                 yield response
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise ComfyUIConnectionError("RunPod's API cannot be reached") from error
+        except aiohttp.ClientConnectorError as error:
+            reason = error.os_error.strerror or type(error).__name__
+            raise ComfyUIConnectionError(f"RunPod's API cannot be reached: {reason}") from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise ComfyUIConnectionError("RunPod's API did not accept a connection in time") from error
         except TimeoutError as error:
             raise ComfyUIConnectionError(f"RunPod's API did not answer /{_route(path)} in time", sent=True) from error
         except (aiohttp.ClientError, OSError) as error:

@@ -74,8 +74,10 @@ class Follower:
         while True:
             self._wake.clear()
             wait_s = self._look_around()
+            # Not `wait_for`: up to Python 3.11 it swallows a cancellation that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -57,7 +57,8 @@ class EndpointHealth:
             refusals = refusals + 1 if self.trouble else 0
             delay_s = backoff_s(refusals, start_s=0.5, max_s=_INTERVAL_S) if refusals else _INTERVAL_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._wake.wait()
             if not self.trouble and not self._is_busy():
                 await self._begins.wait()
 

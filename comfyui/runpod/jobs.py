@@ -192,6 +192,10 @@ class JobQueue:
             job.state = before
             raise
 
+    async def record(self, job: Job) -> None:
+        """Its state as it is when this is called."""
+        await self._journal.update(job)
+
     async def insist(self, write: Callable[[], Awaitable[None]]) -> None:
         """For what has happened already and must not be forgotten: until it can be written."""
         failures = 0

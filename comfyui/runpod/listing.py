@@ -12,7 +12,7 @@ from comfyui.runpod.job import Job
 from comfyui.runpod.jobs import JobQueue
 from comfyui.runpod.journal import Journal
 from comfyui.runpod.narrator import described
-from comfyui.runpod.prompts import is_canonical_uuid, json_object
+from comfyui.runpod.prompts import is_canonical_uuid, json_answer, json_object
 
 _STATUSES = ("pending", "in_progress", "completed", "failed", "cancelled")
 
@@ -40,7 +40,7 @@ class ListingRoutes:
             limit, offset = _whole(request.query, "limit"), _whole(request.query, "offset") or 0
             key, descending = _order(request.query)
         except ValueError as error:
-            return web.json_response({"error": str(error)}, status=400)
+            return json_answer({"error": str(error)}, status=400)
         jobs: list[Described] = [
             *await self._journal.listed(),
             *(_queued(job, "in_progress") for job in self._queue.running()),
@@ -50,31 +50,31 @@ class ListingRoutes:
         jobs.sort(key=_duration if key == "execution_duration" else _created, reverse=descending)
         page = jobs[offset:] if limit is None else jobs[offset : offset + limit]
         pagination = {"offset": offset, "limit": limit, "total": len(jobs), "has_more": offset + len(page) < len(jobs)}
-        return web.json_response({"jobs": page, "pagination": pagination})
+        return json_answer({"jobs": page, "pagination": pagination})
 
     async def get(self, request: web.Request) -> web.Response:
         job_id = request.match_info["job_id"]
         if (job := self._queue.find(job_id)) is not None:
             found = _queued(job, "in_progress" if job.running else "pending")
             found["workflow"] = {"prompt": job.prompt, "extra_data": job.extra_data}
-            return web.json_response(found)
+            return json_answer(found)
         text = await self._journal.entry(job_id)
         if text is None:
-            return web.json_response({"error": "Job not found"}, status=404)
+            return json_answer({"error": "Job not found"}, status=404)
         entry = orjson.loads(text)
         workflow = {"prompt": entry["prompt"][2], "extra_data": entry["prompt"][3]}
         more = {"outputs": entry["outputs"], "execution_status": entry["status"], "workflow": workflow}
-        return web.json_response({**described(entry), **more})
+        return json_answer({**described(entry), **more})
 
     async def cancel(self, request: web.Request) -> web.Response:
-        return web.json_response({"cancelled": await self._queue.cancel(request.match_info["job_id"])})
+        return json_answer({"cancelled": await self._queue.cancel(request.match_info["job_id"])})
 
     async def cancel_many(self, request: web.Request) -> web.Response:
         job_ids = (await json_object(request)).get("job_ids")
         if not isinstance(job_ids, list) or not all(is_canonical_uuid(one) for one in job_ids):
-            return web.json_response({"error": "job_ids must be a list of ids"}, status=400)
+            return json_answer({"error": "job_ids must be a list of ids"}, status=400)
         cancelled = [await self._queue.cancel(job_id) for job_id in job_ids]
-        return web.json_response({"cancelled": any(cancelled)})
+        return json_answer({"cancelled": any(cancelled)})
 
 
 def _statuses(text: str) -> frozenset[str]:

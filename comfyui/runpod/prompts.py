@@ -59,10 +59,10 @@ class PromptRoutes:
             await self._inputs.check(job)
             job = await self._queue.add(job)
         except ComfyUIValidationError as error:
-            return _answer(error.upstream or _shape(error), status=400)
+            return json_answer(error.upstream or _shape(error), status=400)
         except ComfyUIError as error:
             return refusal(error)
-        return _answer({"prompt_id": prompt_id, "number": job.number, "node_errors": {}})
+        return json_answer({"prompt_id": prompt_id, "number": job.number, "node_errors": {}})
 
     def _job(self, prompt_id: str, body: JSON) -> Job:
         prompt, extra_data = body["prompt"], body.get("extra_data") or {}
@@ -94,7 +94,7 @@ class PromptRoutes:
         )
 
     async def get_queue(self, _request: web.Request) -> web.Response:
-        return _answer(
+        return json_answer(
             {
                 "queue_running": [job.item() for job in self._queue.running()],
                 "queue_pending": [job.item() for job in self._queue.pending()],
@@ -135,6 +135,10 @@ class PromptRoutes:
         return web.Response()
 
 
+def json_answer(body: JSON, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+
 async def json_object(request: web.Request) -> JSON:
     """The body, empty for what is no JSON object: as ComfyUI takes it."""
     text = await request.read()
@@ -162,13 +166,9 @@ def _joined(entries: Mapping[str, bytes]) -> bytes:
     return orjson.dumps({prompt_id: orjson.Fragment(entry) for prompt_id, entry in entries.items()})
 
 
-def _answer(body: JSON, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
-
-
 def _refused(kind: str, message: str, details: str) -> web.Response:
     error = {"type": kind, "message": message, "details": details, "extra_info": {}}
-    return _answer({"error": error, "node_errors": {}}, status=400)
+    return json_answer({"error": error, "node_errors": {}}, status=400)
 
 
 def _shape(error: ComfyUIValidationError) -> JSON:

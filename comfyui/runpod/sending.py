@@ -73,6 +73,11 @@ class Submitter:
         except ComfyUIError as error:
             await self._queue.failed(job, Failure(error.detail))
             return
+        except Exception:
+            # A bug of ours, or a file that went away at the wrong moment: the jobs behind this one must go on.
+            _log.exception("runpod.job_crashed", prompt_id=job.prompt_id)
+            await self._queue.failed(job, Failure("the gateway failed; its log has the reason"))
+            return
         if job.ending:
             return  # cancelled while its inputs were read
         # Written first: if this process ends now, the next one knows that the job may have been sent.
@@ -95,9 +100,7 @@ class Submitter:
             return await asyncio.shield(posting)
         except asyncio.CancelledError:
             await asyncio.wait([posting], timeout=_LAST_WORD_S)
-            if posting.done() and not posting.cancelled() and posting.exception() is None:
-                await self._sent(job, posting.result())
-            posting.cancel()
+            await self._last_word(job, posting)
             raise
         except ComfyUIOverloadedError as error:
             raise _NotTakenError(error.detail, error.retry_after_s) from error
@@ -115,6 +118,19 @@ class Submitter:
                 await self._queue.lost(job, error.detail)
         return None
 
+    async def _last_word(self, job: Job, posting: asyncio.Task[Submitted]) -> None:
+        """The gateway stops: write down what is known of the job, so that the next one goes on with it."""
+        if not posting.done():
+            posting.cancel()
+            return
+        error = posting.exception()
+        if error is None:
+            await self._sent(job, posting.result())
+        elif isinstance(error, ComfyUIOverloadedError) or (
+            isinstance(error, ComfyUIConnectionError) and not error.sent
+        ):
+            await self._take_back(job)
+
     async def _take_back(self, job: Job) -> None:
         """It is surely not at RunPod: as if it had never been sent."""
         job.state = State.PENDING
@@ -130,6 +146,6 @@ class Submitter:
             self._queue.began(job)
         # Followed at once, whatever the journal takes for it.
         self._queue.on_sent(job)
-        await self._queue.insist(lambda: self._queue.keep(job, State.SENT))
+        await self._queue.insist(lambda: self._queue.record(job))
         if job.cancelled:
             self._queue.on_cancelled(job)

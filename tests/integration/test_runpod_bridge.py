@@ -461,6 +461,17 @@ async def test_a_gateway_that_ended_while_it_sent_does_not_send_again(endpoint: 
     assert endpoint.runs == 0
 
 
+async def test_a_gateway_that_stops_while_it_sends_waits_for_the_reply(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    endpoint.refusals.append("late")
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        prompt_id = await submit(gateway)
+        job = await endpoint.job()
+    endpoint.complete(job, base64_image(DATA))
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert endpoint.runs == 1
+
+
 async def test_a_delivered_result_is_not_lost_by_a_restart(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     settings = endpoint.settings(tmp_path)
     async with running_gateway(NOWHERE, **settings) as gateway:
