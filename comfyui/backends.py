@@ -66,6 +66,7 @@ class Backend:
         self._doubted = False
         self.on_connected: Callable[[], None] = lambda: None
         """Called when it is reached for the first time or anew: what was known of it may not hold any more."""
+        self._veto = ""
         self._down_since: float | None = None
         self._moved: set[str] = set()
         self.others_ready: Callable[[], bool] = lambda: False
@@ -107,6 +108,14 @@ class Backend:
     def broken(self, reason: str) -> None:
         """It answers, and cannot run prompts until it is restarted."""
         self._set(Health.BROKEN, reason)
+
+    def vetoed(self, reason: str) -> None:
+        """Behind the server is somebody who refuses prompts; "" when not any more. No reconnect ends it."""
+        was, self._veto = self._veto, reason
+        if reason:
+            self._set(Health.BROKEN, reason)
+        elif was and self.reason == was:
+            self._set(Health.READY)
 
     def succeeded(self) -> None:
         """A prompt ran through: whatever was thought of it, it works."""
@@ -162,6 +171,8 @@ class Backend:
         return self._changed.wait()
 
     def _set(self, health: Health, reason: str = "") -> None:
+        if health is Health.READY and self._veto:
+            health, reason = Health.BROKEN, self._veto
         if health is not self.health:
             log = self._log.info if health is Health.READY else self._log.warning
             log("comfyui.health", health=health.value, was=self.health.value, reason=reason or None)

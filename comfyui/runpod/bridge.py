@@ -99,7 +99,7 @@ class RunPodBridge:
         """Have it called with the reason while RunPod refuses us, and with "" when that has passed."""
         if self._health is not None:
             self._health.on_trouble = listener
-            self._health.look()
+            listener(self._health.trouble)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:

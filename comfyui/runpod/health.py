@@ -18,7 +18,7 @@ _INTERVAL_S = 15.0
 
 
 class EndpointHealth:
-    """`run` is its task. `on_trouble` is called with the reason, again at each look, and with "" when it has passed.
+    """`run` is its task. `on_trouble` is called with the reason, and with "" when it has passed.
 
     Only a refusal is trouble: while RunPod cannot be reached, prompts are taken and wait.
     """
@@ -29,7 +29,7 @@ class EndpointHealth:
         self._wake = asyncio.Event()
         self._begins = asyncio.Event()
         self._failing = False
-        self._fatal = ""
+        self._fatal = False
         self.trouble = ""
         self.on_trouble: Callable[[str], None] = lambda _reason: None
 
@@ -44,9 +44,8 @@ class EndpointHealth:
 
     def give_up(self, reason: str) -> None:
         """It will not work again in this process."""
-        self._fatal = self.trouble = reason
+        self._fatal, self.trouble = True, reason
         self.on_trouble(reason)
-        self.look()
 
     async def run(self) -> None:
         refusals = 0
@@ -64,15 +63,14 @@ class EndpointHealth:
 
     async def _ask(self) -> None:
         if self._fatal:
-            self.on_trouble(self._fatal)
             return
         try:
             await self._endpoint.health()
         except RefusedError as error:
             if error.detail != self.trouble:
                 _log.error("runpod.refused", detail=error.detail)
-            self.trouble = error.detail
-            self.on_trouble(self.trouble)
+                self.trouble = error.detail
+                self.on_trouble(self.trouble)
         except ComfyUIError as error:
             if not self._failing:
                 _log.warning("runpod.unreachable", detail=error.detail)

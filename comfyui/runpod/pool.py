@@ -19,5 +19,5 @@ async def runpod_pool(options: RunPodOptions, connect: Callable[..., BackendPool
         connect((bridge.address,), name=bridge.name, stalled_after_s=math.inf) as pool,
     ):
         [backend] = pool.backends
-        bridge.tell_trouble(lambda reason: backend.broken(reason) if reason else backend.succeeded())
+        bridge.tell_trouble(backend.vetoed)
         yield pool
