@@ -48,7 +48,7 @@ async def endpoint() -> AsyncIterator[FakeEndpoint]:
 @pytest.fixture
 async def alone(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
     """A gateway without a local ComfyUI."""
-    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as running:
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path / "data")) as running:
         yield running
 
 
@@ -99,9 +99,10 @@ async def test_names_that_lead_out_of_the_folder_are_refused_and_the_others_kept
     entry = await history(alone, prompt_id)
     saved = {"filename": "good.png", "subfolder": prompt_id, "type": "output"}
     assert entry["outputs"] == {"3": {"images": [saved]}}
-    written = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
-    assert written == [f"outputs/{prompt_id}/good.png"]
-    assert not list(tmp_path.parent.rglob("evil*"))
+    outputs = tmp_path / "data" / "outputs"
+    written = [path.relative_to(outputs).as_posix() for path in outputs.rglob("*") if path.is_file()]
+    assert written == [f"{prompt_id}/good.png"]
+    assert not list(tmp_path.rglob("evil*"))
     for query in ({"filename": "../journal.sqlite3"}, {"filename": "journal.sqlite3", "subfolder": ".."}):
         assert (await view(alone, **query))[0] == 404
 
@@ -267,7 +268,7 @@ async def test_an_upload_that_leads_elsewhere_is_refused(alone: RunningGateway, 
     async with alone.http.post("/upload/image", data=form) as response:
         assert response.status == 400
         assert "a relative folder without '..'" in (await response.json())["detail"]
-    assert not [path for path in (tmp_path / "inputs").rglob("*") if path.is_file()]
+    assert not [path for path in (tmp_path / "data" / "inputs").rglob("*") if path.is_file()]
 
 
 async def test_inputs_beyond_what_runpod_takes_are_refused_by_name(
