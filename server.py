@@ -33,8 +33,6 @@ from comfyui.inputs import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.runner import RunnerOptions
-from comfyui.runpod.bridge import RunPodOptions
-from comfyui.runpod.pool import runpod_pool
 from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.warmup import load_workflow, warming_up
 from comfyui.web import api, ops, workflows
@@ -160,6 +158,10 @@ def _backends(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManag
         metrics=metrics,
     )
     if settings.backend == "runpod" and settings.runpod_api_key is not None:
+        # Its server and database are nothing that other gateways should load.
+        from comfyui.runpod.bridge import RunPodOptions
+        from comfyui.runpod.pool import runpod_pool
+
         options = RunPodOptions(
             endpoint_id=settings.runpod_endpoint_id,
             api_key=settings.runpod_api_key,

@@ -99,7 +99,7 @@ class JobInput(BaseModel):
         files = [(f"images[{index}]", image.name, image.image) for index, image in enumerate(self.images)]
         files += [(f"reference_images[{path!r}]", path, content) for path, content in self.reference_images.items()]
         extra_data: dict[str, Any] = {"extra_pnginfo": self.extra_pnginfo} if self.extra_pnginfo else {}
-        if self.comfy_org_api_key is not None:
+        if self.comfy_org_api_key:
             extra_data["api_key_comfy_org"] = self.comfy_org_api_key.get_secret_value()
         return PromptRequest(
             prompt=self.workflow,
