@@ -203,7 +203,8 @@ class Backend:
                 wait_s = backoff_s(failures, start_s=_PROBE_START_S, max_s=_PROBE_MAX_S)
                 self._move_when_gone()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look_again.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._look_again.wait()
 
     def _judge_worker(self) -> None:
         if self.watcher.stalled:

@@ -41,7 +41,9 @@ def configure_logging(level: str = "INFO", output: str = "console") -> None:
             path = Path(output)
             path.parent.mkdir(parents=True, exist_ok=True)
             handler = {"class": "logging.handlers.WatchedFileHandler", "filename": str(path), "encoding": "utf-8"}
-        renderer = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        # As it comes, it writes the variables of every frame, with whatever keys and prompts are in them.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        renderer = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
     logging.config.dictConfig(
         {
             "version": 1,

@@ -377,7 +377,8 @@ class CompletionWatcher:
             due_in_s = last_poll + self._delay_s(waiting) - time.monotonic()
             if due_in_s > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), due_in_s)
+                    async with asyncio.timeout(due_in_s):
+                        await self._wake.wait()
                     continue  # something changed: think again
             await self._poll_once()
             last_poll = time.monotonic()

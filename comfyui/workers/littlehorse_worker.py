@@ -161,7 +161,8 @@ class WorkflowTask:
         interval_s = _FIRST_LOOK_S
         while not started.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(started.wait(), interval_s)
+                async with asyncio.timeout(interval_s):
+                    await started.wait()
                 return
             interval_s = self._settings.comfyui_poll_interval_sec
             for backend in self._comfyui.pool.ready:
@@ -294,7 +295,8 @@ async def _register(task: WorkflowTask, config: GatedConfig, stop: asyncio.Event
         else:
             return True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S))
+            async with asyncio.timeout(backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S)):
+                await stop.wait()
     return False
 
 

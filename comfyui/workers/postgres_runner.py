@@ -165,7 +165,8 @@ class TaskRunner:
             if failures:
                 delay_s = min(delay_s, backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_now.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._beat_now.wait()
 
     # One task
 

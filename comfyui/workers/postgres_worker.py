@@ -101,7 +101,8 @@ async def _open_queue(
             if failures == 1:
                 _log.warning("queue.unavailable", detail=str(error), until_then="trying again")
         try:
-            await asyncio.wait_for(stop.wait(), backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S))
+            async with asyncio.timeout(backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S)):
+                await stop.wait()
         except TimeoutError:
             continue
     return None

@@ -225,7 +225,8 @@ async def _progress(
                 return
             await asyncio.to_thread(_send_update, sdk, job, latest[0].to_json())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(done.wait(), interval_s)
+                async with asyncio.timeout(interval_s):
+                    await done.wait()
 
     sender = asyncio.create_task(send_all(), name="progress")
     try:
