@@ -13,6 +13,7 @@ from comfyui.delivery import Order
 from comfyui.models import ImageConversion, OutputPlace
 from comfyui.web.accept import accepted_by
 from comfyui.web.answers import Call, answer
+from comfyui.web.auth import CALLER
 from comfyui.web.bodies import Submitted, body_schema
 from comfyui.web.deps import Delivery, Handler, Options, WebOptions
 from comfyui.web.errors import RequestError
@@ -21,7 +22,7 @@ from comfyui.web.upstreams import Upstreams
 
 router = APIRouter()
 
-# Names under which keys become ids are ours alone, so that no other UUIDv5 scheme can collide with them.
+# Where no API keys tell callers apart. It is ours alone, so that no other UUIDv5 scheme can collide with it.
 _KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
 
 NodeId = Annotated[str | None, Query(max_length=256, description="Whose file, when its bytes are asked for.")]
@@ -73,7 +74,8 @@ async def prompt_sync(
     if idempotency_key is not None:
         if body.prompt_id is not None:
             raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
-        body = body.model_copy(update={"prompt_id": prompt_id_for_key(idempotency_key)})
+        caller: UUID | None = request.scope["state"].get(CALLER)
+        body = body.model_copy(update={"prompt_id": prompt_id_for_key(idempotency_key, caller)})
     prompt_id = str(body.prompt_id or uuid4())
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     call = Call(
@@ -135,9 +137,13 @@ async def prompt(request: Request, handler: Handler) -> Response:
     return Response(reply.body, reply.status, {"Content-Type": reply.content_type})
 
 
-def prompt_id_for_key(key: str) -> UUID:
-    """The same key gives the same id, in any process and after any restart."""
-    return uuid5(_KEY_NAMESPACE, key)
+def prompt_id_for_key(key: str, caller: UUID | None) -> UUID:
+    """The same Idempotency-Key of the same caller gives the same id, in any process and after any restart.
+
+    `caller`: the name of the API key that was shown, so that nobody meets the prompts of others by chance; None where
+    no key is needed.
+    """
+    return uuid5(caller or _KEY_NAMESPACE, key)
 
 
 def _timeout_s(timeout: float | None, options: WebOptions) -> float:

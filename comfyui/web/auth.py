@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,6 +16,8 @@ from comfyui.web.origins import Origins, Page, answer_preflight, is_preflight, w
 from comfyui.web.paths import PROBES
 
 _BEARER = b"bearer "
+CALLER = "caller"
+"""Where a request's state has the name of the key that was shown; nothing is there where none is needed."""
 
 
 class Guard:
@@ -58,7 +62,8 @@ class Guard:
             except ClientDisconnect:
                 return
             await response(scope, receive, send)
-        elif self._is_known(scope, page):
+        elif (caller := self._caller(scope, page)) is not None:
+            scope["state"][CALLER] = caller
             await self._app(self._without_credentials(scope), receive, send)
         elif _is_navigation(scope):
             await redirect_to_login(scope)(scope, receive, send)
@@ -68,29 +73,34 @@ class Guard:
             detail = "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
             await refusal(scope, 401, detail, challenge)(scope, receive, send)
 
-    def _is_known(self, scope: Scope, page: Page) -> bool:
+    def _caller(self, scope: Scope, page: Page) -> UUID | None:
         for name, value in scope["headers"]:
-            if self._is_own_key(name, value):
-                return True
+            caller = None
+            if (key := _key_in(name, value)) is not None:
+                caller = self._keys.caller(key)
             # Where any page may ask, none may ask in the name of the user who is signed in.
-            if name == b"cookie" and page is not Page.ANY and self._keys.is_session(session_in(value) or ""):
-                return True
-        return False
-
-    def _is_own_key(self, name: bytes, value: bytes) -> bool:
-        if name == b"authorization" and value[: len(_BEARER)].lower() == _BEARER:
-            return self._keys.holds(value[len(_BEARER) :].strip())
-        return name == b"x-api-key" and self._keys.holds(value.strip())
+            elif name == b"cookie" and page is not Page.ANY:
+                caller = self._keys.session_caller(session_in(value) or "")
+            if caller is not None:
+                return caller
+        return None
 
     def _without_credentials(self, scope: Scope) -> Scope:
         headers = []
         for name, value in scope["headers"]:
-            if self._is_own_key(name, value):
+            if (key := _key_in(name, value)) is not None and self._keys.holds(key):
                 continue
             kept = without_session(value) if name == b"cookie" else value
             if kept or name != b"cookie":
                 headers.append((name, kept))
         return {**scope, "headers": headers}
+
+
+def _key_in(name: bytes, value: bytes) -> bytes | None:
+    """What a header shows as a key, ours or not."""
+    if name == b"authorization" and value[: len(_BEARER)].lower() == _BEARER:
+        return value[len(_BEARER) :].strip()
+    return value.strip() if name == b"x-api-key" else None
 
 
 def _is_navigation(scope: Scope) -> bool:

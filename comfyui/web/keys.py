@@ -10,9 +10,13 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 COOKIE = "comfyui_gateway_session"
 _PURPOSE = b"comfyui-gateway session\0"
+_CALLER_PURPOSE = b"comfyui-gateway caller"
+# What is made of a caller's name stands in ComfyUI's queue, where others could try keys against it: some 15 ms each.
+_CALLER_ROUNDS = 50_000
 
 
 class KeyRing:
@@ -22,6 +26,7 @@ class KeyRing:
         # Digests are compared, so that not even a key's length shows in the time that it takes.
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._signers = [hashlib.sha256(_PURPOSE + key.encode()).digest() for key in keys]
+        self._callers = [_caller(key) for key in keys]
         self.session_s = session_s
         self._clock = clock
 
@@ -31,6 +36,12 @@ class KeyRing:
     def holds(self, key: bytes) -> bool:
         """Is it one of ours? All are compared, whichever it is."""
         return self._index(key) is not None
+
+    def caller(self, key: bytes) -> UUID | None:
+        """The name of whoever shows `key`, None when it is not ours: the same in every process that has this key,
+        wherever in the list, and the key cannot be had from it."""
+        index = self._index(key)
+        return None if index is None else self._callers[index]
 
     def open_session(self, key: bytes) -> str | None:
         """A session for somebody who shows `key`; None when it is not ours."""
@@ -42,11 +53,17 @@ class KeyRing:
 
     def is_session(self, token: str) -> bool:
         """Signed with one of our keys and not over."""
+        return self.session_caller(token) is not None
+
+    def session_caller(self, token: str) -> UUID | None:
+        """The name of whoever opened the session, as `caller` gives it for the key; None when it is none, or over."""
         expiry, _, signature = token.partition(".")
-        genuine = False
-        for signer in self._signers:
-            genuine |= hmac.compare_digest(_signature(signer, expiry).encode(), signature.encode())
-        return genuine and expiry.isascii() and expiry.isdigit() and int(expiry) > self._clock()
+        caller = None
+        for signer, name in zip(self._signers, self._callers, strict=True):
+            if hmac.compare_digest(_signature(signer, expiry).encode(), signature.encode()):
+                caller = name
+        # Only what we signed is sure to be a number that can be read.
+        return caller if caller is not None and int(expiry) > self._clock() else None
 
     def _index(self, key: bytes) -> int | None:
         digest = hashlib.sha256(key).digest()
@@ -59,6 +76,10 @@ class KeyRing:
 
 def _signature(signer: bytes, expiry: str) -> str:
     return hmac.new(signer, expiry.encode(), hashlib.sha256).hexdigest()
+
+
+def _caller(key: str) -> UUID:
+    return UUID(bytes=hashlib.pbkdf2_hmac("sha256", key.encode(), _CALLER_PURPOSE, _CALLER_ROUNDS, dklen=16))
 
 
 def session_in(cookies: bytes) -> str | None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import aiohttp
+import orjson
 import pytest
 
 from comfyui.engine import Engine
 from comfyui.web.keys import COOKIE, KeyRing
 from config import SettingsError, load_settings
 from tests.relaying import Fetched, answer_ok, fetch, raw_request, relayed
-from tests.running import RunningGateway, invert_workflow, running_gateway
+from tests.running import RunningGateway, executions, invert_workflow, running_gateway
 
 ROOT = Path(__file__).parents[2]
 _KEY, _OTHER = "correct-horse-battery", "second-key"
@@ -70,6 +71,7 @@ async def test_a_key_opens_every_path(locked: RunningGateway, headers: dict[str,
         {"Cookie": f"{COOKIE}={_KEY}"},
         {"Cookie": f"{COOKIE}=9999999999.{'0' * 64}"},
         {"Cookie": f"{COOKIE}="},
+        {"Cookie": f"{COOKIE}={'9' * 5000}.x"},
     ],
 )
 async def test_nothing_else_opens_any(locked: RunningGateway, engine: Engine, headers: dict[str, str]) -> None:
@@ -226,6 +228,49 @@ def test_a_session_cannot_be_prolonged(forge: object) -> None:
     expiry, _, signature = token.partition(".")
     assert callable(forge)
     assert not ring.is_session(forge(expiry, signature))
+
+
+# One caller's Idempotency-Keys
+
+
+async def _ordered(gateway: RunningGateway, tag: int, headers: dict[str, str]) -> tuple[int, str]:
+    headers = {"Idempotency-Key": "order 4711", **headers}
+    answer = await fetch(gateway, "/prompt_sync", "POST", json={"prompt": invert_workflow(tag)}, headers=headers)
+    return answer.status, orjson.loads(answer.body)["prompt_id"]
+
+
+async def test_an_idempotency_key_is_one_caller_s_and_meets_no_other_s(locked: RunningGateway, engine: Engine) -> None:
+    mine, theirs = {"X-API-Key": _KEY}, {"X-API-Key": _OTHER}
+    first = await _ordered(locked, 1, mine)
+    assert first[0] == 200
+    other = await _ordered(locked, 2, theirs)  # another body, and no conflict
+    assert other[0] == 200
+    assert other[1] != first[1]
+    assert await _ordered(locked, 1, _BEARER) == first
+    assert executions(engine) == {first[1]: 1, other[1]: 1}
+
+
+async def test_a_browser_that_signed_in_with_a_key_is_the_caller_with_that_key(locked: RunningGateway) -> None:
+    cookie = {"Cookie": (await _login(locked, _OTHER)).headers["Set-Cookie"].split(";")[0]}
+    assert await _ordered(locked, 1, cookie) == await _ordered(locked, 1, {"X-API-Key": _OTHER})
+
+
+async def test_a_key_s_idempotency_keys_outlive_a_restart_and_every_change_of_the_list_around_it(
+    engine: Engine,
+) -> None:
+    seen = []
+    for keys in (_KEY, f"new, {_KEY}", f"{_KEY}, {_OTHER}"):
+        async with running_gateway(engine.url, api_keys=keys) as gateway:
+            seen.append(await _ordered(gateway, 1, _BEARER))
+    async with running_gateway(engine.url, api_keys=_OTHER) as gateway:
+        other = await _ordered(gateway, 1, {"X-API-Key": _OTHER})
+    assert len(set(seen)) == 1
+    assert other != seen[0]
+
+
+async def test_without_api_keys_an_idempotency_key_gives_the_id_that_it_always_gave(gateway: RunningGateway) -> None:
+    """Of a gateway before this one: who asks again across the upgrade gets what is there."""
+    assert await _ordered(gateway, 1, {}) == (200, "d681d8df-8837-5c95-b2bf-c5b8339c288e")
 
 
 # Pages of other sites
