@@ -11,6 +11,7 @@ import contextlib
 import enum
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Literal, Self
@@ -355,21 +356,25 @@ class BackendPool:
             for task in tasks:
                 task.cancel()
 
-    def why_not_ready(self) -> str:
-        """One sentence for each server that is not in rotation."""
+    def why_not_ready(self, *, in_detail: bool = True) -> str:
+        """One sentence for each server that is not in rotation; not `in_detail`: how many are in which state."""
+        if not in_detail:
+            counts = Counter(backend.health for backend in self.backends if not backend.ready)
+            # One that is connected and not ready: our own watcher of it has failed.
+            said = (f"{count} {'failed' if at is Health.READY else at.value}" for at, count in counts.items())
+            return f"ComfyUI servers: {', '.join(said)}"
         return "; ".join(
             backend.reason if backend.name in backend.reason else f"{backend.name}: {backend.reason or 'not ready'}"
             for backend in self.backends
             if not backend.ready
         )
 
-    def report(self) -> list[dict[str, Any]]:
-        """Per-server state for `/health`, from what is known: it asks nobody."""
+    def report(self, *, in_detail: bool = True) -> list[dict[str, Any]]:
+        """Per-server state for `/health`, from what is known: it asks nobody. Not `in_detail`: no names, no reasons."""
         return [
-            {
-                "server": backend.name,
+            ({"server": backend.name, "reason": backend.reason or None} if in_detail else {})
+            | {
                 "state": backend.health.value,
-                "reason": backend.reason or None,
                 "websocket": "connected"
                 if backend.watcher.connected
                 else "silent"

@@ -319,13 +319,15 @@ class ComfyUIHandler:
     def draining(self) -> bool:
         return self._draining
 
-    def why_not_ready(self) -> str | None:
-        """Why a prompt would not be accepted now; None when it would."""
+    def why_not_ready(self, *, in_detail: bool = True) -> str | None:
+        """Why a prompt would not be accepted now; None when it would. Not `in_detail`: no addresses, no messages."""
         if self._draining:
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
             return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
-        return self.not_warm if self.pool.ready else self.pool.why_not_ready()
+        if not self.pool.ready:
+            return self.pool.why_not_ready(in_detail=in_detail)
+        return self.not_warm if in_detail or self.not_warm is None else "not warm: WARMUP_WORKFLOW has not run through"
 
     def refuse_when_full(self) -> None:
         """Raise what `submit_prompt_sync` would raise now, before a body is read for nothing.
@@ -340,12 +342,12 @@ class ComfyUIHandler:
             self.metrics.rejected.labels("overloaded").inc()
             raise ComfyUIOverloadedError(f"{limit} requests are waiting already; try again later")
 
-    async def health_check(self) -> list[dict[str, Any]]:
-        """Per-server state; those without a working websocket are asked anew."""
+    async def health_check(self, *, in_detail: bool = True) -> list[dict[str, Any]]:
+        """Per-server state, as `BackendPool.report` has it; those without a working websocket are asked anew."""
         for backend in self.pool.backends:
             if not backend.watcher.connected:
                 backend.look_again()
-        return self.pool.report()
+        return self.pool.report(in_detail=in_detail)
 
     # Shutdown
 

@@ -18,10 +18,12 @@ from comfyui.web.paths import PROBES
 _BEARER = b"bearer "
 CALLER = "caller"
 """Where a request's state has the name of the key that was shown; nothing is there where none is needed."""
+IN_DETAIL = "in_detail"
+"""Where a probe's state says whether it may be told of addresses, as everybody else who gets through may be."""
 
 
 class Guard:
-    """Middleware: refuse foreign pages (403) and, where there are keys, whoever shows none (401).
+    """Middleware: refuse foreign pages (403) and, where there are keys, whoever shows none (401). Probes need no key.
 
     What it lets through no longer carries the gateway's own key or cookie: they are not for ComfyUI.
     """
@@ -33,10 +35,14 @@ class Guard:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in PROBES:
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         page = self._origins.page_of(scope)
+        if scope["path"] in PROBES:
+            scope["state"][IN_DETAIL] = not self._keys or self._caller(scope, page) is not None
+            await self._app(scope, receive, send)
+            return
         if page is Page.FOREIGN:
             self._metrics.rejected.labels("origin").inc()
             detail = "a web page of another site sent this; CORS_ALLOW_ORIGINS lists those that may"

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from comfyui.metrics import Metrics
+from comfyui.web.auth import IN_DETAIL
 from comfyui.web.deps import Handler
 from comfyui.web.errors import json_response
 
@@ -21,9 +22,13 @@ except PackageNotFoundError:
 
 
 @router.get("/health", summary="The gateway and every ComfyUI server behind it")
-async def health(handler: Handler) -> Response:
-    """503 when no ComfyUI answers. The queue figures are ComfyUI's own, as it last told them."""
-    servers = await handler.health_check()
+async def health(request: Request, handler: Handler) -> Response:
+    """503 when no ComfyUI answers. The queue figures are ComfyUI's own, as it last told them.
+
+    Where there are API keys, only who shows one is told of addresses and reasons.
+    """
+    in_detail: bool = request.scope["state"][IN_DETAIL]
+    servers = await handler.health_check(in_detail=in_detail)
     remaining = sum(server["queue_remaining"] for server in servers)
     running = sum(1 for server in servers if server["queue_remaining"])
     connected = bool(handler.pool.ready)
@@ -38,7 +43,7 @@ async def health(handler: Handler) -> Response:
         "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     if not connected:
-        body["error"] = handler.pool.why_not_ready()
+        body["error"] = handler.pool.why_not_ready(in_detail=in_detail)
     return json_response(200 if connected else 503, body)
 
 
@@ -49,9 +54,9 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/health/ready", summary="200 when a prompt would be accepted now")
-async def ready(handler: Handler) -> Response:
+async def ready(request: Request, handler: Handler) -> Response:
     """503 with the reason while ComfyUI starts, is down or cannot run prompts, or the gateway is full or draining."""
-    reason = handler.why_not_ready()
+    reason = handler.why_not_ready(in_detail=request.scope["state"][IN_DETAIL])
     if reason is None:
         return json_response(200, {"status": "ready"})
     return json_response(503, {"status": "not ready", "reason": reason})

@@ -88,6 +88,46 @@ async def test_probes_need_no_key(locked: RunningGateway) -> None:
         assert (await fetch(locked, path)).status == 200
 
 
+@pytest.mark.parametrize("state", ["healthy", "unreachable", "broken", "cold"])
+async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(engine: Engine, state: str) -> None:
+    host = engine.url.removeprefix("http://") if state != "unreachable" else "127.0.0.1:9"
+    async with running_gateway(host, ready=state != "unreachable", api_keys=_KEY) as gateway:
+        secrets = [host]
+        if state == "broken":
+            gateway.handler.pool.backends[0].broken("a GPU fault: AcceleratorError")
+            secrets.append("AcceleratorError")
+        elif state == "cold":
+            gateway.handler.not_warm = f"the warm-up workflow failed: {host} said no"
+        for path in ("/health", "/health/ready"):
+            for headers in ({}, {"X-API-Key": "wrong"}, {"Cookie": f"{COOKIE}=9999999999.{'0' * 64}"}):
+                answer = await fetch(gateway, path, headers=headers)
+                assert not any(secret in answer.body.decode() for secret in secrets)
+            assert (await fetch(gateway, path, headers=_BEARER)).status == answer.status
+        full = await fetch(gateway, "/health", headers=_BEARER)
+        cookie = (await _login(gateway)).headers["Set-Cookie"].split(";")[0]
+        signed_in = await fetch(gateway, "/health", headers={"Cookie": cookie})
+        short = orjson.loads((await fetch(gateway, "/health")).body)
+        ready = orjson.loads((await fetch(gateway, "/health/ready")).body)
+    assert all(secret in answer.body.decode() for secret in secrets for answer in (full, signed_in))
+    # What the container's watchdog and a load balancer go by is there for all.
+    shown = orjson.loads(full.body)["servers"][0]
+    assert short["servers"] == [{key: shown[key] for key in ("state", "websocket", "queue_remaining", "in_flight")}]
+    assert short["status"] == orjson.loads(full.body)["status"]
+    expected = {
+        "healthy": None,
+        "unreachable": "ComfyUI servers: 1 starting",
+        "broken": "ComfyUI servers: 1 broken",
+        "cold": "not warm: WARMUP_WORKFLOW has not run through",
+    }
+    assert ready.get("reason") == expected[state]
+
+
+async def test_without_api_keys_a_probe_tells_everybody_everything(gateway: RunningGateway, engine: Engine) -> None:
+    answer = orjson.loads((await fetch(gateway, "/health")).body)
+    assert answer["servers"][0]["server"] == engine.url.removeprefix("http://")
+    assert "reason" in answer["servers"][0]
+
+
 @pytest.mark.parametrize("path", ["/health/../queue", "//health", "/health/live/", "/%68ealth/x", "/api/health"])
 async def test_a_probes_name_opens_no_other_path(locked: RunningGateway, path: str) -> None:
     answer = await raw_request(locked.url, f"GET {path} HTTP/1.1\r\nHost: g\r\n\r\n".encode())
