@@ -36,6 +36,9 @@ CHOICE_PATIENCE_S = 2.0
 _SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "missing_input_file", "value_not_in_list"})
 # Files come and go without a word: before no server is able, look once with lists no older than this.
 _FRESH_S = 5.0
+# How long after it was asked a server may take to say what it has: some seconds with many nodes on a slow disk. A wrong
+# guess is a refused workflow; waiting costs once, since those who come later count from the same question.
+_SAY_WITHIN_S = 5.0
 
 
 class Health(enum.Enum):
@@ -45,6 +48,58 @@ class Health(enum.Enum):
     READY = "connected"
     DOWN = "unreachable"
     BROKEN = "broken"
+
+
+class _NodeDefinitions:
+    """What one server says of its nodes: asked once for all who want it, and kept."""
+
+    def __init__(self, client: ComfyUIClient) -> None:
+        self._client = client
+        self._known: JSON | None = None
+        self._known_at = 0.0
+        self._asking: asyncio.Task[JSON] | None = None
+        self._asked_at = 0.0
+        self._tasks: set[asyncio.Task[JSON]] = set()
+
+    async def get(self, max_age_s: float) -> JSON:
+        if self._known is not None and time.monotonic() - self._known_at <= max_age_s:
+            return self._known
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name=f"definitions {self._client.name}")
+            self._asked_at = time.monotonic()
+            self._tasks.add(self._asking)
+            self._asking.add_done_callback(self._ended)
+        # It goes on without whoever gives up waiting: the answer is wanted by others, and later.
+        return await asyncio.shield(self._asking)
+
+    def patience_s(self) -> float:
+        """How long to wait for an answer that a choice of servers depends on."""
+        waited_s = time.monotonic() - self._asked_at if self._asking is not None else 0.0
+        return max(0.0, _SAY_WITHIN_S - waited_s)
+
+    def forget(self) -> None:
+        """What is known, and what is being answered now."""
+        self._known = self._asking = None
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _ask(self) -> JSON:
+        try:
+            answer = await self._client.object_info()
+            if self._asking is asyncio.current_task():
+                self._known, self._known_at = answer, time.monotonic()
+            return answer
+        finally:
+            if self._asking is asyncio.current_task():
+                self._asking = None
+
+    def _ended(self, task: asyncio.Task[JSON]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may be waiting any more
 
 
 class Backend:
@@ -61,9 +116,7 @@ class Backend:
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._changed = asyncio.Event()
         self._look_again = asyncio.Event()
-        self._object_info: JSON | None = None
-        self._object_info_at = 0.0
-        self._object_info_lock = asyncio.Lock()
+        self._definitions = _NodeDefinitions(client)
         self._doubted = False
         self.on_connected: Callable[[], None] = lambda: None
         """Called when it is reached for the first time or anew: what was known of it may not hold any more."""
@@ -77,6 +130,7 @@ class Backend:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.client)
+            stack.push_async_callback(self._definitions.close)
             self.watcher.on_change = self._look_again.set
             await stack.enter_async_context(self.watcher)
             prober = asyncio.create_task(self._probe_loop(), name=f"probe {self.name}")
@@ -143,11 +197,16 @@ class Backend:
 
         Lists of files in it (models, inputs) are as old as the answer.
         """
-        async with self._object_info_lock:
-            if self._object_info is None or time.monotonic() - self._object_info_at > max_age_s:
-                self._object_info = await self.client.object_info()
-                self._object_info_at = time.monotonic()
-            return self._object_info
+        return await self._definitions.get(max_age_s)
+
+    async def has_all_of(self, prompt: Mapping[str, Any], *, max_age_s: float = math.inf) -> bool | None:
+        """Whether it has the workflow's nodes, models and files; None when it does not say, or not soon."""
+        try:
+            async with asyncio.timeout(self._definitions.patience_s()):
+                definitions = await self.object_info(max_age_s=max_age_s)
+        except (ComfyUIError, TimeoutError):
+            return None
+        return not any(problem.code in _SERVER_LACKS for problem in preflight(prompt, definitions))
 
     async def find(self, prompt_id: str) -> JSON | QueueItem | None:
         """Its history entry, or its place in the queue: history, queue, history, since one can become the other."""
@@ -190,7 +249,7 @@ class Backend:
             connected = self.watcher.connected
             if connected and not was_connected:
                 # It may have been restarted, with other nodes and models and a healthy GPU.
-                self._object_info = None
+                self._definitions.forget()
                 self.on_connected()
                 self._set(Health.READY)
             was_connected = connected
@@ -334,19 +393,15 @@ class BackendPool:
             await self._wait_for_change(left_s)
 
     async def _able(self, candidates: list[Backend], prompt: Mapping[str, Any] | None) -> list[Backend]:
-        """Those that have the workflow's nodes and models; all of them where none has, since ComfyUI says it best."""
+        """Those that have what the workflow needs; else those that do not say, which may have it; else all of them,
+        since ComfyUI says best what is missing."""
         if prompt is None or len(candidates) < 2:
             return candidates
         for max_age_s in (math.inf, _FRESH_S):
-            able = []
-            for backend in candidates:
-                with contextlib.suppress(ComfyUIError):
-                    problems = preflight(prompt, await backend.object_info(max_age_s=max_age_s))
-                    if not any(problem.code in _SERVER_LACKS for problem in problems):
-                        able.append(backend)
-            if able:
-                return able
-        return candidates
+            said = await asyncio.gather(*(backend.has_all_of(prompt, max_age_s=max_age_s) for backend in candidates))
+            if any(said):
+                return [backend for backend, has_all in zip(candidates, said, strict=True) if has_all]
+        return [backend for backend, has_all in zip(candidates, said, strict=True) if has_all is None] or candidates
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         tasks = [asyncio.create_task(backend.wait_for_change()) for backend in self.backends]

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tests.running import (
     executions,
     invert_workflow,
     prompts_are_queued,
+    requests,
     running_gateway,
     sleep_workflow,
 )
@@ -139,16 +141,68 @@ async def test_a_killed_and_restarted_server_gets_its_prompts_again() -> None:
 
 async def test_a_workflow_goes_where_its_files_are(engines: list[Engine]) -> None:
     without, having = engines
-    Image.new("RGB", (8, 8), "red").save(having.folders.input / "only_here.png")
-    workflow = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "only_here.png"}},
-        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
-    }
+    workflow = load_workflow_of("only_here.png", having)
     async with running_gateway(without.url, having.url) as gateway:
         for _ in range(3):
             status, body = await gateway.prompt_sync(workflow)
             assert status == 200, body
     assert executions(without) == {}
+
+
+async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.backends._SAY_WITHIN_S", 0.5)
+    silent, speaking = engines
+    await silent.set_faults({"hang": {"route": "/object_info"}})
+    async with running_gateway(silent.url, speaking.url) as gateway:
+        for longest_s in (2.0, 0.4):  # whoever comes later does not wait for the same question again
+            began = time.monotonic()
+            answers = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(4)))
+            assert time.monotonic() - began < longest_s
+            assert [status for status, _ in answers] == [200] * 4
+        assert executions(silent) == {}
+        assert requests(silent, "GET /object_info") == 1
+        silent.faults.clear()
+
+
+async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_not(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.backends._SAY_WITHIN_S", 0.3)
+    silent, lacking = engines
+    workflow = load_workflow_of("only_there.png", silent)
+    await silent.set_faults({"hang": {"route": "/object_info"}})
+    async with running_gateway(lacking.url, silent.url) as gateway:
+        status, body = await gateway.prompt_sync(workflow)
+        assert status == 200, body
+        silent.faults.clear()
+    assert executions(lacking) == {}
+
+
+async def test_what_a_server_says_late_is_known_to_the_next(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.backends._SAY_WITHIN_S", 0.2)
+    slow, quick = engines
+    workflow = load_workflow_of("only_there.png", slow)
+    await slow.set_faults({"delay": {"route": "/object_info", "seconds": 0.6}})
+    async with running_gateway(slow.url, quick.url) as gateway:
+        assert (await gateway.prompt_sync(invert_workflow(1)))[0] == 200
+        assert executions(slow) == {}
+        await asyncio.sleep(0.6)
+        assert (await gateway.prompt_sync(workflow))[0] == 200
+    assert len(executions(slow)) == 1
+    assert requests(slow, "GET /object_info") == 1
+
+
+def load_workflow_of(name: str, having: Engine) -> dict[str, Any]:
+    """A workflow with a picture that only this engine has."""
+    Image.new("RGB", (8, 8), "red").save(having.folders.input / name)
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
 
 
 async def until_state(gateway: RunningGateway, url: str, state: str) -> dict[str, Any]:
