@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import structlog
@@ -30,6 +31,7 @@ _PROBE_UP_S = 5.0
 # Of the smallest request there is: who does not answer it in this time does not take a prompt, either.
 _PROBE_TIMEOUT_S = 5.0
 _MOVE_AFTER_S = 5.0
+_STALLED = "its prompt worker does not run: prompts wait and none is executed; restart ComfyUI"
 CHOICE_PATIENCE_S = 2.0
 """How long a new prompt waits for a server to come up: a moment, since its caller can try again."""
 # What another server may have: the rest is wrong with the workflow wherever it runs.
@@ -48,6 +50,20 @@ class Health(enum.Enum):
     READY = "connected"
     DOWN = "unreachable"
     BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """Why a server that answers runs no prompts, and by which prompts of that time its restart is told.
+
+    Nothing that ComfyUI answers says when it was started. But its queue and history live in its memory: as long as it
+    knows one of these, it was not restarted, however often its connection was.
+    """
+
+    reason: str
+    witnesses: frozenset[str]
+    stalled: bool = False
+    """Its prompt worker is dead: the witnesses wait in its queue, from where it takes nothing."""
 
 
 class _NodeDefinitions:
@@ -118,6 +134,8 @@ class Backend:
         self._look_again = asyncio.Event()
         self._definitions = _NodeDefinitions(client)
         self._doubted = False
+        self._fault: _Fault | None = None
+        self._perhaps_restarted = False
         self.on_connected: Callable[[], None] = lambda: None
         """Called when it is reached for the first time or anew: what was known of it may not hold any more."""
         self._veto = ""
@@ -160,9 +178,13 @@ class Backend:
         self._set(Health.DOWN, error.detail)
         self._look_again.set()
 
-    def broken(self, reason: str) -> None:
-        """It answers, and cannot run prompts until it is restarted."""
+    def broken(self, reason: str, prompt_id: str) -> None:
+        """It answers, and cannot run prompts until it is restarted, and so has forgotten `prompt_id`, which failed."""
+        self._fault = _Fault(reason, frozenset({prompt_id}))
         self._set(Health.BROKEN, reason)
+        # This may be told late, after the restart.
+        self._perhaps_restarted = True
+        self._look_again.set()
 
     def vetoed(self, reason: str) -> None:
         """Behind the server is somebody who refuses prompts; "" when not any more. No reconnect ends it."""
@@ -170,11 +192,6 @@ class Backend:
         if reason:
             self._set(Health.BROKEN, reason)
         elif was and self.reason == was:
-            self._set(Health.READY)
-
-    def succeeded(self) -> None:
-        """A prompt ran through: whatever was thought of it, it works."""
-        if self.health is Health.BROKEN:
             self._set(Health.READY)
 
     @contextmanager
@@ -243,34 +260,59 @@ class Backend:
 
     async def _probe_loop(self) -> None:
         failures = 0
-        was_connected = False
+        last_id: str | None = None
         while True:
             self._look_again.clear()
             connected = self.watcher.connected
-            if connected and not was_connected:
-                # It may have been restarted, with other nodes and models and a healthy GPU.
+            # Each connection has its own: one that broke and came back unseen is another one.
+            client_id = self.watcher.client_id if connected else None
+            if connected and client_id != last_id:
+                # It may have been restarted, with other nodes and models.
                 self._definitions.forget()
                 self.on_connected()
-                self._set(Health.READY)
-            was_connected = connected
+            self._perhaps_restarted |= client_id is None or client_id != last_id
+            last_id = client_id
             if (connected and not self._doubted) or await self._answers():
-                failures, self._doubted, wait_s = 0, False, None if connected else _PROBE_UP_S
-                self._down_since = None
-                self._judge_worker()
+                self._doubted, self._down_since = False, None
+                failures = 0 if await self._judge() else failures + 1
                 await self._cancel_moved()
             else:
                 failures += 1
-                wait_s = backoff_s(failures, start_s=_PROBE_START_S, max_s=_PROBE_MAX_S)
                 self._move_when_gone()
+            wait_s = None if connected else _PROBE_UP_S
+            if failures:
+                wait_s = backoff_s(failures, start_s=_PROBE_START_S, max_s=_PROBE_MAX_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._look_again.wait()
 
-    def _judge_worker(self) -> None:
-        if self.watcher.stalled:
-            self.broken("its prompt worker does not run: prompts wait and none is executed; restart ComfyUI")
-        elif self.health is not Health.BROKEN or self.reason.startswith("its prompt worker"):
+    async def _judge(self) -> bool:
+        """It answers: does it run prompts, too? False when that could not be found out, so that it stays as it is."""
+        fault = self._fault
+        if fault is not None and fault.stalled and not self.watcher.stalled:
+            self._fault = fault = None
+        perhaps, self._perhaps_restarted = self._perhaps_restarted, False
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                # Meanwhile another prompt may have told of another fault.
+                if fault is not None and perhaps and not await self._remembers(fault) and self._fault is fault:
+                    self._fault, self.watcher.stalled = None, False
+                if self._fault is None and self.watcher.stalled:
+                    self._fault = _Fault(_STALLED, frozenset(await self.client.get_queue()), stalled=True)
+        except (ComfyUIError, TimeoutError):
+            self._perhaps_restarted = True
+            return False
+        if self._fault is None:
             self._set(Health.READY)
+        else:
+            self._set(Health.BROKEN, self._fault.reason)
+        return True
+
+    async def _remembers(self, fault: _Fault) -> bool:
+        if fault.stalled:
+            return not fault.witnesses.isdisjoint(await self.client.get_queue())
+        entries = [await self.client.get_history(prompt_id) for prompt_id in fault.witnesses]
+        return any(entry is not None for entry in entries)
 
     def _move_when_gone(self) -> None:
         """Give up what waits on a server that stays away, once another one can do it instead."""

@@ -202,7 +202,7 @@ class PromptRunner:
                     raise
                 raise await explained(error, backend, request, run.file_names)  # noqa: B904
             except ComfyUITaskError as error:
-                reason = await self._after_task_error(backend, error)
+                reason = await self._after_task_error(backend, run, error)
                 if not left.get(reason):
                     raise
                 left[reason] -= 1
@@ -240,7 +240,6 @@ class PromptRunner:
             finally:
                 backend.watcher.unwatch(watch)
         result = _result(backend, run.prompt_id, entry, staged - started, waited_s, node_errors)
-        backend.succeeded()
         return result, entry
 
     async def _resume(self, run: PromptRun, backend: Backend, found: JSON | QueueItem) -> PromptResult:
@@ -326,16 +325,16 @@ class PromptRunner:
 
     # After the end
 
-    async def _after_task_error(self, backend: Backend, error: ComfyUITaskError) -> str:
+    async def _after_task_error(self, backend: Backend, run: PromptRun, error: ComfyUITaskError) -> str:
         """Let ComfyUI recover where it can, take it out of rotation where it cannot; returns the kind of error."""
         if not self._options.remote and any(said in error.detail for said in _FATAL_GPU_ERRORS):
-            backend.broken(f"a GPU fault that needs a restart of ComfyUI: {error.exception_type}")
+            backend.broken(f"a GPU fault that needs a restart of ComfyUI: {error.exception_type}", run.prompt_id)
             return "gpu_fault"
         if "OutOfMemoryError" not in (error.exception_type or ""):
             return "task_failed"
         try:
             await backend.client.free()
-            self._log.warning("comfyui.freed", server=backend.name, prompt_id=error.prompt_id)
+            self._log.warning("comfyui.freed", server=backend.name, prompt_id=run.prompt_id)
         except ComfyUIError as failure:
             self._log.warning("comfyui.free_failed", server=backend.name, detail=failure.detail)
         return "out_of_memory"

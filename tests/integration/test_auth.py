@@ -94,8 +94,9 @@ async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(engi
     async with running_gateway(host, ready=state != "unreachable", api_keys=_KEY) as gateway:
         secrets = [host]
         if state == "broken":
-            gateway.handler.pool.backends[0].broken("a GPU fault: AcceleratorError")
-            secrets.append("AcceleratorError")
+            await engine.set_faults({"cuda_fault": {}})
+            await fetch(gateway, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=_BEARER)
+            secrets.append("RuntimeError")
         elif state == "cold":
             gateway.handler.not_warm = f"the warm-up workflow failed: {host} said no"
         for path in ("/health", "/health/ready"):

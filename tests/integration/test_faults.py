@@ -17,6 +17,7 @@ from tests.running import (
     requests,
     running_gateway,
     sleep_workflow,
+    until,
 )
 
 
@@ -265,6 +266,87 @@ async def test_a_dead_prompt_worker_behind_http_200_is_found_and_reported(engine
         engine.faults.clear()
         assert (await waiting)[0] == 200
         assert await ready_status(gateway) == 200
+
+
+async def test_a_gpu_fault_outlives_a_reconnect_and_a_moment_without_an_answer(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    """Neither of them is a restart: ComfyUI still knows the prompt that failed."""
+    await engine.set_faults({"cuda_fault": {}})
+    await gateway.prompt_sync(invert_workflow())
+    assert await ready_status(gateway) == 503
+
+    await reconnected(gateway, engine)
+    assert "GPU fault" in await reason_not_ready(gateway)
+
+    await engine.set_faults({"ws_refuse": {}, "status": {"route": "/prompt", "method": "GET"}, "ws_drop": {}})
+    await until(lambda: reason_not_ready(gateway), lambda reason: "HTTP 500" in reason)
+    engine.faults.clear()
+    await until(lambda: reason_not_ready(gateway), lambda reason: "HTTP 500" not in reason)
+    assert "GPU fault" in await reason_not_ready(gateway)
+
+    await engine.set_faults({"forget": {}})  # the restart
+    await until(lambda: ready_status(gateway), lambda status: status == 200)
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_a_restart_after_a_gpu_fault_is_found_without_a_websocket(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.backends._PROBE_UP_S", 0.1)
+    await engine.set_faults({"ws_refuse": {}, "cuda_fault": {}})
+    async with running_gateway(engine.url) as gateway:
+        await gateway.prompt_sync(invert_workflow())
+        await asyncio.sleep(0.5)
+        assert await ready_status(gateway) == 503
+        engine.faults.switch_off("cuda_fault")
+        await engine.set_faults({"forget": {}})
+        await until(lambda: ready_status(gateway), lambda status: status == 200)
+
+
+async def test_a_cached_result_is_no_sign_that_a_gpu_works_again(gateway: RunningGateway, engine: Engine) -> None:
+    cached = invert_workflow()
+    assert (await gateway.prompt_sync(cached))[0] == 200
+    failing = {**sleep_workflow(0.2), "3": cached["3"], "5": sleep_workflow(0.2)["3"]}
+    message = "CUDA error: an illegal memory access was encountered"
+    await engine.set_faults({"node_error": {"node_id": "5", "message": message}})
+    first = asyncio.create_task(gateway.prompt_sync(failing))
+    await prompts_are_queued(engine, 1)
+    assert (await gateway.prompt_sync(cached))[0] == 200
+    assert (await first)[0] == 500
+    assert "GPU fault" in await reason_not_ready(gateway)
+
+
+async def test_a_dead_prompt_worker_outlives_a_reconnect_and_not_a_restart(engine: Engine) -> None:
+    await engine.set_faults({"prompt_thread_dead": {}})
+    async with running_gateway(engine.url, stalled_after=0.5) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+        await until(lambda: ready_status(gateway), lambda status: status == 503)
+        await reconnected(gateway, engine)
+        assert "prompt worker" in await reason_not_ready(gateway)
+
+        await engine.set_faults({"forget": {}})  # the restart
+        engine.faults.clear()
+        await until(lambda: ready_status(gateway), lambda status: status == 200)
+        assert (await waiting)[0] == 200
+
+
+async def reconnected(gateway: RunningGateway, engine: Engine) -> None:
+    """Drops the gateway's websocket; returns when there is a new one, and what follows from it is done."""
+    watcher = gateway.handler.pool.backends[0].watcher
+    before = watcher.client_id
+    await engine.set_faults({"ws_drop": {}})
+    async with asyncio.timeout(5):
+        while watcher.client_id == before:
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.2)
+
+
+async def reason_not_ready(gateway: RunningGateway) -> str:
+    """Empty when it is ready."""
+    async with gateway.http.get("/health/ready") as response:
+        reason: str = (await response.json()).get("reason", "")
+        return reason
 
 
 async def ready_status(gateway: RunningGateway) -> int:
