@@ -178,6 +178,11 @@ class InputStager:
             return stored[name]
 
 
+def is_inline(value: object) -> bool:
+    """Whether a value in a workflow is itself an input, where its widget uploads files: a data URI or http(s) URL."""
+    return isinstance(value, str) and bool(_URL.match(value) or _DATA_URI.match(value))
+
+
 def brought_inputs(
     request: PromptRequest, upload_inputs: Sequence[tuple[str, str]], files: Collection[str] = ()
 ) -> set[tuple[str, str]]:
@@ -248,7 +253,7 @@ def _plan(
         entry = _named(named, value)
         if entry is not None:
             entry.references.append(reference)
-        elif _URL.match(value) or _DATA_URI.match(value):
+        elif is_inline(value):
             # The same URL is fetched once; a long data URI is not worth its hash, its content is compared later.
             key = value if _URL.match(value) else reference
             item = inline.setdefault(key, _Item(f"prompt.{node_id}.inputs.{input_name}", value))

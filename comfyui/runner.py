@@ -36,7 +36,7 @@ from comfyui.exceptions import (
     ComfyUITaskError,
     ComfyUIValidationError,
 )
-from comfyui.inputs import InputStager
+from comfyui.inputs import InputStager, is_inline
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
 from comfyui.outputs import cached_nodes, executing_s, files_of, output_nodes, raise_if_failed
@@ -414,9 +414,5 @@ def _was_cancelled(found: JSON | QueueItem) -> bool:
 
 
 def _has_inline_inputs(prompt: Mapping[str, Any]) -> bool:
-    """Whether any input could be a data URI or URL: only then are the node definitions needed."""
-    return any(
-        isinstance(value, str) and value.startswith(("data:", "http://", "https://"))
-        for node in prompt.values()
-        for value in node.get("inputs", {}).values()
-    )
+    """Whether any value could be an input to place: only then are the node definitions needed."""
+    return any(is_inline(value) for node in prompt.values() for value in node.get("inputs", {}).values())

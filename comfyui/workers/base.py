@@ -20,7 +20,7 @@ import structlog
 from comfyui.backends import Backend, BackendPool, Health
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIPromptLostError
 from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
-from comfyui.inputs import InputStager
+from comfyui.inputs import InputStager, brought_inputs
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.preflight import Problem, preflight, refusal
@@ -219,24 +219,13 @@ def _refusing(request: PromptRequest, object_info: Mapping[str, Any]) -> list[Pr
     problems = preflight(
         request.prompt,
         object_info,
-        staged=_staged(request, object_info),
+        staged=brought_inputs(request, upload_inputs(request.prompt, object_info)),
         targets=request.partial_execution_targets,
     )
     return [
         replace(problem, severity="error")
         for problem in problems
         if problem.severity == "error" or problem.code in _ALWAYS_REFUSED
-    ]
-
-
-def _staged(request: PromptRequest, object_info: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The file inputs that the request itself brings, by entry of ``images``, data URI or URL."""
-    brought = {f"{image.subfolder}/{image.name}".lstrip("/") for image in request.images}
-    return [
-        (node_id, name)
-        for node_id, name in upload_inputs(request.prompt, object_info)
-        if isinstance(value := request.prompt[node_id]["inputs"][name], str)
-        and (value.removesuffix(" [input]") in brought or value.startswith(("data:", "http://", "https://")))
     ]
 
 

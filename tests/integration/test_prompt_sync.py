@@ -6,10 +6,11 @@ import base64
 import io
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from comfyui.engine import Engine
-from tests.running import RunningGateway, invert_workflow, sleep_workflow
+from tests.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
 
 
 async def test_a_workflow_comes_back_with_its_files(gateway: RunningGateway) -> None:
@@ -48,3 +49,22 @@ async def test_one_call_costs_one_post_one_history_and_one_view(gateway: Running
     await gateway.prompt_sync(sleep_workflow(0.3), return_image_base64=True)
 
     assert engine.stats.show()["requests"] == {"POST /prompt": 1, "GET /history/{prompt_id}": 1, "GET /view": 1}
+
+
+@pytest.mark.parametrize("scheme", ["data:image/png;base64,", "DATA:Image/PNG;Base64,", "http://", "HTTP://"])
+async def test_an_input_in_the_workflow_is_placed_however_its_scheme_is_spelt(engine: Engine, scheme: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    (engine.folders.input / "there.png").write_bytes(file.getvalue())
+    host = engine.url.removeprefix("http://")
+    inline = scheme.lower().startswith("data:")
+    rest = base64.b64encode(file.getvalue()).decode() if inline else f"{host}/view?filename=there.png&type=input"
+    workflow = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": f"{scheme}{rest}"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "placed"}},
+    }
+    async with running_gateway(engine.url, input_url_allow=host) as gateway:
+        status, body = await gateway.prompt_sync(workflow)
+    assert status == 200, body
+    with Image.open(engine.folders.output / body["images"][0]["filename"]) as image:
+        assert image.getpixel((0, 0)) == (255, 0, 0)
