@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from comfyui.storage_s3 import MAX_PRESIGN_SECONDS, S3Settings, S3Store
+from comfyui.storage_s3 import MAX_PRESIGN_SECONDS
 from comfyui.workers.base import WorkerOptions
 from comfyui.workers.postgres_schema import TaskNames
+from comfyui.workers.settings import StoringWorkerSettings
 
 _MB = 1_000_000
 Mapped = Annotated[dict[str, str], NoDecode]
 
 
-class PostgresWorkerSettings(BaseSettings):
+class PostgresWorkerSettings(StoringWorkerSettings):
     """Read from the environment, then `.env`. Durations are in seconds; docs/postgres.md explains them."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
@@ -31,15 +32,6 @@ class PostgresWorkerSettings(BaseSettings):
         default=7 * 24 * 3600, ge=0, description="How long links work; 0: the bucket is public."
     )
     supabase_prefix: str = Field(default="", description="In front of every key there.")
-    s3_bucket: str | None = Field(default=None, description="Store outputs in this bucket by S3.")
-    s3_endpoint_url: str | None = Field(default=None, description="Of a compatible store; without it AWS.")
-    s3_public_endpoint_url: str | None = Field(default=None, description="Where readers reach it, when elsewhere.")
-    s3_prefix: str = Field(default="", description="In front of every key.")
-    s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
-    s3_access_key: SecretStr | None = Field(default=None, description="Without it, where AWS's tools look.")
-    s3_secret_key: SecretStr | None = Field(default=None, description="Belongs to S3_ACCESS_KEY.")
-    s3_session_token: SecretStr | None = Field(default=None, description="Belongs to temporary keys.")
-    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(default="auto", description="path suits most.")
     s3_presign_seconds: int = Field(
         default=7 * 24 * 3600, ge=1, le=MAX_PRESIGN_SECONDS, description="How long links work."
     )
@@ -95,9 +87,8 @@ class PostgresWorkerSettings(BaseSettings):
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _names_and_store_are_usable(self) -> Self:
+    def _names_are_usable(self) -> Self:
         self.names()
-        self.s3_store()
         return self
 
     @model_validator(mode="after")
@@ -113,28 +104,9 @@ class PostgresWorkerSettings(BaseSettings):
         """What a worker lacks to run; the SQL can be printed without it."""
         if self.database_url is None and self.supabase_url is None:
             return "set DATABASE_URL, or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY"
-        if self.s3_bucket is None and self.supabase_url is None:
+        if not self.s3_bucket and self.supabase_url is None:
             return "there is no place for outputs: set S3_BUCKET, or SUPABASE_URL with SUPABASE_SERVICE_ROLE_KEY"
         return None
-
-    def s3_store(self) -> S3Store | None:
-        """Not opened; None when outputs go elsewhere."""
-        if not self.s3_bucket:
-            return None
-        return S3Store(
-            S3Settings(
-                self.s3_bucket,
-                region=self.s3_region,
-                endpoint_url=self.s3_endpoint_url,
-                public_endpoint_url=self.s3_public_endpoint_url,
-                prefix=self.s3_prefix,
-                access_key=self.s3_access_key,
-                secret_key=self.s3_secret_key,
-                session_token=self.s3_session_token,
-                addressing_style=self.s3_addressing_style,
-                presign_seconds=self.s3_presign_seconds,
-            )
-        )
 
     def worker_options(self) -> WorkerOptions:
         command: tuple[str, ...] = ()

@@ -74,7 +74,7 @@ def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
 
 
 def _store(settings: PostgresWorkerSettings, api: SupabaseApi | None) -> ObjectStore:
-    if (store := settings.s3_store()) is not None:
+    if (store := settings.store()) is not None:
         return store
     if api is None:
         raise QueueSetupError(str(settings.missing()))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.client import parse_server_address
@@ -23,7 +23,65 @@ class WorkerSettingsError(Exception):
     """One or more settings cannot be used; the message has a line for each."""
 
 
-class RunPodSettings(BaseSettings):
+class StoringWorkerSettings(BaseSettings):
+    """Of a worker that can store files by S3: the gateway's settings of the same names.
+
+    The keys have other names, too, which only workers had (S3_ACCESS_KEY, S3_SECRET_KEY). Where both are set, the
+    gateway's hold.
+    """
+
+    s3_bucket: str = Field(default="", description="Bucket for output files; empty: they do not go to S3.")
+    s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    s3_endpoint_url: str = Field(default="", description="URL of a compatible store; empty: AWS.")
+    s3_public_endpoint_url: str = Field(default="", description="Where readers reach it, when elsewhere.")
+    s3_prefix: str = Field(default="", description="In front of every key.")
+    s3_access_key_id: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("s3_access_key_id", "s3_access_key"),
+        description="Without it, where AWS's tools look.",
+    )
+    s3_secret_access_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("s3_secret_access_key", "s3_secret_key"),
+        description="Belongs to S3_ACCESS_KEY_ID.",
+    )
+    s3_session_token: SecretStr | None = Field(default=None, description="Only for temporary keys.")
+    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="path suits most stores that are not AWS."
+    )
+    s3_presign_seconds: int
+
+    @model_validator(mode="after")
+    def _store_is_usable(self) -> Self:
+        self.store()
+        return self
+
+    def allowed_buckets(self) -> tuple[str, ...]:
+        """Which others than `s3_bucket` a job may name."""
+        return ()
+
+    def store(self) -> S3Store | None:
+        """The object store for output files, not opened; None when they do not go to S3."""
+        if not self.s3_bucket:
+            return None
+        return S3Store(
+            S3Settings(
+                self.s3_bucket,
+                region=self.s3_region,
+                endpoint_url=self.s3_endpoint_url or None,
+                public_endpoint_url=self.s3_public_endpoint_url or None,
+                prefix=self.s3_prefix,
+                access_key=self.s3_access_key_id,
+                secret_key=self.s3_secret_access_key,
+                session_token=self.s3_session_token,
+                addressing_style=self.s3_addressing_style,
+                presign_seconds=self.s3_presign_seconds,
+                allowed_buckets=self.allowed_buckets(),
+            )
+        )
+
+
+class RunPodSettings(StoringWorkerSettings):
     """Of the RunPod worker. Durations are in seconds. The names shared with the gateway mean the same there."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
@@ -64,19 +122,8 @@ class RunPodSettings(BaseSettings):
         default="INFO", description="Lines below this level are not written."
     )
     log_output: str = Field(default="console", min_length=1, description="console, json, or the path of a file.")
-    s3_bucket: str = Field(default="", description="Bucket for output files; empty: no object store.")
     s3_allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Further buckets that a job may name."
-    )
-    s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
-    s3_endpoint_url: str | None = Field(default=None, description="Endpoint of a store that is not AWS.")
-    s3_public_endpoint_url: str | None = Field(default=None, description="Where callers reach it, when elsewhere.")
-    s3_prefix: str = Field(default="", description="In front of every key.")
-    s3_access_key: SecretStr | None = Field(default=None, description="Access key; else where AWS's tools look.")
-    s3_secret_key: SecretStr | None = Field(default=None, description="Secret key.")
-    s3_session_token: SecretStr | None = Field(default=None, description="Session token.")
-    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="path suits most stores that are not AWS."
     )
     s3_presign_seconds: int = Field(
         default=86400, ge=1, le=MAX_PRESIGN_SECONDS, description="How long a file's link works."
@@ -103,30 +150,8 @@ class RunPodSettings(BaseSettings):
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _store_is_usable(self) -> Self:
-        self.store()
-        return self
-
-    def store(self) -> S3Store | None:
-        """The object store for output files, not opened; None when none is set."""
-        if not self.s3_bucket:
-            return None
-        return S3Store(
-            S3Settings(
-                self.s3_bucket,
-                region=self.s3_region,
-                endpoint_url=self.s3_endpoint_url,
-                public_endpoint_url=self.s3_public_endpoint_url,
-                prefix=self.s3_prefix,
-                access_key=self.s3_access_key,
-                secret_key=self.s3_secret_key,
-                session_token=self.s3_session_token,
-                addressing_style=self.s3_addressing_style,
-                presign_seconds=self.s3_presign_seconds,
-                allowed_buckets=self.s3_allowed_buckets,
-            )
-        )
+    def allowed_buckets(self) -> tuple[str, ...]:
+        return self.s3_allowed_buckets
 
     def worker_options(self) -> WorkerOptions:
         return WorkerOptions(

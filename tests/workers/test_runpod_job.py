@@ -22,9 +22,11 @@ from comfyui.storage import LocalStore, StorageRefusedError
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.diagnostics import diagnostics, error_text, models_found
+from comfyui.workers.postgres_settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.runpod_job import ResultTooLargeError, parse_input, reply
-from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
+from comfyui.workers.settings import RunPodSettings, StoringWorkerSettings, WorkerSettingsError, load
+from config import Settings
 from tests.running import Workflow, invert_workflow, sleep_workflow
 from tests.workers.job_api import free_port
 
@@ -326,7 +328,7 @@ def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatc
     monkeypatch.setenv("S3_SECRET_KEY", "very-secret")
     settings = load(RunPodSettings)
     assert settings.worker_options().command == ("python", "my main.py", "--port", "8188")
-    assert settings.s3_secret_key == SecretStr("very-secret")
+    assert settings.s3_secret_access_key == SecretStr("very-secret")
     assert "very-secret" not in repr(settings)
     assert settings.store() is not None
     monkeypatch.setenv("JOBS_AT_ONCE", "0")
@@ -335,6 +337,22 @@ def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatc
         load(RunPodSettings)
     assert "JOBS_AT_ONCE: Input should be greater than or equal to 1" in str(caught.value)
     assert "COMFYUI_SERVER_ADDRESS: 'ftp://x' is neither" in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [RunPodSettings, PostgresWorkerSettings])
+def test_s3_settings_have_the_gateway_s_names_and_the_workers_own_of_before(
+    monkeypatch: pytest.MonkeyPatch, settings: type[StoringWorkerSettings]
+) -> None:
+    of_the_gateway = {name for name in Settings.model_fields if name.startswith("s3_")}
+    assert {name for name in settings.model_fields if name.startswith("s3_")} <= of_the_gateway
+    monkeypatch.setattr(settings, "model_config", {**settings.model_config, "env_file": None})
+    for before, now in (("S3_ACCESS_KEY", "S3_ACCESS_KEY_ID"), ("S3_SECRET_KEY", "S3_SECRET_ACCESS_KEY")):
+        monkeypatch.setenv(before, "old")
+        assert getattr(load(settings), now.lower()) == SecretStr("old")
+        monkeypatch.setenv(now, "new")
+        assert getattr(load(settings), now.lower()) == SecretStr("new")
+    lives = {RunPodSettings: 24 * 3600, PostgresWorkerSettings: 7 * 24 * 3600}
+    assert load(settings).s3_presign_seconds == lives[settings]
 
 
 async def test_output_paths_are_below_the_output_folder(worker: ComfyUIWorker) -> None:
