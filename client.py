@@ -32,7 +32,6 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NoReturn, Self
 from urllib.parse import quote
 
@@ -490,9 +489,7 @@ class GatewayClient:
         self._open_session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_exc: object) -> None:
         if self._open_session is not None:
             await self._open_session.close()
             self._open_session = None
@@ -515,7 +512,7 @@ class GatewayClient:
         """
         return await _last(self._wait(_submission(workflow, images, prompt_id, return_base64), _JSON, timeout_s))
 
-    async def stream(
+    def stream(
         self,
         workflow: Mapping[str, Any],
         *,
@@ -527,9 +524,7 @@ class GatewayClient:
     ) -> AsyncGenerator[Event, None]:
         """As `run`, with what happens on the way; the last event is `Finished`, some servers send no other."""
         call = _submission(workflow, images, prompt_id, return_base64, previews)
-        async with aclosing(self._wait(call, _EVENT_STREAM, timeout_s)) as events:
-            async for event in events:
-                yield event
+        return self._wait(call, _EVENT_STREAM, timeout_s)
 
     async def attach(
         self, prompt_id: str, *, timeout_s: float | None = None, return_base64: bool = False
@@ -537,14 +532,11 @@ class GatewayClient:
         """Waits for a prompt that was posted before, by whomever. Raises GatewayRefusedError when nobody knows it."""
         return await _last(self._wait(_attachment(prompt_id, return_base64), _JSON, timeout_s))
 
-    async def follow(
+    def follow(
         self, prompt_id: str, *, timeout_s: float | None = None, return_base64: bool = False, previews: bool = False
     ) -> AsyncGenerator[Event, None]:
         """As `attach`, with what happens on the way."""
-        call = _attachment(prompt_id, return_base64, previews)
-        async with aclosing(self._wait(call, _EVENT_STREAM, timeout_s)) as events:
-            async for event in events:
-                yield event
+        return self._wait(_attachment(prompt_id, return_base64, previews), _EVENT_STREAM, timeout_s)
 
     async def cancel(self, prompt_id: str) -> Mapping[str, Any]:
         """Takes the prompt out of the queue or interrupts it; the server's answer. Raises GatewayError."""
@@ -780,9 +772,12 @@ class GatewayClient:
         return isinstance(body, dict) and {"system", "devices"} <= body.keys()
 
 
-async def _last(events: AsyncGenerator[Event, None]) -> PromptResult:
+async def _last(
+    events: AsyncGenerator[Event, None], show: Callable[[Event], None] = lambda _event: None
+) -> PromptResult:
     async with aclosing(events):
         async for event in events:
+            show(event)
             if isinstance(event, Finished):
                 return event.result
     raise AssertionError("a wait ends with a result or an error")
@@ -1125,7 +1120,7 @@ async def _run(gateway: GatewayClient, options: argparse.Namespace) -> _Answer:
     try:
         with _Display(_STDERR) as display:
             events = gateway.stream(workflow, images=images, timeout_s=options.timeout, prompt_id=prompt_id)
-            result = await _shown(events, display)
+            result = await _last(events, display.show)
     except asyncio.CancelledError:
         return await _interrupted(gateway, prompt_id)
     return await _saved(gateway, result, options.output, workflow=workflow, began=began)
@@ -1137,16 +1132,6 @@ def _prepared(options: argparse.Namespace) -> tuple[dict[str, Any], list[InputFi
     images = [_input_file(text) for text in options.input]
     _check_writable(options.output)
     return workflow, images
-
-
-async def _shown(events: AsyncGenerator[Event, None], display: _Display) -> PromptResult:
-    async def seen() -> AsyncGenerator[Event, None]:
-        async with aclosing(events):
-            async for event in events:
-                display.show(event)
-                yield event
-
-    return await _last(seen())
 
 
 async def _interrupted(gateway: GatewayClient, prompt_id: str) -> _Answer:
