@@ -83,6 +83,7 @@ class PromptRun:
     Attributes:
         request: None when the prompt is somebody else's, and only its end is waited for.
         fingerprint: of the request, where the caller chose the id; then ComfyUI may know the prompt from before.
+            Without a request, of the one that ComfyUI was sent.
         cancelled_before: we cancelled it a moment ago, and ComfyUI may not have ended it yet.
         followed: whether somebody listens to what is published.
         backend: the server that has it, as soon as that is decided.
@@ -130,8 +131,7 @@ class PromptRunner:
         if run.request is None or run.fingerprint is not None:
             backend, found = await self.find(run.prompt_id, everywhere=run.request is None)
             if backend is not None and found is not None:
-                if run.fingerprint is not None:
-                    _check_same(run, found)
+                _check_same(run, found)
                 if run.request is None or not _was_cancelled(found):
                     try:
                         return await self._resume(run, backend, found)
@@ -394,9 +394,14 @@ def _result(
 
 
 def _check_same(run: PromptRun, found: JSON | QueueItem) -> None:
+    """Refuse another request's prompt; who only looks on takes its fingerprint, for requests that join later."""
     extra_data = found.extra_data if isinstance(found, QueueItem) else (found.get("prompt") or [None] * 4)[3]
     mark = extra_data.get(_MARK) if isinstance(extra_data, Mapping) else None
-    if isinstance(mark, Mapping) and mark.get("fingerprint") != run.fingerprint:
+    if not isinstance(mark, Mapping):
+        return
+    if run.fingerprint is None:
+        run.fingerprint = mark.get("fingerprint")
+    elif mark.get("fingerprint") != run.fingerprint:
         raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=run.prompt_id)
 
 

@@ -64,6 +64,25 @@ async def test_a_request_that_joins_one_that_only_looks_is_run(gateway: RunningG
     assert (await looking).status == 200
 
 
+@pytest.mark.parametrize("when", ["in flight", "finished"])
+async def test_another_body_is_refused_under_an_id_that_was_only_attached_to(engine: Engine, when: str) -> None:
+    prompt_id = str(uuid4())
+    async with running_gateway(engine.url) as before, running_gateway(engine.url) as after:
+        first = asyncio.create_task(before.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+        await prompts_are_queued(engine, 1)
+        looking = asyncio.create_task(after.http.get(f"/prompt_sync/{prompt_id}"))
+        await until(lambda: waiting(after), lambda count: count > 0)
+        await asyncio.sleep(0.2)
+        if when == "finished":
+            await looking
+        status, body = await after.prompt_sync(sleep_workflow(0.8, tag=1), prompt_id=prompt_id)
+        assert (status, body.get("type")) == (409, "conflict")
+        assert (await after.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))[0] == 200
+        assert (await looking).status == 200
+        assert (await first)[0] == 200
+    assert executions(engine) == {prompt_id: 1}
+
+
 @pytest.mark.parametrize("answered", [401, 413])
 async def test_a_refusal_that_is_not_of_the_workflow_is_not_sent_again(
     gateway: RunningGateway, engine: Engine, answered: int
@@ -96,3 +115,7 @@ async def test_an_empty_key_is_no_key(gateway: RunningGateway) -> None:
 
 async def asked(engine: Engine, route: str) -> int:
     return requests(engine, route)
+
+
+async def waiting(gateway: RunningGateway) -> int:
+    return gateway.handler.waiting
