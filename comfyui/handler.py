@@ -239,7 +239,7 @@ class ComfyUIHandler:
             check_api_format(request.prompt)
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
             chosen_id = request.prompt_id is not None
-            await self._cancellation_ended(prompt_id)
+            timeout_s = await self._cancellation_ended(prompt_id, timeout_s)
             if chosen_id and (earlier := self._earlier(prompt_id, request, files)) is not None:
                 return earlier
             job = self._jobs.get(prompt_id) or self._start(_Job(prompt_id, request, files, chosen_id=chosen_id))
@@ -255,7 +255,7 @@ class ComfyUIHandler:
             ComfyUINotFoundError: neither we nor ComfyUI know it.
         """
         with self._admitted():
-            await self._cancellation_ended(prompt_id)
+            timeout_s = await self._cancellation_ended(prompt_id, timeout_s)
             job = self._jobs.get(prompt_id)
             if job is None:
                 if prompt_id in self._finished:
@@ -435,10 +435,20 @@ class ComfyUIHandler:
         task.add_done_callback(lambda _: self._cancelling.pop(job.prompt_id, None))
         return task
 
-    async def _cancellation_ended(self, prompt_id: str) -> None:
-        """The same id again, while its cancel is under way, is a new prompt: that cancel must not hit it."""
+    async def _cancellation_ended(self, prompt_id: str, timeout_s: float) -> float:
+        """The same id again, while its cancel is under way, is a new prompt: that cancel must not hit it.
+
+        Returns what is left of `timeout_s`.
+        """
+        began = time.monotonic()
+        left_s = timeout_s
         while (task := self._cancelling.get(prompt_id)) is not None:
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=left_s)
+            left_s = timeout_s - (time.monotonic() - began)
+            if left_s <= 0:
+                detail = f"within {timeout_s:g} s the cancel of the same id before did not end"
+                raise ComfyUITimeoutError(detail, prompt_id=prompt_id)
+        return left_s
 
     async def _cancel_upstream(self, job: _Job, reason: Reason) -> None:
         """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came."""

@@ -83,6 +83,26 @@ async def test_another_body_is_refused_under_an_id_that_was_only_attached_to(eng
     assert executions(engine) == {prompt_id: 1}
 
 
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_an_id_whose_cancel_hangs_is_not_waited_for_longer_than_its_timeout(
+    gateway: RunningGateway, engine: Engine, method: str
+) -> None:
+    prompt_id = str(uuid4())
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))
+    await prompts_are_queued(engine, 1)
+    await engine.set_faults({"hang": {"route": "/api/jobs/*"}})
+    first.cancel()
+    await until(lambda: waiting(gateway), lambda count: count == 0)
+    async with asyncio.timeout(5):
+        if method == "POST":
+            status, body = await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id, timeout=0.3)
+        else:
+            async with gateway.http.get(f"/prompt_sync/{prompt_id}?timeout=0.3") as response:
+                status, body = response.status, await response.json()
+    assert (status, body["type"], body["prompt_id"]) == (504, "timeout", prompt_id)
+    engine.faults.clear()
+
+
 @pytest.mark.parametrize("answered", [401, 413])
 async def test_a_refusal_that_is_not_of_the_workflow_is_not_sent_again(
     gateway: RunningGateway, engine: Engine, answered: int
