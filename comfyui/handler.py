@@ -193,8 +193,8 @@ class ComfyUIHandler:
         self._log = structlog.get_logger(__name__)
         self._jobs: dict[str, _Job] = {}
         self._finished: OrderedDict[str, tuple[str | None, PromptResult | ComfyUITaskError]] = OrderedDict()
-        self._background: set[asyncio.Task[None]] = set()
-        self._cancelling: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[ComfyUIError | None]] = set()
+        self._cancelling: dict[str, asyncio.Task[ComfyUIError | None]] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._waiting = 0
         self._draining = False
@@ -268,11 +268,14 @@ class ComfyUIHandler:
 
         Raises:
             ComfyUINotFoundError: it is not in flight here, and in no queue of ComfyUI.
+            ComfyUIError: ComfyUI could not be told, so that the prompt may go on there; it can be cancelled again.
         """
         job = self._jobs.get(prompt_id)
         if job is not None:
             job.fail(ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id))
-            await asyncio.wait([self._begin_cancel(job, "request")])
+            failure = await asyncio.shield(self._begin_cancel(job, "request"))
+            if failure is not None:
+                raise failure
             return
         backend, found = await self._runner.find(prompt_id)
         if backend is None or not isinstance(found, QueueItem):
@@ -423,7 +426,7 @@ class ComfyUIHandler:
             job.fail(ComfyUITaskCancelledError(f"cancelled on {job.leave_to_cancel}", prompt_id=job.prompt_id))
             self._begin_cancel(job, job.leave_to_cancel)
 
-    def _begin_cancel(self, job: _Job, reason: Reason) -> asyncio.Task[None]:
+    def _begin_cancel(self, job: _Job, reason: Reason) -> asyncio.Task[ComfyUIError | None]:
         under_way = self._cancelling.get(job.prompt_id)
         if under_way is not None:
             return under_way
@@ -450,8 +453,11 @@ class ComfyUIHandler:
                 raise ComfyUITimeoutError(detail, prompt_id=prompt_id)
         return left_s
 
-    async def _cancel_upstream(self, job: _Job, reason: Reason) -> None:
-        """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came."""
+    async def _cancel_upstream(self, job: _Job, reason: Reason) -> ComfyUIError | None:
+        """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came.
+
+        Returns why ComfyUI could not be told.
+        """
         if job.task is not None:
             job.task.cancel()
             await asyncio.wait([job.task])
@@ -461,12 +467,15 @@ class ComfyUIHandler:
                 # It was still being looked for, and ComfyUI may have it from before.
                 backend, _ = await self._runner.find(job.prompt_id)
             if backend is None:
-                return
+                return None
             await backend.cancel(job.prompt_id)
             self.metrics.cancelled.labels(reason).inc()
             self._log.info("prompt.cancelled", prompt_id=job.prompt_id, reason=reason, server=backend.name)
         except ComfyUIError as error:
             self._log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
+            error.prompt_id = job.prompt_id
+            return error
+        return None
 
     # Running
 
@@ -546,7 +555,7 @@ class ComfyUIHandler:
             raise outcome.with_traceback(None)
         return outcome
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _in_background(self, work: Coroutine[Any, Any, ComfyUIError | None]) -> asyncio.Task[ComfyUIError | None]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
