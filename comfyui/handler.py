@@ -43,6 +43,8 @@ from comfyui.workflow import check_api_format
 
 _log = structlog.get_logger(__name__)
 _REMEMBERED_RESULTS = 1000
+# At the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
+_LAST_CANCELS_S = 5.0
 # From the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for a file.
 _TURNS_UNTIL_ANSWERED = 2
 
@@ -212,7 +214,12 @@ class ComfyUIHandler:
         running = [job.task for job in self._jobs.values() if job.task]
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, *self._background, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
+        if self._background:
+            await asyncio.wait(self._background, timeout=_LAST_CANCELS_S)
+        for cancel in self._background:
+            cancel.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
 
     # What callers do
 

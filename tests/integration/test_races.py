@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from uuid import uuid4
 
 import pytest
@@ -101,6 +102,20 @@ async def test_an_id_whose_cancel_hangs_is_not_waited_for_longer_than_its_timeou
                 status, body = response.status, await response.json()
     assert (status, body["type"], body["prompt_id"]) == (504, "timeout", prompt_id)
     engine.faults.clear()
+
+
+async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.handler._LAST_CANCELS_S", 0.3, raising=False)
+    async with running_gateway(engine.url) as gateway:
+        first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3)))
+        await prompts_are_queued(engine, 1)
+        await engine.set_faults({"hang": {"route": "/api/jobs/*"}})
+        first.cancel()
+        await until(lambda: waiting(gateway), lambda count: count == 0)
+        stopping = time.monotonic()
+    assert time.monotonic() - stopping < 5
 
 
 async def test_a_cancel_that_comfyui_did_not_take_is_not_said_to_be_one(
