@@ -48,6 +48,8 @@ _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
+# For a server that does not answer anyway to say that it has a prompt from before.
+_ABSENT_PATIENCE_S = 2.0
 # Our own entry in extra_data: what tells, after a restart of the gateway, whether an id was used with another body.
 _MARK = "comfyui_gateway"
 # After these the process's GPU context is gone: no later prompt survives (COMFYUI.md trap 13).
@@ -152,17 +154,32 @@ class PromptRunner:
     async def find(self, prompt_id: str, *, everywhere: bool = False) -> tuple[Backend | None, JSON | QueueItem | None]:
         """On which server the prompt is known, and as what.
 
-        Raises when no server could be asked; when it has to be looked for `everywhere`, also when one could not.
+        Raises when no server could be asked; when it has to be looked for `everywhere`, also when one could not. Else
+        those that are out of rotation get a moment only, once the others have answered.
         """
         failure: ComfyUIError | None = None
-        for backend in self._pool.backends:
-            try:
-                found = await backend.find(prompt_id)
-            except ComfyUIError as error:
-                failure = error
-                continue
-            if found is not None:
-                return backend, found
+        asking = {asyncio.create_task(backend.find(prompt_id)): backend for backend in self._pool.backends}
+        pending = set(asking)
+        try:
+            while pending:
+                absent = not everywhere and bool(self._pool.ready) and not any(asking[task].ready for task in pending)
+                done, pending = await asyncio.wait(
+                    pending, timeout=_ABSENT_PATIENCE_S if absent else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in done:
+                    try:
+                        found = task.result()
+                    except ComfyUIError as error:
+                        failure = error
+                    else:
+                        if found is not None:
+                            return asking[task], found
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
         if failure is not None and (everywhere or not self._pool.ready):
             raise failure
         return None, None

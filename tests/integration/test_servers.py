@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import os
 import signal
 import sys
@@ -11,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import pytest
@@ -194,6 +197,34 @@ async def test_what_a_server_says_late_is_known_to_the_next(
         assert (await gateway.prompt_sync(workflow))[0] == 200
     assert len(executions(slow)) == 1
     assert requests(slow, "GET /object_info") == 1
+
+
+async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked whether it has the prompt from before, and may be a machine that swallows what it is sent."""
+    monkeypatch.setattr("comfyui.backends._PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("comfyui.runner._ABSENT_PATIENCE_S", 0.3, raising=False)
+    gone, there = engines
+    async with running_gateway(gone.url, there.url) as gateway:
+        await gone.set_faults({"ws_refuse": {}, "hang": {}, "ws_drop": {}})
+        await until_state(gateway, gone.url, "unreachable")
+        async with asyncio.timeout(5):
+            status, _ = await gateway.prompt_sync(invert_workflow(), prompt_id=str(uuid4()))
+        gone.faults.clear()
+    assert status == 200
+
+
+async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(engines: list[Engine]) -> None:
+    hanging, having = engines
+    prompt_id = str(uuid4())
+    async with running_gateway(having.url) as before:
+        assert (await before.prompt_sync(invert_workflow(), prompt_id=prompt_id))[0] == 200
+    async with running_gateway(hanging.url, having.url) as gateway:
+        await hanging.set_faults({"hang": {"route": "/history/*"}})
+        async with asyncio.timeout(5), gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200
+        hanging.faults.clear()
 
 
 def load_workflow_of(name: str, having: Engine) -> dict[str, Any]:
