@@ -225,7 +225,8 @@ class PromptRunner:
                 left[reason] -= 1
             except ComfyUIConnectionError as error:
                 backend.failed(error)
-                if error.sent or backend in avoid:
+                # What was sent was an input or a question: a submission whose reply is lost does not come here.
+                if backend in avoid or (error.sent and len(self._pool.backends) == 1):
                     raise
                 avoid.append(backend)
                 continue  # nothing was submitted: no second submission to count

@@ -227,6 +227,23 @@ async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(e
         hanging.faults.clear()
 
 
+async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(engines: list[Engine]) -> None:
+    failing, working = engines
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    workflow = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "brought.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    images = [{"name": "brought.png", "image": base64.b64encode(picture.getvalue()).decode()}]
+    await failing.set_faults({"cut": {"route": "/upload/image"}})
+    async with running_gateway(failing.url, working.url, http_retries=0) as gateway:
+        for _ in range(3):
+            status, body = await gateway.prompt_sync(workflow, images=images)
+            assert status == 200, body
+    assert executions(failing) == {}
+
+
 def load_workflow_of(name: str, having: Engine) -> dict[str, Any]:
     """A workflow with a picture that only this engine has."""
     Image.new("RGB", (8, 8), "red").save(having.folders.input / name)
