@@ -216,10 +216,14 @@ class Backend:
         """
         return await self._definitions.get(max_age_s)
 
+    def soon(self) -> asyncio.Timeout:
+        """Around a question about its nodes that others wait for: TimeoutError when it is not answered soon."""
+        return asyncio.timeout(self._definitions.patience_s())
+
     async def has_all_of(self, prompt: Mapping[str, Any], *, max_age_s: float = math.inf) -> bool | None:
         """Whether it has the workflow's nodes, models and files; None when it does not say, or not soon."""
         try:
-            async with asyncio.timeout(self._definitions.patience_s()):
+            async with self.soon():
                 definitions = await self.object_info(max_age_s=max_age_s)
         except (ComfyUIError, TimeoutError):
             return None

@@ -47,8 +47,9 @@ async def explained(
 ) -> ComfyUIValidationError:
     """ComfyUI's refusal with what it does not say: the closest existing names, and the node where it named none."""
     try:
-        problems = await problems_on(backend, request, files)
-    except ComfyUIError:
+        async with backend.soon():
+            problems = await problems_on(backend, request, files)
+    except (ComfyUIError, TimeoutError):
         return error  # it is about the workflow, not about this
     return _with_names(error, problems)
 

@@ -67,7 +67,9 @@ async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any]
 async def _reports(pool: BackendPool, posted: Submission) -> list[dict[str, Any]]:
     """One for each server that answers. Raises `ComfyUIConnectionError` when none does."""
     await pool.choose(patience_s=_PATIENCE_S)
-    found = await asyncio.gather(*(_report(backend, posted) for backend in pool.ready), return_exceptions=True)
+    asked = pool.ready
+    report = _report if len(asked) < 2 else _report_soon
+    found = await asyncio.gather(*(report(backend, posted) for backend in asked), return_exceptions=True)
     reports = [report for report in found if isinstance(report, dict)]
     for failure in found:
         if isinstance(failure, BaseException) and not isinstance(failure, ComfyUIError):
@@ -75,6 +77,15 @@ async def _reports(pool: BackendPool, posted: Submission) -> list[dict[str, Any]
     if not reports:
         raise ComfyUIConnectionError("no ComfyUI gave its node definitions")
     return reports
+
+
+async def _report_soon(backend: Backend, posted: Submission) -> dict[str, Any]:
+    """Where others can be asked, one that hangs does not hold them up."""
+    try:
+        async with backend.soon():
+            return await _report(backend, posted)
+    except TimeoutError as error:
+        raise ComfyUIConnectionError(f"{backend.name} does not say what it has") from error
 
 
 async def _report(backend: Backend, posted: Submission) -> dict[str, Any]:

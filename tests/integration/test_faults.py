@@ -268,6 +268,19 @@ async def test_a_dead_prompt_worker_behind_http_200_is_found_and_reported(engine
         assert await ready_status(gateway) == 200
 
 
+async def test_a_refusal_does_not_wait_for_its_explanation(
+    gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.backends._SAY_WITHIN_S", 0.3)
+    workflow = invert_workflow()
+    workflow["2"]["class_type"] = "ImageInvrt"
+    await engine.set_faults({"hang": {"route": "/object_info"}})
+    async with asyncio.timeout(5):
+        status, body = await gateway.prompt_sync(workflow)
+    engine.faults.clear()
+    assert (status, body["type"]) == (400, "validation_failed")
+
+
 async def test_a_gpu_fault_outlives_a_reconnect_and_a_moment_without_an_answer(
     gateway: RunningGateway, engine: Engine
 ) -> None:

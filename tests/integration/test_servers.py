@@ -244,6 +244,20 @@ async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
     assert executions(failing) == {}
 
 
+async def test_validate_does_without_a_server_that_does_not_say_what_it_has(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.backends._SAY_WITHIN_S", 0.3)
+    silent, speaking = engines
+    await silent.set_faults({"hang": {"route": "/object_info"}})
+    async with running_gateway(silent.url, speaking.url) as gateway, asyncio.timeout(5):
+        async with gateway.http.post("/validate", json={"prompt": invert_workflow()}) as response:
+            body = await response.json()
+        silent.faults.clear()
+    assert body["valid"] is True
+    assert [server["server"] for server in body["servers"]] == [speaking.url.removeprefix("http://")]
+
+
 def load_workflow_of(name: str, having: Engine) -> dict[str, Any]:
     """A workflow with a picture that only this engine has."""
     Image.new("RGB", (8, 8), "red").save(having.folders.input / name)
