@@ -61,7 +61,7 @@ class Relay:
         self._options = options
         self._metrics = metrics
         self._counters = _Counters(metrics)
-        self._sockets = SocketRelay(metrics, buffer_bytes=options.socket_buffer_bytes)
+        self._sockets = SocketRelay(metrics, buffer_bytes=options.socket_buffer_bytes, timeout_s=options.timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]

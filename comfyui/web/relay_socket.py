@@ -14,7 +14,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from comfyui.exceptions import ComfyUIConnectionError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUITimeoutError
 from comfyui.metrics import Metrics
 from comfyui.web.errors import error_response, refusal
 from comfyui.web.headers import request_headers, text_headers
@@ -37,8 +37,11 @@ _MESSAGE_OVERHEAD = 256
 
 
 class SocketRelay:
-    def __init__(self, metrics: Metrics, *, buffer_bytes: int) -> None:
+    """`timeout_s`: the wait for ComfyUI's side of a handshake; 0 for any time."""
+
+    def __init__(self, metrics: Metrics, *, buffer_bytes: int, timeout_s: float) -> None:
         self._metrics = metrics
+        self._timeout_s = timeout_s
         self._buffer_bytes = buffer_bytes
 
     async def relay(self, scope: Scope, receive: Receive, send: Send, upstreams: Upstreams, target: str) -> None:
@@ -46,14 +49,19 @@ class SocketRelay:
         await receive()  # websocket.connect
         upstream = upstreams.first()
         try:
-            comfyui = await _connect(upstream, scope, target)
+            async with asyncio.timeout(self._timeout_s or None) as patience:
+                comfyui = await _connect(upstream, scope, target)
         except aiohttp.WSServerHandshakeError as error:
             detail = f"ComfyUI refused the websocket with HTTP {error.status}"
             await refusal(scope, error.status if error.status >= 400 else 502, detail)(scope, receive, send)
             return
         except (aiohttp.ClientError, TimeoutError, OSError):
-            failure = ComfyUIConnectionError(f"{upstream.backend.name} cannot be reached")
-            upstream.backend.failed(failure)
+            failure: ComfyUIError
+            if patience.expired():
+                failure = ComfyUITimeoutError(f"ComfyUI did not answer within {self._timeout_s:g} s")
+            else:
+                failure = ComfyUIConnectionError(f"{upstream.backend.name} cannot be reached")
+                upstream.backend.failed(failure)
             await error_response(failure, scope.get("state", {}).get("request_id"))(scope, receive, send)
             return
         client_id = parse_qs(scope["query_string"].decode("latin-1")).get("clientId", [None])[0]

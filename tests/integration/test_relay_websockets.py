@@ -273,3 +273,14 @@ async def test_a_client_sees_its_prompt_run(gateway: RunningGateway) -> None:
                     break
     assert message["data"]["prompt_id"] == prompt_id
     assert {"status", "feature_flags", "execution_start", "executed", "execution_success"} <= set(kinds)
+
+
+async def test_a_handshake_that_comfyui_does_not_answer_ends(engine: Engine) -> None:
+    """Else every client that tries again leaves a connection more behind."""
+    async with running_gateway(engine.url, proxy_timeout=0.3) as gateway:
+        await engine.set_faults({"hang": {"route": "/ws"}})
+        async with asyncio.timeout(5):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await gateway.http.ws_connect("/ws")
+        engine.faults.clear()
+    assert refused.value.status == 504
