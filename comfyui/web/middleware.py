@@ -104,20 +104,23 @@ class BodyLimit:
             await self._refuse(length, max_bytes, scope, receive, send)
             return
         received = 0
-        started = False
+        started = refused = False
 
         async def counted_receive() -> Message:
-            nonlocal received
+            nonlocal received, refused
             message = await receive()
             size = len(message.get("body", b""))
             received += size
             self._held += 0 if on_disk else size
             if received > max_bytes or (not on_disk and self._held > self._max_total_bytes):
+                refused = True
                 raise TooLargeError
             return message
 
         async def watched_send(message: Message) -> None:
             nonlocal started
+            if refused and not started:
+                return  # what the application makes of half a body; the client gets its 413 or 429 below
             started = True
             await send(message)
 

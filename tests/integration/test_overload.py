@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -76,6 +77,21 @@ async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
         assert "MAX_BUFFERED_MB" in body["detail"]
         assert (await first)[0] == 200
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/prompt_sync", "/prompt_sync?previews=true", "/validate", "/convert", "/prompt"])
+async def test_a_body_of_no_stated_length_is_refused_as_any_other_when_it_is_too_large(
+    engine: Engine, path: str
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b" " * 1024
+
+    async with (
+        running_gateway(engine.url, max_request_body_mb=0.02) as gateway,
+        gateway.http.post(path, data=endless()) as response,
+    ):
+        assert (response.status, (await response.json())["type"]) == (413, "body_too_large")
 
 
 async def test_a_thousand_waiting_callers_cost_bounded_memory_and_no_requests(engine: Engine) -> None:
