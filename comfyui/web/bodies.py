@@ -14,6 +14,7 @@ from comfyui.content import SpooledFiles
 from comfyui.models import PromptRequest
 from comfyui.web.deps import get_handler, get_options
 from comfyui.web.errors import RequestError, describe_validation
+from comfyui.web.middleware import HOLD
 from comfyui.web.multipart import WORKFLOW_FIELDS, FormLimits, is_form, read_form
 from comfyui.workflow import is_ui_format
 
@@ -102,7 +103,7 @@ def body_schema() -> dict[str, Any]:
 async def _read(request: Request) -> tuple[dict[str, Any], SpooledFiles | None]:
     if is_form(request.scope):
         options = await get_options(request)
-        limits = FormLimits(options.max_input_bytes, options.max_body_bytes)
+        limits = FormLimits(options.max_input_bytes, options.max_body_bytes, request.scope["state"][HOLD])
         texts, files = await read_form(request.stream(), request.headers["content-type"], limits)
         try:
             return _body_of_form(texts), files

@@ -21,6 +21,8 @@ _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 # Set in a request's state: its line is for debugging only, unless it failed.
 QUIET = "quiet"
+# In a request's state: what counts the bytes of its body that are kept in memory, where the body as a whole is not.
+HOLD = "hold"
 
 
 class RequestContext:
@@ -79,7 +81,7 @@ class BodyLimit:
     Args:
         max_bytes: of one body.
         max_total_bytes: of the bodies of all requests that are being read or answered.
-        max_form_bytes: of one form with files, which is kept on disk and so has no part in the limit for all.
+        max_form_bytes: of one form with files, which is kept on disk: only its texts have a part in the limit for all.
     """
 
     def __init__(
@@ -103,18 +105,27 @@ class BodyLimit:
         if length > max_bytes or (not on_disk and self._held + length > self._max_total_bytes):
             await self._refuse(length, max_bytes, scope, receive, send)
             return
-        received = 0
+        received = held = 0
         started = refused = False
+
+        def hold(size: int) -> None:
+            nonlocal held, refused
+            held += size
+            self._held += size
+            if self._held > self._max_total_bytes:
+                refused = True
+                raise TooLargeError
 
         async def counted_receive() -> Message:
             nonlocal received, refused
             message = await receive()
             size = len(message.get("body", b""))
             received += size
-            self._held += 0 if on_disk else size
-            if received > max_bytes or (not on_disk and self._held > self._max_total_bytes):
+            if received > max_bytes:
                 refused = True
                 raise TooLargeError
+            if not on_disk:
+                hold(size)
             return message
 
         async def watched_send(message: Message) -> None:
@@ -124,6 +135,7 @@ class BodyLimit:
             started = True
             await send(message)
 
+        scope["state"][HOLD] = hold
         try:
             await self._app(scope, counted_receive, watched_send)
         except TooLargeError:
@@ -131,7 +143,7 @@ class BodyLimit:
                 raise
             await self._refuse(received, max_bytes, scope, receive, send)
         finally:
-            self._held -= 0 if on_disk else received
+            self._held -= held
 
     async def _refuse(self, size: int, max_bytes: int, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope.get("state", {}).get("request_id")

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -36,10 +36,11 @@ def is_form(scope: Scope) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FormLimits:
-    """In bytes: of one file, and of all text fields together."""
+    """In bytes: of one file, and of all text fields together. `hold` is told of texts as they come, and may raise."""
 
     max_file_bytes: int
     max_text_bytes: int
+    hold: Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -212,6 +213,7 @@ class _Form:
             if self._text_bytes > self._limits.max_text_bytes:
                 limit = f"{self._limits.max_text_bytes / 1e6:g} MB (MAX_REQUEST_BODY_MB)"
                 raise RequestError(f"{part.name}: the texts of the form are larger than {limit}")
+            self._limits.hold(end - start)
         self._touch()
 
     def _ended(self) -> None:

@@ -79,6 +79,29 @@ async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
+async def test_what_forms_keep_in_memory_counts_among_all_bodies(engine: Engine) -> None:
+    def form(seconds: float, tag: int) -> aiohttp.FormData:
+        workflow = sleep_workflow(seconds, tag=tag)
+        workflow["1"]["_meta"] = {"title": "x" * 30_000}
+        parts = aiohttp.FormData()
+        parts.add_field("workflow", json.dumps(workflow))
+        parts.add_field("images", b"\0" * 100_000, filename="a.bin")  # on disk
+        return parts
+
+    async with running_gateway(engine.url, max_buffered_mb=0.05) as gateway:
+        first = asyncio.create_task(gateway.http.post("/prompt_sync", data=form(0.5, 1)))
+        async with asyncio.timeout(5):
+            while not gateway.handler.waiting:
+                await asyncio.sleep(0.005)
+        async with gateway.http.post("/prompt_sync", data=form(0.1, 2)) as response:
+            assert (response.status, (await response.json())["type"]) == (429, "overloaded")
+        async with gateway.http.post("/prompt_sync?previews=true", data=form(0.1, 2)) as response:
+            assert (response.status, (await response.json())["type"]) == (429, "overloaded")
+        assert (await first).status == 200
+        async with gateway.http.post("/prompt_sync", data=form(0.1, 3)) as response:
+            assert response.status == 200
+
+
 @pytest.mark.parametrize("path", ["/prompt_sync", "/prompt_sync?previews=true", "/validate", "/convert", "/prompt"])
 async def test_a_body_of_no_stated_length_is_refused_as_any_other_when_it_is_too_large(
     engine: Engine, path: str
