@@ -38,7 +38,7 @@ class S3Settings:
         endpoint_url: of a compatible store; None: AWS.
         public_endpoint_url: where clients reach the store, for links, when that is not `endpoint_url`.
         prefix: in front of every key.
-        access_key, secret_key, session_token: None: from where AWS's tools take them (role, environment, file).
+        access_key, secret_key, session_token: None, empty: from where AWS's tools take them (role, environment, file).
         addressing_style: ``path`` (``host/bucket/key``) suits most compatible stores, ``virtual`` puts the bucket
             before the host.
         allowed_buckets: which others than `bucket` a request may name.
@@ -258,4 +258,4 @@ def _load_driver(settings: S3Settings) -> tuple[Any, Any, Any]:
 
 
 def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
+    return secret.get_secret_value() if secret else None

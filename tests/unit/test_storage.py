@@ -101,6 +101,19 @@ def test_credentials_are_in_no_repr() -> None:
     assert not [word for word in ("AKIAKEY", "hush", "t0k") if word in f"{settings!r} {settings} {S3Store(settings)!r}"]
 
 
+async def test_keys_that_are_set_to_nothing_are_taken_from_where_aws_s_tools_take_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``S3_ACCESS_KEY_ID=`` in a file of settings."""
+    pytest.importorskip("aiobotocore")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOFTHEROLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    nothing = SecretStr("")
+    async with S3Store(S3Settings("renders", access_key=nothing, secret_key=nothing, session_token=nothing)) as store:
+        link = await store._client.generate_presigned_url("get_object", Params={"Bucket": "renders", "Key": "k"})
+    assert "AKIAOFTHEROLE" in link
+
+
 @pytest.mark.parametrize(
     "wrong", [{"bucket": ""}, {"bucket": "a/b"}, {"presign_seconds": 0}, {"presign_seconds": 700_000}]
 )
