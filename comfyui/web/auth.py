@@ -39,7 +39,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         page = self._origins.page_of(scope)
-        if scope["path"] in PROBES:
+        if scope["type"] == "http" and scope["path"] in PROBES:
             scope["state"][IN_DETAIL] = not self._keys or self._caller(scope, page) is not None
             await self._app(scope, receive, send)
             return

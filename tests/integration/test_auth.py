@@ -148,6 +148,19 @@ async def test_a_websocket_needs_a_key_in_a_header_or_the_cookie_and_never_in_it
         assert "status" in await websocket.receive_str()
 
 
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+async def test_a_probes_name_opens_no_websocket(
+    locked: RunningGateway, gateway: RunningGateway, engine: Engine, path: str
+) -> None:
+    """A node of ComfyUI's may have one there; from a foreign page it is hijacked as any other."""
+    engine.stats.reset()
+    for asked, headers, status in ((locked, {}, 401), (gateway, {"Origin": "https://evil.example"}, 403)):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await asked.http.ws_connect(path, headers=headers)
+        assert refused.value.status == status
+    assert not any(path in route for route in engine.stats.show()["requests"])
+
+
 async def test_comfyui_never_sees_the_gateways_own_key_or_cookie() -> None:
     async with relayed(answer_ok, api_keys=_KEY) as (comfyui, gateway):
         cookie = (await _login(gateway)).headers["Set-Cookie"].split(";")[0]
