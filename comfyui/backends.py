@@ -141,6 +141,7 @@ class Backend:
         self._veto = ""
         self._down_since: float | None = None
         self._moved: set[str] = set()
+        self._cancelling: asyncio.Task[None] | None = None
         self.others_ready: Callable[[], bool] = lambda: False
         """Whether another server could take over; the pool knows."""
         self._stack = AsyncExitStack()
@@ -149,6 +150,7 @@ class Backend:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.client)
             stack.push_async_callback(self._definitions.close)
+            stack.push_async_callback(self._stop_cancelling)
             self.watcher.on_change = self._look_again.set
             await stack.enter_async_context(self.watcher)
             prober = asyncio.create_task(self._probe_loop(), name=f"probe {self.name}")
@@ -279,7 +281,9 @@ class Backend:
             if (connected and not self._doubted) or await self._answers():
                 self._doubted, self._down_since = False, None
                 failures = 0 if await self._judge() else failures + 1
-                await self._cancel_moved()
+                if self._moved and (self._cancelling is None or self._cancelling.done()):
+                    # Beside the probing: it may hang, and take as long as all tries together.
+                    self._cancelling = asyncio.create_task(self._cancel_moved(), name=f"cancel moved {self.name}")
             else:
                 failures += 1
                 self._move_when_gone()
@@ -342,6 +346,10 @@ class Backend:
                 await self.cancel(prompt_id)
             except ComfyUIError as error:
                 self._log.warning("prompt.cancel_failed", prompt_id=prompt_id, reason="moved", detail=error.detail)
+
+    async def _stop_cancelling(self) -> None:
+        if self._cancelling is not None:
+            await _stop(self._cancelling)
 
     async def _answers(self) -> bool:
         try:

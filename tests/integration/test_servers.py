@@ -244,6 +244,21 @@ async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
     assert executions(failing) == {}
 
 
+async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_its_server(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.backends._PROBE_TIMEOUT_S", 0.5)
+    hanging, other = engines
+    async with running_gateway(hanging.url, other.url) as gateway:
+        await hanging.set_faults({"hang": {"route": "/api/jobs/*"}})
+        backend = gateway.handler.pool.backends[0]
+        backend.moved("a prompt that another server was given")
+        await asyncio.sleep(0.2)
+        hanging.faults.clear()
+        await hanging.set_faults({"ws_refuse": {}, "status": {"route": "/prompt", "method": "GET"}, "ws_drop": {}})
+        await until_state(gateway, hanging.url, "unreachable")
+
+
 async def test_validate_does_without_a_server_that_does_not_say_what_it_has(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
