@@ -102,6 +102,7 @@ async def test_a_result_s_files_come_from_the_server_that_made_them(engines: lis
 async def test_a_server_that_is_down_is_left_out_and_brought_back(engines: list[Engine]) -> None:
     async with engine_process() as other, running_gateway(engines[0].url, other.url) as gateway:
         port = int(other.url.rsplit(":", 1)[1])
+        await until_state(gateway, other.url, "connected")  # one that never was is said to be starting
         await other.kill()
         results = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(6)))
         assert [status for status, _ in results] == [200] * 6
