@@ -17,6 +17,8 @@ from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUIT
 from comfyui.models import OutputFile, PromptResult
 
 _TRACEBACK_LINES = 6
+# Enough for a piece: a file up to this size that breaks off still has its own error in the answer.
+_BASE64_PIECE = 192 * 1024
 # A path of the server, of which a client sees the last part only.
 _SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 _PATH = re.compile(r'File "([^"]+)"')
@@ -141,16 +143,19 @@ def output_nodes(entry: Mapping[str, Any]) -> Sequence[str]:
 
 
 async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The base64 text of a byte stream: a piece for each chunk, of which up to two bytes are left for the next one."""
-    rest = b""
+    """The base64 text of a byte stream in pieces, each of what came until it was enough for one."""
+    waiting: list[bytes] = []
+    size = 0
     async for chunk in chunks:
-        data = rest + chunk if rest else chunk
-        whole = len(data) - len(data) % 3
-        rest = data[whole:]
-        if whole:
+        waiting.append(chunk)
+        size += len(chunk)
+        if size >= _BASE64_PIECE:
+            data = chunk if len(waiting) == 1 else b"".join(waiting)
+            whole = size - size % 3  # so that pieces can be joined without padding between them
+            waiting, size = ([data[whole:]] if whole < size else []), size - whole
             yield pybase64.b64encode(memoryview(data)[:whole])
-    if rest:
-        yield pybase64.b64encode(rest)
+    if size:
+        yield pybase64.b64encode(b"".join(waiting))
 
 
 async def result_json(
