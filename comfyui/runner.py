@@ -46,6 +46,9 @@ from comfyui.workflow import defeat_cache, upload_inputs
 
 _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
+# ComfyUI's prompt worker reads that it is to free memory when it has nothing to run: a prompt that is queued right
+# behind that request runs first, and out of memory again.
+_FREED_AFTER_S = 0.25
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
 # For a server that does not answer anyway to say that it has a prompt from before.
@@ -353,6 +356,7 @@ class PromptRunner:
         try:
             await backend.client.free()
             self._log.warning("comfyui.freed", server=backend.name, prompt_id=run.prompt_id)
+            await asyncio.sleep(_FREED_AFTER_S)
         except ComfyUIError as failure:
             self._log.warning("comfyui.free_failed", server=backend.name, detail=failure.detail)
         return "out_of_memory"
