@@ -236,7 +236,10 @@ class Backend:
         entry = await self.client.get_history(prompt_id)
         if entry is not None:
             return entry
-        if await self.client.get_queue_remaining():
+        job = await self.client.get_job(prompt_id)
+        if isinstance(job, QueueItem):
+            return job
+        if job is None and await self.client.get_queue_remaining():
             item = (await self.client.get_queue()).get(prompt_id)
             if item is not None:
                 return item

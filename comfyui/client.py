@@ -120,6 +120,7 @@ class ComfyUIClient:
         self._timeout_s = timeout_s
         self._retries = retries
         self._lean = lean
+        self._tells_jobs = True
         self._counter = lru_cache(maxsize=256)((metrics or Metrics()).upstream_requests.labels)
         self._stack = AsyncExitStack()
         self._session: aiohttp.ClientSession | None = None
@@ -186,6 +187,34 @@ class ComfyUIClient:
             }
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ComfyUIServerError("GET /queue: not the shape of a queue") from error
+
+    async def get_job(self, prompt_id: str) -> QueueItem | bool | None:
+        """Its place in the queue without everybody else's workflows, where ComfyUI can tell; None where it cannot.
+
+        Else whether ComfyUI knows it at all: True for one that has ended, whose history says how.
+        """
+        if not self._tells_jobs:
+            return None
+        path = f"/api/jobs/{quote(prompt_id, safe='')}"
+
+        async def ask() -> QueueItem | bool | None:
+            reply = await self._fetch("GET", path, route="/api/jobs/{id}")
+            if reply.status in {404, 405} and not reply.body.startswith(b"{"):
+                self._tells_jobs = False  # the route is what it does not know
+                return None
+            if reply.status == 404:
+                return False
+            job = _json(reply, f"GET {path}")
+            if job.get("status") not in {"pending", "in_progress"}:
+                return True
+            try:
+                workflow = job["workflow"]
+                running = job["status"] == "in_progress"
+                return QueueItem(float(job["priority"]), prompt_id, running, workflow["prompt"], workflow["extra_data"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ComfyUIServerError("GET /api/jobs/{id}: not the shape of a job") from error
+
+        return await self._retrying(ask, self._retries)
 
     async def get_queue_remaining(self) -> int:
         """How many prompts are pending or running: the cheap load figure (``GET /prompt``). Not retried."""

@@ -17,6 +17,7 @@ from tests.running import (
     invert_workflow,
     prompts_are_queued,
     queue_of,
+    requests,
     running_gateway,
     sleep_workflow,
     until,
@@ -250,3 +251,25 @@ async def until_waiting(gateway: RunningGateway, count: int) -> None:
     async with asyncio.timeout(10):
         while gateway.handler.waiting < count:
             await asyncio.sleep(0.005)
+
+
+async def test_a_caller_s_id_is_looked_for_without_everybody_s_workflows_where_comfyui_can_tell(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    """`GET /queue` carries every workflow that waits."""
+    await other_client_queues(engine, sleep_workflow(5))
+    prompt_id = str(uuid4())
+    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.01, tag=1), prompt_id=prompt_id))
+    await until(lambda: remaining(engine), lambda count: count == 2)
+    old = engine.options.comfyui_version == OLD_VERSION
+    assert requests(engine, "GET /queue") == (1 if old else 0)
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200
+    assert (await waiting)[0] == 409
+
+
+async def remaining(engine: Engine) -> int:
+    """By ComfyUI's cheap figure: whole queues are what is counted."""
+    async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/prompt") as reply:
+        count: int = (await reply.json())["exec_info"]["queue_remaining"]
+        return count
