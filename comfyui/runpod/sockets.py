@@ -173,15 +173,17 @@ class Hub:
     async def _read_local(self, client: _Client, upstream: aiohttp.ClientWebSocketResponse[bool]) -> None:
         async for message in upstream:
             if message.type is _Text:
-                client.post(self._with_our_queue(message.data))
+                client.post(self._with_our_queue(client, message.data))
             elif message.type is _Binary:
                 client.post(message.data)
 
-    def _with_our_queue(self, text: str) -> str:
+    def _with_our_queue(self, client: _Client, text: str) -> str:
         """A frame of the local ComfyUI; its queue is not the one that the client's prompts wait in."""
         if _kind_of(text) != "status":
             return text
         data = orjson.loads(text)["data"]
+        if isinstance(sid := data.get("sid"), str):
+            client.sid = sid  # a client that came without an id submits under this one
         return orjson.dumps({"type": "status", "data": {**data, **self._status()}}).decode()
 
     def _status(self) -> dict[str, Any]:

@@ -340,6 +340,18 @@ async def test_a_frontends_websocket_is_the_local_comfyuis_with_our_queue(
         assert frame["data"]["prompt_id"] == prompt_id
 
 
+async def test_a_frontend_without_an_id_hears_of_its_prompts_under_the_one_that_it_is_told(
+    endpoint: FakeEndpoint, beside: RunningGateway
+) -> None:
+    async with beside.http.ws_connect("/ws") as websocket:
+        async with asyncio.timeout(10):
+            sid = (await websocket.receive_json())["data"]["sid"]
+            await submit(beside, client_id=sid)
+            endpoint.says(await endpoint.job(), "IN_PROGRESS")
+            while (await websocket.receive_json())["type"] != "execution_start":
+                pass
+
+
 async def test_without_a_local_comfyui_its_paths_say_so(alone: RunningGateway) -> None:
     for path in ("/object_info", "/api/settings", "/", "/userdata?dir=x"):
         status, answer = await get(alone, path)
