@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 from tests.contract.target import any_color, inverted
 from tests.running import running_gateway
+from tests.runpod_endpoint import FakeEndpoint, base64_image, outputs_of
 
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 
@@ -142,3 +145,54 @@ async def test_the_web_frontend_works_through_the_gateway_as_without_it(
     assert through.upload_width == 33
     # The stock frontend has errors of its own: user files that are not there.
     assert through.errors - bare["visit"].errors == set()
+
+
+_LISTEN = """() => {
+    window.heard = []
+    for (const kind of ['execution_start', 'progress', 'executed', 'execution_success', 'execution_interrupted'])
+        window.app.api.addEventListener(kind, () => window.heard.push(kind))
+}"""
+
+
+async def test_the_web_frontends_queue_button_renders_on_runpod(
+    real_comfyui: str, chromium: str, tmp_path: Path
+) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (96, 64), any_color()).save(picture, "PNG")
+    saved = base64_image(base64.b64encode(picture.getvalue()).decode(), node_id="3")
+    visit = Visit()
+    async with (
+        FakeEndpoint() as endpoint,
+        running_gateway(real_comfyui, **endpoint.settings(tmp_path)) as gateway,
+        _page(chromium, gateway.url, visit) as page,
+    ):
+        await page.goto(gateway.url)
+        await page.wait_for_function(_CONNECTED, timeout=60_000)
+        await page.wait_for_load_state("networkidle")
+        await page.evaluate(_LISTEN)
+        workflow = inverted("frontend", color=any_color(), width=96, height=64)
+        await page.evaluate("workflow => window.app.loadApiJson(workflow, 'test.json')", workflow)
+
+        await page.evaluate("window.app.queuePrompt(0)")
+        job = await endpoint.job()
+        endpoint.says(job, "IN_PROGRESS", output={"node_id": "2", "value": 2, "max": 4})
+        await page.wait_for_function("window.heard.includes('progress')")
+        endpoint.complete(job, saved, outputs=outputs_of("a_00001_.png"))
+        await page.wait_for_function(_PICTURE, arg="SaveImage", timeout=30_000)
+        assert await page.evaluate(_PICTURE, "SaveImage") == 96
+        assert await page.evaluate("window.heard") == ["execution_start", "progress", "executed", "execution_success"]
+
+        # One that runs, and one that waits.
+        await page.evaluate("window.app.queuePrompt(0)")
+        endpoint.says(await endpoint.job(2), "IN_PROGRESS")
+        await page.wait_for_function("window.heard.filter(kind => kind === 'execution_start').length === 2")
+        await page.evaluate("window.app.queuePrompt(0)")
+        await endpoint.job(3)
+        await page.get_by_role("button", name="Clear Pending Tasks").click()
+        await endpoint.until(lambda: endpoint.cancelled == ["job-3"])
+        await page.get_by_role("button", name="Cancel current run").click()
+        await endpoint.until(lambda: endpoint.cancelled == ["job-3", "job-2"])
+        await page.wait_for_function("window.heard.includes('execution_interrupted')")
+
+        await _look_at_history(page, visit)
+    assert visit.history_pictures > 0
