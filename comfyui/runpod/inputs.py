@@ -244,9 +244,7 @@ def _job_input(job: Job, prompt: Prompt) -> dict[str, Any]:
     job_input: dict[str, Any] = {"workflow": prompt}
     if isinstance(info := job.extra_data.get("extra_pnginfo"), dict):
         job_input["extra_pnginfo"] = info
-    if job.key is not None:
-        job_input["comfy_org_api_key"] = job.key.get_secret_value()
-    return job_input
+    return job_input | {name: key.get_secret_value() for name, key in job.keys.items()}
 
 
 def _encoded(job: Job, prompt: Prompt, contents: list[tuple[str, bytes]]) -> bytes:

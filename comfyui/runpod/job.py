@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
-SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
-"""Members of ``extra_data`` that must neither be written nor shown."""
+SECRETS = {"api_key_comfy_org": "comfy_org_api_key", "auth_token_comfy_org": "comfy_org_auth_token"}
+"""Members of ``extra_data`` that must neither be written nor shown, and what a worker calls them in a job's input."""
 
 Prompt = Mapping[str, Any]
 
@@ -35,8 +35,8 @@ class Job:
     Attributes:
         extra_data: without secrets.
         outputs: ids of the nodes whose outputs are wanted.
-        key: the caller's key for ComfyUI's paid nodes. In memory only.
-        keyed: there was one, which a restart has lost when `key` is None.
+        keys: the caller's for ComfyUI's paid nodes, by the name that the worker has for each. In memory only.
+        keyed: there were some, which a restart has lost when `keys` is empty.
         messages: ComfyUI's, as they will stand in the history.
         running: RunPod said that a worker has it.
         cancelled: somebody wants it ended.
@@ -48,7 +48,7 @@ class Job:
     prompt: Prompt
     extra_data: Mapping[str, Any]
     outputs: list[str]
-    key: SecretStr | None = field(default=None, repr=False)
+    keys: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)
     keyed: bool = False
     state: State = State.PENDING
     job_id: str = ""

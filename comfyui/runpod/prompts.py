@@ -82,15 +82,18 @@ class PromptRoutes:
         shown = {name: value for name, value in extra_data.items() if name not in SECRETS}
         if "client_id" in body:
             shown["client_id"] = body["client_id"]
-        key = extra_data.get("api_key_comfy_org")
         return Job(
             prompt_id,
             self._queue.next_number(front=bool(body.get("front"))) if number is None else float(number),
             prompt,
             {**shown, "create_time": now_ms()},
             outputs,
-            key=SecretStr(key) if isinstance(key, str) and key else None,
-            keyed=bool(key),
+            keys={
+                SECRETS[name]: SecretStr(key)
+                for name in SECRETS
+                if isinstance(key := extra_data.get(name), str) and key
+            },
+            keyed=any(extra_data.get(name) for name in SECRETS),
         )
 
     async def get_queue(self, _request: web.Request) -> web.Response:

@@ -62,6 +62,7 @@ class JobInput(BaseModel):
         default=None, description="True: in the reply where it fits. False: never. None: where there is no store."
     )
     comfy_org_api_key: SecretStr | None = None
+    comfy_org_auth_token: SecretStr | None = None
     extra_pnginfo: dict[str, Any] = Field(
         default={}, description="As in ComfyUI's extra_data: what its nodes write into their pictures."
     )
@@ -76,6 +77,12 @@ class JobInput(BaseModel):
             return orjson.loads(value)
         except orjson.JSONDecodeError as error:
             raise ValueError(f"is a text that is not JSON: {error}") from error
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """As members of ComfyUI's ``extra_data``."""
+        given = {"api_key_comfy_org": self.comfy_org_api_key, "auth_token_comfy_org": self.comfy_org_auth_token}
+        return {name: secret.get_secret_value() for name, secret in given.items() if secret}
 
     @property
     def placement(self) -> Placement:
@@ -99,8 +106,7 @@ class JobInput(BaseModel):
         files = [(f"images[{index}]", image.name, image.image) for index, image in enumerate(self.images)]
         files += [(f"reference_images[{path!r}]", path, content) for path, content in self.reference_images.items()]
         extra_data: dict[str, Any] = {"extra_pnginfo": self.extra_pnginfo} if self.extra_pnginfo else {}
-        if self.comfy_org_api_key:
-            extra_data["api_key_comfy_org"] = self.comfy_org_api_key.get_secret_value()
+        extra_data |= self.secrets
         return PromptRequest(
             prompt=self.workflow,
             images=tuple(_input_file(*file) for file in files),

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -109,16 +109,16 @@ class RunPodWorker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _answer(self, job: Job) -> dict[str, Any]:
-        secret = ""
+        secrets: Iterable[str] = ()
         try:
             parsed = parse_input(job.get("input"))
-            secret = parsed.comfy_org_api_key.get_secret_value() if parsed.comfy_org_api_key else ""
+            secrets = parsed.secrets.values()
             running = await asyncio.shield(self._start())
             return await self._run(running, job, parsed)
         except ComfyUIError as error:
             self._log.warning("job.failed", code=error.code, detail=error.detail)
             answer = await self._failure(error)
-            if secret:
+            for secret in secrets:
                 # ComfyUI and its nodes are programs of others: what they say is not ours to choose.
                 answer["error"] = answer["error"].replace(secret, "***")
             return answer

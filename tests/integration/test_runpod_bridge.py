@@ -524,6 +524,7 @@ async def test_callers_keys_reach_runpod_and_nothing_else(
     prompt_id = await submit(gateway, extra_data={**secrets, "extra_pnginfo": {"workflow": {"id": "w"}}})
     job = await endpoint.job()
     assert endpoint.inputs[job]["comfy_org_api_key"] == "comfy-secret-1"
+    assert endpoint.inputs[job]["comfy_org_auth_token"] == "comfy-secret-2"
     assert endpoint.inputs[job]["extra_pnginfo"] == {"workflow": {"id": "w"}}
     seen = [await get(gateway, path) for path in ("/queue", f"/api/jobs/{prompt_id}")]
     endpoint.complete(job, base64_image(DATA))
@@ -536,11 +537,14 @@ async def test_callers_keys_reach_runpod_and_nothing_else(
     assert KEY.encode() not in written
 
 
-async def test_a_restart_does_not_send_without_the_key_that_it_forgot(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["api_key_comfy_org", "auth_token_comfy_org"])
+async def test_a_restart_does_not_send_without_the_key_that_it_forgot(
+    name: str, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
     settings = endpoint.settings(tmp_path)
     away = settings | {"runpod_endpoint_url": f"http://127.0.0.1:{free_port()}"}
     async with running_gateway(NOWHERE, **away) as gateway:
-        prompt_id = await submit(gateway, extra_data={"api_key_comfy_org": "comfy-secret"})
+        prompt_id = await submit(gateway, extra_data={name: "comfy-secret"})
     async with running_gateway(NOWHERE, **settings) as gateway:
         assert "comfy.org key was in memory only" in error_of(await history(gateway, prompt_id))
     assert endpoint.runs == 0

@@ -85,9 +85,9 @@ def test_workflow_may_be_json_text_and_names_may_have_folders() -> None:
     assert (request.prompt_id, request.extra_data) == (ID, None)
 
 
-def test_the_key_of_comfy_org_goes_where_comfyui_looks_for_it_and_into_no_repr() -> None:
-    job = parse_input({"workflow": {}, "comfy_org_api_key": "secret-key"})
-    assert job.request(ID).extra_data == {"api_key_comfy_org": "secret-key"}
+def test_the_keys_of_comfy_org_go_where_comfyui_looks_for_them_and_into_no_repr() -> None:
+    job = parse_input({"workflow": {}, "comfy_org_api_key": "secret-key", "comfy_org_auth_token": "secret-key-2"})
+    assert job.request(ID).extra_data == {"api_key_comfy_org": "secret-key", "auth_token_comfy_org": "secret-key-2"}
     assert "secret-key" not in repr(job)
 
 

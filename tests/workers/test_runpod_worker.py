@@ -134,6 +134,7 @@ async def test_inputs_of_both_contracts_are_placed_and_the_key_is_passed_on_but_
             "images": [{"name": "one.png", "image": red_png()}],
             "reference_images": {"two.png": f"data:image/png;base64,{red_png()}", "masks/three.png": red_png()},
             "comfy_org_api_key": "comfyui-secret-key",
+            "comfy_org_auth_token": "comfyui-secret-key-2",
             "return_base64": True,
         },
     )
