@@ -163,11 +163,11 @@ class Journal:
         """As ComfyUI lists them: without an offset the newest `max_items`, oldest first."""
         if offset < 0 and max_items is not None:
             query = "SELECT prompt_id, entry FROM history ORDER BY place DESC LIMIT ?"
-            rows = (await self._rows(query, max(max_items, 1)))[::-1]
+            rows = (await self._rows(query, _within(max_items, 1)))[::-1]
         else:
             query = "SELECT prompt_id, entry FROM history ORDER BY place LIMIT ? OFFSET ?"
-            limit = -1 if max_items is None else max(max_items, 1)
-            rows = await self._rows(query, limit, max(offset, 0))
+            limit = -1 if max_items is None else _within(max_items, 1)
+            rows = await self._rows(query, limit, _within(offset, 0))
         return {prompt_id: bytes(entry) for prompt_id, entry in rows}
 
     async def listed(self) -> list[dict[str, Any]]:
@@ -229,3 +229,8 @@ class Journal:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except (sqlite3.Error, OSError) as error:
             raise JournalError("the journal of RunPod's jobs cannot be read or written") from error
+
+
+def _within(asked: int, least: int) -> int:
+    """A number of entries: SQLite takes none beyond 64 bits."""
+    return min(max(asked, least), MAX_HISTORY)

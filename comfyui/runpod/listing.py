@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +99,7 @@ def _whole(query: Mapping[str, str], name: str) -> int | None:
         return None
     if not text.isascii() or not text.isdigit():
         raise ValueError(f"{name}: a whole number is wanted")
-    return int(text)
+    return min(int(text), sys.maxsize)  # larger ones cannot be answered as JSON
 
 
 def _queued(job: Job, status: str) -> Described:

@@ -73,7 +73,8 @@ class PromptRoutes:
             raise ComfyUIValidationError("extra_data: an object is wanted")
         outputs = node_order(last_nodes(prompt))
         if (targets := body.get("partial_execution_targets")) is not None:
-            if not isinstance(targets, list) or any(not isinstance(one, str) or one not in prompt for one in targets):
+            known = isinstance(targets, list) and all(isinstance(one, str) and one in prompt for one in targets)
+            if not known or not targets:
                 raise ComfyUIValidationError("partial_execution_targets: a list of this workflow's nodes is wanted")
             prompt, outputs = needed_by(prompt, targets), targets
         number = body.get("number")

@@ -260,6 +260,21 @@ async def test_what_is_no_prompt_is_refused_in_comfyuis_shape(
     assert endpoint.runs == 0
 
 
+async def test_no_wanted_output_is_no_job(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    body = {"prompt": invert_workflow(), "partial_execution_targets": []}
+    async with gateway.http.post("/prompt", json=body) as response:
+        assert response.status == 400
+    assert endpoint.runs == 0
+
+
+@pytest.mark.parametrize(
+    "query", ["history?max_items={}", "history?offset={}", "api/jobs?limit={}", "api/jobs?offset={}"]
+)
+async def test_a_list_from_beyond_any_number_is_a_list(query: str, gateway: RunningGateway) -> None:
+    status, _ = await get(gateway, f"/{query.format('9' * 20)}")
+    assert status == 200
+
+
 async def test_only_the_wanted_outputs_are_sent(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
     workflow = invert_workflow()
     workflow["9"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "other"}}
