@@ -123,6 +123,8 @@ class JobQueue:
         if job.state is State.PENDING:
             await self.drop(job)
             return True
+        if job.cancelled:
+            return True
         job.cancelled = True
         if job.state is State.SENT:
             self.on_cancelled(job)
@@ -149,6 +151,7 @@ class JobQueue:
             await self._journal.remove(job.prompt_id)
         except JournalError:
             job.ending = False
+            self.to_send.set()  # it waits again; whoever sends may have passed it over
             raise
         del self._jobs[job.prompt_id]
         self._hub.status()

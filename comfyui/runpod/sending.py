@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -100,7 +101,10 @@ class Submitter:
             return await asyncio.shield(posting)
         except asyncio.CancelledError:
             await asyncio.wait([posting], timeout=_LAST_WORD_S)
-            await self._last_word(job, posting)
+            # A journal that cannot be written must not hold up the stop, nor its error take the place of this one.
+            with contextlib.suppress(TimeoutError, JournalError):
+                async with asyncio.timeout(_LAST_WORD_S):
+                    await self._last_word(job, posting)
             raise
         except ComfyUIOverloadedError as error:
             raise _NotTakenError(error.detail, error.retry_after_s) from error

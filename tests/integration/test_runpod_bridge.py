@@ -20,6 +20,8 @@ import pytest
 from pydantic import SecretStr
 
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
+from comfyui.runpod.inputs import InputFiles
+from comfyui.runpod.job import Job
 from comfyui.runpod.journal import Journal, JournalError
 from config import SettingsError, load_settings
 from tests.running import RunningGateway, invert_workflow, running_gateway, until
@@ -527,6 +529,58 @@ async def test_an_end_that_cannot_be_written_is_written_later(
     endpoint.complete(await endpoint.job(), base64_image(DATA))
     assert (await history(gateway, prompt_id))["status"]["completed"] is True
     assert failures == 2
+
+
+async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
+    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.sending._LAST_WORD_S", 1.0)
+    endpoint.refusals.append("late")
+
+    async def full(_journal: Journal, _job: Job) -> None:
+        raise JournalError("the disk is full")
+
+    async with asyncio.timeout(10):
+        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+            await submit(gateway)
+            await endpoint.job()
+            monkeypatch.setattr(Journal, "update", full)
+
+
+async def test_a_prompt_that_could_not_be_dropped_is_sent(
+    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, read = asyncio.Event(), asyncio.Event()
+    body = InputFiles.body
+
+    async def slow(inputs: InputFiles, job: Job) -> bytes:
+        reading.set()
+        await read.wait()
+        return await body(inputs, job)
+
+    async def full(_journal: Journal, _prompt_id: str) -> None:
+        read.set()
+        await asyncio.sleep(0.1)
+        raise JournalError("the disk is full")
+
+    monkeypatch.setattr(InputFiles, "body", slow)
+    monkeypatch.setattr(Journal, "remove", full)
+    prompt_id = await submit(gateway)
+    await reading.wait()
+    async with gateway.http.post("/queue", json={"delete": [prompt_id]}) as response:
+        assert response.status == 500
+    await endpoint.job()
+
+
+async def test_a_cancel_that_is_asked_again_is_one_cancel(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    prompt_id = await submit(gateway)
+    job = await endpoint.job()
+    await endpoint.looked(job, 1)
+    await asyncio.gather(
+        *(gateway.http.post("/queue", json={"delete": [prompt_id]}, raise_for_status=True) for _ in range(5))
+    )
+    await history(gateway, prompt_id)
+    assert endpoint.cancelled == [job]
 
 
 # Secrets
