@@ -18,7 +18,8 @@ from comfyui.runpod.local import LocalComfyUI
 from comfyui.runpod.results import ResultFiles
 
 # What a browser would run with the rights of the gateway's page.
-_NEVER_SHOWN = frozenset({"text/html", "application/xhtml+xml", "text/javascript", "text/css", "image/svg+xml"})
+_NEVER_SHOWN = frozenset({"text/html", "text/javascript", "text/css"})
+_XML = ("/xml", "+xml")
 _LONGEST_FIELD = 64 * 1024
 
 
@@ -49,10 +50,12 @@ class FileRoutes:
                 return await self._local.relay(request)
             return web.Response(status=404 if name else 400)
         content_type = content_type_of(name)
+        if content_type in _NEVER_SHOWN or content_type.endswith(_XML):
+            content_type = "application/octet-stream"
         return web.FileResponse(
             path,
             headers={
-                hdrs.CONTENT_TYPE: "application/octet-stream" if content_type in _NEVER_SHOWN else content_type,
+                hdrs.CONTENT_TYPE: content_type,
                 hdrs.CONTENT_DISPOSITION: f'filename="{_quoted(path.name)}"',
             },
         )

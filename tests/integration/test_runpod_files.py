@@ -178,11 +178,14 @@ async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
         await runner.cleanup()
 
 
-async def test_a_page_in_a_result_is_not_run_by_browsers(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
+@pytest.mark.parametrize("name", ["x.html", "x.svg", "x.xml", "x.rdf"])
+async def test_a_page_in_a_result_is_not_run_by_browsers(
+    name: str, endpoint: FakeEndpoint, alone: RunningGateway
+) -> None:
     prompt_id = await submit(alone)
-    endpoint.complete(await endpoint.job(), base64_image(text(b"<script>"), "x.html"))
+    endpoint.complete(await endpoint.job(), base64_image(text(b"<script>"), name))
     await history(alone, prompt_id)
-    async with alone.http.get("/view", params={"filename": "x.html", "subfolder": prompt_id}) as response:
+    async with alone.http.get("/view", params={"filename": name, "subfolder": prompt_id}) as response:
         assert response.content_type == "application/octet-stream"
 
 
