@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -29,7 +30,8 @@ _CONNECT_S = 3.0
 _SILENCE_S = 3600.0
 _HANDSHAKE_S = 10.0
 _DEFINITIONS_S = 30.0
-_DEFINITIONS_TIMEOUT_S = 60.0
+# Shorter than whoever queues a prompt waits: a ComfyUI that hangs must not hold up the queue.
+_DEFINITIONS_TIMEOUT_S = 15.0
 _HEADER_BYTES = 64 * 1024
 _NO_FRAME_LIMIT = 0
 # Long: ComfyUI's event loop stands still while it loads a model.
@@ -62,7 +64,7 @@ class LocalComfyUI:
         self._session: aiohttp.ClientSession | None = None
         self._prober: asyncio.Task[None] | None = None
         self._definitions: Mapping[str, Any] | None = None
-        self._definitions_at = 0.0
+        self._definitions_at = -math.inf
         self._lock = asyncio.Lock()
         self._log = structlog.get_logger(__name__).bind(local=self.name)
 
@@ -151,17 +153,17 @@ class LocalComfyUI:
             return response
 
     async def object_info(self) -> Mapping[str, Any] | None:
-        """Its node definitions, at most half a minute old; None while it does not answer."""
+        """Its node definitions, asked for at most twice a minute; None while there are none."""
         if not self.reachable:
             return None
         async with self._lock:
-            if self._definitions is None or time.monotonic() - self._definitions_at > _DEFINITIONS_S:
+            if time.monotonic() - self._definitions_at > _DEFINITIONS_S:
                 try:
                     self._definitions = await self._get_json("/object_info")
-                    self._definitions_at = time.monotonic()
                 except ComfyUIError as error:
                     self._log.warning("runpod.local_failed", detail=error.detail)
-                    return None
+                # A failure holds as long: those that wait here must not each wait for another one.
+                self._definitions_at = time.monotonic()
             return self._definitions
 
     async def _get_json(self, path: str) -> Mapping[str, Any]:
@@ -213,7 +215,7 @@ class LocalComfyUI:
         if reachable is self.reachable:
             return
         self.reachable = reachable
-        self._definitions = None
+        self._definitions, self._definitions_at = None, -math.inf
         self._log.info("runpod.local", state="connected" if reachable else "away")
         self.on_change()
 

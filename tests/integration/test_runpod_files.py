@@ -368,6 +368,37 @@ async def test_without_a_local_comfyui_its_paths_say_so(alone: RunningGateway) -
     assert (await view(alone, filename="nothing.png"))[0] == 404
 
 
+async def test_a_local_comfyui_that_hangs_holds_up_no_queue(
+    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.local._DEFINITIONS_TIMEOUT_S", 0.3)
+    asked = 0
+
+    async def hang(_request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(60)
+        return web.Response()
+
+    app = web.Application()
+    app.add_routes([web.get("/prompt", _empty), web.get("/object_info", hang)])
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        local = f"127.0.0.1:{runner.addresses[0][1]}"
+        async with running_gateway(local, **endpoint.settings(tmp_path)) as gateway:
+            await asyncio.gather(*(submit(gateway) for _ in range(3)))
+            await endpoint.job(3)
+    finally:
+        await runner.cleanup()
+    assert asked == 1
+
+
+async def _empty(_request: web.Request) -> web.Response:
+    return web.json_response({})
+
+
 async def test_a_local_comfyui_that_comes_later_is_noticed(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     port = free_port()
     async with running_gateway(f"127.0.0.1:{port}", **endpoint.settings(tmp_path)) as gateway:
