@@ -28,7 +28,7 @@ from comfyui.runpod.following import Follower
 from comfyui.runpod.health import EndpointHealth
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.jobs import JobQueue
-from comfyui.runpod.journal import Journal
+from comfyui.runpod.journal import Journal, JournalError
 from comfyui.runpod.listing import ListingRoutes
 from comfyui.runpod.loaders import LOADERS
 from comfyui.runpod.local import LocalComfyUI, refusal
@@ -220,6 +220,8 @@ async def _translating(request: web.Request, handler: Handler) -> web.StreamResp
     try:
         return await handler(request)
     except ComfyUIError as error:
+        if isinstance(error, JournalError):
+            _log.error("runpod.journal_failed", detail=error.detail, path=request.path)
         return refusal(error)
     except (web.HTTPException, ConnectionError):
         raise

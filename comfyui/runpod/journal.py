@@ -228,7 +228,8 @@ class Journal:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except (sqlite3.Error, OSError) as error:
-            raise JournalError("the journal of RunPod's jobs cannot be read or written") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise JournalError(f"RUNPOD_DATA_DIR: the journal cannot be read or written: {reason}") from error
 
 
 def _within(asked: int, least: int) -> int:

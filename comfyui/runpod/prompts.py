@@ -11,12 +11,11 @@ import orjson
 from aiohttp import web
 from pydantic import SecretStr
 
-from comfyui.exceptions import ComfyUIError, ComfyUIValidationError
+from comfyui.exceptions import ComfyUIValidationError
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import SECRETS, Job, now_ms
 from comfyui.runpod.jobs import JobQueue
 from comfyui.runpod.journal import Journal
-from comfyui.runpod.local import refusal
 from comfyui.runpod.narrator import needed_by
 from comfyui.workflow import check_api_format, last_nodes, node_order
 
@@ -60,8 +59,6 @@ class PromptRoutes:
             job = await self._queue.add(job)
         except ComfyUIValidationError as error:
             return json_answer(error.upstream or _shape(error), status=400)
-        except ComfyUIError as error:
-            return refusal(error)
         return json_answer({"prompt_id": prompt_id, "number": job.number, "node_errors": {}})
 
     def _job(self, prompt_id: str, body: JSON) -> Job:

@@ -18,6 +18,7 @@ from uuid import uuid4
 import aiohttp
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 from comfyui.runpod.inputs import InputFiles
@@ -529,6 +530,22 @@ async def test_an_end_that_cannot_be_written_is_written_later(
     endpoint.complete(await endpoint.job(), base64_image(DATA))
     assert (await history(gateway, prompt_id))["status"]["completed"] is True
     assert failures == 2
+
+
+async def test_a_full_disk_is_named_to_whoever_submits_and_in_the_log(
+    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_journal: Journal) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Journal, "_connection", property(full))
+    with capture_logs() as lines:
+        async with gateway.http.post("/prompt", json={"prompt": invert_workflow()}) as response:
+            assert response.status == 500
+            assert "RUNPOD_DATA_DIR" in (detail := (await response.json())["detail"])
+    assert "disk is full" in detail
+    assert [line["detail"] for line in lines if line["event"] == "runpod.journal_failed"] == [detail]
+    assert endpoint.runs == 0
 
 
 async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
