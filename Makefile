@@ -46,8 +46,8 @@ run: setup ## serve: in front of COMFYUI_SERVER_ADDRESS where it answers, else o
 
 test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
-	$(VENV_RUNPOD)/bin/python -m pytest tests/workers/test_runpod*.py
-	$(VENV_LITTLEHORSE)/bin/python -m pytest tests/workers/test_littlehorse*.py
+	$(VENV_RUNPOD)/bin/python -m pytest --numprocesses 3 --dist worksteal tests/workers/test_runpod*.py
+	$(VENV_LITTLEHORSE)/bin/python -m pytest --numprocesses 2 --dist worksteal tests/workers/test_littlehorse*.py
 
 lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -125,6 +125,7 @@ async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def production() -> AsyncIterator[tuple[JobApi, WorkerProcess]]:
     async with JobApi() as api, running_worker(api.environment(), PROGRESS_INTERVAL="0") as worker:
+        await worker.says("comfyui.ready")
         yield api, worker
 
 
