@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote
 
 import aiohttp
@@ -28,6 +28,7 @@ from comfyui.exceptions import (
 )
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
+from comfyui.splice import Splice
 from comfyui.transport import AiohttpTransport, Http1Transport, OpenReply, RawReply, Transport, aiohttp_errors
 
 _RETRIED_STATUSES = frozenset({502, 503, 504})
@@ -69,14 +70,19 @@ class QueueItem:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An open ``/view`` answer: ``chunks`` yields the body, ``length`` is None when ComfyUI does not say it.
+    """An open ``/view`` answer: ``pieces`` yields the body, ``length`` is None when ComfyUI does not say it.
 
-    ``chunks`` raises `ComfyUIConnectionError` when the body ends early.
+    ``pieces`` raises `ComfyUIConnectionError` when the body ends early.
     """
 
     content_type: str
     length: int | None
-    chunks: AsyncIterator[bytes]
+    pieces: AsyncIterator[bytes | Splice]
+
+    @property
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body of a view that was opened without `splicing`."""
+        return cast("AsyncIterator[bytes]", self.pieces)
 
 
 def parse_server_address(address: str) -> URL:
@@ -284,8 +290,14 @@ class ComfyUIClient:
         return await self._retrying(send, retries)
 
     @asynccontextmanager
-    async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[View]:
-        """One file, streamed. Raises `ComfyUINotFoundError` when ComfyUI does not have it (any more)."""
+    async def view(
+        self, filename: str, subfolder: str = "", folder_type: str = "output", *, splicing: bool = False
+    ) -> AsyncIterator[View]:
+        """One file, streamed. Raises `ComfyUINotFoundError` when ComfyUI does not have it (any more).
+
+        Args:
+            splicing: its pieces may be a `Splice`, too.
+        """
         target = f"/view?{view_query(filename, subfolder, folder_type)}"
         status = 0
         try:
@@ -295,8 +307,8 @@ class ComfyUIClient:
                     raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
                 if status != 200:
                     raise _unexpected("GET /view", status)
-                async with aclosing(self._chunks(reply, target)) as chunks:
-                    yield View(reply.content_type, reply.length, chunks)
+                async with aclosing(self._pieces(reply, target, splicing=splicing)) as pieces:
+                    yield View(reply.content_type, reply.length, pieces)
         finally:
             self._count("GET", "/view", status)
 
@@ -311,7 +323,7 @@ class ComfyUIClient:
 
         return await self._retrying(ask, self._retries)
 
-    async def _chunks(self, reply: OpenReply, target: str) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, reply: OpenReply, target: str, *, splicing: bool) -> AsyncGenerator[bytes | Splice, None]:
         """The body; when the connection breaks, the rest of the same file is asked for, at most `retries` times."""
         size, version = reply.length, reply.headers.get("etag")
         done = failures = 0
@@ -320,9 +332,10 @@ class ComfyUIClient:
                 try:
                     if failures:
                         reply = await stack.enter_async_context(self._rest_of(target, done, size, version))
-                    while chunk := await reply.read():
-                        done += len(chunk)
-                        yield chunk
+                    read = reply.read_or_splice if splicing else reply.read
+                    while piece := await read():
+                        yield piece
+                        done += len(piece) if isinstance(piece, bytes) else piece.moved
                     return
                 except ComfyUIConnectionError as error:
                     if done == size:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -15,6 +15,7 @@ from comfyui.exceptions import ComfyUIError
 from comfyui.images import ImageConverter
 from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptRequest, PromptResult
 from comfyui.outputs import OutputContent, result_json
+from comfyui.splice import Splice
 from comfyui.storage import ObjectStore, Placement, StorageRefusedError
 from comfyui.zipping import zip_pieces
 
@@ -23,7 +24,13 @@ _log = structlog.get_logger(__name__)
 _UPLOADS_AT_ONCE = 4
 _NOTHING_TO_CONVERT = "neither return_image_base64, an output store, nor raw bytes or zip were asked for"
 
-OpenView = Callable[[PromptResult, OutputFile], AbstractAsyncContextManager[View]]
+
+class OpenView(Protocol):
+    """`ComfyUIHandler.open_file`."""
+
+    def __call__(
+        self, result: PromptResult, file: OutputFile, /, *, splicing: bool = False
+    ) -> AbstractAsyncContextManager[View]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,18 @@ class Deliverer:
 
     def is_stored(self, order: Order) -> bool:
         return self._placement(order) is not None
+
+    @asynccontextmanager
+    async def raw(
+        self, result: PromptResult, file: OutputFile, order: Order, *, splicing: bool
+    ) -> AsyncIterator[tuple[OutputContent, AsyncIterator[bytes | Splice]]]:
+        """As `open`, with the pieces to send; those may be a `Splice`, too, where `splicing` says so."""
+        if order.convert is not None or not splicing:
+            async with self.open(result, file, order) as content:
+                yield content, content.chunks
+            return
+        async with self._open_view(result, file, splicing=True) as view:
+            yield OutputContent(file.filename, file.content_type, view.length, view.chunks), view.pieces
 
     @asynccontextmanager
     async def open(self, result: PromptResult, file: OutputFile, order: Order) -> AsyncIterator[OutputContent]:

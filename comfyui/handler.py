@@ -306,12 +306,14 @@ class ComfyUIHandler:
             backend.failed(error)
             raise
 
-    def open_file(self, result: PromptResult, file: OutputFile) -> AbstractAsyncContextManager[View]:
-        """One file of a result, streamed from the server that made it."""
+    def open_file(
+        self, result: PromptResult, file: OutputFile, *, splicing: bool = False
+    ) -> AbstractAsyncContextManager[View]:
+        """One file of a result, streamed from the server that made it; see `ComfyUIClient.view`."""
         backend = self.pool.named(result.server)
         if backend is None:
             raise ComfyUINotFoundError(f"the server that has {file.filename!r} is not configured any more")
-        return backend.client.view(file.filename, file.subfolder, file.type)
+        return backend.client.view(file.filename, file.subfolder, file.type, splicing=splicing)
 
     def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
         """The workflow of a prompt in flight; None when it is not known (yet)."""

@@ -17,9 +17,13 @@ from typing import Final
 import httptools
 from yarl import URL
 
+from comfyui.splice import Splice
+
 CONNECT_S = 10.0
 _IDLE_S = 30.0
 _HIGH_WATER = 256 * 1024
+# What is left of a body is worth the descriptors and the calls of a splice.
+_WORTH_SPLICING = 1024 * 1024
 # Sending these twice does what sending them once does.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
@@ -59,6 +63,7 @@ class Answer:
         self._buffered = 0
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._splice: Splice | None = None
 
     def at_end(self) -> bool:
         """The whole body has been read."""
@@ -76,14 +81,7 @@ class Answer:
                 return b""
             if self._error is not None:
                 raise self._error
-            loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
-            timer = loop.call_later(silence_s, self._silent) if silence_s else None
-            try:
-                await self._waiter
-            finally:
-                if timer is not None:
-                    timer.cancel()
+            await self._news(silence_s)
         chunk = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered = 0
@@ -91,8 +89,31 @@ class Answer:
             self._connection.resume_reading()
         return chunk
 
+    async def read_or_splice(self, silence_s: float = 0.0) -> bytes | Splice:
+        """As `read`. A long rest comes as a `Splice`: what has come is to be moved with that before the next call."""
+        if self._splice is None and not (self._chunks or self.complete or self._error):
+            self._splice = self._connection.splice()
+        splice = self._splice
+        if splice is None or self.complete or self._error:
+            return await self.read(silence_s)
+        if splice.cut:
+            self.end(CutShortError())
+            self._connection.abort()
+            return await self.read()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(splice.source, self._wake)
+        try:
+            await self._news(silence_s)
+        finally:
+            loop.remove_reader(splice.source)
+        if self._error is not None:
+            raise self._error
+        return splice
+
     def close(self) -> None:
         """Done with it: a connection whose answer has not been read to its end cannot be used again."""
+        if self._splice is not None:
+            self._splice.close()
         if not self.complete:
             self._connection.abort()
 
@@ -109,6 +130,16 @@ class Answer:
         else:
             self._error = self._error or error
         self._wake()
+
+    async def _news(self, silence_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(silence_s, self._silent) if silence_s else None
+        try:
+            await self._waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _silent(self) -> None:
         self.end(AnswerTimeoutError())
@@ -241,8 +272,22 @@ class _Connection(asyncio.Protocol):
         if answer is None or len(data) > self._left:
             self.abort()  # more than was announced
             return
-        self._left -= len(data)
         answer.feed(data)
+        self._taken(len(data))
+
+    def splice(self) -> Splice | None:
+        """What is left of the answer's body; what has come of it must have been read."""
+        if self._left < _WORTH_SPLICING or not self.alive or self._transport is None:
+            return None
+        if self._transport.get_extra_info("sslcontext") is not None:
+            return None
+        splice = Splice.of(self._transport.get_extra_info("socket").fileno(), self._left, self._taken)
+        if splice is not None:
+            self.pause_reading()
+        return splice
+
+    def _taken(self, count: int) -> None:
+        self._left -= count
         if not self._left:
             may_go_on = self._parser.should_keep_alive()
             self._parser = httptools.HttpResponseParser(self)  # the old one still waits for this body

@@ -19,6 +19,7 @@ from yarl import URL
 
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError
 from comfyui.http1 import CONNECT_S, Answer, AnswerTimeoutError, ConnectError, CutShortError, Http1Client, Http1Error
+from comfyui.splice import Splice
 
 Headers = Mapping[str, str]
 _NONE: Mapping[str, str] = {}
@@ -44,12 +45,14 @@ class OpenReply:
         headers: by their names in lower case.
         length: of the body in bytes; None when it is not said.
         read: what has come since the last call, nothing at the end; raises `ComfyUIConnectionError` when it is cut off.
+        read_or_splice: the same; a long rest may come as a `Splice`, see `Answer.read_or_splice`.
     """
 
     status: int
     headers: Headers
     length: int | None
     read: Callable[[], Awaitable[bytes]]
+    read_or_splice: Callable[[], Awaitable[bytes | Splice]]
 
     @property
     def content_type(self) -> str:
@@ -139,11 +142,17 @@ class Http1Transport:
             except Http1Error as error:
                 raise self._ours(error, what) from error
 
+        async def read_or_splice() -> bytes | Splice:
+            try:
+                return await answer.read_or_splice(self._timeout_s)
+            except Http1Error as error:
+                raise self._ours(error, what) from error
+
         try:
             found = _header_map(answer)
             _refuse_compressed(found, what)
             length = found.get("content-length")
-            yield OpenReply(answer.status, found, int(length) if length else None, read)
+            yield OpenReply(answer.status, found, int(length) if length else None, read, read_or_splice)
         finally:
             answer.close()
 
@@ -224,7 +233,7 @@ class AiohttpTransport:
                     with aiohttp_errors(self._name, what):
                         return await response.content.readany()
 
-                yield OpenReply(response.status, found, response.content_length, read)
+                yield OpenReply(response.status, found, response.content_length, read, read)
 
     async def upload(self, path: str, form: aiohttp.FormData) -> RawReply:
         """A POST of any length; only silence is timed."""

@@ -16,6 +16,7 @@ from comfyui.models import OutputFile, PromptResult
 from comfyui.web.accept import Accepted, Form
 from comfyui.web.disconnect import ClientGoneError, ClientWatch
 from comfyui.web.errors import NotAcceptableError, request_id_of
+from comfyui.web.server_http import can_splice
 from comfyui.web.sse import EventFeed, event_stream
 from comfyui.web.streams import BodyStream, content_disposition, continued
 
@@ -63,20 +64,22 @@ async def answer(request: Request, deliverer: Deliverer, call: Call, work: Work)
             return await _events(request, deliverer, call, work)
 
         with ClientWatch(request.receive):
-            return await _finished(deliverer, call, forms, await work(None))
+            return await _finished(request, deliverer, call, forms, await work(None))
     except ClientGoneError:
         # Nobody reads this; the status stands in the access log (nginx's "client closed request").
         return Response(status_code=499)
 
 
-async def _finished(deliverer: Deliverer, call: Call, forms: Sequence[Form], result: PromptResult) -> Response:
+async def _finished(
+    request: Request, deliverer: Deliverer, call: Call, forms: Sequence[Form], result: PromptResult
+) -> Response:
     """In the first of the forms that this result can have; the last one's reason when it can have none."""
     refusal: NotAcceptableError | None = None
     for form in forms:
         try:
             match form:
                 case "raw":
-                    return await _raw(deliverer, call, result)
+                    return await _raw(request, deliverer, call, result)
                 case "zip":
                     return await _zip(deliverer, call, result)
                 case _:  # "events" among others is JSON: what happened is over
@@ -101,16 +104,18 @@ async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Respo
     return Response(bytes(start), media_type="application/json")
 
 
-async def _raw(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
+async def _raw(request: Request, deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
     file = _chosen(call, result)
     async with AsyncExitStack() as stack:
-        content = await stack.enter_async_context(deliverer.open(result, file, call.order))
-        first = await anext(content.chunks, b"")  # so that a file that is gone still has a status
+        content, pieces = await stack.enter_async_context(
+            deliverer.raw(result, file, call.order, splicing=can_splice(request.scope))
+        )
+        first = await anext(pieces, b"")  # so that a file that is gone still has a status
         opened = stack.pop_all()
     headers = _headers_of(content.filename, call)
     if content.length is not None:
         headers["Content-Length"] = str(content.length)
-    return BodyStream(continued(first, content.chunks), content.content_type, headers, opened)
+    return BodyStream(continued(first, pieces), content.content_type, headers, opened)
 
 
 async def _zip(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:

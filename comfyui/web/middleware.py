@@ -15,6 +15,7 @@ from comfyui.exceptions import ComfyUIOverloadedError, error_body, error_body_of
 from comfyui.metrics import Metrics
 from comfyui.web.errors import json_response
 from comfyui.web.multipart import is_form
+from comfyui.web.server_http import SPLICE
 
 _log = structlog.get_logger("access")
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -53,6 +54,8 @@ class RequestContext:
             elif message["type"] == "http.response.body":
                 sent += len(message.get("body", b""))
             await send(message)
+            if message["type"] == SPLICE:
+                sent += message["splice"].moved
 
         tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
         try:

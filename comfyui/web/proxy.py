@@ -23,6 +23,7 @@ from comfyui.web.middleware import QUIET
 from comfyui.web.paths import PathRules, is_own, route_of, target_of
 from comfyui.web.redaction import SecretFilter, may_hold_secrets, without_secrets
 from comfyui.web.relay_socket import SocketRelay
+from comfyui.web.server_http import SPLICE, can_splice
 from comfyui.web.upstreams import Upstream, Upstreams
 
 _log = structlog.get_logger("relay")
@@ -257,11 +258,16 @@ class _Exchange:
                 await self._answer_without_secrets(answer, headers)
                 return
             await self._start(answer.status, headers)
+            read = answer.read_or_splice if can_splice(self._scope) else answer.read
             while True:
-                chunk = await answer.read()
-                await self._write(chunk, more=not answer.at_end())
-                if answer.at_end():
-                    return
+                piece = await read()
+                if isinstance(piece, bytes):
+                    await self._write(piece, more=not answer.at_end())
+                    if answer.at_end():
+                        return
+                else:
+                    await self._send({"type": SPLICE, "splice": piece})
+                    self._counters.to_client.inc(piece.moved)
         except Http1Error as error:
             raise ComfyUIServerError("ComfyUI cut the connection within its answer") from error
 

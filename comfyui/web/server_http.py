@@ -1,27 +1,70 @@
-"""uvicorn's HTTP, with one system call for an answer where it makes two."""
+"""uvicorn's HTTP, with one system call for an answer where it makes two, and none that copies where the kernel can."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from comfyui.splice import Splice
+from comfyui.web.disconnect import ClientGoneError
 
 # More than this is written at once: back-pressure must see it.
 _SMALL = 16 * 1024
+# An ASGI message in place of "http.response.body": what its "splice" has is moved to the client. Where it is understood
+# it stands among the scope's extensions. Only in an answer that has a Content-Length.
+SPLICE: Final = "http.response.splice"
+
+
+def can_splice(scope: Scope) -> bool:
+    return SPLICE in scope.get("extensions", ())
 
 
 class ServerHttp(HttpToolsProtocol):
     """For ``uvicorn --http comfyui.web.server_http:ServerHttp``; `server.py` sets it."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._application = self.app
+        self.app = self._run
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._gathering = _Gathering(transport, self.loop)
+        self._extensions: dict[str, Any] = {} if transport.get_extra_info("sslcontext") else {SPLICE: {}}
         super().connection_made(self._gathering)  # type: ignore[arg-type] # all that uvicorn uses of one
 
     def on_response_complete(self) -> None:
         # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
         self._gathering.flush()
         super().on_response_complete()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined] # one of its methods
+
+        def send_or_splice(message: Message) -> Awaitable[None]:
+            return self._splice(cycle, message["splice"]) if message["type"] == SPLICE else send(message)
+
+        scope["extensions"] = self._extensions
+        await self._application(scope, receive, send_or_splice)
+
+    async def _splice(self, cycle: RequestResponseCycle, splice: Splice) -> None:
+        if cycle.disconnected:
+            raise ClientGoneError
+        if splice.left > cycle.expected_content_length:
+            raise RuntimeError("a splice is for the body of an answer that has a Content-Length")
+        await self._gathering.drained(self.flow)
+        if self.transport.is_closing():
+            raise ClientGoneError
+        try:
+            await splice.move_to(self._gathering.fileno())
+        except OSError as error:
+            self.transport.abort()
+            raise ClientGoneError from error
+        cycle.expected_content_length -= splice.moved
 
 
 class _Gathering:
@@ -63,3 +106,21 @@ class _Gathering:
             self._transport.write(pending[0])
         else:
             self._transport.writelines(pending)
+
+    def fileno(self) -> int:
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
+
+    async def drained(self, flow: FlowControl) -> None:
+        """Until all that was written is on its way; then the socket may be written to by others."""
+        self.flush()
+        if self._transport.is_closing() or not self._transport.get_write_buffer_size():
+            return
+        low, high = self._transport.get_write_buffer_limits()
+        self._transport.set_write_buffer_limits(high=0)  # pauses what is not empty, until it is
+        try:
+            while flow.write_paused:
+                await flow.drain()
+        finally:
+            if not self._transport.is_closing():
+                self._transport.set_write_buffer_limits(high=high, low=low)

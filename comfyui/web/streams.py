@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
+from typing import TypeVar
 from urllib.parse import quote
 
 import structlog
@@ -13,9 +14,13 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIError
+from comfyui.splice import Splice
 from comfyui.web.disconnect import ClientGoneError, ClientWatch
+from comfyui.web.server_http import SPLICE
 
 _log = structlog.get_logger(__name__)
+Piece = bytes | Splice
+PieceT = TypeVar("PieceT", bytes, Piece)
 _NOT_QUOTABLE = re.compile(r'[^ !#-\[\]-~]|["\\%]')
 
 
@@ -31,7 +36,7 @@ class BodyStream(Response):
 
     def __init__(
         self,
-        pieces: AsyncGenerator[bytes, None],
+        pieces: AsyncGenerator[Piece, None],
         media_type: str,
         headers: Mapping[str, str] | None = None,
         stack: AsyncExitStack | None = None,
@@ -57,12 +62,14 @@ class BodyStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for piece in self._pieces:
-            if piece:
+            if isinstance(piece, Splice):
+                await send({"type": SPLICE, "splice": piece})
+            elif piece:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def continued(start: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def continued(start: PieceT, rest: AsyncIterator[PieceT]) -> AsyncGenerator[PieceT, None]:
     """`start`, then `rest`."""
     yield start
     async for piece in rest:

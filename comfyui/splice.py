@@ -1,0 +1,130 @@
+"""A body's way from one socket to another within the kernel: this process copies none of it (Linux's splice(2))."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Final, Self
+
+# Enough for few turns, and so little that the kernel does not make the source's buffer many MB in its first one.
+_PIPE_BYTES: Final = 512 * 1024
+# Each takes four descriptors, of which a process may have 1,024 only; further bodies are copied.
+_AT_ONCE: Final = 32
+
+
+class Splice:
+    """The rest of a body; nobody else may read the source before it is at its end. `close` it.
+
+    Attributes:
+        source: a descriptor to wait at for more.
+        left: bytes that are still to be taken from there.
+        moved: how many the last `move_to` took.
+        cut: the source gives no more, though something is left.
+    """
+
+    _open = 0
+    """Of all together."""
+
+    def __init__(self, source: int, left: int, on_taken: Callable[[int], None]) -> None:
+        self.left = left
+        self.moved = 0
+        self.cut = False
+        self._on_taken: Callable[[int], None] | None = on_taken
+        self._target: int | None = None
+        self._descriptors = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self.source = _kept(os.dup(source), stack)
+            self._outlet, self._inlet = (_kept(end, stack) for end in os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+            _widen(self._inlet)
+            self._descriptors = stack.pop_all()
+        Splice._open += 1
+        self._descriptors.callback(self._ended)
+
+    @classmethod
+    def of(cls, source: int, left: int, on_taken: Callable[[int], None]) -> Self | None:
+        """None where the system cannot do it, or not one more of it.
+
+        Args:
+            source: a connected socket's descriptor.
+            left: bytes of the body that have not been read.
+            on_taken: is told how many bytes have been taken from the source.
+        """
+        if not hasattr(os, "splice") or cls._open >= _AT_ONCE:
+            return None
+        try:
+            return cls(source, left, on_taken)
+        except OSError:
+            return None  # no descriptor is left
+
+    async def move_to(self, target: int) -> None:
+        """Move what the source has now, half a MB at most, as fast as `target` takes it.
+
+        Args:
+            target: a connected socket's descriptor, the same one each time; nothing else may be on its way there.
+
+        Raises:
+            OSError: `target` takes nothing any more.
+        """
+        self.moved = 0
+        if self._target is None:
+            # The event loop waits at a descriptor that no transport of its own has.
+            self._target = _kept(os.dup(target), self._descriptors)
+        try:
+            count = os.splice(self.source, self._inlet, min(self.left, _PIPE_BYTES), flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self.cut = True
+            return
+        self.moved = count
+        self.left -= count
+        if self._on_taken is not None:
+            self._on_taken(count)
+        while count:
+            try:
+                count -= os.splice(self._outlet, self._target, count, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                await _writable(self._target)
+
+    def close(self) -> None:
+        """May be called again."""
+        self._on_taken = None
+        self._descriptors.close()
+
+    @staticmethod
+    def _ended() -> None:
+        Splice._open -= 1
+
+
+def _kept(descriptor: int, stack: contextlib.ExitStack) -> int:
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _widen(pipe: int) -> None:
+    """Fewer turns per MB; a user's pipes have a limit together, beyond which this one stays small."""
+    if sys.platform == "linux":
+        import fcntl  # there is none on other systems
+
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+async def _writable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_writer(descriptor, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(descriptor)
