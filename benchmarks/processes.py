@@ -93,6 +93,15 @@ async def running_gateway(engine: Server, logs: Path, **settings: str) -> AsyncI
         yield server
 
 
+@asynccontextmanager
+async def running_forwarder(engine: Server, logs: Path) -> AsyncIterator[Server]:
+    """`benchmarks.plain_forwarder`."""
+    port = free_port()
+    command = ["-m", "benchmarks.plain_forwarder", "--port", str(port), "--comfyui", f"http://{engine.address}"]
+    async with running_server("forwarder", command, port, "/ready", logs) as server:
+        yield server
+
+
 def gateway_env(comfyui: str, port: int) -> dict[str, str]:
     """As in production: lines as JSON, but with room for the 1,000 callers and one more."""
     return {

@@ -32,6 +32,7 @@ class Stage:
     gateway: Server
     direct: DirectClient
     through: GatewayClient
+    logs: Path
     quick: bool
 
     @property
@@ -58,7 +59,7 @@ async def stage(logs: Path, *, quick: bool) -> AsyncIterator[Stage]:
     ):
         pool = Pool(gateway)
         try:
-            yield Stage(engine, gateway, direct, GatewayClient(pool), quick)
+            yield Stage(engine, gateway, direct, GatewayClient(pool), logs, quick)
         finally:
             pool.close()
 
