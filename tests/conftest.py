@@ -13,6 +13,7 @@ import pytest
 from comfyui.engine import Engine, EngineOptions
 from config import Settings
 from tests.running import RunningGateway, running_gateway
+from tests.runpod_endpoint import FakeEndpoint
 
 # A shell that starts the suite in the background has its processes ignore SIGINT, and so would those that tests start:
 # servers that stop by it, and a client that is to be interrupted.
@@ -52,6 +53,21 @@ async def engine() -> AsyncIterator[Engine]:
 async def gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway with default settings in front of `engine`."""
     async with running_gateway(engine.url) as running:
+        yield running
+
+
+@pytest.fixture
+def quick_runpod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`BACKEND=runpod` looks at jobs, and tries again, many times a second."""
+    monkeypatch.setattr("comfyui.runpod.following._FIRST_S", 0.02)
+    monkeypatch.setattr("comfyui.runpod.sending._RETRY_START_S", 0.05)
+    monkeypatch.setattr("comfyui.runpod.local._PROBE_S", 0.05)
+
+
+@pytest.fixture
+async def endpoint(quick_runpod: None) -> AsyncIterator[FakeEndpoint]:
+    """RunPod's API, for a gateway that is not to be kept waiting by it."""
+    async with FakeEndpoint() as running:
         yield running
 
 

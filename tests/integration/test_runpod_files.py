@@ -32,17 +32,7 @@ from tests.runpod_endpoint import (
 )
 from tests.workers.job_api import free_port
 
-
-@pytest.fixture(autouse=True)
-def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui.runpod.following._FIRST_S", 0.02)
-    monkeypatch.setattr("comfyui.runpod.local._PROBE_S", 0.05)
-
-
-@pytest.fixture
-async def endpoint() -> AsyncIterator[FakeEndpoint]:
-    async with FakeEndpoint() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("quick_runpod")
 
 
 @pytest.fixture
