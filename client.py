@@ -168,6 +168,7 @@ _STATUS_OF_TYPE = {
     "submission_unknown": 502,
     "connection_failed": 503,
     "shutting_down": 503,
+    "disk_failed": 503,
     "timeout": 504,
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self, TypeVar, cast
@@ -21,6 +21,7 @@ from yarl import URL
 
 from comfyui.exceptions import (
     ComfyUIConnectionError,
+    ComfyUIDiskError,
     ComfyUIError,
     ComfyUINotFoundError,
     ComfyUIServerError,
@@ -162,6 +163,7 @@ class ComfyUIClient:
         Raises:
             ComfyUIValidationError: refused; ``upstream`` is ComfyUI's body.
             ComfyUIConnectionError: ``sent`` says whether ComfyUI may have taken it all the same.
+            ComfyUIDiskError: the gateway's own server in front of RunPod did not take it.
             ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
         """
         reply = await self._fetch("POST", "/prompt", body=orjson.dumps(body), headers=_JSON, last_word_s=_LAST_WORD_S)
@@ -397,7 +399,7 @@ class ComfyUIClient:
         async def send() -> None:
             reply = await self._fetch("POST", path, body=orjson.dumps(body), headers=_JSON)
             if reply.status != 200:
-                raise _unexpected(f"POST {path}", reply.status)
+                raise _failure(f"POST {path}", reply)
 
         await self._retrying(send, self._retries)
 
@@ -443,7 +445,7 @@ class ComfyUIClient:
 
 def _json(reply: RawReply, what: str, allowed: Sequence[int] = (200,)) -> JSON:
     if reply.status not in allowed:
-        raise _unexpected(what, reply.status)
+        raise _failure(what, reply)
     try:
         answer = orjson.loads(reply.body)
     except orjson.JSONDecodeError as error:
@@ -488,6 +490,16 @@ def _worth_retrying(error: ComfyUIError) -> bool:
     if isinstance(error, ComfyUIServerError):
         return error.upstream_status in _RETRIED_STATUSES
     return isinstance(error, ComfyUIConnectionError)
+
+
+def _failure(what: str, reply: RawReply) -> ComfyUIError:
+    """An unexpected answer, but for one that our own server in front of RunPod gives for its disk."""
+    if reply.status == ComfyUIDiskError.status:
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError):
+            said = orjson.loads(reply.body)
+            if said["type"] == ComfyUIDiskError.code:
+                return ComfyUIDiskError(str(said["detail"]))
+    return _unexpected(what, reply.status)
 
 
 def _unexpected(what: str, status: int) -> ComfyUIServerError:

@@ -7,6 +7,7 @@
     ├── ComfyUIInputError               400  input_failed
     ├── ComfyUIConnectionError          503  connection_failed     retryable
     │   └── ComfyUIShutdownError        503  shutting_down         retryable
+    ├── ComfyUIDiskError                503  disk_failed           retryable
     ├── ComfyUIServerError              502  server_error          retryable
     │   └── ComfyUISubmissionError      502  submission_unknown    retryable
     ├── ComfyUIPromptLostError          502  prompt_lost           retryable
@@ -99,6 +100,15 @@ class ComfyUIShutdownError(ComfyUIConnectionError):
 
     title = "The gateway is shutting down"
     code = "shutting_down"
+
+
+class ComfyUIDiskError(ComfyUIError):
+    """The gateway's own folder cannot be written: nothing was taken or sent. ``detail`` names the folder's setting."""
+
+    title = "The gateway's disk cannot be used"
+    code = "disk_failed"
+    status = 503
+    retryable = True
 
 
 class ComfyUIServerError(ComfyUIError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import aiohttp
 import orjson
 from aiohttp import BodyPartReader, hdrs, web
 
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIInputError, ComfyUIServerError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIDiskError, ComfyUIInputError, ComfyUIServerError
 from comfyui.models import content_type_of
+from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.local import LocalComfyUI
 from comfyui.runpod.results import ResultFiles
@@ -82,7 +82,10 @@ class FileRoutes:
         except ValueError as error:
             raise ComfyUIInputError(f"no proper form: {error}") from error
         except OSError as error:
-            raise ComfyUIServerError(f"the upload cannot be stored: {os.strerror(error.errno or 0)}") from error
+            problem = f"the upload cannot be stored: {reason_of(error)}"
+            raise (
+                ComfyUIDiskError(advice(problem)) if is_of_the_disk(error) else ComfyUIServerError(problem)
+            ) from error
 
     async def _keep(self, part: Path, filename: str, fields: dict[str, str]) -> web.Response:
         kind = fields.get("type") or "input"

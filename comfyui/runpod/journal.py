@@ -15,7 +15,8 @@ from typing import Any, Self, TypeVar
 
 import orjson
 
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ComfyUIDiskError
+from comfyui.runpod.disk import advice, reason_of
 from comfyui.runpod.job import Job, State
 
 MAX_HISTORY = 10_000
@@ -36,10 +37,8 @@ CREATE TABLE IF NOT EXISTS counter (number INTEGER NOT NULL);
 """
 
 
-class JournalError(ComfyUIError):
-    """The journal cannot be read or written: a full disk, say."""
-
-    retryable = True
+class JournalError(ComfyUIDiskError):
+    """The journal cannot be read or written: a full disk, say. What was to be written is not in it."""
 
 
 class Journal:
@@ -211,10 +210,12 @@ class Journal:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 change(self._connection)
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # On a full disk SQLite has rolled back by itself, and a second time would hide the reason.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
         await self._do(commit)
 
@@ -228,8 +229,8 @@ class Journal:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except (sqlite3.Error, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise JournalError(f"RUNPOD_DATA_DIR: the journal cannot be read or written: {reason}") from error
+            reason = reason_of(error) if isinstance(error, OSError) else error
+            raise JournalError(advice(f"the journal cannot be read or written: {reason}")) from error
 
 
 def _within(asked: int, least: int) -> int:

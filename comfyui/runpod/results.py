@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,11 +26,13 @@ from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIServerError
 from comfyui.fetch import UrlFetcher
 from comfyui.models import InputFile, content_type_of
+from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.job import Job
 
 _log = structlog.get_logger(__name__)
 
 _DOWNLOAD_TRIES = 3
+_REWRITE_START_S, _REWRITE_MAX_S = 0.5, 30.0
 _KEYS = {"audio": "audio", "model": "3d"}
 Outputs = dict[str, Any]
 
@@ -71,7 +72,8 @@ class ResultFiles:
     async def save(self, job: Job, body: bytes) -> Outputs:
         """Every file of the reply on this disk; ComfyUI's `outputs` with the subfolders under which they are here.
 
-        A file that cannot be had stays listed, as a file that ComfyUI has lost.
+        A file that cannot be had stays listed, as a file that ComfyUI has lost. While the disk cannot be written, this
+        goes on.
 
         Raises:
             ComfyUIServerError: it is no reply of a ComfyUI worker, or none of its files can be had.
@@ -87,7 +89,7 @@ class ResultFiles:
             taken.add((subfolder, file.filename))
             placed.append((file, subfolder))
             try:
-                await self._save(file, self.folder / subfolder / file.filename)
+                await self._insist(job, file, self.folder / subfolder / file.filename)
             except ComfyUIError as error:
                 problems.append(f"{file.filename}: {error.detail}")
                 _log.warning("runpod.file_lost", prompt_id=job.prompt_id, file=file.filename, detail=error.detail)
@@ -95,14 +97,28 @@ class ResultFiles:
             raise ComfyUIServerError(f"the job's files cannot be had: {'; '.join(problems)}")
         return _outputs(reply, _Places(placed, job.prompt_id))
 
+    async def _insist(self, job: Job, file: _Listed, path: Path) -> None:
+        """A full disk is no reason to lose what was rendered: until it is written, the result stays in the journal."""
+        failures = 0
+        while True:
+            try:
+                await self._save(file, path)
+                return
+            except OSError as error:
+                problem = f"it cannot be written: {reason_of(error)}"
+                if not is_of_the_disk(error):
+                    raise ComfyUIServerError(problem) from error
+            failures += 1
+            if failures == 1:
+                _log.error("runpod.file_waits", prompt_id=job.prompt_id, file=file.filename, detail=advice(problem))
+            await asyncio.sleep(backoff_s(failures, start_s=_REWRITE_START_S, max_s=_REWRITE_MAX_S))
+
     async def _save(self, file: _Listed, path: Path) -> None:
         if file.kind == "base64":
             try:
                 await asyncio.to_thread(_write, path, lambda target: _write_base64(target, file.data))
             except ValueError as error:
                 raise ComfyUIServerError("the reply has no valid base64 for it") from error
-            except OSError as error:
-                raise ComfyUIServerError(f"it cannot be written: {os.strerror(error.errno or 0)}") from error
         elif file.kind == "s3_url":
             await self._download(file.data, path)
         else:
@@ -117,8 +133,6 @@ class ResultFiles:
             except ComfyUIInputError:
                 if failures == _DOWNLOAD_TRIES - 1:
                     raise
-            except OSError as error:
-                raise ComfyUIServerError(f"it cannot be written: {os.strerror(error.errno or 0)}") from error
             await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=5.0))
 
 

@@ -522,20 +522,69 @@ async def test_an_end_that_cannot_be_written_is_written_later(
     assert failures == 2
 
 
-async def test_a_full_disk_is_named_to_whoever_submits_and_in_the_log(
+@pytest.fixture
+def journals(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """The connections of the journals that were opened."""
+    opened: list[sqlite3.Connection] = []
+    open_journal = Journal._open
+
+    def remembering(journal: Journal) -> sqlite3.Connection:
+        opened.append(open_journal(journal))
+        return opened[-1]
+
+    monkeypatch.setattr(Journal, "_open", remembering)
+    return opened
+
+
+def _fill_disk(database: sqlite3.Connection) -> None:
+    """SQLite's own error from now on, for what needs another page."""
+    [pages] = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def _large_workflow() -> dict[str, Any]:
+    workflow = invert_workflow()
+    workflow["2"]["_meta"] = {"title": "x" * 100_000}
+    return workflow
+
+
+async def test_a_full_disk_is_named_to_whoever_submits_and_in_the_log_and_loses_nothing(
+    journals: list[sqlite3.Connection], endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    prompt_id = str(uuid4())
+    _fill_disk(journals[0])
+    with capture_logs() as lines:
+        status, answer = await gateway.prompt_sync(_large_workflow(), prompt_id=prompt_id)
+        async with gateway.http.post("/prompt", json={"prompt": _large_workflow()}) as response:
+            assert (response.status, (await response.json())["detail"]) == (503, answer["detail"])
+    assert (status, answer["type"], answer["prompt_id"]) == (503, "disk_failed", prompt_id)
+    assert answer["detail"] == (
+        "RUNPOD_DATA_DIR: the journal cannot be read or written: database or disk is full. See that its disk has room,"
+        " and that the gateway may write there"
+    )
+    failed = [line["detail"] for line in lines if line["event"] == "runpod.journal_failed"]
+    assert failed == [answer["detail"]] * 2
+    assert endpoint.runs == 0
+
+    journals[0].execute("PRAGMA max_page_count = 100000")
+    asking = asyncio.create_task(gateway.prompt_sync(_large_workflow(), prompt_id=prompt_id))
+    endpoint.complete(await endpoint.job(), base64_image(DATA))
+    assert (await asking)[0] == 200
+    assert endpoint.runs == 1
+
+
+async def test_a_cancel_that_a_full_disk_refuses_says_so(
     endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_journal: Journal) -> sqlite3.Connection:
-        raise sqlite3.OperationalError("database or disk is full")
+    async def full(_journal: Journal, _job: Job) -> None:
+        raise JournalError("RUNPOD_DATA_DIR: full")
 
-    monkeypatch.setattr(Journal, "_connection", property(full))
-    with capture_logs() as lines:
-        async with gateway.http.post("/prompt", json={"prompt": invert_workflow()}) as response:
-            assert response.status == 500
-            assert "RUNPOD_DATA_DIR" in (detail := (await response.json())["detail"])
-    assert "disk is full" in detail
-    assert [line["detail"] for line in lines if line["event"] == "runpod.journal_failed"] == [detail]
-    assert endpoint.runs == 0
+    prompt_id = await submit(gateway)
+    await endpoint.looked(await endpoint.job(), 1)
+    monkeypatch.setattr(Journal, "update", full)
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 503
+        assert (await response.json())["detail"] == "RUNPOD_DATA_DIR: full"
 
 
 async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
@@ -575,7 +624,7 @@ async def test_a_prompt_that_could_not_be_dropped_is_sent(
     prompt_id = await submit(gateway)
     await reading.wait()
     async with gateway.http.post("/queue", json={"delete": [prompt_id]}) as response:
-        assert response.status == 500
+        assert response.status == 503
     await endpoint.job()
 
 

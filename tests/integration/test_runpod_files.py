@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from PIL import Image
+from structlog.testing import capture_logs
 
 from comfyui.engine import Engine, EngineOptions
+from comfyui.runpod import results
+from comfyui.runpod.inputs import InputFiles
 from tests.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.runpod_endpoint import (
     DATA,
@@ -72,6 +77,24 @@ async def upload(gateway: RunningGateway, name: str, content: bytes, **fields: s
 async def view(gateway: RunningGateway, **query: str) -> tuple[int, bytes]:
     async with gateway.http.get("/view", params=query) as response:
         return response.status, await response.read()
+
+
+@asynccontextmanager
+async def store(content: bytes, **query: str) -> AsyncIterator[str]:
+    """The address of an object store that gives ``/a.png`` to whoever asks with this query."""
+
+    async def send(request: web.Request) -> web.Response:
+        return web.Response(body=content) if request.query == query else web.Response(status=403)
+
+    app = web.Application()
+    app.router.add_get("/a.png", send)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 # Out
@@ -141,20 +164,9 @@ async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
 ) -> None:
     monkeypatch.setattr("comfyui.runpod.results._DOWNLOAD_TRIES", 1)
     large = png(size=8) + b"\0" * 5_000_000
-
-    async def send(request: web.Request) -> web.Response:
-        return web.Response(body=large) if request.query.get("signature") == "s%2F1" else web.Response(status=403)
-
-    app = web.Application()
-    app.router.add_get("/bucket/a.png", send)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    link = base64_image(f"http://127.0.0.1:{port}/bucket/a.png?signature=s%252F1", "a.png") | {"type": "s3_url"}
-    try:
-        for count, allowed in enumerate([(f"127.0.0.1:{port}",), ()], start=1):
+    async with store(large, signature="s%2F1") as address:
+        link = base64_image(f"http://{address}/a.png?signature=s%252F1", "a.png") | {"type": "s3_url"}
+        for count, allowed in enumerate([(address,), ()], start=1):
             settings = endpoint.settings(tmp_path / str(count), input_url_allow=allowed)
             async with running_gateway(NOWHERE, **settings) as gateway:
                 prompt_id = await submit(gateway)
@@ -164,8 +176,6 @@ async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
                     assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, large)
                 else:
                     assert "INPUT_URL_ALLOW" in error_of(entry)
-    finally:
-        await runner.cleanup()
 
 
 @pytest.mark.parametrize("name", ["x.html", "x.svg", "x.xml", "x.rdf"])
@@ -177,6 +187,52 @@ async def test_a_page_in_a_result_is_not_run_by_browsers(
     await history(alone, prompt_id)
     async with alone.http.get("/view", params={"filename": name, "subfolder": prompt_id}) as response:
         assert response.content_type == "application/octet-stream"
+
+
+@pytest.mark.parametrize("kind", ["base64", "s3_url"])
+async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
+    kind: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.results._REWRITE_START_S", 0.02)
+    write, refusals = results._write, 2
+
+    def full(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, fill)
+
+    monkeypatch.setattr(results, "_write", full)
+    async with store(PICTURE) as address:
+        image = base64_image(DATA) if kind == "base64" else base64_image(f"http://{address}/a.png") | {"type": kind}
+        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
+            with capture_logs() as lines:
+                prompt_id = await submit(gateway)
+                endpoint.complete(await endpoint.job(), image)
+                entry = await history(gateway, prompt_id)
+            assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, PICTURE)
+    [waits] = [line for line in lines if line["event"] == "runpod.file_waits"]
+    assert waits["detail"].startswith("RUNPOD_DATA_DIR: it cannot be written: No space left on device.")
+
+
+async def test_a_file_that_no_disk_takes_fails_at_once(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
+    prompt_id = await submit(alone)
+    endpoint.complete(await endpoint.job(), base64_image(DATA, f"{'é' * 200}.png"))
+    assert "it cannot be written: File name too long" in error_of(await history(alone, prompt_id))
+
+
+async def test_an_upload_that_a_full_disk_refuses_names_the_setting(
+    alone: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_inputs: InputFiles) -> IO[bytes]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(InputFiles, "_part", full)
+    images = [{"name": "photo.png", "image": text(png())}]
+    status, answer = await alone.prompt_sync(loading_workflow("photo.png"), images=images)
+    assert (status, answer["type"]) == (503, "disk_failed")
+    assert answer["detail"].startswith("RUNPOD_DATA_DIR: the upload cannot be stored: No space left on device.")
 
 
 # In
