@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 from aiohttp import web
@@ -27,7 +27,9 @@ class FakeEndpoint:
     "late" for one that comes after half a second.
 
     Attributes:
+        redirect: the ``Location`` of a redirect that every request is answered with; none while it is empty.
         inputs: what was taken, by job id, in order.
+        requests: how many there were, of whatever kind.
         runs: how often ``/run`` was asked, taken or not.
         asked: how often ``/status`` was, by job id.
         cancelled: ids, in order.
@@ -36,8 +38,10 @@ class FakeEndpoint:
     def __init__(self, port: int = 0) -> None:
         self.refusals: deque[int | str] = deque()
         self.accepts_key = True
+        self.redirect = ""
         self.inputs: dict[str, Answer] = {}
         self.jobs: dict[str, Answer] = {}
+        self.requests = 0
         self.runs = 0
         self.asked: dict[str, int] = {}
         self.cancelled: list[str] = []
@@ -47,7 +51,7 @@ class FakeEndpoint:
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
-        app = web.Application(client_max_size=1 << 30)
+        app = web.Application(client_max_size=1 << 30, middlewares=[self._counted])
         app.add_routes(
             [
                 web.post("/run", self._run),
@@ -102,6 +106,13 @@ class FakeEndpoint:
 
     # What the gateway asks
 
+    @web.middleware
+    async def _counted(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        self.requests += 1
+        return await handler(request)
+
     async def _run(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
         async with self._news:
@@ -144,6 +155,8 @@ class FakeEndpoint:
         return self._refusal(request) or web.json_response({"jobs": {}, "workers": {}})
 
     def _refusal(self, request: web.Request) -> web.Response | None:
+        if self.redirect:
+            return web.Response(status=307, headers={"Location": self.redirect})
         good = self.accepts_key and request.headers.get("Authorization") == f"Bearer {KEY}"
         return None if good else web.Response(status=401)
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import aiohttp
 import orjson
+from aiohttp import hdrs
 from pydantic import SecretStr
 from yarl import URL
 
@@ -48,7 +49,7 @@ _NO_SUCH_JOB = "Job ID not found"
 
 
 class RefusedError(ComfyUIServerError):
-    """RunPod does not let us: the key or the endpoint's id is wrong. ``detail`` names the setting."""
+    """RunPod does not let us: the key, the endpoint's id or its URL is wrong. ``detail`` names the setting."""
 
     retryable = False
 
@@ -240,6 +241,8 @@ class RunPodEndpoint:
             raise ComfyUINotFoundError("RunPod does not know this job")
         if status in _REFUSED:
             raise RefusedError(self._refusal(status), upstream_status=status)
+        if 300 <= status < 400:
+            raise RefusedError(self._redirected(response), upstream_status=status)
         said = await _said(response) if status < 500 else ""
         raise ComfyUIServerError(
             f"RunPod's API answered /{_route(path)} with HTTP {status}{said}", upstream_status=status
@@ -249,6 +252,17 @@ class RunPodEndpoint:
         if status == 404:
             return f"RunPod does not know the endpoint {self.endpoint_id!r}: check RUNPOD_ENDPOINT_ID"
         return f"RunPod refuses the key (HTTP {status}): check RUNPOD_API_KEY"
+
+    def _redirected(self, response: aiohttp.ClientResponse) -> str:
+        """Says the origin only: what is behind it may be a secret."""
+        who = "RunPod's own API" if self._is_platform else "RUNPOD_ENDPOINT_URL"
+        advice = "is a proxy in between?" if self._is_platform else "correct the setting"
+        try:
+            origin = str(response.url.join(URL(response.headers[hdrs.LOCATION])).origin())
+        except (KeyError, ValueError):
+            return f"{who} answers with a redirect (HTTP {response.status}) that leads nowhere: {advice}"
+        where = "to another path of its own" if origin == str(response.url.origin()) else f"to {origin}"
+        return f"{who} redirects {where} (HTTP {response.status}), which is not followed: {advice}"
 
 
 def _route(path: str) -> str:

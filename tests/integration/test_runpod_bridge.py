@@ -218,6 +218,51 @@ async def test_a_refused_key_is_named_by_the_prompt_and_by_readiness_until_it_is
         await until(ready, refused)
 
 
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("{elsewhere}/v2/x?token=secret", "to {elsewhere} (HTTP 307), which is not followed: correct the setting"),
+        ("/v2/run", "to another path of its own (HTTP 307), which is not followed: correct the setting"),
+    ],
+    ids=["elsewhere", "within"],
+)
+async def test_a_redirect_names_the_setting_and_gets_neither_job_nor_key(
+    endpoint: FakeEndpoint, gateway: RunningGateway, location: str, said: str
+) -> None:
+    async def ready() -> tuple[int, Any]:
+        return await get(gateway, "/health/ready")
+
+    async with FakeEndpoint() as other:
+        reason = f"RUNPOD_ENDPOINT_URL redirects {said.format(elsewhere=other.url)}"
+        endpoint.redirect = location.format(elsewhere=other.url)
+        assert error_of(await history(gateway, await submit(gateway))) == reason
+        _, answer = await until(ready, lambda answer: answer[0] == 503)
+        assert reason in answer["reason"]
+        status, body = await gateway.prompt_sync(invert_workflow())
+        assert status == 503
+        assert reason in body["detail"]
+        assert (other.requests, endpoint.runs, endpoint.inputs) == (0, 1, {})
+        endpoint.redirect = ""
+        await until(ready, lambda answer: answer[0] == 200)
+
+
+async def test_a_redirect_to_nowhere_is_surely_no_job(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    endpoint.refusals.append(304)
+    message = error_of(await history(gateway, await submit(gateway)))
+    assert message == "RUNPOD_ENDPOINT_URL answers with a redirect (HTTP 304) that leads nowhere: correct the setting"
+    assert endpoint.runs == 1
+
+
+async def test_a_job_that_runs_outlasts_a_redirect(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    prompt_id = await submit(gateway)
+    job = await endpoint.job()
+    endpoint.redirect = "https://maintenance.example/"
+    await endpoint.looked(job)
+    endpoint.redirect = ""
+    endpoint.complete(job, base64_image(DATA))
+    assert (await history(gateway, prompt_id))["status"]["completed"] is True
+
+
 async def test_a_refused_job_says_what_runpod_says(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
     endpoint.refusals.append(400)
     message = error_of(await history(gateway, await submit(gateway)))
