@@ -133,6 +133,7 @@ class RunPodBridge:
         health = self._health = EndpointHealth(endpoint, lambda: queue.remaining > 0)
         submitter = Submitter(endpoint, queue, inputs)
         submitter.on_refused = health.look
+        endpoint.on_unreachable = health.unreachable
         queue.on_added = health.begin
         for name, work in (("submitter", submitter.run()), ("follower", follower.run()), ("health", health.run())):
             stack.push_async_callback(_end, _started(work, f"RunPod {name}", health))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -91,6 +91,8 @@ class JobAnswer:
 class RunPodEndpoint:
     """Open it with ``async with``; it owns its session. The key goes into the Authorization header and nowhere else.
 
+    `on_unreachable` is called with the reason when no connection can be made.
+
     Args:
         endpoint_id: for messages, and for the address where no `url` is given.
         url: of another API server with the same protocol; empty: RunPod's.
@@ -102,6 +104,7 @@ class RunPodEndpoint:
         self._is_platform = not url
         self._url = URL(url.rstrip("/") or f"{PLATFORM}/{quote(endpoint_id, safe='')}")
         self._status_method = "GET"
+        self.on_unreachable: Callable[[str], None] = lambda _reason: None
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -221,14 +224,18 @@ class RunPodEndpoint:
                 yield response
         except aiohttp.ClientConnectorError as error:
             reason = error.os_error.strerror or type(error).__name__
-            raise ComfyUIConnectionError(f"RunPod's API cannot be reached: {reason}") from error
+            raise self._unreachable(f"RunPod's API cannot be reached: {reason}") from error
         except aiohttp.ConnectionTimeoutError as error:
-            raise ComfyUIConnectionError("RunPod's API did not accept a connection in time") from error
+            raise self._unreachable("RunPod's API did not accept a connection in time") from error
         except TimeoutError as error:
             raise ComfyUIConnectionError(f"RunPod's API did not answer /{_route(path)} in time", sent=True) from error
         except (aiohttp.ClientError, OSError) as error:
             detail = f"the connection to RunPod's API broke at /{_route(path)}"
             raise ComfyUIConnectionError(detail, sent=True) from error
+
+    def _unreachable(self, reason: str) -> ComfyUIConnectionError:
+        self.on_unreachable(reason)
+        return ComfyUIConnectionError(reason)
 
     async def _check(self, response: aiohttp.ClientResponse, path: str, *, of_a_job: bool) -> None:
         status = response.status

@@ -1,4 +1,4 @@
-"""`EndpointHealth`: whether RunPod lets us. Asked at the start, and now and then while anything waits."""
+"""`EndpointHealth`: whether RunPod lets us. Asked at the start, and while anything waits or something is wrong."""
 
 from __future__ import annotations
 
@@ -42,23 +42,30 @@ class EndpointHealth:
         """There is something to wait for: look now and then."""
         self._begins.set()
 
+    def unreachable(self, reason: str) -> None:
+        """A request found it so: look until it answers."""
+        if not self._failing:
+            _log.warning("runpod.unreachable", detail=reason)
+            self._failing = True
+            self.look()
+
     def give_up(self, reason: str) -> None:
         """It will not work again in this process."""
         self._fatal, self.trouble = True, reason
         self.on_trouble(reason)
 
     async def run(self) -> None:
-        refusals = 0
+        failures = 0
         while True:
             self._wake.clear()
             self._begins.clear()
             await self._ask()
-            refusals = refusals + 1 if self.trouble else 0
-            delay_s = backoff_s(refusals, start_s=0.5, max_s=_INTERVAL_S) if refusals else _INTERVAL_S
+            failures = failures + 1 if self.trouble or self._failing else 0
+            delay_s = backoff_s(failures, start_s=0.5, max_s=_INTERVAL_S) if failures else _INTERVAL_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._wake.wait()
-            if not self.trouble and not self._is_busy():
+            if not (self.trouble or self._failing or self._is_busy()):
                 await self._begins.wait()
 
     async def _ask(self) -> None:
@@ -72,10 +79,10 @@ class EndpointHealth:
                 self.trouble = error.detail
                 self.on_trouble(self.trouble)
         except ComfyUIError as error:
-            if not self._failing:
-                _log.warning("runpod.unreachable", detail=error.detail)
-            self._failing = True
+            self.unreachable(error.detail)
         else:
+            if self.trouble or self._failing:
+                _log.info("runpod.recovered")
             self._failing = False
             if self.trouble:
                 self.trouble = ""

@@ -81,6 +81,8 @@ class LocalComfyUI:
             max_field_size=_HEADER_BYTES,
         )
         await self._probe()
+        if not self.reachable:
+            self._log.info("runpod.local", state="away")
         self._prober = asyncio.create_task(self._probe_loop(), name=f"probe of the local ComfyUI {self.name}")
         return self
 

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,34 @@ async def test_a_prompt_waits_while_runpod_cannot_be_reached(tmp_path: Path) -> 
             endpoint.complete(await endpoint.job(), base64_image(DATA))
             assert (await history(gateway, prompt_id))["status"]["completed"] is True
     assert endpoint.runs == 1
+
+
+async def test_that_runpod_is_away_and_back_is_logged_once_each(tmp_path: Path) -> None:
+    port = free_port()
+    endpoint = FakeEndpoint(port)
+    endpoint.url = f"http://127.0.0.1:{port}"
+
+    def logged(*counts: int) -> Callable[[], Awaitable[bool]]:
+        async def ask() -> bool:
+            events = [line["event"] for line in lines]
+            return counts == (events.count("runpod.unreachable"), events.count("runpod.recovered"))
+
+        return ask
+
+    with capture_logs() as lines:
+        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+            await until(logged(1, 0), bool)
+            async with endpoint:
+                await until(logged(1, 1), bool)
+                prompt_id = await submit(gateway)
+                job = await endpoint.job()
+                await endpoint.looked(job)
+            await until(logged(2, 1), bool)
+            async with endpoint:
+                endpoint.complete(job, base64_image(DATA))
+                assert (await history(gateway, prompt_id))["status"]["completed"] is True
+                await until(logged(2, 2), bool)
+    assert await logged(2, 2)()
 
 
 async def test_it_is_sent_again_when_runpod_surely_did_not_take_it(

@@ -447,16 +447,19 @@ async def _empty(_request: web.Request) -> web.Response:
 
 async def test_a_local_comfyui_that_comes_later_is_noticed(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     port = free_port()
-    async with running_gateway(f"127.0.0.1:{port}", **endpoint.settings(tmp_path)) as gateway:
-        backend = gateway.handler.pool.backends[0]
-        assert "KSampler" not in await backend.object_info()
-        async with Engine(EngineOptions(port=port)):
+    with capture_logs() as lines:
+        async with running_gateway(f"127.0.0.1:{port}", **endpoint.settings(tmp_path)) as gateway:
+            backend = gateway.handler.pool.backends[0]
+            assert "KSampler" not in await backend.object_info()
+            async with Engine(EngineOptions(port=port)):
 
-            async def known() -> bool:
-                return "KSampler" in await backend.object_info()
+                async def known() -> bool:
+                    return "KSampler" in await backend.object_info()
 
-            await until(known, bool)
-        await until(lambda: get(gateway, "/object_info"), lambda answer: answer[0] == 503)
+                await until(known, bool)
+            await until(lambda: get(gateway, "/object_info"), lambda answer: answer[0] == 503)
+    states = [line["state"] for line in lines if line["event"] == "runpod.local"]
+    assert states == ["away", "connected", "away"]
 
 
 async def test_uploads_larger_than_memory_should_hold_are_streamed(alone: RunningGateway) -> None:
