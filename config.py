@@ -45,6 +45,12 @@ class Settings(BaseSettings):
         default=Path("runpod-data"),
         description="Folder of BACKEND=runpod: what was sent, results, inputs. One gateway at a time.",
     )
+    runpod_data_days: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Days after which results and inputs in RUNPOD_DATA_DIR are removed; 0: never, as in ComfyUI.",
+    )
     default_timeout: float = Field(default=300, gt=0, description="Seconds that a request waits when it does not say.")
     max_timeout: float = Field(
         default=3600, gt=0, description="The longest that a request may ask to wait, in seconds."

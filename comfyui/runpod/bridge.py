@@ -35,6 +35,7 @@ from comfyui.runpod.local import LocalComfyUI, refusal
 from comfyui.runpod.narrator import Narrator
 from comfyui.runpod.prompts import PromptRoutes
 from comfyui.runpod.results import ResultFiles
+from comfyui.runpod.retention import Retention
 from comfyui.runpod.sending import Submitter
 from comfyui.runpod.sockets import Hub
 
@@ -47,6 +48,7 @@ _HEADER_BYTES = 64 * 1024
 _SHUTDOWN_S = 0.5
 _LARGEST_DOWNLOAD = 1 << 40
 _DOWNLOAD_S = 3600.0
+_DAY_S = 86_400.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -60,6 +62,7 @@ class RunPodOptions:
         data_dir: for the journal, results and inputs; one gateway at a time.
         local_address: of the ComfyUI that has everything but prompts.
         url_allow: see `fetch.AddressPolicy`; for the endpoint's own store.
+        data_days: after which results and uploaded inputs are removed; 0: never.
     """
 
     endpoint_id: str
@@ -69,6 +72,7 @@ class RunPodOptions:
     endpoint_url: str = ""
     url_allow: Sequence[str] = ()
     socket_buffer_bytes: int = 16_000_000
+    data_days: float = 0
 
 
 class RunPodBridge:
@@ -135,7 +139,13 @@ class RunPodBridge:
         submitter.on_refused = health.look
         endpoint.on_unreachable = health.unreachable
         queue.on_added = health.begin
-        for name, work in (("submitter", submitter.run()), ("follower", follower.run()), ("health", health.run())):
+        tasks = {"submitter": submitter.run(), "follower": follower.run(), "health": health.run()}
+        if options.data_days:
+            retention = Retention(
+                results, inputs, queue, max_age_s=options.data_days * _DAY_S, on_inputs_removed=hub.drop_own
+            )
+            tasks["retention"] = retention.run()
+        for name, work in tasks.items():
             stack.push_async_callback(_end, _started(work, f"RunPod {name}", health))
         routes = [
             *_twins(PromptRoutes(queue, journal, inputs).routes()),

@@ -52,7 +52,7 @@ class InputRef:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class NamedFile:
     """A workflow's input that may name a file: ``kind`` is ComfyUI's folder, ``path`` what is below it."""
 
     node_id: str
@@ -125,6 +125,7 @@ class InputFiles:
     async def check(self, job: Job) -> None:
         """Raises `ComfyUIValidationError` when the workflow and its files are more than RunPod takes."""
         prompt, files = await self._files_of(job.prompt)
+        await asyncio.to_thread(_touch, files)
         size = await asyncio.to_thread(_body_size, job, prompt, files)
         if size > MAX_RUN_BYTES:
             raise _too_large(files, size)
@@ -163,7 +164,7 @@ class InputFiles:
 
     async def _files_of(self, prompt: Prompt) -> tuple[Prompt, list[InputRef]]:
         """The workflow as the worker gets it, and the files that it names; each file once."""
-        found = await asyncio.to_thread(lambda: {one: self._on_disk(one) for one in _named(prompt)})
+        found = await asyncio.to_thread(lambda: {one: self._on_disk(one) for one in named_files(prompt)})
         if missing := [one for one, file in found.items() if file is None]:
             uploads = await self._uploads(prompt)
             for one in missing:
@@ -181,7 +182,7 @@ class InputFiles:
                 changed[one.node_id] = {**node, "inputs": {**node["inputs"], one.input_name: file.name}}
         return changed, list(files.values())
 
-    def _on_disk(self, one: _Named) -> InputRef | None:
+    def _on_disk(self, one: NamedFile) -> InputRef | None:
         subfolder, _, filename = one.path.rpartition("/")
         if one.kind == "input":
             path = self.find(subfolder, filename)
@@ -193,7 +194,7 @@ class InputFiles:
         definitions = await self._local.object_info()
         return set(upload_inputs(prompt, definitions)) if definitions else set()
 
-    async def _at_local(self, one: _Named) -> InputRef | None:
+    async def _at_local(self, one: NamedFile) -> InputRef | None:
         subfolder, _, filename = one.path.rpartition("/")
         view = f"/view?{urlencode({'filename': filename, 'subfolder': subfolder, 'type': one.kind})}"
         # Where it is not here, the worker may have it, and says so where it has not.
@@ -204,7 +205,7 @@ class InputFiles:
         return None
 
 
-def _named(prompt: Prompt) -> Iterator[_Named]:
+def named_files(prompt: Prompt) -> Iterator[NamedFile]:
     """Each input whose text could be the name of a file."""
     for node_id, node in prompt.items():
         for input_name, value in node["inputs"].items():
@@ -214,16 +215,24 @@ def _named(prompt: Prompt) -> Iterator[_Named]:
             path = value.removesuffix(f" [{kind}]") if kind else value
             subfolder, _, filename = path.rpartition("/")
             if checked_name(filename, subfolder) is not None:
-                yield _Named(node_id, input_name, path, kind or "input")
+                yield NamedFile(node_id, input_name, path, kind or "input")
 
 
-def _name_of(one: _Named) -> str:
+def _name_of(one: NamedFile) -> str:
     """The name that the file has as an input of the worker."""
     if one.kind == "input":
         return one.path
     # Two results may have the same name; the worker's input folder has no place for both.
     mark = hashlib.sha256(f"{one.kind}/{one.path}".encode()).hexdigest()[:12]
     return f"{mark}-{one.path.rpartition('/')[2]}"
+
+
+def _touch(files: list[InputRef]) -> None:
+    """Their age counts from when they were used last: `Retention` must not take what a prompt is about to send."""
+    for file in files:
+        if file.path is not None:
+            with suppress(OSError):
+                os.utime(file.path, follow_symlinks=False)
 
 
 def _digest(path: Path) -> bytes:

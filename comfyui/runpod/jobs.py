@@ -56,6 +56,9 @@ class JobQueue:
     def pending(self) -> list[Job]:
         return sorted((job for job in self._jobs.values() if not job.running), key=lambda job: job.order)
 
+    def unfinished(self) -> list[Job]:
+        return list(self._jobs.values())
+
     def find(self, prompt_id: str) -> Job | None:
         return self._jobs.get(prompt_id)
 

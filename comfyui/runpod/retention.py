@@ -1,0 +1,131 @@
+"""`Retention`: removing results and uploaded inputs that have become old, where `RUNPOD_DATA_DAYS` asks for it.
+
+ComfyUI deletes no outputs, and so it is asked for only. Every file is looked at and removed by its name in the folder
+that is open, and symbolic links are neither followed nor removed: nothing outside the two folders can be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import structlog
+
+from comfyui.runpod.disk import reason_of
+from comfyui.runpod.inputs import InputFiles, named_files
+from comfyui.runpod.job import Job
+from comfyui.runpod.jobs import JobQueue
+from comfyui.runpod.results import ResultFiles
+
+_log = structlog.get_logger(__name__)
+
+_EVERY_S = 3600.0
+
+
+@dataclass(slots=True)
+class _Removed:
+    files: int = 0
+    size: int = 0
+    left: int = 0
+    """What could not be removed, `reason` why the last of them."""
+    reason: str = ""
+
+
+class Retention:
+    """`run` is its task. What the queue's prompts name, and what they have written, is never removed.
+
+    Args:
+        max_age_s: since a file was written, or an input was last used by a prompt.
+        on_inputs_removed: called when uploads are not there any more that somebody may remember.
+    """
+
+    def __init__(
+        self,
+        results: ResultFiles,
+        inputs: InputFiles,
+        queue: JobQueue,
+        *,
+        max_age_s: float,
+        on_inputs_removed: Callable[[], None],
+    ) -> None:
+        self._results = results
+        self._inputs = inputs
+        self._queue = queue
+        self._max_age_s = max_age_s
+        self._on_inputs_removed = on_inputs_removed
+        self._stopped = threading.Event()
+
+    async def run(self) -> None:
+        try:
+            while True:
+                try:
+                    await self.clean()
+                except Exception:
+                    # A bug of ours, for which no prompt must wait.
+                    _log.exception("runpod.cleanup_crashed")
+                await asyncio.sleep(_EVERY_S)
+        finally:
+            # The thread goes on otherwise, and a process waits for it before it ends.
+            self._stopped.set()
+
+    async def clean(self) -> None:
+        """Once through both folders, off the event loop."""
+        jobs, cutoff = self._queue.unfinished(), time.time() - self._max_age_s
+        outputs, inputs = await asyncio.to_thread(self._clean, jobs, cutoff)
+        if inputs.files:
+            self._on_inputs_removed()
+        if removed := outputs.files + inputs.files:
+            freed_mb = round((outputs.size + inputs.size) / 1e6, 1)
+            _log.info("runpod.cleaned", removed=removed, freed_mb=freed_mb)
+        if left := outputs.left + inputs.left:
+            _log.warning("runpod.cleanup_failed", left=left, reason=outputs.reason or inputs.reason)
+
+    def _clean(self, jobs: list[Job], cutoff: float) -> tuple[_Removed, _Removed]:
+        named = {(file.kind, PurePosixPath(file.path)) for job in jobs for file in named_files(job.prompt)}
+
+        def is_kept_result(path: PurePosixPath) -> bool:
+            # Asked anew for each: a prompt that comes meanwhile may have the id of an old one.
+            return self._queue.find(path.parts[0]) is not None or ("output", path) in named
+
+        outputs = self._remove(self._results.folder, cutoff, is_kept_result, folders=True)
+        return outputs, self._remove(self._inputs.folder, cutoff, lambda path: ("input", path) in named, folders=False)
+
+    def _remove(self, top: Path, cutoff: float, is_kept: Callable[[PurePosixPath], bool], *, folders: bool) -> _Removed:
+        """Files last written before `cutoff`, and with `folders` those that are empty then."""
+        removed = _Removed()
+
+        def failed(error: OSError) -> None:
+            removed.left += 1
+            removed.reason = reason_of(error)
+
+        if top.is_symlink():
+            return _Removed(left=1, reason=f"{top.name} is a symbolic link")
+        if not top.is_dir():
+            return removed
+        for parent, subfolders, names, folder in os.fwalk(top, topdown=False, onerror=failed, follow_symlinks=False):
+            here = PurePosixPath(Path(parent).relative_to(top).as_posix())
+            for name in names:
+                if self._stopped.is_set():
+                    return removed
+                try:
+                    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode) and status.st_mtime < cutoff and not is_kept(here / name):
+                        os.unlink(name, dir_fd=folder)
+                        removed.files += 1
+                        removed.size += status.st_size
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    failed(error)
+            for name in subfolders if folders else ():
+                if not is_kept(here / name):
+                    with suppress(OSError):  # not empty, or a link
+                        os.rmdir(name, dir_fd=folder)
+        return removed
