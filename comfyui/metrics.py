@@ -94,3 +94,21 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.runpod_jobs = Gauge(
+            "comfyui_gateway_runpod_jobs",
+            "Prompts for RunPod now, by state: waiting (not sent yet), pending and running at the endpoint.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.runpod_requests = Counter(
+            "comfyui_gateway_runpod_requests",
+            "Requests to RunPod's API, by verb (run, status, cancel, health) and status (0: no answer).",
+            ["verb", "status"],
+            registry=self.registry,
+        )
+        self.runpod_result_bytes = Counter(
+            "comfyui_gateway_runpod_result_bytes",
+            "Bytes of results fetched, by source: reply of a completed job, link in it.",
+            ["source"],
+            registry=self.registry,
+        )

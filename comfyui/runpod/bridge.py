@@ -7,6 +7,7 @@ gateway would be past the gateway's keys.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -22,6 +23,7 @@ from pydantic import SecretStr
 
 from comfyui.exceptions import ComfyUIError
 from comfyui.fetch import UrlFetcher
+from comfyui.metrics import Metrics
 from comfyui.runpod.endpoint import RunPodEndpoint
 from comfyui.runpod.files import FileRoutes
 from comfyui.runpod.following import Follower
@@ -76,14 +78,15 @@ class RunPodOptions:
 
 
 class RunPodBridge:
-    """Open it with ``async with``; it owns everything in it.
+    """Open it with ``async with``; it owns everything in it but the metrics.
 
     Raises:
         JournalError: when it is opened, and another gateway uses the same folder.
     """
 
-    def __init__(self, options: RunPodOptions) -> None:
+    def __init__(self, options: RunPodOptions, metrics: Metrics | None = None) -> None:
         self._options = options
+        self._metrics = metrics or Metrics()
         self._password = secrets.token_urlsafe(32)
         self._port = 0
         self._stack = AsyncExitStack()
@@ -119,7 +122,7 @@ class RunPodBridge:
         folder = await asyncio.to_thread(options.data_dir.absolute)
         journal = await stack.enter_async_context(Journal(folder / "journal.sqlite3"))
         endpoint = await stack.enter_async_context(
-            RunPodEndpoint(options.endpoint_id, options.api_key, options.endpoint_url)
+            RunPodEndpoint(options.endpoint_id, options.api_key, options.endpoint_url, metrics=self._metrics)
         )
         local = await stack.enter_async_context(LocalComfyUI(options.local_address))
         fetcher = await stack.enter_async_context(
@@ -128,7 +131,9 @@ class RunPodBridge:
         hub = Hub(local, lambda: queue.remaining, buffer_bytes=options.socket_buffer_bytes)
         local.on_change = hub.drop_own
         queue = JobQueue(journal, Narrator(hub), hub)
-        results = ResultFiles(folder / "outputs", fetcher)
+        for state in ("waiting", "pending", "running"):
+            self._metrics.runpod_jobs.labels(state).set_function(functools.partial(_count, queue, state))
+        results = ResultFiles(folder / "outputs", fetcher, self._metrics)
         inputs = InputFiles(folder / "inputs", results, local)
         follower = Follower(endpoint, queue, journal, results)
         queue.on_sent, queue.on_cancelled = follower.follow, follower.cancel
@@ -207,6 +212,10 @@ class ServerRoutes:
     async def free(self, _request: web.Request) -> web.Response:
         """The local ComfyUI holds no models, and RunPod's workers cannot be told."""
         return web.Response()
+
+
+def _count(queue: JobQueue, state: str) -> float:
+    return queue.counted()[state]
 
 
 def _is_own(request: web.Request) -> bool:

@@ -29,6 +29,7 @@ from comfyui.exceptions import (
     ComfyUIOverloadedError,
     ComfyUIServerError,
 )
+from comfyui.metrics import Metrics
 
 PLATFORM = "https://api.runpod.ai/v2"
 MAX_RUN_BYTES = 10_000_000
@@ -98,7 +99,8 @@ class RunPodEndpoint:
         url: of another API server with the same protocol; empty: RunPod's.
     """
 
-    def __init__(self, endpoint_id: str, api_key: SecretStr, url: str = "") -> None:
+    def __init__(self, endpoint_id: str, api_key: SecretStr, url: str = "", *, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self.endpoint_id = endpoint_id
         self._api_key = api_key
         self._is_platform = not url
@@ -157,8 +159,11 @@ class RunPodEndpoint:
             if answer.get("error") == _NO_SUCH_JOB:
                 raise ComfyUINotFoundError("RunPod does not know this job")
             execution_ms = answer.get("executionTime")
+            status = JobStatus(answer.get("status"))
+            if status is JobStatus.COMPLETED:
+                self._metrics.runpod_result_bytes.labels("reply").inc(len(body))
             return JobAnswer(
-                JobStatus(answer.get("status")),
+                status,
                 answer.get("output"),
                 answer.get("error"),
                 float(execution_ms) if isinstance(execution_ms, int | float) else None,
@@ -210,6 +215,7 @@ class RunPodEndpoint:
         if self._session is None:
             raise RuntimeError("use the endpoint inside 'async with'")
         headers = {"Content-Type": "application/json"} if data is not None else {}
+        status = 0
         try:
             async with self._session.request(
                 method,
@@ -220,6 +226,7 @@ class RunPodEndpoint:
                 # The key goes to the address that was set, and to no other.
                 allow_redirects=False,
             ) as response:
+                status = response.status
                 await self._check(response, path, of_a_job=of_a_job)
                 yield response
         except aiohttp.ClientConnectorError as error:
@@ -232,6 +239,8 @@ class RunPodEndpoint:
         except (aiohttp.ClientError, OSError) as error:
             detail = f"the connection to RunPod's API broke at /{_route(path)}"
             raise ComfyUIConnectionError(detail, sent=True) from error
+        finally:
+            self._metrics.runpod_requests.labels(_route(path), status).inc()
 
     def _unreachable(self, reason: str) -> ComfyUIConnectionError:
         self.on_unreachable(reason)

@@ -6,6 +6,7 @@ A prompt is in the queue until its history entry can be read, so whoever looks i
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -58,6 +59,10 @@ class JobQueue:
 
     def unfinished(self) -> list[Job]:
         return list(self._jobs.values())
+
+    def counted(self) -> Counter[str]:
+        """How many there are in each state: ``waiting`` to be sent, ``pending`` and ``running`` at RunPod."""
+        return Counter(_state_of(job) for job in self._jobs.values())
 
     def find(self, prompt_id: str) -> Job | None:
         return self._jobs.get(prompt_id)
@@ -225,3 +230,10 @@ class JobQueue:
     def progressed(self, job: Job, report: Any) -> None:
         self.began(job)
         self._narrator.progressed(job, report)
+
+
+def _state_of(job: Job) -> str:
+    if job.state in {State.PENDING, State.SENDING}:
+        return "waiting"
+    # What is delivered has run, and its files are being fetched.
+    return "running" if job.running or job.state is State.DELIVERED else "pending"

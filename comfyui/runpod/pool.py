@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from comfyui.backends import BackendPool
+from comfyui.metrics import Metrics
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 
 
 @asynccontextmanager
-async def runpod_pool(options: RunPodOptions, connect: Callable[..., BackendPool]) -> AsyncIterator[BackendPool]:
+async def runpod_pool(
+    options: RunPodOptions, connect: Callable[..., BackendPool], metrics: Metrics | None = None
+) -> AsyncIterator[BackendPool]:
     """A pool in front of a bridge of its own; not ready while RunPod refuses us. `connect`: `BackendPool.connect`."""
     # A job may wait for as long as RunPod takes to start a worker: that is no stalled ComfyUI.
     async with (
-        RunPodBridge(options) as bridge,
+        RunPodBridge(options, metrics) as bridge,
         connect((bridge.address,), name=bridge.name, stalled_after_s=math.inf) as pool,
     ):
         [backend] = pool.backends

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIServerError
 from comfyui.fetch import UrlFetcher
+from comfyui.metrics import Metrics
 from comfyui.models import InputFile, content_type_of
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.job import Job
@@ -58,7 +59,8 @@ class ResultFiles:
     The fetcher belongs to whoever made it.
     """
 
-    def __init__(self, folder: Path, fetcher: UrlFetcher) -> None:
+    def __init__(self, folder: Path, fetcher: UrlFetcher, metrics: Metrics) -> None:
+        self._metrics = metrics
         self.folder = folder
         self._fetcher = fetcher
 
@@ -128,6 +130,7 @@ class ResultFiles:
         for failures in range(_DOWNLOAD_TRIES):
             try:
                 async with self._fetcher.fetch(url) as content:
+                    self._metrics.runpod_result_bytes.labels("link").inc(content.size)
                     await asyncio.to_thread(_write, path, functools.partial(_copy, content.source))
                     return
             except ComfyUIInputError:

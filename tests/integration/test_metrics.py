@@ -6,13 +6,17 @@ import json
 import re
 from pathlib import Path
 
+import aiohttp
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from comfyui.engine import Engine
 from comfyui.metrics import Metrics
+from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 from tests.relaying import eventually, fetch
-from tests.running import RunningGateway, invert_workflow, running_gateway
+from tests.running import RunningGateway, invert_workflow, running_gateway, until
+from tests.runpod_endpoint import DATA, KEY, NOWHERE, FakeEndpoint, base64_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +88,52 @@ async def test_refusals_are_counted_by_reason(engine: Engine) -> None:
         samples = await _samples(gateway, **key)
         for reason in ("unauthorized", "origin", "denied", "body_too_large"):
             assert samples[f"comfyui_gateway_rejected_requests_total{{reason={reason}}}"] == 1, reason
+
+
+async def test_jobs_at_runpod_requests_to_it_and_bytes_from_it_are_counted(
+    endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    metrics = Metrics()
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"comfyui_gateway_runpod_{name}", labels)
+
+    async def jobs() -> tuple[float | None, ...]:
+        return tuple(value("jobs", state=state) for state in ("waiting", "pending", "running"))
+
+    async def submit(number: int) -> None:
+        async with http.post("/prompt", json={"prompt": invert_workflow(number)}) as response:
+            assert response.status == 200
+
+    options = RunPodOptions("endpoint1", SecretStr(KEY), tmp_path, NOWHERE, endpoint.url)
+    async with RunPodBridge(options, metrics) as bridge, aiohttp.ClientSession(bridge.address) as http:
+        for number in (1, 2):
+            await submit(number)
+            await endpoint.job(number)
+        endpoint.says("job-1", "IN_PROGRESS")
+        await until(jobs, lambda counts: counts == (0, 1, 1))
+        endpoint.refusals.append("late")
+        await submit(3)
+        await endpoint.job(3)
+        assert await jobs() == (1, 1, 1)
+        await until(jobs, lambda counts: counts == (0, 2, 1))
+        endpoint.refusals.append(400)
+        await submit(4)
+        endpoint.complete("job-1", base64_image(DATA))
+        await until(jobs, lambda counts: counts == (0, 2, 0))
+        async with http.post("/queue", json={"clear": True}) as response:
+            assert response.status == 200
+        await until(jobs, lambda counts: counts == (0, 0, 0))
+
+    assert value("result_bytes_total", source="reply") == len(json.dumps(endpoint.jobs["job-1"]))
+    assert value("requests_total", verb="run", status="200") == 3
+    assert value("requests_total", verb="run", status="400") == 1
+    assert value("requests_total", verb="cancel", status="200") == 2
+    # One look may have been cut short by its cancel.
+    assert (value("requests_total", verb="status", status="200") or 0) >= sum(endpoint.asked.values()) - 2
+    text = generate_latest(metrics.registry).decode()
+    assert KEY not in text
+    assert "job-" not in text
 
 
 def test_the_dashboard_asks_for_every_metric_and_for_none_that_is_not_there() -> None:
