@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -82,17 +83,21 @@ class Submitter:
         if job.ending:
             return  # cancelled while its inputs were read
         # Written first: if this process ends now, the next one knows that the job may have been sent.
-        await self._queue.keep(job, State.SENDING)
+        try:
+            await self._queue.keep(job, State.SENDING)
+        except asyncio.CancelledError:
+            await _in_time(self._take_back(job))
+            raise
         if job.cancelled:
-            await self._take_back(job)
+            await _written(self._take_back(job))
             return
         try:
             submitted = await self._post(job, body)
         except _NotTakenError:
-            await self._take_back(job)
+            await _written(self._take_back(job))
             raise
         if submitted is not None:
-            await self._sent(job, submitted)
+            await _written(self._sent(job, submitted))
 
     async def _post(self, job: Job, body: bytes) -> Submitted | None:
         """None when it has ended: refused, or nobody knows whether RunPod has it."""
@@ -101,10 +106,7 @@ class Submitter:
             return await asyncio.shield(posting)
         except asyncio.CancelledError:
             await asyncio.wait([posting], timeout=_LAST_WORD_S)
-            # A journal that cannot be written must not hold up the stop, nor its error take the place of this one.
-            with contextlib.suppress(TimeoutError, JournalError):
-                async with asyncio.timeout(_LAST_WORD_S):
-                    await self._last_word(job, posting)
+            await _in_time(self._last_word(job, posting))
             raise
         except ComfyUIOverloadedError as error:
             raise _NotTakenError(error.detail, error.retry_after_s) from error
@@ -153,3 +155,20 @@ class Submitter:
         await self._queue.insist(lambda: self._queue.record(job))
         if job.cancelled:
             self._queue.on_cancelled(job)
+
+
+async def _written(work: Coroutine[Any, Any, None]) -> None:
+    """What is known of a job: when the gateway stops meanwhile, the next one would not know whether RunPod has it."""
+    writing = asyncio.create_task(work, name="RunPod job's state")
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await _in_time(writing)
+        raise
+
+
+async def _in_time(work: Awaitable[None]) -> None:
+    """The gateway stops: a journal that cannot be written must not hold that up, nor its error take its place."""
+    with contextlib.suppress(TimeoutError, JournalError):
+        async with asyncio.timeout(_LAST_WORD_S):
+            await work

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 from comfyui.runpod.inputs import InputFiles
-from comfyui.runpod.job import Job
+from comfyui.runpod.job import Job, State
 from comfyui.runpod.journal import Journal, JournalError
 from config import SettingsError, load_settings
 from tests.running import RunningGateway, invert_workflow, running_gateway, until
@@ -551,6 +551,35 @@ async def test_a_gateway_that_stops_while_it_sends_waits_for_the_reply(endpoint:
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
         assert (await history(gateway, prompt_id))["status"]["completed"] is True
     assert endpoint.runs == 1
+
+
+@pytest.mark.parametrize("state", [State.SENDING, State.PENDING, State.SENT])
+async def test_a_stop_between_sending_and_its_record_leaves_no_doubt_about_the_job(
+    state: State, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, reached, stopping = Journal.update, asyncio.Event(), asyncio.Event()
+
+    async def slow(journal: Journal, job: Job) -> None:
+        holds = job.state is state and not reached.is_set()
+        if holds and state is not State.SENDING:
+            reached.set()
+            await stopping.wait()
+        await update(journal, job)
+        if holds and state is State.SENDING:
+            reached.set()
+            await stopping.wait()
+
+    monkeypatch.setattr(Journal, "update", slow)
+    if state is State.PENDING:
+        endpoint.refusals.append(429)  # it is taken back
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        prompt_id = await submit(gateway)
+        await reached.wait()
+        asyncio.get_running_loop().call_later(0.2, stopping.set)
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        endpoint.complete(await endpoint.job(), base64_image(DATA))
+        assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert len(endpoint.inputs) == 1
 
 
 async def test_a_delivered_result_is_not_lost_by_a_restart(endpoint: FakeEndpoint, tmp_path: Path) -> None:
