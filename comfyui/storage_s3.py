@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import SecretStr
 
@@ -58,6 +58,42 @@ class S3Settings:
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
     retries: int = 3
+
+
+class S3Fields(Protocol):
+    """The settings by whose names the gateway and the workers are told of a store; texts are empty where not set."""
+
+    s3_bucket: str
+    s3_region: str
+    s3_endpoint_url: str
+    s3_public_endpoint_url: str
+    s3_prefix: str
+    s3_access_key_id: SecretStr | None
+    s3_secret_access_key: SecretStr | None
+    s3_session_token: SecretStr | None
+    s3_addressing_style: Literal["auto", "path", "virtual"]
+    s3_presign_seconds: int
+
+
+def s3_store(fields: S3Fields, allowed_buckets: Sequence[str] = ()) -> S3Store | None:
+    """The store that the settings name, not opened; None without a bucket. Raises ValueError as `S3Store`."""
+    if not fields.s3_bucket:
+        return None
+    return S3Store(
+        S3Settings(
+            fields.s3_bucket,
+            region=fields.s3_region,
+            endpoint_url=fields.s3_endpoint_url or None,
+            public_endpoint_url=fields.s3_public_endpoint_url or None,
+            prefix=fields.s3_prefix,
+            access_key=fields.s3_access_key_id,
+            secret_key=fields.s3_secret_access_key,
+            session_token=fields.s3_session_token,
+            addressing_style=fields.s3_addressing_style,
+            presign_seconds=fields.s3_presign_seconds,
+            allowed_buckets=allowed_buckets,
+        )
+    )
 
 
 class S3Store:

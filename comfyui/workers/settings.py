@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.client import parse_server_address
-from comfyui.storage_s3 import MAX_PRESIGN_SECONDS, S3Settings, S3Store
+from comfyui.storage_s3 import MAX_PRESIGN_SECONDS, S3Store, s3_store
 from comfyui.workers.base import WorkerOptions
 
 _MB = 1_000_000
@@ -62,23 +62,7 @@ class StoringWorkerSettings(BaseSettings):
 
     def store(self) -> S3Store | None:
         """The object store for output files, not opened; None when they do not go to S3."""
-        if not self.s3_bucket:
-            return None
-        return S3Store(
-            S3Settings(
-                self.s3_bucket,
-                region=self.s3_region,
-                endpoint_url=self.s3_endpoint_url or None,
-                public_endpoint_url=self.s3_public_endpoint_url or None,
-                prefix=self.s3_prefix,
-                access_key=self.s3_access_key_id,
-                secret_key=self.s3_secret_access_key,
-                session_token=self.s3_session_token,
-                addressing_style=self.s3_addressing_style,
-                presign_seconds=self.s3_presign_seconds,
-                allowed_buckets=self.allowed_buckets(),
-            )
-        )
+        return s3_store(self, self.allowed_buckets())
 
 
 class RunPodSettings(StoringWorkerSettings):

@@ -13,7 +13,9 @@ from pydantic import SecretStr
 
 from comfyui import storage
 from comfyui.storage import Parts, Placement, StorageError, StorageRefusedError, safe_key
-from comfyui.storage_s3 import S3Settings, S3Store
+from comfyui.storage_s3 import S3Settings, S3Store, s3_store
+from comfyui.workers.settings import RunPodSettings
+from config import Settings
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,47 @@ async def test_keys_that_are_set_to_nothing_are_taken_from_where_aws_s_tools_tak
     async with S3Store(S3Settings("renders", access_key=nothing, secret_key=nothing, session_token=nothing)) as store:
         link = await store._client.generate_presigned_url("get_object", Params={"Bucket": "renders", "Key": "k"})
     assert "AKIAOFTHEROLE" in link
+
+
+@pytest.mark.parametrize("of", [Settings, RunPodSettings], ids=["gateway", "worker"])
+def test_a_store_is_all_that_the_settings_say(
+    of: type[Settings | RunPodSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = S3Settings(
+        "renders",
+        region="eu-1",
+        endpoint_url="https://store.example",
+        public_endpoint_url="https://cdn.example",
+        prefix="out",
+        access_key=SecretStr("key"),
+        secret_key=SecretStr("secret"),
+        session_token=SecretStr("token"),
+        addressing_style="path",
+        presign_seconds=77,
+        allowed_buckets=("mine", "yours"),
+    )
+    given = {
+        "s3_bucket": "renders",
+        "s3_region": "eu-1",
+        "s3_endpoint_url": "https://store.example",
+        "s3_public_endpoint_url": "https://cdn.example",
+        "s3_prefix": "out",
+        "s3_access_key_id": "key",
+        "s3_secret_access_key": "secret",
+        "s3_session_token": "token",
+        "s3_addressing_style": "path",
+        "s3_presign_seconds": "77",
+        "s3_allowed_buckets": "mine,yours",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name.upper(), value)
+    monkeypatch.setattr(of, "model_config", {**of.model_config, "env_file": None})
+    fields = of()
+    store = s3_store(fields, fields.s3_allowed_buckets)
+    assert store is not None
+    assert store._settings == expected
+    monkeypatch.setenv("S3_BUCKET", "")
+    assert s3_store(of()) is None
 
 
 @pytest.mark.parametrize(
