@@ -33,7 +33,7 @@ from comfyui.inputs import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.runner import RunnerOptions
-from comfyui.storage_s3 import S3Settings, S3Store
+from comfyui.storage_s3 import S3Store, s3_store
 from comfyui.warmup import load_workflow, warming_up
 from comfyui.web import api, ops, workflows
 from comfyui.web.auth import Guard
@@ -170,8 +170,9 @@ def _backends(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManag
             endpoint_url=settings.runpod_endpoint_url,
             url_allow=settings.input_url_allow,
             socket_buffer_bytes=int(settings.websocket_buffer_mb * _MB),
+            data_days=settings.runpod_data_days,
         )
-        return runpod_pool(options, connect)
+        return runpod_pool(options, connect, metrics)
     return connect(settings.comfyui_server_address, stalled_after_s=settings.stalled_after)
 
 
@@ -183,26 +184,10 @@ def _warmup_workflow(settings: Settings) -> dict[str, Any] | None:
 
 
 def _object_store(settings: Settings) -> S3Store | None:
-    if not settings.s3_bucket:
-        return None
-    if find_spec("aiobotocore") is None:
+    if settings.s3_bucket and find_spec("aiobotocore") is None:
         raise SettingsError("S3_BUCKET: object storage needs the extra: pip install 'comfyui-gateway[s3]'")
     try:
-        return S3Store(
-            S3Settings(
-                bucket=settings.s3_bucket,
-                region=settings.s3_region,
-                endpoint_url=settings.s3_endpoint_url or None,
-                public_endpoint_url=settings.s3_public_endpoint_url or None,
-                prefix=settings.s3_prefix,
-                access_key=settings.s3_access_key_id,
-                secret_key=settings.s3_secret_access_key,
-                session_token=settings.s3_session_token,
-                addressing_style=settings.s3_addressing_style,
-                presign_seconds=settings.s3_presign_seconds,
-                allowed_buckets=settings.s3_allowed_buckets,
-            )
-        )
+        return s3_store(settings, settings.s3_allowed_buckets)
     except ValueError as error:
         raise SettingsError(f"S3_BUCKET: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, MutableMapping
@@ -17,7 +18,7 @@ from structlog.testing import capture_logs
 
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 from config import SettingsError, load_settings
-from tests.running import Workflow, invert_workflow, until
+from tests.running import Workflow, invert_workflow, running_gateway, until
 from tests.runpod_endpoint import DATA, KEY, NOWHERE, PICTURE, FakeEndpoint, base64_image, loading_workflow
 
 pytestmark = pytest.mark.usefixtures("quick_runpod")
@@ -174,6 +175,33 @@ async def test_it_goes_on_after_the_start_and_has_the_gateway_forget_what_it_upl
             while (await websocket.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
     assert files(tmp_path) == set()
+
+
+async def test_a_gateway_uploads_again_what_was_removed(
+    tmp_path: Path, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.retention._EVERY_S", 0.01)
+    images = [{"name": "photo.png", "image": base64.b64encode(PICTURE).decode()}]
+    settings = endpoint.settings(tmp_path, runpod_data_days=7)
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        for number in (1, 2):
+            asking = asyncio.create_task(gateway.prompt_sync(loading_workflow("photo.png"), images=images))
+            job = await endpoint.job(number)
+            assert endpoint.inputs[job]["images"][0]["image"] == images[0]["image"]
+            endpoint.complete(job, base64_image(DATA))
+            assert (await asking)[0] == 200
+            [uploaded] = (tmp_path / "inputs/gateway").iterdir()
+            connection = gateway.handler.pool.backends[0].watcher.client_id
+            age(uploaded, 8)
+
+            async def connected_anew(before: str | None = connection) -> bool:
+                watcher = gateway.handler.pool.backends[0].watcher
+                return watcher.connected and watcher.client_id != before
+
+            await until(connected_anew, bool)
+            assert not uploaded.exists()
+        async with gateway.http.get("/metrics") as response:
+            assert 'comfyui_gateway_runpod_requests_total{status="200",verb="run"} 2.0' in await response.text()
 
 
 @pytest.mark.parametrize("value", ["-1", "a week", "inf"])
