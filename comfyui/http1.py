@@ -54,12 +54,16 @@ class CutShortError(Http1Error):
 class Answer:
     """An answer whose headers have come; `read` its body, or `close` it."""
 
+    __slots__ = (
+        "_buffered", "_chunks", "_connection", "_error", "_splice", "_waiter", "complete", "headers", "status",
+    )  # fmt: skip
+
     def __init__(self, connection: _Connection, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = status
         self.headers = headers
         self.complete = False
         self._connection = connection
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._buffered = 0
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -82,7 +86,7 @@ class Answer:
             if self._error is not None:
                 raise self._error
             await self._news(silence_s)
-        chunk = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        chunk = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered = 0
         if not self.complete:
@@ -153,6 +157,11 @@ class Answer:
 class _Connection(asyncio.Protocol):
     """One connection; one request at a time. Methods named ``on_…`` are the parser's callbacks."""
 
+    __slots__ = (
+        "_answer", "_bodiless", "_drained", "_fed", "_head", "_headers", "_left", "_parser", "_reading_paused",
+        "_release", "_timer", "_transport", "idle_since", "in_use", "received", "uploading",
+    )  # fmt: skip
+
     def __init__(self, release: Callable[[_Connection], None]) -> None:
         self._release = release
         self._parser = httptools.HttpResponseParser(self)
@@ -160,13 +169,14 @@ class _Connection(asyncio.Protocol):
         self._head: asyncio.Future[Answer] | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._answer: Answer | None = None
-        self._length: int | None = None
+        self._fed: int | None = 0
+        """Bytes of the body that went through the parser; None where only that can find the body's end."""
         self._left = 0
         """Of a body whose length is known: how much of it need not go through the parser, which would copy it."""
         self._bodiless = False
         self._reading_paused = False
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._drained: asyncio.Future[None] | None = None
+        """While the transport takes no more."""
         self._timer: asyncio.TimerHandle | None = None
         self.received = False
         self.idle_since = 0.0
@@ -199,7 +209,8 @@ class _Connection(asyncio.Protocol):
                     self._transport.writelines((b"%x\r\n" % len(chunk), chunk, b"\r\n"))
                 else:
                     self._transport.write(chunk)
-                await self._writable.wait()
+                if self._drained is not None:
+                    await self._drained
             if chunked and self._transport is not None:
                 self._transport.write(b"0\r\n\r\n")
         except Exception as error:
@@ -242,7 +253,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self._writable.set()
+        self.resume_writing()
         self._release(self)
         self._fail(NoAnswerError())
         answer = self._answer
@@ -264,8 +275,12 @@ class _Connection(asyncio.Protocol):
             self._fail(NoAnswerError())
             self.abort()
             return
-        if self._answer is not None and self._length is not None and not self._bodiless:
-            self._left = self._length
+        if self._answer is not None and self._fed is not None and not self._bodiless:
+            length = _length_of(self._answer.headers)
+            if length is None:
+                self._fed = None
+            else:
+                self._left = length - self._fed
 
     def _take(self, data: bytes) -> None:
         answer = self._answer
@@ -294,16 +309,18 @@ class _Connection(asyncio.Protocol):
             self._complete(may_go_on)
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._drained = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
 
     # For the parser
 
     def on_message_begin(self) -> None:
         self._headers = []
-        self._length = None
+        self._fed = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
@@ -315,7 +332,6 @@ class _Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._answer = Answer(self, status, self._headers)
-        self._length = _length_of(self._headers)
         if self._head is not None and not self._head.done():
             self._head.set_result(self._answer)
         if self._bodiless:
@@ -326,8 +342,8 @@ class _Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         if self._answer is not None and not self._bodiless:
             self._answer.feed(data)
-            if self._length is not None:
-                self._length -= len(data)
+            if self._fed is not None:
+                self._fed += len(data)
 
     def on_message_complete(self) -> None:
         self._complete(self._parser.should_keep_alive())

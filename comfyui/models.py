@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -34,6 +35,8 @@ _CONTENT_TYPES = {
     ".webm": "video/webm",
     ".webp": "image/webp",
 }
+# What no query needs to quote.
+_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")
 
 
 def _plain_name(name: str) -> str:
@@ -132,6 +135,8 @@ def _type_of_ending(ending: str) -> str:
 @lru_cache(maxsize=256)
 def view_query(filename: str, subfolder: str, folder_type: str) -> str:
     """The query of ComfyUI's ``/view`` for a file."""
+    if _PLAIN.fullmatch(filename + subfolder + folder_type):
+        return f"filename={filename}&subfolder={subfolder}&type={folder_type}"  # as below, at a tenth of its time
     return urlencode({"filename": filename, "subfolder": subfolder, "type": folder_type})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
@@ -196,15 +196,16 @@ async def result_json(
 
 
 async def _with_base64(file: OutputFile, entry: Mapping[str, Any], open_file: OpenFile) -> AsyncGenerator[bytes, None]:
-    async with AsyncExitStack() as stack:
-        try:
-            content = await stack.enter_async_context(open_file(file))
-            pieces = await stack.enter_async_context(aclosing(base64_pieces(content.chunks)))
+    begun = False
+    try:
+        async with open_file(file) as content, aclosing(base64_pieces(content.chunks)) as pieces:
             first = await anext(pieces, b"")
-        except ComfyUIError as error:
-            yield orjson.dumps({**entry, "error": error.detail})
-            return
-        yield orjson.dumps({**entry, **content.facts()})[:-1] + b',"base64":"' + first
-        async for piece in pieces:
-            yield piece
-        yield b'"}'
+            begun = True
+            yield orjson.dumps({**entry, **content.facts()})[:-1] + b',"base64":"' + first
+            async for piece in pieces:
+                yield piece
+            yield b'"}'
+    except ComfyUIError as error:
+        if begun:
+            raise
+        yield orjson.dumps({**entry, "error": error.detail})

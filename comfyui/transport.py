@@ -123,9 +123,8 @@ class Http1Transport:
             )
         except Http1Error as error:
             raise self._ours(error, what) from error
-        found = _header_map(answer)
-        _refuse_compressed(found, what)
-        return RawReply(answer.status, found.get("content-type", "application/json"), content)
+        _refuse_compressed(_header(answer, b"content-encoding"), what)
+        return RawReply(answer.status, _header(answer, b"content-type") or "application/json", content)
 
     @asynccontextmanager
     async def stream(self, target: str, headers: Headers = _NONE) -> AsyncIterator[OpenReply]:
@@ -149,8 +148,8 @@ class Http1Transport:
                 raise self._ours(error, what) from error
 
         try:
-            found = _header_map(answer)
-            _refuse_compressed(found, what)
+            found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
+            _refuse_compressed(found.get("content-encoding"), what)
             length = found.get("content-length")
             yield OpenReply(answer.status, found, int(length) if length else None, read, read_or_splice)
         finally:
@@ -298,10 +297,13 @@ def _reason(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _header_map(answer: Answer) -> dict[str, str]:
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
+def _header(answer: Answer, wanted: bytes) -> str | None:
+    for name, value in answer.headers:
+        if len(name) == len(wanted) and name.lower() == wanted:
+            return value.decode("latin-1")
+    return None
 
 
-def _refuse_compressed(headers: Headers, what: str) -> None:
-    if headers.get("content-encoding", "identity") != "identity":
+def _refuse_compressed(encoding: str | None, what: str) -> None:
+    if encoding not in {None, "identity"}:
         raise ComfyUIServerError(f"{what}: ComfyUI compressed an answer though it was asked not to")
