@@ -44,7 +44,7 @@ from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients
 from comfyui.web.origins import Origins
 from comfyui.web.paths import PathRules
 from comfyui.web.proxy import Relay, RelayOptions
-from comfyui.web.server_http import ServerHttp
+from comfyui.web.server_http import ServerHttp, splicing
 from comfyui.web.server_socket import ServerSocket
 from comfyui.web.shortcut import PromptShortcut
 from comfyui.web.upstreams import Upstreams
@@ -109,7 +109,7 @@ class _Gateway(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # what goes past FastAPI finds the application's state, too
-        await self.front(scope, receive, send)
+        await self.front(scope, receive, splicing(scope, send))
 
     async def endpoints(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The gateway's own paths."""

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, Final
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from comfyui.splice import Splice
 from comfyui.web.disconnect import ClientGoneError
@@ -18,53 +18,55 @@ _SMALL = 16 * 1024
 # An ASGI message in place of "http.response.body": what its "splice" has is moved to the client. Where it is understood
 # it stands among the scope's extensions. Only in an answer that has a Content-Length.
 SPLICE: Final = "http.response.splice"
+_EXTENSIONS: Final = {SPLICE: dict[str, Any]()}
 
 
 def can_splice(scope: Scope) -> bool:
     return SPLICE in scope.get("extensions", ())
 
 
+def splicing(scope: Scope, send: Send) -> Send:
+    """`send` that understands `SPLICE`, and says so in the scope, where `ServerHttp` serves without TLS."""
+    cycle = getattr(send, "__self__", None)
+    transport = getattr(cycle, "transport", None)
+    if not isinstance(transport, _Gathering) or transport.get_extra_info("sslcontext") is not None:
+        return send
+
+    def send_or_splice(message: Message) -> Awaitable[None]:
+        return _splice(cycle, transport, message["splice"]) if message["type"] == SPLICE else send(message)
+
+    scope["extensions"] = _EXTENSIONS
+    return send_or_splice
+
+
+async def _splice(cycle: Any, transport: _Gathering, splice: Splice) -> None:
+    """`cycle` is uvicorn's, one request and its answer."""
+    if cycle.disconnected:
+        raise ClientGoneError
+    if splice.left > cycle.expected_content_length:
+        raise RuntimeError("a splice is for the body of an answer that has a Content-Length")
+    await transport.drained(cycle.flow)
+    if transport.is_closing():
+        raise ClientGoneError
+    try:
+        await splice.move_to(transport.fileno())
+    except OSError as error:
+        transport.abort()
+        raise ClientGoneError from error
+    cycle.expected_content_length -= splice.moved
+
+
 class ServerHttp(HttpToolsProtocol):
     """For ``uvicorn --http comfyui.web.server_http:ServerHttp``; `server.py` sets it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._application = self.app
-        self.app = self._run
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._gathering = _Gathering(transport, self.loop)
-        self._extensions: dict[str, Any] = {} if transport.get_extra_info("sslcontext") else {SPLICE: {}}
         super().connection_made(self._gathering)  # type: ignore[arg-type] # all that uvicorn uses of one
 
     def on_response_complete(self) -> None:
         # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
         self._gathering.flush()
         super().on_response_complete()
-
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined] # one of its methods
-
-        def send_or_splice(message: Message) -> Awaitable[None]:
-            return self._splice(cycle, message["splice"]) if message["type"] == SPLICE else send(message)
-
-        scope["extensions"] = self._extensions
-        await self._application(scope, receive, send_or_splice)
-
-    async def _splice(self, cycle: RequestResponseCycle, splice: Splice) -> None:
-        if cycle.disconnected:
-            raise ClientGoneError
-        if splice.left > cycle.expected_content_length:
-            raise RuntimeError("a splice is for the body of an answer that has a Content-Length")
-        await self._gathering.drained(self.flow)
-        if self.transport.is_closing():
-            raise ClientGoneError
-        try:
-            await splice.move_to(self._gathering.fileno())
-        except OSError as error:
-            self.transport.abort()
-            raise ClientGoneError from error
-        cycle.expected_content_length -= splice.moved
 
 
 class _Gathering:
