@@ -315,6 +315,8 @@ class PromptRunner:
                 return found.number, {}
             if found is not None:
                 return float(found["prompt"][0]), {}
+            if run.watch is not None and run.watch.heard:
+                raise ComfyUIPromptLostError("ComfyUI ran the prompt and forgot it", prompt_id=run.prompt_id)
             self._metrics.resubmissions.labels("reply_lost").inc()
         raise ComfyUISubmissionError(
             f"ComfyUI's reply to the submission was lost {self._options.submission_retries + 1} times: {reason.detail}",

@@ -65,6 +65,8 @@ class Watch:
         self.place = Place()
         self._followed = followed
         self.accepted = False
+        self.heard = False
+        """ComfyUI spoke of it: it took it, whatever became of the reply to the submission."""
         self.number = 0.0
         self.epoch = 0
         self.done_number = 0.0
@@ -292,7 +294,8 @@ class CompletionWatcher:
         self._metrics.websocket_connected.labels(self._client.name).set(1)
         self._log.info("websocket.connected")
         self.on_change()
-        # What was submitted before this moment is deaf, and may have been forgotten.
+        # What was submitted before this moment is deaf, and may have been forgotten: no socket was there to tell.
+        self._epoch += 1
         self._look_around = True
         self._poll_soon()
 
@@ -324,6 +327,7 @@ class CompletionWatcher:
         if watch is None:
             return
         self._alive()
+        watch.heard = True
         watch.tell(event)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
             self._spawn(self._collect(watch), f"collect {watch.prompt_id}")
@@ -511,7 +515,9 @@ class CompletionWatcher:
         if not gone:
             return
         for watch in gone:
-            if watch.epoch != self._epoch and await self._forgot_since(watch, queue):
+            # Without a socket, a restart between two polls is not seen.
+            seen_all = watch.epoch == self._epoch and self._live_id is not None
+            if not seen_all and await self._forgot_since(watch, queue):
                 self._log.warning("prompt.lost", prompt_id=watch.prompt_id)
                 watch.fail(ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=watch.prompt_id))
             else:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
 from tests.running import (
     RunningGateway,
@@ -173,6 +174,65 @@ async def test_forgotten_prompts_are_lost_when_no_retries_are_left(engine: Engin
     assert status == 502
     assert body["type"] == "prompt_lost"
     assert body["prompt_id"]
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["the websocket comes back", "it does not"])
+async def test_prompts_forgotten_while_the_websocket_is_down_are_submitted_again(
+    gateway: RunningGateway, engine: Engine, comes_back: bool
+) -> None:
+    """Nothing is seen of the restart: neither before it nor after it was there a socket to be closed by it."""
+    await gateway.prompt_sync(invert_workflow())
+    await without_websocket(gateway, engine)
+    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5)))
+    await prompts_are_queued(engine, 1)
+    await engine.set_faults({"forget": {}})
+    if comes_back:
+        engine.faults.switch_off("ws_refuse")
+    assert (await waiting)[0] == 200
+    assert resubmissions(gateway, "prompt_lost") == 1
+
+
+async def test_a_prompt_removed_while_the_websocket_is_down_is_not_submitted_again(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    await gateway.prompt_sync(invert_workflow())
+    await without_websocket(gateway, engine)
+    async with ComfyUIClient(engine.url) as other:
+        await other.queue_prompt({"prompt": sleep_workflow(0.3), "client_id": "another's"})
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30, tag=1)))
+        await prompts_are_queued(engine, 2)
+        (prompt_id,) = (item.prompt_id for item in (await other.get_queue()).values() if not item.running)
+        await other.delete_from_queue(prompt_id)
+        status, body = await waiting
+    assert (status, body["type"]) == (409, "task_cancelled")
+    assert prompt_id not in executions(engine)
+
+
+async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrived(engine: Engine) -> None:
+    """The reply to the submission is lost, and ComfyUI forgets the prompt before it can be asked for it."""
+    async with running_gateway(engine.url, lost_prompt_retries=0, http_timeout=1) as gateway:
+        await gateway.prompt_sync(invert_workflow())
+        hang = {"route": "/history/*", "seconds": 0.5, "times": 1}
+        await engine.set_faults({"prompt_reply_lost_after_queue": {"times": 1}, "hang": hang})
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.05)))
+        await until(lambda: executed(engine), lambda count: count == 2)
+        await engine.set_faults({"forget": {}})
+        status, body = await waiting
+    assert (status, body["type"]) == (502, "prompt_lost")
+    assert list(executions(engine).values()) == [1, 1]
+
+
+async def executed(engine: Engine) -> int:
+    return len(executions(engine))
+
+
+async def without_websocket(gateway: RunningGateway, engine: Engine) -> None:
+    """Drops the gateway's websocket, and lets it open no other."""
+    await engine.set_faults({"ws_refuse": {}, "ws_drop": {}})
+    watcher = gateway.handler.pool.backends[0].watcher
+    async with asyncio.timeout(5):
+        while watcher.connected:
+            await asyncio.sleep(0.005)
 
 
 def reconnects(gateway: RunningGateway, reason: str) -> float:
