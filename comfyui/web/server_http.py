@@ -26,7 +26,9 @@ def can_splice(scope: Scope) -> bool:
 
 
 def splicing(scope: Scope, send: Send) -> Send:
-    """`send` that understands `SPLICE`, and says so in the scope, where `ServerHttp` serves without TLS."""
+    """`send` that understands `SPLICE`, and says so in the scope, where `ServerHttp` serves HTTP without TLS."""
+    if scope["type"] != "http":
+        return send  # a websocket has the same transport, and extensions of its own
     cycle = getattr(send, "__self__", None)
     transport = getattr(cycle, "transport", None)
     if not isinstance(transport, _Gathering) or transport.get_extra_info("sslcontext") is not None:

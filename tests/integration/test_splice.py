@@ -35,7 +35,8 @@ async def _send_whole(exchange: Exchange) -> None:
 
 
 def _descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    """But for the one to /dev/null that uvloop keeps from the first server on."""
+    return sum(1 for one in Path("/proc/self/fd").iterdir() if one.is_symlink() and one.readlink() != Path(os.devnull))
 
 
 class Target:
