@@ -33,10 +33,11 @@ class Splice:
         self.moved = 0
         self.cut = False
         self._on_taken: Callable[[int], None] | None = on_taken
-        self._target: int | None = None
+        self._aimed = False
         self._descriptors = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self.source = _kept(os.dup(source), stack)
+            # The second is for the target: when that is known, no descriptor may be left.
+            self.source, self._target = (_kept(os.dup(source), stack) for _ in range(2))
             self._outlet, self._inlet = (_kept(end, stack) for end in os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
             _widen(self._inlet)
             self._descriptors = stack.pop_all()
@@ -69,9 +70,10 @@ class Splice:
             OSError: `target` takes nothing any more.
         """
         self.moved = 0
-        if self._target is None:
+        if not self._aimed:
             # The event loop waits at a descriptor that no transport of its own has.
-            self._target = _kept(os.dup(target), self._descriptors)
+            os.dup2(target, self._target, inheritable=False)
+            self._aimed = True
         try:
             count = os.splice(self.source, self._inlet, min(self.left, _PIPE_BYTES), flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:

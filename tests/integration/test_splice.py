@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,33 @@ async def test_a_target_that_has_gone_is_an_error_of_its_own() -> None:
             await piece.move_to(near.fileno())
         answer.close()
         near.close()
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, most))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, most))
+        with suppress(OSError):
+            while True:
+                stack.callback(os.close, os.dup(1))
+        yield
+
+
+async def test_a_splice_that_was_had_needs_no_further_descriptor() -> None:
+    async with raw_server(_send_whole) as server, http(server.url) as client, target() as to:
+        answer = await client.request("GET", _HEAD, timeout_s=5)
+        start = b""
+        while isinstance(piece := await answer.read_or_splice(5), bytes):
+            start += piece
+        with no_descriptor_left():
+            await piece.move_to(to.fileno)
+        rest = await moved(answer, to)
+        answer.close()
+    assert not rest
+    assert start + to.received == _BODY
 
 
 # Through the gateway
