@@ -98,19 +98,21 @@ class Answer:
         if self._splice is None and not (self._chunks or self.complete or self._error):
             self._splice = self._connection.splice()
         splice = self._splice
-        if splice is None or self.complete or self._error:
+        if splice is None or self.complete:
             return await self.read(silence_s)
         if splice.cut:
             self.end(CutShortError())
             self._connection.abort()
-            return await self.read()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(splice.source, self._wake)
-        try:
-            await self._news(silence_s)
-        finally:
-            loop.remove_reader(splice.source)
+        if self._error is None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(splice.source, self._wake)
+            try:
+                await self._news(silence_s)
+            finally:
+                loop.remove_reader(splice.source)
         if self._error is not None:
+            # Open here, it would keep the connection up at the server, and be one of the few while the rest is fetched.
+            splice.close()
             raise self._error
         return splice
 

@@ -132,15 +132,20 @@ async def test_a_body_that_ends_early_is_cut_short() -> None:
         answer.close()
 
 
-async def test_silence_within_a_body_ends_it() -> None:
+async def test_silence_within_a_body_ends_it_and_its_connection() -> None:
+    gone = asyncio.Event()
+
     async def answering(exchange: Exchange) -> None:
         await exchange.send(_start() + _BODY[:1_500_000])
         await exchange.until_gone()
+        gone.set()
 
     async with raw_server(answering) as server, http(server.url) as client, target() as to:
         answer = await client.request("GET", _HEAD, timeout_s=5)
         with pytest.raises(AnswerTimeoutError):
             await moved(answer, to, silence_s=0.1)
+        async with asyncio.timeout(5):
+            await gone.wait()
         answer.close()
 
 
