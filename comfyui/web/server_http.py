@@ -49,13 +49,19 @@ async def _splice(cycle: Any, transport: _Gathering, splice: Splice) -> None:
         raise RuntimeError("a splice is for the body of an answer that has a Content-Length")
     await transport.drained(cycle.flow)
     if transport.is_closing():
-        raise ClientGoneError
+        raise _gone(cycle)
     try:
         await splice.move_to(transport.fileno())
     except OSError as error:
         transport.abort()
-        raise ClientGoneError from error
+        raise _gone(cycle) from error
     cycle.expected_content_length -= splice.moved
+
+
+def _gone(cycle: Any) -> ClientGoneError:
+    """uvicorn notices in a later turn only, and would log until then that the answer was not completed."""
+    cycle.disconnected = True
+    return ClientGoneError()
 
 
 class ServerHttp(HttpToolsProtocol):

@@ -246,7 +246,9 @@ async def test_what_is_gone_on_its_way_cuts_the_clients_connection() -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_a_client_that_goes_away_frees_everything(reads: bool) -> None:
+async def test_a_client_that_goes_away_frees_everything_and_is_no_error(
+    reads: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     gone = asyncio.Event()
 
     async def answering(exchange: Exchange) -> None:
@@ -267,6 +269,7 @@ async def test_a_client_that_goes_away_frees_everything(reads: bool) -> None:
         async with asyncio.timeout(5):
             await gone.wait()
         await eventually(lambda: _descriptors() <= before)
+    assert not [line for line in caplog.messages if "without completing" in line]
 
 
 async def test_a_client_that_does_not_read_is_cut_after_its_patience() -> None:
