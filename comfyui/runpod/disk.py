@@ -19,6 +19,6 @@ def reason_of(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
-def advice(problem: str) -> str:
+def advice(problem: str, setting: str = "RUNPOD_DATA_DIR") -> str:
     """`problem` with the setting that it is about, and what to do."""
-    return f"RUNPOD_DATA_DIR: {problem}. See that its disk has room, and that the gateway may write there"
+    return f"{setting}: {problem}. See that its disk has room, and that the gateway may write there"

@@ -12,7 +12,7 @@ import functools
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -91,7 +91,7 @@ class ResultFiles:
             taken.add((subfolder, file.filename))
             placed.append((file, subfolder))
             try:
-                await self._insist(job, file, self.folder / subfolder / file.filename)
+                await self._save(job, file, self.folder / subfolder / file.filename)
             except ComfyUIError as error:
                 problems.append(f"{file.filename}: {error.detail}")
                 _log.warning("runpod.file_lost", prompt_id=job.prompt_id, file=file.filename, detail=error.detail)
@@ -99,12 +99,14 @@ class ResultFiles:
             raise ComfyUIServerError(f"the job's files cannot be had: {'; '.join(problems)}")
         return _outputs(reply, _Places(placed, job.prompt_id))
 
-    async def _insist(self, job: Job, file: _Listed, path: Path) -> None:
+    async def _insist(
+        self, job: Job, file: _Listed, work: Callable[[], Awaitable[None]], *, setting: str = "RUNPOD_DATA_DIR"
+    ) -> None:
         """A full disk is no reason to lose what was rendered: until it is written, the result stays in the journal."""
         failures = 0
         while True:
             try:
-                await self._save(file, path)
+                await work()
                 return
             except OSError as error:
                 problem = f"it cannot be written: {reason_of(error)}"
@@ -112,26 +114,31 @@ class ResultFiles:
                     raise ComfyUIServerError(problem) from error
             failures += 1
             if failures == 1:
-                _log.error("runpod.file_waits", prompt_id=job.prompt_id, file=file.filename, detail=advice(problem))
+                detail = advice(problem, setting)
+                _log.error("runpod.file_waits", prompt_id=job.prompt_id, file=file.filename, detail=detail)
             await asyncio.sleep(backoff_s(failures, start_s=_REWRITE_START_S, max_s=_REWRITE_MAX_S))
 
-    async def _save(self, file: _Listed, path: Path) -> None:
+    async def _save(self, job: Job, file: _Listed, path: Path) -> None:
         if file.kind == "base64":
             try:
-                await asyncio.to_thread(_write, path, lambda target: _write_base64(target, file.data))
+                await self._place(job, file, path, lambda target: _write_base64(target, file.data))
             except ValueError as error:
                 raise ComfyUIServerError("the reply has no valid base64 for it") from error
         elif file.kind == "s3_url":
-            await self._download(file.data, path)
+            await self._insist(job, file, lambda: self._download(job, file, path), setting="TMPDIR")
         else:
             raise ComfyUIServerError(file.data or "the worker did not send it")
 
-    async def _download(self, url: str, path: Path) -> None:
+    async def _place(self, job: Job, file: _Listed, path: Path, fill: Callable[[IO[bytes]], None]) -> None:
+        await self._insist(job, file, lambda: asyncio.to_thread(_write, path, fill))
+
+    async def _download(self, job: Job, file: _Listed, path: Path) -> None:
         for failures in range(_DOWNLOAD_TRIES):
             try:
-                async with self._fetcher.fetch(url) as content:
+                async with self._fetcher.fetch(file.data) as content:
                     self._metrics.runpod_result_bytes.labels("link").inc(content.size)
-                    await asyncio.to_thread(_write, path, functools.partial(_copy, content.source))
+                    # Kept until it is in place: it may be large, and its link not good for much longer.
+                    await self._place(job, file, path, functools.partial(_copy, content.source))
                     return
             except ComfyUIInputError:
                 if failures == _DOWNLOAD_TRIES - 1:

@@ -7,6 +7,7 @@ import base64
 import errno
 import io
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from aiohttp import web
 from PIL import Image
 from structlog.testing import capture_logs
 
+from comfyui.content import Spool
 from comfyui.engine import Engine, EngineOptions
 from comfyui.runpod import results
 from comfyui.runpod.inputs import InputFiles
@@ -80,11 +82,13 @@ async def view(gateway: RunningGateway, **query: str) -> tuple[int, bytes]:
 
 
 @asynccontextmanager
-async def store(content: bytes, **query: str) -> AsyncIterator[str]:
-    """The address of an object store that gives ``/a.png`` to whoever asks with this query."""
+async def store(content: bytes, times: float = math.inf, **query: str) -> AsyncIterator[str]:
+    """The address of an object store that gives ``/a.png``, so many times, to whoever asks with this query."""
 
     async def send(request: web.Request) -> web.Response:
-        return web.Response(body=content) if request.query == query else web.Response(status=403)
+        nonlocal times
+        times -= 1
+        return web.Response(body=content) if request.query == query and times >= 0 else web.Response(status=403)
 
     app = web.Application()
     app.router.add_get("/a.png", send)
@@ -204,7 +208,7 @@ async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
         write(path, fill)
 
     monkeypatch.setattr(results, "_write", full)
-    async with store(PICTURE) as address:
+    async with store(PICTURE, times=1) as address:
         image = base64_image(DATA) if kind == "base64" else base64_image(f"http://{address}/a.png") | {"type": kind}
         async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
             with capture_logs() as lines:
@@ -214,6 +218,32 @@ async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
             assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, PICTURE)
     [waits] = [line for line in lines if line["event"] == "runpod.file_waits"]
     assert waits["detail"].startswith("RUNPOD_DATA_DIR: it cannot be written: No space left on device.")
+
+
+async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_result(
+    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.results._REWRITE_START_S", 0.02)
+    append, refusals = Spool._append, 2
+
+    def full(spool: Spool, block: bytes) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(spool, block)
+
+    monkeypatch.setattr(Spool, "_append", full)
+    async with store(PICTURE) as address:
+        image = base64_image(f"http://{address}/a.png") | {"type": "s3_url"}
+        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
+            with capture_logs() as lines:
+                prompt_id = await submit(gateway)
+                endpoint.complete(await endpoint.job(), image)
+                entry = await history(gateway, prompt_id)
+            assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, PICTURE)
+    [waits] = [line for line in lines if line["event"] == "runpod.file_waits"]
+    assert waits["detail"].startswith("TMPDIR: it cannot be written: No space left on device.")
 
 
 async def test_a_file_that_no_disk_takes_fails_at_once(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
