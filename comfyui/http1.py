@@ -100,6 +100,10 @@ class Answer:
         splice = self._splice
         if splice is None or self.complete:
             return await self.read(silence_s)
+        if splice.refused:
+            splice.close()
+            self._connection.resume_reading()
+            return await self.read(silence_s)
         if splice.cut:
             self.end(CutShortError())
             self._connection.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Final, Self
 _PIPE_BYTES: Final = 512 * 1024
 # Each takes four descriptors, of which a process may have 1,024 only; further bodies are copied.
 _AT_ONCE: Final = 32
+# A sandbox, or a kind of socket, that has no splice. What is asked for then is still there to be read.
+_REFUSALS: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
 
 
 class Splice:
@@ -23,6 +26,7 @@ class Splice:
         left: bytes that are still to be taken from there.
         moved: how many the last `move_to` took.
         cut: the source gives no more, though something is left.
+        refused: the system does not do it: what is left is to be read.
     """
 
     _open = 0
@@ -32,6 +36,7 @@ class Splice:
         self.left = left
         self.moved = 0
         self.cut = False
+        self.refused = False
         self._on_taken: Callable[[int], None] | None = on_taken
         self._aimed = False
         self._descriptors = contextlib.ExitStack()
@@ -78,7 +83,10 @@ class Splice:
             count = os.splice(self.source, self._inlet, min(self.left, _PIPE_BYTES), flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as error:
+            if error.errno in _REFUSALS:
+                self.refused = True
+                return
             count = 0
         if not count:
             self.cut = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import socket
@@ -184,6 +185,21 @@ async def test_a_target_that_has_gone_is_an_error_of_its_own() -> None:
             await piece.move_to(near.fileno())
         answer.close()
         near.close()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+async def test_where_the_system_refuses_a_splice_the_body_is_read(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*_arguments: int, **_options: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "splice", refusing)
+    async with raw_server(_send_whole) as server, http(server.url) as client:
+        for _ in range(2):
+            async with target() as to:
+                answer = await client.request("GET", _HEAD, timeout_s=5)
+                assert await moved(answer, to) == _BODY
+                answer.close()
+        assert server.connections == 1
 
 
 @contextmanager
