@@ -133,7 +133,7 @@ class _Exchange:
                     await self._answer(upstream, answer)
                 finally:
                     answer.close()
-        except ClientGoneError:
+        except (ClientGoneError, ConnectionAbortedError):  # it left, or `SlowClients` has given it up
             _log.debug("relay.client_gone", path=self._scope["path"])
         except ComfyUIError as error:
             if self._started:

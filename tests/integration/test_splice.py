@@ -288,19 +288,24 @@ async def test_a_client_that_goes_away_frees_everything_and_is_no_error(
     assert not [line for line in caplog.messages if "without completing" in line]
 
 
-async def test_a_client_that_does_not_read_is_cut_after_its_patience() -> None:
+async def test_a_client_that_does_not_read_is_cut_after_its_patience_and_is_no_crash() -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(_start(1_000_000_000))
         for _ in range(333):
             await exchange.send(_BODY)
 
-    async with relayed(answering, client_idle_seconds=0.2) as (_, gateway), raw_client(gateway.url) as (reader, writer):
-        writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport
-        writer.write(b"GET /view HTTP/1.1\r\nHost: g\r\n\r\n")
-        await eventually(lambda: sample(gateway, "rejected_requests", reason="slow_client") == 1)
-        writer.transport.resume_reading()  # type: ignore[attr-defined]
-        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            await reader.readexactly(1_000_000_000)
+    with capture_logs() as lines:
+        async with (
+            relayed(answering, client_idle_seconds=0.2) as (_, gateway),
+            raw_client(gateway.url) as (reader, writer),
+        ):
+            writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport
+            writer.write(b"GET /view HTTP/1.1\r\nHost: g\r\n\r\n")
+            await eventually(lambda: sample(gateway, "rejected_requests", reason="slow_client") == 1)
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await reader.readexactly(1_000_000_000)
+    assert "relay.crashed" not in [line["event"] for line in lines]
 
 
 async def test_a_comfyui_that_pauses_is_no_slow_client() -> None:
