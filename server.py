@@ -55,7 +55,7 @@ from comfyui.web.shortcut import PromptShortcut
 from comfyui.web.upstreams import Upstreams
 from config import Settings, SettingsError, load_settings
 
-if _collecting:
+if _collecting and __name__ != "__main__":  # there `_relieve_the_collector` does it
     gc.enable()
 
 _log = structlog.get_logger("gateway")
@@ -316,6 +316,7 @@ def _relieve_the_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
+    gc.enable()
 
 
 def _is_loopback(host: str) -> bool:

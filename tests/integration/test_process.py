@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -201,3 +202,18 @@ async def test_a_bad_setting_stops_the_start_with_its_name_and_reason(name: str,
     text = stderr.decode()
     assert "Traceback" not in text
     assert re.search(says, text), text
+
+
+def test_the_garbage_collector_works_once_the_modules_are_loaded() -> None:
+    code = (
+        "import gc, runpy, sys, server, uvicorn\n"
+        "assert gc.isenabled()\n"
+        "async def ended(self, sockets=None): print(gc.isenabled(), gc.get_threshold()[0])\n"
+        "uvicorn.Server.serve = ended\n"
+        "sys.argv = ['server.py']\n"
+        "runpy.run_path('server.py', run_name='__main__')\n"
+    )
+    environment = os.environ | {"COMFYUI_SERVER_ADDRESS": "127.0.0.1:9"}
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert process.stdout == "True 10000\n", process.stderr
