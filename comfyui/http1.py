@@ -373,6 +373,14 @@ class _Connection(asyncio.Protocol):
             self._head.set_exception(error)
 
 
+def header_value(headers: RawHeaders, wanted: bytes) -> bytes | None:
+    """The first of that name, which is given in lower case."""
+    for name, value in headers:
+        if len(name) == len(wanted) and name.lower() == wanted:
+            return value
+    return None
+
+
 def _length_of(headers: RawHeaders) -> int | None:
     """Of the body; None where the parser has to find its end."""
     length = None

@@ -8,21 +8,32 @@ gateway added to a prompt (docs/performance.md).
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError
-from comfyui.http1 import CONNECT_S, Answer, AnswerTimeoutError, ConnectError, CutShortError, Http1Client, Http1Error
+from comfyui.http1 import (
+    CONNECT_S,
+    Answer,
+    AnswerTimeoutError,
+    ConnectError,
+    CutShortError,
+    Http1Client,
+    Http1Error,
+    header_value,
+)
 from comfyui.splice import Splice
 
 Headers = Mapping[str, str]
 _NONE: Mapping[str, str] = {}
+_T = TypeVar("_T")
 _CONNECTIONS = 100
 _FILES_AT_ONCE = 400
 _CUT_OFF = "the answer was cut off"
@@ -123,8 +134,8 @@ class Http1Transport:
             )
         except Http1Error as error:
             raise self._ours(error, what) from error
-        _refuse_compressed(_header(answer, b"content-encoding"), what)
-        return RawReply(answer.status, _header(answer, b"content-type") or "application/json", content)
+        _refuse_compressed(_text(answer, b"content-encoding"), what)
+        return RawReply(answer.status, _text(answer, b"content-type") or "application/json", content)
 
     @asynccontextmanager
     async def stream(self, target: str, headers: Headers = _NONE) -> AsyncIterator[OpenReply]:
@@ -135,15 +146,9 @@ class Http1Transport:
         except Http1Error as error:
             raise self._ours(error, what) from error
 
-        async def read() -> bytes:
+        async def translated(read: Callable[[float], Awaitable[_T]]) -> _T:
             try:
-                return await answer.read(self._timeout_s)
-            except Http1Error as error:
-                raise self._ours(error, what) from error
-
-        async def read_or_splice() -> bytes | Splice:
-            try:
-                return await answer.read_or_splice(self._timeout_s)
+                return await read(self._timeout_s)
             except Http1Error as error:
                 raise self._ours(error, what) from error
 
@@ -151,7 +156,13 @@ class Http1Transport:
             found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
             _refuse_compressed(found.get("content-encoding"), what)
             length = found.get("content-length")
-            yield OpenReply(answer.status, found, int(length) if length else None, read, read_or_splice)
+            yield OpenReply(
+                answer.status,
+                found,
+                int(length) if length else None,
+                functools.partial(translated, answer.read),
+                functools.partial(translated, answer.read_or_splice),
+            )
         finally:
             answer.close()
 
@@ -297,11 +308,9 @@ def _reason(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _header(answer: Answer, wanted: bytes) -> str | None:
-    for name, value in answer.headers:
-        if len(name) == len(wanted) and name.lower() == wanted:
-            return value.decode("latin-1")
-    return None
+def _text(answer: Answer, header: bytes) -> str | None:
+    value = header_value(answer.headers, header)
+    return None if value is None else value.decode("latin-1")
 
 
 def _refuse_compressed(encoding: str | None, what: str) -> None:

@@ -14,7 +14,7 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUITimeoutError
-from comfyui.http1 import Answer, AnswerTimeoutError, Body, ConnectError, Http1Error
+from comfyui.http1 import Answer, AnswerTimeoutError, Body, ConnectError, Http1Error, header_value
 from comfyui.metrics import Metrics
 from comfyui.web.disconnect import ClientGoneError, ClientWatch
 from comfyui.web.errors import RequestError, error_response, refusal
@@ -207,7 +207,7 @@ class _Exchange:
     def _is_elsewhere(self, answer: Answer) -> bool:
         if self._method not in {"GET", "HEAD"} or self._route not in _ON_ONE_SERVER:
             return False
-        unknown = self._route == "/history/*" and _value(answer.headers, b"content-length") == _EMPTY_JSON
+        unknown = self._route == "/history/*" and header_value(answer.headers, b"content-length") == _EMPTY_JSON
         return answer.status == 404 or unknown
 
     async def _request(self, upstream: Upstream, body: Body | None) -> Answer:
@@ -272,7 +272,7 @@ class _Exchange:
             raise ComfyUIServerError("ComfyUI cut the connection within its answer") from error
 
     async def _answer_without_secrets(self, answer: Answer, headers: list[tuple[bytes, bytes]]) -> None:
-        if _value(headers, b"content-encoding") not in {None, b"identity"}:
+        if header_value(headers, b"content-encoding") not in {None, b"identity"}:
             raise ComfyUIServerError("ComfyUI compressed an answer that the gateway must look into")
         start = bytearray()
         while not answer.at_end() and len(start) <= _WHOLE_ANSWER:
@@ -301,10 +301,6 @@ class _Exchange:
         if body:
             self._counters.to_client.inc(len(body))
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def _value(headers: list[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
-    return next((value for name, value in headers if name.lower() == wanted), None)
 
 
 class BodyTooLargeError(RequestError):
