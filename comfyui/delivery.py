@@ -15,7 +15,6 @@ from comfyui.exceptions import ComfyUIError
 from comfyui.images import ImageConverter
 from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptRequest, PromptResult
 from comfyui.outputs import OutputContent, result_json
-from comfyui.splice import Splice
 from comfyui.storage import ObjectStore, Placement, StorageRefusedError
 from comfyui.zipping import zip_pieces
 
@@ -82,22 +81,17 @@ class Deliverer:
         return self._placement(order) is not None
 
     @asynccontextmanager
-    async def raw(
-        self, result: PromptResult, file: OutputFile, order: Order, *, splicing: bool
-    ) -> AsyncIterator[tuple[OutputContent, AsyncIterator[bytes | Splice]]]:
-        """As `open`, with the pieces to send; those may be a `Splice`, too, where `splicing` says so."""
-        if order.convert is not None or not splicing:
-            async with self.open(result, file, order) as content:
-                yield content, content.chunks
-            return
-        async with self._open_view(result, file, splicing=True) as view:
-            yield OutputContent(file.filename, file.content_type, view.length, view.chunks), view.pieces
+    async def open(
+        self, result: PromptResult, file: OutputFile, order: Order, *, splicing: bool = False
+    ) -> AsyncIterator[OutputContent]:
+        """The file as the client is to have it. Raises `ComfyUIError` when it cannot be read.
 
-    @asynccontextmanager
-    async def open(self, result: PromptResult, file: OutputFile, order: Order) -> AsyncIterator[OutputContent]:
-        """The file as the client is to have it. Raises `ComfyUIError` when it cannot be read."""
-        async with self._open_view(result, file) as view:
-            content = OutputContent(file.filename, file.content_type, view.length, view.chunks)
+        Args:
+            splicing: its pieces may be a `Splice`, too.
+        """
+        # What is to be converted has to be read.
+        async with self._open_view(result, file, splicing=splicing and order.convert is None) as view:
+            content = OutputContent(file.filename, file.content_type, view.length, view.pieces)
             if order.convert is None:
                 yield content
                 return

@@ -70,8 +70,8 @@ class ImageConverter:
             except _NotConvertedError as error:
                 converted, reason = None, str(error)
         if converted is None:
-            chunks = _all(beginning, content.chunks) if data is None else _pieces(data)
-            yield replace(_unchanged(content, reason), chunks=chunks)
+            pieces = _all(beginning, content.chunks) if data is None else _pieces(data)
+            yield replace(_unchanged(content, reason), pieces=pieces)
             return
         del data
         name = str(PurePosixPath(content.filename).with_suffix(_EXTENSIONS[conversion.format]))

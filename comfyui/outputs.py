@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pybase64
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptResult
+from comfyui.splice import Splice
 
 _TRACEBACK_LINES = 6
 # Enough for a piece: a file up to this size that breaks off still has its own error in the answer.
@@ -30,15 +31,20 @@ class OutputContent:
 
     Attributes:
         length: in bytes; None when it is not known before the end.
-        chunks: raise `ComfyUIError` when the file breaks off.
+        pieces: raise `ComfyUIError` when the file breaks off. Bytes, but where it was opened with `splicing`.
         notes: further members of its entry in ``images``.
     """
 
     filename: str
     content_type: str
     length: int | None
-    chunks: AsyncIterator[bytes]
+    pieces: AsyncIterator[bytes | Splice]
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def chunks(self) -> AsyncIterator[bytes]:
+        """As in `View`."""
+        return cast("AsyncIterator[bytes]", self.pieces)
 
     def facts(self) -> dict[str, Any]:
         """What the entry in ``images`` says of it."""

@@ -107,15 +107,15 @@ async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Respo
 async def _raw(request: Request, deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
     file = _chosen(call, result)
     async with AsyncExitStack() as stack:
-        content, pieces = await stack.enter_async_context(
-            deliverer.raw(result, file, call.order, splicing=can_splice(request.scope))
+        content = await stack.enter_async_context(
+            deliverer.open(result, file, call.order, splicing=can_splice(request.scope))
         )
-        first = await anext(pieces, b"")  # so that a file that is gone still has a status
+        first = await anext(content.pieces, b"")  # so that a file that is gone still has a status
         opened = stack.pop_all()
     headers = _headers_of(content.filename, call)
     if content.length is not None:
         headers["Content-Length"] = str(content.length)
-    return BodyStream(continued(first, pieces), content.content_type, headers, opened)
+    return BodyStream(continued(first, content.pieces), content.content_type, headers, opened)
 
 
 async def _zip(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:

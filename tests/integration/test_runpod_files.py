@@ -193,21 +193,26 @@ async def test_a_page_in_a_result_is_not_run_by_browsers(
         assert response.content_type == "application/octet-stream"
 
 
+def full_at_first(write: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """`write`, which finds the disk full twice before it works."""
+    refusals = 2
+
+    def full(to: Any, what: Any) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(to, what)
+
+    return full
+
+
 @pytest.mark.parametrize("kind", ["base64", "s3_url"])
 async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
     kind: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("comfyui.runpod.results._REWRITE_START_S", 0.02)
-    write, refusals = results._write, 2
-
-    def full(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
-        nonlocal refusals
-        refusals -= 1
-        if refusals >= 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, fill)
-
-    monkeypatch.setattr(results, "_write", full)
+    monkeypatch.setattr(results, "_write", full_at_first(results._write))
     async with store(PICTURE, times=1) as address:
         image = base64_image(DATA) if kind == "base64" else base64_image(f"http://{address}/a.png") | {"type": kind}
         async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
@@ -224,16 +229,7 @@ async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_resul
     endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("comfyui.runpod.results._REWRITE_START_S", 0.02)
-    append, refusals = Spool._append, 2
-
-    def full(spool: Spool, block: bytes) -> None:
-        nonlocal refusals
-        refusals -= 1
-        if refusals >= 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        append(spool, block)
-
-    monkeypatch.setattr(Spool, "_append", full)
+    monkeypatch.setattr(Spool, "_append", full_at_first(Spool._append))
     async with store(PICTURE) as address:
         image = base64_image(f"http://{address}/a.png") | {"type": "s3_url"}
         async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
