@@ -58,7 +58,7 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [
         *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-metricsIp=127.0.0.1"),
         *(f"-{name}.port={number}" for name, number in port.items()),
-        *("-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", f"-metricsPort={free_port()}"),
+        *("-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-metricsPort={free_port()}"),
         "-s3.autoCreateBucket=false",
     ]
     environment = {
