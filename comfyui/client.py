@@ -51,7 +51,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """ComfyUI's answer to a submission. ``node_errors``: outputs that will not be produced (COMFYUI.md trap 8)."""
+    """ComfyUI's answer to a submission. ``node_errors``: outputs that will never be made (docs/comfyui.md, trap 8)."""
 
     prompt_id: str
     number: float

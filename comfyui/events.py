@@ -1,6 +1,6 @@
 """ComfyUI's websocket frames as frozen event types. A frame that is not known is kept, never fatal.
 
-The shapes are those of ComfyUI's ``server.py`` and ``execution.py``; COMFYUI.md lists who gets which.
+The shapes are those of ComfyUI's ``server.py`` and ``execution.py``; docs/comfyui.md lists who gets which.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ExecutionCached:
 
 @dataclass(frozen=True, slots=True)
 class Executing:
-    """``node`` is None when the prompt is done and its history entry is written (COMFYUI.md trap 1)."""
+    """``node`` is None when the prompt is done and its history entry is written (docs/comfyui.md, trap 1)."""
 
     prompt_id: str
     node: str | None

@@ -228,7 +228,7 @@ def error_body(
     prompt_id: str | None = None,
     node_errors: NodeErrors | None = None,
 ) -> dict[str, Any]:
-    """The body of every error answer: SPEC section 6. ``timestamp`` is UTC, to the second."""
+    """The body of every error answer: docs/api.md. ``timestamp`` is UTC, to the second."""
     return {
         "error": title,
         "type": code,

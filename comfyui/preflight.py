@@ -1,6 +1,6 @@
 """Will ComfyUI accept this workflow? Answered from ``/object_info`` alone, with names that help. Pure: no I/O.
 
-The rules are those of ComfyUI's own validation (measured on 0.3.64 by ``tests/contract/test_preflight_real.py``):
+The rules are those of ComfyUI's own validation (measured on 0.3.64 by ``tests/contract/test_preflight.py``):
 
 * every node's class must exist, whether the node is needed or not;
 * what is checked beyond that are the output nodes and all that they need through declared inputs;

@@ -55,7 +55,7 @@ _RESTART_PATIENCE_S = 600.0
 _ABSENT_PATIENCE_S = 2.0
 # Our own entry in extra_data: what tells, after a restart of the gateway, whether an id was used with another body.
 _MARK = "comfyui_gateway"
-# After these the process's GPU context is gone: no later prompt survives (COMFYUI.md trap 13).
+# After these the process's GPU context is gone: no later prompt survives (docs/comfyui.md, trap 13).
 _FATAL_GPU_ERRORS = (
     "illegal memory access",
     "device-side assert",

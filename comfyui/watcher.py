@@ -1,8 +1,8 @@
 """`CompletionWatcher`: one websocket and one poller for all prompts that wait on ONE ComfyUI server.
 
 The socket tells when a prompt is done at no cost per waiting prompt. The poller is part of being correct, no fallback
-(COMFYUI.md traps 2, 3, 5, 6): it finds prompts whose events go to nobody (submitted under another client id), sockets
-that are open but silent, and prompts that ComfyUI forgot. Both share one state, so both live here.
+(docs/comfyui.md, traps 2, 3, 5 and 6): it finds prompts whose events go to nobody (submitted under another client id),
+sockets that are open but silent, and prompts that ComfyUI forgot. Both share one state, so both live here.
 
 ComfyUI runs prompts one at a time in the order of their ``number``. Those that can be done unseen are therefore the
 first ones of ours in that order: a poll asks for the history of the first few and goes on only where it finds one done.

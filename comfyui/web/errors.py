@@ -1,4 +1,4 @@
-"""The only mapping of errors to HTTP: every error of the gateway's own endpoints has the one body (SPEC section 6)."""
+"""The only mapping of errors to HTTP: every error of the gateway's own endpoints has the one body (docs/api.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt as server-sent events: what happens to it, then one ``result`` or ``error`` (SPEC section 3).
+"""A prompt as server-sent events: what happens to it, then one ``result`` or ``error`` (docs/api.md).
 
 A client that reads slowly costs bounded memory: what it has not been told yet is kept by what it is about, and the
 newer takes the place of the older.

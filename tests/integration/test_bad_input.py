@@ -1,4 +1,4 @@
-"""Bad input gets one body that names the field and what to do (SPEC section 6)."""
+"""Bad input gets one body that names the field and what to do (docs/api.md)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,120 @@
+"""Code and docs refer only to files, tests, settings, decisions and traps that exist in this repository."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from config import Settings
+
+ROOT = Path(__file__).parents[1]
+_THIS = Path(__file__).relative_to(ROOT)
+
+# A path with a folder, or the name of a page. What has a variable part (a shell's, Python's) is not meant.
+_FILE = re.compile(r"(?<![\w./:@{}$%*~<>+-])((?:[\w.-]+/)*[\w-][\w.-]*\.(?:md|py|toml|sh|yaml|conf))(?![\w/*{<]|\.\w)")
+_ROOMS = ("comfyui/", "tests/", "docs/", "deploy/", "examples/", "benchmarks/", "requirements/", ".ci/", "adr/")
+_TRAP = re.compile(r"\btraps? (\d+)(?:(?:, | and | to )(\d+))*")
+_ADR = re.compile(r"\bADR (\d+)")
+_TEST = re.compile(r"`{1,2}(test_\w+)`{1,2}")
+
+
+@cache
+def tracked() -> tuple[Path, ...]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return tuple(Path(name) for name in listed.split("\0") if name and (ROOT / name).exists())
+
+
+@cache
+def texts() -> dict[Path, str]:
+    kinds = {".py", ".md", ".sh", ".toml", ".yaml", ".conf"}
+    return {
+        path: (ROOT / path).read_text()
+        for path in tracked()
+        if path != _THIS and (path.suffix in kinds or path.name in {"Makefile", "Dockerfile"})
+    }
+
+
+def prose(path: Path, text: str) -> str:
+    """Of a Python file the comments and docstrings, where references stand; of any other file the whole."""
+    if path.suffix != ".py":
+        return text
+    return "\n".join(re.findall(r'""".*?"""|(?<!["\'])#[^\n]*', text, re.DOTALL))
+
+
+def missing_files(path: Path, text: str) -> list[str]:
+    names = {item.as_posix() for item in tracked()}
+    pages = {item.name for item in tracked()}
+    missing = []
+    for name in _FILE.findall(prose(path, text)):
+        if name.endswith(".md") and "/" not in name:
+            known = name in pages
+        elif name.startswith(_ROOMS) or (name.endswith(".md") and not name.startswith("/")):
+            beside = (ROOT / path.parent / name).resolve()
+            known = name in names or beside.exists() or any(item.endswith("/" + name) for item in names)
+        else:
+            continue  # a file of ComfyUI, of a user, or a module named without its room
+        if name.startswith("deploy/comfyui/"):
+            continue  # where ComfyUI itself is put
+        if not known:
+            missing.append(name)
+    return missing
+
+
+def test_every_file_that_is_named_exists() -> None:
+    assert {str(path): names for path, text in texts().items() if (names := missing_files(path, text))} == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["# see docs/nowhere.md", '"""The contract is in SPEC.md."""', "# comfyui/no_such.py has it"]
+)
+def test_a_reference_to_a_missing_file_is_found(text: str) -> None:
+    assert missing_files(Path("comfyui/client.py"), text)
+
+
+def test_every_trap_that_is_named_is_on_the_page_of_traps() -> None:
+    page = (ROOT / "docs" / "comfyui.md").read_text().partition("## Traps")[2]
+    known = set(re.findall(r"^(\d+)\. \*\*", page, re.MULTILINE))
+    named = {
+        number for text in texts().values() for match in _TRAP.finditer(text) for number in match.groups() if number
+    }
+    assert len(named) > 8
+    assert named <= known
+
+
+def test_every_decision_that_is_named_exists() -> None:
+    known = {int(path.name[:4]) for path in (ROOT / "docs" / "adr").glob("[0-9]*.md")}
+    named = {int(number) for text in texts().values() for number in _ADR.findall(text)}
+    assert named
+    assert named <= known
+
+
+def test_every_test_that_the_docs_name_exists() -> None:
+    defined = {
+        name for path, text in texts().items() if path.suffix == ".py" for name in re.findall(r"def (test_\w+)", text)
+    }
+    modules = {path.stem for path in tracked()}
+    named = {name for path, text in texts().items() if path.suffix == ".md" for name in _TEST.findall(text)}
+    assert named
+    assert named <= defined | modules
+
+
+# Names that belong to others: Linux, LittleHorse, uvicorn.
+_FOREIGN = {"SO_RCVLOWAT", "TASK_ERROR", "FORWARDED_ALLOW_IPS"}
+
+
+def test_every_setting_that_the_docs_spell_out_exists() -> None:
+    """Names in capitals: each is read by the gateway, a worker, a script or the image, or belongs to somebody named."""
+    read = "\n".join(text for path, text in texts().items() if path.suffix != ".md").lower()
+    spelled = {
+        (str(path), name)
+        for path, text in texts().items()
+        if path.suffix == ".md" and path.name != "CHANGELOG.md"
+        for name in re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", text)
+    }
+    assert len(spelled) > len(Settings.model_fields)
+    unread = {item for item in spelled if not re.search(rf"\b{item[1].lower()}\b", read)}
+    assert {item for item in unread if item[1] not in _FOREIGN} == set()
