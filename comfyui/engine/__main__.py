@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -44,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[=JSON]",
         help="switch a fault on from the start; see below",
     )
+    parser.add_argument(
+        "--faults-file", type=Path, help="keeps the faults over a crash; once it is there, --fault does not count"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what is done")
     return parser
 
@@ -61,6 +65,8 @@ async def _serve(options: EngineOptions) -> None:
 def main() -> int:
     parser = _parser()
     arguments = parser.parse_args()
+    # As ComfyUI does: a native fault says where it struck.
+    faulthandler.enable(all_threads=False)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(message)s")
     try:
         switched_on: dict[str, Any] = {}
@@ -75,6 +81,8 @@ def main() -> int:
                     base_directory=arguments.base_directory,
                     step_seconds=arguments.step_seconds,
                     faults=switched_on,
+                    faults_file=arguments.faults_file,
+                    own_process=True,
                 )
             )
         )

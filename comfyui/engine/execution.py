@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from comfyui.engine.crashing import CRASHES, crash
 from comfyui.engine.faults import Faults
 from comfyui.engine.files import Folders
 from comfyui.engine.graph import Prompt, Schedule, Signatures, is_link
@@ -51,7 +52,17 @@ class _Execution:
 
 
 class Executor:
-    def __init__(self, queue: PromptQueue, hub: Hub, faults: Faults, folders: Folders, step_seconds: float) -> None:
+    def __init__(
+        self,
+        queue: PromptQueue,
+        hub: Hub,
+        faults: Faults,
+        folders: Folders,
+        step_seconds: float,
+        *,
+        may_crash: bool = False,
+    ) -> None:
+        self.may_crash = may_crash
         self._queue = queue
         self._hub = hub
         self._faults = faults
@@ -124,6 +135,7 @@ class Executor:
         execution.current_inputs = {name: [_loggable(value)] for name, value in inputs.items()}
         run = _Run(self, execution, node_id)
         run.check_interrupted()
+        self._strike(run, node["class_type"])
         raise_injected(self._faults, node["class_type"], node_id)
         result = NODES[node["class_type"]].function(run, **inputs)
         shown = result if isinstance(result, Shown) else None
@@ -135,6 +147,15 @@ class Executor:
         maximum = execution.progress[node_id]["max"]
         self._show_progress(execution, node_id, "finished", maximum, maximum)
         execution.executed.append(node_id)
+
+    def _strike(self, run: _Run, class_type: str) -> None:
+        """The faults that take the node's process with them, or its thread."""
+        facts = {"class_type": class_type, "node_id": run.node_id}
+        for how in CRASHES:
+            if (config := self._faults.take(how, "node", **facts)) is not None:
+                crash(how, config)
+        if (config := self._faults.take("hang", "node", **facts)) is not None:
+            run.hang(config.get("seconds"))
 
     def _inputs(self, execution: _Execution, node: Mapping[str, Any]) -> dict[str, Any]:
         declared = NODES[node["class_type"]].inputs(self._folders)
@@ -251,6 +272,10 @@ class Executor:
     def interrupted(self) -> threading.Event:
         return self._queue.interrupted
 
+    @property
+    def closing(self) -> threading.Event:
+        return self._queue.closing
+
 
 class _Run:
     """`nodes.NodeRun` for one node of one prompt."""
@@ -275,6 +300,14 @@ class _Run:
     def sleep(self, seconds: float) -> None:
         if self._executor.interrupted.wait(seconds):
             raise Interrupted
+
+    def crash(self, how: str) -> None:
+        if not self._executor.may_crash:
+            raise RuntimeError("this engine shares its process with others and may not end it")
+        crash(how, {})
+
+    def hang(self, seconds: float | None = None) -> None:
+        self._executor.closing.wait(seconds)
 
 
 def _loggable(value: Any) -> Any:

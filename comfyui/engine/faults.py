@@ -14,6 +14,7 @@ On requests, each may have `route` (a shell pattern on the path without `/api`, 
     hang                          answer nothing for `seconds` (until the engine stops), then cut
     cut                           close the connection without an answer, nothing is done
     half_json                     do it, send half of the answer, then cut
+    segfault, exit                with `route` or `method`: the whole process ends instead, as below
     delay                         wait `seconds` (1), then do it
     prompt_reply_lost_before_queue  POST /prompt: cut without an answer, nothing was queued
     prompt_reply_lost_after_queue   POST /prompt: queued, but cut without an answer
@@ -40,6 +41,16 @@ On prompts:
     out_of_memory                 the same with torch's out-of-memory error, until POST /free unloads the models
     cuda_fault                    every prompt from now on fails with an illegal memory access, whatever is freed
     prompt_thread_dead            prompts are accepted, nothing runs
+
+On the process, which must be one of its own (`python -m comfyui.engine`). With `class_type` or `node_id` they strike
+that node, without either the first node that runs; with `route` or `method` a request; with `at` "start" the start:
+
+    segfault                      the process ends by SIGSEGV; it writes `message` before, if there is one
+    exit                          the process ends with exit status `status` (1); `message` as above
+    hang                          with `class_type` or `node_id`: the node stays for `seconds` (until the engine stops)
+                                  and heeds no interrupt
+
+`--faults-file` keeps the faults, and what is left of their `times`, over a crash and the next start.
 """
 
 from __future__ import annotations
@@ -48,7 +59,10 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
+
+from comfyui.engine.crashing import CRASHES
 
 Config = dict[str, Any]
 
@@ -56,6 +70,7 @@ INSTANT = frozenset({"ws_drop", "forget"})
 """These happen when they are switched on and leave nothing on."""
 
 NAMES = INSTANT | {
+    *CRASHES,
     "status",
     "hang",
     "cut",
@@ -77,6 +92,8 @@ NAMES = INSTANT | {
 
 _PATTERNS = frozenset({"route", "method", "match"})
 _EXACT = frozenset({"class_type", "node_id"})
+_STAGED = frozenset({*CRASHES, "hang"})
+"""These strike at the start, at a request or at a node; `_stage` tells which."""
 
 
 class FaultError(ValueError):
@@ -84,9 +101,16 @@ class FaultError(ValueError):
 
 
 class Faults:
-    """What is switched on. Safe from any thread: nodes ask from the prompt thread."""
+    """What is switched on. Safe from any thread: nodes ask from the prompt thread.
 
-    def __init__(self) -> None:
+    Args:
+        file: where they are kept; what it says from before holds. It blocks for as long as a small file is written.
+        may_crash: whether the process may be ended.
+    """
+
+    def __init__(self, file: Path | None = None, *, may_crash: bool = False) -> None:
+        self._file = file
+        self._may_crash = may_crash
         self._lock = threading.Lock()
         self._configs: dict[str, list[Config]] = {}
         self._listeners: list[Callable[[], None]] = []
@@ -94,20 +118,32 @@ class Faults:
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
 
+    def restore(self) -> bool:
+        """Take up what the file kept from an engine before; False when there is none."""
+        if self._file is None or not self._file.exists():
+            return False
+        self.merge(json.loads(self._file.read_text(encoding="utf-8")))
+        return True
+
     def merge(self, faults: Mapping[str, Any]) -> None:
         parsed = {name: parse_config(name, config) for name, config in faults.items()}
+        if not self._may_crash and (names := sorted(parsed.keys() & set(CRASHES))):
+            raise FaultError(f"fault {names[0]}: only for an engine in a process of its own (python -m comfyui.engine)")
         with self._lock:
             self._configs |= {name: configs for name, configs in parsed.items() if name not in INSTANT}
+            self._keep()
         self._changed()
 
     def clear(self) -> None:
         with self._lock:
             self._configs.clear()
+            self._keep()
         self._changed()
 
     def switch_off(self, name: str) -> None:
         with self._lock:
             self._configs.pop(name, None)
+            self._keep()
         self._changed()
 
     def show(self) -> dict[str, list[Config]]:
@@ -117,14 +153,17 @@ class Faults:
     def is_on(self, name: str) -> bool:
         return name in self._configs
 
-    def take(self, name: str, **facts: str) -> Config | None:
-        """The configuration that strikes now, counted against its `times`; None where none matches the facts."""
+    def take(self, name: str, stage: str = "request", **facts: str) -> Config | None:
+        """The configuration that strikes now, counted against its `times`; None where none matches the facts.
+
+        `stage` is what asks, "start", "request" or "node", for the faults that strike at more than one.
+        """
         if name not in self._configs:
             return None
         with self._lock:
             configs = self._configs.get(name, [])
             for config in configs:
-                if _matches(config, facts):
+                if _matches(config, facts) and (name not in _STAGED or _stage(name, config) == stage):
                     self._count(name, configs, config)
                     return config
         return None
@@ -137,6 +176,14 @@ class Faults:
             configs.remove(config)
         if not configs:
             del self._configs[name]
+        self._keep()
+
+    def _keep(self) -> None:
+        """Written before the fault strikes, which may be the last thing that this process does."""
+        if self._file is not None:
+            draft = self._file.with_name(f".{self._file.name}.draft")
+            draft.write_text(json.dumps(self._configs), encoding="utf-8")
+            draft.replace(self._file)
 
     def _changed(self) -> None:
         for listener in self._listeners:
@@ -168,6 +215,17 @@ def parse_config(name: str, config: Any) -> list[Config]:
         if not isinstance(parsed[-1].get("times", 1), int) or parsed[-1].get("times", 1) < 1:
             raise FaultError(f"fault {name}: times is a whole number of at least 1")
     return parsed
+
+
+def _stage(name: str, config: Config) -> str:
+    """What a fault that can strike at several stages is meant for."""
+    if config.get("at") == "start":
+        return "start"
+    if config.keys() & {"route", "method"}:
+        return "request"
+    if config.keys() & _EXACT:
+        return "node"
+    return "request" if name == "hang" else "node"
 
 
 def _matches(config: Config, facts: Mapping[str, str]) -> bool:

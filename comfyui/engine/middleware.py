@@ -11,6 +11,7 @@ from urllib.parse import urlparse, urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from comfyui.engine.crashing import CRASHES, crash
 from comfyui.engine.faults import Config, Faults
 from comfyui.engine.stats import Stats
 
@@ -47,6 +48,9 @@ def failing(faults: Faults, stopping: asyncio.Event) -> Middleware:
         status = faults.take("status", **facts)
         if status is not None:
             return web.Response(status=int(status.get("status", 500)), text=str(status.get("body", "")))
+        for how in CRASHES:
+            if (config := faults.take(how, **facts)) is not None:
+                crash(how, config)
         hang = faults.take("hang", **facts)
         if hang is not None:
             await _wait(hang.get("seconds"), stopping)

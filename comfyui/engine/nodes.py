@@ -48,6 +48,14 @@ class NodeRun(Protocol):
 
     def sleep(self, seconds: float) -> None: ...
 
+    def crash(self, how: str) -> None:
+        """End this process, by "segfault" or "exit". Raises where it is not the engine's own."""
+        ...
+
+    def hang(self, seconds: float | None = None) -> None:
+        """Stay for so long, or until the engine stops, whatever is interrupted."""
+        ...
+
 
 NodeFunction = Callable[..., Values | Shown]
 

@@ -258,13 +258,19 @@ def image_blur(_run: NodeRun, image: Images, blur_radius: int, sigma: float) -> 
     return ([pixels.blur(picture, blur_radius, sigma) for picture in image],)
 
 
-def save_pngs(run: NodeRun, images: Images, prefix: str, folder_type: str, compress_level: int) -> Shown:
-    folder: Path = run.folders.temp if folder_type == "temp" else run.folders.output
-    target = run.folders.save_path(prefix, folder, *images[0].size)
+def png_info(run: NodeRun) -> PngInfo:
+    """The workflow, as ComfyUI writes it into a picture."""
     metadata = PngInfo()
     metadata.add_text("prompt", json.dumps(run.prompt))
     for key, value in (run.extra_pnginfo or {}).items():
         metadata.add_text(key, json.dumps(value))
+    return metadata
+
+
+def save_pngs(run: NodeRun, images: Images, prefix: str, folder_type: str, compress_level: int) -> Shown:
+    folder: Path = run.folders.temp if folder_type == "temp" else run.folders.output
+    target = run.folders.save_path(prefix, folder, *images[0].size)
+    metadata = png_info(run)
     saved = []
     for number, image in enumerate(images):
         name = target.file("png", number)

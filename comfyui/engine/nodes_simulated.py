@@ -82,3 +82,25 @@ def simulated_sleep(run: NodeRun, seconds: float, steps: int, value: object = No
 )
 def simulated_error(_run: NodeRun, exception_type: str, message: str, value: object = None) -> Values:  # noqa: ARG001
     raise make_exception(exception_type, message)
+
+
+@node(
+    "SimulatedCrash",
+    category="simulation",
+    display_name="Simulated Crash",
+    description="Ends the engine's process by SIGSEGV or with an exit status, or hangs and heeds no interrupt.",
+    module="simulation",
+    required={
+        "how": [["segfault", "exit", "hang"], {}],
+        "after": ["FLOAT", {"default": 0.0, "min": 0.0, "max": 86400.0, "step": 0.01}],
+    },
+    optional={"value": ["*", {}]},
+    outputs=("*",),
+)
+def simulated_crash(run: NodeRun, how: str, after: float, value: object = None) -> Values:
+    run.sleep(after)
+    if how == "hang":
+        run.hang()
+    else:
+        run.crash(how)
+    return (value,)

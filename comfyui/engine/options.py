@@ -24,6 +24,11 @@ class EngineOptions:
     faults: Mapping[str, Any] = field(default_factory=dict)
     """Switched on from the start; names and configurations: `comfyui.engine.faults`."""
 
+    faults_file: Path | None = None
+    """Keeps the faults over a crash; where it is there already, it holds and `faults` do not."""
+    own_process: bool = False
+    """The engine is all that this process does, so that a fault may end it."""
+
     @property
     def is_modern(self) -> bool:
         return tuple(int(part) for part in self.comfyui_version.split(".")) >= (0, 38)

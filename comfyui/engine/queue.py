@@ -50,7 +50,7 @@ class PromptQueue:
         self._history: dict[str, dict[str, Any]] = {}
         self._free_request: dict[str, bool] = {}
         self._stalled = False
-        self._closed = False
+        self.closing = threading.Event()
 
     def put(self, prompt: QueuedPrompt) -> None:
         with self._changed:
@@ -64,9 +64,9 @@ class PromptQueue:
     def get(self) -> QueuedPrompt | None:
         """Blocks until a prompt may run (which `finish` must follow) or `free` was asked for; None: look at that."""
         with self._changed:
-            while not self._closed and not self._free_request and (self._stalled or not self._pending):
+            while not self.closing.is_set() and not self._free_request and (self._stalled or not self._pending):
                 self._changed.wait()
-            if self._closed or self._stalled or not self._pending:
+            if self.closing.is_set() or self._stalled or not self._pending:
                 return None
             key = heapq.heappop(self._order)[2]
             while key not in self._pending:  # deleted while it waited
@@ -102,7 +102,7 @@ class PromptQueue:
 
     @property
     def is_closed(self) -> bool:
-        return self._closed
+        return self.closing.is_set()
 
     def is_running(self, prompt: QueuedPrompt) -> bool:
         return self._running is prompt
@@ -197,7 +197,7 @@ class PromptQueue:
 
     def close(self) -> None:
         with self._changed:
-            self._closed = True
+            self.closing.set()
             if self._running is not None:
                 self.interrupted.set()
             self._changed.notify()

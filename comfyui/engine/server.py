@@ -18,8 +18,10 @@ from aiohttp import web
 import comfyui.engine.nodes_diffusion
 import comfyui.engine.nodes_image
 import comfyui.engine.nodes_media
-import comfyui.engine.nodes_simulated  # noqa: F401
+import comfyui.engine.nodes_simulated
+import comfyui.engine.nodes_video  # noqa: F401
 from comfyui.engine.control import ControlRoutes, home_page
+from comfyui.engine.crashing import CRASHES, crash
 from comfyui.engine.execution import Executor, PromptThread
 from comfyui.engine.faults import INSTANT, Config, Faults, parse_config
 from comfyui.engine.files import Folders
@@ -48,7 +50,7 @@ class Engine:
     def __init__(self, options: EngineOptions | None = None) -> None:
         self.options = options or EngineOptions()
         self.url = ""
-        self.faults = Faults()
+        self.faults = Faults(self.options.faults_file, may_crash=self.options.own_process)
         self.stats = Stats()
         self._stack = AsyncExitStack()
 
@@ -83,7 +85,14 @@ class Engine:
         self._queue = PromptQueue(self._tell_status)
         self._prompts = PromptRoutes(self._queue, self._folders, self.options)
         self._hub = Hub(asyncio.get_running_loop(), self.faults, self._prompts.queue_info)
-        self._executor = Executor(self._queue, self._hub, self.faults, self._folders, self.options.step_seconds)
+        self._executor = Executor(
+            self._queue,
+            self._hub,
+            self.faults,
+            self._folders,
+            self.options.step_seconds,
+            may_crash=self.options.own_process,
+        )
         self.faults.on_change(lambda: self._queue.stall(self.faults.is_on("prompt_thread_dead")))
         stack.push_async_callback(_cancel, asyncio.create_task(self._hub.publish(), name="engine-publisher"))
         thread = PromptThread(
@@ -95,7 +104,12 @@ class Engine:
         thread.start()
         stack.push_async_callback(asyncio.to_thread, thread.join)
         stack.callback(self._queue.close)
-        await self.set_faults(dict(self.options.faults))
+        # A small file, before anything is served.
+        if not await asyncio.to_thread(self.faults.restore):
+            await self.set_faults(dict(self.options.faults))
+        for how in CRASHES:
+            if (config := self.faults.take(how, "start")) is not None:
+                crash(how, config)
         await self._listen(stack)
 
     def _tell_status(self) -> None:
