@@ -16,9 +16,9 @@ from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote
 
 import aiohttp
-import orjson
 from yarl import URL
 
+from comfyui import jsonio
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIDiskError,
@@ -166,7 +166,8 @@ class ComfyUIClient:
             ComfyUIDiskError: the gateway's own server in front of RunPod did not take it.
             ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
         """
-        reply = await self._fetch("POST", "/prompt", body=orjson.dumps(body), headers=_JSON, last_word_s=_LAST_WORD_S)
+        text = jsonio.dumps_for_comfyui(body)
+        reply = await self._fetch("POST", "/prompt", body=text, headers=_JSON, last_word_s=_LAST_WORD_S)
         answer = _json(reply, "POST /prompt", allowed=(200, 400))
         if reply.status == 400:
             raise refusal(answer)
@@ -397,7 +398,7 @@ class ComfyUIClient:
         """An idempotent POST whose answer has no body that matters."""
 
         async def send() -> None:
-            reply = await self._fetch("POST", path, body=orjson.dumps(body), headers=_JSON)
+            reply = await self._fetch("POST", path, body=jsonio.dumps_for_comfyui(body), headers=_JSON)
             if reply.status != 200:
                 raise _failure(f"POST {path}", reply)
 
@@ -447,8 +448,8 @@ def _json(reply: RawReply, what: str, allowed: Sequence[int] = (200,)) -> JSON:
     if reply.status not in allowed:
         raise _failure(what, reply)
     try:
-        answer = orjson.loads(reply.body)
-    except orjson.JSONDecodeError as error:
+        answer = jsonio.loads(reply.body)
+    except jsonio.JSONError as error:
         raise ComfyUIServerError(f"{what}: the answer is not JSON", upstream_status=reply.status) from error
     if not isinstance(answer, dict):
         raise ComfyUIServerError(f"{what}: the answer is not a JSON object")
@@ -495,8 +496,8 @@ def _worth_retrying(error: ComfyUIError) -> bool:
 def _failure(what: str, reply: RawReply) -> ComfyUIError:
     """An unexpected answer, but for one that our own server in front of RunPod gives for its disk."""
     if reply.status == ComfyUIDiskError.status:
-        with suppress(orjson.JSONDecodeError, KeyError, TypeError):
-            said = orjson.loads(reply.body)
+        with suppress(jsonio.JSONError, KeyError, TypeError):
+            said = jsonio.loads(reply.body)
             if said["type"] == ComfyUIDiskError.code:
                 return ComfyUIDiskError(str(said["detail"]))
     return _unexpected(what, reply.status)

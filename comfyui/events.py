@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
+from comfyui import jsonio
 
 _PREVIEW_IMAGE = 1
 _TEXT = 3
@@ -128,9 +128,9 @@ Event = (
 def parse_text(frame: str | bytes) -> Event:
     """One text frame. Never raises: what cannot be read becomes `Unknown`."""
     try:
-        message = orjson.loads(frame)
+        message = jsonio.loads(frame)
         kind, data = message["type"], message["data"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+    except (jsonio.JSONError, KeyError, TypeError):
         return Unknown("unreadable", frame)
     try:
         return _known(kind, data)
@@ -171,11 +171,11 @@ def parse_binary(frame: bytes) -> Event:
             return Preview(content_type, frame[8:])
         if kind == _PREVIEW_IMAGE_WITH_METADATA:
             length = int.from_bytes(frame[4:8], "big")
-            metadata = orjson.loads(frame[8 : 8 + length])
+            metadata = jsonio.loads(frame[8 : 8 + length])
             return Preview(
                 str(metadata["image_type"]), frame[8 + length :], metadata.get("prompt_id"), metadata.get("node_id")
             )
-    except (KeyError, TypeError, orjson.JSONDecodeError):
+    except (KeyError, TypeError, jsonio.JSONError):
         pass
     return Unknown("text" if kind == _TEXT else f"binary-{kind}", frame)
 

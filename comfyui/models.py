@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 from uuid import UUID
 
-import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from comfyui import jsonio
 
 # Types that Python's table lacks or that differ between systems; everything a ComfyUI node is known to save.
 _CONTENT_TYPES = {
@@ -107,7 +108,9 @@ class PromptRequest(BaseModel):
     )
     extra_data: dict[str, Any] | None = Field(default=None, description="As in ComfyUI; passed on.")
     front: bool = Field(default=False, description="As in ComfyUI: to the front of the queue.")
-    number: float | None = Field(default=None, description="As in ComfyUI: the priority; lower runs first.")
+    number: float | None = Field(
+        default=None, allow_inf_nan=False, description="As in ComfyUI: the priority; lower runs first."
+    )
     partial_execution_targets: list[str] | None = Field(
         default=None, description="As in ComfyUI: only these output nodes."
     )
@@ -117,8 +120,10 @@ class PromptRequest(BaseModel):
     def fingerprint(self) -> str:
         """SHA-256 over what decides the result: two requests with the same id must agree in it."""
         of_the_answer = {"return_image_base64", "convert", "output"}
-        decisive = self.model_dump(mode="json", exclude={"prompt_id", "client_id", *of_the_answer})
-        return hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()
+        # pydantic would not dump what is nested deeply, and these two are JSON already.
+        as_posted = {"prompt": self.prompt, "extra_data": self.extra_data}
+        rest = self.model_dump(mode="json", exclude={"prompt_id", "client_id", *as_posted, *of_the_answer})
+        return hashlib.sha256(jsonio.canonical(rest | as_posted)).hexdigest()
 
 
 def content_type_of(filename: str) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, cast
 
-import orjson
 import pybase64
 
+from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptResult
 from comfyui.splice import Splice
@@ -182,12 +182,12 @@ async def result_json(
     """
     started = clock()
     head = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
-    yield orjson.dumps(head)[:-1] + b',"images":['
+    yield jsonio.dumps(head)[:-1] + b',"images":['
     for index, (file, entry) in enumerate(zip(result.files, entries, strict=True)):
         if index:
             yield b","
         if open_file is None:
-            yield orjson.dumps(entry)
+            yield jsonio.dumps(entry)
         else:
             async with aclosing(_with_base64(file, entry, open_file)) as pieces:
                 async for piece in pieces:
@@ -198,7 +198,7 @@ async def result_json(
         "node_errors": result.node_errors,
         "timings": timings.to_json(),
     }
-    yield b"]," + orjson.dumps(tail)[1:]
+    yield b"]," + jsonio.dumps(tail)[1:]
 
 
 async def _with_base64(file: OutputFile, entry: Mapping[str, Any], open_file: OpenFile) -> AsyncGenerator[bytes, None]:
@@ -207,11 +207,11 @@ async def _with_base64(file: OutputFile, entry: Mapping[str, Any], open_file: Op
         async with open_file(file) as content, aclosing(base64_pieces(content.chunks)) as pieces:
             first = await anext(pieces, b"")
             begun = True
-            yield orjson.dumps({**entry, **content.facts()})[:-1] + b',"base64":"' + first
+            yield jsonio.dumps({**entry, **content.facts()})[:-1] + b',"base64":"' + first
             async for piece in pieces:
                 yield piece
             yield b'"}'
     except ComfyUIError as error:
         if begun:
             raise
-        yield orjson.dumps({**entry, "error": error.detail})
+        yield jsonio.dumps({**entry, "error": error.detail})

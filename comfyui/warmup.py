@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from comfyui import jsonio
 from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIError, ComfyUIShutdownError
 from comfyui.handler import ComfyUIHandler
@@ -33,7 +33,7 @@ def load_workflow(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read or is no such workflow; the text says why.
     """
     try:
-        workflow = json.loads(path.read_bytes())
+        workflow = jsonio.loads(path.read_bytes())
         check_api_format(workflow)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error

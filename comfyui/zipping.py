@@ -9,8 +9,7 @@ import zipfile
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import aclosing
 
-import orjson
-
+from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError
 from comfyui.models import OutputFile
 from comfyui.outputs import OpenFile
@@ -63,7 +62,7 @@ async def zip_pieces(files: Sequence[OutputFile], open_file: OpenFile) -> AsyncG
                 raise
             failures[names.unique(file.subfolder, file.filename)] = error.detail
     if failures:
-        archive.writestr(_info(_FAILURES), orjson.dumps(failures, option=orjson.OPT_INDENT_2))
+        archive.writestr(_info(_FAILURES), jsonio.dumps(failures, indent=True))
     archive.close()
     yield pipe.take()
 

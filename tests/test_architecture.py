@@ -12,7 +12,7 @@ PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(
 
 # From the bottom up: a module may import those of its own floor and of the floors before it.
 FLOORS: tuple[set[str], ...] = (
-    {"exceptions"},
+    {"exceptions", "jsonio"},
     {"events", "models", "metrics", "logs", "nodedefs"},
     {"client", "transport", "http1", "splice", "storage", "storage_s3", "content", "fetch"},
     {"workflow", "preflight", "convert", "process", "positions"},
@@ -36,6 +36,10 @@ ONLY_IN = {
     "aiobotocore": ("comfyui/storage_s3.py",),
     "botocore": ("comfyui/storage_s3.py",),
     "supervisor": (),
+    # One reader and two writers for all that comes from ComfyUI or a caller: nothing else reads as ComfyUI writes.
+    "orjson": ("comfyui/jsonio.py",),
+    # Islands; and EXIF's ASCII form of a letter, which is no JSON text of a caller.
+    "json": ("comfyui/jsonio.py", "comfyui/engine/", "client.py", "comfyui/images.py"),
 }
 
 

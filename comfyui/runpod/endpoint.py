@@ -16,11 +16,11 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
-import orjson
 from aiohttp import hdrs
 from pydantic import SecretStr
 from yarl import URL
 
+from comfyui import jsonio
 from comfyui.client import backoff_s
 from comfyui.exceptions import (
     ComfyUIConnectionError,
@@ -312,8 +312,8 @@ async def _json(response: aiohttp.ClientResponse) -> Mapping[str, Any]:
 
 def _parsed(body: bytes) -> Mapping[str, Any]:
     try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        answer = jsonio.loads(body)
+    except jsonio.JSONError as error:
         raise ComfyUIServerError("RunPod's answer is not JSON") from error
     if not isinstance(answer, dict):
         raise ComfyUIServerError("RunPod's answer is not a JSON object")

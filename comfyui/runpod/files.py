@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
-import orjson
 from aiohttp import BodyPartReader, hdrs, web
 
+from comfyui import jsonio
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIDiskError, ComfyUIInputError, ComfyUIServerError
 from comfyui.models import content_type_of
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
@@ -155,9 +155,9 @@ class FileRoutes:
 def _stored_as(answer: web.Response) -> tuple[str, str]:
     """Name and subfolder, as the local ComfyUI says them."""
     try:
-        stored = orjson.loads(answer.body if isinstance(answer.body, bytes) else b"")
+        stored = jsonio.loads(answer.body if isinstance(answer.body, bytes) else b"")
         return str(stored["name"]), str(stored.get("subfolder") or "")
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (jsonio.JSONError, KeyError, TypeError, AttributeError) as error:
         raise ComfyUIServerError("the local ComfyUI did not say where it stored the upload") from error
 
 

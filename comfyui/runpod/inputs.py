@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlencode
 
-import orjson
 import pybase64
 
+from comfyui import jsonio
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIInputError,
@@ -241,11 +241,11 @@ def _digest(path: Path) -> bytes:
 
 
 def _files_size(files: list[InputRef]) -> int:
-    return sum((file.size + 2) // 3 * 4 + len(orjson.dumps(file.name)) + _ENTRY_BYTES for file in files)
+    return sum((file.size + 2) // 3 * 4 + len(jsonio.dumps(file.name)) + _ENTRY_BYTES for file in files)
 
 
 def _body_size(job: Job, prompt: Prompt, files: list[InputRef]) -> int:
-    return _BODY_BYTES + len(orjson.dumps(_job_input(job, prompt))) + _files_size(files)
+    return _BODY_BYTES + len(jsonio.dumps(_job_input(job, prompt))) + _files_size(files)
 
 
 def _job_input(job: Job, prompt: Prompt) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def _encoded(job: Job, prompt: Prompt, contents: list[tuple[str, bytes]]) -> byt
         job_input["images"] = [
             {"name": name, "image": pybase64.b64encode(content).decode("ascii")} for name, content in contents
         ]
-    return orjson.dumps({"input": job_input})
+    return jsonio.dumps({"input": job_input})
 
 
 def _too_large(files: list[InputRef], size: int) -> ComfyUIValidationError:

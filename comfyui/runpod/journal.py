@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import orjson
-
+from comfyui import jsonio
 from comfyui.exceptions import ComfyUIDiskError
 from comfyui.runpod.disk import advice, reason_of
 from comfyui.runpod.job import Job, State
@@ -80,9 +79,9 @@ class Journal:
             Job(
                 prompt_id,
                 number,
-                orjson.loads(prompt),
-                orjson.loads(extra_data),
-                orjson.loads(outputs),
+                jsonio.loads(prompt),
+                jsonio.loads(extra_data),
+                jsonio.loads(outputs),
                 keyed=bool(keyed),
                 state=State(state),
                 job_id=job_id,
@@ -99,7 +98,7 @@ class Journal:
     async def add(self, job: Job, counter: int) -> None:
         values = (
             *(job.prompt_id, job.state.value, job.number, job.job_id, job.keyed, job.cancelled),
-            *(orjson.dumps(part) for part in (job.prompt, job.extra_data, job.outputs)),
+            *(jsonio.dumps_for_comfyui(part) for part in (job.prompt, job.extra_data, job.outputs)),
         )
 
         def write(database: sqlite3.Connection) -> None:
@@ -142,7 +141,7 @@ class Journal:
             database.execute("DELETE FROM history WHERE prompt_id = ?", (prompt_id,))
             database.execute(
                 "INSERT INTO history (prompt_id, entry, listed) VALUES (?, ?, ?)",
-                (prompt_id, orjson.dumps(entry), orjson.dumps(listed)),
+                (prompt_id, jsonio.dumps(entry), jsonio.dumps(listed)),
             )
             database.execute(
                 "DELETE FROM history WHERE place <= (SELECT place FROM history ORDER BY place DESC LIMIT 1 OFFSET ?)",
@@ -171,7 +170,7 @@ class Journal:
 
     async def listed(self) -> list[dict[str, Any]]:
         """What `finish` was given of each, oldest first; without workflows, which would be most of it."""
-        return await self._do(lambda: [orjson.loads(row[0]) for row in self._fetch(_LISTED)])
+        return await self._do(lambda: [jsonio.loads(row[0]) for row in self._fetch(_LISTED)])
 
     async def forget(self, prompt_ids: Iterable[str]) -> None:
         wanted = [(prompt_id,) for prompt_id in prompt_ids]

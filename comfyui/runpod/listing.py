@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from aiohttp import web
 
+from comfyui import jsonio
 from comfyui.runpod.job import Job
 from comfyui.runpod.jobs import JobQueue
 from comfyui.runpod.journal import Journal
@@ -62,7 +62,7 @@ class ListingRoutes:
         text = await self._journal.entry(job_id)
         if text is None:
             return json_answer({"error": "Job not found"}, status=404)
-        entry = orjson.loads(text)
+        entry = jsonio.loads(text)
         workflow = {"prompt": entry["prompt"][2], "extra_data": entry["prompt"][3]}
         more = {"outputs": entry["outputs"], "execution_status": entry["status"], "workflow": workflow}
         return json_answer({**described(entry), **more})

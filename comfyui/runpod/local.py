@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Self
 
 import aiohttp
-import orjson
 import structlog
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 from yarl import URL
 
+from comfyui import jsonio
 from comfyui.client import parse_server_address
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, error_body_of
 
@@ -174,8 +174,8 @@ class LocalComfyUI:
             if response.status != 200:
                 raise ComfyUIServerError(f"the local ComfyUI answered {path} with HTTP {response.status}")
         try:
-            answer: Mapping[str, Any] = await asyncio.to_thread(orjson.loads, body)
-        except orjson.JSONDecodeError as error:
+            answer: Mapping[str, Any] = await asyncio.to_thread(jsonio.loads, body)
+        except jsonio.JSONError as error:
             raise ComfyUIServerError(f"the local ComfyUI's answer to {path} is not JSON") from error
         return answer
 
@@ -256,5 +256,5 @@ def refusal(error: ComfyUIError) -> web.Response:
     """`error` in the gateway's own shape."""
     headers = {hdrs.RETRY_AFTER: str(error.retry_after_s)} if isinstance(error, ComfyUIConnectionError) else None
     return web.Response(
-        status=error.status, body=orjson.dumps(error_body_of(error)), content_type="application/json", headers=headers
+        status=error.status, body=jsonio.dumps(error_body_of(error)), content_type="application/json", headers=headers
     )

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
+from comfyui import jsonio
 from comfyui.outputs import files_of
 from comfyui.runpod.job import Job, Prompt, now_ms
 from comfyui.runpod.sockets import Hub
@@ -126,10 +125,10 @@ class Narrator:
 
 def failure_of(error: Any) -> Failure:
     """What a failed job's ``error`` says: our worker's text, or the JSON text in which the SDK puts an exception."""
-    text = error if isinstance(error, str) else orjson.dumps(error).decode() if error else ""
+    text = error if isinstance(error, str) else jsonio.dumps(error).decode() if error else ""
     try:
-        said = orjson.loads(text) if text.startswith("{") else None
-    except orjson.JSONDecodeError:
+        said = jsonio.loads(text) if text.startswith("{") else None
+    except jsonio.JSONError:
         said = None
     if isinstance(said, dict) and "error_message" in said:
         kind = re.sub(r"^<class '(.*)'>$", r"\1", str(said.get("error_type") or ERROR_TYPE))

@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from aiohttp import web
 from pydantic import SecretStr
 
+from comfyui import jsonio
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import SECRETS, Job, now_ms
@@ -137,15 +137,15 @@ class PromptRoutes:
 
 
 def json_answer(body: JSON, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+    return web.Response(status=status, body=jsonio.dumps(body), content_type="application/json")
 
 
 async def json_object(request: web.Request) -> JSON:
     """The body, empty for what is no JSON object: as ComfyUI takes it."""
     text = await request.read()
     try:
-        body = orjson.loads(text) if len(text) <= _PARSED_ON_LOOP else await asyncio.to_thread(orjson.loads, text)
-    except orjson.JSONDecodeError:
+        body = jsonio.loads(text) if len(text) <= _PARSED_ON_LOOP else await asyncio.to_thread(jsonio.loads, text)
+    except jsonio.JSONError:
         return {}
     return body if isinstance(body, dict) else {}
 
@@ -164,7 +164,7 @@ def _ids(body: JSON) -> list[str]:
 
 def _joined(entries: Mapping[str, bytes]) -> bytes:
     """Entries are JSON already."""
-    return orjson.dumps({prompt_id: orjson.Fragment(entry) for prompt_id, entry in entries.items()})
+    return b"{%b}" % b",".join(b"%b:%b" % (jsonio.dumps(prompt_id), entry) for prompt_id, entry in entries.items())
 
 
 def _refused(kind: str, message: str, details: str) -> web.Response:

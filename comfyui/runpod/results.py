@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
 import pybase64
 import structlog
 from pydantic import ValidationError
 
+from comfyui import jsonio
 from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIServerError
 from comfyui.fetch import UrlFetcher
@@ -164,8 +164,8 @@ def checked_name(filename: Any, subfolder: Any) -> InputFile | None:
 
 def _reply_of(body: bytes) -> Mapping[str, Any]:
     try:
-        reply = orjson.loads(body)["output"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        reply = jsonio.loads(body)["output"]
+    except (jsonio.JSONError, KeyError, TypeError):
         reply = None
     if not isinstance(reply, dict) or not ("images" in reply or "outputs" in reply):
         raise ComfyUIServerError("the endpoint's reply has no images: is the worker behind it one for ComfyUI?")

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
-import orjson
 import structlog
 from aiohttp import web
 
+from comfyui import jsonio
 from comfyui.runpod.local import LocalComfyUI
 
 _log = structlog.get_logger(__name__)
@@ -89,14 +89,14 @@ class Hub:
 
     def send(self, kind: str, data: Mapping[str, Any], client_id: str | None, *, to_all: bool = False) -> None:
         """To the gateway, and to the sockets of that client id."""
-        message = orjson.dumps({"type": kind, "data": data}).decode()
+        message = jsonio.dumps({"type": kind, "data": data}).decode()
         for client in self._clients:
             if to_all or client.is_own or client.sid == client_id:
                 client.post(message)
 
     def status(self) -> None:
         """To everyone: the queue has changed."""
-        message = orjson.dumps({"type": "status", "data": self._status()}).decode()
+        message = jsonio.dumps({"type": "status", "data": self._status()}).decode()
         for client in self._clients:
             client.post(message)
 
@@ -126,7 +126,7 @@ class Hub:
             sid = request.query.get("clientId") or uuid.uuid4().hex
             client = _Client(socket, sid, is_own=is_own, buffer_bytes=self._buffer_bytes)
             if upstream is None:
-                client.post(orjson.dumps({"type": "status", "data": {**self._status(), "sid": sid}}).decode())
+                client.post(jsonio.dumps({"type": "status", "data": {**self._status(), "sid": sid}}).decode())
             self._clients.add(client)
             try:
                 await self._serve(client, upstream)
@@ -167,7 +167,7 @@ class Hub:
                     elif message.type is _Binary:
                         await upstream.send_bytes(message.data)
             elif first and message.type is _Text and _kind_of(message.data) == "feature_flags":
-                client.post(orjson.dumps({"type": "feature_flags", "data": _FEATURES}).decode())
+                client.post(jsonio.dumps({"type": "feature_flags", "data": _FEATURES}).decode())
             first = False
 
     async def _read_local(self, client: _Client, upstream: aiohttp.ClientWebSocketResponse[bool]) -> None:
@@ -181,10 +181,10 @@ class Hub:
         """A frame of the local ComfyUI; its queue is not the one that the client's prompts wait in."""
         if _kind_of(text) != "status":
             return text
-        data = orjson.loads(text)["data"]
+        data = jsonio.loads(text)["data"]
         if isinstance(sid := data.get("sid"), str):
             client.sid = sid  # a client that came without an id submits under this one
-        return orjson.dumps({"type": "status", "data": {**data, **self._status()}}).decode()
+        return jsonio.dumps({"type": "status", "data": {**data, **self._status()}}).decode()
 
     def _status(self) -> dict[str, Any]:
         return {"status": {"exec_info": {"queue_remaining": self._remaining()}}}
@@ -194,7 +194,7 @@ def _kind_of(text: str) -> str | None:
     if '"type"' not in text:
         return None
     try:
-        message = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        message = jsonio.loads(text)
+    except jsonio.JSONError:
         return None
     return message.get("type") if isinstance(message, dict) else None

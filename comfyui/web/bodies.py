@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import orjson
 from fastapi import Depends, Request
 from pydantic import ValidationError
 
+from comfyui import jsonio
 from comfyui.content import SpooledFiles
 from comfyui.models import PromptRequest
 from comfyui.web.deps import get_handler, get_options
-from comfyui.web.errors import RequestError, describe_validation
+from comfyui.web.errors import BeyondLimitsError, RequestError, describe_validation
 from comfyui.web.middleware import HOLD
 from comfyui.web.multipart import WORKFLOW_FIELDS, FormLimits, is_form, read_form
 from comfyui.workflow import is_ui_format
@@ -81,9 +81,9 @@ def body_schema() -> dict[str, Any]:
     """What OpenAPI says of these bodies, which FastAPI does not read itself: definitions stand inline."""
     schema = PromptRequest.model_json_schema()
     definitions = schema.pop("$defs", {})
-    text = orjson.dumps(schema).decode()
+    text = jsonio.dumps(schema).decode()
     for name, definition in definitions.items():
-        text = text.replace(f'{{"$ref":"#/$defs/{name}"}}', orjson.dumps(definition).decode())
+        text = text.replace(f'{{"$ref":"#/$defs/{name}"}}', jsonio.dumps(definition).decode())
     form = {
         "type": "object",
         "required": ["workflow"],
@@ -96,7 +96,7 @@ def body_schema() -> dict[str, Any]:
             },
         },
     }
-    content = {"application/json": {"schema": orjson.loads(text)}, "multipart/form-data": {"schema": form}}
+    content = {"application/json": {"schema": jsonio.loads(text)}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -119,12 +119,16 @@ async def _read(request: Request) -> tuple[dict[str, Any], SpooledFiles | None]:
 def json_object(text: bytes | str, what: str) -> dict[str, Any]:
     """Raises `RequestError` when it is none."""
     try:
-        body = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"{what} is not JSON: {error}") from None
+        body = jsonio.loads(text)
+    except jsonio.JSONError as error:
+        raise _unreadable(error, what, f"{what} is not JSON") from None
     if not isinstance(body, dict):
         raise RequestError(f'{what} is not a JSON object: {{"prompt": {{…}}}} is wanted')
     return body
+
+
+def _unreadable(error: jsonio.JSONError, what: str, is_not_json: str) -> RequestError:
+    return BeyondLimitsError(f"{what}: {error}") if error.beyond_limits else RequestError(f"{is_not_json}: {error}")
 
 
 def _body_of_form(texts: dict[str, str]) -> dict[str, Any]:
@@ -138,9 +142,9 @@ def _body_of_form(texts: dict[str, str]) -> dict[str, Any]:
     for name, text in texts.items():
         if name in _JSON_FIELDS:
             try:
-                body[name] = orjson.loads(text)
-            except orjson.JSONDecodeError as error:
-                raise RequestError(f"{name}: not JSON: {error}") from None
+                body[name] = jsonio.loads(text)
+            except jsonio.JSONError as error:
+                raise _unreadable(error, name, f"{name}: not JSON") from None
         elif name not in WORKFLOW_FIELDS:
             body[name] = text
     return body

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-import orjson
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from comfyui import jsonio
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
@@ -45,6 +45,13 @@ class RequestError(ComfyUIError):
     status = 422
 
 
+class BeyondLimitsError(RequestError):
+    """The body is nested too deeply, or a number in it has too many digits."""
+
+    code = "bad_request"
+    status = 400
+
+
 class NotAcceptableError(ComfyUIError):
     """What ``Accept`` asks for is not what there is to give."""
 
@@ -62,7 +69,7 @@ def error_response(error: ComfyUIError, request_id: str | None) -> Response:
 
 
 def json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+    return Response(jsonio.dumps(body), status, headers, media_type="application/json")
 
 
 def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -13,9 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import orjson
 import structlog
 
+from comfyui import jsonio
 from comfyui.events import Event, Preview, QueuePosition
 from comfyui.exceptions import ComfyUIError, error_body_of
 from comfyui.progress import NodeStarted, ProgressTracker
@@ -128,4 +128,4 @@ async def event_stream(
 
 
 def _message(kind: str, data: Mapping[str, Any]) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n"
+    return b"event: " + kind.encode() + b"\ndata: " + jsonio.dumps(data) + b"\n\n"

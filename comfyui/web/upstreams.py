@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Self
 
 import aiohttp
-import orjson
 
+from comfyui import jsonio
 from comfyui.backends import Backend, BackendPool
 from comfyui.http1 import CONNECT_S, Http1Client
 
@@ -101,8 +101,8 @@ class Upstreams:
         if not self._bound:
             return None
         try:
-            client_id = orjson.loads(submission).get("client_id")
-        except (orjson.JSONDecodeError, AttributeError):
+            client_id = jsonio.loads(submission).get("client_id")
+        except (jsonio.JSONError, AttributeError):
             return None  # ComfyUI says what is wrong with it
         backends = self._bound.get(client_id) if isinstance(client_id, str) else None
         return backends[-1] if backends else None

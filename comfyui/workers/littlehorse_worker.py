@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from typing import Any, NoReturn
 
 import grpc
-import orjson
 import structlog
 from aiohttp import web
 from littlehorse import create_task_def
@@ -22,6 +21,7 @@ from littlehorse.worker import LHTaskWorker, WorkerContext
 from prometheus_client import generate_latest
 from pydantic import ValidationError
 
+from comfyui import jsonio
 from comfyui.client import backoff_s
 from comfyui.events import Event, ExecutionStart
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIValidationError
@@ -184,7 +184,7 @@ class WorkflowTask:
             raise LHTaskException("no-outputs", f"ComfyUI finished the prompt and lists no output file{previews}")
         output_dir = self._settings.comfyui_output_dir
         output = {"prompt_id": result.prompt_id, "outputs": [path_of(file, output_dir) for file in kept]}
-        if len(orjson.dumps(output)) > _MAX_OUTPUT_BYTES:
+        if len(jsonio.dumps(output)) > _MAX_OUTPUT_BYTES:
             detail = (
                 f"the paths of {len(kept)} files do not fit into a message; the files are in ComfyUI's output folder"
             )

@@ -10,10 +10,10 @@ from typing import Any, Self
 from uuid import UUID
 
 import asyncpg
-import orjson
 import structlog
 from pydantic import SecretStr
 
+from comfyui import jsonio
 from comfyui.client import backoff_s
 from comfyui.workers.postgres_schema import SCHEMA_VERSION, TaskNames, migrations
 from comfyui.workers.postgres_tasks import ClaimedTask, Heard, Lease, QueueError, QueueSetupError, parsed_params
@@ -110,7 +110,7 @@ class PostgresQueue:
         return Lease(answer)
 
     async def complete(self, task: ClaimedTask, output_url: str, outputs: Sequence[Mapping[str, Any]]) -> bool:
-        listed = orjson.dumps(outputs).decode()
+        listed = jsonio.dumps(outputs).decode()
         return bool(
             await self._value("select comfy_complete_task($1, $2, $3, $4)", task.id, task.token, output_url, listed)
         )

@@ -11,9 +11,9 @@ from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
-import orjson
 from pydantic import ValidationError
 
+from comfyui import jsonio
 from comfyui.exceptions import ComfyUIInputError, ComfyUIValidationError
 from comfyui.models import PromptRequest
 from comfyui.workflow import check_api_format
@@ -130,15 +130,15 @@ def prompt_request(task: ClaimedTask, prompt_id: UUID) -> PromptRequest:
 
 def parsed_params(value: Any) -> Mapping[str, Any]:
     """jsonb comes as text over SQL and as an object over HTTPS; what is no object counts as an empty one."""
-    params = orjson.loads(value) if isinstance(value, str | bytes) else value
+    params = jsonio.loads(value) if isinstance(value, str | bytes) else value
     return params if isinstance(params, Mapping) else {}
 
 
 def _workflow(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
+            value = jsonio.loads(value)
+        except jsonio.JSONError as error:
             raise ComfyUIValidationError(f"params.workflow: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ComfyUIValidationError("params.workflow: must be a workflow in ComfyUI's API format, an object")

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 from uuid import UUID
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from comfyui import jsonio
 from comfyui.client import View
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError
 from comfyui.handler import ComfyUIHandler
@@ -74,8 +74,8 @@ class JobInput(BaseModel):
         if not isinstance(value, str):
             return value
         try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError as error:
+            return jsonio.loads(value)
+        except jsonio.JSONError as error:
             raise ValueError(f"is a text that is not JSON: {error}") from error
 
     @property
@@ -161,7 +161,7 @@ async def reply(
         "outputs": result.outputs,
         "node_errors": result.node_errors,
     }
-    left = max_bytes - len(orjson.dumps(body))
+    left = max_bytes - len(jsonio.dumps(body))
     if job.wants_store is False:
         store = None
     if job.return_base64 is False and store is None:
@@ -200,7 +200,7 @@ async def _as_base64(
     images = []
     for file in files:
         head = _head(file)
-        max_bytes -= len(orjson.dumps(head))
+        max_bytes -= len(jsonio.dumps(head))
         try:
             async with handler.open_file(result, file) as view:
                 content = await _read(view, max_bytes * 3 // 4)

@@ -13,9 +13,9 @@ from urllib.parse import quote
 from uuid import UUID
 
 import aiohttp
-import orjson
 from pydantic import SecretStr
 
+from comfyui import jsonio
 from comfyui.storage import Placement, StorageError, StorageRefusedError, StoredObject, safe_key
 from comfyui.workers.postgres_schema import SCHEMA_VERSION
 from comfyui.workers.postgres_tasks import ClaimedTask, Heard, Lease, QueueError, QueueSetupError, parsed_params
@@ -143,7 +143,7 @@ class SupabaseQueue:
         try:
             async with self._api.post(
                 f"/rest/v1/rpc/{function}",
-                data=orjson.dumps(arguments),
+                data=jsonio.dumps(arguments),
                 headers={"Content-Type": "application/json"},
                 timeout=_RPC_TIMEOUT,
             ) as response:
@@ -269,6 +269,6 @@ class _Body:
 
 def _parsed(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
+        return jsonio.loads(body)
+    except jsonio.JSONError:
         return None

@@ -1,0 +1,117 @@
+"""The reader and the writers of JSON, against Python's own, which is ComfyUI's."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from comfyui import jsonio
+
+# What ComfyUI reads and writes and orjson refuses, or silently changes.
+AS_PYTHON = [
+    '{"a": NaN, "b": [Infinity, -Infinity]}',
+    '{"a": "\\ud800 alone", "\\udfff": 1}',
+    '{"seed": 18446744073709551616}',
+    '{"seed": -9223372036854775809}',
+    '{"seed": 123456789012345678901234567890}',
+    f'{{"seed": {"9" * 4300}}}',
+    f"{'[' * 600}NaN{']' * 600}",
+    f"{'[' * 300}1{']' * 300}",
+    '{"seed": 18446744073709551615, "other": -9223372036854775808, "text": "00000000000000000000000"}',
+    '{"a": 1.5, "b": null, "c": true, "d": {}, "e": [], "f": [{}, [], ""], "g": "é😀\\ud83d\\ude00"}',
+]
+
+
+@pytest.mark.parametrize("text", AS_PYTHON, ids=lambda text: text[:40])
+def test_what_comfyui_writes_is_read_and_written_as_python_does(text: str) -> None:
+    value = jsonio.loads(text)
+    assert repr(value) == repr(json.loads(text))
+    assert repr(json.loads(jsonio.dumps_for_comfyui(value))) == repr(json.loads(text))
+
+
+def test_an_integer_beyond_64_bits_is_found_wherever_it_is_in_a_long_text() -> None:
+    number = 98765432109876543210987
+    for padding in range(64 * 1024 - 60, 64 * 1024 + 10):
+        assert jsonio.loads(f'["{"x" * padding}", {number}]')[1] == number
+
+
+def test_a_number_that_is_too_large_for_a_float_is_an_infinity_for_comfyui_and_null_for_everyone() -> None:
+    value = jsonio.loads('{"a": 1e999}')
+    assert value["a"] == math.inf
+    assert jsonio.dumps_for_comfyui(value) == b'{"a":Infinity}'
+    assert jsonio.dumps(value) == b'{"a":null}'
+
+
+def test_our_own_answers_are_strict_json() -> None:
+    value = jsonio.loads('{"\\udc80": [NaN, -Infinity], "big": 123456789012345678901, "text": "a\\ud800b"}')
+    assert json.loads(jsonio.dumps(value)) == {"\ufffd": [None, None], "big": 123456789012345678901, "text": "a\ufffdb"}
+
+
+def test_a_plain_nan_of_our_own_is_null_too() -> None:
+    assert jsonio.dumps([math.nan, math.inf, "\ud800"]) == '[null,null,"\ufffd"]'.encode()
+
+
+@pytest.mark.parametrize("write", [jsonio.dumps, jsonio.dumps_for_comfyui])
+def test_what_can_be_read_can_be_written_however_deep(write: Any) -> None:
+    text = '{"a":' * 1024 + "1" + "}" * 1024
+    assert write(jsonio.loads(text)) == text.encode()
+
+
+def test_deeper_than_python_reads_is_said() -> None:
+    with pytest.raises(jsonio.JSONError, match="nested too deeply") as raised:
+        jsonio.loads("[" * 100_000)
+    assert raised.value.beyond_limits
+
+
+def test_an_integer_of_too_many_digits_is_said() -> None:
+    with pytest.raises(jsonio.JSONError, match="4300 digits") as raised:
+        jsonio.loads(f'{{"number": {"9" * 4301}}}')
+    assert raised.value.beyond_limits
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "Expecting value"),
+        (b'{"a": }', "Expecting value: line 1 column 7"),
+        (b"\xff", "not encoded in UTF-8"),
+        (b'"\xff"', "not encoded in UTF-8"),
+        ("{}".encode("utf-16"), "UTF-16"),
+        ("{}".encode("utf-16-le"), "UTF-16"),
+        ("{}".encode("utf-16-be"), "UTF-16"),
+        ("{}".encode("utf-32"), "UTF-32"),
+    ],
+)
+def test_what_is_no_json_is_said(text: bytes, said: str) -> None:
+    with pytest.raises(jsonio.JSONError, match=said) as raised:
+        jsonio.loads(text)
+    assert not raised.value.beyond_limits
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert jsonio.loads(b'\xef\xbb\xbf{"a": NaN}').keys() == {"a"}
+    assert jsonio.loads("\ufeff{}") == {}
+
+
+def test_canonical_text_tells_values_apart_that_strict_json_does_not() -> None:
+    texts = ("[NaN]", "[null]", "[Infinity]", '["\\ud800"]', '["\\ufffd"]', "[18446744073709551616]", "[1.0]", "[1]")
+    assert len({jsonio.canonical(jsonio.loads(text)) for text in texts}) == len(texts)
+    one, other = {"b": 2**70, "a": {"d": 1, "c": 2}}, {"a": {"c": 2, "d": 1}, "b": 2**70}
+    assert jsonio.canonical(one) == jsonio.canonical(other)
+
+
+def test_what_only_orjson_has_a_form_for_is_written_beside_what_it_refuses() -> None:
+    some_id = UUID(int=1)
+    assert json.loads(jsonio.dumps({"id": some_id, "big": 2**70})) == {"id": str(some_id), "big": 2**70}
+
+
+@pytest.mark.parametrize("write", [jsonio.dumps, jsonio.dumps_for_comfyui, jsonio.canonical])
+def test_what_json_has_no_form_for_is_a_type_error(write: Any) -> None:
+    with pytest.raises(TypeError):
+        write({"a": {1, 2}})
+    with pytest.raises(TypeError):
+        write({"a": {1, 2}, "big": 2**70})
