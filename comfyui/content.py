@@ -6,17 +6,21 @@ Nothing here knows where the bytes come from or go to. Hashing and file access o
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, TypeVar
 
-from comfyui.exceptions import ComfyUIInputError
+from comfyui.exceptions import ComfyUIDiskError, ComfyUIInputError
+
+T = TypeVar("T")
 
 CHUNK = 1 << 20
 _HEAD = 4096
@@ -114,7 +118,8 @@ class Content:
     @classmethod
     async def of_file(cls, path: Path, *, max_bytes: int, hint: str = "") -> Content:
         """The file at `path`, which the caller keeps until the upload is done and then removes."""
-        size, digest, head = await asyncio.to_thread(_read_facts, path, max_bytes)
+        with temporary_file_errors():
+            size, digest, head = await asyncio.to_thread(_read_facts, path, max_bytes)
         refuse_no_file(head)
         return cls(path, size, digest, extension_for(head, hint))
 
@@ -124,7 +129,8 @@ class Content:
             for start in range(0, self.size, CHUNK):
                 yield self.source[start : start + CHUNK]
             return
-        file = await asyncio.to_thread(self.source.open, "rb")
+        with temporary_file_errors():
+            file = await finished_in_thread(functools.partial(_opened, self.source))
         try:
             while chunk := await asyncio.to_thread(file.read, CHUNK):
                 yield chunk
@@ -149,7 +155,8 @@ class Spool:
 
     async def __aenter__(self) -> Self:
         # Closed, and with that removed, in __aexit__.
-        self._file = await asyncio.to_thread(tempfile.NamedTemporaryFile, prefix="comfyui-input-")
+        with temporary_file_errors():
+            self._file = await finished_in_thread(_new_temporary_file)
         return self
 
     async def __aexit__(
@@ -183,7 +190,8 @@ class Spool:
         self._pending_size = 0
         if len(self._head) < _HEAD:
             self._head = (self._head + block[:_HEAD])[:_HEAD]
-        await asyncio.to_thread(self._append, block)
+        with temporary_file_errors():
+            await asyncio.to_thread(self._append, block)
 
     def _append(self, block: bytes) -> None:
         if self._file is None:
@@ -216,6 +224,37 @@ class SpooledFiles:
         self._holders -= 1
         if not self._holders:
             asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, self._folder, True)
+
+
+async def finished_in_thread(work: Callable[[], T]) -> T:
+    """The result of blocking `work`, done off the event loop.
+
+    A caller that is cancelled still waits until the thread has ended: what `work` makes is never left without an owner.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+@contextmanager
+def temporary_file_errors() -> Iterator[None]:
+    """Translates an `OSError` about a temporary file into `ComfyUIDiskError`, which names the setting and no path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ComfyUIDiskError(f"the folder for temporary files (TMPDIR) cannot be used: {reason}") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _new_temporary_file() -> IO[bytes]:
+    return tempfile.NamedTemporaryFile(prefix="comfyui-input-")
 
 
 def too_large(max_bytes: int) -> ComfyUIInputError:

@@ -103,7 +103,7 @@ class ComfyUIShutdownError(ComfyUIConnectionError):
 
 
 class ComfyUIDiskError(ComfyUIError):
-    """The gateway's own folder cannot be written: nothing was taken or sent. ``detail`` names the folder's setting."""
+    """A folder of the gateway cannot be used: nothing was taken or sent. ``detail`` names the setting of the folder."""
 
     title = "The gateway's disk cannot be used"
     code = "disk_failed"

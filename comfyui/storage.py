@@ -6,7 +6,6 @@ or is cancelled leaves nothing behind.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Protocol, Self
 from urllib.parse import quote
 
+from comfyui.content import finished_in_thread
 from comfyui.exceptions import ComfyUIError
 
 PART_BYTES = 8 << 20
@@ -174,13 +174,9 @@ class _Draft:
 
 
 async def _in_thread(work: Callable[[], None]) -> None:
-    """Cancelled, it still waits for the thread, so that what comes after does not meet it halfway."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    """See `finished_in_thread`; raises `StorageError` where the folder cannot be written."""
     try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+        await finished_in_thread(work)
     except OSError as error:
         raise StorageError(f"the folder for outputs cannot be written: {error.strerror}") from error
 

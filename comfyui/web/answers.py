@@ -15,7 +15,7 @@ from comfyui.handler import Listener
 from comfyui.models import OutputFile, PromptResult
 from comfyui.web.accept import Accepted, Form
 from comfyui.web.disconnect import ClientGoneError, ClientWatch
-from comfyui.web.errors import NotAcceptableError, request_id_of
+from comfyui.web.errors import NotAcceptableError, answer_to_nobody, request_id_of
 from comfyui.web.server_http import can_splice
 from comfyui.web.sse import EventFeed, event_stream
 from comfyui.web.streams import BodyStream, content_disposition, continued
@@ -66,8 +66,7 @@ async def answer(request: Request, deliverer: Deliverer, call: Call, work: Work)
         with ClientWatch(request.receive):
             return await _finished(request, deliverer, call, forms, await work(None))
     except ClientGoneError:
-        # Nobody reads this; the status stands in the access log (nginx's "client closed request").
-        return Response(status_code=499)
+        return answer_to_nobody()
 
 
 async def _finished(

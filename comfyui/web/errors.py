@@ -10,6 +10,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from comfyui import jsonio
@@ -115,9 +116,18 @@ def install_error_handlers(app: FastAPI) -> None:
         body = error_body(title=title, code=code, detail=detail, request_id=request_id_of(request))
         return json_response(error.status_code, body, error.headers)
 
+    @app.exception_handler(ClientDisconnect)
+    async def client_gone(_request: Request, _error: Exception) -> Response:
+        return answer_to_nobody()
+
     @app.exception_handler(Exception)
     async def crashed(request: Request, _error: Exception) -> Response:
         return unexpected(request)  # the server logs the traceback
+
+
+def answer_to_nobody() -> Response:
+    """The answer to a client that has gone away; its status, nginx's "client closed request", is for the access log."""
+    return Response(status_code=499)
 
 
 def unexpected(request: Request) -> Response:

@@ -74,7 +74,11 @@ def submission_headers(scope: Any) -> dict[str, str]:
     """The headers of a client's ``POST /prompt`` that ComfyUI may look at; its length and codings are set anew."""
     dropped = _NOT_SENT | _OF_BROWSERS | _connection_names(scope["headers"])
     kept = ((name, value) for name, value in scope["headers"] if name not in dropped)
-    return {"content-type": "application/json", **dict(text_headers(kept))}
+    # One character for each byte, as our own transport sends them: what came arrives.
+    return {
+        "content-type": "application/json",
+        **{name.decode("latin-1"): value.decode("latin-1") for name, value in kept},
+    }
 
 
 def _rewritten(name: bytes, value: bytes, own: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import hashlib
 import shutil
 import tempfile
@@ -15,7 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Scope
 
-from comfyui.content import SpooledFiles, too_large
+from comfyui.content import SpooledFiles, finished_in_thread, temporary_file_errors, too_large
 from comfyui.exceptions import ComfyUIInputError
 from comfyui.web.errors import RequestError
 
@@ -55,6 +55,7 @@ class _Part:
     size: int = 0
     ended: bool = False
     path: Path | None = None
+    """Where the file lies, once it has been begun."""
     file: IO[bytes] | None = None
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
@@ -64,41 +65,38 @@ async def read_form(
 ) -> tuple[dict[str, str], SpooledFiles | None]:
     """The text fields, and the files by their own names; None when there is no file. Nobody holds them yet.
 
+    A form without files touches no disk, and a form that fails leaves nothing there.
+
     Raises:
         RequestError: not a form, the same field or file name twice, too much text.
         ComfyUIInputError: a file is too large.
+        ComfyUIDiskError: a file cannot be kept.
     """
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if not boundary:
         raise RequestError("the Content-Type is multipart/form-data without a boundary")
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="comfyui-form-"))
-    form = _Form(folder, boundary, limits)
+    try:
+        form = _Form(boundary, limits)
+    except FormParserError as error:
+        raise RequestError(f"the boundary of the form cannot be used: {error}") from None
     try:
         async for chunk in chunks:
             await form.feed(chunk)
-        await form.finish()
+        return form.texts, form.finish()
     except FormParserError as error:
         raise RequestError(f"the body is not multipart/form-data: {error}") from None
     finally:
-        await form.close()
-        if form.failed or not form.files:
-            await asyncio.to_thread(shutil.rmtree, folder, True)
-    if not form.files:
-        return form.texts, None
-    digests = {name: part.digest.hexdigest() for name, part in form.files.items()}
-    paths = {name: part.path for name, part in form.files.items() if part.path}
-    return form.texts, SpooledFiles(folder, paths, digests)
+        await finished_in_thread(form.close)
 
 
 class _Form:
     """The parser's callbacks only note what came; what takes time is done after each chunk, off the event loop."""
 
-    def __init__(self, folder: Path, boundary: bytes, limits: FormLimits) -> None:
+    def __init__(self, boundary: bytes, limits: FormLimits) -> None:
         self.texts: dict[str, str] = {}
-        self.files: dict[str, _Part] = {}
-        self.failed = True
-        self._folder = folder
+        self._files: dict[str, _Part] = {}
+        self._folder: Path | None = None
         self._limits = limits
         self._part = _Part()
         self._touched: list[_Part] = []
@@ -126,16 +124,25 @@ class _Form:
         for part in touched:
             await self._absorb(part)
 
-    async def finish(self) -> None:
+    def finish(self) -> SpooledFiles | None:
+        """The files, which belong to the caller from now on; None when there is none."""
         self._parser.finalize()
         if not self._complete:
             raise RequestError("the body is not multipart/form-data: it ends before its last boundary")
-        self.failed = False
+        if self._folder is None:
+            return None
+        digests = {name: part.digest.hexdigest() for name, part in self._files.items()}
+        paths = {name: part.path for name, part in self._files.items() if part.path}
+        folder, self._folder = self._folder, None
+        return SpooledFiles(folder, paths, digests)
 
-    async def close(self) -> None:
-        for part in {id(part): part for part in (*self.files.values(), self._part)}.values():
+    def close(self) -> None:
+        """Closes all files, and removes those that `finish` has not given away. Blocks."""
+        for part in self._files.values():
             if part.file is not None:
-                await asyncio.to_thread(part.file.close)
+                part.file.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _absorb(self, part: _Part) -> None:
         """Take what came of a part: a text is kept, a file's bytes go to disk."""
@@ -143,21 +150,21 @@ class _Form:
             if part.ended:
                 self._keep_text(part)
             return
-        if part.path is None:
+        if self._files.get(part.filename) is not part:
             self._new_file(part)
         if part.size > self._limits.max_file_bytes:
             raise ComfyUIInputError(f"files[{part.filename!r}]: {too_large(self._limits.max_file_bytes).detail}")
         if part.ended or len(part.pending) >= _WRITE_AT_ONCE:
             block, part.pending = bytes(part.pending), bytearray()
-            await asyncio.to_thread(self._write, part, block)
+            with temporary_file_errors():
+                await finished_in_thread(functools.partial(self._write, part, block))
 
     def _new_file(self, part: _Part) -> None:
         if not part.filename:
             raise RequestError(f"{part.name}: the file has no name, and by it the workflow would refer to it")
-        if part.filename in self.files:
+        if part.filename in self._files:
             raise RequestError(f"{part.name}: there are two files named {part.filename!r}")
-        part.path = self._folder / str(len(self.files))
-        self.files[part.filename] = part
+        self._files[part.filename] = part
 
     def _keep_text(self, part: _Part) -> None:
         if part.name in self.texts:
@@ -168,10 +175,12 @@ class _Form:
             raise RequestError(f"{part.name}: not text in UTF-8") from None
         part.pending = bytearray()
 
-    @staticmethod
-    def _write(part: _Part, block: bytes) -> None:
+    def _write(self, part: _Part, block: bytes) -> None:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="comfyui-form-"))
         if part.file is None:
-            assert part.path is not None  # noqa: S101 - made before
+            # Two parts are never written at once, and a file that has ended keeps its path.
+            part.path = self._folder / str(sum(known.path is not None for known in self._files.values()))
             part.file = part.path.open("wb")
         part.file.write(block)
         part.digest.update(block)

@@ -14,7 +14,7 @@ from comfyui.exceptions import ComfyUIError
 from comfyui.web import api
 from comfyui.web.bodies import get_submission
 from comfyui.web.deps import get_deliverer, get_handler, get_options
-from comfyui.web.errors import answer_error, unexpected
+from comfyui.web.errors import answer_error, answer_to_nobody, unexpected
 from comfyui.web.headers import header
 from comfyui.web.middleware import TooLargeError
 
@@ -53,8 +53,10 @@ class PromptShortcut:
                 )
         except ComfyUIError as error:
             response = await answer_error(request, error)
-        except (TooLargeError, ClientDisconnect):
-            raise  # the middleware's around it
+        except TooLargeError:
+            raise  # `BodyLimit` answers it
+        except ClientDisconnect:
+            response = answer_to_nobody()
         except Exception:
             _log.exception("request.crashed")
             response = unexpected(request)

@@ -21,7 +21,10 @@ from comfyui.web.server_http import SPLICE
 _log = structlog.get_logger(__name__)
 Piece = bytes | Splice
 PieceT = TypeVar("PieceT", bytes, Piece)
-_NOT_QUOTABLE = re.compile(r'[^ !#-\[\]-~]|["\\%]')
+_NOT_QUOTABLE = re.compile(r"[^ !#$&-.0-\[\]-~]")
+# Control characters, and the two that end a line or a paragraph.
+_UNSEEN = frozenset({"Cc", "Zl", "Zp"})
+_NO_NAME = "file"
 
 
 class BodyStream(Response):
@@ -77,10 +80,15 @@ async def continued(start: PieceT, rest: AsyncIterator[PieceT]) -> AsyncGenerato
 
 
 def content_disposition(filename: str) -> str:
-    """The file's name for a download: RFC 6266, plain ASCII for old clients and UTF-8 for the others.
+    """The base name of the file for a download: RFC 6266, plain ASCII for old clients and UTF-8 for the others.
 
-    ``attachment``, since what nodes write may be a page or an SVG with scripts, which must not run as the gateway's.
+    What comes before a slash or a backslash is left out, and each control character becomes ``_``: a client that saves
+    the file under this name writes into the folder that it means. ``attachment``, since what nodes write may be a page
+    or an SVG with scripts, which must not run as the gateway's.
     """
+    filename = re.split(r"[/\\]", filename)[-1]
+    filename = "".join("_" if unicodedata.category(character) in _UNSEEN else character for character in filename)
+    filename = _NO_NAME if filename.strip() in {"", ".", ".."} else filename
     plain = unicodedata.normalize("NFKD", filename).encode("ascii", "replace").decode()
     plain = _NOT_QUOTABLE.sub("_", plain).replace("?", "_")
     if plain == filename:

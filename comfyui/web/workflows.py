@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from comfyui.backends import Backend, BackendPool
 from comfyui.checking import problems_on
 from comfyui.convert import ConvertedWorkflow, to_api_format
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIValidationError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError, ComfyUIValidationError
 from comfyui.preflight import Problem
 from comfyui.web.bodies import Posted, Submission, body_schema, json_object
 from comfyui.web.deps import Handler
@@ -65,17 +65,19 @@ async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any]
 
 
 async def _reports(pool: BackendPool, posted: Submission) -> list[dict[str, Any]]:
-    """One for each server that answers. Raises `ComfyUIConnectionError` when none does."""
+    """One for each server that answers. Raises the reason of the first one when none does."""
     await pool.choose(patience_s=_PATIENCE_S)
     asked = pool.ready
     report = _report if len(asked) < 2 else _report_soon
     found = await asyncio.gather(*(report(backend, posted) for backend in asked), return_exceptions=True)
     reports = [report for report in found if isinstance(report, dict)]
-    for failure in found:
-        if isinstance(failure, BaseException) and not isinstance(failure, ComfyUIError):
+    failures = [failure for failure in found if isinstance(failure, BaseException)]
+    for failure in failures:
+        # What is wrong with the request, or with us, is not the fault of a server that others could stand in for.
+        if not isinstance(failure, ComfyUIConnectionError | ComfyUIServerError):
             raise failure
     if not reports:
-        raise ComfyUIConnectionError("no ComfyUI gave its node definitions")
+        raise failures[0]
     return reports
 
 

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
-from tests.integration.test_process import Gateway, gateway_process
+from tests.processes import GatewayProcess, gateway_process
 
 SIZE = int(os.environ.get("OUTPUT_MB", "256")) * 1_000_000
 LIMIT_KB = 64_000
@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 
-def peak_kb(gateway: Gateway) -> int:
+def peak_kb(gateway: GatewayProcess) -> int:
     """The most memory that the process ever had."""
     lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
