@@ -13,6 +13,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.client import parse_server_address
+from comfyui.web.forwarded import DEFAULT_PROXIES, parse_proxies
+from comfyui.web.hosts import parse_hosts
 from comfyui.web.paths import DEFAULT_DENY, ProxyMode
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
@@ -149,6 +151,14 @@ class Settings(BaseSettings):
     cors_allow_origins: CommaList = Field(
         default=(), description="Origins (https://example.org) whose pages may use the gateway; * for all."
     )
+    allowed_hosts: CommaList = Field(
+        default=(),
+        description="Without API_KEYS: further names by which the gateway may be called (*.example.org); * for all.",
+    )
+    forwarded_allow_ips: CommaList = Field(
+        default=DEFAULT_PROXIES,
+        description="Addresses or CIDRs of reverse proxies whose X-Forwarded headers are believed; * for all.",
+    )
     proxy_mode: ProxyMode = Field(
         default="full", description="What is relayed: full, api (what client libraries need) or off (nothing)."
     )
@@ -175,6 +185,8 @@ class Settings(BaseSettings):
             "input_url_allow",
             "api_keys",
             "cors_allow_origins",
+            "allowed_hosts",
+            "forwarded_allow_ips",
             "proxy_deny",
             "s3_allowed_buckets",
         ),
@@ -208,6 +220,17 @@ class Settings(BaseSettings):
             if origin != "*" and (not parts.scheme or not parts.netloc or parts.path.strip("/") or parts.query):
                 raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] is wanted")
         return tuple(origin.rstrip("/").lower() for origin in value)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_hosts(value)
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_proxies(value)
+        return value
 
     @field_validator("s3_endpoint_url", "s3_public_endpoint_url", "runpod_endpoint_url")
     @classmethod

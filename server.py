@@ -44,6 +44,8 @@ from comfyui.web import api, ops, workflows
 from comfyui.web.auth import Guard
 from comfyui.web.deps import WebOptions
 from comfyui.web.errors import install_error_handlers
+from comfyui.web.forwarded import TrustedProxies
+from comfyui.web.hosts import KnownHosts
 from comfyui.web.keys import KeyRing
 from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients
 from comfyui.web.origins import Origins
@@ -104,8 +106,10 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         relay,
         KeyRing([key.get_secret_value() for key in settings.api_keys], session_s=settings.login_hours * 3600),
         Origins(frozenset(settings.cors_allow_origins)),
+        KnownHosts(settings.allowed_hosts),
         metrics,
     )
+    app.proxies = TrustedProxies(settings.forwarded_allow_ips)
     app.front = RequestContext(SlowClients(guarded, settings.client_idle_seconds, metrics))
     return app
 
@@ -114,9 +118,12 @@ class _Gateway(FastAPI):
     """FastAPI behind a front that decides what reaches it: what is relayed does not pass through its layers."""
 
     front: ASGIApp
+    proxies: TrustedProxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # what goes past FastAPI finds the application's state, too
+        if scope["type"] != "lifespan":
+            self.proxies.apply(scope)
         await self.front(scope, receive, splicing(scope, send))
 
     async def endpoints(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -276,6 +283,8 @@ def _drain_on_signal(handler: ComfyUIHandler, grace_s: float) -> Iterator[None]:
 RELAYING: dict[str, Any] = {
     # ComfyUI's Server header comes through; a second one would not be HTTP.
     "server_header": False,
+    # `TrustedProxies` reads them: uvicorn knows no host and no path, and leaves what it does not believe.
+    "proxy_headers": False,
     "timeout_keep_alive": 75,
     "http": ServerHttp,
     "ws": ServerSocket,

@@ -90,7 +90,7 @@ class Metrics:
         self.rejected = Counter(
             "comfyui_gateway_rejected_requests",
             "Requests that were refused before any work, by reason: overloaded, draining, unauthorized, origin,"
-            " body_too_large, denied, slow_client.",
+            " host, body_too_large, denied, slow_client.",
             ["reason"],
             registry=self.registry,
         )

@@ -9,13 +9,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.metrics import Metrics
 from comfyui.web.errors import refusal
+from comfyui.web.guesses import Guesses
 from comfyui.web.headers import header
+from comfyui.web.hosts import KnownHosts
 from comfyui.web.keys import KeyRing, session_in, without_session
 from comfyui.web.login import LOGIN, LOGOUT, answer_login, answer_logout, redirect_to_login
 from comfyui.web.origins import Origins, Page, answer_preflight, is_preflight, with_grant
 from comfyui.web.paths import PROBES
 
 _BEARER = b"bearer "
+_SHOWN_HOST = 100
 CALLER = "caller"
 """Where a request's state has the name of the key that was shown; nothing is there where none is needed."""
 IN_DETAIL = "in_detail"
@@ -25,23 +28,50 @@ IN_DETAIL = "in_detail"
 class Guard:
     """Middleware: refuse foreign pages (403) and, where there are keys, whoever shows none (401). Probes need no key.
 
-    What it lets through no longer carries the gateway's own key or cookie: they are not for ComfyUI.
+    Without keys the name by which the gateway is called must be one of `hosts` (403). What it lets through no longer
+    carries the gateway's own key or cookie: they are not for ComfyUI.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, origins: Origins, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        origins: Origins,
+        hosts: KnownHosts,
+        metrics: Metrics,
+        guesses: Guesses | None = None,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._origins = origins
+        self._hosts = hosts
         self._metrics = metrics
+        self._guesses = guesses or Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         page = self._origins.page_of(scope)
+        unknown_host = None if self._keys else self._hosts.unknown_in(scope)
         if scope["type"] == "http" and scope["path"] in PROBES:
-            scope["state"][IN_DETAIL] = not self._keys or self._caller(scope, page) is not None
+            if not self._keys:
+                scope["state"][IN_DETAIL] = unknown_host is None
+            else:
+                scope["state"][IN_DETAIL] = known = self._caller(scope, page) is not None
+                # What it is not told says that the key is wrong, so here, too, a guess takes its time.
+                if not known and _shows_a_key(scope) and not await self._guesses.slow_down(scope):
+                    await self._too_many_guesses(scope, receive, send)
+                    return
             await self._app(scope, receive, send)
+            return
+        if unknown_host is not None:
+            self._metrics.rejected.labels("host").inc()
+            detail = (
+                f"this gateway has no keys and is not known by the name {unknown_host[:_SHOWN_HOST]!r}: list it in"
+                " ALLOWED_HOSTS, or set API_KEYS (a page of a foreign site can make its own name lead here)"
+            )
+            await refusal(scope, 403, detail)(scope, receive, send)
             return
         if page is Page.FOREIGN:
             self._metrics.rejected.labels("origin").inc()
@@ -67,6 +97,9 @@ class Guard:
                     response = answer_logout()
             except ClientDisconnect:
                 return
+            if response.status_code == 401 and not await self._guesses.slow_down(scope):
+                await self._too_many_guesses(scope, receive, send)
+                return
             await response(scope, receive, send)
         elif (caller := self._caller(scope, page)) is not None:
             scope["state"][CALLER] = caller
@@ -75,9 +108,16 @@ class Guard:
             await redirect_to_login(scope)(scope, receive, send)
         else:
             self._metrics.rejected.labels("unauthorized").inc()
+            if _shows_a_key(scope) and not await self._guesses.slow_down(scope):
+                await self._too_many_guesses(scope, receive, send)
+                return
             challenge = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
             detail = "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
             await refusal(scope, 401, detail, challenge)(scope, receive, send)
+
+    async def _too_many_guesses(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = "too many wrong keys are waiting for their answer"
+        await refusal(scope, 429, detail, {"Retry-After": "5", "Connection": "close"})(scope, receive, send)
 
     def _caller(self, scope: Scope, page: Page) -> UUID | None:
         for name, value in scope["headers"]:
@@ -107,6 +147,10 @@ def _key_in(name: bytes, value: bytes) -> bytes | None:
     if name == b"authorization" and value[: len(_BEARER)].lower() == _BEARER:
         return value[len(_BEARER) :].strip()
     return value.strip() if name == b"x-api-key" else None
+
+
+def _shows_a_key(scope: Scope) -> bool:
+    return any(_key_in(name, value) for name, value in scope["headers"])
 
 
 def _is_navigation(scope: Scope) -> bool:

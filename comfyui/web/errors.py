@@ -35,6 +35,7 @@ _CODES = {
     413: "body_too_large",
     422: "invalid_request",
     426: "upgrade_required",
+    429: "overloaded",
 }
 
 

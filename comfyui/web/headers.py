@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 from yarl import URL
+
+from comfyui.web.forwarded import peer_of, prefix_of
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -32,6 +34,8 @@ _OF_THE_HANDSHAKE = frozenset(
 )
 # The gateway's own server sets Date; a second one would not be HTTP.
 _NOT_RETURNED = HOP_BY_HOP | {b"date"}
+# Scheme, authority, and the rest. urlsplit raises for what some clients send ("http://[::1").
+_ABSOLUTE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?#]*)(.*)", re.DOTALL)
 
 
 def request_headers(scope: Any, upstream: URL, authorization: str | None = None) -> list[tuple[bytes, bytes]]:
@@ -48,20 +52,21 @@ def request_headers(scope: Any, upstream: URL, authorization: str | None = None)
     host = None
     forwarded = []
     for name, value in scope["headers"]:
-        if name == b"host":
+        if name == b"x-forwarded-host" or (name == b"host" and host is None):
             host = value
         elif name == b"x-forwarded-for":
             forwarded.append(value)
         elif name in dropped or (name == b"authorization" and authorization is not None):
             continue
         elif name in _REWRITTEN:
-            headers.append((name, _rewritten(name, value, str(upstream.origin()))))
+            if rewritten := _rewritten(name, value, str(upstream.origin())):
+                headers.append((name, rewritten))
         else:
             headers.append((name, value))
     if authorization is not None:
         headers.append((b"Authorization", authorization.encode()))
-    if scope["client"]:
-        forwarded.append(scope["client"][0].encode())
+    if peer := peer_of(scope):
+        forwarded.append(peer.encode())
     if forwarded:
         headers.append((b"X-Forwarded-For", b", ".join(forwarded)))
     headers.append((b"X-Forwarded-Proto", b"https" if scope["scheme"] in {"https", "wss"} else b"http"))
@@ -82,15 +87,20 @@ def submission_headers(scope: Any) -> dict[str, str]:
 
 
 def _rewritten(name: bytes, value: bytes, own: str) -> bytes:
+    """Nothing where it is not sent: a Referer that is no address."""
     if name == b"origin":
         return own.encode()
     if name == b"referer":
-        return _moved(_text(value), own).encode()
+        match = _ABSOLUTE.fullmatch(_text(value))
+        return f"{own}{_rooted(match[3])}".encode() if match else b""
     return value if value == b"none" else b"same-origin"
 
 
 def response_headers(raw_headers: RawHeaders, status: int, upstream: URL, public: str) -> list[tuple[bytes, bytes]]:
-    """The headers of ComfyUI's answer, for the client. `public` is the gateway's origin as the client knows it."""
+    """The headers of ComfyUI's answer, for the client.
+
+    `public` is the gateway's address as the client knows it: origin, and path where it is served below one.
+    """
     pairs = [(name.lower(), value) for name, value in raw_headers]
     dropped = _NOT_RETURNED | _connection_names(pairs)
     if status in {204, 304}:
@@ -102,10 +112,13 @@ def response_headers(raw_headers: RawHeaders, status: int, upstream: URL, public
     ]
 
 
-def public_origin(scope: Any) -> str:
-    """The gateway's own origin as this client wrote it."""
-    host = header(scope, b"host") or b""
-    return f"{'https' if scope['scheme'] in {'https', 'wss'} else 'http'}://{_text(host)}"
+def public_address(scope: Any, configured: str = "") -> str:
+    """The gateway's own address, without a slash at its end: the configured one, else as this client wrote it."""
+    if configured:
+        return configured
+    host = header(scope, b"x-forwarded-host") or header(scope, b"host") or b""
+    scheme = "https" if scope["scheme"] in {"https", "wss"} else "http"
+    return f"{scheme}://{_text(host)}{prefix_of(scope)}"
 
 
 def header(scope: Any, name: bytes) -> bytes | None:
@@ -126,19 +139,27 @@ def _connection_names(headers: RawHeaders) -> frozenset[bytes]:
 
 
 def _location(value: bytes, upstream: URL, public: str) -> bytes:
-    """A redirect to ComfyUI's own address would lead around the gateway, or nowhere."""
+    """A redirect to ComfyUI's own address, or past the path that the gateway is below, would lead around it."""
     text = _text(value)
-    parts = urlsplit(text)
-    if parts.netloc and parts.netloc == upstream.raw_authority and parts.scheme in {"", upstream.scheme}:
-        return _moved(text, public).encode()
-    return value
+    match = _ABSOLUTE.fullmatch(text)
+    below = upstream.raw_path.rstrip("/")
+    if match is not None:
+        if match[2] != upstream.raw_authority or (match[1] or upstream.scheme).lower() != upstream.scheme:
+            return value
+        rest = _rooted(match[3])
+        own = public
+    elif text.startswith("/"):
+        rest = text
+        own = (_ABSOLUTE.fullmatch(public) or ["", "", "", ""])[3]
+    else:
+        return value
+    if below and (rest == below or rest.startswith((f"{below}/", f"{below}?"))):
+        rest = _rooted(rest.removeprefix(below))
+    return f"{own}{rest}".encode()
 
 
-def _moved(url: str, origin: str) -> str:
-    """The same path, query and fragment on another origin."""
-    parts = urlsplit(url)
-    rest = parts._replace(scheme="", netloc="").geturl()
-    return f"{origin}{rest if rest.startswith('/') else f'/{rest}'}"
+def _rooted(rest: str) -> str:
+    return rest if rest.startswith("/") else f"/{rest}"
 
 
 def text_headers(headers: RawHeaders) -> list[tuple[str, str]]:

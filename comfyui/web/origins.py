@@ -8,14 +8,17 @@ neither and are not concerned.
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.types import Message, Scope, Send
 
 _ANY = "*"
-_EXPOSED = b"X-Request-ID, Retry-After, Content-Disposition, Content-Length, Content-Range, ETag"
+_EXPOSED = b"X-Request-ID, X-Prompt-Id, Retry-After, Content-Disposition, Content-Length, Content-Range, ETag"
 _PREFLIGHT_SECONDS = b"600"
+# What a browser sends is of this form; anything else in these headers is no page's origin, and no reason to fail.
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
 
 
 class Page(enum.Enum):
@@ -39,11 +42,11 @@ class Origins:
 
     def page_of(self, scope: Scope) -> Page:
         """Whose page sends this request."""
-        origin, site, referer, mode = "", b"", "", b""
+        origins, site, referer, mode = set(), b"", "", b""
         hosts = set()
         for name, value in scope["headers"]:
             if name == b"origin":
-                origin = value.decode("latin-1").lower()
+                origins.add(value.decode("latin-1").lower())
             elif name == b"sec-fetch-site":
                 site = value
             elif name == b"sec-fetch-mode":
@@ -53,17 +56,23 @@ class Origins:
             elif name in {b"host", b"x-forwarded-host"}:
                 # A page cannot set either; a reverse proxy that sets its own Host tells the real one in the second.
                 hosts.add(_without_default_port(value.decode("latin-1").lower()))
-        if site == b"same-origin" or not (origin or site):
+        origins.discard("")
+        if site == b"same-origin" or not (origins or site):
             return Page.OWN
-        if origin:
-            if _without_default_port(urlsplit(origin).netloc) in hosts:
-                return Page.OWN
-            return self._listed(origin)
+        if origins:
+            # A browser sends one; of several, the one that may least is the one that counts.
+            return max((self._page(origin, hosts) for origin in origins), key=list(Page).index)
         if site == b"cross-site" and not (mode == b"navigate" and scope.get("method") == "GET"):
             # A picture or a script of ours within somebody else's page.
-            parts = urlsplit(referer)
-            return self._listed(f"{parts.scheme}://{parts.netloc}")
+            match = _ORIGIN.match(referer)
+            return self._listed(match[0] if match else "")
         return Page.OWN
+
+    def _page(self, origin: str, hosts: Collection[str]) -> Page:
+        match = _ORIGIN.fullmatch(origin)
+        if match is not None and _without_default_port(match[2]) in hosts:
+            return Page.OWN
+        return self._listed(origin)
 
     def _listed(self, origin: str) -> Page:
         if origin in self.allowed:

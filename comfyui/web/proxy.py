@@ -18,7 +18,7 @@ from comfyui.http1 import Answer, AnswerTimeoutError, Body, ConnectError, Http1E
 from comfyui.metrics import Metrics
 from comfyui.web.disconnect import ClientGoneError, ClientWatch
 from comfyui.web.errors import RequestError, error_response, refusal
-from comfyui.web.headers import header, public_origin, request_headers, response_headers
+from comfyui.web.headers import header, public_address, request_headers, response_headers
 from comfyui.web.middleware import QUIET
 from comfyui.web.paths import PathRules, is_own, route_of, target_of
 from comfyui.web.redaction import SecretFilter, may_hold_secrets, without_secrets
@@ -40,12 +40,16 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 @dataclass(frozen=True, slots=True)
 class RelayOptions:
-    """What is relayed, and within what limits; `timeout_s` is the wait for ComfyUI's headers, 0 for any time."""
+    """What is relayed, and within what limits; `timeout_s` is the wait for ComfyUI's headers, 0 for any time.
+
+    `public_url` is the gateway's address for its clients, without a slash at its end; empty: as each one writes it.
+    """
 
     rules: PathRules = field(default_factory=PathRules)
     timeout_s: float = 300.0
     max_upload_bytes: int | None = None
     socket_buffer_bytes: int = 16_000_000
+    public_url: str = ""
 
 
 class Relay:
@@ -252,7 +256,8 @@ class _Exchange:
     # The answer
 
     async def _answer(self, upstream: Upstream, answer: Answer) -> None:
-        headers = response_headers(answer.headers, answer.status, upstream.base_url, public_origin(self._scope))
+        public = public_address(self._scope, self._options.public_url)
+        headers = response_headers(answer.headers, answer.status, upstream.base_url, public)
         try:
             if self._guarded:
                 await self._answer_without_secrets(answer, headers)

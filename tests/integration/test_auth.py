@@ -6,13 +6,14 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 import aiohttp
 import orjson
 import pytest
+from multidict import MultiDict
 
 from comfyui.engine import Engine
 from comfyui.web.keys import COOKIE, KeyRing
@@ -219,7 +220,7 @@ async def test_a_person_is_led_to_the_login_page_and_back(locked: RunningGateway
 
 
 async def test_over_https_the_cookie_is_secure(locked: RunningGateway) -> None:
-    headers = {"X-Forwarded-Proto": "https"}  # of a proxy on this machine, which uvicorn believes
+    headers = {"X-Forwarded-Proto": "https"}  # of a proxy on this machine, which is believed
     answer = await fetch(locked, "/login", "POST", data={"key": _KEY}, headers=headers)
     assert "Secure" in answer.headers["Set-Cookie"]
 
@@ -342,17 +343,42 @@ _EVIL = {"Origin": "https://evil.example"}
         ("another port of this host", "POST", {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"}),
         ("a page reads the queue", "GET", {**_EVIL, "Sec-Fetch-Site": "cross-site"}),
         ("a page shows our pictures as its own", "GET", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}),
+        ("two origins, one of them ours", "POST", MultiDict([*_EVIL.items(), ("Origin", "http://127.0.0.1")])),
+        ("an origin that is none", "POST", {"Origin": "http://[::1"}),
+        ("the same of another kind", "POST", {"Origin": "http://\u2100"}),
+        ("our address with a path", "POST", {"Origin": "http://g/x", "Host": "g"}),
+        ("a referrer that is none", "GET", {"Sec-Fetch-Site": "cross-site", "Referer": "http://[x"}),
         ("a form of a page", "POST", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
     ],
 )
 @pytest.mark.parametrize("path", ["/queue", "/prompt_sync"])
 async def test_a_foreign_page_is_refused(
-    gateway: RunningGateway, engine: Engine, path: str, attack: str, method: str, headers: dict[str, str]
+    gateway: RunningGateway, engine: Engine, path: str, attack: str, method: str, headers: Mapping[str, str]
 ) -> None:
     engine.stats.reset()
     answer = await fetch(gateway, path, method, headers=headers)
     assert (answer.status, answer.error_type) == (403, "forbidden"), attack
     assert engine.stats.show()["requests"] == {}
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://[::1"}, {"Sec-Fetch-Site": "cross-site", "Referer": "http://[x"}]
+)
+async def test_a_probe_answers_whatever_a_client_says_of_its_page(
+    gateway: RunningGateway, locked: RunningGateway, headers: dict[str, str]
+) -> None:
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert (await fetch(gateway, path, headers=headers)).status == 200
+        assert (await fetch(locked, path, headers=headers)).status == 200
+
+
+@pytest.mark.parametrize("referer", ["http://[::1", "nonsense", "//", "http://g/a?b#c", "/only/a/path", "\u65e5\u672c"])
+async def test_a_referrer_of_any_kind_is_relayed_as_comfyuis_own_or_not_at_all(referer: str) -> None:
+    async with relayed(answer_ok) as (comfyui, gateway):
+        assert (await fetch(gateway, "/x", headers={"Referer": referer})).status == 200
+        said = comfyui.seen[0].headers.get("referer")
+        rewritten = {"http://[::1": "/", "//": "/", "http://g/a?b#c": "/a?b#c"}
+        assert said == (f"{comfyui.url}{rewritten[referer]}" if referer in rewritten else None)
 
 
 async def test_a_foreign_page_opens_no_websocket(gateway: RunningGateway) -> None:
@@ -368,8 +394,8 @@ async def test_a_foreign_page_opens_no_websocket(gateway: RunningGateway) -> Non
         {},
         {"Origin": "http://{own}"},
         {"Origin": "http://{own}", "Sec-Fetch-Site": "same-origin"},
-        {"Origin": "https://public.example", "Host": "public.example:443"},
-        {"Origin": "https://public.example", "X-Forwarded-Host": "public.example"},
+        {"Origin": "https://public.internal", "Host": "public.internal:443"},
+        {"Origin": "https://public.internal", "X-Forwarded-Host": "public.internal"},
         {"Origin": "https://public.example", "Sec-Fetch-Site": "same-origin"},
         {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
     ],

@@ -15,7 +15,7 @@ from comfyui.engine import Engine
 from tests.relaying import OK, Exchange, answer_ok, fetch, raw_request, relayed
 from tests.running import RunningGateway, running_gateway
 
-_GET = "GET {} HTTP/1.1\r\nHost: gateway.example:1234\r\n\r\n"
+_GET = "GET {} HTTP/1.1\r\nHost: gateway.internal:1234\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ async def test_headers_of_one_hop_stay_on_it() -> None:
         )
 
     request = (
-        b"GET /x HTTP/1.1\r\nHost: gateway.example\r\nConnection: X-Secret-Hop\r\nX-Secret-Hop: 1\r\nTE: trailers\r\n"
+        b"GET /x HTTP/1.1\r\nHost: gateway.internal\r\nConnection: X-Secret-Hop\r\nX-Secret-Hop: 1\r\nTE: trailers\r\n"
         b"Keep-Alive: 5\r\nProxy-Authorization: Basic eA==\r\nProxy-Connection: close\r\nUpgrade: h2c\r\n"
         b"X-Kept: \xc3\xa9\r\nX-Kept: two\r\n\r\n"
     )
@@ -90,15 +90,15 @@ async def test_headers_of_one_hop_stay_on_it() -> None:
 async def test_comfyui_is_told_who_asks_and_how() -> None:
     async with relayed(answer_ok) as (comfyui, gateway):
         await raw_request(
-            gateway.url, b"GET / HTTP/1.1\r\nHost: gateway.example:1234\r\nX-Forwarded-For: 10.9.8.7\r\n\r\n"
+            gateway.url, b"GET / HTTP/1.1\r\nHost: gateway.internal:1234\r\nX-Forwarded-For: 10.9.8.7\r\n\r\n"
         )
 
         headers = comfyui.seen[0].headers
         assert headers["host"] == comfyui.url.removeprefix("http://")
-        # uvicorn believes a proxy on this machine, so the client is the proxy's client.
-        assert headers["x-forwarded-for"] == "10.9.8.7, 10.9.8.7"
+        # A proxy on this machine is believed: the client is its client.
+        assert headers["x-forwarded-for"] == "10.9.8.7, 127.0.0.1"
         assert headers["x-forwarded-proto"] == "http"
-        assert headers["x-forwarded-host"] == "gateway.example:1234"
+        assert headers["x-forwarded-host"] == "gateway.internal:1234"
 
 
 async def test_nothing_is_added_that_the_client_did_not_send() -> None:
