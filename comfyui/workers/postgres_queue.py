@@ -16,7 +16,15 @@ from pydantic import SecretStr
 from comfyui import jsonio
 from comfyui.client import backoff_s
 from comfyui.workers.postgres_schema import SCHEMA_VERSION, TaskNames, migrations
-from comfyui.workers.postgres_tasks import ClaimedTask, Heard, Lease, QueueError, QueueSetupError, parsed_params
+from comfyui.workers.postgres_tasks import (
+    ClaimedTask,
+    Heard,
+    Lease,
+    QueueError,
+    QueueSetupError,
+    WorkerState,
+    parsed_params,
+)
 
 _CHANNEL = "comfy_tasks"
 _COMMAND_S = 30.0
@@ -95,19 +103,20 @@ class PostgresQueue:
             return None
         return ClaimedTask(row["task_id"], token, row["run"], row["attempt"], parsed_params(row["task_params"]))
 
-    async def heartbeat(
-        self,
-        worker_id: str,
-        status: str,
-        task: ClaimedTask | None = None,
-        progress: float | None = None,
-        note: str = "",
-    ) -> Lease:
-        answer = await self._value(
-            "select comfy_heartbeat($1, $2, $3, $4, $5, $6, $7)",
-            *(worker_id, status, task and task.id, task and task.token, self._lease_s, progress, note or None),
+    async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
+        return Lease(
+            await self._value(
+                "select comfy_renew_lease($1, $2, $3, $4, $5)",
+                *(task.id, task.token, self._lease_s, progress, note or None),
+            )
         )
-        return Lease(answer)
+
+    async def seen(self, worker_id: str, state: WorkerState, task: ClaimedTask | None = None) -> bool:
+        return bool(
+            await self._value(
+                "select comfy_worker_seen($1, $2, $3, $4)", worker_id, int(state), task and task.id, self._lease_s
+            )
+        )
 
     async def complete(self, task: ClaimedTask, output_url: str, outputs: Sequence[Mapping[str, Any]]) -> bool:
         listed = jsonio.dumps(outputs).decode()
@@ -173,24 +182,37 @@ class PostgresQueue:
 
 
 async def migrate(database_url: SecretStr, names: TaskNames) -> list[str]:
-    """Run every migration in one transaction; returns their names. Raises `QueueError` with the database's reason."""
+    """Run every migration in one transaction; returns their names.
+
+    The last one tries what a worker does and undoes it.
+
+    Raises:
+        QueueSetupError: a migration failed, or the tables do not take what a worker writes; nothing is changed then.
+        QueueError: the database cannot be reached.
+    """
     applied = []
-    with _translated(ddl=True):
+    with _translated():
         connection = await asyncpg.connect(database_url.get_secret_value(), timeout=_CONNECT_S)
         try:
+            connection.add_log_listener(_show_notice)
             async with connection.transaction():
                 await connection.execute("select pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
                 await connection.execute("set local client_min_messages = warning")
                 for name, sql in migrations(names):
-                    await connection.execute(sql)
+                    with _translated(migration=name):
+                        await connection.execute(sql)
                     applied.append(name)
         finally:
             await connection.close()
     return applied
 
 
+def _show_notice(_connection: object, notice: asyncpg.PostgresLogMessage) -> None:
+    structlog.get_logger(__name__).warning("migration.warning", detail=str(notice))
+
+
 @contextmanager
-def _translated(*, ddl: bool = False) -> Iterator[None]:
+def _translated(*, migration: str = "") -> Iterator[None]:
     """asyncpg's errors as ours. Only the server's own messages are repeated: the driver's may quote the URL."""
     try:
         yield
@@ -199,8 +221,8 @@ def _translated(*, ddl: bool = False) -> Iterator[None]:
     except asyncpg.PostgresConnectionError as error:
         raise QueueError(f"the database cannot be reached: {type(error).__name__}") from None
     except asyncpg.PostgresError as error:
-        if ddl:
-            raise QueueSetupError(f"the migration failed: {error}") from None
+        if migration:
+            raise QueueSetupError(f"the migration {migration} failed, nothing was changed: {error}") from None
         if isinstance(error, _NOT_MIGRATED):
             raise QueueSetupError(f"the database lacks something, run --migrate: {error}") from None
         raise QueueError(f"the database failed: {error}") from None

@@ -19,7 +19,7 @@ from comfyui.models import OutputFile, PromptResult
 from comfyui.process import ProcessState
 from comfyui.storage import ObjectStore, StorageError
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
-from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, TaskQueue, prompt_request
+from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, TaskQueue, WorkerState, prompt_request
 from comfyui.workers.progress import ProgressTracker
 
 _STORE_RETRIES = 3
@@ -62,7 +62,10 @@ class TaskRunner:
         self._store = store
         self._options = options
         self._log = structlog.get_logger(__name__).bind(worker_id=worker_id)
-        self._status = "starting"
+        self._state = WorkerState.STARTING
+        self._ready = asyncio.Event()
+        """Set while the last signs of life arrived and no orchestrator said to take nothing more."""
+        self._terminating = False
         self._current: _Current | None = None
         self._news = asyncio.Event()
         self._beat_now = asyncio.Event()
@@ -80,16 +83,19 @@ class TaskRunner:
         finally:
             stopping.cancel()
             with contextlib.suppress(QueueError):
-                await self._queue.heartbeat(self._worker_id, "stopped")
+                await self._queue.seen(self._worker_id, WorkerState.STOPPED)
 
     async def _take_tasks(self, stopping: asyncio.Task[Any]) -> None:
         while not stopping.done():
             self._raise_when_comfyui_failed()
             if not self._comfyui.pool.ready:
-                self._show("waiting for ComfyUI")
+                self._show(WorkerState.WAITING)
                 await self._pause(stopping, self._comfyui.wait_until_ready())
                 continue
-            self._show("idle")
+            self._show(WorkerState.IDLE)
+            if not self._ready.is_set():
+                await self._pause(stopping, self._ready.wait())
+                continue
             self._news.clear()
             task = await self._claim(stopping)
             if task is not None:
@@ -102,9 +108,9 @@ class TaskRunner:
         if self._current is not None and task_id in {"", self._current.task.id}:
             self._beat_now.set()
 
-    def _show(self, status: str) -> None:
-        if status != self._status:
-            self._status = status
+    def _show(self, state: WorkerState) -> None:
+        if state != self._state:
+            self._state = state
             self._beat_now.set()
 
     async def _pause(self, stopping: asyncio.Task[Any], until: Awaitable[Any]) -> None:
@@ -141,32 +147,45 @@ class TaskRunner:
     # Signs of life
 
     async def _heartbeats(self) -> None:
+        """The lease first and by itself: trouble with the worker's row must not take a running task from us."""
         failures = 0
         while True:
             self._beat_now.clear()
             current = self._current
             try:
-                lease = await self._queue.heartbeat(
-                    self._worker_id,
-                    self._status,
-                    current.task if current else None,
-                    current.fraction if current else None,
-                    current.note if current else "",
-                )
+                if current is not None:
+                    await self._renew(current)
+                may_take = await self._queue.seen(self._worker_id, self._state, current.task if current else None)
                 failures = 0
             except QueueError as error:
                 failures += 1
+                self._ready.clear()
                 if failures == 1:
-                    self._log.warning("heartbeat.failed", detail=str(error))
+                    self._log.warning("heartbeat.failed", detail=str(error), until_then="no task is taken")
             else:
-                if current is not None and lease is not Lease.HELD and not current.verdict.done():
-                    current.verdict.set_result(lease)
+                self._obey(may_take)
             delay_s = self._options.heartbeat_s
             if failures:
                 delay_s = min(delay_s, backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._beat_now.wait()
+
+    async def _renew(self, current: _Current) -> None:
+        lease = await self._queue.renew(current.task, current.fraction, current.note)
+        if lease is not Lease.HELD and not current.verdict.done():
+            current.verdict.set_result(lease)
+
+    def _obey(self, may_take: bool) -> None:
+        """Take tasks, or none: what an orchestrator's word in the worker's row asks for."""
+        if may_take:
+            self._ready.set()
+        else:
+            self._ready.clear()
+        if may_take == self._terminating:
+            self._terminating = not may_take
+            event = "worker.terminating" if self._terminating else "worker.resumed"
+            self._log.info(event, reason="status of its row in the table of workers")
 
     # One task
 
@@ -175,7 +194,7 @@ class TaskRunner:
         with structlog.contextvars.bound_contextvars(task_id=task.id, prompt_id=str(current.prompt_id)):
             self._log.info("task.claimed", run=task.run, attempt=task.attempt)
             self._current = current
-            self._show("working")
+            self._show(WorkerState.WORKING)
             started = time.monotonic()
             work = asyncio.create_task(self._render_and_report(current), name=f"task {task.id}")
             try:

@@ -10,15 +10,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """What ``comfy_schema_version()`` answers in a database whose migrations are those of this package."""
 
 COLUMNS = (
-    *("id", "task_type", "status", "params", "worker_id", "attempts", "progress", "progress_note"),
+    *("id", "task_type", "status", "params", "priority", "worker_id", "attempts", "progress", "progress_note"),
     *("output_url", "outputs", "error", "created_at", "started_at", "finished_at"),
 )
 STATUSES = ("queued", "in_progress", "complete", "failed", "cancelled")
+WORKER_STATUSES = ("starting", "waiting", "idle", "working", "stopped", "dead", "terminating")
 
 _QUOTED = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'")
 _LONGEST_NAME = 63
@@ -27,6 +29,9 @@ _LONGEST_NAME = 63
 @dataclass(frozen=True, slots=True)
 class TaskNames:
     """How a deployment calls things. A table may be ``schema.table``; what is not mapped keeps its default name.
+
+    ``worker_statuses["terminating"]`` may be several words with ``|`` between them: by these an orchestrator tells a
+    worker to take nothing more. ``id_type`` is the type of the ids of a task table that the migration creates.
 
     Raises:
         ValueError: a name that is empty, too long for Postgres, or has ``$`` or a NUL, or a key that does not exist.
@@ -37,9 +42,15 @@ class TaskNames:
     task_type: str = "comfy"
     columns: Mapping[str, str] = field(default_factory=dict)
     statuses: Mapping[str, str] = field(default_factory=dict)
+    worker_statuses: Mapping[str, str] = field(default_factory=dict)
+    id_type: Literal["uuid", "text"] = "uuid"
 
     def __post_init__(self) -> None:
-        for kind, mapping, known in (("column", self.columns, COLUMNS), ("status", self.statuses, STATUSES)):
+        for kind, mapping, known in (
+            ("column", self.columns, COLUMNS),
+            ("status", self.statuses, STATUSES),
+            ("status of a worker", self.worker_statuses, WORKER_STATUSES),
+        ):
             if unknown := set(mapping) - set(known):
                 raise ValueError(f"there is no {kind} {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         _tokens(self)
@@ -85,7 +96,22 @@ def _tokens(names: TaskNames) -> dict[str, str]:
         '"tasks"': ".".join(quote_identifier(part) for part in names.tasks.split(".")),
         '"workers"': ".".join(quote_identifier(part) for part in names.workers.split(".")),
         "'comfy'": quote_literal(names.task_type),
+        '"uuid"': quote_identifier(names.id_type),
     }
     tokens |= {f'"{column}"': quote_identifier(names.columns.get(column, column)) for column in COLUMNS}
     tokens |= {f"'{status}'": quote_literal(name) for status, name in names.status_names.items()}
+    tokens |= {f"'{status}'": quote_literal(names.worker_statuses.get(status, status)) for status in WORKER_STATUSES}
     return tokens
+
+
+WAN2GP = TaskNames(
+    columns={"id": "task_id", "finished_at": "completed_at"},
+    # Its orchestrator looks for workers that are active, and judges them by their last heartbeat.
+    worker_statuses={
+        **dict.fromkeys(("starting", "waiting", "idle", "working", "dead"), "active"),
+        "stopped": "inactive",
+        "terminating": "terminating|terminated|error",
+    },
+    id_type="text",
+)
+"""The names in the documentation of the ComfyUI worker of Headless-Wan2GP."""

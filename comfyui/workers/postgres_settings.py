@@ -12,7 +12,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from comfyui.storage_s3 import MAX_PRESIGN_SECONDS
 from comfyui.workers.base import WorkerOptions
-from comfyui.workers.postgres_schema import TaskNames
+from comfyui.workers.postgres_schema import WAN2GP, TaskNames
 from comfyui.workers.settings import StoringWorkerSettings
 
 _MB = 1_000_000
@@ -39,8 +39,12 @@ class PostgresWorkerSettings(StoringWorkerSettings):
     tasks_table: str = Field(default="tasks", description="Table of the tasks; schema.table is allowed.")
     workers_table: str = Field(default="workers", description="Table of the workers.")
     task_type: str = Field(default="comfy", description="Which tasks are ours.")
+    tasks_preset: Literal["", "wan2gp"] = Field(
+        default="", description="wan2gp: the names that users of Headless-Wan2GP's ComfyUI worker know."
+    )
     task_columns: Mapped = Field(default={}, description="Other column names: output_url=output_location,…")
     task_statuses: Mapped = Field(default={}, description="Other statuses: queued=Queued,in_progress=In Progress,…")
+    worker_statuses: Mapped = Field(default={}, description="Other statuses of workers: idle=active,working=active,…")
 
     comfyui_server_address: str = Field(default="", description="ComfyUI, where it is not 127.0.0.1:COMFY_PORT.")
     comfy_path: Path | None = Field(default=None, description="ComfyUI's folder: the worker starts it from there.")
@@ -71,7 +75,7 @@ class PostgresWorkerSettings(StoringWorkerSettings):
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("task_columns", "task_statuses", mode="before")
+    @field_validator("task_columns", "task_statuses", "worker_statuses", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -98,7 +102,16 @@ class PostgresWorkerSettings(StoringWorkerSettings):
         return self
 
     def names(self) -> TaskNames:
-        return TaskNames(self.tasks_table, self.workers_table, self.task_type, self.task_columns, self.task_statuses)
+        preset = WAN2GP if self.tasks_preset == "wan2gp" else TaskNames()
+        return TaskNames(
+            self.tasks_table,
+            self.workers_table,
+            self.task_type,
+            {**preset.columns, **self.task_columns},
+            {**preset.statuses, **self.task_statuses},
+            {**preset.worker_statuses, **self.worker_statuses},
+            preset.id_type,
+        )
 
     def missing(self) -> str | None:
         """What a worker lacks to run; the SQL can be printed without it."""

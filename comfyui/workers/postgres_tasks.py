@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
@@ -32,8 +32,19 @@ class QueueSetupError(QueueError):
     """It will not work before somebody changes something; the text says what."""
 
 
+class WorkerState(IntEnum):
+    """What a worker's row says; the database has the deployment's words for it."""
+
+    STARTING = 1
+    WAITING = 2
+    """ComfyUI does not run yet."""
+    IDLE = 3
+    WORKING = 4
+    STOPPED = 5
+
+
 class Lease(StrEnum):
-    """What a heartbeat brings back."""
+    """What the renewal of a lease brings back."""
 
     HELD = "held"
     STOP = "stop"
@@ -74,15 +85,12 @@ class TaskQueue(Protocol):
         """The next task that is due; asked again with the same token, the same task."""
         ...
 
-    async def heartbeat(
-        self,
-        worker_id: str,
-        status: str,
-        task: ClaimedTask | None = None,
-        progress: float | None = None,
-        note: str = "",
-    ) -> Lease:
-        """A sign of life; with a task its lease is renewed."""
+    async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
+        """The task stays ours for another lease. What is wrong with the worker's row does not matter here."""
+        ...
+
+    async def seen(self, worker_id: str, state: WorkerState, task: ClaimedTask | None = None) -> bool:
+        """Write the worker's row. False: an orchestrator has told this worker to take nothing more."""
         ...
 
     async def complete(self, task: ClaimedTask, output_url: str, outputs: Sequence[Mapping[str, Any]]) -> bool:

@@ -18,7 +18,15 @@ from pydantic import SecretStr
 from comfyui import jsonio
 from comfyui.storage import Placement, StorageError, StorageRefusedError, StoredObject, safe_key
 from comfyui.workers.postgres_schema import SCHEMA_VERSION
-from comfyui.workers.postgres_tasks import ClaimedTask, Heard, Lease, QueueError, QueueSetupError, parsed_params
+from comfyui.workers.postgres_tasks import (
+    ClaimedTask,
+    Heard,
+    Lease,
+    QueueError,
+    QueueSetupError,
+    WorkerState,
+    parsed_params,
+)
 
 _RPC_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 # A file may be of any size: only silence ends its upload.
@@ -92,25 +100,26 @@ class SupabaseQueue:
         row = rows[0]
         return ClaimedTask(row["task_id"], token, row["run"], row["attempt"], parsed_params(row["task_params"]))
 
-    async def heartbeat(
-        self,
-        worker_id: str,
-        status: str,
-        task: ClaimedTask | None = None,
-        progress: float | None = None,
-        note: str = "",
-    ) -> Lease:
+    async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
         answer = await self._call(
-            "comfy_heartbeat",
-            p_worker_id=worker_id,
-            p_worker_status=status,
-            p_task_id=task and task.id,
-            p_lease_token=task and str(task.token),
+            "comfy_renew_lease",
+            p_task_id=task.id,
+            p_lease_token=str(task.token),
             p_lease_seconds=self._lease_s,
             p_progress=progress,
             p_note=note or None,
         )
         return Lease(answer)
+
+    async def seen(self, worker_id: str, state: WorkerState, task: ClaimedTask | None = None) -> bool:
+        answer = await self._call(
+            "comfy_worker_seen",
+            p_worker_id=worker_id,
+            p_state=int(state),
+            p_task_id=task and task.id,
+            p_alive_seconds=self._lease_s,
+        )
+        return bool(answer)
 
     async def complete(self, task: ClaimedTask, output_url: str, outputs: Sequence[Mapping[str, Any]]) -> bool:
         return bool(

@@ -31,6 +31,11 @@ class Tables:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """A connection does one thing at a time, and a test may look at a row while it waits for it to change."""
 
+    async def workers(self) -> dict[str, Row]:
+        """The rows of the table of workers, by id."""
+        async with self._turn:
+            return {record["id"]: dict(record) for record in await self.sql.fetch("select * from workers")}
+
     async def add(self, params: dict[str, Any], **columns: Any) -> str:
         """Queue a task; returns its id."""
         names = ", ".join(["params", *columns])

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from comfyui.workers.postgres_queue import PostgresQueue, migrate
 from comfyui.workers.postgres_schema import TaskNames
-from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, QueueSetupError
+from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, QueueSetupError, WorkerState
 from tests.workers.postgres_server import PostgresServer
 from tests.workers.tables import Tables, new_database
 
@@ -62,7 +62,7 @@ async def test_a_lease_that_ran_out_is_taken_by_another_and_the_first_can_write_
         await tables.expire(task_id)
         second = await claim(queue, "second")
         assert (second.id, second.attempt, second.job_id) == (first.id, 2, first.job_id)
-        assert await queue.heartbeat("first", "working", first, 0.9, "too late") is Lease.LOST
+        assert await queue.renew(first, 0.9, "too late") is Lease.LOST
         assert not await queue.complete(first, "http://wrong", [])
         assert not await queue.fail(first, "wrong", retry=False)
         assert not await queue.fail(first, "wrong", retry=True)
@@ -77,7 +77,8 @@ async def test_a_heartbeat_keeps_the_lease_and_shows_the_progress(tables: Tables
     async with tables.queue() as queue:
         task = await claim(queue)
         before = (await tables.row(task_id))["lease_expires_at"]
-        assert await queue.heartbeat("w", "working", task, 0.5, "KSampler 5/10") is Lease.HELD
+        assert await queue.renew(task, 0.5, "KSampler 5/10") is Lease.HELD
+        assert await queue.seen("w", WorkerState.WORKING, task)
         row = await tables.row(task_id)
         assert row["lease_expires_at"] > before
         assert (row["progress"], row["progress_note"]) == (0.5, "KSampler 5/10")
@@ -154,7 +155,7 @@ async def test_what_users_do_to_a_running_task_reaches_its_worker(tables: Tables
     async with tables.queue() as queue:
         task = await claim(queue)
         await tables.sql.execute(change)
-        assert await queue.heartbeat("w", "working", task) is verdict
+        assert await queue.renew(task) is verdict
         assert not await queue.complete(task, "http://x", [])
 
 
@@ -236,7 +237,7 @@ WAN2GP = TaskNames(
 async def test_a_table_that_exists_keeps_its_rows_columns_and_spelling(postgres: PostgresServer) -> None:
     """The table of Headless-Wan2GP: statuses of an enumeration, numbers as ids, other names of columns."""
     async with new_database(postgres) as tables:
-        await tables.sql.execute("drop table tasks, workers")
+        await tables.sql.execute("drop table tasks, workers cascade")
         await tables.sql.execute(
             "create type task_status as enum ('Queued', 'In Progress', 'Complete', 'Failed', 'Cancelled');"
             "create table tasks (id bigserial primary key, task_type text, params jsonb, worker_id text,"
@@ -249,7 +250,7 @@ async def test_a_table_that_exists_keeps_its_rows_columns_and_spelling(postgres:
         async with tables.queue() as queue:
             first, second = await claim(queue), await claim(queue)
             assert (first.id, first.params) == ("1", {"n": 1})
-            assert await queue.heartbeat("w", "working", first, 0.5) is Lease.HELD
+            assert await queue.renew(first, 0.5) is Lease.HELD
             assert await queue.complete(first, "http://x", [{"url": "http://x"}])
             assert await queue.fail(second, "out of luck", retry=False)
         rows = await tables.sql.fetch("select * from tasks order by id")
@@ -284,7 +285,7 @@ async def test_names_with_quotes_and_commands_in_them_are_only_names(postgres: P
 async def test_on_supabase_the_public_key_reaches_neither_tables_nor_functions(postgres: PostgresServer) -> None:
     """Supabase's roles, made here: what it grants to `anon` for every new table and function is taken back."""
     async with new_database(postgres) as tables:
-        await tables.sql.execute("drop table tasks, workers")
+        await tables.sql.execute("drop table tasks, workers cascade")
         await tables.sql.execute("create role anon; create role authenticated; create role service_role bypassrls")
         try:
             await tables.sql.execute(
@@ -294,6 +295,8 @@ async def test_on_supabase_the_public_key_reaches_neither_tables_nor_functions(p
             await migrate(SecretStr(tables.url), TaskNames())
             await tables.add({})
             await tables.sql.execute("set role anon")
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await tables.sql.fetch("select * from comfy_dead_tasks")
             assert await tables.sql.fetchval("select count(*) from tasks") == 0
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await tables.sql.fetch("select * from comfy_claim_task('x', gen_random_uuid(), 60, 3)")

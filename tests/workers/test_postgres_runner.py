@@ -211,7 +211,7 @@ async def test_without_comfyui_no_task_is_taken_and_with_it_again_they_are(table
     async with ComfyUIWorker(WorkerOptions(address)) as worker, store, tables.queue() as queue:
         running = asyncio.create_task(TaskRunner("w", queue, worker, store, QUICK).run(stop))
         async with asyncio.timeout(10):
-            while await tables.sql.fetchval("select status from workers") != "waiting for ComfyUI":
+            while await tables.sql.fetchval("select status from workers") != "waiting":
                 await asyncio.sleep(0.02)
         assert (await tables.row(task_id))["attempts"] == 0
         async with Engine(EngineOptions(port=port)):

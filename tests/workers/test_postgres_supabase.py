@@ -17,7 +17,7 @@ from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.storage import Placement, StorageError, StorageRefusedError
 from comfyui.workers.postgres_settings import PostgresWorkerSettings
-from comfyui.workers.postgres_tasks import Lease, QueueError, QueueSetupError
+from comfyui.workers.postgres_tasks import Lease, QueueError, QueueSetupError, WorkerState
 from comfyui.workers.postgres_worker import serve
 from comfyui.workers.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
 from tests.running import invert_workflow, sleep_workflow
@@ -104,7 +104,7 @@ async def test_answers_that_are_lost_or_refused_for_a_moment_are_asked_for_again
     supabase.failures = [
         ("comfy_schema_version", 503, {"message": "no connection to the database"}),
         ("comfy_claim_task", 502, None),
-        ("comfy_heartbeat", 500, None),
+        ("comfy_worker_seen", 500, None),
         ("/object/outputs", 503, {"statusCode": "503", "error": "DatabaseTimeout"}),
         ("comfy_complete_task", 429, None),
     ]
@@ -124,12 +124,12 @@ async def test_the_queue_keeps_the_promises_of_the_direct_one(tables: Tables, ap
         assert task == await queue.claim("w", token)
         assert (task.id, task.params) == (task_id, {"a": [1, "é"]})
         assert await queue.claim("w", uuid4()) is None
-        assert await queue.heartbeat("w", "working", task, 0.25, "half") is Lease.HELD
-        assert await queue.heartbeat("w", "idle") is Lease.HELD
+        assert await queue.renew(task, 0.25, "half") is Lease.HELD
+        assert await queue.seen("w", WorkerState.IDLE)
         await tables.expire(task_id)
         second = await queue.claim("v", uuid4())
         assert second is not None
-        assert await queue.heartbeat("w", "working", task) is Lease.LOST
+        assert await queue.renew(task) is Lease.LOST
         assert not await queue.complete(task, "http://x", [])
         assert await queue.fail(second, "no 'luck'", retry=True)
         assert (await tables.row(task_id))["error"] == "no 'luck'"

@@ -141,6 +141,8 @@ def test_what_cannot_be_a_name_is_refused(name: str) -> None:
     [
         ({"TASK_COLUMNS": "output=x"}, "there is no column output"),
         ({"TASK_COLUMNS": "output_url"}, "TASK_COLUMNS: must be name=yours"),
+        ({"WORKER_STATUSES": "busy=active"}, "there is no status of a worker busy"),
+        ({"TASKS_PRESET": "other"}, "TASKS_PRESET: "),
         ({"TASK_STATUSES": "queued=complete"}, "two statuses have the same name"),
         ({"SUPABASE_URL": "https://x.supabase.co"}, "SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY go together"),
         ({"LEASE_SECONDS": "0"}, "LEASE_SECONDS: "),

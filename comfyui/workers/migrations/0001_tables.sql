@@ -2,14 +2,14 @@
 -- their columns and get the ones that they lack.
 --
 -- Every name in double quotes is a setting (TASKS_TABLE, WORKERS_TABLE, TASK_COLUMNS), and so is every status in single
--- quotes (TASK_STATUSES, TASK_TYPE). As it stands this file is valid with the defaults;
+-- quotes (TASK_STATUSES, WORKER_STATUSES, TASK_TYPE). As it stands this file is valid with the defaults;
 -- `python -m comfyui.workers.postgres_worker --sql` prints it with yours.
 
 do $comfy$
 begin
     perform 1 from "tasks" limit 0;
 exception when undefined_table then
-    create table "tasks" ("id" uuid primary key default gen_random_uuid());
+    create table "tasks" ("id" "uuid" primary key default gen_random_uuid()::"uuid");
     -- On Supabase a table without row level security belongs to everyone who has the public key.
     if exists (select from pg_roles where rolname = 'service_role') then
         alter table "tasks" enable row level security;
@@ -21,6 +21,8 @@ alter table "tasks"
     add column if not exists "task_type" text not null default 'comfy',
     add column if not exists "status" text not null default 'queued',
     add column if not exists "params" jsonb not null default '{}',
+    -- A task with a higher number is taken before the others.
+    add column if not exists "priority" integer not null default 0,
     add column if not exists "worker_id" text,
     add column if not exists "attempts" integer not null default 0,
     add column if not exists "progress" real,
@@ -53,11 +55,18 @@ $comfy$;
 alter table "workers"
     add column if not exists status text,
     add column if not exists current_task_id text,
-    add column if not exists last_heartbeat timestamptz;
+    add column if not exists last_heartbeat timestamptz,
+    add column if not exists created_at timestamptz default now(),
+    -- A row of one of our workers that has no newer sign of life by then belongs to a worker that was killed.
+    add column if not exists alive_until timestamptz;
+
+-- Version 1 of these functions wrote this status.
+update "workers" set status = 'waiting' where status::text = 'waiting for ComfyUI';
 
 -- Made anew, since the names of statuses may be others now; they hold few rows.
 drop index if exists comfy_tasks_queued;
-create index comfy_tasks_queued on "tasks" ("created_at") where "status" = 'queued';
+create index comfy_tasks_queued on "tasks" (coalesce("priority", 0) desc, "created_at" nulls first)
+    where "status" = 'queued';
 drop index if exists comfy_tasks_leased;
 create index comfy_tasks_leased on "tasks" (lease_expires_at) where "status" = 'in_progress';
 create unique index if not exists comfy_tasks_token on "tasks" (lease_token) where lease_token is not null;

@@ -1,0 +1,340 @@
+"""Tables that somebody else made, rows that an orchestrator writes, and workers that were killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from comfyui.engine import Engine
+from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workers.postgres_queue import PostgresQueue, migrate
+from comfyui.workers.postgres_runner import TaskRunner
+from comfyui.workers.postgres_schema import WAN2GP, TaskNames
+from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, QueueSetupError, WorkerState
+from tests.running import invert_workflow, sleep_workflow
+from tests.workers.postgres_server import PostgresServer
+from tests.workers.tables import Tables, new_database
+from tests.workers.test_postgres_queue import claim
+from tests.workers.test_postgres_runner import QUICK, WatchedStore, executions, running_worker
+
+_OLD_TASKS = (
+    "create table tasks (id uuid primary key default gen_random_uuid(), task_type text, status text, params jsonb"
+)
+_OLD_WORKERS = "create table workers (id text primary key, status text, last_heartbeat timestamptz"
+
+
+@asynccontextmanager
+async def foreign(postgres: PostgresServer, *statements: str) -> AsyncIterator[Tables]:
+    """A database with these tables and without our migrations."""
+    async with new_database(postgres) as tables:
+        await tables.sql.execute("drop table tasks, workers cascade")
+        for statement in statements:
+            await tables.sql.execute(statement)
+        yield tables
+
+
+async def migrated(tables: Tables, names: TaskNames | None = None) -> None:
+    await migrate(SecretStr(tables.url), names or TaskNames())
+
+
+# The trial of a migration
+
+
+@pytest.mark.parametrize(
+    ("tasks", "workers", "said"),
+    [
+        ("", ", instance_type text not null", 'row in the table of workers.*"instance_type"'),
+        (", output_url integer", "", 'completion.*"output_url" is of type integer'),
+        (", priority text", "", "0001_tables.sql.* types text and integer"),
+        (", error text check (error = upper(error))", "", "retry.*violates check constraint"),
+        (", progress real check (progress in (0, 1))", "", "heartbeat.*violates check constraint"),
+    ],
+)
+async def test_tables_that_a_worker_cannot_use_are_refused_with_the_reason_and_left_alone(
+    postgres: PostgresServer, tasks: str, workers: str, said: str
+) -> None:
+    async with foreign(postgres, f"{_OLD_TASKS}{tasks})", f"{_OLD_WORKERS}{workers})") as tables:
+        with pytest.raises(QueueSetupError, match=said):
+            await migrated(tables)
+        columns = await tables.sql.fetch(
+            "select column_name from information_schema.columns where table_name = 'tasks'"
+        )
+        assert "lease_token" not in {row["column_name"] for row in columns}
+
+
+async def test_a_trial_leaves_nothing_behind_and_takes_no_task(tables: Tables) -> None:
+    task_id = await tables.add({"mine": 1})
+    await migrated(tables)
+    assert await tables.sql.fetchval("select count(*) from workers") == 0
+    assert await tables.sql.fetchval("select count(*) from tasks") == 1
+    row = await tables.row(task_id)
+    assert (row["status"], row["attempts"], row["worker_id"]) == ("queued", 0, None)
+
+
+async def test_a_task_table_that_needs_other_columns_is_tried_with_a_row_that_is_there(
+    postgres: PostgresServer,
+) -> None:
+    made = f"{_OLD_TASKS}, project text not null, output_url integer)"
+    row = "insert into tasks (task_type, status, project) values ('comfy', 'done', 'p')"
+    async with foreign(postgres, made, f"{_OLD_WORKERS})") as tables:
+        with capture_logs() as logs:
+            await migrated(tables)
+        assert [line["event"] for line in logs] == ["migration.warning"]
+        assert "there is no task yet" in logs[0]["detail"]
+    async with foreign(postgres, made, f"{_OLD_WORKERS})", row) as tables:
+        with pytest.raises(QueueSetupError, match=r'completion.*"output_url" is of type integer'):
+            await migrated(tables)
+        assert await tables.sql.fetchval("select status from tasks") == "done"
+
+
+async def test_empty_attempts_and_missing_times_are_understood(postgres: PostgresServer) -> None:
+    tasks = f"{_OLD_TASKS}, attempts integer)"
+    rows = "insert into tasks (task_type, status, params) values ('comfy', 'queued', '{}'), ('comfy', 'queued', '{}')"
+    async with foreign(postgres, tasks, f"{_OLD_WORKERS})", rows) as tables:
+        await migrated(tables)
+        async with tables.queue(max_attempts=2) as queue:
+            first = await claim(queue)
+            assert first.attempt == 1
+            assert await queue.fail(first, "a moment", retry=True)
+            await tables.sql.execute("update tasks set attempts = null, run_after = null where status = 'queued'")
+            assert {(await claim(queue)).attempt, (await claim(queue)).attempt} == {1}
+
+
+# Headless-Wan2GP
+
+
+async def test_the_queries_of_the_original_worker_run_unchanged(
+    postgres: PostgresServer, engine: Engine, tmp_path: Path
+) -> None:
+    params = {
+        "workflow": invert_workflow(1, prefix="wan"),
+    }
+    async with new_database(postgres, WAN2GP) as tables:
+        await tables.sql.execute(
+            "INSERT INTO tasks (task_type, params, status) VALUES ('comfy', $1, 'queued')", json.dumps(params)
+        )
+        store = WatchedStore(tmp_path / "store")
+        async with running_worker(tables, engine, store, "comfy-worker-123"):
+            async with asyncio.timeout(15):
+                while not (rows := await tables.sql.fetch(_LATEST_TASKS)) or rows[0]["completed_at"] is None:
+                    await asyncio.sleep(0.02)
+            workers = await tables.sql.fetch(_LATEST_WORKERS)
+        assert [(row["task_type"], row["status"]) for row in rows] == [("comfy", "complete")]
+        assert rows[0]["created_at"] <= rows[0]["started_at"] <= rows[0]["completed_at"]
+        assert [(row["id"], row["status"]) for row in workers] == [("comfy-worker-123", "active")]
+        assert workers[0]["last_heartbeat"] is not None
+        url = await tables.sql.fetchval("SELECT output_url FROM tasks WHERE task_id = $1", rows[0]["task_id"])
+        assert url.startswith("http://files.test/")
+        assert await tables.sql.fetch("SELECT output_url FROM tasks WHERE task_id = 'abc-123'") == []
+
+
+_LATEST_WORKERS = """
+    SELECT id, status, current_task_id, last_heartbeat
+    FROM workers
+    WHERE id LIKE 'comfy-worker-%'
+    ORDER BY created_at DESC;
+"""
+_LATEST_TASKS = """
+    SELECT task_id, task_type, status, created_at, started_at, completed_at
+    FROM tasks
+    WHERE task_type = 'comfy'
+    ORDER BY created_at DESC
+    LIMIT 10;
+"""
+
+
+# Orchestrators
+
+
+async def test_a_worker_that_is_told_to_end_finishes_its_task_and_takes_no_more(
+    tables: Tables, engine: Engine, tmp_path: Path
+) -> None:
+    first = await tables.add({"workflow": sleep_workflow(0.6)})
+    async with running_worker(tables, engine, WatchedStore(tmp_path / "store")):
+        await tables.until(first, lambda row: row["status"] == "in_progress")
+        await tables.sql.execute("update workers set status = 'terminating'")
+        second = await tables.add({"workflow": invert_workflow(2)})
+        await tables.until_status(first, "complete")
+        await _until(lambda: _worker_is(tables, status="terminating", current_task_id=None))
+        assert (await tables.row(second))["status"] == "queued"
+        await tables.sql.execute("update workers set status = 'idle'")
+        await tables.until_status(second, "complete")
+
+
+async def test_a_claim_that_was_on_its_way_brings_a_terminating_worker_nothing(tables: Tables) -> None:
+    await tables.add({})
+    async with tables.queue() as queue:
+        assert await queue.seen("w", WorkerState.IDLE)
+        await tables.sql.execute("update workers set status = 'terminating'")
+        assert await queue.claim("w", uuid4()) is None
+        assert not await queue.seen("w", WorkerState.IDLE)
+        assert await queue.claim("other", uuid4()) is not None
+
+
+async def test_a_row_and_a_word_of_an_orchestrator_are_kept(postgres: PostgresServer) -> None:
+    """It makes the row before the worker starts, with columns of its own; then only the row has to fit."""
+    async with new_database(postgres) as tables:
+        await tables.sql.execute(
+            "alter table workers add instance_type text not null default 'x'; alter table workers alter instance_type"
+            " drop default; insert into workers (id, status, instance_type) values ('w', 'spawning', 'gpu')"
+        )
+        async with tables.queue() as queue:
+            assert await queue.seen("w", WorkerState.WORKING)
+        row = (await tables.workers())["w"]
+        assert (row["status"], row["instance_type"]) == ("spawning", "gpu")
+        assert row["last_heartbeat"] is not None
+
+
+async def test_statuses_of_workers_can_have_other_words(postgres: PostgresServer) -> None:
+    names = TaskNames(worker_statuses={"idle": "free", "working": "busy", "terminating": "drain|error"})
+    async with new_database(postgres, names) as tables, tables.queue() as queue:
+        for state, word in (
+            (WorkerState.IDLE, "free"),
+            (WorkerState.WORKING, "busy"),
+            (WorkerState.STOPPED, "stopped"),
+        ):
+            assert await queue.seen("w", state)
+            assert (await tables.workers())["w"]["status"] == word
+        for word in ("drain", "error"):
+            await tables.sql.execute("update workers set status = $1", word)
+            assert not await queue.seen("w", WorkerState.IDLE)
+            assert (await tables.workers())["w"]["status"] == word
+
+
+async def test_the_row_of_a_killed_worker_does_not_go_on_saying_that_it_works(tables: Tables) -> None:
+    task_id = await tables.add({})
+    async with tables.queue() as queue:
+        task = await claim(queue, "killed")
+        await queue.seen("killed", WorkerState.WORKING, task)
+        await queue.seen("alive", WorkerState.IDLE)
+        await tables.sql.execute("insert into workers (id, status) values ('of others', 'working')")
+        await tables.sql.execute("update workers set alive_until = now() - interval '1 second' where id = 'killed'")
+        await tables.expire(task_id)
+        await claim(queue, "alive")
+        rows = await tables.workers()
+        assert (rows["killed"]["status"], rows["killed"]["current_task_id"]) == ("dead", None)
+        assert (rows["alive"]["status"], rows["of others"]["status"]) == ("idle", "working")
+        assert await queue.seen("killed", WorkerState.IDLE)
+        assert (await tables.workers())["killed"]["status"] == "idle"
+
+
+class BrokenRows(PostgresQueue):
+    """A queue whose table of workers takes no row, as one with a column that must not be empty."""
+
+    broken = True
+    renewals = 0
+
+    async def seen(self, worker_id: str, state: WorkerState, task: ClaimedTask | None = None) -> bool:
+        if self.broken:
+            raise QueueError('null value in column "instance_type"')
+        return await super().seen(worker_id, state, task)
+
+    async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
+        self.renewals += 1
+        return await super().renew(task, progress, note)
+
+
+async def test_a_worker_that_cannot_give_signs_of_life_takes_nothing_but_keeps_the_task_that_it_has(
+    tables: Tables, engine: Engine, tmp_path: Path
+) -> None:
+    stop = asyncio.Event()
+    first = await tables.add({"workflow": invert_workflow(1)})
+    queue = BrokenRows(SecretStr(tables.url), lease_s=30, max_attempts=3, retry_delay_s=0)
+    async with ComfyUIWorker(WorkerOptions(engine.url)) as comfyui, WatchedStore(tmp_path / "store") as store, queue:
+        await comfyui.wait_until_ready()
+        running = asyncio.create_task(TaskRunner("w", queue, comfyui, store, QUICK).run(stop))
+        beats = _Beats(queue)
+        await beats.next(3)
+        assert (await tables.row(first))["status"] == "queued"
+        queue.broken = False
+        await tables.until_status(first, "complete")
+        second = await tables.add({"workflow": sleep_workflow(1.0)})
+        await tables.until(second, lambda row: row["status"] == "in_progress")
+        queue.broken = True
+        renewed = queue.renewals
+        await tables.until_status(second, "complete")
+        assert queue.renewals > renewed
+        stop.set()
+        await running
+    assert set((await executions(engine)).values()) == {1}
+
+
+class _Beats:
+    """Counts the signs of life that a queue was asked to write."""
+
+    def __init__(self, queue: BrokenRows) -> None:
+        self._count = 0
+        self._more = asyncio.Event()
+        seen = queue.seen
+
+        async def counted(worker_id: str, state: WorkerState, task: ClaimedTask | None = None) -> bool:
+            self._count += 1
+            self._more.set()
+            return await seen(worker_id, state, task)
+
+        queue.seen = counted  # type: ignore[method-assign]
+
+    async def next(self, count: int) -> None:
+        wanted = self._count + count
+        async with asyncio.timeout(10):
+            while self._count < wanted:
+                self._more.clear()
+                await self._more.wait()
+
+
+# Priorities and dead tasks
+
+
+async def test_a_higher_priority_comes_first_and_none_counts_as_zero(tables: Tables) -> None:
+    await tables.sql.execute("alter table tasks alter priority drop not null")
+    low = await tables.add({}, priority=-1)
+    none = await tables.add({}, priority=None)
+    plain = await tables.add({})
+    high = await tables.add({}, priority=5)
+    async with tables.queue() as queue:
+        assert [(await claim(queue)).id for _ in range(4)] == [high, none, plain, low]
+
+
+async def test_the_view_of_dead_tasks_has_what_nobody_takes_again_and_they_can_be_queued_by_it(tables: Tables) -> None:
+    failed, held, orphan, _waiting = [await tables.add({}) for _ in range(4)]
+    async with tables.queue() as queue:
+        tasks = {task.id: task for task in [await claim(queue) for _ in range(3)]}
+        assert await queue.fail(tasks[failed], "no luck", retry=False)
+        await tables.expire(orphan)
+        rows = {row["task_id"]: row for row in await tables.sql.fetch("select * from comfy_dead_tasks")}
+        assert {task_id: row["status"] for task_id, row in rows.items()} == {failed: "failed", orphan: "in_progress"}
+        assert rows[failed]["error"] == "no luck"
+        await tables.sql.execute(
+            "update tasks set status = 'queued' where id::text in (select task_id from comfy_dead_tasks)"
+        )
+        assert await tables.sql.fetchval("select count(*) from comfy_dead_tasks") == 0
+        assert (await tables.row(held))["status"] == "in_progress"
+
+
+async def test_a_worker_of_version_one_can_finish_its_task_after_the_migration(tables: Tables) -> None:
+    await tables.add({})
+    async with tables.queue() as queue:
+        task = await claim(queue, "old")
+        beat = "select comfy_heartbeat('old', 'working', $1, $2, 60, 0.5, 'half')"
+        assert await tables.sql.fetchval(beat, task.id, task.token) == "held"
+        assert (await tables.workers())["old"]["current_task_id"] == task.id
+        assert (await tables.row(task.id))["progress_note"] == "half"
+
+
+async def _worker_is(tables: Tables, **columns: Any) -> bool:
+    return any(all(row[name] == value for name, value in columns.items()) for row in (await tables.workers()).values())
+
+
+async def _until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await is_so():
+            await asyncio.sleep(0.02)
