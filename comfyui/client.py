@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote
 
 import aiohttp
+from aiohttp.hdrs import CONTENT_DISPOSITION
 from yarl import URL
 
 from comfyui import jsonio
@@ -27,6 +28,7 @@ from comfyui.exceptions import (
     ComfyUIServerError,
     ComfyUIValidationError,
 )
+from comfyui.formnames import file_disposition
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
 from comfyui.splice import Splice
@@ -277,11 +279,8 @@ class ComfyUIClient:
         retries = self._retries if isinstance(content, bytes) else 0
 
         async def send() -> JSON:
-            form = aiohttp.FormData()
-            form.add_field("image", content, filename=filename, content_type="application/octet-stream")
-            form.add_field("subfolder", subfolder)
-            form.add_field("type", folder_type)
-            form.add_field("overwrite", "true" if overwrite else "false")
+            fields = {"subfolder": subfolder, "type": folder_type, "overwrite": "true" if overwrite else "false"}
+            form = upload_form(filename, content, fields)
             status = 0
             try:
                 reply = await self._aiohttp.upload("/upload/image", form)
@@ -442,6 +441,21 @@ class ComfyUIClient:
 
     def _count(self, method: str, route: str, status: int) -> None:
         self._counter(self.name, method, route, status).inc()
+
+
+def upload_form(filename: str, content: Any, fields: Mapping[str, str]) -> aiohttp.MultipartWriter:
+    """The body of ``/upload/image`` and ``/upload/mask``: a file that ComfyUI stores under exactly this name.
+
+    aiohttp's own form percent-encodes the name, and ComfyUI does not decode it: ``my photo.png`` became
+    ``my%20photo.png``.
+    """
+    form = aiohttp.MultipartWriter("form-data")
+    file = aiohttp.get_payload(content, content_type="application/octet-stream")
+    file.headers[CONTENT_DISPOSITION] = file_disposition("image", filename)
+    form.append_payload(file)
+    for name, value in fields.items():
+        form.append(value).set_content_disposition("form-data", quote_fields=False, name=name)
+    return form
 
 
 def _json(reply: RawReply, what: str, allowed: Sequence[int] = (200,)) -> JSON:

@@ -6,7 +6,8 @@ under a name made of its content, ``gateway/<hash>.png``, and the reference is r
 where it is certain: an upload widget (``upload_inputs``) whose value is exactly the entry's ``name`` or
 ``subfolder/name``, with or without ComfyUI's suffix ``[input]``. A text that happens to equal a file's name is never
 touched. Where the name also stands somewhere else in the workflow, or nowhere (a custom node that finds its file by
-itself), the file is stored under its plain name as ComfyUI would do it, and there the last caller wins.
+itself), the file is stored under its plain name as ComfyUI would do it, and there the last caller wins. The name that
+ComfyUI answers is the one that counts: where it is another than the asked one, the workflow's texts follow it.
 
 **Once.** What is stored under its content's name is uploaded once per ComfyUI server and then remembered, also when
 many requests bring it at the same moment. Plain names are uploaded each time: somebody else may have overwritten them.
@@ -36,6 +37,7 @@ from comfyui.content import Content, too_large
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIInputError, ComfyUIServerError
 from comfyui.fetch import UrlFetcher
 from comfyui.models import InputFile, PromptRequest
+from comfyui.workflow import LONGEST_PATH, texts_in
 
 _FOLDER = "gateway"
 # ComfyUI's 3D loaders offer what lies anywhere below input/3d, and accept nothing else.
@@ -45,29 +47,47 @@ _REMEMBERED = 4096
 _UPLOAD_RETRIES = 3
 # A larger text takes more than about a millisecond to decode and hash, too long for the event loop.
 _DECODE_ON_LOOP = 256 * 1024
-_URL = re.compile(r"https?://", re.IGNORECASE)
-_DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
-# Of a subfolder and a name, as models.py allows them, with ComfyUI's suffix.
-_LONGEST_PATH = 1024 + 1 + 255 + len(" [input]")
+# With the blanks and line ends that stand before it where it was pasted.
+_URL = re.compile(r"\s*https?://", re.IGNORECASE)
+_DATA_URI = re.compile(r"\s*data:([^,]*),", re.IGNORECASE)
 _WHITESPACE = b" \t\r\n\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
+_GROUP = re.compile(rb"[^ ]+")
+_GROUPS_LOOKED_AT = 1000
 _NOT_AN_INPUT = "neither base64, a data URI nor an http(s) URL"
 
 
 @dataclass(slots=True)
 class _Item:
-    """One input to place: where it comes from, and where the workflow refers to it."""
+    """One input to place: where it comes from, and where the workflow refers to it.
+
+    Attributes:
+        where: the field that the caller gave it in, as errors name it.
+        references: the ``(node id, input name)`` of upload widgets whose value it is.
+        mentions: further inputs that have its name in a text; whether they mean the file is not known.
+        plain: to be stored under its own name, too.
+    """
 
     where: str
     source: str | Path
     name: str = ""
     subfolder: str = ""
     references: list[tuple[str, str]] = field(default_factory=list)
+    mentions: list[tuple[str, str]] = field(default_factory=list)
     plain: bool = False
 
     @property
     def path(self) -> str:
         return f"{self.subfolder}/{self.name}" if self.subfolder else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """The names by which ComfyUI has an item: by its content, and under its own; empty where it was not so stored."""
+
+    by_content: str = ""
+    plain: str = ""
 
 
 class InputStager:
@@ -138,15 +158,17 @@ class InputStager:
         """Upload everything to this server again; for when it restarted, or says that a file is not there."""
         self._stored.pop(client, None)
 
-    async def _place(self, client: ComfyUIClient, item: _Item) -> str:
-        """The name by which the workflow now refers to the item; empty when it was only stored under its own."""
+    async def _place(self, client: ComfyUIClient, item: _Item) -> _Placed:
         try:
             async with self._content(item) as content:
+                plain = by_content = ""
                 if item.plain:
-                    await _upload(client, content, item.name, item.subfolder, overwrite=True)
-                return await self._place_by_content(client, content) if item.references else ""
+                    plain = await _upload(client, content, item.name, item.subfolder, overwrite=True)
+                if item.references:
+                    by_content = await self._place_by_content(client, content)
+                return _Placed(by_content, plain)
         except ComfyUIInputError as error:
-            raise ComfyUIInputError(f"{item.where}: {error.detail}") from error
+            raise type(error)(f"{item.where}: {error.detail}") from error
 
     @asynccontextmanager
     async def _content(self, item: _Item) -> AsyncIterator[Content]:
@@ -197,6 +219,8 @@ def brought_inputs(
 def decode(text: str, *, max_bytes: int, hint: str = "") -> Content:
     """A data URI or base64 (standard or URL-safe alphabet, white space ignored) as its content.
 
+    A data URI says itself that it is base64, so there it may come without its padding.
+
     `hint` is the extension to take where the bytes do not tell. Raises `ComfyUIInputError` without naming the field.
     """
     if match := _DATA_URI.match(text):
@@ -207,8 +231,9 @@ def decode(text: str, *, max_bytes: int, hint: str = "") -> Content:
             if len(payload) > 3 * max_bytes:
                 raise too_large(max_bytes)
             return _of_bytes(unquote_to_bytes(payload), max_bytes, hint)
-        return _of_bytes(_base64(unquote_to_bytes(payload) if "%" in payload else payload, max_bytes), max_bytes, hint)
-    return _of_bytes(_base64(text, max_bytes), max_bytes, hint)
+        encoded = unquote_to_bytes(payload) if "%" in payload else payload
+        return _of_bytes(_base64(encoded, max_bytes, unpadded=True), max_bytes, hint)
+    return _of_bytes(_base64(text, max_bytes, unpadded=False), max_bytes, hint)
 
 
 def _of_bytes(data: bytes, max_bytes: int, hint: str) -> Content:
@@ -217,22 +242,37 @@ def _of_bytes(data: bytes, max_bytes: int, hint: str) -> Content:
     return Content.of_bytes(data, hint)
 
 
-def _base64(text: str | bytes, max_bytes: int) -> bytes:
+def _base64(text: str | bytes, max_bytes: int, *, unpadded: bool) -> bytes:
     try:
         raw = text.encode("ascii") if isinstance(text, str) else text
     except UnicodeEncodeError as error:
         raise ComfyUIInputError(_NOT_AN_INPUT) from error
-    url_safe = b"-" in raw or b"_" in raw
+    # Only the URL-safe alphabet is written without padding; a path such as /etc/passwd would pass for base64 else.
+    unpadded = unpadded or b"-" in raw or b"_" in raw
     packed = raw.translate(_URL_SAFE, _WHITESPACE)
     # Before it is decoded, so that what is too large costs no further memory.
     if len(packed) * 3 // 4 > max_bytes + 2:
         raise too_large(max_bytes)
-    # Only the URL-safe alphabet is written without padding; a path such as /etc/passwd would pass for base64 else.
-    padding = b"=" * (-len(packed) % 4) if url_safe else b""
+    missing = -len(packed) % 4
+    if b" " in raw and _BASE64.fullmatch(packed) and _lost_plus(raw):
+        raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 it has blanks where a '+' was lost on the way, perhaps")
+    if missing in {1, 2} and not unpadded and _BASE64.fullmatch(packed):
+        raise ComfyUIInputError(
+            f"{_NOT_AN_INPUT}; as base64 it ends too early: the padding ('=') is missing, or its end was cut off"
+        )
+    padding = b"=" * missing if unpadded else b""
     try:
         return base64.b64decode(packed + padding, validate=True)
     except binascii.Error as error:
         raise ComfyUIInputError(_NOT_AN_INPUT) from error
+
+
+def _lost_plus(raw: bytes) -> bool:
+    """Whether blanks in a base64 text are what a form decoder made of '+', and not the marks of wrapped lines."""
+    if b"\n" in raw:
+        return False
+    groups = [match[0] for match, _ in zip(_GROUP.finditer(raw.strip()), range(_GROUPS_LOOKED_AT), strict=False)]
+    return len(groups) > 1 and (len(groups[0]) % 4 != 0 or any(len(group) != len(groups[0]) for group in groups[1:-1]))
 
 
 def _plan(
@@ -255,8 +295,8 @@ def _plan(
             entry.references.append(reference)
         elif is_inline(value):
             # The same URL is fetched once; a long data URI is not worth its hash, its content is compared later.
-            key = value if _URL.match(value) else reference
-            item = inline.setdefault(key, _Item(f"prompt.{node_id}.inputs.{input_name}", value))
+            key = value.strip() if _URL.match(value) else reference
+            item = inline.setdefault(key, _Item(f"prompt.{node_id}.inputs.{input_name}", value.strip()))
             item.references.append(reference)
     _mark_plain(request.prompt, named)
     return [*named.values(), *inline.values()]
@@ -280,26 +320,21 @@ def _mark_plain(prompt: Mapping[str, Any], named: Mapping[str, _Item]) -> None:
         item.plain = not item.references
     for node_id, node in prompt.items():
         for input_name, value in _inputs(node).items():
-            for text in _strings(value):
+            for text in texts_in(value):
                 entry = _named(named, text)
                 if entry is not None and (node_id, input_name) not in entry.references:
                     entry.plain = True
+                    entry.mentions.append((node_id, input_name))
 
 
 def _named(named: Mapping[str, _Item], value: str) -> _Item | None:
     """The entry that `value` refers to. The length is looked at first: hashing an inline video would take a while."""
-    return named.get(value.removesuffix(" [input]")) if len(value) <= _LONGEST_PATH else None
+    return named.get(_path_in(value)) if len(value) <= LONGEST_PATH else None
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _strings(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _strings(part)
+def _path_in(value: str) -> str:
+    """What a loader takes for the path of a file: without ComfyUI's suffix, with the folders of Windows as ours."""
+    return value.removesuffix(" [input]").replace("\\", "/")
 
 
 def _inputs(node: Any) -> Mapping[str, Any]:
@@ -308,15 +343,31 @@ def _inputs(node: Any) -> Mapping[str, Any]:
     return inputs if isinstance(inputs, Mapping) else {}
 
 
-def _rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[_Item, str]]) -> Mapping[str, Any]:
-    changed = [(reference, name) for item, name in placed for reference in item.references]
-    if not changed:
-        return prompt
+def _rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[_Item, _Placed]]) -> Mapping[str, Any]:
     copy = dict(prompt)
-    for (node_id, input_name), name in changed:
+
+    def change(reference: tuple[str, str], value: Any) -> None:
+        node_id, input_name = reference
         node = copy[node_id]
-        copy[node_id] = {**node, "inputs": {**node["inputs"], input_name: name}}
-    return copy
+        copy[node_id] = {**node, "inputs": {**node["inputs"], input_name: value}}
+
+    for item, names in placed:
+        for reference in item.references:
+            change(reference, names.by_content)
+        if names.plain and names.plain != item.path:
+            for node_id, input_name in item.mentions:
+                value = copy[node_id]["inputs"][input_name]
+                change((node_id, input_name), _renamed(value, item.path, names.plain))
+    return copy if any(copy[node_id] is not prompt[node_id] for node_id in copy) else prompt
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """`value` with every text that is the path `old` as `new`, however deep it stands."""
+    if isinstance(value, str):
+        return new if _path_in(value) == old else value
+    if isinstance(value, Mapping):
+        return {key: _renamed(part, old, new) for key, part in value.items()}
+    return [_renamed(part, old, new) for part in value] if isinstance(value, list) else value
 
 
 async def _upload(client: ComfyUIClient, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from comfyui import jsonio
 
@@ -59,7 +59,23 @@ FileName = Annotated[str, Field(max_length=255), AfterValidator(_plain_name)]
 Folder = Annotated[str, Field(max_length=1024), AfterValidator(_relative_folder)]
 
 
-class InputFile(BaseModel):
+class Given(BaseModel):
+    """A body in which an optional field that is null counts as not given, as many clients write what they leave out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or None not in data.values():
+            return data
+        fields = cls.model_fields
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None or name not in fields or fields[name].is_required()
+        }
+
+
+class InputFile(Given):
     """One file to be placed in ComfyUI's input folder before the prompt is queued."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +87,7 @@ class InputFile(BaseModel):
     subfolder: Folder = Field(default="", description="Folder below ComfyUI's input folder.")
 
 
-class ImageConversion(BaseModel):
+class ImageConversion(Given):
     """Still images in another format; `comfyui.images` does it, and says where it does not."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +99,7 @@ class ImageConversion(BaseModel):
     )
 
 
-class OutputPlace(BaseModel):
+class OutputPlace(Given):
     """Where the files go: object storage, with links in `images[].url`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,7 +110,7 @@ class OutputPlace(BaseModel):
     presign_seconds: int | None = Field(default=None, ge=1, description="How long the links work.")
 
 
-class PromptRequest(BaseModel):
+class PromptRequest(Given):
     """A workflow to run, as posted to `/prompt_sync`. A field that is not listed is refused by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -245,7 +245,7 @@ class AiohttpTransport:
 
                 yield OpenReply(response.status, found, response.content_length, read, read)
 
-    async def upload(self, path: str, form: aiohttp.FormData) -> RawReply:
+    async def upload(self, path: str, form: aiohttp.MultipartWriter) -> RawReply:
         """A POST of any length; only silence is timed."""
         with aiohttp_errors(self._name, f"POST {path}"):
             async with self._session.post(self._url(path), data=form, timeout=self._file_timeout) as response:

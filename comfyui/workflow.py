@@ -6,13 +6,16 @@ The API format is ``{node id: {"class_type": str, "inputs": {name: value or [nod
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.nodedefs import ObjectInfo, input_specs
 
 Prompt = Mapping[str, Any]
+
+# Of a file's path in an input: its subfolder and name, as models.py allows them, with ComfyUI's suffix.
+LONGEST_PATH = 1024 + 1 + 255 + len(" [output]")
 
 # ComfyUI ignores an input that a node does not declare, except in the key under which it caches the node's result.
 CACHE_TOKEN_INPUT = "_comfyui_gateway_run"  # noqa: S105
@@ -64,6 +67,28 @@ def _malformed(node: Any, prompt: Prompt) -> str | None:
         if is_link(value) and value[0] not in prompt:
             return f"{name} of {class_type} is linked to node {value[0]}, which does not exist"
     return None
+
+
+def input_texts(prompt: Any) -> Iterator[str]:
+    """Every text in the inputs of the nodes, however deep it stands, but not what is too long for a file's path."""
+    for node in prompt.values() if isinstance(prompt, Mapping) else ():
+        inputs = node.get("inputs") if isinstance(node, Mapping) else None
+        for text in texts_in(inputs):
+            if len(text) <= LONGEST_PATH:
+                yield text
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value of JSON, in no particular order."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, Mapping):
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
 
 
 def node_title(prompt: Prompt, node_id: str) -> str:

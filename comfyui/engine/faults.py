@@ -29,6 +29,7 @@ On websockets:
 On files; `match` is a shell pattern on the file's name (`*`):
 
     output_deleted                the file is deleted when it is asked for by /view: 404
+    upload_renamed                an upload is stored, and answered, as `name` in `subfolder` (each: as asked)
     view_cut                      /view stops after `after_bytes` (half of the file)
 
 On prompts:
@@ -82,6 +83,7 @@ NAMES = INSTANT | {
     "ws_silent",
     "ws_deaf_reconnect",
     "output_deleted",
+    "upload_renamed",
     "view_cut",
     "cached_empty",
     "node_error",

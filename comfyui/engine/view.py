@@ -93,18 +93,18 @@ class FileRoutes:
             raise web.HTTPInternalServerError  # as ComfyUI, which has no answer for an unknown type
         if not isinstance(image, web.FileField) or not image.filename:
             return web.Response(status=400)
-        subfolder = post.get("subfolder", "")
+        filename, subfolder = image.filename, post.get("subfolder", "")
+        if (renamed := self._faults.take("upload_renamed", match=filename)) is not None:
+            filename, subfolder = renamed.get("name", filename), renamed.get("subfolder", subfolder)
         target = folder / os.path.normpath(subfolder)  # noqa: ASYNC240 (no I/O)
-        if not is_within(folder, target / image.filename):
+        if not is_within(folder, target / filename):
             return web.Response(status=400)
         overwrite = post.get("overwrite") in ("true", "1")
         content = await asyncio.to_thread(image.file.read)
         if as_mask:
-            name = await asyncio.to_thread(
-                self._place, target, image.filename, content, overwrite, post["original_ref"]
-            )
+            name = await asyncio.to_thread(self._place, target, filename, content, overwrite, post["original_ref"])
         else:
-            name = await asyncio.to_thread(self._place, target, image.filename, content, overwrite, None)
+            name = await asyncio.to_thread(self._place, target, filename, content, overwrite, None)
         return web.json_response({"name": name, "subfolder": subfolder, "type": folder_type})
 
     def _place(self, folder: Path, filename: str, content: bytes, overwrite: bool, original: str | None) -> str:

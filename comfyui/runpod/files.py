@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import aiohttp
 from aiohttp import BodyPartReader, hdrs, web
 
 from comfyui import jsonio
+from comfyui.client import upload_form
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIDiskError, ComfyUIInputError, ComfyUIServerError
 from comfyui.models import content_type_of
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
@@ -113,13 +113,9 @@ class FileRoutes:
 
     async def _pass_on(self, route: str, part: Path, filename: str, fields: dict[str, str]) -> web.Response:
         """The local ComfyUI's answer. Raises `ComfyUIConnectionError`."""
-        form = aiohttp.FormData()
         file = await asyncio.to_thread(part.open, "rb")
         try:
-            form.add_field("image", file, filename=filename, content_type="application/octet-stream")
-            for name, value in fields.items():
-                form.add_field(name, value)
-            payload = form()
+            payload = upload_form(filename, file, fields)
             # Its type has the boundary; the session sets none, since what it relays has one already.
             headers: dict[str, str] = {hdrs.CONTENT_TYPE: payload.headers[hdrs.CONTENT_TYPE]}
             async with self._local.request("POST", route, headers=headers, data=payload) as response:

@@ -16,7 +16,7 @@ from comfyui.web.deps import get_handler, get_options
 from comfyui.web.errors import BeyondLimitsError, RequestError, describe_validation
 from comfyui.web.middleware import HOLD
 from comfyui.web.multipart import WORKFLOW_FIELDS, FormLimits, is_form, read_form
-from comfyui.workflow import is_ui_format
+from comfyui.workflow import input_texts, is_ui_format
 
 # Fields of a form that are JSON; the others are plain text.
 _JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output"})
@@ -105,12 +105,13 @@ async def _read(request: Request) -> tuple[dict[str, Any], SpooledFiles | None]:
         options = await get_options(request)
         limits = FormLimits(options.max_input_bytes, options.max_body_bytes, request.scope["state"][HOLD])
         texts, files = await read_form(request.stream(), request.headers["content-type"], limits)
+        if files is None:
+            return _body_of_form(texts), None
         try:
-            return _body_of_form(texts), files
-        except RequestError:
-            if files is not None:
-                files.hold()
-                files.release()
+            body = _body_of_form(texts)
+            return body, files.named(set(input_texts(body.get("prompt"))))
+        except BaseException:
+            await files.remove()
             raise
     # Not `request.body()`: that one keeps the text beside what is made of it, for as long as the request waits.
     return json_object(b"".join([chunk async for chunk in request.stream()]), "the body"), None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import codecs
 import functools
 import hashlib
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -17,6 +19,7 @@ from starlette.types import Scope
 
 from comfyui.content import SpooledFiles, finished_in_thread, temporary_file_errors, too_large
 from comfyui.exceptions import ComfyUIInputError
+from comfyui.formnames import parse_disposition, settle
 from comfyui.web.errors import RequestError
 
 _FORM = b"multipart/form-data"
@@ -45,10 +48,14 @@ class FormLimits:
 
 @dataclass(slots=True)
 class _Part:
-    """One part while it arrives; `file` is where its bytes go, None for a text."""
+    """One part while it arrives; `file` is where its bytes go, None for a text.
+
+    Attributes:
+        filenames: what its file may be called: see `Disposition`; none for a text.
+    """
 
     name: str = ""
-    filename: str | None = None
+    filenames: tuple[str, ...] = ()
     header: bytearray = field(default_factory=bytearray)
     headers: dict[bytes, bytes] = field(default_factory=dict)
     pending: bytearray = field(default_factory=bytearray)
@@ -59,11 +66,20 @@ class _Part:
     file: IO[bytes] | None = None
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
+    @property
+    def is_text(self) -> bool:
+        return not self.filenames or self.name in WORKFLOW_FIELDS
+
+    @property
+    def is_no_choice(self) -> bool:
+        """What a browser sends for a file field in which nothing was chosen."""
+        return self.filenames == ("",) and self.ended and not self.size
+
 
 async def read_form(
     chunks: AsyncIterator[bytes], content_type: str, limits: FormLimits
-) -> tuple[dict[str, str], SpooledFiles | None]:
-    """The text fields, and the files by their own names; None when there is no file. Nobody holds them yet.
+) -> tuple[dict[str, str], FormFiles | None]:
+    """The text fields, and the files; None when there is no file.
 
     A form without files touches no disk, and a form that fails leaves nothing there.
 
@@ -83,11 +99,42 @@ async def read_form(
     try:
         async for chunk in chunks:
             await form.feed(chunk)
-        return form.texts, form.finish()
-    except FormParserError as error:
-        raise RequestError(f"the body is not multipart/form-data: {error}") from None
-    finally:
-        await finished_in_thread(form.close)
+        form.finish()
+    except BaseException as error:
+        await finished_in_thread(form.remove)
+        if isinstance(error, FormParserError):
+            raise RequestError(f"the body is not multipart/form-data: {error}") from None
+        raise
+    # Nothing is awaited between here and the caller, so no cancellation can leave the files without an owner.
+    return form.texts, form.files
+
+
+class FormFiles:
+    """The files of a form before they have their names: whoever has them calls `named`, or `remove`."""
+
+    def __init__(self, folder: Path, parts: Sequence[_Part]) -> None:
+        self._folder = folder
+        self._parts = parts
+
+    def named(self, references: Collection[str]) -> SpooledFiles:
+        """Each file by the name that the workflow has for it; nobody holds them yet.
+
+        Args:
+            references: the texts of the workflow's inputs: see `settle`.
+
+        Raises:
+            RequestError: two files have one name.
+        """
+        files: dict[str, _Part] = {}
+        for name, part in zip(settle([part.filenames for part in self._parts], references), self._parts, strict=True):
+            if name in files:
+                raise RequestError(f"{part.name}: there are two files named {name!r}")
+            files[name] = part
+        digests = {name: part.digest.hexdigest() for name, part in files.items()}
+        return SpooledFiles(self._folder, {name: part.path for name, part in files.items() if part.path}, digests)
+
+    async def remove(self) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
 
 class _Form:
@@ -95,7 +142,7 @@ class _Form:
 
     def __init__(self, boundary: bytes, limits: FormLimits) -> None:
         self.texts: dict[str, str] = {}
-        self._files: dict[str, _Part] = {}
+        self._files: list[_Part] = []
         self._folder: Path | None = None
         self._limits = limits
         self._part = _Part()
@@ -124,21 +171,19 @@ class _Form:
         for part in touched:
             await self._absorb(part)
 
-    def finish(self) -> SpooledFiles | None:
-        """The files, which belong to the caller from now on; None when there is none."""
+    def finish(self) -> None:
         self._parser.finalize()
         if not self._complete:
             raise RequestError("the body is not multipart/form-data: it ends before its last boundary")
-        if self._folder is None:
-            return None
-        digests = {name: part.digest.hexdigest() for name, part in self._files.items()}
-        paths = {name: part.path for name, part in self._files.items() if part.path}
-        folder, self._folder = self._folder, None
-        return SpooledFiles(folder, paths, digests)
 
-    def close(self) -> None:
-        """Closes all files, and removes those that `finish` has not given away. Blocks."""
-        for part in self._files.values():
+    @property
+    def files(self) -> FormFiles | None:
+        """Those of a form that was finished: each is closed. None when there is none."""
+        return FormFiles(self._folder, self._files) if self._folder is not None else None
+
+    def remove(self) -> None:
+        """Closes all files and removes them. Blocks."""
+        for part in self._files:
             if part.file is not None:
                 part.file.close()
         if self._folder is not None:
@@ -146,33 +191,34 @@ class _Form:
 
     async def _absorb(self, part: _Part) -> None:
         """Take what came of a part: a text is kept, a file's bytes go to disk."""
-        if part.filename is None or part.name in WORKFLOW_FIELDS:
+        if part.is_text:
             if part.ended:
                 self._keep_text(part)
             return
-        if self._files.get(part.filename) is not part:
+        if part.is_no_choice:
+            return
+        if not self._files or self._files[-1] is not part:
             self._new_file(part)
         if part.size > self._limits.max_file_bytes:
-            raise ComfyUIInputError(f"files[{part.filename!r}]: {too_large(self._limits.max_file_bytes).detail}")
+            raise ComfyUIInputError(f"files[{part.filenames[0]!r}]: {too_large(self._limits.max_file_bytes).detail}")
         if part.ended or len(part.pending) >= _WRITE_AT_ONCE:
             block, part.pending = bytes(part.pending), bytearray()
             with temporary_file_errors():
                 await finished_in_thread(functools.partial(self._write, part, block))
 
     def _new_file(self, part: _Part) -> None:
-        if not part.filename:
+        if not part.filenames[0]:
             raise RequestError(f"{part.name}: the file has no name, and by it the workflow would refer to it")
-        if part.filename in self._files:
-            raise RequestError(f"{part.name}: there are two files named {part.filename!r}")
-        self._files[part.filename] = part
+        self._files.append(part)
 
     def _keep_text(self, part: _Part) -> None:
         if part.name in self.texts:
             raise RequestError(f"{part.name}: the field is there twice")
         try:
-            self.texts[part.name] = part.pending.decode()
+            self.texts[part.name] = part.pending.decode("utf-8-sig")
         except UnicodeDecodeError:
-            raise RequestError(f"{part.name}: not text in UTF-8") from None
+            utf16 = part.pending.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            raise RequestError(f"{part.name}: not text in UTF-8{'; it is UTF-16' if utf16 else ''}") from None
         part.pending = bytearray()
 
     def _write(self, part: _Part, block: bytes) -> None:
@@ -180,7 +226,7 @@ class _Form:
             self._folder = Path(tempfile.mkdtemp(prefix="comfyui-form-"))
         if part.file is None:
             # Two parts are never written at once, and a file that has ended keeps its path.
-            part.path = self._folder / str(sum(known.path is not None for known in self._files.values()))
+            part.path = self._folder / str(sum(known.path is not None for known in self._files))
             part.file = part.path.open("wb")
         part.file.write(block)
         part.digest.update(block)
@@ -206,18 +252,17 @@ class _Form:
         self._header_name, self._part.header = bytearray(), bytearray()
 
     def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
-        if b"name" not in options:
+        said = parse_disposition(self._part.headers.get(b"content-disposition", b""))
+        if said.name is None:
             raise RequestError("a part of the form has no name")
-        self._part.name = options[b"name"].decode("utf-8", "replace")
-        filename = options.get(b"filename")
-        self._part.filename = None if filename is None else filename.decode("utf-8", "replace")
+        self._part.name = said.name
+        self._part.filenames = said.filenames
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
         part.pending += data[start:end]
         part.size += end - start
-        if part.filename is None or part.name in WORKFLOW_FIELDS:
+        if part.is_text:
             self._text_bytes += end - start
             if self._text_bytes > self._limits.max_text_bytes:
                 limit = f"{self._limits.max_text_bytes / 1e6:g} MB (MAX_REQUEST_BODY_MB)"

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from PIL import Image
 
+from comfyui.client import ComfyUIClient
 from tests.contract.target import Target
 from tests.running import RunningGateway, invert_workflow, running_gateway
 
@@ -55,6 +56,32 @@ async def test_the_picture_is_the_file_that_comfyui_saved(gateway: RunningGatewa
         assert image.getpixel((0, 0)) == (0xFF - 0x20, 0xFF - 0x40, 0)
     assert set(body["outputs"]) == {"3"}
     assert body["execution_time"] > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["my photo.png", "фото ü.png", "a+b&c.png", "100%.png", 'say "hi".png', "a;b;c.png", "a%20b.png", "a\\b.png"],
+)
+async def test_an_upload_is_stored_under_the_name_that_was_asked_for(target: Target, name: str) -> None:
+    folder = f"names {uuid4().hex[:8]} ü"
+    async with ComfyUIClient(target.url) as client:
+        answer = await client.upload_image(name, b"content", subfolder=folder)
+        assert answer == {"name": name, "subfolder": folder, "type": "input"}
+        async with client.view(name, folder, "input") as view:
+            assert b"".join([chunk async for chunk in view.chunks]) == b"content"
+
+
+async def test_a_picture_with_a_plain_name_can_be_loaded_by_it(gateway: RunningGateway) -> None:
+    """Not through an upload widget's value, which would be rewritten: as a custom loader finds it."""
+    name = f"my photo ü {uuid4().hex[:8]}.png"
+    file = io.BytesIO()
+    Image.new("RGB", (5, 4), (9, 8, 7)).save(file, "PNG")
+    image = {"name": name, "image": base64.b64encode(file.getvalue()).decode(), "subfolder": "h1 dir"}
+    assert (await gateway.prompt_sync(fresh(), images=[image]))[0] == 200
+    workflow = fresh()
+    workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": f"h1 dir/{name}"}}
+    status, body = await gateway.prompt_sync(workflow)
+    assert status == 200, body
 
 
 async def test_many_callers_each_get_their_own_picture(gateway: RunningGateway) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine
+from comfyui.models import PromptRequest
 from tests.running import RunningGateway, invert_workflow, running_gateway
 
 ERROR_FIELDS = {"error", "type", "detail", "prompt_id", "node_errors", "timestamp", "request_id"}
@@ -191,3 +192,15 @@ async def test_no_comfyui_at_all() -> None:
                 assert response.status == 503
             async with gateway.http.get("/health/live") as response:
                 assert response.status == 200
+
+
+async def test_an_optional_field_that_is_null_is_not_given(gateway: RunningGateway) -> None:
+    """Many clients write what they leave out as null."""
+    optional = [name for name, field in PromptRequest.model_fields.items() if not field.is_required()]
+    status, body = await gateway.prompt_sync(invert_workflow(), **dict.fromkeys(optional))
+    assert status == 200, body
+    status, body = await gateway.prompt_sync(invert_workflow(), images=None, colour=None)
+    assert (status, body["detail"]) == (422, "colour: there is no such field")
+    async with gateway.http.post("/prompt_sync", json={"prompt": None}) as response:
+        assert response.status == 422
+        assert (await response.json())["detail"].startswith("prompt: ")

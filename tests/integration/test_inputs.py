@@ -136,6 +136,47 @@ async def test_a_subfolder_is_part_of_the_name_that_is_referred_to(
     assert staged["3"]["inputs"]["image"] == "x.png"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["my photo.png", "фото.png", "a+b&c.png", "100%.png", "a%20b.png", 'say "hi".png', "a;b;c.png", "a\r\nb.png"],
+)
+async def test_a_name_arrives_as_it_is(name: str, stager: InputStager, client: ComfyUIClient, engine: Engine) -> None:
+    image = InputFile(name=name, subfolder="ein Ordner/ü", image=b64(picture(1)))
+    prompt = {"1": {"class_type": "Own", "inputs": {"path": f"ein Ordner/ü/{name}"}}}
+    assert await stager.stage(client, PromptRequest(prompt=prompt, images=(image,))) == prompt
+    assert stored(engine, f"ein Ordner/ü/{name}") == picture(1)
+
+
+async def test_the_name_that_comfyui_answers_is_the_one_in_the_workflow(
+    stager: InputStager, client: ComfyUIClient, engine: Engine
+) -> None:
+    await engine.set_faults({"upload_renamed": {"name": "other 1.png", "subfolder": "kept"}})
+    own = {"class_type": "Own", "inputs": {"files": [{"path": "a.png"}, "a.png [input]"], "text": "a.png of mine"}}
+    request = request_for({"1": own}, **{"a.png": picture(1)})
+    staged = await stager.stage(client, request)
+    value = {"files": [{"path": "kept/other 1.png"}, "kept/other 1.png"], "text": "a.png of mine"}
+    assert staged["1"]["inputs"] == value
+    assert stored(engine, "kept/other 1.png") == picture(1)
+    assert request.prompt["1"] == own
+
+
+async def test_a_reference_with_windows_folders_is_the_same_file(
+    stager: InputStager, client: ComfyUIClient, engine: Engine
+) -> None:
+    image = InputFile(name="x.png", subfolder="sub\\deep", image=b64(picture(4)))
+    request = PromptRequest(prompt={"1": load("sub\\deep\\x.png")}, images=(image,))
+    staged = await stager.stage(client, request, [("1", "image")])
+    assert stored(engine, staged["1"]["inputs"]["image"]) == picture(4)
+
+
+async def test_inline_data_with_blanks_and_line_ends_around_it_is_an_input(
+    stager: InputStager, client: ComfyUIClient, engine: Engine
+) -> None:
+    request = request_for({"1": load(f"\n data:image/png;base64,{b64(picture(7))} \n")})
+    staged = await stager.stage(client, request, [("1", "image")])
+    assert stored(engine, staged["1"]["inputs"]["image"]) == picture(7)
+
+
 async def test_inline_data_is_staged_in_upload_inputs_only(
     stager: InputStager, client: ComfyUIClient, engine: Engine
 ) -> None:

@@ -151,7 +151,7 @@ async def test_a_public_file_is_downloaded_and_staged_under_its_content(origin: 
     prompt = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
         "2": {"class_type": "LoadImage", "inputs": {"image": origin.url("/b.png?sig=a%2Fb")}},
-        "3": {"class_type": "LoadImage", "inputs": {"image": origin.url("/b.png?sig=a%2Fb")}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": f" \n{origin.url('/b.png?sig=a%2Fb')}\r\n"}},
     }
     async with (
         Engine() as engine,
@@ -164,7 +164,7 @@ async def test_a_public_file_is_downloaded_and_staged_under_its_content(origin: 
         assert len(names) == 1
         assert (Path(engine.folders.input) / names.pop()).read_bytes() == PNG
         assert engine.stats.show()["requests"]["POST /upload/image"] == 1
-    # The same URL twice is fetched once, and a presigned query arrives as it was signed.
+    # The same URL twice, also with blanks around it, is fetched once, and a presigned query arrives as it was signed.
     assert sorted(request.raw_path for request in origin.requests) == ["/a.png", "/b.png?sig=a%2Fb"]
 
 

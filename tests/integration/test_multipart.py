@@ -150,6 +150,72 @@ async def _waiting(gateway: RunningGateway) -> int:
     return gateway.handler.waiting
 
 
+async def test_the_forms_of_aiohttp_and_of_node(gateway: RunningGateway, tmp_path: Path) -> None:
+    """The first one percent-encodes the whole name, the other one its quotes, as browsers do."""
+    name = 'фото "1".png'
+    assert (await post(gateway, form(loading(name), (name, picture()))))[0] == 200
+    if shutil.which("node") is None:
+        return
+    (tmp_path / "photo").write_bytes(picture())
+    script = """
+      const [url, name, file, workflow] = process.argv.slice(1);
+      const form = new FormData();
+      form.append("workflow", workflow);
+      form.append("images", new Blob([require("fs").readFileSync(file)]), name);
+      fetch(url, {method: "POST", body: form}).then(async r => console.log(r.status, await r.text()));
+    """
+    node = await asyncio.create_subprocess_exec(
+        *("node", "-e", script, f"{gateway.url}/prompt_sync", name, str(tmp_path / "photo"), json.dumps(loading(name))),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await node.communicate()
+    assert said.startswith(b"200 "), said
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+@pytest.mark.parametrize("name", ['фото "1".png', "a;b;c.png", "100%.png"])
+async def test_the_forms_of_curl(gateway: RunningGateway, tmp_path: Path, name: str) -> None:
+    (tmp_path / "photo").write_bytes(picture())
+    (tmp_path / "workflow.json").write_text(json.dumps(loading(name)))
+    escaped = name.replace('"', '\\"')
+    curl = await asyncio.create_subprocess_exec(
+        *("curl", "-sS", "-F", "workflow=<workflow.json", "-F", f'images=@photo;filename="{escaped}"'),
+        f"{gateway.url}/prompt_sync",
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await curl.communicate()
+    assert json.loads(said)["status"] == "success", said
+
+
+async def test_two_names_of_one_file_in_the_workflow_and_none_is_left_behind(
+    gateway: RunningGateway, temporary: Path
+) -> None:
+    data = form(loading("a b.png"), ("a b.png", picture()), ("a b.png", picture("blue")))
+    status, body = await post(gateway, data)
+    assert (status, body["detail"]) == (422, "images: there are two files named 'a b.png'")
+    await forms_are_gone(temporary)
+
+
+async def test_a_file_field_in_which_nothing_was_chosen_is_no_file(gateway: RunningGateway, temporary: Path) -> None:
+    file = 'Content-Disposition: form-data; name="images"; filename=""'
+    kind = "Content-Type: application/octet-stream"
+    data = raw("--b", PART, "", json.dumps(invert_workflow()), "--b", file, kind, "", "", "--b--", "")
+    assert (await post(gateway, data, **{"Content-Type": MULTIPART}))[0] == 200
+    await forms_are_gone(temporary)
+
+
+async def test_a_byte_order_mark_is_skipped_and_utf16_is_named(gateway: RunningGateway) -> None:
+    workflow = json.dumps(invert_workflow())
+    data = raw(
+        "--b", PART, "", f"\ufeff{workflow}", "--b", PART.replace("workflow", "client_id"), "", "\ufeffme", "--b--"
+    )
+    assert (await post(gateway, data + b"\r\n", **{"Content-Type": MULTIPART}))[0] == 200
+    data = b"--b\r\n" + PART.encode() + b"\r\n\r\n" + workflow.encode("utf-16") + b"\r\n--b--\r\n"
+    status, body = await post(gateway, data, **{"Content-Type": MULTIPART})
+    assert (status, body["detail"]) == (422, "workflow: not text in UTF-8; it is UTF-16")
+
+
 def raw(*lines: str) -> bytes:
     return "\r\n".join(lines).encode()
 

@@ -57,6 +57,8 @@ def bytes_of(content: Content) -> bytes:
         base64.urlsafe_b64encode(PNG).decode().rstrip("="),
         f"data:image/png;base64,{b64(PNG)}",
         f"DATA:image/png;charset=utf-8;BASE64, {b64(PNG)}",
+        f"data:image/png;base64,{b64(PNG).rstrip('=')}",
+        f" \n data:image/png;base64,{b64(PNG)}\n",
         f"data:;base64,{b64(PNG).replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
         "data:image/png," + "".join(f"%{byte:02x}" for byte in PNG),
     ],
@@ -66,6 +68,8 @@ def bytes_of(content: Content) -> bytes:
         "url-safe, unpadded",
         "data URI",
         "upper case, spaced",
+        "data URI, unpadded",
+        "data URI with blanks around it",
         "percent-encoded",
         "no base64",
     ],
@@ -96,6 +100,27 @@ def test_any_bytes_survive_both_alphabets(data: bytes) -> None:
 def test_what_is_not_base64_is_refused_and_not_guessed(text: str) -> None:
     with pytest.raises(ComfyUIInputError, match=r"neither base64, a data URI nor an http\(s\) URL"):
         decode(text, max_bytes=MAX)
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_base64_that_lost_its_plus_signs_on_the_way_is_named_and_not_decoded_to_other_bytes(prefix: str) -> None:
+    text = b64(PNG + b"\0\xfb\xef\xbe" * 5 + b"\0").replace("+", " ")
+    assert " " in text
+    assert text.endswith("=")
+    for broken in (text, text.rstrip("=")):
+        with pytest.raises(ComfyUIInputError, match="has blanks where a '\\+' was lost"):
+            decode(prefix + broken, max_bytes=MAX)
+
+
+def test_base64_whose_lines_were_joined_with_blanks_is_decoded() -> None:
+    lines = " ".join(b64(PNG)[i : i + 76] for i in range(0, len(b64(PNG)), 76))
+    assert bytes_of(decode(lines, max_bytes=MAX)) == PNG
+
+
+def test_base64_without_padding_outside_of_a_data_uri_is_refused_with_the_reason() -> None:
+    assert b64(PNG).endswith("=")
+    with pytest.raises(ComfyUIInputError, match=r"the padding \('='\) is missing"):
+        decode(b64(PNG).rstrip("="), max_bytes=MAX)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "data:image/png;base64,", "data:,"])
