@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from PIL import Image
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -24,7 +26,7 @@ from tests.running import invert_workflow, sleep_workflow
 from tests.workers.postgres_server import PostgresServer
 from tests.workers.tables import Tables, new_database
 from tests.workers.test_postgres_queue import claim
-from tests.workers.test_postgres_runner import QUICK, WatchedStore, executions, running_worker
+from tests.workers.test_postgres_runner import QUICK, WatchedStore, executions, running_worker, serving
 
 _OLD_TASKS = (
     "create table tasks (id uuid primary key default gen_random_uuid(), task_type text, status text, params jsonb"
@@ -112,18 +114,30 @@ async def test_empty_attempts_and_missing_times_are_understood(postgres: Postgre
 # Headless-Wan2GP
 
 
+def _video_workflow() -> dict[str, Any]:
+    load = {"video": "input.mp4", "force_rate": 0, "custom_width": 0, "custom_height": 0, "frame_load_cap": 0}
+    combine = {"frame_rate": 30, "loop_count": 0, "filename_prefix": "wan", "format": "video/h264-mp4"}
+    return {
+        "1": {"class_type": "VHS_LoadVideo", "inputs": {**load, "skip_first_frames": 0, "select_every_nth": 1}},
+        "2": {
+            "class_type": "VHS_VideoCombine",
+            "inputs": {"images": ["1", 0], **combine, "save_output": True, "pingpong": False},
+        },
+    }
+
+
 async def test_the_queries_of_the_original_worker_run_unchanged(
     postgres: PostgresServer, engine: Engine, tmp_path: Path
 ) -> None:
-    params = {
-        "workflow": invert_workflow(1, prefix="wan"),
-    }
-    async with new_database(postgres, WAN2GP) as tables:
-        await tables.sql.execute(
-            "INSERT INTO tasks (task_type, params, status) VALUES ('comfy', $1, 'queued')", json.dumps(params)
-        )
-        store = WatchedStore(tmp_path / "store")
-        async with running_worker(tables, engine, store, "comfy-worker-123"):
+    """Those of its documentation, on tables that the migration made with the preset."""
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
+    animation = io.BytesIO()
+    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
+    insert = "INSERT INTO tasks (task_type, params, status) VALUES ('comfy', $1, 'queued')"
+    async with new_database(postgres, WAN2GP) as tables, serving("/input.gif", animation.getvalue()) as url:
+        params = {"video_url": url, "video_node_id": "1", "video_input_field": "video"}
+        await tables.sql.execute(insert, json.dumps({"workflow": _video_workflow(), **params}))
+        async with running_worker(tables, engine, WatchedStore(tmp_path / "store"), "comfy-worker-123"):
             async with asyncio.timeout(15):
                 while not (rows := await tables.sql.fetch(_LATEST_TASKS)) or rows[0]["completed_at"] is None:
                     await asyncio.sleep(0.02)
@@ -132,8 +146,9 @@ async def test_the_queries_of_the_original_worker_run_unchanged(
         assert rows[0]["created_at"] <= rows[0]["started_at"] <= rows[0]["completed_at"]
         assert [(row["id"], row["status"]) for row in workers] == [("comfy-worker-123", "active")]
         assert workers[0]["last_heartbeat"] is not None
-        url = await tables.sql.fetchval("SELECT output_url FROM tasks WHERE task_id = $1", rows[0]["task_id"])
-        assert url.startswith("http://files.test/")
+        output = await tables.sql.fetchval("SELECT output_url FROM tasks WHERE task_id = $1", rows[0]["task_id"])
+        assert output.startswith("http://files.test/")
+        assert output.endswith(".mp4")
         assert await tables.sql.fetch("SELECT output_url FROM tasks WHERE task_id = 'abc-123'") == []
 
 
