@@ -237,7 +237,7 @@ class OutputFile:
 
     Attributes:
         type: ComfyUI's folder: ``output``, ``temp`` or ``input``.
-        url: where the gateway serves it, relative to the gateway.
+        url: where the gateway serves it, relative to the gateway, or absolute where that has a PUBLIC_URL.
         base64: its bytes, when they were asked for.
         error: why it could not be read; then there is no ``base64``.
     """
@@ -573,7 +573,7 @@ class GatewayClient:
             except binascii.Error as error:
                 raise GatewayError(f"base64 of {file.filename} is broken: {error}", code="file_failed") from error
             return
-        async with self._request("GET", file.url, accept="*/*", quiet_s=_GRACE_S) as response:
+        async with self._request("GET", _within(file.url), accept="*/*", quiet_s=_GRACE_S) as response:
             if response.status != 200:
                 await self._json_of(response)
                 raise GatewayProtocolError(f"{file.url} answered {response.status}", status=response.status)
@@ -822,6 +822,12 @@ async def _read_json(response: aiohttp.ClientResponse) -> Any:
         return json.loads(await response.read())
     except ValueError:
         return None
+
+
+def _within(url: str) -> str:
+    """A file's address within the gateway: where that has a PUBLIC_URL, links begin with it, whatever we call it by."""
+    address = URL(url) if "://" in url else None
+    return f"/view?{address.raw_query_string}" if address is not None and address.path.endswith("/view") else url
 
 
 def _reason(error: BaseException) -> str:

@@ -155,6 +155,10 @@ class Settings(BaseSettings):
         default=(),
         description="Without API_KEYS: further names by which the gateway may be called (*.example.org); * for all.",
     )
+    public_url: str = Field(
+        default="",
+        description="Where clients see the gateway (https://example.org/comfy): links in answers begin with it.",
+    )
     forwarded_allow_ips: CommaList = Field(
         default=DEFAULT_PROXIES,
         description="Addresses or CIDRs of reverse proxies whose X-Forwarded headers are believed; * for all.",
@@ -239,6 +243,14 @@ class Settings(BaseSettings):
         if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.username):
             raise ValueError("an http(s) URL without a user is wanted")
         return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _public(cls, value: str) -> str:
+        parts = urlsplit(cls._http_url(value))
+        if parts.query or parts.fragment:
+            raise ValueError("an http(s) URL without query and fragment is wanted")
+        return value.rstrip("/")
 
     @field_validator("log_level", mode="before")
     @classmethod

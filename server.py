@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from ipaddress import ip_address
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
@@ -40,7 +41,7 @@ from comfyui.metrics import Metrics
 from comfyui.runner import RunnerOptions
 from comfyui.storage_s3 import S3Store, s3_store
 from comfyui.warmup import load_workflow, warming_up
-from comfyui.web import api, ops, workflows
+from comfyui.web import api, ops, tickets, workflows
 from comfyui.web.auth import Guard
 from comfyui.web.deps import WebOptions
 from comfyui.web.errors import install_error_handlers
@@ -54,6 +55,7 @@ from comfyui.web.proxy import Relay, RelayOptions
 from comfyui.web.server_http import ServerHttp, splicing
 from comfyui.web.server_socket import ServerSocket
 from comfyui.web.shortcut import PromptShortcut
+from comfyui.web.tickets import Tickets
 from comfyui.web.upstreams import Upstreams
 from config import Settings, SettingsError, load_settings
 
@@ -79,6 +81,8 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         # What is below /docs/ is ComfyUI's.
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
+        docs_url=None,  # `ops` has the page: its links must be right below a path, too
+        servers=[{"url": settings.public_url or "."}],
     )
     app.state.settings = settings
     app.state.metrics = metrics
@@ -92,6 +96,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     )
     app.include_router(api.router)
     app.include_router(workflows.router)
+    app.include_router(tickets.router)
     app.include_router(ops.router)
     install_error_handlers(app)
     endpoints = BodyLimit(
@@ -102,12 +107,15 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         metrics=metrics,
     )
     relay = Relay(endpoints, lambda: app.state.upstreams, _relay_options(settings), metrics)
+    keys = KeyRing([key.get_secret_value() for key in settings.api_keys], session_s=settings.login_hours * 3600)
+    app.state.tickets = Tickets(keys, public_url=settings.public_url)
     guarded = Guard(
         relay,
-        KeyRing([key.get_secret_value() for key in settings.api_keys], session_s=settings.login_hours * 3600),
+        keys,
         Origins(frozenset(settings.cors_allow_origins)),
-        KnownHosts(settings.allowed_hosts),
+        KnownHosts([*settings.allowed_hosts, *_public_host(settings)]),
         metrics,
+        tickets=app.state.tickets,
     )
     app.proxies = TrustedProxies(settings.forwarded_allow_ips)
     app.front = RequestContext(SlowClients(guarded, settings.client_idle_seconds, metrics))
@@ -156,6 +164,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             ImageConverter(_conversion_limits(settings)),
             store,
             store_by_default=settings.output_store == "s3",
+            public_url=settings.public_url,
         )
         app.state.upstreams = await stack.enter_async_context(Upstreams(pool))
         if app.state.warmup is not None:
@@ -230,12 +239,18 @@ def _handler_options(settings: Settings) -> HandlerOptions:
     )
 
 
+def _public_host(settings: Settings) -> list[str]:
+    host = urlsplit(settings.public_url).hostname
+    return [host] if host else []
+
+
 def _relay_options(settings: Settings) -> RelayOptions:
     return RelayOptions(
         rules=PathRules(settings.proxy_mode, settings.proxy_deny),
         timeout_s=settings.proxy_timeout,
         max_upload_bytes=int(settings.max_upload_mb * _MB) or None,
         socket_buffer_bytes=int(settings.websocket_buffer_mb * _MB),
+        public_url=settings.public_url,
     )
 
 

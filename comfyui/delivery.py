@@ -61,11 +61,13 @@ class Deliverer:
         store: ObjectStore | None = None,
         *,
         store_by_default: bool = False,
+        public_url: str = "",
     ) -> None:
         self._open_view = open_view
         self._converter = converter
         self._store = store
         self._store_by_default = store_by_default
+        self._public_url = public_url
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
     def check(self, order: Order) -> None:
@@ -108,7 +110,7 @@ class Deliverer:
             note = (
                 {"converted": False, "reason": _NOTHING_TO_CONVERT} if order.convert and not order.with_base64 else {}
             )
-            return [{**file.to_json(), **note} for file in result.files]
+            return [{**self._entry(file), **note} for file in result.files]
         store = self._store
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -126,6 +128,10 @@ class Deliverer:
         """All files as an archive: see `zipping.zip_pieces`."""
         return zip_pieces(result.files, lambda file: self.open(result, file, order))
 
+    def _entry(self, file: OutputFile) -> dict[str, Any]:
+        entry = file.to_json()
+        return {**entry, "url": f"{self._public_url}{file.url}"} if self._public_url else entry
+
     def _placement(self, order: Order) -> Placement | None:
         place = order.output
         if place is None:
@@ -137,7 +143,7 @@ class Deliverer:
     async def _stored(
         self, store: ObjectStore, result: PromptResult, file: OutputFile, order: Order, placement: Placement
     ) -> dict[str, Any]:
-        entry = file.to_json()
+        entry = self._entry(file)
         try:
             async with self._uploads, self.open(result, file, order) as content:
                 stored = await store.put(

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from multidict import CIMultiDictProxy
+from yarl import URL
 
 from tests.running import RunningGateway, running_gateway
 
@@ -135,7 +136,7 @@ class Fetched:
         return str(body["type"])
 
 
-async def fetch(gateway: RunningGateway, path: str, method: str = "GET", **options: Any) -> Fetched:
+async def fetch(gateway: RunningGateway, path: str | URL, method: str = "GET", **options: Any) -> Fetched:
     """One request, answered to its end."""
     async with gateway.http.request(method, path, allow_redirects=False, **options) as response:
         return Fetched(response.status, response.headers, await response.read())

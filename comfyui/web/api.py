@@ -13,9 +13,8 @@ from comfyui.delivery import Order
 from comfyui.models import ImageConversion, OutputPlace
 from comfyui.web.accept import accepted_by
 from comfyui.web.answers import Call, answer
-from comfyui.web.auth import CALLER
 from comfyui.web.bodies import Submitted, body_schema
-from comfyui.web.deps import Delivery, Handler, Options, WebOptions
+from comfyui.web.deps import CALLER, Delivery, Handler, Options, WebOptions
 from comfyui.web.errors import RequestError
 from comfyui.web.headers import submission_headers
 from comfyui.web.upstreams import Upstreams

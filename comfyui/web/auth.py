@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.metrics import Metrics
+from comfyui.web.deps import CALLER
 from comfyui.web.errors import refusal
 from comfyui.web.guesses import Guesses
 from comfyui.web.headers import header
@@ -16,11 +19,10 @@ from comfyui.web.keys import KeyRing, session_in, without_session
 from comfyui.web.login import LOGIN, LOGOUT, answer_login, answer_logout, redirect_to_login
 from comfyui.web.origins import Origins, Page, answer_preflight, is_preflight, with_grant
 from comfyui.web.paths import PROBES
+from comfyui.web.tickets import Tickets, carries_ticket, without_referrer
 
-_BEARER = b"bearer "
+_BEARER, _BASIC = b"bearer ", b"basic "
 _SHOWN_HOST = 100
-CALLER = "caller"
-"""Where a request's state has the name of the key that was shown; nothing is there where none is needed."""
 IN_DETAIL = "in_detail"
 """Where a probe's state says whether it may be told of addresses, as everybody else who gets through may be."""
 
@@ -39,6 +41,8 @@ class Guard:
         origins: Origins,
         hosts: KnownHosts,
         metrics: Metrics,
+        *,
+        tickets: Tickets,
         guesses: Guesses | None = None,
     ) -> None:
         self._app = app
@@ -46,6 +50,7 @@ class Guard:
         self._origins = origins
         self._hosts = hosts
         self._metrics = metrics
+        self._tickets = tickets
         self._guesses = guesses or Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,17 +78,22 @@ class Guard:
             )
             await refusal(scope, 403, detail)(scope, receive, send)
             return
-        if page is Page.FOREIGN:
+        ticket = self._tickets.redeem(scope) if self._keys else None
+        if page is Page.FOREIGN and ticket is None:
             self._metrics.rejected.labels("origin").inc()
             detail = "a web page of another site sent this; CORS_ALLOW_ORIGINS lists those that may"
             await refusal(scope, 403, detail)(scope, receive, send)
             return
-        if page is not Page.OWN and scope["type"] == "http":
+        if page not in {Page.OWN, Page.FOREIGN} and scope["type"] == "http":
             if is_preflight(scope):
                 await answer_preflight(scope, send, page)
                 return
             send = with_grant(scope, send, page)
-        if self._keys:
+        if ticket is not None:
+            caller, scope = ticket
+            scope["state"][CALLER] = caller
+            await self._app(self._without_credentials(scope), receive, without_referrer(send))
+        elif self._keys:
             await self._with_key(scope, receive, send, page)
         else:
             await self._app(scope, receive, send)
@@ -94,7 +104,7 @@ class Guard:
                 if scope["path"] == LOGIN:
                     response = await answer_login(scope, receive, self._keys, self._metrics)
                 else:
-                    response = answer_logout()
+                    response = answer_logout(scope)
             except ClientDisconnect:
                 return
             if response.status_code == 401 and not await self._guesses.slow_down(scope):
@@ -113,6 +123,8 @@ class Guard:
                 return
             challenge = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
             detail = "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
+            if carries_ticket(scope):
+                detail = f"the ticket is over, was used, or is for another address or method; {detail}"
             await refusal(scope, 401, detail, challenge)(scope, receive, send)
 
     async def _too_many_guesses(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,9 +134,11 @@ class Guard:
     def _caller(self, scope: Scope, page: Page) -> UUID | None:
         for name, value in scope["headers"]:
             caller = None
+            # Where any page may ask, none may ask in the name of the user who is signed in: a browser sends by itself
+            # the cookie, and a password that it was told once.
             if (key := _key_in(name, value)) is not None:
-                caller = self._keys.caller(key)
-            # Where any page may ask, none may ask in the name of the user who is signed in.
+                if page is not Page.ANY or not _is_basic(name, value):
+                    caller = self._keys.caller(key)
             elif name == b"cookie" and page is not Page.ANY:
                 caller = self._keys.session_caller(session_in(value) or "")
             if caller is not None:
@@ -143,10 +157,21 @@ class Guard:
 
 
 def _key_in(name: bytes, value: bytes) -> bytes | None:
-    """What a header shows as a key, ours or not."""
+    """What a header shows as a key, ours or not. Of HTTP Basic it is the password, whoever the user is."""
+    if name == b"x-api-key":
+        return value.strip()
     if name == b"authorization" and value[: len(_BEARER)].lower() == _BEARER:
         return value[len(_BEARER) :].strip()
-    return value.strip() if name == b"x-api-key" else None
+    if _is_basic(name, value):
+        try:
+            return base64.b64decode(value[len(_BASIC) :].strip(), validate=True).partition(b":")[2]
+        except binascii.Error:
+            return None
+    return None
+
+
+def _is_basic(name: bytes, value: bytes) -> bool:
+    return name == b"authorization" and value[: len(_BASIC)].lower() == _BASIC
 
 
 def _shows_a_key(scope: Scope) -> bool:

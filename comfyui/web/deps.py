@@ -10,6 +10,9 @@ from fastapi import Depends, Request
 from comfyui.delivery import Deliverer
 from comfyui.handler import ComfyUIHandler
 
+CALLER = "caller"
+"""Where a request's state has the name of the key that was shown; nothing is there where none is needed."""
+
 
 @dataclass(frozen=True, slots=True)
 class WebOptions:

@@ -58,12 +58,21 @@ class KeyRing:
     def session_caller(self, token: str) -> UUID | None:
         """The name of whoever opened the session, as `caller` gives it for the key; None when it is none, or over."""
         expiry, _, signature = token.partition(".")
-        caller = None
-        for signer, name in zip(self._signers, self._callers, strict=True):
-            if hmac.compare_digest(_signature(signer, expiry).encode(), signature.encode()):
-                caller = name
+        caller = self.signer_of(expiry, signature)
         # Only what we signed is sure to be a number that can be read.
         return caller if caller is not None and int(expiry) > self._clock() else None
+
+    def sign(self, caller: UUID, statement: str) -> str:
+        """A signature under `statement` with the key of this caller. It must not be one that a session could have."""
+        return _signature(self._signers[self._callers.index(caller)], statement)
+
+    def signer_of(self, statement: str, signature: str) -> UUID | None:
+        """The name of the caller whose key made this signature; None where none of ours did."""
+        caller = None
+        for signer, name in zip(self._signers, self._callers, strict=True):
+            if hmac.compare_digest(_signature(signer, statement).encode(), signature.encode()):
+                caller = name
+        return caller
 
     def _index(self, key: bytes) -> int | None:
         digest = hashlib.sha256(key).digest()
@@ -74,8 +83,8 @@ class KeyRing:
         return found
 
 
-def _signature(signer: bytes, expiry: str) -> str:
-    return hmac.new(signer, expiry.encode(), hashlib.sha256).hexdigest()
+def _signature(signer: bytes, statement: str) -> str:
+    return hmac.new(signer, statement.encode(), hashlib.sha256).hexdigest()
 
 
 def _caller(key: str) -> UUID:

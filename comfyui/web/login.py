@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope
 
 from comfyui.metrics import Metrics
 from comfyui.web.errors import refusal
+from comfyui.web.forwarded import prefix_of
 from comfyui.web.keys import COOKIE, KeyRing
 
 LOGIN, LOGOUT = "/login", "/logout"
@@ -49,7 +50,7 @@ p {{ margin: 0 0 1rem; padding: .5rem .75rem; border-radius: .5rem; background: 
 </style>
 </head>
 <body>
-<form method="post" action="/login">
+<form method="post" action="login">
 <h1>Sign in to ComfyUI</h1>
 {message}<label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
@@ -65,7 +66,7 @@ def redirect_to_login(scope: Scope) -> Response:
     """Where a person's browser is sent that brings no key."""
     path = scope.get("raw_path") or scope["path"].encode()
     target = (path + b"?" + scope["query_string"] if scope["query_string"] else path).decode("latin-1")
-    return RedirectResponse(f"{LOGIN}?next={quote(target, safe='')}", 303, _HEADERS)
+    return RedirectResponse(_seen(scope, f"{LOGIN}?next={quote(target, safe='')}"), 303, _HEADERS)
 
 
 async def answer_login(scope: Scope, receive: Receive, keys: KeyRing, metrics: Metrics) -> Response:
@@ -83,18 +84,41 @@ async def answer_login(scope: Scope, receive: Receive, keys: KeyRing, metrics: M
     if token is None:
         metrics.rejected.labels("unauthorized").inc()
         return _page(target, message="This key is not known here.", status=401)
-    response = RedirectResponse(_local(target), 303, _HEADERS)
+    response = RedirectResponse(_seen(scope, _local(target)), 303, _HEADERS)
     response.set_cookie(
-        COOKIE, token, max_age=int(keys.session_s), httponly=True, samesite="strict", secure=scope["scheme"] == "https"
+        COOKIE,
+        token,
+        max_age=int(keys.session_s),
+        path=_cookie_path(scope),
+        httponly=True,
+        samesite="strict",
+        secure=scope["scheme"] == "https",
     )
     return response
 
 
-def answer_logout() -> Response:
+def answer_logout(scope: Scope) -> Response:
     """Forget the cookie."""
-    response = RedirectResponse(LOGIN, 303, _HEADERS)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    response = RedirectResponse(_seen(scope, LOGIN), 303, _HEADERS)
+    response.set_cookie(COOKIE, max_age=0, expires=0, path=_cookie_path(scope), httponly=True, samesite="strict")
     return response
+
+
+def _seen(scope: Scope, target: str) -> str:
+    """A path of the gateway as this client must ask for it.
+
+    A proxy that serves the gateway below a path may tell it, and need not: relative to the address of this request, the
+    target is right in both cases.
+    """
+    if prefix := prefix_of(scope):
+        return f"{prefix}{target}"
+    path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    return f"{'../' * (path.count('/') - 1) or './'}{target.removeprefix('/')}"
+
+
+def _cookie_path(scope: Scope) -> str | None:
+    """Without one a browser takes the folder of the page's address: the same, also where no proxy tells the prefix."""
+    return prefix_of(scope) or None
 
 
 def _page(target: str, *, message: str = "", status: int = 200) -> Response:
@@ -103,9 +127,10 @@ def _page(target: str, *, message: str = "", status: int = 200) -> Response:
 
 
 def _local(target: str) -> str:
-    """A path of this gateway; anything that a browser would take for another site's address becomes ``/``."""
+    """A path of this gateway; what a browser would take for another site's address, or one beside us, is ``/``."""
     plain = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
-    return target if plain else "/"
+    folders = target.partition("?")[0].partition("#")[0].replace("\\", "/").lower().replace("%2e", ".").split("/")
+    return target if plain and not {".", ".."} & set(folders) else "/"
 
 
 async def _form(request: Request) -> dict[str, list[str]] | None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from comfyui.metrics import Metrics
@@ -67,3 +68,9 @@ async def metrics(request: Request) -> Response:
     """Needs a key where there are keys: Prometheus can send one (``authorization`` in its scrape configuration)."""
     collected: Metrics = request.app.state.metrics
     return Response(generate_latest(collected.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """A page to try the endpoints out. FastAPI's own one looks for /openapi.json at the root of the site."""
+    return get_swagger_ui_html(openapi_url="openapi.json", title="comfyui-gateway")

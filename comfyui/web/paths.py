@@ -20,7 +20,8 @@ ProxyMode = Literal["full", "api", "off"]
 PROBES = frozenset({"/health", "/health/live", "/health/ready"})
 _OWN = PROBES | {"/prompt_sync", "/validate", "/convert", "/metrics", "/docs", "/openapi.json"}
 _OWN_BELOW = "/prompt_sync/"
-_SUBMISSIONS = frozenset({"/prompt", "/api/prompt"})
+# ComfyUI has GET /prompt; the others are nothing of ours for any other method.
+_POSTED = frozenset({"/prompt", "/api/prompt", "/tickets"})
 
 # Logs and folder paths tell about the server, and an attacker what to look for. What the web frontend cannot do
 # without are the file names that fill the choices of its Load Image (from Outputs) node.
@@ -95,7 +96,7 @@ _MAX_DECODINGS = 5
 
 def is_own(method: str, path: str) -> bool:
     """Is it one of the gateway's endpoints? Only the exact paths: what is below ``/docs/`` is ComfyUI's."""
-    if path in _SUBMISSIONS:
+    if path in _POSTED:
         return method == "POST"
     return path in _OWN or path.startswith(_OWN_BELOW)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import aiohttp
 import orjson
@@ -24,6 +25,12 @@ from tests.running import RunningGateway, executions, invert_workflow, running_g
 ROOT = Path(__file__).parents[2]
 _KEY, _OTHER = "correct-horse-battery", "second-key"
 _BEARER = {"Authorization": f"Bearer {_KEY}"}
+
+
+def _basic(user: str, password: str) -> str:
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
 _PAGE = {"Accept": "text/html,*/*", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
 
 
@@ -50,6 +57,8 @@ async def _login(gateway: RunningGateway, key: str = _KEY, target: str = "/") ->
         {"Authorization": f"bearer  {_OTHER}"},
         {"X-API-Key": _KEY},
         {"x-api-key": _OTHER, "Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {_basic('anybody', _KEY)}"},
+        {"Authorization": f"basic  {_basic('', _OTHER)}"},
     ],
 )
 async def test_a_key_opens_every_path(locked: RunningGateway, headers: dict[str, str]) -> None:
@@ -67,6 +76,9 @@ async def test_a_key_opens_every_path(locked: RunningGateway, headers: dict[str,
         {"Authorization": f"Bearer {_KEY}x"},
         {"Authorization": "Bearer "},
         {"Authorization": f"Basic {_KEY}"},
+        {"Authorization": f"Basic {_basic(_KEY, 'x')}"},
+        {"Authorization": f"Basic {_basic('x', _KEY + ':')}"},
+        {"Authorization": "Basic \xff"},
         {"X-API-Key": ""},
         {"X-API-Key": f"{_KEY},{_OTHER}"},
         {"Cookie": f"{COOKIE}={_KEY}"},
@@ -169,8 +181,10 @@ async def test_comfyui_never_sees_the_gateways_own_key_or_cookie() -> None:
         await fetch(gateway, "/x", headers={"X-API-Key": _KEY, "Authorization": "Basic eA=="})
         await fetch(gateway, "/x", headers={"Cookie": f"a=1; {cookie}; b=2"})
         await fetch(gateway, "/x", headers={"Cookie": cookie})
+        await fetch(gateway, "/x", headers={"Authorization": f"Basic {_basic('me', _KEY)}"})
 
-        first, second, third, fourth = (exchange.headers for exchange in comfyui.seen)
+        first, second, third, fourth, fifth = (exchange.headers for exchange in comfyui.seen)
+        assert "authorization" not in fifth
         assert ("authorization" in first, first["x-api-key"]) == (False, "for a custom node")
         assert ("x-api-key" in second, second["authorization"]) == (False, "Basic eA==")
         assert third["cookie"] == "a=1; b=2"
@@ -203,14 +217,14 @@ async def test_without_keys_everything_is_open_and_login_is_comfyuis(gateway: Ru
 
 async def test_a_person_is_led_to_the_login_page_and_back(locked: RunningGateway) -> None:
     sent = await fetch(locked, "/?workflow=a%20b", headers=_PAGE)
-    assert (sent.status, sent.headers["Location"]) == (303, f"/login?next={quote('/?workflow=a%20b', safe='')}")
-    form = await fetch(locked, sent.headers["Location"], headers=_PAGE)
+    assert (sent.status, sent.headers["Location"]) == (303, f"./login?next={quote('/?workflow=a%20b', safe='')}")
+    form = await fetch(locked, urljoin("/", sent.headers["Location"]), headers=_PAGE)
     assert form.status == 200
     assert b'value="/?workflow=a%20b"' in form.body
     assert b"http" not in form.body.replace(b"<!doctype html>", b"")  # nothing is loaded from elsewhere
 
     back = await _login(locked, target="/?workflow=a%20b")
-    assert (back.status, back.headers["Location"]) == (303, "/?workflow=a%20b")
+    assert (back.status, back.headers["Location"]) == (303, "./?workflow=a%20b")
     cookie = back.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
     assert "samesite=strict" in cookie.lower()
@@ -239,11 +253,23 @@ async def test_a_script_gets_401_and_not_the_login_pages_html(locked: RunningGat
 
 @pytest.mark.parametrize(
     "target",
-    ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "evil", "", "/x\r\nA: b"],
+    [
+        *(
+            "https://evil.example/",
+            "//evil.example",
+            "/\\evil.example",
+            "javascript:alert(1)",
+            "evil",
+            "",
+            "/x\r\nA: b",
+        ),
+        # Beside the path that a proxy serves us below.
+        *("/../other", "/a/%2e%2E/../other", "/..\\other", "/./\\evil.example"),
+    ],
 )
 async def test_the_login_page_leads_to_no_other_site(locked: RunningGateway, target: str) -> None:
     """Open redirect: a link to our login page that ends on the attacker's copy of it."""
-    assert (await _login(locked, target=target)).headers["Location"] == "/"
+    assert (await _login(locked, target=target)).headers["Location"] == "./"
 
 
 async def test_the_login_page_runs_nothing_that_its_address_says(locked: RunningGateway) -> None:
@@ -256,7 +282,7 @@ async def test_the_login_page_runs_nothing_that_its_address_says(locked: Running
 
 async def test_logout_forgets_the_cookie(locked: RunningGateway) -> None:
     answer = await fetch(locked, "/logout", "POST", headers={"Origin": locked.url})
-    assert (answer.status, answer.headers["Location"]) == (303, "/login")
+    assert (answer.status, answer.headers["Location"]) == (303, "./login")
     assert f'{COOKIE}=""' in answer.headers["Set-Cookie"]
     assert "Max-Age=0" in answer.headers["Set-Cookie"]
 
@@ -437,6 +463,7 @@ async def test_a_listed_origin_may_ask_and_read(locked: RunningGateway) -> None:
         assert answer.status == 200
         assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
         assert answer.headers["Vary"] == "Origin"
+        assert "X-Prompt-Id" in answer.headers["Access-Control-Expose-Headers"]
     refused = await fetch(locked, "/queue", headers=origin)
     assert refused.status == 401
     assert refused.headers["Access-Control-Allow-Origin"] == "https://app.example"
@@ -452,6 +479,10 @@ async def test_where_any_page_may_ask_none_may_ask_as_the_user_who_is_signed_in(
     async with running_gateway(engine.url, api_keys=_KEY, cors_allow_origins="*") as gateway:
         cookie = {"Cookie": (await _login(gateway)).headers["Set-Cookie"].split(";")[0]}
         assert (await fetch(gateway, "/queue", headers={**_EVIL, **cookie})).status == 401
+        # A browser sends a password that it was told once by itself, as it does with a cookie.
+        basic = {"Authorization": f"Basic {_basic('me', _KEY)}"}
+        assert (await fetch(gateway, "/queue", headers={**_EVIL, **basic})).status == 401
+        assert (await fetch(gateway, "/queue", headers=basic)).status == 200
         answer = await fetch(gateway, "/queue", headers={**_EVIL, **_BEARER})
         assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, "*")
         assert "Access-Control-Allow-Credentials" not in answer.headers
