@@ -19,10 +19,11 @@ from typing import Any, Literal, Self
 
 import structlog
 
-from comfyui.client import JSON, ComfyUIClient, QueueItem, backoff_s
+from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.preflight import preflight
+from comfyui.replies import JSON, HistoryEntry, QueueItem
 from comfyui.watcher import CompletionWatcher
 
 _PROBE_START_S = 0.25
@@ -231,7 +232,7 @@ class Backend:
             return None
         return not any(problem.code in _SERVER_LACKS for problem in preflight(prompt, definitions))
 
-    async def find(self, prompt_id: str) -> JSON | QueueItem | None:
+    async def find(self, prompt_id: str) -> HistoryEntry | QueueItem | None:
         """Its history entry, or its place in the queue: history, queue, history, since one can become the other."""
         entry = await self.client.get_history(prompt_id)
         if entry is not None:

@@ -19,18 +19,19 @@ import aiohttp
 from aiohttp.hdrs import CONTENT_DISPOSITION
 from yarl import URL
 
-from comfyui import jsonio
+from comfyui import jsonio, replies
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIDiskError,
     ComfyUIError,
     ComfyUINotFoundError,
     ComfyUIServerError,
-    ComfyUIValidationError,
+    ComfyUIUnreadableError,
 )
 from comfyui.formnames import file_disposition
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
+from comfyui.replies import JSON, HistoryEntry, Queued, QueueItem
 from comfyui.splice import Splice
 from comfyui.transport import AiohttpTransport, Http1Transport, OpenReply, RawReply, Transport, aiohttp_errors
 
@@ -47,28 +48,7 @@ _FRAME_HEARTBEAT_S = 20.0
 
 _NO_HEADERS: Mapping[str, str] = {}
 
-JSON = dict[str, Any]
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """ComfyUI's answer to a submission. ``node_errors``: outputs that will never be made (docs/comfyui.md, trap 8)."""
-
-    prompt_id: str
-    number: float
-    node_errors: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class QueueItem:
-    """One prompt in ComfyUI's queue; ``running`` or pending. Its workflow stays in ``prompt``."""
-
-    number: float
-    prompt_id: str
-    running: bool
-    prompt: Mapping[str, Any]
-    extra_data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,32 +152,25 @@ class ComfyUIClient:
         reply = await self._fetch("POST", "/prompt", body=text, headers=_JSON, last_word_s=_LAST_WORD_S)
         answer = _json(reply, "POST /prompt", allowed=(200, 400))
         if reply.status == 400:
-            raise refusal(answer)
-        try:
-            return Queued(answer["prompt_id"], float(answer["number"]), answer.get("node_errors") or {})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ComfyUIServerError("POST /prompt: the answer has no prompt_id and number") from error
+            raise replies.refusal(answer)
+        return replies.queued(answer)
 
     async def forward_prompt(self, body: bytes, headers: Mapping[str, str]) -> RawReply:
         """``POST /prompt`` with a body that is not ours to read; any status is an answer."""
         return await self._fetch("POST", "/prompt", body=body, headers=headers)
 
-    async def get_history(self, prompt_id: str) -> JSON | None:
-        """The history entry, None while ComfyUI has none (queued, running, unknown or forgotten: trap 6)."""
-        entry = (await self._get(f"/history/{quote(prompt_id, safe='')}", "/history/{id}")).get(prompt_id)
-        return entry if isinstance(entry, dict) else None
+    async def get_history(self, prompt_id: str) -> HistoryEntry | None:
+        """The history entry, None while ComfyUI has none (queued, running, unknown or forgotten: trap 6).
+
+        Raises:
+            ComfyUIUnreadableError: the answer, or the entry, is not what it should be.
+        """
+        answer = await self._get(f"/history/{quote(prompt_id, safe='')}", "/history/{id}")
+        return replies.history_entry(answer, prompt_id)
 
     async def get_queue(self) -> dict[str, QueueItem]:
         """Everything that runs or waits, by id. It carries every workflow whole: not for a ticking poll."""
-        queue = await self._get("/queue", "/queue")
-        try:
-            return {
-                item[1]: QueueItem(float(item[0]), item[1], running, item[2], item[3] if len(item) > 3 else {})
-                for items, running in ((queue["queue_pending"], False), (queue["queue_running"], True))
-                for item in items
-            }
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ComfyUIServerError("GET /queue: not the shape of a queue") from error
+        return replies.queue_items(await self._get("/queue", "/queue"))
 
     async def get_job(self, prompt_id: str) -> QueueItem | bool | None:
         """Its place in the queue without everybody else's workflows, where ComfyUI can tell; None where it cannot.
@@ -215,25 +188,13 @@ class ComfyUIClient:
                 return None
             if reply.status == 404:
                 return False
-            job = _json(reply, f"GET {path}")
-            if job.get("status") not in {"pending", "in_progress"}:
-                return True
-            try:
-                workflow = job["workflow"]
-                running = job["status"] == "in_progress"
-                return QueueItem(float(job["priority"]), prompt_id, running, workflow["prompt"], workflow["extra_data"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise ComfyUIServerError("GET /api/jobs/{id}: not the shape of a job") from error
+            return replies.queue_item_of_job(_json(reply, f"GET {path}"), prompt_id) or True
 
         return await self._retrying(ask, self._retries)
 
     async def get_queue_remaining(self) -> int:
         """How many prompts are pending or running: the cheap load figure (``GET /prompt``). Not retried."""
-        answer = await self._get("/prompt", "/prompt", retries=0)
-        try:
-            return int(answer["exec_info"]["queue_remaining"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ComfyUIServerError("GET /prompt: no exec_info.queue_remaining") from error
+        return replies.queue_remaining(await self._get("/prompt", "/prompt", retries=0))
 
     async def delete_from_queue(self, prompt_id: str) -> None:
         """Take it out of the pending ones; nothing happens when it is not pending."""
@@ -366,7 +327,7 @@ class ComfyUIClient:
 
     async def object_info(self) -> JSON:
         """Every node definition; some MB on a server with many models and custom nodes."""
-        return await self._get("/object_info", "/object_info")
+        return replies.object_info(await self._get("/object_info", "/object_info"))
 
     async def system_stats(self) -> JSON:
         return await self._get("/system_stats", "/system_stats", retries=0)
@@ -464,35 +425,11 @@ def _json(reply: RawReply, what: str, allowed: Sequence[int] = (200,)) -> JSON:
     try:
         answer = jsonio.loads(reply.body)
     except jsonio.JSONError as error:
-        raise ComfyUIServerError(f"{what}: the answer is not JSON", upstream_status=reply.status) from error
+        detail = f"{what}: the answer is not JSON: {error}"
+        raise ComfyUIUnreadableError(detail, upstream_status=reply.status) from error
     if not isinstance(answer, dict):
-        raise ComfyUIServerError(f"{what}: the answer is not a JSON object")
+        raise ComfyUIUnreadableError(f"{what}: the answer is not a JSON object", upstream_status=reply.status)
     return answer
-
-
-def refusal(answer: Mapping[str, Any]) -> ComfyUIValidationError:
-    """ComfyUI's 400 body as our error: its message, and per node what is wrong with it."""
-    error = answer.get("error")
-    if isinstance(error, Mapping):
-        detail = ": ".join(str(part) for part in (error.get("message"), error.get("details")) if part)
-    else:
-        detail = str(error or "ComfyUI refused the workflow")
-    node_errors = flat_node_errors(answer.get("node_errors"))
-    return ComfyUIValidationError(detail, node_errors=node_errors, upstream=answer)
-
-
-def flat_node_errors(node_errors: Any) -> dict[str, tuple[str, ...]]:
-    """ComfyUI's ``node_errors`` as node id to messages, ``"Value not in list: sampler_name: 'nope' not in […]"``."""
-    if not isinstance(node_errors, Mapping):
-        return {}
-    return {
-        str(node_id): tuple(
-            ": ".join(str(part) for part in (error.get("message"), error.get("details")) if part)
-            for error in node.get("errors", ())
-        )
-        for node_id, node in node_errors.items()
-        if isinstance(node, Mapping)
-    }
 
 
 def backoff_s(failures: int, *, start_s: float, max_s: float) -> float:

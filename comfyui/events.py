@@ -134,32 +134,50 @@ def parse_text(frame: str | bytes) -> Event:
         return Unknown("unreadable", frame)
     try:
         return _known(kind, data)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return Unknown(str(kind), data)
 
 
-def _known(kind: str, data: Any) -> Event:
+def _known(kind: Any, data: Any) -> Event:
     match kind:
         case "status":
-            return Status(int(data["status"]["exec_info"]["queue_remaining"]), data.get("sid"))
+            sid = data.get("sid")
+            return Status(int(data["status"]["exec_info"]["queue_remaining"]), None if sid is None else _text(sid))
         case "execution_start":
-            return ExecutionStart(data["prompt_id"])
+            return ExecutionStart(_text(data["prompt_id"]))
         case "execution_cached":
-            return ExecutionCached(data["prompt_id"], tuple(data["nodes"]))
+            return ExecutionCached(_text(data["prompt_id"]), tuple(_text(node) for node in data["nodes"]))
         case "executing":
-            return Executing(data["prompt_id"], data["node"])
+            return Executing(_text(data["prompt_id"]), _node(data["node"]))
         case "progress":
-            return Progress(data["prompt_id"], data.get("node"), float(data["value"]), float(data["max"]))
+            value, maximum = float(data["value"]), float(data["max"])
+            return Progress(_text(data["prompt_id"]), _node(data.get("node")), value, maximum)
         case "progress_state":
-            return ProgressState(data["prompt_id"], data["nodes"])
+            return ProgressState(_text(data["prompt_id"]), _object(data["nodes"]))
         case "executed":
-            return Executed(data["prompt_id"], data["node"], data.get("output") or {})
+            return Executed(_text(data["prompt_id"]), _text(data["node"]), _object(data.get("output") or {}))
         case "execution_success":
-            return ExecutionSuccess(data["prompt_id"])
+            return ExecutionSuccess(_text(data["prompt_id"]))
         case "execution_error" | "execution_interrupted":
-            return ExecutionFailed(data["prompt_id"], kind == "execution_interrupted", data)
+            return ExecutionFailed(_text(data["prompt_id"]), kind == "execution_interrupted", data)
         case _:
             return Unknown(str(kind), data)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a string")
+    return value
+
+
+def _node(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
 
 
 def parse_binary(frame: bytes) -> Event:
@@ -172,10 +190,9 @@ def parse_binary(frame: bytes) -> Event:
         if kind == _PREVIEW_IMAGE_WITH_METADATA:
             length = int.from_bytes(frame[4:8], "big")
             metadata = jsonio.loads(frame[8 : 8 + length])
-            return Preview(
-                str(metadata["image_type"]), frame[8 + length :], metadata.get("prompt_id"), metadata.get("node_id")
-            )
-    except (KeyError, TypeError, jsonio.JSONError):
+            prompt_id, node = _node(metadata.get("prompt_id")), _node(metadata.get("node_id"))
+            return Preview(_text(metadata["image_type"]), frame[8 + length :], prompt_id, node)
+    except (KeyError, TypeError, AttributeError, jsonio.JSONError):
         pass
     return Unknown("text" if kind == _TEXT else f"binary-{kind}", frame)
 

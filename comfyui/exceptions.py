@@ -127,6 +127,10 @@ class ComfyUIServerError(ComfyUIError):
         self.upstream_status = upstream_status
 
 
+class ComfyUIUnreadableError(ComfyUIServerError):
+    """ComfyUI's answer came whole and cannot be read: to ask again would bring the same."""
+
+
 class ComfyUISubmissionError(ComfyUIServerError):
     """The reply to a submission was lost, and whether ComfyUI took the prompt could not be found out."""
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 import structlog
 
 from comfyui.backends import CHOICE_PATIENCE_S, Backend, BackendPool
-from comfyui.client import QueueItem, View
+from comfyui.client import View
 from comfyui.content import SpooledFiles
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import (
@@ -37,6 +37,7 @@ from comfyui.exceptions import (
 from comfyui.inputs import InputStager
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.replies import QueueItem
 from comfyui.runner import PromptRun, PromptRunner, RunnerOptions
 from comfyui.transport import RawReply
 from comfyui.workflow import check_api_format

@@ -158,7 +158,9 @@ def view_query(filename: str, subfolder: str, folder_type: str) -> str:
     """The query of ComfyUI's ``/view`` for a file."""
     if _PLAIN.fullmatch(filename + subfolder + folder_type):
         return f"filename={filename}&subfolder={subfolder}&type={folder_type}"  # as below, at a tenth of its time
-    return urlencode({"filename": filename, "subfolder": subfolder, "type": folder_type})
+    # A name that is not UTF-8 on ComfyUI's disk has lone surrogates: ComfyUI answers that there is no such file.
+    query = {"filename": filename, "subfolder": subfolder, "type": folder_type}
+    return urlencode(query, errors="surrogatepass")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,17 @@ import pybase64
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptResult
+from comfyui.replies import HistoryEntry
 from comfyui.splice import Splice
+from comfyui.workflow import node_order
 
 _TRACEBACK_LINES = 6
 # Enough for a piece: a file up to this size that breaks off still has its own error in the answer.
 _BASE64_PIECE = 192 * 1024
 # A path of the server, of which a client sees the last part only.
 _SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
+# No time in milliseconds lies beyond it, and NaN is not below it.
+_LAST_TIMESTAMP = 1e15
 _PATH = re.compile(r'File "([^"]+)"')
 
 
@@ -64,7 +68,7 @@ def files_of(outputs: Mapping[str, Any]) -> tuple[OutputFile, ...]:
             str(item.get("subfolder") or ""),
             str(item.get("type") or "output"),
         )
-        for node_id in sorted(outputs, key=_node_order)
+        for node_id in node_order(outputs)
         if isinstance(outputs[node_id], Mapping)
         for key, items in outputs[node_id].items()
         if isinstance(items, Sequence) and not isinstance(items, str)
@@ -73,27 +77,20 @@ def files_of(outputs: Mapping[str, Any]) -> tuple[OutputFile, ...]:
     )
 
 
-def _node_order(node_id: str) -> tuple[tuple[int, str], ...]:
-    """Ids of nodes in subgraphs are ``"12:3"``; numbers sort as numbers."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in node_id.split(":"))
-
-
-def raise_if_failed(entry: Mapping[str, Any], prompt_id: str) -> None:
+def raise_if_failed(entry: HistoryEntry, prompt_id: str) -> None:
     """Look at the messages before ``status_str``: it is "error" for an interrupted prompt, too (trap 7).
 
     Raises:
         ComfyUITaskCancelledError: it was interrupted.
         ComfyUITaskError: a node raised.
     """
-    status = entry.get("status") or {}
-    messages = [message for message in status.get("messages") or () if isinstance(message, Sequence) and len(message)]
-    kinds = {message[0]: message[1] if len(message) > 1 else {} for message in messages}
+    kinds = dict(entry.messages)
     if "execution_interrupted" in kinds:
         where = _where(kinds["execution_interrupted"])
         raise ComfyUITaskCancelledError(f"interrupted{f' at {where}' if where else ''}", prompt_id=prompt_id)
     if "execution_error" in kinds:
         raise _task_error(kinds["execution_error"], prompt_id)
-    if status.get("status_str") == "error":
+    if entry.status_str == "error":
         raise ComfyUITaskError("ComfyUI reported an error without saying where", prompt_id=prompt_id)
 
 
@@ -103,14 +100,15 @@ def _task_error(data: Mapping[str, Any], prompt_id: str) -> ComfyUITaskError:
     where = _where(data)
     message = _SERVER_PATH.sub(r"\1", message)
     said = f"{exception_type}: {message}" if message else exception_type
+    node_id, node_type = (None if data.get(name) is None else str(data[name]) for name in ("node_id", "node_type"))
     return ComfyUITaskError(
         f"{where}: {said}" if where else said,
         prompt_id=prompt_id,
-        node_errors={str(data["node_id"]): [said]} if data.get("node_id") is not None else None,
-        node_id=None if data.get("node_id") is None else str(data["node_id"]),
-        node_type=data.get("node_type"),
+        node_errors=None if node_id is None else {node_id: [said]},
+        node_id=node_id,
+        node_type=node_type,
         exception_type=exception_type,
-        traceback_tail=_tail(data.get("traceback") or ()),
+        traceback_tail=_tail(data.get("traceback")),
     )
 
 
@@ -119,33 +117,33 @@ def _where(data: Mapping[str, Any]) -> str:
     return f"{node_type or 'node'} (node {node_id})" if node_id is not None else ""
 
 
-def _tail(traceback: Sequence[str]) -> list[str]:
-    lines = "".join(str(part) for part in traceback).splitlines()[-_TRACEBACK_LINES:]
+def _tail(traceback: Any) -> list[str]:
+    text = "".join(str(part) for part in traceback) if isinstance(traceback, list) else ""
+    lines = text.splitlines()[-_TRACEBACK_LINES:]
     return [_PATH.sub(lambda match: f'File "{PurePath(match[1]).name}"', line) for line in lines]
 
 
-def executing_s(entry: Mapping[str, Any]) -> float:
+def executing_s(entry: HistoryEntry) -> float:
     """Seconds between start and end of the execution by ComfyUI's own clock; 0.0 when it does not say."""
     times = [
-        message[1]["timestamp"]
-        for message in (entry.get("status") or {}).get("messages") or ()
-        if len(message) > 1 and isinstance(message[1], Mapping) and "timestamp" in message[1]
+        time
+        for _, data in entry.messages
+        if isinstance(time := data.get("timestamp"), int | float) and abs(time) <= _LAST_TIMESTAMP
     ]
     return max(0.0, (times[-1] - times[0]) / 1000) if len(times) > 1 else 0.0
 
 
-def cached_nodes(entry: Mapping[str, Any]) -> frozenset[str]:
+def cached_nodes(entry: HistoryEntry) -> frozenset[str]:
     """The nodes that ComfyUI did not run but served from its cache."""
-    for message in (entry.get("status") or {}).get("messages") or ():
-        if len(message) > 1 and message[0] == "execution_cached":
-            return frozenset(message[1].get("nodes") or ())
+    for kind, data in entry.messages:
+        if kind == "execution_cached":
+            nodes = data.get("nodes")
+            return frozenset(filter(_is_text, nodes if isinstance(nodes, list) else ()))
     return frozenset()
 
 
-def output_nodes(entry: Mapping[str, Any]) -> Sequence[str]:
-    """The output nodes that ComfyUI was to run."""
-    prompt: Sequence[Any] = entry.get("prompt") or ()
-    return prompt[4] if len(prompt) > 4 else ()
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -21,7 +21,7 @@ import structlog
 
 from comfyui.backends import CHOICE_PATIENCE_S, Backend, BackendPool
 from comfyui.checking import explained, problems_on
-from comfyui.client import JSON, QueueItem, backoff_s, flat_node_errors
+from comfyui.client import backoff_s
 from comfyui.content import SpooledFiles
 from comfyui.events import Event
 from comfyui.exceptions import (
@@ -39,8 +39,9 @@ from comfyui.exceptions import (
 from comfyui.inputs import InputStager, is_inline
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
-from comfyui.outputs import cached_nodes, executing_s, files_of, output_nodes, raise_if_failed
+from comfyui.outputs import cached_nodes, executing_s, files_of, raise_if_failed
 from comfyui.preflight import refusal
+from comfyui.replies import JSON, HistoryEntry, QueueItem, flat_node_errors
 from comfyui.watcher import Watch
 from comfyui.workflow import defeat_cache, upload_inputs
 
@@ -154,7 +155,9 @@ class PromptRunner:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=run.prompt_id)
         return await self._run_request(run, run.request)
 
-    async def find(self, prompt_id: str, *, everywhere: bool = False) -> tuple[Backend | None, JSON | QueueItem | None]:
+    async def find(
+        self, prompt_id: str, *, everywhere: bool = False
+    ) -> tuple[Backend | None, HistoryEntry | QueueItem | None]:
         """On which server the prompt is known, and as what.
 
         Raises when no server could be asked; when it has to be looked for `everywhere`, also when one could not. Else
@@ -241,7 +244,7 @@ class PromptRunner:
 
     async def _try_on(
         self, backend: Backend, run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any]
-    ) -> tuple[PromptResult, JSON]:
+    ) -> tuple[PromptResult, HistoryEntry]:
         """One submission to one server; the result, and the history entry that it was read from."""
         run.backend = backend
         with backend.working():
@@ -263,7 +266,7 @@ class PromptRunner:
         result = _result(backend, run.prompt_id, entry, staged - started, waited_s, node_errors)
         return result, entry
 
-    async def _resume(self, run: PromptRun, backend: Backend, found: JSON | QueueItem) -> PromptResult:
+    async def _resume(self, run: PromptRun, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:
         """Wait for a prompt that ComfyUI has already, in its queue or its history."""
         run.backend = backend
         if not isinstance(found, QueueItem):
@@ -314,7 +317,7 @@ class PromptRunner:
             if isinstance(found, QueueItem):
                 return found.number, {}
             if found is not None:
-                return float(found["prompt"][0]), {}
+                return found.number, {}
             if run.watch is not None and run.watch.heard:
                 raise ComfyUIPromptLostError("ComfyUI ran the prompt and forgot it", prompt_id=run.prompt_id)
             self._metrics.resubmissions.labels("reply_lost").inc()
@@ -323,7 +326,7 @@ class PromptRunner:
             prompt_id=run.prompt_id,
         )
 
-    async def _look_for(self, backend: Backend, prompt_id: str) -> JSON | QueueItem | None:
+    async def _look_for(self, backend: Backend, prompt_id: str) -> HistoryEntry | QueueItem | None:
         """Look twice, a moment apart: a submission whose reply was lost may still be on its way through ComfyUI.
 
         Raises:
@@ -363,14 +366,14 @@ class PromptRunner:
             self._log.warning("comfyui.free_failed", server=backend.name, detail=failure.detail)
         return "out_of_memory"
 
-    async def _gone(self, backend: Backend, result: PromptResult, entry: JSON) -> set[str]:
+    async def _gone(self, backend: Backend, result: PromptResult, entry: HistoryEntry) -> set[str]:
         """The output nodes that came from ComfyUI's cache without their files, or without anything (trap 9).
 
         A file that was just written is there, and a node that ran and shows nothing has nothing to show.
         """
         cached = cached_nodes(entry)
         if not result.outputs:
-            return set(cached.intersection(output_nodes(entry)))
+            return set(cached.intersection(entry.output_nodes))
         files = [file for file in result.files if file.node_id in cached]
         there = await asyncio.gather(*(self._is_there(backend, file) for file in files))
         return {file.node_id for file, exists in zip(files, there, strict=True) if not exists}
@@ -404,7 +407,7 @@ def _body(run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any], cli
 def _result(
     backend: Backend,
     prompt_id: str,
-    entry: JSON,
+    entry: HistoryEntry,
     staging_s: float = 0.0,
     waited_s: float = 0.0,
     node_errors: Mapping[str, tuple[str, ...]] | None = None,
@@ -412,24 +415,23 @@ def _result(
     """A history entry as a result; raises what the entry says went wrong."""
     raise_if_failed(entry, prompt_id)
     executing = executing_s(entry)
-    outputs = entry.get("outputs") or {}
     timings = Timings(staging_s, queued_s=max(0.0, waited_s - executing), executing_s=executing)
-    return PromptResult(prompt_id, backend.name, outputs, files_of(outputs), timings, node_errors or {})
+    return PromptResult(prompt_id, backend.name, entry.outputs, files_of(entry.outputs), timings, node_errors or {})
 
 
-def _check_same(run: PromptRun, found: JSON | QueueItem) -> None:
+def _check_same(run: PromptRun, found: HistoryEntry | QueueItem) -> None:
     """Refuse another request's prompt; who only looks on takes its fingerprint, for requests that join later."""
-    extra_data = found.extra_data if isinstance(found, QueueItem) else (found.get("prompt") or [None] * 4)[3]
-    mark = extra_data.get(_MARK) if isinstance(extra_data, Mapping) else None
-    if not isinstance(mark, Mapping):
+    mark = found.extra_data.get(_MARK)
+    fingerprint = mark.get("fingerprint") if isinstance(mark, Mapping) else None
+    if not isinstance(fingerprint, str):
         return
     if run.fingerprint is None:
-        run.fingerprint = mark.get("fingerprint")
-    elif mark.get("fingerprint") != run.fingerprint:
+        run.fingerprint = fingerprint
+    elif fingerprint != run.fingerprint:
         raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=run.prompt_id)
 
 
-def _was_cancelled(found: JSON | QueueItem) -> bool:
+def _was_cancelled(found: HistoryEntry | QueueItem) -> bool:
     """Interrupted in an earlier try: the caller asks for it again, so it runs again."""
     if isinstance(found, QueueItem):
         return False

@@ -22,7 +22,7 @@ from typing import Any, Self
 import aiohttp
 import structlog
 
-from comfyui.client import JSON, ComfyUIClient, QueueItem, backoff_s
+from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.events import (
     Event,
     Executing,
@@ -38,9 +38,11 @@ from comfyui.exceptions import (
     ComfyUIError,
     ComfyUIPromptLostError,
     ComfyUITaskCancelledError,
+    ComfyUIUnreadableError,
 )
 from comfyui.metrics import Metrics
 from comfyui.positions import Place, QueuePositions
+from comfyui.replies import HistoryEntry, QueueItem
 
 _FRONT = 4
 _FASTEST_POLL_S = 0.05
@@ -76,14 +78,15 @@ class Watch:
         self.collecting = False
         self.unread: str | None = None
         """The last frame with the state of all nodes, while nobody follows the prompt."""
-        self._done: asyncio.Future[JSON] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[HistoryEntry] = asyncio.get_running_loop().create_future()
 
-    async def finished(self) -> JSON:
+    async def finished(self) -> HistoryEntry:
         """ComfyUI's history entry, once there is one.
 
         Raises:
             ComfyUIPromptLostError: ComfyUI restarted and forgot it.
             ComfyUITaskCancelledError: someone removed it from the queue.
+            ComfyUIUnreadableError: it ended, and nobody can read what ComfyUI says of it.
         """
         return await self._done  # its one waiter's: when that is cancelled, this may be, too
 
@@ -106,7 +109,7 @@ class Watch:
         if frame is not None:
             self.tell(parse_text(frame))
 
-    def finish(self, entry: JSON) -> None:
+    def finish(self, entry: HistoryEntry) -> None:
         if self.open:
             self._done.set_result(entry)
 
@@ -355,7 +358,12 @@ class CompletionWatcher:
             self._wake.set()
 
     async def _history_of(self, watch: Watch) -> bool:
-        entry = await self._client.get_history(watch.prompt_id)
+        try:
+            entry = await self._client.get_history(watch.prompt_id)
+        except ComfyUIUnreadableError as error:
+            self._log.error("history.unreadable", prompt_id=watch.prompt_id, detail=error.detail)
+            watch.fail(error)
+            return True
         if entry is None:
             return False
         self._alive()

@@ -6,7 +6,7 @@ The API format is ``{node id: {"class_type": str, "inputs": {name: value or [nod
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from comfyui.exceptions import ComfyUIValidationError
@@ -101,14 +101,21 @@ def node_title(prompt: Prompt, node_id: str) -> str:
     return str(title or node.get("class_type") or node_id)
 
 
-def node_order(node_ids: Collection[str]) -> list[str]:
+def node_order(node_ids: Iterable[str]) -> list[str]:
     """The ids in ascending order, numbers by value: ``9`` before ``10``, and ``12:3`` of a subgraph after ``12``."""
     return sorted(node_ids, key=_natural)
 
 
 def _natural(node_id: str) -> tuple[tuple[int, int, str], ...]:
-    parts = re.split(r"[:.]", node_id)
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
+    return tuple(_part(part) for part in re.split(r"[:.]", node_id))
+
+
+def _part(text: str) -> tuple[int, int, str]:
+    """Numbers by their lengths, then by their digits: an id may have more digits than Python makes a number of."""
+    if not (text.isascii() and text.isdecimal()):
+        return 1, 0, text
+    digits = text.lstrip("0")
+    return 0, len(digits), digits
 
 
 def defeat_cache(prompt: Prompt, token: str, node_ids: Collection[str] | None = None) -> dict[str, Any]:

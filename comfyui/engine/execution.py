@@ -23,7 +23,7 @@ from comfyui.engine.files import Folders
 from comfyui.engine.graph import Prompt, Schedule, Signatures, is_link
 from comfyui.engine.nodes import NODES, Interrupted, Shown, Values
 from comfyui.engine.queue import PromptQueue, QueuedPrompt
-from comfyui.engine.raising import OUT_OF_MEMORY_TIPS, is_out_of_memory, raise_injected, type_name
+from comfyui.engine.raising import OUT_OF_MEMORY_TIPS, PromptThreadDied, is_out_of_memory, raise_injected, type_name
 from comfyui.engine.websocket import Hub
 
 _log = logging.getLogger(__name__)
@@ -343,7 +343,7 @@ class PromptThread(threading.Thread):
                 started = time.perf_counter()
                 try:
                     self._executor.run(item)
-                except Exception:
+                except (Exception, PromptThreadDied):
                     _log.exception("the prompt thread died")
                     return
                 _log.info("Prompt executed in %.2f seconds", time.perf_counter() - started)

@@ -16,6 +16,7 @@ On requests, each may have `route` (a shell pattern on the path without `/api`, 
     half_json                     do it, send half of the answer, then cut
     segfault, exit                with `route` or `method`: the whole process ends instead, as below
     delay                         wait `seconds` (1), then do it
+    wrong_value                   do it, and answer with another value at `path`; see below
     prompt_reply_lost_before_queue  POST /prompt: cut without an answer, nothing was queued
     prompt_reply_lost_after_queue   POST /prompt: queued, but cut without an answer
 
@@ -24,6 +25,7 @@ On websockets:
     ws_refuse                     the handshake is answered with `status` (503)
     ws_drop                       at once, not later: end all that are open; `abrupt`: without a close frame
     ws_silent                     they stay open and carry nothing, not even the first `status`
+    ws_wrong_value                the message of this `type` (of every type) has another value at `path`; see below
     ws_deaf_reconnect             a reconnect under a clientId that was seen before: a first `status`, then nothing
 
 On files; `match` is a shell pattern on the file's name (`*`):
@@ -42,6 +44,12 @@ On prompts:
     out_of_memory                 the same with torch's out-of-memory error, until POST /free unloads the models
     cuda_fault                    every prompt from now on fails with an illegal memory access, whatever is freed
     prompt_thread_dead            prompts are accepted, nothing runs
+    prompt_thread_dies            when the node of this `class_type` and/or `node_id` is to run, the prompt thread
+                                  ends; the prompt stays the running one, and no event comes any more
+
+`path` leads to the value by names and indexes, `"*"` is the first member of any name; without it the whole JSON is
+meant. An answer without such a value stays as it is. The new one is `value`, or `text`: JSON as Python reads it, with
+NaN, infinities and lone surrogates. `raw`, in place of both, is the whole text.
 
 On the process, which must be one of its own (`python -m comfyui.engine`). With `class_type` or `node_id` they strike
 that node, without either the first node that runs; with `route` or `method` a request; with `at` "start" the start:
@@ -77,10 +85,12 @@ NAMES = INSTANT | {
     "cut",
     "half_json",
     "delay",
+    "wrong_value",
     "prompt_reply_lost_before_queue",
     "prompt_reply_lost_after_queue",
     "ws_refuse",
     "ws_silent",
+    "ws_wrong_value",
     "ws_deaf_reconnect",
     "output_deleted",
     "upload_renamed",
@@ -90,10 +100,11 @@ NAMES = INSTANT | {
     "out_of_memory",
     "cuda_fault",
     "prompt_thread_dead",
+    "prompt_thread_dies",
 }
 
 _PATTERNS = frozenset({"route", "method", "match"})
-_EXACT = frozenset({"class_type", "node_id"})
+_EXACT = frozenset({"class_type", "node_id", "type"})
 _STAGED = frozenset({*CRASHES, "hang"})
 """These strike at the start, at a request or at a node; `_stage` tells which."""
 
@@ -228,6 +239,24 @@ def _stage(name: str, config: Config) -> str:
     if config.keys() & _EXACT:
         return "node"
     return "request" if name == "hang" else "node"
+
+
+def with_wrong_value(config: Config, text: str) -> str:
+    """The JSON text with the value of `wrong_value` or `ws_wrong_value` in its place."""
+    if "raw" in config:
+        return str(config["raw"])
+    wrong = json.loads(config["text"]) if "text" in config else config.get("value")
+    box = [json.loads(text)]
+    holder: Any = box
+    key: Any = 0
+    try:
+        for step in config.get("path", ()):
+            holder = holder[key]
+            key = next(iter(holder)) if step == "*" else step
+        holder[key] = wrong
+    except (KeyError, IndexError, TypeError, StopIteration):
+        return text
+    return json.dumps(box[0])
 
 
 def _matches(config: Config, facts: Mapping[str, str]) -> bool:

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from comfyui.engine.crashing import CRASHES, crash
-from comfyui.engine.faults import Config, Faults
+from comfyui.engine.faults import Config, Faults, with_wrong_value
 from comfyui.engine.stats import Stats
 
 OWN_PREFIX = "/engine/"
@@ -59,6 +59,13 @@ def failing(faults: Faults, stopping: asyncio.Event) -> Middleware:
             return _cut(request)
         half = faults.take("half_json", **facts)
         response = await handler(request)
+        wrong = faults.take("wrong_value", **facts)
+        if wrong is not None and isinstance(response, web.Response) and isinstance(response.body, bytes):
+            response = web.Response(
+                text=with_wrong_value(wrong, response.body.decode() or "null"),
+                status=response.status,
+                content_type="application/json",
+            )
         if half is not None and isinstance(response, web.Response):
             return await _send_half(request, response)
         if _loses(faults, facts, "after"):

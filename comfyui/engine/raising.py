@@ -44,9 +44,15 @@ def is_out_of_memory(error: Exception) -> bool:
     return type_name(error) in (OUT_OF_MEMORY, "torch.cuda.OutOfMemoryError")
 
 
+class PromptThreadDied(BaseException):
+    """The prompt thread ends here, in the middle of a prompt."""
+
+
 def raise_injected(faults: Faults, class_type: str, node_id: str) -> None:
     """Raises what a switched-on fault wants this node to raise."""
     facts = {"class_type": class_type, "node_id": node_id}
+    if faults.take("prompt_thread_dies", **facts) is not None:
+        raise PromptThreadDied
     defaults = {
         "cuda_fault": ("RuntimeError", _CUDA_FAULT_MESSAGE),
         "out_of_memory": (OUT_OF_MEMORY, _OUT_OF_MEMORY_MESSAGE),

@@ -19,7 +19,7 @@ from typing import Any
 from aiohttp import ClientError, WSMsgType, web
 from PIL import Image
 
-from comfyui.engine.faults import Faults
+from comfyui.engine.faults import Faults, with_wrong_value
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class Hub:
         return len(self._open)
 
     def send(self, event: str, data: dict[str, Any], client_id: str | None = None) -> None:
-        self._post(json.dumps({"type": event, "data": data}), client_id)
+        message = json.dumps({"type": event, "data": data})
+        wrong = self._faults.take("ws_wrong_value", type=event)
+        self._post(message if wrong is None else with_wrong_value(wrong, message), client_id)
 
     def send_status(self) -> None:
         self.send("status", {"status": self._queue_info()})

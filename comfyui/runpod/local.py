@@ -22,6 +22,7 @@ from yarl import URL
 from comfyui import jsonio
 from comfyui.client import parse_server_address
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, error_body_of
+from comfyui.replies import object_info
 
 _PROBE_S = 5.0
 _PROBE_TIMEOUT_S = 3.0
@@ -161,23 +162,24 @@ class LocalComfyUI:
         async with self._lock:
             if time.monotonic() - self._definitions_at > _DEFINITIONS_S:
                 try:
-                    self._definitions = await self._get_json("/object_info")
+                    self._definitions = await self._get_definitions()
                 except ComfyUIError as error:
                     self._log.warning("runpod.local_failed", detail=error.detail)
                 # A failure holds as long: those that wait here must not each wait for another one.
                 self._definitions_at = time.monotonic()
             return self._definitions
 
-    async def _get_json(self, path: str) -> Mapping[str, Any]:
+    async def _get_definitions(self) -> Mapping[str, Any]:
+        path = "/object_info"
         async with self.request("GET", path, timeout_s=_DEFINITIONS_TIMEOUT_S) as response:
             body = await response.read()
             if response.status != 200:
                 raise ComfyUIServerError(f"the local ComfyUI answered {path} with HTTP {response.status}")
         try:
-            answer: Mapping[str, Any] = await asyncio.to_thread(jsonio.loads, body)
+            answer = await asyncio.to_thread(jsonio.loads, body)
         except jsonio.JSONError as error:
-            raise ComfyUIServerError(f"the local ComfyUI's answer to {path} is not JSON") from error
-        return answer
+            raise ComfyUIServerError(f"the local ComfyUI's answer to {path} is not JSON: {error}") from error
+        return object_info(answer) if isinstance(answer, dict) else {}
 
     # Websocket
 

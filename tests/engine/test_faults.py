@@ -267,3 +267,33 @@ async def test_faults_can_be_on_from_the_start() -> None:
         session.get("/queue") as response,
     ):
         assert response.status == 418
+
+
+async def test_a_wrong_value_is_put_where_the_path_leads_and_nowhere_else(target: Target) -> None:
+    await fault(target, wrong_value={"route": "/queue", "path": ["queue_running"], "text": '[NaN, "\\ud800"]'})
+    async with target.session.get("/queue") as response:
+        assert await response.text() == '{"queue_running": [NaN, "\\ud800"], "queue_pending": []}'
+    await fault(target, wrong_value={"route": "/queue", "path": ["nothing", "here"], "value": 1})
+    assert await target.get_json("/queue") == {"queue_running": [], "queue_pending": []}
+    await fault(target, wrong_value={"route": "/queue", "raw": "<html>"})
+    async with target.session.get("/queue") as response:
+        assert await response.text() == "<html>"
+
+
+async def test_a_wrong_value_of_a_websocket_message_is_for_its_type(target: Target) -> None:
+    await fault(target, ws_wrong_value={"type": "execution_success", "path": ["data", "odd"], "text": "NaN"})
+    run = await target.run(inverted("odd"))
+    assert [repr(data["odd"]) for data in run.of_type("execution_success")] == ["nan"]
+    assert all("odd" not in data for data in run.of_type("executing"))
+
+
+async def test_a_prompt_thread_that_dies_leaves_its_prompt_running_for_ever(target: Target) -> None:
+    await fault(target, prompt_thread_dies={"class_type": "ImageInvert"})
+    _, first = await target.submit(inverted("dies"))
+    _, second = await target.submit(inverted("waits", color=1))
+    while not (queue := await target.get_json("/queue"))["queue_running"]:
+        await asyncio.sleep(0)
+    await target.session.post("/interrupt", json={"prompt_id": first["prompt_id"]})
+    queue = await target.get_json("/queue")
+    assert [item[1] for item in queue["queue_running"]] == [first["prompt_id"]]
+    assert [item[1] for item in queue["queue_pending"]] == [second["prompt_id"]]
