@@ -18,17 +18,17 @@ from typing import Protocol, TypeVar
 import aiohttp
 from yarl import URL
 
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError
-from comfyui.http1 import (
-    CONNECT_S,
+from comfyui.connection import (
     Answer,
     AnswerTimeoutError,
     ConnectError,
     CutShortError,
-    Http1Client,
     Http1Error,
-    header_value,
+    InvalidAnswerError,
 )
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError
+from comfyui.framing import InvalidRequestError, header_value
+from comfyui.http1 import CONNECT_S, Http1Client
 from comfyui.splice import Splice
 
 Headers = Mapping[str, str]
@@ -111,11 +111,9 @@ class Http1Transport:
         self._files = Http1Client(base_url, limit=_FILES_AT_ONCE)
         self._name = name
         self._timeout_s = timeout_s
-        self._prefix = base_url.raw_path.rstrip("/")
-        lines = [f"Host: {base_url.raw_authority}", "Accept: */*", "Accept-Encoding: identity"]
+        self._headers = [(b"Accept", b"*/*"), (b"Accept-Encoding", b"identity")]
         if authorization:
-            lines.append(f"Authorization: {authorization}")
-        self._headers = "".join(f"{line}\r\n" for line in lines)
+            self._headers.append((b"Authorization", authorization.encode("latin-1")))
 
     async def fetch(
         self,
@@ -127,12 +125,11 @@ class Http1Transport:
         last_word_s: float = 0.0,
     ) -> RawReply:
         what = _what(method, target)
-        head = self._head(method, target, headers, None if body is None else len(body))
         try:
             answer, content = await self._http.fetch(
-                method, head, body, timeout_s=self._timeout_s, last_word_s=last_word_s
+                method, target, self._with(headers), body, timeout_s=self._timeout_s, last_word_s=last_word_s
             )
-        except Http1Error as error:
+        except (Http1Error, InvalidRequestError) as error:
             raise self._ours(error, what) from error
         _refuse_compressed(_text(answer, b"content-encoding"), what)
         return RawReply(answer.status, _text(answer, b"content-type") or "application/json", content)
@@ -140,10 +137,9 @@ class Http1Transport:
     @asynccontextmanager
     async def stream(self, target: str, headers: Headers = _NONE) -> AsyncIterator[OpenReply]:
         what = _what("GET", target)
-        head = self._head("GET", target, headers, None)
         try:
-            answer = await self._files.request("GET", head, timeout_s=self._timeout_s)
-        except Http1Error as error:
+            answer = await self._files.request("GET", target, self._with(headers), timeout_s=self._timeout_s)
+        except (Http1Error, InvalidRequestError) as error:
             raise self._ours(error, what) from error
 
         async def translated(read: Callable[[float], Awaitable[_T]]) -> _T:
@@ -153,7 +149,7 @@ class Http1Transport:
                 raise self._ours(error, what) from error
 
         try:
-            found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
+            found = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
             _refuse_compressed(found.get("content-encoding"), what)
             length = found.get("content-length")
             yield OpenReply(
@@ -170,20 +166,20 @@ class Http1Transport:
         await self._http.close()
         await self._files.close()
 
-    def _head(self, method: str, target: str, headers: Headers, length: int | None) -> bytes:
-        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        if length is not None or method == "POST":
-            more += f"Content-Length: {length or 0}\r\n"
-        if "\n" in target or more.count("\r\n") != more.count("\n"):
-            raise ComfyUIError("a line break within the request line or a header")
-        return f"{method} {self._prefix}{target} HTTP/1.1\r\n{self._headers}{more}\r\n".encode("latin-1")
+    def _with(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        more = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        return self._headers + more
 
-    def _ours(self, error: Http1Error, what: str) -> ComfyUIConnectionError:
+    def _ours(self, error: Http1Error | InvalidRequestError, what: str) -> ComfyUIError:
         match error:
+            case InvalidRequestError():
+                return ComfyUIError(str(error))
             case ConnectError():
                 return unreachable(self._name, error.__cause__)
             case AnswerTimeoutError():
                 return too_late(self._name, what)
+            case InvalidAnswerError():
+                return ComfyUIConnectionError(f"{what}: the answer is not valid HTTP: {error}", sent=True)
             case CutShortError():
                 return ComfyUIConnectionError(f"{what}: {_CUT_OFF}", sent=True)
             case _:

@@ -14,7 +14,7 @@ PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(
 FLOORS: tuple[set[str], ...] = (
     {"exceptions", "jsonio"},
     {"events", "models", "metrics", "logs", "nodedefs", "formnames", "replies"},
-    {"client", "transport", "http1", "splice", "storage", "storage_s3", "content", "fetch"},
+    {"client", "transport", "http1", "connection", "framing", "splice", "storage", "storage_s3", "content", "fetch"},
     {"workflow", "preflight", "convert", "process", "positions"},
     {"watcher", "inputs", "outputs", "images", "zipping", "progress"},
     {"delivery"},

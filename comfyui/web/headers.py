@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from yarl import URL
 
+from comfyui.exceptions import ComfyUIServerError
 from comfyui.web.forwarded import peer_of, prefix_of
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -25,10 +27,43 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# Answered by the gateway's server itself, or set anew for ComfyUI.
-_NOT_SENT = HOP_BY_HOP | {b"expect", b"host", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
+# Answered by the gateway's server itself, or set anew for ComfyUI. The length follows from the body that is sent.
+_NOT_SENT = HOP_BY_HOP | {
+    b"content-length",
+    b"expect",
+    b"host",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+}
+# Framing, meaning of the body, whose request it is and what it may: ``Connection`` never takes one of these away.
+_FOR_EVERY_HOP = frozenset(
+    {
+        b"authorization",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-security-policy",
+        b"content-type",
+        b"cookie",
+        b"forwarded",
+        b"host",
+        b"origin",
+        b"referer",
+        b"sec-fetch-site",
+        b"set-cookie",
+        b"transfer-encoding",
+        b"www-authenticate",
+        b"x-api-key",
+        b"x-content-type-options",
+        b"x-request-id",
+    }
+)
+# What may stand in a URL as it is; all else is percent-encoded.
+_OF_URLS = "!#$%&'()*+,/:;=?@[]~"
 _REWRITTEN = frozenset({b"origin", b"referer", b"sec-fetch-site"})
-_OF_BROWSERS = _REWRITTEN | {b"content-length", b"accept-encoding"}
+_OF_BROWSERS = _REWRITTEN | {b"accept-encoding"}
 _OF_THE_HANDSHAKE = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol"}
 )
@@ -39,7 +74,7 @@ _ABSOLUTE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?#]*)(.*)", re.DOT
 
 
 def request_headers(scope: Any, upstream: URL, authorization: str | None = None) -> list[tuple[bytes, bytes]]:
-    """The headers of a client's request, for ComfyUI.
+    """The headers of a client's request, for ComfyUI; ``Host`` and the framing are its connection's to write.
 
     ComfyUI refuses a browser whose ``Origin`` is not its ``Host`` (trap 14), and the newest one whatever is cross-site.
     The gateway has made that check against its own host (`comfyui.web.origins`), so ComfyUI is told its own address.
@@ -48,7 +83,7 @@ def request_headers(scope: Any, upstream: URL, authorization: str | None = None)
     dropped = _NOT_SENT | _connection_names(scope["headers"])
     if scope["type"] == "websocket":
         dropped |= _OF_THE_HANDSHAKE
-    headers = [(b"Host", upstream.raw_authority.encode())]
+    headers = []
     host = None
     forwarded = []
     for name, value in scope["headers"]:
@@ -100,14 +135,16 @@ def response_headers(raw_headers: RawHeaders, status: int, upstream: URL, public
     """The headers of ComfyUI's answer, for the client.
 
     `public` is the gateway's address as the client knows it: origin, and path where it is served below one.
+
+    Raises:
+        ComfyUIServerError: a ``Location`` that is no URL.
     """
-    pairs = [(name.lower(), value) for name, value in raw_headers]
-    dropped = _NOT_RETURNED | _connection_names(pairs)
+    dropped = _NOT_RETURNED | _connection_names(raw_headers)
     if status in {204, 304}:
         dropped |= {b"content-length"}
     return [
         (name, _location(value, upstream, public) if name == b"location" else value)
-        for name, value in pairs
+        for name, value in raw_headers
         if name not in dropped
     ]
 
@@ -130,32 +167,42 @@ def header(scope: Any, name: bytes) -> bytes | None:
 
 
 def _connection_names(headers: RawHeaders) -> frozenset[bytes]:
-    """What ``Connection`` names is for this hop alone."""
+    """What ``Connection`` names is for this hop alone; it cannot name what the next hop must have."""
     names = frozenset[bytes]()
     for name, value in headers:
         if name == b"connection":
             names |= frozenset(token.strip().lower() for token in value.split(b","))
-    return names
+    return frozenset(name for name in names - _FOR_EVERY_HOP if not name.startswith(b"x-forwarded-"))
 
 
 def _location(value: bytes, upstream: URL, public: str) -> bytes:
     """A redirect to ComfyUI's own address, or past the path that the gateway is below, would lead around it."""
-    text = _text(value)
+    text = _url(value)
     match = _ABSOLUTE.fullmatch(text)
     below = upstream.raw_path.rstrip("/")
     if match is not None:
         if match[2] != upstream.raw_authority or (match[1] or upstream.scheme).lower() != upstream.scheme:
-            return value
+            return text.encode()
         rest = _rooted(match[3])
         own = public
     elif text.startswith("/"):
         rest = text
         own = (_ABSOLUTE.fullmatch(public) or ["", "", "", ""])[3]
     else:
-        return value
+        return text.encode()
     if below and (rest == below or rest.startswith((f"{below}/", f"{below}?"))):
         rest = _rooted(rest.removeprefix(below))
     return f"{own}{rest}".encode()
+
+
+def _url(value: bytes) -> str:
+    """A `Location` with what no URL may have percent-encoded."""
+    text = quote(value, safe=_OF_URLS)
+    try:
+        _ = urlsplit(text).port  # is read here: a port that is no number is an error
+    except ValueError as error:
+        raise ComfyUIServerError("ComfyUI's answer has a Location that is no URL") from error
+    return text
 
 
 def _rooted(rest: str) -> str:

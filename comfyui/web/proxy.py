@@ -13,8 +13,9 @@ from functools import lru_cache
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from comfyui.connection import Answer, AnswerTimeoutError, ConnectError, Http1Error, InvalidAnswerError
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUITimeoutError
-from comfyui.http1 import Answer, AnswerTimeoutError, Body, ConnectError, Http1Error, header_value
+from comfyui.framing import Body, InvalidRequestError, Upload, header_value
 from comfyui.metrics import Metrics
 from comfyui.web.disconnect import ClientGoneError, ClientWatch
 from comfyui.web.errors import RequestError, error_response, refusal
@@ -161,15 +162,18 @@ class _Exchange:
     # The request
 
     async def _body(self) -> Body | None:
-        length = header(self._scope, b"content-length")
-        if header(self._scope, b"transfer-encoding") is None:
-            if length is None or int(length) == 0:
-                self._body_read = True
-                return None
-            self._check_size(int(length))
-            if int(length) <= _SMALL_BODY:
-                return b"".join([chunk async for chunk in self._chunks()])
-        return self._chunks()
+        """The body that the client's framing says; what is sent on is framed from this alone."""
+        if header(self._scope, b"transfer-encoding") is not None:
+            return Upload(self._chunks(), None)
+        declared = header(self._scope, b"content-length")
+        length = int(declared or 0)
+        if not length:
+            self._body_read = True
+            return None if declared is None else b""
+        self._check_size(length)
+        if length <= _SMALL_BODY:
+            return b"".join([chunk async for chunk in self._chunks()])
+        return Upload(self._chunks(), length)
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         """The client's body, read as ComfyUI takes it."""
@@ -192,7 +196,7 @@ class _Exchange:
 
     async def _open(self, upstreams: Upstreams, body: Body | None) -> tuple[Upstream, Answer]:
         upstream = upstreams.first()
-        if not upstreams.several or (body is not None and not isinstance(body, bytes)):
+        if not upstreams.several or isinstance(body, Upload):
             return upstream, await self._request(upstream, body)
         elsewhere = upstreams.others(upstream)
         while True:
@@ -216,15 +220,10 @@ class _Exchange:
 
     async def _request(self, upstream: Upstream, body: Body | None) -> Answer:
         """ComfyUI's answer as far as its headers; the client's errors become ours."""
-        chunked = body is not None and header(self._scope, b"content-length") is None
         status = 0
         try:
             answer = await upstream.http.request(
-                self._method,
-                self._head(upstream, chunked=chunked),
-                body,
-                timeout_s=self._options.timeout_s,
-                chunked=chunked,
+                self._method, self._target, self._headers(upstream), body, timeout_s=self._options.timeout_s
             )
             status = answer.status
             return answer
@@ -234,24 +233,22 @@ class _Exchange:
             raise failure from error
         except AnswerTimeoutError as error:
             raise ComfyUITimeoutError(f"ComfyUI did not answer within {self._options.timeout_s:g} s") from error
+        except InvalidAnswerError as error:
+            raise ComfyUIServerError(f"ComfyUI's answer is not valid HTTP: {error}") from error
         except Http1Error as error:
             raise ComfyUIServerError("ComfyUI closed the connection without an answer") from error
+        except InvalidRequestError as error:
+            raise RequestError(str(error)) from error
         finally:
             method = self._method if self._method in _METHODS else "other"
             self._counters.request(upstream.backend.name, method, self._route, status).inc()
 
-    def _head(self, upstream: Upstream, *, chunked: bool) -> bytes:
+    def _headers(self, upstream: Upstream) -> list[tuple[bytes, bytes]]:
         headers = request_headers(self._scope, upstream.base_url, upstream.authorization)
-        if chunked:
-            headers.append((b"Transfer-Encoding", b"chunked"))
         if self._guarded:
             headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
             headers.append((b"Accept-Encoding", b"identity"))
-        lines = [f"{self._method} {upstream.path_prefix}{self._target} HTTP/1.1".encode("latin-1")]
-        lines += [b"%b: %b" % pair for pair in headers]
-        if any(b"\n" in line or b"\r" in line for line in lines):
-            raise RequestError("a line break within the request line or a header")
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+        return headers
 
     # The answer
 

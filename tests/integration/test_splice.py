@@ -15,15 +15,16 @@ import pytest
 from structlog.testing import capture_logs
 from yarl import URL
 
+from comfyui.connection import Answer, AnswerTimeoutError, CutShortError
 from comfyui.engine import Engine
-from comfyui.http1 import Answer, AnswerTimeoutError, CutShortError, Http1Client
+from comfyui.http1 import Http1Client
 from comfyui.splice import Splice
 from tests.relaying import OK, Exchange, eventually, fetch, raw_client, raw_server, relayed
 from tests.running import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "splice"), reason="splice(2) is Linux's")
 
-_HEAD = b"GET /file HTTP/1.1\r\nHost: x\r\nX-Forwarded-Proto: http\r\n\r\n"
+_HEADERS = [(b"X-Forwarded-Proto", b"http")]
 _BODY = os.urandom(3_000_000)
 
 
@@ -100,7 +101,7 @@ async def test_the_rest_of_a_long_body_is_moved_and_the_connection_is_used_again
     async with raw_server(_send_whole) as server, http(server.url) as client:
         for _ in range(3):
             async with target() as to:
-                answer = await client.request("GET", _HEAD, timeout_s=5)
+                answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
                 start = await moved(answer, to)
                 assert answer.at_end()
                 answer.close()
@@ -115,7 +116,7 @@ async def test_a_short_body_is_read() -> None:
         await exchange.send(_start(900_000) + bytes(900_000))
 
     async with raw_server(answering) as server, http(server.url) as client, target() as to:
-        assert await moved(await client.request("GET", _HEAD, timeout_s=5), to) == bytes(900_000)
+        assert await moved(await client.request("GET", "/file", _HEADERS, timeout_s=5), to) == bytes(900_000)
         assert not to.received
 
 
@@ -125,7 +126,7 @@ async def test_a_body_that_ends_early_is_cut_short() -> None:
         exchange.writer.close()
 
     async with raw_server(answering) as server, http(server.url) as client, target() as to:
-        answer = await client.request("GET", _HEAD, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
         with pytest.raises(CutShortError):
             await moved(answer, to)
         with pytest.raises(CutShortError):
@@ -142,7 +143,7 @@ async def test_silence_within_a_body_ends_it_and_its_connection() -> None:
         gone.set()
 
     async with raw_server(answering) as server, http(server.url) as client, target() as to:
-        answer = await client.request("GET", _HEAD, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
         with pytest.raises(AnswerTimeoutError):
             await moved(answer, to, silence_s=0.1)
         async with asyncio.timeout(5):
@@ -156,7 +157,7 @@ async def test_what_is_beyond_the_limit_of_descriptors_is_read() -> None:
         answers = []
         kinds = []
         for _ in range(34):
-            answer = await client.request("GET", _HEAD, timeout_s=5)
+            answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
             answers.append(answer)
             while isinstance(piece := await answer.read_or_splice(5), bytes) and not answer.at_end():
                 pass
@@ -164,7 +165,7 @@ async def test_what_is_beyond_the_limit_of_descriptors_is_read() -> None:
         assert kinds == [Splice] * 32 + [bytes] * 2
         for answer in answers:
             answer.close()
-        answer = await client.request("GET", _HEAD, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
         async with target() as to:
             start = await moved(answer, to)
         answer.close()
@@ -178,7 +179,7 @@ async def test_a_target_that_has_gone_is_an_error_of_its_own() -> None:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.close()
-        answer = await client.request("GET", _HEAD, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
         while isinstance(piece := await answer.read_or_splice(5), bytes):
             pass
         with pytest.raises(OSError, match="Broken pipe"):
@@ -196,7 +197,7 @@ async def test_where_the_system_refuses_a_splice_the_body_is_read(number: int, m
     async with raw_server(_send_whole) as server, http(server.url) as client:
         for _ in range(2):
             async with target() as to:
-                answer = await client.request("GET", _HEAD, timeout_s=5)
+                answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
                 assert await moved(answer, to) == _BODY
                 answer.close()
         assert server.connections == 1
@@ -217,7 +218,7 @@ def no_descriptor_left() -> Iterator[None]:
 
 async def test_a_splice_that_was_had_needs_no_further_descriptor() -> None:
     async with raw_server(_send_whole) as server, http(server.url) as client, target() as to:
-        answer = await client.request("GET", _HEAD, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
         start = b""
         while isinstance(piece := await answer.read_or_splice(5), bytes):
             start += piece

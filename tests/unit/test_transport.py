@@ -10,8 +10,9 @@ import pytest
 from yarl import URL
 
 from comfyui.client import ComfyUIClient
+from comfyui.connection import ConnectError, NoAnswerError
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUIValidationError
-from comfyui.http1 import ConnectError, Http1Client, NoAnswerError
+from comfyui.http1 import Http1Client
 
 Serve = Callable[[bytes], Awaitable[bytes | None]]
 """From a request, as far as its headers and what came with them, to the raw answer; None ends the connection."""
@@ -257,7 +258,7 @@ async def test_a_line_break_in_a_header_is_sent_to_nobody() -> None:
         return answer(b"{}")
 
     async with upstream(serve) as server, client_of(server, lean=True) as client:
-        with pytest.raises(ComfyUIError, match="line break"):
+        with pytest.raises(ComfyUIError, match="does not allow"):
             await client.forward_prompt(b"{}", {"X-A": "1\nX-Evil: 1"})
     assert not server.requests
 
@@ -277,8 +278,7 @@ async def test_no_more_connections_than_allowed_are_in_use_and_each_request_gets
 
     async with upstream(serve) as server:
         client = Http1Client(URL(f"http://127.0.0.1:{server.port}"), limit=2)
-        head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-        calls = [asyncio.create_task(client.fetch("GET", head, timeout_s=5)) for _ in range(5)]
+        calls = [asyncio.create_task(client.fetch("GET", "/", [], timeout_s=5)) for _ in range(5)]
         await both_came.wait()
         calls[0].cancel()  # its turn goes to one that waits
         calls[4].cancel()  # it waits itself
@@ -297,11 +297,10 @@ async def test_a_request_that_gets_no_turn_in_time_was_not_sent() -> None:
 
     async with upstream(serve) as server:
         client = Http1Client(URL(f"http://127.0.0.1:{server.port}"), limit=1)
-        head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-        first = asyncio.create_task(client.fetch("GET", head, timeout_s=5))
+        first = asyncio.create_task(client.fetch("GET", "/", [], timeout_s=5))
         await server.arrived.wait()
         with pytest.raises(ConnectError, match="all 1 connections are in use"):
-            await client.fetch("GET", head, timeout_s=0.05)
+            await client.fetch("GET", "/", [], timeout_s=0.05)
         await client.close()
         with pytest.raises(NoAnswerError):
             await first

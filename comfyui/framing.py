@@ -1,0 +1,289 @@
+"""The bytes of HTTP/1.1: what a request's head is made of, and where an answer ends. Pure, no sockets.
+
+A connection is shared by callers one after the other. If the two sides disagree about one message's length, one caller
+gets what belongs to another. So there is one way to write a length, from the body that is sent, and each byte that is
+read is either allowed by the grammar of RFC 9112 or ends the connection: nothing is repaired, skipped or guessed.
+`tests/framing` holds both directions against two other implementations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Limits an answer's head, together with its interim answers; and the trailers of a chunked body."""
+_MAX_CHUNK_LINE: Final = 4 * 1024
+_MAX_LENGTH: Final = 1 << 62
+_NO_BODY: Final = frozenset({204, 304})
+_BODY_EXPECTED: Final = frozenset({"POST", "PUT", "PATCH"})
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_TEXT: Final = rb"[\t -~\x80-\xff]*"
+# These say where a message ends, whose it is, or what becomes of the connection: only `request_head` writes them.
+_OURS: Final = rb"(?:host|content-length|transfer-encoding|connection|keep-alive|upgrade|expect|te|trailer)"
+_REQUEST: Final = re.compile(
+    rb"%(token)b [!-~]+ HTTP/1\.1\r\nHost: [!-~]+\r\n"
+    rb"(?:(?!(?i:%(ours)b):)%(token)b:%(text)b\r\n)*+"
+    rb"(?:Content-Length: [0-9]+\r\n|Transfer-Encoding: chunked\r\n)?\r\n"
+    % {b"token": _TOKEN, b"text": _TEXT, b"ours": _OURS}
+)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: %b)?\r\n" % _TEXT)
+_FIELD: Final = re.compile(rb"(?<=\r\n)(%b):[ \t]*(%b)\r\n" % (_TOKEN, _TEXT))
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;%b)?\r\n" % _TEXT)
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+
+
+class FramingError(Exception):
+    """The answer is not valid HTTP/1.1; the text says in what."""
+
+
+class InvalidRequestError(ValueError):
+    """The request cannot be written as HTTP/1.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A request body that is sent as it comes. `length` is in bytes; None sends it in chunks."""
+
+    chunks: AsyncIterator[bytes]
+    length: int | None
+
+
+Body = bytes | Upload
+
+
+def request_head(method: str, target: str, host: str, headers: RawHeaders, body: Body | None) -> bytes:
+    """The request line and the headers, with the framing of this body and the empty line.
+
+    Args:
+        headers: all others; none that is about the framing or the connection.
+
+    Raises:
+        InvalidRequestError: a part holds what HTTP does not allow, or `headers` has one that is not the caller's.
+    """
+    lines = [f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n".encode("latin-1", "replace")]
+    lines += [b"%b: %b\r\n" % pair for pair in headers]
+    if isinstance(body, Upload):
+        lines.append(b"Transfer-Encoding: chunked\r\n" if body.length is None else _content_length(body.length))
+    elif body is not None or method in _BODY_EXPECTED:
+        lines.append(_content_length(len(body or b"")))
+    lines.append(b"\r\n")
+    head = b"".join(lines)
+    if _REQUEST.fullmatch(head) is None:
+        raise InvalidRequestError("the request line or a header has a character that HTTP does not allow there")
+    return head
+
+
+def _content_length(length: int) -> bytes:
+    return b"Content-Length: %d\r\n" % length
+
+
+def chunk(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """A part of a body that is sent in chunks. It is not empty: an empty one is the end."""
+    return b"%x\r\n" % len(data), data, b"\r\n"
+
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class AnswerReader:
+    """Reads one answer. Give `feed` what comes, in pieces of any size; call `end` when the connection has ended.
+
+    Attributes:
+        status, headers: those of the final answer, once `started`; names are in lower case.
+        started: its head has come.
+        complete: its body has come.
+        excess: something came behind it.
+        rest: bytes that are still to come of a body whose length was announced; otherwise 0.
+    """
+
+    __slots__ = (
+        "_chunk_left", "_chunked", "_first_chunk", "_head_bytes", "_head_only", "_kept", "_persistent", "complete",
+        "excess", "headers", "rest", "started", "status",
+    )  # fmt: skip
+
+    def __init__(self, method: str) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.started = False
+        self.complete = False
+        self.excess = False
+        self.rest = 0
+        self._head_only = method == "HEAD"
+        self._head_bytes = 0
+        self._persistent = False
+        self._chunked = False
+        self._chunk_left = 0
+        self._first_chunk = True
+        self._kept = b""
+        """What came of a head, or of a line between chunks, that is not whole yet."""
+
+    @property
+    def reusable(self) -> bool:
+        """Another request may follow on this connection, as far as the answer says."""
+        return self.complete and self._persistent and not self.excess
+
+    def feed(self, data: bytes) -> bytes:
+        """What `data` has of the body; raises `FramingError`."""
+        if not self.started:
+            data = self._read_head(data)
+            if not self.started:
+                return b""
+        if self.complete:
+            self.excess = self.excess or bool(data)
+            return b""
+        if self._chunked:
+            return self._read_chunks(data)
+        if not self.rest:
+            return data  # until the connection ends
+        if len(data) > self.rest:
+            self.excess = True
+            data = data[: self.rest]
+        self.taken(len(data))
+        return data
+
+    def taken(self, count: int) -> None:
+        """So many bytes of `rest` have come."""
+        self.rest -= count
+        self.complete = not self.rest
+
+    def end(self) -> None:
+        """The server has ended the connection: `complete` afterwards, if that was how the body's end is told."""
+        self.complete = self.complete or (self.started and not self._chunked and not self.rest)
+
+    # The head
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Reads up to the final answer's head, if that has come; returns what is behind it."""
+        data = self._kept + data
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if self._head_bytes + (end if end >= 0 else len(data)) > MAX_HEAD_BYTES:
+                raise FramingError(f"its head is longer than {MAX_HEAD_BYTES} bytes")
+            if end < 0:
+                if not b"HTTP/1.".startswith(data[:7]) or _BARE_LF.search(data):
+                    raise FramingError("it does not begin with a status line and headers")
+                self._kept = data
+                return b""
+            end += 4
+            version, status, headers = _parsed_head(data[:end])
+            if status >= 200:
+                self._kept = b""
+                self._begin(version, status, headers)
+                return data[end:]
+            if status == 101:
+                raise FramingError("it switches protocols, which nobody has asked for")
+            self._head_bytes += end
+            data = data[end:]
+
+    def _begin(self, version: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status, self.headers, self.started = status, headers, True
+        length = coding = None
+        persistent = version == b"1"
+        for name, value in headers:
+            if name == b"content-length":
+                if length is not None:
+                    raise FramingError("it has two Content-Length headers")
+                length = value
+            elif name == b"transfer-encoding":
+                if coding is not None:
+                    raise FramingError("it has two Transfer-Encoding headers")
+                coding = value
+            elif name == b"connection" and b"close" in (option.strip() for option in value.lower().split(b",")):
+                persistent = False
+        if length is not None and (not length.isdigit() or len(length) > 19 or int(length) > _MAX_LENGTH):
+            raise FramingError("its Content-Length is not a number of bytes")
+        if coding is not None and (coding.lower() != b"chunked" or version != b"1" or length is not None):
+            raise FramingError("its Transfer-Encoding is not 'chunked' alone")
+        self._persistent = persistent
+        if self._head_only or status in _NO_BODY:
+            self.complete = True
+        elif coding is not None:
+            self._chunked = True
+        elif length is None:
+            self._persistent = False
+        else:
+            self.rest = int(length)
+            self.complete = not self.rest
+
+    # A body in chunks
+
+    def _read_chunks(self, data: bytes) -> bytes:
+        data, self._kept = self._kept + data, b""
+        pieces = []
+        at = 0
+        while at < len(data):
+            if self._chunk_left:
+                piece = data[at : at + self._chunk_left]
+                pieces.append(piece)
+                at += len(piece)
+                self._chunk_left -= len(piece)
+                continue
+            behind = self._read_chunk_line(data, at)
+            if behind is None:
+                self._kept = data[at:]
+                break
+            at = behind
+            if self.complete:
+                self.excess = at < len(data)
+                break
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_chunk_line(self, data: bytes, at: int) -> int | None:
+        """Reads the line before the next chunk, or the end of the body; returns where that ends, None if not yet."""
+        start = at
+        if not self._first_chunk:
+            if not b"\r\n".startswith(data[at : at + 2]):
+                raise FramingError("a chunk is longer than it says")
+            start += 2
+        line = _CHUNK_LINE.match(data, start)
+        if line is None:
+            if data.find(b"\n", start) >= 0 or len(data) - start > _MAX_CHUNK_LINE:
+                raise FramingError("the size of a chunk is not a number")
+            return None
+        size = int(line[1], 16)
+        if size:
+            self._chunk_left = size
+            self._first_chunk = False
+            return line.end()
+        return self._read_trailers(data, line.end())
+
+    def _read_trailers(self, data: bytes, at: int) -> int | None:
+        """Checks them and drops them: a header that comes behind the body must not count as one from before."""
+        end = data.find(b"\r\n\r\n", at - 2)
+        if end < 0:
+            if len(data) - at > MAX_HEAD_BYTES or _BARE_LF.search(data, at):
+                raise FramingError("its trailers are not headers, or too long")
+            return None
+        _parsed_fields(data, at, end + 2)
+        self.complete = True
+        return end + 4
+
+
+def _parsed_head(head: bytes) -> tuple[bytes, int, list[tuple[bytes, bytes]]]:
+    """The minor version, the status and the headers of a head with its empty line."""
+    line = _STATUS_LINE.match(head)
+    if line is None:
+        raise FramingError("its status line is not one of HTTP/1.1")
+    return line[1], int(line[2]), _parsed_fields(head, line.end(), len(head) - 2)
+
+
+def _parsed_fields(data: bytes, start: int, end: int) -> list[tuple[bytes, bytes]]:
+    fields = _FIELD.findall(data, start, end)
+    # Each match is one whole line, from the end of the line before: all lines match if there are as many of both.
+    if len(fields) != data.count(b"\r\n", start, end):
+        raise FramingError("a header is not 'name: value'")
+    return [(name.lower(), value.rstrip(b" \t")) for name, value in fields]
+
+
+def header_value(headers: RawHeaders, wanted: bytes) -> bytes | None:
+    """The first of that name, which is given in lower case."""
+    for name, value in headers:
+        if len(name) == len(wanted) and name.lower() == wanted:
+            return value
+    return None

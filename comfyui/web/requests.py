@@ -1,0 +1,79 @@
+"""Which heads of requests are taken: only those that every server behind us reads in the same way. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import orjson
+
+from comfyui.exceptions import error_body
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+_HOST: Final = re.compile(rb"[!$%&'()*+\-.0-9:;=A-Z\[\]_a-z~\x80-\xff]*")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)(?=[/?])", re.IGNORECASE)
+# The longest number that the parser can count to has twenty digits.
+_MAX_DIGITS: Final = 19
+
+
+class RefusedRequestError(Exception):
+    """The head of a request is refused; the text says why."""
+
+
+def checked_framing(method: bytes, version: str, target: bytes, headers: RawHeaders) -> bytes:
+    """The header line that says how long the request's body is; nothing where it has none.
+
+    Args:
+        headers: as they came, with names in lower case.
+
+    Raises:
+        RefusedRequestError: the head could be read in more than one way.
+    """
+    hosts, lengths, codings = [], [], []
+    for name, value in headers:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
+    if version not in {"1.0", "1.1"}:
+        raise RefusedRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1")
+    if method == b"CONNECT":
+        raise RefusedRequestError("CONNECT asks for a tunnel, and the gateway opens none")
+    if len(hosts) > 1 or (not hosts and version == "1.1"):
+        raise RefusedRequestError("a request has one Host header")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise RefusedRequestError("the Host header is not a host and a port")
+    _check_target(target, hosts)
+    if codings:
+        if len(codings) > 1 or lengths or codings[0].lower() != b"chunked" or version == "1.0":
+            raise RefusedRequestError("a Transfer-Encoding is 'chunked', once, in HTTP/1.1, without a Content-Length")
+        return b"Transfer-Encoding: chunked\r\n"
+    if not lengths:
+        return b""
+    if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_DIGITS:
+        raise RefusedRequestError("a Content-Length is one number of bytes")
+    return b"Content-Length: %b\r\n" % lengths[0] if int(lengths[0]) else b""
+
+
+def _check_target(target: bytes, hosts: list[bytes]) -> None:
+    if b"#" in target:
+        raise RefusedRequestError("the request target has a '#', which stays with the client")
+    if target.startswith(b"/"):
+        return
+    absolute = _ABSOLUTE.match(target)
+    if absolute is None:
+        raise RefusedRequestError("the request target is not a path")
+    if hosts != [absolute[1]]:
+        raise RefusedRequestError("the request target names another host than the Host header")
+
+
+def refusal_bytes(reason: str) -> bytes:
+    """The whole answer to a request that is refused before anything has looked at it; the connection ends with it."""
+    body = orjson.dumps(error_body(title="Bad request", code="bad_request", detail=reason))
+    head = (
+        b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+    )
+    return head % len(body) + body
