@@ -18,7 +18,7 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Limits an answer's head, together with its interim answers; and the trailers of a chunked body."""
 _MAX_CHUNK_LINE: Final = 4 * 1024
-_MAX_LENGTH: Final = 1 << 62
+_MAX_DIGITS: Final = 18
 _NO_BODY: Final = frozenset({204, 304})
 _BODY_EXPECTED: Final = frozenset({"POST", "PUT", "PATCH"})
 
@@ -35,6 +35,7 @@ _REQUEST: Final = re.compile(
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: %b)?\r\n" % _TEXT)
 _FIELD: Final = re.compile(rb"(?<=\r\n)(%b):[ \t]*(%b)\r\n" % (_TOKEN, _TEXT))
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;%b)?\r\n" % _TEXT)
+_CLOSE: Final = re.compile(rb"(?i)(?:^|,)[ \t]*close[ \t]*(?:,|$)")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 
 
@@ -160,7 +161,8 @@ class AnswerReader:
 
     def _read_head(self, data: bytes) -> bytes:
         """Reads up to the final answer's head, if that has come; returns what is behind it."""
-        data = self._kept + data
+        if self._kept:
+            data = self._kept + data
         while True:
             end = data.find(b"\r\n\r\n")
             if self._head_bytes + (end if end >= 0 else len(data)) > MAX_HEAD_BYTES:
@@ -170,46 +172,50 @@ class AnswerReader:
                     raise FramingError("it does not begin with a status line and headers")
                 self._kept = data
                 return b""
-            end += 4
-            version, status, headers = _parsed_head(data[:end])
+            line = _STATUS_LINE.match(data)
+            if line is None:
+                raise FramingError("its status line is not one of HTTP/1.1")
+            headers = _parsed_fields(data, line.end(), end + 2)
+            status = int(line[2])
             if status >= 200:
                 self._kept = b""
-                self._begin(version, status, headers)
-                return data[end:]
+                self._begin(line[1] == b"1", status, headers)
+                return data[end + 4 :]
             if status == 101:
                 raise FramingError("it switches protocols, which nobody has asked for")
-            self._head_bytes += end
-            data = data[end:]
+            self._head_bytes += end + 4
+            data = data[end + 4 :]
 
-    def _begin(self, version: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _begin(self, persistent: bool, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """`persistent` is true for HTTP/1.1, where a connection stays open if nothing else is said."""
         self.status, self.headers, self.started = status, headers, True
         length = coding = None
-        persistent = version == b"1"
+        self._persistent = persistent
         for name, value in headers:
             if name == b"content-length":
                 if length is not None:
                     raise FramingError("it has two Content-Length headers")
                 length = value
             elif name == b"transfer-encoding":
-                if coding is not None:
-                    raise FramingError("it has two Transfer-Encoding headers")
+                if coding is not None or not persistent or value.lower() != b"chunked":
+                    raise FramingError("its Transfer-Encoding is not 'chunked', once, in HTTP/1.1")
                 coding = value
-            elif name == b"connection" and b"close" in (option.strip() for option in value.lower().split(b",")):
-                persistent = False
-        if length is not None and (not length.isdigit() or len(length) > 19 or int(length) > _MAX_LENGTH):
-            raise FramingError("its Content-Length is not a number of bytes")
-        if coding is not None and (coding.lower() != b"chunked" or version != b"1" or length is not None):
-            raise FramingError("its Transfer-Encoding is not 'chunked' alone")
-        self._persistent = persistent
+            elif name == b"connection" and _CLOSE.search(value):
+                self._persistent = False
+        if length is not None:
+            if coding is not None:
+                raise FramingError("it has a Transfer-Encoding and a Content-Length")
+            if not length.isdigit() or len(length) > _MAX_DIGITS:
+                raise FramingError("its Content-Length is not a number of bytes")
         if self._head_only or status in _NO_BODY:
             self.complete = True
-        elif coding is not None:
-            self._chunked = True
-        elif length is None:
-            self._persistent = False
-        else:
+        elif length is not None:
             self.rest = int(length)
             self.complete = not self.rest
+        elif coding is not None:
+            self._chunked = True
+        else:
+            self._persistent = False
 
     # A body in chunks
 
@@ -263,14 +269,6 @@ class AnswerReader:
         _parsed_fields(data, at, end + 2)
         self.complete = True
         return end + 4
-
-
-def _parsed_head(head: bytes) -> tuple[bytes, int, list[tuple[bytes, bytes]]]:
-    """The minor version, the status and the headers of a head with its empty line."""
-    line = _STATUS_LINE.match(head)
-    if line is None:
-        raise FramingError("its status line is not one of HTTP/1.1")
-    return line[1], int(line[2]), _parsed_fields(head, line.end(), len(head) - 2)
 
 
 def _parsed_fields(data: bytes, start: int, end: int) -> list[tuple[bytes, bytes]]:
