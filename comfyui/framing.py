@@ -183,36 +183,21 @@ class AnswerReader:
                 return data[end + 4 :]
             if status == 101:
                 raise FramingError("it switches protocols, which nobody has asked for")
+            _framing_of(headers, line[1] == b"1")  # means nothing here, but must not be nonsense
             self._head_bytes += end + 4
             data = data[end + 4 :]
 
     def _begin(self, persistent: bool, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """`persistent` is true for HTTP/1.1, where a connection stays open if nothing else is said."""
+        length, chunked, close = _framing_of(headers, persistent)
         self.status, self.headers, self.started = status, headers, True
-        length = coding = None
-        self._persistent = persistent
-        for name, value in headers:
-            if name == b"content-length":
-                if length is not None:
-                    raise FramingError("it has two Content-Length headers")
-                length = value
-            elif name == b"transfer-encoding":
-                if coding is not None or not persistent or value.lower() != b"chunked":
-                    raise FramingError("its Transfer-Encoding is not 'chunked', once, in HTTP/1.1")
-                coding = value
-            elif name == b"connection" and _CLOSE.search(value):
-                self._persistent = False
-        if length is not None:
-            if coding is not None:
-                raise FramingError("it has a Transfer-Encoding and a Content-Length")
-            if not length.isdigit() or len(length) > _MAX_DIGITS:
-                raise FramingError("its Content-Length is not a number of bytes")
+        self._persistent = persistent and not close
         if self._head_only or status in _NO_BODY:
             self.complete = True
         elif length is not None:
-            self.rest = int(length)
-            self.complete = not self.rest
-        elif coding is not None:
+            self.rest = length
+            self.complete = not length
+        elif chunked:
             self._chunked = True
         else:
             self._persistent = False
@@ -269,6 +254,28 @@ class AnswerReader:
         _parsed_fields(data, at, end + 2)
         self.complete = True
         return end + 4
+
+
+def _framing_of(headers: list[tuple[bytes, bytes]], persistent: bool) -> tuple[int | None, bool, bool]:
+    """The body's announced length, whether it comes in chunks, and whether the connection closes behind it."""
+    length = None
+    chunked = close = False
+    for name, value in headers:
+        if name == b"content-length":
+            if length is not None:
+                raise FramingError("it has two Content-Length headers")
+            if not value.isdigit() or len(value) > _MAX_DIGITS:
+                raise FramingError("its Content-Length is not a number of bytes")
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if chunked or not persistent or value.lower() != b"chunked":
+                raise FramingError("its Transfer-Encoding is not 'chunked', once, in HTTP/1.1")
+            chunked = True
+        elif name == b"connection" and _CLOSE.search(value):
+            close = True
+    if chunked and length is not None:
+        raise FramingError("it has a Transfer-Encoding and a Content-Length")
+    return length, chunked, close
 
 
 def _parsed_fields(data: bytes, start: int, end: int) -> list[tuple[bytes, bytes]]:

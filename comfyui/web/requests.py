@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import orjson
-
+from comfyui import jsonio
 from comfyui.exceptions import error_body
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -72,7 +71,7 @@ def _check_target(target: bytes, hosts: list[bytes]) -> None:
 
 def refusal_bytes(reason: str) -> bytes:
     """The whole answer to a request that is refused before anything has looked at it; the connection ends with it."""
-    body = orjson.dumps(error_body(title="Bad request", code="bad_request", detail=reason))
+    body = jsonio.dumps(error_body(title="Bad request", code="bad_request", detail=reason))
     head = (
         b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
     )
