@@ -17,8 +17,9 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from client import Exit, Finished, GatewayClient, Reconnecting, main
 from comfyui.engine import Engine
+from comfyui.sdk import Finished, GatewayClient, Reconnecting
+from comfyui.sdk.command_line import Exit, main
 from tests.running import RunningGateway, sleep_workflow
 
 ROOT = Path(__file__).parents[2]

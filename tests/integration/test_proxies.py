@@ -12,8 +12,8 @@ import orjson
 import pytest
 from yarl import URL
 
-from client import GatewayClient
 from comfyui.engine import Engine
+from comfyui.sdk import GatewayClient
 from config import SettingsError, load_settings
 from tests.relaying import Exchange, answer_ok, fetch, relayed
 from tests.running import RunningGateway, invert_workflow, running_gateway

@@ -14,12 +14,12 @@ from uuid import uuid4
 import pytest
 from PIL import Image
 
-from client import Executing, Finished, GatewayClient, Progress, Queued
 from comfyui.engine import Engine
 from comfyui.events import Event, ExecutionCached, ExecutionStart, Preview, ProgressState, QueuePosition
 from comfyui.events import Executing as NodeExecuting
 from comfyui.events import Progress as Steps
 from comfyui.progress import NodeProgress, NodeStarted, ProgressTracker
+from comfyui.sdk import Executing, Finished, GatewayClient, Progress, Queued
 from comfyui.web import sse
 from comfyui.web.sse import EventFeed
 from tests.integration.sse import Sent, events_of

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from client import (
+import client
+import comfyui.sdk
+from comfyui.sdk import (
     Executing,
-    Exit,
     Finished,
     GatewayCancelledError,
     GatewayClient,
@@ -37,10 +38,10 @@ from client import (
     Progress,
     Queued,
     Reconnecting,
-    main,
     safe_folder,
     safe_name,
 )
+from comfyui.sdk.command_line import Exit, main
 
 ROOT = Path(__file__).parents[2]
 TXT2IMG = str(ROOT / "examples/txt2img.json")
@@ -646,6 +647,28 @@ async def test_every_kind_of_failure_has_its_exit_code_and_a_document(
     assert document["detail"] in ran.err
     assert document["prompt_id"] == str(uuid.UUID(document["prompt_id"]))
     assert all(message in ran.err for messages in document["node_errors"].values() for message in messages)
+
+
+async def test_a_workflow_file_may_begin_with_a_byte_order_mark_and_utf_16_is_named(
+    fake: FakeGateway, tmp_path: Path
+) -> None:
+    """Windows editors write both."""
+    text = json.dumps(WORKFLOW)
+    marked, wide = tmp_path / "marked.json", tmp_path / "wide.json"
+    marked.write_text(text, encoding="utf-8-sig")
+    wide.write_text(text, encoding="utf-16")
+    result = json.dumps(result_body()).encode()
+    fake.on("POST /prompt_sync", event_stream(b"event: result\ndata: " + result + b"\n\n"))
+    assert (await cli("run", str(marked), "--server", fake.url, "--output", str(tmp_path / "out"))).code == Exit.OK
+    assert fake.asked[0].json()["prompt"] == WORKFLOW
+    refused = await cli("run", str(wide), "--server", fake.url)
+    assert refused.code == Exit.USAGE
+    assert "is UTF-16: save it as UTF-8" in refused.err
+
+
+def test_the_top_level_client_has_the_names_of_the_sdk() -> None:
+    assert set(comfyui.sdk.__all__) <= set(vars(client))
+    assert client.main is main
 
 
 async def test_nothing_at_the_address_is_unreachable(workflow: str, tmp_path: Path) -> None:

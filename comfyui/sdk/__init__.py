@@ -1,0 +1,52 @@
+"""A client of the gateway's HTTP API, for Python programs: typed, asynchronous, and by itself.
+
+::
+
+    async with GatewayClient("http://127.0.0.1:18188") as gateway:
+        result = await gateway.run(workflow)
+        for file in result.files:
+            print(await gateway.save(file, Path("out")))
+
+It shares no code with the server: what it knows of the gateway is the HTTP contract alone.
+"""
+
+from comfyui.sdk.client import GatewayClient
+from comfyui.sdk.errors import (
+    GatewayCancelledError,
+    GatewayConnectionError,
+    GatewayError,
+    GatewayOverloadedError,
+    GatewayProtocolError,
+    GatewayRefusedError,
+    GatewayTaskError,
+    GatewayTimeoutError,
+)
+from comfyui.sdk.events import Event, Executing, Finished, Preview, Progress, Queued, Reconnecting
+from comfyui.sdk.files import safe_folder, safe_name
+from comfyui.sdk.models import Health, InputFile, OutputFile, PromptResult, Timings
+
+__all__ = [
+    "Event",
+    "Executing",
+    "Finished",
+    "GatewayCancelledError",
+    "GatewayClient",
+    "GatewayConnectionError",
+    "GatewayError",
+    "GatewayOverloadedError",
+    "GatewayProtocolError",
+    "GatewayRefusedError",
+    "GatewayTaskError",
+    "GatewayTimeoutError",
+    "Health",
+    "InputFile",
+    "OutputFile",
+    "Preview",
+    "Progress",
+    "PromptResult",
+    "Queued",
+    "Reconnecting",
+    "Timings",
+    "safe_folder",
+    "safe_name",
+]

@@ -1,0 +1,157 @@
+"""What can go wrong between a caller and the gateway: one exception for each kind of error body."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class GatewayError(Exception):
+    """Base of all errors of this client; what the server's error body says, or what the client found out itself.
+
+    ::
+
+        GatewayError                     any other status
+        ├── GatewayRefusedError          400 401 403 404 406 409 413 422: the same request will be refused again
+        ├── GatewayTaskError             500 502: it was accepted and failed
+        │   └── GatewayCancelledError    409 task_cancelled
+        ├── GatewayTimeoutError          504, or no answer long after the timeout
+        ├── GatewayConnectionError       503, no connection, or one that was lost
+        ├── GatewayOverloadedError       429
+        └── GatewayProtocolError         something answered that is not the gateway
+
+    Attributes:
+        detail: what went wrong, in a sentence.
+        type: the stable code of the kind of error, such as ``validation_failed``.
+        status: the HTTP status; None when there was no answer.
+        node_errors: node id to messages.
+        prompt_id: the prompt that it is about, where there is one; it may be attached to again.
+        request_id: the gateway's id of the request, for its logs.
+        retry_after_s: when the server asks to come back.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        title: str = "Request failed",
+        code: str = "unexpected",
+        status: int | None = None,
+        node_errors: Mapping[str, Sequence[str]] | None = None,
+        prompt_id: str | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.title = title
+        self.type = code
+        self.status = status
+        self.node_errors = node_errors or {}
+        self.prompt_id = prompt_id
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape of the server's error body, with ``http_status`` and ``retry_after_s``, which travel beside it."""
+        return {
+            "error": self.title,
+            "type": self.type,
+            "detail": self.detail,
+            "prompt_id": self.prompt_id,
+            "node_errors": {node: list(messages) for node, messages in self.node_errors.items()},
+            "request_id": self.request_id,
+            "http_status": self.status,
+            "retry_after_s": self.retry_after_s,
+        }
+
+
+class GatewayRefusedError(GatewayError):
+    """The request was refused and will be again; nothing runs because of it."""
+
+
+class GatewayTaskError(GatewayError):
+    """The prompt was accepted and failed."""
+
+
+class GatewayCancelledError(GatewayTaskError):
+    """The prompt was interrupted or taken out of the queue by someone."""
+
+
+class GatewayTimeoutError(GatewayError):
+    """Not finished within the timeout."""
+
+
+class GatewayConnectionError(GatewayError):
+    """Nothing that can do the work answers. ``sent`` is true when the request may have arrived all the same."""
+
+    def __init__(self, detail: str, *, sent: bool = False, **fields: Any) -> None:
+        super().__init__(detail, **fields)
+        self.sent = sent
+
+
+class GatewayOverloadedError(GatewayError):
+    """The gateway is at its limit; see ``retry_after_s``."""
+
+
+class GatewayProtocolError(GatewayError):
+    """What answers at this address is not the gateway."""
+
+
+# In an event stream the error body comes without an HTTP status: this is the server's own table of the two.
+_STATUS_OF_TYPE = {
+    "validation_failed": 400,
+    "input_failed": 400,
+    "not_found": 404,
+    "conflict": 409,
+    "task_cancelled": 409,
+    "overloaded": 429,
+    "internal_error": 500,
+    "task_failed": 500,
+    "prompt_lost": 502,
+    "server_error": 502,
+    "submission_unknown": 502,
+    "connection_failed": 503,
+    "shutting_down": 503,
+    "disk_failed": 503,
+    "timeout": 504,
+}
+
+
+def is_error_body(body: object) -> bool:
+    return isinstance(body, dict) and all(isinstance(body.get(key), str) for key in ("error", "type", "detail"))
+
+
+def error_from(body: Mapping[str, Any], status: int | None = None, retry_after_s: float | None = None) -> GatewayError:
+    """The exception for one of the gateway's error bodies."""
+    kind = body["type"]
+    status = status or _STATUS_OF_TYPE.get(kind)
+    fields = {
+        "title": body["error"],
+        "code": kind,
+        "status": status,
+        "node_errors": body.get("node_errors"),
+        "prompt_id": body.get("prompt_id"),
+        "request_id": body.get("request_id"),
+        "retry_after_s": retry_after_s,
+    }
+    if status == 503:
+        # A gateway that stops leaves its prompts to ComfyUI: they can be attached to when it is back.
+        return GatewayConnectionError(body["detail"], sent=kind == "shutting_down", **fields)
+    return error_class(status, kind)(body["detail"], **fields)
+
+
+def error_class(status: int | None, kind: str) -> type[GatewayError]:
+    match status:
+        case 409 if kind == "task_cancelled":
+            return GatewayCancelledError
+        case 429:
+            return GatewayOverloadedError
+        case 504:
+            return GatewayTimeoutError
+        case 500 | 502:
+            return GatewayTaskError
+        case int() if 400 <= status < 500:
+            return GatewayRefusedError
+        case _:
+            return GatewayError
