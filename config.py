@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     stalled_after: float = Field(
         default=60, gt=0, description="Seconds without any execution after which ComfyUI's prompt worker is checked."
     )
+    silent_after: float = Field(
+        default=600, gt=0, description="Seconds that a prompt may run without any event before the log tells of it."
+    )
+    dead_after: float = Field(
+        default=0, ge=0, description="Seconds without any event after which a server that runs is not ready; 0: never."
+    )
     cancel_on_timeout: bool = Field(default=True, description="Cancel the prompt when its last request timed out.")
     cancel_on_disconnect: bool = Field(default=True, description="Cancel the prompt when its last client went away.")
     cancel_on_shutdown: bool = Field(

@@ -197,7 +197,12 @@ def _backends(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManag
             data_days=settings.runpod_data_days,
         )
         return runpod_pool(options, connect, metrics)
-    return connect(settings.comfyui_server_address, stalled_after_s=settings.stalled_after)
+    return connect(
+        settings.comfyui_server_address,
+        stalled_after_s=settings.stalled_after,
+        silent_after_s=settings.silent_after,
+        dead_after_s=settings.dead_after,
+    )
 
 
 def _warmup_workflow(settings: Settings) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.preflight import preflight
+from comfyui.promptworker import PromptWorker
 from comfyui.replies import JSON, HistoryEntry, QueueItem
 from comfyui.watcher import CompletionWatcher
 
@@ -33,6 +34,7 @@ _PROBE_UP_S = 5.0
 _PROBE_TIMEOUT_S = 5.0
 _MOVE_AFTER_S = 5.0
 _STALLED = "its prompt worker does not run: prompts wait and none is executed; restart ComfyUI"
+_DEAD = "its prompt worker counts as dead (DEAD_AFTER): a prompt runs and no event comes; restart ComfyUI"
 CHOICE_PATIENCE_S = 2.0
 """How long a new prompt waits for a server to come up: a moment, since its caller can try again."""
 # What another server may have: the rest is wrong with the workflow wherever it runs.
@@ -64,7 +66,7 @@ class _Fault:
     reason: str
     witnesses: frozenset[str]
     stalled: bool = False
-    """Its prompt worker is dead: the witnesses wait in its queue, from where it takes nothing."""
+    """Its prompt worker is dead: the witnesses are in its queue, from where it takes nothing."""
 
 
 class _NodeDefinitions:
@@ -130,6 +132,7 @@ class Backend:
         self.in_flight = 0
         self._metrics = metrics
         self._in_flight = metrics.in_flight.labels(client.name)
+        metrics.silent_seconds.labels(client.name).set_function(self._silent_s)
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._changed = asyncio.Event()
         self._look_again = asyncio.Event()
@@ -174,6 +177,10 @@ class Backend:
     @property
     def ready(self) -> bool:
         return self.health is Health.READY and self.watcher.crashed is None
+
+    def _silent_s(self) -> float:
+        silence = self.watcher.worker.silence
+        return silence.seconds if silence is not None else 0.0
 
     def failed(self, error: ComfyUIError) -> None:
         """A request found it unreachable: out of rotation until a probe gets through."""
@@ -301,16 +308,19 @@ class Backend:
     async def _judge(self) -> bool:
         """It answers: does it run prompts, too? False when that could not be found out, so that it stays as it is."""
         fault = self._fault
-        if fault is not None and fault.stalled and not self.watcher.stalled:
+        worker = self.watcher.worker
+        if fault is not None and fault.stalled and not (worker.stalled or worker.dead):
             self._fault = fault = None
         perhaps, self._perhaps_restarted = self._perhaps_restarted, False
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 # Meanwhile another prompt may have told of another fault.
                 if fault is not None and perhaps and not await self._remembers(fault) and self._fault is fault:
-                    self._fault, self.watcher.stalled = None, False
-                if self._fault is None and self.watcher.stalled:
-                    self._fault = _Fault(_STALLED, frozenset(await self.client.get_queue()), stalled=True)
+                    self._fault = None
+                    worker.forget()
+                if self._fault is None and (worker.stalled or worker.dead):
+                    reason = _STALLED if worker.stalled else _DEAD
+                    self._fault = _Fault(reason, frozenset(await self.client.get_queue()), stalled=True)
         except (ComfyUIError, TimeoutError):
             self._perhaps_restarted = True
             return False
@@ -389,6 +399,8 @@ class BackendPool:
         http_retries: int = 3,
         poll_interval_s: float = 1.0,
         stalled_after_s: float = 60.0,
+        silent_after_s: float = 600.0,
+        dead_after_s: float = 0.0,
         metrics: Metrics | None = None,
         name: str = "",
     ) -> Self:
@@ -402,9 +414,10 @@ class BackendPool:
             client = ComfyUIClient(
                 address, timeout_s=http_timeout_s, retries=http_retries, metrics=metrics, lean=True, name=name
             )
-            watcher = CompletionWatcher(
-                client, poll_interval_s=poll_interval_s, stalled_after_s=stalled_after_s, metrics=metrics
+            worker = PromptWorker(
+                stalled_after_s=stalled_after_s, silent_after_s=silent_after_s, dead_after_s=dead_after_s
             )
+            watcher = CompletionWatcher(client, poll_interval_s=poll_interval_s, worker=worker, metrics=metrics)
             return Backend(client, watcher, metrics)
 
         return cls([backend(address) for address in addresses])
@@ -485,7 +498,11 @@ class BackendPool:
     def report(self, *, in_detail: bool = True) -> list[dict[str, Any]]:
         """Per-server state for `/health`, from what is known: it asks nobody. Not `in_detail`: no names, no reasons."""
         return [
-            ({"server": backend.name, "reason": backend.reason or None} if in_detail else {})
+            (
+                {"server": backend.name, "reason": backend.reason or None, "silent": _shown(backend.watcher.worker)}
+                if in_detail
+                else {}
+            )
             | {
                 "state": backend.health.value,
                 "websocket": "connected"
@@ -498,6 +515,12 @@ class BackendPool:
             }
             for backend in self.backends
         ]
+
+
+def _shown(worker: PromptWorker) -> dict[str, Any] | None:
+    """The prompt that runs without any event."""
+    silence = worker.silence
+    return None if silence is None else {"prompt_id": silence.prompt_id, "seconds": round(silence.seconds, 1)}
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -410,7 +410,8 @@ class ComfyUIHandler:
         try:
             if not await job.wait(timeout_s):
                 left = "timeout"
-                raise ComfyUITimeoutError(f"not finished within {timeout_s:g} s", prompt_id=job.prompt_id)
+                detail = f"not finished within {timeout_s:g} s{_silence(job.run.backend)}"
+                raise ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
             return job.outcome.result()
         finally:
             job.waiters -= 1
@@ -508,7 +509,8 @@ class ComfyUIHandler:
             timings = result.timings.to_json()
         except TimeoutError:
             outcome = ComfyUITimeoutError.code
-            job.fail(ComfyUITimeoutError("not finished within MAX_TIMEOUT", prompt_id=job.prompt_id))
+            detail = f"not finished within MAX_TIMEOUT{_silence(job.run.backend)}"
+            job.fail(ComfyUITimeoutError(detail, prompt_id=job.prompt_id))
             if self._options.cancel_on_timeout and job.run.request is not None:
                 self._begin_cancel(job, "timeout")
         except ComfyUIError as error:
@@ -570,6 +572,12 @@ class ComfyUIHandler:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _silence(backend: Backend | None) -> str:
+    """What a prompt that timed out may have waited behind."""
+    silence = backend.watcher.worker.silence if backend is not None else None
+    return f"; {silence}" if silence is not None else ""
 
 
 def _ignore(_event: Event) -> None:

@@ -64,6 +64,12 @@ class Metrics:
             ["server"],
             registry=self.registry,
         )
+        self.silent_seconds = Gauge(
+            "comfyui_gateway_silent_seconds",
+            "Seconds for which ComfyUI has run a prompt without any event; 0 when it does not.",
+            ["server"],
+            registry=self.registry,
+        )
         self.resubmissions = Counter(
             "comfyui_gateway_resubmissions",
             "Prompts that were submitted again, by reason: reply_lost, prompt_lost, output_gone, out_of_memory.",

@@ -42,6 +42,7 @@ from comfyui.exceptions import (
 )
 from comfyui.metrics import Metrics
 from comfyui.positions import Place, QueuePositions
+from comfyui.promptworker import PromptWorker
 from comfyui.replies import HistoryEntry, QueueItem
 
 _FRONT = 4
@@ -125,7 +126,7 @@ class CompletionWatcher:
     Args:
         poll_interval_s: the longest time between two polls while the socket cannot be relied on.
         tick_s: while the socket works and anything waits, one small request each so many seconds checks that it does.
-        stalled_after_s: when prompts wait and nothing at all happens for so long, look whether ComfyUI runs any.
+        worker: takes what is heard of ComfyUI's prompt worker.
     """
 
     def __init__(
@@ -134,14 +135,13 @@ class CompletionWatcher:
         *,
         poll_interval_s: float = 1.0,
         tick_s: float = 2.0,
-        stalled_after_s: float = 60.0,
+        worker: PromptWorker | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._client = client
         self._poll_interval_s = poll_interval_s
         self._tick_s = tick_s
-        self._stalled_after_s = stalled_after_s
-        self._last_sign = time.monotonic()
+        self.worker = worker or PromptWorker()
         self._metrics = metrics or Metrics()
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._watches: dict[str, Watch] = {}
@@ -167,8 +167,8 @@ class CompletionWatcher:
         self._poll_failures = 0
         self.queue_remaining = 0
         """ComfyUI's own figure, as last heard."""
-        self.stalled = False
-        """Prompts are queued and ComfyUI runs none: its prompt worker is dead behind HTTP 200 (trap 12)."""
+        self._told_silent: str | None = None
+        self._told_dead = False
         self.on_change: Callable[[], None] = lambda: None
         self.crashed: BaseException | None = None
 
@@ -288,7 +288,7 @@ class CompletionWatcher:
             return False
         if frame.startswith(_PROGRESS_STATE):
             watch.unread = frame
-        self._alive()
+        self._heard(watch.prompt_id)
         return True
 
     def _went_live(self, client_id: str) -> None:
@@ -326,10 +326,12 @@ class CompletionWatcher:
                 self._running_id = event.prompt_id
         # Previews without metadata belong to the one prompt that runs.
         prompt_id = prompt_id_of(event) or (self._running_id if isinstance(event, Preview) else None)
-        watch = self._watches.get(prompt_id) if prompt_id else None
+        if prompt_id is None:
+            return
+        self._heard(prompt_id)
+        watch = self._watches.get(prompt_id)
         if watch is None:
             return
-        self._alive()
         watch.heard = True
         watch.tell(event)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
@@ -338,6 +340,9 @@ class CompletionWatcher:
     def _remaining_is(self, remaining: int) -> None:
         self.queue_remaining = remaining
         self._positions.heard(remaining)
+        if not remaining:
+            self.worker.emptied()
+            self._tell_silence()
 
     async def _collect(self, watch: Watch) -> None:
         """Fetch the history of a prompt that is said to be done, for as long as somebody waits for it."""
@@ -366,7 +371,7 @@ class CompletionWatcher:
             return True
         if entry is None:
             return False
-        self._alive()
+        self._heard(watch.prompt_id)
         self._last_finished_id = watch.prompt_id
         self._done_number = max(self._done_number, watch.number)
         watch.finish(entry)
@@ -383,17 +388,30 @@ class CompletionWatcher:
             self._wake.clear()
             if self._idle:
                 self._look_around = self._suspicious = False  # whom it was about is gone
-                await self._wake.wait()
-                last_poll = self._last_sign = time.monotonic()
+                if not await self._woken_within(self.worker.look_again_s):
+                    await self._look_unasked()
+                last_poll = time.monotonic()
+                self.worker.nothing_waits()
                 continue
             due_in_s = last_poll + self._delay_s(waiting) - time.monotonic()
-            if due_in_s > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(due_in_s):
-                        await self._wake.wait()
-                    continue  # something changed: think again
+            if due_in_s > 0 and await self._woken_within(due_in_s):
+                continue  # something changed: think again
             await self._poll_once()
             last_poll = time.monotonic()
+
+    async def _woken_within(self, seconds: float | None) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+            return True
+        return False
+
+    async def _look_unasked(self) -> None:
+        """Nothing waits, but what is known of the prompt worker may be over, and nothing else would tell."""
+        with contextlib.suppress(ComfyUIError):
+            remaining = await self._client.get_queue_remaining()
+            self._remaining_is(remaining)
+            await self._check_worker(remaining)
 
     def _poll_soon(self) -> None:
         self._poll_delay_s = _FASTEST_POLL_S
@@ -490,26 +508,40 @@ class CompletionWatcher:
             self._log.warning("websocket.silent", waiting=self.waiting, until_then="polling")
             await socket.close()
 
-    def _alive(self) -> None:
+    def _heard(self, prompt_id: str) -> None:
         """Something ran: the prompt worker works."""
-        self._last_sign = time.monotonic()
-        if self.stalled:
-            self.stalled = False
+        was_stalled = self.worker.stalled
+        self.worker.heard(prompt_id)
+        if was_stalled:
             self.on_change()
+        if self._told_silent is not None or self._told_dead:
+            self._tell_silence()
 
     async def _check_worker(self, remaining: int) -> None:
-        """Nothing ran for long, and something waits: look once whether ComfyUI runs anything at all."""
-        if not remaining or time.monotonic() - self._last_sign < self._stalled_after_s:
-            return
-        queue = await self._client.get_queue()
-        if not queue or any(item.running for item in queue.values()):
-            self._alive()
-        elif not self.stalled:
-            self.stalled = True
-            self._log.error("comfyui.stalled", waiting=len(queue), detail="prompts are queued and none is executed")
+        """Nothing was heard for long, and something is queued: look once what ComfyUI runs."""
+        if remaining and self.worker.look_due():
+            queue = await self._client.get_queue()
+            was_stalled = self.worker.stalled
+            self.worker.looked(queue)
+            if self.worker.stalled and not was_stalled:
+                self._log.error("comfyui.stalled", waiting=len(queue), detail="prompts are queued and none is executed")
+            if self.worker.stalled is not was_stalled:
+                self.on_change()
+        self._tell_silence()
+
+    def _tell_silence(self) -> None:
+        """Once for each prompt, and whenever it makes the worker count as dead or no longer."""
+        silence = self.worker.silence if self.worker.is_silent else None
+        if silence is None:
+            self._told_silent = None
+        elif silence.prompt_id != self._told_silent:
+            self._told_silent = silence.prompt_id
+            seconds = round(silence.seconds)
+            detail = "it runs, and no event comes: one long node, or ComfyUI's prompt worker is dead"
+            self._log.error("comfyui.silent", prompt_id=silence.prompt_id, seconds=seconds, detail=detail)
+        if self.worker.dead is not self._told_dead:
+            self._told_dead = self.worker.dead
             self.on_change()
-        else:
-            self._last_sign = time.monotonic()  # known: look again after as long a time
 
     async def _look_for(self, waiting: Sequence[Watch], remaining: int) -> None:
         """Queue, then history, for each; what is in neither twice in a row is gone (trap 6)."""

@@ -19,7 +19,7 @@ async def runpod_pool(
     # A job may wait for as long as RunPod takes to start a worker: that is no stalled ComfyUI.
     async with (
         RunPodBridge(options, metrics) as bridge,
-        connect((bridge.address,), name=bridge.name, stalled_after_s=math.inf) as pool,
+        connect((bridge.address,), name=bridge.name, stalled_after_s=math.inf, silent_after_s=math.inf) as pool,
     ):
         [backend] = pool.backends
         bridge.tell_trouble(backend.vetoed)

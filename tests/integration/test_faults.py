@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
@@ -20,6 +22,8 @@ from tests.running import (
     sleep_workflow,
     until,
 )
+
+DEAD = "00000000-0000-4000-8000-00000000dead"
 
 
 @pytest.mark.parametrize("fault", ["prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"])
@@ -430,3 +434,64 @@ async def ready_status(gateway: RunningGateway) -> int:
 def resubmissions(gateway: RunningGateway, reason: str) -> float:
     name = "comfyui_gateway_resubmissions_total"
     return gateway.handler.metrics.registry.get_sample_value(name, {"reason": reason}) or 0.0
+
+
+async def test_a_worker_that_died_while_it_ran_something_is_told(engine: Engine) -> None:
+    await engine.set_faults({"prompt_thread_dies": {}})
+    async with running_gateway(engine.url, stalled_after=0.3, silent_after=0.6) as gateway:
+        with capture_logs() as lines:
+            dead = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=9, prompt_id=DEAD))
+            await prompts_are_queued(engine, 1)
+            status, behind = await gateway.prompt_sync(invert_workflow(1), timeout=8)
+            assert (await dead)[0] == 504
+        assert (status, behind["type"]) == (504, "timeout")
+        assert re.search(rf"ComfyUI has run prompt {DEAD} for \d+ s without any event", behind["detail"]), behind
+        assert [line["prompt_id"] for line in lines if line["event"] == "comfyui.silent"] == [DEAD]
+
+        async with gateway.http.get("/health") as response:
+            server = (await response.json())["servers"][0]
+        assert response.status == 200
+        assert server["silent"]["prompt_id"] == DEAD
+        assert server["silent"]["seconds"] > 1
+        assert await ready_status(gateway) == 200, "two hours of one node are normal"
+        async with gateway.http.get("/metrics") as response:
+            text = await response.text()
+        assert float(re.findall(r"comfyui_gateway_silent_seconds\{.*\} (\S+)", text)[0]) > 1
+
+        # Requests that wait for less than it takes to look count together.
+        before = server["silent"]["seconds"]
+        for color in range(3):
+            await gateway.prompt_sync(invert_workflow(color + 2), timeout=0.2)
+        async with gateway.http.get("/health") as response:
+            assert (await response.json())["servers"][0]["silent"]["seconds"] > before
+
+        await engine.set_faults({"forget": {}})  # the restart
+        await until(lambda: silent(gateway), lambda told: told is None)
+
+
+async def test_a_worker_that_counts_as_dead_is_out_of_rotation_until_it_runs_again(engine: Engine) -> None:
+    await engine.set_faults({"prompt_thread_dies": {}})
+    async with running_gateway(engine.url, stalled_after=0.3, dead_after=0.6) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=20))
+        await until(lambda: ready_status(gateway), lambda status: status == 503)
+        assert "prompt worker counts as dead" in await reason_not_ready(gateway)
+        await reconnected(gateway, engine)
+        assert "prompt worker counts as dead" in await reason_not_ready(gateway)
+        await engine.set_faults({"forget": {}})  # the restart
+        await until(lambda: ready_status(gateway), lambda status: status == 200)
+        waiting.cancel()
+
+
+async def test_one_long_node_with_events_is_not_silent(engine: Engine) -> None:
+    async with running_gateway(engine.url, stalled_after=0.1, silent_after=0.2, dead_after=5) as gateway:
+        workflow = sleep_workflow(1)
+        workflow["4"]["inputs"]["steps"] = 40
+        with capture_logs() as lines:
+            assert (await gateway.prompt_sync(workflow))[0] == 200
+        assert not [line for line in lines if line["event"] in {"comfyui.silent", "comfyui.stalled"}]
+        assert await silent(gateway) is None
+
+
+async def silent(gateway: RunningGateway) -> Any:
+    async with gateway.http.get("/health") as response:
+        return (await response.json())["servers"][0]["silent"]
