@@ -2,15 +2,27 @@
 
 An input is declared as ``[type, options]``. Choices come in two forms: the old one has the list itself as the type, the
 new one (V3) has the type ``COMBO`` and the list under ``options``. Nothing here reads more than it is given.
+
+New nodes can also declare inputs that take shape only in a workflow. What such an input stands for has dotted names:
+
+* ``COMFY_DYNAMICCOMBO_V3``  a choice with inputs of its own behind each option: ``mode``, ``mode.strength``;
+* ``COMFY_DYNAMICSLOT_V3``   a socket with inputs that exist while it is linked: ``image``, ``image.strength``;
+* ``COMFY_AUTOGROW_V3``      as many like inputs as are linked: ``images.image0``, ``images.image1``, …;
+* ``COMFY_DYNAMICGROUP_V3``  as many rows of inputs as the user adds: ``points.0.x``, ``points.0.y``, ``points.1.x``, …
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 ObjectInfo = Mapping[str, Any]
+
+DYNAMIC_COMBO, DYNAMIC_SLOT = "COMFY_DYNAMICCOMBO_V3", "COMFY_DYNAMICSLOT_V3"
+AUTOGROW, DYNAMIC_GROUP, MATCH_TYPE = "COMFY_AUTOGROW_V3", "COMFY_DYNAMICGROUP_V3", "COMFY_MATCHTYPE_V3"
+# ComfyUI allows no more names of an autogrow input, and the editor no more rows of a group.
+_MAX_GROWN, _MAX_ROWS = 100, 20
 
 # Options by which a node asks the frontend for an upload button; the value is then a file below ComfyUI's input folder.
 _UPLOAD_OPTIONS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload", "file_upload", "upload")
@@ -59,6 +71,8 @@ def parse_input(name: str, declared: Any, *, required: bool) -> InputSpec:
     kind, options = parts[0], parts[1] if len(parts) > 1 and isinstance(parts[1], Mapping) else {}
     if isinstance(kind, list | tuple):
         return InputSpec(name, "COMBO", required, options, tuple(kind), old_style=True)
+    if kind == DYNAMIC_COMBO:
+        return InputSpec(name, kind, required, options, tuple(_combo_options(options)))
     listed = options.get("options") if kind == "COMBO" else None
     choices = tuple(listed) if isinstance(listed, list | tuple) and not options.get("remote") else None
     return InputSpec(name, str(kind), required, options, choices)
@@ -73,3 +87,106 @@ def input_specs(definition: Mapping[str, Any]) -> Iterator[InputSpec]:
         names = [name for name in order.get(section) or () if name in inputs]
         for name in [*names, *(name for name in inputs if name not in names)]:
             yield parse_input(name, inputs[name], required=section == "required")
+
+
+def nested_specs(declared: Any, prefix: str) -> list[InputSpec]:
+    """The inputs of a ``{"required": …, "optional": …}`` inside a dynamic input, named with its prefix."""
+    sections = declared if isinstance(declared, Mapping) else {}
+    return [
+        parse_input(f"{prefix}.{name}", entry, required=section == "required")
+        for section in ("required", "optional")
+        for name, entry in _mapping(sections.get(section)).items()
+    ]
+
+
+def option_specs(spec: InputSpec, chosen: Any) -> list[InputSpec]:
+    """The inputs behind one option of a dynamic combo; none for a value that is no option."""
+    options = _combo_options(spec.options)
+    return nested_specs(options[chosen], spec.name) if isinstance(chosen, str) and chosen in options else []
+
+
+def _combo_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    listed = options.get("options")
+    entries = listed if isinstance(listed, list | tuple) else ()
+    return {
+        str(entry["key"]): entry.get("inputs") for entry in entries if isinstance(entry, Mapping) and "key" in entry
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """An autogrow input: the inputs that it may stand for, in rows; the first `minimum` rows are always there."""
+
+    rows: Sequence[Sequence[InputSpec]]
+    minimum: int
+
+
+def grown_specs(spec: InputSpec) -> Grown:
+    """What an autogrow input may stand for. Each row repeats the inputs of its template under other names."""
+    template = _mapping(spec.options.get("template"))
+    inputs = nested_specs(template.get("input"), spec.name)
+    names = template.get("names")
+    listed = [str(name) for name in names] if isinstance(names, list | tuple) else None
+    minimum, maximum = _count(template.get("min"), 1), _count(template.get("max"), _MAX_GROWN)
+    rows = []
+    for row in range(min(len(listed) if listed is not None else maximum, _MAX_GROWN)):
+        row_specs = []
+        for entry in inputs:
+            stem = str(template.get("prefix") or "") if len(inputs) == 1 else entry.name.rsplit(".", 1)[-1]
+            name = listed[row] if listed is not None else f"{stem}{row}"
+            needed = entry.required and row < minimum
+            row_specs.append(replace(entry, name=f"{spec.name}.{name}", required=needed))
+        rows.append(row_specs)
+    return Grown(rows, minimum)
+
+
+def group_rows(spec: InputSpec, count: Any) -> list[list[InputSpec]]:
+    """The rows of a dynamic group of which `count` were added; at least as many as it always has."""
+    wanted = int(count) if isinstance(count, int | float) and not isinstance(count, bool) and abs(count) < 1e6 else 0
+    rows = min(max(_count(spec.options.get("min"), 0), wanted), _MAX_ROWS)
+    return [nested_specs(spec.options.get("template"), f"{spec.name}.{row}") for row in range(rows)]
+
+
+def live_specs(definition: Mapping[str, Any], names: Mapping[str, Any]) -> Iterator[InputSpec]:
+    """The inputs that a node has in a workflow where its inputs are `names`, each name with its value or link.
+
+    A dynamic input stands for what ComfyUI makes of it: a dynamic combo that is not given, or has no such option, and a
+    dynamic slot that is not given, stand for themselves only.
+    """
+    for spec in input_specs(definition):
+        yield from _live(spec, names)
+
+
+def _live(spec: InputSpec, names: Mapping[str, Any]) -> Iterator[InputSpec]:
+    match spec.type:
+        case "COMFY_DYNAMICCOMBO_V3":
+            yield spec
+            inner = option_specs(spec, names.get(spec.name))
+        case "COMFY_DYNAMICSLOT_V3":
+            yield replace(spec, type=str(spec.options.get("slotType") or "*"), required=False)
+            inner = nested_specs(spec.options.get("inputs"), spec.name) if spec.name in names else []
+        case "COMFY_AUTOGROW_V3":
+            inner = [entry for row in grown_specs(spec).rows for entry in row if entry.required or entry.name in names]
+        case "COMFY_DYNAMICGROUP_V3":
+            inner = [entry for row in group_rows(spec, _rows_named(spec.name, names)) for entry in row]
+        case _:
+            yield spec
+            return
+    for entry in inner:
+        yield from _live(entry, names)
+
+
+def _rows_named(name: str, names: Collection[str]) -> int:
+    """How many rows of a dynamic group the given input names reach."""
+    starts = [other[len(name) + 1 :].split(".", 1)[0] for other in names if other.startswith(f"{name}.")]
+    return max(
+        (int(start) + 1 for start in starts if start.isascii() and start.isdecimal() and len(start) < 4), default=0
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _count(value: Any, default: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default

@@ -4,11 +4,15 @@ The result is meant to equal the editor's own ``Export (API)``, and is compared 
 ``tests/contract/test_convert_real.py``. What happens, in order:
 
 1. ``graph``       the file → nodes, links, subgraph definitions;
-2. ``widgets``     each node gets its class's slots and widgets, and the stored values by position;
-3. ``promotion``   instances of subgraphs get the widgets of their linked inputs;
-4. ``primitives``  values of primitive nodes go into the widgets that they are linked to;
-5. ``links``       subgraphs are flattened, and each linked input is followed to the node that feeds it;
-6. here            widget values and links become the API format's inputs.
+2. ``groups``      group nodes become subgraphs;
+3. ``virtual``     nodes that live in the editor only are left out or refused;
+4. ``widgets``     each node gets its class's slots and widgets, and ``values`` puts the stored values into them;
+5. ``promotion``   instances of subgraphs get the widgets of their linked inputs;
+6. ``primitives``  values of primitive nodes go into the widgets that they are linked to;
+7. ``links``       subgraphs are flattened, and each linked input is followed to the node that feeds it;
+8. here            widget values and links become the API format's inputs.
+
+Where the result differs from the editor's export on purpose, or may differ, a warning names the node.
 """
 
 from __future__ import annotations
@@ -19,27 +23,33 @@ from datetime import datetime
 from random import Random
 from typing import Any
 
-from comfyui.convert.graph import MISSING, Graph, Node, Widget, Workflow, parse_workflow, slot_type
-from comfyui.convert.links import VIRTUAL_TYPES, LinkResolver, NodeOutput, Placed, PromotedValue, flatten
+from comfyui.convert.graph import BYPASS, MISSING, Node, Widget, Workflow, parse_workflow, slot_type
+from comfyui.convert.groups import apply_overrides, unfold_groups
+from comfyui.convert.links import LinkResolver, NodeOutput, Placed, PromotedValue, check_size, flatten
 from comfyui.convert.primitives import apply_primitives
 from comfyui.convert.promotion import promote_widgets
 from comfyui.convert.text import choose_dynamic_prompt, fill_placeholders, has_choices
+from comfyui.convert.virtual import apply_everywhere_links, is_virtual, remove_editor_only, setter_warnings
 from comfyui.convert.widgets import BROWSER_ONLY_TYPES, UncertainLayoutError, complete_node
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.nodedefs import ObjectInfo
 from comfyui.workflow import is_ui_format
 
-__all__ = ["ConvertedWorkflow", "to_api_format"]
+__all__ = ["MAX_NODES", "ConvertedWorkflow", "to_api_format"]
 
 # Classes whose file name prefix may hold placeholders that only the editor fills in.
 _SAVING_CLASSES = frozenset(
     {
-        *("SaveImage", "SaveAnimatedWEBP", "SaveWEBM", "SaveAudio", "SaveGLB", "SaveAnimatedPNG", "CLIPSave"),
-        *("VAESave", "ModelSave", "LoraSave", "SaveLatent"),
+        *("SaveImage", "SaveImageAdvanced", "SaveSVGNode", "SaveVideo", "SaveAnimatedWEBP", "SaveWEBM"),
+        *("SaveAudio", "SaveAudioMP3", "SaveAudioOpus", "SaveAudioAdvanced", "SaveGLB", "Save3DAdvanced"),
+        *("SaveGaussianSplat", "SavePointCloud", "SaveAnimatedPNG", "CLIPSave", "VAESave", "ModelSave"),
+        *("LoraSave", "SaveLatent"),
     }
 )
 # The same node under its old name for a sampler, in files of early versions.
 _OLD_SAMPLER_PREFIX = "sample_"
+# More nodes than any ComfyUI could run; a workflow with subgraphs inside of subgraphs has them soon.
+MAX_NODES = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +66,31 @@ def to_api_format(
     *,
     now: datetime | None = None,
     rng: Random | None = None,
+    max_nodes: int = MAX_NODES,
 ) -> ConvertedWorkflow:
     """Convert a UI export, with the node definitions of the ComfyUI that is to run it.
 
     Args:
         now: for ``%date:…%`` in file names; default: the local time.
         rng: chooses in dynamic prompts (``{a|b}``), which the editor does at random too.
+        max_nodes: how many nodes the workflow may have with its subgraphs written out.
 
     Raises:
-        ComfyUIValidationError: the file is no UI export or damaged, a node's class is not known, or a value can only
-            be made by a browser (camera, 3D view); ``node_errors`` names each node.
+        ComfyUIValidationError: the file is no UI export or damaged, it is too large, a node's class is not known, or a
+            value can only be made by a browser (camera, 3D view); ``node_errors`` names each node.
     """
     if not is_ui_format(ui_workflow):
         raise ComfyUIValidationError("This is no UI-format workflow: it has no list of nodes.")
     workflow = parse_workflow(ui_workflow)
-    warnings = _complete(workflow, object_info)
+    check_size(workflow, max_nodes)
+    workflow.warnings += unfold_groups(workflow, ui_workflow, object_info)
+    _complete(workflow, object_info)
+    workflow.warnings += apply_everywhere_links(workflow) + setter_warnings(workflow)
     promote_widgets(workflow)
     for graph in workflow.graphs():
-        warnings += apply_primitives(graph)
+        workflow.warnings += apply_primitives(graph)
     placed = flatten(workflow)
+    workflow.warnings += _inactive_warnings(placed)
     export = _Export(workflow, placed, now or datetime.now().astimezone(), rng or Random())  # noqa: S311
     prompt = {entry.id: export.node(entry) for entry in placed.values() if _is_exported(entry)}
     for node in prompt.values():
@@ -85,52 +101,57 @@ def to_api_format(
         }
     if not prompt:
         raise ComfyUIValidationError("Nothing is left to run: every node is muted, bypassed or a note.")
-    return ConvertedWorkflow(prompt, tuple(dict.fromkeys(warnings + export.warnings)))
+    return ConvertedWorkflow(prompt, tuple(dict.fromkeys(workflow.warnings + export.warnings)))
 
 
 def _is_exported(entry: Placed) -> bool:
-    return entry.node.runs and entry.inside is None and entry.node.type not in VIRTUAL_TYPES
+    return entry.node.runs and entry.inside is None and not is_virtual(entry.node)
 
 
-def _complete(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
-    """Lay out every node by its class; returns warnings."""
-    warnings: list[str] = []
-    errors: dict[str, list[str]] = {}
+def _inactive_warnings(placed: Mapping[str, Placed]) -> list[str]:
+    """Subgraphs inside of a subgraph that run although they are muted or bypassed, as the editor exports them."""
+    return [
+        f"node {entry.id} ({entry.inside.name or 'subgraph'}): it is {'bypassed' if bypassed else 'muted'}, but the "
+        "editor exports what is inside of it, because it is itself inside of a subgraph; mute the nodes in it instead"
+        for entry in placed.values()
+        if entry.inside and entry.around and not entry.node.runs
+        for bypassed in (entry.node.mode == BYPASS,)
+    ]
+
+
+def _complete(workflow: Workflow, object_info: ObjectInfo) -> None:
+    """Lay out every node by its class, and take out those that ComfyUI does not have and does not need."""
+    warnings, errors = remove_editor_only(workflow, object_info)
+    workflow.warnings += warnings
     socket_types = {slot_type(kind) for found in object_info.values() for kind in found.get("output") or ()}
     for graph in workflow.graphs():
-        for node in list(graph.nodes.values()):
-            if node.type in VIRTUAL_TYPES or node.type in workflow.subgraphs:
-                continue
+        for node in graph.nodes.values():
             definition = object_info.get(node.type)
-            if definition is None:
-                _without_definition(node, graph, warnings, errors)
+            if definition is None or is_virtual(node) or node.type in workflow.subgraphs:
                 continue
             try:
                 found = complete_node(node, definition, socket_types)
             except UncertainLayoutError as error:
-                errors.setdefault(node.id, []).append(f"{node.type}: {error}")
+                if node.runs:
+                    errors.setdefault(node.id, []).append(f"{node.type}: {error}")
                 continue
-            warnings += [f"node {node.id} ({node.type}): {warning}" for warning in found]
+            apply_overrides(node)
+            if node.runs:
+                workflow.warnings += [f"node {node.id} ({node.type}): {warning}" for warning in found]
+                if made := [w.name for w in node.widgets if w.kind in BROWSER_ONLY_TYPES]:
+                    errors.setdefault(node.id, []).append(_browser_only(node, made[0]))
             node.title = node.title or str(definition.get("display_name") or node.type)
-            if node.runs and (made := [w.name for w in node.widgets if w.kind in BROWSER_ONLY_TYPES]):
-                errors.setdefault(node.id, []).append(f"{node.type}: only a browser can make the value of {made[0]}")
-            if graph is workflow.root:
-                _modernise_sampler(node)
+            _modernise_sampler(node)
     if errors:
         reasons = "; ".join(f"node {node_id}: {' '.join(why)}" for node_id, why in errors.items())
         raise ComfyUIValidationError(f"The workflow cannot be converted with certainty: {reasons}", node_errors=errors)
-    return warnings
 
 
-def _without_definition(node: Node, graph: Graph, warnings: list[str], errors: dict[str, list[str]]) -> None:
-    """A class that ComfyUI does not have matters only where the node would run and is connected to something."""
-    if not node.runs:
-        return
-    if node.linked:
-        errors.setdefault(node.id, []).append(f"the node class {node.type} is not installed")
-        return
-    del graph.nodes[node.id]
-    warnings.append(f"node {node.id} ({node.type}): left out, its class is not installed and nothing is linked to it")
+def _browser_only(node: Node, name: str) -> str:
+    return (
+        f"{node.type}: only a browser can make the value of {name} (a camera picture, a recording or a rendered view): "
+        "run the workflow in the editor, or use a node that loads a file instead"
+    )
 
 
 def _modernise_sampler(node: Node) -> None:
@@ -160,13 +181,15 @@ class _Export:
         for widget in node.widgets:
             value = self._value(placed, widget) if widget.in_prompt else MISSING
             if value is not MISSING:
-                inputs[widget.name] = _wrapped(value)
+                inputs[widget.name] = _boxed(widget, value)
         for index, slot in enumerate(node.inputs):
             match self._links.source_of(placed, index):
                 case NodeOutput(node_id, output):
                     inputs[slot.name] = [node_id, output]
-                case PromotedValue(value):
-                    inputs[slot.name] = _wrapped(value)
+                case PromotedValue(value) if value is not MISSING:
+                    inputs[slot.name] = {"__value__": value} if isinstance(value, list) else value
+        if node.type == "CustomCombo":
+            inputs["index"] = _chosen_index(node, inputs)
         return {"inputs": inputs, "class_type": node.type, "_meta": {"title": node.title}}
 
     def _value(self, placed: Placed, widget: Widget) -> Any:
@@ -186,6 +209,16 @@ class _Export:
         return value
 
 
-def _wrapped(value: Any) -> Any:
+def _boxed(widget: Widget, value: Any) -> Any:
     """A list in the API format is a link, so a list that is a value is boxed; ComfyUI takes it out again."""
+    if widget.kind == "CURVE" and value is not None:
+        return {"__type__": "CURVE", "__value__": value}
     return {"__value__": value} if isinstance(value, list) else value
+
+
+def _chosen_index(node: Node, inputs: Mapping[str, Any]) -> int:
+    """Which of a CustomCombo's options is chosen; a choice that comes through a link counts as the widget shows it."""
+    choice = inputs.get("choice")
+    chosen = node.widgets[0].value if isinstance(choice, list) else choice
+    options = [widget.value for widget in node.widgets[2:]]
+    return options.index(chosen) if chosen in options else -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,7 @@ class Widget:
         in_prompt: false for buttons and for the control that says how a seed changes.
         stored: false for those that take no place in ``widgets_values``.
         options: the declared options of the input, such as ``min`` or ``dynamicPrompts``.
+        children: gives the widgets that stand behind this one while it has the given value; None: it never has any.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Widget:
     in_prompt: bool = True
     stored: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    children: Callable[[Any], list[Widget]] | None = None
 
 
 @dataclass(slots=True)
@@ -84,6 +86,10 @@ class Node:
     widget_values: Sequence[Any] | Mapping[str, Any]
     properties: Mapping[str, Any]
     widgets: list[Widget] = field(default_factory=list)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Values of widgets that count before those that the file stores with the node, by widget name."""
+    file_slots: tuple[str, ...] = ()
+    """The names of its inputs in the order of the file."""
 
     @property
     def runs(self) -> bool:
@@ -106,6 +112,10 @@ class Graph:
     name: str = ""
     inputs: list[BoundarySlot] = field(default_factory=list)
     outputs: list[BoundarySlot] = field(default_factory=list)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What editor extensions keep in the file, such as links of their own."""
+    left_out: dict[str, Node] = field(default_factory=dict)
+    """Nodes that were taken out of `nodes`, for they act in the editor only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +127,16 @@ class BoundarySlot:
     links: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Workflow:
+    """A file's graphs. ``warnings`` say what reading it left out."""
+
     root: Graph
-    subgraphs: Mapping[str, Graph]
+    subgraphs: dict[str, Graph]
+    ids: NodeIds
+    renamed: Mapping[str, Mapping[str, str]]
+    """By subgraph: the ids of nodes inside that the editor changes when it loads the file, old to new."""
+    warnings: list[str]
 
     def graphs(self) -> Iterator[Graph]:
         yield self.root
@@ -131,61 +147,117 @@ def parse_workflow(file: Mapping[str, Any]) -> Workflow:
     """Read a UI export of any version; links may be arrays or objects.
 
     Raises:
-        ComfyUIValidationError: the file is damaged, or holds group nodes, whose inside is kept in a form of their own.
+        ComfyUIValidationError: the file is damaged.
     """
-    group_nodes = _mapping(_mapping(file.get("extra")).get("groupNodes"))
-    used = sorted(
-        {str(node.get("type")) for node in _objects(file.get("nodes"))} & {f"workflow/{n}" for n in group_nodes}
-    )
-    if used:
-        raise ComfyUIValidationError(
-            f"The workflow uses group nodes ({', '.join(used)}), which are not converted: turn them into subgraphs or "
-            'ungroup them in the editor, or export with "Workflow > Export (API)".'
-        )
-    definitions: dict[str, Graph] = {}
-    _collect_subgraphs(file, definitions)
-    return Workflow(_parse_graph(file), definitions)
+    warnings: list[str] = []
+    definitions: dict[str, Mapping[str, Any]] = {}
+    for definition in _definitions(file):
+        definitions.setdefault(str(definition.get("id")), definition)
+    ids = NodeIds(file)
+    renamed = {name: ids.of_subgraph(definition) for name, definition in definitions.items()}
+    subgraphs = {name: _parse_graph(definition, renamed[name], warnings) for name, definition in definitions.items()}
+    root = _parse_graph(file, {}, warnings, ids)
+    return Workflow(root, subgraphs, ids, renamed, warnings)
 
 
-def _collect_subgraphs(holder: Mapping[str, Any], found: dict[str, Graph]) -> None:
-    for definition in _objects(_mapping(holder.get("definitions")).get("subgraphs")):
-        found[str(definition.get("id"))] = _parse_graph(definition)
-        _collect_subgraphs(definition, found)
+def _definitions(holder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """All subgraph definitions, each before those inside of it, which is the order in which the editor reads them."""
+    for definition in objects_of(as_mapping(holder.get("definitions")).get("subgraphs")):
+        yield definition
+        yield from _definitions(definition)
 
 
-def _parse_graph(data: Mapping[str, Any]) -> Graph:
-    nodes = [_parse_node(node) for node in _objects(data.get("nodes"))]
-    links = [link for entry in _sequence(data.get("links")) if (link := _parse_link(entry))]
+class NodeIds:
+    """Ids as the editor gives them: one that is taken, anywhere in the file, is replaced by the next free one."""
+
+    def __init__(self, file: Mapping[str, Any]) -> None:
+        state = as_mapping(file.get("state"))
+        self._used = {str(node.get("id")) for node in objects_of(file.get("nodes"))}
+        counted = (file.get("last_node_id"), state.get("lastNodeId"), *self._used)
+        self.last = max((_whole(value) for value in counted), default=0)
+
+    def next(self) -> str:
+        self.last += 1
+        while str(self.last) in self._used:
+            self.last += 1
+        self._used.add(str(self.last))
+        return str(self.last)
+
+    def of_subgraph(self, definition: Mapping[str, Any]) -> dict[str, str]:
+        """The new ids of those nodes of a subgraph whose id the file has already used elsewhere."""
+        changed: dict[str, str] = {}
+        for old in dict.fromkeys(str(node.get("id")) for node in objects_of(definition.get("nodes"))):
+            if old in self._used:
+                changed[old] = self.next()
+                continue
+            self._used.add(old)
+            self.last = max(self.last, _whole(old))
+        return changed
+
+
+def _whole(value: Any) -> int:
+    """A node id as a number; 0 for one that is none."""
+    text = str(value)
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+
+
+def _parse_graph(
+    data: Mapping[str, Any], renamed: Mapping[str, str], warnings: list[str], ids: NodeIds | None = None
+) -> Graph:
+    """`ids` gives new ids to nodes of the root with the id of another; in a subgraph the editor drops such nodes."""
+    nodes: dict[str, Node] = {}
+    for entry in objects_of(data.get("nodes")):
+        node = _parse_node(entry)
+        node.id = renamed.get(node.id, node.id)
+        if node.id in nodes:
+            first, old = nodes[node.id].type, node.id
+            fate = f"the second ({node.type}) is left out"
+            if ids:
+                node.id = ids.next()
+                fate = f"the second ({node.type}) is node {node.id} in the result, and no link leads to it"
+                node.inputs = [InputSlot(slot.name, slot.type, None, slot.widget) for slot in node.inputs]
+            warnings.append(f"node {old}: two nodes have this id; the first ({first}) keeps it, {fate}")
+            if not ids:
+                continue
+        nodes[node.id] = node
+    links = [link for entry in as_sequence(data.get("links")) if (link := _parse_link(entry, renamed))]
     return Graph(
-        nodes={node.id: node for node in nodes},
-        links={link.id: link for link in links},
+        nodes=nodes,
+        links={link.id: link for link in reversed(links)},
         name=str(data.get("name") or ""),
-        inputs=[_parse_boundary(slot) for slot in _objects(data.get("inputs"))],
-        outputs=[_parse_boundary(slot) for slot in _objects(data.get("outputs"))],
+        inputs=[_parse_boundary(slot) for slot in objects_of(data.get("inputs"))],
+        outputs=[_parse_boundary(slot) for slot in objects_of(data.get("outputs"))],
+        extra=as_mapping(data.get("extra")),
     )
 
 
 def _parse_node(data: Mapping[str, Any]) -> Node:
     if data.get("id") is None or not isinstance(data.get("type"), str):
         raise ComfyUIValidationError("The workflow is damaged: a node has no id or no type.")
-    kind = data["type"]
-    outputs = list(_objects(data.get("outputs")))
+    return parse_node(data, str(data["id"]))
+
+
+def parse_node(data: Mapping[str, Any], node_id: str) -> Node:
+    """One node of a file, under the given id."""
+    kind = str(data.get("type"))
+    outputs = list(objects_of(data.get("outputs")))
     values = data.get("widgets_values")
     return Node(
-        id=str(data["id"]),
+        id=node_id,
         type=_RENAMED_CLASSES.get(kind, kind),
         mode=data["mode"] if isinstance(data.get("mode"), int) else 0,
         title=str(data.get("title") or ""),
-        inputs=[_parse_input(slot) for slot in _objects(data.get("inputs"))],
+        inputs=[_parse_input(slot) for slot in objects_of(data.get("inputs"))],
         output_types=[slot_type(slot.get("type")) for slot in outputs],
-        output_links=[[str(link) for link in _sequence(slot.get("links"))] for slot in outputs],
-        widget_values=values if isinstance(values, Mapping) else _sequence(values),
-        properties=_mapping(data.get("properties")),
+        output_links=[[str(link) for link in as_sequence(slot.get("links"))] for slot in outputs],
+        widget_values=values if isinstance(values, Mapping) else as_sequence(values),
+        properties=as_mapping(data.get("properties")),
+        file_slots=tuple(str(slot.get("name", "")) for slot in objects_of(data.get("inputs"))),
     )
 
 
 def _parse_input(data: Mapping[str, Any]) -> InputSlot:
-    link, widget = data.get("link"), _mapping(data.get("widget")).get("name")
+    link, widget = data.get("link"), as_mapping(data.get("widget")).get("name")
     return InputSlot(
         name=str(data.get("name", "")),
         type=slot_type(data.get("type")),
@@ -194,7 +266,7 @@ def _parse_input(data: Mapping[str, Any]) -> InputSlot:
     )
 
 
-def _parse_link(entry: Any) -> Link | None:
+def _parse_link(entry: Any, renamed: Mapping[str, str]) -> Link | None:
     match entry:
         case [link_id, origin_id, origin_slot, target_id, target_slot, *_]:
             pass
@@ -211,7 +283,14 @@ def _parse_link(entry: Any) -> Link | None:
         case _:
             raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is no link.")
     try:
-        link = Link(str(link_id), str(origin_id), int(origin_slot), str(target_id), int(target_slot))
+        origin, target = str(origin_id), str(target_id)
+        link = Link(
+            str(link_id),
+            renamed.get(origin, origin),
+            int(origin_slot),
+            renamed.get(target, target),
+            int(target_slot),
+        )
     except (TypeError, ValueError, OverflowError):
         link = None
     if link is None or link.origin_slot < 0:
@@ -220,7 +299,7 @@ def _parse_link(entry: Any) -> Link | None:
 
 
 def _parse_boundary(data: Mapping[str, Any]) -> BoundarySlot:
-    links = tuple(str(link) for link in _sequence(data.get("linkIds")))
+    links = tuple(str(link) for link in as_sequence(data.get("linkIds")))
     return BoundarySlot(str(data.get("name", "")), slot_type(data.get("type")), links)
 
 
@@ -231,13 +310,19 @@ def slot_type(declared: Any) -> str:
     return "*" if declared in (None, 0, "", "0") else str(declared)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def types_connect(one: str, other: str) -> bool:
+    """The editor's rule: any type fits ``*``, a list of types by commas fits when one of them does; case is ignored."""
+    ones, others = one.lower().split(","), other.lower().split(",")
+    return any(a == b or a in ("*", "") or b in ("*", "") for a in ones for b in others)
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _sequence(value: Any) -> Sequence[Any]:
+def as_sequence(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
 
 
-def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
-    return (entry for entry in _sequence(value) if isinstance(entry, Mapping))
+def objects_of(value: Any) -> Iterator[Mapping[str, Any]]:
+    return (entry for entry in as_sequence(value) if isinstance(entry, Mapping))

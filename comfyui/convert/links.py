@@ -8,19 +8,19 @@ from typing import Any
 
 from comfyui.convert.graph import (
     BYPASS,
+    NEVER,
     SUBGRAPH_INPUT_NODE,
     Graph,
     InputSlot,
     Link,
     Node,
     Workflow,
+    types_connect,
 )
+from comfyui.convert.virtual import GETTERS, find_setter, is_virtual, variable
 from comfyui.exceptions import ComfyUIValidationError
 
-VIRTUAL_TYPES = frozenset({"Note", "MarkdownNote", "Reroute", "PrimitiveNode"})
 _MAX_DEPTH = 64
-# Subgraphs in subgraphs multiply: a small file could be a workflow of any size.
-_MAX_NODES = 50_000
 _MAX_HOPS = 200
 
 
@@ -31,7 +31,7 @@ class Placed:
     Attributes:
         id: the ids of the subgraph instances around it and its own, joined by colons: ComfyUI's node id.
         around: the subgraph instance that it is inside of; None at the top.
-        inputs: its slots; those of a subgraph instance follow the subgraph's definition.
+        inside: the graph of a subgraph instance; None for any other node.
     """
 
     id: str
@@ -57,28 +57,62 @@ class PromotedValue:
 Source = NodeOutput | PromotedValue
 
 
-def flatten(workflow: Workflow) -> dict[str, Placed]:
-    """Every node of the workflow, those inside subgraphs once for each instance.
+def check_size(workflow: Workflow, max_nodes: int) -> None:
+    """Refuse a workflow that would be too large when its subgraphs are written out, before any is written out.
+
+    Subgraphs in subgraphs multiply, so a small file can be a workflow of any size. The time that this takes depends on
+    the file's size only.
 
     Raises:
-        ComfyUIValidationError: a subgraph contains itself, or the whole is larger than any ComfyUI could run.
+        ComfyUIValidationError: more than `max_nodes` nodes, or a subgraph that contains itself.
     """
-    found: dict[str, Placed] = {}
-    for placed in _flatten(workflow.root, workflow.subgraphs, None, 0):
-        found[placed.id] = placed
-        if len(found) > _MAX_NODES:
-            raise ComfyUIValidationError(f"Written out, the workflow has more than {_MAX_NODES} nodes.")
-    return found
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def measure(graph: Graph, around: tuple[str, ...]) -> tuple[int, int]:
+        total, deepest = 0, 0
+        for node in graph.nodes.values():
+            total += 1
+            inside = workflow.subgraphs.get(node.type)
+            if inside is None:
+                continue
+            if node.type in around:
+                raise ComfyUIValidationError(f"The subgraph {inside.name!r} contains itself.")
+            if node.type not in sizes:
+                sizes[node.type] = measure(inside, (*around, node.type)) if len(around) < _MAX_DEPTH else (0, 1)
+            size, depth = sizes[node.type]
+            total += size if around or node.runs else 0
+            deepest = max(deepest, depth + 1)
+        if len(around) + deepest > _MAX_DEPTH:
+            raise ComfyUIValidationError(f"Subgraphs are nested more than {_MAX_DEPTH} deep in {graph.name!r}.")
+        return total, deepest
+
+    total, _ = measure(workflow.root, ())
+    for unused in workflow.subgraphs.keys() - sizes.keys():
+        del workflow.subgraphs[unused]
+    if total > max_nodes:
+        raise ComfyUIValidationError(
+            f"With its subgraphs written out, the workflow would have {_readable(total)} nodes, and at most "
+            f"{max_nodes} are converted: use fewer subgraphs inside of each other, or export it with "
+            '"Workflow > Export (API)" in the editor.'
+        )
 
 
-def _flatten(graph: Graph, subgraphs: Mapping[str, Graph], around: Placed | None, depth: int) -> Iterator[Placed]:
-    if depth > _MAX_DEPTH:
-        raise ComfyUIValidationError(f"The subgraph {graph.name!r} contains itself.")
+def _readable(number: int) -> str:
+    return str(number) if number < 10**12 else "more than 10^12"
+
+
+def flatten(workflow: Workflow) -> dict[str, Placed]:
+    """Every node of the workflow, those inside subgraphs once for each instance that runs."""
+    return {placed.id: placed for placed in _flatten(workflow.root, workflow.subgraphs, None)}
+
+
+def _flatten(graph: Graph, subgraphs: Mapping[str, Graph], around: Placed | None) -> Iterator[Placed]:
     for node in graph.nodes.values():
         placed = Placed(f"{around.id}:{node.id}" if around else node.id, node, graph, around, subgraphs.get(node.type))
         yield placed
-        if placed.inside:
-            yield from _flatten(placed.inside, subgraphs, placed, depth + 1)
+        # The editor leaves out what is inside of a muted or bypassed subgraph at the top only.
+        if placed.inside and (around or node.runs):
+            yield from _flatten(placed.inside, subgraphs, placed)
 
 
 class LinkResolver:
@@ -111,36 +145,56 @@ class LinkResolver:
             return self._through_wall(placed.around, placed, link, seen)
         origin = self._sibling(placed, link.origin_id)
         if origin is None:
-            self.dropped.append(
-                f"node {placed.id}: {entry.name} is linked to node {link.origin_id}, which does not exist"
-            )
+            if link.origin_id not in placed.graph.left_out:
+                self.dropped.append(
+                    f"node {placed.id}: {entry.name} is linked to node {link.origin_id}, which does not exist"
+                )
             return None
         return self._out_of(origin, link.origin_slot, wanted or entry.type, seen)
 
     def _through_wall(
         self, instance: Placed, inner: Placed, link: Link, seen: set[tuple[str, str, int]]
     ) -> Source | None:
-        """From inside a subgraph to what feeds its instance: a link, or where that ends the instance's widget."""
+        """From inside a subgraph to what feeds its instance: a link, or where there is none the instance's widget."""
         inputs = instance.node.inputs
         if link.origin_slot >= len(inputs):
             self.dropped.append(f"node {inner.id}: its subgraph has no input {link.origin_slot}")
             return None
         outer = inputs[link.origin_slot]
-        source = self._into(instance, link.origin_slot, None, seen)
-        if source is None and (widget := instance.node.widget(outer.widget)):
-            return PromotedValue(widget.value)
-        return source
+        if outer.link is None or outer.link not in instance.graph.links:
+            widget = instance.node.widget(outer.widget) if outer.widget else None
+            return PromotedValue(widget.value) if widget else None
+        return self._into(instance, link.origin_slot, None, seen)
 
     def _out_of(self, placed: Placed, slot: int, wanted: str, seen: set[tuple[str, str, int]]) -> Source | None:
         self._visit(placed, "output", slot, seen)
+        if placed.node.mode == NEVER:
+            return None
         if placed.node.mode == BYPASS:
             matching = _bypass_input(placed.node, slot, wanted)
             return None if matching is None else self._into(placed, matching, None, seen)
         if placed.inside:
             return self._out_of_subgraph(placed, placed.inside, slot, wanted, seen)
-        if placed.node.type in VIRTUAL_TYPES:
+        if placed.node.type in GETTERS:
+            return self._out_of_getter(placed, wanted, seen)
+        if is_virtual(placed.node):
             return self._into(placed, slot, wanted, seen)
         return NodeOutput(placed.id, slot)
+
+    def _out_of_getter(self, getter: Placed, wanted: str, seen: set[tuple[str, str, int]]) -> Source | None:
+        """From a getter to what its setter was given: in the same graph, else in one around it."""
+        name = variable(getter.node)
+        here: Placed | None = getter
+        while here:
+            if setter := find_setter(here.graph, name):
+                if not setter.runs:
+                    self.dropped.append(f"node {getter.id}: the node {setter.id} that sets {name!r} does not run")
+                    return None
+                found = self._sibling(here, setter.id)
+                return self._into(found, 0, wanted, seen) if found else None
+            here = here.around
+        self.dropped.append(f"node {getter.id}: no node sets the name {name!r} that it asks for")
+        return None
 
     def _out_of_subgraph(
         self, instance: Placed, inside: Graph, slot: int, wanted: str, seen: set[tuple[str, str, int]]
@@ -153,8 +207,8 @@ class LinkResolver:
             return None
         if links[0].origin_id == SUBGRAPH_INPUT_NODE:
             raise ComfyUIValidationError(
-                f"The subgraph {inside.name!r} (node {instance.id}) links an input straight to an output, "
-                "which the editor cannot export either."
+                f"The subgraph {inside.name!r} (node {instance.id}) links an input straight to an output, which the "
+                "editor cannot export either: link around the subgraph, or put a node between its input and its output."
             )
         inner = self._placed.get(f"{instance.id}:{links[0].origin_id}")
         return self._out_of(inner, links[0].origin_slot, wanted, seen) if inner else None
@@ -188,9 +242,3 @@ def _bypass_input(node: Node, slot: int, wanted: str) -> int | None:
     exact = (index for index, entry in enumerate(inputs) if entry.type == wanted)
     fitting = (index for index, entry in enumerate(inputs) if fits(entry))
     return next(exact, next(fitting, None))
-
-
-def types_connect(one: str, other: str) -> bool:
-    """The editor's rule: any type fits ``*``, a list of types by commas fits when one of them does; case is ignored."""
-    ones, others = one.lower().split(","), other.lower().split(",")
-    return any(a == b or a in ("*", "") or b in ("*", "") for a in ones for b in others)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from comfyui.convert.graph import Graph, Node, Widget
-from comfyui.convert.widgets import set_value
+from comfyui.convert.values import set_value
 
 # Beyond this a float is no longer every integer, and neither the editor nor we can round.
 _EXACT = 2**53

@@ -1,93 +1,264 @@
-"""Instances of subgraphs: their slots follow the definition, and an input that leads to a widget has one itself."""
+"""Instances of subgraphs: their slots follow the definition, and an input that leads to a widget has one itself.
+
+Editors before 1.58 could also show a widget of an inner node on the instance without an input (the property
+``proxyWidgets``). Since then the editor gives such a widget an input when it loads the file, and so do we: the value
+that an instance stores for it is that instance's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from comfyui.convert.graph import BoundarySlot, Graph, InputSlot, Node, Widget, Workflow
-from comfyui.exceptions import ComfyUIValidationError
+from comfyui.convert.graph import SUBGRAPH_INPUT_NODE, BoundarySlot, Graph, InputSlot, Link, Node, Widget, Workflow
 
 _OWN = "-1"
+_PREVIEW = "$$"
+# Old files name the node again in front of the widget: ``12: 7: text``.
+_PREFIX = re.compile(r"^\s*(\d+)\s*:\s*(.+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """One entry of ``proxyWidgets``: a widget of a node inside, which may itself stand for one further inside."""
+
+    node_id: str
+    name: str
+    deepest: str | None
 
 
 def promote_widgets(workflow: Workflow) -> None:
     """Complete every instance of a subgraph, innermost first, so that a widget reaches through several walls."""
-    done: set[str] = set()
-    for subgraph_id in workflow.subgraphs:
-        _promote_inside(subgraph_id, workflow, done)
-    _promote_in(workflow.root, workflow.subgraphs)
+    _Promotion(workflow).run()
 
 
-def _promote_inside(subgraph_id: str, workflow: Workflow, done: set[str]) -> None:
-    if subgraph_id in done:
-        return
-    done.add(subgraph_id)
-    graph = workflow.subgraphs[subgraph_id]
-    for node in graph.nodes.values():
-        if node.type in workflow.subgraphs:
-            _promote_inside(node.type, workflow, done)
-    _promote_in(graph, workflow.subgraphs)
+class _Promotion:
+    def __init__(self, workflow: Workflow) -> None:
+        self._workflow = workflow
+        self._done: set[str] = set()
+        self._instances: dict[str, list[Node]] = {}
 
+    def run(self) -> None:
+        for subgraph_id in self._workflow.subgraphs:
+            self._inside(subgraph_id)
+        self._graph(self._workflow.root)
 
-def _promote_in(graph: Graph, subgraphs: Mapping[str, Graph]) -> None:
-    for node in graph.nodes.values():
-        if inside := subgraphs.get(node.type):
-            _complete_instance(node, inside)
+    def _inside(self, subgraph_id: str) -> None:
+        if subgraph_id in self._done:
+            return
+        self._done.add(subgraph_id)
+        graph = self._workflow.subgraphs[subgraph_id]
+        for node in graph.nodes.values():
+            if node.type in self._workflow.subgraphs:
+                self._inside(node.type)
+        self._graph(graph)
 
+    def _graph(self, graph: Graph) -> None:
+        instances = [node for node in graph.nodes.values() if node.type in self._workflow.subgraphs]
+        for node in instances:
+            self._complete(node, self._workflow.subgraphs[node.type])
+        for node in instances:
+            self._show(node, self._workflow.subgraphs[node.type])
 
-def _complete_instance(node: Node, inside: Graph) -> None:
-    in_file = {slot.name: slot for slot in node.inputs}
-    names = {boundary.name for boundary in inside.inputs}
-    slots = [
-        InputSlot(boundary.name, boundary.type, in_file[boundary.name].link if boundary.name in in_file else None)
-        for boundary in inside.inputs
-    ]
-    for slot, boundary in zip(slots, inside.inputs, strict=True):
+    def _complete(self, node: Node, inside: Graph) -> None:
+        in_file = {slot.name: slot for slot in reversed(node.inputs)}
+        node.inputs, node.widgets = [], []
+        for boundary in inside.inputs:
+            self._add_input(node, inside, boundary, in_file[boundary.name].link if boundary.name in in_file else None)
+        node.output_types = [boundary.type for boundary in inside.outputs]
+        self._instances.setdefault(node.type, []).append(node)
+        values = _values(node)
+        for widget, value in zip(node.widgets, values, strict=False):
+            _set(widget, value)
+        if not _entries(node) and any(value is not None for value in values[len(node.widgets) :]):
+            self._warn(node, f"stores {len(values)} values for {len(node.widgets)} widgets; the last ones are left out")
+
+    @staticmethod
+    def _add_input(node: Node, inside: Graph, boundary: BoundarySlot, link: str | None = None) -> None:
+        slot = InputSlot(boundary.name, boundary.type, link)
         if inner := _inner_widget(boundary, inside):
             slot.widget = boundary.name
             node.widgets.append(Widget(boundary.name, inner.kind, inner.value, options=inner.options))
-    node.inputs = slots + [slot for slot in node.inputs if slot.name not in names]
-    node.output_types = [boundary.type for boundary in inside.outputs]
-    if isinstance(node.widget_values, Mapping):
-        return
-    shown = _shown_widgets(node)
-    if shown and len(node.widget_values) == len(shown) and (not node.widgets or any(i == _OWN for i, _ in shown)):
-        _store_by_name(node, inside, shown)
-        return
-    for widget, value in zip(node.widgets, node.widget_values, strict=False):
+        node.inputs.append(slot)
+
+    def _show(self, node: Node, inside: Graph) -> None:
+        """Give each shown widget an input of its own, and the instance the value that it stores for it."""
+        entries, values = _entries(node), _values(node)
+        if not entries:
+            return
+        renamed = self._workflow.renamed.get(node.type, {})
+        for index, entry in enumerate(entries):
+            value = values[index] if index < len(values) else None
+            if entry.node_id == _OWN:
+                widget = node.widget(entry.name)
+            else:
+                moved = replace(entry, node_id=renamed.get(entry.node_id, entry.node_id))
+                widget = self._shown_widget(node, inside, moved)
+            if widget:
+                _set(widget, value)
+            elif value is not None and not entry.name.startswith(_PREVIEW):
+                self._warn(node, f"stores {value!r:.60} for {entry.name} of node {entry.node_id}, which it has not")
+        own = {entry.name for entry in entries if entry.node_id == _OWN}
+        if len(values) > len(entries) and any(value is not None for value in values[len(entries) :]):
+            self._warn(node, f"stores {len(values)} values for the {len(entries)} widgets that it shows")
+        if own and (silent := [w.name for w in node.widgets[: len(inside.inputs)] if w.name not in own]):
+            self._note_silent(node, inside, entries, silent)
+
+    def _note_silent(self, node: Node, inside: Graph, entries: Sequence[_Shown], names: Sequence[str]) -> None:
+        """Widgets of inputs that ``proxyWidgets`` does not list got a value by position, which may be another's."""
+        listed = {(entry.node_id, entry.name) for entry in entries}
+        unlisted = [
+            boundary.name
+            for boundary in inside.inputs
+            if boundary.name in names and _source(boundary, inside) not in listed
+        ]
+        if unlisted:
+            self._warn(node, f"does not say which of its values is that of {', '.join(unlisted)}")
+
+    def _shown_widget(self, node: Node, inside: Graph, entry: _Shown) -> Widget | None:
+        name, deepest = _resolved_name(inside, entry)
+        for boundary in inside.inputs:
+            if _source(boundary, inside) == (entry.node_id, name):
+                return node.widget(boundary.name)
+        source = inside.nodes.get(entry.node_id)
+        if source is None:
+            return None
+        if source.type == "PrimitiveNode":
+            boundary_name = self._replace_primitive(inside, source, name)
+        else:
+            slot = _slot_showing(source, self._workflow.subgraphs.get(source.type), name, deepest)
+            boundary_name = self._new_input(inside, name, slot.type, [(source, slot)]) if slot else None
+        return node.widget(boundary_name)
+
+    def _replace_primitive(self, inside: Graph, primitive: Node, name: str) -> str | None:
+        """A shown primitive becomes an input of the subgraph, linked to all that the primitive fed."""
+        targets = [
+            (target, slot)
+            for links in primitive.output_links[:1]
+            for link_id in links
+            if (link := inside.links.get(link_id)) and (target := inside.nodes.get(link.target_id))
+            for slot in target.inputs
+            if slot.link == link_id
+        ]
+        if not targets:
+            return None
+        kind = primitive.output_types[0] if primitive.output_types else "*"
+        title = primitive.title if primitive.title not in ("", "PrimitiveNode") else name
+        created = self._new_input(inside, title, kind, targets)
+        values = primitive.widget_values
+        primitive.output_links = []
+        if isinstance(values, Sequence) and values:
+            for instance in self._instances.get(_name_of(self._workflow, inside), ()):
+                if widget := instance.widget(created):
+                    widget.value = values[0]
+        return created
+
+    def _new_input(self, inside: Graph, name: str, kind: str, targets: Sequence[tuple[Node, InputSlot]]) -> str:
+        """Add an input to a subgraph, linked to `targets`, and a slot for it to each instance; returns its name."""
+        taken = {boundary.name for boundary in inside.inputs}
+        unique, number = name, 0
+        while unique in taken:
+            number += 1
+            unique = f"{name}_{number}"
+        ids = []
+        for target, slot in targets:
+            link_id = f"shown-{len(inside.links)}"
+            slot.link = link_id
+            inside.links[link_id] = Link(
+                link_id, SUBGRAPH_INPUT_NODE, len(inside.inputs), target.id, target.inputs.index(slot)
+            )
+            ids.append(link_id)
+        boundary = BoundarySlot(unique, kind, tuple(ids))
+        inside.inputs.append(boundary)
+        for instance in self._instances.get(_name_of(self._workflow, inside), ()):
+            self._add_input(instance, inside, boundary)
+        return unique
+
+    def _warn(self, node: Node, text: str) -> None:
+        self._workflow.warnings.append(f"node {node.id} ({_title(node, self._workflow)}): it {text}")
+
+
+def _title(node: Node, workflow: Workflow) -> str:
+    return node.title or workflow.subgraphs[node.type].name or "subgraph"
+
+
+def _name_of(workflow: Workflow, graph: Graph) -> str:
+    return next((name for name, found in workflow.subgraphs.items() if found is graph), "")
+
+
+def _set(widget: Widget, value: Any) -> None:
+    """An instance's own value for a widget that it shows. Null means that the value inside counts.
+
+    The editor (1.58.1) exports the null itself here, which ComfyUI refuses.
+    """
+    if value is not None:
         widget.value = value
 
 
-def _shown_widgets(node: Node) -> list[tuple[str, str]]:
-    """The property ``proxyWidgets``: (node id inside, widget name); -1 for a widget of an own input."""
+def _values(node: Node) -> Sequence[Any]:
+    return node.widget_values if isinstance(node.widget_values, Sequence) else ()
+
+
+def _entries(node: Node) -> list[_Shown]:
     entries = node.properties.get("proxyWidgets")
-    pairs = entries if isinstance(entries, list) else []
-    return [(str(pair[0]), str(pair[1])) for pair in pairs if isinstance(pair, list) and len(pair) >= 2]
+    return [
+        _Shown(str(entry[0]), str(entry[1]), str(entry[2]) if len(entry) > 2 and entry[2] is not None else None)
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, list) and len(entry) >= 2
+    ]
 
 
-def _store_by_name(node: Node, inside: Graph, shown: list[tuple[str, str]]) -> None:
-    """Editors between 1.28 and the newest store a value for each widget that an instance shows, in that order.
+def _resolved_name(inside: Graph, entry: _Shown) -> tuple[str, str | None]:
+    """The widget's name without the node ids that old files put in front of it, and the deepest of those ids."""
+    source = inside.nodes.get(entry.node_id)
+    name, deepest = entry.name, entry.deepest
+    while source and not source.widget(name) and (match := _PREFIX.match(name)):
+        deepest, name = match[1], match[2]
+    return name, deepest
 
-    A widget that is merely shown keeps its value inside, where it is the same for all instances.
-    """
-    for (inner_id, name), value in zip(shown, node.widget_values, strict=True):
-        inner = inside.nodes.get(inner_id)
-        widget = node.widget(name) if inner_id == _OWN else inner.widget(name) if inner else None
-        if inner_id == _OWN and widget:
-            widget.value = value
-        elif widget and widget.value != value:
-            raise ComfyUIValidationError(
-                f"Node {node.id} shows {name} of node {inner_id} in its subgraph {inside.name!r} with another value "
-                "than is stored there, so that it is not certain which one counts."
-            )
+
+def _source(boundary: BoundarySlot, inside: Graph) -> tuple[str, str] | None:
+    """The node inside, and its widget, that an input of a subgraph stands for."""
+    for target, slot in _targets(boundary, inside):
+        if slot.widget and target.widget(slot.widget):
+            return target.id, slot.widget
+    return None
+
+
+def _targets(boundary: BoundarySlot, inside: Graph) -> list[tuple[Node, InputSlot]]:
+    return [
+        (target, slot)
+        for link_id in boundary.links
+        if (link := inside.links.get(link_id)) and (target := inside.nodes.get(link.target_id))
+        for slot in target.inputs
+        if slot.link == link_id
+    ]
 
 
 def _inner_widget(boundary: BoundarySlot, inside: Graph) -> Widget | None:
     """The first widget that the subgraph's input is linked to."""
-    for link_id in boundary.links:
-        link = inside.links.get(link_id)
-        target = inside.nodes.get(link.target_id) if link else None
-        slot = next((slot for slot in target.inputs if slot.link == link_id), None) if target else None
-        if target and slot and (widget := target.widget(slot.widget)):
+    for target, slot in _targets(boundary, inside):
+        if widget := target.widget(slot.widget):
             return widget
+    return None
+
+
+def _slot_showing(source: Node, inner: Graph | None, name: str, deepest: str | None) -> InputSlot | None:
+    """The slot of a node that belongs to the widget `name`; on a nested instance also by what the slot stands for."""
+    for slot in source.inputs:
+        if slot.widget is None or slot.link is not None:
+            continue
+        if inner is None:
+            if slot.widget == name:
+                return slot
+            continue
+        boundary = next((boundary for boundary in inner.inputs if boundary.name == slot.name), None)
+        stands_for = _source(boundary, inner) if boundary else None
+        if deepest is not None:
+            if stands_for == (deepest, name):
+                return slot
+        elif slot.name == name or (stands_for and stands_for[1] == name):
+            return slot
     return None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from comfyui.convert import to_api_format
-from comfyui.convert.links import types_connect
+from comfyui.convert.graph import types_connect
 from comfyui.convert.text import choose_dynamic_prompt, has_choices
 from comfyui.exceptions import ComfyUIValidationError
 

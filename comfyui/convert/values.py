@@ -1,0 +1,147 @@
+"""Which stored value belongs to which widget, and what is said where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from comfyui.convert.graph import MISSING, Node, Widget
+from comfyui.nodedefs import DYNAMIC_GROUP, InputSpec
+
+# What a preview showed when the file was saved; the editor does not read it back.
+_PREVIEW_CLASSES = frozenset({"PreviewAny", "SaveText"})
+_PLAYER_NAME = "videopreview"
+_SHOWN = 80
+
+
+def store_values(node: Node, specs: Sequence[InputSpec], linked: Collection[str]) -> list[str]:
+    """Put the stored values into the widgets; widgets that a value brings with it join the list. Returns warnings.
+
+    Args:
+        specs: the inputs of the node's class, in declaration order.
+        linked: names of inputs with a link, whose widget's value does not matter.
+    """
+    if isinstance(node.widget_values, Mapping):
+        warnings = _by_name(node, node.widget_values)
+    else:
+        warnings = _by_position(node, _without_converted(specs, node), linked)
+    _choose_for_null(node)
+    return warnings + [
+        f"{widget.name} got {_shown(widget.value)}, which is no {widget.kind}: the node may have changed since then"
+        for widget in node.widgets
+        if widget.in_prompt and widget.name not in linked and not _plausible(widget)
+    ]
+
+
+def _by_name(node: Node, values: Mapping[str, Any]) -> list[str]:
+    """Node packs that store by name (VideoHelperSuite) also restore by name."""
+    index = 0
+    while index < len(node.widgets):
+        widget = node.widgets[index]
+        index += 1
+        if widget.name in values:
+            set_value(widget, values[widget.name])
+        node.widgets[index:index] = _children(widget)
+    known = {widget.name for widget in node.widgets}
+    unknown = [str(name) for name in values if name not in known and name != _PLAYER_NAME]
+    return [f"it has no widget for the stored {', '.join(unknown)}"] if unknown else []
+
+
+def _by_position(node: Node, values: Sequence[Any], linked: Collection[str]) -> list[str]:
+    index = position = 0
+    unset: list[str] = []
+    while index < len(node.widgets):
+        widget = node.widgets[index]
+        index += 1
+        if widget.stored:
+            if position < len(values):
+                set_value(widget, values[position])
+            elif widget.in_prompt and widget.name not in linked:
+                unset.append(widget.name)
+            position += 1
+        node.widgets[index:index] = _children(widget)
+    stored = f"the file stores {len(values)} values for {position} widgets"
+    warnings = [f"{stored}, so {', '.join(unset)} kept the default"] if unset else []
+    left = [value for value in values[position:] if value is not None]
+    if left and node.type not in _PREVIEW_CLASSES:
+        warnings.append(f"{stored}, so {', '.join(_shown(value) for value in left[:3])} was left out")
+    return warnings
+
+
+def _children(widget: Widget) -> list[Widget]:
+    return widget.children(widget.value) if widget.children else []
+
+
+def _choose_for_null(node: Node) -> None:
+    """A list of choices that got null takes its first one when the editor has loaded the file."""
+    for widget in list(node.widgets):
+        choices = widget.options.get("options") if widget.kind == "COMBO" else None
+        if widget.value is None and isinstance(choices, list) and choices:
+            widget.value = choices[0]
+            index = next(index for index, entry in enumerate(node.widgets) if entry is widget)
+            node.widgets[index + 1 : index + 1] = _children(widget)
+
+
+def _without_converted(specs: Sequence[InputSpec], node: Node) -> Sequence[Any]:
+    """The stored values without those of inputs that have since become sockets only.
+
+    Done when, and only when, the count says that the file has such values.
+    """
+    values: Sequence[Any] = node.widget_values if not isinstance(node.widget_values, Mapping) else ()
+    if any(spec.type == DYNAMIC_GROUP for spec in specs):
+        return values
+    widgets = _with_defaults(node.widgets)
+    stored = {widget.name: widget.stored for widget in widgets}
+    once_widgets = [spec for spec in specs if spec.name in stored or spec.options.get("forceInput")]
+    gone: list[bool] = []
+    for spec in once_widgets:
+        if stored.get(spec.name, True):
+            forced = bool(spec.options.get("forceInput"))
+            gone += [forced, False] if spec.options.get("control_after_generate") else [forced]
+    if True not in gone and len(values) == sum(widget.stored for widget in widgets):
+        return values
+    # Old files kept a place for widgets that are only shown; a node's widgets say where.
+    kept = [value for index, value in enumerate(values) if index >= len(widgets) or widgets[index].stored]
+    aligned = kept if len(kept) == len(gone) else values if len(values) == len(gone) else None
+    if aligned is None:
+        return values
+    return [value for value, forced in zip(aligned, gone, strict=True) if not forced]
+
+
+def _with_defaults(widgets: Sequence[Widget]) -> list[Widget]:
+    """The widgets as a new node has them, those behind default values included."""
+    return [entry for widget in widgets for entry in (widget, *_with_defaults(_children(widget)))]
+
+
+def set_value(widget: Widget, value: Any) -> None:
+    """Store a value as the editor's widget would hold it."""
+    widget.value = _text_area(value) if widget.kind == "TEXT" else value
+
+
+def _text_area(value: Any) -> Any:
+    """The editor's text area shows nothing for null, and any other value as text."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def _plausible(widget: Widget) -> bool:
+    value = widget.value
+    match widget.kind:
+        case "INT" | "FLOAT":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "BOOLEAN":
+            return isinstance(value, bool | int)
+        case "COMBO":
+            return value is MISSING or isinstance(value, str | int | float | list)
+        case "STRING" | "TEXTAREA" | "MARKDOWN" | "COLOR":
+            return isinstance(value, str | int | float)
+        case _:
+            return True
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
