@@ -157,6 +157,23 @@ def live_specs(definition: Mapping[str, Any], names: Mapping[str, Any]) -> Itera
         yield from _live(spec, names)
 
 
+def possible_names(definition: Mapping[str, Any]) -> set[str]:
+    """The names of all inputs that a node may have in some workflow, those behind every option included."""
+    names: set[str] = set()
+    pending = list(input_specs(definition))
+    while pending:
+        spec = pending.pop()
+        names.add(spec.name)
+        match spec.type:
+            case "COMFY_DYNAMICCOMBO_V3":
+                pending += [entry for option in spec.choices or () for entry in option_specs(spec, option)]
+            case "COMFY_DYNAMICSLOT_V3":
+                pending += nested_specs(spec.options.get("inputs"), spec.name)
+            case "COMFY_AUTOGROW_V3":
+                pending += [entry for row in grown_specs(spec).rows for entry in row]
+    return names
+
+
 def _live(spec: InputSpec, names: Mapping[str, Any]) -> Iterator[InputSpec]:
     match spec.type:
         case "COMFY_DYNAMICCOMBO_V3":

@@ -15,13 +15,14 @@ Where only ComfyUI can tell, it is a warning: nodes may check (and accept) value
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from comfyui.exceptions import ComfyUIValidationError
-from comfyui.nodedefs import InputSpec, ObjectInfo, input_specs
+from comfyui.nodedefs import DYNAMIC_COMBO, InputSpec, ObjectInfo, input_specs, live_specs, possible_names
 from comfyui.workflow import CACHE_TOKEN_INPUT, Prompt, node_order, node_title, nodes_on_cycles
 
 Severity = Literal["error", "warning"]
@@ -36,7 +37,14 @@ _LISTED_MEDIA = {
     "audio_upload": (".mp3", ".wav", ".flac"),
 }
 # Inputs that the editor's exports carry for its own widgets.
-_EDITOR_LEFTOVERS = frozenset({"audioUI", "refresh", "preview", "upload", CACHE_TOKEN_INPUT})
+_EDITOR_LEFTOVERS = frozenset(
+    {
+        *("audioUI", "refresh", "preview", "preview_text", "preview_markdown", "preview_mode", "previewMode", "upload"),
+        CACHE_TOKEN_INPUT,
+    }
+)
+# Inputs that a node takes although it does not declare them.
+_UNDECLARED = {"CustomCombo": re.compile(r"index|option\d+")}
 # New node definitions (V3) whose inputs and outputs take shape only when a workflow uses them.
 _SHAPELESS = "COMFY_"
 _SHOWN = 80
@@ -118,6 +126,8 @@ class _Check:
         self._targets = targets
         self._new_choices_checked = new_choices_checked
         self._specs: dict[str, dict[str, InputSpec]] = {}
+        """By class, as declared; `_live` has those of nodes with dynamic inputs, by node id."""
+        self._live: dict[str, dict[str, InputSpec]] = {}
         self._lookups_left = _MAX_LOOKUPS
 
     def run(self) -> list[Problem]:
@@ -152,10 +162,17 @@ class _Check:
 
     def _specs_of(self, node_id: str) -> dict[str, InputSpec]:
         class_type = self._prompt[node_id]["class_type"]
+        if node_id in self._live:
+            return self._live[node_id]
         if class_type not in self._specs:
             definition = self._definition(node_id) or {}
             self._specs[class_type] = {spec.name: spec for spec in input_specs(definition)}
-        return self._specs[class_type]
+        specs = self._specs[class_type]
+        if any(spec.type.startswith(_SHAPELESS) for spec in specs.values()):
+            inputs = self._prompt[node_id]["inputs"]
+            specs = {spec.name: spec for spec in live_specs(self._definition(node_id) or {}, inputs)}
+            self._live[node_id] = specs
+        return specs
 
     def _is_plain(self, node_id: str) -> bool:
         """True for ComfyUI's own nodes, of which it is known which ones check their inputs by code of their own."""
@@ -211,9 +228,9 @@ class _Check:
         inputs = self._prompt[node_id]["inputs"]
         specs = self._specs_of(node_id)
         for name, spec in specs.items():
-            if spec.type.startswith(_SHAPELESS):
-                continue
-            if name not in inputs:
+            if spec.type == DYNAMIC_COMBO:
+                yield from self._check_dynamic_combo(node_id, spec, inputs.get(name))
+            elif name not in inputs:
                 if spec.required:
                     yield self._problem(
                         node_id, name, "required_input_missing", f"The required input {name} is missing"
@@ -223,14 +240,34 @@ class _Check:
             else:
                 yield from self._check_value(node_id, spec, inputs[name])
         for name, value in inputs.items():
-            if name not in specs and name not in _EDITOR_LEFTOVERS and value != "" and not self._grows(specs, name):
-                message = f"The node does not declare an input {name}, so it is most likely ignored"
-                closest = self._closest(name, list(specs))
-                yield self._problem(node_id, name, "unknown_input", message, closest, certain=False)
+            if name not in specs and name not in _EDITOR_LEFTOVERS and value != "":
+                yield from self._check_undeclared(node_id, name, specs)
 
-    @staticmethod
-    def _grows(specs: Mapping[str, InputSpec], name: str) -> bool:
-        return "." in name and name.split(".", maxsplit=1)[0] in specs
+    def _check_dynamic_combo(self, node_id: str, spec: InputSpec, value: Any) -> Iterator[Problem]:
+        """ComfyUI does not check the choice itself, but without one of its options the node has no such input."""
+        if value is None:
+            if spec.required:
+                message = f"{spec.name} is missing; ComfyUI does not check it, and the node most likely fails"
+                yield self._problem(node_id, spec.name, "required_input_missing", message, certain=False)
+        elif value not in (spec.choices or ()):
+            message = f"{spec.name} cannot be {_shown(value)}: not in its list of {len(spec.choices or ())}"
+            closest = self._closest(str(value), spec.choices or ())
+            yield self._problem(node_id, spec.name, "value_not_in_list", message, closest, certain=False)
+
+    def _check_undeclared(self, node_id: str, name: str, specs: Mapping[str, InputSpec]) -> Iterator[Problem]:
+        """An input that the node does not have in this workflow: one of another option, or one that it never has."""
+        definition = self._definition(node_id) or {}
+        hidden = (definition.get("input") or {}).get("hidden") or {}
+        undeclared = _UNDECLARED.get(self._prompt[node_id]["class_type"])
+        if name in hidden or (undeclared and undeclared.fullmatch(name)):
+            return
+        if any(name.startswith(f"{other}.") for other in specs) and name in possible_names(definition):
+            owner = max((other for other in specs if name.startswith(f"{other}.")), key=len)
+            message = f"{name} belongs to another option of {owner} than is chosen, so it is ignored"
+            yield self._problem(node_id, name, "unknown_input", message, certain=False)
+            return
+        message = f"The node does not declare an input {name}, so it is most likely ignored"
+        yield self._problem(node_id, name, "unknown_input", message, self._closest(name, list(specs)), certain=False)
 
     def _check_link(self, node_id: str, spec: InputSpec, link: list[Any]) -> Iterator[Problem]:
         if len(link) != 2:

@@ -25,7 +25,7 @@ from typing import Any
 
 from comfyui.convert.graph import BYPASS, MISSING, Node, Widget, Workflow, parse_workflow, slot_type
 from comfyui.convert.groups import apply_overrides, unfold_groups
-from comfyui.convert.links import LinkResolver, NodeOutput, Placed, PromotedValue, check_size, flatten
+from comfyui.convert.links import LinkResolver, NodeOutput, Placed, PromotedValue, adopt_links, check_size, flatten
 from comfyui.convert.primitives import apply_primitives
 from comfyui.convert.promotion import promote_widgets
 from comfyui.convert.text import choose_dynamic_prompt, fill_placeholders, has_choices
@@ -136,6 +136,7 @@ def _complete(workflow: Workflow, object_info: ObjectInfo) -> None:
                     errors.setdefault(node.id, []).append(f"{node.type}: {error}")
                 continue
             apply_overrides(node)
+            found += adopt_links(node, graph)
             if node.runs:
                 workflow.warnings += [f"node {node.id} ({node.type}): {warning}" for warning in found]
                 if made := [w.name for w in node.widgets if w.kind in BROWSER_ONLY_TYPES]:
@@ -190,6 +191,9 @@ class _Export:
                     inputs[slot.name] = {"__value__": value} if isinstance(value, list) else value
         if node.type == "CustomCombo":
             inputs["index"] = _chosen_index(node, inputs)
+        for widget in node.widgets:
+            if widget.kind == "COMFY_BRANCH_INPUT_NAMES":
+                inputs[widget.name] = {"__value__": _linked_branches(node)}
         return {"inputs": inputs, "class_type": node.type, "_meta": {"title": node.title}}
 
     def _value(self, placed: Placed, widget: Widget) -> Any:
@@ -214,6 +218,12 @@ def _boxed(widget: Widget, value: Any) -> Any:
     if widget.kind == "CURVE" and value is not None:
         return {"__type__": "CURVE", "__value__": value}
     return {"__value__": value} if isinstance(value, list) else value
+
+
+def _linked_branches(node: Node) -> list[str]:
+    """The inputs between which a node branches, by the names that the editor shows."""
+    linked = [slot for slot in node.inputs if slot.name.startswith("autogrow.") and slot.link is not None]
+    return [slot.label or slot.name.split(".", 1)[1] for slot in linked]
 
 
 def _chosen_index(node: Node, inputs: Mapping[str, Any]) -> int:

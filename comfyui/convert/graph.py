@@ -49,6 +49,7 @@ class InputSlot:
     type: str
     link: str | None = None
     widget: str | None = None
+    label: str | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +62,7 @@ class Widget:
         stored: false for those that take no place in ``widgets_values``.
         options: the declared options of the input, such as ``min`` or ``dynamicPrompts``.
         children: gives the widgets that stand behind this one while it has the given value; None: it never has any.
+        left_behind: widgets of the first option that the editor forgets to remove when the stored value is put in.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Widget:
     stored: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     children: Callable[[Any], list[Widget]] | None = None
+    left_behind: Sequence[Widget] = ()
 
 
 @dataclass(slots=True)
@@ -114,6 +117,10 @@ class Graph:
     outputs: list[BoundarySlot] = field(default_factory=list)
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What editor extensions keep in the file, such as links of their own."""
+    named_links: frozenset[str] = frozenset()
+    """The links that some input of the file names."""
+    links_into: Mapping[str, Sequence[Link]] = field(default_factory=dict)
+    """By node id: the links of the file's list that end there."""
     left_out: dict[str, Node] = field(default_factory=dict)
     """Nodes that were taken out of `nodes`, for they act in the editor only."""
 
@@ -221,8 +228,13 @@ def _parse_graph(
                 continue
         nodes[node.id] = node
     links = [link for entry in as_sequence(data.get("links")) if (link := _parse_link(entry, renamed))]
+    links_into: dict[str, list[Link]] = {}
+    for link in links:
+        links_into.setdefault(link.target_id, []).append(link)
     return Graph(
         nodes=nodes,
+        named_links=frozenset(slot.link for node in nodes.values() for slot in node.inputs if slot.link is not None),
+        links_into=links_into,
         links={link.id: link for link in reversed(links)},
         name=str(data.get("name") or ""),
         inputs=[_parse_boundary(slot) for slot in objects_of(data.get("inputs"))],
@@ -263,6 +275,7 @@ def _parse_input(data: Mapping[str, Any]) -> InputSlot:
         type=slot_type(data.get("type")),
         link=None if link is None else str(link),
         widget=None if widget is None else str(widget),
+        label=str(data["label"]) if data.get("label") else None,
     )
 
 

@@ -101,6 +101,19 @@ def _readable(number: int) -> str:
     return str(number) if number < 10**12 else "more than 10^12"
 
 
+def adopt_links(node: Node, graph: Graph) -> list[str]:
+    """Connect links that only the file's list of links knows, as the editor does; returns warnings."""
+    named = {slot.link for slot in node.inputs}
+    warnings = []
+    for link in graph.links_into.get(node.id, ()):
+        slot = node.inputs[link.target_slot] if 0 <= link.target_slot < len(node.inputs) else None
+        if link.id in named or link.id in graph.named_links or slot is None or slot.link is not None:
+            continue
+        slot.link = link.id
+        warnings.append(f"no input names the link from node {link.origin_id}; it is taken for {slot.name}")
+    return warnings
+
+
 def flatten(workflow: Workflow) -> dict[str, Placed]:
     """Every node of the workflow, those inside subgraphs once for each instance that runs."""
     return {placed.id: placed for placed in _flatten(workflow.root, workflow.subgraphs, None)}

@@ -39,6 +39,7 @@ class _Promotion:
         self._workflow = workflow
         self._done: set[str] = set()
         self._instances: dict[str, list[Node]] = {}
+        self._inputs_at_first: dict[int, int] = {}
 
     def run(self) -> None:
         for subgraph_id in self._workflow.subgraphs:
@@ -69,6 +70,7 @@ class _Promotion:
             self._add_input(node, inside, boundary, in_file[boundary.name].link if boundary.name in in_file else None)
         node.output_types = [boundary.type for boundary in inside.outputs]
         self._instances.setdefault(node.type, []).append(node)
+        self._inputs_at_first[id(node)] = len(inside.inputs)
         values = _values(node)
         for widget, value in zip(node.widgets, values, strict=False):
             _set(widget, value)
@@ -100,19 +102,22 @@ class _Promotion:
                 _set(widget, value)
             elif value is not None and not entry.name.startswith(_PREVIEW):
                 self._warn(node, f"stores {value!r:.60} for {entry.name} of node {entry.node_id}, which it has not")
-        own = {entry.name for entry in entries if entry.node_id == _OWN}
         if len(values) > len(entries) and any(value is not None for value in values[len(entries) :]):
             self._warn(node, f"stores {len(values)} values for the {len(entries)} widgets that it shows")
-        if own and (silent := [w.name for w in node.widgets[: len(inside.inputs)] if w.name not in own]):
-            self._note_silent(node, inside, entries, silent)
+        self._note_unlisted(node, inside, entries, values)
 
-    def _note_silent(self, node: Node, inside: Graph, entries: Sequence[_Shown], names: Sequence[str]) -> None:
+    def _note_unlisted(self, node: Node, inside: Graph, entries: Sequence[_Shown], values: Sequence[Any]) -> None:
         """Widgets of inputs that ``proxyWidgets`` does not list got a value by position, which may be another's."""
         listed = {(entry.node_id, entry.name) for entry in entries}
+        with_widget = [
+            boundary
+            for boundary in inside.inputs[: self._inputs_at_first[id(node)]]
+            if node.widget(boundary.name) is not None
+        ]
         unlisted = [
             boundary.name
-            for boundary in inside.inputs
-            if boundary.name in names and _source(boundary, inside) not in listed
+            for boundary in with_widget[: len(values)]
+            if (_OWN, boundary.name) not in listed and _source(boundary, inside) not in listed
         ]
         if unlisted:
             self._warn(node, f"does not say which of its values is that of {', '.join(unlisted)}")
@@ -126,9 +131,12 @@ class _Promotion:
         if source is None:
             return None
         if source.type == "PrimitiveNode":
-            boundary_name = self._replace_primitive(inside, source, name)
+            others = {other.name for other in _entries(node) if other.node_id == entry.node_id}
+            boundary_name = self._replace_primitive(inside, source, name) if len(others) == 1 else None
         else:
             slot = _slot_showing(source, self._workflow.subgraphs.get(source.type), name, deepest)
+            if slot and slot.link is not None:
+                self._warn(node, f"shows {name} of node {source.id}, so what is linked to it inside does not count")
             boundary_name = self._new_input(inside, name, slot.type, [(source, slot)]) if slot else None
         return node.widget(boundary_name)
 
@@ -248,7 +256,7 @@ def _inner_widget(boundary: BoundarySlot, inside: Graph) -> Widget | None:
 def _slot_showing(source: Node, inner: Graph | None, name: str, deepest: str | None) -> InputSlot | None:
     """The slot of a node that belongs to the widget `name`; on a nested instance also by what the slot stands for."""
     for slot in source.inputs:
-        if slot.widget is None or slot.link is not None:
+        if slot.widget is None:
             continue
         if inner is None:
             if slot.widget == name:

@@ -10,6 +10,8 @@ from comfyui.nodedefs import DYNAMIC_GROUP, InputSpec
 
 # What a preview showed when the file was saved; the editor does not read it back.
 _PREVIEW_CLASSES = frozenset({"PreviewAny", "SaveText"})
+# Widgets that take a place among the stored values, and do not read it back.
+_UNREAD = frozenset({"PREVIEW_3D", "COMFY_BRANCH_INPUT_NAMES"})
 _PLAYER_NAME = "videopreview"
 _SHOWN = 80
 
@@ -53,13 +55,15 @@ def _by_position(node: Node, values: Sequence[Any], linked: Collection[str]) -> 
     while index < len(node.widgets):
         widget = node.widgets[index]
         index += 1
+        left_behind: Sequence[Widget] = ()
         if widget.stored:
             if position < len(values):
                 set_value(widget, values[position])
+                left_behind = widget.left_behind
             elif widget.in_prompt and widget.name not in linked:
                 unset.append(widget.name)
             position += 1
-        node.widgets[index:index] = _children(widget)
+        node.widgets[index:index] = [*_children(widget), *left_behind]
     stored = f"the file stores {len(values)} values for {position} widgets"
     warnings = [f"{stored}, so {', '.join(unset)} kept the default"] if unset else []
     left = [value for value in values[position:] if value is not None]
@@ -79,7 +83,7 @@ def _choose_for_null(node: Node) -> None:
         if widget.value is None and isinstance(choices, list) and choices:
             widget.value = choices[0]
             index = next(index for index, entry in enumerate(node.widgets) if entry is widget)
-            node.widgets[index + 1 : index + 1] = _children(widget)
+            node.widgets[index : index + 1] = with_defaults(widget)
 
 
 def _without_converted(specs: Sequence[InputSpec], node: Node) -> Sequence[Any]:
@@ -90,7 +94,7 @@ def _without_converted(specs: Sequence[InputSpec], node: Node) -> Sequence[Any]:
     values: Sequence[Any] = node.widget_values if not isinstance(node.widget_values, Mapping) else ()
     if any(spec.type == DYNAMIC_GROUP for spec in specs):
         return values
-    widgets = _with_defaults(node.widgets)
+    widgets = [entry for widget in node.widgets for entry in with_defaults(widget)]
     stored = {widget.name: widget.stored for widget in widgets}
     once_widgets = [spec for spec in specs if spec.name in stored or spec.options.get("forceInput")]
     gone: list[bool] = []
@@ -108,14 +112,15 @@ def _without_converted(specs: Sequence[InputSpec], node: Node) -> Sequence[Any]:
     return [value for value, forced in zip(aligned, gone, strict=True) if not forced]
 
 
-def _with_defaults(widgets: Sequence[Widget]) -> list[Widget]:
-    """The widgets as a new node has them, those behind default values included."""
-    return [entry for widget in widgets for entry in (widget, *_with_defaults(_children(widget)))]
+def with_defaults(widget: Widget) -> list[Widget]:
+    """A widget with those that stand behind it as long as no stored value is put in."""
+    return [widget, *(entry for child in _children(widget) for entry in with_defaults(child))]
 
 
 def set_value(widget: Widget, value: Any) -> None:
     """Store a value as the editor's widget would hold it."""
-    widget.value = _text_area(value) if widget.kind == "TEXT" else value
+    if widget.kind not in _UNREAD:
+        widget.value = _text_area(value) if widget.kind == "TEXT" else value
 
 
 def _text_area(value: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from comfyui.convert.graph import MISSING, InputSlot, Node, Widget, slot_type
-from comfyui.convert.values import store_values
+from comfyui.convert.values import store_values, with_defaults
 from comfyui.nodedefs import (
     AUTOGROW,
     DYNAMIC_COMBO,
@@ -40,15 +40,16 @@ _SIMPLE_DEFAULTS: dict[str, Any] = {
     "BOUNDING_BOX": {"x": 0, "y": 0, "width": 512, "height": 512},
     "BOUNDING_BOXES": [],
     "PAINTER": MISSING,
-    "COMPOSITOR": MISSING,
-    "LIGHT_INFO_PREVIEW": MISSING,
+    "COMPOSITOR": {},
+    "LIGHT_INFO_PREVIEW": [],
     "PREVIEW_3D": "",
+    "COMFY_BRANCH_INPUT_NAMES": [],
+    "COMFY_BRANCH_SELECTOR": "",
 }
 # Types for which the editor itself has a widget; any other type is a socket, unless a node pack's script adds one.
 _WIDGET_TYPES = frozenset(_SIMPLE_DEFAULTS) | {
     *("COMBO", DYNAMIC_COMBO, DYNAMIC_GROUP, "VIDEO_EDIT", "CHART", "GALLERIA", "IMAGECOMPARE", "RESOLUTION_PREVIEW"),
-    *("IMAGEUPLOAD", "AUDIOUPLOAD", "AUDIO_UI", "CAMERA_INFO_STATE", "CAMERA_ANGLE_VIEW", "COMFY_BRANCH_INPUT_NAMES"),
-    *("COMFY_BRANCH_SELECTOR", *BROWSER_ONLY_TYPES),
+    *("IMAGEUPLOAD", "AUDIOUPLOAD", "AUDIO_UI", "CAMERA_INFO_STATE", "CAMERA_ANGLE_VIEW", *BROWSER_ONLY_TYPES),
 }
 # Shown, but neither saved with the workflow nor sent.
 _DISPLAY_TYPES = frozenset({"AUDIO_UI", "RESOLUTION_PREVIEW", "CAMERA_INFO_STATE"})
@@ -57,6 +58,8 @@ _AUDIO_PLAYER_CLASSES = frozenset(
     {"LoadAudio", "SaveAudio", "PreviewAudio", "SaveAudioMP3", "SaveAudioOpus", "SaveAudioAdvanced"}
 )
 _PREVIEW_3D_CLASSES = frozenset({"SaveGLB", "Preview3D"})
+# So many links of inputs that grow inside of an option survive that the editor loads the file.
+_KEPT_BY_EDITOR = 2
 _SEED_NAMES = frozenset({"seed", "noise_seed"})
 # Node definitions of ComfyUI itself: the editor has all their widgets, no script adds one.
 _OWN_MODULES = ("nodes", "comfy_extras.", "comfy_api_nodes.")
@@ -143,8 +146,33 @@ def complete_node(node: Node, definition: Mapping[str, Any], socket_types: Colle
     slots += [slot for spec in ordered if has_widget(spec) for slot in _slots_of(spec, values)]
     for slot in slots:
         slot.link = in_file[slot.name].link if slot.name in in_file else None
-    node.inputs = slots + _further_slots(node, ordered, slots, values)
+    further = _further_slots(node, ordered, slots, values)
+    kept = {slot.name for slot in slots + further}
+    warnings += [
+        f"the link to {slot.name} is left out, for the chosen option has no such input"
+        for slot in node.inputs
+        if slot.link is not None and slot.name not in kept and "." in slot.name
+    ]
+    node.inputs = slots + further
+    warnings += _editor_faults(node, ordered, values)
     _complete_outputs(node, definition)
+    return warnings
+
+
+def _editor_faults(node: Node, specs: Sequence[InputSpec], values: Mapping[str, Any]) -> list[str]:
+    """Where the editor (1.58.1) itself loses or misplaces links that the file names, which we do not."""
+    linked = {slot.name for slot in node.inputs if slot.link is not None}
+    warnings = []
+    for spec in specs:
+        if spec.type != DYNAMIC_COMBO:
+            continue
+        many = [entry.name for entry in _grown(spec, values) if entry.name in linked]
+        deep = [
+            name for name in linked if name.startswith(f"{spec.name}.") and name.count(".") > 1 and name not in many
+        ]
+        if len(many) > _KEPT_BY_EDITOR or deep:
+            names = ", ".join(many[_KEPT_BY_EDITOR:] + sorted(deep))
+            warnings.append(f"the editor loses the links to {names} when it loads the file; here they are kept")
     return warnings
 
 
@@ -205,7 +233,7 @@ def _refuse_scripted(
 
 
 def _refuse_unknown_options(node: Node) -> None:
-    """An option that a dynamic combo does not have may bring inputs with it, so the values after it cannot be placed."""
+    """An option that a dynamic combo does not have may bring inputs, so the values after it cannot be placed."""
     for widget in node.widgets:
         options = widget.options.get("options")
         if widget.kind != "COMBO" or widget.children is None or not isinstance(options, list):
@@ -274,8 +302,7 @@ def _widgets_of(spec: InputSpec) -> Iterator[Widget]:
         case "COMBO":
             yield from _combo_widgets(spec)
         case "COMFY_DYNAMICCOMBO_V3":
-            first = spec.choices[0] if spec.choices else MISSING
-            yield Widget(spec.name, "COMBO", first, options=_listed(spec), children=_option_widgets(spec))
+            yield _dynamic_combo(spec)
         case "COMFY_DYNAMICGROUP_V3":
             yield Widget(spec.name, kind, options.get("min", 0), in_prompt=False, children=_row_widgets(spec))
         case "INT" | "FLOAT":
@@ -319,11 +346,14 @@ def _listed(spec: InputSpec) -> Mapping[str, Any]:
     return {"options": list(spec.choices or ())}
 
 
-def _option_widgets(spec: InputSpec) -> Callable[[Any], list[Widget]]:
+def _dynamic_combo(spec: InputSpec) -> Widget:
     def behind(chosen: Any) -> list[Widget]:
         return _inner_widgets(option_specs(spec, chosen))
 
-    return behind
+    first = spec.choices[0] if spec.choices else MISSING
+    at_first = [entry for widget in behind(first) for entry in with_defaults(widget)]
+    left_behind = [widget for widget in at_first if not widget.name.startswith(f"{spec.name}.")]
+    return Widget(spec.name, "COMBO", first, options=_listed(spec), children=behind, left_behind=left_behind)
 
 
 def _row_widgets(spec: InputSpec) -> Callable[[Any], list[Widget]]:
