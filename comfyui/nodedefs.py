@@ -180,7 +180,7 @@ def _live(spec: InputSpec, names: Mapping[str, Any]) -> Iterator[InputSpec]:
             yield spec
             inner = option_specs(spec, names.get(spec.name))
         case "COMFY_DYNAMICSLOT_V3":
-            yield replace(spec, type=str(spec.options.get("slotType") or "*"), required=False)
+            yield replace(spec, required=False)
             inner = nested_specs(spec.options.get("inputs"), spec.name) if spec.name in names else []
         case "COMFY_AUTOGROW_V3":
             inner = [entry for row in grown_specs(spec).rows for entry in row if entry.required or entry.name in names]

@@ -43,7 +43,7 @@ _EDITOR_LEFTOVERS = frozenset(
         CACHE_TOKEN_INPUT,
     }
 )
-# Inputs that a node takes although it does not declare them.
+# Inputs that a node takes although it does not declare them; its choices are among them.
 _UNDECLARED = {"CustomCombo": re.compile(r"index|option\d+")}
 # New node definitions (V3) whose inputs and outputs take shape only when a workflow uses them.
 _SHAPELESS = "COMFY_"
@@ -243,6 +243,9 @@ class _Check:
             if name not in specs and name not in _EDITOR_LEFTOVERS and value != "":
                 yield from self._check_undeclared(node_id, name, specs)
 
+    def _chooses_freely(self, node_id: str) -> bool:
+        return self._prompt[node_id]["class_type"] in _UNDECLARED
+
     def _check_dynamic_combo(self, node_id: str, spec: InputSpec, value: Any) -> Iterator[Problem]:
         """ComfyUI does not check the choice itself, but without one of its options the node has no such input."""
         if value is None:
@@ -312,7 +315,7 @@ class _Check:
             message = f"{spec.name} is {converted}, beyond its {bound} of {spec.options[bound]}"
             yield self._problem(node_id, spec.name, code, message, certain=certain)
             return
-        if spec.choices is not None and converted not in spec.choices:
+        if spec.choices is not None and converted not in spec.choices and not self._chooses_freely(node_id):
             yield self._not_in_list(node_id, spec, spec.choices, converted)
 
     def _not_in_list(self, node_id: str, spec: InputSpec, choices: Sequence[Any], value: Any) -> Problem:

@@ -87,11 +87,11 @@ def to_api_format(
     _complete(workflow, object_info)
     workflow.warnings += apply_everywhere_links(workflow) + setter_warnings(workflow)
     promote_widgets(workflow)
-    for graph in workflow.graphs():
-        workflow.warnings += apply_primitives(graph)
+    now = now or datetime.now().astimezone()
+    workflow.warnings += apply_primitives(workflow, now)
     placed = flatten(workflow)
     workflow.warnings += _inactive_warnings(placed)
-    export = _Export(workflow, placed, now or datetime.now().astimezone(), rng or Random())  # noqa: S311
+    export = _Export(workflow, placed, now, rng or Random())  # noqa: S311
     prompt = {entry.id: export.node(entry) for entry in placed.values() if _is_exported(entry)}
     for node in prompt.values():
         node["inputs"] = {

@@ -85,6 +85,8 @@ class _Group:
         """Inner node, output inside, and its type."""
 
     def unfold(self, group_node: Node, workflow: Workflow) -> None:
+        if not self._nodes:
+            raise ComfyUIValidationError(f"The group node {self._name} has no nodes: {_WHAT_TO_DO}.")
         later: list[tuple[int, InputSpec]] = []
         for index in range(len(self._nodes)):
             self._read_node(index, later)

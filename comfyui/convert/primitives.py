@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, TypeGuard
 
-from comfyui.convert.graph import Graph, Node, Widget
+from comfyui.convert.graph import Graph, Node, Widget, Workflow
+from comfyui.convert.text import fill_placeholders
 from comfyui.convert.values import set_value
 
+# A property of primitives: their text has placeholders for other widgets.
+_FILLS_IN = "Run widget replace on values"
 # Beyond this a float is no longer every integer, and neither the editor nor we can round.
 _EXACT = 2**53
 
 
-def apply_primitives(graph: Graph) -> list[str]:
-    """Copy the value of each primitive of `graph` into its targets; returns warnings."""
+def apply_primitives(workflow: Workflow, now: datetime) -> list[str]:
+    """Copy the value of each primitive into its targets; returns warnings. `now` is for ``%date:…%`` in texts."""
     warnings = []
-    for node in graph.nodes.values():
-        if node.type == "PrimitiveNode":
-            warnings += _apply(node, graph)
+    for graph in workflow.graphs():
+        for node in graph.nodes.values():
+            if node.type == "PrimitiveNode":
+                warnings += _apply(node, graph, workflow, now)
     return warnings
 
 
-def _apply(primitive: Node, graph: Graph) -> list[str]:
+def _apply(primitive: Node, graph: Graph, workflow: Workflow, now: datetime) -> list[str]:
     targets = [
         (owner, slot)
         for link in _outgoing(primitive, graph)
@@ -39,6 +44,11 @@ def _apply(primitive: Node, graph: Graph) -> list[str]:
     kinds = {widget.kind for widget in widgets}
     if len(kinds) > 1:
         return [f"primitive {primitive.id} feeds widgets of different types: {', '.join(sorted(kinds))}"]
+    if isinstance(value, str) and primitive.properties.get(_FILLS_IN) is True:
+        inner = [node for found in workflow.subgraphs.values() for node in found.nodes.values()]
+        value = fill_placeholders(value, [*graph.nodes.values(), *inner], now)
+    if value is None and kinds <= {"INT", "FLOAT"}:
+        value = 0
     if _is_number(value) and kinds <= {"INT", "FLOAT"}:
         value = _limited(value, widgets)
     for widget in widgets:

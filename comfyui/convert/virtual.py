@@ -176,7 +176,9 @@ def _apply_entry(entry: Mapping[str, Any], graph: Graph) -> str | None:
     number, out = entry.get("downstream_slot"), entry.get("upstream_slot")
     if origin is None or target is None:
         return f"node {upstream if origin is None else downstream} does not exist"
-    if not isinstance(number, int) or not isinstance(out, int) or not 0 <= out < len(origin.output_types):
+    if not isinstance(number, int) or not isinstance(out, int):
+        return "it names no slots"
+    if not 0 <= out < len(origin.output_types):
         return f"node {upstream} has no output {out}"
     kind = str(entry.get("type") or "*")
     if not types_connect(kind, origin.output_types[out]):

@@ -70,7 +70,7 @@ def test_a_whole_workflow_comes_out_with_its_virtual_nodes_resolved() -> None:
     assert converted.prompt == {
         "1": {"inputs": {"image": "photo.png"}, "class_type": "LoadImage", "_meta": {"title": "Load Image"}},
         "4": {
-            "inputs": {"seed": 42, "amount": 0.78, "text": "one\ntwo", "image": ["1", 0]},
+            "inputs": {"seed": 42, "amount": 0.78, "text": "one\r\ntwo", "image": ["1", 0]},
             "class_type": "Noise",
             "_meta": {"title": "My noise"},
         },
@@ -81,7 +81,7 @@ def test_a_whole_workflow_comes_out_with_its_virtual_nodes_resolved() -> None:
         },
     }
     assert converted.warnings == (
-        "node 11 (Label (some pack)): left out, its class is not installed and nothing is linked to it",
+        "node 11 (Label (some pack)): left out, its class is not installed and nothing depends on it",
     )
 
 
@@ -129,8 +129,7 @@ def test_values_in_the_order_of_the_widgets_that_an_instance_shows_go_by_name() 
     instance["widgets_values"] = [32, 512]
     assert inputs_of(ui, "2:7:9")["width"] == 512
     instance["widgets_values"] = [33, 512]
-    with pytest.raises(ComfyUIValidationError, match="not certain which one counts"):
-        to_api_format(ui, INFO)
+    assert inputs_of(ui, "2:7:9")["width"] == 512
 
 
 def test_a_subgraph_that_contains_itself_is_refused() -> None:
@@ -151,6 +150,7 @@ def test_a_bypassed_node_without_a_fitting_input_leaves_the_input_out() -> None:
     [
         ([42, "fixed"], {"seed": 42, "amount": 0.5, "text": ""}),
         ([], {"seed": 0, "amount": 0.5, "text": ""}),
+        (None, {"seed": 0, "amount": 0.5, "text": ""}),
         ([1, "fixed", 0.1, "t", "too many"], {"seed": 1, "amount": 0.1, "text": "t"}),
         ({"seed": 5, "text": "by name"}, {"seed": 5, "amount": 0.5, "text": "by name"}),
         ([1, "fixed", 0.1, None], {"seed": 1, "amount": 0.1, "text": ""}),
@@ -161,7 +161,33 @@ def test_stored_values_go_by_position_or_by_name_and_defaults_fill_the_rest(
 ) -> None:
     ui = file("ui_plain.json")
     node_of(ui, 4).update(inputs=[], widgets_values=values)
+    ui["links"] = [link for link in ui["links"] if link[3] != 4]
     assert inputs_of(ui, "4") == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        ([42, "fixed"], "the file stores 2 values for 4 widgets, so text kept the default"),
+        ([], "the file stores 0 values for 4 widgets, so seed, text kept the default"),
+        (None, "the file stores 0 values for 4 widgets, so seed, text kept the default"),
+        ([1, "fixed", 0.1, "t", "more"], "the file stores 5 values for 4 widgets, so 'more' was left out"),
+        ({"seed": 5, "sed": 6}, "it has no widget for the stored sed"),
+    ],
+)
+def test_values_that_are_too_many_or_too_few_are_told(values: Any, warning: str) -> None:
+    ui = file("ui_plain.json")
+    node_of(ui, 4)["widgets_values"] = values
+    assert f"node 4 (Noise): {warning}" in to_api_format(ui, INFO).warnings
+
+
+def test_the_default_of_a_widget_whose_input_is_linked_is_not_told() -> None:
+    ui = file("ui_plain.json")
+    noise = node_of(ui, 4)
+    noise["widgets_values"] = [42, "fixed", 0.5]
+    noise["inputs"].append({"name": "text", "type": "STRING", "link": 77, "widget": {"name": "text"}})
+    ui["links"].append([77, 1, 0, 4, 9, "STRING"])
+    assert not [warning for warning in to_api_format(ui, INFO).warnings if "default" in warning]
 
 
 def test_a_value_of_the_wrong_kind_is_passed_on_with_a_warning() -> None:
@@ -202,10 +228,11 @@ def test_every_kind_of_widget_takes_its_places(
     assert found == expected
 
 
-def test_an_image_from_the_output_folder_is_marked() -> None:
+def test_an_image_from_the_output_folder_stays_as_it_is_stored() -> None:
     options = {"image_upload": True, "image_folder": "output"}
     info = {"FromOutput": definition("IMAGE", image=["COMBO", options])}
-    ui = {"nodes": [{"id": 1, "type": "FromOutput", "inputs": [], "widgets_values": ["a.png", "image"]}], "links": []}
+    values = ["a.png [output]", "image"]
+    ui = {"nodes": [{"id": 1, "type": "FromOutput", "inputs": [], "widgets_values": values}], "links": []}
     assert inputs_of(ui, "1", info) == {"image": "a.png [output]"}
 
 
@@ -219,7 +246,9 @@ def refused(change: Callable[[dict[str, Any]], object], info: dict[str, Any] = I
 
 def test_a_missing_class_is_refused_by_node() -> None:
     error = refused(lambda ui: node_of(ui, 4).update(type="Nose"))
-    assert error.node_errors == {"4": ["the node class Nose is not installed"]}
+    (message,) = error.node_errors["4"]
+    assert message.startswith("the node class Nose is not installed: install its node pack, or")
+    assert 'export the workflow with "Workflow > Export (API)"' in message
 
 
 def test_a_missing_class_that_is_muted_does_not_matter() -> None:
@@ -228,12 +257,25 @@ def test_a_missing_class_that_is_muted_does_not_matter() -> None:
     assert set(to_api_format(ui, INFO).prompt) == {"1", "4", "6"}
 
 
-def test_group_nodes_are_refused_with_what_to_do() -> None:
+@pytest.mark.parametrize(
+    ("definitions", "reason"),
+    [
+        ({"mine": {}}, "The group node mine has no nodes"),
+        ({"mine": {"nodes": [{"type": "PrimitiveNode"}]}}, "The group node mine holds the node PrimitiveNode"),
+        ({"mine": {"nodes": [{"type": "Gone"}]}}, "The group node mine holds the node Gone, not installed"),
+        ({}, "the group node workflow/mine has no definition in the file"),
+    ],
+)
+def test_a_group_node_that_cannot_be_unfolded_is_refused_with_what_to_do(
+    definitions: dict[str, Any], reason: str
+) -> None:
     def change(ui: dict[str, Any]) -> None:
-        ui["extra"] = {"groupNodes": {"mine": {}}}
+        ui["extra"] = {"groupNodes": definitions}
         node_of(ui, 4)["type"] = "workflow/mine"
 
-    assert "turn them into subgraphs" in refused(change).detail
+    detail = refused(change).detail
+    assert reason in detail
+    assert "open the workflow in the editor" in detail
 
 
 def test_a_value_that_only_a_browser_can_make_is_refused() -> None:
@@ -242,8 +284,8 @@ def test_a_value_that_only_a_browser_can_make_is_refused() -> None:
 
 
 def test_a_widget_of_a_node_pack_makes_the_order_uncertain() -> None:
-    info = {**INFO, "Noise": definition("IMAGE", image=["IMAGE"], curve=["CURVE", {}], amount=["FLOAT", {}])}
-    assert "script adds the widget curve" in refused(lambda ui: None, info).node_errors["4"][0]
+    info = {**INFO, "Noise": definition("IMAGE", image=["IMAGE"], curve=["PACK_CURVE", {}], amount=["FLOAT", {}])}
+    assert "a script of its node pack adds the widget curve" in refused(lambda ui: None, info).node_errors["4"][0]
 
 
 def test_a_circle_of_reroutes_is_refused() -> None:
@@ -337,8 +379,42 @@ def test_subgraphs_that_multiply_are_refused_before_they_fill_the_memory() -> No
 
     subgraphs = [twice(f"s{n}", f"s{n + 1}") for n in range(40)]
     ui = {"nodes": [{"id": 1, "type": "s0"}], "links": [], "definitions": {"subgraphs": subgraphs}}
-    with pytest.raises(ComfyUIValidationError, match="more than 50000 nodes"):
+    with pytest.raises(ComfyUIValidationError, match=r"would have more than 10\^12 nodes, and at most 50000"):
         to_api_format(ui, {**INFO, "s40": definition("IMAGE")})
+
+
+def test_a_bomb_of_subgraphs_is_counted_and_not_written_out() -> None:
+    """Each of the 60 definitions is looked at once, however many nodes they multiply to."""
+
+    class Watched(dict[str, Any]):
+        looked_at = 0
+
+        def get(self, key: str, default: Any = None) -> Any:
+            Watched.looked_at += key == "nodes"
+            return super().get(key, default)
+
+    def ten(name: str, inner: str) -> dict[str, Any]:
+        return Watched(id=name, nodes=[{"id": n, "type": inner} for n in range(10)], links=[])
+
+    subgraphs = [ten(f"s{n}", f"s{n + 1}") for n in range(60)]
+    ui = {"nodes": [{"id": 1, "type": "s0"}], "links": [], "definitions": {"subgraphs": subgraphs}}
+    with pytest.raises(ComfyUIValidationError, match=r"more than 10\^12 nodes"):
+        to_api_format(ui, INFO)
+    assert Watched.looked_at <= 3 * len(subgraphs)
+
+
+def test_the_limit_of_nodes_can_be_set() -> None:
+    ui = file("ui_subgraphs.json")
+    with pytest.raises(ComfyUIValidationError, match="would have 9 nodes, and at most 8 are converted"):
+        to_api_format(ui, INFO, max_nodes=8)
+    assert len(to_api_format(ui, INFO, max_nodes=9).prompt) == 5
+
+
+def test_subgraphs_nested_too_deeply_are_refused() -> None:
+    subgraphs = [{"id": f"s{n}", "nodes": [{"id": 1, "type": f"s{n + 1}"}], "links": []} for n in range(3000)]
+    ui = {"nodes": [{"id": 1, "type": "s0"}], "links": [], "definitions": {"subgraphs": subgraphs}}
+    with pytest.raises(ComfyUIValidationError, match="nested more than 64 deep"):
+        to_api_format(ui, INFO)
 
 
 def test_endless_reroutes_and_nested_choices_are_refused() -> None:

@@ -42,7 +42,10 @@ INFO: dict[str, Any] = {
         "IMAGE", output_node=True, module="custom_nodes.pack", choice=[["a", "b"]], latent=["LATENT", {}]
     ),
     "Any": definition("*", value=["*", {}]),
-    "Dynamic": definition("IMAGE", images=["COMFY_AUTOGROW_V3", {}]),
+    "Dynamic": definition(
+        "IMAGE",
+        images=["COMFY_AUTOGROW_V3", {"template": {"input": {"required": {"i": ["*"]}}, "prefix": "image", "min": 1}}],
+    ),
 }
 GOOD: dict[str, Any] = {
     "1": {"class_type": "Loader", "inputs": {"ckpt_name": NAMES[0]}},
@@ -212,6 +215,129 @@ def test_any_types_and_shapes_that_depend_on_the_workflow_are_not_judged() -> No
         "4": {"class_type": "Save", "inputs": {"images": ["1", 0], "prefix": "x"}},
     }
     assert preflight(prompt, INFO) == []
+
+
+SHAPES: dict[str, Any] = {
+    **INFO,
+    "Upscale": {
+        **definition(
+            "IMAGE",
+            output_node=True,
+            module="comfy_extras.nodes_x",
+            mode=[
+                "COMFY_DYNAMICCOMBO_V3",
+                {
+                    "options": [
+                        {"key": "plain", "inputs": {"required": {"factor": ["INT", {"min": 1, "max": 4}]}}},
+                        {
+                            "key": "guided",
+                            "inputs": {
+                                "required": {"by": ["IMAGE", {}]},
+                                "optional": {"method": ["COMBO", {"options": ["area", "lanczos"]}]},
+                            },
+                        },
+                    ]
+                },
+            ],
+        ),
+        "input_order": {"required": ["mode"]},
+    },
+    "Batch": definition(
+        "IMAGE",
+        output_node=True,
+        module="comfy_extras.nodes_x",
+        images=[
+            "COMFY_AUTOGROW_V3",
+            {"template": {"input": {"required": {"image": ["IMAGE", {}]}}, "prefix": "image", "min": 2, "max": 4}},
+        ],
+    ),
+    "Slot": definition(
+        "IMAGE",
+        output_node=True,
+        module="comfy_extras.nodes_x",
+        optional={
+            "mask": ["COMFY_DYNAMICSLOT_V3", {"slotType": "MASK", "inputs": {"required": {"grow": ["INT", {}]}}}]
+        },
+    ),
+    "Rows": definition(
+        "IMAGE",
+        output_node=True,
+        module="comfy_extras.nodes_x",
+        points=["COMFY_DYNAMICGROUP_V3", {"template": {"required": {"x": ["INT", {"max": 9}]}}, "min": 1, "max": 3}],
+    ),
+    "CustomCombo": definition("STRING", "INT", output_node=True, choice=["COMBO", {"options": []}]),
+}
+PICTURE = {"class_type": "LoadImage", "inputs": {"image": "a.png"}}
+
+
+def shaped(class_type: str, **inputs: Any) -> list[tuple[str | None, str, str]]:
+    """Input, code and severity of all that is wrong with one node of a class; node 9 is a picture."""
+    named = {name.replace("__", "."): value for name, value in inputs.items()}
+    prompt = {"1": {"class_type": class_type, "inputs": named}, "9": PICTURE}
+    return [(problem.input_name, problem.code, problem.severity) for problem in preflight(prompt, SHAPES)]
+
+
+@pytest.mark.parametrize(
+    ("class_type", "inputs", "expected"),
+    [
+        ("Upscale", {"mode": "plain", "mode__factor": 2}, []),
+        ("Upscale", {"mode": "guided", "mode__by": ["9", 0], "mode__method": "area"}, []),
+        ("Upscale", {"mode": "plain", "mode__factor": 9}, [("mode.factor", "value_bigger_than_max", "error")]),
+        ("Upscale", {"mode": "plain"}, [("mode.factor", "required_input_missing", "error")]),
+        ("Upscale", {"mode": "guided", "mode__by": ["8", 0]}, [("mode.by", "dangling_link", "error")]),
+        (
+            "Upscale",
+            {"mode": "plain", "mode__factor": 2, "mode__method": "area"},
+            [("mode.method", "unknown_input", "warning")],
+        ),
+        ("Upscale", {"mode": "plan"}, [("mode", "value_not_in_list", "warning")]),
+        ("Upscale", {}, [("mode", "required_input_missing", "warning")]),
+        ("Batch", {"images__image0": ["9", 0], "images__image1": ["9", 0]}, []),
+        ("Batch", {"images__image0": ["9", 0]}, [("images.image1", "required_input_missing", "error")]),
+        (
+            "Batch",
+            {"images__image0": ["9", 0], "images__image1": ["9", 0], "images__image3": ["9", 5]},
+            [("images.image3", "bad_output_index", "error")],
+        ),
+        (
+            "Batch",
+            {"images__image0": ["9", 0], "images__image1": ["9", 0], "images__image4": ["9", 0]},
+            [("images.image4", "unknown_input", "warning")],
+        ),
+        ("Slot", {}, []),
+        (
+            "Slot",
+            {"mask": ["9", 1]},
+            [("mask", "bad_output_index", "error"), ("mask.grow", "required_input_missing", "error")],
+        ),
+        ("Slot", {"mask": ["9", 0], "mask__grow": 1}, []),
+        ("Rows", {"points__0__x": 1, "points__1__x": 10}, [("points.1.x", "value_bigger_than_max", "error")]),
+        ("Rows", {}, [("points.0.x", "required_input_missing", "error")]),
+        ("CustomCombo", {"choice": "a", "index": 0, "option1": "a", "option2": ""}, []),
+        ("CustomCombo", {"choice": "a", "option": "a"}, [("option", "unknown_input", "warning")]),
+    ],
+)
+def test_dynamic_inputs_are_checked_as_the_workflow_shapes_them(
+    class_type: str, inputs: dict[str, Any], expected: list[tuple[str | None, str, str]]
+) -> None:
+    assert shaped(class_type, **inputs) == expected
+
+
+def test_an_input_of_another_option_is_told_so() -> None:
+    prompt = {"1": {"class_type": "Upscale", "inputs": {"mode": "plain", "mode.factor": 2, "mode.method": "area"}}}
+    (problem,) = preflight(prompt, SHAPES)
+    assert problem.message == "mode.method belongs to another option of mode than is chosen, so it is ignored"
+
+
+def test_what_a_dynamic_input_is_linked_to_is_checked_too() -> None:
+    missing = {"class_type": "LoadImage", "inputs": {}}
+    prompt = {"1": {"class_type": "Upscale", "inputs": {"mode": "guided", "mode.by": ["2", 0]}}, "2": missing}
+    assert [problem.code for problem in preflight(prompt, SHAPES)] == ["required_input_missing"]
+
+
+def test_hidden_inputs_and_what_the_editor_leaves_are_not_called_ignored() -> None:
+    info = {**INFO, "Save": {**INFO["Save"], "input": {**INFO["Save"]["input"], "hidden": {"prompt": ["PROMPT"]}}}}
+    assert preflight(changed("4", prompt={}, preview_text="x", audioUI="y"), info) == []
 
 
 def test_a_refusal_names_the_first_error_and_has_all_by_node() -> None:
