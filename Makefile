@@ -66,6 +66,9 @@ format: setup ## let ruff rewrite what it can
 chaos: setup ## 500 prompts through two engines while faults strike at random for a minute
 	@$(BIN)/python -m tests.chaos
 
+conversion: setup ## how many of ComfyUI's templates convert as its editor exports them (COMFYUI_TEST_URL=http://...)
+	@$(BIN)/python -m tests.contract.conversion
+
 bench: setup ## figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks
 
