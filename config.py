@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from comfyui.access import parse_headers, parse_verify
 from comfyui.client import parse_server_address
 from comfyui.web.forwarded import DEFAULT_PROXIES, parse_proxies
 from comfyui.web.hosts import parse_hosts
@@ -34,6 +35,14 @@ class Settings(BaseSettings):
     server_port: int = Field(default=18188, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     comfyui_server_address: CommaList = Field(
         default=("127.0.0.1:8188",), description="ComfyUI as host:port or URL; commas for several."
+    )
+    comfyui_headers: SecretStr | None = Field(
+        default=None,
+        description="Headers that ComfyUI asks for: lines of 'Name: value', or JSON, by address where they differ.",
+    )
+    comfyui_tls_verify: str = Field(
+        default="true",
+        description="Check ComfyUI's certificate: true, false, or a file with its authority; JSON by address.",
     )
     backend: Literal["comfyui", "runpod"] = Field(
         default="comfyui", description="Where prompts run: on ComfyUI, or on a RunPod serverless endpoint."
@@ -262,6 +271,21 @@ class Settings(BaseSettings):
     @classmethod
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _accesses(self) -> Self:
+        headers = self.comfyui_headers.get_secret_value() if self.comfyui_headers else ""
+        for name, parse, text in (
+            ("COMFYUI_HEADERS", parse_headers, headers),
+            ("COMFYUI_TLS_VERIFY", parse_verify, self.comfyui_tls_verify),
+        ):
+            try:
+                parse(text, self.comfyui_server_address)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if headers and self.backend == "runpod":
+            raise ValueError("COMFYUI_HEADERS: not with BACKEND=runpod, whose local ComfyUI is asked without")
+        return self
 
     @model_validator(mode="after")
     def _store_is_complete(self) -> Self:

@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -29,10 +29,11 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from comfyui.access import ServerAccess, parse_headers, parse_verify, tls_context
 from comfyui.backends import BackendPool
 from comfyui.client import ComfyUIClient, parse_server_address
 from comfyui.delivery import Deliverer
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError
 from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.images import ConversionLimits, ImageConverter
 from comfyui.inputs import InputStager
@@ -86,6 +87,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.accesses = _accesses(settings)
     app.state.warmup = _warmup_workflow(settings)
     app.state.store = _object_store(settings)
     app.state.web_options = WebOptions(
@@ -144,7 +146,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(_backends(settings, metrics))
+        pool = await stack.enter_async_context(_backends(settings, metrics, app.state.accesses))
         stager = await stack.enter_async_context(
             InputStager(
                 max_bytes=int(settings.max_input_mb * _MB),
@@ -173,9 +175,25 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             yield
 
 
-def _backends(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[BackendPool]:
+def _accesses(settings: Settings) -> dict[str, ServerAccess]:
+    addresses = settings.comfyui_server_address
+    headers = parse_headers(settings.comfyui_headers.get_secret_value() if settings.comfyui_headers else "", addresses)
+    try:
+        tls = {
+            address: tls_context(verify)
+            for address, verify in parse_verify(settings.comfyui_tls_verify, addresses).items()
+        }
+    except ValueError as error:
+        raise SettingsError(f"COMFYUI_TLS_VERIFY: {error}") from error
+    return {address: ServerAccess(headers[address], tls[address]) for address in addresses}
+
+
+def _backends(
+    settings: Settings, metrics: Metrics, access: Mapping[str, ServerAccess]
+) -> AbstractAsyncContextManager[BackendPool]:
     connect = functools.partial(
         BackendPool.connect,
+        access=access,
         http_timeout_s=settings.http_timeout,
         http_retries=settings.http_retries,
         poll_interval_s=settings.poll_interval,
@@ -363,10 +381,12 @@ def _without_passwords(settings: Settings) -> list[str]:
 @asynccontextmanager
 async def _fallback_engine(settings: Settings) -> AsyncIterator[Settings]:
     """`settings` as they are where a ComfyUI answers; else pointed at an embedded engine that is started for them."""
+    accesses = _accesses(settings)
     for address in settings.comfyui_server_address:
-        async with ComfyUIClient(address, timeout_s=3, retries=0) as client:
+        async with ComfyUIClient(address, timeout_s=3, retries=0, access=accesses[address]) as client:
             with contextlib.suppress(ComfyUIError):
-                await client.get_queue_remaining()
+                with contextlib.suppress(ComfyUICredentialsError):  # it is there, and the log says what it wants
+                    await client.get_queue_remaining()
                 yield settings
                 return
     process = await asyncio.create_subprocess_exec(
@@ -381,7 +401,9 @@ async def _fallback_engine(settings: Settings) -> AsyncIterator[Settings]:
             "engine.embedded",
             detail=f"no ComfyUI answers at {', '.join(_without_passwords(settings))}: using {line}",
         )
-        yield settings.model_copy(update={"comfyui_server_address": (match[0],)})
+        yield settings.model_copy(
+            update={"comfyui_server_address": (match[0],), "comfyui_headers": None, "comfyui_tls_verify": "true"}
+        )
     finally:
         if process.returncode is None:
             process.terminate()

@@ -19,14 +19,16 @@ from typing import Any, Literal, Self
 
 import structlog
 
+from comfyui.access import ServerAccess
 from comfyui.client import ComfyUIClient, backoff_s
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUICredentialsError, ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.preflight import preflight
 from comfyui.promptworker import PromptWorker
 from comfyui.replies import JSON, HistoryEntry, QueueItem
 from comfyui.watcher import CompletionWatcher
 
+_NO_ACCESS: Mapping[str, ServerAccess] = {}
 _PROBE_START_S = 0.25
 _PROBE_MAX_S = 3.0
 _PROBE_UP_S = 5.0
@@ -52,6 +54,8 @@ class Health(enum.Enum):
     STARTING = "starting"
     READY = "connected"
     DOWN = "unreachable"
+    REFUSED = "refused"
+    """It answers, and not to us: it wants other credentials."""
     BROKEN = "broken"
 
 
@@ -183,9 +187,9 @@ class Backend:
         return silence.seconds if silence is not None else 0.0
 
     def failed(self, error: ComfyUIError) -> None:
-        """A request found it unreachable: out of rotation until a probe gets through."""
+        """A request found it unreachable, or was refused: out of rotation until a probe gets through."""
         self._doubted = True
-        self._set(Health.DOWN, error.detail)
+        self._set(Health.REFUSED if isinstance(error, ComfyUICredentialsError) else Health.DOWN, error.detail)
         self._look_again.set()
 
     def broken(self, reason: str, prompt_id: str) -> None:
@@ -371,6 +375,9 @@ class Backend:
                 self.watcher.queue_remaining = await self.client.get_queue_remaining()
         except TimeoutError:
             detail = f"no answer within {_PROBE_TIMEOUT_S:g} s"
+        except ComfyUICredentialsError as error:
+            self._set(Health.REFUSED, error.detail)
+            return False
         except ComfyUIError as error:
             detail = error.detail
         else:
@@ -403,16 +410,24 @@ class BackendPool:
         dead_after_s: float = 0.0,
         metrics: Metrics | None = None,
         name: str = "",
+        access: Mapping[str, ServerAccess] = _NO_ACCESS,
     ) -> Self:
         """A pool over these addresses (``host:port`` or URLs). Nothing is sent before it is opened.
 
         `name`: by which people know the server, where there is one and that is not its address.
+        `access`: by address, what is needed beside it.
         """
         metrics = metrics or Metrics()
 
         def backend(address: str) -> Backend:
             client = ComfyUIClient(
-                address, timeout_s=http_timeout_s, retries=http_retries, metrics=metrics, lean=True, name=name
+                address,
+                timeout_s=http_timeout_s,
+                retries=http_retries,
+                metrics=metrics,
+                lean=True,
+                name=name,
+                access=access.get(address),
             )
             worker = PromptWorker(
                 stalled_after_s=stalled_after_s, silent_after_s=silent_after_s, dead_after_s=dead_after_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,8 +20,10 @@ from aiohttp.hdrs import CONTENT_DISPOSITION
 from yarl import URL
 
 from comfyui import jsonio, replies
+from comfyui.access import ServerAccess
 from comfyui.exceptions import (
     ComfyUIConnectionError,
+    ComfyUICredentialsError,
     ComfyUIDiskError,
     ComfyUIError,
     ComfyUINotFoundError,
@@ -33,8 +35,18 @@ from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
 from comfyui.replies import JSON, HistoryEntry, Queued, QueueItem
 from comfyui.splice import Splice
-from comfyui.transport import AiohttpTransport, Http1Transport, OpenReply, RawReply, Transport, aiohttp_errors
+from comfyui.transport import (
+    REFUSING,
+    AiohttpTransport,
+    Http1Transport,
+    OpenReply,
+    RawReply,
+    Transport,
+    aiohttp_errors,
+)
 
+# ComfyUI itself answers 403 for a file outside of its folders.
+_NO_KEY = frozenset({401})
 _RETRIED_STATUSES = frozenset({502, 503, 504})
 _BACKOFF_START_S = 0.1
 _BACKOFF_MAX_S = 5.0
@@ -88,6 +100,7 @@ class ComfyUIClient:
         retries: further tries of an idempotent request after the first.
         lean: send requests by `Http1Transport`; aiohttp is then for the websocket and for uploads only.
         name: by which people know it, where that is not its address.
+        access: credentials and trust beside the address.
     """
 
     def __init__(
@@ -99,10 +112,15 @@ class ComfyUIClient:
         metrics: Metrics | None = None,
         lean: bool = False,
         name: str = "",
+        access: ServerAccess | None = None,
     ) -> None:
         url = parse_server_address(address)
-        self.authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else None
-        """What the address asks for, as the value of a header."""
+        access = access or ServerAccess()
+        self.credentials = {name.title(): value for name, value in access.headers.items()}
+        """Headers that the server asks for: those of `access`, and the address's user and password."""
+        if url.user and "Authorization" not in self.credentials:
+            self.credentials["Authorization"] = aiohttp.encode_basic_auth(url.user, url.password or "")
+        self.tls = access.tls
         self.base_url = url.with_user(None)
         # With its path: two servers behind one proxy are two servers.
         self.name = name or f"{self.base_url.host}:{self.base_url.port}{self.base_url.path.rstrip('/')}"
@@ -119,16 +137,18 @@ class ComfyUIClient:
         async with AsyncExitStack() as stack:
             self._session = await stack.enter_async_context(
                 aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=30.0),
+                    connector=aiohttp.TCPConnector(
+                        limit=_CONNECTIONS, keepalive_timeout=30.0, ssl=True if self.tls is None else self.tls
+                    ),
                     # A cookie of one caller's answer must never reach another caller's request.
                     cookie_jar=aiohttp.DummyCookieJar(),
-                    headers={"Authorization": self.authorization} if self.authorization else None,
+                    headers=self.credentials,
                 )
             )
             self._aiohttp = AiohttpTransport(self._session, self.base_url, self.name, self._timeout_s)
             self._transport = self._aiohttp
             if self._lean:
-                self._transport = Http1Transport(self.base_url, self.name, self.authorization, self._timeout_s)
+                self._transport = Http1Transport(self.base_url, self.name, self.credentials, self._timeout_s, self.tls)
                 stack.push_async_callback(self._transport.close)
             self._stack = stack.pop_all()
         return self
@@ -157,7 +177,12 @@ class ComfyUIClient:
 
     async def forward_prompt(self, body: bytes, headers: Mapping[str, str]) -> RawReply:
         """``POST /prompt`` with a body that is not ours to read; any status is an answer."""
-        return await self._fetch("POST", "/prompt", body=body, headers=headers)
+        headers = {name: value for name, value in headers.items() if name.title() not in self.credentials}
+        reply = await self._fetch("POST", "/prompt", body=body, headers=headers)
+        if reply.status == 401 and self.credentials:
+            # It is not the client's key that was wrong.
+            raise ComfyUICredentialsError("POST /prompt", upstream_status=reply.status)
+        return reply
 
     async def get_history(self, prompt_id: str) -> HistoryEntry | None:
         """The history entry, None while ComfyUI has none (queued, running, unknown or forgotten: trap 6).
@@ -269,7 +294,7 @@ class ComfyUIClient:
                 if status == 404:
                     raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
                 if status != 200:
-                    raise _unexpected("GET /view", status)
+                    raise _unexpected("GET /view", status, refusing=_NO_KEY)
                 async with aclosing(self._pieces(reply, target, splicing=splicing)) as pieces:
                     yield View(reply.content_type, reply.length, pieces)
         finally:
@@ -281,7 +306,7 @@ class ComfyUIClient:
         async def ask() -> bool:
             reply = await self._fetch("HEAD", file.url, route="/view")
             if reply.status not in {200, 404}:
-                raise _unexpected("HEAD /view", reply.status)
+                raise _unexpected("HEAD /view", reply.status, refusing=_NO_KEY)
             return reply.status == 200
 
         return await self._retrying(ask, self._retries)
@@ -454,7 +479,9 @@ def _failure(what: str, reply: RawReply) -> ComfyUIError:
     return _unexpected(what, reply.status)
 
 
-def _unexpected(what: str, status: int) -> ComfyUIServerError:
+def _unexpected(what: str, status: int, *, refusing: Collection[int] = REFUSING) -> ComfyUIServerError:
+    if status in refusing:
+        return ComfyUICredentialsError(what, upstream_status=status)
     return ComfyUIServerError(f"{what}: ComfyUI answered HTTP {status}", upstream_status=status)
 
 

@@ -9,7 +9,8 @@
     │   └── ComfyUIShutdownError        503  shutting_down         retryable
     ├── ComfyUIDiskError                503  disk_failed           retryable
     ├── ComfyUIServerError              502  server_error          retryable
-    │   └── ComfyUISubmissionError      502  submission_unknown    retryable
+    │   ├── ComfyUISubmissionError      502  submission_unknown    retryable
+    │   └── ComfyUICredentialsError     502  credentials_refused
     ├── ComfyUIPromptLostError          502  prompt_lost           retryable
     ├── ComfyUITimeoutError             504  timeout               retryable
     ├── ComfyUITaskError                500  task_failed
@@ -129,6 +130,21 @@ class ComfyUIServerError(ComfyUIError):
 
 class ComfyUIUnreadableError(ComfyUIServerError):
     """ComfyUI's answer came whole and cannot be read: to ask again would bring the same."""
+
+
+class ComfyUICredentialsError(ComfyUIServerError):
+    """ComfyUI, or a proxy before it, answered 401 or 403 to the gateway's own request: it did nothing."""
+
+    title = "ComfyUI refuses the gateway"
+    code = "credentials_refused"
+    retryable = False
+
+    def __init__(self, what: str, *, upstream_status: int) -> None:
+        super().__init__(
+            f"{what}: ComfyUI refuses the gateway's credentials (HTTP {upstream_status}); set COMFYUI_HEADERS, or user"
+            " and password in COMFYUI_SERVER_ADDRESS",
+            upstream_status=upstream_status,
+        )
 
 
 class ComfyUISubmissionError(ComfyUIServerError):

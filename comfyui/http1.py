@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections import deque
 from typing import Final
 
@@ -28,12 +29,14 @@ class Http1Client:
 
     Args:
         limit: how many may be in use at once, further requests wait for one; 0 is any number.
+        tls: for an https address; None trusts what the system does.
     """
 
-    def __init__(self, base_url: URL, *, limit: int = 0) -> None:
+    def __init__(self, base_url: URL, *, limit: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self._host = base_url.raw_host or ""
         self._port = base_url.port or 80
-        self._tls = base_url.scheme == "https"
+        # One for all connections: to make one reads every authority that the system trusts.
+        self._tls = (tls or ssl.create_default_context()) if base_url.scheme == "https" else None
         self._authority = base_url.raw_authority
         self._prefix = base_url.raw_path.rstrip("/")
         self._limit = limit
@@ -179,7 +182,7 @@ class Http1Client:
                 raise ConnectionAbortedError("the client is closed")
             async with asyncio.timeout(min(CONNECT_S, timeout_s or CONNECT_S)):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self), self._host, self._port, ssl=self._tls or None
+                    lambda: Connection(self), self._host, self._port, ssl=self._tls
                 )
         except BaseException as error:
             self._give_turn()

@@ -27,6 +27,7 @@ from comfyui.events import Event
 from comfyui.exceptions import (
     ComfyUIConflictError,
     ComfyUIConnectionError,
+    ComfyUICredentialsError,
     ComfyUIError,
     ComfyUINotFoundError,
     ComfyUIPromptLostError,
@@ -229,6 +230,12 @@ class PromptRunner:
                 if not left.get(reason):
                     raise
                 left[reason] -= 1
+            except ComfyUICredentialsError as error:
+                backend.failed(error)
+                if backend in avoid or len(self._pool.backends) == 1:
+                    raise
+                avoid.append(backend)
+                continue  # it did nothing
             except ComfyUIConnectionError as error:
                 backend.failed(error)
                 # What was sent was an input or a question: a submission whose reply is lost does not come here.

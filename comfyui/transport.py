@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ _T = TypeVar("_T")
 _CONNECTIONS = 100
 _FILES_AT_ONCE = 400
 _CUT_OFF = "the answer was cut off"
+REFUSING = frozenset({401, 403})
+"""Statuses that say: not to this gateway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +106,20 @@ class Http1Transport:
 
     Args:
         name: the server, as errors call it.
-        authorization: what the server's address asks for, as a header's value.
+        credentials: headers that the server asks for.
+        tls: None trusts what the system does.
     """
 
-    def __init__(self, base_url: URL, name: str, authorization: str | None, timeout_s: float) -> None:
-        self._http = Http1Client(base_url, limit=_CONNECTIONS)
+    def __init__(
+        self, base_url: URL, name: str, credentials: Headers, timeout_s: float, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._http = Http1Client(base_url, limit=_CONNECTIONS, tls=tls)
         # Apart from the others: clients that are slow to read their files must not hold up everybody's prompts.
-        self._files = Http1Client(base_url, limit=_FILES_AT_ONCE)
+        self._files = Http1Client(base_url, limit=_FILES_AT_ONCE, tls=tls)
         self._name = name
         self._timeout_s = timeout_s
         self._headers = [(b"Accept", b"*/*"), (b"Accept-Encoding", b"identity")]
-        if authorization:
-            self._headers.append((b"Authorization", authorization.encode("latin-1")))
+        self._headers += [(name.encode(), value.encode("latin-1")) for name, value in credentials.items()]
 
     async def fetch(
         self,
@@ -187,7 +193,10 @@ class Http1Transport:
 
 
 class AiohttpTransport:
-    """Over a session of aiohttp's, which belongs to whoever opened it."""
+    """Over a session of aiohttp's, which belongs to whoever opened it.
+
+    Redirects are answers like any other: followed, they could take the server's credentials to another one.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, base_url: URL, name: str, timeout_s: float) -> None:
         self._session = session
@@ -221,7 +230,7 @@ class AiohttpTransport:
     async def _fetch(self, method: str, target: str, body: bytes | None, headers: Headers) -> RawReply:
         with aiohttp_errors(self._name, _what(method, target)):
             async with self._session.request(
-                method, self._url(target), data=body, headers=headers, timeout=self._timeout
+                method, self._url(target), data=body, headers=headers, timeout=self._timeout, allow_redirects=False
             ) as response:
                 content_type = response.headers.get("Content-Type", "application/json")
                 return RawReply(response.status, content_type, await response.read())
@@ -232,7 +241,9 @@ class AiohttpTransport:
         headers = {"Accept-Encoding": "identity", **headers}
         what = _what("GET", target)
         with aiohttp_errors(self._name, what):
-            async with self._session.get(self._url(target), headers=headers, timeout=self._file_timeout) as response:
+            async with self._session.get(
+                self._url(target), headers=headers, timeout=self._file_timeout, allow_redirects=False
+            ) as response:
                 found = {name.lower(): value for name, value in response.headers.items()}
 
                 async def read() -> bytes:
@@ -244,7 +255,9 @@ class AiohttpTransport:
     async def upload(self, path: str, form: aiohttp.MultipartWriter) -> RawReply:
         """A POST of any length; only silence is timed."""
         with aiohttp_errors(self._name, f"POST {path}"):
-            async with self._session.post(self._url(path), data=form, timeout=self._file_timeout) as response:
+            async with self._session.post(
+                self._url(path), data=form, timeout=self._file_timeout, allow_redirects=False
+            ) as response:
                 content_type = response.headers.get("Content-Type", "application/json")
                 return RawReply(response.status, content_type, await response.read())
 
@@ -279,6 +292,17 @@ def unreachable(name: str, cause: BaseException | None) -> ComfyUIConnectionErro
     """No connection could be made: nothing was sent."""
     if isinstance(cause, TimeoutError):
         return ComfyUIConnectionError(f"{name} did not accept a connection in time")
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        said = cause.verify_message.rstrip(".")
+        detail = (
+            f"the TLS certificate of {name} is not trusted ({said}): COMFYUI_TLS_VERIFY takes a file with its authority"
+        )
+        return ComfyUIConnectionError(detail)
+    if isinstance(cause, ssl.SSLError):
+        said = (cause.reason or type(cause).__name__).replace("_", " ").lower()
+        return ComfyUIConnectionError(f"no TLS connection to {name} ({said}): does it speak http and not https?")
+    if isinstance(cause, socket.gaierror):
+        return ComfyUIConnectionError(f"{name} cannot be reached: {cause.strerror}")
     number = getattr(cause, "errno", None)
     # uvloop's own errors have no message of the system's.
     reason = os.strerror(number) if isinstance(number, int) and number > 0 else type(cause).__name__
@@ -300,7 +324,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientPayloadError):
         return _CUT_OFF
     if isinstance(error, aiohttp.WSServerHandshakeError):
-        return f"refused with HTTP {error.status}"
+        said = " the gateway's credentials" if error.status in REFUSING else ""
+        return f"refused{said} with HTTP {error.status}"
     return type(error).__name__
 
 

@@ -12,7 +12,7 @@ PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(
 
 # From the bottom up: a module may import those of its own floor and of the floors before it.
 FLOORS: tuple[set[str], ...] = (
-    {"exceptions", "jsonio"},
+    {"access", "exceptions", "jsonio"},
     {"events", "models", "metrics", "logs", "nodedefs", "formnames", "replies", "promptworker"},
     {"client", "transport", "http1", "connection", "framing", "splice", "storage", "storage_s3", "content", "fetch"},
     {"workflow", "preflight", "convert", "process", "positions"},
@@ -41,8 +41,8 @@ ONLY_IN = {
     "supervisor": (),
     # One reader and two writers for all that comes from ComfyUI or a caller: nothing else reads as ComfyUI writes.
     "orjson": ("comfyui/jsonio.py",),
-    # Islands; and EXIF's ASCII form of a letter, which is no JSON text of a caller.
-    "json": ("comfyui/jsonio.py", "comfyui/engine/", "comfyui/sdk/", "comfyui/images.py"),
+    # Islands; a setting; and EXIF's ASCII form of a letter, which is no JSON text of a caller.
+    "json": ("comfyui/jsonio.py", "comfyui/engine/", "comfyui/sdk/", "comfyui/images.py", "comfyui/access.py"),
 }
 
 

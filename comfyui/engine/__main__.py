@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--faults-file", type=Path, help="keeps the faults over a crash; once it is there, --fault does not count"
     )
+    parser.add_argument(
+        "--front-end-root",
+        type=Path,
+        help="folder of ComfyUI's web frontend; without it there is a page about the engine",
+    )
     parser.add_argument("--verbose", action="store_true", help="log what is done")
     return parser
 
@@ -79,6 +84,7 @@ def main() -> int:
                     port=arguments.port,
                     comfyui_version=arguments.comfyui_version,
                     base_directory=arguments.base_directory,
+                    front_end_root=arguments.front_end_root,
                     step_seconds=arguments.step_seconds,
                     faults=switched_on,
                     faults_file=arguments.faults_file,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse, urlsplit
 
@@ -16,6 +17,18 @@ from comfyui.engine.faults import Config, Faults, with_wrong_value
 from comfyui.engine.stats import Stats
 
 OWN_PREFIX = "/engine/"
+
+
+def asking(headers: Mapping[str, str]) -> Middleware:
+    """What a proxy before ComfyUI does that wants credentials."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if any(request.headers.get(name) != value for name, value in headers.items()):
+            return web.Response(status=401, text="credentials are wanted", headers={"WWW-Authenticate": "Bearer"})
+        return await handler(request)
+
+    return middleware
 
 
 def counting(stats: Stats) -> Middleware:

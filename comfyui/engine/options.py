@@ -26,6 +26,12 @@ class EngineOptions:
 
     faults_file: Path | None = None
     """Keeps the faults over a crash; where it is there already, it holds and `faults` do not."""
+    required_headers: Mapping[str, str] = field(default_factory=dict)
+    """A request without these is answered 401, as by a proxy before ComfyUI that asks for credentials."""
+    front_end_root: Path | None = None
+    """Folder with ComfyUI's web frontend (`index.html` and what it loads), as with `--front-end-root`."""
+    certificate: Path | None = None
+    """Certificate and key, in PEM: it speaks https, as ComfyUI does with `--tls-certfile`."""
     own_process: bool = False
     """The engine is all that this process does, so that a fault may end it."""
 

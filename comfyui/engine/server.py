@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -25,9 +26,10 @@ from comfyui.engine.crashing import CRASHES, crash
 from comfyui.engine.execution import Executor, PromptThread
 from comfyui.engine.faults import INSTANT, Config, Faults, parse_config
 from comfyui.engine.files import Folders
+from comfyui.engine.frontend import frontend_routes
 from comfyui.engine.jobs import JobRoutes
 from comfyui.engine.logs import LogBook, LogRoutes
-from comfyui.engine.middleware import counting, failing, same_origin
+from comfyui.engine.middleware import asking, counting, failing, same_origin
 from comfyui.engine.options import EngineOptions
 from comfyui.engine.queue import PromptQueue
 from comfyui.engine.routes import InfoRoutes, PromptRoutes
@@ -120,10 +122,14 @@ class Engine:
         runner = web.AppRunner(self._application(stopping, stack), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, self.options.host, self.options.port)
+        tls = None
+        if self.options.certificate is not None:
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(self.options.certificate)
+        site = web.TCPSite(runner, self.options.host, self.options.port, ssl_context=tls)
         await site.start()
         host, port = runner.addresses[0][:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self.url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
         async def hang_up() -> None:
             stopping.set()
@@ -134,7 +140,12 @@ class Engine:
     def _application(self, stopping: asyncio.Event, stack: AsyncExitStack) -> web.Application:
         app = web.Application(
             client_max_size=MAX_UPLOAD_BYTES,
-            middlewares=[counting(self.stats), failing(self.faults, stopping), same_origin],
+            middlewares=[
+                counting(self.stats),
+                asking(self.options.required_headers),
+                failing(self.faults, stopping),
+                same_origin,
+            ],
         )
         log_book = stack.enter_context(LogBook())
         routes = [
@@ -150,7 +161,11 @@ class Engine:
         if self.options.is_modern:
             app.add_routes(JobRoutes(self._queue).routes())
         app.add_routes(ControlRoutes(self.faults, self.stats, self._hub, self.set_faults).routes())
-        app.add_routes([web.get("/", home_page), web.get("/{path:.*}", _not_found)])
+        frontend = self.options.front_end_root
+        if frontend is None:
+            app.add_routes([web.get("/", home_page), web.get("/{path:.*}", _not_found)])
+        else:
+            app.add_routes(frontend_routes(frontend))
         return app
 
     async def _forget(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -14,6 +14,7 @@ from comfyui.web.forwarded import peer_of, prefix_of
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
+_NONE: Mapping[bytes, bytes] = {}
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -73,12 +74,12 @@ _NOT_RETURNED = HOP_BY_HOP | {b"date"}
 _ABSOLUTE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?//([^/?#]*)(.*)", re.DOTALL)
 
 
-def request_headers(scope: Any, upstream: URL, authorization: str | None = None) -> list[tuple[bytes, bytes]]:
+def request_headers(scope: Any, upstream: URL, credentials: Mapping[bytes, bytes] = _NONE) -> list[tuple[bytes, bytes]]:
     """The headers of a client's request, for ComfyUI; ``Host`` and the framing are its connection's to write.
 
     ComfyUI refuses a browser whose ``Origin`` is not its ``Host`` (trap 14), and the newest one whatever is cross-site.
     The gateway has made that check against its own host (`comfyui.web.origins`), so ComfyUI is told its own address.
-    What that address asks for as `authorization` takes the place of the client's.
+    The `credentials` that ComfyUI asks for (names in lower case) take the place of the client's own headers.
     """
     dropped = _NOT_SENT | _connection_names(scope["headers"])
     if scope["type"] == "websocket":
@@ -91,15 +92,14 @@ def request_headers(scope: Any, upstream: URL, authorization: str | None = None)
             host = value
         elif name == b"x-forwarded-for":
             forwarded.append(value)
-        elif name in dropped or (name == b"authorization" and authorization is not None):
+        elif name in dropped or name in credentials:
             continue
         elif name in _REWRITTEN:
             if rewritten := _rewritten(name, value, str(upstream.origin())):
                 headers.append((name, rewritten))
         else:
             headers.append((name, value))
-    if authorization is not None:
-        headers.append((b"Authorization", authorization.encode()))
+    headers += credentials.items()
     if peer := peer_of(scope):
         forwarded.append(peer.encode())
     if forwarded:

@@ -14,9 +14,16 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.connection import Answer, AnswerTimeoutError, ConnectError, Http1Error, InvalidAnswerError
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUITimeoutError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUICredentialsError,
+    ComfyUIError,
+    ComfyUIServerError,
+    ComfyUITimeoutError,
+)
 from comfyui.framing import Body, InvalidRequestError, Upload, header_value
 from comfyui.metrics import Metrics
+from comfyui.transport import unreachable
 from comfyui.web.disconnect import ClientGoneError, ClientWatch
 from comfyui.web.errors import RequestError, error_response, refusal
 from comfyui.web.headers import header, public_address, request_headers, response_headers
@@ -226,9 +233,13 @@ class _Exchange:
                 self._method, self._target, self._headers(upstream), body, timeout_s=self._options.timeout_s
             )
             status = answer.status
+            if status == 401 and upstream.credentials:
+                # It is not the client's key that was wrong.
+                answer.close()
+                raise ComfyUICredentialsError(self._method, upstream_status=status)
             return answer
         except ConnectError as error:
-            failure = ComfyUIConnectionError(f"{upstream.backend.name} cannot be reached")
+            failure = unreachable(upstream.backend.name, error.__cause__)
             upstream.backend.failed(failure)
             raise failure from error
         except AnswerTimeoutError as error:
@@ -244,7 +255,7 @@ class _Exchange:
             self._counters.request(upstream.backend.name, method, self._route, status).inc()
 
     def _headers(self, upstream: Upstream) -> list[tuple[bytes, bytes]]:
-        headers = request_headers(self._scope, upstream.base_url, upstream.authorization)
+        headers = request_headers(self._scope, upstream.base_url, upstream.credentials)
         if self._guarded:
             headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
             headers.append((b"Accept-Encoding", b"identity"))

@@ -14,8 +14,9 @@ import structlog
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUITimeoutError
+from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError, ComfyUITimeoutError
 from comfyui.metrics import Metrics
+from comfyui.transport import unreachable
 from comfyui.web.errors import error_response, refusal
 from comfyui.web.headers import request_headers, text_headers
 from comfyui.web.server_socket import server_socket_of
@@ -52,15 +53,20 @@ class SocketRelay:
             async with asyncio.timeout(self._timeout_s or None) as patience:
                 comfyui = await _connect(upstream, scope, target)
         except aiohttp.WSServerHandshakeError as error:
+            if error.status == 401 and upstream.credentials:
+                refused = ComfyUICredentialsError("websocket", upstream_status=error.status)
+                await error_response(refused, scope.get("state", {}).get("request_id"))(scope, receive, send)
+                return
             detail = f"ComfyUI refused the websocket with HTTP {error.status}"
             await refusal(scope, error.status if error.status >= 400 else 502, detail)(scope, receive, send)
             return
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             failure: ComfyUIError
             if patience.expired():
                 failure = ComfyUITimeoutError(f"ComfyUI did not answer within {self._timeout_s:g} s")
             else:
-                failure = ComfyUIConnectionError(f"{upstream.backend.name} cannot be reached")
+                cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+                failure = unreachable(upstream.backend.name, cause)
                 upstream.backend.failed(failure)
             await error_response(failure, scope.get("state", {}).get("request_id"))(scope, receive, send)
             return
@@ -82,7 +88,7 @@ async def _connect(upstream: Upstream, scope: Scope, target: str) -> aiohttp.Cli
     return await upstream.session.ws_connect(
         URL(f"{upstream.base_url.origin()}{upstream.path_prefix}{target}", encoded=True),
         protocols=scope["subprotocols"],
-        headers=text_headers(request_headers(scope, upstream.base_url, upstream.authorization)),
+        headers=text_headers(request_headers(scope, upstream.base_url, upstream.credentials)),
         max_msg_size=_NO_FRAME_LIMIT,
         heartbeat=_HEARTBEAT_S,
         timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_PATIENCE_S),

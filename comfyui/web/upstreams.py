@@ -30,11 +30,14 @@ class Upstream:
         self.backend = backend
         self.base_url = backend.client.base_url
         self.path_prefix = self.base_url.raw_path.rstrip("/")
-        self.authorization = backend.client.authorization
-        """What ComfyUI's own address asks for; it takes the place of a client's header."""
-        self.http = Http1Client(self.base_url)
+        self.credentials = {
+            name.lower().encode(): value.encode("latin-1") for name, value in backend.client.credentials.items()
+        }
+        """Headers that ComfyUI asks the gateway for; they take the place of a client's. Names are lower-case."""
+        tls = backend.client.tls
+        self.http = Http1Client(self.base_url, tls=tls)
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, ssl=True if tls is None else tls),
             # A cookie of one client's answer must never reach another client's request.
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_OURS_TO_OMIT,

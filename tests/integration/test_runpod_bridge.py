@@ -782,8 +782,7 @@ async def test_the_bridge_is_closed_to_whoever_has_not_its_password(
 ) -> None:
     client = gateway.handler.pool.backends[0].client
     url = client.base_url
-    assert client.authorization is not None
-    password = base64.b64decode(client.authorization.removeprefix("Basic ")).decode().partition(":")[2]
+    password = base64.b64decode(client.credentials["Authorization"].removeprefix("Basic ")).decode().partition(":")[2]
     assert len(password) > 30
     wrong = {"Authorization": aiohttp.encode_basic_auth("gateway", "guessed")}
     async with aiohttp.ClientSession(base_url=url) as http:
@@ -804,8 +803,7 @@ async def test_the_bridge_is_closed_to_whoever_has_not_its_password(
 async def test_a_slow_reader_is_dropped_and_holds_up_nobody(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, websocket_buffer_mb=0.01)) as gateway:
         client = gateway.handler.pool.backends[0].client
-        assert client.authorization is not None
-        forwarded = {"X-Forwarded-Proto": "http", "Authorization": client.authorization}
+        forwarded = {"X-Forwarded-Proto": "http", "Authorization": client.credentials["Authorization"]}
         async with (
             aiohttp.ClientSession(base_url=client.base_url, headers=forwarded) as http,
             http.ws_connect("/ws?clientId=slow") as slow,

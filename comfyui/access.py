@@ -1,0 +1,135 @@
+"""How a ComfyUI server is spoken to: headers that it asks for, and whose certificates it may show."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]+")
+# They say how a request is framed, where it goes, and who asks: that is the client's and the relay's business.
+_NOT_OURS = re.compile(
+    r"host|connection|keep-alive|te|trailer|upgrade|expect|origin|accept-encoding|x-forwarded-.*|content-.*|transfer-.*"
+    r"|sec-.*|proxy-connection",
+    re.IGNORECASE,
+)
+_ALL = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAccess:
+    """For one server.
+
+    Attributes:
+        headers: sent with every request and websocket, in place of a client's own of the same name. Secret.
+        tls: None where certificates are to be those that the system trusts.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tls: ssl.SSLContext | None = None
+
+
+def parse_headers(text: str, addresses: Sequence[str]) -> dict[str, dict[str, str]]:
+    """COMFYUI_HEADERS as the headers of each address.
+
+    Lines of ``Name: value``, or JSON: ``{"Name": "value"}`` for all servers; ``{"host:port": {"Name": "value"}}`` for
+    some of them, with ``*`` for all.
+
+    Raises:
+        ValueError: with the reason, never with a value.
+    """
+    found: dict[str, dict[str, str]] = {address: {} for address in addresses}
+    for address, headers in _by_address(text, addresses).items():
+        for name, value in headers.items():
+            _check_header(name, value)
+            for each in addresses if address == _ALL else (address,):
+                found[each][name] = value
+    return found
+
+
+def parse_verify(text: str, addresses: Sequence[str]) -> dict[str, bool | Path]:
+    """COMFYUI_TLS_VERIFY for each address: true, false, or a file of certificates; JSON by address, with ``*`` for all.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    wanted: Mapping[str, Any] = _object(text) if text.lstrip().startswith("{") else {_ALL: text}
+    _check_addresses(wanted, addresses)
+    found: dict[str, bool | Path] = dict.fromkeys(addresses, True)
+    # What is said of one server goes over what is said of all.
+    for address, verify in sorted(wanted.items(), key=lambda pair: pair[0] != _ALL):
+        for each in addresses if address == _ALL else (address,):
+            found[each] = _verify(verify)
+    return found
+
+
+def tls_context(verify: bool | Path) -> ssl.SSLContext | None:
+    """For `ServerAccess.tls`. Raises ValueError where a file cannot be used."""
+    if verify is True:
+        return None
+    context = ssl.create_default_context()
+    if verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    try:
+        context.load_verify_locations(cafile=verify)
+    except ssl.SSLError as error:
+        raise ValueError(f"{verify}: no certificates in PEM format") from error
+    except OSError as error:
+        raise ValueError(f"{verify}: {error.strerror}") from error
+    return context
+
+
+def _verify(value: Any) -> bool | Path:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("true, false or the path of a file with certificates is wanted")
+    word = value.strip().lower()
+    if word in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
+        return word in {"true", "1", "yes", "on"}
+    return Path(value.strip())
+
+
+def _by_address(text: str, addresses: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    if not text.lstrip().startswith("{"):
+        lines = [line.partition(":") for line in text.splitlines() if line.strip()]
+        if not all(colon for _, colon, _ in lines):
+            raise ValueError("lines of 'Name: value' are wanted, or JSON")
+        return {_ALL: {name.strip(): value.strip() for name, _, value in lines}}
+    members = _object(text)
+    of_all = {name: value for name, value in members.items() if not isinstance(value, dict)}
+    of_one = {address: value for address, value in members.items() if isinstance(value, dict)}
+    _check_addresses(of_one, addresses)
+    return {_ALL: {**of_one.pop(_ALL, {}), **of_all}, **of_one}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        members = json.loads(text)
+    except ValueError as error:
+        raise ValueError("it begins with { and is no JSON") from error
+    if not isinstance(members, dict):
+        raise ValueError("a JSON object is wanted")
+    return members
+
+
+def _check_addresses(named: Mapping[str, Any], addresses: Sequence[str]) -> None:
+    for address in named:
+        if address != _ALL and address not in addresses:
+            raise ValueError(f"{address!r} is not written so in COMFYUI_SERVER_ADDRESS")
+
+
+def _check_header(name: str, value: Any) -> None:
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"{name[:50]!r} is no header's name")
+    if _NOT_OURS.fullmatch(name):
+        raise ValueError(f"{name} cannot be set: the gateway sets it for each request")
+    if not isinstance(value, str) or not _VALUE.fullmatch(value):
+        raise ValueError(f"the value of {name} is no text that a header can have")
