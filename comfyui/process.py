@@ -1,7 +1,8 @@
 """`ComfyUIProcess`: a ComfyUI as our child: started, watched until it answers, restarted when it crashes, stopped.
 
-Its output is read all the time (a full pipe would block ComfyUI) and only the last lines are kept: they are what a
-failed job shows of the reason.
+It runs behind `comfyui.guard`, so that it ends when this process does, even by SIGKILL. It counts as ready only when it
+is itself that listens on its port. Its output is read all the time (a full pipe would block ComfyUI) and only the last
+lines are kept: they are what a failed job shows of the reason.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import errno
 import os
 import re
+import shutil
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import structlog
 
+from comfyui import guard, ports
 from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 
@@ -33,6 +39,9 @@ _BACKOFF_START_S = 0.5
 _BACKOFF_MAX_S = 30.0
 # Who lived this long after it was ready did not die of its start: the next crash is a new one.
 _STABLE_S = 60.0
+# How long the port may still be held when the child is started: what held it before may be ending.
+_PORT_PATIENCE_S = 3.0
+_DEATH_LINES = 12
 
 Clock = Callable[[], float]
 
@@ -47,6 +56,21 @@ class ProcessState(enum.Enum):
     FAILED = "failed"
     """It crashed too often in succession; only `restart` starts it again."""
     STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a child ended by itself.
+
+    Attributes:
+        how: a clause such as "it was ended by SIGSEGV".
+        lines: the last ones that it wrote.
+        was_ready: it had answered before; else it died of its start.
+    """
+
+    how: str
+    lines: tuple[str, ...] = ()
+    was_ready: bool = False
 
 
 class ComfyUIProcess:
@@ -81,6 +105,7 @@ class ComfyUIProcess:
         self.reason = "not started yet"
         self.crashes = 0
         """How often it ended by itself since this object was opened."""
+        self.last_death: Death | None = None
         self._command = tuple(command)
         self._client = ComfyUIClient(address, timeout_s=_ASK_TIMEOUT_S, retries=0)
         self._cwd = cwd
@@ -91,6 +116,8 @@ class ComfyUIProcess:
         self._on_line = on_line
         self._clock = clock
         self._lines: deque[str] = deque(maxlen=kept_lines)
+        self._lines_of_this_child = 0
+        self._proved = False
         self._log = structlog.get_logger(__name__).bind(server=self._client.name)
         self._changed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
@@ -115,6 +142,10 @@ class ComfyUIProcess:
     def recent_lines(self) -> list[str]:
         """The last lines of its output and error output, over restarts."""
         return list(self._lines)
+
+    def prove(self) -> None:
+        """The child has done a job, so that its next crash is a new one and not one more in succession."""
+        self._proved = True
 
     async def wait_until_ready(self) -> None:
         """Until it answers; through crashes and restarts, as long as it is started again.
@@ -158,9 +189,12 @@ class ComfyUIProcess:
     async def _keep_running(self) -> None:
         in_succession = 0
         while True:
-            stable, reason = await self._live_once()
+            self._lines_of_this_child, self._proved = 0, False
+            stable, was_ready, reason = await self._live_once()
             self.crashes += 1
-            in_succession = 1 if stable else in_succession + 1
+            lines = min(self._lines_of_this_child, _DEATH_LINES)
+            self.last_death = Death(reason, tuple(self._lines)[len(self._lines) - lines :], was_ready)
+            in_succession = 1 if stable or self._proved else in_succession + 1
             self._log.warning("comfyui.crashed", reason=reason, in_succession=in_succession)
             if in_succession > self._max_crashes:
                 self._set(ProcessState.FAILED, f"{reason}, {in_succession} times in succession")
@@ -169,37 +203,51 @@ class ComfyUIProcess:
             await asyncio.sleep(backoff_s(in_succession - 1, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
             self._set(ProcessState.STARTING, f"starting again; before: {reason}")
 
-    async def _live_once(self) -> tuple[bool, str]:
-        """From start to end of one child; whether it was stable, and how it ended."""
+    async def _live_once(self) -> tuple[bool, bool, str]:
+        """From start to end of one child; whether it was stable, whether it was ever ready, and how it ended."""
         started = self._clock()
+        if (holder := await self._port_holder()) is not None:
+            return False, False, f"{self._port_name()} is taken by {holder}"
         try:
-            # A session of its own: a Ctrl-C in a terminal is for us, who stop it in order, and its own children go too.
-            process = self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                cwd=self._cwd,
-                env={**os.environ, **(self._env or {})},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = self._process = await self._spawn()
         except OSError as error:
-            return False, f"it cannot be started: {error.strerror}"
+            return False, False, f"it cannot be started: {error.strerror}"
         reader = asyncio.create_task(self._read(process), name=f"read {self._client.name}")
         try:
             if not await self._answers_in_time(process):
-                return False, f"it did not answer within {self._start_timeout_s:g} s"
-            if process.returncode is None:
-                self._log.info("comfyui.ready", pid=process.pid, seconds=round(self._clock() - started, 1))
+                return False, False, f"it did not answer within {self._start_timeout_s:g} s{await self._who_answers()}"
+            ready = process.returncode is None
+            if ready:
+                pid = await self._listener(process) or process.pid
+                self._log.info("comfyui.ready", pid=pid, seconds=round(self._clock() - started, 1))
                 self._set(ProcessState.READY, "")
             ready_at = self._clock()
             await process.wait()
-            return self._clock() - ready_at > _STABLE_S, _how_it_ended(process.returncode)
+            how = _how_it_ended(process.returncode)
+            if not ready:
+                how += await self._who_answers()
+            return self._clock() - ready_at > _STABLE_S, ready, how
         finally:
             await self._stop(process)
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        """Raises OSError when it cannot be started."""
+        environment = {**os.environ, **(self._env or {})}
+        await asyncio.to_thread(_find, self._command[0], self._cwd, environment.get("PATH"))
+        # A session of its own: a Ctrl-C in a terminal is for us, who stop it in order, and its own children go too.
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(self._stop_grace_s)),
+            *self._command,
+            cwd=self._cwd,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     async def _answers_in_time(self, process: asyncio.subprocess.Process) -> bool:
         """True also when it ended: then there is nothing more to wait for."""
@@ -207,23 +255,70 @@ class ComfyUIProcess:
         while process.returncode is None:
             with contextlib.suppress(ComfyUIError):
                 await self._client.system_stats()
-                return True
+                if await self._is_it(process):
+                    return True
             if self._clock() >= deadline:
                 return False
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), _ASK_EVERY_S)
         return True
 
+    # Its port
+
+    def _port_name(self) -> str:
+        return f"port {self._client.base_url.port}"
+
+    async def _holders(self) -> list[ports.Holder]:
+        url = self._client.base_url
+        return await asyncio.to_thread(ports.holders, url.host or "", url.port or 0)
+
+    async def _port_holder(self) -> ports.Holder | None:
+        """Who has the child's port before the child is started, and keeps it."""
+        deadline = self._clock() + _PORT_PATIENCE_S
+        while holders := await self._holders():
+            if self._clock() >= deadline:
+                return holders[0]
+            await asyncio.sleep(_ASK_EVERY_S)
+        return None
+
+    async def _listener(self, process: asyncio.subprocess.Process) -> int | None:
+        """The pid of the one that listens, when it is ours."""
+        holders = await self._holders()
+        return next((each.pid for each in holders if each.pid and ports.belongs_to(each.pid, process.pid)), None)
+
+    async def _is_it(self, process: asyncio.subprocess.Process) -> bool:
+        """Whether the one that answers is our child; true also where that cannot be found out."""
+        return await self._listener(process) is not None or not await self._holders()
+
+    async def _who_answers(self) -> str:
+        """For the reason of a child that never was ready: somebody else's port is the usual one."""
+        holders = [holder for holder in await self._holders() if not self._is_ours(holder)]
+        return f"; {self._port_name()} is taken by {holders[0]}" if holders else ""
+
+    def _is_ours(self, holder: ports.Holder) -> bool:
+        process = self._process
+        return process is not None and holder.pid is not None and ports.belongs_to(holder.pid, process.pid)
+
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
-        """SIGTERM to all of its group, then SIGKILL to what is left; also when only its own children are left."""
+        """SIGTERM to all of its group, then SIGKILL to what is left; also when only its own children are left.
+
+        It is cancelled twice where an event loop ends by cancelling every task; that takes no time from the child.
+        """
         _signal_group(process.pid, signal.SIGTERM)
-        try:
-            await asyncio.wait_for(process.wait(), self._stop_grace_s)
-        except TimeoutError:
-            self._log.warning("comfyui.killed", pid=process.pid, grace_s=self._stop_grace_s)
-        finally:
-            _signal_group(process.pid, signal.SIGKILL)
+        deadline = self._clock() + self._stop_grace_s
+        cancelled = False
+        while process.returncode is None and self._clock() < deadline:
+            try:
+                async with asyncio.timeout(deadline - self._clock()):
+                    await process.wait()
+            except TimeoutError:
+                self._log.warning("comfyui.killed", pid=process.pid, grace_s=self._stop_grace_s)
+            except asyncio.CancelledError:
+                cancelled = True
+        _signal_group(process.pid, signal.SIGKILL)
         await process.wait()
+        if cancelled:
+            raise asyncio.CancelledError
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None  # noqa: S101 - it was opened with a pipe
@@ -240,6 +335,7 @@ class ComfyUIProcess:
     def _keep_line(self, line: bytes) -> None:
         if text := line[:_LONGEST_LINE].decode(errors="replace").rstrip():
             self._lines.append(text)
+            self._lines_of_this_child += 1
             if self._on_line is not None:
                 self._on_line(text)
 
@@ -247,6 +343,17 @@ class ComfyUIProcess:
         self.state, self.reason = state, reason
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _find(program: str, cwd: Path | None, path: str | None) -> None:
+    """Raises OSError when there is no such program: the guard, which is what is started, is always there."""
+    if "\0" in program:
+        return
+    found = (cwd or Path()) / program if "/" in program else shutil.which(program, path=path)
+    if found is None or not os.path.exists(found):  # noqa: PTH110 - a path or a text
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if not os.access(found, os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -169,3 +169,111 @@ sys.stdout.write("\n" + "x" * 500_000 + "\nlast words of \xe9 and no newline")
         assert len(lines) == 200
         assert max(map(len, lines)) <= 2000
         assert lines[-1].startswith("last words of")
+
+
+async def test_the_child_and_its_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import subprocess, sys, time\n"
+        "more = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('pids', __import__('os').getpid(), more.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import asyncio, sys\n"
+        "from comfyui.process import ComfyUIProcess\n"
+        "async def main():\n"
+        f"    async with ComfyUIProcess([sys.executable, {str(child)!r}], '127.0.0.1:{free_port()}', on_line=show):\n"
+        "        await asyncio.sleep(600)\n"
+        "def show(line): print(line, flush=True)\n"
+        "asyncio.run(main())\n",
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(20):
+        pids = [int(pid) for pid in (await parent.stdout.readline()).split()[1:]]
+    assert all(is_alive(pid) for pid in pids)
+    parent.kill()
+    await parent.wait()
+    for pid in pids:
+        await until_dead(pid)
+
+
+async def test_a_port_that_another_program_holds_is_an_error_that_names_it_and_no_readiness(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other program answers as a ComfyUI does: a worker took the one that a killed worker had left behind."""
+    monkeypatch.setattr("comfyui.process._PORT_PATIENCE_S", 0.1)
+    async with engine_process() as other:
+        await other.wait_until_ready()
+        address = other._client.base_url
+        command = [sys.executable, "-m", "comfyui.engine", "--port", str(address.port)]
+        process = ComfyUIProcess(command, f"127.0.0.1:{address.port}", max_crashes=0)
+        async with process:
+            with pytest.raises(ComfyUIConnectionError, match=rf"port {address.port} is taken by process \d+ \(python"):
+                await process.wait_until_ready()
+
+
+async def test_one_that_answers_in_the_childs_place_does_not_make_it_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port was free when the child was started, and is taken before the child gets to it."""
+    async with engine_process() as other:
+        await other.wait_until_ready()
+        address = other._client.base_url
+        process = ComfyUIProcess(
+            [sys.executable, "-c", "import time; time.sleep(600)"],
+            f"127.0.0.1:{address.port}",
+            max_crashes=0,
+            start_timeout_s=1,
+        )
+
+        async def nobody() -> None:
+            return None
+
+        monkeypatch.setattr(process, "_port_holder", nobody)
+        async with process:
+            with pytest.raises(
+                ComfyUIConnectionError, match=f"did not answer within 1 s; port {address.port} is taken"
+            ):
+                await process.wait_until_ready()
+
+
+async def test_a_stop_that_is_cancelled_leaves_the_child_its_time(tmp_path: Path) -> None:
+    """RunPod's SDK ends its loop by cancelling every task, the one that stops ComfyUI among them."""
+    saved = tmp_path / "saved"
+    script = f"""
+import pathlib, signal, sys, time
+def stop(*_):
+    time.sleep(0.3)
+    pathlib.Path({str(saved)!r}).touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("up", flush=True)
+time.sleep(600)
+"""
+    process = script_process(script)
+    async with process:
+        async with asyncio.timeout(20):
+            while not process.recent_lines:
+                await asyncio.sleep(0.01)
+        ending = asyncio.create_task(process.__aexit__())
+        await asyncio.sleep(0.05)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        async with asyncio.timeout(10):
+            while process.pid is not None:
+                await asyncio.sleep(0.01)
+    assert saved.exists()
+
+
+async def test_how_it_died_is_kept_with_its_last_words() -> None:
+    script = "import os, signal; print('GPU is lost', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
+    async with script_process(script) as process:
+        await until(process, ProcessState.FAILED)
+        assert process.last_death is not None
+        assert process.last_death.how == "it was ended by SIGSEGV"
+        assert process.last_death.lines == ("GPU is lost",)
+        assert not process.last_death.was_ready
