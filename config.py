@@ -99,6 +99,16 @@ class Settings(BaseSettings):
     lost_prompt_retries: int = Field(
         default=1, ge=0, le=10, description="How often a prompt that ComfyUI forgot is submitted again."
     )
+    quarantine_after: int = Field(
+        default=2,
+        ge=0,
+        le=100,
+        description="Times that a workflow may end ComfyUI's process before it is refused; 0: never.",
+    )
+    quarantine_seconds: float = Field(default=600, gt=0, description="Seconds for which such a workflow is refused.")
+    free_after_idle: float = Field(
+        default=0, ge=0, description="Seconds without work after which ComfyUI unloads its models (/free); 0: never."
+    )
     oom_retries: int = Field(
         default=0, ge=0, le=10, description="How often a prompt that ran out of memory is submitted again, after /free."
     )

@@ -35,10 +35,12 @@ from comfyui.client import ComfyUIClient, parse_server_address
 from comfyui.delivery import Deliverer
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError
 from comfyui.handler import ComfyUIHandler, HandlerOptions
+from comfyui.idle import freeing_when_idle
 from comfyui.images import ConversionLimits, ImageConverter
 from comfyui.inputs import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
+from comfyui.quarantine import Quarantine
 from comfyui.runner import RunnerOptions
 from comfyui.storage_s3 import S3Store, s3_store
 from comfyui.warmup import load_workflow, warming_up
@@ -155,8 +157,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             )
         )
         handler = await stack.enter_async_context(
-            ComfyUIHandler(pool, stager, _handler_options(settings), metrics=metrics)
+            ComfyUIHandler(
+                pool,
+                stager,
+                _handler_options(settings),
+                metrics=metrics,
+                quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
+            )
         )
+        if settings.backend != "runpod":
+            await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
         app.state.handler = handler
         store: S3Store | None = app.state.store
         if store is not None:

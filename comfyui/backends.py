@@ -24,6 +24,7 @@ from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUICredentialsError, ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.preflight import preflight
+from comfyui.process import Death
 from comfyui.promptworker import PromptWorker
 from comfyui.replies import JSON, HistoryEntry, QueueItem
 from comfyui.watcher import CompletionWatcher
@@ -147,6 +148,12 @@ class Backend:
         self.on_connected: Callable[[], None] = lambda: None
         """Called when it is reached for the first time or anew: what was known of it may not hold any more."""
         self._veto = ""
+        self.last_death: Death | None = None
+        self.deaths = 0
+        """How often its process was seen to end."""
+        self.abandoned = False
+        """Its process ended and is not started again, as the one who started it knows."""
+        self._hold = ""
         self._down_since: float | None = None
         self._moved: set[str] = set()
         self._cancelling: asyncio.Task[None] | None = None
@@ -198,6 +205,30 @@ class Backend:
         self._set(Health.BROKEN, reason)
         # This may be told late, after the restart.
         self._perhaps_restarted = True
+        self._look_again.set()
+
+    def process_ended(self, death: Death) -> None:
+        """Its process has ended, as the one who starts it knows: what it had is lost, and is told so at once."""
+        self.deaths += 1
+        self.last_death = death
+        self.hold(f"ComfyUI ended: {death.how}")
+        self.watcher.process_ended(f"ComfyUI ended: {death.how}")
+
+    def abandon(self, reason: str) -> None:
+        """Nobody starts it again: nobody needs to wait for it. `release` lifts it."""
+        self.abandoned = True
+        self.hold(reason)
+        self.watcher.give_up(reason)
+        self._tell_change()
+
+    def hold(self, reason: str) -> None:
+        """Its own process does not serve, so that whatever answers at its address is another. `release` lifts it."""
+        self._hold, self._doubted = reason, True
+        self._set(Health.DOWN, reason)
+
+    def release(self) -> None:
+        """Its own process serves."""
+        self._hold, self.abandoned = "", False
         self._look_again.set()
 
     def vetoed(self, reason: str) -> None:
@@ -269,15 +300,20 @@ class Backend:
         return self._changed.wait()
 
     def _set(self, health: Health, reason: str = "") -> None:
-        if health is Health.READY and self._veto:
+        if self._hold:
+            health, reason = Health.DOWN, self._hold
+        elif health is Health.READY and self._veto:
             health, reason = Health.BROKEN, self._veto
         if health is not self.health:
             log = self._log.info if health is Health.READY else self._log.warning
             log("comfyui.health", health=health.value, was=self.health.value, reason=reason or None)
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._tell_change()
         self.health, self.reason = health, reason
         self._metrics.server_up.labels(self.name).set(health is Health.READY)
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _probe_loop(self) -> None:
         failures = 0
@@ -474,7 +510,7 @@ class BackendPool:
             if candidates:
                 return min(candidates, key=lambda backend: backend.load)
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            if left_s <= 0 or all(backend.abandoned for backend in self.backends):
                 raise ComfyUIConnectionError(self.why_not_ready())
             await self._wait_for_change(left_s)
 

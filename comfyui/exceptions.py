@@ -12,6 +12,7 @@
     │   ├── ComfyUISubmissionError      502  submission_unknown    retryable
     │   └── ComfyUICredentialsError     502  credentials_refused
     ├── ComfyUIPromptLostError          502  prompt_lost           retryable
+    ├── ComfyUIPromptQuarantinedError   500  prompt_quarantined
     ├── ComfyUITimeoutError             504  timeout               retryable
     ├── ComfyUITaskError                500  task_failed
     ├── ComfyUITaskCancelledError       409  task_cancelled
@@ -161,6 +162,21 @@ class ComfyUIPromptLostError(ComfyUIError):
     code = "prompt_lost"
     status = 502
     retryable = True
+
+
+class ComfyUIPromptQuarantinedError(ComfyUIError):
+    """The workflow ended ComfyUI's process more than once, and is refused for a time.
+
+    Attributes:
+        log_tail: the last lines that ComfyUI wrote before it ended; file paths are cut to their names.
+    """
+
+    title = "Workflow is quarantined"
+    code = "prompt_quarantined"
+
+    def __init__(self, detail: str, *, prompt_id: str | None = None, log_tail: Sequence[str] = ()) -> None:
+        super().__init__(detail, prompt_id=prompt_id)
+        self.log_tail = tuple(log_tail)
 
 
 class ComfyUITimeoutError(ComfyUIError):

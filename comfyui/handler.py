@@ -37,6 +37,7 @@ from comfyui.exceptions import (
 from comfyui.inputs import InputStager
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.quarantine import Quarantine
 from comfyui.replies import QueueItem
 from comfyui.runner import PromptRun, PromptRunner, RunnerOptions
 from comfyui.transport import RawReply
@@ -185,11 +186,12 @@ class ComfyUIHandler:
         options: HandlerOptions | None = None,
         *,
         metrics: Metrics | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         self.pool = pool
         self.metrics = metrics or Metrics()
         self._options = options or HandlerOptions()
-        self._runner = PromptRunner(pool, stager, self._options.runner, self.metrics)
+        self._runner = PromptRunner(pool, stager, self._options.runner, self.metrics, quarantine or Quarantine(after=0))
         # Looking up a label takes longer than counting.
         self._prompts = functools.cache(self.metrics.prompts.labels)
         self._stage_seconds = functools.cache(self.metrics.stage_seconds.labels)

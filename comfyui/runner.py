@@ -3,7 +3,8 @@
 What is tried again, and why that is safe:
 
 - a lost reply to the submission: only after looking for the prompt in ComfyUI, so that it never runs twice for it;
-- a prompt that ComfyUI forgot, or whose server is gone: `lost_prompt_retries` times, on another server if there is one;
+- a prompt that ComfyUI forgot, or whose server is gone: `lost_prompt_retries` times in all, however it was lost, on
+  another server if there is one; but not one that ended ComfyUI's process too often (`comfyui.quarantine`);
 - out of memory: `oom_retries` times, once ComfyUI has dropped its models;
 - a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +44,7 @@ from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
 from comfyui.outputs import cached_nodes, executing_s, files_of, raise_if_failed
 from comfyui.preflight import refusal
+from comfyui.quarantine import Quarantine
 from comfyui.replies import JSON, HistoryEntry, QueueItem, flat_node_errors
 from comfyui.watcher import Watch
 from comfyui.workflow import defeat_cache, upload_inputs
@@ -55,6 +58,7 @@ _FREED_AFTER_S = 0.25
 _RESTART_PATIENCE_S = 600.0
 # For a server that does not answer anyway to say that it has a prompt from before.
 _ABSENT_PATIENCE_S = 2.0
+_REMEMBERED_LOSSES = 1000
 # Our own entry in extra_data: what tells, after a restart of the gateway, whether an id was used with another body.
 _MARK = "comfyui_gateway"
 # After these the process's GPU context is gone: no later prompt survives (docs/comfyui.md, trap 13).
@@ -72,10 +76,16 @@ Publish = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """How often each kind of trouble is met with another try."""
+    """How often each kind of trouble is met with another try.
+
+    Attributes:
+        remember_losses: the same prompt id again has only what is left of `lost_prompt_retries`. For job platforms,
+            which deliver a job again by themselves; a client that asks again means it.
+    """
 
     submission_retries: int = 3
     lost_prompt_retries: int = 1
+    remember_losses: bool = False
     oom_retries: int = 0
     preflight: bool = False
     """Check a workflow against the node definitions before it is submitted, and not only when ComfyUI refused it."""
@@ -109,6 +119,8 @@ class PromptRun:
     files: SpooledFiles | None = None
     cancelled_before: bool = False
     watch: Watch | None = None
+    losses: int = 0
+    """How often ComfyUI lost it, over all ways in which it can be lost."""
 
     @property
     def file_names(self) -> Collection[str]:
@@ -116,9 +128,13 @@ class PromptRun:
 
 
 class PromptRunner:
-    """Holds no state of its own: the pool and the stager belong to whoever made them."""
+    """The pool, the stager and the quarantine belong to whoever made them."""
 
-    def __init__(self, pool: BackendPool, stager: InputStager, options: RunnerOptions, metrics: Metrics) -> None:
+    def __init__(
+        self, pool: BackendPool, stager: InputStager, options: RunnerOptions, metrics: Metrics, quarantine: Quarantine
+    ) -> None:
+        self._quarantine = quarantine
+        self._losses: OrderedDict[str, int] = OrderedDict()
         self._pool = pool
         self._stager = stager
         self._options = options
@@ -145,9 +161,10 @@ class PromptRunner:
                     except ComfyUITaskCancelledError:
                         if not run.cancelled_before:
                             raise
-                    except ComfyUIPromptLostError:
-                        if run.request is None or not self._options.lost_prompt_retries:
+                    except ComfyUIPromptLostError as error:
+                        if run.request is None:
                             raise
+                        self._lost(backend, run, error)
                         self._metrics.resubmissions.labels("prompt_lost").inc()
                 # How it ended before would be taken for the end of the new run.
                 await backend.client.delete_from_history(run.prompt_id)
@@ -194,12 +211,14 @@ class PromptRunner:
     # One try after the other
 
     async def _run_request(self, run: PromptRun, request: PromptRequest) -> PromptResult:
-        left = {"prompt_lost": self._options.lost_prompt_retries, "out_of_memory": self._options.oom_retries}
+        left = {"out_of_memory": self._options.oom_retries}
+        self._check_losses(run)
         prompt: Mapping[str, Any] = request.prompt
         defeated = False
         avoid: list[Backend] = []
         patience_s = CHOICE_PATIENCE_S
         while True:
+            self._quarantine.check(request.prompt, run.prompt_id)
             # Where the inputs come with the request, no server has them yet.
             needs = None if request.images or run.files or _has_inline_inputs(prompt) else prompt
             backend = await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needs)
@@ -209,15 +228,14 @@ class PromptRunner:
                     left_behind.moved(run.prompt_id)
             try:
                 result, entry = await self._try_on(backend, run, request, prompt)
+                self._quarantine.succeeded(request.prompt)
                 if defeated or not (gone := await self._gone(backend, result, entry)):
                     return result
                 prompt, defeated = defeat_cache(prompt, run.prompt_id, gone), True
                 reason = "output_gone"
-            except ComfyUIPromptLostError:
+            except ComfyUIPromptLostError as error:
                 reason = "prompt_lost"
-                if not left[reason]:
-                    raise
-                left[reason] -= 1
+                self._lost(backend, run, error)
                 avoid.append(backend)
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
@@ -249,6 +267,28 @@ class PromptRunner:
             self._metrics.resubmissions.labels(reason).inc()
             self._log.warning("prompt.again", prompt_id=run.prompt_id, reason=reason, server=backend.name)
 
+    def _lost(self, backend: Backend, run: PromptRun, error: ComfyUIPromptLostError) -> None:
+        """Count it, and what it did to ComfyUI; raises when it is not to be tried again."""
+        watch, workflow = run.watch, run.request.prompt if run.request else None
+        if watch is not None and watch.ended_comfyui and workflow is not None:
+            death = backend.last_death
+            self._quarantine.ended_comfyui(workflow, death.how if death else "", death.lines if death else ())
+            self._quarantine.check(workflow, run.prompt_id)
+        run.losses += 1
+        if self._options.remember_losses:
+            self._losses[run.prompt_id] = run.losses
+            while len(self._losses) > _REMEMBERED_LOSSES:
+                self._losses.popitem(last=False)
+        if run.losses > self._options.lost_prompt_retries:
+            raise error
+
+    def _check_losses(self, run: PromptRun) -> None:
+        """Raises for a job that a platform delivers again though ComfyUI lost it as often as it may."""
+        run.losses = max(run.losses, self._losses.get(run.prompt_id, 0))
+        if run.losses > self._options.lost_prompt_retries:
+            detail = f"ComfyUI lost this prompt {run.losses} times already (LOST_PROMPT_RETRIES)"
+            raise ComfyUIPromptLostError(detail, prompt_id=run.prompt_id)
+
     async def _try_on(
         self, backend: Backend, run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any]
     ) -> tuple[PromptResult, HistoryEntry]:
@@ -278,10 +318,13 @@ class PromptRunner:
         run.backend = backend
         if not isinstance(found, QueueItem):
             return _result(backend, run.prompt_id, found)
+        self._check_losses(run)
         started = time.monotonic()
         # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.
         run.workflow = found.prompt
-        watch = backend.watcher.watch(run.prompt_id, client_id="another's", listener=run.publish, followed=run.followed)
+        watch = run.watch = backend.watcher.watch(
+            run.prompt_id, client_id="another's", listener=run.publish, followed=run.followed
+        )
         try:
             backend.watcher.accepted(watch, found.number)
             entry = await watch.finished()
@@ -306,6 +349,9 @@ class PromptRunner:
     ) -> tuple[float, Mapping[str, tuple[str, ...]]]:
         """After a lost reply, look for the prompt before it is sent again. Returns its number and node errors."""
         reason: ComfyUIError
+        deaths = backend.deaths
+        if run.watch is not None:
+            run.watch.sent = True
         for attempt in range(self._options.submission_retries + 1):
             try:
                 queued = await backend.client.queue_prompt(body)
@@ -320,7 +366,7 @@ class PromptRunner:
             else:
                 return queued.number, flat_node_errors(queued.node_errors)
             self._log.warning("submission.reply_lost", prompt_id=run.prompt_id, detail=reason.detail, tries=attempt + 1)
-            found = await self._look_for(backend, run.prompt_id)
+            found = await self._look_for(backend, run.prompt_id, deaths)
             if isinstance(found, QueueItem):
                 return found.number, {}
             if found is not None:
@@ -333,25 +379,33 @@ class PromptRunner:
             prompt_id=run.prompt_id,
         )
 
-    async def _look_for(self, backend: Backend, prompt_id: str) -> HistoryEntry | QueueItem | None:
+    async def _look_for(self, backend: Backend, prompt_id: str, deaths: int) -> HistoryEntry | QueueItem | None:
         """Look twice, a moment apart: a submission whose reply was lost may still be on its way through ComfyUI.
 
         Raises:
-            ComfyUIPromptLostError: the server does not answer any more, so nobody can tell.
+            ComfyUIPromptLostError: the server does not answer any more, so nobody can tell; or it ended since there
+                were `deaths` of it, or was away, so that it may have run the prompt and forgotten it.
         """
         deadline = time.monotonic() + _VANISHED_AFTER_S
         looks = failures = 0
+        away = False
         while True:
+            if backend.deaths != deaths:
+                raise ComfyUIPromptLostError("ComfyUI ended during the submission", prompt_id=prompt_id)
             try:
                 found = await backend.find(prompt_id)
             except ComfyUIError as error:
                 failures += 1
+                away = away or (isinstance(error, ComfyUIConnectionError) and not error.sent)
                 if time.monotonic() > deadline:
                     detail = f"ComfyUI stopped answering during the submission: {error.detail}"
                     raise ComfyUIPromptLostError(detail, prompt_id=prompt_id) from error
                 await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=2.0))
                 continue
             looks += 1
+            if found is None and away:
+                detail = "ComfyUI was restarted during the submission"
+                raise ComfyUIPromptLostError(detail, prompt_id=prompt_id)
             if found is not None or looks == 2:
                 return found
             await asyncio.sleep(_LOOK_AGAIN_S)

@@ -76,6 +76,12 @@ class Watch:
         self.witness: str | None = None
         """A prompt that ComfyUI had in its history when it took this one: if it has it still, it forgot nothing."""
         self.misses = 0
+        self.sent = False
+        """Its submission is on its way, or was taken."""
+        self.suspect = False
+        """It ran, or was the next to run, when ComfyUI's connection broke."""
+        self.ended_comfyui = False
+        """It ran when ComfyUI's process ended, as far as anyone can tell."""
         self.collecting = False
         self.unread: str | None = None
         """The last frame with the state of all nodes, while nobody follows the prompt."""
@@ -202,6 +208,11 @@ class CompletionWatcher:
         return self._silent
 
     @property
+    def signs(self) -> int:
+        """Grows with all that ComfyUI says; it tells everyone of each change of its queue, whoever made it."""
+        return self._frames
+
+    @property
     def waiting(self) -> int:
         """Prompts that are watched now."""
         return len(self._watches)
@@ -230,9 +241,26 @@ class CompletionWatcher:
             self._poll_soon()
 
     def give_up(self, reason: str) -> None:
-        """Fail everything that was submitted with `ComfyUIPromptLostError`."""
-        for watch in self._waiting():
-            watch.fail(ComfyUIPromptLostError(reason, prompt_id=watch.prompt_id))
+        """Fail everything that was submitted with `ComfyUIPromptLostError`, also what is being collected."""
+        for watch in list(self._watches.values()):
+            if watch.accepted:
+                watch.fail(ComfyUIPromptLostError(reason, prompt_id=watch.prompt_id))
+
+    def process_ended(self, reason: str) -> None:
+        """ComfyUI's process is known to have ended: it has forgotten everything. Blames the prompt that ran."""
+        first = self._first_to_run()
+        if first is not None:
+            first.ended_comfyui = True
+        self.give_up(reason)
+
+    def _first_to_run(self) -> Watch | None:
+        """The prompt of ours that runs; where ComfyUI did not say so, the first in its order, or the one being sent."""
+        running = self._watches.get(self._running_id or "")
+        if running is not None and running.open:
+            return running
+        waiting = self._waiting()
+        sent = [watch for watch in self._watches.values() if watch.sent and watch.open and not watch.collecting]
+        return waiting[0] if waiting else sent[0] if len(sent) == 1 else None
 
     def unwatch(self, watch: Watch) -> None:
         if self._watches.get(watch.prompt_id) is watch:
@@ -305,6 +333,8 @@ class CompletionWatcher:
     async def _drop_socket(self) -> None:
         socket, self._socket = self._socket, None
         if self._live_id is not None:
+            if (suspect := self._first_to_run()) is not None:
+                suspect.suspect = True
             self._live_id = None
             self._epoch += 1
             self._log.warning("websocket.closed", waiting=self.waiting, until_then="polling")
@@ -436,6 +466,10 @@ class CompletionWatcher:
                 # It may have restarted, and without a socket nothing else would tell.
                 self._epoch += 1
                 self._look_around = True
+                if not error.sent:
+                    # Nobody listens on its port: its process is gone, not only its memory.
+                    for watch in self._waiting():
+                        watch.ended_comfyui = watch.ended_comfyui or watch.suspect
             if self._poll_failures == 1:
                 self._log.warning("poll.failed", detail=error.detail, waiting=self.waiting)
 
@@ -549,6 +583,7 @@ class CompletionWatcher:
         for watch in waiting:
             if watch.prompt_id in queue:
                 watch.misses, watch.done_number = 0, self._done_number
+                watch.suspect = watch.ended_comfyui = False
             elif watch.open and not watch.collecting and not await self._history_of(watch):
                 watch.misses += 1
         gone = [watch for watch in waiting if watch.misses >= _MISSES_UNTIL_LOST and watch.open]

@@ -20,7 +20,7 @@ FLOORS: tuple[set[str], ...] = (
     {"watcher", "inputs", "outputs", "images", "zipping", "progress"},
     {"delivery"},
     {"backends"},
-    {"checking", "runpod"},
+    {"checking", "runpod", "idle"},
     {"runner"},
     {"handler"},
     {"web", "workers", "warmup"},

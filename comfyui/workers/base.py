@@ -18,18 +18,23 @@ from uuid import UUID, uuid5
 import structlog
 
 from comfyui.backends import Backend, BackendPool, Health
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIPromptLostError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIShutdownError, ComfyUITimeoutError
 from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
+from comfyui.idle import freeing_when_idle
 from comfyui.inputs import InputStager, brought_inputs
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.preflight import Problem, preflight, refusal
-from comfyui.process import ComfyUIProcess
+from comfyui.process import ComfyUIProcess, ProcessState
+from comfyui.quarantine import Quarantine
 from comfyui.runner import RunnerOptions
 from comfyui.workflow import check_api_format, upload_inputs
 
 _NAMESPACE = UUID("6c1f0b5e-3c1d-5b62-9a55-0f6f2f0a8d11")
 _WEBSOCKET_PATIENCE_S = 5.0
+_TIMEOUT_MARGIN_S = 0.1
+# While a cancelled prompt is seen to its end: the queue is short, since its worker runs one job at a time.
+_LOOK_EVERY_S = 0.5
 # A missing model ends in an error even where ComfyUI itself would only find out while it runs.
 _ALWAYS_REFUSED = frozenset({"missing_model_file"})
 
@@ -47,6 +52,10 @@ class WorkerOptions:
         command: starts ComfyUI as a child; empty: somebody else starts it, and the worker waits for it.
         start_timeout_s: how long ComfyUI may take until it answers.
         jobs_at_once: one for each GPU.
+        stop_grace_s: how long the child may take to stop before it is killed.
+        hung_after_s: a cancelled prompt that still runs so much later does not heed it: the child is restarted.
+        free_after_idle_s: without work for so long, ComfyUI unloads its models; 0: never.
+        lost_prompt_retries: how often one job is rendered again because ComfyUI crashed or forgot it, in all.
         cancel_abandoned: a job whose `run` is cancelled or timed out is taken out of ComfyUI; else only a timeout does.
         on_line: gets the child's output, line by line.
     """
@@ -55,12 +64,17 @@ class WorkerOptions:
     command: Sequence[str] = ()
     comfyui_dir: Path | None = None
     start_timeout_s: float = 600.0
+    stop_grace_s: float = 10.0
+    hung_after_s: float = 30.0
     max_job_s: float = 3600.0
     jobs_at_once: int = 1
     http_timeout_s: float = 30.0
     http_retries: int = 3
     poll_interval_s: float = 1.0
     lost_prompt_retries: int = 1
+    quarantine_after: int = 2
+    quarantine_s: float = 600.0
+    free_after_idle_s: float = 0.0
     max_input_bytes: int = 512_000_000
     input_url_allow: Sequence[str] = ()
     input_url_timeout_s: float = 60.0
@@ -79,7 +93,8 @@ class ComfyUIWorker:
     def __init__(self, options: WorkerOptions, *, metrics: Metrics | None = None) -> None:
         self.options = options
         self.metrics = metrics or Metrics()
-        self.process: ComfyUIProcess | None = None
+        self.process: ComfyUIProcess | None = _process(options) if options.command else None
+        self.quarantine = Quarantine(options.quarantine_after, options.quarantine_s)
         self.pool = BackendPool.connect(
             [options.server_address],
             http_timeout_s=options.http_timeout_s,
@@ -96,31 +111,31 @@ class ComfyUIWorker:
             max_timeout_s=options.max_job_s,
             cancel_on_disconnect=options.cancel_abandoned,
             runner=RunnerOptions(
-                submission_retries=options.http_retries, lost_prompt_retries=options.lost_prompt_retries
+                submission_retries=options.http_retries,
+                lost_prompt_retries=options.lost_prompt_retries,
+                remember_losses=True,
             ),
         )
-        self._handler = ComfyUIHandler(self.pool, self._stager, handler_options, metrics=self.metrics)
+        self._handler = ComfyUIHandler(
+            self.pool, self._stager, handler_options, metrics=self.metrics, quarantine=self.quarantine
+        )
         self.connected = False
         self._slot = asyncio.Semaphore(options.jobs_at_once)
         self._recovering = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger(__name__)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Starts ComfyUI where there is a command; nothing waits for it yet."""
-        options = self.options
         async with AsyncExitStack() as stack:
-            if options.command:
-                self.process = await stack.enter_async_context(
-                    ComfyUIProcess(
-                        options.command,
-                        options.server_address,
-                        cwd=options.comfyui_dir,
-                        start_timeout_s=options.start_timeout_s,
-                        on_line=options.on_line,
-                    )
-                )
+            if self.process is not None:
+                self._backend.hold("starting")
+                await stack.enter_async_context(self.process)
+                following = asyncio.create_task(self._follow(self.process), name="follow ComfyUI's process")
+                stack.push_async_callback(_stopped, following)
             await stack.enter_async_context(self._stager)
+            stack.push_async_callback(self._stop_ending)
             self._stack = stack.pop_all()
         return self
 
@@ -138,22 +153,38 @@ class ComfyUIWorker:
             raise ComfyUIConnectionError("ComfyUI is not ready yet")
         return self._handler
 
+    @property
+    def _backend(self) -> Backend:
+        return self.pool.backends[0]
+
+    @property
+    def given_up(self) -> str | None:
+        """Why ComfyUI is not started again, so that this worker does no job any more; None while it runs or starts."""
+        process = self.process
+        if process is None or process.state is not ProcessState.FAILED:
+            return None
+        return f"ComfyUI does not run: {process.reason}"
+
     async def wait_until_ready(self) -> None:
         """Until ComfyUI takes prompts; one that answers and cannot run any more is restarted first.
 
         Raises:
             ComfyUIConnectionError: it does not run and is not started again, or it does not answer in time.
         """
+        if self._ending:
+            await asyncio.wait(self._ending)
         async with self._recovering:
-            backend = self.pool.backends[0]
+            backend = self._backend
             if self.process is not None:
                 if backend.health is Health.BROKEN:
                     await self.process.restart()
                 await self.process.wait_until_ready()
+                backend.release()
             if not self.connected:
                 # Not before the child is ready: to ask it until then would only make the next question later.
                 await self._stack.enter_async_context(self.pool)
                 await self._stack.enter_async_context(self._handler)
+                await self._stack.enter_async_context(freeing_when_idle(self.pool, self.options.free_after_idle_s))
                 self.connected = True
             if not backend.ready:
                 backend.look_again()
@@ -168,24 +199,109 @@ class ComfyUIWorker:
 
         When this is cancelled, ComfyUI is told to stop the prompt. `listener` gets the prompt's events.
 
+        Args:
+            timeout_s: for all of it, from the job's turn; without it `max_job_s`.
+
         Raises:
             ComfyUIError: any of the tree.
         """
         check_api_format(request.prompt)
+        self.quarantine.check(request.prompt, str(request.prompt_id))
         async with self._slot:
-            tries_left = 1 + self.options.lost_prompt_retries
-            while True:
+            loop = asyncio.get_running_loop()
+            timeout_s = timeout_s or self.options.max_job_s
+            deadline = loop.time() + timeout_s
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self._run(request, deadline, listener)
+            except TimeoutError:
+                detail = f"ComfyUI was not ready within {timeout_s:g} s"
+                raise ComfyUITimeoutError(detail, prompt_id=str(request.prompt_id)) from None
+
+    async def _run(self, request: PromptRequest, deadline: float, listener: Listener | None) -> PromptResult:
+        """Tries of what comes before the submission; the runner counts those that come after it."""
+        failures = 0
+        while True:
+            try:
                 await self.wait_until_ready()
                 await self.check(request)
-                tries_left -= 1
-                try:
-                    return await self._handler.submit_prompt_sync(
-                        request, timeout_s=timeout_s or self.options.max_job_s, listener=listener
-                    )
-                except (ComfyUIConnectionError, ComfyUIPromptLostError) as error:
-                    if not tries_left:
-                        raise
-                    self._log.warning("job.again", prompt_id=error.prompt_id, detail=error.detail)
+                left_s = deadline - asyncio.get_running_loop().time()
+                # A moment less, so that it is the handler's timeout that comes: it ends the prompt, too.
+                result = await self._submit(request, max(left_s - _TIMEOUT_MARGIN_S, 0.001), listener)
+            except ComfyUIShutdownError:
+                raise
+            except ComfyUIConnectionError as error:
+                failures += 1
+                # Our own child is started again until it is given up; nothing tells when another's is.
+                if self.given_up or (self.process is None and failures > self.options.lost_prompt_retries):
+                    raise
+                self._log.warning("job.again", prompt_id=error.prompt_id, detail=error.detail)
+            else:
+                if self.process is not None:
+                    self.process.prove()
+                return result
+
+    async def _submit(self, request: PromptRequest, timeout_s: float, listener: Listener | None) -> PromptResult:
+        try:
+            return await self._handler.submit_prompt_sync(request, timeout_s=timeout_s, listener=listener)
+        except ComfyUITimeoutError:
+            self._see_it_end(request)
+            raise
+        except asyncio.CancelledError:
+            if self.options.cancel_abandoned:
+                self._see_it_end(request)
+            raise
+
+    async def cancel(self, request: PromptRequest) -> None:
+        """Take the job's prompt out of ComfyUI. Raises as `ComfyUIHandler.cancel`."""
+        self._see_it_end(request)
+        await self.handler.cancel(str(request.prompt_id))
+
+    def _see_it_end(self, request: PromptRequest) -> None:
+        """The prompt was cancelled; where it does not heed it, the child is restarted. The next job waits for that."""
+        if self.process is not None:
+            task = asyncio.create_task(self._restart_if_hung(self.process, request), name="see it end")
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def _restart_if_hung(self, process: ComfyUIProcess, request: PromptRequest) -> None:
+        prompt_id = str(request.prompt_id)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.options.hung_after_s
+        pid = process.pid
+        while process.state is ProcessState.READY and process.pid == pid:
+            with contextlib.suppress(ComfyUIError):
+                item = (await self._backend.client.get_queue()).get(prompt_id)
+                if item is None:
+                    return
+            if loop.time() >= deadline:
+                self._log.error("comfyui.hung", prompt_id=prompt_id, cancelled_s=self.options.hung_after_s)
+                self.quarantine.ended_comfyui(request.prompt, "it hung and heeded no interrupt", process.recent_lines)
+                await process.restart()
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _stop_ending(self) -> None:
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    async def _follow(self, process: ComfyUIProcess) -> None:
+        """Tell the pool of the child's life: what it had is lost when it ends, and nobody waits for one given up."""
+        backend, crashes, before = self._backend, 0, process.state
+        while True:
+            if process.crashes != crashes and process.last_death is not None:
+                crashes = process.crashes
+                backend.process_ended(process.last_death)
+            if process.state is ProcessState.FAILED:
+                backend.abandon(f"ComfyUI does not run: {process.reason}")
+            elif process.state is ProcessState.READY:
+                backend.release()
+            elif process.state is ProcessState.STARTING and before is ProcessState.READY:
+                backend.hold("ComfyUI is being restarted")
+                backend.watcher.give_up("ComfyUI was restarted")
+            before = process.state
+            await process.wait_for_change()
 
     async def check(self, request: PromptRequest) -> None:
         """Refuse a workflow that names nodes, models or inputs that this ComfyUI does not have.
@@ -204,6 +320,22 @@ class ComfyUIWorker:
         """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""
         for backend in self.pool.backends:
             self._stager.forget(backend.client)
+
+
+def _process(options: WorkerOptions) -> ComfyUIProcess:
+    return ComfyUIProcess(
+        options.command,
+        options.server_address,
+        cwd=options.comfyui_dir,
+        start_timeout_s=options.start_timeout_s,
+        stop_grace_s=options.stop_grace_s,
+        on_line=options.on_line,
+    )
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _websocket_connected(backend: Backend) -> None:

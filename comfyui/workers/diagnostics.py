@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfyui.exceptions import ComfyUIError, ComfyUITaskError
+from comfyui.exceptions import ComfyUIError, ComfyUIPromptQuarantinedError, ComfyUITaskError
 from comfyui.nodedefs import ObjectInfo, input_specs
 from comfyui.workers.base import ComfyUIWorker
 
@@ -20,6 +20,8 @@ def error_text(error: ComfyUIError) -> str:
     lines += [f"node {node_id}: {message}" for node_id, messages in error.node_errors.items() for message in messages]
     if isinstance(error, ComfyUITaskError) and error.traceback_tail:
         lines += ["last lines of the node's traceback:", *(f"  {line}" for line in error.traceback_tail)]
+    if isinstance(error, ComfyUIPromptQuarantinedError) and error.log_tail:
+        lines += ["last lines of ComfyUI's output before it ended:", *(f"  {line}" for line in error.log_tail)]
     if error.prompt_id:
         lines.append(f"prompt_id: {error.prompt_id}")
     return "\n".join(lines)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from comfyui.client import parse_server_address
 from comfyui.workers.base import WorkerOptions
+from comfyui.workers.settings import CommonWorkerSettings
 
 _MB = 1_000_000
 
 
-class LittleHorseSettings(BaseSettings):
+class LittleHorseSettings(CommonWorkerSettings):
     """Read from the environment, then `.env`. The SDK reads its own ``LHC_*`` and ``LHW_*`` beside, and they win."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
@@ -73,6 +74,7 @@ class LittleHorseSettings(BaseSettings):
             poll_interval_s=self.comfyui_poll_interval_sec,
             max_input_bytes=int(self.max_input_mb * _MB),
             input_url_allow=self.input_url_allow,
+            **self.common_options(),
         )
 
 

@@ -15,8 +15,7 @@ import structlog
 from comfyui.client import backoff_s
 from comfyui.events import Event
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError, ComfyUITaskError
-from comfyui.models import OutputFile, PromptResult
-from comfyui.process import ProcessState
+from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.storage import ObjectStore, StorageError
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, TaskQueue, WorkerState, prompt_request
@@ -47,6 +46,7 @@ class _Current:
         self.prompt_id = prompt_id
         self.fraction = 0.0
         self.note = ""
+        self.request: PromptRequest | None = None
         self.verdict: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
 
@@ -125,9 +125,8 @@ class TaskRunner:
 
     def _raise_when_comfyui_failed(self) -> None:
         """A child that crashed too often is not started again: whoever supervises the worker has to know."""
-        process = self._comfyui.process
-        if process is not None and process.state is ProcessState.FAILED:
-            raise ComfyUIConnectionError(f"ComfyUI does not run: {process.reason}")
+        if (reason := self._comfyui.given_up) is not None:
+            raise ComfyUIConnectionError(reason)
 
     async def _claim(self, stopping: asyncio.Task[Any]) -> ClaimedTask | None:
         """Under one token until there is an answer: when an answer was lost, the task is not."""
@@ -213,9 +212,9 @@ class TaskRunner:
         """Cancelled: ComfyUI is to stop. Lost: ComfyUI goes on, whoever has the task now waits for the same render."""
         verdict = current.verdict.result()
         self._log.info("task.given_up", reason="cancelled" if verdict is Lease.STOP else "lease lost")
-        if verdict is Lease.STOP:
+        if verdict is Lease.STOP and current.request is not None:
             try:
-                await self._comfyui.handler.cancel(str(current.prompt_id))
+                await self._comfyui.cancel(current.request)
             except ComfyUINotFoundError:
                 pass  # it ended in this moment, or was never submitted
             except ComfyUIError as error:
@@ -242,7 +241,7 @@ class TaskRunner:
         return "failed" if written else "lease lost"
 
     async def _render(self, current: _Current) -> PromptResult:
-        request = prompt_request(current.task, current.prompt_id)
+        request = current.request = prompt_request(current.task, current.prompt_id)
         result = await self._comfyui.run(request, listener=self._progress_listener(current, request.prompt))
         current.note = "storing files"
         if not result.files:

@@ -23,7 +23,31 @@ class WorkerSettingsError(Exception):
     """One or more settings cannot be used; the message has a line for each."""
 
 
-class StoringWorkerSettings(BaseSettings):
+class CommonWorkerSettings(BaseSettings):
+    """What the workers of all platforms are told about their ComfyUI, under the same names."""
+
+    lost_prompt_retries: int = Field(
+        default=1, ge=0, le=10, description="How often one job is run again when ComfyUI crashed or forgot it, in all."
+    )
+    quarantine_after: int = Field(
+        default=2, ge=0, le=100, description="Times that a workflow may end ComfyUI before it is refused; 0: never."
+    )
+    quarantine_seconds: float = Field(default=600, gt=0, description="Seconds for which such a workflow is refused.")
+    free_after_idle: float = Field(
+        default=0, ge=0, description="Seconds without work after which ComfyUI unloads its models; 0: never."
+    )
+
+    def common_options(self) -> dict[str, Any]:
+        """As members of `WorkerOptions`."""
+        return {
+            "lost_prompt_retries": self.lost_prompt_retries,
+            "quarantine_after": self.quarantine_after,
+            "quarantine_s": self.quarantine_seconds,
+            "free_after_idle_s": self.free_after_idle,
+        }
+
+
+class StoringWorkerSettings(CommonWorkerSettings):
     """Of a worker that can store files by S3: the gateway's settings of the same names.
 
     The keys have other names, too, which only workers had (S3_ACCESS_KEY, S3_SECRET_KEY). Where both are set, the
@@ -50,6 +74,10 @@ class StoringWorkerSettings(BaseSettings):
         default="auto", description="path suits most stores that are not AWS."
     )
     s3_presign_seconds: int
+
+    comfyui_stop_grace: float = Field(
+        default=10, gt=0, description="Seconds that ComfyUI gets to stop before it is killed."
+    )
 
     @model_validator(mode="after")
     def _store_is_usable(self) -> Self:
@@ -94,9 +122,6 @@ class RunPodSettings(StoringWorkerSettings):
     http_timeout: float = Field(default=30, gt=0, description="Seconds for one request to ComfyUI.")
     http_retries: int = Field(default=3, ge=0, le=20, description="Further tries of a request to ComfyUI.")
     poll_interval: float = Field(default=1, gt=0, le=60, description="Longest time between polls without websocket.")
-    lost_prompt_retries: int = Field(
-        default=1, ge=0, le=10, description="How often a job is run again when ComfyUI crashed or forgot it."
-    )
     max_input_mb: float = Field(default=512, gt=0, description="Largest single input, in MB.")
     input_url_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Hosts or networks that input URLs may reach though they are not public."
@@ -148,7 +173,8 @@ class RunPodSettings(StoringWorkerSettings):
             http_timeout_s=self.http_timeout,
             http_retries=self.http_retries,
             poll_interval_s=self.poll_interval,
-            lost_prompt_retries=self.lost_prompt_retries,
+            stop_grace_s=self.comfyui_stop_grace,
+            **self.common_options(),
             max_input_bytes=int(self.max_input_mb * _MB),
             input_url_allow=self.input_url_allow,
             input_url_timeout_s=self.input_url_timeout,

@@ -1,0 +1,200 @@
+"""`ComfyUIWorker` with a ComfyUI of its own that crashes, hangs or is held back, in every way that the engine knows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIPromptLostError,
+    ComfyUIPromptQuarantinedError,
+    ComfyUITimeoutError,
+)
+from comfyui.models import PromptRequest
+from comfyui.process import ProcessState
+from comfyui.quarantine import Quarantine, workflow_hash
+from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from tests.running import Workflow, invert_workflow, sleep_workflow
+from tests.workers.job_api import free_port
+
+
+@pytest.fixture(autouse=True)
+def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui.process._BACKOFF_START_S", 0.05)
+
+
+@asynccontextmanager
+async def crashing_worker(
+    tmp_path: Path, faults: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[ComfyUIWorker]:
+    """A worker whose engine has these faults; they are counted over its crashes."""
+    port = free_port()
+    (tmp_path / "faults.json").write_text(json.dumps(faults or {}))
+    command = (
+        *(sys.executable, "-m", "comfyui.engine", "--port", str(port), "--step-seconds", "0.002", "--verbose"),
+        *("--faults-file", str(tmp_path / "faults.json"), "--base-directory", str(tmp_path / "engine")),
+    )
+    async with ComfyUIWorker(WorkerOptions(f"127.0.0.1:{port}", command, http_retries=0, **options)) as worker:
+        yield worker
+
+
+def job(workflow: Workflow, prompt_id: UUID | None = None) -> PromptRequest:
+    return PromptRequest(prompt=workflow, prompt_id=prompt_id or uuid4())
+
+
+def crash_workflow(how: str = "segfault", *, tag: int = 0, after: float = 0.0) -> Workflow:
+    workflow = invert_workflow(tag)
+    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": how, "after": after, "value": ["2", 0]}}
+    workflow["3"]["inputs"]["images"] = ["4", 0]
+    return workflow
+
+
+async def test_a_workflow_that_ends_comfyui_is_rendered_as_often_as_the_one_budget_says_then_quarantined(
+    tmp_path: Path,
+) -> None:
+    """It hung until JOB_TIMEOUT, after four renders with LOST_PROMPT_RETRIES=1."""
+    async with crashing_worker(tmp_path) as worker, asyncio.timeout(40):
+        with pytest.raises(ComfyUIPromptQuarantinedError) as failed:
+            await worker.run(job(crash_workflow()))
+        assert worker.process is not None
+        assert worker.process.crashes == 2
+        assert "ended by SIGSEGV" in failed.value.detail
+        assert any("Segmentation fault" in line for line in failed.value.log_tail)
+        assert not any(f"{tmp_path.parent}/" in line or "/comfyui/" in line for line in failed.value.log_tail)
+        # The same workflow under another id does not reach ComfyUI; another workflow is done.
+        with pytest.raises(ComfyUIPromptQuarantinedError):
+            await worker.run(job(crash_workflow()))
+        assert worker.process.crashes == 2
+        assert (await worker.run(job(invert_workflow(9)))).files
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+async def test_one_budget_for_all_layers_and_deliveries_of_one_job(tmp_path: Path, retries: int) -> None:
+    request = job(crash_workflow("exit"))
+    running = crashing_worker(tmp_path, quarantine_after=0, lost_prompt_retries=retries)
+    async with running as worker, asyncio.timeout(60):
+        for _ in range(2):  # the platform delivers it again
+            with pytest.raises(ComfyUIPromptLostError):
+                await worker.run(request)
+        assert worker.process is not None
+        assert worker.process.crashes == retries + 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "fault"),
+    [
+        ("starting", {"at": "start"}),
+        ("staging", {"route": "/upload/image"}),
+        ("queued", {"route": "/prompt", "method": "POST"}),
+        ("running", {"class_type": "ImageInvert"}),
+        ("collecting", {"route": "/history/*", "method": "GET"}),
+    ],
+)
+async def test_one_crash_at_any_stage_delays_the_job_and_no_more(
+    tmp_path: Path, stage: str, fault: dict[str, Any]
+) -> None:
+    workflow = invert_workflow(3)
+    picture = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    request = PromptRequest.model_validate(
+        {"prompt": workflow, "prompt_id": str(uuid4()), "images": [{"name": "a.png", "image": picture}]}
+    )
+    async with crashing_worker(tmp_path, {"segfault": {**fault, "times": 1}}) as worker, asyncio.timeout(40):
+        assert (await worker.run(request)).files
+        assert worker.process is not None
+        assert worker.process.crashes == 1
+
+
+async def test_a_job_ends_at_once_when_its_comfyui_is_given_up(tmp_path: Path) -> None:
+    faults = {"segfault": [{"class_type": "ImageInvert", "times": 1}, {"at": "start"}]}
+    began = time.monotonic()
+    async with crashing_worker(tmp_path, faults) as worker, asyncio.timeout(40):
+        with pytest.raises(
+            ComfyUIConnectionError, match="does not run: it was ended by SIGSEGV, 4 times in succession"
+        ):
+            await worker.run(job(invert_workflow(3)))
+        assert worker.given_up
+        # So does the next one.
+        with pytest.raises(ComfyUIConnectionError, match="does not run"):
+            await worker.run(job(invert_workflow(4)))
+    assert time.monotonic() - began < 40
+
+
+async def test_a_job_done_between_two_crashes_makes_them_two_and_not_a_succession(tmp_path: Path) -> None:
+    async with crashing_worker(tmp_path, quarantine_after=1, lost_prompt_retries=0) as worker, asyncio.timeout(60):
+        for number in range(6):
+            with pytest.raises(ComfyUIPromptQuarantinedError):
+                await worker.run(job(crash_workflow("exit", tag=number)))
+            await worker.run(job(invert_workflow(number)))
+        assert worker.process is not None
+        assert worker.process.crashes == 6
+        assert worker.process.state is ProcessState.READY
+
+
+async def test_a_prompt_that_hangs_and_heeds_no_interrupt_costs_comfyui_and_not_the_next_job(tmp_path: Path) -> None:
+    async with crashing_worker(tmp_path, hung_after_s=0.3) as worker, asyncio.timeout(60):
+        await worker.wait_until_ready()
+        with pytest.raises(ComfyUITimeoutError):
+            await worker.run(job(crash_workflow("hang")), timeout_s=1.0)
+        assert (await worker.run(job(invert_workflow(4)), timeout_s=30)).files
+        assert worker.process is not None
+        assert worker.process.crashes == 0
+
+
+async def test_a_cancelled_prompt_that_heeds_it_costs_no_restart(tmp_path: Path) -> None:
+    async with crashing_worker(tmp_path, hung_after_s=5) as worker, asyncio.timeout(60):
+        await worker.wait_until_ready()
+        assert worker.process is not None
+        pid = worker.process.pid
+        with pytest.raises(ComfyUITimeoutError):
+            await worker.run(job(sleep_workflow(30)), timeout_s=1.0)
+        await worker.run(job(invert_workflow(4)))
+        assert worker.process.pid == pid
+
+
+def test_quarantine_counts_within_its_time_and_forgets_after_it() -> None:
+    now = 0.0
+    quarantine = Quarantine(after=2, seconds=10, clock=lambda: now)
+    poison, other = invert_workflow(1), invert_workflow(2)
+    quarantine.ended_comfyui(poison, "it was ended by SIGSEGV", ["in /opt/comfyui/nodes.py", "end"])
+    quarantine.check(poison)
+    now = 11.0  # the first is too old to count
+    quarantine.ended_comfyui(poison)
+    quarantine.check(poison)
+    now = 12.0
+    quarantine.ended_comfyui(poison, "it was ended by SIGKILL", ["in /opt/comfyui/nodes.py"])
+    with pytest.raises(
+        ComfyUIPromptQuarantinedError, match=r"2 times \(the last time it was ended by SIGKILL\)"
+    ) as error:
+        quarantine.check(poison, "an-id")
+    assert (error.value.prompt_id, error.value.log_tail) == ("an-id", ("in nodes.py",))
+    assert (error.value.status, error.value.retryable) == (500, False)
+    quarantine.check(other)
+    now = 22.5
+    quarantine.check(poison)
+
+
+def test_quarantine_can_be_switched_off_and_lifted_by_success() -> None:
+    off = Quarantine(after=0)
+    once = Quarantine(after=1)
+    for quarantine in (off, once):
+        quarantine.ended_comfyui(invert_workflow(1))
+    off.check(invert_workflow(1))
+    once.succeeded(invert_workflow(1))
+    once.check(invert_workflow(1))
+
+
+def test_the_hash_is_that_of_what_runs() -> None:
+    titled = invert_workflow(1)
+    titled["1"]["_meta"] = {"title": "another"}
+    assert workflow_hash(titled) == workflow_hash(dict(reversed(invert_workflow(1).items())))
+    assert workflow_hash(invert_workflow(1)) != workflow_hash(invert_workflow(2))
