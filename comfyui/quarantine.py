@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
+from comfyui import jsonio
 from comfyui.exceptions import ComfyUIPromptQuarantinedError
 
 _REMEMBERED = 1000
@@ -98,4 +97,4 @@ def workflow_hash(workflow: Mapping[str, Any]) -> str:
         else node
         for node_id, node in workflow.items()
     }
-    return hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)).hexdigest()
+    return hashlib.sha256(jsonio.canonical(decisive)).hexdigest()

@@ -228,7 +228,8 @@ def _translated(*, migration: str = "") -> Iterator[None]:
         raise QueueError(f"the database failed: {error}") from None
     except ValueError as error:
         raise QueueSetupError(f"DATABASE_URL cannot be used: {type(error).__name__}") from None
-    except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+    # The last is the driver's, on a connection that ended in this moment.
+    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise QueueError(f"the database cannot be reached: {type(error).__name__}") from None
 
 
