@@ -205,7 +205,9 @@ class Settings(BaseSettings):
         description="Largest relayed body, in MB; 0: ComfyUI's own limit is enough.",
     )
     websocket_buffer_mb: float = Field(
-        default=16, gt=0, description="MB that a client's websocket may lag behind before it is dropped."
+        default=512,
+        gt=0,
+        description="MB that may wait for all clients' websockets; beyond it the one most behind is dropped.",
     )
 
     @field_validator(

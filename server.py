@@ -221,7 +221,6 @@ def _backends(
             local_address=settings.comfyui_server_address[0],
             endpoint_url=settings.runpod_endpoint_url,
             url_allow=settings.input_url_allow,
-            socket_buffer_bytes=int(settings.websocket_buffer_mb * _MB),
             data_days=settings.runpod_data_days,
         )
         return runpod_pool(options, connect, metrics)
@@ -283,6 +282,7 @@ def _relay_options(settings: Settings) -> RelayOptions:
         timeout_s=settings.proxy_timeout,
         max_upload_bytes=int(settings.max_upload_mb * _MB) or None,
         socket_buffer_bytes=int(settings.websocket_buffer_mb * _MB),
+        socket_idle_s=settings.client_idle_seconds,
         public_url=settings.public_url,
     )
 

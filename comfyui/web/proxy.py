@@ -56,7 +56,8 @@ class RelayOptions:
     rules: PathRules = field(default_factory=PathRules)
     timeout_s: float = 300.0
     max_upload_bytes: int | None = None
-    socket_buffer_bytes: int = 16_000_000
+    socket_buffer_bytes: int = 512_000_000
+    socket_idle_s: float = 60.0
     public_url: str = ""
 
 
@@ -74,7 +75,12 @@ class Relay:
         self._options = options
         self._metrics = metrics
         self._counters = _Counters(metrics)
-        self._sockets = SocketRelay(metrics, buffer_bytes=options.socket_buffer_bytes, timeout_s=options.timeout_s)
+        self._sockets = SocketRelay(
+            metrics,
+            buffer_bytes=options.socket_buffer_bytes,
+            idle_s=options.socket_idle_s,
+            timeout_s=options.timeout_s,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]

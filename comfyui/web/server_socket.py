@@ -30,6 +30,11 @@ class ServerSocket(WebSocketsSansIOProtocol):
         self.scope["extensions"][_EXTENSION] = {"socket": self}
         await super().run_asgi()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written to the connection and that the client's side has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
     def drop(self, code: int, reason: str) -> None:
         """Put the close frame behind what waits to be read, and cut the connection when it is not read soon."""
         if self.close_sent or self.disconnected or self.transport.is_closing():

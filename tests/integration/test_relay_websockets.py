@@ -239,6 +239,71 @@ async def test_a_client_that_stops_reading_is_dropped_and_slows_nobody() -> None
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1013)
 
 
+async def test_a_client_that_reads_all_the_time_gets_large_pictures_however_slowly() -> None:
+    sent, count = bytes(12 * _MB), 3
+
+    async def handler(_request: web.Request, socket: Socket) -> None:
+        for _ in range(count):
+            await socket.send_bytes(sent)
+            await socket.send_str("between")
+        await socket.receive()
+
+    async with _sockets(handler, client_idle_seconds=0.5) as gateway:
+        url = URL(gateway.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port, limit=_MB)
+        handshake = (
+            f"GET /ws HTTP/1.1\r\nHost: {url.authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        writer.write(handshake.encode())
+        await reader.readuntil(b"\r\n\r\n")
+        got = 0
+        while got < len(sent) * count:
+            piece = await reader.read(1_500_000)
+            assert piece, f"cut off after {got} bytes"
+            got += len(piece)
+            await asyncio.sleep(0.05)
+        writer.close()
+
+
+async def test_a_client_that_takes_nothing_is_dropped_after_a_while() -> None:
+    closed = asyncio.Event()
+
+    async def handler(_request: web.Request, socket: Socket) -> None:
+        for _ in range(20):
+            await socket.send_bytes(bytes(_MB))
+        await socket.receive()
+        closed.set()
+
+    async with (
+        _sockets(handler, client_idle_seconds=0.3) as gateway,
+        gateway.http.ws_connect("/ws") as websocket,
+    ):
+        _transport(websocket).pause_reading()
+        async with asyncio.timeout(10):
+            await closed.wait()
+        metrics = (await fetch(gateway, "/metrics")).body.decode()
+        assert 'comfyui_gateway_rejected_requests_total{reason="slow_client"} 1.0' in metrics
+        _transport(websocket).abort()
+
+
+async def test_a_client_for_which_nothing_waits_stays() -> None:
+    async def handler(_request: web.Request, socket: Socket) -> None:
+        await socket.send_str("first")
+        assert (await socket.receive()).data == "go on"
+        await socket.send_str("second")
+        await socket.receive()
+
+    async with (
+        _sockets(handler, client_idle_seconds=0.1) as gateway,
+        gateway.http.ws_connect("/ws") as websocket,
+    ):
+        assert await websocket.receive_str() == "first"
+        await asyncio.sleep(0.5)  # what is tested is that time alone ends nothing
+        await websocket.send_str("go on")
+        assert await websocket.receive_str() == "second"
+
+
 async def test_a_client_that_never_reads_again_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comfyui.web.server_socket._CLOSE_PATIENCE_S", 0.05)
     monkeypatch.setattr("comfyui.web.relay_socket._CLOSE_PATIENCE_S", 0.05)
