@@ -16,6 +16,7 @@ from comfyui.access import parse_headers, parse_verify
 from comfyui.client import parse_server_address
 from comfyui.web.forwarded import DEFAULT_PROXIES, parse_proxies
 from comfyui.web.hosts import parse_hosts
+from comfyui.web.listening import parse_listen
 from comfyui.web.paths import DEFAULT_DENY, ProxyMode
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
@@ -31,7 +32,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    server_host: str = Field(default="0.0.0.0", description="Address to listen on.")  # noqa: S104 - a container's default
+    server_host: CommaList = Field(
+        default=("0.0.0.0",),  # noqa: S104 - a container's default
+        description="Addresses to listen on, IPv4 or IPv6 (0.0.0.0,:: for all of both).",
+    )
     server_port: int = Field(default=18188, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     comfyui_server_address: CommaList = Field(
         default=("127.0.0.1:8188",), description="ComfyUI as host:port or URL; commas for several."
@@ -212,6 +216,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *(
+            "server_host",
             "comfyui_server_address",
             "input_url_allow",
             "api_keys",
@@ -251,6 +256,11 @@ class Settings(BaseSettings):
             if origin != "*" and (not parts.scheme or not parts.netloc or parts.path.strip("/") or parts.query):
                 raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] is wanted")
         return tuple(origin.rstrip("/").lower() for origin in value)
+
+    @field_validator("server_host")
+    @classmethod
+    def _listen(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_listen(value)
 
     @field_validator("allowed_hosts")
     @classmethod

@@ -12,14 +12,15 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import logging
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
-from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,6 +52,7 @@ from comfyui.web.errors import install_error_handlers
 from comfyui.web.forwarded import TrustedProxies
 from comfyui.web.hosts import KnownHosts
 from comfyui.web.keys import KeyRing
+from comfyui.web.listening import bind, is_loopback, url_of
 from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients
 from comfyui.web.origins import Origins
 from comfyui.web.paths import PathRules
@@ -342,28 +344,40 @@ RELAYING: dict[str, Any] = {
 }
 
 
+class _Server(uvicorn.Server):
+    """Says where it listens, on which uvicorn is silent for sockets that it is given."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for sock in sockets or ():
+            logging.getLogger("uvicorn.error").info("Uvicorn running on %s (Press CTRL+C to quit)", url_of(sock))
+
+
 async def _serve(settings: Settings) -> None:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        host=settings.server_host,
-        port=settings.server_port,
         log_config=None,
         access_log=False,
         **RELAYING,
         # What still hangs then is cut: a client that does not read its answer, a websocket.
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 5,
     )
-    if not settings.api_keys and not _is_loopback(settings.server_host):
+    open_to_others = [host for host in settings.server_host if not is_loopback(host)]
+    if not settings.api_keys and open_to_others:
         _log.warning(
             "gateway.open",
-            detail=f"whoever reaches {settings.server_host}:{settings.server_port} may run workflows and read all files"
-            " of ComfyUI; set API_KEYS, or SERVER_HOST=127.0.0.1",
+            detail=f"whoever reaches {', '.join(open_to_others)} (port {settings.server_port}) may run workflows and"
+            " read all files of ComfyUI; set API_KEYS, or SERVER_HOST=127.0.0.1",
         )
     runpod = settings.runpod_endpoint_id if settings.backend == "runpod" else None
     _log.info("gateway.starting", comfyui=_without_passwords(settings), runpod=runpod, version=ops.VERSION)
     _relieve_the_collector()
-    await uvicorn.Server(config).serve()
+    try:
+        sockets = bind(settings.server_host, settings.server_port)
+    except ValueError as error:
+        raise SettingsError(f"SERVER_HOST, SERVER_PORT: {error}") from error
+    await _Server(config).serve(sockets)
 
 
 def _relieve_the_collector() -> None:
@@ -374,13 +388,6 @@ def _relieve_the_collector() -> None:
     gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
     gc.enable()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _without_passwords(settings: Settings) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,26 +13,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests import browsing
 from tests.contract.target import any_color, inverted
 from tests.running import running_gateway
 from tests.runpod_endpoint import FakeEndpoint, base64_image, outputs_of
 
-playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
-
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 _KEY = "shown-once-to-the-login-page"
-_CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-_QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 _CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
 _PICTURE = "type => window.app.graph.nodes.find(node => node.type === type)?.imgs?.[0]?.naturalWidth"
 
@@ -52,16 +39,13 @@ class Visit:
 
 @pytest.fixture
 def chromium() -> str:
-    if _CHROMIUM is None:
-        pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
-    return _CHROMIUM
+    return browsing.chromium()
 
 
 @asynccontextmanager
 async def _page(chromium: str, base: str, visit: Visit) -> AsyncIterator[Any]:
-    async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=chromium, args=_QUIET)
-        page = await browser.new_page(viewport={"width": 1400, "height": 900})
+    async with browsing.browser() as running:
+        page = await running.new_page(viewport={"width": 1400, "height": 900})
 
         def note(kind: str, text: str) -> None:
             visit.errors.add(f"{kind} {text.replace(base, '').replace(base.replace('http', 'ws'), '')}")
@@ -69,10 +53,7 @@ async def _page(chromium: str, base: str, visit: Visit) -> AsyncIterator[Any]:
         page.on("console", lambda message: note("console", message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: note("exception", str(error)))
         page.on("response", lambda answer: note(str(answer.status), answer.url) if answer.status >= 400 else None)
-        try:
-            yield page
-        finally:
-            await browser.close()
+        yield page
 
 
 async def _visit(chromium: str, base: str, *, key: str = "") -> Visit:

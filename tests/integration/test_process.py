@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from comfyui.engine import Engine
 from tests.processes import gateway_process
-from tests.running import executions, invert_workflow, prompts_are_queued, queue_of, sleep_workflow, until
+from tests.running import executions, invert_workflow, needs_ipv6, prompts_are_queued, queue_of, sleep_workflow, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +81,31 @@ async def test_a_killed_gateway_s_prompt_is_attached_to_by_the_next_one(engine: 
         assert response.status == 200
         assert (await response.json())["images"]
     assert executions(engine) == {prompt_id: 1}
+
+
+@needs_ipv6
+async def test_it_listens_on_several_addresses_of_both_families(engine: Engine) -> None:
+    async with gateway_process(engine.url, SERVER_HOST="127.0.0.1,[::1]") as gateway:
+        told = [line["event"].split()[3] for line in gateway.lines if "running on" in line["event"]]
+        assert len(told) == 2
+        assert told[1].startswith("http://[::1]:")
+        for url in told:
+            async with aiohttp.ClientSession() as http, http.get(f"{url}/health/live") as response:
+                assert response.status == 200
+
+
+async def test_a_port_that_is_taken_is_named(engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "server.py"),
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "SERVER_HOST": "127.0.0.1", "SERVER_PORT": port},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await process.communicate()
+    assert process.returncode == 2
+    assert f"SERVER_PORT: cannot listen on 127.0.0.1:{port}: Address already in use" in said.decode()
 
 
 async def test_every_line_of_a_request_has_its_ids_and_no_line_is_without_form(engine: Engine) -> None:

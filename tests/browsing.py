@@ -1,0 +1,52 @@
+"""Debian's Chromium, driven by playwright, and ComfyUI's own web frontend for the engine to serve."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+
+
+def chromium() -> str:
+    """The program; the test is skipped where there is none."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
+    return found
+
+
+def frontend_root() -> Path:
+    """The folder of ComfyUI's web frontend; the test is skipped where the package is not installed."""
+    found = importlib.util.find_spec("comfyui_frontend_package")
+    if found is None or found.origin is None:
+        pytest.skip("no web frontend: pip install 'comfyui-frontend-package>=1.27,<1.28'")
+    return Path(found.origin).parent / "static"
+
+
+@asynccontextmanager
+async def browser() -> AsyncIterator[Any]:
+    """A browser of its own, without any cookie."""
+    playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+    program = chromium()
+    async with playwright.async_playwright() as driver:
+        running = await driver.chromium.launch(executable_path=program, args=_QUIET)
+        try:
+            yield running
+        finally:
+            await running.close()
