@@ -97,6 +97,23 @@ class Settings(BaseSettings):
     max_buffered_mb: float = Field(
         default=1000, gt=0, description="Bodies of all requests in flight together, in MB; beyond it 429."
     )
+    max_json_values: int = Field(
+        default=250_000, ge=1000, description="Values of one JSON body, at every depth; beyond it 413."
+    )
+    max_json_depth: int = Field(
+        default=256, ge=16, le=900, description="Lists and objects within each other in one JSON body; beyond it 413."
+    )
+    max_workflow_nodes: int = Field(default=10_000, ge=1, description="Nodes of one workflow; beyond it 413.")
+    max_node_inputs: int = Field(default=1_000, ge=1, description="Inputs of one node; beyond it 413.")
+    max_inputs: int = Field(
+        default=1_000, ge=1, description="Files that one request may bring, in whatever form; beyond it 413."
+    )
+    max_name_length: int = Field(
+        default=512, ge=16, le=4000, description="Characters of a node id, class or input name; beyond it 413."
+    )
+    max_problems: int = Field(
+        default=500, ge=1, description="Errors that an answer lists, and warnings as many again; the rest are counted."
+    )
     client_idle_seconds: float = Field(
         default=60, gt=0, description="Seconds after which a client that neither sends its body nor reads is cut off."
     )

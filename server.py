@@ -11,6 +11,7 @@ gc.disable()
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import re
@@ -39,6 +40,7 @@ from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.idle import freeing_when_idle
 from comfyui.images import ConversionLimits, ImageConverter
 from comfyui.inputs import InputStager
+from comfyui.limits import Limits
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.quarantine import Quarantine
@@ -99,6 +101,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         max_timeout_s=settings.max_timeout,
         max_body_bytes=int(settings.max_request_body_mb * _MB),
         max_input_bytes=int(settings.max_input_mb * _MB),
+        limits=_limits(settings),
     )
     app.include_router(api.router)
     app.include_router(workflows.router)
@@ -256,6 +259,10 @@ def _conversion_limits(settings: Settings) -> ConversionLimits:
     )
 
 
+def _limits(settings: Settings) -> Limits:
+    return Limits(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Limits)})
+
+
 def _handler_options(settings: Settings) -> HandlerOptions:
     return HandlerOptions(
         max_timeout_s=settings.max_timeout,
@@ -263,11 +270,13 @@ def _handler_options(settings: Settings) -> HandlerOptions:
         cancel_on_timeout=settings.cancel_on_timeout,
         cancel_on_disconnect=settings.cancel_on_disconnect,
         cancel_on_shutdown=settings.cancel_on_shutdown,
+        limits=_limits(settings),
         runner=RunnerOptions(
             submission_retries=settings.http_retries,
             lost_prompt_retries=settings.lost_prompt_retries,
             oom_retries=settings.oom_retries,
             preflight=settings.preflight,
+            limits=_limits(settings),
             remote=settings.backend == "runpod",
         ),
     )

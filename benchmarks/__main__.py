@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cost, memory, speed
+from benchmarks import bombs, cost, memory, speed
 from benchmarks.processes import ROOT, BenchError
 from benchmarks.stage import Row, Stage, stage
 
@@ -28,6 +28,7 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "rush": memory.rush,
     "start": memory.start,
     "queue": cost.queue_length,
+    "bombs": bombs.bombs,
 }
 _RELAY = "relay"
 _LOG_LINES = 15

@@ -23,6 +23,7 @@ from comfyui.access import ServerAccess
 from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUICredentialsError, ComfyUIError
 from comfyui.metrics import Metrics
+from comfyui.offload import in_thread
 from comfyui.preflight import preflight
 from comfyui.process import Death
 from comfyui.promptworker import PromptWorker
@@ -272,7 +273,8 @@ class Backend:
                 definitions = await self.object_info(max_age_s=max_age_s)
         except (ComfyUIError, TimeoutError):
             return None
-        return not any(problem.code in _SERVER_LACKS for problem in preflight(prompt, definitions))
+        problems = await in_thread(preflight, prompt, definitions)
+        return not any(problem.code in _SERVER_LACKS for problem in problems)
 
     async def find(self, prompt_id: str) -> HistoryEntry | QueueItem | None:
         """Its history entry, or its place in the queue: history, queue, history, since one can become the other."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from comfyui.backends import Backend
 from comfyui.exceptions import ComfyUIError, ComfyUIValidationError
 from comfyui.inputs import brought_inputs
+from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.models import PromptRequest
+from comfyui.offload import in_thread
 from comfyui.preflight import Problem, preflight
 from comfyui.workflow import upload_inputs
 
@@ -18,7 +19,12 @@ _FRESH_S = 5.0
 
 
 async def problems_on(
-    backend: Backend, request: PromptRequest, files: Collection[str] = (), *, max_age_s: float = _FRESH_S
+    backend: Backend,
+    request: PromptRequest,
+    files: Collection[str] = (),
+    *,
+    max_age_s: float = _FRESH_S,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[Problem]:
     """Everything that is wrong, by node definitions that are at most `max_age_s` old where they say so.
 
@@ -29,26 +35,34 @@ async def problems_on(
         ComfyUIError: the definitions could not be had.
     """
     known = await backend.object_info()
-    problems = await asyncio.to_thread(_check, request, known, files)
+    problems = await in_thread(_check, request, known, files, limits)
     if any(problem.severity == "error" for problem in problems):
         fresh = await backend.object_info(max_age_s=max_age_s)
         if fresh is not known:
-            problems = await asyncio.to_thread(_check, request, fresh, files)
+            problems = await in_thread(_check, request, fresh, files, limits)
     return problems
 
 
-def _check(request: PromptRequest, object_info: Mapping[str, Any], files: Collection[str]) -> list[Problem]:
+def _check(
+    request: PromptRequest, object_info: Mapping[str, Any], files: Collection[str], limits: Limits
+) -> list[Problem]:
     brought = brought_inputs(request, upload_inputs(request.prompt, object_info), files)
-    return preflight(request.prompt, object_info, staged=brought, targets=request.partial_execution_targets)
+    return preflight(
+        request.prompt, object_info, staged=brought, targets=request.partial_execution_targets, limits=limits
+    )
 
 
 async def explained(
-    error: ComfyUIValidationError, backend: Backend, request: PromptRequest, files: Collection[str] = ()
+    error: ComfyUIValidationError,
+    backend: Backend,
+    request: PromptRequest,
+    files: Collection[str] = (),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> ComfyUIValidationError:
     """ComfyUI's refusal with what it does not say: the closest existing names, and the node where it named none."""
     try:
         async with backend.soon():
-            problems = await problems_on(backend, request, files)
+            problems = await problems_on(backend, request, files, limits=limits)
     except (ComfyUIError, TimeoutError):
         return error  # it is about the workflow, not about this
     return _with_names(error, problems)

@@ -33,6 +33,7 @@ from comfyui.exceptions import (
 from comfyui.formnames import file_disposition
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
+from comfyui.offload import offloaded
 from comfyui.replies import JSON, HistoryEntry, Queued, QueueItem
 from comfyui.splice import Splice
 from comfyui.transport import (
@@ -159,8 +160,11 @@ class ComfyUIClient:
 
     # Prompts
 
-    async def queue_prompt(self, body: Mapping[str, Any]) -> Queued:
+    async def queue_prompt(self, body: Mapping[str, Any], *, size: int = 0) -> Queued:
         """``POST /prompt``, once. When it is cancelled on its way, it gets a moment to arrive all the same.
+
+        Args:
+            size: about how many bytes it has as JSON, where that may be many.
 
         Raises:
             ComfyUIValidationError: refused; ``upstream`` is ComfyUI's body.
@@ -168,7 +172,7 @@ class ComfyUIClient:
             ComfyUIDiskError: the gateway's own server in front of RunPod did not take it.
             ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
         """
-        text = jsonio.dumps_for_comfyui(body)
+        text = await offloaded(size, jsonio.dumps_for_comfyui, body)
         reply = await self._fetch("POST", "/prompt", body=text, headers=_JSON, last_word_s=_LAST_WORD_S)
         answer = _json(reply, "POST /prompt", allowed=(200, 400))
         if reply.status == 400:

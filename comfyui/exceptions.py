@@ -4,6 +4,7 @@
 
     ComfyUIError                        500  internal_error
     ├── ComfyUIValidationError          400  validation_failed
+    │   └── ComfyUILimitError           413  limit_exceeded
     ├── ComfyUIInputError               400  input_failed
     ├── ComfyUIConnectionError          503  connection_failed     retryable
     │   └── ComfyUIShutdownError        503  shutting_down         retryable
@@ -71,6 +72,14 @@ class ComfyUIValidationError(ComfyUIError):
     ) -> None:
         super().__init__(detail, prompt_id=prompt_id, node_errors=node_errors)
         self.upstream = upstream
+
+
+class ComfyUILimitError(ComfyUIValidationError):
+    """The request has more of something than a setting allows; ``detail`` says of what, and names the setting."""
+
+    title = "Over a limit"
+    code = "limit_exceeded"
+    status = 413
 
 
 class ComfyUIInputError(ComfyUIError):

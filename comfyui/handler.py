@@ -35,8 +35,10 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.inputs import InputStager
+from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.offload import offloaded
 from comfyui.quarantine import Quarantine
 from comfyui.replies import QueueItem
 from comfyui.runner import PromptRun, PromptRunner, RunnerOptions
@@ -66,6 +68,7 @@ class HandlerOptions:
     cancel_on_timeout: bool = True
     cancel_on_disconnect: bool = True
     cancel_on_shutdown: bool = False
+    limits: Limits = DEFAULT_LIMITS
     runner: RunnerOptions = field(default_factory=RunnerOptions)
 
 
@@ -73,9 +76,12 @@ class _Job:
     """One prompt in flight, and who waits for it."""
 
     def __init__(
-        self, prompt_id: str, request: PromptRequest | None, files: SpooledFiles | None = None, *, chosen_id: bool
+        self,
+        prompt_id: str,
+        request: PromptRequest | None,
+        files: SpooledFiles | None = None,
+        fingerprint: str | None = None,
     ) -> None:
-        fingerprint = _fingerprint(request, files) if request and chosen_id else None
         self.run = PromptRun(
             prompt_id,
             request,
@@ -102,10 +108,10 @@ class _Job:
         self.task = task
         self._hold_files()
 
-    def adopt(self, request: PromptRequest, files: SpooledFiles | None) -> None:
+    def adopt(self, request: PromptRequest, files: SpooledFiles | None, fingerprint: str | None) -> None:
         """Of a prompt that was only looked on: from now on it is this request's, to be run where it is not known."""
         if self.run.request is None:
-            self.run.request, self.run.fingerprint = request, _fingerprint(request, files)
+            self.run.request, self.run.fingerprint = request, fingerprint
             self.run.workflow = self.run.workflow or request.prompt
             self.run.files = files
             self._hold_files()
@@ -246,14 +252,16 @@ class ComfyUIHandler:
             ComfyUIError: any of the tree, with the ``prompt_id`` where there is one.
         """
         with self._admitted():
-            check_api_format(request.prompt)
+            await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
-            chosen_id = request.prompt_id is not None
+            fingerprint = None
+            if request.prompt_id is not None:
+                fingerprint = await offloaded(request.size, _fingerprint, request, files)
             timeout_s = await self._cancellation_ended(prompt_id, timeout_s)
-            if chosen_id and (earlier := self._earlier(prompt_id, request, files)) is not None:
+            if fingerprint is not None and (earlier := self._earlier(prompt_id, fingerprint)) is not None:
                 return earlier
-            job = self._jobs.get(prompt_id) or self._start(_Job(prompt_id, request, files, chosen_id=chosen_id))
-            job.adopt(request, files)
+            job = self._jobs.get(prompt_id) or self._start(_Job(prompt_id, request, files, fingerprint))
+            job.adopt(request, files, fingerprint)
             return await self._wait(job, timeout_s, listener, may_cancel=True)
 
     async def attach(self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None) -> PromptResult:
@@ -270,7 +278,7 @@ class ComfyUIHandler:
             if job is None:
                 if prompt_id in self._finished:
                     return self._recall(prompt_id)
-                job = self._start(_Job(prompt_id, None, chosen_id=False))
+                job = self._start(_Job(prompt_id, None))
             return await self._wait(job, timeout_s, listener, may_cancel=False)
 
     async def cancel(self, prompt_id: str) -> None:
@@ -546,7 +554,7 @@ class ComfyUIHandler:
 
     # Idempotency
 
-    def _earlier(self, prompt_id: str, request: PromptRequest, files: SpooledFiles | None) -> PromptResult | None:
+    def _earlier(self, prompt_id: str, fingerprint: str) -> PromptResult | None:
         """The result of an earlier request with this id, None when there is none; a job in flight is compared only."""
         if (job := self._jobs.get(prompt_id)) is not None:
             known = job.run.fingerprint
@@ -554,7 +562,7 @@ class ComfyUIHandler:
             known = self._finished[prompt_id][0]
         else:
             return None
-        if known is not None and known != _fingerprint(request, files):
+        if known is not None and known != fingerprint:
             raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=prompt_id)
         return None if job is not None else self._recall(prompt_id)
 

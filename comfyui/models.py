@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlencode
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from comfyui import jsonio
 
@@ -36,6 +36,8 @@ _CONTENT_TYPES = {
     ".webm": "video/webm",
     ".webp": "image/webp",
 }
+# Characters. All of a long text at once would hold up other threads.
+_HASHED_AT_ONCE = 1 << 20
 # What no query needs to quote.
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")
 
@@ -53,6 +55,13 @@ def _relative_folder(folder: str) -> str:
     if path.is_absolute() or ".." in path.parts or "\0" in folder:
         raise ValueError("must be a relative folder without '..'")
     return "" if path == PurePosixPath() else str(path)
+
+
+def _not_empty(text: str) -> str:
+    """Not pydantic's `min_length`, which counts all characters of a long text."""
+    if not text:
+        raise ValueError("must not be empty")
+    return text
 
 
 FileName = Annotated[str, Field(max_length=255), AfterValidator(_plain_name)]
@@ -81,8 +90,8 @@ class InputFile(Given):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: FileName = Field(description="The file name by which the workflow refers to it.", examples=["photo.png"])
-    image: str = Field(
-        min_length=1, description="The content: base64, a data URI, or an http(s) URL. Any medium, not images only."
+    image: Annotated[str, AfterValidator(_not_empty)] = Field(
+        description="The content: base64, a data URI, or an http(s) URL. Any medium, not images only."
     )
     subfolder: Folder = Field(default="", description="Folder below ComfyUI's input folder.")
 
@@ -132,14 +141,39 @@ class PromptRequest(Given):
     )
     convert: ImageConversion | None = Field(default=None, description="Still images in another format.")
     output: OutputPlace | None = Field(default=None, description="Put the files into object storage.")
+    _size: int = PrivateAttr(default=0)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body that it came in, which say how long work on it may take; 0 when that is not known."""
+        return self._size
+
+    def of_size(self, size: int) -> Self:
+        """This request, which now knows its size."""
+        self._size = size
+        return self
 
     def fingerprint(self) -> str:
-        """SHA-256 over what decides the result: two requests with the same id must agree in it."""
+        """SHA-256 over what decides the result: two requests with the same id must agree in it.
+
+        A long `image` stands in it by its own SHA-256, which is made piece by piece.
+        """
         of_the_answer = {"return_image_base64", "convert", "output"}
         # pydantic would not dump what is nested deeply, and these two are JSON already.
         as_posted = {"prompt": self.prompt, "extra_data": self.extra_data}
         rest = self.model_dump(mode="json", exclude={"prompt_id", "client_id", *as_posted, *of_the_answer})
+        for image in rest["images"]:
+            image["image"] = _in_short(image["image"])
         return hashlib.sha256(jsonio.canonical(rest | as_posted)).hexdigest()
+
+
+def _in_short(text: str) -> str:
+    if len(text) <= _HASHED_AT_ONCE:
+        return text
+    digest = hashlib.sha256()
+    for start in range(0, len(text), _HASHED_AT_ONCE):
+        digest.update(text[start : start + _HASHED_AT_ONCE].encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def content_type_of(filename: str) -> str:

@@ -16,12 +16,14 @@ Where only ComfyUI can tell, it is a warning: nodes may check (and accept) value
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from comfyui.exceptions import ComfyUIValidationError
+from comfyui.limits import DEFAULT_LIMITS, Limits, named
 from comfyui.nodedefs import DYNAMIC_COMBO, InputSpec, ObjectInfo, input_specs, live_specs, possible_names
 from comfyui.workflow import CACHE_TOKEN_INPUT, Prompt, node_order, node_title, nodes_on_cycles
 
@@ -47,9 +49,27 @@ _EDITOR_LEFTOVERS = frozenset(
 _UNDECLARED = {"CustomCombo": re.compile(r"index|option\d+")}
 # New node definitions (V3) whose inputs and outputs take shape only when a workflow uses them.
 _SHAPELESS = "COMFY_"
-_SHOWN = 80
 # Likeness is slow to compute, and a workflow can be made of nothing but mistakes.
 _MAX_LOOKUPS = 24
+_MORE = "more_problems"
+# No name that a user may have meant is longer.
+_LONGEST_NAME = 256
+
+
+class _Shown(reprlib.Repr):
+    """Values as messages show them: the work does not grow with the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxlist = self.maxdict = 6
+        self.maxstring = self.maxlong = self.maxother = 80
+
+    def repr_str(self, x: str, level: int) -> str:  # noqa: ARG002 - the library's signature
+        return repr(x) if len(x) <= self.maxstring else f"{x[: self.maxstring]!r}…"
+
+
+_shown = _Shown().repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +100,11 @@ def preflight(
     staged: Collection[tuple[str, str]] = (),
     targets: Collection[str] | None = None,
     new_choices_checked: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[Problem]:
     """Everything that is wrong with a workflow in API format, in node order, errors and warnings.
+
+    There are at most ``max_problems`` of each severity; the last one, ``more_problems``, counts those left out.
 
     Args:
         prompt: has passed `comfyui.workflow.check_api_format`.
@@ -89,7 +112,7 @@ def preflight(
         targets: as ``partial_execution_targets``; None: every output node.
         new_choices_checked: this ComfyUI checks the choices of new (V3) nodes too; 0.3.64 does not, later ones do.
     """
-    return _Check(prompt, object_info, frozenset(staged), targets, new_choices_checked).run()
+    return _Check(prompt, object_info, frozenset(staged), targets, new_choices_checked, limits).run()
 
 
 def refusal(problems: Sequence[Problem]) -> ComfyUIValidationError | None:
@@ -97,14 +120,16 @@ def refusal(problems: Sequence[Problem]) -> ComfyUIValidationError | None:
     errors = [problem for problem in problems if problem.severity == "error"]
     if not errors:
         return None
+    listed = [problem for problem in errors if problem.code != _MORE]
     node_errors: dict[str, list[str]] = {}
-    for problem in errors:
+    for problem in listed:
         if problem.node_id:
             node_errors.setdefault(problem.node_id, []).append(_with_closest(problem))
-    first = errors[0]
+    first = listed[0]
     where = f"{first.title} (node {first.node_id}): " if first.node_id else ""
-    more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
-    return ComfyUIValidationError(f"{where}{_with_closest(first)}{more}", node_errors=node_errors)
+    more = f", and {len(listed) - 1} more" if len(listed) > 1 else ""
+    uncounted = f". {errors[-1].message}" if len(listed) < len(errors) else ""
+    return ComfyUIValidationError(f"{where}{_with_closest(first)}{more}{uncounted}", node_errors=node_errors)
 
 
 def _with_closest(problem: Problem) -> str:
@@ -119,42 +144,46 @@ class _Check:
         staged: frozenset[tuple[str, str]],
         targets: Collection[str] | None,
         new_choices_checked: bool,
+        limits: Limits,
     ) -> None:
         self._prompt = prompt
         self._info = object_info
         self._staged = staged
-        self._targets = targets
+        self._targets = None if targets is None else frozenset(targets)
         self._new_choices_checked = new_choices_checked
         self._specs: dict[str, dict[str, InputSpec]] = {}
         """By class, as declared; `_live` has those of nodes with dynamic inputs, by node id."""
         self._live: dict[str, dict[str, InputSpec]] = {}
+        self._choices: dict[int, _Choices] = {}
+        """By the identity of the list, which is kept with it."""
+        self._by_title: dict[str, tuple[str, ...]] | None = None
         self._lookups_left = _MAX_LOOKUPS
+        self._found = _Found(limits.max_problems)
 
     def run(self) -> list[Problem]:
-        missing = [self._missing_class(node_id) for node_id in self._prompt if self._definition(node_id) is None]
+        for node_id in self._prompt:
+            if self._definition(node_id) is None:
+                self._found.add(self._missing_class(node_id))
+        missing = self._found.errors > 0
         outputs = self._outputs()
+        if not outputs and not missing:
+            self._found.add(self._no_outputs())
         needed = self._needed(outputs) if outputs else set(self._prompt)
-        found = {
-            node_id: list(self._check_node(node_id)) for node_id in needed if self._definition(node_id) is not None
-        }
-        for node_id in nodes_on_cycles({node_id: set(self._parents(node_id)) for node_id in needed}):
-            found.setdefault(node_id, []).append(
-                self._problem(node_id, None, "dependency_cycle", "The node depends on itself")
-            )
-        problems = [problem for node_id in node_order(needed) for problem in found.get(node_id, ())]
+        cyclic = nodes_on_cycles({node_id: set(self._parents(node_id)) for node_id in needed})
+        for node_id in node_order(needed):
+            if self._definition(node_id) is not None:
+                for problem in self._check_node(node_id):
+                    self._found.add(problem)
+            if node_id in cyclic:
+                self._found.add(self._problem(node_id, None, "dependency_cycle", "The node depends on itself"))
         if missing or not outputs:
-            return missing + ([] if outputs or missing else [self._no_outputs()]) + problems
-        broken = self._dependents({problem.node_id for problem in problems if problem.severity == "error"})
+            return self._found.all()
+        broken = self._dependents(self._found.broken)
         if all(output in broken for output in outputs):
-            return problems
-        skipped = ", ".join(node_order([output for output in outputs if output in broken]))
-        note = f"; ComfyUI leaves out what needs it (node {skipped}) and runs the rest"
-        return [
-            replace(problem, severity="warning", message=problem.message + note)
-            if problem.severity == "error"
-            else problem
-            for problem in problems
-        ]
+            return self._found.all()
+        left_out = [output for output in outputs if output in broken]
+        skipped = named(node_order(left_out), len(left_out))
+        return self._found.all(f"; ComfyUI leaves out what needs it (node {skipped}) and runs the rest")
 
     def _definition(self, node_id: str) -> Mapping[str, Any] | None:
         found = self._info.get(self._prompt[node_id]["class_type"])
@@ -312,32 +341,39 @@ class _Check:
         certain = self._is_plain(node_id)
         if code := _outside(spec, converted):
             bound = "min" if code == "value_smaller_than_min" else "max"
-            message = f"{spec.name} is {converted}, beyond its {bound} of {spec.options[bound]}"
+            message = f"{spec.name} is {_shown(converted)}, beyond its {bound} of {spec.options[bound]}"
             yield self._problem(node_id, spec.name, code, message, certain=certain)
             return
-        if spec.choices is not None and converted not in spec.choices and not self._chooses_freely(node_id):
-            yield self._not_in_list(node_id, spec, spec.choices, converted)
+        if spec.choices is None or self._chooses_freely(node_id):
+            return
+        choices = self._choices.get(id(spec.choices))
+        if choices is None:
+            choices = self._choices[id(spec.choices)] = _Choices(spec.choices)
+        if converted not in choices:
+            yield self._not_in_list(node_id, spec, choices, converted)
 
-    def _not_in_list(self, node_id: str, spec: InputSpec, choices: Sequence[Any], value: Any) -> Problem:
+    def _not_in_list(self, node_id: str, spec: InputSpec, choices: _Choices, value: Any) -> Problem:
         certain = self._is_plain(node_id) and (spec.old_style or self._new_choices_checked)
         if spec.is_upload and not isinstance(value, str | list):
             code, message = "invalid_input_type", f"{spec.name} must be a file's name, not {_shown(value)}"
         elif spec.is_upload:
             code, message = "missing_input_file", f"The file {_shown(value)} is not in ComfyUI's input folder"
             certain = self._is_plain(node_id) and _must_be_listed(spec, value)
-        elif _names_model(value, choices):
+        elif choices.names_models or _names_model(value):
             code, message = "missing_model_file", f"Missing model file {_shown(value)} for {spec.name}"
         else:
             code, message = (
                 "value_not_in_list",
-                f"{spec.name} cannot be {_shown(value)}: not in its list of {len(choices)}",
+                f"{spec.name} cannot be {_shown(value)}: not in its list of {len(choices.listed)}",
             )
-        return self._problem(node_id, spec.name, code, message, self._closest(str(value), choices), certain=certain)
+        closest = self._closest(value if isinstance(value, str) else _shown(value), choices.listed)
+        return self._problem(node_id, spec.name, code, message, closest, certain=certain)
 
     def _missing_class(self, node_id: str) -> Problem:
         class_type = self._prompt[node_id]["class_type"]
-        by_title = [name for name, found in self._info.items() if found.get("display_name") == class_type]
-        closest = tuple(by_title) or self._closest(class_type, list(self._info))
+        if self._by_title is None:
+            self._by_title = _names_by_title(self._info)
+        closest = self._by_title.get(class_type) or self._closest(class_type, list(self._info))
         return self._problem(node_id, None, "missing_node_type", f"There is no node class {class_type}", closest)
 
     def _no_outputs(self) -> Problem:
@@ -348,6 +384,8 @@ class _Check:
         return Problem("", "", "", None, "prompt_no_outputs", message)
 
     def _closest(self, name: str, existing: Sequence[Any]) -> tuple[str, ...]:
+        if len(name) > _LONGEST_NAME:
+            return ()
         self._lookups_left -= 1
         return _closest(name, existing) if self._lookups_left >= 0 else ()
 
@@ -405,9 +443,74 @@ def _must_be_listed(spec: InputSpec, value: Any) -> bool:
     )
 
 
-def _names_model(value: Any, choices: Sequence[Any]) -> bool:
-    names = [str(value), *(str(choice) for choice in choices)]
-    return any(name.lower().endswith(_MODEL_ENDINGS) for name in names)
+class _Choices:
+    """The choices of one input, in a form that is quick to ask for each of many nodes."""
+
+    def __init__(self, listed: Sequence[Any]) -> None:
+        self.listed = listed
+        self.names_models = any(_names_model(choice) for choice in listed)
+        try:
+            self._known: Collection[Any] = frozenset(listed)
+        except TypeError:  # a list among them, say
+            self._known = listed
+
+    def __contains__(self, value: Any) -> bool:
+        try:
+            return value in self._known
+        except TypeError:
+            return value in self.listed
+
+
+class _Found:
+    """The problems, of which the first of each severity are kept and the others are counted."""
+
+    def __init__(self, most: int) -> None:
+        self.broken: set[str] = set()
+        """Nodes that have an error."""
+        self.errors = 0
+        self._warnings = 0
+        self._most = most
+        self._kept: list[Problem] = []
+
+    def add(self, problem: Problem) -> None:
+        if problem.severity == "error":
+            self.broken.add(problem.node_id)
+            self.errors += 1
+            count = self.errors
+        else:
+            self._warnings += 1
+            count = self._warnings
+        if count <= self._most:
+            self._kept.append(problem)
+
+    def all(self, excuse: str = "") -> list[Problem]:
+        """Those that were kept. With an `excuse`, which is added to their texts, errors are warnings."""
+        problems = self._kept
+        if excuse:
+            problems = [
+                replace(problem, severity="warning", message=problem.message + excuse)
+                if problem.severity == "error"
+                else problem
+                for problem in problems
+            ]
+        errors, warnings = max(0, self.errors - self._most), max(0, self._warnings - self._most)
+        if not errors + warnings:
+            return problems
+        message = f"There are {errors} more errors and {warnings} more warnings (MAX_PROBLEMS)"
+        severity: Severity = "error" if errors and not excuse else "warning"
+        return [*problems, Problem("", "", "", None, _MORE, message, (), severity)]
+
+
+def _names_by_title(info: ObjectInfo) -> dict[str, tuple[str, ...]]:
+    names: dict[str, list[str]] = {}
+    for name, definition in info.items():
+        if isinstance(title := definition.get("display_name"), str):
+            names.setdefault(title, []).append(name)
+    return {title: tuple(found) for title, found in names.items()}
+
+
+def _names_model(name: Any) -> bool:
+    return isinstance(name, str) and name[-_LONGEST_NAME:].lower().endswith(_MODEL_ENDINGS)
 
 
 def _closest(name: str, existing: Sequence[Any]) -> tuple[str, ...]:
@@ -420,11 +523,3 @@ def _closest(name: str, existing: Sequence[Any]) -> tuple[str, ...]:
 
 def _last_part(path: str) -> str:
     return path.replace("\\", "/").rsplit("/", 1)[-1].lower()
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

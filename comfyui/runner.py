@@ -40,8 +40,10 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
 )
 from comfyui.inputs import InputStager, is_inline
+from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
+from comfyui.offload import offloaded
 from comfyui.outputs import cached_nodes, executing_s, files_of, raise_if_failed
 from comfyui.preflight import refusal
 from comfyui.quarantine import Quarantine
@@ -89,6 +91,7 @@ class RunnerOptions:
     oom_retries: int = 0
     preflight: bool = False
     """Check a workflow against the node definitions before it is submitted, and not only when ComfyUI refused it."""
+    limits: Limits = DEFAULT_LIMITS
     remote: bool = False
     """The server only stands for those that run the prompts: it says nothing of their nodes, nor a GPU fault of it."""
 
@@ -217,17 +220,20 @@ class PromptRunner:
         defeated = False
         avoid: list[Backend] = []
         patience_s = CHOICE_PATIENCE_S
+        brings_inputs = bool(request.images or run.files)
+        if not brings_inputs:
+            brings_inputs = await offloaded(request.size, _has_inline_inputs, prompt)
         while True:
             self._quarantine.check(request.prompt, run.prompt_id)
             # Where the inputs come with the request, no server has them yet.
-            needs = None if request.images or run.files or _has_inline_inputs(prompt) else prompt
+            needs = None if brings_inputs else prompt
             backend = await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needs)
             backend.takes(run.prompt_id)
             for left_behind in avoid:
                 if left_behind is not backend:
                     left_behind.moved(run.prompt_id)
             try:
-                result, entry = await self._try_on(backend, run, request, prompt)
+                result, entry = await self._try_on(backend, run, request, prompt, brings_inputs=brings_inputs)
                 self._quarantine.succeeded(request.prompt)
                 if defeated or not (gone := await self._gone(backend, result, entry)):
                     return result
@@ -242,7 +248,7 @@ class PromptRunner:
                 # What is ours to say, preflight said already.
                 if not error.upstream or self._options.remote:
                     raise
-                raise await explained(error, backend, request, run.file_names)  # noqa: B904
+                raise await explained(error, backend, request, run.file_names, self._options.limits)  # noqa: B904
             except ComfyUITaskError as error:
                 reason = await self._after_task_error(backend, run, error)
                 if not left.get(reason):
@@ -290,7 +296,13 @@ class PromptRunner:
             raise ComfyUIPromptLostError(detail, prompt_id=run.prompt_id)
 
     async def _try_on(
-        self, backend: Backend, run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any]
+        self,
+        backend: Backend,
+        run: PromptRun,
+        request: PromptRequest,
+        prompt: Mapping[str, Any],
+        *,
+        brings_inputs: bool,
     ) -> tuple[PromptResult, HistoryEntry]:
         """One submission to one server; the result, and the history entry that it was read from."""
         run.backend = backend
@@ -300,9 +312,10 @@ class PromptRunner:
             )
             try:
                 started = time.monotonic()
-                if self._options.preflight and (found := refusal(await problems_on(backend, request, run.file_names))):
-                    raise found
-                prompt = await self._stage(backend, run, request, prompt)
+                if self._options.preflight:
+                    await self._preflight(backend, run, request)
+                if brings_inputs:
+                    prompt = await self._stage(backend, run, request, prompt)
                 staged = time.monotonic()
                 number, node_errors = await self._submit(backend, run, _body(run, request, prompt, watch.client_id))
                 backend.watcher.accepted(watch, number)
@@ -332,12 +345,16 @@ class PromptRunner:
             backend.watcher.unwatch(watch)
         return _result(backend, run.prompt_id, entry, waited_s=time.monotonic() - started)
 
+    async def _preflight(self, backend: Backend, run: PromptRun, request: PromptRequest) -> None:
+        """Raise `ComfyUIValidationError` for what this server would refuse."""
+        problems = await problems_on(backend, request, run.file_names, limits=self._options.limits)
+        if found := refusal(problems):
+            raise found
+
     async def _stage(
         self, backend: Backend, run: PromptRun, request: PromptRequest, prompt: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        if not request.images and not run.files and not _has_inline_inputs(prompt):
-            return prompt
-        widgets = upload_inputs(prompt, await backend.object_info())
+        widgets = await offloaded(request.size, upload_inputs, prompt, await backend.object_info())
         if prompt is not request.prompt:
             request = request.model_copy(update={"prompt": dict(prompt)})
         return await self._stager.stage(backend.client, request, widgets, run.files.paths if run.files else None)
@@ -354,7 +371,7 @@ class PromptRunner:
             run.watch.sent = True
         for attempt in range(self._options.submission_retries + 1):
             try:
-                queued = await backend.client.queue_prompt(body)
+                queued = await backend.client.queue_prompt(body, size=run.request.size if run.request else 0)
             except ComfyUIConnectionError as error:
                 if not error.sent:
                     raise

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from comfyui.exceptions import ComfyUIValidationError
+from comfyui.limits import DEFAULT_LIMITS, Limits, named, over, short
 from comfyui.nodedefs import ObjectInfo, input_specs
 
 Prompt = Mapping[str, Any]
@@ -19,6 +20,9 @@ LONGEST_PATH = 1024 + 1 + 255 + len(" [output]")
 
 # ComfyUI ignores an input that a node does not declare, except in the key under which it caches the node's result.
 CACHE_TOKEN_INPUT = "_comfyui_gateway_run"  # noqa: S105
+
+
+_LONGEST_TITLE = 200
 
 
 def is_ui_format(prompt: Mapping[str, Any]) -> bool:
@@ -33,14 +37,15 @@ def is_link(value: Any) -> bool:
     )
 
 
-def check_api_format(prompt: Mapping[str, Any]) -> None:
+def check_api_format(prompt: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> None:
     """Refuse what cannot be a workflow in API format, before ComfyUI sees it.
 
     This is more than politeness: a node without ``inputs`` that no output needs, and an undeclared input with a link to
     a node that does not exist, pass the validation of ComfyUI 0.3.64 and then end its prompt worker for good.
 
     Raises:
-        ComfyUIValidationError: empty, a UI export, or malformed nodes (each named in ``node_errors``).
+        ComfyUILimitError: more nodes or inputs, or longer names, than `limits` allows.
+        ComfyUIValidationError: empty, a UI export, or malformed nodes (``node_errors`` names the first of them).
     """
     if not prompt:
         raise ComfyUIValidationError("The workflow is empty: it has no nodes.")
@@ -49,10 +54,57 @@ def check_api_format(prompt: Mapping[str, Any]) -> None:
             "This is a UI-format export of ComfyUI's editor (it has a list of nodes), and ComfyUI runs only the API "
             'format: export it with "Workflow > Export (API)", or let POST /convert convert it.'
         )
-    node_errors = {str(node_id): [why] for node_id, node in prompt.items() if (why := _malformed(node, prompt))}
-    if node_errors:
-        named = ", ".join(node_errors)
-        raise ComfyUIValidationError(f"Not a workflow in API format: see node {named}.", node_errors=node_errors)
+    if len(prompt) > limits.max_workflow_nodes:
+        raise over("The workflow has more than {limit} nodes", limits.max_workflow_nodes, "MAX_WORKFLOW_NODES")
+    node_errors: dict[str, list[str]] = {}
+    count = 0
+    for node_id, node in prompt.items():
+        _check_size(node_id, node, limits)
+        if why := _malformed(node, prompt):
+            count += 1
+            if count <= limits.max_problems:
+                node_errors[str(node_id)] = [why]
+    if count:
+        raise ComfyUIValidationError(
+            f"Not a workflow in API format: see node {named(node_errors, count)}.", node_errors=node_errors
+        )
+
+
+def check_ui_nodes(workflow: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> None:
+    """Raise `ComfyUILimitError` for a UI format with too many nodes, those of its subgraphs included."""
+    count = 0
+    graphs: list[Any] = [workflow]
+    while graphs:
+        graph = graphs.pop()
+        if not isinstance(graph, Mapping):
+            continue
+        nodes, definitions = graph.get("nodes"), graph.get("definitions")
+        count += len(nodes) if isinstance(nodes, list) else 0
+        if count > limits.max_workflow_nodes:
+            raise over("The workflow has more than {limit} nodes", limits.max_workflow_nodes, "MAX_WORKFLOW_NODES")
+        subgraphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
+        graphs += subgraphs if isinstance(subgraphs, list) else []
+
+
+def _check_size(node_id: str, node: Any, limits: Limits) -> None:
+    """Raise `ComfyUILimitError` for a node that is larger than any that a node pack has."""
+    longest = limits.max_name_length
+    if len(node_id) > longest:
+        raise over(f"The id of node {short(node_id)} has more than {{limit}} characters", longest, "MAX_NAME_LENGTH")
+    if not isinstance(node, Mapping):
+        return
+    class_type, inputs = node.get("class_type"), node.get("inputs")
+    if isinstance(class_type, str) and len(class_type) > longest:
+        what = f"The class_type of node {node_id}, {short(class_type)}, has more than {{limit}} characters"
+        raise over(what, longest, "MAX_NAME_LENGTH")
+    if not isinstance(inputs, Mapping):
+        return
+    if len(inputs) > limits.max_node_inputs:
+        raise over(f"Node {node_id} has more than {{limit}} inputs", limits.max_node_inputs, "MAX_NODE_INPUTS")
+    for name in inputs:
+        if len(name) > longest:
+            what = f"An input of node {node_id}, {short(name)}, has a name of more than {{limit}} characters"
+            raise over(what, longest, "MAX_NAME_LENGTH")
 
 
 def _malformed(node: Any, prompt: Prompt) -> str | None:
@@ -65,7 +117,7 @@ def _malformed(node: Any, prompt: Prompt) -> str | None:
         return f"The inputs of {class_type} must be an object"
     for name, value in node["inputs"].items():
         if is_link(value) and value[0] not in prompt:
-            return f"{name} of {class_type} is linked to node {value[0]}, which does not exist"
+            return f"{name} of {class_type} is linked to node {short(value[0])}, which does not exist"
     return None
 
 
@@ -98,7 +150,8 @@ def node_title(prompt: Prompt, node_id: str) -> str:
         return node_id
     meta = node.get("_meta")
     title = meta.get("title") if isinstance(meta, Mapping) else None
-    return str(title or node.get("class_type") or node_id)
+    # What is no text may be large, and is no title.
+    return short(title, _LONGEST_TITLE) if isinstance(title, str) and title else str(node.get("class_type") or node_id)
 
 
 def node_order(node_ids: Iterable[str]) -> list[str]:

@@ -12,7 +12,9 @@ PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(
 
 # From the bottom up: a module may import those of its own floor and of the floors before it.
 FLOORS: tuple[set[str], ...] = (
-    {"access", "exceptions", "jsonio"},
+    {"access", "exceptions", "jsonio", "offload"},
+    {"limits"},
+    {"big_json"},
     {"events", "models", "metrics", "logs", "nodedefs", "formnames", "replies", "promptworker"}
     | {"guard", "ports", "quarantine"},
     {"client", "transport", "http1", "connection", "framing", "splice", "storage", "storage_s3", "content", "fetch"},

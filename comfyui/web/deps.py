@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from comfyui.delivery import Deliverer
 from comfyui.handler import ComfyUIHandler
+from comfyui.limits import DEFAULT_LIMITS, Limits
 
 CALLER = "caller"
 """Where a request's state has the name of the key that was shown; nothing is there where none is needed."""
@@ -22,6 +23,7 @@ class WebOptions:
     max_timeout_s: float = 3600.0
     max_body_bytes: int = 100_000_000
     max_input_bytes: int = 512_000_000
+    limits: Limits = DEFAULT_LIMITS
 
 
 # Coroutines though they await nothing: FastAPI sends plain functions through its thread pool, at 0.5 ms a request.

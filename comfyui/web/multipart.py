@@ -20,6 +20,7 @@ from starlette.types import Scope
 from comfyui.content import SpooledFiles, finished_in_thread, temporary_file_errors, too_large
 from comfyui.exceptions import ComfyUIInputError
 from comfyui.formnames import parse_disposition, settle
+from comfyui.limits import over
 from comfyui.web.errors import RequestError
 
 _FORM = b"multipart/form-data"
@@ -27,7 +28,6 @@ _FORM = b"multipart/form-data"
 _PATHS = frozenset({"/prompt_sync", "/validate"})
 # Fields whose content is text even where a client sends it as a file: `curl -F workflow=@workflow.json`.
 WORKFLOW_FIELDS = ("workflow", "prompt")
-_MOST_PARTS = 1000
 _WRITE_AT_ONCE = 1 << 20
 
 
@@ -39,11 +39,15 @@ def is_form(scope: Scope) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FormLimits:
-    """In bytes: of one file, and of all text fields together. `hold` is told of texts as they come, and may raise."""
+    """In bytes: of one file, and of all text fields together. `hold` is told of texts as they come, and may raise.
+
+    `max_parts` is how many fields and files the form may have.
+    """
 
     max_file_bytes: int
     max_text_bytes: int
     hold: Callable[[int], None]
+    max_parts: int = 1000
 
 
 @dataclass(slots=True)
@@ -238,8 +242,8 @@ class _Form:
     def _begun(self) -> None:
         self._part = _Part()
         self._count += 1
-        if self._count > _MOST_PARTS:
-            raise RequestError(f"the form has more than {_MOST_PARTS} parts")
+        if self._count > self._limits.max_parts:
+            raise over("the form has more than {limit} parts", self._limits.max_parts, "MAX_INPUTS, and the fields")
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]

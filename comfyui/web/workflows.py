@@ -12,12 +12,19 @@ from fastapi import APIRouter, Request, Response
 from comfyui.backends import Backend, BackendPool
 from comfyui.checking import problems_on
 from comfyui.convert import ConvertedWorkflow, to_api_format
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError, ComfyUIValidationError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUILimitError,
+    ComfyUIServerError,
+    ComfyUIValidationError,
+)
+from comfyui.limits import Limits
+from comfyui.offload import in_thread, offloaded
 from comfyui.preflight import Problem
 from comfyui.web.bodies import Posted, Submission, body_schema, json_object
-from comfyui.web.deps import Handler
+from comfyui.web.deps import Handler, Options
 from comfyui.web.errors import RequestError, json_response
-from comfyui.workflow import check_api_format, is_ui_format, node_title
+from comfyui.workflow import check_api_format, check_ui_nodes, is_ui_format, node_title
 
 router = APIRouter()
 
@@ -28,29 +35,29 @@ _FRESH_S = 5.0
 @router.post(
     "/validate", summary="What would be wrong with a workflow, without queueing it", openapi_extra=body_schema()
 )
-async def validate(posted: Posted, handler: Handler) -> Response:
+async def validate(posted: Posted, handler: Handler, options: Options) -> Response:
     """The body of `/prompt_sync`, or a bare workflow; 200 with `valid` and `problems`, whatever is wrong with it.
 
     `valid` is false when every ComfyUI would refuse it; `servers` says it for each where there are several.
     """
+    prompt = posted.request.prompt
     try:
-        check_api_format(posted.request.prompt)
+        await offloaded(posted.request.size, check_api_format, prompt, options.limits)
+    except ComfyUILimitError:
+        raise
     except ComfyUIValidationError as error:
-        return json_response(200, {"valid": False, "problems": _shown(_of_format(error, posted.request.prompt))})
-    reports = await _reports(handler.pool, posted)
+        return json_response(200, {"valid": False, "problems": _shown(_of_format(error, prompt))})
+    reports = await _reports(handler.pool, posted, options.limits)
     best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
     answer = {"valid": best["valid"], "problems": best["problems"]}
     return json_response(200, {**answer, "servers": reports} if len(handler.pool.backends) > 1 else answer)
 
 
 @router.post("/convert", summary="A UI-format export as an API-format workflow")
-async def convert(request: Request, handler: Handler) -> Response:
+async def convert(request: Request, handler: Handler, options: Options) -> Response:
     """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason where it is not certain."""
-    body = json_object(await request.body(), "the body")
-    inner = body.get("workflow", body.get("prompt"))
-    workflow = inner if isinstance(inner, dict) and not is_ui_format(body) else body
-    if not is_ui_format(workflow):
-        raise RequestError("this is no UI-format workflow: it has no list of nodes")
+    body: list[bytes] | None = [chunk async for chunk in request.stream()]
+    workflow, body = await offloaded(sum(map(len, body or ())), _ui_format, body or [], options.limits), None
     backend = await handler.pool.choose(patience_s=_PATIENCE_S)
     try:
         converted = await _converted(workflow, await backend.object_info())
@@ -61,15 +68,26 @@ async def convert(request: Request, handler: Handler) -> Response:
 
 
 async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> ConvertedWorkflow:
-    return await asyncio.to_thread(to_api_format, workflow, object_info)
+    return await in_thread(to_api_format, workflow, object_info)
 
 
-async def _reports(pool: BackendPool, posted: Submission) -> list[dict[str, Any]]:
+def _ui_format(body: list[bytes], limits: Limits) -> dict[str, Any]:
+    """The workflow in a body of `/convert`. Raises `RequestError`, `ComfyUILimitError`."""
+    whole = json_object(b"".join(body), "the body", limits)
+    inner = whole.get("workflow", whole.get("prompt"))
+    workflow = inner if isinstance(inner, dict) and not is_ui_format(whole) else whole
+    if not is_ui_format(workflow):
+        raise RequestError("this is no UI-format workflow: it has no list of nodes")
+    check_ui_nodes(workflow, limits)
+    return workflow
+
+
+async def _reports(pool: BackendPool, posted: Submission, limits: Limits) -> list[dict[str, Any]]:
     """One for each server that answers. Raises the reason of the first one when none does."""
     await pool.choose(patience_s=_PATIENCE_S)
     asked = pool.ready
     report = _report if len(asked) < 2 else _report_soon
-    found = await asyncio.gather(*(report(backend, posted) for backend in asked), return_exceptions=True)
+    found = await asyncio.gather(*(report(backend, posted, limits) for backend in asked), return_exceptions=True)
     reports = [report for report in found if isinstance(report, dict)]
     failures = [failure for failure in found if isinstance(failure, BaseException)]
     for failure in failures:
@@ -81,18 +99,18 @@ async def _reports(pool: BackendPool, posted: Submission) -> list[dict[str, Any]
     return reports
 
 
-async def _report_soon(backend: Backend, posted: Submission) -> dict[str, Any]:
+async def _report_soon(backend: Backend, posted: Submission, limits: Limits) -> dict[str, Any]:
     """Where others can be asked, one that hangs does not hold them up."""
     try:
         async with backend.soon():
-            return await _report(backend, posted)
+            return await _report(backend, posted, limits)
     except TimeoutError as error:
         raise ComfyUIConnectionError(f"{backend.name} does not say what it has") from error
 
 
-async def _report(backend: Backend, posted: Submission) -> dict[str, Any]:
+async def _report(backend: Backend, posted: Submission, limits: Limits) -> dict[str, Any]:
     files = posted.files.paths if posted.files else ()
-    problems = await problems_on(backend, posted.request, files)
+    problems = await problems_on(backend, posted.request, files, limits=limits)
     refused = any(problem.severity == "error" for problem in problems)
     return {"server": backend.name, "valid": not refused, "problems": _shown(problems)}
 

@@ -356,5 +356,7 @@ def test_a_workflow_of_nothing_but_mistakes_is_answered_quickly() -> None:
     many = {f"Class{n}": definition("IMAGE") for n in range(3000)}
     prompt = {str(n): {"class_type": f"Clas{n}x", "inputs": {}} for n in range(3000)}
     problems = preflight(prompt, many)
-    assert len(problems) == 3000
+    assert len(problems) == 501
+    assert (problems[-1].code, problems[-1].severity) == ("more_problems", "error")
+    assert problems[-1].message == "There are 2500 more errors and 0 more warnings (MAX_PROBLEMS)"
     assert sum(bool(problem.closest) for problem in problems) <= 24

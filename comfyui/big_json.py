@@ -1,0 +1,166 @@
+"""Large JSON texts, read without holding up other threads.
+
+A parser keeps Python's lock from its first byte to its last: 100 MB took 0.2 s as one string and 5 s as many small
+objects, in which no other thread ran, the event loop's included. So a large text is first looked through in short
+pieces. That counts its values and its depth, and a text over a limit is refused before any object is made of it. Long
+strings (base64 of pictures, mostly) are cut out, decoded in pieces, and put in again.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from comfyui.exceptions import ComfyUILimitError
+from comfyui.jsonio import loads
+from comfyui.limits import Limits, over
+from comfyui.offload import ON_LOOP_BYTES
+
+_PIECE = 128 * 1024
+# Bytes that a parser reads in some milliseconds. From a longer text all strings are cut out but the short ones.
+_PARSED_AT_ONCE = 2 << 20
+_SHORT = 64
+# A longer name of a member is refused: names are not cut out.
+_LONGEST_NAME = 128 * 1024
+_DECODED_AT_ONCE = 1 << 20
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_whole_string = re.compile(_STRING, re.DOTALL)
+# As many whole tokens as there are: it ends at the end, or at the quote of a string that does not end there.
+_tokens = re.compile(rb'(?:[^"]++|' + _STRING + rb")*+", re.DOTALL)
+# The inside of a string: it ends at the end, at the closing quote, or at what no string may contain.
+_inside = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:u[0-9a-fA-F]{4}|[^u\x00-\x1f])[^"\\\x00-\x1f]*+)*+', re.DOTALL)
+_space = re.compile(rb"[ \t\r\n]*+")
+_low_surrogate = re.compile(rb"\\u[dD][c-fC-F]")
+
+_OPEN = b"[{"
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class _NotJsonError(Exception):
+    """The text is no JSON, and the parser says better why."""
+
+
+def load(text: bytes, limits: Limits) -> Any:
+    """What `jsonio.loads` makes of a JSON text.
+
+    Raises:
+        ComfyUILimitError: more values or more depth than `limits` allows. Values are not counted in a short text.
+        JSONError: from `jsonio.loads`.
+    """
+    # No text is deeper than it has brackets.
+    if len(text) <= ON_LOOP_BYTES and text.count(b"[") + text.count(b"{") <= limits.max_json_depth:
+        return loads(text)
+    try:
+        strings = _Scan(text, limits).long_strings()
+        if not strings:
+            return loads(text)
+        return _put_in(*_skeleton(text, strings))
+    except _NotJsonError:
+        return loads(text)
+
+
+class _Scan:
+    """One way through a text, which counts and makes nothing."""
+
+    def __init__(self, text: bytes, limits: Limits) -> None:
+        self._text = text
+        self._limits = limits
+        self._values = 1
+        self._depth = 0
+
+    def long_strings(self) -> list[tuple[int, int]]:
+        """Where the long strings are, from quote to quote. Raises `ComfyUILimitError`."""
+        found: list[tuple[int, int]] = []
+        text, position = self._text, 0
+        cuts = len(text) > _PARSED_AT_ONCE
+        while position < len(text):
+            match = _tokens.match(text, position, position + _PIECE)
+            end = match.end() if match else position
+            self._count(_whole_string.sub(b"", text[position:end]))
+            if cuts:
+                strings = (match.span() for match in _whole_string.finditer(text, position, end))
+                found += [(start, stop) for start, stop in strings if stop - start > _SHORT]
+            position = end
+            if end < len(text) and text[end : end + 1] == b'"':
+                position = _end_of_string(text, end)
+                found.append((end, position))
+        return found if cuts else []
+
+    def _count(self, outside: bytes) -> None:
+        """Take in what stands between strings."""
+        # Every value but the first of each list or object comes after a comma.
+        self._values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        if self._values > self._limits.max_json_values:
+            raise over("the JSON has more than {limit} values", self._limits.max_json_values, "MAX_JSON_VALUES")
+        for bracket in outside.translate(None, _NO_BRACKETS):
+            self._depth += 1 if bracket in _OPEN else -1
+            if self._depth > self._limits.max_json_depth:
+                raise over("the JSON is nested deeper than {limit}", self._limits.max_json_depth, "MAX_JSON_DEPTH")
+
+
+def _end_of_string(text: bytes, start: int) -> int:
+    """The position behind the closing quote."""
+    position = start + 1
+    while True:
+        end = _boundary(text, position)
+        if text[end : end + 1] == b'"':
+            return end + 1
+        if end == position:
+            raise _NotJsonError
+        position = end
+
+
+def _boundary(text: bytes, position: int) -> int:
+    """The end of the next piece of a string: never within an escape."""
+    match = _inside.match(text, position, position + _DECODED_AT_ONCE)
+    return match.end() if match else position
+
+
+def _skeleton(text: bytes, strings: list[tuple[int, int]]) -> tuple[bytes, dict[str, str]]:
+    """The text with a mark in place of each long string, and the strings by their marks."""
+    secret = secrets.token_hex(16)  # which no text of a caller contains by chance or on purpose
+    parts: list[bytes] = []
+    by_mark: dict[str, str] = {}
+    position = 0
+    for start, end in strings:
+        space = _space.match(text, end)
+        after = space.end() if space else end
+        if text[after : after + 1] == b":":
+            if end - start > _LONGEST_NAME:
+                raise ComfyUILimitError(f"a name in the JSON has more than {_LONGEST_NAME} bytes")
+            continue
+        mark = f"{secret}{len(by_mark)}"
+        by_mark[mark] = "".join(_decoded(text, start + 1, end - 1))
+        parts += [text[position:start], b'"%b"' % mark.encode()]
+        position = end
+    parts.append(text[position:])
+    return b"".join(parts), by_mark
+
+
+def _decoded(text: bytes, position: int, stop: int) -> Iterator[str]:
+    """The inside of a string in pieces."""
+    while position < stop:
+        end = _boundary(text, position)
+        # Neither within a character of several bytes nor between the two halves of a pair.
+        while end < stop and text[end] & 0xC0 == 0x80:
+            end += 1
+        if _low_surrogate.match(text, end, stop):
+            end += 6
+        piece: str = loads(b'"%b"' % text[position:end])
+        yield piece
+        position = end
+
+
+def _put_in(skeleton: bytes, by_mark: dict[str, str]) -> Any:
+    root = [loads(skeleton)]
+    pending: list[Any] = [root]
+    while pending:
+        container = pending.pop()
+        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            if isinstance(value, dict | list):
+                pending.append(value)
+            elif isinstance(value, str) and value in by_mark:
+                container[key] = by_mark[value]
+    return root[0]

@@ -1,0 +1,59 @@
+"""How much of each kind a request may bring. The web layer, the handler and the checks share one set of limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from comfyui.exceptions import ComfyUILimitError
+
+# A name in a refusal is cut here: it may be as long as the body.
+_SHOWN = 60
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The fields are the settings of the same names (docs/configuration.md).
+
+    Attributes:
+        max_json_values: values in one JSON body, of all kinds and at every depth.
+        max_json_depth: lists and objects within each other in one JSON body.
+        max_workflow_nodes: nodes of one workflow, those of its subgraphs included.
+        max_node_inputs: inputs of one node.
+        max_inputs: files that are staged for one prompt.
+        max_name_length: characters of a node id, a class name or an input's name.
+        max_problems: errors that an answer lists, and warnings as many again.
+    """
+
+    max_json_values: int = 250_000
+    max_json_depth: int = 256
+    max_workflow_nodes: int = 10_000
+    max_node_inputs: int = 1_000
+    max_inputs: int = 1_000
+    max_name_length: int = 512
+    max_problems: int = 500
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def over(what: str, limit: int, setting: str) -> ComfyUILimitError:
+    """The refusal of what is over a limit: ``The workflow has more than 10000 nodes (MAX_WORKFLOW_NODES)``.
+
+    Args:
+        what: with ``{limit}`` where the limit is to stand; it may have names of a caller in it.
+    """
+    return ComfyUILimitError(f"{what.replace('{limit}', str(limit))} ({setting})")
+
+
+def short(name: str, most: int = _SHOWN) -> str:
+    """A name as a text for people shows it, in `most` characters."""
+    return name if len(name) <= most else f"{name[:most]}…"
+
+
+def named(names: Iterable[str], count: int) -> str:
+    """The first of `count` names in one line, and how many more there are."""
+    shown = [short(name) for name, _ in zip(names, range(_MOST_NAMED), strict=False)]
+    more = f" and {count - _MOST_NAMED} more" if count > _MOST_NAMED else ""
+    return ", ".join(shown) + more

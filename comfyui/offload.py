@@ -1,0 +1,45 @@
+"""Work that takes longer than some milliseconds goes to threads, so that the event loop answers others meanwhile.
+
+Python runs one thread at a time: a thread helps where the work consists of many short steps, between which the event
+loop gets its turn. One long step (parsing a body at once, say) stops the loop from a thread as well: it must be cut in
+pieces or be limited. `comfyui.big_json` and `comfyui.inputs` do that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+# Bytes of a body that are worked on in less time than a thread's start costs the others.
+ON_LOOP_BYTES = 64 * 1024
+# Each thread that computes makes the event loop wait up to one switch of threads (5 ms) longer for its turn.
+_AT_ONCE = 2
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+# Apart from asyncio's own threads: files and names of hosts must not wait for long computations.
+_threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="offload")
+
+
+async def offloaded(size: int, work: Callable[_P, _T], /, *args: _P.args, **options: _P.kwargs) -> _T:
+    """Do `work` here, or in one of few threads where it concerns a body of more than `ON_LOOP_BYTES`.
+
+    Args:
+        size: bytes of the body that the work is about.
+
+    Raises:
+        Exception: whatever `work` raises.
+    """
+    if size <= ON_LOOP_BYTES:
+        return work(*args, **options)
+    return await in_thread(work, *args, **options)
+
+
+async def in_thread(work: Callable[_P, _T], /, *args: _P.args, **options: _P.kwargs) -> _T:
+    """Do `work` in one of few threads, however small it looks. Raises whatever `work` raises."""
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_threads, partial(context.run, work, *args, **options))
