@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -55,6 +56,15 @@ class Server:
             if line.startswith("rchar:"):
                 return int(line.split()[1])
         return 0
+
+
+def exact_cpu_s(pid: int) -> float:
+    """CPU time of all its threads in steps of nanoseconds, where `cpu_s` has steps of 10 ms."""
+    total_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            total_ns += int((task / "schedstat").read_text().split()[0])
+    return total_ns / 1e9
 
 
 def cpu_s(pid: int) -> float:

@@ -154,6 +154,8 @@ class _Check:
         self._specs: dict[str, dict[str, InputSpec]] = {}
         """By class, as declared; `_live` has those of nodes with dynamic inputs, by node id."""
         self._live: dict[str, dict[str, InputSpec]] = {}
+        self._possible: dict[str, set[str]] = {}
+        """By class: see `possible_names`."""
         self._choices: dict[int, _Choices] = {}
         """By the identity of the list, which is kept with it."""
         self._by_title: dict[str, tuple[str, ...]] | None = None
@@ -272,6 +274,12 @@ class _Check:
             if name not in specs and name not in _EDITOR_LEFTOVERS and value != "":
                 yield from self._check_undeclared(node_id, name, specs)
 
+    def _possible_names(self, node_id: str) -> set[str]:
+        class_type = self._prompt[node_id]["class_type"]
+        if class_type not in self._possible:
+            self._possible[class_type] = possible_names(self._definition(node_id) or {})
+        return self._possible[class_type]
+
     def _chooses_freely(self, node_id: str) -> bool:
         return self._prompt[node_id]["class_type"] in _UNDECLARED
 
@@ -283,7 +291,7 @@ class _Check:
                 yield self._problem(node_id, spec.name, "required_input_missing", message, certain=False)
         elif value not in (spec.choices or ()):
             message = f"{spec.name} cannot be {_shown(value)}: not in its list of {len(spec.choices or ())}"
-            closest = self._closest(str(value), spec.choices or ())
+            closest = self._closest(value if isinstance(value, str) else _shown(value), spec.choices or ())
             yield self._problem(node_id, spec.name, "value_not_in_list", message, closest, certain=False)
 
     def _check_undeclared(self, node_id: str, name: str, specs: Mapping[str, InputSpec]) -> Iterator[Problem]:
@@ -293,7 +301,7 @@ class _Check:
         undeclared = _UNDECLARED.get(self._prompt[node_id]["class_type"])
         if name in hidden or (undeclared and undeclared.fullmatch(name)):
             return
-        if any(name.startswith(f"{other}.") for other in specs) and name in possible_names(definition):
+        if any(name.startswith(f"{other}.") for other in specs) and name in self._possible_names(node_id):
             owner = max((other for other in specs if name.startswith(f"{other}.")), key=len)
             message = f"{name} belongs to another option of {owner} than is chosen, so it is ignored"
             yield self._problem(node_id, name, "unknown_input", message, certain=False)

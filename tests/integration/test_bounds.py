@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 
-from benchmarks.bombs import BOMBS, TARGET_S, quiet_probe_s, worst_probe_s
+from benchmarks.bombs import BOMBS, TARGET_S, probed
+from benchmarks.processes import Server
 from comfyui import offload
 from comfyui.engine import Engine
-from tests.processes import GatewayProcess, gateway_process
+from tests.processes import gateway_process
 from tests.running import RunningGateway, invert_workflow, running_gateway
 
 _SMALL: dict[str, Any] = {
@@ -157,28 +157,18 @@ WORKED_ON = [
     "a hundred thousand images",
     "events of a million nodes",
 ]
-_TRIES = 5
-_ENOUGH_S = 30
+_TRIES = 3
 
 
 @pytest.mark.parametrize("name", WORKED_ON)
 async def test_the_probe_is_answered_while_a_bomb_is_worked_on(engine: Engine, name: str) -> None:
-    """The best of some tries: what else the machine does delays probes, but nothing makes a stopped loop answer."""
+    """By the CPU time that the gateway uses while a probe waits: other processes on the machine do not change it."""
     bomb = BOMBS[name]
     body = await asyncio.to_thread(bomb.body)
-    tries: list[tuple[float, float]] = []
+    tries: list[float] = []
     async with gateway_process(engine.url) as gateway:
-        port = await port_of(gateway)
-        began = time.monotonic()
-        while len(tries) < _TRIES and time.monotonic() - began < _ENOUGH_S:
-            quiet_s = await asyncio.to_thread(quiet_probe_s, port)
-            worst_s = await asyncio.to_thread(worst_probe_s, port, bomb, body)
-            tries.append((quiet_s, worst_s))
-            if worst_s <= quiet_s + TARGET_S:
-                return
-    pytest.fail(f"each time a probe took {TARGET_S} s longer than without the bomb: {tries}")
-
-
-async def port_of(gateway: GatewayProcess) -> int:
-    running = await gateway.logged("Uvicorn running on")
-    return int(running["event"].split("http://127.0.0.1:")[1].split()[0])
+        running = await gateway.logged("Uvicorn running on")
+        port = int(running["event"].split("http://127.0.0.1:")[1].split()[0])
+        while not tries or (tries[-1] > TARGET_S and len(tries) < _TRIES):
+            tries.append((await asyncio.to_thread(probed, Server(gateway.process.pid, port), bomb, body)).cpu_s)
+    assert min(tries) <= TARGET_S, tries
