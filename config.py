@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     input_url_allow: CommaList = Field(
         default=(), description="Hosts, host:port or CIDRs that input URLs may reach though they are not public."
     )
-    input_url_timeout: float = Field(default=60, gt=0, description="Seconds in all for fetching one input URL.")
+    input_url_timeout: float = Field(default=60, gt=0, description="Seconds for one input URL, with all its tries.")
 
     max_multipart_mb: float = Field(
         default=1000, gt=0, description="Largest multipart/form-data body of /prompt_sync, in MB; it is kept on disk."

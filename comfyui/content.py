@@ -166,6 +166,21 @@ class Spool:
             file, self._file = self._file, None
             await asyncio.to_thread(file.close)
 
+    @property
+    def size(self) -> int:
+        """How many bytes were written."""
+        return self._size
+
+    async def clear(self) -> None:
+        """Forget what was written: the next bytes are the file's first ones."""
+        if self._size:
+            self._hash = hashlib.sha256()
+            self._head = b""
+            self._size = self._pending_size = 0
+            self._pending.clear()
+            with temporary_file_errors():
+                await asyncio.to_thread(self._truncate)
+
     async def write(self, data: bytes) -> None:
         """Raises `ComfyUIInputError` as soon as there is more than `max_bytes`; that much never reaches the disk."""
         self._size += len(data)
@@ -192,6 +207,11 @@ class Spool:
             self._head = (self._head + block[:_HEAD])[:_HEAD]
         with temporary_file_errors():
             await asyncio.to_thread(self._append, block)
+
+    def _truncate(self) -> None:
+        if self._file is not None:
+            self._file.seek(0)
+            self._file.truncate()
 
     def _append(self, block: bytes) -> None:
         if self._file is None:

@@ -6,6 +6,7 @@
     ├── ComfyUIValidationError          400  validation_failed
     │   └── ComfyUILimitError           413  limit_exceeded
     ├── ComfyUIInputError               400  input_failed
+    │   └── ComfyUIInputUnavailableError 400  input_unavailable    retryable
     ├── ComfyUIConnectionError          503  connection_failed     retryable
     │   └── ComfyUIShutdownError        503  shutting_down         retryable
     ├── ComfyUIDiskError                503  disk_failed           retryable
@@ -27,9 +28,11 @@ when it is simply sent again; job platforms map it to their own retries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 NodeErrors = Mapping[str, Sequence[str]]
 
@@ -83,11 +86,46 @@ class ComfyUILimitError(ComfyUIValidationError):
 
 
 class ComfyUIInputError(ComfyUIError):
-    """An input could not be staged: bad base64, a refused or failing URL, too large."""
+    """An input could not be staged: bad base64, a refused or failing URL, too large.
+
+    Attributes:
+        field: where the caller gave it, ``images[1].image``; empty where that is not known yet.
+        reason: ``detail`` without the field.
+    """
 
     title = "Input could not be staged"
     code = "input_failed"
     status = 400
+
+    def __init__(self, reason: str, *, field: str = "", prompt_id: str | None = None) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason, prompt_id=prompt_id)
+        self.field = field
+        self.reason = reason
+
+    def in_field(self, field: str) -> Self:
+        """The same error, about what the caller gave as `field`."""
+        error = copy(self)
+        error.args = (f"{field}: {self.reason}",)
+        error.field, error.detail = field, error.args[0]
+        return error
+
+
+class ComfyUIInputUnavailableError(ComfyUIInputError):
+    """An input's URL could not be fetched for a reason that may pass: its server fails, or cannot be reached.
+
+    It was tried again already. The status is still 400: what failed is not the gateway, and another gateway would not
+    do better.
+    """
+
+    title = "Input could not be fetched"
+    code = "input_unavailable"
+    retryable = True
+
+    def __init__(
+        self, reason: str, *, field: str = "", prompt_id: str | None = None, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(reason, field=field, prompt_id=prompt_id)
+        self.retry_after_s = max(5, math.ceil(retry_after_s))
 
 
 class ComfyUIConnectionError(ComfyUIError):

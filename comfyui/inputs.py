@@ -168,7 +168,7 @@ class InputStager:
                     by_content = await self._place_by_content(client, content)
                 return _Placed(by_content, plain)
         except ComfyUIInputError as error:
-            raise type(error)(f"{item.where}: {error.detail}") from error
+            raise error.in_field(item.where) from error
 
     @asynccontextmanager
     async def _content(self, item: _Item) -> AsyncIterator[Content]:
@@ -283,7 +283,8 @@ def _plan(
     for item in _entries(request, files):
         first = named.setdefault(item.path, item)
         if first.source != item.source:
-            raise ComfyUIInputError(f"{item.where}: {first.where} has the same name {item.path!r} and other content")
+            reason = f"{first.where} has the same name {item.path!r} and other content"
+            raise ComfyUIInputError(reason, field=item.where)
     inline: dict[object, _Item] = {}
     for reference in dict.fromkeys(upload_inputs):
         node_id, input_name = reference
@@ -310,7 +311,8 @@ def _entries(request: PromptRequest, files: Mapping[str, Path]) -> Iterator[_Ite
         try:
             checked = InputFile(name=name, subfolder=folder, image="-")
         except ValidationError as error:
-            raise ComfyUIInputError(f"files[{path!r}]: the name must be a relative path without '..'") from error
+            reason = "the name must be a relative path without '..'"
+            raise ComfyUIInputError(reason, field=f"files[{path!r}]") from error
         yield _Item(f"files[{path!r}]", file, checked.name, checked.subfolder)
 
 

@@ -15,9 +15,21 @@ FLOORS: tuple[set[str], ...] = (
     {"access", "exceptions", "jsonio", "offload"},
     {"limits"},
     {"big_json"},
-    {"events", "models", "metrics", "logs", "nodedefs", "formnames", "replies", "promptworker"}
+    {"events", "models", "metrics", "logs", "nodedefs", "formnames", "inflate", "replies", "promptworker"}
     | {"guard", "ports", "quarantine"},
-    {"client", "transport", "http1", "connection", "framing", "splice", "storage", "storage_s3", "content", "fetch"},
+    {
+        "client",
+        "transport",
+        "http1",
+        "connection",
+        "framing",
+        "splice",
+        "storage",
+        "storage_s3",
+        "content",
+        "fetch",
+        "addresses",
+    },
     {"workflow", "preflight", "convert", "process", "positions"},
     {"watcher", "inputs", "outputs", "images", "zipping", "progress"},
     {"delivery"},

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from comfyui import jsonio
 from comfyui.client import backoff_s
-from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIServerError
+from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUIServerError
 from comfyui.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.models import InputFile, content_type_of
@@ -32,7 +32,6 @@ from comfyui.runpod.job import Job
 
 _log = structlog.get_logger(__name__)
 
-_DOWNLOAD_TRIES = 3
 _REWRITE_START_S, _REWRITE_MAX_S = 0.5, 30.0
 _KEYS = {"audio": "audio", "model": "3d"}
 Outputs = dict[str, Any]
@@ -108,9 +107,13 @@ class ResultFiles:
             try:
                 await work()
                 return
-            except OSError as error:
-                problem = f"it cannot be written: {reason_of(error)}"
-                if not is_of_the_disk(error):
+            except (OSError, ComfyUIDiskError) as error:
+                # A temporary file's trouble comes translated.
+                cause = error if isinstance(error, OSError) else error.__cause__
+                if not isinstance(cause, OSError):
+                    raise
+                problem = f"it cannot be written: {reason_of(cause)}"
+                if not is_of_the_disk(cause):
                     raise ComfyUIServerError(problem) from error
             failures += 1
             if failures == 1:
@@ -133,17 +136,10 @@ class ResultFiles:
         await self._insist(job, file, lambda: asyncio.to_thread(_write, path, fill))
 
     async def _download(self, job: Job, file: _Listed, path: Path) -> None:
-        for failures in range(_DOWNLOAD_TRIES):
-            try:
-                async with self._fetcher.fetch(file.data) as content:
-                    self._metrics.runpod_result_bytes.labels("link").inc(content.size)
-                    # Kept until it is in place: it may be large, and its link not good for much longer.
-                    await self._place(job, file, path, functools.partial(_copy, content.source))
-                    return
-            except ComfyUIInputError:
-                if failures == _DOWNLOAD_TRIES - 1:
-                    raise
-            await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=5.0))
+        async with self._fetcher.fetch(file.data) as content:
+            self._metrics.runpod_result_bytes.labels("link").inc(content.size)
+            # Kept until it is in place: it may be large, and its link not good for much longer.
+            await self._place(job, file, path, functools.partial(_copy, content.source))
 
 
 def existing(path: Path) -> Path | None:

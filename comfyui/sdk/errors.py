@@ -102,6 +102,7 @@ class GatewayProtocolError(GatewayError):
 _STATUS_OF_TYPE = {
     "validation_failed": 400,
     "input_failed": 400,
+    "input_unavailable": 400,
     "not_found": 404,
     "conflict": 409,
     "task_cancelled": 409,

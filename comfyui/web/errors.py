@@ -17,6 +17,7 @@ from comfyui import jsonio
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
+    ComfyUIInputUnavailableError,
     ComfyUIOverloadedError,
     ComfyUITaskError,
     error_body,
@@ -33,6 +34,7 @@ _CODES = {
     405: "method_not_allowed",
     406: "not_acceptable",
     413: "body_too_large",
+    415: "unsupported_encoding",
     422: "invalid_request",
     426: "upgrade_required",
     429: "overloaded",
@@ -65,7 +67,7 @@ class NotAcceptableError(ComfyUIError):
 def error_response(error: ComfyUIError, request_id: str | None) -> Response:
     """`error` as the answer to a request."""
     headers = {}
-    if isinstance(error, ComfyUIConnectionError | ComfyUIOverloadedError):
+    if isinstance(error, ComfyUIConnectionError | ComfyUIOverloadedError | ComfyUIInputUnavailableError):
         headers["Retry-After"] = str(error.retry_after_s)
     return json_response(error.status, error_body_of(error, request_id=request_id), headers)
 

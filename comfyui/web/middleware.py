@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIOverloadedError, error_body, error_body_of
 from comfyui.metrics import Metrics
+from comfyui.web.decoding import decoded
 from comfyui.web.errors import json_response
 from comfyui.web.multipart import is_form
 from comfyui.web.server_http import SPLICE
@@ -79,6 +80,8 @@ class RequestContext:
 class BodyLimit:
     """Refuse a body over the limit with 413: by its Content-Length at once, else when it has grown too long.
 
+    A compressed body is unpacked here: what it unpacks to is what counts.
+
     All bodies together have a limit, too, for as long as their requests last: beyond it a new one gets 429.
 
     Args:
@@ -103,6 +106,10 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         length = int(declared) if declared.isdigit() else 0
+        request = await decoded(scope, receive, send)
+        if request is None:
+            return
+        scope, receive = request
         on_disk = is_form(scope)
         max_bytes = self._max_form_bytes if on_disk else self._max_bytes
         if length > max_bytes or (not on_disk and self._held + length > self._max_total_bytes):

@@ -12,6 +12,7 @@ import hashlib
 import io
 import socket
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from PIL import Image
 from comfyui import fetch as fetch_module
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
-from comfyui.exceptions import ComfyUIInputError
+from comfyui.exceptions import ComfyUIInputError, ComfyUIInputUnavailableError
 from comfyui.fetch import UrlFetcher
 from comfyui.inputs import InputStager
 from comfyui.models import InputFile, PromptRequest
@@ -120,10 +121,19 @@ class Names(AbstractResolver):
         pass
 
 
-async def download(url: str, *allow: str, resolver: AbstractResolver | None = None, timeout_s: float = 5) -> bytes:
+async def download(
+    url: str, *allow: str, resolver: AbstractResolver | None = None, timeout_s: float = 5, retries: int = 0
+) -> bytes:
     """What the fetcher gets for `url`."""
     async with (
-        UrlFetcher(max_bytes=MAX, allow=allow, timeout_s=timeout_s, resolver=resolver or Names()) as fetcher,
+        UrlFetcher(
+            max_bytes=MAX,
+            allow=allow,
+            timeout_s=timeout_s,
+            resolver=resolver or Names(),
+            retries=retries,
+            backoff_start_s=0.001,
+        ) as fetcher,
         fetcher.fetch(url) as content,
     ):
         return b"".join([chunk async for chunk in content.chunks()])
@@ -373,7 +383,7 @@ async def test_the_environments_proxy_is_not_asked_to_connect_for_us(
 async def test_scanning_names_and_addresses_inside_all_look_the_same(inside: Server) -> None:
     names = Names(inside_example=[["127.0.0.9"]], down_example=[["10.1.2.3"]])
     texts = set()
-    for host in ("inside.example", "down.example", "unknown.example", "127.0.0.9", "10.9.9.9", "x" * 70 + ".example"):
+    for host in ("inside.example", "down.example", "127.0.0.9", "10.9.9.9"):
         with pytest.raises(ComfyUIInputError) as refused:
             await download(inside.url(host=host), resolver=names)
         texts.add(refused.value.detail)
@@ -381,9 +391,9 @@ async def test_scanning_names_and_addresses_inside_all_look_the_same(inside: Ser
     assert "127." not in texts.pop()
 
 
-async def test_a_name_no_resolver_can_encode_looks_the_same_too() -> None:
+async def test_a_name_no_resolver_can_encode_is_named_and_not_looked_up_again() -> None:
     async with UrlFetcher(max_bytes=MAX, allow=(), timeout_s=5) as fetcher:
-        with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
+        with pytest.raises(ComfyUIInputError, match="no valid name"):
             async with fetcher.fetch("http://" + "x" * 70 + ".example/"):
                 pass
 
@@ -391,7 +401,7 @@ async def test_a_name_no_resolver_can_encode_looks_the_same_too() -> None:
 @given(st.text(max_size=60) | st.from_regex(r"[a-z]{0,5}:?/?/?[ -~]{0,40}", fullmatch=True))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=100)
 async def test_no_text_makes_the_check_fail_in_another_way(text: str) -> None:
-    fetcher = UrlFetcher(max_bytes=MAX, allow=(), timeout_s=5, resolver=Names())
+    fetcher = UrlFetcher(max_bytes=MAX, allow=(), timeout_s=5, resolver=Names(), retries=0)
     async with fetcher:
         for url in (text, f"http://{text}", f"http://example.com{text}"):
             with pytest.raises(ComfyUIInputError):
@@ -445,14 +455,6 @@ async def test_a_decompression_bomb_is_counted_as_it_grows_and_takes_no_memory()
             tracemalloc.stop()
     assert peak < 8_000_000
     assert server.requests[0].headers["Accept-Encoding"] == "identity"
-
-
-async def test_a_compressed_file_is_unpacked() -> None:
-    async def packed(_request: web.Request) -> web.Response:
-        return web.Response(body=gzip.compress(PNG), headers={"Content-Encoding": "gzip"})
-
-    async with serve(packed) as server:
-        assert await download(server.url(), "127.0.0.1") == PNG
 
 
 async def test_a_server_that_drips_is_cut_off_by_the_total_time() -> None:
@@ -525,3 +527,298 @@ async def test_a_server_that_is_down_is_named_as_such_and_not_by_address(origin:
 async def test_plain_http_behind_https_is_a_clear_word(origin: Server) -> None:
     with pytest.raises(ComfyUIInputError, match="no secure connection"):
         await download(origin.url().replace("http:", "https:"), "127.0.0.1")
+
+
+# What may pass
+
+
+def failing(count: int, handler: Handler, failure: Handler) -> Handler:
+    """`failure` for the first `count` requests, then `handler`."""
+    left = count
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal left
+        left -= 1
+        return await (failure if left >= 0 else handler)(request)
+
+    return answer
+
+
+def status(code: int, **headers: str) -> Handler:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=code, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    return answer
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    """Half of the file, without a word on which file it is."""
+    response = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
+    await response.prepare(request)
+    await response.write(PNG[: len(PNG) // 2])
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+async def hang_up(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [cut, hang_up, *map(status, (408, 425, 429, 500, 502, 503, 504, 599))],
+    ids=["cut", "hung up", "408", "425", "429", "500", "502", "503", "504", "599"],
+)
+async def test_a_failure_that_may_pass_is_tried_again(failure: Handler) -> None:
+    async with serve(failing(2, give_png, failure)) as server:
+        assert await download(server.url(), "127.0.0.1", retries=2) == PNG
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("failure", [cut, hang_up, status(503)], ids=["cut", "hung up", "503"])
+async def test_a_failure_that_stays_is_reported_as_retryable_with_the_number_of_tries(failure: Handler) -> None:
+    async with serve(failure) as server:
+        with pytest.raises(ComfyUIInputUnavailableError, match=r" \(3 tries\)$") as failed:
+            await download(server.url(), "127.0.0.1", retries=2)
+        assert failed.value.retryable
+        # aiohttp itself asks a second time where the connection was closed without an answer.
+        assert len(server.requests) == (6 if failure is hang_up else 3)
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
+async def test_a_refusal_is_final(code: int) -> None:
+    async with serve(status(code)) as server:
+        with pytest.raises(ComfyUIInputError, match=f"answered HTTP {code}$") as refused:
+            await download(server.url(), "127.0.0.1", retries=2)
+        assert not refused.value.retryable
+        assert len(server.requests) == 1
+
+
+async def test_a_server_that_cannot_be_reached_yet_is_tried_again() -> None:
+    """Its name leads nowhere at first."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/a.png"
+        with pytest.raises(ComfyUIInputUnavailableError, match=r"could not be reached.* \(3 tries\)"):
+            await download(url, "127.0.0.1", retries=2)
+
+
+async def test_a_name_look_up_that_fails_is_tried_again_and_told_apart(origin: Server) -> None:
+    class Flaky(Names):
+        failures = 2
+
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise socket.gaierror(socket.EAI_AGAIN, "try again")
+            return await super().resolve(host, port, family)
+
+    url = origin.url(host="cdn.example")
+    assert await download(url, "127.0.0.1", resolver=Flaky(cdn_example=[["127.0.0.1"]]), retries=2) == PNG
+    with pytest.raises(ComfyUIInputUnavailableError, match=r"host name of the URL.* could not be looked up") as failed:
+        await download(url, "127.0.0.1", retries=1)
+    assert NO_ADDRESS not in failed.value.detail
+    assert "cdn" not in failed.value.detail
+
+
+async def test_an_address_inside_is_refused_at_every_try(inside: Server) -> None:
+    """The name leads outside, where the server fails, and then inside."""
+    async with serve(status(503, Connection="close"), "127.0.0.1", inside.port) as outside:
+        names = Names(rebind_example=[["127.0.0.1"], ["127.0.0.9"]])
+        with pytest.raises(ComfyUIInputError, match=NO_ADDRESS) as refused:
+            # It closes the connection: another try looks the name up again.
+            await download(inside.url(host="rebind.example"), "127.0.0.1", resolver=names, retries=3)
+        assert not refused.value.retryable
+        assert len(outside.requests) == 1
+
+
+async def test_a_redirect_inside_is_refused_after_a_failure_too(inside: Server) -> None:
+    async with serve(failing(1, redirect_to(inside.url()), status(503))) as server:
+        with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
+            await download(server.url(), "127.0.0.1", retries=3)
+
+
+async def test_retry_after_is_waited_for_within_the_time_of_the_download() -> None:
+    asked = status(429, Retry_After="1")
+    async with serve(failing(1, give_png, asked)) as server:
+        started = asyncio.get_running_loop().time()
+        assert await download(server.url(), "127.0.0.1", retries=1) == PNG
+        assert asyncio.get_running_loop().time() - started >= 1
+    async with serve(status(503, Retry_After="Wed, 21 Oct 2195 07:28:00 GMT")) as server:
+        with pytest.raises(ComfyUIInputUnavailableError, match=r"answered HTTP 503$") as failed:
+            await download(server.url(), "127.0.0.1", retries=3)
+        assert len(server.requests) == 1
+        assert failed.value.retry_after_s > 1e9
+
+
+async def test_a_server_that_is_slow_for_ever_ends_with_the_time_of_the_download() -> None:
+    async def silent(_request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    async with serve(silent) as server:
+        with pytest.raises(ComfyUIInputUnavailableError, match=r"too slow \(0.2 s in all"):
+            await download(server.url(), "127.0.0.1", timeout_s=0.2, retries=5)
+
+
+# What came is continued
+
+LONG = PNG + bytes(range(256)) * 1000
+
+
+@dataclass
+class Pieces:
+    """Gives at most `piece` bytes of the file in one answer, and then cuts the connection."""
+
+    file: bytes = LONG
+    piece: int = 70_000
+    headers: dict[str, str] = field(default_factory=lambda: {"ETag": '"1"'})
+    ranges: list[str | None] = field(default_factory=list)
+    ranged: bool = True
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        asked = request.headers.get("Range")
+        self.ranges.append(asked)
+        fresh = request.headers.get("If-Range") in {None, *self.headers.values()}
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.ranged and fresh else 0
+        end = min(start + self.piece, len(self.file))
+        response = web.StreamResponse(
+            status=206 if start else 200, headers={**self.headers, "Content-Length": str(len(self.file) - start)}
+        )
+        if start:
+            response.headers["Content-Range"] = f"bytes {start}-{len(self.file) - 1}/{len(self.file)}"
+        await response.prepare(request)
+        await response.write(self.file[start:end])
+        if end < len(self.file):
+            assert request.transport is not None
+            request.transport.close()
+        return response
+
+
+@pytest.mark.parametrize("headers", [{"ETag": '"1"'}, {"Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}])
+async def test_the_rest_of_a_file_is_asked_for_and_progress_is_no_failure(headers: dict[str, str]) -> None:
+    pieces = Pieces(headers=headers)
+    async with serve(pieces) as server:
+        assert await download(server.url(), "127.0.0.1", retries=1) == LONG
+        assert pieces.ranges == [None, "bytes=70000-", "bytes=140000-", "bytes=210000-"]
+        assert server.requests[1].headers["If-Range"] == next(iter(headers.values()))
+
+
+@pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"1"'}])
+async def test_a_file_that_cannot_be_told_from_a_later_one_is_not_continued(headers: dict[str, str]) -> None:
+    pieces = Pieces(headers=headers)
+    async with serve(pieces) as server:
+        with pytest.raises(ComfyUIInputUnavailableError, match=r"broke off|closed the connection"):
+            await download(server.url(), "127.0.0.1", retries=1)
+    assert pieces.ranges == [None, None]
+
+
+async def test_a_file_that_changed_meanwhile_is_fetched_anew_and_never_mixed() -> None:
+    pieces = Pieces()
+
+    async def change(request: web.Request) -> web.StreamResponse:
+        if pieces.ranges:
+            pieces.file, pieces.piece, pieces.headers = PNG + b"new" * 1000, 1_000_000, {"ETag": '"2"'}
+        return await pieces(request)
+
+    async with serve(change) as server:
+        assert await download(server.url(), "127.0.0.1", retries=1) == PNG + b"new" * 1000
+    assert pieces.ranges == [None, "bytes=70000-"]
+
+
+async def test_a_server_that_knows_no_ranges_sends_the_file_again() -> None:
+    pieces = Pieces(ranged=False)
+
+    async def recover(request: web.Request) -> web.StreamResponse:
+        if pieces.ranges:
+            pieces.piece = 1_000_000
+        return await pieces(request)
+
+    async with serve(recover) as server:
+        assert await download(server.url(), "127.0.0.1", retries=1) == LONG
+
+
+@pytest.mark.parametrize("answer", ["bytes 5-99/100", "bytes 70000-80000/*", "nonsense", ""])
+async def test_a_part_that_is_not_the_rest_is_not_put_behind_what_came(answer: str) -> None:
+    pieces = Pieces()
+
+    async def wrong(request: web.Request) -> web.StreamResponse:
+        if "Range" not in request.headers:
+            if len(pieces.ranges) > 1:
+                pieces.piece = 1_000_000
+            return await pieces(request)
+        pieces.ranges.append(request.headers["Range"])
+        return web.Response(status=206, body=LONG[70_000:], headers={"Content-Range": answer})
+
+    async with serve(wrong) as server:
+        assert await download(server.url(), "127.0.0.1", retries=3) == LONG
+
+
+# What else counts as an answer
+
+
+@pytest.mark.parametrize("code", [200, 201, 202, 203, 226, 299])
+async def test_any_success_with_a_body_is_taken(code: int) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=code, body=PNG)
+
+    async with serve(answer) as server:
+        assert await download(server.url(), "127.0.0.1") == PNG
+
+
+async def test_a_part_that_nobody_asked_for_is_no_file_unless_it_is_the_whole() -> None:
+    said = f"bytes 0-{len(PNG) - 1}/{len(PNG)}"
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=206, body=PNG, headers={"Content-Range": said})
+
+    async with serve(answer) as server:
+        assert await download(server.url(), "127.0.0.1") == PNG
+        said = f"bytes 0-{len(PNG) - 1}/{len(PNG) + 1}"
+        with pytest.raises(ComfyUIInputError, match="a part of the file only"):
+            await download(server.url(), "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [("gzip", gzip.compress(PNG)), ("X-GZIP", gzip.compress(PNG)), ("deflate", zlib.compress(PNG)), ("identity", PNG)],
+    ids=["gzip", "x-gzip", "deflate", "identity"],
+)
+async def test_a_packed_file_is_unpacked(coding: str, body: bytes) -> None:
+    async def packed(_request: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Encoding": coding, "ETag": '"1"'})
+
+    async with serve(packed) as server:
+        assert await download(server.url(), "127.0.0.1") == PNG
+
+
+async def test_a_packed_file_that_was_cut_is_fetched_anew() -> None:
+    whole = gzip.compress(LONG)
+    pieces = Pieces(file=whole, piece=len(whole) // 2, headers={"ETag": '"1"', "Content-Encoding": "gzip"})
+
+    async def recover(request: web.Request) -> web.StreamResponse:
+        if pieces.ranges:
+            pieces.piece = 1_000_000
+        return await pieces(request)
+
+    async with serve(recover) as server:
+        assert await download(server.url(), "127.0.0.1", retries=1) == LONG
+    assert pieces.ranges == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "reason"), [("br", PNG, "in a way that is not read"), ("gzip", PNG, "not in the coding")]
+)
+async def test_a_file_that_cannot_be_unpacked_is_named_as_such(coding: str, body: bytes, reason: str) -> None:
+    async def packed(_request: web.Request) -> web.Response:
+        return web.Response(body=body, headers={"Content-Encoding": coding})
+
+    async with serve(packed) as server:
+        with pytest.raises(ComfyUIInputError, match=reason) as refused:
+            await download(server.url(), "127.0.0.1", retries=1)
+        assert not refused.value.retryable

@@ -164,9 +164,8 @@ async def test_a_job_of_which_no_file_can_be_had_fails(
 
 
 async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
-    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("comfyui.runpod.results._DOWNLOAD_TRIES", 1)
     large = png(size=8) + b"\0" * 5_000_000
     async with store(large, signature="s%2F1") as address:
         link = base64_image(f"http://{address}/a.png?signature=s%252F1", "a.png") | {"type": "s3_url"}

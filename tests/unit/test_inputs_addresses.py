@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyui.fetch import AddressPolicy
+from comfyui.addresses import AddressPolicy
 
 
 def permits(address: str, *allow: str, host: str = "example.com", port: int = 443) -> bool:
