@@ -183,6 +183,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             store_by_default=settings.output_store == "s3",
             public_url=settings.public_url,
         )
+        stack.push_async_callback(app.state.deliverer.close)
         app.state.upstreams = await stack.enter_async_context(Upstreams(pool))
         if app.state.warmup is not None:
             await stack.enter_async_context(warming_up(handler, app.state.warmup, timeout_s=settings.max_timeout))

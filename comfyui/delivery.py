@@ -21,6 +21,8 @@ from comfyui.zipping import zip_pieces
 _log = structlog.get_logger(__name__)
 # Of all requests together: each upload of a large file holds some parts of it.
 _UPLOADS_AT_ONCE = 4
+# At the end, for uploads that were given up: they have parts at the store to remove.
+_LAST_UPLOADS_S = 5.0
 _NOTHING_TO_CONVERT = "neither return_image_base64, an output store, nor raw bytes or zip were asked for"
 
 
@@ -69,6 +71,15 @@ class Deliverer:
         self._store_by_default = store_by_default
         self._public_url = public_url
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+        self._given_up: set[asyncio.Task[dict[str, Any]]] = set()
+
+    async def close(self) -> None:
+        """Gives the uploads that were given up a moment to remove what they had sent."""
+        if self._given_up:
+            await asyncio.wait(self._given_up, timeout=_LAST_UPLOADS_S)
+            for task in self._given_up:
+                task.cancel()
+            await asyncio.gather(*self._given_up, return_exceptions=True)
 
     def check(self, order: Order) -> None:
         """Raise `StorageRefusedError` for an order that cannot be met, before any work is done for it."""
@@ -100,10 +111,13 @@ class Deliverer:
             async with self._converter.converted(content, order.convert) as converted:
                 yield converted
 
-    async def entries(self, result: PromptResult, order: Order) -> list[dict[str, Any]]:
+    async def entries(self, result: PromptResult, order: Order, *, deadline: float) -> list[dict[str, Any]]:
         """What ``images`` says of each file, in order; stores them first where that is wanted.
 
         Never raises for a file that could not be stored: its entry has ``error``.
+
+        Args:
+            deadline: in the loop's time. What is not stored by then is given up.
         """
         placement = self._placement(order)
         if placement is None or self._store is None:
@@ -114,7 +128,9 @@ class Deliverer:
         store = self._store
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._stored(store, result, file, order, placement), name="store output")
+                group.create_task(
+                    self._stored_in_time(store, result, file, order, placement, deadline), name="store output"
+                )
                 for file in result.files
             ]
         return [task.result() for task in tasks]
@@ -140,12 +156,39 @@ class Deliverer:
             return None
         return Placement(place.bucket, place.prefix, place.presign_seconds)
 
+    async def _stored_in_time(
+        self,
+        store: ObjectStore,
+        result: PromptResult,
+        file: OutputFile,
+        order: Order,
+        placement: Placement,
+        deadline: float,
+    ) -> dict[str, Any]:
+        """The entry of one file, by the deadline, whatever the store does.
+
+        An upload that is given up still has parts to remove, and a store that is silent does not answer that, either:
+        it ends in its own time.
+        """
+        try:
+            async with asyncio.timeout_at(deadline), self._uploads:
+                storing = asyncio.create_task(self._stored(store, result, file, order, placement), name="upload")
+                try:
+                    return await asyncio.shield(storing)
+                finally:
+                    if not storing.done():
+                        storing.cancel()
+                        self._given_up.add(storing)
+                        storing.add_done_callback(self._given_up.discard)
+        except TimeoutError:
+            return {**file.to_json(), "error": "the object store did not take the file within the request's timeout"}
+
     async def _stored(
         self, store: ObjectStore, result: PromptResult, file: OutputFile, order: Order, placement: Placement
     ) -> dict[str, Any]:
         entry = self._entry(file)
         try:
-            async with self._uploads, self.open(result, file, order) as content:
+            async with self.open(result, file, order) as content:
                 stored = await store.put(
                     _key(result, file, content.filename),
                     content.chunks,

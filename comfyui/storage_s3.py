@@ -22,6 +22,7 @@ from comfyui.storage import Parts, Placement, StorageError, StorageRefusedError,
 
 _PARTS_IN_FLIGHT = 2
 _MAX_PARTS = 10_000
+_LAST_ABORTS_S = 5.0
 # The longest life of a link that signature version 4 allows.
 MAX_PRESIGN_SECONDS = 7 * 24 * 3600
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}", re.IGNORECASE)
@@ -128,7 +129,11 @@ class S3Store:
 
     async def __aexit__(self, *_exc: object) -> None:
         if self._aborts:
-            await asyncio.wait(self._aborts)
+            # A store that is silent must not hold up the end.
+            await asyncio.wait(self._aborts, timeout=_LAST_ABORTS_S)
+            for task in self._aborts:
+                task.cancel()
+            await asyncio.gather(*self._aborts, return_exceptions=True)
         await self._stack.aclose()
 
     def check(self, placement: Placement) -> None:

@@ -39,6 +39,7 @@ class Call:
         node_id: whose file is wanted, where bytes are.
         previews: wanted among the events.
         workflow: gives the prompt's workflow, or None while it is not known.
+        deadline: in the loop's time: when the client's timeout is over.
     """
 
     prompt_id: str
@@ -47,6 +48,7 @@ class Call:
     node_id: str | None
     previews: bool
     workflow: Callable[[], Mapping[str, Any] | None]
+    deadline: float
 
 
 async def answer(request: Request, deliverer: Deliverer, call: Call, work: Work) -> Response:
@@ -91,7 +93,7 @@ async def _finished(
 
 async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
     """In one piece while it is small, streamed with bounded memory when it is not."""
-    entries = await deliverer.entries(result, call.order)
+    entries = await deliverer.entries(result, call.order, deadline=call.deadline)
     start = bytearray()
     pieces = deliverer.json(result, entries, call.order)
     async for piece in pieces:
@@ -171,7 +173,8 @@ async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work
 
     async def finish() -> AsyncGenerator[bytes, None]:
         result = await work(feed)
-        return deliverer.json(result, await deliverer.entries(result, call.order), call.order)
+        entries = await deliverer.entries(result, call.order, deadline=call.deadline)
+        return deliverer.json(result, entries, call.order)
 
     async with AsyncExitStack() as stack:
         working = asyncio.create_task(finish(), name=f"answer {call.prompt_id}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 from uuid import UUID, uuid4, uuid5
 
@@ -78,7 +79,13 @@ async def prompt_sync(
     prompt_id = str(body.prompt_id or uuid4())
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     call = Call(
-        prompt_id, accepted_by(request), Order.of(body), node_id, previews, lambda: handler.workflow_of(prompt_id)
+        prompt_id,
+        accepted_by(request),
+        Order.of(body),
+        node_id,
+        previews,
+        lambda: handler.workflow_of(prompt_id),
+        _deadline(timeout_s),
     )
     return await answer(
         request,
@@ -110,6 +117,7 @@ async def attach(
         wanted.node_id,
         wanted.previews,
         lambda: handler.workflow_of(known_id),
+        _deadline(timeout_s),
     )
     return await answer(
         request, deliverer, call, lambda listener: handler.attach(known_id, timeout_s=timeout_s, listener=listener)
@@ -151,3 +159,7 @@ def _timeout_s(timeout: float | None, options: WebOptions) -> float:
     if timeout > options.max_timeout_s:
         raise RequestError(f"timeout: at most {options.max_timeout_s:g} seconds (MAX_TIMEOUT)")
     return timeout
+
+
+def _deadline(timeout_s: float) -> float:
+    return asyncio.get_running_loop().time() + timeout_s

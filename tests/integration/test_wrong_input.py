@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import resource
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import aiohttp
 import pytest
@@ -241,3 +244,67 @@ async def test_a_gateway_that_ends_in_mid_body_leaves_no_folder(engine: Engine, 
         await until(folders, bool)
     writer.close()
     await nothing_is_left(temporary)
+
+
+# An object store that says nothing
+
+SILENCES = {"from the start": b"", "after the upload has begun": b"POST "}
+
+
+@asynccontextmanager
+async def silent_store(answers: bytes) -> AsyncIterator[str]:
+    """An object store that answers only requests that begin with `answers`, and is silent from then on."""
+    begun = (
+        b"<InitiateMultipartUploadResult><Bucket>renders</Bucket><Key>k</Key><UploadId>u</UploadId>"
+        b"</InitiateMultipartUploadResult>"
+    )
+    writers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if not answers or not head.startswith(answers):
+                    return
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(begun), begun))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("answers", SILENCES.values(), ids=SILENCES.keys())
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_a_silent_store_holds_nobody_beyond_the_timeout(
+    engine: Engine, answers: bytes, accept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiobotocore")
+    monkeypatch.setattr("comfyui.delivery._LAST_UPLOADS_S", 0.1)
+    monkeypatch.setattr("comfyui.storage_s3._LAST_ABORTS_S", 0.1)
+    large = {"size": 9_000_000, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "x"}
+    workflow = {"1": {"class_type": "SimulatedOutput", "inputs": large}} if answers else invert_workflow()
+    async with silent_store(answers) as url:
+        settings: dict[str, Any] = {"s3_bucket": "renders", "s3_endpoint_url": url, "s3_addressing_style": "path"}
+        keys: dict[str, Any] = {"s3_access_key_id": "a", "s3_secret_access_key": "b"}
+        async with running_gateway(engine.url, output_store="s3", **settings, **keys) as gateway:
+            loop = asyncio.get_running_loop()
+            prompt_id = str(uuid4())
+            for path, method in (("/prompt_sync", "POST"), (f"/prompt_sync/{prompt_id}", "GET")):
+                body = {"prompt": workflow, "prompt_id": prompt_id} if method == "POST" else None
+                began = loop.time()
+                async with gateway.http.request(
+                    method, f"{path}?timeout=3", json=body, headers={"Accept": accept}
+                ) as response:
+                    text = await response.text()
+                assert response.status == 200, text
+                assert loop.time() - began < 10, "the driver's own patience is minutes"
+                data = text.split("event: result\ndata: ")[-1].strip()
+                (file,) = json.loads(data)["images"]
+                assert "within the request's timeout" in file["error"]
+                assert file["url"].startswith("/view?")
+            assert gateway.app.state.deliverer._uploads._value > 0, "the next uploads have room"
