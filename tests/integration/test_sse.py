@@ -265,7 +265,7 @@ def observed(*events: Event) -> list[NodeStarted | NodeProgress]:
     return [step for event in events for step in tracker.observe(event)]
 
 
-def test_overall_counts_cached_and_finished_nodes() -> None:
+def test_overall_weighs_nodes_by_steps_and_leaves_out_what_is_cached() -> None:
     steps = observed(
         ExecutionStart("p"),
         ExecutionCached("p", ["0"]),
@@ -275,7 +275,7 @@ def test_overall_counts_cached_and_finished_nodes() -> None:
         Steps("p", "2", 5, 5),
         NodeExecuting("p", None),
     )
-    assert [step.overall for step in steps if isinstance(step, NodeProgress)] == [0.375, 0.75]
+    assert [step.overall for step in steps if isinstance(step, NodeProgress)] == [0.25, 0.875]
 
 
 def test_states_and_steps_of_the_same_moment_are_told_once() -> None:
@@ -286,14 +286,14 @@ def test_states_and_steps_of_the_same_moment_are_told_once() -> None:
     )
     assert steps == [
         NodeStarted("1", "A", "A"),
-        NodeProgress("1", 1, 2, 0.125),
-        NodeProgress("1", 2, 2, 0.25),
+        NodeProgress("1", 1, 2, 0.2),
+        NodeProgress("1", 2, 2, 0.4),
     ]
 
 
 def test_a_second_run_begins_anew() -> None:
     steps = observed(Steps("p", "1", 2, 2), ExecutionStart("p"), Steps("p", "1", 1, 2))
-    assert [step.overall for step in steps if isinstance(step, NodeProgress)] == [0.25, 0.125]
+    assert [step.overall for step in steps if isinstance(step, NodeProgress)] == [0.4, 0.2]
 
 
 async def test_a_reader_that_fails_ends_nobody_elses_wait(
