@@ -14,12 +14,13 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import re
 import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from types import FrameType
@@ -73,6 +74,8 @@ _log = structlog.get_logger("gateway")
 _MB = 1_000_000
 # Objects made and not freed by themselves, about 30 requests' worth; Python's own figure is a few hundred.
 _COLLECT_AFTER = 10_000
+# After the grace, for answers that are on their way to slow clients.
+_LAST_CONNECTIONS_S = 5
 
 
 def create_app(settings: Settings | None = None, *, metrics: Metrics | None = None) -> FastAPI:
@@ -117,6 +120,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     )
     relay = Relay(endpoints, lambda: app.state.upstreams, _relay_options(settings), metrics)
     keys = KeyRing([key.get_secret_value() for key in settings.api_keys], session_s=settings.login_hours * 3600)
+    app.state.keys = keys
     app.state.tickets = Tickets(keys, public_url=settings.public_url)
     guarded = Guard(
         relay,
@@ -187,7 +191,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.upstreams = await stack.enter_async_context(Upstreams(pool))
         if app.state.warmup is not None:
             await stack.enter_async_context(warming_up(handler, app.state.warmup, timeout_s=settings.max_timeout))
-        with _drain_on_signal(handler, settings.shutdown_grace_seconds):
+        with _drain_on_signal(handler, settings.shutdown_grace_seconds, functools.partial(_leave_for_connections, app)):
             yield
 
 
@@ -299,12 +303,22 @@ def _relay_options(settings: Settings) -> RelayOptions:
     )
 
 
-@contextmanager
-def _drain_on_signal(handler: ComfyUIHandler, grace_s: float) -> Iterator[None]:
-    """The first SIGTERM or SIGINT begins to drain, a second one answers everybody at once.
+def _leave_for_connections(app: FastAPI, left_s: float) -> None:
+    """The connections that are open after the drain have what is left of the grace, and a moment."""
+    config: uvicorn.Config | None = getattr(app.state, "server_config", None)
+    if config is not None:
+        config.timeout_graceful_shutdown = math.ceil(left_s) + _LAST_CONNECTIONS_S
 
-    uvicorn stops listening on the first signal and waits for the requests in flight before it ends the lifespan, so the
-    drain must begin with the signal. Its own handlers, installed before this, are called after ours.
+
+@contextmanager
+def _drain_on_signal(handler: ComfyUIHandler, grace_s: float, on_drained: Callable[[float], None]) -> Iterator[None]:
+    """The first SIGTERM or SIGINT begins to drain, a second one answers all that wait at once.
+
+    uvicorn stops listening and closes idle connections as soon as it learns of a signal: it learns of it when the drain
+    has ended. Until then new requests are answered on every connection, with 503 where they would start work.
+
+    Args:
+        on_drained: is told how many seconds of the grace are left.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # an embedded server (a test, say): whoever runs it calls `drain`
@@ -312,21 +326,35 @@ def _drain_on_signal(handler: ComfyUIHandler, grace_s: float) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     drains: set[asyncio.Task[None]] = set()
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
     signals = 0
+    stopped = False
 
-    def drain() -> None:
-        nonlocal signals
-        signals += 1
-        again = signals > 1
-        _log.info("shutdown.now" if again else "shutdown.draining", waiting=handler.waiting, grace_s=grace_s)
-        drains.add(loop.create_task(handler.drain(0 if again else grace_s)))
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(drain)
+    def stop(number: int) -> None:
+        nonlocal stopped
+        stopped = True
         before = previous[signal.Signals(number)]
         if callable(before):
-            before(number, frame)
+            before(number, None)
+
+    async def drain(number: int, patience_s: float) -> None:
+        ends = loop.time() + patience_s
+        await handler.drain(patience_s)
+        if not stopped:
+            on_drained(max(0.0, ends - loop.time()))
+            stop(number)
+
+    def begin(number: int) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 2:
+            stop(number)  # uvicorn knows a way that is quicker still
+            return
+        again = signals > 1
+        _log.info("shutdown.now" if again else "shutdown.draining", waiting=handler.waiting, grace_s=grace_s)
+        drains.add(loop.create_task(drain(number, 0 if again else grace_s)))
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(begin, number)
 
     for number in previous:
         signal.signal(number, on_signal)
@@ -371,17 +399,26 @@ async def _serve(settings: Settings) -> None:
         access_log=False,
         **RELAYING,
         # What still hangs then is cut: a client that does not read its answer, a websocket.
-        timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 5,
+        timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + _LAST_CONNECTIONS_S,
     )
+    app.state.server_config = config
     open_to_others = [host for host in settings.server_host if not is_loopback(host)]
     if not settings.api_keys and open_to_others:
         _log.warning(
             "gateway.open",
-            detail=f"whoever reaches {', '.join(open_to_others)} (port {settings.server_port}) may run workflows and"
-            " read all files of ComfyUI; set API_KEYS, or SERVER_HOST=127.0.0.1",
+            detail=f"anyone who reaches {', '.join(open_to_others)} (port {settings.server_port}) can run workflows and"
+            " read all files of ComfyUI. To close it, set API_KEYS to a long random text (openssl rand -hex 24 makes"
+            " one; callers send it as 'Authorization: Bearer KEY'), or set SERVER_HOST=127.0.0.1 to serve this machine"
+            " only",
         )
     runpod = settings.runpod_endpoint_id if settings.backend == "runpod" else None
-    _log.info("gateway.starting", comfyui=_without_passwords(settings), runpod=runpod, version=ops.VERSION)
+    _log.info(
+        "gateway.starting",
+        comfyui=_without_passwords(settings),
+        runpod=runpod,
+        keys=app.state.keys.shown_names() or None,
+        version=ops.VERSION,
+    )
     _relieve_the_collector()
     try:
         sockets = bind(settings.server_host, settings.server_port)

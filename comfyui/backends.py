@@ -34,6 +34,8 @@ _NO_ACCESS: Mapping[str, ServerAccess] = {}
 _PROBE_START_S = 0.25
 _PROBE_MAX_S = 3.0
 _PROBE_UP_S = 5.0
+# A server that does not soon say what it is, is taken for a ComfyUI.
+_KIND_WITHIN_S = 1.0
 # Of the smallest request there is: who does not answer it in this time does not take a prompt, either.
 _PROBE_TIMEOUT_S = 5.0
 _MOVE_AFTER_S = 5.0
@@ -130,12 +132,18 @@ class _NodeDefinitions:
 class Backend:
     """One ComfyUI server. Open it with ``async with``; it owns its client and its watcher."""
 
-    def __init__(self, client: ComfyUIClient, watcher: CompletionWatcher, metrics: Metrics) -> None:
+    def __init__(
+        self, client: ComfyUIClient, watcher: CompletionWatcher, metrics: Metrics, *, runs_elsewhere: bool = False
+    ) -> None:
         self.client = client
         self.watcher = watcher
         self.health = Health.STARTING
         self.reason = "not reached yet"
         self.in_flight = 0
+        self.simulated = False
+        """Whether it says of itself that it is a simulation, as the embedded engine does."""
+        # What such a server says of itself is not true of where the prompts run.
+        self._runs_elsewhere = runs_elsewhere
         self._metrics = metrics
         self._in_flight = metrics.in_flight.labels(client.name)
         metrics.silent_seconds.labels(client.name).set_function(self._silent_s)
@@ -320,6 +328,7 @@ class Backend:
     async def _probe_loop(self) -> None:
         failures = 0
         last_id: str | None = None
+        kind_known = False
         while True:
             self._look_again.clear()
             connected = self.watcher.connected
@@ -329,16 +338,21 @@ class Backend:
                 # It may have been restarted, with other nodes and models.
                 self._definitions.forget()
                 self.on_connected()
+                kind_known = False
             self._perhaps_restarted |= client_id is None or client_id != last_id
             last_id = client_id
             if (connected and not self._doubted) or await self._answers():
                 self._doubted, self._down_since = False, None
+                if not kind_known:
+                    await self._learn_kind()
+                    kind_known = True
                 failures = 0 if await self._judge() else failures + 1
                 if self._moved and (self._cancelling is None or self._cancelling.done()):
                     # Beside the probing: it may hang, and take as long as all tries together.
                     self._cancelling = asyncio.create_task(self._cancel_moved(), name=f"cancel moved {self.name}")
             else:
                 failures += 1
+                kind_known = False
                 self._move_when_gone()
             wait_s = None if connected else _PROBE_UP_S
             if failures:
@@ -346,6 +360,18 @@ class Backend:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._look_again.wait()
+
+    async def _learn_kind(self) -> None:
+        """Asks once for each connection whether a simulation answers."""
+        if self._runs_elsewhere:
+            return
+        said: Any = None
+        with contextlib.suppress(ComfyUIError, TimeoutError):
+            async with asyncio.timeout(_KIND_WITHIN_S):
+                said = (await self.client.system_stats()).get("system")
+        self.simulated = isinstance(said, Mapping) and said.get("simulation") is True
+        if self.simulated:
+            self._log.info("comfyui.simulation", detail="a simulation answers: its pictures are not a model's")
 
     async def _judge(self) -> bool:
         """It answers: does it run prompts, too? False when that could not be found out, so that it stays as it is."""
@@ -452,7 +478,7 @@ class BackendPool:
     ) -> Self:
         """A pool over these addresses (``host:port`` or URLs). Nothing is sent before it is opened.
 
-        `name`: by which people know the server, where there is one and that is not its address.
+        `name`: by which people know the server, where there is one that is not its address and runs prompts elsewhere.
         `access`: by address, what is needed beside it.
         """
         metrics = metrics or Metrics()
@@ -471,7 +497,7 @@ class BackendPool:
                 stalled_after_s=stalled_after_s, silent_after_s=silent_after_s, dead_after_s=dead_after_s
             )
             watcher = CompletionWatcher(client, poll_interval_s=poll_interval_s, worker=worker, metrics=metrics)
-            return Backend(client, watcher, metrics)
+            return Backend(client, watcher, metrics, runs_elsewhere=bool(name))
 
         return cls([backend(address) for address in addresses])
 
@@ -565,6 +591,7 @@ class BackendPool:
                 else "disconnected",
                 "queue_remaining": backend.watcher.queue_remaining,
                 "in_flight": backend.in_flight,
+                "simulation": backend.simulated,
             }
             for backend in self.backends
         ]

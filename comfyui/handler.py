@@ -162,6 +162,12 @@ class _Job:
             self.outcome.exception()  # nobody may be waiting any more
             self._wake()
 
+    @property
+    def failure_code(self) -> str:
+        """The type of the error that ended the job for its waiters."""
+        error = self.outcome.exception() if self.outcome.done() and not self.outcome.cancelled() else None
+        return error.code if isinstance(error, ComfyUIError) else ComfyUITaskCancelledError.code
+
     async def wait(self, timeout_s: float) -> bool:
         """Wait for the outcome; whether there is one. `asyncio.wait` took three times as long, and two turns more."""
         if self.outcome.done():
@@ -428,23 +434,23 @@ class ComfyUIHandler:
             if listener is not None:
                 job.listeners.discard(listener)
             if not job.outcome.done():
-                self._left(job, left if may_cancel else None)
+                self._left(job, left, may_cancel=may_cancel)
 
-    def _left(self, job: _Job, reason: Reason | None) -> None:
+    def _left(self, job: _Job, reason: Reason, *, may_cancel: bool) -> None:
         """A request left before the end: the last one takes the prompt with it, where that is wanted."""
         wanted = {"timeout": self._options.cancel_on_timeout, "disconnect": self._options.cancel_on_disconnect}
-        if reason is not None and wanted[reason]:
+        if may_cancel and wanted[reason]:
             job.leave_to_cancel = reason
         if job.waiters:
             return
         if job.run.request is None:
             # Somebody else's prompt: it goes on, and nobody looks.
-            job.fail(ComfyUIError("nobody waits any more"))
+            job.fail(_given_up(reason, job.prompt_id))
             del self._jobs[job.prompt_id]  # at once: who comes now must not join what is over
             if job.task:
                 job.task.cancel()
         elif job.leave_to_cancel is not None:
-            job.fail(ComfyUITaskCancelledError(f"cancelled on {job.leave_to_cancel}", prompt_id=job.prompt_id))
+            job.fail(_given_up(job.leave_to_cancel, job.prompt_id))
             self._begin_cancel(job, job.leave_to_cancel)
 
     def _begin_cancel(self, job: _Job, reason: Reason) -> asyncio.Task[ComfyUIError | None]:
@@ -508,7 +514,7 @@ class ComfyUIHandler:
 
     async def _run(self, job: _Job) -> None:
         started = time.monotonic()
-        outcome = ComfyUITaskCancelledError.code
+        outcome = ""
         timings: Mapping[str, float] = {}
         try:
             async with asyncio.timeout(self._options.max_timeout_s):
@@ -536,6 +542,7 @@ class ComfyUIHandler:
             if self._jobs.get(job.prompt_id) is job:
                 del self._jobs[job.prompt_id]
             job.ended()
+            outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
             # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.
             record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
             _after_turns(_TURNS_UNTIL_ANSWERED, record)
@@ -588,6 +595,13 @@ def _silence(backend: Backend | None) -> str:
     """What a prompt that timed out may have waited behind."""
     silence = backend.watcher.worker.silence if backend is not None else None
     return f"; {silence}" if silence is not None else ""
+
+
+def _given_up(reason: Reason, prompt_id: str) -> ComfyUIError:
+    """What a job fails with when its last request has left; it is counted as that."""
+    if reason == "timeout":
+        return ComfyUITimeoutError("cancelled on timeout", prompt_id=prompt_id)
+    return ComfyUITaskCancelledError(f"cancelled on {reason}", prompt_id=prompt_id)
 
 
 def _ignore(_event: Event) -> None:

@@ -263,6 +263,7 @@ class PromptResult:
         files: every file of every output node, in node order.
         node_errors: outputs that ComfyUI accepted the prompt without: node id to messages.
         server: the name (`ComfyUIClient.name`) of the ComfyUI server that ran it and holds its files.
+        simulated: that server is a simulation, such as the embedded engine.
     """
 
     prompt_id: str
@@ -271,3 +272,4 @@ class PromptResult:
     files: tuple[OutputFile, ...]
     timings: Timings
     node_errors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    simulated: bool = False

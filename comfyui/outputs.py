@@ -195,6 +195,7 @@ async def result_json(
         "execution_time": round(timings.total_s, 4),
         "node_errors": result.node_errors,
         "timings": timings.to_json(),
+        **({"simulation": True} if result.simulated else {}),
     }
     yield b"]," + jsonio.dumps(tail)[1:]
 

@@ -494,7 +494,15 @@ def _result(
     raise_if_failed(entry, prompt_id)
     executing = executing_s(entry)
     timings = Timings(staging_s, queued_s=max(0.0, waited_s - executing), executing_s=executing)
-    return PromptResult(prompt_id, backend.name, entry.outputs, files_of(entry.outputs), timings, node_errors or {})
+    return PromptResult(
+        prompt_id,
+        backend.name,
+        entry.outputs,
+        files_of(entry.outputs),
+        timings,
+        node_errors or {},
+        simulated=backend.simulated,
+    )
 
 
 def _check_same(run: PromptRun, found: HistoryEntry | QueueItem) -> None:

@@ -75,6 +75,12 @@ if [[ "$has_comfyui" == false && "$elsewhere" == false ]]; then
     say "there is no ComfyUI in this image; the gateway waits for one at 127.0.0.1:$COMFY_PORT (set COMFYUI_SERVER_ADDRESS)"
 fi
 
+# Whoever has a setting for ComfyUI's address looks where it listens. The Postgres worker knows COMFY_PORT by itself.
+case "$WORKER" in
+    gateway | runpod) export COMFYUI_SERVER_ADDRESS="${COMFYUI_SERVER_ADDRESS:-127.0.0.1:$COMFY_PORT}" ;;
+    littlehorse) export COMFYUI_BASE_URL="${COMFYUI_BASE_URL:-http://127.0.0.1:$COMFY_PORT}" ;;
+esac
+
 # RunPod's and Postgres' workers start ComfyUI themselves: they restart it when a GPU fault has broken it, and put its
 # last lines into a failed job. START_COMFYUI=true has supervisord do it for them, too.
 starter=worker
@@ -208,9 +214,6 @@ if [[ "$runs_comfyui" == true && -z "${COMFYUI_COMMAND:-}" ]]; then
     if [[ "$WORKER" == postgres && "$starter" == worker ]]; then
         export COMFY_PATH="${COMFY_PATH:-$COMFYUI_DIR}" COMFY_PYTHON="$comfyui_python" COMFY_ARGS="$arguments"
     fi
-fi
-if [[ "$runs_comfyui" == true && "$WORKER" == littlehorse ]]; then
-    export COMFYUI_BASE_URL="${COMFYUI_BASE_URL:-http://127.0.0.1:$COMFY_PORT}"
 fi
 
 # The rest

@@ -113,7 +113,7 @@ async def _raw(request: Request, deliverer: Deliverer, call: Call, result: Promp
         )
         first = await anext(content.pieces, b"")  # so that a file that is gone still has a status
         opened = stack.pop_all()
-    headers = _headers_of(content.filename, call)
+    headers = _headers_of(content.filename, result)
     if content.length is not None:
         headers["Content-Length"] = str(content.length)
     return BodyStream(continued(first, content.pieces), content.content_type, headers, opened)
@@ -126,16 +126,49 @@ async def _zip(deliverer: Deliverer, call: Call, result: PromptResult) -> Respon
         pieces = await stack.enter_async_context(aclosing(deliverer.zip(result, call.order)))
         first = await anext(pieces)
         opened = stack.pop_all()
-    headers = _headers_of(f"{call.prompt_id}.zip", call)
+    headers = _headers_of(f"{call.prompt_id}.zip", result)
     return BodyStream(continued(first, pieces), "application/zip", headers, opened)
 
 
-def _headers_of(filename: str, call: Call) -> dict[str, str]:
+def _headers_of(filename: str, result: PromptResult) -> dict[str, str]:
     return {
         "Content-Disposition": content_disposition(filename),
         "X-Content-Type-Options": "nosniff",
-        "X-Prompt-Id": call.prompt_id,
+        "X-Prompt-Id": result.prompt_id,
+        **({"X-Simulation": "true"} if result.simulated else {}),
     }
+
+
+def result_schema() -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of an answer with a result."""
+    seconds = {"type": "number"}
+    timings = {
+        "type": "object",
+        "description": "Where the time went, in seconds.",
+        "properties": {
+            "staging": {**seconds, "description": "Placing the inputs."},
+            "queued": {**seconds, "description": "Waiting in ComfyUI's queue, and for its answers."},
+            "executing": {**seconds, "description": "ComfyUI's execution alone, by its own clock."},
+            "collecting": {**seconds, "description": "Reading the files."},
+        },
+    }
+    schema = {
+        "type": "object",
+        "properties": {
+            "prompt_id": {"type": "string", "format": "uuid"},
+            "status": {"const": "success"},
+            "execution_time": {
+                **seconds,
+                "description": "Seconds in all: the sum of `timings`, the wait in ComfyUI's queue included.",
+            },
+            "outputs": {"type": "object", "description": "ComfyUI's history, verbatim."},
+            "images": {"type": "array", "items": {"type": "object"}, "description": "Every file, of any medium."},
+            "node_errors": {"type": "object", "description": "Outputs that ComfyUI left out of the run, by node."},
+            "timings": timings,
+            "simulation": {"const": True, "description": "There when no real ComfyUI ran the prompt."},
+        },
+    }
+    return {200: {"description": "The result.", "content": {"application/json": {"schema": schema}}}}
 
 
 def _chosen(call: Call, result: PromptResult) -> OutputFile:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from comfyui.delivery import Order
 from comfyui.models import ImageConversion, OutputPlace
 from comfyui.web.accept import accepted_by
-from comfyui.web.answers import Call, answer
+from comfyui.web.answers import Call, answer, result_schema
 from comfyui.web.bodies import Submitted, body_schema
 from comfyui.web.deps import CALLER, Delivery, Handler, Options, WebOptions
 from comfyui.web.errors import RequestError
@@ -56,7 +56,12 @@ class AttachQuery(BaseModel):
         return Order(self.return_image_base64, convert or None, place or None)
 
 
-@router.post("/prompt_sync", summary="Run a workflow and wait for its files", openapi_extra=body_schema())
+@router.post(
+    "/prompt_sync",
+    summary="Run a workflow and wait for its files",
+    openapi_extra=body_schema(),
+    responses=result_schema(),
+)
 async def prompt_sync(
     request: Request,
     submitted: Submitted,
@@ -97,7 +102,7 @@ async def prompt_sync(
     )
 
 
-@router.get("/prompt_sync/{prompt_id}", summary="Attach again to a prompt")
+@router.get("/prompt_sync/{prompt_id}", summary="Attach again to a prompt", responses=result_schema())
 async def attach(
     request: Request,
     prompt_id: UUID,

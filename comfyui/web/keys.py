@@ -33,6 +33,10 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
+    def shown_names(self) -> list[str]:
+        """The names that stand in the log, in the order of the keys."""
+        return [shown_name(caller) for caller in self._callers]
+
     def holds(self, key: bytes) -> bool:
         """Is it one of ours? All are compared, whichever it is."""
         return self._index(key) is not None
@@ -89,6 +93,11 @@ def _signature(signer: bytes, statement: str) -> str:
 
 def _caller(key: str) -> UUID:
     return UUID(bytes=hashlib.pbkdf2_hmac("sha256", key.encode(), _CALLER_PURPOSE, _CALLER_ROUNDS, dklen=16))
+
+
+def shown_name(caller: UUID) -> str:
+    """The name of a key for logs, from what `KeyRing.caller` gives: as slow to try keys against as that."""
+    return f"key-{caller.hex[:8]}"
 
 
 def session_in(cookies: bytes) -> str | None:

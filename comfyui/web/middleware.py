@@ -14,13 +14,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from comfyui.exceptions import ComfyUIOverloadedError, error_body, error_body_of
 from comfyui.metrics import Metrics
 from comfyui.web.decoding import decoded
+from comfyui.web.deps import CALLER
 from comfyui.web.errors import json_response
+from comfyui.web.keys import shown_name
 from comfyui.web.multipart import is_form
 from comfyui.web.server_http import SPLICE
 
 _log = structlog.get_logger("access")
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+# An IPv6 address with a zone; what is longer is none.
+_LONGEST_ADDRESS = 64
 # Set in a request's state: its line is for debugging only, unless it failed.
 QUIET = "quiet"
 # In a request's state: what counts the bytes of its body that are kept in memory, where the body as a whole is not.
@@ -30,7 +34,8 @@ HOLD = "hold"
 class RequestContext:
     """Give each request an id (the caller's own ``X-Request-ID`` where it is harmless), bind it for logs, log one line.
 
-    The query is not logged: it may carry what a caller holds secret.
+    The query is not logged: it may carry what a caller holds secret. The key stands there by its name, which
+    `comfyui.web.keys.shown_name` makes, and the client's address is the one that a trusted proxy tells.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -73,6 +78,8 @@ class RequestContext:
                     status=status,
                     bytes=sent,
                     ms=round((time.perf_counter() - started) * 1000, 1),
+                    client=_client(scope),
+                    key=_key(scope),
                 )
             structlog.contextvars.reset_contextvars(**tokens)
 
@@ -259,6 +266,16 @@ class _Patience:
 
 class TooLargeError(Exception):
     """Ends the application's reading of a body that has grown too long."""
+
+
+def _client(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return str(client[0])[:_LONGEST_ADDRESS] if client else None
+
+
+def _key(scope: Scope) -> str | None:
+    caller = scope["state"].get(CALLER)
+    return None if caller is None else shown_name(caller)
 
 
 def _request_id(scope: Scope) -> str:

@@ -26,6 +26,8 @@ except PackageNotFoundError:
 async def health(request: Request, handler: Handler) -> Response:
     """503 when no ComfyUI answers. The queue figures are ComfyUI's own, as it last told them.
 
+    `simulation` is true when one of the servers is a simulation, such as the embedded engine.
+
     Where there are API keys, only who shows one is told of addresses and reasons.
     """
     in_detail: bool = request.scope["state"][IN_DETAIL]
@@ -39,6 +41,7 @@ async def health(request: Request, handler: Handler) -> Response:
         "queue_running": running,
         "queue_pending": remaining - running,
         "waiting_requests": handler.waiting,
+        "simulation": any(server["simulation"] for server in servers),
         "servers": servers,
         "version": VERSION,
         "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

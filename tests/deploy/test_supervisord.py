@@ -20,13 +20,12 @@ pytestmark = pytest.mark.timeout(90)
 
 @pytest.fixture
 def variables(tmp_path: Path) -> dict[str, str]:
-    """A container of the role `gateway` whose ComfyUI is the embedded engine."""
+    """A container of the role `gateway` whose ComfyUI is the embedded engine, on a port that only COMFY_PORT tells."""
     (tmp_path / "comfyui").mkdir()
     port = free_port()
     return environment(
         tmp_path,
         COMFY_PORT=str(port),
-        COMFYUI_SERVER_ADDRESS=f"127.0.0.1:{port}",
         COMFYUI_COMMAND=engine_command(port),
         START_SECONDS="1",
         SERVER_HOST="127.0.0.1",

@@ -514,6 +514,10 @@ async def test_the_start_warns_of_a_gateway_that_is_open_to_others(host: str, ke
     process.kill()
     await process.wait()
     assert ("gateway.open" in seen) is warned
+    if warned:
+        line = next(line for line in seen.splitlines() if "gateway.open" in line)
+        for way in (host, "set API_KEYS to", "openssl rand -hex 24", "SERVER_HOST=127.0.0.1"):
+            assert way in line
 
 
 def test_keys_do_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from comfyui.engine import Engine
 from comfyui.metrics import Metrics
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 from tests.relaying import eventually, fetch
-from tests.running import RunningGateway, invert_workflow, running_gateway, until
+from tests.running import RunningGateway, invert_workflow, prompts_are_queued, running_gateway, sleep_workflow, until
 from tests.runpod_endpoint import DATA, KEY, NOWHERE, FakeEndpoint, base64_image
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,36 @@ async def test_a_prompt_is_counted_with_the_time_of_its_stages(gateway: RunningG
     assert samples["comfyui_gateway_waiting_requests{}"] == 0
     assert samples["comfyui_gateway_server_up{}"] == 1
     assert samples["comfyui_gateway_websocket_connected{}"] == 1
+
+
+async def outcomes(gateway: RunningGateway, count: int) -> dict[str, float]:
+    """Prompts by outcome, once so many have ended."""
+
+    async def counted() -> dict[str, float]:
+        start = "comfyui_gateway_prompts_total{outcome="
+        found = (await _samples(gateway)).items()
+        return {name.removeprefix(start).rstrip("}"): value for name, value in found if name.startswith(start)}
+
+    return await until(counted, lambda found: sum(found.values()) >= count)
+
+
+async def test_a_timeout_is_counted_as_one_and_a_client_that_leaves_is_not(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    assert (await gateway.prompt_sync(sleep_workflow(30), timeout=0.2))[0] == 504
+    assert await outcomes(gateway, 1) == {"timeout": 1}
+
+    leaving = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30, tag=1)))
+    await prompts_are_queued(engine, 1)
+    leaving.cancel()
+    assert await outcomes(gateway, 2) == {"timeout": 1, "task_cancelled": 1}
+
+    foreign = {"prompt": sleep_workflow(30, tag=2)}
+    async with aiohttp.ClientSession() as http, http.post(f"{engine.url}/prompt", json=foreign) as response:
+        others = (await response.json())["prompt_id"]
+    async with gateway.http.get(f"/prompt_sync/{others}?timeout=0.2") as response:
+        assert response.status == 504
+    assert await outcomes(gateway, 3) == {"timeout": 2, "task_cancelled": 1}
 
 
 async def test_what_is_relayed_is_counted_by_route_and_in_bytes(gateway: RunningGateway) -> None:

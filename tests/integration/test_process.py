@@ -34,6 +34,62 @@ async def test_sigterm_lets_prompts_in_flight_finish(engine: Engine) -> None:
         assert await gateway.exit_status() == 0
 
 
+async def test_a_drain_refuses_new_prompts_on_open_and_new_connections_until_its_end(engine: Engine) -> None:
+    async with gateway_process(engine.url) as gateway, aiohttp.ClientSession(gateway.http._base_url) as other:
+        async with gateway.http.get("/health/live") as response:  # so that a connection is open
+            assert response.status == 200
+        waiting = asyncio.create_task(other.post("/prompt_sync", json={"prompt": sleep_workflow(3)}))
+        await prompts_are_queued(engine, 1)
+        gateway.signal(signal.SIGTERM)
+        await gateway.logged("shutdown.draining")
+        for fresh in (False, True):
+            connector = aiohttp.TCPConnector(force_close=True)
+            async with aiohttp.ClientSession(gateway.http._base_url, connector=connector) as new:
+                http = new if fresh else gateway.http
+                for path in ("/prompt_sync", "/prompt"):
+                    async with http.post(path, json={"prompt": invert_workflow()}) as response:
+                        assert response.status == 503
+                        assert (await response.json())["type"] == "shutting_down"
+                        assert int(response.headers["Retry-After"]) > 0
+                async with http.get("/health/ready") as response:
+                    assert (response.status, (await response.json())["reason"]) == (503, "shutting down")
+                async with http.get("/health/live") as response:
+                    assert response.status == 200
+        async with await waiting as response:
+            assert response.status == 200
+        assert await gateway.exit_status() == 0
+    assert len(executions(engine)) == 1
+
+
+async def test_an_idle_gateway_stops_at_once(engine: Engine) -> None:
+    async with gateway_process(engine.url, SHUTDOWN_GRACE_SECONDS="600") as gateway:
+        async with gateway.http.get("/health/live") as response:
+            assert response.status == 200
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_status() == 0
+
+
+async def test_the_access_line_has_the_client_and_the_name_of_its_key(engine: Engine) -> None:
+    keys = {"first-key-0123456789": "10.1.2.3", "second-key-0123456789": "2001:db8::7"}
+    async with gateway_process(engine.url, API_KEYS=",".join(keys)) as gateway:
+        names = (await gateway.logged("gateway.starting"))["keys"]
+        for key, client in keys.items():
+            headers = {"X-API-Key": key, "X-Forwarded-For": client, "X-Request-ID": client}
+            async with gateway.http.get("/prompt_sync/x", headers=headers) as response:
+                assert response.status == 422
+        async with gateway.http.get("/prompt_sync/x", headers={"X-Request-ID": "nobody"}) as response:
+            assert response.status == 401
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_status() == 0
+    lines = {line["request_id"]: line for line in gateway.lines if line["event"] == "request"}
+    shown = {client: (lines[client]["client"], lines[client]["key"]) for client in keys.values()}
+    assert shown == {client: (client, name) for client, name in zip(keys.values(), names, strict=True)}
+    assert len(set(names)) == 2
+    assert all(re.fullmatch("key-[0-9a-f]{8}", name) for name in names)
+    assert (lines["nobody"]["client"], lines["nobody"]["key"]) == ("127.0.0.1", None)
+    assert not [key for key in keys if key in str(gateway.lines)]
+
+
 async def test_after_the_grace_the_rest_is_answered_with_its_prompt_id_and_goes_on(engine: Engine) -> None:
     async with gateway_process(engine.url, SHUTDOWN_GRACE_SECONDS="0.2") as gateway:
         waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(1.0)))

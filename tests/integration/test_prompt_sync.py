@@ -7,10 +7,11 @@ import io
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from PIL import Image
 
 from comfyui.engine import Engine
-from tests.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
+from tests.running import RunningGateway, invert_workflow, requests, running_gateway, sleep_workflow
 
 
 async def test_a_workflow_comes_back_with_its_files(gateway: RunningGateway) -> None:
@@ -68,3 +69,50 @@ async def test_an_input_in_the_workflow_is_placed_however_its_scheme_is_spelt(en
     assert status == 200, body
     with Image.open(engine.folders.output / body["images"][0]["filename"]) as image:
         assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+async def test_answers_and_health_say_that_a_simulation_ran_it(gateway: RunningGateway, engine: Engine) -> None:
+    asked = requests(engine, "GET /system_stats")
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["simulation"]) == (200, True)
+    for accept in ("image/png", "application/zip"):
+        async with gateway.http.post(
+            "/prompt_sync", json={"prompt": invert_workflow()}, headers={"Accept": accept}
+        ) as response:
+            assert (response.status, response.headers["X-Simulation"]) == (200, "true")
+    async with gateway.http.get("/health") as response:
+        health = await response.json()
+    assert (health["simulation"], health["servers"][0]["simulation"]) == (True, True)
+    assert requests(engine, "GET /system_stats") == asked, "it is asked once for a connection, not for a prompt"
+
+
+@pytest.mark.parametrize("stats", [b'{"system": {"comfyui_version": "0.3.64"}}', b"[]", b"{", b'{"system": null}'])
+async def test_a_comfyui_that_does_not_call_itself_a_simulation_is_none(stats: bytes) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        found = {"/system_stats": stats, "/prompt": b'{"exec_info": {"queue_remaining": 0}}'}.get(request.path)
+        return web.Response(body=found, content_type="application/json") if found else web.Response(status=404)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        address = runner.addresses[0]
+        async with running_gateway(f"{address[0]}:{address[1]}") as gateway, gateway.http.get("/health") as response:
+            health = await response.json()
+        assert (health["status"], health["simulation"]) == ("healthy", False)
+    finally:
+        await runner.cleanup()
+
+
+async def test_openapi_says_that_execution_time_includes_the_queue(gateway: RunningGateway) -> None:
+    async with gateway.http.get("/openapi.json") as response:
+        paths = (await response.json())["paths"]
+    for path, method in (("/prompt_sync", "post"), ("/prompt_sync/{prompt_id}", "get")):
+        schema = paths[path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert "queue included" in schema["properties"]["execution_time"]["description"]
+    _, body = await gateway.prompt_sync(invert_workflow())
+    assert set(body) <= set(schema["properties"])
+    assert body["execution_time"] == pytest.approx(sum(body["timings"].values()), abs=0.001)
