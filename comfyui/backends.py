@@ -328,7 +328,7 @@ class Backend:
     async def _probe_loop(self) -> None:
         failures = 0
         last_id: str | None = None
-        kind_known = False
+        kind_known = was_connected = False
         while True:
             self._look_again.clear()
             connected = self.watcher.connected
@@ -338,7 +338,8 @@ class Backend:
                 # It may have been restarted, with other nodes and models.
                 self._definitions.forget()
                 self.on_connected()
-                kind_known = False
+                # Its first connection is to the server that has just answered.
+                kind_known, was_connected = kind_known and not was_connected, True
             self._perhaps_restarted |= client_id is None or client_id != last_id
             last_id = client_id
             if (connected and not self._doubted) or await self._answers():
