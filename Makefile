@@ -4,6 +4,7 @@
 SHELL := /bin/sh
 VENV  := .venv
 BIN   := $(VENV)/bin
+VENV_GATEWAY := .venv-gateway
 VENV_RUNPOD := .venv-runpod
 VENV_MANIFESTS := .venv-manifests
 VENV_LITTLEHORSE := .venv-littlehorse
@@ -15,15 +16,25 @@ help: ## what there is
 
 # Makes the environment of the target's folder from the first prerequisite, pinned and hashed. The lock is whole: pip
 # need not resolve anything, and must not, since it takes a newer release of what is pinned for an extra (pydantic[email]).
+# It prints a line for each package, which shows that it goes on.
 define make_venv
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement $<
-	$(@D)/bin/python -m pip check --disable-pip-version-check
+	@echo "making the environment $(@D) (once): $$(grep -c '==' $<) packages of $<"
+	@$(PYTHON) -m venv $(@D)
+	@{ PYTHONUNBUFFERED=1 $(@D)/bin/python -m pip install --progress-bar off --disable-pip-version-check --no-deps \
+		--require-hashes --requirement $< && touch $(@D)/.installed; } | awk '\
+		/^(Collecting|Processing) / { sub(".*/", "", $$2); print "  getting " $$2; fflush() } \
+		/^Installing / { print "  installing them"; fflush() }'
+	@test -e $(@D)/.installed || { echo "pip could not install $<: see above" >&2; exit 1; }
+	@$(@D)/bin/python -m pip check --disable-pip-version-check
 	@touch $@
 endef
 
 $(VENV)/.ready: requirements/dev.txt
+	$(make_venv)
+
+# What the gateway needs, and nothing more: a tenth of what development takes.
+$(VENV_GATEWAY)/.ready: requirements/gateway.txt
 	$(make_venv)
 
 # Each of these SDKs needs versions that the other cannot have.
@@ -38,11 +49,11 @@ $(VENV_MANIFESTS)/.ready: requirements/manifests.txt
 
 setup: $(VENV)/.ready ## make .venv with everything that is needed here
 
-demo: setup ## run one workflow through the gateway on the embedded engine, save the picture
-	@$(BIN)/python examples/demo.py
+demo: $(VENV_GATEWAY)/.ready ## run one workflow through the gateway on the embedded engine, save the picture
+	@$(VENV_GATEWAY)/bin/python examples/demo.py
 
-run: setup ## serve: in front of COMFYUI_SERVER_ADDRESS where it answers, else of the embedded engine
-	@$(BIN)/python server.py --fallback-engine
+run: $(VENV_GATEWAY)/.ready ## serve: in front of COMFYUI_SERVER_ADDRESS where it answers, else of the embedded engine
+	@$(VENV_GATEWAY)/bin/python server.py --fallback-engine
 
 test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
@@ -87,6 +98,6 @@ lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 	$(COMPILE) --group pyproject.toml:image --output-file requirements/image.txt
 
 clean: ## remove what make and the tests made
-	rm -rf $(VENV) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help setup demo run test lint manifests format bench lock clean
