@@ -322,8 +322,9 @@ class Settings(BaseSettings):
                 parse(text, self.comfyui_server_address)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-        if headers and self.backend == "runpod":
-            raise ValueError("COMFYUI_HEADERS: not with BACKEND=runpod, whose local ComfyUI is asked without")
+        if self.backend == "runpod" and (headers or self.comfyui_tls_verify.strip().lower() != "true"):
+            name = "COMFYUI_HEADERS" if headers else "COMFYUI_TLS_VERIFY"
+            raise ValueError(f"{name}: not with BACKEND=runpod, whose local ComfyUI is asked without")
         return self
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ class Guesses:
         self,
         *,
         free: int = 20,
-        per_second: float = 4.0,
+        per_second: float = 10.0,
         longest_s: float = 5.0,
         addresses: int = 10_000,
         waiting: int = 500,
