@@ -56,11 +56,11 @@ from comfyui.web.forwarded import TrustedProxies
 from comfyui.web.hosts import KnownHosts
 from comfyui.web.keys import KeyRing
 from comfyui.web.listening import bind, is_loopback, url_of
-from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients
+from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients, StalledClientError
 from comfyui.web.origins import Origins
 from comfyui.web.paths import PathRules
 from comfyui.web.proxy import Relay, RelayOptions
-from comfyui.web.server_http import ServerHttp, splicing
+from comfyui.web.server_http import ServerHttp, cut_off, splicing
 from comfyui.web.server_socket import ServerSocket
 from comfyui.web.shortcut import PromptShortcut
 from comfyui.web.tickets import Tickets
@@ -145,7 +145,11 @@ class _Gateway(FastAPI):
         scope["app"] = self  # what goes past FastAPI finds the application's state, too
         if scope["type"] != "lifespan":
             self.proxies.apply(scope)
-        await self.front(scope, receive, splicing(scope, send))
+        try:
+            await self.front(scope, receive, splicing(scope, send))
+        except StalledClientError as error:
+            _log.info("client.slow", path=scope["path"], detail=str(error))
+            cut_off(send)
 
     async def endpoints(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The gateway's own paths."""

@@ -184,7 +184,8 @@ class BodyLimit:
 class SlowClients:
     """End what a client holds open without moving: a body that stops coming (408), an answer that is not read.
 
-    A client may wait for its answer as long as it likes; only what it should send or take is timed.
+    A client may wait for its answer as long as it likes; only what it should send or take is timed. Raises
+    `StalledClientError` where an answer has begun, which nothing but the end of the connection can end.
     """
 
     def __init__(self, app: ASGIApp, idle_s: float, metrics: Metrics) -> None:
@@ -196,7 +197,7 @@ class SlowClients:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body_complete = stalled = started = False
+        body_complete = stalled = started = unread = False
 
         async def timed_receive() -> Message:
             nonlocal body_complete, stalled
@@ -212,7 +213,7 @@ class SlowClients:
             return message
 
         async def timed_send(message: Message) -> None:
-            nonlocal started
+            nonlocal started, unread
             if stalled:
                 return  # what the application makes of half a body; the client gets its 408 below
             started = True
@@ -220,18 +221,21 @@ class SlowClients:
                 with _Patience(self._idle_s):
                     await send(message)
             except TimeoutError:
-                self._metrics.rejected.labels("slow_client").inc()
-                raise ConnectionAbortedError("the client did not read its answer") from None
+                unread = True
+                raise StalledClientError from None
 
         try:
             await self._app(scope, timed_receive, timed_send)
         except Exception:
-            if not stalled:
+            if not stalled and not unread:
                 raise
+        if unread:
+            self._metrics.rejected.labels("slow_client").inc()
+            raise StalledClientError("the client did not read its answer")
         if stalled:
             self._metrics.rejected.labels("slow_client").inc()
             if started:
-                raise ConnectionAbortedError("the client did not send its body")
+                raise StalledClientError("the client did not send its body")
             detail = f"the body did not go on for {self._idle_s:g} s (CLIENT_IDLE_SECONDS)"
             request_id = scope.get("state", {}).get("request_id")
             body = error_body(title="Request timeout", code="request_timeout", detail=detail, request_id=request_id)
@@ -262,6 +266,10 @@ class _Patience:
         # Cancelled by somebody else as well: that goes before.
         if self._late and self._task is not None and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise TimeoutError
+
+
+class StalledClientError(ConnectionAbortedError):
+    """A client was given up in the middle of its answer."""
 
 
 class TooLargeError(Exception):

@@ -66,6 +66,16 @@ async def _splice(cycle: Any, transport: _Gathering, splice: Splice) -> None:
     cycle.expected_content_length -= splice.moved
 
 
+def cut_off(send: Send) -> None:
+    """Ends the connection of a client that was given up in the middle of its answer. `send` is the server's own."""
+    cycle = getattr(send, "__self__", None)
+    transport = getattr(cycle, "transport", None)
+    if cycle is None or transport is None:
+        raise RuntimeError("this server has no way to cut a connection")
+    transport.abort()
+    _gone(cycle)
+
+
 def _gone(cycle: Any) -> ClientGoneError:
     """uvicorn notices in a later turn only, and would log until then that the answer was not completed."""
     cycle.disconnected = True

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import resource
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ import pytest
 
 from comfyui.engine import Engine
 from tests.processes import GatewayProcess, engine_process, gateway_process
-from tests.relaying import Exchange, raw_client, raw_request, relayed
+from tests.relaying import Exchange, eventually, raw_client, raw_request, relayed
 from tests.running import RunningGateway, invert_workflow, running_gateway, until
 
 BODY = json.dumps({"prompt": invert_workflow()}).encode()
@@ -226,6 +227,37 @@ async def test_a_client_that_leaves_in_mid_body_is_no_error_line_and_leaves_noth
             async with gateway.http.get("/health/live") as response:
                 assert response.status == 200
             assert gateway.lines_of("warning", "error", "critical") == []
+
+
+ANSWERS = {
+    "json": (b"POST /prompt_sync", ()),
+    "bytes": (b"POST /prompt_sync", ((b"Accept", b"video/*"),)),
+    "archive": (b"POST /prompt_sync", ((b"Accept", b"application/zip"),)),
+    "events": (b"POST /prompt_sync", ((b"Accept", b"text/event-stream"),)),
+    "relayed": (b"GET /view?filename=big_00001_.mp4&type=output", ()),
+    "relayed in part": (b"GET /api/view?filename=big_00001_.mp4&type=output", ((b"Range", b"bytes=0-50000000"),)),
+}
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off_without_an_error_line(own_engine: str) -> None:
+    inputs = {"size": 60_000_000, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "big"}
+    workflow = {"1": {"class_type": "SimulatedOutput", "inputs": inputs}}
+    body = json.dumps({"prompt": workflow, "return_image_base64": True}).encode()
+    async with gateway_process(own_engine, CLIENT_IDLE_SECONDS="0.5") as gateway:
+        port = gateway.http._base_url.port if gateway.http._base_url else 0
+        loop = asyncio.get_running_loop()
+        for line, headers in ANSWERS.values():
+            told = sum(entry["event"] == "client.slow" for entry in gateway.lines)
+            with socket.socket() as client:
+                client.setblocking(False)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                await loop.sock_connect(client, ("127.0.0.1", port))
+                await loop.sock_sendall(client, request(line, *headers, body=body if line.startswith(b"POST") else b""))
+                await eventually(
+                    lambda told=told: sum(entry["event"] == "client.slow" for entry in gateway.lines) > told,  # type: ignore[misc]
+                    within_s=20,
+                )
+        assert gateway.lines_of("warning", "error", "critical") == []
 
 
 async def test_a_gateway_that_ends_in_mid_body_leaves_no_folder(engine: Engine, temporary: Path) -> None:
