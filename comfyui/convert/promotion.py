@@ -74,6 +74,9 @@ class _Promotion:
         values = _values(node)
         for widget, value in zip(node.widgets, values, strict=False):
             _set(widget, value)
+        if not _entries(node):
+            shown = zip(node.widgets, values, strict=False)
+            self._note_nulls(node, [w.name for w, value in shown if value is None and w.value is not None])
         if not _entries(node) and any(value is not None for value in values[len(node.widgets) :]):
             self._warn(node, f"stores {len(values)} values for {len(node.widgets)} widgets; the last ones are left out")
 
@@ -91,6 +94,7 @@ class _Promotion:
         if not entries:
             return
         renamed = self._workflow.renamed.get(node.type, {})
+        nulls = []
         for index, entry in enumerate(entries):
             value = values[index] if index < len(values) else None
             if entry.node_id == _OWN:
@@ -100,11 +104,18 @@ class _Promotion:
                 widget = self._shown_widget(node, inside, moved)
             if widget:
                 _set(widget, value)
+                if value is None and index < len(values) and widget.value is not None:
+                    nulls.append(entry.name)
             elif value is not None and not entry.name.startswith(_PREVIEW):
                 self._warn(node, f"stores {value!r:.60} for {entry.name} of node {entry.node_id}, which it has not")
+        self._note_nulls(node, nulls)
         if len(values) > len(entries) and any(value is not None for value in values[len(entries) :]):
             self._warn(node, f"stores {len(values)} values for the {len(entries)} widgets that it shows")
         self._note_unlisted(node, inside, entries, values)
+
+    def _note_nulls(self, node: Node, names: Sequence[str]) -> None:
+        if names:
+            self._warn(node, f"stores null for {', '.join(names)}, so the value inside counts")
 
     def _note_unlisted(self, node: Node, inside: Graph, entries: Sequence[_Shown], values: Sequence[Any]) -> None:
         """Widgets of inputs that ``proxyWidgets`` does not list got a value by position, which may be another's."""

@@ -141,7 +141,7 @@ def complete_node(node: Node, definition: Mapping[str, Any], socket_types: Colle
     if node.type == "CustomCombo" and node.widgets[0].value is None:
         node.widgets[0].value = next((w.value for w in node.widgets[2:] if w.value), None)
     values = {widget.name: widget.value for widget in node.widgets}
-    _refuse_unknown_options(node)
+    warnings += _unknown_options(node, misplaced=bool(warnings))
     slots = [slot for spec in ordered if not has_widget(spec) for slot in _slots_of(spec, values)]
     slots += [slot for spec in ordered if has_widget(spec) for slot in _slots_of(spec, values)]
     for slot in slots:
@@ -232,18 +232,28 @@ def _refuse_scripted(
         )
 
 
-def _refuse_unknown_options(node: Node) -> None:
-    """An option that a dynamic combo does not have may bring inputs, so the values after it cannot be placed."""
+def _unknown_options(node: Node, *, misplaced: bool) -> list[str]:
+    """Options that a dynamic combo does not have; they may bring inputs whose values stand before those of others.
+
+    Raises:
+        UncertainLayoutError: stored values do not fit (`misplaced`), so the option did bring inputs.
+    """
+    warnings = []
     for widget in node.widgets:
         options = widget.options.get("options")
         if widget.kind != "COMBO" or widget.children is None or not isinstance(options, list):
             continue
         if options and widget.value not in options:
-            raise UncertainLayoutError(
-                f"{widget.name} is {widget.value!r:.80}, which this ComfyUI does not offer ({', '.join(options[:5])}), "
-                "so that it cannot be known which stored value belongs to which input: update ComfyUI, or choose one "
-                "of its options"
+            offered = (
+                f"{widget.name} is {widget.value!r:.80}, which this ComfyUI does not offer ({', '.join(options[:5])})"
             )
+            if misplaced:
+                raise UncertainLayoutError(
+                    f"{offered}, so that it cannot be known which stored value belongs to which input: update ComfyUI, "
+                    "or choose one of its options"
+                )
+            warnings.append(f"{offered}; the node most likely fails")
+    return warnings
 
 
 def _complete_outputs(node: Node, definition: Mapping[str, Any]) -> None:
