@@ -120,7 +120,7 @@ def with_defaults(widget: Widget) -> list[Widget]:
 def set_value(widget: Widget, value: Any) -> None:
     """Store a value as the editor's widget would hold it."""
     if widget.kind not in _UNREAD:
-        widget.value = _text_area(value) if widget.kind == "TEXT" else value
+        widget.value = _text_area(value) if widget.kind in ("TEXT", "MARKDOWN") else value
 
 
 def _text_area(value: Any) -> Any:

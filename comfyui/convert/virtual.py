@@ -146,9 +146,9 @@ def _why_refused(node: Node) -> str:
 def apply_everywhere_links(workflow: Workflow) -> list[str]:
     """Make the links that cg-use-everywhere keeps beside the others; returns warnings where that is not certain."""
     warnings = []
-    for graph in workflow.graphs():
+    for name, graph in (("", workflow.root), *workflow.subgraphs.items()):
         nodes = {**graph.nodes, **graph.left_out}
-        entries = [entry for entry in _entries(graph) if isinstance(entry, Mapping)]
+        entries = list(_entries(graph, workflow.renamed.get(name, {})))
         for entry in entries:
             controller = nodes.get(str(entry.get("controller")))
             if (controller is None or controller.runs) and (problem := _apply_entry(entry, graph)):
@@ -164,9 +164,13 @@ def apply_everywhere_links(workflow: Workflow) -> list[str]:
     return warnings
 
 
-def _entries(graph: Graph) -> Iterator[Any]:
+def _entries(graph: Graph, renamed: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+    """The links that a graph keeps apart, by the ids that its nodes have now."""
     entries = graph.extra.get("ue_links")
-    yield from entries if isinstance(entries, list) else ()
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping):
+            ends = {end: str(entry.get(end)) for end in ("upstream", "downstream", "controller")}
+            yield {**entry, **{end: renamed.get(node_id, node_id) for end, node_id in ends.items()}}
 
 
 def _apply_entry(entry: Mapping[str, Any], graph: Graph) -> str | None:
