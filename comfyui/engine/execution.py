@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from comfyui.engine.crashing import CRASHES, crash
+from comfyui.engine.dynamic import expanded, is_dynamic, nested
 from comfyui.engine.faults import Faults
 from comfyui.engine.files import Folders
 from comfyui.engine.graph import Prompt, Schedule, Signatures, is_link
@@ -158,7 +159,8 @@ class Executor:
             run.hang(config.get("seconds"))
 
     def _inputs(self, execution: _Execution, node: Mapping[str, Any]) -> dict[str, Any]:
-        declared = NODES[node["class_type"]].inputs(self._folders)
+        shapes = NODES[node["class_type"]].inputs(self._folders)
+        declared = expanded(shapes, node["inputs"]) if is_dynamic(shapes) else shapes
         known = declared.get("required", {}).keys() | declared.get("optional", {}).keys()
         inputs: dict[str, Any] = {}
         for name, value in node["inputs"].items():
@@ -169,7 +171,7 @@ class Executor:
                 inputs[name] = source.values[int(value[1])]
             elif name in known:
                 inputs[name] = value
-        return inputs
+        return nested(inputs, shapes) if is_dynamic(shapes) else inputs
 
     def _cached(self, execution: _Execution, node_id: str) -> _Cached | None:
         return self._cache.get(execution.signatures.of(node_id))

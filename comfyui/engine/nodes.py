@@ -72,6 +72,7 @@ class NodeType:
     module: str
     output_node: bool
     v3: bool  # declared the newer way: its /object_info entry has a few more keys
+    newer: bool  # not in the old version
     fingerprint: Callable[..., str] | None  # beyond the inputs, what a cached result depends on
     validate: Callable[..., bool | str] | None
     validated_inputs: frozenset[str] = field(default=frozenset())
@@ -120,6 +121,7 @@ def node(
     module: str = "nodes",
     output_node: bool = False,
     v3: bool = False,
+    newer: bool = False,
     fingerprint: Callable[..., str] | None = None,
     validate: Callable[..., bool | str] | None = None,
     validated_inputs: frozenset[str] = frozenset(),
@@ -146,6 +148,7 @@ def node(
             module=module,
             output_node=output_node,
             v3=v3,
+            newer=newer,
             fingerprint=fingerprint,
             validate=validate,
             validated_inputs=validated_inputs,

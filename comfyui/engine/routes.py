@@ -178,7 +178,8 @@ class InfoRoutes:
 
     async def object_info(self, request: web.Request) -> web.Response:
         wanted = request.match_info.get("node_class")
-        names = NODES if wanted is None else [wanted] if wanted in NODES else []
+        known = [name for name, found in NODES.items() if self._options.is_modern or not found.newer]
+        names = known if wanted is None else [wanted] if wanted in known else []
         return web.json_response(await asyncio.to_thread(self._describe, names))
 
     def _describe(self, names: Iterable[str]) -> dict[str, Any]:

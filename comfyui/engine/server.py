@@ -17,6 +17,7 @@ from aiohttp import web
 
 # Imported for what they register.
 import comfyui.engine.nodes_diffusion
+import comfyui.engine.nodes_dynamic
 import comfyui.engine.nodes_image
 import comfyui.engine.nodes_media
 import comfyui.engine.nodes_simulated

@@ -6,6 +6,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from comfyui.engine.dynamic import MATCH_TYPE, expanded, is_dynamic
 from comfyui.engine.files import Folders
 from comfyui.engine.graph import Prompt, is_link
 from comfyui.engine.nodes import NODES, InputTypes, NodeType
@@ -32,7 +33,7 @@ def validate_prompt(prompt: Prompt, targets: list[str] | None, folders: Folders,
     for node_id in prompt:
         node = prompt[node_id]
         node_type = NODES.get(node["class_type"]) if "class_type" in node else None
-        if node_type is None:
+        if node_type is None or (node_type.newer and not modern):
             return _refused_node(node_id, node, modern=modern)
         if node_type.output_node and (targets is None or node_id in targets):
             outputs.append(node_id)
@@ -107,6 +108,8 @@ class _Validation:
             node_type = NODES[self.prompt[node_id]["class_type"]]
             inputs = self.prompt[node_id]["inputs"]
             declared = node_type.inputs(self._folders)
+            if is_dynamic(declared):
+                declared = expanded(declared, inputs)
             errors: list[Error] = []
             for category in ("required", "optional"):
                 for name, spec in declared.get(category, {}).items():
@@ -201,8 +204,8 @@ def _check_value(name: str, kind: Any, options: dict[str, Any], value: Any, *, m
 
 
 def _types_meet(received: Any, wanted: Any) -> bool:
-    """Types are comma lists that must share one; `*` takes all."""
-    if received == wanted or "*" in (received, wanted):
+    """Types are comma lists that must share one; `*` takes all, and so does a type that only the editor settles."""
+    if received == wanted or "*" in (received, wanted) or MATCH_TYPE in (received, wanted):
         return True
     if not isinstance(received, str) or not isinstance(wanted, str):
         return False

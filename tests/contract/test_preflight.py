@@ -60,6 +60,24 @@ SAMPLING: Prompt = {
     "7": {"class_type": "LoadImage", "inputs": {"image": "preflight-no-such-file.png"}},
     "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
 }
+# Nodes that only newer versions have: their inputs take shape in the prompt.
+SHAPED: Prompt = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 1, "color": 7}},
+    "2": {
+        "class_type": "ResizeImageMaskNode",
+        "inputs": {
+            "input": ["1", 0],
+            "resize_type": "scale dimensions",
+            "resize_type.width": 16,
+            "resize_type.height": 16,
+            "resize_type.crop": "disabled",
+            "scale_method": "area",
+        },
+    },
+    "3": {"class_type": "BatchImagesNode", "inputs": {"images.image0": ["1", 0], "images.image1": ["2", 0]}},
+    "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
+    "5": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
+}
 BASES = [PICTURE, TWO_OUTPUTS, SAMPLING]
 
 # Numbers stay small: what the server accepts, it runs.
@@ -83,8 +101,8 @@ ODD_LINKS: list[Any] = [
 ]
 
 
-def damaged(rng: random.Random) -> Prompt:
-    prompt = copy.deepcopy(rng.choice(BASES))
+def damaged(rng: random.Random, bases: list[Prompt] = BASES) -> Prompt:
+    prompt = copy.deepcopy(rng.choice(bases))
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         node = prompt[rng.choice(list(prompt))]
         inputs = node["inputs"]
@@ -135,6 +153,26 @@ async def test_what_preflight_refuses_is_what_the_server_refuses(target: Target,
             assert any(problem.code == "missing_input_file" for problem in problems), (prompt, problems)
             continue
         assert ours == theirs, (prompt, problems, answer)
+    assert 0.2 * CASES < refused < 0.95 * CASES
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_inputs_that_take_shape_are_refused_as_the_server_refuses_them(target: Target, seed: int) -> None:
+    info = await target.get_json("/object_info")
+    if "BatchImagesNode" not in info:
+        pytest.skip("this version has no such nodes")
+    rng = random.Random(100 + seed)  # noqa: S311
+    refused = 0
+    for _ in range(CASES):
+        prompt = damaged(rng, [SHAPED])
+        shaped = rng.choice([prompt.get("2"), prompt.get("3"), None])
+        if shaped and rng.random() < 0.5:
+            name = rng.choice(["resize_type", "resize_type.multiplier", "images.image1", "images.image60"])
+            shaped["inputs"][name] = rng.choice(["scale by multiplier", "nope", 2.0, 99, ["1", 0]])
+        problems = preflight(prompt, info, new_choices_checked=True)
+        theirs, answer = await _verdict(target, prompt)
+        refused += theirs
+        assert (refusal(problems) is not None) == theirs, (prompt, problems, answer)
     assert 0.2 * CASES < refused < 0.95 * CASES
 
 
