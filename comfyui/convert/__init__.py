@@ -26,6 +26,7 @@ from typing import Any
 from comfyui.convert.graph import BYPASS, MISSING, Node, Widget, Workflow, parse_workflow, slot_type
 from comfyui.convert.groups import apply_overrides, unfold_groups
 from comfyui.convert.links import LinkResolver, NodeOutput, Placed, PromotedValue, adopt_links, check_size, flatten
+from comfyui.convert.matching import settle_types
 from comfyui.convert.primitives import apply_primitives
 from comfyui.convert.promotion import promote_widgets
 from comfyui.convert.text import choose_dynamic_prompt, fill_placeholders, has_choices
@@ -87,6 +88,7 @@ def to_api_format(
     _complete(workflow, object_info)
     workflow.warnings += apply_everywhere_links(workflow) + setter_warnings(workflow)
     promote_widgets(workflow)
+    settle_types(workflow, object_info)
     now = now or datetime.now().astimezone()
     workflow.warnings += apply_primitives(workflow, now)
     placed = flatten(workflow)
