@@ -33,10 +33,11 @@ from comfyui.convert.text import choose_dynamic_prompt, fill_placeholders, has_c
 from comfyui.convert.virtual import apply_everywhere_links, is_virtual, remove_editor_only, setter_warnings
 from comfyui.convert.widgets import BROWSER_ONLY_TYPES, UncertainLayoutError, complete_node
 from comfyui.exceptions import ComfyUIValidationError
+from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.nodedefs import ObjectInfo
 from comfyui.workflow import is_ui_format
 
-__all__ = ["MAX_NODES", "ConvertedWorkflow", "to_api_format"]
+__all__ = ["ConvertedWorkflow", "to_api_format"]
 
 # Classes whose file name prefix may hold placeholders that only the editor fills in.
 _SAVING_CLASSES = frozenset(
@@ -49,8 +50,6 @@ _SAVING_CLASSES = frozenset(
 )
 # The same node under its old name for a sampler, in files of early versions.
 _OLD_SAMPLER_PREFIX = "sample_"
-# More nodes than any ComfyUI could run; a workflow with subgraphs inside of subgraphs has them soon.
-MAX_NODES = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +66,25 @@ def to_api_format(
     *,
     now: datetime | None = None,
     rng: Random | None = None,
-    max_nodes: int = MAX_NODES,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> ConvertedWorkflow:
     """Convert a UI export, with the node definitions of the ComfyUI that is to run it.
 
     Args:
         now: for ``%date:…%`` in file names; default: the local time.
         rng: chooses in dynamic prompts (``{a|b}``), which the editor does at random too.
-        max_nodes: how many nodes the workflow may have with its subgraphs written out.
+        limits: how many nodes the workflow may have with its subgraphs written out.
 
     Raises:
-        ComfyUIValidationError: the file is no UI export or damaged, it is too large, a node's class is not known, or a
+        ComfyUILimitError: it has more, which is found without writing them out.
+        ComfyUIValidationError: the file is no UI export or damaged, a node's class is not known, or a
             value can only be made by a browser (camera, 3D view); ``node_errors`` names each node.
     """
     if not is_ui_format(ui_workflow):
         raise ComfyUIValidationError("This is no UI-format workflow: it has no list of nodes.")
     workflow = parse_workflow(ui_workflow)
-    check_size(workflow, max_nodes)
-    workflow.warnings += unfold_groups(workflow, ui_workflow, object_info)
+    check_size(workflow, limits)
+    workflow.warnings += unfold_groups(workflow, ui_workflow, object_info, limits)
     _complete(workflow, object_info)
     workflow.warnings += apply_everywhere_links(workflow) + setter_warnings(workflow)
     promote_widgets(workflow)

@@ -27,6 +27,7 @@ from comfyui.convert.graph import (
 from comfyui.convert.values import set_value
 from comfyui.convert.widgets import UncertainLayoutError, complete_node, editor_inputs, has_widget
 from comfyui.exceptions import ComfyUIValidationError
+from comfyui.limits import DEFAULT_LIMITS, Limits, over
 from comfyui.nodedefs import InputSpec, ObjectInfo
 
 _PREFIXES = ("workflow/", "workflow>")
@@ -36,18 +37,30 @@ _WHAT_TO_DO = (
 )
 
 
-def unfold_groups(workflow: Workflow, file: Mapping[str, Any], object_info: ObjectInfo) -> list[str]:
+def unfold_groups(
+    workflow: Workflow, file: Mapping[str, Any], object_info: ObjectInfo, limits: Limits = DEFAULT_LIMITS
+) -> list[str]:
     """Replace each group node at the top by an instance of a subgraph of its own; returns warnings.
 
     Raises:
+        ComfyUILimitError: the workflow would have too many nodes; none is unfolded then.
         ComfyUIValidationError: what is inside of a group node cannot be unfolded with certainty.
     """
     definitions = as_mapping(as_mapping(file.get("extra")).get("groupNodes"))
+    names = {
+        node_id: name
+        for node_id, node in workflow.root.nodes.items()
+        if node.type.startswith(_PREFIXES) and (name := node.type[len(_PREFIXES[0]) :]) in definitions
+    }
+    total = len(workflow.root.nodes) + sum(
+        len(as_sequence(as_mapping(definitions[name]).get("nodes"))) for name in names.values()
+    )
+    if total > limits.max_workflow_nodes:
+        what = f"With its group nodes unfolded, the workflow would have {total} nodes, more than {{limit}}"
+        raise over(what, limits.max_workflow_nodes, "MAX_WORKFLOW_NODES")
     warnings = []
-    for node in list(workflow.root.nodes.values()):
-        name = node.type[len(_PREFIXES[0]) :] if node.type.startswith(_PREFIXES) else None
-        if name is None or name not in definitions:
-            continue
+    for node_id, name in names.items():
+        node = workflow.root.nodes[node_id]
         group = _Group(name, as_mapping(definitions[name]), object_info)
         old_id = node.id
         group.unfold(node, workflow)

@@ -19,6 +19,7 @@ from comfyui.convert.graph import (
 )
 from comfyui.convert.virtual import GETTERS, find_setter, is_virtual, variable
 from comfyui.exceptions import ComfyUIValidationError
+from comfyui.limits import Limits, over
 
 _MAX_DEPTH = 64
 _MAX_HOPS = 200
@@ -57,14 +58,15 @@ class PromotedValue:
 Source = NodeOutput | PromotedValue
 
 
-def check_size(workflow: Workflow, max_nodes: int) -> None:
+def check_size(workflow: Workflow, limits: Limits) -> None:
     """Refuse a workflow that would be too large when its subgraphs are written out, before any is written out.
 
     Subgraphs in subgraphs multiply, so a small file can be a workflow of any size. The time that this takes depends on
     the file's size only.
 
     Raises:
-        ComfyUIValidationError: more than `max_nodes` nodes, or a subgraph that contains itself.
+        ComfyUILimitError: more nodes than the limit.
+        ComfyUIValidationError: a subgraph that contains itself.
     """
     sizes: dict[str, tuple[int, int]] = {}
 
@@ -89,12 +91,9 @@ def check_size(workflow: Workflow, max_nodes: int) -> None:
     total, _ = measure(workflow.root, ())
     for unused in workflow.subgraphs.keys() - sizes.keys():
         del workflow.subgraphs[unused]
-    if total > max_nodes:
-        raise ComfyUIValidationError(
-            f"With its subgraphs written out, the workflow would have {_readable(total)} nodes, and at most "
-            f"{max_nodes} are converted: use fewer subgraphs inside of each other, or export it with "
-            '"Workflow > Export (API)" in the editor.'
-        )
+    if total > limits.max_workflow_nodes:
+        what = f"With its subgraphs written out, the workflow would have {_readable(total)} nodes, more than {{limit}}"
+        raise over(what, limits.max_workflow_nodes, "MAX_WORKFLOW_NODES")
 
 
 def _readable(number: int) -> str:

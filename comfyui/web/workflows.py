@@ -60,15 +60,17 @@ async def convert(request: Request, handler: Handler, options: Options) -> Respo
     workflow, body = await offloaded(sum(map(len, body or ())), _ui_format, body or [], options.limits), None
     backend = await handler.pool.choose(patience_s=_PATIENCE_S)
     try:
-        converted = await _converted(workflow, await backend.object_info())
+        converted = await _converted(workflow, await backend.object_info(), options.limits)
+    except ComfyUILimitError:
+        raise
     except ComfyUIValidationError:
         # A class that is not known may have been installed meanwhile.
-        converted = await _converted(workflow, await backend.object_info(max_age_s=_FRESH_S))
+        converted = await _converted(workflow, await backend.object_info(max_age_s=_FRESH_S), options.limits)
     return json_response(200, {"prompt": converted.prompt, "warnings": list(converted.warnings)})
 
 
-async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> ConvertedWorkflow:
-    return await in_thread(to_api_format, workflow, object_info)
+async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any], limits: Limits) -> ConvertedWorkflow:
+    return await in_thread(to_api_format, workflow, object_info, limits=limits)
 
 
 def _ui_format(body: list[bytes], limits: Limits) -> dict[str, Any]:

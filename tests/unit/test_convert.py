@@ -15,7 +15,8 @@ import pytest
 from comfyui.convert import to_api_format
 from comfyui.convert.graph import types_connect
 from comfyui.convert.text import choose_dynamic_prompt, has_choices
-from comfyui.exceptions import ComfyUIValidationError
+from comfyui.exceptions import ComfyUILimitError, ComfyUIValidationError
+from comfyui.limits import Limits
 
 DATA = Path(__file__).parent / "data"
 NOW = datetime(2026, 3, 4, 5, 6, 7)  # noqa: DTZ001
@@ -379,7 +380,7 @@ def test_subgraphs_that_multiply_are_refused_before_they_fill_the_memory() -> No
 
     subgraphs = [twice(f"s{n}", f"s{n + 1}") for n in range(40)]
     ui = {"nodes": [{"id": 1, "type": "s0"}], "links": [], "definitions": {"subgraphs": subgraphs}}
-    with pytest.raises(ComfyUIValidationError, match=r"would have more than 10\^12 nodes, and at most 50000"):
+    with pytest.raises(ComfyUILimitError, match=r"would have more than 10\^12 nodes, more than 10000"):
         to_api_format(ui, {**INFO, "s40": definition("IMAGE")})
 
 
@@ -398,16 +399,27 @@ def test_a_bomb_of_subgraphs_is_counted_and_not_written_out() -> None:
 
     subgraphs = [ten(f"s{n}", f"s{n + 1}") for n in range(60)]
     ui = {"nodes": [{"id": 1, "type": "s0"}], "links": [], "definitions": {"subgraphs": subgraphs}}
-    with pytest.raises(ComfyUIValidationError, match=r"more than 10\^12 nodes"):
+    with pytest.raises(ComfyUILimitError, match=r"more than 10\^12 nodes"):
         to_api_format(ui, INFO)
     assert Watched.looked_at <= 3 * len(subgraphs)
 
 
 def test_the_limit_of_nodes_can_be_set() -> None:
     ui = file("ui_subgraphs.json")
-    with pytest.raises(ComfyUIValidationError, match="would have 9 nodes, and at most 8 are converted"):
-        to_api_format(ui, INFO, max_nodes=8)
-    assert len(to_api_format(ui, INFO, max_nodes=9).prompt) == 5
+    with pytest.raises(ComfyUILimitError, match=r"would have 9 nodes, more than 8 \(MAX_WORKFLOW_NODES\)"):
+        to_api_format(ui, INFO, limits=Limits(max_workflow_nodes=8))
+    assert len(to_api_format(ui, INFO, limits=Limits(max_workflow_nodes=9)).prompt) == 5
+
+
+def test_group_nodes_that_multiply_are_counted_and_not_unfolded() -> None:
+    inside = {"nodes": [{"type": "Noise"} for _ in range(200)], "links": []}
+    ui = {
+        "nodes": [{"id": n, "type": "workflow/many"} for n in range(100)],
+        "links": [],
+        "extra": {"groupNodes": {"many": inside}},
+    }
+    with pytest.raises(ComfyUILimitError, match="would have 20100 nodes, more than 10000"):
+        to_api_format(ui, INFO)
 
 
 def test_subgraphs_nested_too_deeply_are_refused() -> None:
