@@ -29,6 +29,7 @@ from comfyui.exceptions import (
     ComfyUINotFoundError,
     ComfyUIServerError,
     ComfyUIUnreadableError,
+    ComfyUIValidationError,
 )
 from comfyui.formnames import file_disposition
 from comfyui.metrics import Metrics
@@ -167,12 +168,15 @@ class ComfyUIClient:
             size: about how many bytes it has as JSON, where that may be many.
 
         Raises:
-            ComfyUIValidationError: refused; ``upstream`` is ComfyUI's body.
+            ComfyUIValidationError: refused; ``upstream`` is ComfyUI's body, None where ComfyUI could not read ours.
             ComfyUIConnectionError: ``sent`` says whether ComfyUI may have taken it all the same.
             ComfyUIDiskError: the gateway's own server in front of RunPod did not take it.
             ComfyUIServerError: an unexpected answer; ComfyUI may have taken it.
         """
-        text = await offloaded(size, jsonio.dumps_for_comfyui, body)
+        try:
+            text = await offloaded(size, jsonio.dumps_for_comfyui, body)
+        except jsonio.JSONError as error:
+            raise ComfyUIValidationError(f"ComfyUI cannot read the request: {error}") from error
         reply = await self._fetch("POST", "/prompt", body=text, headers=_JSON, last_word_s=_LAST_WORD_S)
         answer = _json(reply, "POST /prompt", allowed=(200, 400))
         if reply.status == 400:

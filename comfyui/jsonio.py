@@ -33,6 +33,10 @@ _BYTE_ORDER_MARKS = (
 )
 
 
+MAX_DEPTH_FOR_COMFYUI = 950
+"""Python's recursion limit is 1000, and ComfyUI has some frames on its stack when it reads a body."""
+
+
 class JSONError(ValueError):
     """A text that is not JSON, or not readable; its message says why, in words that a client may see.
 
@@ -86,11 +90,16 @@ def dumps(value: Any, *, indent: bool = False) -> bytes:
 
 
 def dumps_for_comfyui(value: Any) -> bytes:
-    """JSON as Python writes it, so that ComfyUI reads the same values. Raises TypeError as `dumps` does."""
+    """JSON as Python writes it, so that ComfyUI reads the same values.
+
+    Raises:
+        JSONError: it is nested more deeply than `MAX_DEPTH_FOR_COMFYUI`.
+        TypeError: as `dumps`.
+    """
     try:
         return orjson.dumps(value, default=_constant)
     except TypeError:
-        return _written(value, _as_python)
+        return _written(value, _as_python, max_depth=MAX_DEPTH_FOR_COMFYUI)
 
 
 def canonical(value: Any) -> bytes:
@@ -187,7 +196,9 @@ def _scalar(value: Any) -> str:
     return orjson.dumps(value, default=_null).decode()
 
 
-def _written(value: Any, scalar: Callable[[Any], str], *, sort_keys: bool = False) -> bytes:
+def _written(
+    value: Any, scalar: Callable[[Any], str], *, sort_keys: bool = False, max_depth: float = math.inf
+) -> bytes:
     """Without recursion, so that what could be read can be written, however deeply it is nested."""
     texts: list[str] = []
     open_values = [_parts(value, scalar, sort_keys=sort_keys)]
@@ -197,6 +208,8 @@ def _written(value: Any, scalar: Callable[[Any], str], *, sort_keys: bool = Fals
                 texts.append(part)
             else:
                 open_values.append(part)
+                if len(open_values) > max_depth:
+                    raise JSONError(f"it is nested more than {max_depth} levels deep", beyond_limits=True)
                 break
         else:
             open_values.pop()

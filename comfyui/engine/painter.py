@@ -30,7 +30,7 @@ _LARGEST_SKETCH = 1024  # what is drawn; larger pictures are scaled up from it
 
 def paint(text: str, seed: int, width: int, height: int) -> Image.Image:
     """The same picture for the same arguments, on every machine with the same Pillow."""
-    source = random.Random(hashlib.sha256(f"{seed}|{text}".encode()).digest())  # noqa: S311 (a picture, no secret)
+    source = random.Random(hashlib.sha256(f"{seed}|{text}".encode("utf-8", "surrogatepass")).digest())  # noqa: S311 (a picture, no secret)
     words = re.findall(r"[a-z]+", text.lower())
     hue = next((_HUES[word] for word in words if word in _HUES), source.random())
     hue = (hue + source.uniform(-0.03, 0.03)) % 1.0

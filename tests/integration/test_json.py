@@ -257,6 +257,16 @@ async def test_deep_extra_data_goes_to_comfyui(depth: int) -> None:
             assert response.status == 200, await response.text()
 
 
+async def test_a_depth_that_only_comfyui_cannot_read_is_400_too() -> None:
+    async with both() as (_, gateway):
+        prompt, deep = json.dumps(invert_workflow()), '{"a": ' * 1000 + "1" + "}" * 1000
+        text = f'{{"prompt": {prompt}, "extra_data": {{"deep": {deep}}}}}'
+        async with gateway.http.post("/prompt_sync", data=text) as response:
+            answer = await response.json()
+    assert (response.status, answer["type"]) == (400, "validation_failed")
+    assert "more than 950 levels deep" in answer["detail"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
