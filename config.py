@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         default=250_000, ge=1000, description="Values of one JSON body, at every depth; beyond it 413."
     )
     max_json_depth: int = Field(
-        default=256, ge=16, le=900, description="Lists and objects within each other in one JSON body; beyond it 413."
+        default=900, ge=16, le=900, description="Lists and objects within each other in one JSON body; beyond it 400."
     )
     max_workflow_nodes: int = Field(default=10_000, ge=1, description="Nodes of one workflow; beyond it 413.")
     max_node_inputs: int = Field(default=1_000, ge=1, description="Inputs of one node; beyond it 413.")

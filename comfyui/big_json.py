@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from comfyui.exceptions import ComfyUILimitError
+from comfyui.exceptions import ComfyUIDepthError, ComfyUILimitError
 from comfyui.jsonio import loads
 from comfyui.limits import Limits, over
 from comfyui.offload import ON_LOOP_BYTES
@@ -97,7 +97,8 @@ class _Scan:
         for bracket in outside.translate(None, _NO_BRACKETS):
             self._depth += 1 if bracket in _OPEN else -1
             if self._depth > self._limits.max_json_depth:
-                raise over("the JSON is nested deeper than {limit}", self._limits.max_json_depth, "MAX_JSON_DEPTH")
+                limit = self._limits.max_json_depth
+                raise ComfyUIDepthError(f"the JSON is nested deeper than {limit} (MAX_JSON_DEPTH)")
 
 
 def _end_of_string(text: bytes, start: int) -> int:

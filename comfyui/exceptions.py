@@ -85,6 +85,12 @@ class ComfyUILimitError(ComfyUIValidationError):
     status = 413
 
 
+class ComfyUIDepthError(ComfyUILimitError):
+    """The JSON is nested more deeply than a setting allows, or than Python, and so ComfyUI, can read."""
+
+    status = 400
+
+
 class ComfyUIInputError(ComfyUIError):
     """An input could not be staged: bad base64, a refused or failing URL, too large.
 

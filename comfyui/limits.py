@@ -18,7 +18,7 @@ class Limits:
 
     Attributes:
         max_json_values: values in one JSON body, of all kinds and at every depth.
-        max_json_depth: lists and objects within each other in one JSON body.
+        max_json_depth: lists and objects within each other in one JSON body; Python's limit is 1000.
         max_workflow_nodes: nodes of one workflow, those of its subgraphs included.
         max_node_inputs: inputs of one node.
         max_inputs: files that are staged for one prompt.
@@ -27,7 +27,7 @@ class Limits:
     """
 
     max_json_values: int = 250_000
-    max_json_depth: int = 256
+    max_json_depth: int = 900
     max_workflow_nodes: int = 10_000
     max_node_inputs: int = 1_000
     max_inputs: int = 1_000

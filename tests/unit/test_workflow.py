@@ -135,3 +135,8 @@ def test_a_link_to_a_node_that_does_not_exist_is_refused_before_it_ends_comfyuis
     with pytest.raises(ComfyUIValidationError) as raised:
         check_api_format(prompt)
     assert raised.value.node_errors == {"1": ["not_declared of SaveImage is linked to node 99, which does not exist"]}
+
+
+def test_ids_of_more_digits_than_python_makes_a_number_of_are_in_order() -> None:
+    longest = "9" * 5000
+    assert node_order([longest, "10", "2", "²", "1:3", "1", "01"]) == ["1", "01", "1:3", "2", "10", longest, "²"]
