@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from PIL import Image
 
@@ -40,6 +41,14 @@ class Visit:
 @pytest.fixture
 def chromium() -> str:
     return browsing.chromium()
+
+
+@pytest.fixture(autouse=True)
+async def _not_the_first_visit(real_comfyui: str) -> None:
+    """To a new user the frontend offers templates, in a dialog over everything."""
+    url = f"{real_comfyui}/settings/Comfy.TutorialCompleted"
+    async with aiohttp.ClientSession() as http, http.post(url, json=True) as answer:
+        assert answer.status == 200
 
 
 @asynccontextmanager
