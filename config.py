@@ -114,6 +114,13 @@ class Settings(BaseSettings):
     max_problems: int = Field(
         default=500, ge=1, description="Errors that an answer lists, and warnings as many again; the rest are counted."
     )
+    max_header_kb: float = Field(
+        default=64, ge=1, le=1000, description="A request's target and headers together, in KB; beyond it 431."
+    )
+    max_header_fields: int = Field(default=200, ge=10, description="Header fields of one request; beyond it 431.")
+    header_seconds: float = Field(
+        default=20, gt=0, description="Seconds within which a connection must send the whole head of a request."
+    )
     client_idle_seconds: float = Field(
         default=60, gt=0, description="Seconds after which a client that neither sends its body nor reads is cut off."
     )

@@ -60,6 +60,7 @@ from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients, Stall
 from comfyui.web.origins import Origins
 from comfyui.web.paths import PathRules
 from comfyui.web.proxy import Relay, RelayOptions
+from comfyui.web.request_head import HeadLimits
 from comfyui.web.server_http import ServerHttp, cut_off, splicing
 from comfyui.web.server_socket import ServerSocket
 from comfyui.web.shortcut import PromptShortcut
@@ -386,6 +387,16 @@ RELAYING: dict[str, Any] = {
 }
 
 
+def relaying(settings: Settings, metrics: Metrics | None = None) -> dict[str, Any]:
+    """`RELAYING` with what the settings say of connections."""
+    limits = HeadLimits(
+        max_bytes=int(settings.max_header_kb * 1000),
+        max_fields=settings.max_header_fields,
+        seconds=settings.header_seconds,
+    )
+    return RELAYING | {"http": functools.partial(ServerHttp, head_limits=limits, metrics=metrics)}
+
+
 class _Server(uvicorn.Server):
     """Says where it listens, on which uvicorn is silent for sockets that it is given."""
 
@@ -401,7 +412,7 @@ async def _serve(settings: Settings) -> None:
         app,
         log_config=None,
         access_log=False,
-        **RELAYING,
+        **relaying(settings, app.state.metrics),
         # What still hangs then is cut: a client that does not read its answer, a websocket.
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + _LAST_CONNECTIONS_S,
     )

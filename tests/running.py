@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from comfyui.engine import Engine
 from comfyui.handler import ComfyUIHandler
 from config import Settings
-from server import RELAYING, create_app
+from server import create_app, relaying
 
 Workflow = dict[str, Any]
 T = TypeVar("T")
@@ -74,7 +74,7 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
-        **RELAYING,
+        **relaying(app.state.settings, app.state.metrics),
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(), name="gateway")

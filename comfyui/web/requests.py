@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import Final
 
 from comfyui import jsonio
@@ -18,6 +19,8 @@ _MAX_DIGITS: Final = 19
 
 class RefusedRequestError(Exception):
     """The head of a request is refused; the text says why."""
+
+    status = 400
 
 
 def checked_framing(method: bytes, version: str, target: bytes, headers: RawHeaders) -> bytes:
@@ -69,10 +72,22 @@ def _check_target(target: bytes, hosts: list[bytes]) -> None:
         raise RefusedRequestError("the request target names another host than the Host header")
 
 
-def refusal_bytes(reason: str) -> bytes:
+# Title and `type` of the answers that are given before anything has looked at a request.
+_REFUSALS = {
+    400: ("Bad request", "bad_request"),
+    408: ("Request timeout", "request_timeout"),
+    431: ("Request head too large", "head_too_large"),
+    503: ("Too many connections", "overloaded"),
+}
+
+
+def refusal_bytes(reason: str, status: int = 400) -> bytes:
     """The whole answer to a request that is refused before anything has looked at it; the connection ends with it."""
-    body = jsonio.dumps(error_body(title="Bad request", code="bad_request", detail=reason))
+    title, code = _REFUSALS[status]
+    body = jsonio.dumps(error_body(title=title, code=code, detail=reason))
+    retry = "Retry-After: 5\r\n" if status == 503 else ""
     head = (
-        b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n{retry}"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    return head % len(body) + body
+    return head.encode() + body

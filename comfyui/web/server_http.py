@@ -15,14 +15,18 @@ from starlette.types import Message, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from comfyui.metrics import Metrics
 from comfyui.splice import Splice
 from comfyui.web.disconnect import ClientGoneError
+from comfyui.web.request_head import HeadLimits, HeadTooLargeError, HeadWatch
 from comfyui.web.requests import RefusedRequestError, checked_framing, refusal_bytes
 
 _log = structlog.get_logger(__name__)
 
 # More than this is written at once: back-pressure must see it.
 _SMALL = 16 * 1024
+# How long what a refused client sends is read and thrown away.
+_LINGER_S = 2.0
 # An ASGI message in place of "http.response.body": what its "splice" has is moved to the client. Where it is understood
 # it stands among the scope's extensions. Only in an answer that has a Content-Length.
 SPLICE: Final = "http.response.splice"
@@ -89,8 +93,12 @@ class ServerHttp(HttpToolsProtocol):
     (where it ends, whose it is, what it asks for) is refused here before that.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, head_limits: HeadLimits | None = None, metrics: Metrics | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
+        self._head_limits = head_limits or HeadLimits()
+        self._metrics = metrics
         self._head_read = False
         self._in_body = False
         self._websocket = False
@@ -103,7 +111,12 @@ class ServerHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._gathering = _Gathering(transport, self.loop)
+        self._head = HeadWatch(self._head_limits, self.loop, self._late)
         super().connection_made(self._gathering)  # type: ignore[arg-type] # all that uvicorn uses of one
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head.stop()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -113,6 +126,7 @@ class ServerHttp(HttpToolsProtocol):
             while data:
                 try:
                     self.parser.feed_data(data)
+                    self._head.fed(len(data))
                     return
                 except httptools.HttpParserUpgrade as upgrade:
                     data = data[upgrade.args[0] :]
@@ -120,13 +134,19 @@ class ServerHttp(HttpToolsProtocol):
                         self._become_websocket(data)
                         return
                     self._read_on()
+        except RefusedRequestError as error:
+            self._refuse(str(error), error.status)
         except httptools.HttpParserError as error:
             own = error.__context__
-            self._refuse(str(own) if isinstance(own, RefusedRequestError) else f"it is not valid HTTP/1.1: {error}")
+            if isinstance(own, RefusedRequestError):
+                self._refuse(str(own), own.status)
+            else:
+                self._refuse(f"it is not valid HTTP/1.1: {error}")
 
     def on_message_begin(self) -> None:
         if not self._muted:
             self._head_read = False
+            self._head.begun()
             super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -142,6 +162,7 @@ class ServerHttp(HttpToolsProtocol):
         if self._muted:
             return
         self._head_read = True
+        self._head.head_ended(self.url, self.headers)
         version, method = self.parser.get_http_version(), self.parser.get_method()
         framing = checked_framing(method, version, self.url, self.headers)
         upgrade = self.parser.should_upgrade()
@@ -154,9 +175,14 @@ class ServerHttp(HttpToolsProtocol):
         super().on_headers_complete()
         self._in_body = True
 
+    def on_body(self, body: bytes) -> None:
+        self._head.moved()
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         if self._left_out is None:
             self._in_body = False
+            self._head.ended()
             super().on_message_complete()
 
     def _should_upgrade(self) -> bool:
@@ -188,10 +214,28 @@ class ServerHttp(HttpToolsProtocol):
         finally:
             self._muted = False
 
-    def _refuse(self, reason: str) -> None:
-        """Answer 400 and close. Answers to requests before this one come first, and where one has begun it is cut."""
+    def _late(self, begun: bool) -> None:
+        """A head has taken too long. A client that has sent nothing is told nothing."""
+        if self.transport.is_closing() or self._refused:
+            return
+        self._count("slow_client")
+        if begun:
+            seconds = f"{self._head_limits.seconds:g} s (HEADER_SECONDS)"
+            self._refuse(f"the head of the request did not end within {seconds}", 408)
+        else:
+            self.transport.close()
+
+    def _count(self, reason: str) -> None:
+        if self._metrics is not None:
+            self._metrics.rejected.labels(reason).inc()
+
+    def _refuse(self, reason: str, status: int = 400) -> None:
+        """Answer and close. Answers to requests before this one come first, and where one has begun it is cut."""
         self._refused = True
-        _log.info("request.refused", detail=reason)
+        _log.info("request.refused", status=status, detail=reason)
+        if status == HeadTooLargeError.status:
+            self._count("head_too_large")
+        self._head.stop()
         last: RequestResponseCycle | None = self._running
         if self.pipeline:
             if self._in_body:
@@ -207,8 +251,17 @@ class ServerHttp(HttpToolsProtocol):
         if last is not None and not last.response_complete:
             last.keep_alive = False
             return
-        self.transport.write(refusal_bytes(reason))
-        self.transport.close()
+        self._answer_and_close(refusal_bytes(reason, status))
+
+    def _answer_and_close(self, answer: bytes) -> None:
+        """A client that still sends gets a moment to read its answer: a close with unread bytes would take it back."""
+        self.transport.write(answer)
+        self._gathering.flush()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
