@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -18,18 +19,26 @@ from uuid import UUID, uuid5
 import structlog
 
 from comfyui.backends import Backend, BackendPool, Health
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIShutdownError, ComfyUITimeoutError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUIInputError,
+    ComfyUIShutdownError,
+    ComfyUITimeoutError,
+)
 from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
 from comfyui.idle import freeing_when_idle
 from comfyui.inputs import InputStager, brought_inputs
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.nodedefs import ObjectInfo, input_specs
 from comfyui.preflight import Problem, preflight, refusal
 from comfyui.process import ComfyUIProcess, ProcessState
 from comfyui.quarantine import Quarantine
 from comfyui.runner import RunnerOptions
 from comfyui.workflow import check_api_format, upload_inputs
 
+_IMAGE_FIELD = re.compile(r"images\[(\d+)\]\.image")
 _NAMESPACE = UUID("6c1f0b5e-3c1d-5b62-9a55-0f6f2f0a8d11")
 _WEBSOCKET_PATIENCE_S = 5.0
 _TIMEOUT_MARGIN_S = 0.1
@@ -80,6 +89,39 @@ class WorkerOptions:
     input_url_timeout_s: float = 60.0
     cancel_abandoned: bool = True
     on_line: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFields:
+    """How a platform's callers name what they gave: errors say it in these words.
+
+    Attributes:
+        workflow: the field that has the workflow.
+        images: the names of `PromptRequest.images`, in their order; the request's own names for those beyond.
+        target: ``(field, node id, input name)`` where a field of the job chose an input of a node.
+    """
+
+    workflow: str = "prompt"
+    images: Sequence[str] = ()
+    target: tuple[str, str, str] | None = None
+
+    def name_of(self, field: str) -> str:
+        """A field of `PromptRequest`, as ``images[0].image``, in the caller's words."""
+        match = _IMAGE_FIELD.fullmatch(field)
+        if match is not None and int(match[1]) < len(self.images):
+            return self.images[int(match[1])]
+        return self.workflow + field.removeprefix("prompt") if field.startswith("prompt.") else field
+
+    def check_target(self, request: PromptRequest, object_info: ObjectInfo) -> None:
+        """Raises `ComfyUIInputError` where the chosen node has no such input; an unknown node is not judged here."""
+        if self.target is None:
+            return
+        field, node_id, input_name = self.target
+        class_type = request.prompt[node_id]["class_type"]
+        known = [spec.name for spec in input_specs(object_info.get(class_type) or {})]
+        if known and input_name not in known:
+            reason = f"{class_type} (node {node_id}) has no input {input_name!r}; it has {', '.join(known)}"
+            raise ComfyUIInputError(reason, field=field)
 
 
 class ComfyUIWorker:
@@ -193,7 +235,12 @@ class ComfyUIWorker:
                 await _websocket_connected(backend)
 
     async def run(
-        self, request: PromptRequest, *, timeout_s: float | None = None, listener: Listener | None = None
+        self,
+        request: PromptRequest,
+        *,
+        timeout_s: float | None = None,
+        listener: Listener | None = None,
+        fields: JobFields | None = None,
     ) -> PromptResult:
         """Run one job when its turn comes: wait for ComfyUI, check models and inputs, run; again if ComfyUI crashed.
 
@@ -201,6 +248,7 @@ class ComfyUIWorker:
 
         Args:
             timeout_s: for all of it, from the job's turn; without it `max_job_s`.
+            fields: how the job's caller names what the request has.
 
         Raises:
             ComfyUIError: any of the tree.
@@ -213,18 +261,24 @@ class ComfyUIWorker:
             deadline = loop.time() + timeout_s
             try:
                 async with asyncio.timeout_at(deadline):
-                    return await self._run(request, deadline, listener)
+                    return await self._run(request, deadline, listener, fields or JobFields())
+            except ComfyUIInputError as error:
+                if fields is None or not error.field:
+                    raise
+                raise error.in_field(fields.name_of(error.field)) from error
             except TimeoutError:
                 detail = f"ComfyUI was not ready within {timeout_s:g} s"
                 raise ComfyUITimeoutError(detail, prompt_id=str(request.prompt_id)) from None
 
-    async def _run(self, request: PromptRequest, deadline: float, listener: Listener | None) -> PromptResult:
+    async def _run(
+        self, request: PromptRequest, deadline: float, listener: Listener | None, fields: JobFields
+    ) -> PromptResult:
         """Tries of what comes before the submission; the runner counts those that come after it."""
         failures = 0
         while True:
             try:
                 await self.wait_until_ready()
-                await self.check(request)
+                await self.check(request, fields)
                 left_s = deadline - asyncio.get_running_loop().time()
                 # A moment less, so that it is the handler's timeout that comes: it ends the prompt, too.
                 result = await self._submit(request, max(left_s - _TIMEOUT_MARGIN_S, 0.001), listener)
@@ -303,13 +357,16 @@ class ComfyUIWorker:
             before = process.state
             await process.wait_for_change()
 
-    async def check(self, request: PromptRequest) -> None:
+    async def check(self, request: PromptRequest, fields: JobFields | None = None) -> None:
         """Refuse a workflow that names nodes, models or inputs that this ComfyUI does not have.
 
         Raises:
             ComfyUIValidationError: with the list of what is missing, and what it may have been meant to be.
+            ComfyUIInputError: a field of the job names an input that its node does not have.
         """
         backend = await self.pool.choose(patience_s=self.options.start_timeout_s)
+        if fields is not None and fields.target is not None:
+            fields.check_target(request, await backend.object_info())
         if _refusing(request, await backend.object_info()):
             # What is known may be older than a model that was put there since.
             error = refusal(_refusing(request, await backend.client.object_info()))

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfyui.exceptions import ComfyUIError, ComfyUIPromptQuarantinedError, ComfyUITaskError
+from comfyui.exceptions import (
+    ComfyUIError,
+    ComfyUIInputUnavailableError,
+    ComfyUIPromptQuarantinedError,
+    ComfyUITaskError,
+)
 from comfyui.nodedefs import ObjectInfo, input_specs
 from comfyui.workers.base import ComfyUIWorker
 
@@ -22,6 +27,8 @@ def error_text(error: ComfyUIError) -> str:
         lines += ["last lines of the node's traceback:", *(f"  {line}" for line in error.traceback_tail)]
     if isinstance(error, ComfyUIPromptQuarantinedError) and error.log_tail:
         lines += ["last lines of ComfyUI's output before it ended:", *(f"  {line}" for line in error.log_tail)]
+    if isinstance(error, ComfyUIInputUnavailableError):
+        lines.append("This may pass: the same job, sent again later, may succeed.")
     if error.prompt_id:
         lines.append(f"prompt_id: {error.prompt_id}")
     return "\n".join(lines)

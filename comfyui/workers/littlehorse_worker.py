@@ -28,7 +28,7 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIVali
 from comfyui.logs import configure_logging
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.preflight import preflight
-from comfyui.workers.base import ComfyUIWorker, path_of, prompt_id_for_job, stop_on_signals
+from comfyui.workers.base import ComfyUIWorker, JobFields, path_of, prompt_id_for_job, stop_on_signals
 from comfyui.workers.littlehorse_gate import TaskGate
 from comfyui.workers.littlehorse_settings import LittleHorseSettings, server_of
 from comfyui.workers.progress import ProgressTracker
@@ -151,6 +151,7 @@ class WorkflowTask:
                 request,
                 timeout_s=self._settings.comfyui_history_timeout_sec,
                 listener=_listener(request.prompt, started, log),
+                fields=JobFields("workflow"),
             )
         finally:
             looking.cancel()

@@ -18,7 +18,15 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotF
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.storage import ObjectStore, StorageError
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
-from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, TaskQueue, WorkerState, prompt_request
+from comfyui.workers.postgres_tasks import (
+    ClaimedTask,
+    Lease,
+    QueueError,
+    TaskQueue,
+    WorkerState,
+    job_fields,
+    prompt_request,
+)
 from comfyui.workers.progress import ProgressTracker
 
 _STORE_RETRIES = 3
@@ -242,7 +250,11 @@ class TaskRunner:
 
     async def _render(self, current: _Current) -> PromptResult:
         request = current.request = prompt_request(current.task, current.prompt_id)
-        result = await self._comfyui.run(request, listener=self._progress_listener(current, request.prompt))
+        result = await self._comfyui.run(
+            request,
+            listener=self._progress_listener(current, request.prompt),
+            fields=job_fields(current.task, request),
+        )
         current.note = "storing files"
         if not result.files:
             raise ComfyUITaskError("the workflow ended without any output file", prompt_id=result.prompt_id)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIInputError, ComfyUIValidationError
 from comfyui.models import PromptRequest
+from comfyui.workers.base import JobFields
 from comfyui.workflow import check_api_format
 
 _VIDEO_FIELDS = ("video", "file")
@@ -122,9 +123,11 @@ def prompt_request(task: ClaimedTask, prompt_id: UUID) -> PromptRequest:
     if "prompt_id" in params:
         raise ComfyUIValidationError("params.prompt_id: the worker chooses it, by the task's id")
     if video_url is not None:
+        if not isinstance(video_url, str) or not video_url.strip():
+            raise ComfyUIInputError("must be an http(s) URL, a data URI or base64", field="params.video_url")
         check_api_format(workflow)
         node_id, input_name = _video_input(workflow, node_id, input_name)
-        name = f"task-{task.id}{_extension(str(video_url))}"
+        name = f"task-{task.id}{_extension(video_url.strip())}"
         node = workflow[node_id]
         workflow = {**workflow, node_id: {**node, "inputs": {**node["inputs"], input_name: name}}}
         params["images"] = [*(params.get("images") or ()), {"name": name, "image": video_url}]
@@ -134,6 +137,17 @@ def prompt_request(task: ClaimedTask, prompt_id: UUID) -> PromptRequest:
         raise ComfyUIValidationError(
             "; ".join(f"params.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         ) from None
+
+
+def job_fields(task: ClaimedTask, request: PromptRequest) -> JobFields:
+    """How the task's params name what its request has."""
+    count = len(request.images)
+    names = [f"params.images[{index}].image" for index in range(count)]
+    if task.params.get("video_url") is None:
+        return JobFields("params.workflow", names)
+    names[-1] = "params.video_url"
+    node_id, input_name = _video_input(request.prompt, *(task.params.get(name) for name in _VIDEO_PARAMS[1:]))
+    return JobFields("params.workflow", names, ("params.video_input_field", node_id, input_name))
 
 
 def parsed_params(value: Any) -> Mapping[str, Any]:
@@ -159,11 +173,11 @@ def _video_input(workflow: Mapping[str, Any], node_id: Any, input_name: Any) -> 
         loaders = [key for key, node in workflow.items() if "LoadVideo" in node["class_type"]]
         if len(loaders) != 1:
             found = f"nodes {', '.join(loaders)} load one" if loaders else "no node loads one"
-            raise ComfyUIInputError(f"params.video_node_id: name the node that takes the video; {found}")
+            raise ComfyUIInputError(f"name the node that takes the video; {found}", field="params.video_node_id")
         node_id = loaders[0]
     node_id = str(node_id)
     if node_id not in workflow:
-        raise ComfyUIInputError(f"params.video_node_id: the workflow has no node {node_id}")
+        raise ComfyUIInputError(f"the workflow has no node {node_id}", field="params.video_node_id")
     if input_name is None:
         inputs = workflow[node_id]["inputs"]
         input_name = next((name for name in _VIDEO_FIELDS if name in inputs), _VIDEO_FIELDS[0])

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from comfyui import jsonio
 from comfyui.client import View
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError
 from comfyui.handler import ComfyUIHandler
-from comfyui.models import InputFile, OutputFile, PromptRequest, PromptResult
+from comfyui.models import Given, InputFile, OutputFile, PromptRequest, PromptResult
 from comfyui.storage import ObjectStore, Placement, StorageRefusedError
+from comfyui.workers.base import JobFields
 
 _LIMITS = "RunPod takes 10 MB as the reply of /run and 20 MB of /runsync"
 
@@ -30,7 +31,7 @@ class ResultTooLargeError(ComfyUIError):
     code = "result_too_large"
 
 
-class NamedInput(BaseModel):
+class NamedInput(Given):
     """One entry of ``images``: a name, which may have a folder before it, and base64, a data URI or a URL."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -39,7 +40,7 @@ class NamedInput(BaseModel):
     image: str
 
 
-class OutputPlacement(BaseModel):
+class OutputPlacement(Given):
     """Where the files are stored, as far as a caller may choose: ``output`` of ``/prompt_sync``."""
 
     model_config = ConfigDict(extra="forbid")
@@ -50,7 +51,7 @@ class OutputPlacement(BaseModel):
     presign_seconds: int | None = None
 
 
-class JobInput(BaseModel):
+class JobInput(Given):
     """``job["input"]``. A field that is not listed is refused by name."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -113,6 +114,12 @@ class JobInput(BaseModel):
             prompt_id=prompt_id,
             extra_data=extra_data or None,
         )
+
+
+def job_fields(job: JobInput) -> JobFields:
+    """How the job's input names what its request has."""
+    names = [f"images[{index}].image" for index in range(len(job.images))]
+    return JobFields("workflow", [*names, *(f"reference_images[{path!r}]" for path in job.reference_images)])
 
 
 def parse_input(job_input: Any) -> JobInput:

@@ -33,7 +33,7 @@ from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.diagnostics import diagnostics, error_text
 from comfyui.workers.progress import ProgressReport, ProgressTracker
-from comfyui.workers.runpod_job import JobInput, parse_input, reply
+from comfyui.workers.runpod_job import JobInput, job_fields, parse_input, reply
 from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
 
 _PLATFORM = "runpod"
@@ -127,7 +127,7 @@ class RunPodWorker:
         request = parsed.request(prompt_id_for_job(_PLATFORM, str(job["id"])))
         parsed.check_placement(running.store)
         async with _progress(self._sdk, job, parsed.workflow, self._settings.progress_interval) as listener:
-            result = await running.worker.run(request, listener=listener)
+            result = await running.worker.run(request, listener=listener, fields=job_fields(parsed))
             max_bytes = int(self._settings.max_result_mb * _MB)
             return await reply(running.worker.handler, result, parsed, store=running.store, max_bytes=max_bytes)
 

@@ -272,6 +272,19 @@ async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comf
         assert (await fake.report("next"))["status"] == "TASK_SUCCESS"
 
 
+async def test_an_input_that_cannot_be_fetched_now_is_an_ordinary_failure(fake: Fake, engine: Engine) -> None:
+    """LittleHorse retries it; the error names the field that the task has."""
+    workflow = invert_workflow()
+    async with running_worker(fake.ports[0], engine, input_url_allow="127.0.0.1", input_url_timeout=0.2):
+        url = f"http://127.0.0.1:{await free_port()}/a.png"
+        workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": url}}
+        fake.schedule(workflow, "unreachable")
+        report = await fake.report("unreachable")
+        assert report["status"] == "TASK_FAILED"
+        said = "Input could not be fetched: workflow.1.inputs.image: the URL's server could not be reached"
+        assert said in report["error"]["message"]
+
+
 async def test_a_retry_attaches_to_the_render_of_the_first_attempt(shared: Trio) -> None:
     """As when LittleHorse timed the first attempt out; the second comes to another worker."""
     shared.fake.schedule(sleep_workflow(0.8), "again")

@@ -58,7 +58,8 @@ async def running_worker(
 ) -> AsyncIterator[asyncio.Event]:
     """Yields the event that stops it; at the end it has stopped."""
     stop = asyncio.Event()
-    comfyui = WorkerOptions(engine.url, cancel_abandoned=False, input_url_allow=("127.0.0.1",), http_retries=0)
+    urls: dict[str, Any] = {"input_url_allow": ("127.0.0.1",), "input_url_timeout_s": 2}
+    comfyui = WorkerOptions(engine.url, cancel_abandoned=False, http_retries=0, **urls)
     async with ComfyUIWorker(comfyui) as worker, store, tables.queue(**queue) as opened:
         running = asyncio.create_task(TaskRunner(worker_id, opened, worker, store, QUICK).run(stop))
         try:
@@ -129,7 +130,7 @@ async def test_a_new_task_is_taken_without_waiting_for_the_next_poll(
         ({"workflow": {"1": {"class_type": "NoSuchNode", "inputs": {}}}}, "NoSuchNode"),
         ({"workflow": {}}, "The workflow is empty"),
         ({"workflow": invert_workflow(), "colour": 1}, "params.colour"),
-        ({"workflow": invert_workflow(), "images": [{"name": "a.png", "image": "%%%"}]}, "images[0].image"),
+        ({"workflow": invert_workflow(), "images": [{"name": "a.png", "image": "%%%"}]}, "params.images[0].image"),
         ({"no": "workflow"}, "params.workflow"),
     ],
 )
@@ -258,10 +259,41 @@ async def test_the_bytes_behind_video_url_reach_their_node(
         assert rendered.convert("RGB").getpixel((0, 0)) == (55, 155, 255)
 
 
+async def test_a_video_that_cannot_be_fetched_now_is_tried_in_another_attempt(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    """And one that is not there is not."""
+    workflow = invert_workflow()
+    workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "unused.png"}}
+    params = {"workflow": workflow, "video_node_id": "1", "video_input_field": "image"}
+    errors = {}
+    async with serving("/clip.png", b"", status=503) as url, running_worker(tables, engine, store, max_attempts=2):
+        for address in (url, f"{url}.gone"):
+            task_id = await tables.add({**params, "video_url": address})
+            row = await tables.until_status(task_id, "complete", "failed", within_s=60)
+            errors[row["attempts"]] = row["error"]
+    assert errors[2].startswith("Input could not be fetched: params.video_url: the URL's server answered HTTP 503 (")
+    assert errors[1] == "Input could not be staged: params.video_url: the URL's server answered HTTP 404"
+
+
+async def test_an_input_that_the_video_node_does_not_have_is_refused_by_name(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    workflow = invert_workflow()
+    workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "unused.png"}}
+    params = {"workflow": workflow, "video_url": "http://127.0.0.1:9/v.mp4", "video_node_id": "1"}
+    async with running_worker(tables, engine, store):
+        task_id = await tables.add({**params, "video_input_field": "imgae"})
+        row = await tables.until_status(task_id, "failed")
+    said = "params.video_input_field: LoadImage (node 1) has no input 'imgae'; it has image"
+    assert row["error"] == f"Input could not be staged: {said}"
+    assert row["attempts"] == 1
+
+
 @asynccontextmanager
-async def serving(path: str, body: bytes) -> AsyncIterator[str]:
+async def serving(path: str, body: bytes, status: int = 200) -> AsyncIterator[str]:
     async def answer(_request: web.Request) -> web.Response:
-        return web.Response(body=body)
+        return web.Response(body=body, status=status)
 
     app = web.Application()
     app.router.add_get(path, answer)

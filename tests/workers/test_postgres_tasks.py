@@ -15,7 +15,7 @@ from comfyui.models import OutputFile
 from comfyui.workers.postgres_runner import main_output, output_key, reason_of
 from comfyui.workers.postgres_schema import TaskNames, migrations, quote_identifier
 from comfyui.workers.postgres_settings import PostgresWorkerSettings
-from comfyui.workers.postgres_tasks import ClaimedTask, prompt_request
+from comfyui.workers.postgres_tasks import ClaimedTask, job_fields, prompt_request
 from comfyui.workers.postgres_worker import main
 
 PROMPT_ID = UUID("01234567-89ab-5def-8123-456789abcdef")
@@ -77,13 +77,26 @@ def test_the_core_node_for_videos_takes_them_in_its_own_field() -> None:
         ({"workflow": {"1": {**WORKFLOW["6"], "inputs": {}}}, "video_url": "https://x/v.mp4"}, "no node loads one"),
         ({"workflow": {**WORKFLOW, "7": WORKFLOW["5"]}, "video_url": "https://x/v.mp4"}, "nodes 5, 7 load one"),
         ({"workflow": {"1": {}}, "video_url": "https://x/v.mp4"}, "see node 1"),
-        ({"workflow": WORKFLOW, "video_url": 7}, "params.images.0.image: "),
+        ({"workflow": WORKFLOW, "video_url": 7}, "params.video_url: must be an http(s) URL"),
+        ({"workflow": WORKFLOW, "video_url": " "}, "params.video_url: must be an http(s) URL"),
     ],
 )
 def test_what_cannot_be_understood_is_named(params: dict[str, Any], said: str) -> None:
     with pytest.raises(ComfyUIError, match=re.escape(said)) as caught:
         prompt_request(task(**params), PROMPT_ID)
     assert not caught.value.retryable
+
+
+def test_fields_have_the_names_that_the_task_has_for_them() -> None:
+    images = [{"name": "a.png", "image": "x"}]
+    job = task(workflow=WORKFLOW, images=images, video_url="https://example.com/v.mp4")
+    fields = job_fields(job, prompt_request(job, PROMPT_ID))
+    assert fields.name_of("images[0].image") == "params.images[0].image"
+    assert fields.name_of("images[1].image") == "params.video_url"
+    assert fields.name_of("prompt.5.inputs.video") == "params.workflow.5.inputs.video"
+    assert fields.target == ("params.video_input_field", "5", "video")
+    job = task(workflow=WORKFLOW, images=images)
+    assert job_fields(job, prompt_request(job, PROMPT_ID)).target is None
 
 
 def test_every_attempt_of_a_run_is_the_same_job_and_another_run_is_another() -> None:

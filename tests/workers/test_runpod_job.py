@@ -16,7 +16,13 @@ from pydantic import SecretStr
 
 from comfyui.engine import Engine
 from comfyui.events import Event, Executing, ExecutionCached, Progress, Unknown
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIInputError, ComfyUITaskError, ComfyUIValidationError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIInputError,
+    ComfyUIInputUnavailableError,
+    ComfyUITaskError,
+    ComfyUIValidationError,
+)
 from comfyui.models import PromptRequest
 from comfyui.storage import LocalStore, StorageRefusedError
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
@@ -24,7 +30,7 @@ from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.diagnostics import diagnostics, error_text, models_found
 from comfyui.workers.postgres_settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
-from comfyui.workers.runpod_job import ResultTooLargeError, parse_input, reply
+from comfyui.workers.runpod_job import JobInput, ResultTooLargeError, job_fields, parse_input, reply
 from comfyui.workers.settings import RunPodSettings, StoringWorkerSettings, WorkerSettingsError, load
 from config import Settings
 from tests.running import Workflow, invert_workflow, sleep_workflow
@@ -53,6 +59,34 @@ def output_workflow(*sizes: int) -> Workflow:
 async def worker(engine: Engine) -> AsyncIterator[ComfyUIWorker]:
     async with ComfyUIWorker(WorkerOptions(engine.url)) as running:
         yield running
+
+
+# Fields
+
+
+def test_a_field_has_the_name_that_the_job_has_for_it() -> None:
+    images = [{"name": "a.png", "image": "x"}]
+    job = parse_input({"workflow": {}, "images": images, "reference_images": {"s/b.png": "x"}})
+    fields = job_fields(job)
+    assert fields.name_of("images[0].image") == "images[0].image"
+    assert fields.name_of("images[1].image") == "reference_images['s/b.png']"
+    assert fields.name_of("prompt.3.inputs.image") == "workflow.3.inputs.image"
+
+
+def test_optional_fields_that_are_null_are_not_given() -> None:
+    optional = [name for name, field in JobInput.model_fields.items() if not field.is_required()]
+    assert parse_input({"workflow": {}, **dict.fromkeys(optional)}) == parse_input({"workflow": {}})
+
+
+async def test_an_input_that_cannot_be_fetched_now_is_reported_as_such_by_its_own_name(engine: Engine) -> None:
+    options = WorkerOptions(engine.url, input_url_allow=("127.0.0.1",), input_url_timeout_s=0.2)
+    url = f"http://127.0.0.1:{free_port()}/b.png"
+    job = parse_input({"workflow": invert_workflow(), "reference_images": {"b.png": url}})
+    async with ComfyUIWorker(options) as worker:
+        with pytest.raises(ComfyUIInputUnavailableError) as failed:
+            await worker.run(job.request(ID), fields=job_fields(job))
+    assert failed.value.detail.startswith("reference_images['b.png']: the URL's server could not be reached")
+    assert "This may pass" in error_text(failed.value)
 
 
 # Ids
