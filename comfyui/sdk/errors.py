@@ -12,7 +12,8 @@ class GatewayError(Exception):
     ::
 
         GatewayError                     any other status
-        ├── GatewayRefusedError          400 401 403 404 406 409 413 422: the same request will be refused again
+        ├── GatewayRefusedError          400 401 403 404 406 409 413 415 422: the same request will be refused again,
+        │                                but for ``input_unavailable``, which may pass (see ``retry_after_s``)
         ├── GatewayTaskError             500 502: it was accepted and failed
         │   └── GatewayCancelledError    409 task_cancelled
         ├── GatewayTimeoutError          504, or no answer long after the timeout
