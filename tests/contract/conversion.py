@@ -153,6 +153,8 @@ class Shares:
     told: dict[str, list[str]] = field(default_factory=dict)
     silent: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str | None] = field(default_factory=dict)
+    """Files with node classes that are not known: why they are refused, None where the nodes are not needed."""
     not_exported: dict[str, str] = field(default_factory=dict)
     """Files at which the editor itself fails, by its error."""
 
@@ -185,6 +187,11 @@ class Shares:
         yield f"{len(self.refused)} refused"
         for reason, count in Counter(map(reason_of, self.refused.values())).most_common():
             yield f"    {count} {reason}"
+        yield f"{len(self.unknown)} with node classes that are not known:"
+        reasons = [
+            reason_of(detail) if detail else "converted without them, each named" for detail in self.unknown.values()
+        ]
+        yield from (f"    {count} {reason}" for reason, count in Counter(reasons).most_common())
         for title, found in (("SILENT", self.silent), ("told", self.told)):
             for name, difference in found.items():
                 yield f"{title} {name}: {difference[:3]}"
@@ -201,6 +208,14 @@ def _is_told(difference: str, warnings: Sequence[str]) -> bool:
     )
 
 
+def refusal_of(file: Json, info: Json) -> str | None:
+    try:
+        to_api_format(file, info)
+    except ComfyUIValidationError as error:
+        return error.detail
+    return None
+
+
 def reason_of(detail: str) -> str:
     return next((reason for sign, reason in _REASONS if sign in detail), detail[:100])
 
@@ -211,6 +226,7 @@ async def measure(url: str, more_definitions: Mapping[str, Any] | None = None) -
     async with open_editor(url, more_definitions) as editor:
         for name, file in files.items():
             if classes(file) - editor.info.keys():
+                shares.unknown[name] = refusal_of(file, editor.info)
                 continue
             try:
                 theirs = await editor.export(file)
@@ -257,7 +273,7 @@ def main() -> int:
         print("skipped: apt-get install --no-install-recommends chromium; pip install playwright")
         return 0
     shares, total = asyncio.run(measure(url, more))
-    print(f"{total} files, {total - shares.measured - len(shares.not_exported)} with node classes that are not known")
+    print(f"{total} files of {' and '.join(PACKAGES)}")
     for line in shares.report():
         print(line)
     return 1 if shares.silent else 0
