@@ -80,11 +80,9 @@ def parse_input(name: str, declared: Any, *, required: bool) -> InputSpec:
 
 def input_specs(definition: Mapping[str, Any]) -> Iterator[InputSpec]:
     """The inputs of one node class, required ones first, in the order in which the frontend shows them."""
-    declared = definition.get("input") or {}
-    order = definition.get("input_order") or {}
     for section in ("required", "optional"):
-        inputs = declared.get(section) or {}
-        names = [name for name in order.get(section) or () if name in inputs]
+        inputs = declared_inputs(definition, section)
+        names = [name for name in declared_order(definition, section) if name in inputs]
         for name in [*names, *(name for name in inputs if name not in names)]:
             yield parse_input(name, inputs[name], required=section == "required")
 
@@ -95,7 +93,7 @@ def nested_specs(declared: Any, prefix: str) -> list[InputSpec]:
     return [
         parse_input(f"{prefix}.{name}", entry, required=section == "required")
         for section in ("required", "optional")
-        for name, entry in _mapping(sections.get(section)).items()
+        for name, entry in as_mapping(sections.get(section)).items()
     ]
 
 
@@ -123,7 +121,7 @@ class Grown:
 
 def grown_specs(spec: InputSpec) -> Grown:
     """What an autogrow input may stand for. Each row repeats the inputs of its template under other names."""
-    template = _mapping(spec.options.get("template"))
+    template = as_mapping(spec.options.get("template"))
     inputs = nested_specs(template.get("input"), spec.name)
     names = template.get("names")
     listed = [str(name) for name in names] if isinstance(names, list | tuple) else None
@@ -201,8 +199,27 @@ def _rows_named(name: str, names: Collection[str]) -> int:
     )
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def declared_inputs(definition: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """The inputs of ``required``, ``optional`` or ``hidden``; node packs leave sections out, or fill them oddly."""
+    return as_mapping(as_mapping(definition.get("input")).get(section))
+
+
+def declared_order(definition: Mapping[str, Any], section: str) -> list[str]:
+    order = as_sequence(as_mapping(definition.get("input_order")).get(section))
+    return [name for name in order if isinstance(name, str)]
+
+
+def declared_outputs(definition: Mapping[str, Any]) -> Sequence[Any]:
+    return as_sequence(definition.get("output"))
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def as_sequence(value: Any) -> Sequence[Any]:
+    """A list as it is; nothing for anything else."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _count(value: Any, default: int) -> int:

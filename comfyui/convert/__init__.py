@@ -34,7 +34,7 @@ from comfyui.convert.virtual import apply_everywhere_links, is_virtual, remove_e
 from comfyui.convert.widgets import BROWSER_ONLY_TYPES, UncertainLayoutError, complete_node
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.limits import DEFAULT_LIMITS, Limits
-from comfyui.nodedefs import ObjectInfo
+from comfyui.nodedefs import ObjectInfo, declared_outputs
 from comfyui.workflow import is_ui_format
 
 __all__ = ["ConvertedWorkflow", "to_api_format"]
@@ -125,7 +125,7 @@ def _complete(workflow: Workflow, object_info: ObjectInfo) -> None:
     """Lay out every node by its class, and take out those that ComfyUI does not have and does not need."""
     warnings, errors = remove_editor_only(workflow, object_info)
     workflow.warnings += warnings
-    socket_types = {slot_type(kind) for found in object_info.values() for kind in found.get("output") or ()}
+    socket_types = {slot_type(kind) for found in object_info.values() for kind in declared_outputs(found)}
     for graph in workflow.graphs():
         for node in graph.nodes.values():
             definition = object_info.get(node.type)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfyui.exceptions import ComfyUIValidationError
+from comfyui.nodedefs import as_mapping, as_sequence
 
 # The two ends of a subgraph, as links inside its definition name them.
 SUBGRAPH_INPUT_NODE = "-10"
@@ -327,14 +328,6 @@ def types_connect(one: str, other: str) -> bool:
     """The editor's rule: any type fits ``*``, a list of types by commas fits when one of them does; case is ignored."""
     ones, others = one.lower().split(","), other.lower().split(",")
     return any(a == b or a in ("*", "") or b in ("*", "") for a in ones for b in others)
-
-
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def as_sequence(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else ()
 
 
 def objects_of(value: Any) -> Iterator[Mapping[str, Any]]:

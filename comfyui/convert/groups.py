@@ -18,8 +18,6 @@ from comfyui.convert.graph import (
     Link,
     Node,
     Workflow,
-    as_mapping,
-    as_sequence,
     objects_of,
     parse_node,
     slot_type,
@@ -28,7 +26,7 @@ from comfyui.convert.values import set_value
 from comfyui.convert.widgets import UncertainLayoutError, complete_node, editor_inputs, has_widget
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.limits import DEFAULT_LIMITS, Limits, over
-from comfyui.nodedefs import InputSpec, ObjectInfo
+from comfyui.nodedefs import InputSpec, ObjectInfo, as_mapping, as_sequence, declared_outputs
 
 _PREFIXES = ("workflow/", "workflow>")
 _WHAT_TO_DO = (
@@ -155,7 +153,7 @@ class _Group:
             name = self._show(index, spec, hidden=hidden)
             if not hidden:
                 self._sockets.append((index, spec.name, name))
-        for number, output in enumerate(definition.get("output") or ()):
+        for number, output in enumerate(declared_outputs(definition)):
             custom = self._custom(index, "output", str(number))
             hidden = self._feeds(index, number) and (str(index), str(number)) not in self._external
             if custom.get("visible", not hidden):
@@ -167,7 +165,7 @@ class _Group:
     def _show(self, index: int, spec: InputSpec, *, hidden: bool = False) -> str:
         """The name under which the group shows an input: its own, or with the node's title where that is taken."""
         data = self._nodes[index]
-        labels = {slot.get("name"): slot.get("label") for slot in objects_of(data.get("inputs"))}
+        labels = {str(slot.get("name")): slot.get("label") for slot in objects_of(data.get("inputs"))}
         name = str(self._custom(index, "input", spec.name).get("name") or labels.get(spec.name) or spec.name)
         key = name
         if name in self._seen:

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from comfyui.convert.graph import SUBGRAPH_INPUT_NODE, Graph, InputSlot, Node, Workflow
-from comfyui.nodedefs import AUTOGROW, DYNAMIC_COMBO, MATCH_TYPE, InputSpec, ObjectInfo, grown_specs, input_specs
+from comfyui.nodedefs import (
+    AUTOGROW,
+    DYNAMIC_COMBO,
+    MATCH_TYPE,
+    InputSpec,
+    ObjectInfo,
+    as_sequence,
+    grown_specs,
+    input_specs,
+)
 from comfyui.nodedefs import option_specs as specs_behind
 
 ANY = "*"
@@ -39,7 +48,7 @@ def _settle(node: Node, graph: Graph, definition: Mapping[str, Any]) -> None:
         for position, (slot, allowed) in enumerate(group):
             slot.type = _common([*given[:position], *given[position + 1 :], allowed]) or slot.type
         settled = _common(given)
-        for index, of_template in enumerate(definition.get("output_matchtypes") or ()):
+        for index, of_template in enumerate(as_sequence(definition.get("output_matchtypes"))):
             if of_template == template_id and settled and index < len(node.output_types):
                 node.output_types[index] = settled
 

@@ -17,6 +17,9 @@ from comfyui.nodedefs import (
     DYNAMIC_GROUP,
     MATCH_TYPE,
     InputSpec,
+    declared_inputs,
+    declared_order,
+    declared_outputs,
     group_rows,
     grown_specs,
     option_specs,
@@ -71,8 +74,7 @@ class UncertainLayoutError(Exception):
 
 def editor_inputs(class_type: str, definition: Mapping[str, Any]) -> list[InputSpec]:
     """The declared inputs of a class with those that the editor's own extensions add, in declaration order."""
-    declared = definition.get("input") or {}
-    required = dict(declared.get("required") or {})
+    required = dict(declared_inputs(definition, "required"))
     if class_type in _AUDIO_PLAYER_CLASSES:
         required["audioUI"] = ["AUDIO_UI", {}]
     if class_type in _PREVIEW_3D_CLASSES:
@@ -80,7 +82,7 @@ def editor_inputs(class_type: str, definition: Mapping[str, Any]) -> list[InputS
     specs = [parse_input(name, entry, required=True) for name, entry in required.items()]
     if upload := _upload_button(specs):
         specs = [spec for spec in specs if spec.name != "upload"] + [upload]
-    optional = declared.get("optional") or {}
+    optional = declared_inputs(definition, "optional")
     return specs + [parse_input(name, entry, required=False) for name, entry in optional.items()]
 
 
@@ -97,14 +99,13 @@ def _upload_button(required: Sequence[InputSpec]) -> InputSpec | None:
 
 
 def _in_layout_order(specs: Sequence[InputSpec], definition: Mapping[str, Any]) -> list[InputSpec]:
-    order = definition.get("input_order")
-    if not order:
+    if not definition.get("input_order"):
         return list(specs)
     by_name = {spec.name: spec for spec in specs}
     ordered = [
         by_name[name]
         for section, required in (("required", True), ("optional", False))
-        for name in order.get(section) or ()
+        for name in declared_order(definition, section)
         if name in by_name and by_name[name].required is required
     ]
     return ordered + [spec for spec in specs if spec not in ordered]
@@ -257,7 +258,7 @@ def _unknown_options(node: Node, *, misplaced: bool) -> list[str]:
 
 
 def _complete_outputs(node: Node, definition: Mapping[str, Any]) -> None:
-    declared = [slot_type(kind) for kind in definition.get("output") or ()]
+    declared = [slot_type(kind) for kind in declared_outputs(definition)]
     declared = ["*" if kind == MATCH_TYPE else kind for kind in declared]
     node.output_types = declared + node.output_types[len(declared) :]
 
