@@ -21,6 +21,7 @@ ObjectInfo = Mapping[str, Any]
 
 DYNAMIC_COMBO, DYNAMIC_SLOT = "COMFY_DYNAMICCOMBO_V3", "COMFY_DYNAMICSLOT_V3"
 AUTOGROW, DYNAMIC_GROUP, MATCH_TYPE = "COMFY_AUTOGROW_V3", "COMFY_DYNAMICGROUP_V3", "COMFY_MATCHTYPE_V3"
+_DYNAMIC_TYPES = frozenset({DYNAMIC_COMBO, DYNAMIC_SLOT, AUTOGROW, DYNAMIC_GROUP})
 # ComfyUI allows no more names of an autogrow input, and the editor no more rows of a group.
 _MAX_GROWN, _MAX_ROWS = 100, 20
 
@@ -153,6 +154,11 @@ def live_specs(definition: Mapping[str, Any], names: Mapping[str, Any]) -> Itera
     """
     for spec in input_specs(definition):
         yield from _live(spec, names)
+
+
+def has_dynamic_inputs(definition: Mapping[str, Any]) -> bool:
+    """True when what the node's inputs are depends on the workflow."""
+    return any(spec.type in _DYNAMIC_TYPES for spec in input_specs(definition))
 
 
 def possible_names(definition: Mapping[str, Any]) -> set[str]:

@@ -24,7 +24,15 @@ from typing import Any, Literal
 
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.limits import DEFAULT_LIMITS, Limits, named
-from comfyui.nodedefs import DYNAMIC_COMBO, InputSpec, ObjectInfo, input_specs, live_specs, possible_names
+from comfyui.nodedefs import (
+    DYNAMIC_COMBO,
+    InputSpec,
+    ObjectInfo,
+    has_dynamic_inputs,
+    input_specs,
+    live_specs,
+    possible_names,
+)
 from comfyui.workflow import CACHE_TOKEN_INPUT, Prompt, node_order, node_title, nodes_on_cycles
 
 Severity = Literal["error", "warning"]
@@ -154,6 +162,7 @@ class _Check:
         self._specs: dict[str, dict[str, InputSpec]] = {}
         """By class, as declared; `_live` has those of nodes with dynamic inputs, by node id."""
         self._live: dict[str, dict[str, InputSpec]] = {}
+        self._shaped: set[str] = set()
         self._possible: dict[str, set[str]] = {}
         """By class: see `possible_names`."""
         self._choices: dict[int, _Choices] = {}
@@ -195,15 +204,16 @@ class _Check:
         class_type = self._prompt[node_id]["class_type"]
         if node_id in self._live:
             return self._live[node_id]
+        definition = self._definition(node_id) or {}
         if class_type not in self._specs:
-            definition = self._definition(node_id) or {}
             self._specs[class_type] = {spec.name: spec for spec in input_specs(definition)}
-        specs = self._specs[class_type]
-        if any(spec.type.startswith(_SHAPELESS) for spec in specs.values()):
+            if has_dynamic_inputs(definition):
+                self._shaped.add(class_type)
+        if class_type in self._shaped:
             inputs = self._prompt[node_id]["inputs"]
-            specs = {spec.name: spec for spec in live_specs(self._definition(node_id) or {}, inputs)}
-            self._live[node_id] = specs
-        return specs
+            self._live[node_id] = {spec.name: spec for spec in live_specs(definition, inputs)}
+            return self._live[node_id]
+        return self._specs[class_type]
 
     def _is_plain(self, node_id: str) -> bool:
         """True for ComfyUI's own nodes, of which it is known which ones check their inputs by code of their own."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.limits import DEFAULT_LIMITS, Limits, named, over, short
-from comfyui.nodedefs import ObjectInfo, input_specs
+from comfyui.nodedefs import ObjectInfo, has_dynamic_inputs, input_specs, live_specs
 
 Prompt = Mapping[str, Any]
 
@@ -238,9 +238,12 @@ def upload_inputs(prompt: Prompt, object_info: ObjectInfo) -> list[tuple[str, st
     """Which inputs of this workflow are uploaded files: ``(node id, input name)``, only those that hold a value."""
     definitions = {node["class_type"]: object_info.get(node["class_type"]) or {} for node in prompt.values()}
     widgets = media_widgets(definitions)
-    return [
-        (node_id, name)
-        for node_id, node in prompt.items()
-        for name in widgets.get(node["class_type"], ())
-        if name in node["inputs"] and not is_link(node["inputs"][name])
-    ]
+    shaped = {class_type for class_type, definition in definitions.items() if has_dynamic_inputs(definition)}
+    found = []
+    for node_id, node in prompt.items():
+        class_type, inputs = node["class_type"], node["inputs"]
+        names: Iterable[str] = widgets.get(class_type, ())
+        if class_type in shaped:
+            names = (spec.name for spec in live_specs(definitions[class_type], inputs) if spec.is_upload)
+        found += [(node_id, name) for name in names if name in inputs and not is_link(inputs[name])]
+    return found

@@ -150,6 +150,8 @@ class Shares:
     """What became of each file. `told` are files that differ in nodes that a warning names."""
 
     equal: list[str] = field(default_factory=list)
+    nulls: list[str] = field(default_factory=list)
+    """Files that differ only where the editor sends null for a widget that a subgraph shows, which ComfyUI refuses."""
     told: dict[str, list[str]] = field(default_factory=dict)
     silent: dict[str, list[str]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -160,7 +162,7 @@ class Shares:
 
     @property
     def measured(self) -> int:
-        return len(self.equal) + len(self.told) + len(self.silent) + len(self.refused)
+        return len(self.equal) + len(self.nulls) + len(self.told) + len(self.silent) + len(self.refused)
 
     def add(self, name: str, file: Json, theirs: Json, info: Json) -> None:
         try:
@@ -172,9 +174,12 @@ class Shares:
                 self.equal.append(name)
             return
         found = list(differences(theirs, converted.prompt))
+        told = all(_is_told(difference, converted.warnings) for difference in found)
         if not found:
             self.equal.append(name)
-        elif all(_is_told(difference, converted.warnings) for difference in found):
+        elif told and all(" is None, " in difference for difference in found):
+            self.nulls.append(name)
+        elif told:
             self.told[name] = found
         else:
             self.silent[name] = found
@@ -182,6 +187,7 @@ class Shares:
     def report(self) -> Iterator[str]:
         total = max(self.measured, 1)
         yield f"{len(self.equal)} of {self.measured} equal ({len(self.equal) / total:.1%})"
+        yield f"{len(self.nulls)} equal but for a null that the editor sends and ComfyUI refuses, with a warning"
         yield f"{len(self.silent)} silently different"
         yield f"{len(self.told)} different where a warning names the node"
         yield f"{len(self.refused)} refused"
@@ -189,7 +195,7 @@ class Shares:
             yield f"    {count} {reason}"
         yield f"{len(self.unknown)} with node classes that are not known:"
         reasons = [
-            reason_of(detail) if detail else "converted without them, each named" for detail in self.unknown.values()
+            reason_of(detail) if detail else "converted, for these nodes do not run" for detail in self.unknown.values()
         ]
         yield from (f"    {count} {reason}" for reason, count in Counter(reasons).most_common())
         for title, found in (("SILENT", self.silent), ("told", self.told)):

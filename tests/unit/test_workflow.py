@@ -130,6 +130,16 @@ def test_only_upload_inputs_that_hold_a_value_are_listed() -> None:
     assert upload_inputs(prompt, info) == [("1", "image")]
 
 
+def test_an_upload_behind_the_chosen_option_of_a_dynamic_combo_is_listed() -> None:
+    picture = {"required": {"picture": ["COMBO", {"options": [], "image_upload": True}]}}
+    options = [{"key": "from a file", "inputs": picture}, {"key": "plain", "inputs": {}}]
+    info = {"Background": definition(kind=["COMFY_DYNAMICCOMBO_V3", {"options": options}])}
+    inputs = {"kind": "from a file", "kind.picture": "a.png"}
+    assert upload_inputs({"1": {"class_type": "Background", "inputs": inputs}}, info) == [("1", "kind.picture")]
+    plain = {"1": {"class_type": "Background", "inputs": {**inputs, "kind": "plain"}}}
+    assert upload_inputs(plain, info) == []
+
+
 def test_a_link_to_a_node_that_does_not_exist_is_refused_before_it_ends_comfyuis_worker() -> None:
     prompt = {"1": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "not_declared": ["99", 0]}}}
     with pytest.raises(ComfyUIValidationError) as raised:
