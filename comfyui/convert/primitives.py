@@ -61,7 +61,9 @@ def _outgoing(primitive: Node, graph: Graph) -> list[str]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and (
+        isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    )
 
 
 def _limited(value: float, widgets: list[Widget]) -> float:

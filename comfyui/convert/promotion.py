@@ -45,6 +45,7 @@ class _Promotion:
         for subgraph_id in self._workflow.subgraphs:
             self._inside(subgraph_id)
         self._graph(self._workflow.root)
+        self._note_forgotten()
 
     def _inside(self, subgraph_id: str) -> None:
         if subgraph_id in self._done:
@@ -65,6 +66,10 @@ class _Promotion:
 
     def _complete(self, node: Node, inside: Graph) -> None:
         in_file = {slot.name: slot for slot in reversed(node.inputs)}
+        names = {boundary.name for boundary in inside.inputs}
+        for slot in node.inputs:
+            if slot.link is not None and slot.name not in names:
+                self._warn(node, f"has no input {slot.name} any more, so the link to it is left out")
         node.inputs, node.widgets = [], []
         for boundary in inside.inputs:
             self._add_input(node, inside, boundary, in_file[boundary.name].link if boundary.name in in_file else None)
@@ -112,6 +117,23 @@ class _Promotion:
         if len(values) > len(entries) and any(value is not None for value in values[len(entries) :]):
             self._warn(node, f"stores {len(values)} values for the {len(entries)} widgets that it shows")
         self._note_unlisted(node, inside, entries, values)
+
+    def _note_forgotten(self) -> None:
+        """Name the instances whose values the editor (1.58.1) forgets: those that it reads before their subgraph.
+
+        It sorts subgraphs so that this does not happen, but not where one holds two instances of another.
+        """
+        subgraphs = self._workflow.subgraphs
+        inner = {
+            name: [node for node in graph.nodes.values() if node.type in subgraphs] for name, graph in subgraphs.items()
+        }
+        if all(len({node.type for node in nodes}) == len(nodes) for nodes in inner.values()):
+            return
+        position = {name: number for number, name in enumerate(subgraphs)}
+        for name, nodes in inner.items():
+            for node in nodes:
+                if position[node.type] > position[name] and node.widgets and any(v is not None for v in _values(node)):
+                    self._warn(node, "has values that the editor forgets when it loads the file; here they are kept")
 
     def _note_nulls(self, node: Node, names: Sequence[str]) -> None:
         if names:

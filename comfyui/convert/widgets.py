@@ -150,9 +150,9 @@ def complete_node(node: Node, definition: Mapping[str, Any], socket_types: Colle
     further = _further_slots(node, ordered, slots, values)
     kept = {slot.name for slot in slots + further}
     warnings += [
-        f"the link to {slot.name} is left out, for the chosen option has no such input"
+        f"the link to {slot.name} is left out, for the node has no such input here"
         for slot in node.inputs
-        if slot.link is not None and slot.name not in kept and "." in slot.name
+        if slot.link is not None and slot.name not in kept
     ]
     node.inputs = slots + further
     warnings += _editor_faults(node, ordered, values)

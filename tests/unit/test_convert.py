@@ -289,6 +289,16 @@ def test_a_widget_of_a_node_pack_makes_the_order_uncertain() -> None:
     assert "a script of its node pack adds the widget curve" in refused(lambda ui: None, info).node_errors["4"][0]
 
 
+def test_the_link_to_a_widget_that_is_gone_is_left_out_with_a_warning() -> None:
+    ui = file("ui_plain.json")
+    gone = {"name": "gone", "type": "INT", "link": 77, "widget": {"name": "gone"}}
+    node_of(ui, 4)["inputs"].append(gone)
+    ui["links"].append([77, 1, 0, 4, 9, "INT"])
+    converted = to_api_format(ui, INFO)
+    assert "gone" not in converted.prompt["4"]["inputs"]
+    assert "node 4 (Noise): the link to gone is left out, for the node has no such input here" in converted.warnings
+
+
 def test_a_circle_of_reroutes_is_refused() -> None:
     def change(ui: dict[str, Any]) -> None:
         ui["links"][0] = [1, 2, 0, 2, 0, "IMAGE"]

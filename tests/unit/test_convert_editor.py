@@ -40,6 +40,14 @@ OURS: dict[str, dict[tuple[str, str], Any]] = {
     "r07_set_get": {("4", "images"): ["1", 0]},
     "dyn_linked_widget": {("1", "mode.in.w"): ["2", 0]},
     "dyn_stale_link": {("1", "p"): "p"},
+    "sub_stale_slot": {("3:10", "width"): 96},
+    "sub_widget_two_levels": {("5:20:10", "width"): 11},
+    "sub_same_twice_nested": {
+        ("3:20:10", "width"): 11,
+        ("3:21:10", "width"): 12,
+        ("4:20:10", "width"): 11,
+        ("4:21:10", "width"): 12,
+    },
 }
 # Nodes that the editor exports without their pack's script, and that have no class in ComfyUI.
 NOT_NODES = {"r07_set_get": {"2", "3"}}
@@ -94,6 +102,10 @@ def test_every_case_is_here() -> None:
         ("dup_out", "node 2: two nodes have this id"),
         ("dyn_linked_widget", "node 1 (XNest): the editor loses the links to mode.in.w"),
         ("dyn_stale_link", "node 1 (XFlux0): the link to model.images.image_1 is left out"),
+        ("sub_stale_slot", "node 3 (sub): it has no input old any more, so the link to it is left out"),
+        ("sub_widget_two_levels", "node 5 (sub): it stores null for width, so the value inside counts"),
+        ("sub_same_twice_nested", "node 20 (sub): it has values that the editor forgets when it loads the file"),
+        ("proxy_widgets_null", "node 3 (blank): it stores null for height, color, so the value inside counts"),
         ("grp_muted", "node 3 (grp): the editor turns this group node into a subgraph that runs"),
         ("link_unreferenced", "node 3 (EmptyImage): no input names the link from node 2; it is taken for width"),
         ("px_unlisted", "node 3 (sub): it does not say which of its values is that of width"),
