@@ -45,6 +45,7 @@ from comfyui.transport import (
     RawReply,
     Transport,
     aiohttp_errors,
+    refusing_redirects,
 )
 
 # ComfyUI itself answers 403 for a file outside of its folders.
@@ -145,6 +146,7 @@ class ComfyUIClient:
                     # A cookie of one caller's answer must never reach another caller's request.
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers=self.credentials,
+                    trace_configs=[refusing_redirects()],
                 )
             )
             self._aiohttp = AiohttpTransport(self._session, self.base_url, self.name, self._timeout_s)

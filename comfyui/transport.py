@@ -15,6 +15,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Protocol, TypeVar
 
 import aiohttp
@@ -286,6 +287,22 @@ def aiohttp_errors(name: str, what: str) -> Iterator[None]:
         raise too_late(name, what) from error
     except (aiohttp.ClientError, OSError) as error:
         raise ComfyUIConnectionError(f"{what}: {_reason(error)}", sent=True) from error
+
+
+def refusing_redirects() -> aiohttp.TraceConfig:
+    """For a session whose websockets carry credentials: aiohttp has no other way to keep these from following."""
+
+    async def refuse(
+        _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams
+    ) -> None:
+        response = params.response
+        raise aiohttp.WSServerHandshakeError(
+            response.request_info, response.history, status=response.status, message="redirected"
+        )
+
+    config = aiohttp.TraceConfig()
+    config.on_request_redirect.append(refuse)
+    return config
 
 
 def unreachable(name: str, cause: BaseException | None) -> ComfyUIConnectionError:

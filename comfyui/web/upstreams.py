@@ -15,6 +15,7 @@ import aiohttp
 from comfyui import jsonio
 from comfyui.backends import Backend, BackendPool
 from comfyui.http1 import CONNECT_S, Http1Client
+from comfyui.transport import refusing_redirects
 
 _HEADER_BYTES = 64 * 1024
 _OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
@@ -41,6 +42,7 @@ class Upstream:
             # A cookie of one client's answer must never reach another client's request.
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_OURS_TO_OMIT,
+            trace_configs=[refusing_redirects()],
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             max_line_size=_HEADER_BYTES,
             max_field_size=_HEADER_BYTES,

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+from aiohttp import web
 from PIL import Image
 
 from comfyui.access import ServerAccess
@@ -166,7 +167,34 @@ async def test_a_redirect_takes_no_credentials_to_another_server() -> None:
                         await client.free()
                     with pytest.raises(Exception, match="HTTP 307"):
                         await client.upload_image("a.png", b"x")
+            async with running_gateway(comfyui.url, ready=False, comfyui_headers="X-Edge: 4711") as gateway:
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    await gateway.http.ws_connect("/ws")
+                assert refused.value.status == 502
         assert other.seen == []
+
+
+async def test_nor_does_a_redirect_of_the_gateway_s_own_websocket() -> None:
+    followed = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        if request.path == "/elsewhere":
+            followed.append(request.headers.get("X-Edge"))
+        raise web.HTTPTemporaryRedirect(f"http://localhost:{request.url.port}/elsewhere")
+
+    application = web.Application()
+    application.add_routes([web.get("/{path:.*}", redirect)])
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = f"127.0.0.1:{runner.addresses[0][1]}"
+        async with ComfyUIClient(address, access=ServerAccess({"X-Edge": "4711"})) as client:
+            with pytest.raises(ComfyUIConnectionError, match="refused with HTTP 307"):
+                await client.connect_websocket("a")
+    finally:
+        await runner.cleanup()
+    assert followed == []
 
 
 # TLS
