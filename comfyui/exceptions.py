@@ -15,6 +15,7 @@
     │   └── ComfyUICredentialsError     502  credentials_refused
     ├── ComfyUIPromptLostError          502  prompt_lost           retryable
     ├── ComfyUIPromptQuarantinedError   500  prompt_quarantined
+    ├── ComfyUIDeliveryError            502  delivery_failed       retryable
     ├── ComfyUITimeoutError             504  timeout               retryable
     ├── ComfyUITaskError                500  task_failed
     ├── ComfyUITaskCancelledError       409  task_cancelled
@@ -44,6 +45,7 @@ class ComfyUIError(Exception):
         detail: what went wrong and, where there is something to do, what to do.
         prompt_id: ComfyUI's id of the prompt, when one is known; callers can attach to it again.
         node_errors: node id to messages.
+        saved: a `models.PromptResult` with what other nodes had saved before this one failed; None when nothing.
     """
 
     title: ClassVar[str] = "Internal error"
@@ -56,6 +58,7 @@ class ComfyUIError(Exception):
         self.detail = detail
         self.prompt_id = prompt_id
         self.node_errors: NodeErrors = node_errors or {}
+        self.saved: Any = None
 
 
 class ComfyUIValidationError(ComfyUIError):
@@ -230,6 +233,15 @@ class ComfyUIPromptQuarantinedError(ComfyUIError):
     def __init__(self, detail: str, *, prompt_id: str | None = None, log_tail: Sequence[str] = ()) -> None:
         super().__init__(detail, prompt_id=prompt_id)
         self.log_tail = tuple(log_tail)
+
+
+class ComfyUIDeliveryError(ComfyUIError):
+    """The prompt is rendered, and none of its files could be stored or read. The same again delivers what is there."""
+
+    title = "Files could not be delivered"
+    code = "delivery_failed"
+    status = 502
+    retryable = True
 
 
 class ComfyUITimeoutError(ComfyUIError):

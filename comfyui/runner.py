@@ -490,11 +490,10 @@ def _result(
     waited_s: float = 0.0,
     node_errors: Mapping[str, tuple[str, ...]] | None = None,
 ) -> PromptResult:
-    """A history entry as a result; raises what the entry says went wrong."""
-    raise_if_failed(entry, prompt_id)
+    """A history entry as a result; raises what the entry says went wrong, with what was saved before that."""
     executing = executing_s(entry)
     timings = Timings(staging_s, queued_s=max(0.0, waited_s - executing), executing_s=executing)
-    return PromptResult(
+    result = PromptResult(
         prompt_id,
         backend.name,
         entry.outputs,
@@ -503,6 +502,12 @@ def _result(
         node_errors or {},
         simulated=backend.simulated,
     )
+    try:
+        raise_if_failed(entry, prompt_id)
+    except ComfyUITaskError as error:
+        error.saved = result
+        raise
+    return result
 
 
 def _check_same(run: PromptRun, found: HistoryEntry | QueueItem) -> None:

@@ -6,19 +6,28 @@ or is cancelled leaves nothing behind.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import hashlib
+import math
 import re
 import tempfile
+import time
 import unicodedata
+import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, Self
 from urllib.parse import quote
 
+import structlog
+
 from comfyui.content import finished_in_thread
 from comfyui.exceptions import ComfyUIError
 
+_log = structlog.get_logger(__name__)
 PART_BYTES = 8 << 20
 _LONGEST_NAME = 160
 _LONGEST_KEY = 1024
@@ -98,6 +107,48 @@ class ObjectStore(Protocol):
         """
         ...
 
+    async def probe(self) -> None:
+        """Write, read and delete a small object. Raises `StorageError` with the step that failed.
+
+        To delete is not needed to deliver files: where that is not allowed, the object stays, and the log says so.
+        """
+        ...
+
+
+class StoreCheck:
+    """Says whether a store can be used, before work is done whose results it is to take.
+
+    Args:
+        every_s: a check that went well holds for so long.
+    """
+
+    def __init__(
+        self, store: ObjectStore, *, every_s: float = 300.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._every_s = every_s
+        self._clock = clock
+        self._good_until = -math.inf
+        self._turn = asyncio.Lock()
+
+    async def ensure(self) -> None:
+        """Returns at once while the last check holds. Raises `StorageError`; then the next call checks again."""
+        async with self._turn:
+            if self._clock() < self._good_until:
+                return
+            try:
+                await self._store.probe()
+            except StorageError as error:
+                _log.warning("store.unusable", detail=error.detail)
+                raise
+            self._good_until = self._clock() + self._every_s
+
+
+def probe_key(prefix: str = "") -> tuple[str, bytes]:
+    """Where a check writes, another place each time, and what."""
+    name = uuid.uuid4().hex
+    return safe_key(prefix, ".comfyui-gateway-check", name), f"comfyui-gateway {name}".encode()
+
 
 class LocalStore:
     """A folder that something else serves below `base_url`; for one machine, and for tests. Links do not expire."""
@@ -140,6 +191,22 @@ class LocalStore:
         finally:
             await _in_thread(draft.discard)
         return StoredObject(f"{self._base_url}/{quote(key)}", "", key, parts.size, draft.digest.hexdigest())
+
+    async def probe(self) -> None:
+        key, content = probe_key()
+        await _in_thread(lambda: _probe_folder(self._folder / key, content))
+
+
+def _probe_folder(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    try:
+        if path.read_bytes() != content:
+            raise OSError(errno.EIO, "what was written is not what is read")
+    finally:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another check is under way in it
+        path.parent.rmdir()
 
 
 class _Draft:

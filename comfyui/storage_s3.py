@@ -16,10 +16,12 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
+import structlog
 from pydantic import SecretStr
 
-from comfyui.storage import Parts, Placement, StorageError, StorageRefusedError, StoredObject, safe_key
+from comfyui.storage import Parts, Placement, StorageError, StorageRefusedError, StoredObject, probe_key, safe_key
 
+_log = structlog.get_logger(__name__)
 _PARTS_IN_FLIGHT = 2
 _MAX_PARTS = 10_000
 _LAST_ABORTS_S = 5.0
@@ -173,6 +175,30 @@ class S3Store:
         except (self._errors.ClientError, self._errors.BotoCoreError) as error:
             raise self._translated(error, bucket) from error
         return StoredObject(url, bucket, place["Key"], parts.size, str(answer.get("ETag", "")).strip('"'))
+
+    async def probe(self) -> None:
+        """See `ObjectStore.probe`; the step and the store's code tell what the key may not do."""
+        if self._client is None:
+            raise RuntimeError("use the store inside 'async with'")
+        bucket = self._settings.bucket
+        key, content = probe_key(self._settings.prefix)
+        place = {"Bucket": bucket, "Key": key}
+        step = "write"
+        try:
+            await self._client.put_object(**place, Body=io.BytesIO(content), ContentLength=len(content))
+            step = "read"
+            answer = await self._client.get_object(**place)
+            async with answer["Body"] as body:
+                read = await body.read()
+        except (self._errors.ClientError, self._errors.BotoCoreError) as error:
+            reason = self._translated(error, bucket).detail
+            raise StorageError(f"the check of the store failed at {step}: {reason}") from error
+        if read != content:
+            raise StorageError("the check of the store read something else than it had written")
+        try:
+            await self._client.delete_object(**place)
+        except (self._errors.ClientError, self._errors.BotoCoreError) as error:
+            _log.warning("store.check_left", bucket=bucket, key=key, detail=self._translated(error, bucket).detail)
 
     async def _put_in_parts(self, place: dict[str, str], parts: Parts, content_type: str) -> Any:
         upload = await self._start(place, content_type)

@@ -36,6 +36,7 @@ from comfyui.preflight import Problem, preflight, refusal
 from comfyui.process import ComfyUIProcess, ProcessState
 from comfyui.quarantine import Quarantine
 from comfyui.runner import RunnerOptions
+from comfyui.workers.delivering import Patience
 from comfyui.workflow import check_api_format, upload_inputs
 
 _IMAGE_FIELD = re.compile(r"images\[(\d+)\]\.image")
@@ -65,6 +66,7 @@ class WorkerOptions:
         hung_after_s: a cancelled prompt that still runs so much later does not heed it: the child is restarted.
         free_after_idle_s: without work for so long, ComfyUI unloads its models; 0: never.
         lost_prompt_retries: how often one job is rendered again because ComfyUI crashed or forgot it, in all.
+        delivery_retries: how often a file that cannot be read or stored is tried again, with back-off.
         cancel_abandoned: a job whose `run` is cancelled or timed out is taken out of ComfyUI; else only a timeout does.
         on_line: gets the child's output, line by line.
     """
@@ -88,6 +90,8 @@ class WorkerOptions:
     input_url_allow: Sequence[str] = ()
     input_url_timeout_s: float = 60.0
     cancel_abandoned: bool = True
+    delivery_retries: int = 4
+    delivery_backoff_s: float = 0.5
     on_line: Callable[[str], None] | None = None
 
 
@@ -372,6 +376,12 @@ class ComfyUIWorker:
             error = refusal(_refusing(request, await backend.client.object_info()))
             if error is not None:
                 raise error
+
+    @property
+    def patience(self) -> Patience:
+        """With files that cannot be read or stored."""
+        options = self.options
+        return Patience(options.delivery_retries, options.delivery_backoff_s, ready=self.wait_until_ready)
 
     def forget_inputs(self) -> None:
         """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+import structlog
 
 from comfyui.exceptions import (
     ComfyUIError,
@@ -12,9 +20,11 @@ from comfyui.exceptions import (
     ComfyUITaskError,
 )
 from comfyui.nodedefs import ObjectInfo, input_specs
-from comfyui.workers.base import ComfyUIWorker
+from comfyui.workers.base import ComfyUIWorker, WorkerOptions
 
 _SHOWN_LINES = 30
+# A failed job is not kept waiting for ComfyUI to describe itself.
+_ASK_S = 5.0
 _SHOWN_MODELS = 8
 _MODEL_ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx")
 
@@ -32,6 +42,93 @@ def error_text(error: ComfyUIError) -> str:
     if error.prompt_id:
         lines.append(f"prompt_id: {error.prompt_id}")
     return "\n".join(lines)
+
+
+def error_members(error: ComfyUIError) -> dict[str, Any]:
+    """The error as members of a job's result, the same on every platform."""
+    members: dict[str, Any] = {
+        "status": "error",
+        "prompt_id": error.prompt_id,
+        "error_type": error.code,
+        "detail": error.detail,
+        "retryable": error.retryable,
+        "node_errors": {node_id: list(messages) for node_id, messages in error.node_errors.items()},
+    }
+    if isinstance(error, ComfyUITaskError):
+        members["node"] = {"id": error.node_id, "type": error.node_type, "exception_type": error.exception_type}
+        members["traceback_tail"] = list(error.traceback_tail)
+    if isinstance(error, ComfyUIPromptQuarantinedError):
+        members["log_tail"] = list(error.log_tail)
+    return members
+
+
+async def environment(worker: ComfyUIWorker) -> dict[str, Any]:
+    """What the jobs run on: versions, GPU, memory, disk and models, as far as each can be had within a moment.
+
+    ``*_mb`` are in MB of 1,000,000 bytes. No path, address or key is in it.
+    """
+    facts: dict[str, Any] = {"comfyui": _state(worker), "versions": {"worker": _own_version()}}
+    facts["disk"] = await asyncio.to_thread(_disks, worker.options)
+    if not worker.connected:
+        return facts
+    backend = worker.pool.backends[0]
+    try:
+        async with asyncio.timeout(_ASK_S):
+            stats = await backend.client.system_stats()
+            models = models_found(await backend.object_info())
+    except (ComfyUIError, TimeoutError):
+        return facts
+    said, listed = stats.get("system"), stats.get("devices")
+    system: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
+    devices: Sequence[Any] = listed if isinstance(listed, list) else []
+    facts["versions"] |= {
+        name: str(system[f"{name}_version"])
+        for name in ("comfyui", "python", "pytorch")
+        if system.get(f"{name}_version") is not None
+    }
+    facts["memory"] = _megabytes(system, {"total_mb": "ram_total", "free_mb": "ram_free"})
+    facts["gpu"] = [
+        {"name": str(device.get("name")), "type": str(device.get("type"))}
+        | _megabytes(device, {"total_mb": "vram_total", "free_mb": "vram_free"})
+        for device in devices
+        if isinstance(device, Mapping)
+    ]
+    facts["models"] = {
+        name: {"count": len(files), "first": files[:_SHOWN_MODELS]} for name, files in sorted(models.items())
+    }
+    return facts
+
+
+def _megabytes(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
+    found = {name: said.get(member) for name, member in names.items()}
+    return {name: int(value / 1e6) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _disks(options: WorkerOptions) -> dict[str, dict[str, int]]:
+    """By what the folder is for; blocking."""
+    folders = {"comfyui": options.comfyui_dir, "temporary": Path(tempfile.gettempdir())}
+    found = {}
+    for name, folder in folders.items():
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                usage = shutil.disk_usage(folder)
+                found[name] = {"total_mb": int(usage.total / 1e6), "free_mb": int(usage.free / 1e6)}
+    return found
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("comfyui-gateway")
+    except metadata.PackageNotFoundError:
+        return "from source"
+
+
+async def log_environment(worker: ComfyUIWorker) -> None:
+    """One line at the start, which says what the first job will run on."""
+    facts = await environment(worker)
+    models = facts.pop("models", {})
+    counts = {name: listed["count"] for name, listed in models.items()}
+    structlog.get_logger(__name__).info("worker.environment", **facts, models=counts)
 
 
 async def diagnostics(worker: ComfyUIWorker) -> str:

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -27,13 +27,15 @@ import structlog
 from comfyui.events import Event
 from comfyui.exceptions import ComfyUIError
 from comfyui.logs import configure_logging
-from comfyui.process import ProcessState
+from comfyui.models import PromptResult
+from comfyui.storage import StoreCheck
 from comfyui.storage_s3 import S3Store
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
-from comfyui.workers.diagnostics import diagnostics, error_text
+from comfyui.workers.delivering import saved_before
+from comfyui.workers.diagnostics import diagnostics, environment, error_members, error_text, log_environment
 from comfyui.workers.progress import ProgressReport, ProgressTracker
-from comfyui.workers.runpod_job import JobInput, job_fields, parse_input, reply
+from comfyui.workers.runpod_job import JobInput, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
 
 _PLATFORM = "runpod"
@@ -62,6 +64,7 @@ class _Running:
 
     worker: ComfyUIWorker
     store: S3Store | None
+    store_check: StoreCheck | None
     cleaners: list[FolderCleaner]
 
 
@@ -82,7 +85,7 @@ class RunPodWorker:
         """The SDK's ``concurrency_modifier``: called in its loop before every job that it takes."""
         if self._running is None:
             self._start()
-            _drain_on_sigterm(lambda: self._in_background(_end_long_polls()))
+            _drain_on_sigterm(lambda: self._in_background(self._drain()))
         return self._settings.jobs_at_once
 
     async def handle(self, job: Job) -> dict[str, Any]:
@@ -103,43 +106,73 @@ class RunPodWorker:
             return answer
 
     async def close(self) -> None:
-        """For who runs it without the SDK: stops ComfyUI and closes what is open, which else ends with the loop."""
-        for task in self._tasks:
+        """Stop ComfyUI, which gets its time for it, and close what is open."""
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        """After SIGTERM: what runs is finished and reported, ComfyUI stopped, then the SDK's loop ended."""
+        await _until_jobs_are_reported()
+        await self.close()
+        _end_long_polls()
 
     async def _answer(self, job: Job) -> dict[str, Any]:
-        secrets: Iterable[str] = ()
+        parsed: JobInput | None = None
         try:
             parsed = parse_input(job.get("input"))
-            secrets = parsed.secrets.values()
             running = await asyncio.shield(self._start())
             return await self._run(running, job, parsed)
         except ComfyUIError as error:
             self._log.warning("job.failed", code=error.code, detail=error.detail)
-            answer = await self._failure(error)
-            for secret in secrets:
-                # ComfyUI and its nodes are programs of others: what they say is not ours to choose.
-                answer["error"] = answer["error"].replace(secret, "***")
+            answer = await self._failure(error, job, parsed)
+            # ComfyUI and its nodes are programs of others: what they say is not ours to choose.
+            for secret in parsed.secrets.values() if parsed else ():
+                answer = _without(secret, answer)
             return answer
 
     async def _run(self, running: _Running, job: Job, parsed: JobInput) -> dict[str, Any]:
-        request = parsed.request(prompt_id_for_job(_PLATFORM, str(job["id"])))
+        request = parsed.request(parsed.prompt_id or prompt_id_for_job(_PLATFORM, str(job["id"])))
         parsed.check_placement(running.store)
+        if running.store_check is not None and parsed.may_be_stored:
+            # Before the GPU is used for files that could not be delivered.
+            await running.store_check.ensure()
         async with _progress(self._sdk, job, parsed.workflow, self._settings.progress_interval) as listener:
             result = await running.worker.run(request, listener=listener, fields=job_fields(parsed))
-            max_bytes = int(self._settings.max_result_mb * _MB)
-            return await reply(running.worker.handler, result, parsed, store=running.store, max_bytes=max_bytes)
+            return await self._reply(running, result, job, parsed)
 
-    async def _failure(self, error: ComfyUIError) -> dict[str, Any]:
-        text = error_text(error)
+    async def _reply(self, running: _Running, result: PromptResult, job: Job, parsed: JobInput) -> dict[str, Any]:
+        return await reply(
+            running.worker.handler,
+            result,
+            parsed,
+            store=running.store,
+            max_bytes=max_reply_bytes(str(job["id"]), self._settings.max_result_mb),
+            patience=running.worker.patience,
+        )
+
+    async def _failure(self, error: ComfyUIError, job: Job, parsed: JobInput | None) -> dict[str, Any]:
+        """The reply of a failed job: ``error`` as text, which RunPod shows, and the same in members."""
+        answer: dict[str, Any] = {**error_members(error), "images": [], "files": [], "outputs": {}}
         worker = self._worker()
-        if worker is None:
-            return {"error": text}
-        answer: dict[str, Any] = {"error": f"{text}\n{await diagnostics(worker)}"[:_LONGEST_ERROR]}
-        if worker.process is not None and worker.process.state is ProcessState.FAILED:
-            # This one will never do a job again; RunPod replaces it.
-            answer["refresh_worker"] = True
+        if worker is not None and self._running is not None:
+            saved = saved_before(error)
+            if saved is not None and parsed is not None:
+                with contextlib.suppress(ComfyUIError):
+                    found = await self._reply(self._running.result(), saved, job, parsed)
+                    answer |= {
+                        name: found[name] for name in ("images", "files", "outputs", "timings", "execution_time")
+                    }
+            answer["diagnostics"] = await environment(worker)
+            answer["error"] = f"{error_text(error)}\n{await diagnostics(worker)}"[:_LONGEST_ERROR]
+            if worker.given_up:
+                # This one will never do a job again; RunPod replaces it.
+                answer["refresh_worker"] = True
+        else:
+            answer["error"] = error_text(error)
+        if parsed is not None:
+            answer["warnings"] = list(parsed.warnings)
         return answer
 
     async def _clean(self) -> None:
@@ -171,7 +204,8 @@ class RunPodWorker:
                 store = self._settings.store()
                 if store is not None:
                     await stack.enter_async_context(store)
-                running.set_result(_Running(worker, store, await asyncio.to_thread(_cleaners, self._settings)))
+                cleaners = await asyncio.to_thread(_cleaners, self._settings)
+                running.set_result(_Running(worker, store, StoreCheck(store) if store else None, cleaners))
             except Exception as error:
                 self._log.exception("worker.cannot_start")
                 running.set_exception(error)
@@ -179,6 +213,7 @@ class RunPodWorker:
             # Whoever waits for it is told what is wrong.
             with contextlib.suppress(ComfyUIError):
                 await worker.wait_until_ready()
+                await log_environment(worker)
             await asyncio.Event().wait()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -186,6 +221,17 @@ class RunPodWorker:
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _without(secret: str, value: Any) -> Any:
+    """The value without the secret in any of its texts."""
+    if isinstance(value, str):
+        return value.replace(secret, "***")
+    if isinstance(value, Mapping):
+        return {name: _without(secret, member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without(secret, member) for member in value]
+    return value
 
 
 def _cleaners(settings: RunPodSettings) -> list[FolderCleaner]:
@@ -264,19 +310,25 @@ def _drain_on_sigterm(drain: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, on_signal)
 
 
-async def _end_long_polls() -> None:
+async def _until_jobs_are_reported() -> None:
+    running = [task for task in asyncio.all_tasks() if _coroutine_of(task) == _SDK_RUNS_JOBS]
+    if running:
+        await asyncio.wait(running)
+
+
+def _end_long_polls() -> None:
     """End the SDK's requests for jobs and stop signals, when all jobs are done and reported.
 
     It would wait up to 90 s for their answers, which is more than a stopping container gets; and a job that came as an
     answer then would be run by nobody.
     """
-    names = {task: getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
-    running = [task for task, name in names.items() if name == _SDK_RUNS_JOBS]
-    if running:
-        await asyncio.wait(running)
-        for task, name in names.items():
-            if name in _SDK_WAITS_FOR_NEWS:
-                task.cancel()
+    for task in asyncio.all_tasks():
+        if _coroutine_of(task) in _SDK_WAITS_FOR_NEWS:
+            task.cancel()
+
+
+def _coroutine_of(task: asyncio.Task[Any]) -> str:
+    return getattr(task.get_coro(), "__qualname__", "")
 
 
 def main() -> int:

@@ -115,8 +115,8 @@ class RunPodSettings(StoringWorkerSettings):
     job_timeout: float = Field(default=3600, gt=0, description="Seconds that one job may take, queueing included.")
     jobs_at_once: int = Field(default=1, ge=1, description="Jobs that run at once; one for each GPU.")
     refresh_worker: bool = Field(default=False, description="Have RunPod replace the worker after every job.")
-    max_result_mb: float = Field(
-        default=9, gt=0, description="Largest reply, in MB; RunPod takes 10 of /run and 20 of /runsync."
+    max_result_mb: float | None = Field(
+        default=None, gt=0, description="Largest reply, in MB; empty: RunPod's limits, 10 of /run and 20 of /runsync."
     )
     progress_interval: float = Field(default=1, ge=0, description="Least time between two progress updates.")
     http_timeout: float = Field(default=30, gt=0, description="Seconds for one request to ComfyUI.")

@@ -13,10 +13,12 @@ from urllib.parse import quote
 from uuid import UUID
 
 import aiohttp
+import structlog
 from pydantic import SecretStr
+from yarl import URL
 
 from comfyui import jsonio
-from comfyui.storage import Placement, StorageError, StorageRefusedError, StoredObject, safe_key
+from comfyui.storage import Placement, StorageError, StorageRefusedError, StoredObject, probe_key, safe_key
 from comfyui.workers.postgres_schema import SCHEMA_VERSION
 from comfyui.workers.postgres_tasks import (
     ClaimedTask,
@@ -28,6 +30,7 @@ from comfyui.workers.postgres_tasks import (
     parsed_params,
 )
 
+_log = structlog.get_logger(__name__)
 _RPC_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 # A file may be of any size: only silence ends its upload.
 _FILE_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
@@ -58,11 +61,18 @@ class SupabaseApi:
             self._session = None
 
     @asynccontextmanager
-    async def post(self, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         """aiohttp's errors are the caller's to translate: they mean something else for a row than for a file."""
         if self._session is None:
             raise RuntimeError("use it inside 'async with'")
-        async with self._session.post(self.url + path, allow_redirects=False, **options) as response:
+        url = URL(self.url + path, encoded=True)
+        async with self._session.request(method, url, allow_redirects=False, **options) as response:
+            yield response
+
+    @asynccontextmanager
+    async def post(self, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """See `request`."""
+        async with self.request("POST", path, **options) as response:
             yield response
 
 
@@ -217,6 +227,24 @@ class SupabaseStorage:
         if length is not None and body.size != length:
             raise StorageError(f"the file has not the {length} bytes that were announced")
         return StoredObject(await self._url(key), self._bucket, key, body.size, str(answer.get("Id") or ""))
+
+    async def probe(self) -> None:
+        """See `ObjectStore.probe`. It reads by a link such as a file gets."""
+        key, content = probe_key(self._prefix)
+        path = f"/storage/v1/object/{self._path(key)}"
+        try:
+            await self._post(f"/object/{self._path(key)}", data=content, headers={"Content-Type": "text/plain"})
+            link = (await self._url(key)).removeprefix(self._api.url)
+            async with self._api.request("GET", link, timeout=_FILE_TIMEOUT) as response:
+                if response.status != 200 or await response.read() != content:
+                    raise StorageError(
+                        f"the check of the store failed at read: HTTP {response.status} for a file's link"
+                    )
+            async with self._api.request("DELETE", path, timeout=_FILE_TIMEOUT) as response:
+                if response.status != 200:
+                    _log.warning("store.check_left", bucket=self._bucket, key=key, status=response.status)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise StorageError(f"Supabase's storage cannot be reached: {type(error).__name__}") from None
 
     async def _url(self, key: str) -> str:
         if self._signed_url_s is None:

@@ -45,6 +45,7 @@ class SupabaseStub:
             web.get("/storage/v1/object/sign/{bucket}/{key:.+}", self._get_signed),
             web.get("/storage/v1/object/public/{bucket}/{key:.+}", self._get_public),
             web.post("/storage/v1/object/{bucket}/{key:.+}", self._upload),
+            web.delete("/storage/v1/object/{bucket}/{key:.+}", self._delete),
         ]
 
     @web.middleware
@@ -100,6 +101,14 @@ class SupabaseStub:
             return _refused("409", "Duplicate", "The resource already exists")
         self.buckets[bucket][key] = (body, request.content_type)
         return web.json_response({"Key": f"{bucket}/{key}", "Id": str(uuid.uuid4())})
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        bucket, key = self._place(request)
+        if refusal := self._refusal(request, bucket, key):
+            return refusal
+        if self.buckets[bucket].pop(key, None) is None:
+            return _refused("404", "not_found", "Object not found")
+        return web.json_response({"message": "Successfully deleted"})
 
     async def _sign(self, request: web.Request) -> web.Response:
         bucket, key = self._place(request)

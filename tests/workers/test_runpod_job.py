@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import aiohttp
@@ -18,19 +20,21 @@ from comfyui.engine import Engine
 from comfyui.events import Event, Executing, ExecutionCached, Progress, Unknown
 from comfyui.exceptions import (
     ComfyUIConnectionError,
+    ComfyUIDeliveryError,
     ComfyUIInputError,
     ComfyUIInputUnavailableError,
     ComfyUITaskError,
     ComfyUIValidationError,
 )
 from comfyui.models import PromptRequest
-from comfyui.storage import LocalStore, StorageRefusedError
+from comfyui.storage import LocalStore, StorageError, StorageRefusedError, StoredObject
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
-from comfyui.workers.diagnostics import diagnostics, error_text, models_found
+from comfyui.workers.delivering import Patience, saved_before
+from comfyui.workers.diagnostics import diagnostics, environment, error_text, models_found
 from comfyui.workers.postgres_settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
-from comfyui.workers.runpod_job import JobInput, ResultTooLargeError, job_fields, parse_input, reply
+from comfyui.workers.runpod_job import JobInput, ResultTooLargeError, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.settings import RunPodSettings, StoringWorkerSettings, WorkerSettingsError, load
 from config import Settings
 from tests.running import Workflow, invert_workflow, sleep_workflow
@@ -128,18 +132,46 @@ def test_the_keys_of_comfy_org_go_where_comfyui_looks_for_them_and_into_no_repr(
 @pytest.mark.parametrize(
     ("job_input", "message"),
     [
-        (None, "input: Input should be"),
+        (None, "input: must be an object"),
+        ("{", "input: is a text that is not JSON"),
+        ({"workflw": {}}, "workflow: Field required; input.workflw is not known"),
         ({}, "workflow: Field required"),
         ({"workflow": "{"}, "workflow: is a text that is not JSON"),
         ({"workflow": "[]"}, "workflow: Input should be"),
         ({"workflow": {}, "images": [{"name": "a.png"}]}, "images.0.image: Field required"),
-        ({"workflow": {}, "image": []}, "image: Extra inputs are not permitted"),
         ({"workflow": {}, "output": {"buckt": "x"}}, "output.buckt: Extra inputs"),
     ],
 )
 def test_a_bad_field_is_named(job_input: object, message: str) -> None:
     with pytest.raises(ComfyUIInputError, match=message):
         parse_input(job_input)
+
+
+@pytest.mark.parametrize(
+    ("job_input", "warnings"),
+    [
+        ('{"workflow": {}}', ()),
+        ('\ufeff{"workflow": {}}', ()),
+        ({"workflow": {}, "images": None, "reference_images": None, "output": None, "extra_pnginfo": None}, ()),
+        ({"workflow": {}, "return_base64": None, "comfy_org_api_key": None}, ()),
+        ({"workflow": {}, "output": {"store": None, "bucket": None}}, ()),
+        ({"workflow": {}, "seed": 1}, ("input.seed is not known and was left out",)),
+        (
+            {"workflow": {}, "images": [{"name": "a.png", "image": "aGk=", "type": "base64", "subfolder": None}]},
+            (
+                "input.images[0].type is not known and was left out",
+                "input.images[0].subfolder is not known and was left out",
+            ),
+        ),
+        ({"workflow": {}, "warnings": ["mine"]}, ("input.warnings is not known and was left out",)),
+    ],
+)
+def test_callers_of_worker_comfyui_change_nothing_and_hear_what_was_not_understood(
+    job_input: object, warnings: tuple[str, ...]
+) -> None:
+    job = parse_input(job_input)
+    assert (job.workflow, job.warnings) == ({}, warnings)
+    assert job.reference_images == {}
 
 
 def test_a_bad_value_is_not_repeated_since_it_may_be_a_picture_or_a_key() -> None:
@@ -221,6 +253,104 @@ async def test_a_file_that_is_gone_does_not_take_the_others_with_it(engine: Engi
     answer = await reply(worker.handler, result, job, store=None, max_bytes=100_000)
     assert [image["type"] for image in answer["images"]] == ["error", "base64"]
     assert "has no file" in answer["images"][0]["error"]
+    assert (answer["status"], answer["partial"]) == ("success", True)
+    assert "error" in answer["files"][0]
+    assert "error" not in answer["files"][1]
+
+
+async def test_a_job_of_which_no_file_could_be_delivered_has_failed(engine: Engine, worker: ComfyUIWorker) -> None:
+    """It was COMPLETED, with nothing but errors in it."""
+    job = parse_input({"workflow": output_workflow(10, 20)})
+    result = await worker.run(job.request(ID))
+    for path in engine.folders.output.glob("o*"):
+        path.unlink()
+    with pytest.raises(ComfyUIDeliveryError, match=r"none of its 2 files .*: o0_00001_\.bin: ") as failed:
+        await reply(worker.handler, result, job, store=None, max_bytes=100_000)
+    assert (failed.value.retryable, failed.value.prompt_id) == (True, str(ID))
+
+
+class BrokenStore(LocalStore):
+    """A folder that fails so often."""
+
+    failures = 0
+
+    async def put(self, *arguments: Any, **named: Any) -> StoredObject:
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("the object store cannot be reached")
+        return await super().put(*arguments, **named)
+
+
+async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_delivers_without_rendering(
+    engine: Engine, worker: ComfyUIWorker, tmp_path: Path
+) -> None:
+    job = parse_input({"workflow": output_workflow(10)})
+    quick = Patience(retries=2, start_s=0.01)
+    async with BrokenStore(tmp_path, "http://files.test") as store:
+        store.failures = 2
+        result = await worker.run(job.request(ID))
+        answer = await reply(worker.handler, result, job, store=store, max_bytes=100_000, patience=quick)
+        assert answer["images"][0]["type"] == "s3_url"
+        store.failures = 3
+        with pytest.raises(ComfyUIDeliveryError):
+            await reply(worker.handler, result, job, store=store, max_bytes=100_000, patience=quick)
+        again = parse_input({"workflow": output_workflow(10), "prompt_id": str(ID)})
+        assert again.prompt_id == ID
+        result = await worker.run(again.request(again.prompt_id))
+        answer = await reply(worker.handler, result, again, store=store, max_bytes=100_000, patience=quick)
+    assert answer["images"][0]["type"] == "s3_url"
+    assert engine.stats.show()["executed"] == {str(ID): 1}
+
+
+async def test_a_node_that_fails_leaves_what_others_had_saved(worker: ComfyUIWorker) -> None:
+    workflow = output_workflow(10)
+    workflow["8"] = {"class_type": "SimulatedError", "inputs": {"exception_type": "RuntimeError", "message": "no"}}
+    workflow["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
+    job = parse_input({"workflow": workflow})
+    with pytest.raises(ComfyUITaskError) as failed:
+        await worker.run(job.request(ID))
+    saved = saved_before(failed.value)
+    assert saved is not None
+    answer = await reply(worker.handler, saved, job, store=None, max_bytes=100_000)
+    assert [image["filename"] for image in answer["images"]] == ["o0_00001_.bin"]
+
+
+@pytest.mark.parametrize(
+    ("job_id", "set_to", "expected"),
+    [("a1", None, 9_900_000), ("sync-a1", None, 19_900_000), ("sync-a1", 5.0, 5_000_000)],
+)
+def test_a_reply_is_held_to_the_limit_of_the_way_in_which_its_job_came(
+    job_id: str, set_to: float | None, expected: int
+) -> None:
+    assert max_reply_bytes(job_id, set_to) == expected
+
+
+async def test_the_whole_reply_is_measured_as_the_sdk_sends_it(worker: ComfyUIWorker, tmp_path: Path) -> None:
+    """Only the files' base64 was: many names, or what nodes say, went over RunPod's limit unseen."""
+    workflow = output_workflow(10)
+    workflow["0"]["inputs"]["count"] = 200
+    workflow["8"] = {"class_type": "PrimitiveString", "inputs": {"value": "é" * 50_000}}
+    workflow["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
+    job = parse_input({"workflow": workflow})
+    result = await worker.run(job.request(ID))
+    async with LocalStore(tmp_path, "http://files.test") as store:
+        answer = await reply(worker.handler, result, job, store=store, max_bytes=200_000)
+        assert answer["outputs"] == {}
+        assert answer["warnings"] == ["outputs was left out: with it the reply is larger than RunPod takes"]
+        assert len(json.dumps(answer, ensure_ascii=False).encode()) <= 200_000
+        with pytest.raises(ResultTooLargeError, match="names 200 files"):
+            await reply(worker.handler, result, job, store=store, max_bytes=30_000)
+
+
+async def test_diagnostics_have_versions_memory_disk_and_models(worker: ComfyUIWorker) -> None:
+    await worker.wait_until_ready()
+    facts = await environment(worker)
+    assert facts["versions"]["comfyui"]
+    assert facts["disk"]["temporary"]["total_mb"] > 0
+    assert facts["memory"]["total_mb"] > 0
+    assert facts["gpu"][0]["name"]
+    assert facts["models"]["ckpt_name"]["count"] == 2
+    assert "/" not in json.dumps(facts["disk"])
 
 
 # Before the run

@@ -11,7 +11,9 @@ import io
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -25,7 +27,7 @@ from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
 from tests.integration import test_storage
 from tests.running import Workflow, invert_workflow, sleep_workflow
-from tests.workers.job_api import JobApi, WorkerProcess, free_port, running_worker
+from tests.workers.job_api import ROOT, JobApi, WorkerProcess, free_port, running_worker
 
 if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
@@ -100,8 +102,11 @@ async def test_jobs_give_files_or_reasons(
     }
     api.submit("raises", {"workflow": workflow})
     failed = await api.result("raises")
-    assert "output" not in failed
     assert "SimulatedError (node 2): RuntimeError: no such luck" in failed["error"]
+    told = failed["output"]
+    assert (told["status"], told["error_type"], told["prompt_id"]) == ("error", "task_failed", prompt_id("raises"))
+    assert told["node_errors"] == {"2": ["RuntimeError: no such luck"]}
+    assert told["diagnostics"]["versions"]["comfyui"]
     assert "last lines of ComfyUI's output:\n  simulated ComfyUI" in failed["error"]
     assert "process ready, crashed " in failed["error"]
 
@@ -117,9 +122,10 @@ async def test_jobs_give_files_or_reasons(
     assert prompt_id("missing-model") not in await worker.executed()
 
     api.submit("bad-field", {"workflw": {}})
-    assert (
-        "workflow: Field required; workflw: Extra inputs are not permitted" in (await api.result("bad-field"))["error"]
-    )
+    assert "workflow: Field required; input.workflw is not known" in (await api.result("bad-field"))["error"]
+    api.submit("as-text", json.dumps({"workflow": invert_workflow(3), "images": None, "seed": 1}))
+    output = (await api.result("as-text"))["output"]
+    assert output["warnings"] == ["input.seed is not known and was left out"]
 
 
 async def test_inputs_of_both_contracts_are_placed_and_the_key_is_passed_on_but_never_written(
@@ -226,7 +232,7 @@ async def test_too_large_a_result_says_what_to_set(api: JobApi) -> None:
     async with running_worker(api.environment(), MAX_RESULT_MB="0.1", REFRESH_WORKER="true"):
         api.submit("large", {"workflow": workflow})
         failed = await api.result("large")
-        assert "larger than 0.1 MB as base64" in failed["error"]
+        assert "the reply is larger than 0.1 MB" in failed["error"]
         assert "set S3_BUCKET" in failed["error"]
         assert failed["stopPod"] is True
         api.submit("small", {"workflow": invert_workflow()})
@@ -296,3 +302,42 @@ async def test_the_sdks_local_api_runs_a_job() -> None:
         await worker.process.wait()
         with pytest.raises(aiohttp.ClientConnectorError):
             await worker.queue()
+
+
+async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceback(api: JobApi, tmp_path: Path) -> None:
+    """It was killed at once: the SDK cancels every task at the end, that which stopped it among them."""
+    engine = tmp_path / "slow_to_stop.py"
+    engine.write_text(
+        "import pathlib, runpy, sys, time\n"
+        "sys.argv[0] = 'comfyui.engine'\n"
+        "try:\n"
+        "    runpy.run_module('comfyui.engine', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit:\n"
+        "    time.sleep(0.5)\n"
+        f"    pathlib.Path({str(tmp_path / 'stopped')!r}).touch()\n"
+        "    raise\n"
+    )
+    port = free_port()
+    command = f"{sys.executable} {engine} --port {port}"
+    more = {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)}
+    async with running_worker(api.environment(), **more) as worker:
+        await worker.says("comfyui.ready")
+        worker.terminate()
+        assert await worker.process.wait() == 0
+    assert (tmp_path / "stopped").exists()
+    assert not any("Traceback" in line for line in worker.lines)
+    assert not any("comfyui.killed" in line for line in worker.lines)
+
+
+async def test_a_store_that_cannot_be_used_fails_the_job_before_the_gpu_is_used(api: JobApi) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    store = {"S3_BUCKET": "renders", "S3_ENDPOINT_URL": url, "S3_ADDRESSING_STYLE": "path"}
+    keys = {"S3_ACCESS_KEY_ID": "key", "S3_SECRET_ACCESS_KEY": "secret"}
+    async with running_worker(api.environment(), **store, **keys) as worker:
+        api.submit("unstorable", {"workflow": invert_workflow()})
+        failed = await api.result("unstorable")
+        assert "the check of the store failed at write" in failed["error"]
+        assert (failed["output"]["error_type"], failed["output"]["retryable"]) == ("storage_failed", True)
+        assert await worker.executed() == {}
+        api.submit("unstored", {"workflow": invert_workflow(), "output": {"store": "none"}})
+        assert (await api.result("unstored"))["output"]["images"][0]["type"] == "base64"

@@ -1,0 +1,80 @@
+"""The files of a finished job on their way to its caller, for every platform: stored with patience, or read.
+
+A render costs minutes of a GPU, an upload seconds: a file is tried again with back-off before it counts as undelivered.
+A job of which no file could be delivered has failed; of some, it succeeded in part, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+from comfyui.client import backoff_s
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIDeliveryError, ComfyUIError, ComfyUIServerError
+from comfyui.models import OutputFile, PromptResult
+from comfyui.storage import StorageError
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
+_NAMED_FILES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a file that cannot be read or stored is tried again.
+
+    Attributes:
+        ready: awaited before each further try, where ComfyUI itself was away; raises when it does not come back.
+    """
+
+    retries: int = 4
+    start_s: float = 0.5
+    max_s: float = 15.0
+    ready: Callable[[], Awaitable[None]] | None = None
+
+    async def until_done(self, file: OutputFile, work: Callable[[], Awaitable[_T]]) -> _T:
+        """What `work` gives, at the latest after the last try. Raises its last error."""
+        failures = 0
+        while True:
+            try:
+                return await work()
+            except (StorageError, ComfyUIConnectionError, ComfyUIServerError) as error:
+                failures += 1
+                if failures > self.retries or not error.retryable:
+                    raise
+                _log.warning("output.retried", filename=file.filename, detail=error.detail, tries=failures)
+                await asyncio.sleep(backoff_s(failures - 1, start_s=self.start_s, max_s=self.max_s))
+                if self.ready is not None and isinstance(error, ComfyUIConnectionError):
+                    await self.ready()
+
+
+def kept_files(files: Sequence[OutputFile]) -> list[OutputFile]:
+    """Previews and other temporary files only where there is nothing else."""
+    return [file for file in files if file.type != "temp"] or list(files)
+
+
+def is_partial(entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any entry has ``error`` in place of its file."""
+    return any("error" in entry for entry in entries)
+
+
+def check_delivered(result: PromptResult, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `ComfyUIDeliveryError` when there were files and none could be delivered."""
+    if not entries or any("error" not in entry for entry in entries):
+        return
+    reasons = "; ".join(f"{entry['filename']}: {entry['error']}" for entry in entries[:_NAMED_FILES])
+    more = f" and {len(entries) - _NAMED_FILES} more" if len(entries) > _NAMED_FILES else ""
+    raise ComfyUIDeliveryError(
+        f"the prompt is rendered, and none of its {len(entries)} files could be delivered: {reasons}{more}. The render"
+        " is kept: the same job, or a job with this prompt_id, delivers it without rendering again",
+        prompt_id=result.prompt_id,
+    )
+
+
+def saved_before(error: ComfyUIError) -> PromptResult | None:
+    """What other nodes had saved when a node failed, as a result of its own; None when that is nothing."""
+    return error.saved if isinstance(error.saved, PromptResult) and error.saved.files else None
