@@ -16,6 +16,7 @@
     ├── ComfyUIPromptLostError          502  prompt_lost           retryable
     ├── ComfyUIPromptQuarantinedError   500  prompt_quarantined
     ├── ComfyUIDeliveryError            502  delivery_failed       retryable
+    ├── ComfyUIUndeliverableError       502  undeliverable
     ├── ComfyUITimeoutError             504  timeout               retryable
     ├── ComfyUITaskError                500  task_failed
     ├── ComfyUITaskCancelledError       409  task_cancelled
@@ -242,6 +243,14 @@ class ComfyUIDeliveryError(ComfyUIError):
     code = "delivery_failed"
     status = 502
     retryable = True
+
+
+class ComfyUIUndeliverableError(ComfyUIError):
+    """The prompt is rendered, and its files cannot be had or stored, however often it is tried."""
+
+    title = "Files cannot be delivered"
+    code = "undeliverable"
+    status = 502
 
 
 class ComfyUITimeoutError(ComfyUIError):

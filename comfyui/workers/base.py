@@ -266,6 +266,9 @@ class ComfyUIWorker:
             try:
                 async with asyncio.timeout_at(deadline):
                     return await self._run(request, deadline, listener, fields or JobFields())
+            except ComfyUITimeoutError as error:
+                detail = f"not finished within {timeout_s:g} s"
+                raise ComfyUITimeoutError(detail, prompt_id=error.prompt_id) from error
             except ComfyUIInputError as error:
                 if fields is None or not error.field:
                     raise

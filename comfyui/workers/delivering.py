@@ -14,7 +14,13 @@ from typing import Any, TypeVar
 import structlog
 
 from comfyui.client import backoff_s
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIDeliveryError, ComfyUIError, ComfyUIServerError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIDeliveryError,
+    ComfyUIError,
+    ComfyUIServerError,
+    ComfyUIUndeliverableError,
+)
 from comfyui.models import OutputFile, PromptResult
 from comfyui.storage import StorageError
 
@@ -62,15 +68,25 @@ def is_partial(entries: Sequence[Mapping[str, Any]]) -> bool:
     return any("error" in entry for entry in entries)
 
 
+def reason_not_delivered(error: ComfyUIError) -> dict[str, Any]:
+    """Members of the entry of a file that could not be delivered."""
+    return {"error": error.detail, "retryable": error.retryable}
+
+
 def check_delivered(result: PromptResult, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `ComfyUIDeliveryError` when there were files and none could be delivered."""
+    """Raise `ComfyUIDeliveryError` when there were files and none could be delivered.
+
+    Where the same again cannot help any of them, it is the `ComfyUIUndeliverableError`.
+    """
     if not entries or any("error" not in entry for entry in entries):
         return
     reasons = "; ".join(f"{entry['filename']}: {entry['error']}" for entry in entries[:_NAMED_FILES])
     more = f" and {len(entries) - _NAMED_FILES} more" if len(entries) > _NAMED_FILES else ""
+    detail = f"the prompt is rendered, and none of its {len(entries)} files could be delivered: {reasons}{more}"
+    if not any(entry["retryable"] for entry in entries):
+        raise ComfyUIUndeliverableError(detail, prompt_id=result.prompt_id)
     raise ComfyUIDeliveryError(
-        f"the prompt is rendered, and none of its {len(entries)} files could be delivered: {reasons}{more}. The render"
-        " is kept: the same job, or a job with this prompt_id, delivers it without rendering again",
+        f"{detail}. The render is kept: the same job, or one with this prompt_id, delivers it without rendering again",
         prompt_id=result.prompt_id,
     )
 

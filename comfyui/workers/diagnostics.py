@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,24 @@ async def log_environment(worker: ComfyUIWorker) -> None:
     models = facts.pop("models", {})
     counts = {name: listed["count"] for name, listed in models.items()}
     structlog.get_logger(__name__).info("worker.environment", **facts, models=counts)
+
+
+@asynccontextmanager
+async def describing(worker: ComfyUIWorker) -> AsyncIterator[None]:
+    """`log_environment` as soon as ComfyUI is ready."""
+
+    async def describe() -> None:
+        # The first job says why it is not.
+        with contextlib.suppress(ComfyUIError):
+            await worker.wait_until_ready()
+            await log_environment(worker)
+
+    task = asyncio.create_task(describe(), name="describe")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def diagnostics(worker: ComfyUIWorker) -> str:

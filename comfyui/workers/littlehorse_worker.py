@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NoReturn
 
@@ -26,9 +26,11 @@ from comfyui.client import backoff_s
 from comfyui.events import Event, ExecutionStart
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIValidationError
 from comfyui.logs import configure_logging
-from comfyui.models import PromptRequest, PromptResult
+from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.preflight import preflight
 from comfyui.workers.base import ComfyUIWorker, JobFields, path_of, prompt_id_for_job, stop_on_signals
+from comfyui.workers.delivering import saved_before
+from comfyui.workers.diagnostics import describing, environment, error_members
 from comfyui.workers.littlehorse_gate import TaskGate
 from comfyui.workers.littlehorse_settings import LittleHorseSettings, server_of
 from comfyui.workers.progress import ProgressTracker
@@ -45,15 +47,18 @@ _REPORT_S = 40.0
 _MAX_OUTPUT_BYTES = 3 << 20
 _MAX_LOG_LINES = 100
 _MAX_LINE = 2000
+_MAX_FILES = 1000
 _PROGRESS_STEP = 0.25
 _FIRST_LOOK_S = 0.1
 
+_REFUSALS = frozenset({400, 413, 422})
 # Failures that the same task would meet again: LittleHorse does not retry these, a workflow may handle them by name.
 _EXCEPTION_NAMES = {
     "validation_failed": "invalid-workflow",
     "input_failed": "invalid-input",
     "task_failed": "node-error",
     "task_cancelled": "cancelled",
+    "prompt_quarantined": "quarantined",
 }
 
 
@@ -80,7 +85,7 @@ class GatedConfig(LHConfig):
         stub = super().stub(server, name, async_channel)
         if async_channel:
             stub.PollTask = self._gate.poll(stub.PollTask)
-            stub.ReportTask = self._gate.report(stub.ReportTask)
+            stub.ReportTask = self._gate.report(_clean(stub.ReportTask))
         return stub
 
     def establish_channel(self, server: str | None = None, async_channel: bool = False) -> Any:
@@ -94,6 +99,14 @@ class GatedConfig(LHConfig):
                 await channel.close()
             else:
                 await asyncio.to_thread(channel.close)
+
+
+def _clean(report_task: Any) -> Any:
+    async def cleaned(result: Any, **options: Any) -> Any:
+        without_traceback(result)
+        return await report_task(result, **options)
+
+    return cleaned
 
 
 class TaskLog:
@@ -117,13 +130,13 @@ class WorkflowTask:
         self._settings = settings
 
     async def execute(self, workflow: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
-        """Run a workflow in ComfyUI's API format; gives ``{"prompt_id", "outputs": [paths]}``.
+        """Run a workflow in ComfyUI's API format; gives ``{"prompt_id", "outputs": [paths], …}``.
 
         The prompt id comes from the task run and not from its attempt: a retry attaches to what runs already.
 
         Raises:
             LHTaskException: ``invalid-workflow``, ``missing-model``, ``invalid-input``, ``node-error``, ``cancelled``,
-                ``no-outputs``, ``output-too-large``: the same again would not help.
+                ``quarantined``, ``no-outputs``, ``output-too-large``: the same again would not help.
             TaskFailedError: unreachable, lost, timed out: LittleHorse may retry.
         """
         run_id = context.task_run_id
@@ -183,8 +196,15 @@ class WorkflowTask:
         if not kept:
             previews = f" but {len(result.files)} previews" if result.files else ""
             raise LHTaskException("no-outputs", f"ComfyUI finished the prompt and lists no output file{previews}")
-        output_dir = self._settings.comfyui_output_dir
-        output = {"prompt_id": result.prompt_id, "outputs": [path_of(file, output_dir) for file in kept]}
+        output = {
+            "prompt_id": result.prompt_id,
+            "status": "success",
+            "outputs": self._paths(kept),
+            "files": [_told(file) for file in kept],
+            "node_errors": {node_id: list(messages) for node_id, messages in result.node_errors.items()},
+            "timings": result.timings.to_json(),
+            "execution_time": round(result.timings.total_s, 4),
+        }
         if len(jsonio.dumps(output)) > _MAX_OUTPUT_BYTES:
             detail = (
                 f"the paths of {len(kept)} files do not fit into a message; the files are in ComfyUI's output folder"
@@ -193,14 +213,32 @@ class WorkflowTask:
         log.say(f"done in {result.timings.total_s:.1f} s")
         return output
 
+    def _paths(self, files: Sequence[OutputFile]) -> list[str]:
+        return [path_of(file, self._settings.comfyui_output_dir) for file in files]
+
     async def _raise(self, error: ComfyUIError, workflow: Any) -> NoReturn:
         message = f"{error.title}: {error.detail}"[:_MAX_LINE]
-        name = _EXCEPTION_NAMES.get(error.code)
+        refused = error.status in _REFUSALS and not error.retryable
+        name = _EXCEPTION_NAMES.get(error.code) or ("invalid-workflow" if refused else None)
         if name is None:
-            raise TaskFailedError(message) from None
+            raise TaskFailedError(f"{message}\nprompt_id: {error.prompt_id}" if error.prompt_id else message) from None
         if isinstance(error, ComfyUIValidationError) and await self._lacks_model(workflow):
             name = "missing-model"
-        raise LHTaskException(name, message, to_variable_value(_content(error))) from None
+        raise LHTaskException(name, message, to_variable_value(await self._content(error))) from None
+
+    async def _content(self, error: ComfyUIError) -> dict[str, Any]:
+        """What a handler in the workflow can read; bounded, as everything that travels in the report."""
+        members = error_members(error)
+        members["detail"] = error.detail[:_MAX_LINE]
+        members["node_errors"] = {
+            node_id: [message[:_MAX_LINE] for message in messages[:5]]
+            for node_id, messages in list(error.node_errors.items())[:_MAX_LOG_LINES]
+        }
+        saved = saved_before(error)
+        files = [file for file in saved.files if file.type == "output"][:_MAX_FILES] if saved else []
+        members |= {"outputs": self._paths(files), "files": [_told(file) for file in files]}
+        members["diagnostics"] = await environment(self._comfyui)
+        return members
 
     async def _lacks_model(self, workflow: Any) -> bool:
         try:
@@ -228,13 +266,19 @@ def _listener(prompt: Mapping[str, Any], started: asyncio.Event, log: TaskLog) -
     return listen
 
 
-def _content(error: ComfyUIError) -> dict[str, Any]:
-    """What a handler in the workflow can read; bounded, as everything that travels in the report."""
-    node_errors = {
-        node_id: [message[:_MAX_LINE] for message in messages[:5]]
-        for node_id, messages in list(error.node_errors.items())[:_MAX_LOG_LINES]
-    }
-    return {"prompt_id": error.prompt_id, "node_errors": node_errors}
+def _told(file: OutputFile) -> dict[str, Any]:
+    """A file as every platform tells of it; where it is, `outputs` says."""
+    told = file.to_json()
+    del told["url"]
+    return told
+
+
+def without_traceback(result: Any) -> None:
+    """The SDK reports a failure by its traceback, with the paths of this machine: leave what was meant for others."""
+    if not result.HasField("error") or "Traceback (most recent call last)" not in result.error.message:
+        return
+    _, ours, said = result.error.message.rpartition(f"{TaskFailedError.__name__}: ")
+    result.error.message = f"{ours}{said.strip()}" if ours else "the worker failed; its log has the reason"
 
 
 async def serve(settings: LittleHorseSettings, stop: asyncio.Event) -> bool:
@@ -252,6 +296,7 @@ async def serve(settings: LittleHorseSettings, stop: asyncio.Event) -> bool:
         )
         config = GatedConfig(settings, gate)
         stack.push_async_callback(config.close)
+        await stack.enter_async_context(describing(comfyui))
         task = WorkflowTask(comfyui, settings)
         worker = LHTaskWorker(task.execute, TASK_NAME, config)
         if settings.health_port:

@@ -124,11 +124,14 @@ class PostgresQueue:
             await self._value("select comfy_complete_task($1, $2, $3, $4)", task.id, task.token, output_url, listed)
         )
 
-    async def fail(self, task: ClaimedTask, error: str, *, retry: bool) -> bool:
+    async def fail(
+        self, task: ClaimedTask, error: str, *, retry: bool, outputs: Sequence[Mapping[str, Any]] = ()
+    ) -> bool:
+        listed = jsonio.dumps(outputs).decode() if outputs else None
         return bool(
             await self._value(
-                "select comfy_fail_task($1, $2, $3, $4, $5, $6)",
-                *(task.id, task.token, error, retry, self._max_attempts, self._retry_delay_s),
+                "select comfy_fail_task($1, $2, $3, $4, $5, $6, $7)",
+                *(task.id, task.token, error, retry, self._max_attempts, self._retry_delay_s, listed),
             )
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,8 +16,9 @@ from comfyui.client import backoff_s
 from comfyui.events import Event
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptRequest, PromptResult
-from comfyui.storage import ObjectStore, StorageError
+from comfyui.storage import ObjectStore, StorageError, StoreCheck, StoredObject
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
+from comfyui.workers.delivering import check_delivered, reason_not_delivered, saved_before
 from comfyui.workers.postgres_tasks import (
     ClaimedTask,
     Lease,
@@ -29,7 +30,6 @@ from comfyui.workers.postgres_tasks import (
 )
 from comfyui.workers.progress import ProgressTracker
 
-_STORE_RETRIES = 3
 _LONGEST_REASON = 4000
 # Without this, every step of every node would be a write to the database.
 _PROGRESS_EVERY_S = 2.0
@@ -44,6 +44,7 @@ class TaskRunnerOptions:
 
     poll_interval_s: float = 5.0
     heartbeat_s: float = 5.0
+    store_check_s: float = 300.0
 
 
 class _Current:
@@ -68,6 +69,7 @@ class TaskRunner:
         self._queue = queue
         self._comfyui = comfyui
         self._store = store
+        self._store_check = StoreCheck(store, every_s=options.store_check_s)
         self._options = options
         self._log = structlog.get_logger(__name__).bind(worker_id=worker_id)
         self._state = WorkerState.STARTING
@@ -100,6 +102,11 @@ class TaskRunner:
                 self._show(WorkerState.WAITING)
                 await self._pause(stopping, self._comfyui.wait_until_ready())
                 continue
+            if not await self._store_is_usable():
+                # Before a task is taken whose files could not be delivered.
+                self._show(WorkerState.WAITING)
+                await self._pause(stopping, asyncio.Event().wait())
+                continue
             self._show(WorkerState.IDLE)
             if not self._ready.is_set():
                 await self._pause(stopping, self._ready.wait())
@@ -110,6 +117,13 @@ class TaskRunner:
                 await self._work(task)
             elif not stopping.done():
                 await self._pause(stopping, self._news.wait())
+
+    async def _store_is_usable(self) -> bool:
+        try:
+            await self._store_check.ensure()
+        except StorageError:
+            return False
+        return True
 
     def _heard(self, task_id: str) -> None:
         self._news.set()
@@ -232,10 +246,13 @@ class TaskRunner:
         task = current.task
         try:
             result = await self._render(current)
-            outputs = [await self._store_file(task, result, file) for file in result.files]
+            outputs = await self._store_files(task, result)
+            check_delivered(result, outputs)
         except ComfyUIError as error:
             self._log.warning("task.failed", detail=error.detail, retryable=error.retryable)
-            return await self._report_failure(task, reason_of(error), retry=error.retryable)
+            saved = saved_before(error)
+            outputs = await self._store_files(task, saved) if saved is not None else []
+            return await self._report_failure(task, reason_of(error), outputs, retry=error.retryable)
         except Exception:
             # Nothing of a bug's text goes into the row; the log has it.
             self._log.exception("task.crashed")
@@ -244,8 +261,10 @@ class TaskRunner:
         written = await self._report(lambda: self._queue.complete(task, url, outputs))
         return "complete" if written else "lease lost"
 
-    async def _report_failure(self, task: ClaimedTask, reason: str, *, retry: bool) -> str:
-        written = await self._report(lambda: self._queue.fail(task, reason, retry=retry))
+    async def _report_failure(
+        self, task: ClaimedTask, reason: str, outputs: Sequence[Mapping[str, Any]] = (), *, retry: bool
+    ) -> str:
+        written = await self._report(lambda: self._queue.fail(task, reason, retry=retry, outputs=outputs))
         return "failed" if written else "lease lost"
 
     async def _render(self, current: _Current) -> PromptResult:
@@ -276,21 +295,22 @@ class TaskRunner:
 
         return listen
 
+    async def _store_files(self, task: ClaimedTask, result: PromptResult) -> list[dict[str, Any]]:
+        return [await self._store_file(task, result, file) for file in result.files]
+
     async def _store_file(self, task: ClaimedTask, result: PromptResult, file: OutputFile) -> dict[str, Any]:
-        """One output in the store, tried again when a connection breaks; returns its entry of the row's list."""
+        """The file's entry of the row's list: in the store, tried again with patience, or with ``error`` and why."""
         key = output_key(task, file)
-        failures = 0
-        while True:
-            try:
-                async with self._comfyui.handler.open_file(result, file) as view:
-                    stored = await self._store.put(key, view.chunks, view.length, file.content_type)
-                break
-            except (StorageError, ComfyUIConnectionError) as error:
-                failures += 1
-                if failures > _STORE_RETRIES or not error.retryable:
-                    raise
-                self._log.warning("output.retried", filename=file.filename, detail=error.detail)
-            await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=_RETRY_MAX_S))
+
+        async def put() -> StoredObject:
+            async with self._comfyui.handler.open_file(result, file) as view:
+                return await self._store.put(key, view.chunks, view.length, file.content_type)
+
+        try:
+            stored = await self._comfyui.patience.until_done(file, put)
+        except ComfyUIError as error:
+            self._log.warning("output.undelivered", filename=file.filename, detail=error.detail)
+            return {**file.to_json(), "url": None, **reason_not_delivered(error)}
         return {**file.to_json(), "url": stored.url, "key": stored.key, "size": stored.size}
 
     async def _report(self, write: Callable[[], Awaitable[bool]]) -> bool:
@@ -325,6 +345,7 @@ def output_key(task: ClaimedTask, file: OutputFile) -> str:
 
 def main_output(outputs: list[dict[str, Any]]) -> Mapping[str, Any]:
     """The one whose link becomes ``output_url``: the first video, else the first that is no preview, else the first."""
+    outputs = [output for output in outputs if "error" not in output]
     kept = [output for output in outputs if output["type"] == "output"]
     videos = [output for output in kept if output["content_type"].startswith("video/")]
     return (videos or kept or outputs)[0]

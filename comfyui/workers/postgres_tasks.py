@@ -98,8 +98,13 @@ class TaskQueue(Protocol):
         """Its files are stored. False: the lease was lost, and nothing was written."""
         ...
 
-    async def fail(self, task: ClaimedTask, error: str, *, retry: bool) -> bool:
-        """The reason, and whether another attempt may help. False: the lease was lost, and nothing was written."""
+    async def fail(
+        self, task: ClaimedTask, error: str, *, retry: bool, outputs: Sequence[Mapping[str, Any]] = ()
+    ) -> bool:
+        """The reason, whether another attempt may help, and what other nodes had saved, which a last failure keeps.
+
+        False: the lease was lost, and nothing was written.
+        """
         ...
 
     def listen(self, heard: Heard) -> None:

@@ -19,6 +19,7 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.logs import configure_logging
 from comfyui.storage import ObjectStore
 from comfyui.workers.base import ComfyUIWorker, stop_on_signals
+from comfyui.workers.diagnostics import describing
 from comfyui.workers.postgres_runner import TaskRunner, TaskRunnerOptions
 from comfyui.workers.postgres_schema import migrations
 from comfyui.workers.postgres_settings import PostgresWorkerSettings
@@ -54,6 +55,7 @@ async def serve(settings: PostgresWorkerSettings, worker_id: str, stop: asyncio.
         )
         names = [worker_id, *(f"{worker_id}-{lane}" for lane in range(2, settings.jobs_at_once + 1))]
         _log.info("worker.started", worker_id=worker_id, jobs_at_once=len(names))
+        await stack.enter_async_context(describing(comfyui))
         try:
             async with asyncio.TaskGroup() as group:
                 for name in names:

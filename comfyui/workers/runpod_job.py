@@ -21,7 +21,7 @@ from comfyui.handler import ComfyUIHandler
 from comfyui.models import Given, InputFile, OutputFile, PromptRequest, PromptResult
 from comfyui.storage import ObjectStore, Placement, StorageRefusedError, StoredObject
 from comfyui.workers.base import JobFields
-from comfyui.workers.delivering import Patience, check_delivered, is_partial, kept_files
+from comfyui.workers.delivering import Patience, check_delivered, is_partial, kept_files, reason_not_delivered
 
 _LIMITS = "RunPod takes 10 MB as the reply of /run and 20 MB of /runsync"
 _MB = 1_000_000
@@ -316,7 +316,7 @@ async def _as_base64(
         try:
             content = await patience.until_done(file, read)
         except ComfyUIError as error:
-            images.append({**head, "type": "error", "error": error.detail})
+            images.append({**head, "type": "error", **reason_not_delivered(error)})
             continue
         if content is None:
             return None
@@ -354,5 +354,5 @@ async def _stored(
     try:
         stored = await patience.until_done(file, put)
     except ComfyUIError as error:
-        return {**_head(file), "type": "error", "error": error.detail}
+        return {**_head(file), "type": "error", **reason_not_delivered(error)}
     return {**_head(file), "type": "s3_url", "data": stored.url, "size": stored.size}

@@ -142,7 +142,10 @@ class SupabaseQueue:
             )
         )
 
-    async def fail(self, task: ClaimedTask, error: str, *, retry: bool) -> bool:
+    async def fail(
+        self, task: ClaimedTask, error: str, *, retry: bool, outputs: Sequence[Mapping[str, Any]] = ()
+    ) -> bool:
+        saved = {"p_outputs": list(outputs)} if outputs else {}
         return bool(
             await self._call(
                 "comfy_fail_task",
@@ -152,6 +155,7 @@ class SupabaseQueue:
                 p_retry=retry,
                 p_max_attempts=self._max_attempts,
                 p_delay_seconds=self._retry_delay_s,
+                **saved,
             )
         )
 

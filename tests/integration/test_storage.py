@@ -359,3 +359,9 @@ async def test_a_folder_that_cannot_be_written_is_a_word_without_its_path(tmp_pa
         async with LocalStore(tmp_path, "https://files.example.com") as store:
             await store.put("taken/a.bin", chunks_of(b"x"))
     assert str(tmp_path) not in failed.value.detail
+
+
+async def test_the_check_of_a_store_writes_reads_and_deletes(store: S3Store) -> None:
+    await store.probe()
+    listed = await store._client.list_objects_v2(Bucket=store._settings.bucket)
+    assert not [entry for entry in listed.get("Contents", ()) if ".comfyui-gateway-check" in entry["Key"]]

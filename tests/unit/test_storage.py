@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from comfyui import storage
-from comfyui.storage import Parts, Placement, StorageError, StorageRefusedError, safe_key
+from comfyui.storage import LocalStore, Parts, Placement, StorageError, StorageRefusedError, StoreCheck, safe_key
 from comfyui.storage_s3 import S3Settings, S3Store, s3_store
 from comfyui.workers.settings import RunPodSettings
 from config import Settings
@@ -183,3 +184,39 @@ async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
     with pytest.raises(StorageError, match=r"comfyui-gateway\[s3\]"):
         await S3Store(S3Settings("renders")).__aenter__()
+
+
+async def test_a_store_is_checked_once_and_again_after_its_time_or_a_failure(tmp_path: Path) -> None:
+    now, probes = 0.0, 0
+
+    class Store(LocalStore):
+        broken = False
+
+        async def probe(self) -> None:
+            nonlocal probes
+            probes += 1
+            if self.broken:
+                raise StorageError("full")
+            await super().probe()
+
+    async with Store(tmp_path, "http://files.test") as store:
+        check = StoreCheck(store, every_s=10, clock=lambda: now)
+        await check.ensure()
+        await check.ensure()
+        assert probes == 1
+        now = 11.0
+        store.broken = True
+        for _ in range(2):
+            with pytest.raises(StorageError, match="full"):
+                await check.ensure()
+        store.broken = False
+        await check.ensure()
+        await check.ensure()
+        assert probes == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_folder_that_cannot_be_written_fails_its_check(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        await LocalStore(tmp_path / "file", "http://files.test").probe()

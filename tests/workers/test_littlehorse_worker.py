@@ -201,7 +201,11 @@ async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(shared: Trio) -
     report = await shared.fake.report("ok")
     assert report["status"] == "TASK_SUCCESS"
     output = json.loads(report["output"]["jsonObj"])
-    assert output == {"prompt_id": prompt_id_of("ok"), "outputs": ["/data/output/sub/a_00001_.png"]}
+    assert output["prompt_id"] == prompt_id_of("ok")
+    assert output["outputs"] == ["/data/output/sub/a_00001_.png"]
+    assert (output["status"], output["node_errors"]) == ("success", {})
+    assert [(file["node_id"], file["filename"]) for file in output["files"]] == [("3", "a_00001_.png")]
+    assert set(output["timings"]) == {"staging", "queued", "executing", "collecting"}
     lines = [line.partition("] ")[2] for line in report["logOutput"]["str"].splitlines()]
     assert lines[0] == f"prompt {prompt_id_of('ok')}"
     assert "running" in lines
@@ -245,12 +249,16 @@ async def test_a_node_error_is_an_exception_that_tells_the_node(shared: Trio) ->
     fault = {"class_type": "ImageInvert", "message": "too dark", "times": 1}
     async with ComfyUIClient(shared.engine.url) as client:
         await client._post("/engine/faults", {"node_error": fault})
-    shared.fake.schedule(invert_workflow(77), "node")
+    workflow = invert_workflow(77)
+    workflow["8"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "other"}}
+    shared.fake.schedule(workflow, "node")
     report = await shared.fake.report("node")
     assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", "node-error")
     assert "ImageInvert (node 2): RuntimeError: too dark" in report["exception"]["message"]
     content = json.loads(report["exception"]["content"]["jsonObj"])
-    assert content == {"prompt_id": prompt_id_of("node"), "node_errors": {"2": ["RuntimeError: too dark"]}}
+    assert (content["prompt_id"], content["error_type"]) == (prompt_id_of("node"), "task_failed")
+    assert content["node_errors"] == {"2": ["RuntimeError: too dark"]}
+    assert content["diagnostics"]["versions"]["comfyui"]
 
 
 async def test_a_workflow_that_saves_nothing_fails_and_says_so(shared: Trio) -> None:
@@ -267,7 +275,8 @@ async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comf
         fake.schedule(sleep_workflow(60), "slow")
         report = await fake.report("slow")
         assert report["status"] == "TASK_FAILED"
-        assert "TaskFailedError: Timed out" in report["error"]["message"]
+        said = report["error"]["message"].splitlines()
+        assert said == ["TaskFailedError: Timed out: not finished within 0.4 s", f"prompt_id: {prompt_id_of('slow')}"]
         fake.schedule(invert_workflow(), "next")
         assert (await fake.report("next"))["status"] == "TASK_SUCCESS"
 
@@ -295,7 +304,9 @@ async def test_a_retry_attaches_to_the_render_of_the_first_attempt(shared: Trio)
     first = await shared.fake.report("again")
     assert (first["status"], second["status"]) == ("TASK_SUCCESS", "TASK_SUCCESS")
     assert (first.get("attemptNumber", 0), second["attemptNumber"]) == (0, 1)
-    assert first["output"] == second["output"]
+    outputs = [json.loads(report["output"]["jsonObj"]) for report in (first, second)]
+    for name in ("prompt_id", "status", "outputs", "files"):
+        assert outputs[0][name] == outputs[1][name]
     async with ComfyUIClient(shared.engine.url) as client:
         assert (await client._get("/engine/stats", ""))["executed"][prompt_id_of("again")] == 1
 

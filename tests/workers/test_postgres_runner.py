@@ -31,6 +31,14 @@ class WatchedStore(LocalStore):
         super().__init__(folder, "http://files.test")
         self.failures: list[StorageError] = []
         self.before: Callable[[str], Any] | None = None
+        self.usable = True
+        self.asked = asyncio.Event()
+
+    async def probe(self) -> None:
+        self.asked.set()
+        if not self.usable:
+            raise StorageError("the check of the store failed at write")
+        await super().probe()
 
     async def put(
         self,
@@ -58,8 +66,15 @@ async def running_worker(
 ) -> AsyncIterator[asyncio.Event]:
     """Yields the event that stops it; at the end it has stopped."""
     stop = asyncio.Event()
-    urls: dict[str, Any] = {"input_url_allow": ("127.0.0.1",), "input_url_timeout_s": 2}
-    comfyui = WorkerOptions(engine.url, cancel_abandoned=False, http_retries=0, **urls)
+    comfyui = WorkerOptions(
+        engine.url,
+        cancel_abandoned=False,
+        input_url_allow=("127.0.0.1",),
+        input_url_timeout_s=2,
+        http_retries=0,
+        delivery_retries=2,
+        delivery_backoff_s=0.05,
+    )
     async with ComfyUIWorker(comfyui) as worker, store, tables.queue(**queue) as opened:
         running = asyncio.create_task(TaskRunner(worker_id, opened, worker, store, QUICK).run(stop))
         try:
@@ -240,6 +255,64 @@ async def test_a_store_that_refuses_fails_the_task_and_nothing_is_complete(
         row = await tables.until_status(task_id, "failed")
     assert "no bucket 'outputs'" in row["error"]
     assert (row["output_url"], row["outputs"]) == (None, None)
+
+
+async def test_what_could_not_be_stored_is_delivered_by_the_next_attempt_without_rendering(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    store.failures = [StorageError("the object store cannot be reached")] * 3
+    task_id = await tables.add({"workflow": invert_workflow()})
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert (row["status"], row["attempts"], row["error"]) == ("complete", 2, None)
+    assert set((await executions(engine)).values()) == {1}
+
+
+async def test_a_task_of_which_some_files_could_not_be_stored_is_complete_in_part_and_says_so(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    store.failures = [StorageError("the object store cannot be reached")] * 3
+    workflow = invert_workflow(1)
+    workflow["8"] = {**workflow["3"], "inputs": {**workflow["3"]["inputs"], "filename_prefix": "second"}}
+    task_id = await tables.add({"workflow": workflow})
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert (row["status"], row["error"]) == ("complete", "partial: 1 of 2 files could not be delivered")
+    assert [("error" in output, bool(output["url"])) for output in row["outputs"]] == [(True, False), (False, True)]
+    assert row["output_url"] == row["outputs"][1]["url"]
+
+
+async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    workflow = invert_workflow(1)
+    workflow["7"] = {"class_type": "SimulatedSleep", "inputs": {"seconds": 0.01, "steps": 1, "value": ["2", 0]}}
+    workflow["8"] = {
+        "class_type": "SimulatedError",
+        "inputs": {"exception_type": "RuntimeError", "message": "no", "value": ["7", 0]},
+    }
+    workflow["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
+    task_id = await tables.add({"workflow": workflow})
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert row["status"] == "failed"
+    assert "SimulatedError (node 8): RuntimeError: no" in row["error"]
+    assert [(output["node_id"], bool(output["url"])) for output in row["outputs"]] == [("3", True)]
+
+
+async def test_no_task_is_taken_while_the_store_cannot_be_used(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    store.usable = False
+    task_id = await tables.add({"workflow": invert_workflow()})
+    async with running_worker(tables, engine, store):
+        await store.asked.wait()
+        await asyncio.sleep(0.5)
+        row = await tables.row(task_id)
+        assert (row["status"], row["attempts"]) == ("queued", 0)
+        assert await executions(engine) == {}
+        store.usable = True
+        await tables.until_status(task_id, "complete")
 
 
 async def test_the_bytes_behind_video_url_reach_their_node(

@@ -24,6 +24,7 @@ from comfyui.exceptions import (
     ComfyUIInputError,
     ComfyUIInputUnavailableError,
     ComfyUITaskError,
+    ComfyUIUndeliverableError,
     ComfyUIValidationError,
 )
 from comfyui.models import PromptRequest
@@ -264,9 +265,9 @@ async def test_a_job_of_which_no_file_could_be_delivered_has_failed(engine: Engi
     result = await worker.run(job.request(ID))
     for path in engine.folders.output.glob("o*"):
         path.unlink()
-    with pytest.raises(ComfyUIDeliveryError, match=r"none of its 2 files .*: o0_00001_\.bin: ") as failed:
+    with pytest.raises(ComfyUIUndeliverableError, match=r"none of its 2 files .*: o0_00001_\.bin: ") as failed:
         await reply(worker.handler, result, job, store=None, max_bytes=100_000)
-    assert (failed.value.retryable, failed.value.prompt_id) == (True, str(ID))
+    assert (failed.value.retryable, failed.value.prompt_id) == (False, str(ID))
 
 
 class BrokenStore(LocalStore):
@@ -292,8 +293,9 @@ async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_deliv
         answer = await reply(worker.handler, result, job, store=store, max_bytes=100_000, patience=quick)
         assert answer["images"][0]["type"] == "s3_url"
         store.failures = 3
-        with pytest.raises(ComfyUIDeliveryError):
+        with pytest.raises(ComfyUIDeliveryError, match="The render is kept") as failed:
             await reply(worker.handler, result, job, store=store, max_bytes=100_000, patience=quick)
+        assert (failed.value.retryable, failed.value.prompt_id) == (True, str(ID))
         again = parse_input({"workflow": output_workflow(10), "prompt_id": str(ID)})
         assert again.prompt_id == ID
         result = await worker.run(again.request(again.prompt_id))

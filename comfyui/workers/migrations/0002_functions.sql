@@ -148,17 +148,26 @@ declare
 begin
     update "tasks" t
     set "status" = 'complete', "output_url" = p_output_url, "outputs" = p_outputs, "progress" = 1, "progress_note" = null,
-        "error" = null, "finished_at" = clock_timestamp(), lease_expires_at = null
+        "finished_at" = clock_timestamp(), lease_expires_at = null,
+        -- Complete in part: an output that could not be delivered has the reason in place of its link.
+        "error" = (
+            select 'partial: ' || count(*) filter (where o.value ? 'error') || ' of ' || count(*)
+                || ' files could not be delivered'
+            from jsonb_array_elements(p_outputs) o
+            having count(*) filter (where o.value ? 'error') > 0
+        )
     where t."id" = v_id and t.lease_token = p_lease_token and t."status" in ('in_progress', 'complete');
     return found;
 end
 $comfy$;
 
 -- A try that did not work out. With p_retry the task is queued again, to be taken after p_delay_seconds, unless this was
--- its last attempt. False: the lease was lost, nothing was written.
+-- its last attempt. p_outputs: the files of other nodes, when one has failed. False: the lease was lost, nothing was
+-- written.
+drop function if exists comfy_fail_task(text, uuid, text, boolean, integer, double precision);
 create or replace function comfy_fail_task(
     p_task_id text, p_lease_token uuid, p_error text, p_retry boolean, p_max_attempts integer,
-    p_delay_seconds double precision default 0
+    p_delay_seconds double precision default 0, p_outputs jsonb default null
 ) returns boolean
 language plpgsql as $comfy$
 declare
@@ -173,7 +182,8 @@ begin
         return true;
     end if;
     update "tasks" t
-    set "status" = 'failed', "error" = p_error, "finished_at" = clock_timestamp(), lease_expires_at = null
+    set "status" = 'failed', "error" = p_error, "finished_at" = clock_timestamp(), lease_expires_at = null,
+        "outputs" = coalesce(p_outputs, t."outputs")
     where t."id" = v_id and t.lease_token = p_lease_token and t."status" in ('in_progress', 'failed');
     return found;
 end
