@@ -276,7 +276,7 @@ async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comf
         report = await fake.report("slow")
         assert report["status"] == "TASK_FAILED"
         said = report["error"]["message"].splitlines()
-        assert said == ["TaskFailedError: Timed out: not finished within 0.4 s", f"prompt_id: {prompt_id_of('slow')}"]
+        assert said == ["TaskFailedError: Timed out: not finished within 0.5 s", f"prompt_id: {prompt_id_of('slow')}"]
         fake.schedule(invert_workflow(), "next")
         assert (await fake.report("next"))["status"] == "TASK_SUCCESS"
 
