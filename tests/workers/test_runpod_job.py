@@ -448,7 +448,8 @@ def test_progress_never_goes_back_and_names_the_node() -> None:
             Executing("p", "3"),
         )
     ]
-    assert [report and report.fraction for report in reports] == [0.0, 0.5, 0.5, 0.5]
+    # Two steps of node 2 and one of node 3.
+    assert [report and report.fraction for report in reports] == [0.0, 0.3333, 0.3333, 0.3333]
     assert reports[1] is not None
     assert reports[1].to_json()["message"] == "The inverter 1/2"
     assert tracker.observe(Executing("p", None)) is None
