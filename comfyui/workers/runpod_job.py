@@ -169,13 +169,13 @@ def parse_input(job_input: Any) -> JobInput:
 
 def _not_understood(job_input: Mapping[str, Any]) -> Iterator[str]:
     known = JobInput.model_fields.keys() - {"warnings"}
-    for name in job_input:
-        if name not in known:
+    for name, value in job_input.items():
+        if name not in known and value is not None:
             yield f"input.{_shown(name)} is not known and was left out"
     images = job_input.get("images")
     for index, image in enumerate(images if isinstance(images, list) else ()):
-        for name in image if isinstance(image, Mapping) else ():
-            if name not in NamedInput.model_fields:
+        for name, value in image.items() if isinstance(image, Mapping) else ():
+            if name not in NamedInput.model_fields and value is not None:
                 yield f"input.images[{index}].{_shown(name)} is not known and was left out"
 
 

@@ -158,7 +158,7 @@ def test_a_bad_field_is_named(job_input: object, message: str) -> None:
         ({"workflow": {}, "output": {"store": None, "bucket": None}}, ()),
         ({"workflow": {}, "seed": 1}, ("input.seed is not known and was left out",)),
         (
-            {"workflow": {}, "images": [{"name": "a.png", "image": "aGk=", "type": "base64", "subfolder": None}]},
+            {"workflow": {}, "images": [{"name": "a.png", "image": "aGk=", "type": "base64", "subfolder": "x"}]},
             (
                 "input.images[0].type is not known and was left out",
                 "input.images[0].subfolder is not known and was left out",
