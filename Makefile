@@ -80,6 +80,9 @@ chaos: setup ## 500 prompts through two engines while faults strike at random fo
 conversion: setup ## how many of ComfyUI's templates convert as its editor exports them (COMFYUI_TEST_URL=http://...)
 	@$(BIN)/python -m tests.contract.conversion
 
+framing: setup ## hold our HTTP against two other libraries, in 20,000 examples, and try three attacks on it
+	@$(BIN)/python -m tests.framing
+
 bench: setup ## figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks
 
@@ -100,4 +103,4 @@ lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test lint manifests format bench lock clean
+.PHONY: help setup demo run test lint manifests format chaos framing bench lock clean

@@ -28,9 +28,7 @@ _TEXT: Final = rb"[\t -~\x80-\xff]*"
 _OURS: Final = rb"(?:host|content-length|transfer-encoding|connection|keep-alive|upgrade|expect|te|trailer)"
 _REQUEST: Final = re.compile(
     rb"%(token)b [!-~]+ HTTP/1\.1\r\nHost: [!-~]+\r\n"
-    rb"(?:(?!(?i:%(ours)b):)%(token)b:%(text)b\r\n)*+"
-    rb"(?:Content-Length: [0-9]+\r\n|Transfer-Encoding: chunked\r\n)?\r\n"
-    % {b"token": _TOKEN, b"text": _TEXT, b"ours": _OURS}
+    rb"(?:(?!(?i:%(ours)b):)%(token)b:%(text)b\r\n)*+" % {b"token": _TOKEN, b"text": _TEXT, b"ours": _OURS}
 )
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: %b)?\r\n" % _TEXT)
 _FIELD: Final = re.compile(rb"(?<=\r\n)(%b):[ \t]*(%b)\r\n" % (_TOKEN, _TEXT))
@@ -69,19 +67,16 @@ def request_head(method: str, target: str, host: str, headers: RawHeaders, body:
     """
     lines = [f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n".encode("latin-1", "replace")]
     lines += [b"%b: %b\r\n" % pair for pair in headers]
-    if isinstance(body, Upload):
-        lines.append(b"Transfer-Encoding: chunked\r\n" if body.length is None else _content_length(body.length))
-    elif body is not None or method in _BODY_EXPECTED:
-        lines.append(_content_length(len(body or b"")))
-    lines.append(b"\r\n")
     head = b"".join(lines)
     if _REQUEST.fullmatch(head) is None:
         raise InvalidRequestError("the request line or a header has a character that HTTP does not allow there")
-    return head
-
-
-def _content_length(length: int) -> bytes:
-    return b"Content-Length: %d\r\n" % length
+    if isinstance(body, Upload):
+        if body.length is None:
+            return head + b"Transfer-Encoding: chunked\r\n\r\n"
+        return b"%bContent-Length: %d\r\n\r\n" % (head, body.length)
+    if body is not None or method in _BODY_EXPECTED:
+        return b"%bContent-Length: %d\r\n\r\n" % (head, len(body or b""))
+    return head + b"\r\n"
 
 
 def chunk(data: bytes) -> tuple[bytes, bytes, bytes]:

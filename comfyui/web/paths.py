@@ -92,7 +92,6 @@ _ROUTES = frozenset(
     ]
 )
 _MAX_DECODINGS = 5
-_NOT_IN_URLS = re.compile(rb"[^!-~]")
 
 
 def is_own(method: str, path: str) -> bool:
@@ -130,11 +129,9 @@ def route_of(raw_path: str) -> str:
 
 
 def target_of(scope_path: str, raw_path: bytes | None, query: bytes) -> str:
-    """The request target, as it came; bytes of a query that no URL may have are percent-encoded."""
+    """The request target, as it came."""
     path = raw_path.decode("latin-1") if raw_path else quote(scope_path)
-    if not query:
-        return path
-    return f"{path}?{_NOT_IN_URLS.sub(lambda found: b'%%%02X' % ord(found[0]), query).decode('ascii')}"
+    return f"{path}?{query.decode('latin-1')}" if query else path
 
 
 @dataclass(frozen=True)

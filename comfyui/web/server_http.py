@@ -6,6 +6,8 @@ An answer takes one system call where uvicorn makes two, and none that copies wh
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable
 from typing import Any, Final
 
@@ -30,6 +32,8 @@ _LINGER_S = 2.0
 # An ASGI message in place of "http.response.body": what its "splice" has is moved to the client. Where it is understood
 # it stands among the scope's extensions. Only in an answer that has a Content-Length.
 SPLICE: Final = "http.response.splice"
+_UNTIL_CLOSED: Final = "until_closed"
+_RESET: Final = struct.pack("ii", 1, 0)
 _EXTENSIONS: Final = {SPLICE: dict[str, Any]()}
 
 
@@ -84,6 +88,31 @@ def _gone(cycle: Any) -> ClientGoneError:
     """uvicorn notices in a later turn only, and would log until then that the answer was not completed."""
     cycle.disconnected = True
     return ClientGoneError()
+
+
+class _OldClientCycle(RequestResponseCycle):
+    """A request of HTTP/1.0, whose client knows no chunks: a body of unknown length ends with the connection.
+
+    uvicorn sends chunks all the same. Every attribute is its own; `chunked_encoding` is None until an answer begins.
+    """
+
+    async def send(self, message: Any) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            sized = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not sized and self.scope["method"] != "HEAD" and message["status"] not in {204, 304}:
+                self.chunked_encoding = False
+                self.scope["state"][_UNTIL_CLOSED] = True
+        elif kind == "http.response.body" and self.scope["state"].get(_UNTIL_CLOSED):
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+    async def run_asgi(self, app: Any) -> None:
+        await super().run_asgi(app)
+        if self.scope["state"].get(_UNTIL_CLOSED) and not self.response_complete:
+            # Only a reset tells this client that the answer is not whole.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
 
 
 class ServerHttp(HttpToolsProtocol):
@@ -173,6 +202,8 @@ class ServerHttp(HttpToolsProtocol):
             persistent = version == "1.1" and self.parser.should_keep_alive()
             self._left_out = framing + (b"" if persistent else b"Connection: close\r\n")
         super().on_headers_complete()
+        if self.url.endswith(b"?") and not self._websocket and not self.scope["query_string"]:
+            self.scope["raw_path"] += b"?"  # an empty query, which the scope has no other place for
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:
@@ -189,6 +220,8 @@ class ServerHttp(HttpToolsProtocol):
         return self._websocket and self._should_upgrade_to_ws()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            cycle.__class__ = _OldClientCycle
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 

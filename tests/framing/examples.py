@@ -1,0 +1,134 @@
+"""The examples: what hypothesis draws for each of the three ways, and how many of them are run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+
+from tests.framing.judges import end_of_answer
+from tests.framing.live import Arena, Call, serving, through_client, through_gateway
+from tests.framing.making import METHODS, answers, bodies, header_lists, segments, targets, valid_answers
+from tests.framing.reading import Tally, check_reading
+from tests.running import running_gateway
+
+_numbers = itertools.count(1)
+_LONG = random.Random(0).randbytes(3_000_000)  # noqa: S311 - long enough for splice
+
+
+@st.composite
+def _parts(draw: DrawFn) -> list[bytes]:
+    body = draw(bodies)
+    return draw(st.one_of(st.just([body]), segments(body).map(lambda parts: [*parts, b""])))
+
+
+@st.composite
+def calls(draw: DrawFn, *, calm: bool, gateway: bool = False) -> Call:
+    """One call; a calm one has nothing wrong with it."""
+    number = next(_numbers)
+    raw = gateway and draw(st.sampled_from([False, False, True]))
+    method = "GET" if raw else draw(st.sampled_from(METHODS))
+    identity = b"id-%08d;" % number
+    long = gateway and draw(st.sampled_from([False, False, False, True]))
+    body = _LONG[: draw(st.sampled_from([1_100_000, 2_500_000, 3_000_000]))] if long else None
+    made = draw((valid_answers if calm or long else answers)(method, identity, body))
+    end = end_of_answer(method, made.data)
+    # What comes behind the answer comes with its last byte: later, no client could tell it from the next answer.
+    first = draw(segments(made.data[: max(0, end - 1)]))
+    parts = None if raw else draw(st.one_of(st.none(), _parts()))
+    return Call(
+        number=number,
+        method=method,
+        path="" if raw else draw(targets),
+        headers=[] if raw else draw(header_lists),
+        body=parts,
+        chunked=parts is not None and len(parts) > 1 and draw(st.booleans()),
+        answer=[*first, made.data[max(0, end - 1) :]],
+        valid=made.valid,
+        early=not calm and parts is not None and draw(st.booleans()),
+        then="keep" if calm else draw(st.sampled_from(["keep"] * 5 + ["close", "reset"])),
+        cancelled_after=None if calm or gateway else draw(st.one_of(st.none(), st.none(), st.integers(0, 40))),
+        raw=raw,
+    )
+
+
+def _run(examples: int, check: Callable[[st.DataObject], None], seed: int | None) -> None:
+    shrinks = (Phase.explicit, Phase.generate)
+    options = settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=seed is None,
+        phases=shrinks,
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+    )
+    test = options(given(st.data())(check))
+    if seed is not None:
+        from hypothesis import seed as seeded
+
+        test = seeded(seed)(test)
+    test()
+
+
+def read_answers(examples: int, seed: int | None = None) -> Tally:
+    """Our reader and the judges read the same bytes."""
+    tally = Tally()
+
+    def check(data: st.DataObject) -> None:
+        method = data.draw(st.sampled_from(METHODS))
+        made = data.draw(answers(method, b"id-1;"))
+        ended = made.ends_with_connection or data.draw(st.booleans())
+        check_reading(tally, method, data.draw(segments(made.data)), ended=ended, valid=made.valid)
+
+    _run(examples, check, seed)
+    return tally
+
+
+def call_client(examples: int, seed: int | None = None, *, quick: bool = True) -> Tally:
+    """Callers of one client at once, over real sockets. `quick`: in uvloop, as in production."""
+    tally = Tally()
+    arena = Arena(uvloop.new_event_loop() if quick else asyncio.new_event_loop())
+    server = arena.open(serving(tally))
+
+    def check(data: st.DataObject) -> None:
+        calm = data.draw(st.booleans())
+        made = data.draw(st.lists(calls(calm=calm), min_size=1, max_size=6))
+        arena.run(through_client(server, made, data.draw(st.integers(0, 3))))
+
+    with contextlib.closing(arena):
+        _run(examples, check, seed)
+    return tally
+
+
+def call_gateway(examples: int, seed: int | None = None, *, splice: bool = True) -> Tally:
+    """Callers of a running gateway at once: its relay, and files that it answers with; in uvloop with splice."""
+    tally = Tally()
+    arena = Arena(uvloop.new_event_loop() if splice else asyncio.new_event_loop())
+    server = arena.open(serving(tally))
+
+    def check(data: st.DataObject) -> None:
+        calm = data.draw(st.booleans())
+        made = data.draw(st.lists(st.lists(calls(calm=calm, gateway=True), min_size=1, max_size=3), max_size=4))
+        arena.run(through_gateway(server, gateway.url, made))
+
+    with contextlib.closing(arena), _splice(on=splice):
+        gateway = arena.open(running_gateway(server.url, ready=False, http_retries=0))
+        _run(examples, check, seed)
+    return tally
+
+
+@contextlib.contextmanager
+def _splice(*, on: bool) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if not on:
+            patch.setattr("comfyui.splice._AT_ONCE", 0)
+        yield
