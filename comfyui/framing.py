@@ -32,7 +32,8 @@ _REQUEST: Final = re.compile(
 )
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: %b)?\r\n" % _TEXT)
 _FIELD: Final = re.compile(rb"(?<=\r\n)(%b):[ \t]*(%b)\r\n" % (_TOKEN, _TEXT))
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;%b)?\r\n" % _TEXT)
+_QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[ \t]*%b(?:=(?:%b|%b))?)*\r\n" % (_TOKEN, _TOKEN, _QUOTED))
 _CLOSE: Final = re.compile(rb"(?i)(?:^|,)[ \t]*close[ \t]*(?:,|$)")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 
@@ -246,7 +247,7 @@ class AnswerReader:
             if len(data) - at > MAX_HEAD_BYTES or _BARE_LF.search(data, at):
                 raise FramingError("its trailers are not headers, or too long")
             return None
-        _parsed_fields(data, at, end + 2)
+        _framing_of(_parsed_fields(data, at, end + 2), True)  # means nothing here, but must not be nonsense
         self.complete = True
         return end + 4
 

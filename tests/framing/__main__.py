@@ -32,6 +32,7 @@ def main() -> int:
     print(f"seed {options.seed}", flush=True)
     few = max(1, options.examples // 10)
     ways: dict[str, Callable[[], Tally]] = {
+        "each evil at each place": examples.read_each,
         "answers read from bytes": lambda: examples.read_answers(options.examples, options.seed),
         "our client, over sockets": lambda: examples.call_client(few, options.seed),
         "our client, in asyncio's loop": lambda: examples.call_client(few, options.seed + 1, quick=False),

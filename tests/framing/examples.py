@@ -16,7 +16,7 @@ from hypothesis.strategies import DrawFn
 
 from tests.framing.judges import end_of_answer
 from tests.framing.live import Arena, Call, serving, through_client, through_gateway
-from tests.framing.making import METHODS, answers, bodies, header_lists, segments, targets, valid_answers
+from tests.framing.making import METHODS, answers, bodies, broken_once, header_lists, segments, targets, valid_answers
 from tests.framing.reading import Tally, check_reading
 from tests.running import running_gateway
 
@@ -90,6 +90,16 @@ def read_answers(examples: int, seed: int | None = None) -> Tally:
         check_reading(tally, method, data.draw(segments(made.data)), ended=ended, valid=made.valid)
 
     _run(examples, check, seed)
+    return tally
+
+
+def read_each(methods: tuple[str, ...] = ("GET", "HEAD")) -> Tally:
+    """Every single evil at every place of some plain answers: no chance in it."""
+    tally = Tally()
+    for data in broken_once():
+        for method in methods:
+            for ended in (False, True):
+                check_reading(tally, method, [data], ended=ended, valid=False)
     return tally
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -89,7 +91,7 @@ def _chunked(draw: DrawFn, body: bytes) -> bytes:
     parts = []
     for piece in draw(segments(body)):
         size = f"{len(piece):{draw(st.sampled_from(['x', 'X', '06x']))}}".encode()
-        extension = draw(st.sampled_from([b"", b"", b";a", b";a=b", b';a="b c"']))
+        extension = draw(st.sampled_from([b"", b"", b"", b";a", b";a=b;c", b';a="b \\"c"', b"; a"]))
         parts.append(size + extension + b"\r\n" + piece + b"\r\n")
     trailers = b"".join(b"%b: %b\r\n" % pair for pair in draw(st.lists(st.tuples(_names, _values), max_size=2)))
     return b"".join(parts) + draw(st.sampled_from([b"0", b"000", b"0;x"])) + b"\r\n" + trailers + b"\r\n"
@@ -109,6 +111,11 @@ _EVIL_LINES = (
     b"X: a\nb: c\r\n", b"X\r\n", b": x\r\n", b" X: y\r\n", b"X\0: y\r\n", b"X: \0\r\n", b"Connection: upgrade\r\n",
     b"Connection: close\r\n", b"Connection: content-length\r\n", b"Connection: keep-alive\r\n", b"Upgrade: h2c\r\n",
 )  # fmt: skip
+_CHUNK_LINE = re.compile(rb"(?<=\n)[0-9A-Fa-f]+[^\r\n]{0,20}\r\n")
+_EVIL_SIZES = (
+    b" ", b"\t", b";", b" ;a", b"\t;a", b";a b", b";a=", b";=b", b";a;;b", b";\x80", b';a="', b';a="\\"', b";a\0", b"x",
+    b"_", b"g", b"-1", b";a\n", b"\n", b";a=b=c", b"; a", b";\t a",
+)  # fmt: skip
 _EVIL_STARTS = (
     b"HTTP/1.1 000 x", b"HTTP/1.1 099 x", b"HTTP/1.1 101 x", b"HTTP/1.1 199 x", b"HTTP/1.1 600 x", b"HTTP/1.1 999 x",
     b"HTTP/1.1 70000 x", b"HTTP/1.1 20 x", b"HTTP/1.1 200", b"HTTP/1.1  200 x", b"HTTP/1.1 +20 x", b"HTTP/1.0 200 OK",
@@ -123,7 +130,9 @@ def broken_answers(draw: DrawFn, method: str, identity: bytes, body: bytes | Non
     """A valid answer, changed in one to three places; it may be valid all the same."""
     data = draw(valid_answers(method, identity, body)).data
     for _ in range(draw(st.integers(1, 3))):
-        change = draw(st.sampled_from(["insert", "insert", "delete", "line", "line", "start", "behind", "cut"]))
+        change = draw(
+            st.sampled_from(["insert", "insert", "delete", "line", "line", "start", "chunk", "chunk", "behind", "cut"])
+        )
         # What decides stands in the first few hundred bytes, or at the very end.
         at = draw(st.one_of(st.integers(0, min(len(data), 400)), st.integers(max(0, len(data) - 30), len(data))))
         if change == "insert":
@@ -136,11 +145,40 @@ def broken_answers(draw: DrawFn, method: str, identity: bytes, body: bytes | Non
         elif change == "start":
             _, line, rest = data.partition(b"\r\n")
             data = draw(st.sampled_from(_EVIL_STARTS)) + line + rest
+        elif change == "chunk":
+            lines = list(_CHUNK_LINE.finditer(data))
+            if lines:
+                end = draw(st.sampled_from(lines)).end() - 2
+                data = data[:end] + draw(st.sampled_from(_EVIL_SIZES)) + data[end:]
         elif change == "behind":
             data += draw(st.sampled_from([POISON, POISON * 2, b"\r\n", b"x", b"0\r\n\r\n"]))
         else:
             data = data[:at]
     return Made(data, False)
+
+
+def broken_once() -> Iterator[bytes]:
+    """Plain answers, each with one of the evils at each place where it could matter."""
+    starts = (b"HTTP/1.1 200 OK", b"HTTP/1.1 304 x", b"HTTP/1.1 100 x\r\n\r\nHTTP/1.1 200 OK", b"HTTP/1.0 200 OK")
+    bodies = (
+        b"Content-Length: 5\r\n\r\nhello",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n",
+        b"\r\nhello",
+    )
+    for start in starts:
+        for body in bodies:
+            plain = start + b"\r\nX-A: b\r\n" + body
+            yield plain
+            for other in _EVIL_STARTS:
+                yield other + plain[len(start) :]
+            for line in re.finditer(rb"\r\n(?=[A-Z])", plain):
+                yield from (plain[: line.end()] + evil + plain[line.end() :] for evil in _EVIL_LINES)
+            for line in _CHUNK_LINE.finditer(plain):
+                yield from (plain[: line.end() - 2] + evil + plain[line.end() - 2 :] for evil in _EVIL_SIZES)
+            for at in range(len(plain) + 1):
+                yield from (plain[:at] + evil + plain[at:] for evil in _EVIL)
+                yield plain[:at] + plain[at + 1 :]
+                yield plain[:at]
 
 
 def answers(method: str, identity: bytes, body: bytes | None = None) -> SearchStrategy[Made]:

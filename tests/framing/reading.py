@@ -36,13 +36,16 @@ class Tally:
 _RULES = {
     "a line that ends in a bare LF": re.compile(rb"(?<!\r)\n"),
     "a header on several lines": re.compile(rb"\r\n[ \t]"),
-    "an empty line before the status line": re.compile(rb"\A[\r\n]"),
+    "an empty line before the status line": re.compile(rb"(?:\A|\r\n\r\n)\r?\n(?:HTTP/)?"),
     "two Content-Length headers": re.compile(rb"(?is)\ncontent-length[ \t]*:.*\ncontent-length[ \t]*:"),
     "a Content-Length that is no number": re.compile(rb"(?i)\ncontent-length:[ \t]*(?![0-9]{1,18}[ \t]*\r\n)"),
     "a Transfer-Encoding that is not 'chunked' alone": re.compile(
         rb"(?is)\ntransfer-encoding:[ \t]*(?!chunked[ \t]*\r\n)"
         rb"|\ntransfer-encoding:.*\n(?:content-length|transfer-encoding):|\ncontent-length:.*\ntransfer-encoding:"
         rb"|HTTP/1\.0.*\ntransfer-encoding:"
+    ),
+    "spaces around a chunk's extension, or a size of many digits": re.compile(
+        rb"(?i)\r\n[0-9a-f]+(?:[ \t]+(?:;|\r)|;[^\r\n]*[ \t])|\r\n[0-9a-f]{17}"
     ),
     "a status above 599": re.compile(rb"HTTP/1\.[01] [6-9]"),
 }
