@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from comfyui.framing import AnswerReader, FramingError
 from tests.framing.judges import Reading, RefusedError, answer_by_h11, answer_by_h11r
@@ -128,7 +128,12 @@ def _difference(
             tally.by_rule[rule] = tally.by_rule.get(rule, 0) + 1
         return None
     tally.complete += ours.complete
-    for name, reading in theirs.items():
+    for name, judgement in theirs.items():
+        reading = judgement
+        if ours.excess and isinstance(reading, str):
+            # h11r takes a blank behind the trailers for a folded one. We close the connection for it.
+            rest = judged(method, b"".join(pieces).rstrip(b" \t"), ended=ended)[name]
+            reading = replace(rest, excess=True) if isinstance(rest, Reading) else rest
         if ours.complete and ours != reading:
             return f"we read {ours!r}, {name} {reading!r}"
         if not ours.complete and isinstance(reading, Reading) and reading.complete:
