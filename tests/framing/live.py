@@ -182,9 +182,13 @@ class _Served(asyncio.Protocol):
     async def _answer(self, call: Call) -> None:
         *before, last = call.answer or [b""]
         for segment in before:
+            if self._transport.is_closing():
+                return  # the client has left
             self._transport.write(segment)
             for _ in range(3):
                 await asyncio.sleep(0)
+        if self._transport.is_closing():
+            return
         # From its last byte on, the client may use the connection again.
         self._spent = not (call.then == "keep" and call.keeps)
         self._transport.write(last)
@@ -196,7 +200,8 @@ class _Served(asyncio.Protocol):
             self._transport.abort()
         elif self._spent:
             await asyncio.sleep(_LINGER_S)
-            self._transport.close()
+            if not self._transport.is_closing():
+                self._transport.close()
 
 
 def _as_idle_comfyui(request: Request) -> bytes:

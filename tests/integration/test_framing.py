@@ -34,7 +34,7 @@ _HEADERS = [(b"X-Forwarded-Proto", b"http")]
 @pytest.mark.parametrize(
     ("run", "examples_run"),
     [
-        (lambda: examples.read_each(("GET",)), 20_000),
+        (lambda: examples.read_each(("GET",), share=5), 5_000),
         (lambda: examples.read_answers(250), 250),
         (lambda: examples.call_client(60), 60),
         (lambda: examples.call_gateway(25), 25),
@@ -65,23 +65,20 @@ def _in_one(data: bytes) -> tuple[bytes, ...]:
 @pytest.mark.parametrize(
     ("where", "fault", "run"),
     [
-        ("comfyui.framing.AnswerReader.reusable", property(_reads_on), lambda: examples.call_client(60)),
-        ("comfyui.framing._CLOSE", re.compile(rb"never"), lambda: examples.call_client(60)),
-        ("comfyui.http1.request_head", _longer, lambda: examples.call_client(20)),
-        ("comfyui.connection.chunk", _in_one, lambda: examples.call_client(30)),
-        ("comfyui.framing._MAX_DIGITS", 0, lambda: examples.read_answers(50)),
-        ("comfyui.framing._NO_BODY", frozenset(), lambda: examples.read_answers(500)),
+        ("comfyui.framing.AnswerReader.reusable", property(_reads_on), lambda seed: examples.call_client(60, seed)),
+        ("comfyui.framing._CLOSE", re.compile(rb"never"), lambda seed: examples.call_client(60, seed)),
+        ("comfyui.http1.request_head", _longer, lambda seed: examples.call_client(20, seed)),
+        ("comfyui.connection.chunk", _in_one, lambda seed: examples.call_client(30, seed)),
+        ("comfyui.framing._MAX_DIGITS", 0, lambda seed: examples.read_answers(50, seed)),
+        ("comfyui.framing._NO_BODY", frozenset(), lambda seed: examples.read_answers(200, seed)),
     ],
     ids=["excess", "close", "length", "chunks", "too strict", "bodiless"],
 )
-def test_the_suite_sees_a_fault(where: str, fault: Any, run: Callable[[], Tally], monkeypatch: Any) -> None:
+def test_the_suite_sees_a_fault(where: str, fault: Any, run: Callable[[int], Tally], monkeypatch: Any) -> None:
     monkeypatch.setattr(where, fault)
-    monkeypatch.setattr("tests.framing.live._PATIENCE_S", 1.0)
-    try:
-        tally = run()
-    except TimeoutError:
-        return  # a server that waits for the rest of a request
-    assert tally.differences
+    monkeypatch.setattr("tests.framing.live._PATIENCE_S", 4.0)
+    # The first seed that finds it is enough.
+    assert any(run(seed).differences for seed in range(20))
 
 
 @pytest.mark.parametrize("attack", attacks.ATTACKS.values(), ids=list(attacks.ATTACKS))
