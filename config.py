@@ -176,7 +176,12 @@ class Settings(BaseSettings):
         default=80, gt=0, description="Larger images pass unchanged where a request asks for another format."
     )
     convert_at_once: int = Field(
-        default=2, ge=1, le=64, description="Images that are converted at the same time; each takes up to 640 MB."
+        default=2, ge=1, le=64, description="Images that are converted at the same time; the others wait."
+    )
+    convert_memory_mb: float = Field(
+        default=2000,
+        gt=0,
+        description="MB of memory that conversions may take together: others wait, and what needs more is not done.",
     )
     output_store: Literal["none", "s3"] = Field(
         default="none", description="Where the files of requests go that do not say; s3 needs S3_BUCKET."

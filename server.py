@@ -265,7 +265,9 @@ def _object_store(settings: Settings) -> S3Store | None:
 
 def _conversion_limits(settings: Settings) -> ConversionLimits:
     return ConversionLimits(
-        max_pixels=int(settings.convert_max_megapixels * 1_000_000), at_once=settings.convert_at_once
+        max_pixels=int(settings.convert_max_megapixels * 1_000_000),
+        at_once=settings.convert_at_once,
+        max_memory=int(settings.convert_memory_mb * _MB),
     )
 
 

@@ -12,7 +12,7 @@ PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(
 
 # From the bottom up: a module may import those of its own floor and of the floors before it.
 FLOORS: tuple[set[str], ...] = (
-    {"access", "exceptions", "jsonio", "offload"},
+    {"access", "exceptions", "jsonio", "offload", "pictures"},
     {"limits"},
     {"big_json"},
     {"events", "models", "metrics", "logs", "nodedefs", "formnames", "inflate", "replies", "promptworker"}
@@ -57,7 +57,7 @@ ONLY_IN = {
     # One reader and two writers for all that comes from ComfyUI or a caller: nothing else reads as ComfyUI writes.
     "orjson": ("comfyui/jsonio.py",),
     # Islands; a setting; and EXIF's ASCII form of a letter, which is no JSON text of a caller.
-    "json": ("comfyui/jsonio.py", "comfyui/engine/", "comfyui/sdk/", "comfyui/images.py", "comfyui/access.py"),
+    "json": ("comfyui/jsonio.py", "comfyui/engine/", "comfyui/sdk/", "comfyui/pictures.py", "comfyui/access.py"),
 }
 
 
