@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote
 
 import aiohttp
+import structlog
 from aiohttp.hdrs import CONTENT_DISPOSITION
 from yarl import URL
 
@@ -50,6 +52,11 @@ from comfyui.transport import (
 
 # ComfyUI itself answers 403 for a file outside of its folders.
 _NO_KEY = frozenset({401})
+_log = structlog.get_logger(__name__)
+_LOGGED_BODY = 2000
+_SAID_BODY = 200
+# A path of the server, of which a client sees the last part only.
+_SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 _RETRIED_STATUSES = frozenset({502, 503, 504})
 _BACKOFF_START_S = 0.1
 _BACKOFF_MAX_S = 5.0
@@ -486,13 +493,21 @@ def _failure(what: str, reply: RawReply) -> ComfyUIError:
             said = jsonio.loads(reply.body)
             if said["type"] == ComfyUIDiskError.code:
                 return ComfyUIDiskError(str(said["detail"]))
-    return _unexpected(what, reply.status)
+    return _unexpected(what, reply.status, body=reply.body)
 
 
-def _unexpected(what: str, status: int, *, refusing: Collection[int] = REFUSING) -> ComfyUIServerError:
+def _unexpected(
+    what: str, status: int, *, refusing: Collection[int] = REFUSING, body: bytes = b""
+) -> ComfyUIServerError:
+    """The log has the start of what ComfyUI said, the error its first line, without the server's paths."""
+    text = body[:_LOGGED_BODY].decode(errors="replace").strip()
+    if text:
+        _log.warning("comfyui.unexpected_answer", request=what, status=status, body=text)
     if status in refusing:
         return ComfyUICredentialsError(what, upstream_status=status)
-    return ComfyUIServerError(f"{what}: ComfyUI answered HTTP {status}", upstream_status=status)
+    first = "" if text.startswith("<") else _SERVER_PATH.sub(r"\1", text.partition("\n")[0])[:_SAID_BODY]
+    said = f": {first}" if first else ""
+    return ComfyUIServerError(f"{what}: ComfyUI answered HTTP {status}{said}", upstream_status=status)
 
 
 def _not_open() -> RuntimeError:

@@ -154,27 +154,32 @@ write_model_paths() {
     ((number)) || say "no folder with models is mounted (looked for: $roots): ComfyUI has only those of the image"
 }
 
-# Where downloads belong: on the volume that outlives this container.
-models_dir() {
+# Sets `target` to where downloads belong: on the volume that outlives this container. A volume that is there and cannot
+# be written ends the start: models on the container's own disk would be downloaded by every new container, and fill it.
+choose_models_dir() {
     local volume
-    if [[ -n "${MODELS_DIR:-}" ]]; then
-        echo "$MODELS_DIR"
+    target="${MODELS_DIR:-}"
+    if [[ -n "$target" ]]; then return; fi
+    for volume in ${MODEL_VOLUMES:-/runpod-volume /workspace}; do
+        [[ -e "$volume" ]] || continue
+        writable "$volume" || fail 73 "MODEL_MANIFEST: the volume $volume cannot be written by user $(id -u): make it" \
+            "writable, or set MODELS_DIR to the folder where the models are to be put"
+        target="$volume/models"
+        return
+    done
+    if [[ -w /models ]]; then
+        target=/models
         return
     fi
-    for volume in /runpod-volume /workspace; do
-        if [[ -d "$volume" && -w "$volume" ]]; then
-            echo "$volume/models"
-            return
-        fi
-    done
-    if [[ -w /models ]]; then echo /models; else echo "$DATA_DIR/models"; fi
+    target="$DATA_DIR/models"
+    say "MODEL_MANIFEST: no volume is mounted, so the models go to $target, where they last as long as $DATA_DIR"
 }
 
 download_models() {
     [[ -n "${MODEL_MANIFEST:-}" ]] || return 0
     local script="$DEPLOY_DIR/runpod/download_models.py" target
     [[ -f "$script" ]] || fail 69 "MODEL_MANIFEST is set, and this image has no $script"
-    target="$(models_dir)"
+    choose_models_dir
     writable "$target" || fail 73 "$target cannot be written by user $(id -u): models cannot be downloaded"
     say "downloading what $MODEL_MANIFEST names to $target"
     "$VENV/bin/python" "$script" "$MODEL_MANIFEST" --models-dir "$target" >&2 ||

@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder of ComfyUI's web frontend; without it there is a page about the engine",
     )
+    parser.add_argument(
+        "--executions-file", type=Path, help="gets a line for each prompt that begins to run, also over a crash"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what is done")
     return parser
 
@@ -88,6 +91,7 @@ def main() -> int:
                     step_seconds=arguments.step_seconds,
                     faults=switched_on,
                     faults_file=arguments.faults_file,
+                    executions_file=arguments.executions_file,
                     own_process=True,
                 )
             )

@@ -32,6 +32,8 @@ class EngineOptions:
     """Folder with ComfyUI's web frontend (`index.html` and what it loads), as with `--front-end-root`."""
     certificate: Path | None = None
     """Certificate and key, in PEM: it speaks https, as ComfyUI does with `--tls-certfile`."""
+    executions_file: Path | None = None
+    """Gets a line with the id of each prompt that begins to run; it outlives a crash."""
     own_process: bool = False
     """The engine is all that this process does, so that a fault may end it."""
 

@@ -101,7 +101,7 @@ class Engine:
         thread = PromptThread(
             self._queue,
             self._executor,
-            on_start=self.stats.count_execution,
+            on_start=self._count_execution,
             on_free=lambda: self.faults.switch_off("out_of_memory"),
         )
         thread.start()
@@ -114,6 +114,12 @@ class Engine:
             if (config := self.faults.take(how, "start")) is not None:
                 crash(how, config)
         await self._listen(stack)
+
+    def _count_execution(self, prompt_id: str) -> None:
+        self.stats.count_execution(prompt_id)
+        if self.options.executions_file is not None:
+            with self.options.executions_file.open("a") as file:
+                file.write(f"{prompt_id}\n")
 
     def _tell_status(self) -> None:
         self._hub.send_status()

@@ -11,10 +11,15 @@ usage: build.sh [--image NAME] [--tag TAG] [--registry HOST[/PATH]] [--no-cache]
   --registry HOST   in front of the name, as push.sh needs it
   --no-cache        build every layer anew
   --dry-run         only say what would be run
+
+REGISTRY, IMAGE and TAG are taken from the environment, else from deploy/runpod/defaults.env; options win.
 USAGE
 }
 
-image=comfyui-gateway-runpod tag="" registry="" dry_run=false
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck disable=SC1091 # checked as a file of its own
+source "$here/defaults.sh"
+image="${IMAGE:-comfyui-gateway-runpod}" tag="${TAG:-}" registry="${REGISTRY:-}" dry_run=false
 options=()
 while (($#)); do
     case "$1" in

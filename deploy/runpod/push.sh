@@ -11,10 +11,15 @@ usage: push.sh --registry HOST[/PATH] [--image NAME] [--tag TAG] [--no-cache] [-
   --tag TAG         its tag (the commit's short id, or latest outside a checkout)
   --no-cache        build it anew first, every layer
   --dry-run         only say what would be run
+
+REGISTRY, IMAGE and TAG are taken from the environment, else from deploy/runpod/defaults.env; options win.
 USAGE
 }
 
-image=comfyui-gateway-runpod tag="" registry="" dry_run=false build=false
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck disable=SC1091 # checked as a file of its own
+source "$here/defaults.sh"
+image="${IMAGE:-comfyui-gateway-runpod}" tag="${TAG:-}" registry="${REGISTRY:-}" dry_run=false build=false
 while (($#)); do
     case "$1" in
         --image | --tag | --registry)
@@ -31,7 +36,6 @@ while (($#)); do
 done
 [[ -n "$registry" ]] || { echo "push.sh: --registry is needed" >&2; exit 64; }
 
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 tag="${tag:-$(git -C "$here" rev-parse --short HEAD 2>/dev/null || echo latest)}"
 docker="${DOCKER:-docker}"
 local_name="$image:$tag" name="${registry%/}/$image:$tag"

@@ -99,12 +99,24 @@ def _progress(answer: dict[str, Any]) -> str:
     return f"{state} {100 * float(output.get('fraction', 0)):3.0f}% {output.get('message', '')}".rstrip()
 
 
+def default_of(name: str) -> str | None:
+    """From the environment, else from defaults.env beside this script, or the file that RUNPOD_DEFAULTS names."""
+    if os.environ.get(name):
+        return os.environ[name]
+    file = Path(os.environ.get("RUNPOD_DEFAULTS") or Path(__file__).with_name("defaults.env"))
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    said = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return said.get(name) or None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workflow", type=Path)
     parser.add_argument("--input", type=Path, action="append", default=[], help="a file or folder; may be repeated")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results (%(default)s)")
-    parser.add_argument("--endpoint", default=os.environ.get("RUNPOD_ENDPOINT_ID"), help="or RUNPOD_ENDPOINT_ID")
+    parser.add_argument(
+        "--endpoint", default=default_of("RUNPOD_ENDPOINT_ID"), help="or RUNPOD_ENDPOINT_ID (%(default)s)"
+    )
     parser.add_argument("--api", default="https://api.runpod.ai/v2", help="address of RunPod's API (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600, help="seconds until it is given up (%(default)s)")
     parser.add_argument("--interval", type=float, default=2, help="seconds between two looks (%(default)s)")

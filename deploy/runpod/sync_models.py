@@ -50,7 +50,8 @@ echo "checking them"
 rm -f "$staging"/{checksums} "$staging"/{script}
 echo "putting them in place"
 (cd "$staging" && find . -type f -print0) | while IFS= read -r -d '' file; do
-    mkdir -p "$target/$(dirname "$file")"
+    # Not by dirname: what a command prints loses the line breaks at its end.
+    mkdir -p "$target/${{file%/*}}"
     mv -f "$staging/$file" "$target/$file"
 done
 rm -f "$archive"
@@ -89,16 +90,27 @@ def write_archive(archive: Path, folder: Path, files: list[Path], script: str) -
         _add_text(tar, SCRIPT_NAME, script, mode=0o755)
         for path in files:
             name = path.relative_to(folder).as_posix()
-            print(f"  {name} ({path.stat().st_size / 1e6:.1f} MB)", flush=True)
+            print(f"  {shown(name)} ({path.stat().st_size / 1e6:.1f} MB)", flush=True)
             with path.open("rb") as file:
-                checksums.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}")
+                checksums.append(checksum_line(hashlib.file_digest(file, "sha256").hexdigest(), name))
             tar.add(path.resolve(), arcname=name)
         _add_text(tar, CHECKSUMS_NAME, "\n".join(checksums) + "\n", mode=0o644)
 
 
+def checksum_line(digest: str, name: str) -> str:
+    """As ``sha256sum --check`` reads it: a backslash in front says that the name has some of its own."""
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{chr(92) if escaped != name else ''}{digest}  {escaped}"
+
+
+def shown(name: str) -> str:
+    """On one line of a terminal, whatever its encoding."""
+    return name.encode("unicode_escape", "surrogateescape").decode() if not name.isprintable() else name
+
+
 def _add_text(tar: tarfile.TarFile, name: str, text: str, *, mode: int) -> None:
     member = tarfile.TarInfo(name)
-    content = text.encode()
+    content = os.fsencode(text)  # names that are no UTF-8 keep their bytes
     member.size, member.mode, member.mtime = len(content), mode, int(time.time())
     tar.addfile(member, io.BytesIO(content))
 
@@ -133,7 +145,7 @@ def main() -> int:
         return 66
     print(f"{len(files)} files, {size / 1e9:.2f} GB")
     if arguments.dry_run:
-        print("\n".join(f"  {path.relative_to(arguments.local)}" for path in files))
+        print("\n".join(f"  {shown(str(path.relative_to(arguments.local)))}" for path in files))
         return 0
     sender = shutil.which("runpodctl")
     if sender is None and not arguments.no_send:

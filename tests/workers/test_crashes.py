@@ -24,6 +24,7 @@ from comfyui.models import PromptRequest
 from comfyui.process import ProcessState
 from comfyui.quarantine import Quarantine, workflow_hash
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from tests.chaos import workers as chaos
 from tests.running import Workflow, invert_workflow, sleep_workflow
 from tests.workers.job_api import free_port
 
@@ -198,3 +199,13 @@ def test_the_hash_is_that_of_what_runs() -> None:
     titled["1"]["_meta"] = {"title": "another"}
     assert workflow_hash(titled) == workflow_hash(dict(reversed(invert_workflow(1).items())))
     assert workflow_hash(invert_workflow(1)) != workflow_hash(invert_workflow(2))
+
+
+@pytest.mark.parametrize("host", ["own child", "supervised"])
+@pytest.mark.parametrize(("stage", "crashes"), [("starting", 3), ("staging", 2), ("queued", 3), ("running", 6)])
+async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_nor_render_it_beyond_its_budget(
+    host: str, stage: str, crashes: int
+) -> None:
+    """The short form of ``python -m tests.chaos.workers``."""
+    ended = await chaos.one(host, stage, crashes)
+    assert ended.is_right, ended

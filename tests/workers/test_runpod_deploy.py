@@ -355,6 +355,50 @@ def test_models_are_sent_as_one_archive_that_unpacks_itself_on_the_volume(tmp_pa
     assert list(volume.iterdir()) == [volume / "models"]
 
 
+def test_models_may_have_any_name(tmp_path: Path) -> None:
+    """A line break in a name broke the list of checksums, and with it the whole archive."""
+    local, volume = tmp_path / "models", tmp_path / "volume"
+    names = [
+        "loras/two\nlines.safetensors",
+        "loras/back\\slash.pt",
+        "loras/tab\tquote'\".pt",
+        "-dash/- -.pt",
+        "a\n/end.pt",
+    ]
+    for name in names:
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).write_bytes(name.encode())
+    volume.mkdir()
+    sync = (sys.executable, SCRIPTS / "sync_models.py", local, volume, "--archive-dir", volume, "--no-send")
+    made = run(*sync)
+    assert made.returncode == 0, made.stderr
+    [archive] = volume.glob("*.tar")
+    done = run("bash", "-o", "pipefail", "-c", f"tar --extract --to-stdout --file {archive} extract_models.sh | bash")
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        assert (volume / "models" / name).read_bytes() == name.encode()
+
+
+def test_defaults_come_from_a_file_and_the_environment_and_flags_win(tmp_path: Path) -> None:
+    defaults = tmp_path / "defaults.env"
+    defaults.write_text(
+        "# ours\nREGISTRY=r.example/file\nIMAGE=from-file\nTAG='v 1'\nRUNPOD_ENDPOINT_ID=endpoint-of-the-file\n"
+    )
+    settings: Any = {"RUNPOD_DEFAULTS": str(defaults)}
+    defaults.write_text(defaults.read_text().replace("'v 1'", "v1"))
+    said = run(SCRIPTS / "build.sh", "--dry-run", **settings).stdout
+    assert "--tag r.example/file/from-file:v1 " in said
+    said = run(SCRIPTS / "build.sh", "--dry-run", IMAGE="from-environment", **settings).stdout
+    assert "--tag r.example/file/from-environment:v1 " in said
+    said = run(SCRIPTS / "build.sh", "--dry-run", "--image", "flag", "--tag", "v2", IMAGE="other", **settings).stdout
+    assert "--tag r.example/file/flag:v2 " in said
+    said = run(SCRIPTS / "push.sh", "--dry-run", **settings).stdout
+    assert "push r.example/file/from-file:v1" in said
+    submit = (sys.executable, SCRIPTS / "submit.py", "--help")
+    assert "endpoint-of-the-file" in run(*submit, **settings).stdout
+    assert "other-endpoint" in run(*submit, RUNPOD_ENDPOINT_ID="other-endpoint", **settings).stdout
+
+
 def test_an_archive_that_was_damaged_puts_nothing_in_place(tmp_path: Path) -> None:
     local, volume = tmp_path / "models", tmp_path / "volume"
     (local / "loras").mkdir(parents=True)

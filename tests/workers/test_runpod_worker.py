@@ -325,7 +325,7 @@ async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceba
         worker.terminate()
         assert await worker.process.wait() == 0
     assert (tmp_path / "stopped").exists()
-    assert not any("Traceback" in line for line in worker.lines)
+    assert not [line for line in worker.lines if "Traceback" in line], "\n".join(worker.lines)
     assert not any("comfyui.killed" in line for line in worker.lines)
 
 
