@@ -82,6 +82,8 @@ conversion: setup ## how many of ComfyUI's templates convert as its editor expor
 
 framing: setup ## hold our HTTP against two other libraries, in 20,000 examples, and try three attacks on it
 	@$(BIN)/python -m tests.framing
+chaos-workers: setup ## ComfyUI crashes 1 to 6 times in a row at every stage under a worker
+	@$(BIN)/python -m tests.chaos.workers
 
 bench: setup ## figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks
@@ -103,4 +105,4 @@ lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test lint manifests format chaos framing bench lock clean
+.PHONY: help setup demo run test lint manifests format chaos framing chaos-workers bench lock clean

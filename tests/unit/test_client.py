@@ -159,3 +159,13 @@ def test_back_off_doubles_to_its_limit_with_jitter() -> None:
 def test_node_errors_of_an_unknown_shape_are_no_error() -> None:
     assert flat_node_errors(None) == {}
     assert flat_node_errors({"3": "?", "4": {"errors": []}}) == {"4": ()}
+
+
+async def test_what_comfyui_says_with_an_unexpected_status_is_named_without_its_paths(
+    client: ComfyUIClient, upstream: aioresponses
+) -> None:
+    body = "no space left on /opt/comfyui/output\nTraceback (most recent call last):"
+    upstream.post(f"{URL}/free", status=500, body=body)
+    with pytest.raises(ComfyUIServerError) as failed:
+        await client.free()
+    assert failed.value.detail == "POST /free: ComfyUI answered HTTP 500: no space left on output"
