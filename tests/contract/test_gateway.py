@@ -31,10 +31,10 @@ def fresh(color: int | None = None) -> dict[str, Any]:
 
 
 def slow() -> dict[str, Any]:
-    """Some seconds of real work without a model: a large picture, blurred and scaled again and again."""
-    workflow = invert_workflow(secrets.randbelow(0xFFFFFF), width=1536, height=1536, prefix="gw_slow")
+    """Seconds of work without a model, in many short nodes: between two of them an interruption takes effect."""
+    workflow = invert_workflow(secrets.randbelow(0xFFFFFF), width=256, height=256, prefix="gw_slow")
     last = "2"
-    for index in range(10, 60):
+    for index in range(10, 160):
         workflow[str(index)] = {
             "class_type": "ImageBlur",
             "inputs": {"image": [last, 0], "blur_radius": 31, "sigma": 9.0},
