@@ -25,6 +25,7 @@ from comfyui.workers.postgres_settings import PostgresWorkerSettings
 from comfyui.workers.postgres_worker import serve
 from tests.integration.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
 from tests.running import invert_workflow, sleep_workflow
+from tests.workers.job_api import free_port
 from tests.workers.postgres_server import PostgresServer
 from tests.workers.tables import Tables
 from tests.workers.test_postgres_runner import executions, until_running
@@ -221,3 +222,39 @@ async def free_ports(count: int) -> list[int]:
         server.close()
         await server.wait_closed()
     return ports
+
+
+async def test_tasks_that_crash_comfyui_end_within_their_budget_and_the_next_one_is_done(
+    tables: Tables, seaweedfs: str, s3: S3Store, tmp_path: Path
+) -> None:
+    """The lease of such a task went on being renewed for ever, and SIGTERM did not end the worker."""
+    executions_file = tmp_path / "executions"
+    (tmp_path / "main.py").write_text(
+        f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'comfyui.engine'\n"
+        "runpy.run_module('comfyui.engine', run_name='__main__', alter_sys=True)\n"
+    )
+    workflow = invert_workflow(1)
+    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": "exit", "after": 0.1, "value": ["2", 0]}}
+    workflow["3"]["inputs"]["images"] = ["4", 0]
+    settings = {
+        "database_url": tables.url,
+        "comfy_path": tmp_path,
+        "comfy_python": sys.executable,
+        "comfy_args": f"--executions-file {executions_file}",
+        "comfy_port": free_port(),
+        "poll_interval": 0.25,
+        "retry_delay_seconds": 0,
+        **s3_settings(seaweedfs),
+    }
+    crashing = await tables.add({"workflow": workflow})
+    async with worker("--worker-id", "a", **settings) as process:
+        row = await tables.until_status(crashing, "failed", within_s=60)
+        assert "Workflow is quarantined" in row["error"]
+        assert "ended with exit status 1" in row["error"]
+        fine = await tables.add({"workflow": invert_workflow(2)})
+        await tables.until_status(fine, "complete", within_s=60)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    begun = executions_file.read_text().splitlines()
+    assert begun.count(str(prompt_id_for_job("postgres", crashing))) == 2

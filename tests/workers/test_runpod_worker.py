@@ -341,3 +341,39 @@ async def test_a_store_that_cannot_be_used_fails_the_job_before_the_gpu_is_used(
         assert await worker.executed() == {}
         api.submit("unstored", {"workflow": invert_workflow(), "output": {"store": "none"}})
         assert (await api.result("unstored"))["output"]["images"][0]["type"] == "base64"
+
+
+def crash_workflow(tag: int) -> Workflow:
+    workflow = invert_workflow(tag)
+    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": "segfault", "after": 0.1, "value": ["2", 0]}}
+    workflow["3"]["inputs"]["images"] = ["4", 0]
+    return workflow
+
+
+async def test_jobs_that_crash_comfyui_end_within_their_budget_and_the_next_one_is_done(
+    api: JobApi, tmp_path: Path
+) -> None:
+    """After the fourth crash nobody started ComfyUI again and nobody told the job, which hung until JOB_TIMEOUT."""
+    port = free_port()
+    executions = tmp_path / "executions"
+    command = f"{sys.executable} -m comfyui.engine --port {port} --executions-file {executions}"
+    more = {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}"}
+    async with running_worker(api.environment(), **more):
+        api.submit("crash-1", {"workflow": crash_workflow(1)})
+        failed = await api.result("crash-1")
+        assert failed["output"]["error_type"] == "prompt_quarantined"
+        assert "it was ended by SIGSEGV" in failed["error"]
+        assert any("Segmentation fault" in line for line in failed["output"]["log_tail"])
+        api.submit("crash-again", {"workflow": crash_workflow(1)})
+        assert (await api.result("crash-again"))["output"]["error_type"] == "prompt_quarantined"
+        api.submit("fine", {"workflow": invert_workflow(2)})
+        assert (await api.result("fine"))["output"]["status"] == "success"
+        # Two more workflows, two crashes each: the fourth in a row is one too many, and RunPod replaces the worker.
+        api.submit("crash-2", {"workflow": crash_workflow(2)})
+        assert (await api.result("crash-2"))["output"]["error_type"] == "prompt_quarantined"
+        api.submit("crash-3", {"workflow": crash_workflow(3)})
+        failed = await api.result("crash-3")
+        assert failed["output"]["error_type"] in {"prompt_quarantined", "connection_failed"}
+        assert failed["stopPod"] is True
+    counts = [executions.read_text().splitlines().count(prompt_id(f"crash-{number}")) for number in (1, 2, 3)]
+    assert max(counts) <= 2, counts
