@@ -50,6 +50,7 @@ from comfyui.storage_s3 import S3Store, s3_store
 from comfyui.warmup import load_workflow, warming_up
 from comfyui.web import api, ops, tickets, workflows
 from comfyui.web.auth import Guard
+from comfyui.web.connections import Connections, connections_within, raise_descriptor_limit
 from comfyui.web.deps import WebOptions
 from comfyui.web.errors import install_error_handlers
 from comfyui.web.forwarded import TrustedProxies
@@ -389,14 +390,18 @@ RELAYING: dict[str, Any] = {
 }
 
 
-def relaying(settings: Settings, metrics: Metrics | None = None) -> dict[str, Any]:
-    """`RELAYING` with what the settings say of connections."""
+def relaying(
+    settings: Settings, metrics: Metrics | None = None, connections: Connections | None = None
+) -> dict[str, Any]:
+    """`RELAYING` with what the settings say of connections, and what counts them."""
     limits = HeadLimits(
         max_bytes=int(settings.max_header_kb * 1000),
         max_fields=settings.max_header_fields,
         seconds=settings.header_seconds,
     )
-    return RELAYING | {"http": functools.partial(ServerHttp, head_limits=limits, metrics=metrics)}
+    return RELAYING | {
+        "http": functools.partial(ServerHttp, head_limits=limits, connections=connections, metrics=metrics)
+    }
 
 
 class _Server(uvicorn.Server):
@@ -410,11 +415,12 @@ class _Server(uvicorn.Server):
 
 async def _serve(settings: Settings) -> None:
     app = create_app(settings)
+    most = connections_within(raise_descriptor_limit())
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
-        **relaying(settings, app.state.metrics),
+        **relaying(settings, app.state.metrics, Connections(most, app.state.metrics)),
         # What still hangs then is cut: a client that does not read its answer, a websocket.
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + _LAST_CONNECTIONS_S,
     )

@@ -21,7 +21,12 @@ import structlog
 
 from comfyui.access import ServerAccess
 from comfyui.client import ComfyUIClient, backoff_s
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUICredentialsError, ComfyUIError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUICredentialsError,
+    ComfyUIDescriptorsError,
+    ComfyUIError,
+)
 from comfyui.metrics import Metrics
 from comfyui.offload import in_thread
 from comfyui.preflight import preflight
@@ -204,6 +209,8 @@ class Backend:
 
     def failed(self, error: ComfyUIError) -> None:
         """A request found it unreachable, or was refused: out of rotation until a probe gets through."""
+        if isinstance(error, ComfyUIDescriptorsError):
+            return
         self._doubted = True
         self._set(Health.REFUSED if isinstance(error, ComfyUICredentialsError) else Health.DOWN, error.detail)
         self._look_again.set()

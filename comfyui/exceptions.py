@@ -8,7 +8,8 @@
     ├── ComfyUIInputError               400  input_failed
     │   └── ComfyUIInputUnavailableError 400  input_unavailable    retryable
     ├── ComfyUIConnectionError          503  connection_failed     retryable
-    │   └── ComfyUIShutdownError        503  shutting_down         retryable
+    │   ├── ComfyUIShutdownError        503  shutting_down         retryable
+    │   └── ComfyUIDescriptorsError     503  descriptors_exhausted retryable
     ├── ComfyUIDiskError                503  disk_failed           retryable
     ├── ComfyUIServerError              502  server_error          retryable
     │   ├── ComfyUISubmissionError      502  submission_unknown    retryable
@@ -159,6 +160,13 @@ class ComfyUIShutdownError(ComfyUIConnectionError):
 
     title = "The gateway is shutting down"
     code = "shutting_down"
+
+
+class ComfyUIDescriptorsError(ComfyUIConnectionError):
+    """This process has as many files open as it may: no server is to blame, and none is taken out of rotation."""
+
+    title = "Too many open files"
+    code = "descriptors_exhausted"
 
 
 class ComfyUIDiskError(ComfyUIError):

@@ -8,6 +8,7 @@ gateway added to a prompt (docs/performance.md).
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import socket
@@ -29,7 +30,7 @@ from comfyui.connection import (
     Http1Error,
     InvalidAnswerError,
 )
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIDescriptorsError, ComfyUIError, ComfyUIServerError
 from comfyui.framing import InvalidRequestError, header_value
 from comfyui.http1 import CONNECT_S, Http1Client
 from comfyui.splice import Splice
@@ -307,6 +308,8 @@ def refusing_redirects() -> aiohttp.TraceConfig:
 
 def unreachable(name: str, cause: BaseException | None) -> ComfyUIConnectionError:
     """No connection could be made: nothing was sent."""
+    if isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE}:
+        return ComfyUIDescriptorsError("the gateway has no file descriptor left for a connection (ulimit -n)")
     if isinstance(cause, TimeoutError):
         return ComfyUIConnectionError(f"{name} did not accept a connection in time")
     if isinstance(cause, ssl.SSLCertVerificationError):

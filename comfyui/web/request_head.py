@@ -77,6 +77,11 @@ class HeadWatch:
         """The request ends, with its body and trailers."""
         self._in_message = False
 
+    @property
+    def in_message(self) -> bool:
+        """A request has begun and has not ended."""
+        return self._in_message
+
     def fed(self, size: int) -> None:
         """The parser has read so many bytes. Raises `HeadTooLargeError`."""
         if not self._in_message:

@@ -6,8 +6,10 @@ An answer takes one system call where uvicorn makes two, and none that copies wh
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import struct
+import sys
 from collections.abc import Awaitable
 from typing import Any, Final
 
@@ -19,9 +21,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from comfyui.metrics import Metrics
 from comfyui.splice import Splice
+from comfyui.web.connections import Connections
 from comfyui.web.disconnect import ClientGoneError
 from comfyui.web.request_head import HeadLimits, HeadTooLargeError, HeadWatch
 from comfyui.web.requests import RefusedRequestError, checked_framing, refusal_bytes
+from comfyui.web.server_socket import ServerSocket
 
 _log = structlog.get_logger(__name__)
 
@@ -123,11 +127,18 @@ class ServerHttp(HttpToolsProtocol):
     """
 
     def __init__(
-        self, *args: Any, head_limits: HeadLimits | None = None, metrics: Metrics | None = None, **options: Any
+        self,
+        *args: Any,
+        head_limits: HeadLimits | None = None,
+        connections: Connections | None = None,
+        metrics: Metrics | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._head_limits = head_limits or HeadLimits()
         self._metrics = metrics
+        self._clients = connections or Connections(sys.maxsize)
+        self._fits = True
         self._head_read = False
         self._in_body = False
         self._websocket = False
@@ -141,16 +152,27 @@ class ServerHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._gathering = _Gathering(transport, self.loop)
         self._head = HeadWatch(self._head_limits, self.loop, self._late)
+        self._fits = self._clients.opened()
         super().connection_made(self._gathering)  # type: ignore[arg-type] # all that uvicorn uses of one
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head.stop()
+        self._clients.closed(self)
         super().connection_lost(exc)
+
+    def close_idle(self) -> None:
+        """Makes room for another connection."""
+        self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if not self._fits:
+            # Only now: to close it with its request unread would take the answer back.
+            self._refuse(self._clients.refusal, 503)
+            return
         self._unset_keepalive_if_required()
+        self._clients.busy(self)
         try:
             while data:
                 try:
@@ -230,6 +252,9 @@ class ServerHttp(HttpToolsProtocol):
             self._in_body = False
             self._refuse("bytes follow a websocket's handshake before it is answered")
         else:
+            # From now on the websocket is told when the connection ends.
+            lost = functools.partial(self._clients.closed, self)
+            self.ws_protocol_class = functools.partial(ServerSocket, lost=lost)  # type: ignore[assignment]
             self.handle_websocket_upgrade()
 
     def _read_on(self) -> None:
@@ -300,6 +325,8 @@ class ServerHttp(HttpToolsProtocol):
         # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
         self._gathering.flush()
         super().on_response_complete()
+        if not self._head.in_message and not self.pipeline:
+            self._clients.idle(self)
 
 
 class _Gathering:

@@ -6,6 +6,7 @@ Through ASGI alone such a client cannot be dropped: ``send`` waits for room befo
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Scope
@@ -22,9 +23,14 @@ _logger.setLevel(logging.WARNING)
 class ServerSocket(WebSocketsSansIOProtocol):
     """For ``uvicorn --ws comfyui.web.server_socket:ServerSocket``; `server.py` sets it."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, lost: Callable[[], None] = lambda: None, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._lost = lost
         self.logger = _logger
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost()
+        super().connection_lost(exc)
 
     async def run_asgi(self) -> None:
         self.scope["extensions"][_EXTENSION] = {"socket": self}
