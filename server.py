@@ -420,6 +420,8 @@ async def _serve(settings: Settings) -> None:
         app,
         log_config=None,
         access_log=False,
+        # No more are accepted at once than there are descriptors for; the others wait in the system's queue.
+        backlog=min(2048, most),
         **relaying(settings, app.state.metrics, Connections(most, app.state.metrics)),
         # What still hangs then is cut: a client that does not read its answer, a websocket.
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + _LAST_CONNECTIONS_S,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from fastapi import Request
 
 from comfyui.web.errors import NotAcceptableError
+from comfyui.web.short_cache import short_cache
 
 Form = Literal["json", "events", "raw", "zip"]
 
@@ -33,7 +33,7 @@ class Accepted:
     ranges: tuple[tuple[str, float], ...]
 
     @classmethod
-    @lru_cache(maxsize=256)
+    @short_cache(256)
     def parse(cls, header: str) -> Accepted:
         """RFC 9110's ``Accept``; a part that cannot be read is passed over. Nothing means anything."""
         ranges = []

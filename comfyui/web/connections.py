@@ -85,6 +85,11 @@ class Connections:
         self._idle.pop(connection, None)
 
     @property
+    def crowded(self) -> bool:
+        """There are so many that even a refusal takes a descriptor which others need."""
+        return self._open > self._most + _RESERVED // 2
+
+    @property
     def refusal(self) -> str:
         return f"the gateway has {self._most} connections, as many as its limit of open files allows; try again later"
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from starlette.types import Scope
+
+from comfyui.web.short_cache import short_cache
 
 DEFAULT_PROXIES = ("127.0.0.1", "::1")
 _ALL = "*"
@@ -50,7 +51,7 @@ class TrustedProxies:
 
     def __init__(self, values: Sequence[str] = DEFAULT_PROXIES) -> None:
         self._networks = parse_proxies(values)
-        self._trusts = lru_cache(maxsize=4096)(self._look_up)
+        self._trusts = short_cache(4096)(self._look_up)
 
     def apply(self, scope: Scope) -> None:
         """Set the request's client and scheme as a trusted proxy tells them, and keep its host and path prefix."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from ipaddress import ip_address
 
 from starlette.types import Scope
+
+from comfyui.web.short_cache import short_cache
 
 _ANY = "*"
 _HOST = re.compile(r"(\[[0-9a-f:.]+(?:%[^\]]*)?\]|[^:\[\]/@\s]*)(?::[0-9]*)?")
@@ -40,7 +41,7 @@ class KnownHosts:
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._names = frozenset(name for name in allowed if not name.startswith("*."))
         self._below = tuple(name[1:] for name in allowed if name.startswith("*."))
-        self._knows = lru_cache(maxsize=1024)(self._look_up)
+        self._knows = short_cache(1024)(self._look_up)
 
     def unknown_in(self, scope: Scope) -> str | None:
         """The name by which this request calls the gateway, where that is not an allowed one; None where all are.

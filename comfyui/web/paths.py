@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote, unquote
+
+from comfyui.web.short_cache import short_cache
 
 ProxyMode = Literal["full", "api", "off"]
 
@@ -101,7 +102,7 @@ def is_own(method: str, path: str) -> bool:
     return path in _OWN or path.startswith(_OWN_BELOW)
 
 
-@lru_cache(maxsize=2048)
+@short_cache(2048)
 def normalised(raw_path: str) -> str | None:
     """The path as a server may read it, without ``/api``; None when it is encoded more often than anyone means."""
     path = raw_path
@@ -118,7 +119,7 @@ def normalised(raw_path: str) -> str | None:
     return path
 
 
-@lru_cache(maxsize=2048)
+@short_cache(2048)
 def route_of(raw_path: str) -> str:
     """A metric's label for a relayed path: from a small fixed set."""
     path = normalised(raw_path) or ""
@@ -144,7 +145,7 @@ class PathRules:
     mode: ProxyMode = "full"
     deny: tuple[str, ...] = DEFAULT_DENY
 
-    @lru_cache(maxsize=2048)  # noqa: B019 - there is one set of rules, and it lives as long as the application
+    @short_cache(2048)
     def verdict(self, raw_path: str) -> Literal["relay", "denied", "not_relayed"]:
         if self.mode == "off":
             return "not_relayed"

@@ -154,6 +154,8 @@ class ServerHttp(HttpToolsProtocol):
         self._head = HeadWatch(self._head_limits, self.loop, self._late)
         self._fits = self._clients.opened()
         super().connection_made(self._gathering)  # type: ignore[arg-type] # all that uvicorn uses of one
+        if not self._fits and self._clients.crowded:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head.stop()
