@@ -11,7 +11,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 from uuid import UUID, uuid5
@@ -36,6 +36,7 @@ from comfyui.preflight import Problem, preflight, refusal
 from comfyui.process import ComfyUIProcess, ProcessState
 from comfyui.quarantine import Quarantine
 from comfyui.runner import RunnerOptions
+from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
 from comfyui.workers.delivering import Patience
 from comfyui.workflow import check_api_format, upload_inputs
 
@@ -69,6 +70,7 @@ class WorkerOptions:
         delivery_retries: how often a file that cannot be read or stored is tried again, with back-off.
         cancel_abandoned: a job whose `run` is cancelled or timed out is taken out of ComfyUI; else only a timeout does.
         on_line: gets the child's output, line by line.
+        cleanup: which of ComfyUI's folders are cleaned after jobs, and when.
     """
 
     server_address: str = "127.0.0.1:8188"
@@ -93,6 +95,7 @@ class WorkerOptions:
     delivery_retries: int = 4
     delivery_backoff_s: float = 0.5
     on_line: Callable[[str], None] | None = None
+    cleanup: CleanupOptions = field(default_factory=CleanupOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class ComfyUIWorker:
     Attributes:
         process: the child, None when ComfyUI is started by somebody else.
         connected: ComfyUI was ready once, so that `pool` and `handler` can be used.
+        folders: a platform wraps each job, until its files are delivered, in ``folders.job()``.
     """
 
     def __init__(self, options: WorkerOptions, *, metrics: Metrics | None = None) -> None:
@@ -166,6 +170,7 @@ class ComfyUIWorker:
             self.pool, self._stager, handler_options, metrics=self.metrics, quarantine=self.quarantine
         )
         self.connected = False
+        self.folders = ComfyUIFolders(options.cleanup, self.forget_inputs)
         self._slot = asyncio.Semaphore(options.jobs_at_once)
         self._recovering = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
@@ -181,6 +186,7 @@ class ComfyUIWorker:
                 following = asyncio.create_task(self._follow(self.process), name="follow ComfyUI's process")
                 stack.push_async_callback(_stopped, following)
             await stack.enter_async_context(self._stager)
+            await stack.enter_async_context(self.folders)
             stack.push_async_callback(self._stop_ending)
             self._stack = stack.pop_all()
         return self

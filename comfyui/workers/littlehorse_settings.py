@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -22,6 +23,10 @@ class LittleHorseSettings(CommonWorkerSettings):
     lh_host: str = Field(default="", description="LittleHorse's server, host or host:port; the port is 2023 else.")
     comfyui_base_url: str = Field(default="http://127.0.0.1:8188", description="ComfyUI, URL or host:port.")
     comfyui_output_dir: str = Field(default="", description="ComfyUI's output folder as the workflow's reader sees it.")
+    cleanup_comfyui_output_dir: Path | None = Field(
+        default=None,
+        description="ComfyUI's output folder on this machine; when set, cleaned: give readers CLEANUP_MAX_AGE to read.",
+    )
     comfyui_poll_interval_sec: float = Field(default=2.0, gt=0, description="Seconds between looks at ComfyUI's queue.")
     comfyui_history_timeout_sec: float = Field(default=600.0, gt=0, description="The longest that one task may take.")
     comfyui_http_timeout_sec: float = Field(default=30.0, gt=0, description="Seconds for one request to ComfyUI.")
@@ -62,6 +67,9 @@ class LittleHorseSettings(CommonWorkerSettings):
     def _address(cls, value: str) -> str:
         parse_server_address(value)
         return value
+
+    def cleanup_output_dir(self) -> Path | None:
+        return self.cleanup_comfyui_output_dir
 
     def worker_options(self) -> WorkerOptions:
         return WorkerOptions(

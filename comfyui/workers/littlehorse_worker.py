@@ -143,12 +143,13 @@ class WorkflowTask:
         prompt_id = prompt_id_for_job("littlehorse", f"{run_id.wf_run_id.id}/{run_id.task_guid}")
         log = TaskLog(context)
         with structlog.contextvars.bound_contextvars(prompt_id=str(prompt_id), wf_run=run_id.wf_run_id.id):
-            try:
-                return self._output(await self._run(workflow, str(prompt_id), log), log)
-            except ComfyUIError as error:
-                log.say(f"failed: {error.detail}")
-                _log.warning("task.failed", type=error.code, detail=error.detail)
-                await self._raise(error, workflow)
+            async with self._comfyui.folders.job():
+                try:
+                    return self._output(await self._run(workflow, str(prompt_id), log), log)
+                except ComfyUIError as error:
+                    log.say(f"failed: {error.detail}")
+                    _log.warning("task.failed", type=error.code, detail=error.detail)
+                    await self._raise(error, workflow)
 
     async def _run(self, workflow: Any, prompt_id: str, log: TaskLog) -> PromptResult:
         try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -212,7 +213,11 @@ class TaskRunner:
 
     async def _work(self, task: ClaimedTask) -> None:
         current = _Current(task, prompt_id_for_job("postgres", task.job_id))
-        with structlog.contextvars.bound_contextvars(task_id=task.id, prompt_id=str(current.prompt_id)):
+        async with AsyncExitStack() as stack:
+            stack.enter_context(
+                structlog.contextvars.bound_contextvars(task_id=task.id, prompt_id=str(current.prompt_id))
+            )
+            await stack.enter_async_context(self._comfyui.folders.job())
             self._log.info("task.claimed", run=task.run, attempt=task.attempt)
             self._current = current
             self._show(WorkerState.WORKING)

@@ -31,7 +31,6 @@ from comfyui.models import PromptResult
 from comfyui.storage import StoreCheck
 from comfyui.storage_s3 import S3Store
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
-from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.delivering import saved_before
 from comfyui.workers.diagnostics import diagnostics, environment, error_members, error_text, log_environment
 from comfyui.workers.progress import ProgressReport, ProgressTracker
@@ -39,7 +38,6 @@ from comfyui.workers.runpod_job import JobInput, job_fields, max_reply_bytes, pa
 from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
 
 _PLATFORM = "runpod"
-_MB = 1_000_000
 _LONGEST_ERROR = 16_000
 # The SDK sends each update in a thread of its own, which has its target's name; there is no other way to wait for it.
 _UPDATE_THREAD = "(_thread_target)"
@@ -65,7 +63,6 @@ class _Running:
     worker: ComfyUIWorker
     store: S3Store | None
     store_check: StoreCheck | None
-    cleaners: list[FolderCleaner]
 
 
 class RunPodWorker:
@@ -77,7 +74,6 @@ class RunPodWorker:
         self._log = structlog.get_logger(__name__)
         self._running: asyncio.Future[_Running] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._jobs = 0
 
     # What the SDK calls
 
@@ -95,12 +91,8 @@ class RunPodWorker:
             The reply; a failed job's has ``error``, a text, and no files.
         """
         with structlog.contextvars.bound_contextvars(job_id=job["id"]):
-            self._jobs += 1
-            try:
-                answer = await self._answer(job)
-            finally:
-                self._jobs -= 1
-            await self._clean()
+            async with AsyncExitStack() as stack:
+                answer = await self._answer(job, stack)
             if self._settings.refresh_worker:
                 answer["refresh_worker"] = True
             return answer
@@ -118,11 +110,13 @@ class RunPodWorker:
         await self.close()
         _end_long_polls()
 
-    async def _answer(self, job: Job) -> dict[str, Any]:
+    async def _answer(self, job: Job, stack: AsyncExitStack) -> dict[str, Any]:
+        """`stack` is left when the reply is whole: until then the job's files are not cleaned away."""
         parsed: JobInput | None = None
         try:
             parsed = parse_input(job.get("input"))
             running = await asyncio.shield(self._start())
+            await stack.enter_async_context(running.worker.folders.job())
             return await self._run(running, job, parsed)
         except ComfyUIError as error:
             self._log.warning("job.failed", code=error.code, detail=error.detail)
@@ -175,15 +169,6 @@ class RunPodWorker:
             answer["warnings"] = list(parsed.warnings)
         return answer
 
-    async def _clean(self) -> None:
-        """Between jobs only: a running one may need any file."""
-        worker = self._worker()
-        if self._jobs or worker is None or self._running is None:
-            return
-        for cleaner in self._running.result().cleaners:
-            if await asyncio.to_thread(cleaner.clean):
-                worker.forget_inputs()
-
     # What lives as long as the loop
 
     def _worker(self) -> ComfyUIWorker | None:
@@ -204,8 +189,7 @@ class RunPodWorker:
                 store = self._settings.store()
                 if store is not None:
                     await stack.enter_async_context(store)
-                cleaners = await asyncio.to_thread(_cleaners, self._settings)
-                running.set_result(_Running(worker, store, StoreCheck(store) if store else None, cleaners))
+                running.set_result(_Running(worker, store, StoreCheck(store) if store else None))
             except Exception as error:
                 self._log.exception("worker.cannot_start")
                 running.set_exception(error)
@@ -232,14 +216,6 @@ def _without(secret: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without(secret, member) for member in value]
     return value
-
-
-def _cleaners(settings: RunPodSettings) -> list[FolderCleaner]:
-    return [
-        FolderCleaner(folder, max_age_s=settings.cleanup_max_age, max_bytes=int(settings.cleanup_max_mb * _MB))
-        for folder in (settings.comfyui_input_dir, settings.comfyui_output_dir)
-        if folder is not None
-    ]
 
 
 # Progress

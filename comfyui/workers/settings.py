@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from comfyui.client import parse_server_address
 from comfyui.storage_s3 import MAX_PRESIGN_SECONDS, S3Store, s3_store
 from comfyui.workers.base import WorkerOptions
+from comfyui.workers.cleanup import CleanupOptions
 
 _MB = 1_000_000
 _Settings = TypeVar("_Settings", bound=BaseSettings)
@@ -37,6 +38,28 @@ class CommonWorkerSettings(BaseSettings):
         default=0, ge=0, description="Seconds without work after which ComfyUI unloads its models; 0: never."
     )
 
+    comfyui_input_dir: Path | None = Field(default=None, description="ComfyUI's input folder; when set, cleaned.")
+    comfyui_temp_dir: Path | None = Field(default=None, description="ComfyUI's temp folder; when set, cleaned.")
+    cleanup_max_age: float = Field(
+        default=3600, ge=0, description="Seconds after which a file of a finished job is removed."
+    )
+    cleanup_max_mb: float = Field(
+        default=2000, ge=0, description="Above this size of a folder's jobs' files, the oldest are removed."
+    )
+
+    def cleanup_output_dir(self) -> Path | None:
+        """ComfyUI's output folder on this machine, where it is to be cleaned."""
+        return None
+
+    def cleanup_options(self) -> CleanupOptions:
+        return CleanupOptions(
+            self.comfyui_input_dir,
+            self.cleanup_output_dir(),
+            self.comfyui_temp_dir,
+            self.cleanup_max_age,
+            int(self.cleanup_max_mb * _MB),
+        )
+
     def common_options(self) -> dict[str, Any]:
         """As members of `WorkerOptions`."""
         return {
@@ -44,6 +67,7 @@ class CommonWorkerSettings(BaseSettings):
             "quarantine_after": self.quarantine_after,
             "quarantine_s": self.quarantine_seconds,
             "free_after_idle_s": self.free_after_idle,
+            "cleanup": self.cleanup_options(),
         }
 
 
@@ -75,6 +99,7 @@ class StoringWorkerSettings(CommonWorkerSettings):
     )
     s3_presign_seconds: int
 
+    comfyui_output_dir: Path | None = Field(default=None, description="ComfyUI's output folder; when set, cleaned.")
     comfyui_stop_grace: float = Field(
         default=10, gt=0, description="Seconds that ComfyUI gets to stop before it is killed."
     )
@@ -83,6 +108,9 @@ class StoringWorkerSettings(CommonWorkerSettings):
     def _store_is_usable(self) -> Self:
         self.store()
         return self
+
+    def cleanup_output_dir(self) -> Path | None:
+        return self.comfyui_output_dir
 
     def allowed_buckets(self) -> tuple[str, ...]:
         """Which others than `s3_bucket` a job may name."""
@@ -104,14 +132,6 @@ class RunPodSettings(StoringWorkerSettings):
     comfyui_dir: Path | None = Field(default=None, description="Folder in which the command is run.")
     comfyui_server_address: str = Field(default="127.0.0.1:8188", description="ComfyUI as host:port or URL.")
     comfyui_start_timeout: float = Field(default=600, gt=0, description="Seconds that ComfyUI may take to answer.")
-    comfyui_input_dir: Path | None = Field(default=None, description="ComfyUI's input folder; when set, cleaned.")
-    comfyui_output_dir: Path | None = Field(default=None, description="ComfyUI's output folder; when set, cleaned.")
-    cleanup_max_age: float = Field(
-        default=3600, ge=0, description="Seconds after which a file of a finished job is removed."
-    )
-    cleanup_max_mb: float = Field(
-        default=2000, ge=0, description="Above this size of a folder's jobs' files, the oldest are removed."
-    )
     job_timeout: float = Field(default=3600, gt=0, description="Seconds that one job may take, queueing included.")
     jobs_at_once: int = Field(default=1, ge=1, description="Jobs that run at once; one for each GPU.")
     refresh_worker: bool = Field(default=False, description="Have RunPod replace the worker after every job.")
