@@ -325,7 +325,7 @@ class PromptThread(threading.Thread):
 
     As ComfyUI's, it dies of an exception that no node raised. What validation does not look at is enough: a node
     without `inputs` that feeds no output, an undeclared input that links to no node. HTTP answers on, the prompt stays
-    the running one.
+    the running one. A prompt that is nested too deeply to be copied ends it, too.
     """
 
     def __init__(
@@ -339,16 +339,16 @@ class PromptThread(threading.Thread):
 
     def run(self) -> None:
         while not self._queue.is_closed:
-            item = self._queue.get()
-            if item is not None:
-                self._on_start(item.prompt_id)
-                started = time.perf_counter()
-                try:
+            try:
+                item = self._queue.get()
+                if item is not None:
+                    self._on_start(item.prompt_id)
+                    started = time.perf_counter()
                     self._executor.run(item)
-                except (Exception, PromptThreadDied):
-                    _log.exception("the prompt thread died")
-                    return
-                _log.info("Prompt executed in %.2f seconds", time.perf_counter() - started)
+                    _log.info("Prompt executed in %.2f seconds", time.perf_counter() - started)
+            except (Exception, PromptThreadDied):
+                _log.exception("the prompt thread died")
+                return
             free = self._queue.take_free_request()
             if free:
                 self._on_free()

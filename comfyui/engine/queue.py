@@ -5,6 +5,7 @@ Called from the event loop and from the prompt thread. A lookup by prompt id cos
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 import threading
@@ -62,7 +63,10 @@ class PromptQueue:
         self._on_change()
 
     def get(self) -> QueuedPrompt | None:
-        """Blocks until a prompt may run (which `finish` must follow) or `free` was asked for; None: look at that."""
+        """Blocks until a prompt may run (which `finish` must follow) or `free` was asked for; None: look at that.
+
+        Raises RecursionError as ComfyUI does: the prompt is nested too deeply, and is lost.
+        """
         with self._changed:
             while not self.closing.is_set() and not self._free_request and (self._stalled or not self._pending):
                 self._changed.wait()
@@ -71,7 +75,10 @@ class PromptQueue:
             key = heapq.heappop(self._order)[2]
             while key not in self._pending:  # deleted while it waited
                 key = heapq.heappop(self._order)[2]
-            self._running = self._take(key)
+            prompt = self._take(key)
+            # ComfyUI puts a copy into its list of what runs. What is nested too deeply to be copied is then in no list.
+            copy.deepcopy(prompt.as_item(with_secrets=True))
+            self._running = prompt
             self.interrupted.clear()
         self._on_change()
         return self._running

@@ -15,7 +15,16 @@ import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from tests.integration.sse import events_of
-from tests.running import RunningGateway, invert_workflow, prompts_are_queued, running_gateway, sleep_workflow
+from tests.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    queue_of,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
 
 DEEP = "[" * 300 + "]" * 300
 ODD = f'{{"nan": [NaN, Infinity, -Infinity], "alone": "a\\ud800b", "big": 123456789012345678901234567890, "d": {DEEP}}}'
@@ -247,14 +256,36 @@ async def test_a_body_with_python_json_reaches_comfyui_as_it_is() -> None:
     assert prompt["1"]["inputs"]["more"] == [math.inf, -math.inf, 2**80, -(2**63) - 1]
 
 
-@pytest.mark.parametrize("depth", [300, 890])
-async def test_deep_extra_data_goes_to_comfyui(depth: int) -> None:
+def deep_extra_data(levels: int) -> str:
+    """A body of so many levels, with itself and `extra_data`."""
+    deep = '{"a": ' * (levels - 1) + "1" + "}" * (levels - 1)
+    return f'{{"prompt": {json.dumps(invert_workflow())}, "prompt_id": "{uuid.uuid4()}", "extra_data": {deep}}}'
+
+
+@pytest.mark.parametrize("levels", [300, 449])
+async def test_deep_extra_data_goes_to_comfyui(levels: int) -> None:
+    async with both() as (_, gateway), gateway.http.post("/prompt_sync", data=deep_extra_data(levels)) as response:
+        assert response.status == 200, await response.text()
+
+
+async def test_a_prompt_that_would_end_comfyui_s_prompt_worker_is_refused() -> None:
     async with both() as (_, gateway):
-        deep = '{"a": ' * depth + "1" + "}" * depth
-        prompt = json.dumps(invert_workflow())
-        text = f'{{"prompt": {prompt}, "prompt_id": "{uuid.uuid4()}", "extra_data": {{"deep": {deep}}}}}'
-        async with gateway.http.post("/prompt_sync", data=text) as response:
-            assert response.status == 200, await response.text()
+        async with gateway.http.post("/prompt_sync", data=deep_extra_data(600)) as response:
+            answer = await response.json()
+        assert (response.status, answer["type"]) == (400, "validation_failed")
+        assert "more than 450 levels deep" in answer["detail"]
+        assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_the_engine_s_prompt_thread_dies_of_a_prompt_that_it_cannot_copy() -> None:
+    async with Engine(EngineOptions()) as engine, aiohttp.ClientSession(engine.url) as http:
+        async with http.post("/prompt", data=deep_extra_data(600)) as response:
+            assert response.status == 200
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+        async with http.post("/prompt", json={"prompt": invert_workflow()}) as response:
+            prompt_id = (await response.json())["prompt_id"]
+        assert await queue_of(engine) == ([], [prompt_id])
+        assert not executions(engine)
 
 
 @pytest.mark.parametrize(
