@@ -37,6 +37,7 @@ from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
     ComfyUIPromptLostError,
+    ComfyUIServerError,
     ComfyUITaskCancelledError,
     ComfyUIUnreadableError,
 )
@@ -51,6 +52,8 @@ _POLL_GROWTH = 1.5
 _CONFIRM_S = 0.5
 _MISSES_UNTIL_LOST = 2
 _RECONNECT_MAX_S = 3.0
+_REFUSALS_UNTIL_UNREADABLE = 8
+"""So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
 # As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
 _PROGRESS = '{"type": "progress'
 _PROGRESS_STATE = '{"type": "progress_state"'
@@ -377,7 +380,7 @@ class CompletionWatcher:
     async def _collect(self, watch: Watch) -> None:
         """Fetch the history of a prompt that is said to be done, for as long as somebody waits for it."""
         watch.collecting = True
-        failures = 0
+        failures = refusals = 0
         try:
             while watch.open and self._watches.get(watch.prompt_id) is watch:
                 try:
@@ -385,6 +388,12 @@ class CompletionWatcher:
                 except ComfyUIError as error:
                     failures += 1
                     self._log.warning("history.failed", prompt_id=watch.prompt_id, detail=error.detail, tries=failures)
+                    refused = isinstance(error, ComfyUIServerError) and error.upstream_status == 500
+                    refusals = refusals + 1 if refused else 0
+                    if refusals == _REFUSALS_UNTIL_UNREADABLE:
+                        detail = f"the prompt is done, but ComfyUI cannot show its result: {error.detail}"
+                        watch.fail(ComfyUIUnreadableError(detail, prompt_id=watch.prompt_id, upstream_status=500))
+                        return
                     await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=_RECONNECT_MAX_S))
                 else:
                     return  # without an entry it is the poller's to find out why
