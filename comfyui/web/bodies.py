@@ -169,11 +169,11 @@ def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
             raise over(f"{name}: more than {{limit}} entries", limit, setting)
 
 
-def json_object(text: bytes | str, what: str, limits: Limits) -> dict[str, Any]:
-    """Raises `RequestError` when it is none, and `ComfyUILimitError`."""
+def json_object(text: bytes | str, what: str, limits: Limits, wanted: str = '{"prompt": {…}}') -> dict[str, Any]:
+    """Raises `RequestError` when it is none, which shows what is wanted, and `ComfyUILimitError`."""
     body = _json(text, limits, what, f"{what} is not JSON")
     if not isinstance(body, dict):
-        raise RequestError(f'{what} is not a JSON object: {{"prompt": {{…}}}} is wanted')
+        raise RequestError(f"{what} is not a JSON object: {wanted} is wanted")
     return body
 
 

@@ -16,12 +16,14 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import Message, Scope, Send
 
 from comfyui.exceptions import ComfyUINotFoundError
-from comfyui.web.deps import CALLER
-from comfyui.web.errors import RequestError, json_response
+from comfyui.limits import Limits
+from comfyui.web.bodies import json_object
+from comfyui.web.deps import CALLER, Options
+from comfyui.web.errors import RequestError, describe_validation, json_response
 from comfyui.web.keys import KeyRing
 from comfyui.web.paths import target_of
 
@@ -140,9 +142,17 @@ class TicketRequest(BaseModel):
     websocket: bool = Field(default=False, description="A websocket is to be opened there, once.")
 
 
-@router.post("/tickets", summary="An address that a browser may open without a key")
-async def make_ticket(request: Request, wanted: TicketRequest) -> Response:
+_BODY = {"content": {"application/json": {"schema": TicketRequest.model_json_schema()}}, "required": True}
+
+
+@router.post(
+    "/tickets",
+    summary="An address that a browser may open without a key",
+    openapi_extra={"requestBody": _BODY},
+)
+async def make_ticket(request: Request, options: Options) -> Response:
     """For five minutes: one picture (or whatever a GET of this one address gives), or one websocket."""
+    wanted = _wanted(await request.body(), options.limits)
     tickets: Tickets = request.app.state.tickets
     caller: UUID | None = request.scope["state"].get(CALLER)
     if caller is None:
@@ -150,3 +160,12 @@ async def make_ticket(request: Request, wanted: TicketRequest) -> Response:
     return json_response(
         200, tickets.make(caller, wanted.url, websocket=wanted.websocket), {"Cache-Control": "no-store"}
     )
+
+
+def _wanted(body: bytes, limits: Limits) -> TicketRequest:
+    """Read as the bodies of the other endpoints are, whatever its Content-Type says."""
+    fields = json_object(body, "the body", limits, '{"url": "/view?…"}')
+    try:
+        return TicketRequest.model_validate(fields)
+    except ValidationError as error:
+        raise RequestError(describe_validation(error.errors(include_url=False, include_input=False))) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
@@ -266,3 +267,36 @@ def test_a_session_cannot_be_signed_as_a_ticket() -> None:
         assert not ring.is_session(f"{expiry.partition('.')[0]}.{signature}")
     with pytest.raises(RequestError):
         Tickets(ring).make(caller, "/a\0b", websocket=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b'{"url": "/view?filename=a.png"}', {"Content-Type": "application/x-www-form-urlencoded"}),
+        (b'\xef\xbb\xbf{"url": "/view?filename=a.png"}', {"Content-Type": "application/json"}),
+        (gzip.compress(b'{"url": "/view?filename=a.png"}'), {"Content-Encoding": "gzip"}),
+    ],
+    ids=["curl -d", "byte order mark", "gzip"],
+)
+async def test_what_is_wanted_is_read_as_other_bodies_are(
+    locked: RunningGateway, body: bytes, headers: dict[str, str]
+) -> None:
+    answer = await fetch(locked, "/tickets", "POST", data=body, headers={**_BEARER, **headers})
+    assert answer.status == 200, answer.body
+    assert orjson.loads(answer.body)["url"].startswith("/view?filename=a.png&ticket=")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "the body is not JSON"),
+        (b"[]", 'the body is not a JSON object: {"url": "/view?…"} is wanted'),
+        (b'{"url": NaN}', "url: "),
+        (b'{"url": "/view?a=\\ud800"}', "url: "),
+        (b'{"url": "/view?a=1", "path": "/"}', "path: "),
+    ],
+)
+async def test_a_wrong_wish_is_refused_by_the_field(locked: RunningGateway, body: bytes, says: str) -> None:
+    answer = await fetch(locked, "/tickets", "POST", data=body, headers=_BEARER)
+    assert answer.status == 422
+    assert orjson.loads(answer.body)["detail"].startswith(says)
