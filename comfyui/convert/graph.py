@@ -160,7 +160,7 @@ def parse_workflow(file: Mapping[str, Any]) -> Workflow:
     warnings: list[str] = []
     definitions: dict[str, Mapping[str, Any]] = {}
     for definition in _definitions(file):
-        definitions.setdefault(str(definition.get("id")), definition)
+        definitions.setdefault(id_text(definition.get("id")), definition)
     ids = NodeIds(file)
     renamed = {name: ids.of_subgraph(definition) for name, definition in definitions.items()}
     subgraphs = {name: _parse_graph(definition, renamed[name], warnings) for name, definition in definitions.items()}
@@ -180,7 +180,7 @@ class NodeIds:
 
     def __init__(self, file: Mapping[str, Any]) -> None:
         state = as_mapping(file.get("state"))
-        self._used = {str(node.get("id")) for node in objects_of(file.get("nodes"))}
+        self._used = {id_text(node.get("id")) for node in objects_of(file.get("nodes"))}
         counted = (file.get("last_node_id"), state.get("lastNodeId"), *self._used)
         self.last = max((_whole(value) for value in counted), default=0)
 
@@ -194,7 +194,7 @@ class NodeIds:
     def of_subgraph(self, definition: Mapping[str, Any]) -> dict[str, str]:
         """The new ids of those nodes of a subgraph whose id the file has already used elsewhere."""
         changed: dict[str, str] = {}
-        for old in dict.fromkeys(str(node.get("id")) for node in objects_of(definition.get("nodes"))):
+        for old in dict.fromkeys(id_text(node.get("id")) for node in objects_of(definition.get("nodes"))):
             if old in self._used:
                 changed[old] = self.next()
                 continue
@@ -205,7 +205,7 @@ class NodeIds:
 
 def _whole(value: Any) -> int:
     """A node id as a number; 0 for one that is none."""
-    text = str(value)
+    text = id_text(value)
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
 
@@ -247,7 +247,7 @@ def _parse_graph(
 def _parse_node(data: Mapping[str, Any]) -> Node:
     if data.get("id") is None or not isinstance(data.get("type"), str):
         raise ComfyUIValidationError("The workflow is damaged: a node has no id or no type.")
-    return parse_node(data, str(data["id"]))
+    return parse_node(data, id_text(data["id"]))
 
 
 def parse_node(data: Mapping[str, Any], node_id: str) -> Node:
@@ -258,11 +258,11 @@ def parse_node(data: Mapping[str, Any], node_id: str) -> Node:
     return Node(
         id=node_id,
         type=_RENAMED_CLASSES.get(kind, kind),
-        mode=data["mode"] if isinstance(data.get("mode"), int) else 0,
+        mode=_mode(data.get("mode")),
         title=str(data.get("title") or ""),
         inputs=[_parse_input(slot) for slot in objects_of(data.get("inputs"))],
         output_types=[slot_type(slot.get("type")) for slot in outputs],
-        output_links=[[str(link) for link in as_sequence(slot.get("links"))] for slot in outputs],
+        output_links=[[id_text(link) for link in as_sequence(slot.get("links"))] for slot in outputs],
         widget_values=values if isinstance(values, Mapping) else as_sequence(values),
         properties=as_mapping(data.get("properties")),
         file_slots=tuple(str(slot.get("name", "")) for slot in objects_of(data.get("inputs"))),
@@ -274,7 +274,7 @@ def _parse_input(data: Mapping[str, Any]) -> InputSlot:
     return InputSlot(
         name=str(data.get("name", "")),
         type=slot_type(data.get("type")),
-        link=None if link is None else str(link),
+        link=None if link is None else id_text(link),
         widget=None if widget is None else str(widget),
         label=str(data["label"]) if data.get("label") else None,
     )
@@ -297,9 +297,9 @@ def _parse_link(entry: Any, renamed: Mapping[str, str]) -> Link | None:
         case _:
             raise ComfyUIValidationError(f"The workflow is damaged: {entry!r:.80} is no link.")
     try:
-        origin, target = str(origin_id), str(target_id)
+        origin, target = id_text(origin_id), id_text(target_id)
         link = Link(
-            str(link_id),
+            id_text(link_id),
             renamed.get(origin, origin),
             int(origin_slot),
             renamed.get(target, target),
@@ -313,8 +313,17 @@ def _parse_link(entry: Any, renamed: Mapping[str, str]) -> Link | None:
 
 
 def _parse_boundary(data: Mapping[str, Any]) -> BoundarySlot:
-    links = tuple(str(link) for link in as_sequence(data.get("linkIds")))
+    links = tuple(id_text(link) for link in as_sequence(data.get("linkIds")))
     return BoundarySlot(str(data.get("name", "")), slot_type(data.get("type")), links)
+
+
+def id_text(value: Any) -> str:
+    """An id as the editor writes it, for which 1.0 and 1 are one number: other programs write files, too."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _mode(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and value in (NEVER, BYPASS) else 0
 
 
 def slot_type(declared: Any) -> str:

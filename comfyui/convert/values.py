@@ -24,7 +24,7 @@ def store_values(node: Node, specs: Sequence[InputSpec], linked: Collection[str]
         linked: names of inputs with a link, whose widget's value does not matter.
     """
     if isinstance(node.widget_values, Mapping):
-        warnings = _by_name(node, node.widget_values)
+        warnings = _by_name(node, node.widget_values, linked)
     else:
         warnings = _by_position(node, _without_converted(specs, node), linked)
     _choose_for_null(node)
@@ -35,18 +35,22 @@ def store_values(node: Node, specs: Sequence[InputSpec], linked: Collection[str]
     ]
 
 
-def _by_name(node: Node, values: Mapping[str, Any]) -> list[str]:
+def _by_name(node: Node, values: Mapping[str, Any], linked: Collection[str]) -> list[str]:
     """Node packs that store by name (VideoHelperSuite) also restore by name."""
+    unset: list[str] = []
     index = 0
     while index < len(node.widgets):
         widget = node.widgets[index]
         index += 1
         if widget.name in values:
             set_value(widget, values[widget.name])
+        elif widget.stored and widget.in_prompt and widget.name not in linked:
+            unset.append(widget.name)
         node.widgets[index:index] = _children(widget)
     known = {widget.name for widget in node.widgets}
     unknown = [str(name) for name in values if name not in known and name != _PLAYER_NAME]
-    return [f"it has no widget for the stored {', '.join(unknown)}"] if unknown else []
+    warnings = [f"the file stores no value for {', '.join(unset)}, which kept the default"] if unset else []
+    return [*warnings, f"it has no widget for the stored {', '.join(unknown)}"] if unknown else warnings
 
 
 def _by_position(node: Node, values: Sequence[Any], linked: Collection[str]) -> list[str]:

@@ -214,9 +214,9 @@ async def test_a_prompt_removed_while_the_websocket_is_down_is_not_submitted_aga
 
 async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrived(engine: Engine) -> None:
     """The reply to the submission is lost, and ComfyUI forgets the prompt before it can be asked for it."""
-    async with running_gateway(engine.url, lost_prompt_retries=0, http_timeout=1) as gateway:
+    async with running_gateway(engine.url, lost_prompt_retries=0, http_timeout=10) as gateway:
         await gateway.prompt_sync(invert_workflow())
-        hang = {"route": "/history/*", "seconds": 0.5, "times": 1}
+        hang = {"route": "/history/*", "seconds": 2.0, "times": 1}
         await engine.set_faults({"prompt_reply_lost_after_queue": {"times": 1}, "hang": hang})
         waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.05)))
         await until(lambda: executed(engine), lambda count: count == 2)

@@ -182,6 +182,33 @@ def test_values_that_are_too_many_or_too_few_are_told(values: Any, warning: str)
     assert f"node 4 (Noise): {warning}" in to_api_format(ui, INFO).warnings
 
 
+def _as_floats(value: Any) -> Any:
+    """What a program writes that has floats only."""
+    if isinstance(value, dict):
+        return {key: entry if key == "widgets_values" else _as_floats(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_as_floats(entry) for entry in value]
+    return float(value) if type(value) is int else value
+
+
+@pytest.mark.parametrize("name", ["ui_plain.json", "ui_subgraphs.json"])
+def test_whole_floats_are_the_same_numbers(name: str) -> None:
+    ui = file(name)
+    for graph in (ui, *ui.get("definitions", {}).get("subgraphs", [])):
+        for number, node in enumerate(graph["nodes"]):
+            node["mode"] = (0, 0, 4, 2)[number % 4]
+    expected = to_api_format(ui, INFO, now=NOW)
+    assert to_api_format(_as_floats(ui), INFO, now=NOW) == expected
+
+
+def test_a_value_that_is_not_stored_by_name_is_told() -> None:
+    ui = file("ui_plain.json")
+    noise = next(node for node in ui["nodes"] if node["type"] == "Noise")
+    noise["widgets_values"] = {"seed": 5}
+    warnings = to_api_format(ui, INFO, now=NOW).warnings
+    assert any("the file stores no value for text, which kept the default" in warning for warning in warnings)
+
+
 def test_the_default_of_a_widget_whose_input_is_linked_is_not_told() -> None:
     ui = file("ui_plain.json")
     noise = node_of(ui, 4)
