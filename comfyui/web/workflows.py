@@ -21,7 +21,7 @@ from comfyui.exceptions import (
 from comfyui.limits import Limits
 from comfyui.offload import in_thread, offloaded
 from comfyui.preflight import Problem
-from comfyui.web.bodies import Posted, Submission, body_schema, json_object
+from comfyui.web.bodies import Posted, Submission, body_schema, json_object, looks_like_workflow
 from comfyui.web.deps import Handler, Options
 from comfyui.web.errors import RequestError, json_response
 from comfyui.workflow import check_api_format, check_ui_nodes, is_ui_format, node_title
@@ -55,7 +55,10 @@ async def validate(posted: Posted, handler: Handler, options: Options) -> Respon
 
 @router.post("/convert", summary="A UI-format export as an API-format workflow")
 async def convert(request: Request, handler: Handler, options: Options) -> Response:
-    """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason where it is not certain."""
+    """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason where it is not certain.
+
+    The workflow may be JSON text, as pictures have it, or stand in `extra_data.extra_pnginfo`.
+    """
     body: list[bytes] | None = [chunk async for chunk in request.stream()]
     workflow, body = await offloaded(sum(map(len, body or ())), _ui_format, body or [], options.limits), None
     backend = await handler.pool.choose(patience_s=_PATIENCE_S)
@@ -76,12 +79,24 @@ async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any]
 def _ui_format(body: list[bytes], limits: Limits) -> dict[str, Any]:
     """The workflow in a body of `/convert`. Raises `RequestError`, `ComfyUILimitError`."""
     whole = json_object(b"".join(body), "the body", limits)
-    inner = whole.get("workflow", whole.get("prompt"))
-    workflow = inner if isinstance(inner, dict) and not is_ui_format(whole) else whole
-    if not is_ui_format(workflow):
-        raise RequestError("this is no UI-format workflow: it has no list of nodes")
-    check_ui_nodes(workflow, limits)
-    return workflow
+    for name, held in (("the body", whole), *_held(whole)):
+        workflow = json_object(held, name, limits) if isinstance(held, str) else held
+        if isinstance(workflow, dict) and is_ui_format(workflow):
+            check_ui_nodes(workflow, limits)
+            return workflow
+    if any(looks_like_workflow(held) for held in (whole, whole.get("prompt")) if isinstance(held, dict)):
+        raise RequestError("this is in API format already: /prompt_sync and /validate take it as it is")
+    raise RequestError("this is no UI-format workflow: it has no list of nodes")
+
+
+def _held(whole: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Where other JSON keeps a UI-format workflow: requests, what ComfyUI writes into pictures, and its history."""
+    extra = whole
+    for name in ("extra_data", "extra_pnginfo"):
+        inner = extra.get(name)
+        extra = inner if isinstance(inner, Mapping) else extra
+    inside = [("extra_pnginfo.workflow", extra.get("workflow"))] if extra is not whole else []
+    return [(name, whole.get(name)) for name in ("workflow", "prompt")] + inside
 
 
 async def _reports(pool: BackendPool, posted: Submission, limits: Limits) -> list[dict[str, Any]]:

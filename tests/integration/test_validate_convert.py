@@ -209,7 +209,34 @@ async def test_what_cannot_be_converted_with_certainty_is_refused_with_the_node(
     assert "NotInstalled" in body["node_errors"]["2"][0]
 
 
-@pytest.mark.parametrize(("body", "says"), [({}, "no list of nodes"), ([], "not a JSON object"), (1, "not a JSON")])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"workflow": json.dumps(UI)},
+        {"prompt": json.dumps(UI)},
+        {"prompt": invert_workflow(), "workflow": json.dumps(UI)},
+        {"prompt": invert_workflow(), "extra_data": {"extra_pnginfo": {"workflow": UI}}},
+        {"extra_pnginfo": {"workflow": json.dumps(UI)}},
+    ],
+    ids=["text", "text as prompt", "a picture's texts", "a request", "extra_pnginfo"],
+)
+async def test_a_file_is_found_where_other_json_keeps_it(gateway: RunningGateway, body: dict[str, Any]) -> None:
+    expected = await post(gateway, "/convert", UI)
+    assert expected[0] == 200
+    assert await post(gateway, "/convert", body) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "no list of nodes"),
+        ([], "not a JSON object"),
+        (1, "not a JSON"),
+        ({"workflow": "x"}, "workflow is not JSON"),
+        (invert_workflow(), "in API format already"),
+        ({"prompt": invert_workflow()}, "in API format already"),
+    ],
+)
 async def test_convert_of_something_else(gateway: RunningGateway, body: Any, says: str) -> None:
     status, answer = await post(gateway, "/convert", body)
     assert (status, answer["type"]) == (422, "invalid_request")
