@@ -76,6 +76,14 @@ class Bomb:
 
 _AS_FORM = (("Content-Type", f"multipart/form-data; boundary={_FORM.decode()}"),)
 _AS_EVENTS = (("Accept", "text/event-stream"),)
+_IN_CHUNKS = (("Transfer-Encoding", "chunked"),)
+
+
+def _chunks() -> bytes:
+    """As many chunks as a body can have."""
+    return b"1\r\na\r\n" * 2_000_000 + b"0\r\n\r\n"
+
+
 BOMBS: dict[str, Bomb] = {
     "one long string": Bomb("/validate", lambda: json.dumps(_nodes(1, text="a" * 50_000_000)).encode(), (200,)),
     "many long strings": Bomb(
@@ -104,6 +112,8 @@ BOMBS: dict[str, Bomb] = {
     ),
     "unknown fields": Bomb("/prompt_sync", lambda: _sync(**{f"f{i}": 1 for i in range(200_000)}), (422,)),
     "depth": Bomb("/validate", lambda: b"[" * 1_000_000, (413,)),
+    "a body of tiny chunks": Bomb("/validate", _chunks, (422,), _IN_CHUNKS),
+    "tiny chunks to pass on": Bomb("/upload/image", _chunks, (400,), _IN_CHUNKS),
     "a submission to pass on": Bomb("/prompt", _submission, (200, 400)),
 }
 

@@ -95,6 +95,10 @@ class HeadWatch:
         if self._in_head and self._timer is None:
             self._timer = self._loop.call_later(self._limits.seconds, self._end)
 
+    def wait(self) -> None:
+        """The head that has begun has its time once more."""
+        self._timer = self._loop.call_later(self._limits.seconds, self._end)
+
     def stop(self) -> None:
         """Nothing is waited for."""
         if self._timer is not None:

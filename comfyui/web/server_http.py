@@ -31,6 +31,10 @@ _log = structlog.get_logger(__name__)
 
 # More than this is written at once: back-pressure must see it.
 _SMALL = 16 * 1024
+# So much is given to the parser at once, and after so many of its calls others have their turn. A read of 256 KB may be
+# thousands of requests, or tens of thousands of chunks: that took half a second in one go.
+_PIECE = 8 * 1024
+_CALLS_AT_ONCE = 4000
 # How long what a refused client sends is read and thrown away.
 _LINGER_S = 2.0
 # An ASGI message in place of "http.response.body": what its "splice" has is moved to the client. Where it is understood
@@ -148,6 +152,12 @@ class ServerHttp(HttpToolsProtocol):
         """The framing of a request whose ``Upgrade`` is not made, while the parser still takes it for one."""
         self._muted = False
         """While the parser reads a head that `_read_on` has made."""
+        self._unread = b""
+        """What has come and must wait for the parser. Nothing more is read from the socket meanwhile."""
+        self._calls = 0
+        """Calls of the parser since the others had their turn."""
+        self._body: list[bytes] = []
+        """What the parser has read of a body and uvicorn was not told of yet."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._gathering = _Gathering(transport, self.loop)
@@ -160,6 +170,7 @@ class ServerHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head.stop()
         self._clients.closed(self)
+        self._unread = b""
         super().connection_lost(exc)
 
     def close_idle(self) -> None:
@@ -173,20 +184,25 @@ class ServerHttp(HttpToolsProtocol):
             # Only now: to close it with its request unread would take the answer back.
             self._refuse(self._clients.refusal, 503)
             return
-        self._unset_keepalive_if_required()
         self._clients.busy(self)
+        waits = bool(self._unread)
+        self._unread += data
+        if not waits:
+            self._read()
+
+    def _read(self) -> None:
+        """Give the parser what has come, as long as nobody has to wait for that.
+
+        Requests that come before the one in front of them is answered wait as bytes, where one is a twentieth of what
+        it becomes when it is read.
+        """
+        if self._refused or self.transport.is_closing():
+            self._unread = b""
+            return
+        self._unset_keepalive_if_required()
+        data, self._unread = self._unread, b""
         try:
-            while data:
-                try:
-                    self.parser.feed_data(data)
-                    self._head.fed(len(data))
-                    return
-                except httptools.HttpParserUpgrade as upgrade:
-                    data = data[upgrade.args[0] :]
-                    if self._websocket:
-                        self._become_websocket(data)
-                        return
-                    self._read_on()
+            self._unread = self._parsed(data)
         except RefusedRequestError as error:
             self._refuse(str(error), error.status)
         except httptools.HttpParserError as error:
@@ -195,9 +211,38 @@ class ServerHttp(HttpToolsProtocol):
                 self._refuse(str(own), own.status)
             else:
                 self._refuse(f"it is not valid HTTP/1.1: {error}")
+        self._gathering.hold(bool(self._unread))
+        if self._unread and not self.pipeline:
+            self._calls = 0
+            self.loop.call_soon(self._read)
+
+    def _parsed(self, data: bytes) -> bytes:
+        """What must wait of it."""
+        view, at = memoryview(data), 0
+        while at < len(data) and not self.pipeline and self._calls <= _CALLS_AT_ONCE:
+            piece = view[at : at + _PIECE]
+            try:
+                self.parser.feed_data(piece)
+                self._head.fed(len(piece))
+                at += len(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                at += upgrade.args[0]
+                if self._websocket:
+                    self._become_websocket(data[at:])
+                    return b""
+                self._read_on()
+        self._tell_of_body()
+        return data[at:]
+
+    def _tell_of_body(self) -> None:
+        """uvicorn copies all that it has of a body for each piece that comes: it gets them together."""
+        if self._body:
+            body, self._body = self._body, []
+            super().on_body(body[0] if len(body) == 1 else b"".join(body))
 
     def on_message_begin(self) -> None:
         if not self._muted:
+            self._calls += 1
             self._head_read = False
             self._head.begun()
             super().on_message_begin()
@@ -208,6 +253,7 @@ class ServerHttp(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers come behind the body. They must not join the headers, which have been checked and used by then.
+        self._calls += 1
         if not self._head_read:
             super().on_header(name, value)
 
@@ -231,13 +277,15 @@ class ServerHttp(HttpToolsProtocol):
         self._in_body = True
 
     def on_body(self, body: bytes) -> None:
+        self._calls += 1
         self._head.moved()
-        super().on_body(body)
+        self._body.append(body)
 
     def on_message_complete(self) -> None:
         if self._left_out is None:
             self._in_body = False
             self._head.ended()
+            self._tell_of_body()
             super().on_message_complete()
 
     def _should_upgrade(self) -> bool:
@@ -277,6 +325,9 @@ class ServerHttp(HttpToolsProtocol):
     def _late(self, begun: bool) -> None:
         """A head has taken too long. A client that has sent nothing is told nothing."""
         if self.transport.is_closing() or self._refused:
+            return
+        if self._unread or self.pipeline:
+            self._head.wait()  # it is we who do not read on
             return
         self._count("slow_client")
         if begun:
@@ -327,7 +378,11 @@ class ServerHttp(HttpToolsProtocol):
         # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
         self._gathering.flush()
         super().on_response_complete()
-        if not self._head.in_message and not self.pipeline:
+        if self.pipeline:
+            return
+        if self._unread:
+            self.loop.call_soon(self._read)
+        elif not self._head.in_message:
             self._clients.idle(self)
 
 
@@ -337,12 +392,13 @@ class _Gathering:
     A system call and a packet for each was an eighth of what a small relayed request costs, and the client's, too.
     """
 
-    __slots__ = ("_loop", "_pending", "_transport")
+    __slots__ = ("_held", "_loop", "_paused", "_pending", "_transport")
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._pending: list[bytes] = []
+        self._held = self._paused = False
 
     def __getattr__(self, name: str) -> Any:
         """The rest is the transport's own."""
@@ -356,6 +412,28 @@ class _Gathering:
         if not self._pending:
             self._loop.call_soon(self.flush)
         self._pending.append(data)
+
+    def hold(self, held: bool) -> None:
+        """Read nothing while `held`, whatever `resume_reading` says."""
+        if held != self._held:
+            self._held = held
+            self._read_or_not()
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        self._read_or_not()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self._held or self._paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def close(self) -> None:
         self.flush()

@@ -157,6 +157,8 @@ WORKED_ON = [
     "many nodes to convert",
     "a hundred thousand images",
     "events of a million nodes",
+    "a body of tiny chunks",
+    "tiny chunks to pass on",
 ]
 _TRIES = 3
 

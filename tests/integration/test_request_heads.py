@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.processes import Server
 from comfyui.engine import Engine
-from tests.relaying import raw_client
+from tests.processes import gateway_process
+from tests.relaying import OK, Exchange, raw_client, relayed
 from tests.running import RunningGateway, running_gateway
 
 _LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n"
@@ -138,3 +140,50 @@ async def test_refusals_are_counted(guarded: RunningGateway) -> None:
         await reader.read()
     assert rejected.labels("head_too_large")._value.get() == 1
     assert rejected.labels("slow_client")._value.get() == 1
+
+
+async def test_requests_that_are_not_answered_yet_wait_as_bytes(engine: Engine) -> None:
+    """Read at once, they took hundreds of MB from whoever has no key, and stopped the event loop meanwhile."""
+    request = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
+    async with gateway_process(engine.url) as gateway:
+        running = await gateway.logged("Uvicorn running on")
+        process = Server(gateway.process.pid, 0)
+        before_kb = process.peak_rss_kb()
+        async with raw_client(running["event"].split(" ")[3]) as (reader, writer):
+            writer.write(request * 50_000)
+            for _ in range(200):
+                await reader.readuntil(b"HTTP/1.1 200 OK\r\n")
+            grown_kb = process.peak_rss_kb() - before_kb
+    assert grown_kb < 30_000
+
+
+async def test_requests_that_wait_are_answered_in_their_order(gateway: RunningGateway) -> None:
+    """More of them than are read at once, and a body of as many chunks."""
+    request = (
+        b"POST /validate HTTP/1.1\r\nHost: h\r\nX-Request-ID: r%d\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b'%bd\r\n{"prompt":{}}\r\n0\r\n\r\n'
+    )
+    requests = [request % (number, b"1\r\n \r\n" * 20_000 if number == 2 else b"") for number in range(300)]
+    answered = []
+    async with raw_client(gateway.url) as (reader, writer), asyncio.timeout(60):
+        writer.write(b"".join(requests))
+        for _ in requests:
+            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert answer.startswith(b"http/1.1 200 ")
+            answered.append(answer.split(b"x-request-id: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(int(answer.split(b"content-length: ")[1].split(b"\r\n")[0]))
+    assert answered == [b"r%d" % number for number in range(300)]
+
+
+async def test_a_head_is_not_late_while_it_waits_for_answers_before_it() -> None:
+    async def slow(exchange: Exchange) -> None:
+        if exchange.line.startswith("GET /slow "):
+            await asyncio.sleep(1)
+        await exchange.send(OK)
+
+    async with relayed(slow, header_seconds=0.2) as (_, gateway), raw_client(gateway.url) as (reader, writer):
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\nGET /b HTTP/1.1\r\nHost: h\r\n\r\nGET /c HTTP/1.1\r\n")
+        async with asyncio.timeout(15):
+            await reader.readuntil(b"HTTP/1.1 200 OK\r\n")
+            writer.write(b"Host: h\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).count(b"HTTP/1.1 200 OK\r\n") == 2
