@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import http.client
 import json
 import threading
@@ -76,6 +77,7 @@ class Bomb:
 
 _AS_FORM = (("Content-Type", f"multipart/form-data; boundary={_FORM.decode()}"),)
 _AS_EVENTS = (("Accept", "text/event-stream"),)
+_PACKED = (("Content-Encoding", "gzip"),)
 _IN_CHUNKS = (("Transfer-Encoding", "chunked"),)
 
 
@@ -112,6 +114,9 @@ BOMBS: dict[str, Bomb] = {
     ),
     "unknown fields": Bomb("/prompt_sync", lambda: _sync(**{f"f{i}": 1 for i in range(200_000)}), (422,)),
     "depth": Bomb("/validate", lambda: b"[" * 1_000_000, (413,)),
+    "blanks": Bomb("/validate", lambda: b'{"prompt":' + b" \r" * 49_000_000 + b"{}}", (200,)),
+    "a long number": Bomb("/validate", lambda: b'{"prompt":' + b"1" * 90_000_000 + b"}", (413,)),
+    "many packed nothings": Bomb("/validate", lambda: gzip.compress(b"") * 500_000, (422,), _PACKED),
     "a body of tiny chunks": Bomb("/validate", _chunks, (422,), _IN_CHUNKS),
     "tiny chunks to pass on": Bomb("/upload/image", _chunks, (400,), _IN_CHUNKS),
     "a submission to pass on": Bomb("/prompt", _submission, (200, 400)),

@@ -13,6 +13,8 @@ from comfyui.web.headers import header
 
 # Packed zeros unpack to a thousand times their size: after so much of it, others have their turn.
 _TURN_BYTES = 1 << 20
+# So much is unpacked at once. It may be hundreds of streams, and each copies what is behind it.
+_PACKED_AT_ONCE = 8 * 1024
 _READABLE = ", ".join(ACCEPTED)
 
 
@@ -52,6 +54,7 @@ class _Unpacked:
         self._coding = coding
         self._inflater = Inflater(coding)
         self._pieces: Iterator[bytes] = iter(())
+        self._packed = b""
         self._last = self._ended = False
         self._turn = 0
 
@@ -64,6 +67,11 @@ class _Unpacked:
                 if piece is not None:
                     await self._let_others_work(len(piece))
                     return {"type": "http.request", "body": piece, "more_body": True}
+                if self._packed:
+                    packed, self._packed = self._packed[:_PACKED_AT_ONCE], self._packed[_PACKED_AT_ONCE:]
+                    self._pieces = self._inflater.feed(packed)
+                    await self._let_others_work(_TURN_BYTES // 8)
+                    continue
                 if self._last:
                     self._inflater.finish()
                     self._ended = True
@@ -77,7 +85,7 @@ class _Unpacked:
                 self._ended = True
                 return message
             self._last = not message.get("more_body", False)
-            self._pieces = self._inflater.feed(message.get("body", b""))
+            self._packed = message.get("body", b"")
 
     async def _let_others_work(self, size: int) -> None:
         self._turn += size

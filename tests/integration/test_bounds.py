@@ -157,6 +157,9 @@ WORKED_ON = [
     "many nodes to convert",
     "a hundred thousand images",
     "events of a million nodes",
+    "blanks",
+    "a long number",
+    "many packed nothings",
     "a body of tiny chunks",
     "tiny chunks to pass on",
 ]
