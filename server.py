@@ -167,6 +167,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stager = await stack.enter_async_context(
             InputStager(
                 max_bytes=int(settings.max_input_mb * _MB),
+                limits=_limits(settings),
                 url_allow=settings.input_url_allow,
                 url_timeout_s=settings.input_url_timeout,
             )

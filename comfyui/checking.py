@@ -46,7 +46,7 @@ async def problems_on(
 def _check(
     request: PromptRequest, object_info: Mapping[str, Any], files: Collection[str], limits: Limits
 ) -> list[Problem]:
-    brought = brought_inputs(request, upload_inputs(request.prompt, object_info), files)
+    brought = brought_inputs(request, upload_inputs(request.prompt, object_info), files, limits)
     return preflight(
         request.prompt, object_info, staged=brought, targets=request.partial_execution_targets, limits=limits
     )

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Final
 
 from yarl import URL
@@ -22,6 +23,15 @@ CONNECT_S = 10.0
 _IDLE_S = 30.0
 # Sending these twice does what sending them once does.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+
+
+# A larger body is sent in pieces: a copy of all of it holds up everything else.
+_SENT_AT_ONCE = 1 << 20
+
+
+async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), _SENT_AT_ONCE):
+        yield body[start : start + _SENT_AT_ONCE]
 
 
 class Http1Client:
@@ -78,6 +88,8 @@ class Http1Client:
             ConnectError, NoAnswerError, InvalidAnswerError, AnswerTimeoutError: no answer.
             Exception: whatever `body` raises.
         """
+        if isinstance(body, bytes) and len(body) > _SENT_AT_ONCE:
+            body = Upload(_in_pieces(body), len(body))
         data = request_head(method, f"{self._prefix}{target}", self._authority, headers, body)
         upload = body if isinstance(body, Upload) else None
         if isinstance(body, bytes):

@@ -16,9 +16,6 @@ many requests bring it at the same moment. Plain names are uploaded each time: s
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import mimetypes
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
@@ -26,17 +23,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
-from urllib.parse import unquote_to_bytes
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aiohttp.abc import AbstractResolver
 from pydantic import ValidationError
 
 from comfyui.client import ComfyUIClient, backoff_s
-from comfyui.content import Content, too_large
+from comfyui.content import Content
+from comfyui.decoding import decode, is_data_uri
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIInputError, ComfyUIServerError
 from comfyui.fetch import UrlFetcher
+from comfyui.limits import DEFAULT_LIMITS, Limits, over
 from comfyui.models import InputFile, PromptRequest
+from comfyui.offload import ON_LOOP_BYTES, offloaded
 from comfyui.workflow import LONGEST_PATH, texts_in
 
 _FOLDER = "gateway"
@@ -45,17 +44,10 @@ _MODEL_FOLDER = "3d/gateway"
 _MODEL_EXTENSIONS = frozenset({".glb", ".gltf", ".obj", ".fbx", ".stl", ".ply"})
 _REMEMBERED = 4096
 _UPLOAD_RETRIES = 3
-# A larger text takes more than about a millisecond to decode and hash, too long for the event loop.
-_DECODE_ON_LOOP = 256 * 1024
+# Of one request. Each decodes up to `ON_LOOP_BYTES` on the event loop, in the same turn as the others.
+_PLACED_AT_ONCE = 16
 # With the blanks and line ends that stand before it where it was pasted.
-_URL = re.compile(r"\s*https?://", re.IGNORECASE)
-_DATA_URI = re.compile(r"\s*data:([^,]*),", re.IGNORECASE)
-_WHITESPACE = b" \t\r\n\f\v"
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
-_GROUP = re.compile(rb"[^ ]+")
-_GROUPS_LOOKED_AT = 1000
-_NOT_AN_INPUT = "neither base64, a data URI nor an http(s) URL"
+_URL = re.compile(r"\s{0,1000}https?://", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -105,11 +97,13 @@ class InputStager:
         self,
         *,
         max_bytes: int,
+        limits: Limits = DEFAULT_LIMITS,
         url_allow: Sequence[str],
         url_timeout_s: float,
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._max_bytes = max_bytes
+        self._limits = limits
         self._fetcher = UrlFetcher(max_bytes=max_bytes, allow=url_allow, timeout_s=url_timeout_s, resolver=resolver)
         self._stored: WeakKeyDictionary[ComfyUIClient, OrderedDict[str, str]] = WeakKeyDictionary()
         self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
@@ -141,26 +135,31 @@ class InputStager:
 
         Raises:
             ComfyUIInputError: its text begins with the field: ``images[1].image: …``, ``prompt.10.inputs.image: …``.
+            ComfyUILimitError: more inputs than `limits` allows, of all kinds together.
             ComfyUIConnectionError, ComfyUIServerError: from the upload, after retries.
         """
-        items = _plan(request, upload_inputs, files or {})
+        items = await offloaded(request.size, _plan, request, upload_inputs, files or {}, self._limits)
         if not items:
             return request.prompt
+        slots = asyncio.Semaphore(_PLACED_AT_ONCE)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._place(client, item), name=f"stage {item.where}") for item in items]
+                tasks = [
+                    group.create_task(self._place(client, item, slots), name=f"stage {item.where}") for item in items
+                ]
         except BaseExceptionGroup as errors:
             # One reason is enough for the caller; the group has cancelled the others.
             raise errors.exceptions[0]  # noqa: B904 - its own cause stays
-        return _rewritten(request.prompt, [(item, task.result()) for item, task in zip(items, tasks, strict=True)])
+        placed = [(item, task.result()) for item, task in zip(items, tasks, strict=True)]
+        return await offloaded(request.size, _rewritten, request.prompt, placed)
 
     def forget(self, client: ComfyUIClient) -> None:
         """Upload everything to this server again; for when it restarted, or says that a file is not there."""
         self._stored.pop(client, None)
 
-    async def _place(self, client: ComfyUIClient, item: _Item) -> _Placed:
+    async def _place(self, client: ComfyUIClient, item: _Item, slots: asyncio.Semaphore) -> _Placed:
         try:
-            async with self._content(item) as content:
+            async with slots, self._content(item) as content:
                 plain = by_content = ""
                 if item.plain:
                     plain = await _upload(client, content, item.name, item.subfolder, overwrite=True)
@@ -178,7 +177,7 @@ class InputStager:
         elif _URL.match(item.source):
             async with self._fetcher.fetch(item.source) as content:
                 yield content
-        elif len(item.source) > _DECODE_ON_LOOP:
+        elif len(item.source) > ON_LOOP_BYTES:
             yield await asyncio.to_thread(decode, item.source, max_bytes=self._max_bytes, hint=hint)
         else:
             yield decode(item.source, max_bytes=self._max_bytes, hint=hint)
@@ -202,83 +201,32 @@ class InputStager:
 
 def is_inline(value: object) -> bool:
     """Whether a value in a workflow is itself an input, where its widget uploads files: a data URI or http(s) URL."""
-    return isinstance(value, str) and bool(_URL.match(value) or _DATA_URI.match(value))
+    return isinstance(value, str) and bool(_URL.match(value) or is_data_uri(value))
 
 
 def brought_inputs(
-    request: PromptRequest, upload_inputs: Sequence[tuple[str, str]], files: Collection[str] = ()
+    request: PromptRequest,
+    upload_inputs: Sequence[tuple[str, str]],
+    files: Collection[str] = (),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> set[tuple[str, str]]:
     """The ``(node id, input name)`` whose file comes with the request; `files`: names of further ones.
 
-    Raises `ComfyUIInputError` as `InputStager.stage` does.
+    Raises `ComfyUIInputError` and `ComfyUILimitError` as `InputStager.stage` does.
     """
-    items = _plan(request, upload_inputs, {name: Path(name) for name in files})
+    items = _plan(request, upload_inputs, {name: Path(name) for name in files}, limits)
     return {reference for item in items for reference in item.references}
 
 
-def decode(text: str, *, max_bytes: int, hint: str = "") -> Content:
-    """A data URI or base64 (standard or URL-safe alphabet, white space ignored) as its content.
-
-    A data URI says itself that it is base64, so there it may come without its padding.
-
-    `hint` is the extension to take where the bytes do not tell. Raises `ComfyUIInputError` without naming the field.
-    """
-    if match := _DATA_URI.match(text):
-        media_type, *parameters = (part.strip().lower() for part in match[1].split(";"))
-        payload = text[match.end() :]
-        hint = mimetypes.guess_extension(media_type) or hint
-        if "base64" not in parameters:
-            if len(payload) > 3 * max_bytes:
-                raise too_large(max_bytes)
-            return _of_bytes(unquote_to_bytes(payload), max_bytes, hint)
-        encoded = unquote_to_bytes(payload) if "%" in payload else payload
-        return _of_bytes(_base64(encoded, max_bytes, unpadded=True), max_bytes, hint)
-    return _of_bytes(_base64(text, max_bytes, unpadded=False), max_bytes, hint)
-
-
-def _of_bytes(data: bytes, max_bytes: int, hint: str) -> Content:
-    if len(data) > max_bytes:
-        raise too_large(max_bytes)
-    return Content.of_bytes(data, hint)
-
-
-def _base64(text: str | bytes, max_bytes: int, *, unpadded: bool) -> bytes:
-    try:
-        raw = text.encode("ascii") if isinstance(text, str) else text
-    except UnicodeEncodeError as error:
-        raise ComfyUIInputError(_NOT_AN_INPUT) from error
-    # Only the URL-safe alphabet is written without padding; a path such as /etc/passwd would pass for base64 else.
-    unpadded = unpadded or b"-" in raw or b"_" in raw
-    packed = raw.translate(_URL_SAFE, _WHITESPACE)
-    # Before it is decoded, so that what is too large costs no further memory.
-    if len(packed) * 3 // 4 > max_bytes + 2:
-        raise too_large(max_bytes)
-    missing = -len(packed) % 4
-    if b" " in raw and _BASE64.fullmatch(packed) and _lost_plus(raw):
-        raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 it has blanks where a '+' was lost on the way, perhaps")
-    if missing in {1, 2} and not unpadded and _BASE64.fullmatch(packed):
-        raise ComfyUIInputError(
-            f"{_NOT_AN_INPUT}; as base64 it ends too early: the padding ('=') is missing, or its end was cut off"
-        )
-    padding = b"=" * missing if unpadded else b""
-    try:
-        return base64.b64decode(packed + padding, validate=True)
-    except binascii.Error as error:
-        raise ComfyUIInputError(_NOT_AN_INPUT) from error
-
-
-def _lost_plus(raw: bytes) -> bool:
-    """Whether blanks in a base64 text are what a form decoder made of '+', and not the marks of wrapped lines."""
-    if b"\n" in raw:
-        return False
-    groups = [match[0] for match, _ in zip(_GROUP.finditer(raw.strip()), range(_GROUPS_LOOKED_AT), strict=False)]
-    return len(groups) > 1 and (len(groups[0]) % 4 != 0 or any(len(group) != len(groups[0]) for group in groups[1:-1]))
-
-
 def _plan(
-    request: PromptRequest, upload_inputs: Sequence[tuple[str, str]], files: Mapping[str, Path]
+    request: PromptRequest, upload_inputs: Sequence[tuple[str, str]], files: Mapping[str, Path], limits: Limits
 ) -> Sequence[_Item]:
-    """What is to be placed, each with its references. Raises `ComfyUIInputError` when two entries claim one name."""
+    """What is to be placed, each with its references.
+
+    Raises:
+        ComfyUIInputError: two entries claim one name.
+        ComfyUILimitError: there are too many.
+    """
     named: dict[str, _Item] = {}
     for item in _entries(request, files):
         first = named.setdefault(item.path, item)
@@ -299,6 +247,8 @@ def _plan(
             key = value.strip() if _URL.match(value) else reference
             item = inline.setdefault(key, _Item(f"prompt.{node_id}.inputs.{input_name}", value.strip()))
             item.references.append(reference)
+    if len(named) + len(inline) > limits.max_inputs:
+        raise over("the request brings more than {limit} inputs", limits.max_inputs, "MAX_INPUTS")
     _mark_plain(request.prompt, named)
     return [*named.values(), *inline.values()]
 

@@ -27,6 +27,7 @@ FLOORS: tuple[set[str], ...] = (
         "storage",
         "storage_s3",
         "content",
+        "decoding",
         "fetch",
         "addresses",
     },

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from comfyui.delivery import Order
 from comfyui.models import ImageConversion, OutputPlace
+from comfyui.offload import offloaded
 from comfyui.web.accept import accepted_by
 from comfyui.web.answers import Call, answer, result_schema
 from comfyui.web.bodies import Submitted, body_schema
@@ -141,7 +142,8 @@ async def cancel(prompt_id: UUID, handler: Handler) -> dict[str, str]:
 @router.post("/api/prompt", include_in_schema=False)
 async def prompt(request: Request, handler: Handler) -> Response:
     """The body goes to ComfyUI as it came, and the reply comes back as it came."""
-    body = await request.body()
+    pieces = [chunk async for chunk in request.stream()]
+    body = await offloaded(sum(map(len, pieces)), b"".join, pieces)
     upstreams: Upstreams = request.app.state.upstreams
     reply = await handler.queue_prompt_compatible(
         body, submission_headers(request.scope), server=upstreams.backend_for(body)

@@ -83,6 +83,18 @@ async def test_a_bomb_is_refused_by_the_name_of_its_limit(
         assert says in body["detail"]
 
 
+@pytest.mark.parametrize("path", ["/prompt_sync", "/validate"])
+async def test_inputs_of_every_form_count_together(small: RunningGateway, path: str) -> None:
+    loaders = {
+        str(number): {"class_type": "LoadImage", "inputs": {"image": f"data:image/png;base64,aGVsbG8{number}"}}
+        for number in range(3)
+    }
+    async with small.http.post(path, json={"prompt": loaders, "images": images(2)}) as response:
+        body = await response.json()
+        assert (response.status, body["type"]) == (413, "limit_exceeded"), body
+        assert body["detail"] == "the request brings more than 4 inputs (MAX_INPUTS)"
+
+
 async def test_a_form_has_as_many_files_as_inputs_are_allowed(small: RunningGateway) -> None:
     form = aiohttp.FormData({"workflow": json.dumps(invert_workflow())})
     for number in range(25):
@@ -156,6 +168,11 @@ WORKED_ON = [
     "a form of nodes",
     "many nodes to convert",
     "a hundred thousand images",
+    "a thousand images",
+    "a large image",
+    "a large image with an id",
+    "unknown fields",
+    "a submission to pass on",
     "events of a million nodes",
     "blanks",
     "a long number",

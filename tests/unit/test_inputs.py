@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comfyui.content import CHUNK, Content, Spool, sniff
+from comfyui.decoding import decode
 from comfyui.exceptions import ComfyUIInputError
-from comfyui.inputs import decode
 
 MAX = 1_000_000
 
