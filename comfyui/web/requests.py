@@ -72,6 +72,15 @@ def _check_target(target: bytes, hosts: list[bytes]) -> None:
         raise RefusedRequestError("the request target names another host than the Host header")
 
 
+def origin_form(target: bytes) -> bytes:
+    """A checked target as a path with its query, which all that follows expects."""
+    absolute = _ABSOLUTE.match(target)
+    if absolute is None:
+        return target
+    rest = target[absolute.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
 # Title and `type` of the answers that are given before anything has looked at a request.
 _REFUSALS = {
     400: ("Bad request", "bad_request"),

@@ -24,7 +24,7 @@ from comfyui.splice import Splice
 from comfyui.web.connections import Connections
 from comfyui.web.disconnect import ClientGoneError
 from comfyui.web.request_head import HeadLimits, HeadTooLargeError, HeadWatch
-from comfyui.web.requests import RefusedRequestError, checked_framing, refusal_bytes
+from comfyui.web.requests import RefusedRequestError, checked_framing, origin_form, refusal_bytes
 from comfyui.web.server_socket import ServerSocket
 
 _log = structlog.get_logger(__name__)
@@ -264,6 +264,7 @@ class ServerHttp(HttpToolsProtocol):
         self._head.head_ended(self.url, self.headers)
         version, method = self.parser.get_http_version(), self.parser.get_method()
         framing = checked_framing(method, version, self.url, self.headers)
+        self.url = origin_form(self.url)
         upgrade = self.parser.should_upgrade()
         self._websocket = upgrade and not framing and method == b"GET" and self._get_upgrade() == b"websocket"
         if self._websocket and self._running is not None and not self._running.response_complete:

@@ -32,6 +32,11 @@ class ServerSocket(WebSocketsSansIOProtocol):
         self._lost()
         super().connection_lost(exc)
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # by a refusal; uvicorn takes it for an application that has failed
+
     async def run_asgi(self) -> None:
         self.scope["extensions"][_EXTENSION] = {"socket": self}
         await super().run_asgi()

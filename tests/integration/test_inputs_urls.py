@@ -7,6 +7,7 @@ service inside that no caller may reach: whatever asks it for something fails th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import io
@@ -176,6 +177,37 @@ async def test_a_public_file_is_downloaded_and_staged_under_its_content(origin: 
         assert engine.stats.show()["requests"]["POST /upload/image"] == 1
     # The same URL twice, also with blanks around it, is fetched once, and a presigned query arrives as it was signed.
     assert sorted(request.raw_path for request in origin.requests) == ["/a.png", "/b.png?sig=a%2Fb"]
+
+
+async def test_one_request_holds_few_files_open_however_many_it_brings() -> None:
+    most = 0
+
+    async def give(request: web.Request) -> web.StreamResponse:
+        nonlocal most
+        most = max(most, sum("comfyui-input-" in str(link) for link in open_files()))
+        return web.Response(body=PNG + request.path.encode(), content_type="image/png")
+
+    async with (
+        serve(give) as origin,
+        Engine() as engine,
+        ComfyUIClient(engine.url) as client,
+        InputStager(max_bytes=MAX, url_allow=["127.0.0.1"], url_timeout_s=5) as stager,
+    ):
+        prompt = {
+            str(number): {"class_type": "LoadImage", "inputs": {"image": origin.url(f"/{number}.png")}}
+            for number in range(200)
+        }
+        staged = await stager.stage(client, PromptRequest(prompt=prompt), [(number, "image") for number in prompt])
+        assert len({node["inputs"]["image"] for node in staged.values()}) == 200
+    assert 0 < most <= 32
+
+
+def open_files() -> list[Path]:
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(descriptor.readlink())
+    return found
 
 
 async def test_a_file_that_grows_past_memory_is_on_disk_and_goes_when_it_is_done(origin: Server) -> None:

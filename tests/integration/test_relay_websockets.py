@@ -15,7 +15,8 @@ from aiohttp import web
 from yarl import URL
 
 from comfyui.engine import Engine
-from tests.relaying import eventually, fetch
+from tests.processes import gateway_process
+from tests.relaying import eventually, fetch, raw_client
 from tests.running import RunningGateway, invert_workflow, running_gateway
 
 Socket = web.WebSocketResponse
@@ -187,6 +188,33 @@ async def test_a_handshake_that_comfyui_refuses_is_refused_with_its_status(
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await gateway.http.ws_connect("/ws")
     assert refused.value.status == 429
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://gateway/ws", 101),
+        ("http://gateway/ws?clientId=a", 101),
+        ("http://gateway/internal/ws", 403),
+        ("http://gateway/api//internal/ws", 403),
+        ("http://gateway?clientId=a", 502),
+    ],
+)
+async def test_a_whole_address_as_target_is_read_as_its_path(engine: Engine, target: str, status: int) -> None:
+    """It was no path for the rules of what is relayed, and no address for who connects: 500."""
+    async with gateway_process(engine.url) as gateway:
+        running = await gateway.logged("Uvicorn running on")
+        async with raw_client(running["event"].split(" ")[3]) as (reader, writer):
+            writer.write(
+                f"GET {target} HTTP/1.1\r\nHost: gateway\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+            )
+            answer = await reader.readuntil(b"\r\n")
+            if status != 101:
+                await reader.read()
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        await gateway.logged("websocket.connected")
+    assert not gateway.lines_of("error")
 
 
 async def test_comfyui_that_is_down_refuses_with_503() -> None:
