@@ -82,8 +82,10 @@ conversion: setup ## how many of ComfyUI's templates convert as its editor expor
 
 framing: setup ## hold our HTTP against two other libraries, in 20,000 examples, and try three attacks on it
 	@$(BIN)/python -m tests.framing
-chaos-workers: setup ## ComfyUI crashes 1 to 6 times in a row at every stage under a worker
+chaos-workers: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## ComfyUI crashes 1 to 6 times in a row at every stage, on each job platform
 	@$(BIN)/python -m tests.chaos.workers
+	@$(VENV_RUNPOD)/bin/python -m tests.chaos.workers --platform runpod
+	@$(VENV_LITTLEHORSE)/bin/python -m tests.chaos.workers --platform littlehorse
 
 bench: setup ## figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks

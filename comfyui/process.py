@@ -35,7 +35,6 @@ _READ_BYTES = 65536
 _LONGEST_LINE = 2000
 # tqdm draws its bar again and again on one line, with carriage returns in place of newlines.
 _LINE_END = re.compile(rb"[\r\n]+")
-_BACKOFF_START_S = 0.5
 _BACKOFF_MAX_S = 30.0
 # Who lived this long after it was ready did not die of its start: the next crash is a new one.
 _STABLE_S = 60.0
@@ -82,7 +81,8 @@ class ComfyUIProcess:
         env: variables beside those of this process.
         start_timeout_s: how long it may take until it answers; then it counts as crashed.
         stop_grace_s: between SIGTERM and SIGKILL.
-        max_crashes: in succession, each before it was stable; then it is not started again.
+        max_crashes: in succession, each before it was stable; one more, and it is not started again.
+        restart_delay_s: the pause after the first crash; it doubles with each further one in succession.
         kept_lines: how many lines of its output are remembered.
         on_line: gets every line of its output, to show it in the log of a container.
     """
@@ -97,6 +97,7 @@ class ComfyUIProcess:
         start_timeout_s: float = 600.0,
         stop_grace_s: float = 10.0,
         max_crashes: int = 3,
+        restart_delay_s: float = 0.5,
         kept_lines: int = 200,
         on_line: Callable[[str], None] | None = None,
         clock: Clock = time.monotonic,
@@ -113,6 +114,7 @@ class ComfyUIProcess:
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
         self._max_crashes = max_crashes
+        self._restart_delay_s = restart_delay_s
         self._on_line = on_line
         self._clock = clock
         self._lines: deque[str] = deque(maxlen=kept_lines)
@@ -200,7 +202,7 @@ class ComfyUIProcess:
                 self._set(ProcessState.FAILED, f"{reason}, {in_succession} times in succession")
                 return
             self._set(ProcessState.CRASHED, reason)
-            await asyncio.sleep(backoff_s(in_succession - 1, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
+            await asyncio.sleep(backoff_s(in_succession - 1, start_s=self._restart_delay_s, max_s=_BACKOFF_MAX_S))
             self._set(ProcessState.STARTING, f"starting again; before: {reason}")
 
     async def _live_once(self) -> tuple[bool, bool, str]:

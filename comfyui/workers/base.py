@@ -64,6 +64,7 @@ class WorkerOptions:
         start_timeout_s: how long ComfyUI may take until it answers.
         jobs_at_once: one for each GPU.
         stop_grace_s: how long the child may take to stop before it is killed.
+        max_crashes, restart_delay_s: as of `ComfyUIProcess`.
         hung_after_s: a cancelled prompt that still runs so much later does not heed it: the child is restarted.
         free_after_idle_s: without work for so long, ComfyUI unloads its models; 0: never.
         lost_prompt_retries: how often one job is rendered again because ComfyUI crashed or forgot it, in all.
@@ -78,6 +79,8 @@ class WorkerOptions:
     comfyui_dir: Path | None = None
     start_timeout_s: float = 600.0
     stop_grace_s: float = 10.0
+    max_crashes: int = 3
+    restart_delay_s: float = 0.5
     hung_after_s: float = 30.0
     max_job_s: float = 3600.0
     jobs_at_once: int = 1
@@ -405,6 +408,8 @@ def _process(options: WorkerOptions) -> ComfyUIProcess:
         cwd=options.comfyui_dir,
         start_timeout_s=options.start_timeout_s,
         stop_grace_s=options.stop_grace_s,
+        max_crashes=options.max_crashes,
+        restart_delay_s=options.restart_delay_s,
         on_line=options.on_line,
     )
 

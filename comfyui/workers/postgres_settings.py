@@ -138,7 +138,7 @@ class PostgresWorkerSettings(StoringWorkerSettings):
             input_url_allow=self.input_url_allow,
             input_url_timeout_s=self.input_url_timeout,
             start_timeout_s=self.comfyui_start_timeout,
-            stop_grace_s=self.comfyui_stop_grace,
+            **self.child_options(),
             **self.common_options(),
             on_line=_show_line,
             # A worker that loses a lease leaves its render to whoever has the task next; only a cancelled task ends it.

@@ -103,6 +103,18 @@ class StoringWorkerSettings(CommonWorkerSettings):
     comfyui_stop_grace: float = Field(
         default=10, gt=0, description="Seconds that ComfyUI gets to stop before it is killed."
     )
+    comfyui_max_crashes: int = Field(
+        default=3,
+        ge=0,
+        le=100,
+        description="Crashes in a row after which ComfyUI is started again.",
+    )
+    comfyui_restart_delay: float = Field(
+        default=0.5,
+        ge=0,
+        le=30,
+        description="Seconds until a crashed ComfyUI is started again; doubled with each.",
+    )
 
     @model_validator(mode="after")
     def _store_is_usable(self) -> Self:
@@ -115,6 +127,14 @@ class StoringWorkerSettings(CommonWorkerSettings):
     def allowed_buckets(self) -> tuple[str, ...]:
         """Which others than `s3_bucket` a job may name."""
         return ()
+
+    def child_options(self) -> dict[str, Any]:
+        """As members of `WorkerOptions`: what a worker that starts ComfyUI itself is told about it."""
+        return {
+            "stop_grace_s": self.comfyui_stop_grace,
+            "max_crashes": self.comfyui_max_crashes,
+            "restart_delay_s": self.comfyui_restart_delay,
+        }
 
     def store(self) -> S3Store | None:
         """The object store for output files, not opened; None when they do not go to S3."""
@@ -193,7 +213,7 @@ class RunPodSettings(StoringWorkerSettings):
             http_timeout_s=self.http_timeout,
             http_retries=self.http_retries,
             poll_interval_s=self.poll_interval,
-            stop_grace_s=self.comfyui_stop_grace,
+            **self.child_options(),
             **self.common_options(),
             max_input_bytes=int(self.max_input_mb * _MB),
             input_url_allow=self.input_url_allow,

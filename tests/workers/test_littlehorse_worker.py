@@ -5,14 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
-import signal
-import sys
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -22,127 +16,16 @@ import pytest_asyncio
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
 from comfyui.workers.base import prompt_id_for_job
+from tests.chaos import workers as chaos
 from tests.running import invert_workflow, sleep_workflow
+from tests.workers.littlehorse_process import Fake, Worker, running_fake, running_worker
 
 if importlib.util.find_spec("littlehorse") is None:
     pytest.skip("LittleHorse's SDK is in .venv-littlehorse: make test runs these there", allow_module_level=True)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 4 << 20
-
-
-@dataclass
-class Fake:
-    """The stand-in's process; `events` are what it told until now."""
-
-    process: asyncio.subprocess.Process
-    ports: list[int] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    def do(self, **command: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command).encode() + b"\n")
-
-    def schedule(self, workflow: Any, guid: str, **options: Any) -> None:
-        self.do(schedule=workflow, guid=guid, **options)
-
-    async def until(self, event: str, *, within_s: float = 20.0, **facts: Any) -> dict[str, Any]:
-        """The first such event that was not asked for before."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(within_s):
-            while True:
-                for told in self.events:
-                    if told["event"] == event and facts.items() <= told.items():
-                        self.events.remove(told)
-                        return told
-                line = await self.process.stdout.readline()
-                assert line, "the stand-in ended"
-                self.events.append(json.loads(line))
-
-    async def report(self, guid: str) -> dict[str, Any]:
-        """The report of this task."""
-        others = []
-        try:
-            while True:
-                told = await self.until("ReportTask")
-                if told["report"]["taskRunId"]["taskGuid"] == guid:
-                    return {**told["report"], "size": told["size"]}
-                others.append(told)
-        finally:
-            self.events.extend(others)
-
-
-@asynccontextmanager
-async def running_fake(hosts: int = 1, port: int = 0) -> AsyncIterator[Fake]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "tests.workers.littlehorse_fake", str(hosts), str(port)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=64 << 20,
-        cwd=ROOT,
-    )
-    fake = Fake(process)
-    try:
-        fake.ports = (await fake.until("serving"))["ports"]
-        yield fake
-    finally:
-        process.kill()
-        await process.wait()
-
-
-@dataclass(frozen=True)
-class Worker:
-    process: asyncio.subprocess.Process
-    log: Path
-
-    async def stop(self) -> int:
-        """SIGTERM; returns the exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return await self.ended()
-
-    async def ended(self) -> int:
-        async with asyncio.timeout(20):
-            return await self.process.wait()
-
-    async def until_logged(self, text: str) -> None:
-        async with asyncio.timeout(20):
-            while text not in self.log.read_text():
-                await asyncio.sleep(0.02)
-
-
-@asynccontextmanager
-async def running_worker(port: int, engine: Engine, **settings: Any) -> AsyncIterator[Worker]:
-    """At the end it is killed if it still lives; what it logged is shown when the test fails."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "LH_HOST": f"127.0.0.1:{port}",
-        "COMFYUI_BASE_URL": engine.url,
-        "COMFYUI_OUTPUT_DIR": "/data/output",
-        "COMFYUI_POLL_INTERVAL_SEC": "0.1",
-        "LHW_HEARTBEAT_INTERVAL_SEC": "0.5",
-        **{name.upper(): str(value) for name, value in settings.items()},
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "log"
-        with path.open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "comfyui.workers.littlehorse_worker"),
-                env=environment,
-                stdout=log,
-                stderr=log,
-                cwd=ROOT,
-            )
-        try:
-            yield Worker(process, path)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-            print(path.read_text()[-6000:])
 
 
 @dataclass(frozen=True)
@@ -160,7 +43,7 @@ async def shared() -> AsyncIterator[Trio]:
     async with (
         Engine(EngineOptions(step_seconds=0.002)) as engine,
         running_fake() as fake,
-        running_worker(fake.ports[0], engine) as worker,
+        running_worker(fake.ports[0], engine.url) as worker,
     ):
         yield Trio(fake, worker, engine, (await fake.until("PutTaskDef"))["request"])
 
@@ -179,7 +62,7 @@ async def engine() -> AsyncIterator[Engine]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def worker(fake: Fake, engine: Engine) -> AsyncIterator[Worker]:
-    async with running_worker(fake.ports[0], engine) as running:
+    async with running_worker(fake.ports[0], engine.url) as running:
         yield running
 
 
@@ -271,7 +154,7 @@ async def test_a_workflow_that_saves_nothing_fails_and_says_so(shared: Trio) -> 
 
 
 async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comfyui(fake: Fake, engine: Engine) -> None:
-    async with running_worker(fake.ports[0], engine, comfyui_history_timeout_sec=0.5):
+    async with running_worker(fake.ports[0], engine.url, comfyui_history_timeout_sec=0.5):
         fake.schedule(sleep_workflow(60), "slow")
         report = await fake.report("slow")
         assert report["status"] == "TASK_FAILED"
@@ -284,7 +167,7 @@ async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comf
 async def test_an_input_that_cannot_be_fetched_now_is_an_ordinary_failure(fake: Fake, engine: Engine) -> None:
     """LittleHorse retries it; the error names the field that the task has."""
     workflow = invert_workflow()
-    async with running_worker(fake.ports[0], engine, input_url_allow="127.0.0.1", input_url_timeout=0.2):
+    async with running_worker(fake.ports[0], engine.url, input_url_allow="127.0.0.1", input_url_timeout=0.2):
         url = f"http://127.0.0.1:{await free_port()}/a.png"
         workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": url}}
         fake.schedule(workflow, "unreachable")
@@ -298,7 +181,7 @@ async def test_a_retry_attaches_to_the_render_of_the_first_attempt(shared: Trio)
     """As when LittleHorse timed the first attempt out; the second comes to another worker."""
     shared.fake.schedule(sleep_workflow(0.8), "again")
     await until_running(shared.engine, prompt_id_of("again"))
-    async with running_fake() as other, running_worker(other.ports[0], shared.engine):
+    async with running_fake() as other, running_worker(other.ports[0], shared.engine.url):
         other.schedule(sleep_workflow(0.8), "again", attempt=1)
         second = await other.report("again")
     first = await shared.fake.report("again")
@@ -312,7 +195,7 @@ async def test_a_retry_attaches_to_the_render_of_the_first_attempt(shared: Trio)
 
 
 async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(engine: Engine) -> None:
-    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], engine):
+    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], engine.url):
         for host in (0, 1):
             await fake.until("asked", host=host)
         for number in range(3):
@@ -327,7 +210,7 @@ async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(e
 
 
 async def test_two_tasks_that_come_at_once_from_two_hosts_run_one_after_the_other(engine: Engine) -> None:
-    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], engine):
+    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], engine.url):
         for host in (0, 1):
             await fake.until("asked", host=host)
         for host in (0, 1):
@@ -349,7 +232,7 @@ async def _both(fake: Fake) -> list[dict[str, Any]]:
 
 
 async def test_more_threads_run_more_tasks_and_the_log_tells_the_place_in_the_queue(fake: Fake, engine: Engine) -> None:
-    async with running_worker(fake.ports[0], engine, lhw_num_worker_threads=2):
+    async with running_worker(fake.ports[0], engine.url, lhw_num_worker_threads=2):
         fake.schedule(sleep_workflow(0.8, tag=1), "first")
         await until_running(engine, prompt_id_of("first"))
         fake.schedule(invert_workflow(2), "second")
@@ -391,7 +274,7 @@ async def test_the_report_of_a_huge_refusal_stays_below_the_limit_of_a_message(s
 async def test_without_comfyui_no_task_is_asked_for(fake: Fake) -> None:
     async with Engine() as engine:
         pass
-    async with running_worker(fake.ports[0], engine) as process:
+    async with running_worker(fake.ports[0], engine.url) as process:
         await fake.until("PollTask")
         fake.schedule(invert_workflow(), "waiting")
         assert await process.stop() == 0
@@ -400,14 +283,14 @@ async def test_without_comfyui_no_task_is_asked_for(fake: Fake) -> None:
 
 async def test_a_definition_that_is_refused_ends_the_worker_with_the_reason(fake: Fake, engine: Engine) -> None:
     fake.do(refuse_definition=True)
-    async with running_worker(fake.ports[0], engine) as refused:
+    async with running_worker(fake.ports[0], engine.url) as refused:
         assert await refused.ended() == 1
         await refused.until_logged("LittleHorse refuses: ALREADY_EXISTS")
 
 
 async def test_a_server_that_is_not_there_yet_is_waited_for(engine: Engine) -> None:
     port = await free_port()
-    async with running_worker(port, engine) as worker:
+    async with running_worker(port, engine.url) as worker:
         await worker.until_logged("littlehorse.unavailable")
         async with running_fake(port=port) as fake:
             await fake.until("asked")
@@ -415,7 +298,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(engine: Engine) -> N
 
 async def test_health_is_the_sdks_and_comfyuis_and_an_idle_worker_stops_at_once(fake: Fake, engine: Engine) -> None:
     port = await free_port()
-    async with running_worker(fake.ports[0], engine, health_port=port) as idle, aiohttp.ClientSession() as http:
+    async with running_worker(fake.ports[0], engine.url, health_port=port) as idle, aiohttp.ClientSession() as http:
         await fake.until("asked")
         async with http.get(f"http://127.0.0.1:{port}/health") as response:
             assert response.status == 200
@@ -431,3 +314,12 @@ async def free_port() -> int:
     probe.close()
     await probe.wait_closed()
     return port
+
+
+@pytest.mark.parametrize(("stage", "crashes"), [("starting", 2), ("queued", 2), ("running", 3), ("collecting", 6)])
+async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_here_nor_render_it_beyond_its_budget(
+    stage: str, crashes: int
+) -> None:
+    """The short form of ``python -m tests.chaos.workers --platform littlehorse``."""
+    ended = await chaos.one("littlehorse", stage, crashes)
+    assert ended.is_right, ended

@@ -23,6 +23,7 @@ from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
 from comfyui.workers.postgres_settings import PostgresWorkerSettings
 from comfyui.workers.postgres_worker import serve
+from tests.chaos import workers as chaos
 from tests.integration.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
 from tests.running import invert_workflow, sleep_workflow
 from tests.workers.job_api import free_port
@@ -191,12 +192,8 @@ async def test_a_database_without_the_migrations_ends_the_worker_with_a_word(tab
     assert b"Traceback" not in complaint
 
 
-async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(
-    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(tables: Tables, tmp_path: Path) -> None:
     """So that whoever supervises the worker learns of it; tasks stay queued for the others."""
-    monkeypatch.setattr("comfyui.process._BACKOFF_START_S", 0.01)
-    monkeypatch.setattr("comfyui.process._BACKOFF_MAX_S", 0.02)
     (tmp_path / "main.py").write_text("raise SystemExit('no GPU')")
     task_id = await tables.add({"workflow": invert_workflow()})
     settings = PostgresWorkerSettings(
@@ -204,12 +201,14 @@ async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(
         comfy_path=tmp_path,
         comfy_python=sys.executable,
         comfy_port=(await free_ports(1))[0],
+        comfyui_restart_delay=0.01,
+        comfyui_max_crashes=2,
         poll_interval=0.2,
         supabase_url="http://127.0.0.1:9",
         supabase_service_role_key=SecretStr("unused"),
     )
     async with asyncio.timeout(20):
-        with pytest.raises(ComfyUIConnectionError, match="ComfyUI does not run: it ended with exit status 1"):
+        with pytest.raises(ComfyUIConnectionError, match="ComfyUI does not run: it ended with exit status 1, 3 times"):
             await serve(settings, "w", asyncio.Event())
     assert (await tables.row(task_id))["attempts"] == 0
     assert await tables.sql.fetchval("select status from workers where id = 'w'") == "stopped"
@@ -258,3 +257,12 @@ async def test_tasks_that_crash_comfyui_end_within_their_budget_and_the_next_one
             assert await process.wait() == 0
     begun = executions_file.read_text().splitlines()
     assert begun.count(str(prompt_id_for_job("postgres", crashing))) == 2
+
+
+@pytest.mark.parametrize(("stage", "crashes"), [("starting", 4), ("staging", 2)])
+async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_here_nor_render_it_beyond_its_budget(
+    stage: str, crashes: int
+) -> None:
+    """The short form of ``python -m tests.chaos.workers --platform postgres``."""
+    ended = await chaos.one("postgres", stage, crashes)
+    assert ended.is_right, ended

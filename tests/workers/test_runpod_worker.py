@@ -25,6 +25,7 @@ from yarl import URL
 
 from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
+from tests.chaos import workers as chaos
 from tests.integration import test_storage
 from tests.running import Workflow, invert_workflow, sleep_workflow
 from tests.workers.job_api import ROOT, JobApi, WorkerProcess, free_port, running_worker
@@ -377,3 +378,12 @@ async def test_jobs_that_crash_comfyui_end_within_their_budget_and_the_next_one_
         assert failed["stopPod"] is True
     counts = [executions.read_text().splitlines().count(prompt_id(f"crash-{number}")) for number in (1, 2, 3)]
     assert max(counts) <= 2, counts
+
+
+@pytest.mark.parametrize(("stage", "crashes"), [("starting", 4), ("collecting", 2)])
+async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_here_nor_render_it_beyond_its_budget(
+    stage: str, crashes: int
+) -> None:
+    """The short form of ``python -m tests.chaos.workers --platform runpod``."""
+    ended = await chaos.one("runpod", stage, crashes)
+    assert ended.is_right, ended

@@ -1,0 +1,47 @@
+"""A ComfyUI that crashes a given number of times at one stage of a job, and counts how often it begins to render it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.running import Workflow, invert_workflow
+
+STAGES: dict[str, dict[str, Any]] = {
+    "starting": {"at": "start"},
+    "staging": {"route": "/upload/image"},
+    "queued": {"route": "/prompt", "method": "POST"},
+    "running": {"class_type": "ImageInvert"},
+    "collecting": {"route": "/history/*", "method": "GET"},
+}
+_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def engine_arguments(folder: Path, stage: str, crashes: int) -> tuple[str, ...]:
+    """An engine that crashes so often at this stage, counted over its starts, and writes down each prompt it begins."""
+    faults = folder / "faults.json"
+    if not faults.exists():
+        faults.write_text(json.dumps({"segfault": {**STAGES[stage], "times": crashes}}))
+    return (
+        *("--step-seconds", "0.002", "--faults-file", str(faults), "--base-directory", str(folder / "engine")),
+        *("--executions-file", str(folder / "executions")),
+    )
+
+
+def engine_command(port: int, folder: Path, stage: str, crashes: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "comfyui.engine", "--port", str(port), *engine_arguments(folder, stage, crashes))
+
+
+def renders(folder: Path) -> int:
+    """How often ComfyUI began to render anything."""
+    path = folder / "executions"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def picture_workflow() -> Workflow:
+    """One that has every stage: its picture is uploaded before it is queued."""
+    workflow = invert_workflow()
+    workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": f"data:image/png;base64,{_PICTURE}"}}
+    return workflow
