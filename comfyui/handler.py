@@ -426,7 +426,7 @@ class ComfyUIHandler:
         try:
             if not await job.wait(timeout_s):
                 left = "timeout"
-                detail = f"not finished within {timeout_s:g} s{_silence(job.run.backend)}"
+                detail = f"not finished within {timeout_s:g} s{_delayed_by(job.run.backend)}"
                 raise ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
             return job.outcome.result()
         finally:
@@ -525,7 +525,7 @@ class ComfyUIHandler:
             timings = result.timings.to_json()
         except TimeoutError:
             outcome = ComfyUITimeoutError.code
-            detail = f"not finished within MAX_TIMEOUT{_silence(job.run.backend)}"
+            detail = f"not finished within MAX_TIMEOUT{_delayed_by(job.run.backend)}"
             job.fail(ComfyUITimeoutError(detail, prompt_id=job.prompt_id))
             if self._options.cancel_on_timeout and job.run.request is not None:
                 self._begin_cancel(job, "timeout")
@@ -591,10 +591,12 @@ class ComfyUIHandler:
         return task
 
 
-def _silence(backend: Backend | None) -> str:
-    """What a prompt that timed out may have waited behind."""
-    silence = backend.watcher.worker.silence if backend is not None else None
-    return f"; {silence}" if silence is not None else ""
+def _delayed_by(backend: Backend | None) -> str:
+    """What a prompt that timed out may have waited for: a prompt before it, or a server that is away."""
+    if backend is None:
+        return ""
+    cause = str(backend.watcher.worker.silence or backend.reason)
+    return f"; {cause}" if cause else ""
 
 
 def _given_up(reason: Reason, prompt_id: str) -> ComfyUIError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from comfyui.client import ComfyUIClient
-from comfyui.engine import Engine
+from comfyui.engine import Engine, EngineOptions
 from tests.running import (
     RunningGateway,
     executions,
@@ -495,3 +496,16 @@ async def test_one_long_node_with_events_is_not_silent(engine: Engine) -> None:
 async def silent(gateway: RunningGateway) -> Any:
     async with gateway.http.get("/health") as response:
         return (await response.json())["servers"][0]["silent"]
+
+
+async def test_a_timeout_says_that_the_server_is_away() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(EngineOptions()))
+        async with running_gateway(engine.url, cancel_on_timeout=False) as gateway:
+            waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(60), timeout=4))
+            await prompts_are_queued(engine, 1)
+            await stack.aclose()
+            status, body = await waiting
+    assert (status, body["type"]) == (504, "timeout")
+    assert body["detail"].startswith("not finished within 4 s; 127.0.0.1:")
+    assert "cannot be reached" in body["detail"]
