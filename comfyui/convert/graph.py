@@ -160,7 +160,9 @@ def parse_workflow(file: Mapping[str, Any]) -> Workflow:
     warnings: list[str] = []
     definitions: dict[str, Mapping[str, Any]] = {}
     for definition in _definitions(file):
-        definitions.setdefault(id_text(definition.get("id")), definition)
+        name = id_text(definition.get("id"))
+        if definitions.setdefault(name, definition) != definition:
+            warnings.append(f"two different subgraphs have the id {name}; the first counts")
     ids = NodeIds(file)
     renamed = {name: ids.of_subgraph(definition) for name, definition in definitions.items()}
     subgraphs = {name: _parse_graph(definition, renamed[name], warnings) for name, definition in definitions.items()}

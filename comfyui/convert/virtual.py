@@ -5,6 +5,7 @@ ComfyUI has no class for these nodes. The editor itself has a few (`VIRTUAL_TYPE
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,8 @@ _EDITOR_ONLY = frozenset(
         *_BROADCASTERS,
     }
 )
+# An instance of a subgraph has the definition's id as its type.
+_SUBGRAPH_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _WHAT_TO_DO = (
     'export the workflow with "Workflow > Export (API)" in the editor that has its node pack, or link around the node'
 )
@@ -136,6 +139,11 @@ def _why_refused(node: Node) -> str:
         return (
             f"the group node {node.type} has no definition in the file: open the workflow in the editor, where group "
             "nodes become subgraphs, and save it again"
+        )
+    if _SUBGRAPH_ID.fullmatch(node.type):
+        return (
+            f"it is an instance of the subgraph {node.type}, which the file does not define: take the whole file as "
+            "the editor saves it, with definitions.subgraphs"
         )
     return (
         f"the node class {node.type} is not installed: install its node pack, or, if it is a node that a script of the "

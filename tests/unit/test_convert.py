@@ -133,6 +133,30 @@ def test_values_in_the_order_of_the_widgets_that_an_instance_shows_go_by_name() 
     assert inputs_of(ui, "2:7:9")["width"] == 512
 
 
+def test_a_subgraph_that_the_file_does_not_define_is_no_missing_node_pack() -> None:
+    ui = file("ui_subgraphs.json")
+    ui["definitions"]["subgraphs"] = []
+    for node in ui["nodes"]:
+        if node["type"] == "outer-id":
+            node["type"] = "0E6BBA1D-5a2c-4a6f-9d0f-2f1a6f0c1b2e"
+    with pytest.raises(ComfyUIValidationError, match="2f1a6f0c1b2e, which the file does not define") as raised:
+        to_api_format(ui, INFO)
+    assert "node pack" not in raised.value.detail
+
+
+def test_two_different_subgraphs_with_one_id_are_told() -> None:
+    ui = file("ui_subgraphs.json")
+    definitions = ui["definitions"]["subgraphs"]
+    expected = to_api_format(ui, INFO, now=NOW)
+    definitions.append(copy.deepcopy(definitions[0]))
+    assert to_api_format(ui, INFO, now=NOW) == expected
+    definitions[-1]["nodes"] = []
+    told = to_api_format(ui, INFO, now=NOW)
+    assert told.prompt == expected.prompt
+    said = f"two different subgraphs have the id {definitions[0]['id']}; the first counts"
+    assert said in told.warnings
+
+
 def test_a_subgraph_that_contains_itself_is_refused() -> None:
     ui = file("ui_subgraphs.json")
     ui["definitions"]["subgraphs"][1]["nodes"][0]["type"] = "outer-id"
