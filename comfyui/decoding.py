@@ -112,7 +112,20 @@ def _decoded(packed: bytes) -> Iterator[bytes]:
                 raise binascii.Error("padding stands at the end only")
             yield base64.b64decode(piece, validate=True)
         except binascii.Error as error:
-            raise ComfyUIInputError(_NOT_AN_INPUT) from error
+            spoilt = _spoilt(packed)
+            raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 {spoilt}" if spoilt else _NOT_AN_INPUT) from error
+
+
+def _spoilt(packed: bytes) -> str:
+    """What a client put around or into its base64, for the error's text; empty where it is none of the known faults."""
+    start = packed[:200].lower()
+    if start[:1] in (b'"', b"'"):
+        return "it stands in quotes"
+    if b"base64," in start:
+        return "it begins with 'base64,' but is no data URI: put 'data:' and its media type before it, or take it away"
+    if b"\\n" in start or b"\\r" in start:
+        return "it has a backslash and a letter where its lines end"
+    return "it ends in too many '='" if packed.endswith(b"===") else ""
 
 
 def _is_base64(packed: bytes) -> bool:

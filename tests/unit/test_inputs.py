@@ -123,6 +123,26 @@ def test_base64_without_padding_outside_of_a_data_uri_is_refused_with_the_reason
         decode(b64(PNG).rstrip("="), max_bytes=MAX)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f'"{b64(PNG)}"', "it stands in quotes"),
+        (f" '{b64(PNG)}'", "it stands in quotes"),
+        (f"image/png;base64,{b64(PNG)}", "it begins with 'base64,' but is no data URI"),
+        (f"base64,{b64(PNG)}", "it begins with 'base64,' but is no data URI"),
+        ("\\n".join(b64(PNG)[i : i + 20] for i in range(0, len(b64(PNG)), 20)), "a backslash and a letter"),
+        (f"{b64(PNG)}==", "it ends in too many '='"),
+        (f"data:image/png;base64,{b64(PNG)}==", "it ends in too many '='"),
+    ],
+)
+def test_what_a_client_put_around_its_base64_is_named(text: str, reason: str) -> None:
+    with pytest.raises(
+        ComfyUIInputError, match=r"neither base64, a data URI nor an http\(s\) URL; as base64"
+    ) as raised:
+        decode(text, max_bytes=MAX)
+    assert reason in raised.value.detail
+
+
 @pytest.mark.parametrize("text", ["", "  \n", "data:image/png;base64,", "data:,"])
 def test_an_empty_input_is_refused(text: str) -> None:
     with pytest.raises(ComfyUIInputError, match="the content is empty"):
