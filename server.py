@@ -74,6 +74,8 @@ if _collecting and __name__ != "__main__":  # there `_relieve_the_collector` doe
 
 _log = structlog.get_logger("gateway")
 _MB = 1_000_000
+# For one client of RunPod's bridge, which is the gateway's own relay: it reads all the time.
+_BRIDGE_SOCKET_BYTES = 16 * _MB
 # Objects made and not freed by themselves, about 30 requests' worth; Python's own figure is a few hundred.
 _COLLECT_AFTER = 10_000
 # After the grace, for answers that are on their way to slow clients.
@@ -239,6 +241,7 @@ def _backends(
             endpoint_url=settings.runpod_endpoint_url,
             url_allow=settings.input_url_allow,
             data_days=settings.runpod_data_days,
+            socket_buffer_bytes=min(int(settings.websocket_buffer_mb * _MB), _BRIDGE_SOCKET_BYTES),
         )
         return runpod_pool(options, connect, metrics)
     return connect(

@@ -477,7 +477,12 @@ class CompletionWatcher:
                 self._look_around = True
                 if not error.sent:
                     # Nobody listens on its port: its process is gone, not only its memory.
-                    for watch in self._waiting():
+                    waiting = self._waiting()
+                    if self._live_id is None and not any(watch.suspect for watch in waiting):
+                        # No socket was there to tell what ran, since the process had just started.
+                        for watch in waiting[:1]:
+                            watch.suspect = True
+                    for watch in waiting:
                         watch.ended_comfyui = watch.ended_comfyui or watch.suspect
             if self._poll_failures == 1:
                 self._log.warning("poll.failed", detail=error.detail, waiting=self.waiting)

@@ -134,13 +134,13 @@ async def test_a_cancel_that_comfyui_did_not_take_is_not_said_to_be_one(
     await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
 
 
-@pytest.mark.parametrize("answered", [401, 413])
+@pytest.mark.parametrize(("answered", "kind"), [(401, "credentials_refused"), (413, "server_error")])
 async def test_a_refusal_that_is_not_of_the_workflow_is_not_sent_again(
-    gateway: RunningGateway, engine: Engine, answered: int
+    gateway: RunningGateway, engine: Engine, answered: int, kind: str
 ) -> None:
     await engine.set_faults({"status": {"route": "/prompt", "method": "POST", "status": answered}})
     status, body = await gateway.prompt_sync(invert_workflow())
-    assert (status, body["type"]) == (502, "server_error")
+    assert (status, body["type"]) == (502, kind)
     assert requests(engine, "POST /prompt") == 1
 
 
