@@ -15,6 +15,8 @@ from comfyui.framing import LAST_CHUNK, AnswerReader, FramingError, Upload, chun
 from comfyui.splice import Splice
 
 _HIGH_WATER = 256 * 1024
+# What a chunk weighs beside its bytes: thousands of tiny ones take as long to read as a megabyte.
+_CHUNK_WEIGHT = 32
 # What is left of a body is worth the descriptors and the calls of a splice.
 _WORTH_SPLICING = 1024 * 1024
 
@@ -119,9 +121,10 @@ class Answer:
         if not self.complete:
             self._connection.abort()
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, chunks: int = 0) -> None:
+        """`chunks`: how many the bytes came in."""
         self._chunks.append(data)
-        self._buffered += len(data)
+        self._buffered += len(data) + chunks * _CHUNK_WEIGHT
         if self._buffered > _HIGH_WATER:
             self._connection.pause_reading()
         self._wake()
@@ -309,7 +312,7 @@ class Connection(asyncio.Protocol):
                 return
             self._begin(reader)
         if body and self._answer is not None:
-            self._answer.feed(body)
+            self._answer.feed(body, reader.chunks)
         if reader.complete:
             self._complete()
 

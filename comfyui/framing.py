@@ -96,12 +96,13 @@ class AnswerReader:
         started: its head has come.
         complete: its body has come.
         excess: something came behind it.
+        chunks: pieces of chunks that the last call of `feed` has read.
         rest: bytes that are still to come of a body whose length was announced; otherwise 0.
     """
 
     __slots__ = (
-        "_chunk_left", "_chunked", "_first_chunk", "_head_bytes", "_head_only", "_kept", "_persistent", "complete",
-        "excess", "headers", "rest", "started", "status",
+        "_chunk_left", "_chunked", "_first_chunk", "_head_bytes", "_head_only", "_kept", "_persistent", "chunks",
+        "complete", "excess", "headers", "rest", "started", "status",
     )  # fmt: skip
 
     def __init__(self, method: str) -> None:
@@ -110,6 +111,7 @@ class AnswerReader:
         self.started = False
         self.complete = False
         self.excess = False
+        self.chunks = 0
         self.rest = 0
         self._head_only = method == "HEAD"
         self._head_bytes = 0
@@ -219,6 +221,7 @@ class AnswerReader:
             if self.complete:
                 self.excess = at < len(data)
                 break
+        self.chunks = len(pieces)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_chunk_line(self, data: bytes, at: int) -> int | None:

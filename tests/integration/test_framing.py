@@ -561,3 +561,25 @@ def test_the_framing_is_that_of_the_body() -> None:
     assert framing("POST", Upload(nothing(), 9)) == b"Content-Length: 9\r\n\r\n"
     assert framing("POST", Upload(nothing(), None)) == b"Transfer-Encoding: chunked\r\n\r\n"
     assert b"".join(chunk(b"x" * 17)) == b"11\r\n" + b"x" * 17 + b"\r\n"
+
+
+async def test_an_answer_in_tiny_chunks_is_read_in_short_steps() -> None:
+    """Each chunk is work for the event loop, whatever it holds: 256 KB of them took half a second in one go."""
+
+    async def answer_in_chunks(exchange: Exchange) -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await exchange.send(head + b"1\r\na\r\n" * 500_000 + b"0\r\n\r\n")
+
+    async with raw_server(answer_in_chunks) as server:
+        client = Http1Client(URL(server.url))
+        try:
+            answer = await client.request("POST", "/x", [], b"")
+            await eventually(lambda: answer._connection._reading_paused)
+            first = await answer.read()
+            assert len(first) < 100_000
+            length = len(first)
+            while piece := await answer.read():
+                length += len(piece)
+            assert length == 500_000
+        finally:
+            await client.close()
