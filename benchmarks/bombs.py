@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.processes import Server, exact_cpu_s
+from benchmarks.processes import BenchError, Server, exact_cpu_s
 from benchmarks.stage import Row, Stage
 
 TARGET_S = 0.1
@@ -113,7 +113,7 @@ BOMBS: dict[str, Bomb] = {
         "/prompt_sync", lambda: _in_form(json.dumps(_nodes(1_000_000)).encode()), (413,), _AS_FORM
     ),
     "unknown fields": Bomb("/prompt_sync", lambda: _sync(**{f"f{i}": 1 for i in range(200_000)}), (422,)),
-    "depth": Bomb("/validate", lambda: b"[" * 1_000_000, (413,)),
+    "depth": Bomb("/validate", lambda: b"[" * 1_000_000, (400,)),
     "blanks": Bomb("/validate", lambda: b'{"prompt":' + b" \r" * 49_000_000 + b"{}}", (200,)),
     "a long number": Bomb("/validate", lambda: b'{"prompt":' + b"1" * 90_000_000 + b"}", (413,)),
     "many packed nothings": Bomb("/validate", lambda: gzip.compress(b"") * 500_000, (422,), _PACKED),
@@ -150,12 +150,12 @@ async def bombs(on: Stage) -> list[Row]:
 def probed(gateway: Server, bomb: Bomb, body: bytes) -> Probes:
     """The probes while the bomb was sent, worked on and answered.
 
-    Raises `ValueError` for another status than those that the bomb should have.
+    Raises `BenchError` for another status than those that the bomb should have.
     """
     with _probing(gateway) as probes:
         status = _post(gateway.port, bomb, body)
     if status not in bomb.statuses:
-        raise ValueError(f"{bomb.path} answered {status}, not one of {bomb.statuses}")
+        raise BenchError(f"{bomb.path} answered {status}, not one of {bomb.statuses}")
     return Probes(max(wall_s for wall_s, _ in probes), max(cpu_s for _, cpu_s in probes))
 
 
