@@ -68,6 +68,19 @@ def is_partial(entries: Sequence[Mapping[str, Any]]) -> bool:
     return any("error" in entry for entry in entries)
 
 
+def result_members(result: PromptResult, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A finished job's result, in the members that all platforms have; `files` has an entry for each file."""
+    return {
+        "prompt_id": result.prompt_id,
+        "status": "success",
+        "partial": is_partial(files),
+        "execution_time": round(result.timings.total_s, 4),
+        "timings": result.timings.to_json(),
+        "node_errors": {node_id: list(messages) for node_id, messages in result.node_errors.items()},
+        "files": list(files),
+    }
+
+
 def reason_not_delivered(error: ComfyUIError) -> dict[str, Any]:
     """Members of the entry of a file that could not be delivered."""
     return {"error": error.detail, "retryable": error.retryable}

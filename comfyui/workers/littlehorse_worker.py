@@ -29,7 +29,7 @@ from comfyui.logs import configure_logging
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.preflight import preflight
 from comfyui.workers.base import ComfyUIWorker, JobFields, path_of, prompt_id_for_job, stop_on_signals
-from comfyui.workers.delivering import saved_before
+from comfyui.workers.delivering import result_members, saved_before
 from comfyui.workers.diagnostics import describing, environment, error_members
 from comfyui.workers.littlehorse_gate import TaskGate
 from comfyui.workers.littlehorse_settings import LittleHorseSettings, server_of
@@ -197,15 +197,7 @@ class WorkflowTask:
         if not kept:
             previews = f" but {len(result.files)} previews" if result.files else ""
             raise LHTaskException("no-outputs", f"ComfyUI finished the prompt and lists no output file{previews}")
-        output = {
-            "prompt_id": result.prompt_id,
-            "status": "success",
-            "outputs": self._paths(kept),
-            "files": [_told(file) for file in kept],
-            "node_errors": {node_id: list(messages) for node_id, messages in result.node_errors.items()},
-            "timings": result.timings.to_json(),
-            "execution_time": round(result.timings.total_s, 4),
-        }
+        output = {**result_members(result, [_told(file) for file in kept]), "outputs": self._paths(kept)}
         if len(jsonio.dumps(output)) > _MAX_OUTPUT_BYTES:
             detail = (
                 f"the paths of {len(kept)} files do not fit into a message; the files are in ComfyUI's output folder"

@@ -118,20 +118,34 @@ class PostgresQueue:
             )
         )
 
-    async def complete(self, task: ClaimedTask, output_url: str, outputs: Sequence[Mapping[str, Any]]) -> bool:
-        listed = jsonio.dumps(outputs).decode()
+    async def complete(
+        self,
+        task: ClaimedTask,
+        output_url: str,
+        outputs: Sequence[Mapping[str, Any]],
+        result: Mapping[str, Any] | None = None,
+    ) -> bool:
         return bool(
-            await self._value("select comfy_complete_task($1, $2, $3, $4)", task.id, task.token, output_url, listed)
+            await self._value(
+                "select comfy_complete_task($1, $2, $3, $4, $5)",
+                *(task.id, task.token, output_url, jsonio.dumps(outputs).decode(), _json_or_null(result)),
+            )
         )
 
     async def fail(
-        self, task: ClaimedTask, error: str, *, retry: bool, outputs: Sequence[Mapping[str, Any]] = ()
+        self,
+        task: ClaimedTask,
+        error: str,
+        *,
+        retry: bool,
+        outputs: Sequence[Mapping[str, Any]] = (),
+        result: Mapping[str, Any] | None = None,
     ) -> bool:
-        listed = jsonio.dumps(outputs).decode() if outputs else None
         return bool(
             await self._value(
-                "select comfy_fail_task($1, $2, $3, $4, $5, $6, $7)",
-                *(task.id, task.token, error, retry, self._max_attempts, self._retry_delay_s, listed),
+                "select comfy_fail_task($1, $2, $3, $4, $5, $6, $7, $8)",
+                *(task.id, task.token, error, retry, self._max_attempts, self._retry_delay_s),
+                *(_json_or_null(outputs or None), _json_or_null(result)),
             )
         )
 
@@ -208,6 +222,10 @@ async def migrate(database_url: SecretStr, names: TaskNames) -> list[str]:
         finally:
             await connection.close()
     return applied
+
+
+def _json_or_null(value: Any) -> str | None:
+    return None if value is None else jsonio.dumps(value).decode()
 
 
 def _show_notice(_connection: object, notice: asyncpg.PostgresLogMessage) -> None:

@@ -19,7 +19,8 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotF
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.storage import ObjectStore, StorageError, StoreCheck, StoredObject
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
-from comfyui.workers.delivering import check_delivered, reason_not_delivered, saved_before
+from comfyui.workers.delivering import check_delivered, reason_not_delivered, result_members, saved_before
+from comfyui.workers.diagnostics import environment, error_members
 from comfyui.workers.postgres_tasks import (
     ClaimedTask,
     Lease,
@@ -257,19 +258,41 @@ class TaskRunner:
             self._log.warning("task.failed", detail=error.detail, retryable=error.retryable)
             saved = saved_before(error)
             outputs = await self._store_files(task, saved) if saved is not None else []
-            return await self._report_failure(task, reason_of(error), outputs, retry=error.retryable)
+            failure = await self._failure(current, error, outputs)
+            return await self._report_failure(task, reason_of(error), failure, outputs, retry=error.retryable)
         except Exception:
             # Nothing of a bug's text goes into the row; the log has it.
             self._log.exception("task.crashed")
-            return await self._report_failure(task, "the worker failed; its log has the reason", retry=True)
+            reason = "the worker failed; its log has the reason"
+            failure = await self._failure(current, ComfyUIError(reason), [])
+            return await self._report_failure(task, reason, failure, retry=True)
         url = main_output(outputs)["url"]
-        written = await self._report(lambda: self._queue.complete(task, url, outputs))
+        members = storable(result_members(result, outputs))
+        written = await self._report(lambda: self._queue.complete(task, url, outputs, members))
         return "complete" if written else "lease lost"
 
+    async def _failure(
+        self, current: _Current, error: ComfyUIError, outputs: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """The members of a failed job's result, with what it ran on."""
+        members = error_members(error)
+        members["prompt_id"] = str(current.prompt_id)
+        members |= {"files": list(outputs), "diagnostics": await environment(self._comfyui)}
+        found: Mapping[str, Any] = storable(members)
+        return found
+
     async def _report_failure(
-        self, task: ClaimedTask, reason: str, outputs: Sequence[Mapping[str, Any]] = (), *, retry: bool
+        self,
+        task: ClaimedTask,
+        reason: str,
+        result: Mapping[str, Any],
+        outputs: Sequence[Mapping[str, Any]] = (),
+        *,
+        retry: bool,
     ) -> str:
-        written = await self._report(lambda: self._queue.fail(task, reason, retry=retry, outputs=outputs))
+        written = await self._report(
+            lambda: self._queue.fail(task, reason, retry=retry, outputs=outputs, result=result)
+        )
         return "failed" if written else "lease lost"
 
     async def _render(self, current: _Current) -> PromptResult:
@@ -315,7 +338,8 @@ class TaskRunner:
             stored = await self._comfyui.patience.until_done(file, put)
         except ComfyUIError as error:
             self._log.warning("output.undelivered", filename=file.filename, detail=error.detail)
-            return {**file.to_json(), "url": None, **reason_not_delivered(error)}
+            entry: dict[str, Any] = storable({**file.to_json(), "url": None, **reason_not_delivered(error)})
+            return entry
         return {**file.to_json(), "url": stored.url, "key": stored.key, "size": stored.size}
 
     async def _report(self, write: Callable[[], Awaitable[bool]]) -> bool:
@@ -338,7 +362,18 @@ def reason_of(error: ComfyUIError) -> str:
     lines = [f"{error.title}: {error.detail}"]
     lines += [f"node {node_id}: {message}" for node_id, messages in error.node_errors.items() for message in messages]
     text = "\n".join(line for number, line in enumerate(lines) if not number or line.partition(": ")[2] not in lines[0])
-    return text.replace("\0", "")[:_LONGEST_REASON]
+    return str(storable(text))[:_LONGEST_REASON]
+
+
+def storable(value: Any) -> Any:
+    """The same without what Postgres stores in no text and no jsonb: NUL, and halves of characters."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {storable(name): storable(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(member) for member in value]
+    return value
 
 
 def output_key(task: ClaimedTask, file: OutputFile) -> str:

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 2
 
 COLUMNS = (
     *("id", "task_type", "status", "params", "priority", "worker_id", "attempts", "progress", "progress_note"),
-    *("output_url", "outputs", "error", "created_at", "started_at", "finished_at"),
+    *("output_url", "outputs", "result", "error", "created_at", "started_at", "finished_at"),
 )
 STATUSES = ("queued", "in_progress", "complete", "failed", "cancelled")
 WORKER_STATUSES = ("starting", "waiting", "idle", "working", "stopped", "dead", "terminating")

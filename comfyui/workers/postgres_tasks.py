@@ -94,12 +94,24 @@ class TaskQueue(Protocol):
         """Write the worker's row. False: an orchestrator has told this worker to take nothing more."""
         ...
 
-    async def complete(self, task: ClaimedTask, output_url: str, outputs: Sequence[Mapping[str, Any]]) -> bool:
-        """Its files are stored. False: the lease was lost, and nothing was written."""
+    async def complete(
+        self,
+        task: ClaimedTask,
+        output_url: str,
+        outputs: Sequence[Mapping[str, Any]],
+        result: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Its files are stored; `result` says how it ended. False: the lease was lost, and nothing was written."""
         ...
 
     async def fail(
-        self, task: ClaimedTask, error: str, *, retry: bool, outputs: Sequence[Mapping[str, Any]] = ()
+        self,
+        task: ClaimedTask,
+        error: str,
+        *,
+        retry: bool,
+        outputs: Sequence[Mapping[str, Any]] = (),
+        result: Mapping[str, Any] | None = None,
     ) -> bool:
         """The reason, whether another attempt may help, and what other nodes had saved, which a last failure keeps.
 

@@ -20,7 +20,14 @@ from comfyui.handler import ComfyUIHandler
 from comfyui.models import Given, InputFile, OutputFile, PromptRequest, PromptResult
 from comfyui.storage import ObjectStore, Placement, StorageRefusedError, StoredObject
 from comfyui.workers.base import JobFields
-from comfyui.workers.delivering import Patience, check_delivered, is_partial, kept_files, reason_not_delivered
+from comfyui.workers.delivering import (
+    Patience,
+    check_delivered,
+    is_partial,
+    kept_files,
+    reason_not_delivered,
+    result_members,
+)
 
 _LIMITS = "RunPod takes 10 MB as the reply of /run and 20 MB of /runsync"
 _MB = 1_000_000
@@ -223,17 +230,7 @@ async def reply(
     """
     patience = patience or Patience(retries=0)
     warnings = list(job.warnings)
-    body = {
-        "images": [],
-        "prompt_id": result.prompt_id,
-        "status": "success",
-        "partial": False,
-        "execution_time": round(result.timings.total_s, 4),
-        "timings": result.timings.to_json(),
-        "outputs": result.outputs,
-        "node_errors": result.node_errors,
-        "warnings": warnings,
-    }
+    body = {**result_members(result, []), "images": [], "outputs": result.outputs, "warnings": warnings}
     if _size(body) > max_bytes // 2 and result.outputs:
         # The files are told of in `images`; what is left out is what nodes had to say.
         body["outputs"] = {}

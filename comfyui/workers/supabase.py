@@ -131,7 +131,13 @@ class SupabaseQueue:
         )
         return bool(answer)
 
-    async def complete(self, task: ClaimedTask, output_url: str, outputs: Sequence[Mapping[str, Any]]) -> bool:
+    async def complete(
+        self,
+        task: ClaimedTask,
+        output_url: str,
+        outputs: Sequence[Mapping[str, Any]],
+        result: Mapping[str, Any] | None = None,
+    ) -> bool:
         return bool(
             await self._call(
                 "comfy_complete_task",
@@ -139,11 +145,18 @@ class SupabaseQueue:
                 p_lease_token=str(task.token),
                 p_output_url=output_url,
                 p_outputs=list(outputs),
+                p_result=result,
             )
         )
 
     async def fail(
-        self, task: ClaimedTask, error: str, *, retry: bool, outputs: Sequence[Mapping[str, Any]] = ()
+        self,
+        task: ClaimedTask,
+        error: str,
+        *,
+        retry: bool,
+        outputs: Sequence[Mapping[str, Any]] = (),
+        result: Mapping[str, Any] | None = None,
     ) -> bool:
         saved = {"p_outputs": list(outputs)} if outputs else {}
         return bool(
@@ -155,6 +168,7 @@ class SupabaseQueue:
                 p_retry=retry,
                 p_max_attempts=self._max_attempts,
                 p_delay_seconds=self._retry_delay_s,
+                p_result=result,
                 **saved,
             )
         )

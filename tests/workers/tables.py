@@ -48,7 +48,8 @@ class Tables:
             record = await self.sql.fetchrow("select * from tasks where id = $1", UUID(task_id))
         assert record is not None
         row = dict(record)
-        row["outputs"] = json.loads(row["outputs"]) if row["outputs"] else None
+        for column in ("outputs", "result"):
+            row[column] = json.loads(row[column]) if row.get(column) else None
         return row
 
     async def set_status(self, task_id: str, status: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -121,6 +122,12 @@ async def test_a_task_is_complete_with_its_files_in_the_store(
         assert output["url"] == f"http://files.test/{output['key']}"
     assert row["output_url"] == row["outputs"][0]["url"]
     assert row["finished_at"] >= row["started_at"]
+    result = row["result"]
+    assert (result["status"], result["partial"], result["node_errors"]) == ("success", False, {})
+    assert result["prompt_id"] == str(prompt_id_for_job("postgres", task_id))
+    assert result["files"] == row["outputs"]
+    assert set(result["timings"]) == {"staging", "queued", "executing", "collecting"}
+    assert result["execution_time"] > 0
 
 
 async def test_a_new_task_is_taken_without_waiting_for_the_next_poll(
@@ -280,6 +287,7 @@ async def test_a_task_of_which_some_files_could_not_be_stored_is_complete_in_par
     assert (row["status"], row["error"]) == ("complete", "partial: 1 of 2 files could not be delivered")
     assert [("error" in output, bool(output["url"])) for output in row["outputs"]] == [(True, False), (False, True)]
     assert row["output_url"] == row["outputs"][1]["url"]
+    assert (row["result"]["status"], row["result"]["partial"]) == ("success", True)
 
 
 async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
@@ -298,6 +306,30 @@ async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
     assert row["status"] == "failed"
     assert "SimulatedError (node 8): RuntimeError: no" in row["error"]
     assert [(output["node_id"], bool(output["url"])) for output in row["outputs"]] == [("3", True)]
+    result = row["result"]
+    assert (result["status"], result["error_type"], result["retryable"]) == ("error", "task_failed", False)
+    assert result["node"] == {"id": "8", "type": "SimulatedError", "exception_type": "RuntimeError"}
+    assert result["node_errors"] == {"8": ["RuntimeError: no"]}
+    assert result["files"] == row["outputs"]
+    assert result["diagnostics"]["versions"]["comfyui"]
+    await tables.set_status(task_id, "queued")
+    assert (await tables.row(task_id))["result"] is None
+
+
+async def test_a_reason_that_postgres_cannot_store_as_it_is_ends_the_task_all_the_same(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    """NUL is in no text and no jsonb; what a node says is its author's choice."""
+    workflow = invert_workflow(1)
+    workflow["2"] |= {
+        "class_type": "SimulatedError",
+        "inputs": {"exception_type": "RuntimeError", "message": "a\0b", "value": ["1", 0]},
+    }
+    task_id = await tables.add({"workflow": json.dumps(workflow)})
+    async with running_worker(tables, engine, store):
+        row = await tables.until_status(task_id, "complete", "failed")
+    assert row["status"] == "failed"
+    assert row["result"]["node_errors"] == {"2": ["RuntimeError: ab"]}
 
 
 async def test_no_task_is_taken_while_the_store_cannot_be_used(

@@ -29,6 +29,8 @@ alter table "tasks"
     add column if not exists "progress_note" text,
     add column if not exists "output_url" text,
     add column if not exists "outputs" jsonb,
+    -- How it ended, in the members that the workers of all platforms have.
+    add column if not exists "result" jsonb,
     add column if not exists "error" text,
     add column if not exists "created_at" timestamptz not null default now(),
     add column if not exists "started_at" timestamptz,

@@ -38,7 +38,8 @@ begin
     update "tasks" t
     set "status" = 'failed', "finished_at" = clock_timestamp(), lease_token = null, lease_expires_at = null,
         "error" = format('given up after %s attempts: each time the worker vanished, the last was %s',
-                         t."attempts", t."worker_id")
+                         t."attempts", t."worker_id"),
+        "result" = jsonb_build_object('status', 'error', 'error_type', 'worker_vanished', 'retryable', false)
     where t."id" in (
         select d."id" from "tasks" d
         where d."task_type" = 'comfy' and d."status" = 'in_progress'
@@ -62,7 +63,7 @@ begin
     return query
         update "tasks" t
         set "status" = 'in_progress', "worker_id" = v_worker, "attempts" = coalesce(t."attempts", 0) + 1, "error" = null,
-            "started_at" = clock_timestamp(), "progress" = 0, "progress_note" = null, lease_token = p_lease_token,
+            "result" = null, "started_at" = clock_timestamp(), "progress" = 0, "progress_note" = null, lease_token = p_lease_token,
             lease_expires_at = clock_timestamp() + make_interval(secs => p_lease_seconds), run_after = null
         where t."id" = v_id
         returning t."id"::text, t.runs, t."attempts"::integer, t."params"::jsonb;
@@ -139,15 +140,16 @@ end
 $comfy$;
 
 -- The end of a task whose files are stored. False: the lease was lost, nothing was written. True again when asked again.
+drop function if exists comfy_complete_task(text, uuid, text, jsonb);
 create or replace function comfy_complete_task(
-    p_task_id text, p_lease_token uuid, p_output_url text, p_outputs jsonb
+    p_task_id text, p_lease_token uuid, p_output_url text, p_outputs jsonb, p_result jsonb default null
 ) returns boolean
 language plpgsql as $comfy$
 declare
     v_id "tasks"."id"%type := p_task_id;
 begin
     update "tasks" t
-    set "status" = 'complete', "output_url" = p_output_url, "outputs" = p_outputs, "progress" = 1, "progress_note" = null,
+    set "status" = 'complete', "output_url" = p_output_url, "outputs" = p_outputs, "result" = p_result, "progress" = 1, "progress_note" = null,
         "finished_at" = clock_timestamp(), lease_expires_at = null,
         -- Complete in part: an output that could not be delivered has the reason in place of its link.
         "error" = (
@@ -165,16 +167,17 @@ $comfy$;
 -- its last attempt. p_outputs: the files of other nodes, when one has failed. False: the lease was lost, nothing was
 -- written.
 drop function if exists comfy_fail_task(text, uuid, text, boolean, integer, double precision);
+drop function if exists comfy_fail_task(text, uuid, text, boolean, integer, double precision, jsonb);
 create or replace function comfy_fail_task(
     p_task_id text, p_lease_token uuid, p_error text, p_retry boolean, p_max_attempts integer,
-    p_delay_seconds double precision default 0, p_outputs jsonb default null
+    p_delay_seconds double precision default 0, p_outputs jsonb default null, p_result jsonb default null
 ) returns boolean
 language plpgsql as $comfy$
 declare
     v_id "tasks"."id"%type := p_task_id;
 begin
     update "tasks" t
-    set "status" = 'queued', "error" = p_error, lease_token = null, lease_expires_at = null,
+    set "status" = 'queued', "error" = p_error, "result" = p_result, lease_token = null, lease_expires_at = null,
         run_after = clock_timestamp() + make_interval(secs => p_delay_seconds)
     where t."id" = v_id and t.lease_token = p_lease_token and t."status" = 'in_progress'
         and p_retry and coalesce(t."attempts", 0) < p_max_attempts;
@@ -183,7 +186,7 @@ begin
     end if;
     update "tasks" t
     set "status" = 'failed', "error" = p_error, "finished_at" = clock_timestamp(), lease_expires_at = null,
-        "outputs" = coalesce(p_outputs, t."outputs")
+        "outputs" = coalesce(p_outputs, t."outputs"), "result" = p_result
     where t."id" = v_id and t.lease_token = p_lease_token and t."status" in ('in_progress', 'failed');
     return found;
 end

@@ -14,6 +14,7 @@ begin
             new."progress" := null;
             new."output_url" := null;
             new."outputs" := null;
+            new."result" := null;
             new."finished_at" := null;
         end if;
     elsif new."status" = 'cancelled' then

@@ -37,7 +37,7 @@ begin
 
         v_step := 'completion';
         begin
-            if not comfy_complete_task(v_task, v_token, 'https://example.com/trial.png', '[]') then
+            if not comfy_complete_task(v_task, v_token, 'https://example.com/trial.png', '[]', '{}') then
                 raise exception 'nothing was written';
             end if;
             raise exception using errcode = 'CMFY2';
@@ -46,7 +46,7 @@ begin
 
         v_step := 'retry';
         begin
-            if not comfy_fail_task(v_task, v_token, 'trial', true, 2147483647, 60) then
+            if not comfy_fail_task(v_task, v_token, 'trial', true, 2147483647, 60, null, '{}') then
                 raise exception 'nothing was written';
             end if;
             raise exception using errcode = 'CMFY2';
@@ -54,7 +54,7 @@ begin
         end;
 
         v_step := 'failure';
-        if not comfy_fail_task(v_task, v_token, 'trial', false, 1) then
+        if not comfy_fail_task(v_task, v_token, 'trial', false, 1, 0, '[]', '{}') then
             raise exception 'nothing was written';
         end if;
         set constraints all immediate;
