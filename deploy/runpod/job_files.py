@@ -7,9 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.error import HTTPError
+
+_PAUSES_S = (0.2, 1.0)
 
 
 class JobFileError(Exception):
@@ -42,23 +47,54 @@ def job_input(workflow: Path, inputs: list[Path]) -> dict[str, Any]:
     return {"workflow": graph, "reference_images": images}
 
 
-def save_output(output: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the files of a job's output; one that is there already is not overwritten, the new one gets a number."""
-    saved = []
-    for image in output.get("images", ()):
-        kind, data = image.get("type"), image.get("data")
-        if kind == "base64":
-            content = base64.b64decode(data)
-        elif kind == "s3_url" and str(data).startswith(("http://", "https://")):
-            with urllib.request.urlopen(data, timeout=300) as response:  # noqa: S310 - checked just above
-                content = response.read()
+def save_output(output: dict[str, Any], folder: Path) -> tuple[list[Path], int]:
+    """Write the files of a job's output; one that is there already is not overwritten, the new one gets a number.
+
+    Returns what was saved, and how many files could not be had; for each of these the reason is on standard error.
+    """
+    saved, missing = [], 0
+    for image in output.get("images") or ():
+        try:
+            content = _content(image)
+            path = _free(folder, image)
+            path.write_bytes(content)
+        except (OSError, ValueError, HTTPException) as error:
+            print(f"{image.get('filename')}: {error}", file=sys.stderr)
+            missing += 1
         else:
-            print(f"{image.get('filename')}: {image.get('error') or 'left on the worker'}", file=sys.stderr)
-            continue
-        path = _free(folder, image)
-        path.write_bytes(content)
-        saved.append(path)
-    return saved
+            saved.append(path)
+    return saved, missing
+
+
+def status_of(saved: list[Path], missing: int) -> int:
+    """The exit status: 0 when no file is missing, 1 when none could be had, else 3."""
+    if not missing:
+        return 0
+    return 3 if saved else 1
+
+
+def _content(image: dict[str, Any]) -> bytes:
+    """Raises ValueError with the reason where there is none, OSError or HTTPException where a link does not work."""
+    kind, data = image.get("type"), image.get("data")
+    if kind == "base64":
+        return base64.b64decode(str(data), validate=True)
+    if kind == "s3_url" and str(data).startswith(("http://", "https://")):
+        return _downloaded(str(data))
+    raise ValueError(image.get("error") or "left on the worker")
+
+
+def _downloaded(url: str) -> bytes:
+    """What may pass (the connection, 429, 5xx) is tried again."""
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            with urllib.request.urlopen(url, timeout=300) as response:  # noqa: S310 - the caller checked the scheme
+                content: bytes = response.read()
+                return content
+        except (OSError, HTTPException) as error:
+            if pause_s is None or (isinstance(error, HTTPError) and error.code != 429 and error.code < 500):
+                raise
+            time.sleep(pause_s)
+    raise AssertionError("not reached: the last try raises")
 
 
 def _free(folder: Path, image: dict[str, Any]) -> Path:

@@ -4,7 +4,8 @@
     RUNPOD_API_KEY=… RUNPOD_ENDPOINT_ID=… python submit.py workflow.json --input photo.png --input masks/ --output out/
 
 The workflow is in ComfyUI's API format. Inputs are files, or folders whose files keep their paths below the folder.
-Ctrl-C cancels the job. Exit status: 0 completed, 1 failed, cancelled or timed out, 2 it could not be submitted.
+Ctrl-C cancels the job. Exit status: 0 completed, 1 failed, cancelled or timed out, or none of its files could be had,
+2 it could not be submitted, 3 completed in part: some of its files could not be had.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from job_files import JobFileError, job_input, open_files, save_output
+from job_files import JobFileError, job_input, open_files, save_output, status_of
 
 _LARGEST_BODY = 10_000_000
 _ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 _REQUEST_S = 60.0
 _PATIENT_TRIES = 5
+_NO_FILES = "there are no files in the result"
 
 
 class ApiError(Exception):
@@ -152,11 +154,16 @@ def main() -> int:
     if answer["status"] != "COMPLETED":
         print(f"{answer['status']}: {answer.get('error') or 'no reason was given'}", file=sys.stderr)
         return 1
-    saved = save_output(answer.get("output") or {}, arguments.output)
-    print("\n".join(f"saved {path}" for path in saved) or "there are no files in the result")
+    output = answer.get("output")
+    output = output if isinstance(output, dict) else {}
+    if output.get("error"):
+        print(f"FAILED: {output['error']}", file=sys.stderr)
+        return 1
+    saved, missing = save_output(output, arguments.output)
+    print("\n".join(f"saved {path}" for path in saved) or "no file was saved" if missing or saved else _NO_FILES)
     if not arguments.no_open:
         open_files(saved)
-    return 0
+    return status_of(saved, missing)
 
 
 if __name__ == "__main__":

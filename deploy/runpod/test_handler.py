@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from job_files import JobFileError, job_input, open_files, save_output
+from job_files import JobFileError, job_input, open_files, save_output, status_of
 
 from comfyui.logs import configure_logging
 from comfyui.workers.runpod_worker import RunPodWorker
@@ -76,13 +76,13 @@ def main() -> int:
     if "error" in answer:
         print(answer["error"], file=sys.stderr)
         return 1
-    saved = save_output(answer, arguments.output)
+    saved, missing = save_output(answer, arguments.output)
     shown = [{**image, "data": f"{len(image.get('data') or '')} characters"} for image in answer["images"]]
     print(json.dumps({**answer, "images": shown}, indent=2))
     print("\n".join(f"saved {path}" for path in saved))
     if not arguments.no_open:
         open_files(saved)
-    return 0
+    return status_of(saved, missing)
 
 
 if __name__ == "__main__":

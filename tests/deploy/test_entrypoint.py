@@ -204,3 +204,34 @@ async def test_a_worker_that_waits_for_supervisords_comfyui_starts_none(
     )
     output, _ = await process.communicate()
     assert output.decode() == "runpod | command:\n"
+
+
+async def test_models_never_go_silently_from_a_volume_to_the_containers_disk(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    manifest = tmp_path / "models.json"
+    manifest.write_text("no manifest")
+    volume, absent = tmp_path / "volume", tmp_path / "absent"
+    variables |= {"MODEL_MANIFEST": str(manifest), "MODEL_VOLUMES": f"{absent} {volume}"}
+
+    volume.write_text("a volume that cannot be written, whoever asks")
+    status, said = await _ends(variables)
+    assert status == 73
+    assert f"MODEL_MANIFEST: the volume {volume} cannot be written by user {os.getuid()}" in said
+    assert "or set MODELS_DIR to the folder" in said
+    assert not (tmp_path / "data/models").exists()
+
+    volume.unlink()
+    volume.mkdir()
+    status, said = await _ends(variables)
+    assert status == 69  # this manifest cannot be read
+    assert f"downloading what {manifest} names to {volume}/models" in said
+    assert not (tmp_path / "data/models").exists()
+
+    volume.joinpath("models").rmdir()
+    volume.rmdir()
+    _, said = await _ends(variables)
+    assert f"no volume is mounted, so the models go to {tmp_path}/data/models" in said
+
+    _, said = await _ends(variables | {"MODELS_DIR": str(tmp_path / "chosen")})
+    assert f"downloading what {manifest} names to {tmp_path}/chosen" in said

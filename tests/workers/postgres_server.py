@@ -29,12 +29,39 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class PostgresServer:
+    """`stop` and `start` are the server's own, with all its connections; what is stored stays."""
+
     port: int
+    _command: list[str]
+    _pg_isready: Path
+    _base: Path
+    _user: pwd.struct_passwd | None
+    _process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        with (self._base / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, cwd=self._base, env=_environment(self._base), **_as(self._user)
+            )
+        _wait_until_ready(self._process, self._pg_isready, self.port, self._base)
+
+    def stop(self) -> None:
+        """Ends open connections, and returns when it has ended."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def binaries() -> Path | None:
@@ -66,20 +93,12 @@ def running_postgres(folder: Path | None = None) -> Iterator[PostgresServer]:
         port = _free_port()
         options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
         command = [found / "postgres", "-D", data, "-h", "127.0.0.1", "-p", port, "-k", base, *options]
-        with (base / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [str(part) for part in command], stdout=log, stderr=log, cwd=base, env=_environment(base), **_as(user)
-            )
+        server = PostgresServer(port, [str(part) for part in command], found / "pg_isready", base, user)
         try:
-            _wait_until_ready(process, found / "pg_isready", port, base)
-            yield PostgresServer(port)
+            server.start()
+            yield server
         finally:
-            process.send_signal(signal.SIGINT)  # ends open connections
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            server.stop()
     finally:
         shutil.rmtree(base, ignore_errors=True)
 

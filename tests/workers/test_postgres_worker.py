@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 from pydantic import SecretStr
 from yarl import URL
@@ -21,13 +22,16 @@ from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.storage_s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
+from comfyui.workers.postgres_queue import migrate
+from comfyui.workers.postgres_schema import TaskNames
 from comfyui.workers.postgres_settings import PostgresWorkerSettings
 from comfyui.workers.postgres_worker import serve
 from tests.chaos import workers as chaos
 from tests.integration.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
 from tests.running import invert_workflow, sleep_workflow
 from tests.workers.job_api import free_port
-from tests.workers.postgres_server import PostgresServer
+from tests.workers.postgres_server import PostgresServer, running_postgres
+from tests.workers.supabase_stub import SERVICE_ROLE_KEY, running_supabase
 from tests.workers.tables import Tables
 from tests.workers.test_postgres_runner import executions, until_running
 
@@ -190,6 +194,58 @@ async def test_a_database_without_the_migrations_ends_the_worker_with_a_word(tab
     assert process.returncode == 1
     assert b"run --migrate" in complaint
     assert b"Traceback" not in complaint
+
+
+async def test_a_restart_of_the_whole_postgres_server_costs_one_line_of_log_each_and_no_task(
+    engine: Engine, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with running_postgres() as server:
+        await migrate(SecretStr(server.url()), TaskNames())
+        # Of the project only its storage is used, which needs no database.
+        async with connected(server) as tables, running_supabase(server.url()) as project:
+            first = await tables.add({"workflow": sleep_workflow(1.5)})
+            settings = {
+                "database_url": server.url(),
+                "comfyui_server_address": engine.url,
+                "poll_interval": 0.25,
+                "supabase_url": project.url,
+                "supabase_service_role_key": SERVICE_ROLE_KEY,
+                "log_output": log,
+            }
+            async with worker("--worker-id", "a", **settings) as process:
+                await until_running(engine, str(prompt_id_for_job("postgres", first)))
+                for outage in (1, 2):
+                    await asyncio.to_thread(server.stop)
+                    await until_logged(log, "heartbeat.failed", outage)
+                    await asyncio.to_thread(server.start)
+                    async with connected(server) as again:
+                        for task in (first, await again.add({"workflow": invert_workflow(outage)})):
+                            row = await again.until_status(task, "complete", "failed", within_s=40)
+                            assert (row["status"], row["attempts"]) == ("complete", 1)
+                process.send_signal(signal.SIGTERM)
+                async with asyncio.timeout(20):
+                    assert await process.wait() == 0
+    lines = log.read_text()
+    for event in ("heartbeat.failed", "queue.unavailable", "queue.not_listening"):
+        assert lines.count(event) <= 2, lines
+    assert "Traceback" not in lines
+    assert set((await executions(engine)).values()) == {1}
+
+
+@asynccontextmanager
+async def connected(server: PostgresServer) -> AsyncIterator[Tables]:
+    sql = await asyncpg.connect(server.url())
+    try:
+        yield Tables(server.url(), sql)
+    finally:
+        await sql.close()
+
+
+async def until_logged(log: Path, event: str, count: int) -> None:
+    async with asyncio.timeout(30):
+        while not log.exists() or log.read_text().count(event) < count:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_comfyui_that_crashes_again_and_again_ends_the_worker(tables: Tables, tmp_path: Path) -> None:

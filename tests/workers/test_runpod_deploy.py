@@ -505,7 +505,7 @@ def test_a_workflow_is_submitted_with_its_inputs_and_the_results_are_saved(tmp_p
         {"status": "COMPLETED", "output": {"images": images}},
     )
     done = submit(api, tmp_path / "out", "--input", tmp_path / "in", "--input", tmp_path / "photo.png")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     assert api.body["input"]["reference_images"] == {
         "masks/m.png": base64.b64encode(b"mask").decode(),
         "photo.png": base64.b64encode(b"photo").decode(),
@@ -527,6 +527,30 @@ def test_a_workflow_is_submitted_with_its_inputs_and_the_results_are_saved(tmp_p
 def test_an_end_without_result_is_told_and_fails(tmp_path: Path, status: dict[str, Any], said: str) -> None:
     failed = submit(FakeRunPod(status), tmp_path)
     assert (failed.returncode, failed.stderr.strip()) == (1, said)
+
+
+@pytest.mark.parametrize(
+    ("images", "status", "said"),
+    [
+        ([{"filename": "a.png", "type": "error", "error": "the store is full"}], 1, "a.png: the store is full"),
+        ([{"filename": "a.png", "type": "s3_url", "data": "http://127.0.0.1:9/a.png"}], 1, "a.png: <urlopen error"),
+        ([{"filename": "a.png", "type": "base64", "data": "%%%"}], 1, "a.png: "),
+        ([{"filename": "a.png", "type": "file"}], 1, "a.png: left on the worker"),
+        ([], 0, ""),
+    ],
+)
+def test_a_job_of_which_no_file_could_be_had_is_no_success(
+    tmp_path: Path, images: list[dict[str, Any]], status: int, said: str
+) -> None:
+    """Exit status 0 told a script that the files were there; a link that failed ended in a traceback."""
+    done = submit(FakeRunPod({"status": "COMPLETED", "output": {"images": images}}), tmp_path / "out")
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failure_that_an_endpoint_calls_completed_is_one(tmp_path: Path) -> None:
+    done = submit(FakeRunPod({"status": "COMPLETED", "output": {"error": "no GPU"}}), tmp_path)
+    assert (done.returncode, done.stderr.strip()) == (1, "FAILED: no GPU")
 
 
 def test_a_job_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
