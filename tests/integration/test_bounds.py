@@ -180,7 +180,7 @@ WORKED_ON = [
     "a body of tiny chunks",
     "tiny chunks to pass on",
 ]
-_TRIES = 3
+_TRIES = 5
 
 
 @pytest.mark.parametrize("name", WORKED_ON)
