@@ -15,7 +15,13 @@ import structlog
 
 from comfyui.client import backoff_s
 from comfyui.events import Event
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError, ComfyUITaskError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUINotFoundError,
+    ComfyUIPromptLostError,
+    ComfyUITaskError,
+)
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.storage import ObjectStore, StorageError, StoreCheck, StoredObject
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
@@ -259,7 +265,9 @@ class TaskRunner:
             saved = saved_before(error)
             outputs = await self._store_files(task, saved) if saved is not None else []
             failure = await self._failure(current, error, outputs)
-            return await self._report_failure(task, reason_of(error), failure, outputs, retry=error.retryable)
+            # A job has one budget of renders: another worker would begin with a budget of its own.
+            retry = error.retryable and not isinstance(error, ComfyUIPromptLostError)
+            return await self._report_failure(task, reason_of(error), failure, outputs, retry=retry)
         except Exception:
             # Nothing of a bug's text goes into the row; the log has it.
             self._log.exception("task.crashed")

@@ -105,9 +105,11 @@ class RunPodWorker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _drain(self) -> None:
-        """After SIGTERM: what runs is finished and reported, ComfyUI stopped, then the SDK's loop ended."""
+        """After SIGTERM: what runs is finished and reported, then the SDK's loop ended, which closes all that is ours.
+
+        The requests for jobs end first: ComfyUI may take its time to stop, and a job that came then would be lost.
+        """
         await _until_jobs_are_reported()
-        await self.close()
         _end_long_polls()
 
     async def _answer(self, job: Job, stack: AsyncExitStack) -> dict[str, Any]:

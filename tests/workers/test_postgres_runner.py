@@ -451,3 +451,17 @@ async def test_comfyui_that_forgets_everything_is_asked_once_more(
         await client._post("/engine/faults", {"forget": True})
         row = await tables.until_status(task_id, "complete", "failed", within_s=30)
     assert row["status"] == "complete"
+
+
+async def test_a_render_that_comfyui_lost_as_often_as_it_may_is_not_begun_again_by_another_worker(
+    tables: Tables, engine: Engine, store: WatchedStore
+) -> None:
+    """Each worker counted for itself: two workers and three attempts made six renders of a budget of two."""
+    task_id = await tables.add({"workflow": sleep_workflow(30)})
+    prompt_id = str(prompt_id_for_job("postgres", task_id))
+    async with running_worker(tables, engine, store, "a"), running_worker(tables, engine, store, "b"):
+        for _ in range(2):
+            await until_running(engine, prompt_id)
+            await engine.set_faults({"forget": {}})
+        row = await tables.until_status(task_id, "failed", "complete", within_s=30)
+    assert (row["status"], row["attempts"], row["result"]["error_type"]) == ("failed", 1, "prompt_lost")

@@ -5,6 +5,7 @@ The SDK lives in an environment of its own (`make test` runs these there).
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib.util
 import io
@@ -328,6 +329,34 @@ async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceba
     assert (tmp_path / "stopped").exists()
     assert not [line for line in worker.lines if "Traceback" in line], "\n".join(worker.lines)
     assert not any("comfyui.killed" in line for line in worker.lines)
+
+
+async def test_a_worker_that_waits_for_comfyui_to_stop_takes_no_job_that_it_would_not_run(
+    api: JobApi, tmp_path: Path
+) -> None:
+    """Its request for a job stayed open for as long as ComfyUI took to stop: a job that came then was run by nobody."""
+    engine = tmp_path / "slow_to_stop.py"
+    engine.write_text(
+        "import pathlib, runpy, sys, time\n"
+        "sys.argv[0] = 'comfyui.engine'\n"
+        "try:\n"
+        "    runpy.run_module('comfyui.engine', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit:\n"
+        f"    pathlib.Path({str(tmp_path / 'stopping')!r}).touch()\n"
+        "    time.sleep(1)\n"
+    )
+    port = free_port()
+    command = f"{sys.executable} {engine} --port {port}"
+    more = {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)}
+    async with running_worker(api.environment(), **more) as worker:
+        await worker.says("comfyui.ready")
+        worker.terminate()
+        async with asyncio.timeout(40):
+            while not (tmp_path / "stopping").exists():
+                await asyncio.sleep(0.01)
+        api.submit("too-late", {"workflow": invert_workflow()})
+        assert await worker.process.wait() == 0
+    assert api.taken == []
 
 
 async def test_a_store_that_cannot_be_used_fails_the_job_before_the_gpu_is_used(api: JobApi) -> None:
