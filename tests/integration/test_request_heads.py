@@ -178,10 +178,10 @@ async def test_requests_that_wait_are_answered_in_their_order(gateway: RunningGa
 async def test_a_head_is_not_late_while_it_waits_for_answers_before_it() -> None:
     async def slow(exchange: Exchange) -> None:
         if exchange.line.startswith("GET /slow "):
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
         await exchange.send(OK)
 
-    async with relayed(slow, header_seconds=0.2) as (_, gateway), raw_client(gateway.url) as (reader, writer):
+    async with relayed(slow, header_seconds=1.5) as (_, gateway), raw_client(gateway.url) as (reader, writer):
         writer.write(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\nGET /b HTTP/1.1\r\nHost: h\r\n\r\nGET /c HTTP/1.1\r\n")
         async with asyncio.timeout(15):
             await reader.readuntil(b"HTTP/1.1 200 OK\r\n")
