@@ -306,22 +306,26 @@ async def test_the_sdks_local_api_runs_a_job() -> None:
             await worker.queue()
 
 
-async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceback(api: JobApi, tmp_path: Path) -> None:
-    """It was killed at once: the SDK cancels every task at the end, that which stopped it among them."""
-    engine = tmp_path / "slow_to_stop.py"
+def slow_to_stop(folder: Path, on_stop: str) -> dict[str, str]:
+    """Settings of a worker whose ComfyUI runs the statements `on_stop` when it is told to stop, and ends after them."""
+    engine = folder / "slow_to_stop.py"
     engine.write_text(
         "import pathlib, runpy, sys, time\n"
         "sys.argv[0] = 'comfyui.engine'\n"
         "try:\n"
         "    runpy.run_module('comfyui.engine', run_name='__main__', alter_sys=True)\n"
         "except SystemExit:\n"
-        "    time.sleep(0.5)\n"
-        f"    pathlib.Path({str(tmp_path / 'stopped')!r}).touch()\n"
+        f"    {on_stop}\n"
         "    raise\n"
     )
     port = free_port()
     command = f"{sys.executable} {engine} --port {port}"
-    more = {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)}
+    return {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)}
+
+
+async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceback(api: JobApi, tmp_path: Path) -> None:
+    """It was killed at once: the SDK cancels every task at the end, that which stopped it among them."""
+    more = slow_to_stop(tmp_path, f"time.sleep(0.5); pathlib.Path({str(tmp_path / 'stopped')!r}).touch()")
     async with running_worker(api.environment(), **more) as worker:
         await worker.says("comfyui.ready")
         worker.terminate()
@@ -335,19 +339,7 @@ async def test_a_worker_that_waits_for_comfyui_to_stop_takes_no_job_that_it_woul
     api: JobApi, tmp_path: Path
 ) -> None:
     """Its request for a job stayed open for as long as ComfyUI took to stop: a job that came then was run by nobody."""
-    engine = tmp_path / "slow_to_stop.py"
-    engine.write_text(
-        "import pathlib, runpy, sys, time\n"
-        "sys.argv[0] = 'comfyui.engine'\n"
-        "try:\n"
-        "    runpy.run_module('comfyui.engine', run_name='__main__', alter_sys=True)\n"
-        "except SystemExit:\n"
-        f"    pathlib.Path({str(tmp_path / 'stopping')!r}).touch()\n"
-        "    time.sleep(1)\n"
-    )
-    port = free_port()
-    command = f"{sys.executable} {engine} --port {port}"
-    more = {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)}
+    more = slow_to_stop(tmp_path, f"pathlib.Path({str(tmp_path / 'stopping')!r}).touch(); time.sleep(1)")
     async with running_worker(api.environment(), **more) as worker:
         await worker.says("comfyui.ready")
         worker.terminate()
