@@ -14,10 +14,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.access import parse_headers, parse_verify
 from comfyui.client import parse_server_address
-from comfyui.web.forwarded import DEFAULT_PROXIES, parse_proxies
-from comfyui.web.hosts import parse_hosts
-from comfyui.web.listening import parse_listen
-from comfyui.web.paths import DEFAULT_DENY, ProxyMode
+from comfyui.web.front.forwarded import DEFAULT_PROXIES, parse_proxies
+from comfyui.web.front.hosts import parse_hosts
+from comfyui.web.front.paths import DEFAULT_DENY, ProxyMode
+from comfyui.web.server.listening import parse_listen
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode]

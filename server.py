@@ -33,40 +33,42 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.access import ServerAccess, parse_headers, parse_verify, tls_context
-from comfyui.backends import BackendPool
 from comfyui.client import ComfyUIClient, parse_server_address
-from comfyui.delivery import Deliverer
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError
+from comfyui.executors.comfyui import RunnerOptions
+from comfyui.executors.quarantine import Quarantine
 from comfyui.handler import ComfyUIHandler, HandlerOptions
-from comfyui.idle import freeing_when_idle
-from comfyui.images import ConversionLimits, ImageConverter
-from comfyui.inputs import InputStager
+from comfyui.inputs.staging import InputStager
 from comfyui.limits import Limits
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
-from comfyui.quarantine import Quarantine
-from comfyui.runner import RunnerOptions
-from comfyui.storage_s3 import S3Store, s3_store
+from comfyui.outputs.delivery import Deliverer
+from comfyui.outputs.images import ConversionLimits, ImageConverter
+from comfyui.outputs.stores.s3 import S3Store, s3_store
+from comfyui.servers.backends import BackendPool
+from comfyui.servers.idle import freeing_when_idle
 from comfyui.warmup import load_workflow, warming_up
-from comfyui.web import api, ops, tickets, workflows
-from comfyui.web.auth import Guard
-from comfyui.web.connections import Connections, connections_within, raise_descriptor_limit
-from comfyui.web.deps import WebOptions
-from comfyui.web.errors import install_error_handlers
-from comfyui.web.forwarded import TrustedProxies
-from comfyui.web.hosts import KnownHosts
-from comfyui.web.keys import KeyRing
-from comfyui.web.listening import bind, is_loopback, url_of
-from comfyui.web.middleware import BodyLimit, RequestContext, SlowClients, StalledClientError
-from comfyui.web.origins import Origins
-from comfyui.web.paths import PathRules
-from comfyui.web.proxy import Relay, RelayOptions
-from comfyui.web.request_head import HeadLimits
-from comfyui.web.server_http import ServerHttp, cut_off, splicing
-from comfyui.web.server_socket import ServerSocket
-from comfyui.web.shortcut import PromptShortcut
-from comfyui.web.tickets import Tickets
-from comfyui.web.upstreams import Upstreams
+from comfyui.web.api import ops, tickets, workflows
+from comfyui.web.api import prompt_sync as api
+from comfyui.web.api.shortcut import PromptShortcut
+from comfyui.web.comfyui import prompt
+from comfyui.web.comfyui.proxy import Relay, RelayOptions
+from comfyui.web.comfyui.upstreams import Upstreams
+from comfyui.web.front.auth import Guard
+from comfyui.web.front.deps import WebOptions
+from comfyui.web.front.errors import install_error_handlers
+from comfyui.web.front.forwarded import TrustedProxies
+from comfyui.web.front.hosts import KnownHosts
+from comfyui.web.front.keys import KeyRing
+from comfyui.web.front.middleware import BodyLimit, RequestContext, SlowClients, StalledClientError
+from comfyui.web.front.origins import Origins
+from comfyui.web.front.paths import PathRules
+from comfyui.web.front.tickets import Tickets
+from comfyui.web.server.connections import Connections, connections_within, raise_descriptor_limit
+from comfyui.web.server.http import ServerHttp, cut_off, splicing
+from comfyui.web.server.listening import bind, is_loopback, url_of
+from comfyui.web.server.request_head import HeadLimits
+from comfyui.web.server.socket import ServerSocket
 from config import Settings, SettingsError, load_settings
 
 if _collecting and __name__ != "__main__":  # there `_relieve_the_collector` does it
@@ -111,6 +113,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         limits=_limits(settings),
     )
     app.include_router(api.router)
+    app.include_router(prompt.router)
     app.include_router(workflows.router)
     app.include_router(tickets.router)
     app.include_router(ops.router)

@@ -33,13 +33,11 @@ from comfyui.exceptions import (
     ComfyUIUnreadableError,
     ComfyUIValidationError,
 )
-from comfyui.formnames import file_disposition
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
 from comfyui.offload import offloaded
 from comfyui.replies import JSON, HistoryEntry, Queued, QueueItem
-from comfyui.splice import Splice
-from comfyui.transport import (
+from comfyui.transport.drivers import (
     REFUSING,
     AiohttpTransport,
     Http1Transport,
@@ -49,6 +47,8 @@ from comfyui.transport import (
     aiohttp_errors,
     refusing_redirects,
 )
+from comfyui.transport.form_names import file_disposition
+from comfyui.transport.splice import Splice
 
 # ComfyUI itself answers 403 for a file outside of its folders.
 _NO_KEY = frozenset({401})

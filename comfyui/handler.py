@@ -19,9 +19,7 @@ from uuid import uuid4
 
 import structlog
 
-from comfyui.backends import CHOICE_PATIENCE_S, Backend, BackendPool
 from comfyui.client import View
-from comfyui.content import SpooledFiles
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import (
     ComfyUIConflictError,
@@ -34,16 +32,18 @@ from comfyui.exceptions import (
     ComfyUITaskError,
     ComfyUITimeoutError,
 )
-from comfyui.inputs import InputStager
+from comfyui.executors.comfyui import PromptRun, PromptRunner, RunnerOptions
+from comfyui.executors.quarantine import Quarantine
+from comfyui.inputs.content import SpooledFiles
+from comfyui.inputs.staging import InputStager
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.offload import offloaded
-from comfyui.quarantine import Quarantine
 from comfyui.replies import QueueItem
-from comfyui.runner import PromptRun, PromptRunner, RunnerOptions
-from comfyui.transport import RawReply
-from comfyui.workflow import check_api_format
+from comfyui.servers.backends import CHOICE_PATIENCE_S, Backend, BackendPool
+from comfyui.transport.drivers import RawReply
+from comfyui.workflows.api_format import check_api_format
 
 _log = structlog.get_logger(__name__)
 _REMEMBERED_RESULTS = 1000

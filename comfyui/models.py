@@ -97,7 +97,7 @@ class InputFile(Given):
 
 
 class ImageConversion(Given):
-    """Still images in another format; `comfyui.images` does it, and says where it does not."""
+    """Still images in another format; `comfyui.outputs.images` does it, and says where it does not."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -2,7 +2,7 @@
 
 Python runs one thread at a time: a thread helps where the work consists of many short steps, between which the event
 loop gets its turn. One long step (parsing a body at once, say) stops the loop from a thread as well: it must be cut in
-pieces or be limited. `comfyui.big_json` and `comfyui.inputs` do that.
+pieces or be limited. `comfyui.big_json` and `comfyui.inputs.staging` do that.
 """
 
 from __future__ import annotations
@@ -43,3 +43,16 @@ async def in_thread(work: Callable[_P, _T], /, *args: _P.args, **options: _P.kwa
     """Do `work` in one of few threads, however small it looks. Raises whatever `work` raises."""
     context = contextvars.copy_context()
     return await asyncio.get_running_loop().run_in_executor(_threads, partial(context.run, work, *args, **options))
+
+
+async def finished_in_thread(work: Callable[[], _T]) -> _T:
+    """The result of blocking `work`, done off the event loop.
+
+    A caller that is cancelled still waits until the thread has ended: what `work` makes is never left without an owner.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

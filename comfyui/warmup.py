@@ -17,7 +17,7 @@ from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIError, ComfyUIShutdownError
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import PromptRequest
-from comfyui.workflow import check_api_format
+from comfyui.workflows.api_format import check_api_format
 
 _PATIENCE_S = 60.0
 _RETRY_START_S = 0.5

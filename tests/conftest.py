@@ -12,8 +12,8 @@ import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from config import Settings
-from tests.running import RunningGateway, running_gateway
-from tests.runpod_endpoint import FakeEndpoint
+from tests.support.running import RunningGateway, running_gateway
+from tests.support.runpod_endpoint import FakeEndpoint
 
 # A shell that starts the suite in the background has its processes ignore SIGINT, and so would those that tests start:
 # servers that stop by it, and a client that is to be interrupted.

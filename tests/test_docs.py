@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 from comfyui import exceptions
 from comfyui.exceptions import ComfyUIError
 from comfyui.metrics import Metrics
-from comfyui.web import errors
+from comfyui.web.front import errors
 from config import Settings
 
 ROOT = Path(__file__).parents[1]

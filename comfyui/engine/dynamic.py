@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfyui.engine.nodes import InputTypes
+from comfyui.engine.nodes.registry import InputTypes
 
 AUTOGROW, DYNAMIC_COMBO, MATCH_TYPE = "COMFY_AUTOGROW_V3", "COMFY_DYNAMICCOMBO_V3", "COMFY_MATCHTYPE_V3"
 _DYNAMIC = frozenset({AUTOGROW, DYNAMIC_COMBO})

@@ -22,7 +22,7 @@ from comfyui.engine.dynamic import expanded, is_dynamic, nested
 from comfyui.engine.faults import Faults
 from comfyui.engine.files import Folders
 from comfyui.engine.graph import Prompt, Schedule, Signatures, is_link
-from comfyui.engine.nodes import NODES, Interrupted, Shown, Values
+from comfyui.engine.nodes.registry import NODES, Interrupted, Shown, Values
 from comfyui.engine.queue import PromptQueue, QueuedPrompt
 from comfyui.engine.raising import OUT_OF_MEMORY_TIPS, PromptThreadDied, is_out_of_memory, raise_injected, type_name
 from comfyui.engine.websocket import Hub

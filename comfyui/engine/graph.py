@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
-from comfyui.engine.nodes import NODES
+from comfyui.engine.nodes.registry import NODES
 
 Prompt = dict[str, dict[str, Any]]
 

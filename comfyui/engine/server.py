@@ -16,27 +16,27 @@ from typing import Any, Self
 from aiohttp import web
 
 # Imported for what they register.
-import comfyui.engine.nodes_diffusion
-import comfyui.engine.nodes_dynamic
-import comfyui.engine.nodes_image
-import comfyui.engine.nodes_media
-import comfyui.engine.nodes_simulated
-import comfyui.engine.nodes_video  # noqa: F401
-from comfyui.engine.control import ControlRoutes, home_page
+import comfyui.engine.nodes.diffusion
+import comfyui.engine.nodes.dynamic
+import comfyui.engine.nodes.image
+import comfyui.engine.nodes.media
+import comfyui.engine.nodes.simulated
+import comfyui.engine.nodes.video  # noqa: F401
 from comfyui.engine.crashing import CRASHES, crash
 from comfyui.engine.execution import Executor, PromptThread
 from comfyui.engine.faults import INSTANT, Config, Faults, parse_config
 from comfyui.engine.files import Folders
 from comfyui.engine.frontend import frontend_routes
-from comfyui.engine.jobs import JobRoutes
 from comfyui.engine.logs import LogBook, LogRoutes
 from comfyui.engine.middleware import asking, counting, failing, same_origin
 from comfyui.engine.options import EngineOptions
 from comfyui.engine.queue import PromptQueue
-from comfyui.engine.routes import InfoRoutes, PromptRoutes
+from comfyui.engine.routes.control import ControlRoutes, home_page
+from comfyui.engine.routes.jobs import JobRoutes
+from comfyui.engine.routes.prompts import InfoRoutes, PromptRoutes
+from comfyui.engine.routes.userdata import UserRoutes
+from comfyui.engine.routes.view import FileRoutes
 from comfyui.engine.stats import Stats
-from comfyui.engine.userdata import UserRoutes
-from comfyui.engine.view import FileRoutes
 from comfyui.engine.websocket import MAX_UPLOAD_BYTES, Hub
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 from comfyui.engine.dynamic import MATCH_TYPE, expanded, is_dynamic
 from comfyui.engine.files import Folders
 from comfyui.engine.graph import Prompt, is_link
-from comfyui.engine.nodes import NODES, InputTypes, NodeType
+from comfyui.engine.nodes.registry import NODES, InputTypes, NodeType
 from comfyui.engine.raising import type_name
 
 Error = dict[str, Any]

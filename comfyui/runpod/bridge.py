@@ -22,7 +22,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from comfyui.exceptions import ComfyUIError
-from comfyui.fetch import UrlFetcher
+from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.runpod.endpoint import RunPodEndpoint
 from comfyui.runpod.files import FileRoutes

@@ -30,7 +30,7 @@ from comfyui.runpod.endpoint import MAX_RUN_BYTES
 from comfyui.runpod.job import Job, Prompt
 from comfyui.runpod.local import LocalComfyUI
 from comfyui.runpod.results import ResultFiles, checked_name, existing
-from comfyui.workflow import upload_inputs
+from comfyui.workflows.api_format import upload_inputs
 
 _KINDS = ("input", "output", "temp")
 _LONGEST_PATH = 1300

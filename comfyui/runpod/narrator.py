@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfyui import jsonio
-from comfyui.outputs import files_of
+from comfyui.outputs.history import files_of
 from comfyui.runpod.job import Job, Prompt, now_ms
 from comfyui.runpod.sockets import Hub
-from comfyui.workflow import is_link
+from comfyui.workflows.api_format import is_link
 
 ERROR_TYPE = "RunPodError"
 # What the first part of our worker's error text says: "…: KSampler (node 3): RuntimeError: no such luck".

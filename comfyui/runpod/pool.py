@@ -6,9 +6,9 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from comfyui.backends import BackendPool
 from comfyui.metrics import Metrics
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
+from comfyui.servers.backends import BackendPool
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from comfyui.runpod.job import SECRETS, Job, now_ms
 from comfyui.runpod.jobs import JobQueue
 from comfyui.runpod.journal import Journal
 from comfyui.runpod.narrator import needed_by
-from comfyui.workflow import check_api_format, last_nodes, node_order
+from comfyui.workflows.api_format import check_api_format, last_nodes, node_order
 
 JSON = Mapping[str, Any]
 # A larger body would hold up the event loop.

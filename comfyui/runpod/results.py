@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from comfyui import jsonio
 from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUIServerError
-from comfyui.fetch import UrlFetcher
+from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.models import InputFile, content_type_of
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of

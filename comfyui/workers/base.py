@@ -18,7 +18,6 @@ from uuid import UUID, uuid5
 
 import structlog
 
-from comfyui.backends import Backend, BackendPool, Health
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
@@ -26,19 +25,20 @@ from comfyui.exceptions import (
     ComfyUIShutdownError,
     ComfyUITimeoutError,
 )
+from comfyui.executors.comfyui import RunnerOptions
+from comfyui.executors.quarantine import Quarantine
 from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
-from comfyui.idle import freeing_when_idle
-from comfyui.inputs import InputStager, brought_inputs
+from comfyui.inputs.staging import InputStager, brought_inputs
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
-from comfyui.nodedefs import ObjectInfo, input_specs
-from comfyui.preflight import Problem, preflight, refusal
-from comfyui.process import ComfyUIProcess, ProcessState
-from comfyui.quarantine import Quarantine
-from comfyui.runner import RunnerOptions
+from comfyui.servers.backends import Backend, BackendPool, Health
+from comfyui.servers.idle import freeing_when_idle
+from comfyui.servers.process import ComfyUIProcess, ProcessState
 from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
 from comfyui.workers.delivering import Patience
-from comfyui.workflow import check_api_format, upload_inputs
+from comfyui.workflows.api_format import check_api_format, upload_inputs
+from comfyui.workflows.node_definitions import ObjectInfo, input_specs
+from comfyui.workflows.preflight import Problem, preflight, refusal
 
 _IMAGE_FIELD = re.compile(r"images\[(\d+)\]\.image")
 _NAMESPACE = UUID("6c1f0b5e-3c1d-5b62-9a55-0f6f2f0a8d11")

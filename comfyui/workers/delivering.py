@@ -22,7 +22,7 @@ from comfyui.exceptions import (
     ComfyUIUndeliverableError,
 )
 from comfyui.models import OutputFile, PromptResult
-from comfyui.storage import StorageError
+from comfyui.outputs.stores.store import StorageError
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)

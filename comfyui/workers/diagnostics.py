@@ -20,8 +20,8 @@ from comfyui.exceptions import (
     ComfyUIPromptQuarantinedError,
     ComfyUITaskError,
 )
-from comfyui.nodedefs import ObjectInfo, input_specs
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workflows.node_definitions import ObjectInfo, input_specs
 
 _SHOWN_LINES = 30
 # A failed job is not kept waiting for ComfyUI to describe itself.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from comfyui import progress
 from comfyui.events import Event
-from comfyui.workflow import node_title
+from comfyui.workflows import progress
+from comfyui.workflows.api_format import node_title
 
 
 @dataclass(frozen=True, slots=True)

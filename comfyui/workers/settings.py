@@ -12,7 +12,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.client import parse_server_address
-from comfyui.storage_s3 import MAX_PRESIGN_SECONDS, S3Store, s3_store
+from comfyui.outputs.stores.s3 import MAX_PRESIGN_SECONDS, S3Store, s3_store
 from comfyui.workers.base import WorkerOptions
 from comfyui.workers.cleanup import CleanupOptions
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from job_files import JobFileError, job_input, open_files, save_output, status_of
 
 from comfyui.logs import configure_logging
-from comfyui.workers.runpod_worker import RunPodWorker
+from comfyui.workers.runpod.worker import RunPodWorker
 from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
 
 

@@ -26,7 +26,7 @@ import structlog
 from PIL import Image
 
 from comfyui.engine import Engine, EngineOptions
-from tests.running import RunningGateway, invert_workflow, running_gateway
+from tests.support.running import RunningGateway, invert_workflow, running_gateway
 
 PACE_S = 0.25
 """Mean time between two faults."""

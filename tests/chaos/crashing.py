@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.running import Workflow, invert_workflow
+from tests.support.running import Workflow, invert_workflow
 
 STAGES: dict[str, dict[str, Any]] = {
     "starting": {"at": "start"},

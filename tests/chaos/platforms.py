@@ -20,10 +20,10 @@ from uuid import uuid4
 
 from comfyui.exceptions import ComfyUIError
 from comfyui.models import PromptRequest
-from comfyui.process import ComfyUIProcess
+from comfyui.servers.process import ComfyUIProcess
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions
 from tests.chaos.crashing import engine_arguments, engine_command, picture_workflow
-from tests.workers.job_api import ROOT, JobApi, free_port, running_worker
+from tests.support.job_api import ROOT, JobApi, free_port, running_worker
 
 _DELIVERIES = 3
 _QUICK = {"COMFYUI_RESTART_DELAY": "0.05", "HTTP_RETRIES": "0", "RETRY_DELAY_SECONDS": "0", "POLL_INTERVAL": "0.2"}
@@ -95,9 +95,9 @@ async def on_runpod(folder: Path, stage: str, crashes: int) -> str:
 
 async def on_postgres(folder: Path, stage: str, crashes: int) -> str:
     """A worker's process on a database of its own. A worker that ends is started again, as a supervisor does."""
-    from tests.workers.postgres_server import running_postgres
-    from tests.workers.supabase_stub import SERVICE_ROLE_KEY, running_supabase
-    from tests.workers.tables import new_database
+    from tests.support.postgres_server import running_postgres
+    from tests.support.supabase_stub import SERVICE_ROLE_KEY, running_supabase
+    from tests.support.tables import new_database
 
     (folder / "main.py").write_text(
         f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'comfyui.engine'\n"
@@ -157,7 +157,7 @@ async def _silent() -> AsyncIterator[None]:
 
 async def on_littlehorse(folder: Path, stage: str, crashes: int) -> str:
     """The SDK's worker. What fails for technical reasons is scheduled again, as the server does where it may retry."""
-    from tests.workers.littlehorse_process import running_fake, running_worker
+    from tests.support.littlehorse_process import running_fake, running_worker
 
     outcome = ""
     async with (

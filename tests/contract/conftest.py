@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine, EngineOptions
-from tests.contract.target import Target
+from tests.support.target import Target
 
 _REAL = "real"
 

@@ -32,9 +32,9 @@ from typing import Any
 
 import aiohttp
 
-from comfyui.convert import to_api_format
-from comfyui.convert.virtual import VIRTUAL_TYPES
 from comfyui.exceptions import ComfyUIValidationError
+from comfyui.workflows.convert import to_api_format
+from comfyui.workflows.convert.virtual import VIRTUAL_TYPES
 
 Json = dict[str, Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.contract.target import Target, any_color, inverted
-from tests.running import RunningGateway, running_gateway
+from tests.support.running import RunningGateway, running_gateway
+from tests.support.target import Target, any_color, inverted
 
 _NODE_CLIENT = Path(__file__).parent / "node_client"
 

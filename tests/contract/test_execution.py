@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.contract.target import Target, any_color, empty, inverted, node, slow
+from tests.support.target import Target, any_color, empty, inverted, node, slow
 
 _META = {"node_id": "3", "display_node": "3", "parent_node": None, "real_node_id": "3"}
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from PIL import Image, ImageChops
 
-from tests.contract.target import Prompt, Target, any_color, empty, inverted, node
+from tests.support.target import Prompt, Target, any_color, empty, inverted, node
 
 
 def files(entry: dict[str, Any], node_id: str = "3", key: str = "images") -> list[dict[str, str]]:

@@ -14,10 +14,10 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from tests import browsing
-from tests.contract.target import any_color, inverted
-from tests.running import running_gateway
-from tests.runpod_endpoint import FakeEndpoint, base64_image, outputs_of
+from tests.support import browsing
+from tests.support.running import running_gateway
+from tests.support.runpod_endpoint import FakeEndpoint, base64_image, outputs_of
+from tests.support.target import any_color, inverted
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from comfyui.client import ComfyUIClient
-from tests.contract.target import Target
-from tests.running import RunningGateway, invert_workflow, running_gateway
+from tests.support.running import RunningGateway, invert_workflow, running_gateway
+from tests.support.target import Target
 
 
 @pytest.fixture

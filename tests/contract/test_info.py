@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import OLD_VERSION, Engine, EngineOptions
-from tests.contract.target import Target, any_color, inverted, slow
+from tests.support.target import Target, any_color, inverted, slow
 
 _DEPENDS_ON_FILES = {"image", "ckpt_name", "lora_name"}
 _SIMULATION_ONLY = {"SimulatedOutput", "SimulatedSleep", "SimulatedError", "SimulatedCrash"}

@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from comfyui.content import sniff
-from tests.contract.target import Target, any_color, empty, node
-from tests.running import RunningGateway, running_gateway
+from comfyui.inputs.content import sniff
+from tests.support.running import RunningGateway, running_gateway
+from tests.support.target import Target, any_color, empty, node
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from comfyui.preflight import preflight, refusal
-from tests.contract.target import Prompt, Target
+from comfyui.workflows.preflight import preflight, refusal
+from tests.support.target import Prompt, Target
 
 CASES = 150
 

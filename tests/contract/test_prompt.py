@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.target import Prompt, Target, empty, inverted, node
+from tests.support.target import Prompt, Target, empty, inverted, node
 
 
 def without_tracebacks(value: Any) -> Any:

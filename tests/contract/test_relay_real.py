@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.contract.target import Target, any_color, inverted
-from tests.running import running_gateway
+from tests.support.running import running_gateway
+from tests.support.target import Target, any_color, inverted
 
 # The gateway's server sets Date; Connection is each hop's own; the request id is what the gateway adds.
 _OF_THE_HOP = {"date", "connection", "keep-alive", "x-request-id"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.containers import environment, running_container
+from tests.support.containers import environment, running_container
 
 
 @pytest.fixture

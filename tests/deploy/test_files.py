@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from config import Settings
-from tests.deploy.containers import DEPLOY, ROOT
+from tests.support.containers import DEPLOY, ROOT
 
 K8S = DEPLOY / "k8s"
 BIN = Path(sys.executable).parent

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine
-from tests.running import running_gateway
+from tests.support.running import running_gateway
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("server.py", "config.py", "client.py", "comfyui", "pyproject.toml", "README.md", "LICENSE")

@@ -12,8 +12,8 @@ import pytest
 from comfyui.engine import Engine
 from deploy.healthcheck import url
 from deploy.supervisor_events import BrokenWatch, CrashCount, Listener
-from tests.deploy.containers import ROOT
-from tests.running import running_gateway
+from tests.support.containers import ROOT
+from tests.support.running import running_gateway
 
 BROKEN = {"servers": [{"state": "broken"}]}
 CONNECTED = {"servers": [{"state": "connected"}]}

@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.deploy.containers import ROOT, Container, engine_command, environment, free_port, running_container
-from tests.running import invert_workflow, sleep_workflow
+from tests.support.containers import ROOT, Container, engine_command, environment, free_port, running_container
+from tests.support.running import invert_workflow, sleep_workflow
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
-from tests.contract.target import Target
+from tests.support.target import Target
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine, EngineOptions, FaultError
-from tests.contract.target import Target, node
-from tests.workers.job_api import free_port
+from tests.support.job_api import free_port
+from tests.support.target import Target, node
 
 
 @asynccontextmanager

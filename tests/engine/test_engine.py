@@ -18,8 +18,8 @@ import pytest
 from PIL import Image, ImageChops
 
 from comfyui.engine import Engine, EngineOptions
-from tests.contract.target import Target, empty, inverted, node
-from tests.engine.workflows import sleeping, txt2img, writing
+from tests.support.engine_workflows import sleeping, txt2img, writing
+from tests.support.target import Target, empty, inverted, node
 
 
 async def test_two_engines_run_side_by_side_and_share_nothing() -> None:

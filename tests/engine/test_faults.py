@@ -12,8 +12,8 @@ import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.engine.faults import NAMES
-from tests.contract.target import Target, any_color, inverted
-from tests.engine.workflows import sleeping, txt2img, writing
+from tests.support.engine_workflows import sleeping, txt2img, writing
+from tests.support.target import Target, any_color, inverted
 
 CONNECTION_LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from comfyui.engine import Engine
-from tests.relaying import Exchange, raw_client, relayed
-from tests.running import RunningGateway, running_gateway
+from tests.support.relaying import Exchange, raw_client, relayed
+from tests.support.running import RunningGateway, running_gateway
 
 _DENIED = b'"entries"'
 """Stands in ComfyUI's log, which PROXY_DENY keeps from clients."""

@@ -18,7 +18,7 @@ from tests.framing.judges import end_of_answer
 from tests.framing.live import Arena, Call, serving, through_client, through_gateway
 from tests.framing.making import METHODS, answers, bodies, broken_once, header_lists, segments, targets, valid_answers
 from tests.framing.reading import Tally, check_reading
-from tests.running import running_gateway
+from tests.support.running import running_gateway
 
 _numbers = itertools.count(1)
 _LONG = random.Random(0).randbytes(3_000_000)  # noqa: S311 - long enough for splice
@@ -140,5 +140,5 @@ def call_gateway(examples: int, seed: int | None = None, *, splice: bool = True)
 def _splice(*, on: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not on:
-            patch.setattr("comfyui.splice._AT_ONCE", 0)
+            patch.setattr("comfyui.transport.splice._AT_ONCE", 0)
         yield

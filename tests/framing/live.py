@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import h11r
 from yarl import URL
 
-from comfyui.connection import Http1Error, NoAnswerError
-from comfyui.framing import Body, Upload
-from comfyui.http1 import Http1Client
+from comfyui.transport.connection import Http1Error, NoAnswerError
+from comfyui.transport.framing import Body, Upload
+from comfyui.transport.http1 import Http1Client
 from tests.framing.judges import Reading, RefusedError, Request, RequestsJudge, answer_by_h11, answer_by_h11r
 from tests.framing.making import Pairs
 from tests.framing.reading import Tally, normal, rule_of

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.workers.postgres_server import PostgresServer, binaries, running_postgres
+from tests.support.postgres_server import PostgresServer, binaries, running_postgres
 
 if TYPE_CHECKING:
-    from tests.workers.tables import Tables
+    from tests.support.tables import Tables
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 async def tables(postgres: PostgresServer) -> AsyncIterator[Tables]:
     """A database of this test alone, with the migrations run."""
-    from tests.workers.tables import new_database
+    from tests.support.tables import new_database
 
     async with new_database(postgres) as database:
         yield database

@@ -12,9 +12,9 @@ import pytest
 from comfyui.engine import Engine
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions
 from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
-from comfyui.workers.postgres_runner import TaskRunner
-from tests.running import invert_workflow
-from tests.workers.tables import Tables
+from comfyui.workers.postgres.runner import TaskRunner
+from tests.support.running import invert_workflow
+from tests.support.tables import Tables
 from tests.workers.test_postgres_runner import QUICK, WatchedStore
 
 

@@ -20,13 +20,13 @@ from comfyui.exceptions import (
     ComfyUIPromptQuarantinedError,
     ComfyUITimeoutError,
 )
+from comfyui.executors.quarantine import Quarantine, workflow_hash
 from comfyui.models import PromptRequest
-from comfyui.process import ProcessState
-from comfyui.quarantine import Quarantine, workflow_hash
+from comfyui.servers.process import ProcessState
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions
 from tests.chaos import workers as chaos
-from tests.running import Workflow, invert_workflow, sleep_workflow
-from tests.workers.job_api import free_port
+from tests.support.job_api import free_port
+from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
 
 @asynccontextmanager

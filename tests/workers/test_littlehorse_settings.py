@@ -13,8 +13,8 @@ import pytest
 
 from comfyui.models import OutputFile
 from comfyui.workers.base import path_of
-from comfyui.workers.littlehorse_gate import TaskGate
-from comfyui.workers.littlehorse_settings import LittleHorseSettings, server_of
+from comfyui.workers.littlehorse.gate import TaskGate
+from comfyui.workers.littlehorse.settings import LittleHorseSettings, server_of
 from comfyui.workers.settings import WorkerSettingsError, load
 
 

@@ -24,8 +24,8 @@ def compiled() -> dict[str, Any]:
 
 
 def test_the_example_retries_with_back_off_within_a_timeout() -> None:
-    from comfyui.workers.littlehorse_settings import LittleHorseSettings
-    from comfyui.workers.littlehorse_worker import TASK_NAME
+    from comfyui.workers.littlehorse.settings import LittleHorseSettings
+    from comfyui.workers.littlehorse.worker import TASK_NAME
 
     threads = compiled()["threadSpecs"]
     nodes = threads[compiled()["entrypointThreadName"]]["nodes"]

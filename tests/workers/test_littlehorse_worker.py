@@ -17,8 +17,8 @@ from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
 from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
-from tests.running import invert_workflow, sleep_workflow
-from tests.workers.littlehorse_process import Fake, Worker, running_fake, running_worker
+from tests.support.littlehorse_process import Fake, Worker, running_fake, running_worker
+from tests.support.running import invert_workflow, sleep_workflow
 
 if importlib.util.find_spec("littlehorse") is None:
     pytest.skip("LittleHorse's SDK is in .venv-littlehorse: make test runs these there", allow_module_level=True)

@@ -18,13 +18,13 @@ from structlog.testing import capture_logs
 
 from comfyui.engine import Engine
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions
-from comfyui.workers.postgres_queue import PostgresQueue, migrate
-from comfyui.workers.postgres_runner import TaskRunner
-from comfyui.workers.postgres_schema import WAN2GP, TaskNames
-from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, QueueSetupError, WorkerState
-from tests.running import invert_workflow, sleep_workflow
-from tests.workers.postgres_server import PostgresServer
-from tests.workers.tables import Tables, new_database
+from comfyui.workers.postgres.queue import PostgresQueue, migrate
+from comfyui.workers.postgres.runner import TaskRunner
+from comfyui.workers.postgres.schema import WAN2GP, TaskNames
+from comfyui.workers.postgres.tasks import ClaimedTask, Lease, QueueError, QueueSetupError, WorkerState
+from tests.support.postgres_server import PostgresServer
+from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.tables import Tables, new_database
 from tests.workers.test_postgres_queue import claim
 from tests.workers.test_postgres_runner import QUICK, WatchedStore, executions, running_worker, serving
 

@@ -9,11 +9,11 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from comfyui.workers.postgres_queue import PostgresQueue, migrate
-from comfyui.workers.postgres_schema import TaskNames
-from comfyui.workers.postgres_tasks import ClaimedTask, Lease, QueueError, QueueSetupError, WorkerState
-from tests.workers.postgres_server import PostgresServer
-from tests.workers.tables import Tables, new_database
+from comfyui.workers.postgres.queue import PostgresQueue, migrate
+from comfyui.workers.postgres.schema import TaskNames
+from comfyui.workers.postgres.tasks import ClaimedTask, Lease, QueueError, QueueSetupError, WorkerState
+from tests.support.postgres_server import PostgresServer
+from tests.support.tables import Tables, new_database
 
 
 async def claim(queue: PostgresQueue, worker: str = "w") -> ClaimedTask:

@@ -16,11 +16,11 @@ from PIL import Image
 
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
-from comfyui.storage import LocalStore, Placement, StorageError, StorageRefusedError, StoredObject
+from comfyui.outputs.stores.store import LocalStore, Placement, StorageError, StorageRefusedError, StoredObject
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
-from comfyui.workers.postgres_runner import TaskRunner, TaskRunnerOptions
-from tests.running import invert_workflow, sleep_workflow
-from tests.workers.tables import Tables
+from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions
+from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.tables import Tables
 
 QUICK = TaskRunnerOptions(poll_interval_s=0.2, heartbeat_s=0.1)
 

@@ -15,14 +15,14 @@ from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError
-from comfyui.storage import Placement, StorageError, StorageRefusedError
-from comfyui.workers.postgres_settings import PostgresWorkerSettings
-from comfyui.workers.postgres_tasks import Lease, QueueError, QueueSetupError, WorkerState
-from comfyui.workers.postgres_worker import serve
-from comfyui.workers.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
-from tests.running import invert_workflow, sleep_workflow
-from tests.workers.supabase_stub import SERVICE_ROLE_KEY, SupabaseStub, running_supabase
-from tests.workers.tables import Tables
+from comfyui.outputs.stores.store import Placement, StorageError, StorageRefusedError
+from comfyui.workers.postgres.settings import PostgresWorkerSettings
+from comfyui.workers.postgres.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
+from comfyui.workers.postgres.tasks import Lease, QueueError, QueueSetupError, WorkerState
+from comfyui.workers.postgres.worker import serve
+from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.supabase_stub import SERVICE_ROLE_KEY, SupabaseStub, running_supabase
+from tests.support.tables import Tables
 from tests.workers.test_postgres_runner import executions
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskError, ComfyUIValidationError
 from comfyui.models import OutputFile
-from comfyui.workers.postgres_runner import main_output, output_key, reason_of
-from comfyui.workers.postgres_schema import TaskNames, migrations, quote_identifier
-from comfyui.workers.postgres_settings import PostgresWorkerSettings
-from comfyui.workers.postgres_tasks import ClaimedTask, job_fields, prompt_request
-from comfyui.workers.postgres_worker import main
+from comfyui.workers.postgres.runner import main_output, output_key, reason_of
+from comfyui.workers.postgres.schema import TaskNames, migrations, quote_identifier
+from comfyui.workers.postgres.settings import PostgresWorkerSettings
+from comfyui.workers.postgres.tasks import ClaimedTask, job_fields, prompt_request
+from comfyui.workers.postgres.worker import main
 
 PROMPT_ID = UUID("01234567-89ab-5def-8123-456789abcdef")
 WORKFLOW: dict[str, Any] = {

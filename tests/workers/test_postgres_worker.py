@@ -20,19 +20,19 @@ from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError
-from comfyui.storage_s3 import S3Settings, S3Store
+from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
-from comfyui.workers.postgres_queue import migrate
-from comfyui.workers.postgres_schema import TaskNames
-from comfyui.workers.postgres_settings import PostgresWorkerSettings
-from comfyui.workers.postgres_worker import serve
+from comfyui.workers.postgres.queue import migrate
+from comfyui.workers.postgres.schema import TaskNames
+from comfyui.workers.postgres.settings import PostgresWorkerSettings
+from comfyui.workers.postgres.worker import serve
 from tests.chaos import workers as chaos
-from tests.integration.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
-from tests.running import invert_workflow, sleep_workflow
-from tests.workers.job_api import free_port
-from tests.workers.postgres_server import PostgresServer, running_postgres
-from tests.workers.supabase_stub import SERVICE_ROLE_KEY, running_supabase
-from tests.workers.tables import Tables
+from tests.gateway.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
+from tests.support.job_api import free_port
+from tests.support.postgres_server import PostgresServer, running_postgres
+from tests.support.running import invert_workflow, sleep_workflow
+from tests.support.supabase_stub import SERVICE_ROLE_KEY, running_supabase
+from tests.support.tables import Tables
 from tests.workers.test_postgres_runner import executions, until_running
 
 __all__ = ["seaweedfs"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from comfyui.exceptions import ComfyUIConnectionError
-from comfyui.process import ComfyUIProcess, ProcessState
-from tests.workers.job_api import free_port
+from comfyui.servers.process import ComfyUIProcess, ProcessState
+from tests.support.job_api import free_port
 
 SCRIPT_THAT_IGNORES_SIGTERM = """
 import signal, subprocess, sys, time
@@ -183,7 +183,7 @@ async def test_the_child_and_its_children_end_with_a_parent_that_is_killed(tmp_p
         sys.executable,
         "-c",
         "import asyncio, sys\n"
-        "from comfyui.process import ComfyUIProcess\n"
+        "from comfyui.servers.process import ComfyUIProcess\n"
         "async def main():\n"
         f"    async with ComfyUIProcess([sys.executable, {str(child)!r}], '127.0.0.1:{free_port()}', on_line=show):\n"
         "        await asyncio.sleep(600)\n"
@@ -206,7 +206,7 @@ async def test_a_port_that_another_program_holds_is_an_error_that_names_it_and_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The other program answers as a ComfyUI does: a worker took the one that a killed worker had left behind."""
-    monkeypatch.setattr("comfyui.process._PORT_PATIENCE_S", 0.1)
+    monkeypatch.setattr("comfyui.servers.process._PORT_PATIENCE_S", 0.1)
     async with engine_process() as other:
         await other.wait_until_ready()
         address = other._client.base_url

@@ -19,9 +19,9 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from tests.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
-from tests.runpod_endpoint import NOWHERE, error_of, get, history, loading_workflow, submit
-from tests.workers.job_api import JobApi, WorkerProcess, free_port, running_worker
+from tests.support.job_api import JobApi, WorkerProcess, free_port, running_worker
+from tests.support.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
+from tests.support.runpod_endpoint import NOWHERE, error_of, get, history, loading_workflow, submit
 
 if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)

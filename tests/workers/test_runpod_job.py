@@ -28,18 +28,18 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
 )
 from comfyui.models import PromptRequest
-from comfyui.storage import LocalStore, StorageError, StorageRefusedError, StoredObject
+from comfyui.outputs.stores.store import LocalStore, StorageError, StorageRefusedError, StoredObject
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.delivering import Patience, saved_before
 from comfyui.workers.diagnostics import diagnostics, environment, error_text, models_found
-from comfyui.workers.postgres_settings import PostgresWorkerSettings
+from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
-from comfyui.workers.runpod_job import JobInput, ResultTooLargeError, job_fields, max_reply_bytes, parse_input, reply
+from comfyui.workers.runpod.job import JobInput, ResultTooLargeError, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.settings import RunPodSettings, StoringWorkerSettings, WorkerSettingsError, load
 from config import Settings
-from tests.running import Workflow, invert_workflow, sleep_workflow
-from tests.workers.job_api import free_port
+from tests.support.job_api import free_port
+from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
 ID = UUID("7f000001-0000-4000-8000-000000000001")
 

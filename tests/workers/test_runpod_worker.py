@@ -24,12 +24,12 @@ from PIL import Image
 from pydantic import SecretStr
 from yarl import URL
 
-from comfyui.storage_s3 import S3Settings, S3Store
+from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
-from tests.integration import test_storage
-from tests.running import Workflow, invert_workflow, sleep_workflow
-from tests.workers.job_api import ROOT, JobApi, WorkerProcess, free_port, running_worker
+from tests.gateway import test_storage
+from tests.support.job_api import ROOT, JobApi, WorkerProcess, free_port, running_worker
+from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
 if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)

@@ -1,0 +1,1 @@
+"""The engine's nodes: definitions and what each one does."""

@@ -1,0 +1,1 @@
+"""The engine's HTTP routes, in ComfyUI's words."""

@@ -1,0 +1,1 @@
+"""Files on their way into ComfyUI: decoded or fetched, checked, and uploaded."""

@@ -1,0 +1,143 @@
+"""An input that came as text: base64 or a data URI, as its content.
+
+All of it is done in pieces: a step over the whole of a long text would let no other thread run.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import mimetypes
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote_to_bytes
+
+from comfyui.exceptions import ComfyUIInputError
+from comfyui.inputs.content import Content, too_large
+
+# With the blanks and line ends that stand before it where it was pasted.
+_DATA_URI = re.compile(r"\s{0,1000}data:([^,]{0,1000}),", re.IGNORECASE)
+_WHITESPACE = b" \t\r\n\f\v"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_ALPHABET = re.compile(rb"[A-Za-z0-9+/]*+")
+_END = re.compile(rb"[A-Za-z0-9+/]++={0,2}")
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_GROUP = re.compile(rb"[^ ]+")
+_GROUPS_LOOKED_AT = 1000
+_NOT_AN_INPUT = "neither base64, a data URI nor an http(s) URL"
+# A multiple of four: what base64 makes of it begins and ends with a byte.
+_PIECE = 1 << 20
+
+
+def is_data_uri(text: str) -> bool:
+    return _DATA_URI.match(text) is not None
+
+
+def decode(text: str, *, max_bytes: int, hint: str = "") -> Content:
+    """A data URI or base64 (standard or URL-safe alphabet, white space ignored) as its content.
+
+    A data URI says itself that it is base64, so there it may come without its padding.
+
+    `hint` is the extension to take where the bytes do not tell. Raises `ComfyUIInputError` without naming the field.
+    """
+    if match := _DATA_URI.match(text):
+        media_type, *parameters = (part.strip().lower() for part in match[1].split(";"))
+        payload = text[match.end() :]
+        hint = mimetypes.guess_extension(media_type) or hint
+        if "base64" not in parameters:
+            if len(payload) > 3 * max_bytes:
+                raise too_large(max_bytes)
+            return _of_bytes(b"".join(_unquoted(payload)), max_bytes, hint)
+        encoded = b"".join(_unquoted(payload)) if "%" in payload else payload
+        return _of_bytes(_base64(encoded, max_bytes, unpadded=True), max_bytes, hint)
+    return _of_bytes(_base64(text, max_bytes, unpadded=False), max_bytes, hint)
+
+
+def _of_bytes(data: bytes, max_bytes: int, hint: str) -> Content:
+    if len(data) > max_bytes:
+        raise too_large(max_bytes)
+    return Content.of_bytes(data, hint)
+
+
+def _unquoted(text: str) -> Iterator[bytes]:
+    position = 0
+    while position < len(text):
+        end = position + _PIECE
+        for inside in (1, 2):  # characters of an escape before the cut
+            if _ESCAPE.match(text, end - inside):
+                end += 3 - inside
+                break
+        yield unquote_to_bytes(text[position:end])
+        position = end
+
+
+def _base64(text: str | bytes, max_bytes: int, *, unpadded: bool) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    url_safe = blanks = lines = False
+    for start in range(0, len(text), _PIECE):
+        raw = _ascii(text[start : start + _PIECE])
+        url_safe = url_safe or b"-" in raw or b"_" in raw
+        blanks, lines = blanks or b" " in raw, lines or b"\n" in raw
+        parts.append(raw.translate(_URL_SAFE, _WHITESPACE))
+        size += len(parts[-1])
+        # Before it is decoded, so that what is too large costs no further memory.
+        if size * 3 // 4 > max_bytes + 2:
+            raise too_large(max_bytes)
+    packed = b"".join(parts)
+    # Only the URL-safe alphabet is written without padding; a path such as /etc/passwd would pass for base64 else.
+    unpadded = unpadded or url_safe
+    missing = -size % 4
+    if blanks and not lines and _is_base64(packed) and _lost_plus(_ascii(text[:_PIECE])):
+        raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 it has blanks where a '+' was lost on the way, perhaps")
+    if missing in {1, 2} and not unpadded and _is_base64(packed):
+        raise ComfyUIInputError(
+            f"{_NOT_AN_INPUT}; as base64 it ends too early: the padding ('=') is missing, or its end was cut off"
+        )
+    return b"".join(_decoded(packed + b"=" * missing if unpadded and missing else packed))
+
+
+def _ascii(text: str | bytes) -> bytes:
+    try:
+        return text.encode("ascii") if isinstance(text, str) else text
+    except UnicodeEncodeError as error:
+        raise ComfyUIInputError(_NOT_AN_INPUT) from error
+
+
+def _decoded(packed: bytes) -> Iterator[bytes]:
+    for start in range(0, len(packed), _PIECE):
+        piece = packed[start : start + _PIECE]
+        try:
+            if b"=" in piece and start + _PIECE < len(packed):
+                raise binascii.Error("padding stands at the end only")
+            yield base64.b64decode(piece, validate=True)
+        except binascii.Error as error:
+            spoilt = _spoilt(packed)
+            raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 {spoilt}" if spoilt else _NOT_AN_INPUT) from error
+
+
+def _spoilt(packed: bytes) -> str:
+    """What a client put around or into its base64, for the error's text; empty where it is none of the known faults."""
+    start = packed[:200].lower()
+    if start[:1] in (b'"', b"'"):
+        return "it stands in quotes"
+    if b"base64," in start:
+        return "it begins with 'base64,' but is no data URI: put 'data:' and its media type before it, or take it away"
+    if b"\\n" in start or b"\\r" in start:
+        return "it has a backslash and a letter where its lines end"
+    return "it ends in too many '='" if packed.endswith(b"===") else ""
+
+
+def _is_base64(packed: bytes) -> bool:
+    last = max(0, (len(packed) - 1) // _PIECE * _PIECE)
+    for start in range(0, last, _PIECE):
+        match = _ALPHABET.match(packed, start, start + _PIECE)
+        if match is None or match.end() != start + _PIECE:
+            return False
+    return _END.fullmatch(packed, last) is not None or (last > 0 and packed[last:] in {b"=", b"=="})
+
+
+def _lost_plus(raw: bytes) -> bool:
+    """Whether blanks in a base64 text are what a form decoder made of '+', and not the marks of wrapped lines."""
+    groups = [match[0] for match, _ in zip(_GROUP.finditer(raw.strip()), range(_GROUPS_LOOKED_AT), strict=False)]
+    return len(groups) > 1 and (len(groups[0]) % 4 != 0 or any(len(group) != len(groups[0]) for group in groups[1:-1]))

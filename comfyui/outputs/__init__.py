@@ -1,0 +1,1 @@
+"""Files on their way out: found in the history, converted, stored, and written into answers."""

@@ -1,0 +1,216 @@
+"""A history entry → files, and files → base64. What failed raises; plain functions, no state."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Any, cast
+
+import pybase64
+
+from comfyui import jsonio
+from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
+from comfyui.models import OutputFile, PromptResult
+from comfyui.replies import HistoryEntry
+from comfyui.transport.splice import Splice
+from comfyui.workflows.api_format import node_order
+
+_TRACEBACK_LINES = 6
+# Enough for a piece: a file up to this size that breaks off still has its own error in the answer.
+_BASE64_PIECE = 192 * 1024
+# A path of the server, of which a client sees the last part only.
+_SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
+# No time in milliseconds lies beyond it, and NaN is not below it.
+_LAST_TIMESTAMP = 1e15
+_PATH = re.compile(r'File "([^"]+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class OutputContent:
+    """A file as it is given to the client, which may be another than ComfyUI wrote: `comfyui.outputs.images` converts.
+
+    Attributes:
+        length: in bytes; None when it is not known before the end.
+        pieces: raise `ComfyUIError` when the file breaks off. Bytes, but where it was opened with `splicing`.
+        notes: further members of its entry in ``images``.
+    """
+
+    filename: str
+    content_type: str
+    length: int | None
+    pieces: AsyncIterator[bytes | Splice]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def chunks(self) -> AsyncIterator[bytes]:
+        """As in `View`."""
+        return cast("AsyncIterator[bytes]", self.pieces)
+
+    def facts(self) -> dict[str, Any]:
+        """What the entry in ``images`` says of it."""
+        return {"filename": self.filename, "content_type": self.content_type, **self.notes}
+
+
+OpenFile = Callable[[OutputFile], AbstractAsyncContextManager[OutputContent]]
+
+
+def files_of(outputs: Mapping[str, Any]) -> tuple[OutputFile, ...]:
+    """Every file of every node: any dict with a ``filename``, under whatever key a node lists it (trap 16)."""
+    return tuple(
+        OutputFile(
+            node_id,
+            key,
+            item["filename"],
+            str(item.get("subfolder") or ""),
+            str(item.get("type") or "output"),
+        )
+        for node_id in node_order(outputs)
+        if isinstance(outputs[node_id], Mapping)
+        for key, items in outputs[node_id].items()
+        if isinstance(items, Sequence) and not isinstance(items, str)
+        for item in items
+        if isinstance(item, Mapping) and isinstance(item.get("filename"), str) and item["filename"]
+    )
+
+
+def raise_if_failed(entry: HistoryEntry, prompt_id: str) -> None:
+    """Look at the messages before ``status_str``: it is "error" for an interrupted prompt, too (trap 7).
+
+    Raises:
+        ComfyUITaskCancelledError: it was interrupted.
+        ComfyUITaskError: a node raised.
+    """
+    kinds = dict(entry.messages)
+    if "execution_interrupted" in kinds:
+        where = _where(kinds["execution_interrupted"])
+        raise ComfyUITaskCancelledError(f"interrupted{f' at {where}' if where else ''}", prompt_id=prompt_id)
+    if "execution_error" in kinds:
+        raise _task_error(kinds["execution_error"], prompt_id)
+    if entry.status_str == "error":
+        raise ComfyUITaskError("ComfyUI reported an error without saying where", prompt_id=prompt_id)
+
+
+def _task_error(data: Mapping[str, Any], prompt_id: str) -> ComfyUITaskError:
+    exception_type = str(data.get("exception_type") or "Exception")
+    message = str(data.get("exception_message") or "").strip()
+    where = _where(data)
+    message = _SERVER_PATH.sub(r"\1", message)
+    said = f"{exception_type}: {message}" if message else exception_type
+    node_id, node_type = (None if data.get(name) is None else str(data[name]) for name in ("node_id", "node_type"))
+    return ComfyUITaskError(
+        f"{where}: {said}" if where else said,
+        prompt_id=prompt_id,
+        node_errors=None if node_id is None else {node_id: [said]},
+        node_id=node_id,
+        node_type=node_type,
+        exception_type=exception_type,
+        traceback_tail=_tail(data.get("traceback")),
+    )
+
+
+def _where(data: Mapping[str, Any]) -> str:
+    node_id, node_type = data.get("node_id"), data.get("node_type")
+    return f"{node_type or 'node'} (node {node_id})" if node_id is not None else ""
+
+
+def _tail(traceback: Any) -> list[str]:
+    text = "".join(str(part) for part in traceback) if isinstance(traceback, list) else ""
+    lines = text.splitlines()[-_TRACEBACK_LINES:]
+    return [_PATH.sub(lambda match: f'File "{PurePath(match[1]).name}"', line) for line in lines]
+
+
+def executing_s(entry: HistoryEntry) -> float:
+    """Seconds between start and end of the execution by ComfyUI's own clock; 0.0 when it does not say."""
+    times = [
+        time
+        for _, data in entry.messages
+        if isinstance(time := data.get("timestamp"), int | float) and abs(time) <= _LAST_TIMESTAMP
+    ]
+    return max(0.0, (times[-1] - times[0]) / 1000) if len(times) > 1 else 0.0
+
+
+def cached_nodes(entry: HistoryEntry) -> frozenset[str]:
+    """The nodes that ComfyUI did not run but served from its cache."""
+    for kind, data in entry.messages:
+        if kind == "execution_cached":
+            nodes = data.get("nodes")
+            return frozenset(filter(_is_text, nodes if isinstance(nodes, list) else ()))
+    return frozenset()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The base64 text of a byte stream in pieces, each of what came until it was enough for one."""
+    waiting: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        waiting.append(chunk)
+        size += len(chunk)
+        if size >= _BASE64_PIECE:
+            data = chunk if len(waiting) == 1 else b"".join(waiting)
+            whole = size - size % 3  # so that pieces can be joined without padding between them
+            waiting, size = ([data[whole:]] if whole < size else []), size - whole
+            yield pybase64.b64encode(memoryview(data)[:whole])
+    if size:
+        yield pybase64.b64encode(b"".join(waiting))
+
+
+async def result_json(
+    result: PromptResult,
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    open_file: OpenFile | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncGenerator[bytes, None]:
+    """The body of a `/prompt_sync` answer in pieces. With `open_file` each file's base64 streams through it.
+
+    A file that cannot be read has ``error`` in place of ``base64``, and the others still come. A large one that breaks
+    off after its first piece breaks the body off, too (`ComfyUIConnectionError`): what was sent cannot be taken back,
+    and a body that ends early is noticed by every client.
+
+    Args:
+        entries: what ``images`` says of each file of `result`, in the same order.
+    """
+    started = clock()
+    head = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
+    yield jsonio.dumps(head)[:-1] + b',"images":['
+    for index, (file, entry) in enumerate(zip(result.files, entries, strict=True)):
+        if index:
+            yield b","
+        if open_file is None:
+            yield jsonio.dumps(entry)
+        else:
+            async with aclosing(_with_base64(file, entry, open_file)) as pieces:
+                async for piece in pieces:
+                    yield piece
+    timings = replace(result.timings, collecting_s=result.timings.collecting_s + clock() - started)
+    tail = {
+        "execution_time": round(timings.total_s, 4),
+        "node_errors": result.node_errors,
+        "timings": timings.to_json(),
+        **({"simulation": True} if result.simulated else {}),
+    }
+    yield b"]," + jsonio.dumps(tail)[1:]
+
+
+async def _with_base64(file: OutputFile, entry: Mapping[str, Any], open_file: OpenFile) -> AsyncGenerator[bytes, None]:
+    begun = False
+    try:
+        async with open_file(file) as content, aclosing(base64_pieces(content.chunks)) as pieces:
+            first = await anext(pieces, b"")
+            begun = True
+            yield jsonio.dumps({**entry, **content.facts()})[:-1] + b',"base64":"' + first
+            async for piece in pieces:
+                yield piece
+            yield b'"}'
+    except ComfyUIError as error:
+        if begun:
+            raise
+        yield jsonio.dumps({**entry, "error": error.detail})

@@ -1,0 +1,166 @@
+"""Converting a request's images: within a budget of memory, beside the event loop, and large ones in another process.
+
+What is too large, animated or no image passes unchanged, with the reason. The work itself is done by
+`comfyui.outputs.pictures`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from comfyui.models import ImageConversion, content_type_of
+from comfyui.outputs import pictures
+from comfyui.outputs.history import OutputContent
+from comfyui.outputs.pictures import NotConvertedError
+
+_CHUNK = 1 << 18
+_EXTENSIONS = {"webp": ".webp", "jpeg": ".jpg", "png": ".png", "avif": ".avif"}
+# Pillow lets no other thread run while it changes pixels, some 10 ms for so many. A larger image pays for a process.
+_IN_THREAD_PIXELS = 2_000_000
+_PROGRAM = str(Path(pictures.__file__).resolve())
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionLimits:
+    """What is larger passes unchanged: a small file can be an image that fills the memory.
+
+    Attributes:
+        at_once: conversions at the same time; the others wait.
+        max_memory: bytes that all conversions together may take, by `pictures.look`; the others wait.
+    """
+
+    max_bytes: int = 100_000_000
+    max_pixels: int = 80_000_000
+    at_once: int = 2
+    max_memory: int = 2_000_000_000
+
+
+class ImageConverter:
+    """One per gateway."""
+
+    def __init__(self, limits: ConversionLimits | None = None) -> None:
+        self._limits = limits or ConversionLimits()
+        self._slots = asyncio.Semaphore(self._limits.at_once)
+        self._memory = _Budget(self._limits.max_memory)
+
+    @asynccontextmanager
+    async def converted(self, content: OutputContent, conversion: ImageConversion) -> AsyncIterator[OutputContent]:
+        """`content` in the other format, or as it is with the reason in its ``notes``."""
+        if not content.content_type.startswith("image/"):
+            yield _unchanged(content, "not an image")
+            return
+        async with self._slots:  # not while the client takes it: a slow one would hold up the others
+            data, beginning = await self._read(content)
+            try:
+                if data is None:
+                    raise NotConvertedError(f"larger than {self._limits.max_bytes / 1e6:g} MB")
+                converted = await self._convert(data, conversion)
+            except NotConvertedError as error:
+                converted, reason = None, str(error)
+        if converted is None:
+            pieces = _all(beginning, content.chunks) if data is None else _pieces(data)
+            yield replace(_unchanged(content, reason), pieces=pieces)
+            return
+        del data
+        name = str(PurePosixPath(content.filename).with_suffix(_EXTENSIONS[conversion.format]))
+        yield OutputContent(name, content_type_of(name), len(converted), _pieces(converted), {"converted": True})
+
+    async def _convert(self, data: bytes, conversion: ImageConversion) -> bytes:
+        found = await asyncio.to_thread(pictures.look, data, conversion, self._limits.max_pixels)
+        if found.memory > self._limits.max_memory:
+            limit = f"{self._limits.max_memory / 1e6:g} MB (CONVERT_MEMORY_MB)"
+            raise NotConvertedError(f"the conversion takes about {found.memory / 1e6:.0f} MB, more than {limit}")
+        async with self._memory.taken(found.memory):
+            if found.pixels <= _IN_THREAD_PIXELS:
+                return await asyncio.to_thread(pictures.convert, data, conversion, self._limits.max_pixels)
+            return await _in_process(data, conversion, self._limits.max_pixels)
+
+    async def _read(self, content: OutputContent) -> tuple[bytes | None, bytes]:
+        """The whole file; or None, and what was read of one that is too large."""
+        limit = self._limits.max_bytes
+        if content.length is not None and content.length > limit:
+            return None, b""
+        data = bytearray()
+        async for chunk in content.chunks:
+            data += chunk
+            if len(data) > limit:
+                return None, bytes(data)
+        return bytes(data), b""
+
+
+class _Budget:
+    """So much of something for all; who comes first is served first."""
+
+    def __init__(self, total: int) -> None:
+        self._left = total
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def taken(self, amount: int) -> AsyncIterator[None]:
+        """Waits for `amount`, which must not be more than there is in all."""
+        if self._waiting or amount > self._left:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((amount, turn))
+            try:
+                await turn
+            except BaseException:
+                if turn.done() and not turn.cancelled():
+                    self._left += amount
+                self._serve()
+                raise
+        else:
+            self._left -= amount
+        try:
+            yield
+        finally:
+            self._left += amount
+            self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._left):
+            amount, turn = self._waiting.popleft()
+            if not turn.done():
+                self._left -= amount
+                turn.set_result(None)
+
+
+async def _in_process(data: bytes, conversion: ImageConversion, max_pixels: int) -> bytes:
+    """As `pictures.convert`. A cancelled one takes its process with it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", _PROGRAM),
+        *(conversion.format, str(conversion.quality or ""), conversion.metadata, str(max_pixels)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        result, _ = await process.communicate(data)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode == pictures.NOT_CONVERTED:
+        raise NotConvertedError(result.decode())
+    if process.returncode != 0:
+        raise NotConvertedError("the image could not be converted: its conversion was ended, for its memory perhaps")
+    return result
+
+
+def _unchanged(content: OutputContent, reason: str) -> OutputContent:
+    return replace(content, notes={**content.notes, "converted": False, "reason": reason})
+
+
+async def _all(start: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield start
+    async for chunk in rest:
+        yield chunk
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _CHUNK):
+        yield data[start : start + _CHUNK]

@@ -1,0 +1,336 @@
+"""Storing output files in S3 and what speaks its protocol: R2, MinIO, SeaweedFS, Supabase.
+
+The driver (``aiobotocore``, the extra ``s3``) is imported here only, and only when a store is opened: a gateway without
+it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import logging
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self
+
+import structlog
+from pydantic import SecretStr
+
+from comfyui.outputs.stores.store import (
+    Parts,
+    Placement,
+    StorageError,
+    StorageRefusedError,
+    StoredObject,
+    probe_key,
+    safe_key,
+)
+
+_log = structlog.get_logger(__name__)
+_PARTS_IN_FLIGHT = 2
+_MAX_PARTS = 10_000
+_LAST_ABORTS_S = 5.0
+# The longest life of a link that signature version 4 allows.
+MAX_PRESIGN_SECONDS = 7 * 24 * 3600
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}", re.IGNORECASE)
+_REFUSED_CODES = frozenset(
+    {"AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """Where and how to store. Keys never appear in its repr.
+
+    Attributes:
+        endpoint_url: of a compatible store; None: AWS.
+        public_endpoint_url: where clients reach the store, for links, when that is not `endpoint_url`.
+        prefix: in front of every key.
+        access_key, secret_key, session_token: None, empty: from where AWS's tools take them (role, environment, file).
+        addressing_style: ``path`` (``host/bucket/key``) suits most compatible stores, ``virtual`` puts the bucket
+            before the host.
+        allowed_buckets: which others than `bucket` a request may name.
+    """
+
+    bucket: str
+    region: str = "us-east-1"
+    endpoint_url: str | None = None
+    public_endpoint_url: str | None = None
+    prefix: str = ""
+    access_key: SecretStr | None = field(default=None, repr=False)
+    secret_key: SecretStr | None = field(default=None, repr=False)
+    session_token: SecretStr | None = field(default=None, repr=False)
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    presign_seconds: int = 3600
+    allowed_buckets: Sequence[str] = ()
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+    retries: int = 3
+
+
+class S3Fields(Protocol):
+    """The settings by whose names the gateway and the workers are told of a store; texts are empty where not set."""
+
+    s3_bucket: str
+    s3_region: str
+    s3_endpoint_url: str
+    s3_public_endpoint_url: str
+    s3_prefix: str
+    s3_access_key_id: SecretStr | None
+    s3_secret_access_key: SecretStr | None
+    s3_session_token: SecretStr | None
+    s3_addressing_style: Literal["auto", "path", "virtual"]
+    s3_presign_seconds: int
+
+
+def s3_store(fields: S3Fields, allowed_buckets: Sequence[str] = ()) -> S3Store | None:
+    """The store that the settings name, not opened; None without a bucket. Raises ValueError as `S3Store`."""
+    if not fields.s3_bucket:
+        return None
+    return S3Store(
+        S3Settings(
+            fields.s3_bucket,
+            region=fields.s3_region,
+            endpoint_url=fields.s3_endpoint_url or None,
+            public_endpoint_url=fields.s3_public_endpoint_url or None,
+            prefix=fields.s3_prefix,
+            access_key=fields.s3_access_key_id,
+            secret_key=fields.s3_secret_access_key,
+            session_token=fields.s3_session_token,
+            addressing_style=fields.s3_addressing_style,
+            presign_seconds=fields.s3_presign_seconds,
+            allowed_buckets=allowed_buckets,
+        )
+    )
+
+
+class S3Store:
+    """An `ObjectStore`. Small files go in one request, larger ones in parts of 8 MiB, two at a time: less than 48 MiB
+    of memory for a file of any size. Raises ValueError for settings that cannot work."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._signer: Any = None
+        self._errors: Any = None
+        self._aborts: set[asyncio.Task[None]] = set()
+        try:
+            self.check(Placement())
+        except StorageRefusedError as error:
+            raise ValueError(error.detail) from error
+
+    async def __aenter__(self) -> Self:
+        """Raises `StorageError` when the extra is not installed. Nothing is asked of the store yet."""
+        session, config, self._errors = await asyncio.to_thread(_load_driver, self._settings)
+        async with AsyncExitStack() as stack:
+            try:
+                self._client = await stack.enter_async_context(self._new_client(session, config, None))
+                self._signer = self._client
+                if public := self._settings.public_endpoint_url:
+                    self._signer = await stack.enter_async_context(self._new_client(session, config, public))
+            except (self._errors.BotoCoreError, ValueError) as error:
+                raise StorageError(f"the object store's settings are not usable: {type(error).__name__}") from error
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._aborts:
+            # A store that is silent must not hold up the end.
+            await asyncio.wait(self._aborts, timeout=_LAST_ABORTS_S)
+            for task in self._aborts:
+                task.cancel()
+            await asyncio.gather(*self._aborts, return_exceptions=True)
+        await self._stack.aclose()
+
+    def check(self, placement: Placement) -> None:
+        settings = self._settings
+        bucket = placement.bucket or settings.bucket
+        if bucket not in {settings.bucket, *settings.allowed_buckets} or not _BUCKET.fullmatch(bucket):
+            raise StorageRefusedError(f"bucket {bucket!r} is not one that this gateway may store in")
+        _lifetime(placement, settings.presign_seconds)
+
+    async def put(
+        self,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        length: int | None = None,
+        content_type: str = "application/octet-stream",
+        placement: Placement | None = None,
+    ) -> StoredObject:
+        """See `ObjectStore.put`; ``etag`` is the store's, without quotes."""
+        if self._client is None:
+            raise RuntimeError("use the store inside 'async with'")
+        placement = placement or Placement()
+        self.check(placement)
+        bucket = placement.bucket or self._settings.bucket
+        place = {"Bucket": bucket, "Key": safe_key(self._settings.prefix, placement.prefix or "", key)}
+        parts = Parts(chunks, length)
+        try:
+            content = await parts.whole()
+            if content is None:
+                answer = await self._put_in_parts(place, parts, content_type)
+            else:
+                answer = await self._client.put_object(
+                    **place, Body=io.BytesIO(content), ContentLength=len(content), ContentType=content_type
+                )
+            url = await self._signer.generate_presigned_url(
+                "get_object", Params=place, ExpiresIn=_lifetime(placement, self._settings.presign_seconds)
+            )
+        except (self._errors.ClientError, self._errors.BotoCoreError) as error:
+            raise self._translated(error, bucket) from error
+        return StoredObject(url, bucket, place["Key"], parts.size, str(answer.get("ETag", "")).strip('"'))
+
+    async def probe(self) -> None:
+        """See `ObjectStore.probe`; the step and the store's code tell what the key may not do."""
+        if self._client is None:
+            raise RuntimeError("use the store inside 'async with'")
+        bucket = self._settings.bucket
+        key, content = probe_key(self._settings.prefix)
+        place = {"Bucket": bucket, "Key": key}
+        step = "write"
+        try:
+            await self._client.put_object(**place, Body=io.BytesIO(content), ContentLength=len(content))
+            step = "read"
+            answer = await self._client.get_object(**place)
+            async with answer["Body"] as body:
+                read = await body.read()
+        except (self._errors.ClientError, self._errors.BotoCoreError) as error:
+            reason = self._translated(error, bucket).detail
+            raise StorageError(f"the check of the store failed at {step}: {reason}") from error
+        if read != content:
+            raise StorageError("the check of the store read something else than it had written")
+        try:
+            await self._client.delete_object(**place)
+        except (self._errors.ClientError, self._errors.BotoCoreError) as error:
+            _log.warning("store.check_left", bucket=bucket, key=key, detail=self._translated(error, bucket).detail)
+
+    async def _put_in_parts(self, place: dict[str, str], parts: Parts, content_type: str) -> Any:
+        upload = await self._start(place, content_type)
+        try:
+            sent = await self._send_parts(upload, parts)
+            return await self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": sent})
+        except BaseException:
+            await self._abort(upload)
+            raise
+
+    async def _start(self, place: dict[str, str], content_type: str) -> dict[str, str]:
+        """Cancelled, it still waits for the answer: an upload whose id nobody knows could not be aborted."""
+        request = asyncio.ensure_future(self._client.create_multipart_upload(**place, ContentType=content_type))
+        try:
+            return {**place, "UploadId": (await asyncio.shield(request))["UploadId"]}
+        except asyncio.CancelledError:
+            await asyncio.wait([request])
+            if request.exception() is None:
+                await self._abort({**place, "UploadId": request.result()["UploadId"]})
+            raise
+
+    async def _send_parts(self, upload: dict[str, str], parts: Parts) -> list[dict[str, Any]]:
+        slots = asyncio.Semaphore(_PARTS_IN_FLIGHT)
+
+        async def send(number: int, part: bytes) -> dict[str, Any]:
+            try:
+                answer = await self._client.upload_part(
+                    **upload, PartNumber=number, Body=io.BytesIO(part), ContentLength=len(part)
+                )
+            finally:
+                slots.release()
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        tasks: list[asyncio.Task[dict[str, Any]]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                while not parts.ended:
+                    if len(tasks) == _MAX_PARTS:
+                        raise StorageError("the file has more parts than the object store's protocol allows")
+                    await slots.acquire()
+                    tasks.append(group.create_task(send(len(tasks) + 1, await parts.next()), name="s3 part"))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0]  # noqa: B904 - its own cause stays
+        return [task.result() for task in tasks]
+
+    async def _abort(self, upload: dict[str, str]) -> None:
+        """Runs to its end also when its caller is cancelled: parts of an upload that nobody finishes cost money."""
+
+        async def abort() -> None:
+            # The reason why we abort is what the caller hears of.
+            with suppress(self._errors.ClientError, self._errors.BotoCoreError):
+                await self._client.abort_multipart_upload(**upload)
+
+        task = asyncio.create_task(abort(), name="s3 abort")
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+        await asyncio.shield(task)
+
+    def _new_client(self, session: Any, config: Any, endpoint_url: str | None) -> Any:
+        settings = self._settings
+        return session.create_client(
+            "s3",
+            region_name=settings.region,
+            endpoint_url=endpoint_url or settings.endpoint_url,
+            aws_access_key_id=_revealed(settings.access_key),
+            aws_secret_access_key=_revealed(settings.secret_key),
+            aws_session_token=_revealed(settings.session_token),
+            config=config,
+        )
+
+    def _translated(self, error: Any, bucket: str) -> StorageError:
+        """By the store's error code: its message may hold the key id and the request that was signed."""
+        if not isinstance(error, self._errors.ClientError):
+            if isinstance(error, self._errors.NoCredentialsError | self._errors.PartialCredentialsError):
+                return StorageError("the object store's credentials are not set")
+            if isinstance(error, self._errors.HTTPClientError | self._errors.ConnectionError):
+                return StorageError("the object store cannot be reached, or did not answer in time")
+            return StorageError(f"the object store's driver failed: {type(error).__name__}")
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        if code in {"NoSuchBucket", "404"}:
+            return StorageError(f"bucket {bucket!r} does not exist")
+        if code in _REFUSED_CODES:
+            return StorageError(f"the object store refused the gateway's credentials for bucket {bucket!r}: {code}")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return StorageError(f"the object store answered {code} (HTTP {status})")
+
+
+def _lifetime(placement: Placement, default: int) -> int:
+    seconds = default if placement.presign_seconds is None else placement.presign_seconds
+    if not 1 <= seconds <= MAX_PRESIGN_SECONDS:
+        raise StorageRefusedError(f"presign_seconds must be from 1 to {MAX_PRESIGN_SECONDS}")
+    return seconds
+
+
+def _load_driver(settings: S3Settings) -> tuple[Any, Any, Any]:
+    """The driver's session, its configuration, its exceptions. Reads many files: some 0.4 s, not for the event loop."""
+    try:
+        session = importlib.import_module("aiobotocore.session").get_session()
+        config_type = importlib.import_module("aiobotocore.config").AioConfig
+        errors = importlib.import_module("botocore.exceptions")
+    except ImportError as error:
+        raise StorageError("object storage needs the extra: pip install 'comfyui-gateway[s3]'") from error
+    # At DEBUG they write what they sign and send: session tokens, links that work.
+    for name in ("aiobotocore", "botocore"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    # Into the loader's cache, from where the client takes them without reading.
+    loader = session.get_component("data_loader")
+    for name in ("endpoints", "partitions", "sdk-default-configuration"):
+        loader.load_data(name)
+    for kind in ("service-2", "endpoint-rule-set-1", "paginators-1", "waiters-2"):
+        loader.load_service_model("s3", kind)
+    config = config_type(
+        signature_version="s3v4",
+        s3={"addressing_style": settings.addressing_style},
+        # Compatible stores do not know the newer checksums.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        connect_timeout=settings.connect_timeout_s,
+        read_timeout=settings.read_timeout_s,
+        retries={"total_max_attempts": settings.retries + 1, "mode": "standard"},
+        max_pool_connections=50,
+    )
+    return session, config, errors
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None

@@ -1,0 +1,57 @@
+"""Giving the GPU's memory back when nothing was rendered for a while, for those who share it with another program."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError
+from comfyui.servers.backends import Backend, BackendPool
+
+_LOOK_EVERY_S = 1.0
+
+
+@asynccontextmanager
+async def freeing_when_idle(pool: BackendPool, idle_s: float) -> AsyncIterator[None]:
+    """Have each ComfyUI unload its models after `idle_s` without work, once until it works again; 0: never.
+
+    Nothing is asked of a ComfyUI for it until then: its own news about its queue say whether it works.
+    """
+    if not idle_s:
+        yield
+        return
+    tasks = [asyncio.create_task(_free(backend, idle_s), name=f"free {backend.name}") for backend in pool.backends]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _free(backend: Backend, idle_s: float) -> None:
+    log = structlog.get_logger(__name__).bind(server=backend.name)
+    # What ran before this process was started may have left models loaded, too.
+    loaded, idle_since, signs = True, time.monotonic(), backend.watcher.signs
+    while True:
+        await asyncio.sleep(min(_LOOK_EVERY_S, idle_s / 4))
+        working = backend.in_flight > 0 or backend.watcher.queue_remaining > 0
+        if working or backend.watcher.signs != signs:
+            loaded, idle_since, signs = True, time.monotonic(), backend.watcher.signs
+        if not loaded or time.monotonic() - idle_since < idle_s or not backend.ready:
+            continue
+        try:
+            if await backend.client.get_queue_remaining():
+                idle_since = time.monotonic()  # somebody else's, told to nobody
+                continue
+            await backend.client.free()
+        except ComfyUIError as error:
+            log.warning("comfyui.free_failed", detail=error.detail)
+            idle_since = time.monotonic()
+        else:
+            loaded = False
+            log.info("comfyui.freed", reason="idle", idle_s=idle_s)

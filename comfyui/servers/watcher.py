@@ -1,0 +1,639 @@
+"""`CompletionWatcher`: one websocket and one poller for all prompts that wait on ONE ComfyUI server.
+
+The socket tells when a prompt is done at no cost per waiting prompt. The poller is part of being correct, no fallback
+(docs/comfyui.md, traps 2, 3, 5 and 6): it finds prompts whose events go to nobody (submitted under another client id),
+sockets that are open but silent, and prompts that ComfyUI forgot. Both share one state, so both live here.
+
+ComfyUI runs prompts one at a time in the order of their ``number``. Those that can be done unseen are therefore the
+first ones of ours in that order: a poll asks for the history of the first few and goes on only where it finds one done.
+Its cost follows the prompts that finish, not those that wait, nor the length of ComfyUI's queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Self
+
+import aiohttp
+import structlog
+
+from comfyui.client import ComfyUIClient, backoff_s
+from comfyui.events import (
+    Event,
+    Executing,
+    ExecutionStart,
+    Preview,
+    Status,
+    parse_binary,
+    parse_text,
+    prompt_id_of,
+)
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUIPromptLostError,
+    ComfyUIServerError,
+    ComfyUITaskCancelledError,
+    ComfyUIUnreadableError,
+)
+from comfyui.metrics import Metrics
+from comfyui.replies import HistoryEntry, QueueItem
+from comfyui.servers.positions import Place, QueuePositions
+from comfyui.servers.prompt_worker import PromptWorker
+
+_FRONT = 4
+_FASTEST_POLL_S = 0.05
+_POLL_GROWTH = 1.5
+_CONFIRM_S = 0.5
+_MISSES_UNTIL_LOST = 2
+_RECONNECT_MAX_S = 3.0
+_REFUSALS_UNTIL_UNREADABLE = 8
+"""So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
+# As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
+_PROGRESS = '{"type": "progress'
+_PROGRESS_STATE = '{"type": "progress_state"'
+
+Listener = Callable[[Event], None]
+
+
+class Watch:
+    """One prompt that is waited for. Register it before the submission, so that no event is missed."""
+
+    def __init__(self, prompt_id: str, client_id: str, listener: Listener | None, followed: Callable[[], bool]) -> None:
+        self.prompt_id = prompt_id
+        self.client_id = client_id
+        self.listener = listener
+        self.place = Place()
+        self._followed = followed
+        self.accepted = False
+        self.heard = False
+        """ComfyUI spoke of it: it took it, whatever became of the reply to the submission."""
+        self.number = 0.0
+        self.epoch = 0
+        self.done_number = 0.0
+        self.witness: str | None = None
+        """A prompt that ComfyUI had in its history when it took this one: if it has it still, it forgot nothing."""
+        self.misses = 0
+        self.sent = False
+        """Its submission is on its way, or was taken."""
+        self.suspect = False
+        """It ran, or was the next to run, when ComfyUI's connection broke."""
+        self.ended_comfyui = False
+        """It ran when ComfyUI's process ended, as far as anyone can tell."""
+        self.collecting = False
+        self.unread: str | None = None
+        """The last frame with the state of all nodes, while nobody follows the prompt."""
+        self._done: asyncio.Future[HistoryEntry] = asyncio.get_running_loop().create_future()
+
+    async def finished(self) -> HistoryEntry:
+        """ComfyUI's history entry, once there is one.
+
+        Raises:
+            ComfyUIPromptLostError: ComfyUI restarted and forgot it.
+            ComfyUITaskCancelledError: someone removed it from the queue.
+            ComfyUIUnreadableError: it ended, and nobody can read what ComfyUI says of it.
+        """
+        return await self._done  # its one waiter's: when that is cancelled, this may be, too
+
+    @property
+    def open(self) -> bool:
+        return not self._done.done()
+
+    @property
+    def followed(self) -> bool:
+        """Whether somebody wants to know the prompt's place in the queue."""
+        return self._followed()
+
+    def tell(self, event: Event) -> None:
+        if self.listener is not None:
+            self.listener(event)
+
+    def catch_up(self) -> None:
+        """Tell what was kept unread: somebody begins to follow the prompt."""
+        frame, self.unread = self.unread, None
+        if frame is not None:
+            self.tell(parse_text(frame))
+
+    def finish(self, entry: HistoryEntry) -> None:
+        if self.open:
+            self._done.set_result(entry)
+
+    def fail(self, error: ComfyUIError) -> None:
+        if self.open:
+            self._done.set_exception(error)
+            self._done.exception()  # a watch that nobody awaits any more is no unhandled error
+
+
+class CompletionWatcher:
+    """Open it with ``async with``; it owns its two tasks and its socket.
+
+    Args:
+        poll_interval_s: the longest time between two polls while the socket cannot be relied on.
+        tick_s: while the socket works and anything waits, one small request each so many seconds checks that it does.
+        worker: takes what is heard of ComfyUI's prompt worker.
+    """
+
+    def __init__(
+        self,
+        client: ComfyUIClient,
+        *,
+        poll_interval_s: float = 1.0,
+        tick_s: float = 2.0,
+        worker: PromptWorker | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._client = client
+        self._poll_interval_s = poll_interval_s
+        self._tick_s = tick_s
+        self.worker = worker or PromptWorker()
+        self._metrics = metrics or Metrics()
+        self._log = structlog.get_logger(__name__).bind(server=client.name)
+        self._watches: dict[str, Watch] = {}
+        self._positions = QueuePositions(self._waiting)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._live_id: str | None = None
+        self._last_id = uuid.uuid4().hex
+        self._silent = False
+        self._epoch = 0
+        self._frames = 0
+        self._running_id: str | None = None
+        self._last_finished_id: str | None = None
+        self._done_number = -math.inf
+        self._idle = True
+        self._deaf_waiting = False
+        self._look_around = False
+        self._suspicious = False
+        self._asked_front = False
+        self._frames_at_poll = 0
+        self._poll_delay_s = _FASTEST_POLL_S
+        self._poll_failures = 0
+        self.queue_remaining = 0
+        """ComfyUI's own figure, as last heard."""
+        self._told_silent: str | None = None
+        self._told_dead = False
+        self.on_change: Callable[[], None] = lambda: None
+        self.crashed: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        self._spawn(self._socket_loop(), "socket")
+        self._spawn(self._poll_loop(), "poller")
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._positions.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for watch in self._watches.values():
+            watch.fail(ComfyUIConnectionError("the gateway stopped watching ComfyUI", prompt_id=watch.prompt_id))
+        self._watches.clear()
+
+    @property
+    def client_id(self) -> str:
+        """Submit under this id, so that the prompt's events reach the shared socket."""
+        return self._live_id or self._last_id
+
+    @property
+    def connected(self) -> bool:
+        """The socket is open and not known to be silent."""
+        return self._live_id is not None
+
+    @property
+    def silent(self) -> bool:
+        """The last socket was open but said nothing while prompts finished; true until the next one speaks."""
+        return self._silent
+
+    @property
+    def signs(self) -> int:
+        """Grows with all that ComfyUI says; it tells everyone of each change of its queue, whoever made it."""
+        return self._frames
+
+    @property
+    def waiting(self) -> int:
+        """Prompts that are watched now."""
+        return len(self._watches)
+
+    def watch(
+        self,
+        prompt_id: str,
+        *,
+        client_id: str | None = None,
+        listener: Listener | None = None,
+        followed: Callable[[], bool] = lambda: False,
+    ) -> Watch:
+        """Start to watch; `client_id` when the prompt is submitted under a caller's own id. End it with `unwatch`.
+
+        `listener` gets the prompt's events, and its place in the queue while `followed` says so.
+        """
+        watch = Watch(prompt_id, client_id or self.client_id, listener, followed)
+        self._watches[prompt_id] = watch
+        return watch
+
+    def accepted(self, watch: Watch, number: float) -> None:
+        """ComfyUI took the prompt and gave it this place in the order."""
+        watch.accepted, watch.number = True, number
+        watch.epoch, watch.done_number, watch.witness = self._epoch, self._done_number, self._last_finished_id
+        if self._idle or watch.client_id != self._live_id:
+            self._poll_soon()
+
+    def give_up(self, reason: str) -> None:
+        """Fail everything that was submitted with `ComfyUIPromptLostError`, also what is being collected."""
+        for watch in list(self._watches.values()):
+            if watch.accepted:
+                watch.fail(ComfyUIPromptLostError(reason, prompt_id=watch.prompt_id))
+
+    def process_ended(self, reason: str) -> None:
+        """ComfyUI's process is known to have ended: it has forgotten everything. Blames the prompt that ran."""
+        first = self._first_to_run()
+        if first is not None:
+            first.ended_comfyui = True
+        self.give_up(reason)
+
+    def _first_to_run(self) -> Watch | None:
+        """The prompt of ours that runs; where ComfyUI did not say so, the first in its order, or the one being sent."""
+        running = self._watches.get(self._running_id or "")
+        if running is not None and running.open:
+            return running
+        waiting = self._waiting()
+        sent = [watch for watch in self._watches.values() if watch.sent and watch.open and not watch.collecting]
+        return waiting[0] if waiting else sent[0] if len(sent) == 1 else None
+
+    def unwatch(self, watch: Watch) -> None:
+        if self._watches.get(watch.prompt_id) is watch:
+            del self._watches[watch.prompt_id]
+
+    # The socket
+
+    async def _socket_loop(self) -> None:
+        failures = 0
+        while True:
+            # A fresh id each time: under an old one the new socket can go deaf (trap 3).
+            client_id = uuid.uuid4().hex
+            reason = "refused"
+            try:
+                self._socket = await self._client.connect_websocket(client_id)
+                spoke = await self._read(self._socket, client_id)
+                reason = "silent" if self._silent else "closed"
+                failures = 0 if spoke else failures + 1
+            except ComfyUIConnectionError as error:
+                failures += 1
+                if failures == 1:
+                    self._log.warning("websocket.refused", detail=error.detail, until_then="polling")
+            finally:
+                await self._drop_socket()
+            self._metrics.websocket_reconnects.labels(self._client.name, reason).inc()
+            await asyncio.sleep(backoff_s(failures, start_s=0.1, max_s=_RECONNECT_MAX_S))
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse, client_id: str) -> bool:
+        """Dispatch frames until the socket ends; returns whether it ever said anything."""
+        spoke = False
+        async for message in socket:
+            self._frames += 1
+            if message.type is aiohttp.WSMsgType.TEXT:
+                if self._is_for_nobody(message.data):
+                    continue
+                event = parse_text(message.data)
+            elif message.type is aiohttp.WSMsgType.BINARY:
+                event = parse_binary(message.data)
+            else:
+                continue
+            if not spoke:
+                spoke = True
+                self._went_live(client_id)
+            self._dispatch(event)
+        return spoke
+
+    def _is_for_nobody(self, frame: str) -> bool:
+        """Whether it tells of progress that nobody follows: most frames are of that kind, and need not be parsed."""
+        if not frame.startswith(_PROGRESS):
+            return False
+        watch = self._watches.get(self._running_id or "")
+        if watch is None or watch.followed or watch.prompt_id not in frame:
+            return False
+        if frame.startswith(_PROGRESS_STATE):
+            watch.unread = frame
+        self._heard(watch.prompt_id)
+        return True
+
+    def _went_live(self, client_id: str) -> None:
+        self._live_id = self._last_id = client_id
+        self._silent = False
+        self._metrics.websocket_connected.labels(self._client.name).set(1)
+        self._log.info("websocket.connected")
+        self.on_change()
+        # What was submitted before this moment is deaf, and may have been forgotten: no socket was there to tell.
+        self._epoch += 1
+        self._look_around = True
+        self._poll_soon()
+
+    async def _drop_socket(self) -> None:
+        socket, self._socket = self._socket, None
+        if self._live_id is not None:
+            if (suspect := self._first_to_run()) is not None:
+                suspect.suspect = True
+            self._live_id = None
+            self._epoch += 1
+            self._log.warning("websocket.closed", waiting=self.waiting, until_then="polling")
+            self.on_change()
+        self._metrics.websocket_connected.labels(self._client.name).set(0)
+        self._running_id = None
+        self._poll_soon()
+        if socket is not None:
+            await socket.close()
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Status():
+                self._remaining_is(event.queue_remaining)
+                if self._deaf_waiting:
+                    self._poll_soon()
+                return
+            case ExecutionStart():
+                self._running_id = event.prompt_id
+        # Previews without metadata belong to the one prompt that runs.
+        prompt_id = prompt_id_of(event) or (self._running_id if isinstance(event, Preview) else None)
+        if prompt_id is None:
+            return
+        self._heard(prompt_id)
+        watch = self._watches.get(prompt_id)
+        if watch is None:
+            return
+        watch.heard = True
+        watch.tell(event)
+        if isinstance(event, Executing) and event.node is None and not watch.collecting:
+            self._spawn(self._collect(watch), f"collect {watch.prompt_id}")
+
+    def _remaining_is(self, remaining: int) -> None:
+        self.queue_remaining = remaining
+        self._positions.heard(remaining)
+        if not remaining:
+            self.worker.emptied()
+            self._tell_silence()
+
+    async def _collect(self, watch: Watch) -> None:
+        """Fetch the history of a prompt that is said to be done, for as long as somebody waits for it."""
+        watch.collecting = True
+        failures = refusals = 0
+        try:
+            while watch.open and self._watches.get(watch.prompt_id) is watch:
+                try:
+                    await self._history_of(watch)
+                except ComfyUIError as error:
+                    failures += 1
+                    self._log.warning("history.failed", prompt_id=watch.prompt_id, detail=error.detail, tries=failures)
+                    refused = isinstance(error, ComfyUIServerError) and error.upstream_status == 500
+                    refusals = refusals + 1 if refused else 0
+                    if refusals == _REFUSALS_UNTIL_UNREADABLE:
+                        detail = f"the prompt is done, but ComfyUI cannot show its result: {error.detail}"
+                        watch.fail(ComfyUIUnreadableError(detail, prompt_id=watch.prompt_id, upstream_status=500))
+                        return
+                    await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=_RECONNECT_MAX_S))
+                else:
+                    return  # without an entry it is the poller's to find out why
+        finally:
+            watch.collecting = False
+            self._wake.set()
+
+    async def _history_of(self, watch: Watch) -> bool:
+        try:
+            entry = await self._client.get_history(watch.prompt_id)
+        except ComfyUIUnreadableError as error:
+            self._log.error("history.unreadable", prompt_id=watch.prompt_id, detail=error.detail)
+            watch.fail(error)
+            return True
+        if entry is None:
+            return False
+        self._heard(watch.prompt_id)
+        self._last_finished_id = watch.prompt_id
+        self._done_number = max(self._done_number, watch.number)
+        watch.finish(entry)
+        return True
+
+    # The poller
+
+    async def _poll_loop(self) -> None:
+        last_poll = time.monotonic()
+        while True:
+            waiting = self._waiting()
+            self._idle = not waiting
+            self._deaf_waiting = bool(self._deaf(waiting))
+            self._wake.clear()
+            if self._idle:
+                self._look_around = self._suspicious = False  # whom it was about is gone
+                if not await self._woken_within(self.worker.look_again_s):
+                    await self._look_unasked()
+                last_poll = time.monotonic()
+                self.worker.nothing_waits()
+                continue
+            due_in_s = last_poll + self._delay_s(waiting) - time.monotonic()
+            if due_in_s > 0 and await self._woken_within(due_in_s):
+                continue  # something changed: think again
+            await self._poll_once()
+            last_poll = time.monotonic()
+
+    async def _woken_within(self, seconds: float | None) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+            return True
+        return False
+
+    async def _look_unasked(self) -> None:
+        """Nothing waits, but what is known of the prompt worker may be over, and nothing else would tell."""
+        with contextlib.suppress(ComfyUIError):
+            remaining = await self._client.get_queue_remaining()
+            self._remaining_is(remaining)
+            await self._check_worker(remaining)
+
+    def _poll_soon(self) -> None:
+        self._poll_delay_s = _FASTEST_POLL_S
+        self._wake.set()
+
+    def _delay_s(self, waiting: Sequence[Watch]) -> float:
+        if self._poll_failures:
+            return min(_FASTEST_POLL_S * 2.0**self._poll_failures, 2 * self._poll_interval_s)
+        if self._suspicious or any(watch.misses for watch in waiting):
+            return _CONFIRM_S
+        return self._poll_delay_s if self._deaf_waiting else self._tick_s
+
+    async def _poll_once(self) -> None:
+        try:
+            await self._poll()
+            if self._poll_failures:
+                self._poll_failures = 0
+                self.on_change()  # it answers again: whoever took it out of rotation should look
+        except ComfyUIError as error:
+            self._poll_failures += 1
+            if isinstance(error, ComfyUIConnectionError):
+                # It may have restarted, and without a socket nothing else would tell.
+                self._epoch += 1
+                self._look_around = True
+                if not error.sent:
+                    # Nobody listens on its port: its process is gone, not only its memory.
+                    waiting = self._waiting()
+                    if self._live_id is None and not any(watch.suspect for watch in waiting):
+                        # No socket was there to tell what ran, since the process had just started.
+                        for watch in waiting[:1]:
+                            watch.suspect = True
+                    for watch in waiting:
+                        watch.ended_comfyui = watch.ended_comfyui or watch.suspect
+            if self._poll_failures == 1:
+                self._log.warning("poll.failed", detail=error.detail, waiting=self.waiting)
+
+    async def _poll(self) -> None:
+        deaf = self._deaf(self._waiting())
+        if await self._check_front(deaf):
+            self._poll_delay_s = _FASTEST_POLL_S
+            return
+        # A socket that works tells when to look (`status`); without one the poll is all there is.
+        slowest_s = self._tick_s if self._live_id is not None else self._poll_interval_s
+        self._poll_delay_s = min(self._poll_delay_s * _POLL_GROWTH, slowest_s)
+        if deaf and self._poll_delay_s < slowest_s and not (self._look_around or self._suspicious):
+            return  # soon enough again for what follows
+        waiting = self._waiting()
+        if not waiting:
+            return
+        quiet = self._live_id is not None and self._frames == self._frames_at_poll
+        self._frames_at_poll = self._frames
+        if quiet and not self._asked_front and not self._look_around and not self._suspicious:
+            # In turn with the question below, so that it stays at one small request a tick.
+            self._asked_front = True
+            if await self._check_front(waiting[:1]):
+                await self._confirm_silence()
+            return
+        self._asked_front = False
+        remaining = await self._client.get_queue_remaining()
+        if remaining != self.queue_remaining:
+            await self._confirm_silence()
+        self._remaining_is(remaining)
+        await self._check_worker(remaining)
+        # Fewer prompts are left in ComfyUI than wait here, or a later one is done: some of ours ended unseen, unless
+        # their events are still on the way.
+        waiting = self._waiting()
+        before, self._suspicious = self._suspicious, remaining < len(waiting)
+        if self._look_around or (before and self._suspicious) or any(self._passed_over(watch) for watch in waiting):
+            await self._look_for(waiting, remaining)
+            self._look_around = False
+
+    def _waiting(self) -> list[Watch]:
+        """Submitted, not done, not being fetched: in the order in which ComfyUI runs them."""
+        waiting = [watch for watch in self._watches.values() if watch.accepted and watch.open and not watch.collecting]
+        waiting.sort(key=lambda watch: watch.number)
+        return waiting
+
+    def _deaf(self, waiting: Sequence[Watch]) -> list[Watch]:
+        """Those whose events do not reach our socket: submitted under another id, or there is none."""
+        return [watch for watch in waiting if watch.client_id != self._live_id]
+
+    def _passed_over(self, watch: Watch) -> bool:
+        return watch.misses > 0 or watch.number < self._done_number > watch.done_number
+
+    async def _check_front(self, waiting: Sequence[Watch]) -> bool:
+        """Ask for the first ones in ComfyUI's order, and go on while there are some that are done."""
+        any_found = False
+        for start in range(0, len(waiting), _FRONT):
+            found = await asyncio.gather(*(self._history_of(watch) for watch in waiting[start : start + _FRONT]))
+            if not any(found):
+                break
+            any_found = True
+        return any_found
+
+    async def _confirm_silence(self) -> None:
+        """Something happened that the socket did not tell: give it a moment, then do without it (trap 5)."""
+        socket, frames = self._socket, self._frames
+        if self._live_id is None or socket is None:
+            return
+        await asyncio.sleep(_CONFIRM_S)
+        if socket is self._socket and frames == self._frames:
+            self._silent = True
+            self._log.warning("websocket.silent", waiting=self.waiting, until_then="polling")
+            await socket.close()
+
+    def _heard(self, prompt_id: str) -> None:
+        """Something ran: the prompt worker works."""
+        was_stalled = self.worker.stalled
+        self.worker.heard(prompt_id)
+        if was_stalled:
+            self.on_change()
+        if self._told_silent is not None or self._told_dead:
+            self._tell_silence()
+
+    async def _check_worker(self, remaining: int) -> None:
+        """Nothing was heard for long, and something is queued: look once what ComfyUI runs."""
+        if remaining and self.worker.look_due():
+            queue = await self._client.get_queue()
+            was_stalled = self.worker.stalled
+            self.worker.looked(queue)
+            if self.worker.stalled and not was_stalled:
+                self._log.error("comfyui.stalled", waiting=len(queue), detail="prompts are queued and none is executed")
+            if self.worker.stalled is not was_stalled:
+                self.on_change()
+        self._tell_silence()
+
+    def _tell_silence(self) -> None:
+        """Once for each prompt, and whenever it makes the worker count as dead or no longer."""
+        silence = self.worker.silence if self.worker.is_silent else None
+        if silence is None:
+            self._told_silent = None
+        elif silence.prompt_id != self._told_silent:
+            self._told_silent = silence.prompt_id
+            seconds = round(silence.seconds)
+            detail = "it runs, and no event comes: one long node, or ComfyUI's prompt worker is dead"
+            self._log.error("comfyui.silent", prompt_id=silence.prompt_id, seconds=seconds, detail=detail)
+        if self.worker.dead is not self._told_dead:
+            self._told_dead = self.worker.dead
+            self.on_change()
+
+    async def _look_for(self, waiting: Sequence[Watch], remaining: int) -> None:
+        """Queue, then history, for each; what is in neither twice in a row is gone (trap 6)."""
+        queue = await self._client.get_queue() if remaining else {}
+        for watch in waiting:
+            if watch.prompt_id in queue:
+                watch.misses, watch.done_number = 0, self._done_number
+                watch.suspect = watch.ended_comfyui = False
+            elif watch.open and not watch.collecting and not await self._history_of(watch):
+                watch.misses += 1
+        gone = [watch for watch in waiting if watch.misses >= _MISSES_UNTIL_LOST and watch.open]
+        if not gone:
+            return
+        for watch in gone:
+            # Without a socket, a restart between two polls is not seen.
+            seen_all = watch.epoch == self._epoch and self._live_id is not None
+            if not seen_all and await self._forgot_since(watch, queue):
+                self._log.warning("prompt.lost", prompt_id=watch.prompt_id)
+                watch.fail(ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=watch.prompt_id))
+            else:
+                self._log.info("prompt.removed", prompt_id=watch.prompt_id)
+                detail = "the prompt was removed from ComfyUI's queue"
+                watch.fail(ComfyUITaskCancelledError(detail, prompt_id=watch.prompt_id))
+
+    async def _forgot_since(self, watch: Watch, queue: Mapping[str, QueueItem]) -> bool:
+        """Whether ComfyUI lost its memory since it took this prompt, and not only this prompt."""
+        others = (other for other in self._watches.values() if other.epoch <= watch.epoch and other.accepted)
+        if any(other.prompt_id in queue for other in others):
+            return False
+        return watch.witness is None or await self._client.get_history(watch.witness) is None
+
+    # Tasks
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"{name} {self._client.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        # A bug of ours: nobody must go on waiting for a watcher that is dead.
+        self.crashed = task.exception()
+        self._log.critical("watcher.crashed", task=task.get_name(), exc_info=self.crashed)
+        for watch in list(self._watches.values()):
+            watch.fail(ComfyUIError("the gateway's watcher failed", prompt_id=watch.prompt_id))

@@ -1,0 +1,1 @@
+"""How bytes reach a server: connections, requests, bodies. Nothing here knows what a prompt is."""

@@ -1,0 +1,236 @@
+"""A prompt's answer in the form that the client takes: JSON, events, the bytes of one file, an archive of all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+
+from comfyui.handler import Listener
+from comfyui.models import OutputFile, PromptResult
+from comfyui.outputs.delivery import Deliverer, Order
+from comfyui.web.api.accept import Accepted, Form
+from comfyui.web.api.sse import EventFeed, event_stream
+from comfyui.web.api.streams import BodyStream, content_disposition, continued
+from comfyui.web.front.errors import NotAcceptableError, answer_to_nobody, request_id_of
+from comfyui.web.server.disconnect import ClientGoneError, ClientWatch
+from comfyui.web.server.http import can_splice
+
+# An answer up to this size is sent in one piece with its length; a larger one streams.
+_WHOLE_ANSWER = 1024 * 1024
+# A refusal that comes sooner than this still gets its HTTP status, although events were asked for.
+_START_PATIENCE_S = 1.0
+_MOST_NAMED = 20
+_NO_FILE = "the prompt has no output file; ask for application/json"
+
+Work = Callable[[Listener | None], Coroutine[Any, Any, PromptResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request for the answer of one prompt.
+
+    Attributes:
+        accepted: what the client takes.
+        node_id: whose file is wanted, where bytes are.
+        previews: wanted among the events.
+        workflow: gives the prompt's workflow, or None while it is not known.
+        deadline: in the loop's time: when the client's timeout is over.
+    """
+
+    prompt_id: str
+    accepted: Accepted
+    order: Order
+    node_id: str | None
+    previews: bool
+    workflow: Callable[[], Mapping[str, Any] | None]
+    deadline: float
+
+
+async def answer(request: Request, deliverer: Deliverer, call: Call, work: Work) -> Response:
+    """Do `work`, which gives the result and tells a listener of events, and answer it.
+
+    When the client goes away, `work` is cancelled.
+
+    Raises:
+        ComfyUIError: from `work`; `NotAcceptableError` when the result has not the form that the client takes.
+    """
+    forms = call.accepted.forms()
+    deliverer.check(call.order)
+    try:
+        if forms[0] == "events":
+            return await _events(request, deliverer, call, work)
+
+        with ClientWatch(request.receive):
+            return await _finished(request, deliverer, call, forms, await work(None))
+    except ClientGoneError:
+        return answer_to_nobody()
+
+
+async def _finished(
+    request: Request, deliverer: Deliverer, call: Call, forms: Sequence[Form], result: PromptResult
+) -> Response:
+    """In the first of the forms that this result can have; the last one's reason when it can have none."""
+    refusal: NotAcceptableError | None = None
+    for form in forms:
+        try:
+            match form:
+                case "raw":
+                    return await _raw(request, deliverer, call, result)
+                case "zip":
+                    return await _zip(deliverer, call, result)
+                case _:  # "events" among others is JSON: what happened is over
+                    return await _json(deliverer, call, result)
+        except NotAcceptableError as error:
+            refusal = refusal or error
+    assert refusal is not None  # noqa: S101 - there is at least one form
+    raise refusal
+
+
+async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
+    """In one piece while it is small, streamed with bounded memory when it is not."""
+    entries = await deliverer.entries(result, call.order, deadline=call.deadline)
+    start = bytearray()
+    pieces = deliverer.json(result, entries, call.order)
+    async for piece in pieces:
+        start += piece
+        if len(start) > _WHOLE_ANSWER:
+            stack = AsyncExitStack()
+            stack.push_async_callback(pieces.aclose)
+            return BodyStream(continued(bytes(start), pieces), "application/json", stack=stack)
+    return Response(bytes(start), media_type="application/json")
+
+
+async def _raw(request: Request, deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
+    file = _chosen(call, result)
+    async with AsyncExitStack() as stack:
+        content = await stack.enter_async_context(
+            deliverer.open(result, file, call.order, splicing=can_splice(request.scope))
+        )
+        first = await anext(content.pieces, b"")  # so that a file that is gone still has a status
+        opened = stack.pop_all()
+    headers = _headers_of(content.filename, result)
+    if content.length is not None:
+        headers["Content-Length"] = str(content.length)
+    return BodyStream(continued(first, content.pieces), content.content_type, headers, opened)
+
+
+async def _zip(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
+    if not result.files:
+        raise NotAcceptableError(_NO_FILE, prompt_id=call.prompt_id)
+    async with AsyncExitStack() as stack:
+        pieces = await stack.enter_async_context(aclosing(deliverer.zip(result, call.order)))
+        first = await anext(pieces)
+        opened = stack.pop_all()
+    headers = _headers_of(f"{call.prompt_id}.zip", result)
+    return BodyStream(continued(first, pieces), "application/zip", headers, opened)
+
+
+def _headers_of(filename: str, result: PromptResult) -> dict[str, str]:
+    return {
+        "Content-Disposition": content_disposition(filename),
+        "X-Content-Type-Options": "nosniff",
+        "X-Prompt-Id": result.prompt_id,
+        **({"X-Simulation": "true"} if result.simulated else {}),
+    }
+
+
+def result_schema() -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of an answer with a result."""
+    seconds = {"type": "number"}
+    timings = {
+        "type": "object",
+        "description": "Where the time went, in seconds.",
+        "properties": {
+            "staging": {**seconds, "description": "Placing the inputs."},
+            "queued": {**seconds, "description": "Waiting in ComfyUI's queue, and for its answers."},
+            "executing": {**seconds, "description": "ComfyUI's execution alone, by its own clock."},
+            "collecting": {**seconds, "description": "Reading the files."},
+        },
+    }
+    schema = {
+        "type": "object",
+        "properties": {
+            "prompt_id": {"type": "string", "format": "uuid"},
+            "status": {"const": "success"},
+            "execution_time": {
+                **seconds,
+                "description": "Seconds in all: the sum of `timings`, the wait in ComfyUI's queue included.",
+            },
+            "outputs": {"type": "object", "description": "ComfyUI's history, verbatim."},
+            "images": {"type": "array", "items": {"type": "object"}, "description": "Every file, of any medium."},
+            "node_errors": {"type": "object", "description": "Outputs that ComfyUI left out of the run, by node."},
+            "timings": timings,
+            "simulation": {"const": True, "description": "There when no real ComfyUI ran the prompt."},
+        },
+    }
+    return {200: {"description": "The result.", "content": {"application/json": {"schema": schema}}}}
+
+
+def _chosen(call: Call, result: PromptResult) -> OutputFile:
+    """The one file that the client can mean. Raises `NotAcceptableError` that says which there are."""
+    of_node = [file for file in result.files if call.node_id in (None, file.node_id)]
+    fitting = [file for file in of_node if call.accepted.takes(_type_of(call, file))]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not result.files:
+        detail = _NO_FILE
+    elif not of_node:
+        detail = f"node {call.node_id!r} has no output file; there are {_named(result.files)}"
+    elif not fitting:
+        detail = f"no output file is of a type that Accept names; there are {_named(of_node)}"
+    elif len({file.node_id for file in fitting}) > 1:
+        detail = f"there are several output files, choose one by ?node_id=: {_named(fitting)}"
+    else:
+        detail = f"node {fitting[0].node_id} has several output files, ask for application/zip: {_named(fitting)}"
+    raise NotAcceptableError(detail, prompt_id=call.prompt_id)
+
+
+def _type_of(call: Call, file: OutputFile) -> str:
+    """What the file's type is going to be, as far as that is known before it is read."""
+    convert = call.order.convert
+    return f"image/{convert.format}" if convert and file.content_type.startswith("image/") else file.content_type
+
+
+def _named(files: Sequence[OutputFile]) -> str:
+    names = [f"{file.filename} (node {file.node_id}, {file.content_type})" for file in files[:_MOST_NAMED]]
+    return ", ".join(names) + (", …" if len(files) > _MOST_NAMED else "")
+
+
+async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work) -> Response:
+    feed = EventFeed(call.prompt_id, call.workflow, previews=call.previews)
+
+    async def finish() -> AsyncGenerator[bytes, None]:
+        result = await work(feed)
+        entries = await deliverer.entries(result, call.order, deadline=call.deadline)
+        return deliverer.json(result, entries, call.order)
+
+    async with AsyncExitStack() as stack:
+        working = asyncio.create_task(finish(), name=f"answer {call.prompt_id}")
+        stack.push_async_callback(_cancelled, working)
+        with ClientWatch(request.receive):
+            await _begun(working, feed)
+        if working.done():
+            working.result()  # what failed so early is no event yet
+        opened = stack.pop_all()
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Prompt-Id": call.prompt_id}
+    body = event_stream(feed, working, request_id=request_id_of(request))
+    return BodyStream(body, "text/event-stream", headers, opened)
+
+
+async def _begun(working: asyncio.Task[Any], feed: EventFeed) -> None:
+    """Until there is something to tell, or it failed, or that takes too long to make the client wait for headers."""
+    news = asyncio.create_task(feed.news())
+    try:
+        await asyncio.wait((working, news), timeout=_START_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        news.cancel()
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

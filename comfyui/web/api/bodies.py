@@ -1,0 +1,202 @@
+"""Bodies that carry a workflow: JSON of any Content-Type, or a form with files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from pydantic import ValidationError
+
+from comfyui import big_json, jsonio
+from comfyui.inputs.content import SpooledFiles
+from comfyui.limits import Limits, named, over
+from comfyui.models import PromptRequest
+from comfyui.offload import offloaded
+from comfyui.web.api.multipart import WORKFLOW_FIELDS, FormLimits, read_form
+from comfyui.web.front.deps import get_handler, get_options
+from comfyui.web.front.errors import BeyondLimitsError, RequestError, describe_validation
+from comfyui.web.front.middleware import HOLD, is_form
+from comfyui.workflows.api_format import input_texts, is_ui_format
+
+# Fields of a form that are JSON; the others are plain text.
+_JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output"})
+# Up to so many fields that do not exist are each named by themselves.
+_MOST_UNKNOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request, and the files that came with it: they are there until it is answered, longer for who holds them."""
+
+    request: PromptRequest
+    files: SpooledFiles | None = None
+
+
+async def get_submission(request: Request) -> AsyncIterator[Submission]:
+    """What is posted to be run.
+
+    Raises:
+        RequestError: not JSON and no form, or a field that cannot be used, by name.
+        ComfyUILimitError: more of something than a setting allows.
+        ComfyUIInputError: a file of the form is too large.
+        ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
+    """
+    (await get_handler(request)).refuse_when_full()
+    submission = await _submission(request, bare=False)
+    with _held(submission.files):
+        yield submission
+
+
+async def get_workflow(request: Request) -> AsyncIterator[Submission]:
+    """What is posted to be looked at: as `get_submission`, and a bare workflow is one, too."""
+    submission = await _submission(request, bare=True)
+    with _held(submission.files):
+        yield submission
+
+
+@contextmanager
+def _held(files: SpooledFiles | None) -> Iterator[None]:
+    if files is None:
+        yield
+        return
+    files.hold()
+    try:
+        yield
+    finally:
+        files.release()
+
+
+Submitted = Annotated[Submission, Depends(get_submission)]
+Posted = Annotated[Submission, Depends(get_workflow)]
+
+
+def looks_like_workflow(body: Mapping[str, Any]) -> bool:
+    """A workflow without anything around it: a UI export, or all of its members are nodes."""
+    return is_ui_format(body) or (
+        bool(body) and all(isinstance(node, Mapping) and "class_type" in node for node in body.values())
+    )
+
+
+def body_schema() -> dict[str, Any]:
+    """What OpenAPI says of these bodies, which FastAPI does not read itself: definitions stand inline."""
+    schema = PromptRequest.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    text = jsonio.dumps(schema).decode()
+    for name, definition in definitions.items():
+        text = text.replace(f'{{"$ref":"#/$defs/{name}"}}', jsonio.dumps(definition).decode())
+    form = {
+        "type": "object",
+        "required": ["workflow"],
+        "properties": {
+            "workflow": {"type": "string", "description": "The workflow as JSON, bare or as a whole body."},
+            "images": {
+                "type": "array",
+                "items": {"type": "string", "format": "binary"},
+                "description": "Files, referred to by their names; the fields of the JSON body may stand beside them.",
+            },
+        },
+    }
+    content = {"application/json": {"schema": jsonio.loads(text)}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _submission(request: Request, *, bare: bool) -> Submission:
+    """The files have no holder yet."""
+    options = await get_options(request)
+    if not is_form(request.scope):
+        # Not `request.body()`: that one keeps the text beside what is made of it, for as long as the request waits.
+        pieces = [chunk async for chunk in request.stream()]
+        size = sum(map(len, pieces))
+        return Submission(await offloaded(size, _of_json, pieces, size, options.limits, bare=bare))
+    limits = FormLimits(
+        options.max_input_bytes,
+        options.max_body_bytes,
+        request.scope["state"][HOLD],
+        max_parts=options.limits.max_inputs + len(PromptRequest.model_fields),
+    )
+    texts, files = await read_form(request.stream(), request.headers["content-type"], limits)
+    size = sum(map(len, texts.values()))
+    try:
+        posted = await offloaded(size, _of_form, texts, size, options.limits, bare=bare)
+        if files is None:
+            return Submission(posted)
+        return Submission(posted, files.named(await offloaded(size, _texts_of, posted)))
+    except BaseException:
+        if files is not None:
+            await files.remove()
+        raise
+
+
+def _of_json(pieces: list[bytes], size: int, limits: Limits, *, bare: bool) -> PromptRequest:
+    return _parsed(json_object(b"".join(pieces), "the body", limits), size, limits, bare=bare)
+
+
+def _of_form(texts: dict[str, str], size: int, limits: Limits, *, bare: bool) -> PromptRequest:
+    return _parsed(_body_of_form(texts, limits), size, limits, bare=bare)
+
+
+def _texts_of(posted: PromptRequest) -> set[str]:
+    return set(input_texts(posted.prompt))
+
+
+def _parsed(fields: dict[str, Any], size: int, limits: Limits, *, bare: bool) -> PromptRequest:
+    """A body as a request. Where `bare`, the body may be the workflow itself."""
+    if "prompt" not in fields and looks_like_workflow(fields):
+        if not bare and not is_ui_format(fields):
+            raise RequestError('this is a bare workflow; wrap it in an object: {"prompt": {…}}')
+        fields = {"prompt": fields}  # a UI format is refused by its name, with what to do
+    _check_counts(fields, limits)
+    try:
+        return PromptRequest.model_validate(fields).of_size(size)
+    except ValidationError as error:
+        raise RequestError(describe_validation(error.errors(include_url=False, include_input=False))) from None
+
+
+def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
+    """Refuse what would take long to be looked at one by one."""
+    unknown = [name for name in fields if name not in PromptRequest.model_fields]
+    if len(unknown) > _MOST_UNKNOWN:
+        raise RequestError(f"{named(unknown, len(unknown))}: there are no such fields")
+    for name, limit, setting in (
+        ("images", limits.max_inputs, "MAX_INPUTS"),
+        ("partial_execution_targets", limits.max_workflow_nodes, "MAX_WORKFLOW_NODES"),
+    ):
+        value = fields.get(name)
+        if isinstance(value, list) and len(value) > limit:
+            raise over(f"{name}: more than {{limit}} entries", limit, setting)
+
+
+def json_object(text: bytes | str, what: str, limits: Limits, wanted: str = '{"prompt": {…}}') -> dict[str, Any]:
+    """Raises `RequestError` when it is none, which shows what is wanted, and `ComfyUILimitError`."""
+    body = _json(text, limits, what, f"{what} is not JSON")
+    if not isinstance(body, dict):
+        raise RequestError(f"{what} is not a JSON object: {wanted} is wanted")
+    return body
+
+
+def _json(text: bytes | str, limits: Limits, what: str, is_not_json: str) -> Any:
+    try:
+        return big_json.load(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, limits)
+    except jsonio.JSONError as error:
+        if error.beyond_limits:
+            raise BeyondLimitsError(f"{what}: {error}") from None
+        raise RequestError(f"{is_not_json}: {error}") from None
+
+
+def _body_of_form(texts: dict[str, str], limits: Limits) -> dict[str, Any]:
+    """The fields of a form as the JSON body that says the same."""
+    given = [name for name in WORKFLOW_FIELDS if name in texts]
+    if len(given) != 1:
+        raise RequestError("the form needs one part 'workflow' (or 'prompt') with the workflow as JSON")
+    workflow = json_object(texts[given[0]], given[0], limits)
+    wrapped = "prompt" in workflow and not looks_like_workflow(workflow)
+    body: dict[str, Any] = workflow if wrapped else {"prompt": workflow}
+    for name, text in texts.items():
+        if name in _JSON_FIELDS:
+            body[name] = _json(text, limits, name, f"{name}: not JSON")
+        elif name not in WORKFLOW_FIELDS:
+            body[name] = text
+    return body

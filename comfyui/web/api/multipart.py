@@ -1,0 +1,277 @@
+"""multipart/form-data: text fields in memory, files on disk, each with its cap, at the speed at which they come."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import functools
+import hashlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from comfyui.exceptions import ComfyUIInputError
+from comfyui.inputs.content import SpooledFiles, temporary_file_errors, too_large
+from comfyui.limits import over
+from comfyui.offload import finished_in_thread
+from comfyui.transport.form_names import parse_disposition, settle
+from comfyui.web.front.errors import RequestError
+
+# Fields whose content is text even where a client sends it as a file: `curl -F workflow=@workflow.json`.
+WORKFLOW_FIELDS = ("workflow", "prompt")
+_WRITE_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FormLimits:
+    """In bytes: of one file, and of all text fields together. `hold` is told of texts as they come, and may raise.
+
+    `max_parts` is how many fields and files the form may have.
+    """
+
+    max_file_bytes: int
+    max_text_bytes: int
+    hold: Callable[[int], None]
+    max_parts: int = 1000
+
+
+@dataclass(slots=True)
+class _Part:
+    """One part while it arrives; `file` is where its bytes go, None for a text.
+
+    Attributes:
+        filenames: what its file may be called: see `Disposition`; none for a text.
+    """
+
+    name: str = ""
+    filenames: tuple[str, ...] = ()
+    header: bytearray = field(default_factory=bytearray)
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    pending: bytearray = field(default_factory=bytearray)
+    size: int = 0
+    ended: bool = False
+    path: Path | None = None
+    """Where the file lies, once it has been begun."""
+    file: IO[bytes] | None = None
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    @property
+    def is_text(self) -> bool:
+        return not self.filenames or self.name in WORKFLOW_FIELDS
+
+    @property
+    def is_no_choice(self) -> bool:
+        """What a browser sends for a file field in which nothing was chosen."""
+        return self.filenames == ("",) and self.ended and not self.size
+
+
+async def read_form(
+    chunks: AsyncIterator[bytes], content_type: str, limits: FormLimits
+) -> tuple[dict[str, str], FormFiles | None]:
+    """The text fields, and the files; None when there is no file.
+
+    A form without files touches no disk, and a form that fails leaves nothing there.
+
+    Raises:
+        RequestError: not a form, the same field or file name twice, too much text.
+        ComfyUIInputError: a file is too large.
+        ComfyUIDiskError: a file cannot be kept.
+    """
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise RequestError("the Content-Type is multipart/form-data without a boundary")
+    try:
+        form = _Form(boundary, limits)
+    except FormParserError as error:
+        raise RequestError(f"the boundary of the form cannot be used: {error}") from None
+    try:
+        async for chunk in chunks:
+            await form.feed(chunk)
+        form.finish()
+    except BaseException as error:
+        await finished_in_thread(form.remove)
+        if isinstance(error, FormParserError):
+            raise RequestError(f"the body is not multipart/form-data: {error}") from None
+        raise
+    # Nothing is awaited between here and the caller, so no cancellation can leave the files without an owner.
+    return form.texts, form.files
+
+
+class FormFiles:
+    """The files of a form before they have their names: whoever has them calls `named`, or `remove`."""
+
+    def __init__(self, folder: Path, parts: Sequence[_Part]) -> None:
+        self._folder = folder
+        self._parts = parts
+
+    def named(self, references: Collection[str]) -> SpooledFiles:
+        """Each file by the name that the workflow has for it; nobody holds them yet.
+
+        Args:
+            references: the texts of the workflow's inputs: see `settle`.
+
+        Raises:
+            RequestError: two files have one name.
+        """
+        files: dict[str, _Part] = {}
+        for name, part in zip(settle([part.filenames for part in self._parts], references), self._parts, strict=True):
+            if name in files:
+                raise RequestError(f"{part.name}: there are two files named {name!r}")
+            files[name] = part
+        digests = {name: part.digest.hexdigest() for name, part in files.items()}
+        return SpooledFiles(self._folder, {name: part.path for name, part in files.items() if part.path}, digests)
+
+    async def remove(self) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._folder, True)
+
+
+class _Form:
+    """The parser's callbacks only note what came; what takes time is done after each chunk, off the event loop."""
+
+    def __init__(self, boundary: bytes, limits: FormLimits) -> None:
+        self.texts: dict[str, str] = {}
+        self._files: list[_Part] = []
+        self._folder: Path | None = None
+        self._limits = limits
+        self._part = _Part()
+        self._touched: list[_Part] = []
+        self._count = 0
+        self._text_bytes = 0
+        self._header_name = bytearray()
+        self._complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begun,
+                "on_header_field": self._header_field,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_ended,
+                "on_headers_finished": self._headers_finished,
+                "on_part_data": self._data,
+                "on_part_end": self._ended,
+                "on_end": self._form_ended,
+            },
+        )
+
+    async def feed(self, chunk: bytes) -> None:
+        self._parser.write(chunk)
+        touched, self._touched = self._touched, []
+        for part in touched:
+            await self._absorb(part)
+
+    def finish(self) -> None:
+        self._parser.finalize()
+        if not self._complete:
+            raise RequestError("the body is not multipart/form-data: it ends before its last boundary")
+
+    @property
+    def files(self) -> FormFiles | None:
+        """Those of a form that was finished: each is closed. None when there is none."""
+        return FormFiles(self._folder, self._files) if self._folder is not None else None
+
+    def remove(self) -> None:
+        """Closes all files and removes them. Blocks."""
+        for part in self._files:
+            if part.file is not None:
+                part.file.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _absorb(self, part: _Part) -> None:
+        """Take what came of a part: a text is kept, a file's bytes go to disk."""
+        if part.is_text:
+            if part.ended:
+                self._keep_text(part)
+            return
+        if part.is_no_choice:
+            return
+        if not self._files or self._files[-1] is not part:
+            self._new_file(part)
+        if part.size > self._limits.max_file_bytes:
+            raise ComfyUIInputError(f"files[{part.filenames[0]!r}]: {too_large(self._limits.max_file_bytes).detail}")
+        if part.ended or len(part.pending) >= _WRITE_AT_ONCE:
+            block, part.pending = bytes(part.pending), bytearray()
+            with temporary_file_errors():
+                await finished_in_thread(functools.partial(self._write, part, block))
+
+    def _new_file(self, part: _Part) -> None:
+        if not part.filenames[0]:
+            raise RequestError(f"{part.name}: the file has no name, and by it the workflow would refer to it")
+        self._files.append(part)
+
+    def _keep_text(self, part: _Part) -> None:
+        if part.name in self.texts:
+            raise RequestError(f"{part.name}: the field is there twice")
+        try:
+            self.texts[part.name] = part.pending.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            utf16 = part.pending.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            raise RequestError(f"{part.name}: not text in UTF-8{'; it is UTF-16' if utf16 else ''}") from None
+        part.pending = bytearray()
+
+    def _write(self, part: _Part, block: bytes) -> None:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="comfyui-form-"))
+        if part.file is None:
+            # Two parts are never written at once, and a file that has ended keeps its path.
+            part.path = self._folder / str(sum(known.path is not None for known in self._files))
+            part.file = part.path.open("wb")
+        part.file.write(block)
+        part.digest.update(block)
+        if part.ended:
+            part.file.close()
+
+    # What the parser calls
+
+    def _begun(self) -> None:
+        self._part = _Part()
+        self._count += 1
+        if self._count > self._limits.max_parts:
+            raise over("the form has more than {limit} parts", self._limits.max_parts, "MAX_INPUTS, and the fields")
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._part.header += data[start:end]
+
+    def _header_ended(self) -> None:
+        self._part.headers[bytes(self._header_name).lower()] = bytes(self._part.header)
+        self._header_name, self._part.header = bytearray(), bytearray()
+
+    def _headers_finished(self) -> None:
+        said = parse_disposition(self._part.headers.get(b"content-disposition", b""))
+        if said.name is None:
+            raise RequestError("a part of the form has no name")
+        self._part.name = said.name
+        self._part.filenames = said.filenames
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        part.pending += data[start:end]
+        part.size += end - start
+        if part.is_text:
+            self._text_bytes += end - start
+            if self._text_bytes > self._limits.max_text_bytes:
+                limit = f"{self._limits.max_text_bytes / 1e6:g} MB (MAX_REQUEST_BODY_MB)"
+                raise RequestError(f"{part.name}: the texts of the form are larger than {limit}")
+            self._limits.hold(end - start)
+        self._touch()
+
+    def _ended(self) -> None:
+        self._part.ended = True
+        self._touch()
+
+    def _form_ended(self) -> None:
+        self._complete = True
+
+    def _touch(self) -> None:
+        if not self._touched or self._touched[-1] is not self._part:
+            self._touched.append(self._part)

@@ -1,0 +1,56 @@
+"""`POST /tickets`: the endpoint. What a ticket is and how one is taken is in `comfyui.web.front.tickets`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from comfyui.exceptions import ComfyUINotFoundError
+from comfyui.limits import Limits
+from comfyui.web.api.bodies import json_object
+from comfyui.web.front.deps import CALLER, Options
+from comfyui.web.front.errors import RequestError, describe_validation, json_response
+from comfyui.web.front.tickets import Tickets
+
+router = APIRouter()
+
+
+class TicketRequest(BaseModel):
+    """What may be opened."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, Field(max_length=4096, description="Path and query, as in `images[].url`; percent-encoded.")]
+    websocket: bool = Field(default=False, description="A websocket is to be opened there, once.")
+
+
+_BODY = {"content": {"application/json": {"schema": TicketRequest.model_json_schema()}}, "required": True}
+
+
+@router.post(
+    "/tickets",
+    summary="An address that a browser may open without a key",
+    openapi_extra={"requestBody": _BODY},
+)
+async def make_ticket(request: Request, options: Options) -> Response:
+    """For five minutes: one picture (or whatever a GET of this one address gives), or one websocket."""
+    wanted = _wanted(await request.body(), options.limits)
+    tickets: Tickets = request.app.state.tickets
+    caller: UUID | None = request.scope["state"].get(CALLER)
+    if caller is None:
+        raise ComfyUINotFoundError("there are no tickets, since API_KEYS is not set: use the address as it is")
+    return json_response(
+        200, tickets.make(caller, wanted.url, websocket=wanted.websocket), {"Cache-Control": "no-store"}
+    )
+
+
+def _wanted(body: bytes, limits: Limits) -> TicketRequest:
+    """Read as the bodies of the other endpoints are, whatever its Content-Type says."""
+    fields = json_object(body, "the body", limits, '{"url": "/view?…"}')
+    try:
+        return TicketRequest.model_validate(fields)
+    except ValidationError as error:
+        raise RequestError(describe_validation(error.errors(include_url=False, include_input=False))) from None

@@ -1,0 +1,150 @@
+"""Workflows that are looked at and not run: `/validate` and `/convert`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUILimitError,
+    ComfyUIServerError,
+    ComfyUIValidationError,
+)
+from comfyui.executors.checking import problems_on
+from comfyui.limits import Limits
+from comfyui.offload import in_thread, offloaded
+from comfyui.servers.backends import Backend, BackendPool
+from comfyui.web.api.bodies import Posted, Submission, body_schema, json_object, looks_like_workflow
+from comfyui.web.front.deps import Handler, Options
+from comfyui.web.front.errors import RequestError, json_response
+from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format, node_title
+from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
+from comfyui.workflows.preflight import Problem
+
+router = APIRouter()
+
+_PATIENCE_S = 2.0
+_FRESH_S = 5.0
+
+
+@router.post(
+    "/validate", summary="What would be wrong with a workflow, without queueing it", openapi_extra=body_schema()
+)
+async def validate(posted: Posted, handler: Handler, options: Options) -> Response:
+    """The body of `/prompt_sync`, or a bare workflow; 200 with `valid` and `problems`, whatever is wrong with it.
+
+    `valid` is false when every ComfyUI would refuse it; `servers` says it for each where there are several.
+    """
+    prompt = posted.request.prompt
+    try:
+        await offloaded(posted.request.size, check_api_format, prompt, options.limits)
+    except ComfyUILimitError:
+        raise
+    except ComfyUIValidationError as error:
+        return json_response(200, {"valid": False, "problems": _shown(_of_format(error, prompt))})
+    reports = await _reports(handler.pool, posted, options.limits)
+    best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
+    answer = {"valid": best["valid"], "problems": best["problems"]}
+    return json_response(200, {**answer, "servers": reports} if len(handler.pool.backends) > 1 else answer)
+
+
+@router.post("/convert", summary="A UI-format export as an API-format workflow")
+async def convert(request: Request, handler: Handler, options: Options) -> Response:
+    """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason where it is not certain.
+
+    The workflow may be JSON text, as pictures have it, or stand in `extra_data.extra_pnginfo`.
+    """
+    body: list[bytes] | None = [chunk async for chunk in request.stream()]
+    workflow, body = await offloaded(sum(map(len, body or ())), _ui_format, body or [], options.limits), None
+    backend = await handler.pool.choose(patience_s=_PATIENCE_S)
+    try:
+        converted = await _converted(workflow, await backend.object_info(), options.limits)
+    except ComfyUILimitError:
+        raise
+    except ComfyUIValidationError:
+        # A class that is not known may have been installed meanwhile.
+        converted = await _converted(workflow, await backend.object_info(max_age_s=_FRESH_S), options.limits)
+    return json_response(200, {"prompt": converted.prompt, "warnings": list(converted.warnings)})
+
+
+async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any], limits: Limits) -> ConvertedWorkflow:
+    return await in_thread(to_api_format, workflow, object_info, limits=limits)
+
+
+def _ui_format(body: list[bytes], limits: Limits) -> dict[str, Any]:
+    """The workflow in a body of `/convert`. Raises `RequestError`, `ComfyUILimitError`."""
+    whole = json_object(b"".join(body), "the body", limits)
+    for name, held in (("the body", whole), *_held(whole)):
+        workflow = json_object(held, name, limits) if isinstance(held, str) else held
+        if isinstance(workflow, dict) and is_ui_format(workflow):
+            check_ui_nodes(workflow, limits)
+            return workflow
+    if any(looks_like_workflow(held) for held in (whole, whole.get("prompt")) if isinstance(held, dict)):
+        raise RequestError("this is in API format already: /prompt_sync and /validate take it as it is")
+    raise RequestError("this is no UI-format workflow: it has no list of nodes")
+
+
+def _held(whole: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Where other JSON keeps a UI-format workflow: requests, what ComfyUI writes into pictures, and its history."""
+    extra = whole
+    for name in ("extra_data", "extra_pnginfo"):
+        inner = extra.get(name)
+        extra = inner if isinstance(inner, Mapping) else extra
+    inside = [("extra_pnginfo.workflow", extra.get("workflow"))] if extra is not whole else []
+    return [(name, whole.get(name)) for name in ("workflow", "prompt")] + inside
+
+
+async def _reports(pool: BackendPool, posted: Submission, limits: Limits) -> list[dict[str, Any]]:
+    """One for each server that answers. Raises the reason of the first one when none does."""
+    await pool.choose(patience_s=_PATIENCE_S)
+    asked = pool.ready
+    report = _report if len(asked) < 2 else _report_soon
+    found = await asyncio.gather(*(report(backend, posted, limits) for backend in asked), return_exceptions=True)
+    reports = [report for report in found if isinstance(report, dict)]
+    failures = [failure for failure in found if isinstance(failure, BaseException)]
+    for failure in failures:
+        # What is wrong with the request, or with us, is not the fault of a server that others could stand in for.
+        if not isinstance(failure, ComfyUIConnectionError | ComfyUIServerError):
+            raise failure
+    if not reports:
+        raise failures[0]
+    return reports
+
+
+async def _report_soon(backend: Backend, posted: Submission, limits: Limits) -> dict[str, Any]:
+    """Where others can be asked, one that hangs does not hold them up."""
+    try:
+        async with backend.soon():
+            return await _report(backend, posted, limits)
+    except TimeoutError as error:
+        raise ComfyUIConnectionError(f"{backend.name} does not say what it has") from error
+
+
+async def _report(backend: Backend, posted: Submission, limits: Limits) -> dict[str, Any]:
+    files = posted.files.paths if posted.files else ()
+    problems = await problems_on(backend, posted.request, files, limits=limits)
+    refused = any(problem.severity == "error" for problem in problems)
+    return {"server": backend.name, "valid": not refused, "problems": _shown(problems)}
+
+
+def _of_format(error: ComfyUIValidationError, prompt: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the format, in the words of the other problems."""
+    problems = [
+        Problem(node_id, node_title(prompt, node_id), _class_of(prompt.get(node_id)), None, "malformed_node", message)
+        for node_id, messages in error.node_errors.items()
+        for message in messages
+    ]
+    return problems or [Problem("", "", "", None, "not_api_format", error.detail)]
+
+
+def _class_of(node: Any) -> str:
+    return str(node.get("class_type") or "") if isinstance(node, Mapping) else ""
+
+
+def _shown(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    return [asdict(problem) for problem in problems]

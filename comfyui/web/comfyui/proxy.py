@@ -1,0 +1,330 @@
+"""The relay of HTTP: whatever the gateway does not own goes to ComfyUI and comes back as it is.
+
+Bodies stream both ways with bounded memory: each side is read as fast as the other one takes it. A raw ASGI application
+and not an endpoint: a web page loads hundreds of files through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUICredentialsError,
+    ComfyUIError,
+    ComfyUIServerError,
+    ComfyUITimeoutError,
+)
+from comfyui.metrics import Metrics
+from comfyui.transport.connection import Answer, AnswerTimeoutError, ConnectError, Http1Error, InvalidAnswerError
+from comfyui.transport.drivers import unreachable
+from comfyui.transport.framing import Body, InvalidRequestError, Upload, header_value
+from comfyui.web.comfyui.redaction import SecretFilter, may_hold_secrets, without_secrets
+from comfyui.web.comfyui.relay_socket import SocketRelay
+from comfyui.web.comfyui.upstreams import Upstream, Upstreams
+from comfyui.web.front.errors import RequestError, error_response, refusal
+from comfyui.web.front.headers import header, public_address, request_headers, response_headers
+from comfyui.web.front.middleware import QUIET
+from comfyui.web.front.paths import PathRules, is_own, route_of, target_of
+from comfyui.web.server.disconnect import ClientGoneError, ClientWatch
+from comfyui.web.server.http import SPLICE, can_splice
+
+_log = structlog.get_logger("relay")
+
+# A request body up to this size is read first and sent in one piece, so that it can be sent again.
+_SMALL_BODY = 64 * 1024
+# An answer that may hold secrets keeps its Content-Length up to this size; a larger one is sent in chunks.
+_WHOLE_ANSWER = 4 * 1024 * 1024
+# Answers that another server may have when one has not: ids and files are those of the server that ran the prompt.
+_ON_ONE_SERVER = frozenset({"/view", "/history/*", "/jobs/*"})
+_EMPTY_JSON = b"2"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class RelayOptions:
+    """What is relayed, and within what limits; `timeout_s` is the wait for ComfyUI's headers, 0 for any time.
+
+    `public_url` is the gateway's address for its clients, without a slash at its end; empty: as each one writes it.
+    """
+
+    rules: PathRules = field(default_factory=PathRules)
+    timeout_s: float = 300.0
+    max_upload_bytes: int | None = None
+    socket_buffer_bytes: int = 512_000_000
+    socket_idle_s: float = 60.0
+    public_url: str = ""
+
+
+class Relay:
+    """Middleware: the gateway's own paths go on to the application, all others and every websocket to ComfyUI.
+
+    `upstreams` gives what the lifespan has opened.
+    """
+
+    def __init__(
+        self, app: ASGIApp, upstreams: Callable[[], Upstreams], options: RelayOptions, metrics: Metrics
+    ) -> None:
+        self._app = app
+        self._upstreams = upstreams
+        self._options = options
+        self._metrics = metrics
+        self._counters = _Counters(metrics)
+        self._sockets = SocketRelay(
+            metrics,
+            buffer_bytes=options.socket_buffer_bytes,
+            idle_s=options.socket_idle_s,
+            timeout_s=options.timeout_s,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan" or (kind == "http" and is_own(scope["method"], scope["path"])):
+            await self._app(scope, receive, send)
+            return
+        target = target_of(scope["path"], scope.get("raw_path"), scope["query_string"])
+        raw_path = target.partition("?")[0]
+        verdict = self._options.rules.verdict(raw_path)
+        if verdict == "denied":
+            self._metrics.rejected.labels("denied").inc()
+            await refusal(scope, 403, "this path of ComfyUI is not for clients (PROXY_DENY)")(scope, receive, send)
+        elif verdict == "not_relayed":
+            detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
+            await refusal(scope, 404, detail)(scope, receive, send)
+        elif kind == "websocket":
+            await self._sockets.relay(scope, receive, send, self._upstreams(), target)
+        else:
+            if scope["method"] in {"GET", "HEAD"}:
+                # A web page loads hundreds of files.
+                scope.setdefault("state", {})[QUIET] = True
+            exchange = _Exchange(scope, receive, send, self._options, self._counters, target, route_of(raw_path))
+            await exchange.run(self._upstreams())
+
+
+class _Counters:
+    """The relay's own, found once: looking up a label takes longer than counting."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.request = lru_cache(maxsize=4096)(metrics.upstream_requests.labels)
+        self.to_comfyui = metrics.relayed_bytes.labels("to_comfyui")
+        self.to_client = metrics.relayed_bytes.labels("to_client")
+        self.too_large = metrics.rejected.labels("body_too_large")
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        options: RelayOptions,
+        counters: _Counters,
+        target: str,
+        route: str,
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._options = options
+        self._counters = counters
+        self._target = target
+        self._route = route
+        self._method: str = scope["method"]
+        self._started = False
+        self._body_read = False
+        self._received = 0
+        self._guarded = may_hold_secrets(self._method, route)
+
+    async def run(self, upstreams: Upstreams) -> None:
+        try:
+            with ClientWatch(self._receive, lambda: self._body_read):
+                body = await self._body()
+                upstream, answer = await self._open(upstreams, body)
+                try:
+                    await self._answer(upstream, answer)
+                finally:
+                    answer.close()
+        except (ClientGoneError, ConnectionAbortedError):  # it left, or `SlowClients` has given it up
+            _log.debug("relay.client_gone", path=self._scope["path"])
+        except ComfyUIError as error:
+            if self._started:
+                # Not completing the answer makes the server cut the connection: the client sees that it is not whole.
+                _log.warning("relay.cut", path=self._scope["path"], detail=error.detail)
+                return
+            level = 30 if error.status >= 500 else 20
+            _log.log(level, "relay.failed", path=self._scope["path"], status=error.status, detail=error.detail)
+            response = error_response(error, self._scope.get("state", {}).get("request_id"))
+            await response(self._scope, self._receive, self._send)
+        except Exception:
+            _log.exception("relay.crashed", path=self._scope["path"])
+            if not self._started:
+                detail = "the gateway failed; its log has the reason under this request_id"
+                response = error_response(ComfyUIError(detail), self._scope.get("state", {}).get("request_id"))
+                await response(self._scope, self._receive, self._send)
+        finally:
+            if self._received:
+                self._counters.to_comfyui.inc(self._received)
+
+    # The request
+
+    async def _body(self) -> Body | None:
+        """The body that the client's framing says; what is sent on is framed from this alone."""
+        if header(self._scope, b"transfer-encoding") is not None:
+            return Upload(self._chunks(), None)
+        declared = header(self._scope, b"content-length")
+        length = int(declared or 0)
+        if not length:
+            self._body_read = True
+            return None if declared is None else b""
+        self._check_size(length)
+        if length <= _SMALL_BODY:
+            return b"".join([chunk async for chunk in self._chunks()])
+        return Upload(self._chunks(), length)
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        """The client's body, read as ComfyUI takes it."""
+        while not self._body_read:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunk = message.get("body", b"")
+            self._body_read = not message.get("more_body", False)
+            self._received += len(chunk)
+            self._check_size(self._received)
+            if chunk:
+                yield chunk
+
+    def _check_size(self, size: int) -> None:
+        limit = self._options.max_upload_bytes
+        if limit is not None and size > limit:
+            self._counters.too_large.inc()
+            raise BodyTooLargeError(f"the body is larger than {limit / 1e6:g} MB (MAX_UPLOAD_MB)")
+
+    async def _open(self, upstreams: Upstreams, body: Body | None) -> tuple[Upstream, Answer]:
+        upstream = upstreams.first()
+        if not upstreams.several or isinstance(body, Upload):
+            return upstream, await self._request(upstream, body)
+        elsewhere = upstreams.others(upstream)
+        while True:
+            try:
+                answer = await self._request(upstream, body)
+            except ComfyUIConnectionError:
+                # Nothing was sent: the next server may be asked, whatever the method.
+                if not elsewhere:
+                    raise
+            else:
+                if not elsewhere or not self._is_elsewhere(answer):
+                    return upstream, answer
+                answer.close()
+            upstream = elsewhere.pop(0)
+
+    def _is_elsewhere(self, answer: Answer) -> bool:
+        if self._method not in {"GET", "HEAD"} or self._route not in _ON_ONE_SERVER:
+            return False
+        unknown = self._route == "/history/*" and header_value(answer.headers, b"content-length") == _EMPTY_JSON
+        return answer.status == 404 or unknown
+
+    async def _request(self, upstream: Upstream, body: Body | None) -> Answer:
+        """ComfyUI's answer as far as its headers; the client's errors become ours."""
+        status = 0
+        try:
+            answer = await upstream.http.request(
+                self._method, self._target, self._headers(upstream), body, timeout_s=self._options.timeout_s
+            )
+            status = answer.status
+            if status == 401 and upstream.credentials:
+                # It is not the client's key that was wrong.
+                answer.close()
+                raise ComfyUICredentialsError(self._method, upstream_status=status)
+            return answer
+        except ConnectError as error:
+            failure = unreachable(upstream.backend.name, error.__cause__)
+            upstream.backend.failed(failure)
+            raise failure from error
+        except AnswerTimeoutError as error:
+            raise ComfyUITimeoutError(f"ComfyUI did not answer within {self._options.timeout_s:g} s") from error
+        except InvalidAnswerError as error:
+            raise ComfyUIServerError(f"ComfyUI's answer is not valid HTTP: {error}") from error
+        except Http1Error as error:
+            raise ComfyUIServerError("ComfyUI closed the connection without an answer") from error
+        except InvalidRequestError as error:
+            raise RequestError(str(error)) from error
+        finally:
+            method = self._method if self._method in _METHODS else "other"
+            self._counters.request(upstream.backend.name, method, self._route, status).inc()
+
+    def _headers(self, upstream: Upstream) -> list[tuple[bytes, bytes]]:
+        headers = request_headers(self._scope, upstream.base_url, upstream.credentials)
+        if self._guarded:
+            headers = [pair for pair in headers if pair[0] != b"accept-encoding"]
+            headers.append((b"Accept-Encoding", b"identity"))
+        return headers
+
+    # The answer
+
+    async def _answer(self, upstream: Upstream, answer: Answer) -> None:
+        public = public_address(self._scope, self._options.public_url)
+        headers = response_headers(answer.headers, answer.status, upstream.base_url, public)
+        try:
+            if self._guarded:
+                await self._answer_without_secrets(answer, headers)
+                return
+            await self._start(answer.status, headers)
+            read = answer.read_or_splice if can_splice(self._scope) else answer.read
+            while True:
+                piece = await read()
+                if isinstance(piece, bytes):
+                    await self._write(piece, more=not answer.at_end())
+                    if answer.at_end():
+                        return
+                else:
+                    await self._send({"type": SPLICE, "splice": piece})
+                    self._counters.to_client.inc(piece.moved)
+        except Http1Error as error:
+            raise ComfyUIServerError("ComfyUI cut the connection within its answer") from error
+
+    async def _answer_without_secrets(self, answer: Answer, headers: list[tuple[bytes, bytes]]) -> None:
+        if header_value(headers, b"content-encoding") not in {None, b"identity"}:
+            raise ComfyUIServerError("ComfyUI compressed an answer that the gateway must look into")
+        start = bytearray()
+        while not answer.at_end() and len(start) <= _WHOLE_ANSWER:
+            start += await answer.read()
+        without_length = [pair for pair in headers if pair[0] != b"content-length"]
+        if answer.at_end():
+            body = without_secrets(bytes(start))
+            if len(body) != len(start):
+                headers = [*without_length, (b"content-length", str(len(body)).encode())]
+            await self._start(answer.status, headers)
+            await self._write(body, more=False)
+            return
+        await self._start(answer.status, without_length)
+        secrets = SecretFilter()
+        await self._write(secrets.feed(bytes(start)), more=True)
+        del start
+        while not answer.at_end():
+            await self._write(secrets.feed(await answer.read()), more=True)
+        await self._write(secrets.end(), more=False)
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _write(self, body: bytes, *, more: bool) -> None:
+        if body:
+            self._counters.to_client.inc(len(body))
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class BodyTooLargeError(RequestError):
+    """A relayed body over MAX_UPLOAD_MB."""
+
+    title = "Body too large"
+    code = "body_too_large"
+    status = 413

@@ -1,0 +1,285 @@
+"""The relay of websockets. ComfyUI publishes to its clients one after the other and waits for each (trap 4): whatever a
+client does, its ComfyUI side is always drained, into memory. A client that takes nothing for a while is dropped. One
+that reads, however slowly, is dropped only when what waits for all clients together reaches a last limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from urllib.parse import parse_qs
+
+import aiohttp
+import structlog
+from starlette.types import Receive, Scope, Send
+from yarl import URL
+
+from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError, ComfyUITimeoutError
+from comfyui.metrics import Metrics
+from comfyui.transport.drivers import unreachable
+from comfyui.web.comfyui.upstreams import Upstream, Upstreams
+from comfyui.web.front.errors import error_response, refusal
+from comfyui.web.front.headers import request_headers, text_headers
+from comfyui.web.server.socket import server_socket_of
+
+_log = structlog.get_logger("relay")
+
+_Message = aiohttp.WSMsgType
+_NO_FRAME_LIMIT = 0
+# Long: ComfyUI's event loop stands still while it loads a model, and that is no reason to hang up.
+_HEARTBEAT_S = 120.0
+_CLOSE_PATIENCE_S = 2.0
+_NORMAL, _GOING_AWAY, _INTERNAL_ERROR, _TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
+# Codes that say how a connection ended; no endpoint may send them.
+_NO_CODE = 1005
+_NEVER_SENT = frozenset({0, 1004, _NO_CODE, 1006, 1015})
+# What a message costs beside its bytes: without it, a million empty ones would be free.
+_MESSAGE_OVERHEAD = 256
+_LOOKS_WITHIN_IDLE = 10
+
+
+class SocketRelay:
+    """Relays websockets.
+
+    Args:
+        buffer_bytes: may wait in memory for all clients together; beyond it, the one that is most behind is dropped.
+        idle_s: a client for which something waits and that takes nothing for so long is dropped.
+        timeout_s: the wait for ComfyUI's side of a handshake; 0 for any time.
+    """
+
+    def __init__(self, metrics: Metrics, *, buffer_bytes: int, idle_s: float, timeout_s: float) -> None:
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._idle_s = idle_s
+        self._backlogs = _Backlogs(buffer_bytes)
+
+    async def relay(self, scope: Scope, receive: Receive, send: Send, upstreams: Upstreams, target: str) -> None:
+        """One client's websocket from its handshake to its end."""
+        await receive()  # websocket.connect
+        upstream = upstreams.first()
+        try:
+            async with asyncio.timeout(self._timeout_s or None) as patience:
+                comfyui = await _connect(upstream, scope, target)
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status == 401 and upstream.credentials:
+                refused = ComfyUICredentialsError("websocket", upstream_status=error.status)
+                await error_response(refused, scope.get("state", {}).get("request_id"))(scope, receive, send)
+                return
+            detail = f"ComfyUI refused the websocket with HTTP {error.status}"
+            await refusal(scope, error.status if error.status >= 400 else 502, detail)(scope, receive, send)
+            return
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            failure: ComfyUIError
+            if patience.expired():
+                failure = ComfyUITimeoutError(f"ComfyUI did not answer within {self._timeout_s:g} s")
+            else:
+                cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+                failure = unreachable(upstream.backend.name, cause)
+                upstream.backend.failed(failure)
+            await error_response(failure, scope.get("state", {}).get("request_id"))(scope, receive, send)
+            return
+        client_id = parse_qs(scope["query_string"].decode("latin-1")).get("clientId", [None])[0]
+        self._metrics.relayed_websockets.inc()
+        try:
+            with upstreams.bound(client_id, upstream):
+                await send({"type": "websocket.accept", "subprotocol": comfyui.protocol})
+                bridge = _Bridge(scope, receive, send, comfyui, self._metrics, self._backlogs, self._idle_s)
+                with self._backlogs.of(bridge):
+                    await bridge.run()
+        finally:
+            self._metrics.relayed_websockets.dec()
+            # aiohttp waits for each message before the close frame anew, and ComfyUI may have many.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_PATIENCE_S):
+                    await comfyui.close(code=_GOING_AWAY)
+
+
+async def _connect(upstream: Upstream, scope: Scope, target: str) -> aiohttp.ClientWebSocketResponse[bool]:
+    return await upstream.session.ws_connect(
+        URL(f"{upstream.base_url.origin()}{upstream.path_prefix}{target}", encoded=True),
+        protocols=scope["subprotocols"],
+        headers=text_headers(request_headers(scope, upstream.base_url, upstream.credentials)),
+        max_msg_size=_NO_FRAME_LIMIT,
+        heartbeat=_HEARTBEAT_S,
+        timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_PATIENCE_S),
+    )
+
+
+class _Backlogs:
+    """What waits for the clients of all relayed websockets."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._bridges: set[_Bridge] = set()
+
+    @contextlib.contextmanager
+    def of(self, bridge: _Bridge) -> Iterator[None]:
+        self._bridges.add(bridge)
+        try:
+            yield
+        finally:
+            self._bridges.discard(bridge)
+            self._bytes -= bridge.buffered
+
+    def grown(self, count: int) -> None:
+        """Drops the client that is most behind where all together are too far. A single message may be larger."""
+        self._bytes += count
+        if self._bytes > self._max_bytes:
+            behind = [bridge for bridge in self._bridges if bridge.is_behind]
+            if behind:
+                max(behind, key=lambda bridge: bridge.buffered).drop()
+
+    def shrunk(self, count: int) -> None:
+        self._bytes -= count
+
+
+class _Bridge:
+    """Both directions of one websocket, and its end from either side."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        comfyui: aiohttp.ClientWebSocketResponse[bool],
+        metrics: Metrics,
+        backlogs: _Backlogs,
+        idle_s: float,
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._comfyui = comfyui
+        self._to_comfyui = metrics.relayed_bytes.labels("to_comfyui")
+        self._to_client = metrics.relayed_bytes.labels("to_client")
+        self._rejected = metrics.rejected.labels("slow_client")
+        self._backlogs = backlogs
+        self._idle_s = idle_s
+        self._too_slow = asyncio.Event()
+        self._written = 0
+        self._buffer: deque[tuple[str, str | bytes]] = deque()
+        self.buffered = 0
+        """Bytes that ComfyUI has sent and that were not handed to the client's connection yet."""
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+
+    @property
+    def is_behind(self) -> bool:
+        """More than one message waits, and it is not being dropped already."""
+        return len(self._buffer) > 1 and not self._too_slow.is_set()
+
+    def drop(self) -> None:
+        """End it as a client that does not read."""
+        if not self._too_slow.is_set():
+            self._rejected.inc()
+            _log.warning("relay.slow_client", path=self._scope["path"], buffered_bytes=self.buffered)
+            self._too_slow.set()
+
+    async def run(self) -> None:
+        """Until one side ends; then the other one is ended in the same way."""
+        reading = asyncio.create_task(self._read_client(), name="websocket to ComfyUI")
+        draining = asyncio.create_task(self._drain_comfyui(), name="websocket from ComfyUI")
+        writing = asyncio.create_task(self._write_client(), name="websocket to the client")
+        watching = asyncio.create_task(self._watch_client(), name="progress of the client")
+        dropped = asyncio.create_task(self._too_slow.wait(), name="drop of the client")
+        tasks = (reading, draining, writing, watching, dropped)
+        try:
+            await asyncio.wait((reading, draining, dropped), return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                code, reason = reading.result()
+                await self._comfyui.close(code=code, message=reason.encode())
+                return
+            end = (_TRY_AGAIN_LATER, "the client does not read what it is sent")
+            if not dropped.done():
+                end = draining.result()
+                # The client gets what came before the end, for as long as it takes it.
+                waiting = asyncio.create_task(self._emptied.wait())
+                await asyncio.wait((waiting, reading, dropped), return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+            writing.cancel()
+            await self._end_client(*end)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read_client(self) -> tuple[int, str]:
+        """To ComfyUI what the client sends, as fast as it takes it; returns the client's close code and reason."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                code = message.get("code", _NORMAL)
+                return (_NORMAL if code in _NEVER_SENT else code), message.get("reason") or ""
+            text, data = message.get("text"), message.get("bytes") or b""
+            # After ComfyUI's end, which the other direction tells, nothing can be sent.
+            with contextlib.suppress(aiohttp.ClientError, ConnectionError):
+                if text is not None:
+                    await self._comfyui.send_str(text)
+                else:
+                    await self._comfyui.send_bytes(data)
+                self._to_comfyui.inc(len(data if text is None else text))
+
+    async def _drain_comfyui(self) -> tuple[int, str]:
+        """Into the buffer what ComfyUI sends; returns its close code and reason."""
+        while True:
+            message = await self._comfyui.receive()
+            if message.type is _Message.TEXT:
+                self._buffer.append(("text", message.data))
+            elif message.type is _Message.BINARY:
+                self._buffer.append(("bytes", message.data))
+            else:
+                reason = message.extra if message.type is _Message.CLOSE else ""
+                return (self._comfyui.close_code or _NORMAL), str(reason or "")
+            size = len(message.data) + _MESSAGE_OVERHEAD
+            self.buffered += size
+            self._emptied.clear()
+            self._filled.set()
+            self._backlogs.grown(size)
+
+    async def _write_client(self) -> None:
+        # uvicorn's error for a client that is gone is an OSError; the reader of the client is told, too.
+        with contextlib.suppress(OSError):
+            while True:
+                while self._buffer:
+                    kind, data = self._buffer[0]
+                    # It waits until what was written before is on its way, and only then writes this.
+                    await self._send({"type": "websocket.send", kind: data})
+                    self._buffer.popleft()
+                    self.buffered -= len(data) + _MESSAGE_OVERHEAD
+                    self._backlogs.shrunk(len(data) + _MESSAGE_OVERHEAD)
+                    self._written += len(data)
+                    self._to_client.inc(len(data))
+                self._emptied.set()
+                self._filled.clear()
+                await self._filled.wait()
+
+    async def _watch_client(self) -> None:
+        """Drops the client when something waits for it and it has taken nothing for long."""
+        socket = server_socket_of(self._scope)
+        loop = asyncio.get_running_loop()
+        taken_before, since = -1, loop.time()
+        while True:
+            await asyncio.sleep(self._idle_s / _LOOKS_WITHIN_IDLE)
+            unsent = socket.unsent if socket is not None else 0
+            taken = self._written - unsent
+            if taken != taken_before or not (self._buffer or unsent):
+                taken_before, since = taken, loop.time()
+            elif loop.time() - since >= self._idle_s:
+                self.drop()
+                return
+
+    async def _end_client(self, code: int, reason: str) -> None:
+        socket = server_socket_of(self._scope)
+        if socket is not None:
+            if code in _NEVER_SENT - {_NO_CODE}:
+                socket.cut()
+            else:
+                socket.drop(_NORMAL if code == _NO_CODE else code, reason)
+            return
+        close = {"type": "websocket.close", "code": _INTERNAL_ERROR if code in _NEVER_SENT else code, "reason": reason}
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_PATIENCE_S):
+                await self._send(close)

@@ -1,0 +1,113 @@
+"""Which ComfyUI server a relayed request goes to, and the session for it.
+
+What ComfyUI keeps on its disk or in its memory (settings, user data, uploads, its queue) is that of one server: clients
+see the first one that is ready, as long as it is. Prompts and files live where they were run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Self
+
+import aiohttp
+
+from comfyui import jsonio
+from comfyui.servers.backends import Backend, BackendPool
+from comfyui.transport.drivers import refusing_redirects
+from comfyui.transport.http1 import CONNECT_S, Http1Client
+
+_HEADER_BYTES = 64 * 1024
+_OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+
+
+class Upstream:
+    """One backend and the relay's own connections to it: slow downloads never starve the gateway's own requests.
+
+    ``http`` is for requests and ``session`` for websockets.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.base_url = backend.client.base_url
+        self.path_prefix = self.base_url.raw_path.rstrip("/")
+        self.credentials = {
+            name.lower().encode(): value.encode("latin-1") for name, value in backend.client.credentials.items()
+        }
+        """Headers that ComfyUI asks the gateway for; they take the place of a client's. Names are lower-case."""
+        tls = backend.client.tls
+        self.http = Http1Client(self.base_url, tls=tls)
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=True if tls is None else tls),
+            # A cookie of one client's answer must never reach another client's request.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_OURS_TO_OMIT,
+            trace_configs=[refusing_redirects()],
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            max_line_size=_HEADER_BYTES,
+            max_field_size=_HEADER_BYTES,
+        )
+
+    async def close(self) -> None:
+        await self.http.close()
+        await self.session.close()
+
+
+class Upstreams:
+    """Open it with ``async with``; the pool belongs to whoever made it."""
+
+    def __init__(self, pool: BackendPool) -> None:
+        self._pool = pool
+        self._upstreams: dict[Backend, Upstream] = {}
+        self._bound: dict[str, list[Backend]] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        for backend in self._pool.backends:
+            upstream = self._upstreams[backend] = Upstream(backend)
+            self._stack.push_async_callback(upstream.close)
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def several(self) -> bool:
+        return len(self._upstreams) > 1
+
+    def first(self) -> Upstream:
+        """Where clients' state is: the first server that is ready, else the first, whose failure is the answer."""
+        for backend, upstream in self._upstreams.items():
+            if backend.ready:
+                return upstream
+        return next(iter(self._upstreams.values()))
+
+    def others(self, than: Upstream) -> list[Upstream]:
+        """Further servers that may have what `than` has not."""
+        return [upstream for backend, upstream in self._upstreams.items() if upstream is not than and backend.ready]
+
+    @contextmanager
+    def bound(self, client_id: str | None, upstream: Upstream) -> Iterator[None]:
+        """While a client's websocket is open, its prompts go to the server that tells it of them."""
+        if client_id is None or not self.several:
+            yield
+            return
+        backends = self._bound.setdefault(client_id, [])
+        backends.append(upstream.backend)
+        try:
+            yield
+        finally:
+            backends.remove(upstream.backend)
+            if not backends and self._bound.get(client_id) is backends:
+                del self._bound[client_id]
+
+    def backend_for(self, submission: bytes) -> Backend | None:
+        """The server that holds the websocket of the client that submits this; None when any will do."""
+        if not self._bound:
+            return None
+        try:
+            client_id = jsonio.loads(submission).get("client_id")
+        except (jsonio.JSONError, AttributeError):
+            return None  # ComfyUI says what is wrong with it
+        backends = self._bound.get(client_id) if isinstance(client_id, str) else None
+        return backends[-1] if backends else None

@@ -1,0 +1,186 @@
+"""The guard before everything: the page that a browser acts for, and the key that a caller shows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from uuid import UUID
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from comfyui.metrics import Metrics
+from comfyui.web.front.deps import CALLER
+from comfyui.web.front.errors import refusal
+from comfyui.web.front.guesses import Guesses
+from comfyui.web.front.headers import header
+from comfyui.web.front.hosts import KnownHosts
+from comfyui.web.front.keys import KeyRing, session_in, without_session
+from comfyui.web.front.login import LOGIN, LOGOUT, answer_login, answer_logout, redirect_to_login
+from comfyui.web.front.origins import Origins, Page, answer_preflight, is_preflight, with_grant
+from comfyui.web.front.paths import PROBES
+from comfyui.web.front.tickets import Tickets, carries_ticket, without_referrer
+
+_BEARER, _BASIC = b"bearer ", b"basic "
+_SHOWN_HOST = 100
+IN_DETAIL = "in_detail"
+"""Where a probe's state says whether it may be told of addresses, as everybody else who gets through may be."""
+
+
+class Guard:
+    """Middleware: refuse foreign pages (403) and, where there are keys, whoever shows none (401). Probes need no key.
+
+    Without keys the name by which the gateway is called must be one of `hosts` (403). What it lets through no longer
+    carries the gateway's own key or cookie: they are not for ComfyUI.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        origins: Origins,
+        hosts: KnownHosts,
+        metrics: Metrics,
+        *,
+        tickets: Tickets,
+        guesses: Guesses | None = None,
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._origins = origins
+        self._hosts = hosts
+        self._metrics = metrics
+        self._tickets = tickets
+        self._guesses = guesses or Guesses()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        page = self._origins.page_of(scope)
+        unknown_host = None if self._keys else self._hosts.unknown_in(scope)
+        if scope["type"] == "http" and scope["path"] in PROBES:
+            if not self._keys:
+                scope["state"][IN_DETAIL] = unknown_host is None
+            else:
+                scope["state"][IN_DETAIL] = known = self._caller(scope, page) is not None
+                # What it is not told says that the key is wrong, so here, too, a guess takes its time.
+                if not known and _shows_a_key(scope) and not await self._guesses.slow_down(scope):
+                    await self._too_many_guesses(scope, receive, send)
+                    return
+            await self._app(scope, receive, send)
+            return
+        if unknown_host is not None:
+            self._metrics.rejected.labels("host").inc()
+            detail = (
+                f"this gateway has no keys and is not known by the name {unknown_host[:_SHOWN_HOST]!r}: list it in"
+                " ALLOWED_HOSTS, or set API_KEYS (a page of a foreign site can make its own name lead here)"
+            )
+            await refusal(scope, 403, detail)(scope, receive, send)
+            return
+        ticket = self._tickets.redeem(scope) if self._keys else None
+        if page is Page.FOREIGN and ticket is None:
+            self._metrics.rejected.labels("origin").inc()
+            detail = "a web page of another site sent this; CORS_ALLOW_ORIGINS lists those that may"
+            await refusal(scope, 403, detail)(scope, receive, send)
+            return
+        if page not in {Page.OWN, Page.FOREIGN} and scope["type"] == "http":
+            if is_preflight(scope):
+                await answer_preflight(scope, send, page)
+                return
+            send = with_grant(scope, send, page)
+        if ticket is not None:
+            caller, scope = ticket
+            scope["state"][CALLER] = caller
+            await self._app(self._without_credentials(scope), receive, without_referrer(send))
+        elif self._keys:
+            await self._with_key(scope, receive, send, page)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _with_key(self, scope: Scope, receive: Receive, send: Send, page: Page) -> None:
+        if scope["type"] == "http" and scope["path"] in {LOGIN, LOGOUT}:
+            try:
+                if scope["path"] == LOGIN:
+                    response = await answer_login(scope, receive, self._keys, self._metrics)
+                else:
+                    response = answer_logout(scope)
+            except ClientDisconnect:
+                return
+            if response.status_code == 401 and not await self._guesses.slow_down(scope):
+                await self._too_many_guesses(scope, receive, send)
+                return
+            await response(scope, receive, send)
+        elif (caller := self._caller(scope, page)) is not None:
+            scope["state"][CALLER] = caller
+            await self._app(self._without_credentials(scope), receive, send)
+        elif _is_navigation(scope):
+            await redirect_to_login(scope)(scope, receive, send)
+        else:
+            self._metrics.rejected.labels("unauthorized").inc()
+            if _shows_a_key(scope) and not await self._guesses.slow_down(scope):
+                await self._too_many_guesses(scope, receive, send)
+                return
+            challenge = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
+            detail = "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
+            if carries_ticket(scope):
+                detail = f"the ticket is over, was used, or is for another address or method; {detail}"
+            await refusal(scope, 401, detail, challenge)(scope, receive, send)
+
+    async def _too_many_guesses(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = "too many wrong keys are waiting for their answer"
+        await refusal(scope, 429, detail, {"Retry-After": "5", "Connection": "close"})(scope, receive, send)
+
+    def _caller(self, scope: Scope, page: Page) -> UUID | None:
+        for name, value in scope["headers"]:
+            caller = None
+            # Where any page may ask, none may ask in the name of the user who is signed in: a browser sends by itself
+            # the cookie, and a password that it was told once.
+            if (key := _key_in(name, value)) is not None:
+                if page is not Page.ANY or not _is_basic(name, value):
+                    caller = self._keys.caller(key)
+            elif name == b"cookie" and page is not Page.ANY:
+                caller = self._keys.session_caller(session_in(value) or "")
+            if caller is not None:
+                return caller
+        return None
+
+    def _without_credentials(self, scope: Scope) -> Scope:
+        headers = []
+        for name, value in scope["headers"]:
+            if (key := _key_in(name, value)) is not None and self._keys.holds(key):
+                continue
+            kept = without_session(value) if name == b"cookie" else value
+            if kept or name != b"cookie":
+                headers.append((name, kept))
+        return {**scope, "headers": headers}
+
+
+def _key_in(name: bytes, value: bytes) -> bytes | None:
+    """What a header shows as a key, ours or not. Of HTTP Basic it is the password, whoever the user is."""
+    if name == b"x-api-key":
+        return value.strip()
+    if name == b"authorization" and value[: len(_BEARER)].lower() == _BEARER:
+        return value[len(_BEARER) :].strip()
+    if _is_basic(name, value):
+        try:
+            return base64.b64decode(value[len(_BASIC) :].strip(), validate=True).partition(b":")[2]
+        except binascii.Error:
+            return None
+    return None
+
+
+def _is_basic(name: bytes, value: bytes) -> bool:
+    return name == b"authorization" and value[: len(_BASIC)].lower() == _BASIC
+
+
+def _shows_a_key(scope: Scope) -> bool:
+    return any(_key_in(name, value) for name, value in scope["headers"])
+
+
+def _is_navigation(scope: Scope) -> bool:
+    """A person's browser opens a page; a script's request would only get the login page's HTML for its JSON."""
+    if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"}:
+        return False
+    mode = header(scope, b"sec-fetch-mode")
+    return b"text/html" in (header(scope, b"accept") or b"") and mode in {None, b"navigate"}

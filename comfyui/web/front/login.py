@@ -1,0 +1,142 @@
+"""The login page: a browser shows a key once and gets a cookie, since a page cannot set headers on a websocket."""
+
+from __future__ import annotations
+
+from html import escape
+from urllib.parse import parse_qs, quote
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Receive, Scope
+
+from comfyui.metrics import Metrics
+from comfyui.web.front.errors import refusal
+from comfyui.web.front.forwarded import prefix_of
+from comfyui.web.front.keys import COOKIE, KeyRing
+
+LOGIN, LOGOUT = "/login", "/logout"
+_MAX_FORM_BYTES = 16 * 1024
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self';"
+    " frame-ancestors 'none'; base-uri 'none'",
+    # Not no-referrer: with that, the form's own POST has the Origin "null" and is refused.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sign in · ComfyUI</title>
+<style>
+:root {{ color-scheme: light dark; --back: #f4f4f5; --card: #fff; --text: #18181b; --line: #d4d4d8; --accent: #2563eb }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --back: #18181b; --card: #27272a; --text: #f4f4f5; --line: #52525b; --accent: #3b82f6 }}
+}}
+* {{ box-sizing: border-box }}
+body {{ margin: 0; min-height: 100vh; display: grid; place-items: center; background: var(--back);
+  color: var(--text); font: 16px/1.5 system-ui, sans-serif }}
+form {{ width: min(22rem, calc(100vw - 2rem)); padding: 2rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: .75rem }}
+h1 {{ margin: 0 0 1.25rem; font-size: 1.25rem }}
+label {{ display: block; margin-bottom: .375rem; font-size: .875rem }}
+input, button {{ width: 100%; padding: .625rem .75rem; font: inherit; border-radius: .5rem }}
+input {{ color: inherit; background: transparent; border: 1px solid var(--line) }}
+input:focus-visible, button:focus-visible {{ outline: 2px solid var(--accent); outline-offset: 2px }}
+button {{ margin-top: 1rem; border: 0; background: var(--accent); color: #fff; font-weight: 600; cursor: pointer }}
+p {{ margin: 0 0 1rem; padding: .5rem .75rem; border-radius: .5rem; background: #b91c1c; color: #fff }}
+</style>
+</head>
+<body>
+<form method="post" action="login">
+<h1>Sign in to ComfyUI</h1>
+{message}<label for="key">API key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
+<input name="next" type="hidden" value="{next}">
+<button>Sign in</button>
+</form>
+</body>
+</html>
+"""
+
+
+def redirect_to_login(scope: Scope) -> Response:
+    """Where a person's browser is sent that brings no key."""
+    path = scope.get("raw_path") or scope["path"].encode()
+    target = (path + b"?" + scope["query_string"] if scope["query_string"] else path).decode("latin-1")
+    return RedirectResponse(_seen(scope, f"{LOGIN}?next={quote(target, safe='')}"), 303, _HEADERS)
+
+
+async def answer_login(scope: Scope, receive: Receive, keys: KeyRing, metrics: Metrics) -> Response:
+    """GET shows the form; POST takes the key and sets the cookie."""
+    if scope["method"] in {"GET", "HEAD"}:
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        return _page(query.get("next", ["/"])[0])
+    if scope["method"] != "POST":
+        return refusal(scope, 405, "the login page takes GET and POST", {"Allow": "GET, HEAD, POST"})
+    form = await _form(Request(scope, receive))
+    if form is None:
+        return refusal(scope, 413, "that is no key")
+    token = keys.open_session(form.get("key", [""])[0].strip().encode())
+    target = form.get("next", ["/"])[0]
+    if token is None:
+        metrics.rejected.labels("unauthorized").inc()
+        return _page(target, message="This key is not known here.", status=401)
+    response = RedirectResponse(_seen(scope, _local(target)), 303, _HEADERS)
+    response.set_cookie(
+        COOKIE,
+        token,
+        max_age=int(keys.session_s),
+        path=_cookie_path(scope),
+        httponly=True,
+        samesite="strict",
+        secure=scope["scheme"] == "https",
+    )
+    return response
+
+
+def answer_logout(scope: Scope) -> Response:
+    """Forget the cookie."""
+    response = RedirectResponse(_seen(scope, LOGIN), 303, _HEADERS)
+    response.set_cookie(COOKIE, max_age=0, expires=0, path=_cookie_path(scope), httponly=True, samesite="strict")
+    return response
+
+
+def _seen(scope: Scope, target: str) -> str:
+    """A path of the gateway as this client must ask for it.
+
+    A proxy that serves the gateway below a path may tell it, and need not: relative to the address of this request, the
+    target is right in both cases.
+    """
+    if prefix := prefix_of(scope):
+        return f"{prefix}{target}"
+    path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    return f"{'../' * (path.count('/') - 1) or './'}{target.removeprefix('/')}"
+
+
+def _cookie_path(scope: Scope) -> str | None:
+    """Without one a browser takes the folder of the page's address: the same, also where no proxy tells the prefix."""
+    return prefix_of(scope) or None
+
+
+def _page(target: str, *, message: str = "", status: int = 200) -> Response:
+    shown = f'<p role="alert">{escape(message)}</p>\n' if message else ""
+    return HTMLResponse(_PAGE.format(message=shown, next=escape(_local(target), quote=True)), status, _HEADERS)
+
+
+def _local(target: str) -> str:
+    """A path of this gateway; what a browser would take for another site's address, or one beside us, is ``/``."""
+    plain = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
+    folders = target.partition("?")[0].partition("#")[0].replace("\\", "/").lower().replace("%2e", ".").split("/")
+    return target if plain and not {".", ".."} & set(folders) else "/"
+
+
+async def _form(request: Request) -> dict[str, list[str]] | None:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_FORM_BYTES:
+            return None
+    return parse_qs(body.decode(errors="replace"))

@@ -1,0 +1,301 @@
+"""Pure ASGI middleware: request id and access log, cap of bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import time
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from comfyui.exceptions import ComfyUIOverloadedError, error_body, error_body_of
+from comfyui.metrics import Metrics
+from comfyui.web.front.decoding import decoded
+from comfyui.web.front.deps import CALLER
+from comfyui.web.front.errors import json_response
+from comfyui.web.front.keys import shown_name
+from comfyui.web.server.http import SPLICE
+
+_log = structlog.get_logger("access")
+_SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+# An IPv6 address with a zone; what is longer is none.
+_LONGEST_ADDRESS = 64
+# Set in a request's state: its line is for debugging only, unless it failed.
+QUIET = "quiet"
+# In a request's state: what counts the bytes of its body that are kept in memory, where the body as a whole is not.
+HOLD = "hold"
+_FORM = b"multipart/form-data"
+# The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
+_PATHS = frozenset({"/prompt_sync", "/validate"})
+
+
+def is_form(scope: Scope) -> bool:
+    """Whether the body of this request is read by `comfyui.web.api.multipart`, and so never whole in memory."""
+    types = (value for name, value in scope["headers"] if name == b"content-type")
+    return scope["path"] in _PATHS and next(types, b"").lower().startswith(_FORM)
+
+
+class RequestContext:
+    """Give each request an id (the caller's own ``X-Request-ID`` where it is harmless), bind it for logs, log one line.
+
+    The query is not logged: it may carry what a caller holds secret. The key stands there by its name, which
+    `comfyui.web.front.keys.shown_name` makes, and the client's address is the one that a trusted proxy tells.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._debug = logging.getLogger("access").isEnabledFor(logging.DEBUG)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.perf_counter()
+        status = 0
+        sent = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            elif message["type"] == "http.response.body":
+                sent += len(message.get("body", b""))
+            await send(message)
+            if message["type"] == SPLICE:
+                sent += message["splice"].moved
+
+        tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            path = scope["path"]
+            quiet = status < 400 and (path in _QUIET or scope["state"].get(QUIET, False))
+            if not quiet or self._debug:
+                log = _log.debug if quiet else _log.info
+                log(
+                    "request",
+                    method=scope.get("method", "WEBSOCKET"),
+                    path=path,
+                    status=status,
+                    bytes=sent,
+                    ms=round((time.perf_counter() - started) * 1000, 1),
+                    client=_client(scope),
+                    key=_key(scope),
+                )
+            structlog.contextvars.reset_contextvars(**tokens)
+
+
+class BodyLimit:
+    """Refuse a body over the limit with 413: by its Content-Length at once, else when it has grown too long.
+
+    A compressed body is unpacked here: what it unpacks to is what counts.
+
+    All bodies together have a limit, too, for as long as their requests last: beyond it a new one gets 429.
+
+    Args:
+        max_bytes: of one body.
+        max_total_bytes: of the bodies of all requests that are being read or answered.
+        max_form_bytes: of one form with files, which is kept on disk: only its texts have a part in the limit for all.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, max_total_bytes: int, max_form_bytes: int, metrics: Metrics
+    ) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._max_form_bytes = max_form_bytes
+        self._max_total_bytes = max_total_bytes
+        self._held = 0
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        length = int(declared) if declared.isdigit() else 0
+        request = await decoded(scope, receive, send)
+        if request is None:
+            return
+        scope, receive = request
+        on_disk = is_form(scope)
+        max_bytes = self._max_form_bytes if on_disk else self._max_bytes
+        if length > max_bytes or (not on_disk and self._held + length > self._max_total_bytes):
+            await self._refuse(length, max_bytes, scope, receive, send)
+            return
+        received = held = 0
+        started = refused = False
+
+        def hold(size: int) -> None:
+            nonlocal held, refused
+            held += size
+            self._held += size
+            if self._held > self._max_total_bytes:
+                refused = True
+                raise TooLargeError
+
+        async def counted_receive() -> Message:
+            nonlocal received, refused
+            message = await receive()
+            size = len(message.get("body", b""))
+            received += size
+            if received > max_bytes:
+                refused = True
+                raise TooLargeError
+            if not on_disk:
+                hold(size)
+            return message
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            if refused and not started:
+                return  # what the application makes of half a body; the client gets its 413 or 429 below
+            started = True
+            await send(message)
+
+        scope["state"][HOLD] = hold
+        try:
+            await self._app(scope, counted_receive, watched_send)
+        except TooLargeError:
+            if started:
+                raise
+            await self._refuse(received, max_bytes, scope, receive, send)
+        finally:
+            self._held -= held
+
+    async def _refuse(self, size: int, max_bytes: int, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = scope.get("state", {}).get("request_id")
+        # What is left of the body is not read: the connection cannot be used again.
+        headers = {"Connection": "close"}
+        if size > max_bytes:
+            self._metrics.rejected.labels("body_too_large").inc()
+            setting = "MAX_REQUEST_BODY_MB" if max_bytes == self._max_bytes else "MAX_MULTIPART_MB"
+            limit = f"{max_bytes / 1e6:g} MB ({setting})"
+            detail = f"the body is larger than {limit}; pass large inputs by URL"
+            body = error_body(title="Body too large", code="body_too_large", detail=detail, request_id=request_id)
+            await json_response(413, body, headers)(scope, receive, send)
+            return
+        self._metrics.rejected.labels("overloaded").inc()
+        limit = f"{self._max_total_bytes / 1e6:g} MB (MAX_BUFFERED_MB)"
+        error = ComfyUIOverloadedError(f"the bodies of the requests in flight fill {limit}; try again later")
+        headers["Retry-After"] = str(error.retry_after_s)
+        await json_response(error.status, error_body_of(error, request_id=request_id), headers)(scope, receive, send)
+
+
+class SlowClients:
+    """End what a client holds open without moving: a body that stops coming (408), an answer that is not read.
+
+    A client may wait for its answer as long as it likes; only what it should send or take is timed. Raises
+    `StalledClientError` where an answer has begun, which nothing but the end of the connection can end.
+    """
+
+    def __init__(self, app: ASGIApp, idle_s: float, metrics: Metrics) -> None:
+        self._app = app
+        self._idle_s = idle_s
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body_complete = stalled = started = unread = False
+
+        async def timed_receive() -> Message:
+            nonlocal body_complete, stalled
+            if body_complete:
+                return await receive()  # waits for the client to go away
+            try:
+                with _Patience(self._idle_s):
+                    message = await receive()
+            except TimeoutError:
+                stalled = True
+                return {"type": "http.disconnect"}
+            body_complete = not message.get("more_body", False)
+            return message
+
+        async def timed_send(message: Message) -> None:
+            nonlocal started, unread
+            if stalled:
+                return  # what the application makes of half a body; the client gets its 408 below
+            started = True
+            try:
+                with _Patience(self._idle_s):
+                    await send(message)
+            except TimeoutError:
+                unread = True
+                raise StalledClientError from None
+
+        try:
+            await self._app(scope, timed_receive, timed_send)
+        except Exception:
+            if not stalled and not unread:
+                raise
+        if unread:
+            self._metrics.rejected.labels("slow_client").inc()
+            raise StalledClientError("the client did not read its answer")
+        if stalled:
+            self._metrics.rejected.labels("slow_client").inc()
+            if started:
+                raise StalledClientError("the client did not send its body")
+            detail = f"the body did not go on for {self._idle_s:g} s (CLIENT_IDLE_SECONDS)"
+            request_id = scope.get("state", {}).get("request_id")
+            body = error_body(title="Request timeout", code="request_timeout", detail=detail, request_id=request_id)
+            await json_response(408, body, {"Connection": "close"})(scope, receive, send)
+
+
+class _Patience:
+    """What `asyncio.timeout` does, for what hardly ever waits: that one was a tenth of a small request."""
+
+    __slots__ = ("_late", "_seconds", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._late = False
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(loop)
+        self._timer = loop.call_later(self._seconds, self._end)
+
+    def _end(self) -> None:
+        if self._task is not None:
+            self._late = True
+            self._task.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        self._timer.cancel()
+        # Cancelled by somebody else as well: that goes before.
+        if self._late and self._task is not None and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise TimeoutError
+
+
+class StalledClientError(ConnectionAbortedError):
+    """A client was given up in the middle of its answer."""
+
+
+class TooLargeError(Exception):
+    """Ends the application's reading of a body that has grown too long."""
+
+
+def _client(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return str(client[0])[:_LONGEST_ADDRESS] if client else None
+
+
+def _key(scope: Scope) -> str | None:
+    caller = scope["state"].get(CALLER)
+    return None if caller is None else shown_name(caller)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SAFE_REQUEST_ID.fullmatch(text := value.decode("latin-1")):
+            return str(text)
+    return f"{random.getrandbits(128):032x}"

@@ -1,0 +1,166 @@
+"""Whose a path is: the gateway's own, relayed to ComfyUI, or denied. Pure; relayed paths themselves are never changed.
+
+A rule must hold for whatever ComfyUI would make of the path, so it is matched against the path as a server may read it:
+percent-decoded as often as it changes, backslashes and doubled slashes folded, dots resolved, without ``/api``.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+from urllib.parse import quote, unquote
+
+from comfyui.web.front.short_cache import short_cache
+
+ProxyMode = Literal["full", "api", "off"]
+
+PROBES = frozenset({"/health", "/health/live", "/health/ready"})
+_OWN = PROBES | {"/prompt_sync", "/validate", "/convert", "/metrics", "/docs", "/openapi.json"}
+_OWN_BELOW = "/prompt_sync/"
+# ComfyUI has GET /prompt; the others are nothing of ours for any other method.
+_POSTED = frozenset({"/prompt", "/api/prompt", "/tickets"})
+
+# Logs and folder paths tell about the server, and an attacker what to look for. What the web frontend cannot do
+# without are the file names that fill the choices of its Load Image (from Outputs) node.
+DEFAULT_DENY = (
+    "/internal",
+    "/internal/*",
+    "!/internal/files/output",
+    "!/internal/files/input",
+    "!/internal/files/temp",
+)
+
+# What client libraries call; the web frontend needs more than this.
+_API_MODE = (
+    "/prompt",
+    "/queue",
+    "/history",
+    "/history/*",
+    "/history_v2",
+    "/history_v2/*",
+    "/jobs",
+    "/jobs/*",
+    "/interrupt",
+    "/free",
+    "/view",
+    "/view_metadata/*",
+    "/upload/image",
+    "/upload/mask",
+    "/object_info",
+    "/object_info/*",
+    "/system_stats",
+    "/features",
+    "/embeddings",
+    "/models",
+    "/models/*",
+    "/ws",
+)
+# Label values of metrics: the first part of a path, where it is one of ComfyUI's own.
+_ROUTES = frozenset(
+    [
+        "prompt",
+        "queue",
+        "history",
+        "history_v2",
+        "jobs",
+        "interrupt",
+        "free",
+        "view",
+        "view_metadata",
+        "upload",
+        "object_info",
+        "system_stats",
+        "features",
+        "embeddings",
+        "models",
+        "ws",
+        "userdata",
+        "users",
+        "settings",
+        "extensions",
+        "i18n",
+        "workflow_templates",
+        "docs",
+        "internal",
+        "assets",
+        "scripts",
+        "templates",
+        "experiment",
+    ]
+)
+_MAX_DECODINGS = 5
+
+
+def is_own(method: str, path: str) -> bool:
+    """Is it one of the gateway's endpoints? Only the exact paths: what is below ``/docs/`` is ComfyUI's."""
+    if path in _POSTED:
+        return method == "POST"
+    return path in _OWN or path.startswith(_OWN_BELOW)
+
+
+@short_cache(2048)
+def normalised(raw_path: str) -> str | None:
+    """The path as a server may read it, without ``/api``; None when it is encoded more often than anyone means."""
+    path = raw_path
+    for _ in range(_MAX_DECODINGS):
+        decoded = unquote(path, errors="replace").replace("\\", "/")
+        if decoded == path:
+            break
+        path = decoded
+    else:
+        return None
+    path = posixpath.normpath(re.sub(r"/+", "/", f"/{path}".split("\0", maxsplit=1)[0]))
+    while path == "/api" or path.startswith("/api/"):
+        path = path.removeprefix("/api") or "/"
+    return path
+
+
+@short_cache(2048)
+def route_of(raw_path: str) -> str:
+    """A metric's label for a relayed path: from a small fixed set."""
+    path = normalised(raw_path) or ""
+    first = path[1:].split("/", maxsplit=1)[0]
+    if first in _ROUTES:
+        return f"/{first}" if path.count("/") == 1 else f"/{first}/*"
+    return "/" if path == "/" else "other"
+
+
+def target_of(scope_path: str, raw_path: bytes | None, query: bytes) -> str:
+    """The request target, as it came."""
+    path = raw_path.decode("latin-1") if raw_path else quote(scope_path)
+    return f"{path}?{query.decode('latin-1')}" if query else path
+
+
+@dataclass(frozen=True)
+class PathRules:
+    """What is relayed. `deny` has patterns with ``*``; one that begins with ``!`` is an exception from the others.
+
+    An exception is for paths that are spelt plainly, with or without ``/api``: tricks find none.
+    """
+
+    mode: ProxyMode = "full"
+    deny: tuple[str, ...] = DEFAULT_DENY
+
+    @short_cache(2048)
+    def verdict(self, raw_path: str) -> Literal["relay", "denied", "not_relayed"]:
+        if self.mode == "off":
+            return "not_relayed"
+        path = normalised(raw_path)
+        if path is None:
+            return "denied"
+        plain = raw_path in {path, f"/api{path}"}
+        denied = _matches(path, (pattern for pattern in self.deny if not pattern.startswith("!")))
+        excepted = plain and _matches(path, (pattern[1:] for pattern in self.deny if pattern.startswith("!")))
+        if denied and not excepted:
+            return "denied"
+        return "relay" if self.mode == "full" or _matches(path, _API_MODE) else "not_relayed"
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    # Windows and some mounts do not tell cases apart.
+    folded = path.casefold()
+    return any(fnmatchcase(folded, pattern.casefold()) for pattern in patterns)

@@ -1,0 +1,468 @@
+"""uvicorn's HTTP: stricter with requests, and faster with answers.
+
+An answer takes one system call where uvicorn makes two, and none that copies where the kernel can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import struct
+import sys
+from collections.abc import Awaitable
+from typing import Any, Final
+
+import httptools
+import structlog
+from starlette.types import Message, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from comfyui.metrics import Metrics
+from comfyui.transport.splice import Splice
+from comfyui.web.server.connections import Connections
+from comfyui.web.server.disconnect import ClientGoneError
+from comfyui.web.server.request_head import HeadLimits, HeadTooLargeError, HeadWatch
+from comfyui.web.server.requests import RefusedRequestError, checked_framing, origin_form, refusal_bytes
+from comfyui.web.server.socket import ServerSocket
+
+_log = structlog.get_logger(__name__)
+
+# More than this is written at once: back-pressure must see it.
+_SMALL = 16 * 1024
+# So much is given to the parser at once, and after so many of its calls others have their turn. A read of 256 KB may be
+# thousands of requests, or tens of thousands of chunks: that took half a second in one go.
+_PIECE = 8 * 1024
+_CALLS_AT_ONCE = 4000
+# How long what a refused client sends is read and thrown away.
+_LINGER_S = 2.0
+# An ASGI message in place of "http.response.body": what its "splice" has is moved to the client. Where it is understood
+# it stands among the scope's extensions. Only in an answer that has a Content-Length.
+SPLICE: Final = "http.response.splice"
+_UNTIL_CLOSED: Final = "until_closed"
+_RESET: Final = struct.pack("ii", 1, 0)
+_EXTENSIONS: Final = {SPLICE: dict[str, Any]()}
+
+
+def can_splice(scope: Scope) -> bool:
+    return SPLICE in scope.get("extensions", ())
+
+
+def splicing(scope: Scope, send: Send) -> Send:
+    """`send` that understands `SPLICE`, and says so in the scope, where `ServerHttp` serves HTTP without TLS."""
+    if scope["type"] != "http":
+        return send  # a websocket has the same transport, and extensions of its own
+    cycle = getattr(send, "__self__", None)
+    transport = getattr(cycle, "transport", None)
+    if not isinstance(transport, _Gathering) or transport.get_extra_info("sslcontext") is not None:
+        return send
+
+    def send_or_splice(message: Message) -> Awaitable[None]:
+        return _splice(cycle, transport, message["splice"]) if message["type"] == SPLICE else send(message)
+
+    scope["extensions"] = _EXTENSIONS
+    return send_or_splice
+
+
+async def _splice(cycle: Any, transport: _Gathering, splice: Splice) -> None:
+    """`cycle` is uvicorn's, one request and its answer."""
+    if cycle.disconnected:
+        raise ClientGoneError
+    if splice.left > cycle.expected_content_length:
+        raise RuntimeError("a splice is for the body of an answer that has a Content-Length")
+    await transport.drained(cycle.flow)
+    if transport.is_closing():
+        raise _gone(cycle)
+    try:
+        await splice.move_to(transport.fileno())
+    except OSError as error:
+        transport.abort()
+        raise _gone(cycle) from error
+    cycle.expected_content_length -= splice.moved
+
+
+def cut_off(send: Send) -> None:
+    """Ends the connection of a client that was given up in the middle of its answer. `send` is the server's own."""
+    cycle = getattr(send, "__self__", None)
+    transport = getattr(cycle, "transport", None)
+    if cycle is None or transport is None:
+        raise RuntimeError("this server has no way to cut a connection")
+    transport.abort()
+    _gone(cycle)
+
+
+def _gone(cycle: Any) -> ClientGoneError:
+    """uvicorn notices in a later turn only, and would log until then that the answer was not completed."""
+    cycle.disconnected = True
+    return ClientGoneError()
+
+
+class _OldClientCycle(RequestResponseCycle):
+    """A request of HTTP/1.0, whose client knows no chunks: a body of unknown length ends with the connection.
+
+    uvicorn sends chunks all the same. Every attribute is its own; `chunked_encoding` is None until an answer begins.
+    """
+
+    async def send(self, message: Any) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            sized = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not sized and self.scope["method"] != "HEAD" and message["status"] not in {204, 304}:
+                self.chunked_encoding = False
+                self.scope["state"][_UNTIL_CLOSED] = True
+        elif kind == "http.response.body" and self.scope["state"].get(_UNTIL_CLOSED):
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+    async def run_asgi(self, app: Any) -> None:
+        await super().run_asgi(app)
+        if self.scope["state"].get(_UNTIL_CLOSED) and not self.response_complete:
+            # Only a reset tells this client that the answer is not whole.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
+
+
+class ServerHttp(HttpToolsProtocol):
+    """For ``uvicorn --http comfyui.web.server.http:ServerHttp``; `server.py` sets it.
+
+    uvicorn starts a request as soon as its headers have come. A request that another server might read in another way
+    (where it ends, whose it is, what it asks for) is refused here before that.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        head_limits: HeadLimits | None = None,
+        connections: Connections | None = None,
+        metrics: Metrics | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self._head_limits = head_limits or HeadLimits()
+        self._metrics = metrics
+        self._clients = connections or Connections(sys.maxsize)
+        self._fits = True
+        self._head_read = False
+        self._in_body = False
+        self._websocket = False
+        self._refused = False
+        self._running: RequestResponseCycle | None = None
+        self._left_out: bytes | None = None
+        """The framing of a request whose ``Upgrade`` is not made, while the parser still takes it for one."""
+        self._muted = False
+        """While the parser reads a head that `_read_on` has made."""
+        self._unread = b""
+        """What has come and must wait for the parser. Nothing more is read from the socket meanwhile."""
+        self._calls = 0
+        """Calls of the parser since the others had their turn."""
+        self._body: list[bytes] = []
+        """What the parser has read of a body and uvicorn was not told of yet."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._gathering = _Gathering(transport, self.loop)
+        self._head = HeadWatch(self._head_limits, self.loop, self._late)
+        self._fits = self._clients.opened()
+        super().connection_made(self._gathering)  # type: ignore[arg-type] # all that uvicorn uses of one
+        if not self._fits and self._clients.crowded:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head.stop()
+        self._clients.closed(self)
+        self._unread = b""
+        super().connection_lost(exc)
+
+    def close_idle(self) -> None:
+        """Makes room for another connection."""
+        self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if not self._fits:
+            # Only now: to close it with its request unread would take the answer back.
+            self._refuse(self._clients.refusal, 503)
+            return
+        self._clients.busy(self)
+        waits = bool(self._unread)
+        self._unread += data
+        if not waits:
+            self._read()
+
+    def _read(self) -> None:
+        """Give the parser what has come, as long as nobody has to wait for that.
+
+        Requests that come before the one in front of them is answered wait as bytes, where one is a twentieth of what
+        it becomes when it is read.
+        """
+        if self._refused or self.transport.is_closing():
+            self._unread = b""
+            return
+        self._unset_keepalive_if_required()
+        data, self._unread = self._unread, b""
+        try:
+            self._unread = self._parsed(data)
+        except RefusedRequestError as error:
+            self._refuse(str(error), error.status)
+        except httptools.HttpParserError as error:
+            own = error.__context__
+            if isinstance(own, RefusedRequestError):
+                self._refuse(str(own), own.status)
+            else:
+                self._refuse(f"it is not valid HTTP/1.1: {error}")
+        self._gathering.hold(bool(self._unread))
+        if self._unread and not self.pipeline:
+            self._calls = 0
+            self.loop.call_soon(self._read)
+
+    def _parsed(self, data: bytes) -> bytes:
+        """What must wait of it."""
+        view, at = memoryview(data), 0
+        while at < len(data) and not self.pipeline and self._calls <= _CALLS_AT_ONCE:
+            piece = view[at : at + _PIECE]
+            try:
+                self.parser.feed_data(piece)
+                self._head.fed(len(piece))
+                at += len(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                at += upgrade.args[0]
+                if self._websocket:
+                    self._become_websocket(data[at:])
+                    return b""
+                self._read_on()
+        self._tell_of_body()
+        return data[at:]
+
+    def _tell_of_body(self) -> None:
+        """uvicorn copies all that it has of a body for each piece that comes: it gets them together."""
+        if self._body:
+            body, self._body = self._body, []
+            super().on_body(body[0] if len(body) == 1 else b"".join(body))
+
+    def on_message_begin(self) -> None:
+        if not self._muted:
+            self._calls += 1
+            self._head_read = False
+            self._head.begun()
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._muted:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come behind the body. They must not join the headers, which have been checked and used by then.
+        self._calls += 1
+        if not self._head_read:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._muted:
+            return
+        self._head_read = True
+        self._head.head_ended(self.url, self.headers)
+        version, method = self.parser.get_http_version(), self.parser.get_method()
+        framing = checked_framing(method, version, self.url, self.headers)
+        self.url = origin_form(self.url)
+        upgrade = self.parser.should_upgrade()
+        self._websocket = upgrade and not framing and method == b"GET" and self._get_upgrade() == b"websocket"
+        if self._websocket and self._running is not None and not self._running.response_complete:
+            raise RefusedRequestError("a websocket's handshake must not follow a request that is not answered yet")
+        if upgrade and not self._websocket:
+            persistent = version == "1.1" and self.parser.should_keep_alive()
+            self._left_out = framing + (b"" if persistent else b"Connection: close\r\n")
+        super().on_headers_complete()
+        if self.url.endswith(b"?") and not self._websocket and not self.scope["query_string"]:
+            self.scope["raw_path"] += b"?"  # an empty query, which the scope has no other place for
+        self._in_body = True
+
+    def on_body(self, body: bytes) -> None:
+        self._calls += 1
+        self._head.moved()
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._left_out is None:
+            self._in_body = False
+            self._head.ended()
+            self._tell_of_body()
+            super().on_message_complete()
+
+    def _should_upgrade(self) -> bool:
+        return self._websocket and self._should_upgrade_to_ws()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            cycle.__class__ = _OldClientCycle
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _become_websocket(self, behind: bytes) -> None:
+        if behind:
+            self._in_body = False
+            self._refuse("bytes follow a websocket's handshake before it is answered")
+        else:
+            # From now on the websocket is told when the connection ends.
+            lost = functools.partial(self._clients.closed, self)
+            self.ws_protocol_class = functools.partial(ServerSocket, lost=lost)  # type: ignore[assignment]
+            self.handle_websocket_upgrade()
+
+    def _read_on(self) -> None:
+        """Read a request whose ``Upgrade`` is not made as any other: its body comes next.
+
+        For the parser such a request ends with its head. So another parser reads on, behind a head of the same framing.
+        """
+        head = b"POST / HTTP/1.1\r\n%b\r\n" % (self._left_out or b"")
+        self._left_out = None
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._muted = True
+        try:
+            self.parser.feed_data(head)
+        finally:
+            self._muted = False
+
+    def _late(self, begun: bool) -> None:
+        """A head has taken too long. A client that has sent nothing is told nothing."""
+        if self.transport.is_closing() or self._refused:
+            return
+        if self._unread or self.pipeline:
+            self._head.wait()  # it is we who do not read on
+            return
+        self._count("slow_client")
+        if begun:
+            seconds = f"{self._head_limits.seconds:g} s (HEADER_SECONDS)"
+            self._refuse(f"the head of the request did not end within {seconds}", 408)
+        else:
+            self.transport.close()
+
+    def _count(self, reason: str) -> None:
+        if self._metrics is not None:
+            self._metrics.rejected.labels(reason).inc()
+
+    def _refuse(self, reason: str, status: int = 400) -> None:
+        """Answer and close. Answers to requests before this one come first, and where one has begun it is cut."""
+        self._refused = True
+        _log.info("request.refused", status=status, detail=reason)
+        if status == HeadTooLargeError.status:
+            self._count("head_too_large")
+        self._head.stop()
+        last: RequestResponseCycle | None = self._running
+        if self.pipeline:
+            if self._in_body:
+                self.pipeline.popleft()  # the request itself, which has not been started
+            last = self.pipeline[0][0] if self.pipeline else last
+        elif self._in_body and last is not None and not last.response_complete:
+            last.disconnected = True
+            last.message_event.set()
+            if last.response_started:
+                self.transport.abort()
+                return
+            last = None
+        if last is not None and not last.response_complete:
+            last.keep_alive = False
+            return
+        self._answer_and_close(refusal_bytes(reason, status))
+
+    def _answer_and_close(self, answer: bytes) -> None:
+        """A client that still sends gets a moment to read its answer: a close with unread bytes would take it back."""
+        self.transport.write(answer)
+        self._gathering.flush()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
+        self._gathering.flush()
+        super().on_response_complete()
+        if self.pipeline:
+            return
+        if self._unread:
+            self.loop.call_soon(self._read)
+        elif not self._head.in_message:
+            self._clients.idle(self)
+
+
+class _Gathering:
+    """A transport that sends what is written within one turn of the loop together: an answer's head and its body.
+
+    A system call and a packet for each was an eighth of what a small relayed request costs, and the client's, too.
+    """
+
+    __slots__ = ("_held", "_loop", "_paused", "_pending", "_transport")
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pending: list[bytes] = []
+        self._held = self._paused = False
+
+    def __getattr__(self, name: str) -> Any:
+        """The rest is the transport's own."""
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if len(data) > _SMALL:
+            self._pending.append(data)
+            self.flush()
+            return
+        if not self._pending:
+            self._loop.call_soon(self.flush)
+        self._pending.append(data)
+
+    def hold(self, held: bool) -> None:
+        """Read nothing while `held`, whatever `resume_reading` says."""
+        if held != self._held:
+            self._held = held
+            self._read_or_not()
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        self._read_or_not()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self._held or self._paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def flush(self) -> None:
+        pending, self._pending = self._pending, []
+        if not pending or self._transport.is_closing():
+            return
+        if len(pending) == 1:
+            self._transport.write(pending[0])
+        else:
+            self._transport.writelines(pending)
+
+    def fileno(self) -> int:
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
+
+    async def drained(self, flow: FlowControl) -> None:
+        """Until all that was written is on its way; then the socket may be written to by others."""
+        self.flush()
+        if self._transport.is_closing() or not self._transport.get_write_buffer_size():
+            return
+        low, high = self._transport.get_write_buffer_limits()
+        self._transport.set_write_buffer_limits(high=0)  # pauses what is not empty, until it is
+        try:
+            while flow.write_paused:
+                await flow.drain()
+        finally:
+            if not self._transport.is_closing():
+                self._transport.set_write_buffer_limits(high=high, low=low)

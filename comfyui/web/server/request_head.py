@@ -1,0 +1,114 @@
+"""How much of a request's head is read, and for how long, before anyone knows whose it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from comfyui.web.server.requests import RefusedRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """The fields are settings (docs/configuration.md).
+
+    Attributes:
+        max_bytes: of the target and all fields of one request; of its trailers as well.
+        max_fields: header fields of one request.
+        seconds: from a connection's begin, or a head's first byte, to the head's end.
+    """
+
+    max_bytes: int = 64_000
+    max_fields: int = 200
+    seconds: float = 20.0
+
+
+class HeadTooLargeError(RefusedRequestError):
+    """The head has more bytes or fields than `HeadLimits` allows."""
+
+    status = 431
+
+
+class HeadWatch:
+    """Watches what one connection's parser reads; tell it of each event in order.
+
+    The parser keeps what it has of a field until the field ends, and copies it at each read. So a head that does not
+    end is ended here: after the read in which it began, at most `max_bytes` more are read.
+
+    Args:
+        late: called once when a head has taken too long, with whether anything of it has come.
+    """
+
+    __slots__ = ("_in_head", "_in_message", "_late", "_limits", "_loop", "_moved", "_size", "_timer")
+
+    def __init__(self, limits: HeadLimits, loop: asyncio.AbstractEventLoop, late: Callable[[bool], None]) -> None:
+        self._limits = limits
+        self._loop = loop
+        self._late = late
+        self._timer: asyncio.TimerHandle | None = loop.call_later(limits.seconds, self._end)
+        self._in_head = False
+        self._in_message = False
+        self._moved = False
+        self._size = 0
+
+    def begun(self) -> None:
+        """A request begins."""
+        self._in_head = self._in_message = self._moved = True
+        self._size = 0
+
+    def moved(self) -> None:
+        """Some of the body has come."""
+        self._moved = True
+        self._size = 0
+
+    def head_ended(self, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raises `HeadTooLargeError`."""
+        self._in_head = False
+        self.moved()
+        self.stop()
+        limits = self._limits
+        if len(fields) > limits.max_fields:
+            raise HeadTooLargeError(f"the request has more than {limits.max_fields} header fields (MAX_HEADER_FIELDS)")
+        if len(target) + sum([len(name) + len(value) for name, value in fields]) > limits.max_bytes:
+            raise self._too_large()
+
+    def ended(self) -> None:
+        """The request ends, with its body and trailers."""
+        self._in_message = False
+
+    @property
+    def in_message(self) -> bool:
+        """A request has begun and has not ended."""
+        return self._in_message
+
+    def fed(self, size: int) -> None:
+        """The parser has read so many bytes. Raises `HeadTooLargeError`."""
+        if not self._in_message:
+            return
+        if self._moved:
+            self._moved = False  # how many of the bytes belong to what began in them is not known
+        else:
+            self._size += size
+            if self._size > self._limits.max_bytes:
+                raise self._too_large()
+        if self._in_head and self._timer is None:
+            self._timer = self._loop.call_later(self._limits.seconds, self._end)
+
+    def wait(self) -> None:
+        """The head that has begun has its time once more."""
+        self._timer = self._loop.call_later(self._limits.seconds, self._end)
+
+    def stop(self) -> None:
+        """Nothing is waited for."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_large(self) -> HeadTooLargeError:
+        limit = f"{self._limits.max_bytes / 1000:g} KB (MAX_HEADER_KB)"
+        return HeadTooLargeError(f"the head of the request, or its trailers, are larger than {limit}")
+
+    def _end(self) -> None:
+        self._timer = None
+        self._late(self._in_head)

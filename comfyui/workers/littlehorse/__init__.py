@@ -1,0 +1,1 @@
+"""The worker for LittleHorse. Only `worker` and `gate` know its SDK."""

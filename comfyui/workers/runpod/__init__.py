@@ -1,0 +1,1 @@
+"""The worker for RunPod serverless. Only `worker` knows RunPod's SDK."""

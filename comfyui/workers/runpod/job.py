@@ -1,0 +1,355 @@
+"""A RunPod job's input as a request, and a result as its reply. Knows no SDK.
+
+The input is ours and that of worker-comfyui at once: ``workflow`` and ``images: [{name, image}]`` are common to both.
+The reply is, too: ``{"images": [{"filename", "type": "base64" or "s3_url", "data"}], …}``.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from comfyui import jsonio
+from comfyui.client import View
+from comfyui.exceptions import ComfyUIError, ComfyUIInputError
+from comfyui.handler import ComfyUIHandler
+from comfyui.models import Given, InputFile, OutputFile, PromptRequest, PromptResult
+from comfyui.outputs.stores.store import ObjectStore, Placement, StorageRefusedError, StoredObject
+from comfyui.workers.base import JobFields
+from comfyui.workers.delivering import (
+    Patience,
+    check_delivered,
+    is_partial,
+    kept_files,
+    reason_not_delivered,
+    result_members,
+)
+
+_LIMITS = "RunPod takes 10 MB as the reply of /run and 20 MB of /runsync"
+_MB = 1_000_000
+_RUN_MB, _RUNSYNC_MB = 10.0, 20.0
+# What RunPod and its SDK put around the reply.
+_ENVELOPE_BYTES = 100_000
+# RunPod's own mark on the ids of jobs that came by /runsync.
+_SYNC_ID = "sync-"
+_LONGEST_NAME = 100
+# Of one file's entries beside what `_head` has: type, commas, an empty `data`.
+_ENTRY_BYTES = 64
+
+
+class ResultTooLargeError(ComfyUIError):
+    """The files do not fit into a reply, and there is nowhere else to put them."""
+
+    title = "Result too large"
+    code = "result_too_large"
+
+
+class _Tolerant(Given):
+    """What callers send: null is as good as not given, and what is not known is left out, and named in `warnings`."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+
+class NamedInput(_Tolerant):
+    """One entry of ``images``: a name, which may have a folder before it, and base64, a data URI or a URL."""
+
+    name: str
+    image: str
+
+
+class OutputPlacement(_Tolerant):
+    """Where the files are stored, as far as a caller may choose: ``output`` of ``/prompt_sync``.
+
+    A member that is not known is refused: files must not go elsewhere than their owner meant.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    store: Literal["s3", "none"] = "s3"
+    bucket: str | None = None
+    prefix: str | None = None
+    presign_seconds: int | None = None
+
+
+class JobInput(_Tolerant):
+    """``job["input"]``, ours and worker-comfyui's."""
+
+    workflow: dict[str, Any] = Field(description="In ComfyUI's API format, as an object or as JSON text.")
+    images: list[NamedInput] = Field(default=[])
+    reference_images: dict[str, str] = Field(default={}, description="Path below ComfyUI's input folder to content.")
+    return_base64: bool | None = Field(
+        default=None, description="True: in the reply where it fits. False: never. None: where there is no store."
+    )
+    comfy_org_api_key: SecretStr | None = None
+    comfy_org_auth_token: SecretStr | None = None
+    extra_pnginfo: dict[str, Any] = Field(
+        default={}, description="As in ComfyUI's extra_data: what its nodes write into their pictures."
+    )
+    output: OutputPlacement | None = None
+    prompt_id: UUID | None = Field(
+        default=None, description="Of an earlier job: what it rendered is delivered, and not rendered again."
+    )
+    warnings: tuple[str, ...] = Field(default=(), exclude=True, description="What was not understood.")
+
+    @field_validator("workflow", mode="before")
+    @classmethod
+    def _parsed(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return jsonio.loads(value)
+        except jsonio.JSONError as error:
+            raise ValueError(f"is a text that is not JSON: {error}") from error
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """As members of ComfyUI's ``extra_data``."""
+        given = {"api_key_comfy_org": self.comfy_org_api_key, "auth_token_comfy_org": self.comfy_org_auth_token}
+        return {name: secret.get_secret_value() for name, secret in given.items() if secret}
+
+    @property
+    def placement(self) -> Placement:
+        chosen = self.output
+        return Placement(chosen.bucket, chosen.prefix, chosen.presign_seconds) if chosen else Placement()
+
+    @property
+    def wants_store(self) -> bool | None:
+        """None: as the worker is set up."""
+        return None if self.output is None else self.output.store == "s3"
+
+    @property
+    def may_be_stored(self) -> bool:
+        """Whether the store, where there is one, may be used for it."""
+        return self.wants_store is not False
+
+    def check_placement(self, store: ObjectStore | None) -> None:
+        """Raises `StorageRefusedError` for a place that the files cannot have, before any work is done."""
+        if store is not None:
+            store.check(self.placement)
+        elif self.wants_store:
+            raise StorageRefusedError("output.store: this worker has no object store (S3_BUCKET is not set)")
+
+    def request(self, prompt_id: UUID) -> PromptRequest:
+        """Raises `ComfyUIInputError` with the field's name for a file name that ComfyUI must not be given."""
+        files = [(f"images[{index}]", image.name, image.image) for index, image in enumerate(self.images)]
+        files += [(f"reference_images[{path!r}]", path, content) for path, content in self.reference_images.items()]
+        extra_data: dict[str, Any] = {"extra_pnginfo": self.extra_pnginfo} if self.extra_pnginfo else {}
+        extra_data |= self.secrets
+        return PromptRequest(
+            prompt=self.workflow,
+            images=tuple(_input_file(*file) for file in files),
+            prompt_id=prompt_id,
+            extra_data=extra_data or None,
+        )
+
+
+def job_fields(job: JobInput) -> JobFields:
+    """How the job's input names what its request has."""
+    names = [f"images[{index}].image" for index in range(len(job.images))]
+    return JobFields("workflow", [*names, *(f"reference_images[{path!r}]" for path in job.reference_images)])
+
+
+def parse_input(job_input: Any) -> JobInput:
+    """The input as an object or as its JSON text; `JobInput.warnings` names the members that are not known.
+
+    Raises `ComfyUIInputError` that names each field that is wrong, without its value.
+    """
+    if isinstance(job_input, str | bytes):
+        try:
+            job_input = jsonio.loads(job_input)
+        except jsonio.JSONError as error:
+            raise ComfyUIInputError(f"input: is a text that is not JSON: {error}") from error
+    if not isinstance(job_input, Mapping):
+        raise ComfyUIInputError("input: must be an object with workflow, or its JSON text")
+    given = {name: value for name, value in job_input.items() if name != "warnings"}
+    warnings = tuple(_not_understood(job_input))
+    try:
+        return JobInput.model_validate({**given, "warnings": warnings})
+    except ValidationError as error:
+        # A name that is not known is often the misspelt one that is missed.
+        raise ComfyUIInputError("; ".join([_problems(error), *warnings])) from error
+
+
+def _not_understood(job_input: Mapping[str, Any]) -> Iterator[str]:
+    known = JobInput.model_fields.keys() - {"warnings"}
+    for name, value in job_input.items():
+        if name not in known and value is not None:
+            yield f"input.{_shown(name)} is not known and was left out"
+    images = job_input.get("images")
+    for index, image in enumerate(images if isinstance(images, list) else ()):
+        for name, value in image.items() if isinstance(image, Mapping) else ():
+            if name not in NamedInput.model_fields and value is not None:
+                yield f"input.images[{index}].{_shown(name)} is not known and was left out"
+
+
+def _shown(name: Any) -> str:
+    return str(name)[:_LONGEST_NAME]
+
+
+def _input_file(field: str, path: str, content: str) -> InputFile:
+    folder, _, name = path.replace("\\", "/").rpartition("/")
+    try:
+        return InputFile(name=name, image=content, subfolder=folder)
+    except ValidationError as error:
+        raise ComfyUIInputError(f"{field}: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in item['loc']) or 'input'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors(include_input=False, include_url=False)
+    )
+
+
+def max_reply_bytes(job_id: str, max_result_mb: float | None) -> int:
+    """How large a reply to this job may be: RunPod's limit for the way in which it came, or what is set."""
+    if max_result_mb is None:
+        max_result_mb = _RUNSYNC_MB if job_id.startswith(_SYNC_ID) else _RUN_MB
+        return int(max_result_mb * _MB) - _ENVELOPE_BYTES
+    return int(max_result_mb * _MB)
+
+
+async def reply(
+    handler: ComfyUIHandler,
+    result: PromptResult,
+    job: JobInput,
+    *,
+    store: ObjectStore | None,
+    max_bytes: int,
+    patience: Patience | None = None,
+) -> dict[str, Any]:
+    """The job's reply. A file that cannot be delivered has ``error`` in place of ``data``; the others still come.
+
+    Raises:
+        ResultTooLargeError: as base64 it would be larger than `max_bytes`, and there is no store.
+        ComfyUIDeliveryError: not one of its files could be delivered.
+    """
+    patience = patience or Patience(retries=0)
+    warnings = list(job.warnings)
+    body = {**result_members(result, []), "images": [], "outputs": result.outputs, "warnings": warnings}
+    if _size(body) > max_bytes // 2 and result.outputs:
+        # The files are told of in `images`; what is left out is what nodes had to say.
+        body["outputs"] = {}
+        warnings.append("outputs was left out: with it the reply is larger than RunPod takes")
+    images = await _images(handler, result, job, store, max_bytes - _size(body), patience)
+    if images is None:
+        raise _too_large(result, max_bytes, "the files are too large as base64")
+    check_delivered(result, images)
+    body |= {"images": images, "partial": is_partial(images), "files": [_without_data(image) for image in images]}
+    if _size(body) > max_bytes:
+        raise _too_large(result, max_bytes, f"the reply names {len(images)} files")
+    return body
+
+
+async def _images(
+    handler: ComfyUIHandler,
+    result: PromptResult,
+    job: JobInput,
+    store: ObjectStore | None,
+    max_bytes: int,
+    patience: Patience,
+) -> list[dict[str, Any]] | None:
+    """None when they are larger than that as base64, and there is no store."""
+    files = kept_files(result.files)
+    if job.wants_store is False:
+        store = None
+    if job.return_base64 is False and store is None:
+        return [{**_head(file), "type": "file"} for file in files]
+    if store is None or (job.return_base64 and not job.wants_store):
+        images = await _as_base64(handler, result, files, max_bytes, patience)
+        if images is not None or store is None:
+            return images
+    return [await _stored(handler, result, file, store, job.placement, patience) for file in files]
+
+
+def _too_large(result: PromptResult, max_bytes: int, what: str) -> ResultTooLargeError:
+    return ResultTooLargeError(
+        f"{what}: the reply is larger than {max_bytes / 1e6:.3g} MB, and {_LIMITS}: set S3_BUCKET to have the files"
+        " stored and linked, or MAX_RESULT_MB where all callers use /runsync; or save fewer or smaller files",
+        prompt_id=result.prompt_id,
+    )
+
+
+def _size(value: Any) -> int:
+    """At most so many bytes as the SDK sends it: its JSON has a blank behind each comma and colon."""
+    text = jsonio.dumps(value)
+    return len(text) + text.count(b",") + text.count(b":")
+
+
+def _without_data(image: Mapping[str, Any]) -> dict[str, Any]:
+    """A file as every platform tells of it: where it is, or why it is not there."""
+    told = {name: value for name, value in image.items() if name not in {"data", "type"}}
+    return {**told, "url": image["data"]} if image["type"] == "s3_url" else told
+
+
+def _head(file: OutputFile) -> dict[str, Any]:
+    return {
+        "filename": file.filename,
+        "node_id": file.node_id,
+        "subfolder": file.subfolder,
+        "content_type": file.content_type,
+    }
+
+
+async def _as_base64(
+    handler: ComfyUIHandler, result: PromptResult, files: list[OutputFile], max_bytes: int, patience: Patience
+) -> list[dict[str, Any]] | None:
+    """None as soon as they are more than `max_bytes`; what does not fit is not read to its end."""
+    images = []
+    for file in files:
+        head = _head(file)
+        # Told twice: in `images` and, without its data, in `files`.
+        max_bytes -= 2 * _size(head) + _ENTRY_BYTES
+        limit = max_bytes * 3 // 4
+
+        async def read(file: OutputFile = file, limit: int = limit) -> bytes | None:
+            async with handler.open_file(result, file) as view:
+                return await _read(view, limit)
+
+        try:
+            content = await patience.until_done(file, read)
+        except ComfyUIError as error:
+            images.append({**head, "type": "error", **reason_not_delivered(error)})
+            continue
+        if content is None:
+            return None
+        data = base64.b64encode(content).decode("ascii")
+        max_bytes -= len(data)
+        images.append({**head, "type": "base64", "data": data})
+    return images
+
+
+async def _read(view: View, max_bytes: int) -> bytes | None:
+    if max_bytes < 0 or (view.length or 0) > max_bytes:
+        return None
+    content = bytearray()
+    async for chunk in view.chunks:
+        content += chunk
+        if len(content) > max_bytes:
+            return None
+    return bytes(content)
+
+
+async def _stored(
+    handler: ComfyUIHandler,
+    result: PromptResult,
+    file: OutputFile,
+    store: ObjectStore,
+    placement: Placement,
+    patience: Patience,
+) -> dict[str, Any]:
+    key = "/".join(part for part in (result.prompt_id, file.node_id, file.subfolder, file.filename) if part)
+
+    async def put() -> StoredObject:
+        async with handler.open_file(result, file) as view:
+            return await store.put(key, view.chunks, view.length, file.content_type, placement)
+
+    try:
+        stored = await patience.until_done(file, put)
+    except ComfyUIError as error:
+        return {**_head(file), "type": "error", **reason_not_delivered(error)}
+    return {**_head(file), "type": "s3_url", "data": stored.url, "size": stored.size}

@@ -1,0 +1,197 @@
+"""One request holds up no other: what it may bring is bounded, and long work is done beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from benchmarks.bombs import BOMBS, TARGET_S, probed
+from benchmarks.processes import Server
+from comfyui import offload
+from comfyui.engine import Engine
+from tests.support.processes import gateway_process
+from tests.support.running import RunningGateway, invert_workflow, running_gateway
+
+_SMALL: dict[str, Any] = {
+    "max_json_values": 2_000,
+    "max_json_depth": 16,
+    "max_workflow_nodes": 20,
+    "max_node_inputs": 5,
+    "max_inputs": 4,
+    "max_name_length": 30,
+    "max_problems": 3,
+}
+
+
+def nodes(count: int, **inputs: Any) -> dict[str, Any]:
+    return {str(number): {"class_type": "KSampler", "inputs": inputs} for number in range(count)}
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.fixture
+async def small(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway with small limits."""
+    async with running_gateway(engine.url, **_SMALL) as running:
+        yield running
+
+
+def images(count: int) -> list[dict[str, str]]:
+    return [{"name": f"{number}.png", "image": "aGk="} for number in range(count)]
+
+
+# A workflow, further fields of a body, and the refusal.
+OVER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "values": (nodes(1), {"extra_data": {"x": ["a" * 40] * 3_000}}, "more than 2000 values (MAX_JSON_VALUES)"),
+    "depth": (nodes(1, a=nested(30)), {}, "deeper than 16 (MAX_JSON_DEPTH)"),
+    "nodes": (nodes(21), {}, "more than 20 nodes (MAX_WORKFLOW_NODES)"),
+    "inputs": (nodes(1, **dict.fromkeys("abcdef", 1)), {}, "Node 0 has more than 5 inputs (MAX_NODE_INPUTS)"),
+    "node id": ({"9" * 31: {"class_type": "A", "inputs": {}}}, {}, "more than 30 characters (MAX_NAME_LENGTH)"),
+    "class": ({"1": {"class_type": "A" * 31, "inputs": {}}}, {}, "The class_type of node 1"),
+    "input name": (nodes(1, **{"a" * 31: 1}), {}, "An input of node 0"),
+    "images": (invert_workflow(), {"images": images(5)}, "images: more than 4 entries (MAX_INPUTS)"),
+    "targets": (nodes(1), {"partial_execution_targets": ["1"] * 21}, "more than 20 entries (MAX_WORKFLOW_NODES)"),
+}
+
+
+@pytest.mark.parametrize("form", ["json", "multipart", "events"])
+@pytest.mark.parametrize("path", ["/prompt_sync", "/validate"])
+@pytest.mark.parametrize("kind", OVER)
+async def test_a_bomb_is_refused_by_the_name_of_its_limit(
+    small: RunningGateway, kind: str, path: str, form: str
+) -> None:
+    workflow, fields, says = OVER[kind]
+    headers = {"Accept": "text/event-stream"} if form == "events" else {}
+    data: Any = json.dumps({"prompt": workflow, **fields})
+    if form == "multipart":
+        texts = {name: json.dumps(value) for name, value in {"workflow": workflow, **fields}.items()}
+        data = aiohttp.FormData(texts, default_to_multipart=True)
+    async with small.http.post(path, data=data, headers=headers) as response:
+        body = await response.json()
+        status = 400 if kind == "depth" else 413
+        assert (response.status, body["type"]) == (status, "limit_exceeded"), body
+        assert says in body["detail"]
+
+
+@pytest.mark.parametrize("path", ["/prompt_sync", "/validate"])
+async def test_inputs_of_every_form_count_together(small: RunningGateway, path: str) -> None:
+    loaders = {
+        str(number): {"class_type": "LoadImage", "inputs": {"image": f"data:image/png;base64,aGVsbG8{number}"}}
+        for number in range(3)
+    }
+    async with small.http.post(path, json={"prompt": loaders, "images": images(2)}) as response:
+        body = await response.json()
+        assert (response.status, body["type"]) == (413, "limit_exceeded"), body
+        assert body["detail"] == "the request brings more than 4 inputs (MAX_INPUTS)"
+
+
+async def test_a_form_has_as_many_files_as_inputs_are_allowed(small: RunningGateway) -> None:
+    form = aiohttp.FormData({"workflow": json.dumps(invert_workflow())})
+    for number in range(25):
+        form.add_field("images", b"x", filename=f"{number}.png")
+    async with small.http.post("/prompt_sync", data=form) as response:
+        assert response.status == 413
+        assert "(MAX_INPUTS, and the fields)" in (await response.json())["detail"]
+
+
+@pytest.mark.parametrize("where", ["root", "subgraph"])
+async def test_a_file_of_the_editor_has_so_many_nodes(small: RunningGateway, where: str) -> None:
+    many = {"nodes": [{"id": number, "type": "Note"} for number in range(21)], "links": []}
+    file = many if where == "root" else {"nodes": [], "links": [], "definitions": {"subgraphs": [many]}}
+    async with small.http.post("/convert", json=file) as response:
+        assert response.status == 413
+        assert "(MAX_WORKFLOW_NODES)" in (await response.json())["detail"]
+
+
+async def test_many_unknown_fields_are_named_in_short(small: RunningGateway) -> None:
+    fields = {f"{'f' * 500}{number}": 1 for number in range(1_000)}
+    status, body = await small.prompt_sync(invert_workflow(), **fields)
+    assert (status, body["type"]) == (422, "invalid_request")
+    assert body["detail"].endswith("and 980 more: there are no such fields")
+    assert len(body["detail"]) < 2_000
+
+
+async def test_an_answer_lists_so_many_problems_and_counts_the_others(small: RunningGateway) -> None:
+    workflow = {str(number): {"class_type": "Nope", "inputs": {}} for number in range(5)}
+    async with small.http.post("/validate", json=workflow) as response:
+        body = await response.json()
+    *listed, last = body["problems"]
+    assert not body["valid"]
+    assert [problem["severity"] for problem in listed] == ["error"] * 3
+    assert (last["code"], last["message"]) == (
+        "more_problems",
+        "There are 2 more errors and 0 more warnings (MAX_PROBLEMS)",
+    )
+    malformed = {str(number): {"class_type": "A"} for number in range(10)}
+    status, refused = await small.prompt_sync(malformed)
+    assert status == 400
+    assert len(refused["node_errors"]) == 3
+
+
+async def test_what_fits_the_limits_is_run(small: RunningGateway) -> None:
+    assert (await small.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_only_large_bodies_pay_for_a_thread(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_threads: list[str] = []
+    submit = offload._threads.submit
+
+    def counted(call: Any, *args: Any, **options: Any) -> Any:
+        in_threads.append(str(call))
+        return submit(call, *args, **options)
+
+    monkeypatch.setattr(offload._threads, "submit", counted)
+    status, _ = await gateway.prompt_sync(invert_workflow())
+    assert (status, in_threads) == (200, [])
+    status, _ = await gateway.prompt_sync(invert_workflow(), extra_data={"note": "x" * 100_000})
+    assert status == 200
+    assert any("_of_json" in call for call in in_threads)
+    assert any("check_api_format" in call for call in in_threads)
+
+
+# Of each kind of work one, as large as it gets.
+WORKED_ON = [
+    "one long string",
+    "many long strings",
+    "a million nodes",
+    "undeclared inputs",
+    "a form of nodes",
+    "many nodes to convert",
+    "a hundred thousand images",
+    "a thousand images",
+    "a large image",
+    "a large image with an id",
+    "unknown fields",
+    "a submission to pass on",
+    "events of a million nodes",
+    "blanks",
+    "a long number",
+    "many packed nothings",
+    "a body of tiny chunks",
+    "tiny chunks to pass on",
+]
+_TRIES = 5
+
+
+@pytest.mark.parametrize("name", WORKED_ON)
+async def test_the_probe_is_answered_while_a_bomb_is_worked_on(engine: Engine, name: str) -> None:
+    """By the CPU time that the gateway uses while a probe waits: other processes on the machine do not change it."""
+    bomb = BOMBS[name]
+    body = await asyncio.to_thread(bomb.body)
+    tries: list[float] = []
+    async with gateway_process(engine.url) as gateway:
+        running = await gateway.logged("Uvicorn running on")
+        port = int(running["event"].split("http://127.0.0.1:")[1].split()[0])
+        while not tries or (tries[-1] > TARGET_S and len(tries) < _TRIES):
+            tries.append((await asyncio.to_thread(probed, Server(gateway.process.pid, port), bomb, body)).cpu_s)
+    assert min(tries) <= TARGET_S, tries

@@ -1,0 +1,511 @@
+"""What ComfyUI and the network do wrong, and what the caller gets all the same (docs/reliability.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from comfyui.client import ComfyUIClient
+from comfyui.engine import Engine, EngineOptions
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    requests,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+
+DEAD = "00000000-0000-4000-8000-00000000dead"
+
+
+@pytest.mark.parametrize("fault", ["prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"])
+async def test_a_lost_reply_to_the_submission_means_one_execution(
+    gateway: RunningGateway, engine: Engine, fault: str
+) -> None:
+    await engine.set_faults({fault: {"times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
+async def test_a_reply_that_is_not_whole_means_one_execution(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"half_json": {"route": "/prompt", "method": "POST", "times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
+async def test_a_gateway_error_on_the_submission_means_one_execution(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"status": {"route": "/prompt", "method": "POST", "status": 502, "times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
+async def test_replies_lost_for_good_end_in_an_error_with_the_prompt_id(engine: Engine) -> None:
+    await engine.set_faults({"prompt_reply_lost_before_queue": {}})
+    async with running_gateway(engine.url, http_retries=1) as gateway:
+        status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 502
+    assert body["type"] == "submission_unknown"
+    assert body["prompt_id"]
+    assert executions(engine) == {}
+
+
+async def test_the_websocket_drops_while_prompts_run(gateway: RunningGateway, engine: Engine) -> None:
+    waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.2, tag=tag))) for tag in range(4)]
+    await prompts_are_queued(engine, 4)
+    await engine.set_faults({"ws_drop": {"abrupt": True}})
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 4
+    assert set(executions(engine).values()) == {1}
+
+
+async def test_refused_websockets_leave_polling(engine: Engine) -> None:
+    await engine.set_faults({"ws_refuse": {}})
+    async with running_gateway(engine.url) as gateway:
+        started = time.monotonic()
+        results = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.1, tag=tag)) for tag in range(5)))
+        took_s = time.monotonic() - started
+        async with gateway.http.get("/health") as response:
+            health = await response.json()
+    assert [status for status, _ in results] == [200] * 5
+    assert took_s < 5
+    assert health["servers"][0]["websocket"] == "disconnected"
+    assert health["status"] == "healthy"
+
+
+async def test_a_silent_websocket_is_found_and_told_from_a_dead_comfyui(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.2, tag=tag))) for tag in range(3)]
+    await prompts_are_queued(engine, 3)
+    await engine.set_faults({"ws_silent": {}})
+    started = time.monotonic()
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
+    assert time.monotonic() - started < 8
+    async with gateway.http.get("/health") as response:
+        health = await response.json()
+    assert health["status"] == "healthy"
+    assert health["servers"][0]["websocket"] == "silent"
+    assert reconnects(gateway, "silent") >= 1
+
+
+async def test_a_new_websocket_never_reuses_a_client_id(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"ws_deaf_reconnect": {}})
+    watcher = gateway.handler.pool.backends[0].watcher
+    seen = {watcher.client_id}
+    for _ in range(3):
+        await engine.set_faults({"ws_drop": {}})
+        async with asyncio.timeout(10):
+            while watcher.client_id in seen or not watcher.connected:
+                await asyncio.sleep(0.01)
+        seen.add(watcher.client_id)
+        status, _ = await gateway.prompt_sync(invert_workflow(len(seen)))
+        assert status == 200
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": {"route": "/history/*", "status": 500, "times": 3}},
+        {"half_json": {"route": "/history/*", "times": 3}},
+        {"hang": {"route": "/history/*", "seconds": 60, "times": 2}},
+        {"cut": {"route": "/history/*", "times": 6}},
+    ],
+    ids=["500", "half a JSON", "hangs", "cut"],
+)
+async def test_a_failing_history_is_waited_out(engine: Engine, fault: dict[str, Any]) -> None:
+    async with running_gateway(engine.url, http_timeout=0.5) as gateway:
+        await engine.set_faults(fault)
+        status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+
+
+async def test_a_history_that_never_comes_back_is_waited_for_until_the_timeout(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    await engine.set_faults({"status": {"route": "/history/*", "status": 500}})
+    status, body = await gateway.prompt_sync(invert_workflow(), timeout=1.5)
+    assert status == 504
+    assert body["prompt_id"]
+    assert requests(engine, "GET /history/{prompt_id}") < 15, "without back-off"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": {"route": "/queue", "status": 500, "times": 2}},
+        {"half_json": {"route": "/queue", "times": 2}},
+        {"hang": {"route": "/queue", "seconds": 60, "times": 1}},
+    ],
+    ids=["500", "half a JSON", "hangs"],
+)
+async def test_a_failing_queue_does_not_lose_a_forgotten_prompt(engine: Engine, fault: dict[str, Any]) -> None:
+    async with running_gateway(engine.url, http_timeout=0.5) as gateway:
+        first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5)))
+        second = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.1, tag=1)))
+        await prompts_are_queued(engine, 2)
+        await engine.set_faults(fault)
+        await engine.set_faults({"forget": {}})
+        assert [status for status, _ in await asyncio.gather(first, second)] == [200, 200]
+
+
+async def test_forgotten_prompts_are_submitted_again(gateway: RunningGateway, engine: Engine) -> None:
+    waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3, tag=tag))) for tag in range(4)]
+    await prompts_are_queued(engine, 4)
+    started = time.monotonic()
+    await engine.set_faults({"forget": {}})
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 4
+    assert time.monotonic() - started < 10
+
+
+async def test_forgotten_prompts_are_lost_when_no_retries_are_left(engine: Engine) -> None:
+    async with running_gateway(engine.url, lost_prompt_retries=0) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30)))
+        await prompts_are_queued(engine, 1)
+        await engine.set_faults({"forget": {}})
+        status, body = await waiting
+    assert status == 502
+    assert body["type"] == "prompt_lost"
+    assert body["prompt_id"]
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["the websocket comes back", "it does not"])
+async def test_prompts_forgotten_while_the_websocket_is_down_are_submitted_again(
+    gateway: RunningGateway, engine: Engine, comes_back: bool
+) -> None:
+    """Nothing is seen of the restart: neither before it nor after it was there a socket to be closed by it."""
+    await gateway.prompt_sync(invert_workflow())
+    await without_websocket(gateway, engine)
+    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5)))
+    await prompts_are_queued(engine, 1)
+    await engine.set_faults({"forget": {}})
+    if comes_back:
+        engine.faults.switch_off("ws_refuse")
+    assert (await waiting)[0] == 200
+    assert resubmissions(gateway, "prompt_lost") == 1
+
+
+async def test_a_prompt_removed_while_the_websocket_is_down_is_not_submitted_again(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    await gateway.prompt_sync(invert_workflow())
+    await without_websocket(gateway, engine)
+    async with ComfyUIClient(engine.url) as other:
+        await other.queue_prompt({"prompt": sleep_workflow(0.3), "client_id": "another's"})
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30, tag=1)))
+        await prompts_are_queued(engine, 2)
+        (prompt_id,) = (item.prompt_id for item in (await other.get_queue()).values() if not item.running)
+        await other.delete_from_queue(prompt_id)
+        status, body = await waiting
+    assert (status, body["type"]) == (409, "task_cancelled")
+    assert prompt_id not in executions(engine)
+
+
+async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrived(engine: Engine) -> None:
+    """The reply to the submission is lost, and ComfyUI forgets the prompt before it can be asked for it."""
+    async with running_gateway(engine.url, lost_prompt_retries=0, http_timeout=10) as gateway:
+        await gateway.prompt_sync(invert_workflow())
+        hang = {"route": "/history/*", "seconds": 2.0, "times": 1}
+        await engine.set_faults({"prompt_reply_lost_after_queue": {"times": 1}, "hang": hang})
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.05)))
+        await until(lambda: executed(engine), lambda count: count == 2)
+        await engine.set_faults({"forget": {}})
+        status, body = await waiting
+    assert (status, body["type"]) == (502, "prompt_lost")
+    assert list(executions(engine).values()) == [1, 1]
+
+
+async def executed(engine: Engine) -> int:
+    return len(executions(engine))
+
+
+async def without_websocket(gateway: RunningGateway, engine: Engine) -> None:
+    """Drops the gateway's websocket, and lets it open no other."""
+    await engine.set_faults({"ws_refuse": {}, "ws_drop": {}})
+    watcher = gateway.handler.pool.backends[0].watcher
+    async with asyncio.timeout(5):
+        while watcher.connected:
+            await asyncio.sleep(0.005)
+
+
+def reconnects(gateway: RunningGateway, reason: str) -> float:
+    server = gateway.handler.pool.backends[0].name
+    metrics = gateway.handler.metrics
+    return (
+        metrics.registry.get_sample_value(
+            "comfyui_gateway_websocket_reconnects_total", {"server": server, "reason": reason}
+        )
+        or 0.0
+    )
+
+
+# What goes wrong on the GPU and in ComfyUI itself
+
+
+async def test_a_gone_file_of_a_cached_result_is_made_again(gateway: RunningGateway, engine: Engine) -> None:
+    _, first = await gateway.prompt_sync(invert_workflow(), return_image_base64=True)
+    (engine.folders.output / first["images"][0]["filename"]).unlink()
+    status, second = await gateway.prompt_sync(invert_workflow(), return_image_base64=True)
+    assert status == 200
+    assert second["images"][0]["base64"]
+    assert executions(engine)[second["prompt_id"]] == 2, "once from the cache, once for real"
+    assert resubmissions(gateway, "output_gone") == 1
+
+
+async def test_an_empty_cached_result_is_made_again(gateway: RunningGateway, engine: Engine) -> None:
+    await gateway.prompt_sync(invert_workflow())
+    await engine.set_faults({"cached_empty": {"times": 1}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert len(body["images"]) == 1
+
+
+async def test_a_cached_result_that_is_there_is_not_made_again(gateway: RunningGateway, engine: Engine) -> None:
+    await gateway.prompt_sync(invert_workflow())
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+    assert executions(engine)[body["prompt_id"]] == 1
+
+
+async def test_after_out_of_memory_the_next_prompt_runs(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"out_of_memory": {"class_type": "ImageInvert"}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["type"]) == (500, "task_failed")
+    assert "OutOfMemoryError" in body["detail"]
+    assert requests(engine, "POST /free") == 1
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_out_of_memory_is_tried_again_when_told_so(engine: Engine) -> None:
+    await engine.set_faults({"out_of_memory": {"class_type": "ImageInvert"}})
+    async with running_gateway(engine.url, oom_retries=1) as gateway:
+        status, _ = await gateway.prompt_sync(invert_workflow())
+    assert status == 200
+
+
+async def test_a_gpu_fault_turns_readiness_red_until_comfyui_is_restarted(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    await engine.set_faults({"cuda_fault": {}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["type"]) == (500, "task_failed")
+    async with gateway.http.get("/health/ready") as response:
+        assert response.status == 503
+        assert "GPU fault" in (await response.json())["reason"]
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["type"]) == (503, "connection_failed")
+    assert "GPU fault" in body["detail"]
+
+    engine.faults.clear()
+    await engine.set_faults({"forget": {}})  # the restart
+    async with asyncio.timeout(10):
+        while (await ready_status(gateway)) != 200:
+            await asyncio.sleep(0.02)
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_a_dead_prompt_worker_behind_http_200_is_found_and_reported(engine: Engine) -> None:
+    await engine.set_faults({"prompt_thread_dead": {}})
+    async with running_gateway(engine.url, stalled_after=0.5) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+        async with asyncio.timeout(10):
+            while (await ready_status(gateway)) != 503:
+                await asyncio.sleep(0.02)
+        async with gateway.http.get("/health") as response:
+            health = await response.json()
+        assert health["status"] == "unhealthy"
+        assert "prompt worker" in health["error"]
+
+        engine.faults.clear()
+        assert (await waiting)[0] == 200
+        assert await ready_status(gateway) == 200
+
+
+async def test_a_refusal_does_not_wait_for_its_explanation(
+    gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.3)
+    workflow = invert_workflow()
+    workflow["2"]["class_type"] = "ImageInvrt"
+    await engine.set_faults({"hang": {"route": "/object_info"}})
+    async with asyncio.timeout(5):
+        status, body = await gateway.prompt_sync(workflow)
+    engine.faults.clear()
+    assert (status, body["type"]) == (400, "validation_failed")
+
+
+async def test_a_gpu_fault_outlives_a_reconnect_and_a_moment_without_an_answer(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    """Neither of them is a restart: ComfyUI still knows the prompt that failed."""
+    await engine.set_faults({"cuda_fault": {}})
+    await gateway.prompt_sync(invert_workflow())
+    assert await ready_status(gateway) == 503
+
+    await reconnected(gateway, engine)
+    assert "GPU fault" in await reason_not_ready(gateway)
+
+    await engine.set_faults({"ws_refuse": {}, "status": {"route": "/prompt", "method": "GET"}, "ws_drop": {}})
+    await until(lambda: reason_not_ready(gateway), lambda reason: "HTTP 500" in reason)
+    engine.faults.clear()
+    await until(lambda: reason_not_ready(gateway), lambda reason: "HTTP 500" not in reason)
+    assert "GPU fault" in await reason_not_ready(gateway)
+
+    await engine.set_faults({"forget": {}})  # the restart
+    await until(lambda: ready_status(gateway), lambda status: status == 200)
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_a_restart_after_a_gpu_fault_is_found_without_a_websocket(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.servers.backends._PROBE_UP_S", 0.1)
+    await engine.set_faults({"ws_refuse": {}, "cuda_fault": {}})
+    async with running_gateway(engine.url) as gateway:
+        await gateway.prompt_sync(invert_workflow())
+        await asyncio.sleep(0.5)
+        assert await ready_status(gateway) == 503
+        engine.faults.switch_off("cuda_fault")
+        await engine.set_faults({"forget": {}})
+        await until(lambda: ready_status(gateway), lambda status: status == 200)
+
+
+async def test_a_cached_result_is_no_sign_that_a_gpu_works_again(gateway: RunningGateway, engine: Engine) -> None:
+    cached = invert_workflow()
+    assert (await gateway.prompt_sync(cached))[0] == 200
+    failing = {**sleep_workflow(0.2), "3": cached["3"], "5": sleep_workflow(0.2)["3"]}
+    message = "CUDA error: an illegal memory access was encountered"
+    await engine.set_faults({"node_error": {"node_id": "5", "message": message}})
+    first = asyncio.create_task(gateway.prompt_sync(failing))
+    await prompts_are_queued(engine, 1)
+    assert (await gateway.prompt_sync(cached))[0] == 200
+    assert (await first)[0] == 500
+    assert "GPU fault" in await reason_not_ready(gateway)
+
+
+async def test_a_dead_prompt_worker_outlives_a_reconnect_and_not_a_restart(engine: Engine) -> None:
+    await engine.set_faults({"prompt_thread_dead": {}})
+    async with running_gateway(engine.url, stalled_after=0.5) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+        await until(lambda: ready_status(gateway), lambda status: status == 503)
+        await reconnected(gateway, engine)
+        assert "prompt worker" in await reason_not_ready(gateway)
+
+        await engine.set_faults({"forget": {}})  # the restart
+        engine.faults.clear()
+        await until(lambda: ready_status(gateway), lambda status: status == 200)
+        assert (await waiting)[0] == 200
+
+
+async def reconnected(gateway: RunningGateway, engine: Engine) -> None:
+    """Drops the gateway's websocket; returns when there is a new one, and what follows from it is done."""
+    watcher = gateway.handler.pool.backends[0].watcher
+    before = watcher.client_id
+    await engine.set_faults({"ws_drop": {}})
+    async with asyncio.timeout(5):
+        while watcher.client_id == before:
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.2)
+
+
+async def reason_not_ready(gateway: RunningGateway) -> str:
+    """Empty when it is ready."""
+    async with gateway.http.get("/health/ready") as response:
+        reason: str = (await response.json()).get("reason", "")
+        return reason
+
+
+async def ready_status(gateway: RunningGateway) -> int:
+    async with gateway.http.get("/health/ready") as response:
+        return response.status
+
+
+def resubmissions(gateway: RunningGateway, reason: str) -> float:
+    name = "comfyui_gateway_resubmissions_total"
+    return gateway.handler.metrics.registry.get_sample_value(name, {"reason": reason}) or 0.0
+
+
+async def test_a_worker_that_died_while_it_ran_something_is_told(engine: Engine) -> None:
+    await engine.set_faults({"prompt_thread_dies": {}})
+    async with running_gateway(engine.url, stalled_after=0.3, silent_after=0.6) as gateway:
+        with capture_logs() as lines:
+            dead = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=9, prompt_id=DEAD))
+            await prompts_are_queued(engine, 1)
+            status, behind = await gateway.prompt_sync(invert_workflow(1), timeout=8)
+            assert (await dead)[0] == 504
+        assert (status, behind["type"]) == (504, "timeout")
+        assert re.search(rf"ComfyUI has run prompt {DEAD} for \d+ s without any event", behind["detail"]), behind
+        assert [line["prompt_id"] for line in lines if line["event"] == "comfyui.silent"] == [DEAD]
+
+        async with gateway.http.get("/health") as response:
+            server = (await response.json())["servers"][0]
+        assert response.status == 200
+        assert server["silent"]["prompt_id"] == DEAD
+        assert server["silent"]["seconds"] > 1
+        assert await ready_status(gateway) == 200, "two hours of one node are normal"
+        async with gateway.http.get("/metrics") as response:
+            text = await response.text()
+        assert float(re.findall(r"comfyui_gateway_silent_seconds\{.*\} (\S+)", text)[0]) > 1
+
+        # Requests that wait for less than it takes to look count together.
+        before = server["silent"]["seconds"]
+        for color in range(3):
+            await gateway.prompt_sync(invert_workflow(color + 2), timeout=0.2)
+        async with gateway.http.get("/health") as response:
+            assert (await response.json())["servers"][0]["silent"]["seconds"] > before
+
+        await engine.set_faults({"forget": {}})  # the restart
+        await until(lambda: silent(gateway), lambda told: told is None)
+
+
+async def test_a_worker_that_counts_as_dead_is_out_of_rotation_until_it_runs_again(engine: Engine) -> None:
+    await engine.set_faults({"prompt_thread_dies": {}})
+    async with running_gateway(engine.url, stalled_after=0.3, dead_after=0.6) as gateway:
+        waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=20))
+        await until(lambda: ready_status(gateway), lambda status: status == 503)
+        assert "prompt worker counts as dead" in await reason_not_ready(gateway)
+        await reconnected(gateway, engine)
+        assert "prompt worker counts as dead" in await reason_not_ready(gateway)
+        await engine.set_faults({"forget": {}})  # the restart
+        await until(lambda: ready_status(gateway), lambda status: status == 200)
+        waiting.cancel()
+
+
+async def test_one_long_node_with_events_is_not_silent(engine: Engine) -> None:
+    async with running_gateway(engine.url, stalled_after=0.1, silent_after=0.2, dead_after=5) as gateway:
+        workflow = sleep_workflow(1)
+        workflow["4"]["inputs"]["steps"] = 40
+        with capture_logs() as lines:
+            assert (await gateway.prompt_sync(workflow))[0] == 200
+        assert not [line for line in lines if line["event"] in {"comfyui.silent", "comfyui.stalled"}]
+        assert await silent(gateway) is None
+
+
+async def silent(gateway: RunningGateway) -> Any:
+    async with gateway.http.get("/health") as response:
+        return (await response.json())["servers"][0]["silent"]
+
+
+async def test_a_timeout_says_that_the_server_is_away() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(EngineOptions()))
+        async with running_gateway(engine.url, cancel_on_timeout=False) as gateway:
+            waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(60), timeout=4))
+            await prompts_are_queued(engine, 1)
+            await stack.aclose()
+            status, body = await waiting
+    assert (status, body["type"]) == (504, "timeout")
+    assert body["detail"].startswith("not finished within 4 s; 127.0.0.1:")
+    assert "cannot be reached" in body["detail"]

@@ -1,0 +1,136 @@
+"""ComfyUI's own web frontend, in Chromium, below a path that a proxy strips; and a page of another origin with tickets.
+
+The engine serves the frontend. `tests/contract/test_frontend_real.py` does more of it against a real ComfyUI.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from comfyui.engine import Engine, EngineOptions
+from tests.support.browsing import browser, chromium, frontend_root
+from tests.support.relaying import fetch
+from tests.support.running import invert_workflow, running_gateway
+from tests.support.stripping import behind
+
+pytestmark = pytest.mark.timeout(180)
+
+# The animated icon of the browser's tab: the frontend itself asks for it at the root of the site.
+_ICON = "/assets/images/favicon_progress_16x16/"
+_KEY = "shown-once-to-the-login-page"
+_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
+_PICTURE = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
+
+
+async def _visit(page: Any, address: str, *, key: str = "") -> None:
+    """Open the frontend, sign in where that is asked for, and run a workflow until its picture is shown."""
+    await page.goto(f"{address}/")
+    if key:
+        await page.get_by_label("API key").fill(key)
+        await page.get_by_role("button", name="Sign in").click()
+    await page.wait_for_function(_CONNECTED, timeout=90_000)
+    await page.wait_for_load_state("networkidle")
+    await page.evaluate(
+        "workflow => window.app.loadApiJson(workflow, 'test.json')", invert_workflow(width=96, height=64)
+    )
+    await page.evaluate("window.app.queuePrompt(0)")
+    await page.wait_for_function(_PICTURE, timeout=60_000)
+    assert await page.evaluate(_PICTURE) == 96
+
+
+@pytest.mark.parametrize("kind", ["stripping", "nginx"])
+async def test_the_web_frontend_works_below_a_path_with_keys(kind: str, tmp_path: Path) -> None:
+    chromium()
+    requested: list[str] = []
+    failed: set[str] = set()
+    stock: set[str] = set()
+
+    def note(found: set[str], address: str, answer: Any) -> None:
+        if answer.status >= 400 and _ICON not in answer.url:
+            found.add(f"{answer.status} {answer.url.replace(address, '').partition('?')[0]}")
+
+    async with (
+        Engine(EngineOptions(step_seconds=0.002, front_end_root=frontend_root())) as engine,
+        running_gateway(engine.url, api_keys=_KEY) as gateway,
+        behind(kind, gateway.url, tmp_path) as address,
+        browser() as running,
+    ):
+        alone = await running.new_page()
+        alone.on("response", lambda answer: note(stock, engine.url, answer))
+        await _visit(alone, engine.url)
+        await alone.close()
+
+        page = await running.new_page()
+        page.on("request", lambda request: requested.append(request.url))
+        page.on("websocket", lambda socket: requested.append(socket.url.replace("ws", "http", 1)))
+        page.on("response", lambda answer: note(failed, address, answer))
+        await _visit(page, address, key=_KEY)
+        assert page.url.rstrip("/") == address
+        # A reload needs no key, and what the frontend stores is there.
+        await page.reload()
+        await page.wait_for_function(_CONNECTED, timeout=90_000)
+    own = [url for url in requested if not url.startswith(("data:", "blob:", "https://")) and _ICON not in url]
+    assert any(url.startswith(f"{address}/ws") for url in own)
+    assert [url for url in own if not url.startswith(f"{address}/")] == []
+    # The frontend has failures of its own: user files that are not there.
+    assert failed - stock == set()
+
+
+_OTHER_PAGE = """<!doctype html><title>another origin</title><img id="picture"><script>
+const heard = []
+async function open(kind) {
+    const answer = await fetch('/addresses')
+    const { picture, websocket } = await answer.json()
+    document.getElementById('picture').src = kind === 'ticket' ? picture : picture.replace(/&ticket=.*/, '')
+    const socket = new WebSocket(kind === 'ticket' ? websocket : websocket.replace(/&ticket=.*/, ''))
+    socket.onmessage = message => heard.push(message.data)
+    socket.onerror = () => heard.push('refused')
+}
+</script>"""
+
+
+async def test_a_page_of_another_origin_shows_a_picture_and_opens_the_websocket_with_tickets(engine: Engine) -> None:
+    chromium()
+    async with running_gateway(engine.url, api_keys=_KEY) as gateway, browser() as running:
+        bearer = {"Authorization": f"Bearer {_KEY}"}
+        body = {"prompt": invert_workflow(width=96, height=64)}
+        answer = await fetch(gateway, "/prompt_sync", "POST", json=body, headers=bearer)
+        picture = orjson.loads(answer.body)["images"][0]["url"]
+
+        async def ticket(url: str, *, websocket: bool = False) -> str:
+            """As the application's own server asks for one."""
+            wanted = {"url": url, "websocket": websocket}
+            made = await fetch(gateway, "/tickets", "POST", json=wanted, headers=bearer)
+            return str(orjson.loads(made.body)["url"])
+
+        async def addresses(_request: web.Request) -> web.Response:
+            socket = await ticket("/ws?clientId=other", websocket=True)
+            ws = gateway.url.replace("http", "ws")
+            return web.json_response({"picture": f"{gateway.url}{await ticket(picture)}", "websocket": f"{ws}{socket}"})
+
+        async def index(_request: web.Request) -> web.Response:
+            return web.Response(text=_OTHER_PAGE, content_type="text/html")
+
+        application = web.Application()
+        application.add_routes([web.get("/", index), web.get("/addresses", addresses)])
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            # Another site, and not only another port of this one.
+            page = await running.new_page()
+            await page.goto(f"http://localhost:{runner.addresses[0][1]}/")
+            await page.evaluate("open('ticket')")
+            await page.wait_for_function("document.getElementById('picture').naturalWidth === 96", timeout=30_000)
+            await page.wait_for_function("heard.some(text => text.includes('status'))", timeout=30_000)
+            await page.reload()
+            await page.evaluate("open('none')")
+            await page.wait_for_function("heard.includes('refused')", timeout=30_000)
+            assert await page.evaluate("document.getElementById('picture').naturalWidth") == 0
+        finally:
+            await runner.cleanup()

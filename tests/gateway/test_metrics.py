@@ -1,0 +1,187 @@
+"""`GET /metrics` counts what happens, and the dashboard asks for what there is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import aiohttp
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+
+from comfyui.engine import Engine
+from comfyui.metrics import Metrics
+from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
+from tests.support.relaying import eventually, fetch
+from tests.support.running import (
+    RunningGateway,
+    invert_workflow,
+    prompts_are_queued,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+from tests.support.runpod_endpoint import DATA, KEY, NOWHERE, FakeEndpoint, base64_image
+
+ROOT = Path(__file__).parents[2]
+
+
+async def _samples(gateway: RunningGateway, **headers: str) -> dict[str, float]:
+    """Each sample by its name and labels, ``name{label=value,…}`` in the order of the labels' names."""
+    answer = await fetch(gateway, "/metrics", headers=headers)
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    found = {}
+    for family in text_string_to_metric_families(answer.body.decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={sample.labels[name]}" for name in sorted(sample.labels) if name != "server")
+            found[f"{sample.name}{{{labels}}}"] = sample.value
+    return found
+
+
+async def test_a_prompt_is_counted_with_the_time_of_its_stages(gateway: RunningGateway) -> None:
+    await gateway.prompt_sync(invert_workflow(1))
+    await gateway.prompt_sync({"1": {"class_type": "NoSuchNode", "inputs": {}}})
+
+    samples = await _samples(gateway)
+    assert samples["comfyui_gateway_prompts_total{outcome=success}"] == 1
+    assert samples["comfyui_gateway_prompts_total{outcome=validation_failed}"] == 1
+    for stage in ("staging", "queued", "executing", "collecting"):
+        assert samples[f"comfyui_gateway_stage_seconds_count{{stage={stage}}}"] == 1
+    assert samples["comfyui_gateway_waiting_requests{}"] == 0
+    assert samples["comfyui_gateway_server_up{}"] == 1
+    assert samples["comfyui_gateway_websocket_connected{}"] == 1
+
+
+async def outcomes(gateway: RunningGateway, count: int) -> dict[str, float]:
+    """Prompts by outcome, once so many have ended."""
+
+    async def counted() -> dict[str, float]:
+        start = "comfyui_gateway_prompts_total{outcome="
+        found = (await _samples(gateway)).items()
+        return {name.removeprefix(start).rstrip("}"): value for name, value in found if name.startswith(start)}
+
+    return await until(counted, lambda found: sum(found.values()) >= count)
+
+
+async def test_a_timeout_is_counted_as_one_and_a_client_that_leaves_is_not(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    assert (await gateway.prompt_sync(sleep_workflow(30), timeout=0.2))[0] == 504
+    assert await outcomes(gateway, 1) == {"timeout": 1}
+
+    leaving = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30, tag=1)))
+    await prompts_are_queued(engine, 1)
+    leaving.cancel()
+    assert await outcomes(gateway, 2) == {"timeout": 1, "task_cancelled": 1}
+
+    foreign = {"prompt": sleep_workflow(30, tag=2)}
+    async with aiohttp.ClientSession() as http, http.post(f"{engine.url}/prompt", json=foreign) as response:
+        others = (await response.json())["prompt_id"]
+    async with gateway.http.get(f"/prompt_sync/{others}?timeout=0.2") as response:
+        assert response.status == 504
+    assert await outcomes(gateway, 3) == {"timeout": 2, "task_cancelled": 1}
+
+
+async def test_what_is_relayed_is_counted_by_route_and_in_bytes(gateway: RunningGateway) -> None:
+    body = b'{"a": 1}'
+    await fetch(gateway, "/api/userdata/x%2Fy.json", "POST", data=body)
+    stored = await fetch(gateway, "/userdata/x%2Fy.json")
+    await fetch(gateway, "/some/custom-node/route")
+    async with gateway.http.ws_connect("/ws?clientId=a") as websocket:
+        greeting = await websocket.receive_str()
+        samples = await _samples(gateway)
+        assert samples["comfyui_gateway_relayed_websockets{}"] == 1
+    await eventually(lambda: gateway.app.state.metrics.relayed_websockets._value.get() == 0)
+
+    route = "comfyui_gateway_upstream_requests_total{{method={},route={},status={}}}".format
+    assert samples[route("POST", "/userdata/*", 200)] == 1
+    assert samples[route("GET", "/userdata/*", 200)] == 1
+    assert samples[route("GET", "other", 404)] == 1
+    assert samples["comfyui_gateway_relayed_bytes_total{direction=to_comfyui}"] == len(body)
+    assert samples["comfyui_gateway_relayed_bytes_total{direction=to_client}"] >= len(stored.body) + len(greeting)
+
+
+async def test_no_caller_makes_labels_of_its_own(gateway: RunningGateway) -> None:
+    """Each new label value is memory for ever: an attacker would send paths and methods until there is none left."""
+    for number in range(50):
+        await fetch(gateway, f"/attack/{number}", "GET")
+        await fetch(gateway, f"/view/{number}/{number}", "GET")
+        await fetch(gateway, f"/x{number}", f"X{number}")
+    labels = [name for name in await _samples(gateway) if name.startswith("comfyui_gateway_upstream_requests_total")]
+    assert len(labels) < 10
+
+
+async def test_refusals_are_counted_by_reason(engine: Engine) -> None:
+    async with running_gateway(engine.url, api_keys="k", max_upload_mb=0.001) as gateway:
+        key = {"X-API-Key": "k"}
+        await fetch(gateway, "/queue")
+        await fetch(gateway, "/queue", headers={**key, "Origin": "https://evil.example"})
+        await fetch(gateway, "/internal/logs", headers=key)
+        await fetch(gateway, "/upload/image", "POST", data=bytes(2000), headers=key)
+
+        samples = await _samples(gateway, **key)
+        for reason in ("unauthorized", "origin", "denied", "body_too_large"):
+            assert samples[f"comfyui_gateway_rejected_requests_total{{reason={reason}}}"] == 1, reason
+
+
+async def test_jobs_at_runpod_requests_to_it_and_bytes_from_it_are_counted(
+    endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    metrics = Metrics()
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"comfyui_gateway_runpod_{name}", labels)
+
+    async def jobs() -> tuple[float | None, ...]:
+        return tuple(value("jobs", state=state) for state in ("waiting", "pending", "running"))
+
+    async def submit(number: int) -> None:
+        async with http.post("/prompt", json={"prompt": invert_workflow(number)}) as response:
+            assert response.status == 200
+
+    options = RunPodOptions("endpoint1", SecretStr(KEY), tmp_path, NOWHERE, endpoint.url)
+    async with RunPodBridge(options, metrics) as bridge, aiohttp.ClientSession(bridge.address) as http:
+        for number in (1, 2):
+            await submit(number)
+            await endpoint.job(number)
+        endpoint.says("job-1", "IN_PROGRESS")
+        await until(jobs, lambda counts: counts == (0, 1, 1))
+        endpoint.refusals.append("late")
+        await submit(3)
+        await endpoint.job(3)
+        assert await jobs() == (1, 1, 1)
+        await until(jobs, lambda counts: counts == (0, 2, 1))
+        endpoint.refusals.append(400)
+        await submit(4)
+        endpoint.complete("job-1", base64_image(DATA))
+        await until(jobs, lambda counts: counts == (0, 2, 0))
+        async with http.post("/queue", json={"clear": True}) as response:
+            assert response.status == 200
+        await until(jobs, lambda counts: counts == (0, 0, 0))
+
+    assert value("result_bytes_total", source="reply") == len(json.dumps(endpoint.jobs["job-1"]))
+    assert value("requests_total", verb="run", status="200") == 3
+    assert value("requests_total", verb="run", status="400") == 1
+    assert value("requests_total", verb="cancel", status="200") == 2
+    # One look may have been cut short by its cancel.
+    assert (value("requests_total", verb="status", status="200") or 0) >= sum(endpoint.asked.values()) - 2
+    text = generate_latest(metrics.registry).decode()
+    assert KEY not in text
+    assert "job-" not in text
+
+
+def test_the_dashboard_asks_for_every_metric_and_for_none_that_is_not_there() -> None:
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
+    expressions = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
+    asked = {name.removesuffix("_bucket") for name in re.findall(r"\b(?:comfyui_gateway|process)_\w+", expressions)}
+    metrics = Metrics()
+    text = generate_latest(metrics.registry).decode()
+    there = set(re.findall(r"^# HELP (\S+)", text, re.MULTILINE))
+
+    assert asked <= there
+    assert {name for name in there if name.startswith("comfyui_gateway")} - asked == set()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

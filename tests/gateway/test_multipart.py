@@ -1,0 +1,306 @@
+"""multipart/form-data on `/prompt_sync`: a workflow and files, as curl sends them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from comfyui.engine import Engine
+from tests.support.running import RunningGateway, invert_workflow, queue_of, requests, running_gateway, until
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the gateway keeps the files of forms."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+async def forms_are_gone(folder: Path) -> None:
+    async def left() -> list[Path]:
+        return await asyncio.to_thread(lambda: list(folder.glob("comfyui-form-*")))
+
+    await until(left, lambda paths: not paths)
+
+
+def picture(color: str = "red", size: tuple[int, int] = (16, 12)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def loading(name: str = "photo.png") -> dict[str, Any]:
+    workflow = invert_workflow()
+    workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+    return workflow
+
+
+def form(workflow: Any, *files: tuple[str, bytes], field: str = "workflow", **fields: str) -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    data.add_field(field, json.dumps(workflow), content_type="application/json")
+    for name, content in files:
+        data.add_field("images", io.BytesIO(content), filename=name, content_type="application/octet-stream")
+    for name, value in fields.items():
+        data.add_field(name, value)
+    return data
+
+
+async def post(gateway: RunningGateway, data: Any, **headers: str) -> tuple[int, Any]:
+    async with gateway.http.post("/prompt_sync", data=data, headers=headers) as response:
+        return response.status, await response.json()
+
+
+async def test_a_file_of_the_form_is_the_input(gateway: RunningGateway, temporary: Path) -> None:
+    status, body = await post(gateway, form(loading(), ("photo.png", picture()), return_image_base64="true"))
+    assert status == 200, body
+    with Image.open(io.BytesIO(base64.b64decode(body["images"][0]["base64"]))) as image:
+        assert image.getpixel((0, 0)) == (0, 255, 255)
+    await forms_are_gone(temporary)
+
+
+@pytest.mark.parametrize("field", ["workflow", "prompt"])
+async def test_the_workflow_may_be_bare_or_a_whole_body(gateway: RunningGateway, field: str) -> None:
+    prompt_id = str(uuid4())
+    whole = {"prompt": loading(), "prompt_id": prompt_id, "return_image_base64": True}
+    status, body = await post(gateway, form(whole, ("photo.png", picture()), field=field))
+    assert (status, body["prompt_id"]) == (200, prompt_id)
+    assert body["images"][0]["base64"]
+    status, _ = await post(gateway, form(loading(), ("photo.png", picture()), field=field, output='{"store": "none"}'))
+    assert status == 200
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+async def test_the_curl_line_of_the_docs(gateway: RunningGateway, tmp_path: Path) -> None:
+    (tmp_path / "workflow.json").write_text(json.dumps(loading()))
+    (tmp_path / "photo.png").write_bytes(picture())
+    curl = await asyncio.create_subprocess_exec(
+        *("curl", "-sS", "-F", "workflow=@workflow.json", "-F", "images=@photo.png", "-H", "Accept: image/*"),
+        *("-o", "out.png", "-w", "%{http_code} %{content_type}", f"{gateway.url}/prompt_sync"),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await curl.communicate()
+    assert said == b"200 image/png"
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_several_files_of_some_megabytes(gateway: RunningGateway, engine: Engine, temporary: Path) -> None:
+    noise = Image.effect_noise((1500, 1500), 90).convert("RGB")
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG", compress_level=0)
+    workflow = {
+        **loading("big.png"),
+        "5": {"class_type": "LoadImage", "inputs": {"image": "sub/small.png"}},
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "second"}},
+    }
+    files = (("big.png", buffer.getvalue()), ("sub/small.png", picture(size=(5, 4))))
+    data = aiohttp.FormData(quote_fields=False)
+    data.add_field("workflow", json.dumps(workflow))
+    for name, content in files:
+        data.add_field("file", io.BytesIO(content), filename=name)
+    status, body = await post(gateway, data)
+    assert status == 200, body
+    sizes = {}
+    for image in body["images"]:
+        with Image.open(Path(engine.folders.output) / image["filename"]) as opened:
+            sizes[image["node_id"]] = opened.size
+    assert sizes == {"3": (1500, 1500), "6": (5, 4)}
+    await forms_are_gone(temporary)
+
+
+async def test_the_same_id_with_another_file_is_a_conflict(gateway: RunningGateway, temporary: Path) -> None:
+    prompt_id = str(uuid4())
+    first = await post(gateway, form(loading(), ("photo.png", picture("red")), prompt_id=prompt_id))
+    again = await post(gateway, form(loading(), ("photo.png", picture("red")), prompt_id=prompt_id))
+    other = await post(gateway, form(loading(), ("photo.png", picture("blue")), prompt_id=prompt_id))
+    assert [status for status, _ in (first, again, other)] == [200, 200, 409]
+    await forms_are_gone(temporary)
+
+
+async def test_files_outlive_a_client_whose_prompt_goes_on(engine: Engine, temporary: Path) -> None:
+    """The prompt is lost after its client went away, and is submitted again with the same file."""
+    async with running_gateway(engine.url, cancel_on_disconnect=False) as gateway:
+        workflow = loading()
+        workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"value": ["2", 0], "seconds": 600, "steps": 1}}
+        workflow["3"]["inputs"]["images"] = ["4", 0]
+        request = asyncio.create_task(post(gateway, form(workflow, ("photo.png", picture()))))
+        running, _ = await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
+        request.cancel()
+        await until(lambda: _waiting(gateway), lambda count: count == 0)
+        assert len(list(temporary.glob("comfyui-form-*"))) == 1
+        async with gateway.http.delete(f"/prompt_sync/{running[0]}") as response:
+            assert response.status == 200
+        await forms_are_gone(temporary)
+
+
+async def _waiting(gateway: RunningGateway) -> int:
+    return gateway.handler.waiting
+
+
+async def test_the_forms_of_aiohttp_and_of_node(gateway: RunningGateway, tmp_path: Path) -> None:
+    """The first one percent-encodes the whole name, the other one its quotes, as browsers do."""
+    name = 'фото "1".png'
+    assert (await post(gateway, form(loading(name), (name, picture()))))[0] == 200
+    if shutil.which("node") is None:
+        return
+    (tmp_path / "photo").write_bytes(picture())
+    script = """
+      const [url, name, file, workflow] = process.argv.slice(1);
+      const form = new FormData();
+      form.append("workflow", workflow);
+      form.append("images", new Blob([require("fs").readFileSync(file)]), name);
+      fetch(url, {method: "POST", body: form}).then(async r => console.log(r.status, await r.text()));
+    """
+    node = await asyncio.create_subprocess_exec(
+        *("node", "-e", script, f"{gateway.url}/prompt_sync", name, str(tmp_path / "photo"), json.dumps(loading(name))),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await node.communicate()
+    assert said.startswith(b"200 "), said
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+@pytest.mark.parametrize("name", ['фото "1".png', "a;b;c.png", "100%.png"])
+async def test_the_forms_of_curl(gateway: RunningGateway, tmp_path: Path, name: str) -> None:
+    (tmp_path / "photo").write_bytes(picture())
+    (tmp_path / "workflow.json").write_text(json.dumps(loading(name)))
+    escaped = name.replace('"', '\\"')
+    curl = await asyncio.create_subprocess_exec(
+        *("curl", "-sS", "-F", "workflow=<workflow.json", "-F", f'images=@photo;filename="{escaped}"'),
+        f"{gateway.url}/prompt_sync",
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await curl.communicate()
+    assert json.loads(said)["status"] == "success", said
+
+
+async def test_two_names_of_one_file_in_the_workflow_and_none_is_left_behind(
+    gateway: RunningGateway, temporary: Path
+) -> None:
+    data = form(loading("a b.png"), ("a b.png", picture()), ("a b.png", picture("blue")))
+    status, body = await post(gateway, data)
+    assert (status, body["detail"]) == (422, "images: there are two files named 'a b.png'")
+    await forms_are_gone(temporary)
+
+
+async def test_a_file_field_in_which_nothing_was_chosen_is_no_file(gateway: RunningGateway, temporary: Path) -> None:
+    file = 'Content-Disposition: form-data; name="images"; filename=""'
+    kind = "Content-Type: application/octet-stream"
+    data = raw("--b", PART, "", json.dumps(invert_workflow()), "--b", file, kind, "", "", "--b--", "")
+    assert (await post(gateway, data, **{"Content-Type": MULTIPART}))[0] == 200
+    await forms_are_gone(temporary)
+
+
+async def test_a_byte_order_mark_is_skipped_and_utf16_is_named(gateway: RunningGateway) -> None:
+    workflow = json.dumps(invert_workflow())
+    data = raw(
+        "--b", PART, "", f"\ufeff{workflow}", "--b", PART.replace("workflow", "client_id"), "", "\ufeffme", "--b--"
+    )
+    assert (await post(gateway, data + b"\r\n", **{"Content-Type": MULTIPART}))[0] == 200
+    data = b"--b\r\n" + PART.encode() + b"\r\n\r\n" + workflow.encode("utf-16") + b"\r\n--b--\r\n"
+    status, body = await post(gateway, data, **{"Content-Type": MULTIPART})
+    assert (status, body["detail"]) == (422, "workflow: not text in UTF-8; it is UTF-16")
+
+
+def raw(*lines: str) -> bytes:
+    return "\r\n".join(lines).encode()
+
+
+MULTIPART = "multipart/form-data; boundary=b"
+PART = 'Content-Disposition: form-data; name="workflow"'
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "says"),
+    [
+        (b"x", "multipart/form-data", "without a boundary"),
+        (b"no form at all", MULTIPART, "not multipart/form-data"),
+        (raw("--b", PART, "", "{}"), MULTIPART, "ends before its last boundary"),
+        (raw("--b", "X: y", "", "{}", "--b--", ""), MULTIPART, "has no name"),
+        (raw("--b", PART, "", "{", "--b--", ""), MULTIPART, "workflow is not JSON"),
+        (raw("--b", PART, "", "[1]", "--b--", ""), MULTIPART, "not a JSON object"),
+        (
+            raw("--b", PART, "", "{}", "--b", PART, "", "{}", "--b--", ""),
+            MULTIPART,
+            "workflow: the field is there twice",
+        ),
+        (raw("--b", PART.replace("workflow", "other"), "", "x", "--b--", ""), MULTIPART, "needs one part 'workflow'"),
+        (raw("--b", PART, "X-Long: " + "x" * 20_000, "", "{}", "--b--", ""), MULTIPART, "header size"),
+        (b"--b\r\n" + PART.encode() + b"\r\n\r\n\xff\r\n--b--\r\n", MULTIPART, "not text in UTF-8"),
+    ],
+)
+async def test_a_form_that_cannot_be_read_is_422_by_name(
+    gateway: RunningGateway, temporary: Path, data: bytes, content_type: str, says: str
+) -> None:
+    status, body = await post(gateway, data, **{"Content-Type": content_type})
+    assert (status, body["type"]) == (422, "invalid_request")
+    assert says in body["detail"]
+    await forms_are_gone(temporary)
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "status", "says"),
+    [
+        ((("a.png", b"1"), ("a.png", b"2")), {}, 422, "two files named 'a.png'"),
+        ((("", b"1"),), {}, 422, "the file has no name"),
+        ((("../a.png", b"1"),), {}, 400, r"files['../a.png']"),
+        ((("a.bin", b"1"),), {"convert": "webp"}, 422, "convert: not JSON"),
+        ((("a.bin", b"1"),), {"colour": "red"}, 422, "colour: there is no such field"),
+        ((("a.bin", b"1"),), {"number": "soon"}, 422, "number: "),
+    ],
+)
+async def test_a_part_that_cannot_be_used_is_named(
+    gateway: RunningGateway, temporary: Path, files: Any, fields: dict[str, str], status: int, says: str
+) -> None:
+    data = aiohttp.FormData(quote_fields=False)
+    data.add_field("workflow", json.dumps(invert_workflow()))
+    for name, content in files:
+        data.add_field("images", content, filename=name)
+    for name, value in fields.items():
+        data.add_field(name, value)
+    answered, body = await post(gateway, data)
+    assert answered == status, body
+    assert says in body["detail"]
+    await forms_are_gone(temporary)
+
+
+async def test_caps(engine: Engine, temporary: Path) -> None:
+    caps: dict[str, Any] = {"max_input_mb": 1, "max_multipart_mb": 3, "max_request_body_mb": 0.1}
+    async with running_gateway(engine.url, **caps) as gateway:
+        small = ("a.bin", bytes(900_000))
+        assert (await post(gateway, form(loading("a.bin"), small)))[0] != 413  # more than a JSON body may have
+        status, body = await post(gateway, form(invert_workflow(), ("a.bin", bytes(1_100_000))))
+        assert (status, body["type"]) == (400, "input_failed")
+        assert "larger than the 1 MB" in body["detail"]
+        status, body = await post(gateway, form(invert_workflow(), *[(f"{n}.bin", bytes(900_000)) for n in range(4)]))
+        assert status == 413
+        assert "MAX_MULTIPART_MB" in body["detail"]
+        status, body = await post(gateway, form(invert_workflow(), client_id="x" * 200_000))
+        assert status == 422
+        assert "MAX_REQUEST_BODY_MB" in body["detail"]
+        # What is not kept on disk keeps its own limit, whatever it says of itself.
+        headers = {"Content-Type": MULTIPART}
+        async with gateway.http.post("/prompt", data=bytes(200_000), headers=headers) as response:
+            assert response.status == 413
+        assert requests(engine, "POST /prompt") <= 1
+    await forms_are_gone(temporary)
+
+
+async def test_a_bare_workflow_is_told_to_be_wrapped(gateway: RunningGateway) -> None:
+    async with gateway.http.post("/prompt_sync", json=invert_workflow()) as response:
+        assert response.status == 422
+        assert 'wrap it in an object: {"prompt": ' in (await response.json())["detail"]

@@ -1,0 +1,304 @@
+"""Outputs as bytes and as an archive, and files that break off on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shutil
+import subprocess
+import zipfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+from comfyui.client import ComfyUIClient
+from comfyui.engine import Engine
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError
+from comfyui.models import OutputFile
+from comfyui.outputs.history import OutputContent
+from comfyui.outputs.zipping import zip_pieces
+from comfyui.web.api.accept import Accepted
+from comfyui.web.front.errors import NotAcceptableError
+from tests.support.running import RunningGateway, Workflow, invert_workflow, queue_of, sleep_workflow, until
+
+MEDIA = "image/*, video/*, audio/*"
+
+
+def simulated(
+    size: int = 1000, *, count: int = 1, extension: str = "mp4", key: str = "video", prefix: str = "big"
+) -> Any:
+    inputs = {"size": size, "count": count, "extension": extension, "output_key": key, "filename_prefix": prefix}
+    return {"class_type": "SimulatedOutput", "inputs": inputs}
+
+
+def content_of(size: int) -> bytes:
+    """What the engine's SimulatedOutput writes."""
+    return (bytes(range(256)) * (size // 256 + 1))[:size]
+
+
+async def post(
+    gateway: RunningGateway, workflow: Workflow, accept: str, query: str = "", **fields: Any
+) -> tuple[aiohttp.ClientResponse, bytes]:
+    url, body = f"/prompt_sync{query}", {"prompt": workflow, **fields}
+    async with gateway.http.post(url, json=body, headers={"Accept": accept}) as response:
+        return response, await response.read()
+
+
+# Raw bytes
+
+
+@pytest.mark.parametrize("accept", ["image/*", "image/png", "application/octet-stream", MEDIA, "image/png;q=0.5"])
+async def test_raw_is_the_file(gateway: RunningGateway, engine: Engine, accept: str) -> None:
+    prompt_id = str(uuid4())
+    response, body = await post(gateway, invert_workflow(7), accept, prompt_id=prompt_id)
+    assert response.status == 200
+    assert response.content_type == "image/png"
+    assert response.headers["Content-Disposition"] == 'attachment; filename="test_00001_.png"'
+    assert response.headers["X-Prompt-Id"] == prompt_id
+    assert int(response.headers["Content-Length"]) == len(body)
+    assert body == (Path(engine.folders.output) / "test_00001_.png").read_bytes()
+
+
+async def test_one_raw_answer_costs_one_view(gateway: RunningGateway, engine: Engine) -> None:
+    engine.stats.reset()
+    await post(gateway, invert_workflow(8), "image/*")
+    assert engine.stats.show()["requests"] == {"POST /prompt": 1, "GET /history/{prompt_id}": 1, "GET /view": 1}
+
+
+async def test_a_video_is_raw_too_and_more_than_one_chunk(gateway: RunningGateway) -> None:
+    size = 3_000_001
+    response, body = await post(gateway, {"1": simulated(size)}, "video/*")
+    assert (response.content_type, body) == ("video/mp4", content_of(size))
+
+
+async def test_an_attached_client_gets_raw_as_well(gateway: RunningGateway) -> None:
+    prompt_id = str(uuid4())
+    await gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id)
+    async with gateway.http.get(f"/prompt_sync/{prompt_id}", headers={"Accept": "image/*"}) as response:
+        assert response.status == 200
+        assert (await response.read()).startswith(b"\x89PNG")
+
+
+TWO = {"1": simulated(prefix="first"), "2": simulated(prefix="second", extension="wav", key="audio")}
+
+
+async def test_the_node_chooses_among_several(gateway: RunningGateway) -> None:
+    response, body = await post(gateway, TWO, MEDIA, "?node_id=2")
+    assert (response.status, response.content_type) == (200, "audio/wav")
+    assert body == content_of(1000)
+
+
+async def test_the_type_chooses_where_only_one_file_has_it(gateway: RunningGateway) -> None:
+    response, _ = await post(gateway, TWO, "audio/*")
+    assert (response.status, response.content_type) == (200, "audio/wav")
+
+
+@pytest.mark.parametrize(
+    ("workflow", "accept", "query", "says"),
+    [
+        (TWO, MEDIA, "", ["node_id", "node 1, video/mp4", "node 2, audio/wav"]),
+        (TWO, MEDIA, "?node_id=7", ["node '7' has no output file", "node 1"]),
+        (TWO, "image/*", "", ["no output file is of a type", "video/mp4"]),
+        ({"1": simulated(count=2)}, MEDIA, "?node_id=1", ["several", "application/zip"]),
+        ({"1": simulated(count=0)}, MEDIA, "", ["no output file", "application/json"]),
+        ({"1": simulated(count=0)}, "application/zip", "", ["no output file", "application/json"]),
+    ],
+)
+async def test_what_is_not_one_file_is_406_that_helps(
+    gateway: RunningGateway, workflow: Workflow, accept: str, query: str, says: list[str]
+) -> None:
+    prompt_id = str(uuid4())
+    response, body = await post(gateway, workflow, accept, query, prompt_id=prompt_id)
+    error = json.loads(body)
+    assert (response.status, error["type"], error["prompt_id"]) == (406, "not_acceptable", prompt_id)
+    for words in says:
+        assert words in error["detail"]
+
+
+async def test_a_second_choice_is_taken_when_the_first_does_not_fit(gateway: RunningGateway) -> None:
+    response, _ = await post(gateway, TWO, "image/webp, */*;q=0.1")
+    assert (response.status, response.content_type) == (200, "application/json")
+
+
+async def test_nothing_acceptable_is_said_before_the_gpu_is_used(gateway: RunningGateway, engine: Engine) -> None:
+    engine.stats.reset()
+    response, body = await post(gateway, invert_workflow(), "text/html, application/xml")
+    assert response.status == 406
+    assert "application/zip" in json.loads(body)["detail"]
+    assert "POST /prompt" not in engine.stats.show()["requests"]
+
+
+async def test_a_file_that_is_gone_is_404(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"output_deleted": {}})
+    response, body = await post(gateway, invert_workflow(), "image/*")
+    assert (response.status, json.loads(body)["type"]) == (404, "not_found")
+
+
+async def test_a_client_that_goes_away_cancels(gateway: RunningGateway, engine: Engine) -> None:
+    waiting = asyncio.create_task(post(gateway, sleep_workflow(600), "image/*"))
+    await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
+    waiting.cancel()
+    await until(lambda: queue_of(engine), lambda queue: not queue[0])
+
+
+@pytest.mark.parametrize(
+    ("header", "forms"),
+    [
+        ("", ["json"]),
+        ("*/*", ["json"]),
+        ("application/json, text/event-stream", ["json", "events"]),
+        ("text/event-stream, application/json;q=0.9", ["events", "json"]),
+        ("application/json;q=0.1, application/zip;q=0.2", ["zip", "json"]),
+        ("text/html,image/avif,image/webp,*/*;q=0.8", ["raw", "json"]),
+        ("IMAGE/PNG ; Q=0.5", ["raw"]),
+        ("image/*;q=0, */*", ["json"]),
+        ("application/json;q=0, */*, application/zip;q=0.1", ["zip"]),
+        ("nonsense, application/zip;q=high, application/json", ["json"]),
+    ],
+)
+def test_accept_is_read_by_weight(header: str, forms: list[str]) -> None:
+    assert Accepted.parse(header).forms() == forms
+
+
+def test_accept_without_anything_of_ours() -> None:
+    with pytest.raises(NotAcceptableError, match="text/csv"):
+        Accepted.parse("text/csv").forms()
+
+
+# ZIP
+
+
+async def test_zip_has_every_file_with_its_folder(gateway: RunningGateway, engine: Engine) -> None:
+    workflow = {"1": simulated(5000, count=2, prefix="shots/take"), "2": simulated(0, extension="bin")}
+    prompt_id = str(uuid4())
+    response, body = await post(gateway, workflow, "application/zip", prompt_id=prompt_id)
+    assert (response.status, response.content_type) == (200, "application/zip")
+    assert f"{prompt_id}.zip" in response.headers["Content-Disposition"]
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["shots/take_00001_.mp4", "shots/take_00002_.mp4", "big_00001_.bin"]
+        assert archive.read("shots/take_00002_.mp4") == content_of(5000)
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+@pytest.mark.skipif(shutil.which("unzip") is None, reason="no unzip")
+async def test_unzip_takes_the_archive(gateway: RunningGateway, tmp_path: Path) -> None:
+    _, body = await post(gateway, TWO, "application/zip")
+    path = tmp_path / "all.zip"
+    path.write_bytes(body)
+    unzip = await asyncio.create_subprocess_exec("unzip", "-t", path, stdout=subprocess.PIPE)
+    said, _ = await unzip.communicate()
+    assert b"No errors detected" in said
+
+
+async def test_zip_leaves_out_what_is_gone_and_says_so(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"output_deleted": {"match": "first*"}})
+    response, body = await post(gateway, TWO, "application/zip")
+    assert response.status == 200
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert archive.namelist() == ["second_00001_.wav", "errors.json"]
+        assert "first_00001_.mp4" in json.loads(archive.read("errors.json"))
+
+
+async def test_zip_of_nothing_but_missing_files_is_404(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"output_deleted": {}})
+    response, _ = await post(gateway, TWO, "application/zip")
+    assert response.status == 404
+
+
+class _Files:
+    """Opens files that exist only here."""
+
+    def __init__(self, content: bytes = b"x", length: int | None = None) -> None:
+        self._content = content
+        self._length = length
+
+    def __call__(self, file: OutputFile) -> Any:
+        @asynccontextmanager
+        async def opened() -> Any:
+            async def chunks() -> Any:
+                yield self._content
+
+            yield OutputContent(file.filename, file.content_type, self._length, chunks())
+
+        return opened()
+
+
+async def zipped(*names: tuple[str, str], files: _Files | None = None) -> zipfile.ZipFile:
+    listed = [OutputFile("1", "images", filename, subfolder, "output") for subfolder, filename in names]
+    pieces = [piece async for piece in zip_pieces(listed, files or _Files())]
+    return zipfile.ZipFile(io.BytesIO(b"".join(pieces)))
+
+
+@pytest.mark.parametrize(
+    ("subfolder", "filename", "name"),
+    [
+        ("../../etc", "passwd", "etc/passwd"),
+        ("/abs", "a.png", "abs/a.png"),
+        ("C:\\Windows", "..\\a.png", "C_/Windows/a.png"),
+        ("ok/./x", "a\0b.png", "ok/x/a_b.png"),
+        ("..", "..", "file"),
+        ("dots. ", "a.png.", "dots/a.png"),
+        ("", "\ud800.png", "_.png"),
+    ],
+)
+async def test_no_name_leads_out_of_the_folder(subfolder: str, filename: str, name: str) -> None:
+    assert (await zipped((subfolder, filename))).namelist() == [name]
+
+
+async def test_names_are_unique_also_where_case_does_not_count() -> None:
+    archive = await zipped(("", "a.png"), ("", "A.png"), ("", "a.png"), ("", "a (2).png"), ("", "errors.json"))
+    assert archive.namelist() == ["a.png", "A (2).png", "a (3).png", "a (2) (2).png", "errors (2).json"]
+
+
+async def test_a_file_of_unknown_length_is_zip64() -> None:
+    archive = await zipped(("", "a.bin"), files=_Files(b"data", None))
+    assert archive.read("a.bin") == b"data"
+    assert archive.infolist()[0].extract_version == zipfile.ZIP64_VERSION
+
+
+# Bodies that break off
+
+
+async def test_a_broken_file_is_resumed(gateway: RunningGateway, engine: Engine) -> None:
+    size = 4_000_000
+    await engine.set_faults({"view_cut": {"times": 1, "after_bytes": 1_500_000}})
+    engine.stats.reset()
+    response, body = await post(gateway, {"1": simulated(size)}, "video/*")
+    assert response.status == 200
+    assert body == content_of(size)
+    assert engine.stats.show()["requests"]["GET /view"] == 2
+
+
+@pytest.mark.parametrize("accept", ["video/*", "application/zip", "application/json", "text/event-stream"])
+async def test_a_file_that_cannot_be_resumed_cuts_the_connection(
+    gateway: RunningGateway, engine: Engine, accept: str
+) -> None:
+    await engine.set_faults({"view_cut": {"after_bytes": 3_000_000}})
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await post(gateway, {"1": simulated(4_000_000)}, accept, return_image_base64=True)
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_a_file_that_changed_is_not_spliced(engine: Engine) -> None:
+    path = Path(engine.folders.output) / "changing.bin"
+    path.write_bytes(content_of(2_000_000))
+    await engine.set_faults({"view_cut": {"times": 1, "after_bytes": 1_000_000}})
+    async with ComfyUIClient(engine.url) as client, client.view("changing.bin") as view:
+        await anext(view.chunks)
+        path.write_bytes(content_of(2_000_001))
+        with pytest.raises(ComfyUIServerError, match="rest cannot be had"):
+            [chunk async for chunk in view.chunks]
+
+
+async def test_tries_to_resume_are_bounded(engine: Engine) -> None:
+    (Path(engine.folders.output) / "a.bin").write_bytes(content_of(2_000_000))
+    await engine.set_faults({"view_cut": {"after_bytes": 1000}})
+    async with ComfyUIClient(engine.url, retries=0) as client, client.view("a.bin") as view:
+        with pytest.raises(ComfyUIConnectionError, match="cut off"):
+            [chunk async for chunk in view.chunks]

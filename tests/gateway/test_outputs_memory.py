@@ -1,0 +1,117 @@
+"""What a large output costs the gateway: memory that does not grow with the file, in whatever form it is given.
+
+``OUTPUT_MB=1000 pytest tests/gateway/test_outputs_memory.py -s`` measures the 1 GB of the promise.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.processes import GatewayProcess, gateway_process
+
+SIZE = int(os.environ.get("OUTPUT_MB", "256")) * 1_000_000
+LIMIT_KB = 64_000
+INPUTS = {"size": SIZE, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "big"}
+WORKFLOW = {"1": {"class_type": "SimulatedOutput", "inputs": INPUTS}}
+SMALL = {"1": {"class_type": "SimulatedOutput", "inputs": {**INPUTS, "size": 1000}}}
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),
+    pytest.mark.timeout(300),
+]
+
+
+def peak_kb(gateway: GatewayProcess) -> int:
+    """The most memory that the process ever had."""
+    lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    block, digest = bytes(range(256)) * 4096, hashlib.sha256()
+    for start in range(0, SIZE, len(block)):
+        digest.update(block[: SIZE - start])
+    return digest.hexdigest()
+
+
+async def base64_of(chunks: AsyncIterator[bytes]) -> str:
+    """The digest of the file in a JSON answer, which is never whole in the test's memory either."""
+    digest, pending, inside = hashlib.sha256(), b"", False
+    async for chunk in chunks:
+        pending += chunk
+        if not inside:
+            start = pending.find(b'"base64":"')
+            if start < 0:
+                continue
+            pending, inside = pending[start + 10 :], True
+        end = pending.find(b'"')
+        whole = end if end >= 0 else len(pending) - len(pending) % 4
+        digest.update(base64.b64decode(pending[:whole], validate=True))
+        if end >= 0:
+            async for _ in chunks:
+                pass
+            break
+        pending = pending[whole:]
+    return digest.hexdigest()
+
+
+async def raw_of(chunks: AsyncIterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    async for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+async def zip_of(chunks: AsyncIterator[bytes]) -> str:
+    """The digest of the one stored member: what stands between its header and the next."""
+    digest, head, left = hashlib.sha256(), b"", SIZE
+    async for chunk in chunks:
+        if not head:
+            head = chunk
+            name_length, extra_length = struct.unpack("<HH", head[26:30])
+            piece = head[30 + name_length + extra_length :][:left]
+        else:
+            piece = chunk[:left]
+        digest.update(piece)
+        left -= len(piece)
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("accept", "read"),
+    [
+        ("application/json", base64_of),
+        ("text/event-stream", base64_of),
+        ("video/*", raw_of),
+        ("application/zip", zip_of),
+    ],
+    ids=["base64", "events", "raw", "zip"],
+)
+async def test_a_large_file_costs_little_memory(engine: Engine, accept: str, read: Any, expected: str) -> None:
+    headers = {"Accept": accept}
+    async with gateway_process(engine.url) as gateway:
+        for workflow, check in ((SMALL, False), (WORKFLOW, True)):
+            body = {"prompt": workflow, "return_image_base64": True}
+            before = peak_kb(gateway)
+            async with gateway.http.post(
+                "/prompt_sync", json=body, headers=headers, timeout=aiohttp.ClientTimeout(300)
+            ) as response:
+                assert response.status == 200, await response.text()
+                if check:
+                    assert await read(response.content.iter_any()) == expected
+                else:
+                    await response.read()
+        cost = peak_kb(gateway) - before
+    print(f"{accept}: {SIZE / 1e6:.0f} MB cost {cost / 1000:.1f} MB, peak {(before + cost) / 1000:.1f} MB")
+    assert cost < LIMIT_KB

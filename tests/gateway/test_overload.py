@@ -1,0 +1,156 @@
+"""Slow clients, slow bodies, huge bodies and many callers cannot hold the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
+
+
+async def raw_connection(gateway: RunningGateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def test_a_body_that_stops_coming_is_given_up(engine: Engine) -> None:
+    async with running_gateway(engine.url, client_idle_seconds=0.2) as gateway:
+        reader, writer = await raw_connection(gateway)
+        writer.write(b"POST /prompt_sync HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"CLIENT_IDLE_SECONDS" in answer
+
+
+async def test_a_client_that_does_not_read_is_cut_off(engine: Engine) -> None:
+    workflow = {
+        "1": {
+            "class_type": "SimulatedOutput",
+            "inputs": {
+                "count": 1,
+                "size": 30_000_000,
+                "extension": "bin",
+                "output_key": "files",
+                "filename_prefix": "big",
+            },
+        }
+    }
+    async with running_gateway(engine.url, client_idle_seconds=0.3) as gateway:
+        reader, writer = await raw_connection(gateway)
+        body = json.dumps({"prompt": workflow, "return_image_base64": True}).encode()
+        writer.write(b"POST /prompt_sync HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        sample = {"reason": "slow_client"}
+        name = "comfyui_gateway_rejected_requests_total"
+        async with asyncio.timeout(15):
+            while not gateway.handler.metrics.registry.get_sample_value(name, sample):
+                await asyncio.sleep(0.02)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(50_000_000)
+        writer.close()
+
+
+async def test_waiting_for_the_answer_is_not_idling(engine: Engine) -> None:
+    async with running_gateway(engine.url, client_idle_seconds=0.2) as gateway:
+        status, _ = await gateway.prompt_sync(sleep_workflow(0.8))
+    assert status == 200
+
+
+async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
+    async with running_gateway(engine.url, max_buffered_mb=0.05) as gateway:
+        large = sleep_workflow(0.5)
+        large["1"]["_meta"] = {"title": "x" * 30_000}
+        first = asyncio.create_task(gateway.prompt_sync(large))
+        async with asyncio.timeout(5):
+            while not gateway.handler.waiting:
+                await asyncio.sleep(0.005)
+        status, body = await gateway.prompt_sync(large)
+        assert (status, body["type"]) == (429, "overloaded")
+        assert "MAX_BUFFERED_MB" in body["detail"]
+        assert (await first)[0] == 200
+        assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_what_forms_keep_in_memory_counts_among_all_bodies(engine: Engine) -> None:
+    def form(seconds: float, tag: int) -> aiohttp.FormData:
+        workflow = sleep_workflow(seconds, tag=tag)
+        workflow["1"]["_meta"] = {"title": "x" * 30_000}
+        parts = aiohttp.FormData()
+        parts.add_field("workflow", json.dumps(workflow))
+        parts.add_field("images", b"\0" * 100_000, filename="a.bin")  # on disk
+        return parts
+
+    async with running_gateway(engine.url, max_buffered_mb=0.05) as gateway:
+        first = asyncio.create_task(gateway.http.post("/prompt_sync", data=form(0.5, 1)))
+        async with asyncio.timeout(5):
+            while not gateway.handler.waiting:
+                await asyncio.sleep(0.005)
+        async with gateway.http.post("/prompt_sync", data=form(0.1, 2)) as response:
+            assert (response.status, (await response.json())["type"]) == (429, "overloaded")
+        async with gateway.http.post("/prompt_sync?previews=true", data=form(0.1, 2)) as response:
+            assert (response.status, (await response.json())["type"]) == (429, "overloaded")
+        assert (await first).status == 200
+        async with gateway.http.post("/prompt_sync", data=form(0.1, 3)) as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("path", ["/prompt_sync", "/prompt_sync?previews=true", "/validate", "/convert", "/prompt"])
+async def test_a_body_of_no_stated_length_is_refused_as_any_other_when_it_is_too_large(
+    engine: Engine, path: str
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b" " * 1024
+
+    async with (
+        running_gateway(engine.url, max_request_body_mb=0.02) as gateway,
+        gateway.http.post(path, data=endless()) as response,
+    ):
+        assert (response.status, (await response.json())["type"]) == (413, "body_too_large")
+
+
+async def test_a_thousand_waiting_callers_cost_bounded_memory_and_no_requests(engine: Engine) -> None:
+    count = 1000
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        running_gateway(engine.url) as gateway,
+        aiohttp.ClientSession(gateway.url, connector=connector) as http,
+    ):
+        await gateway.prompt_sync(invert_workflow())
+        blocker = asyncio.create_task(gateway.prompt_sync(sleep_workflow(300)))
+        async with asyncio.timeout(5):
+            while engine.stats.show()["requests"].get("POST /prompt", 0) < 2:
+                await asyncio.sleep(0.005)
+        before = resident_bytes()
+
+        async def call(tag: int) -> int:
+            async with http.post("/prompt_sync", json={"prompt": invert_workflow(tag % 7)}) as response:
+                return response.status
+
+        waiting = [asyncio.create_task(call(tag)) for tag in range(count - 1)]
+        async with asyncio.timeout(20):
+            while gateway.handler.waiting < count or engine.stats.show()["requests"]["POST /prompt"] < count + 1:
+                await asyncio.sleep(0.02)
+        # Gateway, engine and callers share this process: the bound is for all three sides of a waiting call together.
+        assert (resident_bytes() - before) / count < 200_000
+        engine.stats.reset()
+        blocker.cancel()
+        async with asyncio.timeout(30):
+            assert set(await asyncio.gather(*waiting)) == {200}
+    asked = engine.stats.show()["requests"]
+    assert asked["GET /history/{prompt_id}"] == count - 1
+    assert asked.get("GET /queue", 0) == 0
+
+
+def resident_bytes() -> int:
+    match = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) * 1024

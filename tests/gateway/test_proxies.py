@@ -1,0 +1,200 @@
+"""The gateway below a path, behind a proxy that strips it; and what its answers say of its own address."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+import orjson
+import pytest
+from yarl import URL
+
+from comfyui.engine import Engine
+from comfyui.sdk import GatewayClient
+from config import SettingsError, load_settings
+from tests.support.relaying import Exchange, answer_ok, fetch, relayed
+from tests.support.running import RunningGateway, invert_workflow, running_gateway
+from tests.support.stripping import KINDS, PREFIX, behind
+
+_KEY = "correct-horse-battery"
+_PAGE = {"Accept": "text/html,*/*", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[aiohttp.ClientSession]:
+    """Keeps cookies by a browser's rules, paths included."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        yield session
+
+
+async def _sign_in(browser: aiohttp.ClientSession, address: str) -> str:
+    """As a person does: open an address, be led to the login page, send its form; the address that one ends at."""
+    async with browser.get(address, headers=_PAGE) as page:
+        assert page.status == 200
+        login, html = str(page.url), await page.text()
+    action = re.search(r'<form method="post" action="([^"]*)"', html)
+    target = re.search(r'name="next" type="hidden" value="([^"]*)"', html)
+    assert action is not None
+    assert target is not None
+    form = {"key": _KEY, "next": target[1].replace("&amp;", "&")}
+    origin = "{0.scheme}://{0.netloc}".format(urlsplit(login))
+    async with browser.post(urljoin(login, action[1]), data=form, headers={**_PAGE, "Origin": origin}) as back:
+        assert back.status == 200
+        return str(back.url)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_person_signs_in_below_a_path_and_stays_there(
+    engine: Engine, browser: aiohttp.ClientSession, kind: str, tmp_path: Path
+) -> None:
+    async with running_gateway(engine.url, api_keys=_KEY) as gateway, behind(kind, gateway.url, tmp_path) as address:
+        for path in ("/", "/queue?a=b%20c&d=1", "/internal/files/output"):
+            assert await _sign_in(browser, f"{address}{path}") == f"{address}{path}"
+            async with browser.get(f"{address}/queue") as answer:
+                assert answer.status == 200
+            async with browser.get(f"{address}/logout", headers=_PAGE) as page:
+                assert str(page.url) == f"{address}/login"
+            async with browser.get(f"{address}/queue") as answer:
+                assert answer.status == 401
+        await _sign_in(browser, f"{address}/")
+        # What else that site serves does not get the cookie.
+        outside = urlsplit(address)._replace(path="/other").geturl()
+        assert not browser.cookie_jar.filter_cookies(URL(outside))
+        assert browser.cookie_jar.filter_cookies(URL(f"{address}/ws"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_websockets_workflows_and_encoded_paths_work_below_a_path(
+    engine: Engine, browser: aiohttp.ClientSession, kind: str, tmp_path: Path
+) -> None:
+    async with running_gateway(engine.url, api_keys=_KEY) as gateway, behind(kind, gateway.url, tmp_path) as address:
+        await _sign_in(browser, f"{address}/")
+        origin = urlsplit(address)._replace(path="").geturl()
+        async with browser.ws_connect(f"{address}/ws?clientId=abc", headers={"Origin": origin}) as websocket:
+            assert "status" in await websocket.receive_str()
+        # ComfyUI's frontend saves a workflow under one path segment.
+        saved = f"{address}/api/userdata/workflows%2Fone%20two.json"
+        async with browser.post(URL(saved, encoded=True), json={"saved": 1}) as answer:
+            assert answer.status == 200
+        async with browser.get(URL(saved, encoded=True)) as answer:
+            assert await answer.json(content_type=None) == {"saved": 1}
+        async with browser.post(f"{address}/prompt_sync", json={"prompt": invert_workflow()}) as answer:
+            file = (await answer.json())["images"][0]
+        async with browser.get(f"{address}{file['url']}") as picture:
+            assert (await picture.read()).startswith(b"\x89PNG")
+        async with browser.get(f"{address}/docs") as page:
+            named = re.search(r"url: '([^']*)'", await page.text())
+        assert named is not None
+        async with browser.get(urljoin(f"{address}/docs", named[1])) as described:
+            server = (await described.json())["servers"][0]["url"]
+            assert urljoin(str(described.url), server).rstrip("/") == address
+
+
+@pytest.mark.parametrize("kind", ["telling", "nginx", "caddy"])
+async def test_a_redirect_of_comfyuis_own_stays_below_the_path_that_a_proxy_tells(kind: str, tmp_path: Path) -> None:
+    async def answering(exchange: Exchange) -> None:
+        location = "/moved?x=1" if "relative" in exchange.line else f"{comfyui.url}/moved?x=1"
+        await exchange.send(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    async with (
+        relayed(answering) as (comfyui, gateway),
+        behind(kind, gateway.url, tmp_path) as address,
+        aiohttp.ClientSession() as http,
+    ):
+        for path in ("/relative", "/absolute"):
+            async with http.get(f"{address}{path}", allow_redirects=False) as answer:
+                assert urljoin(address, answer.headers["Location"]) == f"{address}/moved?x=1"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["//evil.example", "/a/../b", "/a//b", "https://evil.example", "/a b", "/" + "a" * 300]
+)
+async def test_a_prefix_that_is_no_path_is_not_believed(engine: Engine, prefix: str) -> None:
+    """A proxy may pass on what a client sent."""
+    async with running_gateway(engine.url, api_keys=_KEY) as gateway:
+        answer = await fetch(gateway, "/x", headers={**_PAGE, "X-Forwarded-Prefix": prefix})
+        assert answer.headers["Location"] == "./login?next=%2Fx"
+
+
+async def test_a_cookie_is_that_of_the_path_that_a_proxy_tells(engine: Engine) -> None:
+    async with running_gateway(engine.url, api_keys=_KEY) as gateway:
+        headers = {"X-Forwarded-Prefix": "/comfy/"}
+        answer = await fetch(gateway, "/login", "POST", data={"key": _KEY, "next": "/a"}, headers=headers)
+        assert answer.headers["Location"] == f"{PREFIX}/a"
+        assert f"Path={PREFIX};" in answer.headers["Set-Cookie"]
+
+
+# PUBLIC_URL
+
+_PUBLIC = "https://example.org/comfy"
+
+
+@pytest.fixture
+async def public(engine: Engine) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(engine.url, public_url=f"{_PUBLIC}/") as running:
+        yield running
+
+
+async def test_links_are_absolute_where_the_public_address_is_set(public: RunningGateway) -> None:
+    status, body = await public.prompt_sync(invert_workflow())
+    assert status == 200
+    url = body["images"][0]["url"]
+    assert url.startswith(f"{_PUBLIC}/view?filename=")
+    attached = await fetch(public, f"/prompt_sync/{body['prompt_id']}")
+    assert orjson.loads(attached.body)["images"][0]["url"] == url
+    assert orjson.loads((await fetch(public, "/openapi.json")).body)["servers"] == [{"url": _PUBLIC}]
+    # Its own name is one that it may be called by.
+    headers = {"Host": "example.org", "Origin": "https://example.org"}
+    assert (await fetch(public, "/queue", headers=headers)).status == 200
+
+
+async def test_without_it_no_host_that_a_client_names_gets_into_a_link(gateway: RunningGateway) -> None:
+    headers = {"Host": "a.internal", "X-Forwarded-Host": "b.internal", "X-Forwarded-Proto": "https"}
+    answer = await fetch(gateway, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=headers)
+    assert orjson.loads(answer.body)["images"][0]["url"].startswith("/view?filename=")
+
+
+async def test_our_client_reads_files_whose_links_are_absolute(public: RunningGateway) -> None:
+    async with GatewayClient(public.url) as client:
+        result = await client.run(invert_workflow())
+        picture = b"".join([chunk async for chunk in client.download(result.files[0])])
+    assert picture.startswith(b"\x89PNG")
+
+
+async def test_a_redirect_of_comfyuis_own_leads_to_the_public_address() -> None:
+    async def answering(exchange: Exchange) -> None:
+        await exchange.send(
+            f"HTTP/1.1 302 Found\r\nLocation: {comfyui.url}/moved\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+
+    async with relayed(answering, public_url=_PUBLIC) as (comfyui, gateway):
+        assert (await fetch(gateway, "/x")).headers["Location"] == f"{_PUBLIC}/moved"
+
+
+@pytest.mark.parametrize(
+    "value", ["example.org", "ftp://example.org", "https://me:pw@example.org", "https://e.org/?a=b"]
+)
+def test_a_public_address_that_is_none_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUBLIC_URL", value)
+    with pytest.raises(SettingsError, match="PUBLIC_URL"):
+        load_settings()
+
+
+async def test_a_body_passes_the_stripping_proxy_of_these_tests_whole(tmp_path: Path) -> None:
+    async def answering(exchange: Exchange) -> None:
+        assert len(await exchange.body()) == 100_000
+        await answer_ok(exchange)
+
+    async with (
+        relayed(answering) as (comfyui, gateway),
+        behind("stripping", gateway.url, tmp_path) as address,
+        aiohttp.ClientSession() as http,
+    ):
+        async with http.post(f"{address}/x", data=b"x" * 100_000) as answer:
+            assert await answer.text() == "ok"
+        async with http.get(f"{urlsplit(address)._replace(path='/other').geturl()}") as answer:
+            assert answer.status == 404
+        assert len(comfyui.seen) == 1

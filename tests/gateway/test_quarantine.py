@@ -1,0 +1,86 @@
+"""The gateway before a ComfyUI that is started by others: what ends its process is refused, and idle memory freed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from comfyui.engine import Engine
+from comfyui.servers.process import ComfyUIProcess
+from tests.support.job_api import free_port
+from tests.support.running import Workflow, invert_workflow, requests, running_gateway, until
+
+
+@asynccontextmanager
+async def restarted_engine(tmp_path: Path) -> AsyncIterator[ComfyUIProcess]:
+    """An engine that is started again when it ends, as a supervisor does."""
+    port = free_port()
+    command = [sys.executable, "-m", "comfyui.engine", "--port", str(port), "--base-directory", str(tmp_path)]
+    async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20) as process:
+        await process.wait_until_ready()
+        yield process
+
+
+def crash_workflow(tag: int) -> Workflow:
+    workflow = invert_workflow(tag)
+    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": "segfault", "after": 0.3, "value": ["2", 0]}}
+    workflow["3"]["inputs"]["images"] = ["4", 0]
+    return workflow
+
+
+async def test_a_workflow_that_ends_comfyui_twice_is_refused_by_the_gateway(tmp_path: Path) -> None:
+    async with (
+        asyncio.timeout(60),
+        restarted_engine(tmp_path) as comfyui,
+        running_gateway(comfyui._client.name) as gateway,
+    ):
+        for _ in range(2):  # the second never reaches ComfyUI
+            status, body = await gateway.prompt_sync(crash_workflow(1), timeout=50)
+            assert (status, body["type"]) == (500, "prompt_quarantined"), body
+            assert "ended ComfyUI's process 2 times" in body["detail"]
+            assert comfyui.crashes == 2
+        await comfyui.wait_until_ready()
+        await gateway.handler.pool.choose(patience_s=20)
+        assert (await gateway.prompt_sync(invert_workflow(2), timeout=50))[0] == 200
+
+
+async def test_a_connection_that_breaks_is_no_end_of_comfyui(engine: Engine) -> None:
+    async with running_gateway(engine.url, quarantine_after=1, lost_prompt_retries=3) as gateway:
+        for number in range(3):
+            workflow = invert_workflow(7)
+            workflow["4"] = {
+                "class_type": "SimulatedSleep",
+                "inputs": {"seconds": 0.3 + number / 1000, "steps": 1, "value": ["2", 0]},
+            }
+            workflow["3"]["inputs"]["images"] = ["4", 0]
+            waiting = asyncio.create_task(gateway.prompt_sync(workflow))
+            await asyncio.sleep(0.1)
+            await engine.set_faults({"ws_drop": {"abrupt": True}} if number else {"forget": {}})
+            assert (await waiting)[0] == 200
+
+
+async def test_memory_is_freed_once_after_idle_time_and_again_after_the_next_work(engine: Engine) -> None:
+    async def freed() -> int:
+        return requests(engine, "POST /free")
+
+    async with running_gateway(engine.url, free_after_idle=0.3) as gateway:
+        await until(freed, lambda count: count == 1)
+        await asyncio.sleep(0.8)
+        assert await freed() == 1
+        assert (await gateway.prompt_sync(invert_workflow(2)))[0] == 200
+        await until(freed, lambda count: count == 2)
+
+
+async def test_memory_is_left_alone_by_default_and_while_somebody_else_works(engine: Engine) -> None:
+    async with running_gateway(engine.url), running_gateway(engine.url, free_after_idle=0.3) as freeing:
+        workflow = invert_workflow(2)
+        workflow["4"] = {"class_type": "SimulatedSleep", "inputs": {"seconds": 1.0, "steps": 1, "value": ["2", 0]}}
+        workflow["3"]["inputs"]["images"] = ["4", 0]
+        # Past the gateway's own prompts: relayed, as a frontend's.
+        async with freeing.http.post("/prompt", json={"prompt": workflow}) as response:
+            assert response.status == 200
+        await asyncio.sleep(0.7)
+        assert requests(engine, "POST /free") == 0

@@ -1,0 +1,172 @@
+"""Requests that cross each other: a cancel under way, an id that comes again, an answer that is not the one awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import uuid4
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    queue_of,
+    requests,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+
+
+async def test_a_cancelled_id_that_comes_again_gets_its_own_end(gateway: RunningGateway, engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))
+    await prompts_are_queued(engine, 1)
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200
+    assert (await first)[0] == 409
+    status, body = await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id)
+    assert status == 200, "the end of the cancelled run was taken for that of the new one"
+    assert body["images"]
+
+
+async def test_an_id_that_comes_again_while_its_cancel_is_under_way_runs(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    prompt_id = str(uuid4())
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))
+    await prompts_are_queued(engine, 1)
+    await engine.set_faults({"delay": {"route": "/api/jobs/*", "seconds": 0.3, "times": 1}})
+    first.cancel()
+    async with asyncio.timeout(5):
+        while gateway.handler.waiting:
+            await asyncio.sleep(0.005)
+    assert (await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))[0] == 200
+
+
+async def test_a_cancel_is_tried_again(gateway: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"cut": {"route": "/api/jobs/*", "times": 1}})
+    status, _ = await gateway.prompt_sync(sleep_workflow(30), timeout=0.3)
+    assert status == 504
+    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+
+
+async def test_a_request_that_joins_one_that_only_looks_is_run(gateway: RunningGateway, engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    await engine.set_faults({"delay": {"route": "/history/*", "seconds": 0.3}})
+    looking = asyncio.create_task(gateway.http.get(f"/prompt_sync/{prompt_id}"))
+    await until(lambda: asked(engine, "GET /history/{prompt_id}"), lambda count: count > 0)
+    status, _ = await gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id)
+    assert status == 200
+    assert (await looking).status == 200
+
+
+@pytest.mark.parametrize("when", ["in flight", "finished"])
+async def test_another_body_is_refused_under_an_id_that_was_only_attached_to(engine: Engine, when: str) -> None:
+    prompt_id = str(uuid4())
+    async with running_gateway(engine.url) as before, running_gateway(engine.url) as after:
+        first = asyncio.create_task(before.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+        await prompts_are_queued(engine, 1)
+        looking = asyncio.create_task(after.http.get(f"/prompt_sync/{prompt_id}"))
+        await until(lambda: waiting(after), lambda count: count > 0)
+        await asyncio.sleep(0.2)
+        if when == "finished":
+            await looking
+        status, body = await after.prompt_sync(sleep_workflow(0.8, tag=1), prompt_id=prompt_id)
+        assert (status, body.get("type")) == (409, "conflict")
+        assert (await after.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))[0] == 200
+        assert (await looking).status == 200
+        assert (await first)[0] == 200
+    assert executions(engine) == {prompt_id: 1}
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_an_id_whose_cancel_hangs_is_not_waited_for_longer_than_its_timeout(
+    gateway: RunningGateway, engine: Engine, method: str
+) -> None:
+    prompt_id = str(uuid4())
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))
+    await prompts_are_queued(engine, 1)
+    await engine.set_faults({"hang": {"route": "/api/jobs/*"}})
+    first.cancel()
+    await until(lambda: waiting(gateway), lambda count: count == 0)
+    async with asyncio.timeout(5):
+        if method == "POST":
+            status, body = await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id, timeout=0.3)
+        else:
+            async with gateway.http.get(f"/prompt_sync/{prompt_id}?timeout=0.3") as response:
+                status, body = response.status, await response.json()
+    assert (status, body["type"], body["prompt_id"]) == (504, "timeout", prompt_id)
+    engine.faults.clear()
+
+
+async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.handler._LAST_CANCELS_S", 0.3, raising=False)
+    async with running_gateway(engine.url) as gateway:
+        first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3)))
+        await prompts_are_queued(engine, 1)
+        await engine.set_faults({"hang": {"route": "/api/jobs/*"}})
+        first.cancel()
+        await until(lambda: waiting(gateway), lambda count: count == 0)
+        stopping = time.monotonic()
+    assert time.monotonic() - stopping < 5
+
+
+async def test_a_cancel_that_comfyui_did_not_take_is_not_said_to_be_one(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    prompt_id = str(uuid4())
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(2), prompt_id=prompt_id))
+    await prompts_are_queued(engine, 1)
+    await engine.set_faults({"status": {"route": "/api/jobs/*"}})
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert (response.status, (await response.json())["prompt_id"]) == (502, prompt_id)
+    assert (await first)[0] == 409
+    engine.faults.clear()
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200
+    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+
+
+@pytest.mark.parametrize(("answered", "kind"), [(401, "credentials_refused"), (413, "server_error")])
+async def test_a_refusal_that_is_not_of_the_workflow_is_not_sent_again(
+    gateway: RunningGateway, engine: Engine, answered: int, kind: str
+) -> None:
+    await engine.set_faults({"status": {"route": "/prompt", "method": "POST", "status": answered}})
+    status, body = await gateway.prompt_sync(invert_workflow())
+    assert (status, body["type"]) == (502, kind)
+    assert requests(engine, "POST /prompt") == 1
+
+
+async def test_a_check_of_a_cached_file_that_fails_leaves_the_success(gateway: RunningGateway, engine: Engine) -> None:
+    await gateway.prompt_sync(invert_workflow())
+    await engine.set_faults({"status": {"route": "/view", "method": "HEAD", "status": 500}})
+    assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_out_of_memory_again_gets_the_end_of_the_second_run(engine: Engine) -> None:
+    await engine.set_faults({"out_of_memory": {"class_type": "SaveImage"}})
+    async with running_gateway(engine.url, oom_retries=1) as gateway:
+        status, body = await gateway.prompt_sync(sleep_workflow(3))
+    assert status == 200
+    assert executions(engine)[body["prompt_id"]] == 2
+
+
+async def test_an_empty_key_is_no_key(gateway: RunningGateway) -> None:
+    headers = {"Idempotency-Key": ""}
+    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=headers) as response:
+        assert response.status == 422
+
+
+async def asked(engine: Engine, route: str) -> int:
+    return requests(engine, route)
+
+
+async def waiting(gateway: RunningGateway) -> int:
+    return gateway.handler.waiting

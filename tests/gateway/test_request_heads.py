@@ -1,0 +1,189 @@
+"""What a connection may send before anyone knows whose it is: so many bytes and fields, within so many seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from benchmarks.processes import Server
+from comfyui.engine import Engine
+from tests.support.processes import gateway_process
+from tests.support.relaying import OK, Exchange, raw_client, relayed
+from tests.support.running import RunningGateway, running_gateway
+
+_LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n"
+
+
+@pytest.fixture
+async def guarded(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway that asks for keys, with small limits for heads."""
+    limits: dict[str, Any] = {"max_header_kb": 4, "max_header_fields": 20, "header_seconds": 0.3}
+    async with running_gateway(engine.url, api_keys="k", **limits) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (_LIVE + b"X: " + b"a" * 5_000 + b"\r\n\r\n", "MAX_HEADER_KB"),
+        (b"GET /" + b"a" * 5_000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", "MAX_HEADER_KB"),
+        (_LIVE + b"X: 1\r\n" * 20 + b"\r\n", "MAX_HEADER_FIELDS"),
+    ],
+    ids=["a field", "a target", "many fields"],
+)
+async def test_a_head_that_is_too_large_is_refused_by_the_setting(
+    guarded: RunningGateway, sent: bytes, says: str
+) -> None:
+    async with raw_client(guarded.url) as (reader, writer):
+        writer.write(sent)
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"type":"head_too_large"' in answer
+    assert says.encode() in answer
+
+
+@pytest.mark.parametrize("start", [b"X: ", b""], ids=["one field", "many fields"])
+async def test_a_head_without_an_end_is_refused_while_it_comes(guarded: RunningGateway, start: bytes) -> None:
+    """Not when it ends: until then a parser keeps all of it, and copies it again and again."""
+    sent = 0
+    async with raw_client(guarded.url) as (reader, writer):
+        writer.write(_LIVE + start)
+        answering = asyncio.create_task(reader.read())
+        while not answering.done() and sent < 100_000_000:
+            writer.write(b"a" * 65_536 if start else b"X: aaaaaaaa\r\n" * 5_000)
+            sent += 65_536
+            try:
+                await writer.drain()
+            except ConnectionError:
+                break
+        assert (await answering).startswith(b"HTTP/1.1 431 ")
+    assert sent < 50_000_000
+
+
+async def test_trailers_without_an_end_are_refused_while_they_come(gateway: RunningGateway) -> None:
+    async with raw_client(gateway.url) as (reader, writer):
+        writer.write(b"POST /prompt_sync HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ")
+        await writer.drain()
+        reading = asyncio.create_task(reader.read())
+        for _ in range(400):
+            if reading.done():
+                break
+            writer.write(b"a" * 65_536)
+            try:
+                await writer.drain()
+            except ConnectionError:
+                break
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await reading
+
+
+@pytest.mark.parametrize("sent", [b"GET /", _LIVE, _LIVE + b"X: aaa"])
+async def test_a_half_sent_head_is_answered_after_a_time(guarded: RunningGateway, sent: bytes) -> None:
+    async with raw_client(guarded.url) as (reader, writer):
+        writer.write(sent)
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"HEADER_SECONDS" in answer
+
+
+async def test_bytes_that_trickle_do_not_hold_a_head_open(guarded: RunningGateway) -> None:
+    async with raw_client(guarded.url) as (reader, writer):
+        writer.write(_LIVE + b"X: ")
+        reading = asyncio.create_task(reader.read())
+        async with asyncio.timeout(10):
+            while not reading.done():
+                writer.write(b"a")
+                await asyncio.wait([reading], timeout=0.05)
+        assert reading.result().startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_connection_that_says_nothing_is_closed(guarded: RunningGateway) -> None:
+    async with raw_client(guarded.url) as (reader, _), asyncio.timeout(10):
+        assert await reader.read() == b""
+
+
+async def test_a_second_head_has_its_own_time_and_an_idle_connection_has_none(guarded: RunningGateway) -> None:
+    async with raw_client(guarded.url) as (reader, writer):
+        for _ in range(3):
+            writer.write(_LIVE + b"\r\n")
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.4)  # longer than HEADER_SECONDS
+        writer.write(_LIVE)
+        async with asyncio.timeout(10):
+            assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_in_one_read_with_the_next_head_is_not_counted_as_head(gateway: RunningGateway) -> None:
+    body = b"[" + b" " * 200_000 + b"]"
+    post = b"POST /convert HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    async with raw_client(gateway.url) as (reader, writer):
+        writer.write(post + _LIVE)
+        await asyncio.sleep(0.1)
+        writer.write(b"Connection: close\r\n\r\n")
+        answers = await reader.read()
+    assert answers.count(b"HTTP/1.1 ") == 2
+    assert b"431" not in answers.split(b"\r\n")[0]
+    assert b"HTTP/1.1 200 OK" in answers
+
+
+async def test_refusals_are_counted(guarded: RunningGateway) -> None:
+    rejected = guarded.app.state.metrics.rejected
+    async with raw_client(guarded.url) as (reader, writer):
+        writer.write(_LIVE + b"X: " + b"a" * 5_000 + b"\r\n\r\n")
+        await reader.read()
+    async with raw_client(guarded.url) as (reader, _):
+        await reader.read()
+    assert rejected.labels("head_too_large")._value.get() == 1
+    assert rejected.labels("slow_client")._value.get() == 1
+
+
+async def test_requests_that_are_not_answered_yet_wait_as_bytes(engine: Engine) -> None:
+    """Read at once, they took hundreds of MB from whoever has no key, and stopped the event loop meanwhile."""
+    request = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
+    async with gateway_process(engine.url) as gateway:
+        running = await gateway.logged("Uvicorn running on")
+        process = Server(gateway.process.pid, 0)
+        before_kb = process.peak_rss_kb()
+        async with raw_client(running["event"].split(" ")[3]) as (reader, writer):
+            writer.write(request * 50_000)
+            for _ in range(200):
+                await reader.readuntil(b"HTTP/1.1 200 OK\r\n")
+            grown_kb = process.peak_rss_kb() - before_kb
+    assert grown_kb < 30_000
+
+
+async def test_requests_that_wait_are_answered_in_their_order(gateway: RunningGateway) -> None:
+    """More of them than are read at once, and a body of as many chunks."""
+    request = (
+        b"POST /validate HTTP/1.1\r\nHost: h\r\nX-Request-ID: r%d\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b'%bd\r\n{"prompt":{}}\r\n0\r\n\r\n'
+    )
+    requests = [request % (number, b"1\r\n \r\n" * 20_000 if number == 2 else b"") for number in range(300)]
+    answered = []
+    async with raw_client(gateway.url) as (reader, writer), asyncio.timeout(60):
+        writer.write(b"".join(requests))
+        for _ in requests:
+            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert answer.startswith(b"http/1.1 200 ")
+            answered.append(answer.split(b"x-request-id: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(int(answer.split(b"content-length: ")[1].split(b"\r\n")[0]))
+    assert answered == [b"r%d" % number for number in range(300)]
+
+
+async def test_a_head_is_not_late_while_it_waits_for_answers_before_it() -> None:
+    async def slow(exchange: Exchange) -> None:
+        if exchange.line.startswith("GET /slow "):
+            await asyncio.sleep(2)
+        await exchange.send(OK)
+
+    async with relayed(slow, header_seconds=1.5) as (_, gateway), raw_client(gateway.url) as (reader, writer):
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\nGET /b HTTP/1.1\r\nHost: h\r\n\r\nGET /c HTTP/1.1\r\n")
+        async with asyncio.timeout(15):
+            await reader.readuntil(b"HTTP/1.1 200 OK\r\n")
+            writer.write(b"Host: h\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).count(b"HTTP/1.1 200 OK\r\n") == 2

@@ -1,0 +1,859 @@
+"""BACKEND=runpod: the gateway in front of an endpoint whose API misbehaves on request."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
+from comfyui.runpod.inputs import InputFiles
+from comfyui.runpod.job import Job, State
+from comfyui.runpod.journal import Journal, JournalError
+from config import SettingsError, load_settings
+from tests.support.job_api import ROOT, free_port
+from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
+from tests.support.runpod_endpoint import (
+    DATA,
+    KEY,
+    NOWHERE,
+    PICTURE,
+    FakeEndpoint,
+    base64_image,
+    error_of,
+    get,
+    history,
+    outputs_of,
+    submit,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_runpod")
+
+
+@pytest.fixture
+async def gateway(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """Without a local ComfyUI."""
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as running:
+        yield running
+
+
+async def test_a_prompt_runs_at_the_endpoint_and_its_files_and_history_are_here(
+    endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow(7), return_image_base64=True))
+    job = await endpoint.job()
+    assert endpoint.inputs[job] == {"workflow": invert_workflow(7)}
+    endpoint.complete(job, base64_image(DATA, node_id="3"), outputs=outputs_of("a_00001_.png"), executionTime=120)
+    status, answer = await asking
+    assert status == 200
+    prompt_id = answer["prompt_id"]
+    [image] = answer["images"]
+    assert (image["base64"], image["subfolder"]) == (DATA, prompt_id)
+    assert answer["timings"]["executing"] == pytest.approx(0.12, abs=0.01)
+
+    async with gateway.http.get(image["url"], headers={"Range": "bytes=1-3"}) as response:
+        assert (response.status, await response.read()) == (206, b"PNG")
+        etag = response.headers["ETag"]
+    async with gateway.http.head(image["url"]) as response:
+        assert response.headers["Content-Length"] == str(len(PICTURE))
+        assert response.content_type == "image/png"
+    async with gateway.http.get(image["url"], headers={"If-None-Match": etag}) as response:
+        assert response.status == 304
+
+    entry = await history(gateway, prompt_id)
+    assert entry["outputs"] == {
+        "3": {"images": [{"filename": "a_00001_.png", "subfolder": prompt_id, "type": "output"}]}
+    }
+    assert entry["status"]["completed"] is True
+    assert await get(gateway, "/queue") == (200, {"queue_running": [], "queue_pending": []})
+    _, listed = await get(gateway, "/api/jobs?status=completed")
+    assert [(one["id"], one["outputs_count"]) for one in listed["jobs"]] == [(prompt_id, 1)]
+    _, health = await get(gateway, "/health")
+    assert health["servers"][0]["server"] == "runpod:endpoint1"
+
+
+async def test_a_frontend_follows_its_prompt_by_websocket_in_comfyuis_order(
+    endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    async with gateway.http.ws_connect("/ws?clientId=front") as websocket:
+        assert (await websocket.receive_json())["data"]["sid"] == "front"
+        await websocket.send_json({"type": "feature_flags", "data": {}})
+        assert (await websocket.receive_json())["type"] == "feature_flags"
+        prompt_id = await submit(gateway, client_id="front")
+        job = await endpoint.job()
+        report = {"fraction": 0.5, "node_id": "2", "title": "Invert", "value": 3, "max": 4, "message": "Invert 3/4"}
+        endpoint.says(job, "IN_PROGRESS", output=report)
+        frames: list[dict[str, Any]] = []
+        while not frames or frames[-1]["type"] != "progress":
+            frames.append(await websocket.receive_json())
+        odd: Any
+        for odd in (["another worker's"], {"node_id": []}, {"node_id": "no such"}, {"node_id": "2", "value": "x"}):
+            endpoint.says(job, "IN_PROGRESS", output=odd)
+            await endpoint.looked(job)
+        endpoint.complete(job, base64_image(DATA, node_id="3"), outputs=outputs_of("a_00001_.png"))
+        while frames[-1]["type"] != "executing" or frames[-1]["data"]["node"] is not None:
+            frames.append(await websocket.receive_json())
+        assert (await history(gateway, prompt_id))["status"]["completed"] is True
+        assert (await websocket.receive_json())["data"]["status"]["exec_info"]["queue_remaining"] == 0
+    kinds = [frame["type"] for frame in frames if frame["type"] != "status"]
+    assert kinds == [
+        *("execution_start", "execution_cached", "executing", "progress_state", "progress"),
+        # Of the reports that were none, the last said at least that the node runs.
+        *("progress_state", "executed", "execution_success", "executing"),
+    ]
+    by_kind = {frame["type"]: frame["data"] for frame in frames}
+    assert by_kind["progress"] == {"value": 3.0, "max": 4.0, "node": "2", "prompt_id": prompt_id}
+    states = by_kind["progress_state"]["nodes"]
+    assert {node: state["state"] for node, state in states.items()} == {"1": "finished", "2": "running"}
+    assert by_kind["executed"]["output"]["images"][0]["subfolder"] == prompt_id
+
+
+async def test_progress_comes_by_server_sent_events(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    headers = {"Accept": "text/event-stream"}
+    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=headers) as response:
+        job = await endpoint.job()
+        endpoint.says(job, "IN_PROGRESS", output={"node_id": "2", "value": 1, "max": 2})
+        async for line in response.content:
+            if line.startswith(b"data:") and b'"overall"' in line:
+                break
+        endpoint.complete(job, base64_image(DATA, node_id="3"))
+        rest = await response.read()
+    assert b"event: result" in rest
+
+
+# Sending
+
+
+async def test_a_lost_reply_to_run_is_not_sent_twice_and_says_so(
+    endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    endpoint.refusals.append("cut")
+    status, answer = await gateway.prompt_sync(invert_workflow())
+    assert status == 500
+    assert "it is not known whether RunPod took the job" in answer["detail"]
+    assert "It was not sent again" in answer["detail"]
+    assert "not known" in error_of(await history(gateway, answer["prompt_id"]))
+    # What comes after it is sent as ever.
+    await submit(gateway)
+    await endpoint.job(2)
+    assert endpoint.runs == 2
+
+
+async def test_a_prompt_waits_while_runpod_cannot_be_reached(tmp_path: Path) -> None:
+    port = free_port()
+    endpoint = FakeEndpoint(port)
+    endpoint.url = f"http://127.0.0.1:{port}"
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        prompt_id = await submit(gateway)
+        _, queue = await get(gateway, "/queue")
+        assert [item[1] for item in queue["queue_pending"]] == [prompt_id]
+        assert (await get(gateway, "/health/ready"))[0] == 200
+        async with endpoint:
+            endpoint.complete(await endpoint.job(), base64_image(DATA))
+            assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert endpoint.runs == 1
+
+
+async def test_that_runpod_is_away_and_back_is_logged_once_each(tmp_path: Path) -> None:
+    port = free_port()
+    endpoint = FakeEndpoint(port)
+    endpoint.url = f"http://127.0.0.1:{port}"
+
+    def logged(*counts: int) -> Callable[[], Awaitable[bool]]:
+        async def ask() -> bool:
+            events = [line["event"] for line in lines]
+            return counts == (events.count("runpod.unreachable"), events.count("runpod.recovered"))
+
+        return ask
+
+    with capture_logs() as lines:
+        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+            await until(logged(1, 0), bool)
+            async with endpoint:
+                await until(logged(1, 1), bool)
+                prompt_id = await submit(gateway)
+                job = await endpoint.job()
+                await endpoint.looked(job)
+            await until(logged(2, 1), bool)
+            async with endpoint:
+                endpoint.complete(job, base64_image(DATA))
+                assert (await history(gateway, prompt_id))["status"]["completed"] is True
+                await until(logged(2, 2), bool)
+    assert await logged(2, 2)()
+
+
+async def test_it_is_sent_again_when_runpod_surely_did_not_take_it(
+    endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    endpoint.refusals += [429, 503]
+    prompt_id = await submit(gateway)
+    endpoint.complete(await endpoint.job(), base64_image(DATA))
+    assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert endpoint.runs == 3
+
+
+async def test_a_gateway_error_may_hide_that_it_was_taken(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    endpoint.refusals.append(502)
+    assert "HTTP 502" in error_of(await history(gateway, await submit(gateway)))
+    assert endpoint.runs == 1
+
+
+async def test_waiting_prompts_go_in_order_of_their_numbers(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    endpoint.refusals += [429, 429, 429]
+    await submit(gateway, invert_workflow(1))
+    await submit(gateway, invert_workflow(2))
+    await submit(gateway, invert_workflow(3), front=True)
+    await endpoint.job(3)
+    colors = [sent["workflow"]["1"]["inputs"]["color"] for sent in endpoint.inputs.values()]
+    assert colors == [3, 1, 2]
+
+
+async def test_a_refused_key_is_named_by_the_prompt_and_by_readiness_until_it_is_good(
+    endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    endpoint.accepts_key = False
+    async with running_gateway(NOWHERE, ready=False, **endpoint.settings(tmp_path)) as gateway:
+
+        async def ready() -> tuple[int, Any]:
+            return await get(gateway, "/health/ready")
+
+        def refused(answer: tuple[int, Any]) -> bool:
+            return answer[0] == 503 and "RUNPOD_API_KEY" in answer[1]["reason"]
+
+        await until(ready, refused)
+        status, answer = await gateway.prompt_sync(invert_workflow())
+        assert status == 503
+        assert "check RUNPOD_API_KEY" in answer["detail"]
+        assert KEY not in json.dumps(answer)
+        endpoint.accepts_key = True
+        await until(ready, lambda answer: answer[0] == 200)
+        endpoint.accepts_key = False
+        assert "check RUNPOD_API_KEY" in error_of(await history(gateway, await submit(gateway)))
+        await until(ready, refused)
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("{elsewhere}/v2/x?token=secret", "to {elsewhere} (HTTP 307), which is not followed: correct the setting"),
+        ("/v2/run", "to another path of its own (HTTP 307), which is not followed: correct the setting"),
+    ],
+    ids=["elsewhere", "within"],
+)
+async def test_a_redirect_names_the_setting_and_gets_neither_job_nor_key(
+    endpoint: FakeEndpoint, gateway: RunningGateway, location: str, said: str
+) -> None:
+    async def ready() -> tuple[int, Any]:
+        return await get(gateway, "/health/ready")
+
+    async with FakeEndpoint() as other:
+        reason = f"RUNPOD_ENDPOINT_URL redirects {said.format(elsewhere=other.url)}"
+        endpoint.redirect = location.format(elsewhere=other.url)
+        assert error_of(await history(gateway, await submit(gateway))) == reason
+        _, answer = await until(ready, lambda answer: answer[0] == 503)
+        assert reason in answer["reason"]
+        status, body = await gateway.prompt_sync(invert_workflow())
+        assert status == 503
+        assert reason in body["detail"]
+        assert (other.requests, endpoint.runs, endpoint.inputs) == (0, 1, {})
+        endpoint.redirect = ""
+        await until(ready, lambda answer: answer[0] == 200)
+
+
+async def test_a_redirect_to_nowhere_is_surely_no_job(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    endpoint.refusals.append(304)
+    message = error_of(await history(gateway, await submit(gateway)))
+    assert message == "RUNPOD_ENDPOINT_URL answers with a redirect (HTTP 304) that leads nowhere: correct the setting"
+    assert endpoint.runs == 1
+
+
+async def test_a_job_that_runs_outlasts_a_redirect(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    prompt_id = await submit(gateway)
+    job = await endpoint.job()
+    endpoint.redirect = "https://maintenance.example/"
+    await endpoint.looked(job)
+    endpoint.redirect = ""
+    endpoint.complete(job, base64_image(DATA))
+    assert (await history(gateway, prompt_id))["status"]["completed"] is True
+
+
+async def test_a_refused_job_says_what_runpod_says(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    endpoint.refusals.append(400)
+    message = error_of(await history(gateway, await submit(gateway)))
+    assert message == "RunPod refused the job: RunPod's API answered /run with HTTP 400: status 400 of the test"
+
+
+async def test_an_unknown_endpoint_is_named(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    endpoint.refusals.append(404)
+    message = error_of(await history(gateway, await submit(gateway)))
+    assert message == "RunPod does not know the endpoint 'endpoint1': check RUNPOD_ENDPOINT_ID"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({}, "no_prompt"),
+        ({"prompt": invert_workflow(), "prompt_id": "x"}, "invalid_prompt_id"),
+        ({"prompt": {}}, "invalid_prompt"),
+        ({"prompt": {"1": {"class_type": "A"}}}, "invalid_prompt"),
+        ({"prompt": invert_workflow(), "number": "x"}, "invalid_prompt"),
+        ({"prompt": invert_workflow(), "partial_execution_targets": ["no"]}, "invalid_prompt"),
+    ],
+    ids=["no prompt", "id", "empty", "no inputs", "number", "targets"],
+)
+async def test_what_is_no_prompt_is_refused_in_comfyuis_shape(
+    gateway: RunningGateway, endpoint: FakeEndpoint, body: dict[str, Any], kind: str
+) -> None:
+    async with gateway.http.post("/prompt", json=body) as response:
+        answer = await response.json()
+    assert response.status == 400
+    assert answer["error"]["type"] == kind
+    assert answer.keys() == {"error", "node_errors"}
+    assert endpoint.runs == 0
+
+
+async def test_no_wanted_output_is_no_job(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    body = {"prompt": invert_workflow(), "partial_execution_targets": []}
+    async with gateway.http.post("/prompt", json=body) as response:
+        assert response.status == 400
+    assert endpoint.runs == 0
+
+
+@pytest.mark.parametrize(
+    "query", ["history?max_items={}", "history?offset={}", "api/jobs?limit={}", "api/jobs?offset={}"]
+)
+async def test_a_list_from_beyond_any_number_is_a_list(query: str, gateway: RunningGateway) -> None:
+    status, _ = await get(gateway, f"/{query.format('9' * 20)}")
+    assert status == 200
+
+
+async def test_only_the_wanted_outputs_are_sent(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    workflow = invert_workflow()
+    workflow["9"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "other"}}
+    await submit(gateway, workflow, partial_execution_targets=["9"])
+    assert endpoint.inputs[await endpoint.job()]["workflow"].keys() == {"1", "9"}
+
+
+# Ends
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"status": "FAILED", "error": "Task execution failed: KSampler (node 2): RuntimeError: no such luck\n"
+          "node 2: RuntimeError: no such luck\nprompt_id: x\nComfyUI: connected"},
+         "KSampler (node 2): RuntimeError: no such luck"),
+        ({"status": "FAILED", "error": json.dumps({"error_type": "<class 'ValueError'>", "error_message": "odd",
+                                                    "error_traceback": "Traceback"})}, "ValueError: odd"),
+        ({"status": "FAILED"}, "RunPodError: the job failed at the endpoint, which gave no reason"),
+        ({"status": "TIMED_OUT"}, "RunPodTimeoutError: RunPod ended the job, which took longer"),
+        ({"status": "COMPLETED", "output": {"error": "no luck"}}, "RunPodError: no luck"),
+        ({"status": "COMPLETED", "output": [1]}, "RunPodError: the endpoint's reply has no images"),
+    ],
+    ids=["our worker's", "the SDK's", "none", "timed out", "returned", "no worker of ComfyUI"],
+)  # fmt: skip
+async def test_a_failed_job_fails_with_its_reason(
+    endpoint: FakeEndpoint, gateway: RunningGateway, answer: dict[str, Any], said: str
+) -> None:
+    workflow = invert_workflow()
+    workflow["2"]["class_type"] = "KSampler"
+    asking = asyncio.create_task(gateway.prompt_sync(workflow))
+    endpoint.says(await endpoint.job(), **answer)
+    status, body = await asking
+    assert status == 500
+    assert body["detail"].startswith(said)
+    assert "ComfyUI: connected" not in body["detail"]
+
+
+async def test_a_job_that_runpod_forgot_fails_and_says_so(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    prompt_id = await submit(gateway)
+    del endpoint.jobs[await endpoint.job()]
+    assert "RunPod does not know the job job-1 any more" in error_of(await history(gateway, prompt_id))
+
+
+async def test_what_was_not_sent_is_cancelled_without_a_trace(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    settings = endpoint.settings(tmp_path) | {"runpod_endpoint_url": f"http://127.0.0.1:{free_port()}"}
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        prompt_id = await submit(gateway)
+        async with gateway.http.post("/queue", json={"delete": [prompt_id]}) as response:
+            assert response.status == 200
+        await until(lambda: get(gateway, "/queue"), lambda answer: answer[1]["queue_pending"] == [])
+        assert (await get(gateway, f"/history/{prompt_id}"))[1] == {}
+
+
+@pytest.mark.parametrize("state", ["IN_QUEUE", "IN_PROGRESS"])
+async def test_what_was_sent_is_cancelled_at_runpod_and_ends_as_interrupted(
+    endpoint: FakeEndpoint, gateway: RunningGateway, state: str
+) -> None:
+    prompt_id = str(uuid4())
+    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
+    job = await endpoint.job()
+    endpoint.says(job, state)
+    await endpoint.looked(job)
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200
+    assert (await asking)[0] == 409
+    entry = await history(gateway, prompt_id)
+    assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+    assert endpoint.cancelled == [job]
+    # The same again is a new run.
+    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
+    endpoint.complete(await endpoint.job(2), base64_image(DATA))
+    assert (await asking)[0] == 200
+
+
+async def test_the_frontends_cancel_button_interrupts_what_runs(
+    endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    running, waiting = await submit(gateway, invert_workflow(1)), await submit(gateway, invert_workflow(2))
+    job = await endpoint.job()
+    endpoint.says(job, "IN_PROGRESS")
+    await endpoint.job(2)
+
+    async def queue() -> Any:
+        return (await get(gateway, "/queue"))[1]
+
+    await until(queue, lambda queue: [item[1] for item in queue["queue_running"]] == [running])
+    async with gateway.http.post("/interrupt") as response:
+        assert response.status == 200
+    await history(gateway, running)
+    assert [item[1] for item in (await queue())["queue_pending"]] == [waiting]
+    assert endpoint.cancelled == [job]
+
+
+async def test_a_gpu_fault_of_one_worker_does_not_take_the_endpoint_out(
+    endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+    said = "Task execution failed: ImageInvert (node 2): RuntimeError: CUDA error: an illegal memory access"
+    endpoint.says(await endpoint.job(), "FAILED", error=said)
+    assert (await asking)[1]["detail"].endswith("CUDA error: an illegal memory access")
+    assert (await get(gateway, "/health/ready"))[0] == 200
+
+
+async def test_jobs_that_finish_out_of_order_are_all_answered(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    asking = [asyncio.create_task(gateway.prompt_sync(invert_workflow(tag))) for tag in range(8)]
+    await endpoint.job(8)
+    for job in reversed(list(endpoint.inputs)):
+        done = asking[endpoint.inputs[job]["workflow"]["1"]["inputs"]["color"]]
+        endpoint.complete(job, base64_image(DATA))
+        status, _ = await done
+        assert status == 200
+
+
+# Restarts
+
+
+@asynccontextmanager
+async def _gateway_process(settings: dict[str, Any]) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """`python server.py`, and its address; killed when the context is left."""
+    port = free_port()
+    more = {"server_host": "127.0.0.1", "server_port": port, "comfyui_server_address": NOWHERE}
+    environment = {name.upper(): str(value) for name, value in (settings | more).items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "server.py", cwd=ROOT, env={"PATH": os.environ["PATH"], **environment}
+    )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_a_gateway_that_is_killed_in_mid_render_loses_nothing(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    settings = endpoint.settings(tmp_path)
+    prompt_id = str(uuid4())
+    async with _gateway_process(settings) as (process, url), aiohttp.ClientSession() as http:
+
+        async def ready() -> bool:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with http.get(f"{url}/health/ready") as response:
+                    return response.status == 200
+            return False
+
+        await until(ready, bool, timeout_s=30)
+        body = {"prompt": invert_workflow(), "prompt_id": prompt_id}
+        asking = asyncio.create_task(http.post(f"{url}/prompt_sync", json=body))
+        job = await endpoint.job()
+        endpoint.says(job, "IN_PROGRESS")
+        await endpoint.looked(job, 1)
+        process.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        asking_again = asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
+        await endpoint.looked(job, 1)
+        endpoint.complete(job, base64_image(DATA))
+        assert (await asking_again)[0] == 200
+    assert endpoint.runs == 1
+
+
+async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    prompt_ids = [str(uuid4()) for _ in range(6)]
+    settings = endpoint.settings(tmp_path, shutdown_grace_seconds=0)
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        for tag, prompt_id in enumerate(prompt_ids):
+            await submit(gateway, invert_workflow(tag), prompt_id=prompt_id)
+        await endpoint.job(6)
+        endpoint.complete("job-1", base64_image(DATA))
+        await history(gateway, prompt_ids[0])
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        # The one that was done is known; those under way are waited for, whichever is done first.
+        assert (await history(gateway, prompt_ids[0]))["status"]["completed"] is True
+        asking = {
+            job: asyncio.create_task(gateway.prompt_sync(invert_workflow(tag), prompt_id=prompt_id))
+            for tag, (prompt_id, job) in enumerate(zip(prompt_ids, endpoint.inputs, strict=True))
+        }
+        assert (await asking.pop("job-1"))[0] == 200
+        assert (await gateway.prompt_sync(invert_workflow(50), prompt_id=prompt_ids[0]))[0] == 409
+        # One that nobody here waits for keeps the queue longer than those that wait.
+        await submit(gateway, invert_workflow(99))
+        for job in reversed(list(asking)):
+            endpoint.complete(job, base64_image(DATA))
+            assert (await asking[job])[0] == 200
+        assert endpoint.runs == 7
+
+
+async def test_a_gateway_that_ended_while_it_sent_does_not_send_again(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    settings = endpoint.settings(tmp_path)
+    async with running_gateway(
+        NOWHERE, **settings | {"runpod_endpoint_url": f"http://127.0.0.1:{free_port()}"}
+    ) as gone:
+        prompt_id = await submit(gone)
+    with _journal(tmp_path) as database:
+        database.execute("UPDATE jobs SET state = 'sending'")
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        assert "the gateway was stopped while it was sent" in error_of(await history(gateway, prompt_id))
+    assert endpoint.runs == 0
+
+
+async def test_a_gateway_that_stops_while_it_sends_waits_for_the_reply(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    endpoint.refusals.append("late")
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        prompt_id = await submit(gateway)
+        job = await endpoint.job()
+    endpoint.complete(job, base64_image(DATA))
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert endpoint.runs == 1
+
+
+@pytest.mark.parametrize("state", [State.SENDING, State.PENDING, State.SENT])
+async def test_a_stop_between_sending_and_its_record_leaves_no_doubt_about_the_job(
+    state: State, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, reached, stopping = Journal.update, asyncio.Event(), asyncio.Event()
+
+    async def slow(journal: Journal, job: Job) -> None:
+        holds = job.state is state and not reached.is_set()
+        if holds and state is not State.SENDING:
+            reached.set()
+            await stopping.wait()
+        await update(journal, job)
+        if holds and state is State.SENDING:
+            reached.set()
+            await stopping.wait()
+
+    monkeypatch.setattr(Journal, "update", slow)
+    if state is State.PENDING:
+        endpoint.refusals.append(429)  # it is taken back
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        prompt_id = await submit(gateway)
+        await reached.wait()
+        asyncio.get_running_loop().call_later(0.2, stopping.set)
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        endpoint.complete(await endpoint.job(), base64_image(DATA))
+        assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert len(endpoint.inputs) == 1
+
+
+async def test_a_delivered_result_is_not_lost_by_a_restart(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    settings = endpoint.settings(tmp_path)
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        prompt_id = await submit(gateway)
+        await endpoint.job()
+    reply = json.dumps({"output": {"images": [base64_image(DATA)]}})
+    with _journal(tmp_path) as database:
+        database.execute("UPDATE jobs SET state = 'delivered', result = ?", (reply.encode(),))
+    asked = endpoint.asked.get("job-1", 0)
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert endpoint.asked.get("job-1", 0) == asked
+
+
+async def test_two_gateways_cannot_use_one_folder(
+    endpoint: FakeEndpoint, gateway: RunningGateway, tmp_path: Path
+) -> None:
+    options = RunPodOptions("endpoint1", SecretStr(KEY), tmp_path, NOWHERE, endpoint.url)
+    with pytest.raises(JournalError, match=r"RUNPOD_DATA_DIR: .* another gateway uses this folder"):
+        async with RunPodBridge(options):
+            pass
+
+
+async def test_an_end_that_cannot_be_written_is_written_later(
+    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, failures = Journal.finish, 0
+
+    async def full(journal: Journal, *finished: Any) -> None:
+        nonlocal failures
+        failures += 1
+        if failures < 2:
+            raise JournalError("the disk is full")
+        await finish(journal, *finished)
+
+    monkeypatch.setattr(Journal, "finish", full)
+    prompt_id = await submit(gateway)
+    endpoint.complete(await endpoint.job(), base64_image(DATA))
+    assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert failures == 2
+
+
+@pytest.fixture
+def journals(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """The connections of the journals that were opened."""
+    opened: list[sqlite3.Connection] = []
+    open_journal = Journal._open
+
+    def remembering(journal: Journal) -> sqlite3.Connection:
+        opened.append(open_journal(journal))
+        return opened[-1]
+
+    monkeypatch.setattr(Journal, "_open", remembering)
+    return opened
+
+
+def _fill_disk(database: sqlite3.Connection) -> None:
+    """SQLite's own error from now on, for what needs another page."""
+    [pages] = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def _large_workflow() -> dict[str, Any]:
+    workflow = invert_workflow()
+    workflow["2"]["_meta"] = {"title": "x" * 100_000}
+    return workflow
+
+
+async def test_a_full_disk_is_named_to_whoever_submits_and_in_the_log_and_loses_nothing(
+    journals: list[sqlite3.Connection], endpoint: FakeEndpoint, gateway: RunningGateway
+) -> None:
+    prompt_id = str(uuid4())
+    _fill_disk(journals[0])
+    with capture_logs() as lines:
+        status, answer = await gateway.prompt_sync(_large_workflow(), prompt_id=prompt_id)
+        async with gateway.http.post("/prompt", json={"prompt": _large_workflow()}) as response:
+            assert (response.status, (await response.json())["detail"]) == (503, answer["detail"])
+    assert (status, answer["type"], answer["prompt_id"]) == (503, "disk_failed", prompt_id)
+    assert answer["detail"] == (
+        "RUNPOD_DATA_DIR: the journal cannot be read or written: database or disk is full. See that its disk has room,"
+        " and that the gateway may write there"
+    )
+    failed = [line["detail"] for line in lines if line["event"] == "runpod.journal_failed"]
+    assert failed == [answer["detail"]] * 2
+    assert endpoint.runs == 0
+
+    journals[0].execute("PRAGMA max_page_count = 100000")
+    asking = asyncio.create_task(gateway.prompt_sync(_large_workflow(), prompt_id=prompt_id))
+    endpoint.complete(await endpoint.job(), base64_image(DATA))
+    assert (await asking)[0] == 200
+    assert endpoint.runs == 1
+
+
+async def test_a_cancel_that_a_full_disk_refuses_says_so(
+    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_journal: Journal, _job: Job) -> None:
+        raise JournalError("RUNPOD_DATA_DIR: full")
+
+    prompt_id = await submit(gateway)
+    await endpoint.looked(await endpoint.job(), 1)
+    monkeypatch.setattr(Journal, "update", full)
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 503
+        assert (await response.json())["detail"] == "RUNPOD_DATA_DIR: full"
+
+
+async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
+    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.sending._LAST_WORD_S", 1.0)
+    endpoint.refusals.append("late")
+
+    async def full(_journal: Journal, _job: Job) -> None:
+        raise JournalError("the disk is full")
+
+    async with asyncio.timeout(10):
+        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+            await submit(gateway)
+            await endpoint.job()
+            monkeypatch.setattr(Journal, "update", full)
+
+
+async def test_a_prompt_that_could_not_be_dropped_is_sent(
+    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, read = asyncio.Event(), asyncio.Event()
+    body = InputFiles.body
+
+    async def slow(inputs: InputFiles, job: Job) -> bytes:
+        reading.set()
+        await read.wait()
+        return await body(inputs, job)
+
+    async def full(_journal: Journal, _prompt_id: str) -> None:
+        read.set()
+        await asyncio.sleep(0.1)
+        raise JournalError("the disk is full")
+
+    monkeypatch.setattr(InputFiles, "body", slow)
+    monkeypatch.setattr(Journal, "remove", full)
+    prompt_id = await submit(gateway)
+    await reading.wait()
+    async with gateway.http.post("/queue", json={"delete": [prompt_id]}) as response:
+        assert response.status == 503
+    await endpoint.job()
+
+
+async def test_a_cancel_that_is_asked_again_is_one_cancel(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+    prompt_id = await submit(gateway)
+    job = await endpoint.job()
+    await endpoint.looked(job, 1)
+    await asyncio.gather(
+        *(gateway.http.post("/queue", json={"delete": [prompt_id]}, raise_for_status=True) for _ in range(5))
+    )
+    await history(gateway, prompt_id)
+    assert endpoint.cancelled == [job]
+
+
+# Secrets
+
+
+async def test_callers_keys_reach_runpod_and_nothing_else(
+    endpoint: FakeEndpoint, gateway: RunningGateway, tmp_path: Path
+) -> None:
+    secrets = {"api_key_comfy_org": "comfy-secret-1", "auth_token_comfy_org": "comfy-secret-2"}
+    prompt_id = await submit(gateway, extra_data={**secrets, "extra_pnginfo": {"workflow": {"id": "w"}}})
+    job = await endpoint.job()
+    assert endpoint.inputs[job]["comfy_org_api_key"] == "comfy-secret-1"
+    assert endpoint.inputs[job]["comfy_org_auth_token"] == "comfy-secret-2"
+    assert endpoint.inputs[job]["extra_pnginfo"] == {"workflow": {"id": "w"}}
+    seen = [await get(gateway, path) for path in ("/queue", f"/api/jobs/{prompt_id}")]
+    endpoint.complete(job, base64_image(DATA))
+    await history(gateway, prompt_id)
+    seen += [await get(gateway, path) for path in ("/history", "/api/jobs", f"/api/jobs/{prompt_id}")]
+    assert "comfy-secret" not in json.dumps(seen)
+    assert '"workflow": {"id": "w"}' in json.dumps(seen)
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"comfy-secret" not in written
+    assert KEY.encode() not in written
+
+
+@pytest.mark.parametrize("name", ["api_key_comfy_org", "auth_token_comfy_org"])
+async def test_a_restart_does_not_send_without_the_key_that_it_forgot(
+    name: str, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    settings = endpoint.settings(tmp_path)
+    away = settings | {"runpod_endpoint_url": f"http://127.0.0.1:{free_port()}"}
+    async with running_gateway(NOWHERE, **away) as gateway:
+        prompt_id = await submit(gateway, extra_data={name: "comfy-secret"})
+    async with running_gateway(NOWHERE, **settings) as gateway:
+        assert "comfy.org key was in memory only" in error_of(await history(gateway, prompt_id))
+    assert endpoint.runs == 0
+
+
+async def test_the_bridge_is_closed_to_whoever_has_not_its_password(
+    gateway: RunningGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = gateway.handler.pool.backends[0].client
+    url = client.base_url
+    password = base64.b64decode(client.credentials["Authorization"].removeprefix("Basic ")).decode().partition(":")[2]
+    assert len(password) > 30
+    wrong = {"Authorization": aiohttp.encode_basic_auth("gateway", "guessed")}
+    async with aiohttp.ClientSession(base_url=url) as http:
+        for path in ("/queue", "/api/history", "/view?filename=a", "/anything"):
+            async with http.get(path) as response:
+                assert response.status == 401
+        async with http.post("/prompt", json={"prompt": invert_workflow()}, headers=wrong) as response:
+            assert response.status == 401
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
+            await http.ws_connect("/ws")
+    _, health = await get(gateway, "/health")
+    assert password not in json.dumps(health) + capsys.readouterr().out
+
+
+# Sockets
+
+
+async def test_a_slow_reader_is_dropped_and_holds_up_nobody(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, websocket_buffer_mb=0.01)) as gateway:
+        client = gateway.handler.pool.backends[0].client
+        forwarded = {"X-Forwarded-Proto": "http", "Authorization": client.credentials["Authorization"]}
+        async with (
+            aiohttp.ClientSession(base_url=client.base_url, headers=forwarded) as http,
+            http.ws_connect("/ws?clientId=slow") as slow,
+            gateway.http.ws_connect("/ws?clientId=quick") as quick,
+        ):
+            await quick.receive_json()
+            connection = slow._response.connection
+            assert connection is not None
+            assert isinstance(connection.transport, asyncio.Transport)
+            connection.transport.pause_reading()
+            workflow = invert_workflow()
+            workflow["2"]["_meta"] = {"title": "x" * 900_000}
+            for number in range(12):
+                prompt_id = await submit(gateway, workflow, client_id="slow")
+                job = await endpoint.job(number + 1)
+                huge = {"3": {"text": ["x" * 1_000_000]}}
+                endpoint.complete(job, outputs=huge)
+                await history(gateway, prompt_id)
+            connection.transport.resume_reading()
+            while (await slow.receive()).type is aiohttp.WSMsgType.TEXT:
+                pass
+            assert slow.close_code != 1000
+            prompt_id = await submit(gateway, client_id="quick")
+            endpoint.complete(await endpoint.job(13), base64_image(DATA))
+            while (frame := await quick.receive_json())["type"] != "execution_success":
+                pass
+            assert frame["data"]["prompt_id"] == prompt_id
+
+
+# Settings
+
+
+def test_a_start_without_key_or_endpoint_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND", "runpod")
+    with pytest.raises(SettingsError, match="RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY are not set"):
+        load_settings()
+    monkeypatch.setenv("RUNPOD_ENDPOINT_ID", "abc")
+    monkeypatch.setenv("RUNPOD_API_KEY", "secret")
+    assert load_settings().backend == "runpod"
+    monkeypatch.setenv("COMFYUI_SERVER_ADDRESS", "a:1,b:2")
+    with pytest.raises(SettingsError, match="COMFYUI_SERVER_ADDRESS: with BACKEND=runpod one"):
+        load_settings()
+
+
+@contextmanager
+def _journal(folder: Path) -> Iterator[sqlite3.Connection]:
+    """As a gateway that is gone has left it."""
+    database = sqlite3.connect(folder / "journal.sqlite3")
+    try:
+        with database:
+            yield database
+    finally:
+        database.close()

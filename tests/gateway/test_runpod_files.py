@@ -1,0 +1,502 @@
+"""BACKEND=runpod: files in and out, and the local ComfyUI beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import io
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from PIL import Image
+from structlog.testing import capture_logs
+
+from comfyui.engine import Engine, EngineOptions
+from comfyui.inputs.content import Spool
+from comfyui.runpod import results
+from comfyui.runpod.inputs import InputFiles
+from tests.support.job_api import free_port
+from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
+from tests.support.runpod_endpoint import (
+    DATA,
+    NOWHERE,
+    PICTURE,
+    FakeEndpoint,
+    base64_image,
+    error_of,
+    get,
+    history,
+    loading_workflow,
+    outputs_of,
+    submit,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_runpod")
+
+
+@pytest.fixture
+async def alone(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway without a local ComfyUI."""
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path / "data")) as running:
+        yield running
+
+
+@pytest.fixture
+async def beside(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway with the engine as its local ComfyUI."""
+    async with running_gateway(engine.url, **endpoint.settings(tmp_path)) as running:
+        yield running
+
+
+def png(color: str = "red", size: int = 8) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (size, size), color).save(content, "PNG")
+    return content.getvalue()
+
+
+def text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+async def upload(gateway: RunningGateway, name: str, content: bytes, **fields: str) -> dict[str, Any]:
+    form = aiohttp.FormData()
+    form.add_field("image", io.BytesIO(content), filename=name)
+    for field, value in fields.items():
+        form.add_field(field, value)
+    async with gateway.http.post("/upload/image", data=form) as response:
+        assert response.status == 200, await response.text()
+        return dict(await response.json())
+
+
+async def view(gateway: RunningGateway, **query: str) -> tuple[int, bytes]:
+    async with gateway.http.get("/view", params=query) as response:
+        return response.status, await response.read()
+
+
+@asynccontextmanager
+async def store(content: bytes, times: float = math.inf, **query: str) -> AsyncIterator[str]:
+    """The address of an object store that gives ``/a.png``, so many times, to whoever asks with this query."""
+
+    async def send(request: web.Request) -> web.Response:
+        nonlocal times
+        times -= 1
+        return web.Response(body=content) if request.query == query and times >= 0 else web.Response(status=403)
+
+    app = web.Application()
+    app.router.add_get("/a.png", send)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+# Out
+
+
+async def test_names_that_lead_out_of_the_folder_are_refused_and_the_others_kept(
+    endpoint: FakeEndpoint, alone: RunningGateway, tmp_path: Path
+) -> None:
+    names = ["../../evil.png", "/etc/evil", "..", "", "a\0b.png", "a\\b.png"]
+    images = [base64_image(DATA, name) for name in names]
+    images += [base64_image(DATA, "evil.png", subfolder=folder) for folder in ("../..", "/tmp", "a/../../b")]
+    prompt_id = await submit(alone)
+    bad = {"3": {"images": [{"filename": "../../evil.png", "subfolder": "", "type": "output"}]}}
+    endpoint.complete(await endpoint.job(), *images, base64_image(DATA, "good.png"), outputs=bad)
+    entry = await history(alone, prompt_id)
+    saved = {"filename": "good.png", "subfolder": prompt_id, "type": "output"}
+    assert entry["outputs"] == {"3": {"images": [saved]}}
+    outputs = tmp_path / "data" / "outputs"
+    written = [path.relative_to(outputs).as_posix() for path in outputs.rglob("*") if path.is_file()]
+    assert written == [f"{prompt_id}/good.png"]
+    assert not list(tmp_path.rglob("evil*"))
+    for query in ({"filename": "../journal.sqlite3"}, {"filename": "journal.sqlite3", "subfolder": ".."}):
+        assert (await view(alone, **query))[0] == 404
+
+
+async def test_files_of_the_same_name_do_not_collide(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
+    contents = [b"one", b"two", b"three"]
+    prompt_ids = [await submit(alone), await submit(alone, invert_workflow(1))]
+    endpoint.complete(await endpoint.job(1), base64_image(text(contents[0])), base64_image(text(contents[1])))
+    endpoint.complete(await endpoint.job(2), base64_image(text(contents[2])))
+    entries = [await history(alone, prompt_id) for prompt_id in prompt_ids]
+    files = [file for entry in entries for file in entry["outputs"]["3"]["images"]]
+    assert [(await view(alone, **file))[1] for file in files] == contents
+
+
+async def test_a_reply_with_folders_previews_and_a_file_that_was_lost(
+    endpoint: FakeEndpoint, alone: RunningGateway
+) -> None:
+    asking = asyncio.create_task(alone.prompt_sync(invert_workflow(), return_image_base64=True))
+    outputs = outputs_of("a.png", "lost.png") | {"8": {"text": ["said"]}, "9": {"images": []}}
+    outputs["3"]["images"][0]["subfolder"] = "sub"
+    outputs["9"]["images"].append({"filename": "preview.png", "subfolder": "", "type": "temp"})
+    lost = {"filename": "lost.png", "node_id": "3", "subfolder": "", "type": "error", "error": "disk full"}
+    endpoint.complete(
+        await endpoint.job(), base64_image(DATA, "a.png", node_id="3", subfolder="sub"), lost, outputs=outputs
+    )
+    status, answer = await asking
+    assert status == 200
+    assert answer["outputs"]["8"] == {"text": ["said"]}
+    assert answer["outputs"]["9"] == {"images": []}
+    found, missing = answer["images"]
+    assert (found["subfolder"], found["base64"]) == (f"{answer['prompt_id']}/sub", DATA)
+    assert "error" in missing
+
+
+@pytest.mark.parametrize("data", ["not base64!", ""], ids=["bad", "empty"])
+async def test_a_job_of_which_no_file_can_be_had_fails(
+    endpoint: FakeEndpoint, alone: RunningGateway, data: str
+) -> None:
+    prompt_id = await submit(alone)
+    endpoint.complete(await endpoint.job(), base64_image(data) | ({} if data else {"type": "s3_url"}))
+    assert "the job's files cannot be had: a_00001_.png: " in error_of(await history(alone, prompt_id))
+
+
+async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
+    endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    large = png(size=8) + b"\0" * 5_000_000
+    async with store(large, signature="s%2F1") as address:
+        link = base64_image(f"http://{address}/a.png?signature=s%252F1", "a.png") | {"type": "s3_url"}
+        for count, allowed in enumerate([(address,), ()], start=1):
+            settings = endpoint.settings(tmp_path / str(count), input_url_allow=allowed)
+            async with running_gateway(NOWHERE, **settings) as gateway:
+                prompt_id = await submit(gateway)
+                endpoint.complete(await endpoint.job(count), link)
+                entry = await history(gateway, prompt_id)
+                if allowed:
+                    assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, large)
+                else:
+                    assert "INPUT_URL_ALLOW" in error_of(entry)
+
+
+@pytest.mark.parametrize("name", ["x.html", "x.svg", "x.xml", "x.rdf"])
+async def test_a_page_in_a_result_is_not_run_by_browsers(
+    name: str, endpoint: FakeEndpoint, alone: RunningGateway
+) -> None:
+    prompt_id = await submit(alone)
+    endpoint.complete(await endpoint.job(), base64_image(text(b"<script>"), name))
+    await history(alone, prompt_id)
+    async with alone.http.get("/view", params={"filename": name, "subfolder": prompt_id}) as response:
+        assert response.content_type == "application/octet-stream"
+
+
+def full_at_first(write: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """`write`, which finds the disk full twice before it works."""
+    refusals = 2
+
+    def full(to: Any, what: Any) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(to, what)
+
+    return full
+
+
+@pytest.mark.parametrize("kind", ["base64", "s3_url"])
+async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
+    kind: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.results._REWRITE_START_S", 0.02)
+    monkeypatch.setattr(results, "_write", full_at_first(results._write))
+    async with store(PICTURE, times=1) as address:
+        image = base64_image(DATA) if kind == "base64" else base64_image(f"http://{address}/a.png") | {"type": kind}
+        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
+            with capture_logs() as lines:
+                prompt_id = await submit(gateway)
+                endpoint.complete(await endpoint.job(), image)
+                entry = await history(gateway, prompt_id)
+            assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, PICTURE)
+    [waits] = [line for line in lines if line["event"] == "runpod.file_waits"]
+    assert waits["detail"].startswith("RUNPOD_DATA_DIR: it cannot be written: No space left on device.")
+
+
+async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_result(
+    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.results._REWRITE_START_S", 0.02)
+    monkeypatch.setattr(Spool, "_append", full_at_first(Spool._append))
+    async with store(PICTURE) as address:
+        image = base64_image(f"http://{address}/a.png") | {"type": "s3_url"}
+        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
+            with capture_logs() as lines:
+                prompt_id = await submit(gateway)
+                endpoint.complete(await endpoint.job(), image)
+                entry = await history(gateway, prompt_id)
+            assert await view(gateway, **entry["outputs"]["3"]["images"][0]) == (200, PICTURE)
+    [waits] = [line for line in lines if line["event"] == "runpod.file_waits"]
+    assert waits["detail"].startswith("TMPDIR: it cannot be written: No space left on device.")
+
+
+async def test_a_file_that_no_disk_takes_fails_at_once(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
+    prompt_id = await submit(alone)
+    endpoint.complete(await endpoint.job(), base64_image(DATA, f"{'é' * 200}.png"))
+    assert "it cannot be written: File name too long" in error_of(await history(alone, prompt_id))
+
+
+async def test_an_upload_that_a_full_disk_refuses_names_the_setting(
+    alone: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_inputs: InputFiles) -> IO[bytes]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(InputFiles, "_part", full)
+    images = [{"name": "photo.png", "image": text(png())}]
+    status, answer = await alone.prompt_sync(loading_workflow("photo.png"), images=images)
+    assert (status, answer["type"]) == (503, "disk_failed")
+    assert answer["detail"].startswith("RUNPOD_DATA_DIR: the upload cannot be stored: No space left on device.")
+
+
+# In
+
+
+async def test_inputs_go_along_without_a_local_comfyui(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
+    asking = [
+        asyncio.create_task(
+            alone.prompt_sync(loading_workflow("photo.png"), images=[{"name": "photo.png", "image": text(png(color))}])
+        )
+        for color in ("red", "blue")
+    ]
+    await endpoint.job(2)
+    # Two callers, one name: each job has its own picture.
+    sent = set()
+    for job_input in endpoint.inputs.values():
+        [image] = job_input["images"]
+        assert job_input["workflow"]["1"]["inputs"]["image"] == image["name"]
+        sent.add(image["image"])
+    assert sent == {text(png("red")), text(png("blue"))}
+    for job in list(endpoint.inputs):
+        endpoint.complete(job, base64_image(DATA))
+    assert [(await one)[0] for one in asking] == [200, 200]
+
+
+async def test_uploads_results_and_files_of_the_local_comfyui_go_along(
+    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+) -> None:
+    assert await upload(beside, "up.png", png("red"), subfolder="sub") == {
+        "name": "up.png", "subfolder": "sub", "type": "input"}  # fmt: skip
+    assert (engine.folders.input / "sub" / "up.png").read_bytes() == png("red")
+    (engine.folders.input / "local.png").write_bytes(png("green"))
+    await submit(beside, loading_workflow("sub/up.png"))
+    await submit(beside, loading_workflow("local.png [input]"))
+    first = await submit(beside, invert_workflow())
+    endpoint.complete(await endpoint.job(3), base64_image(DATA, "result.png"))
+    await history(beside, first)
+    await submit(beside, loading_workflow(f"{first}/result.png [output]"))
+    await submit(beside, loading_workflow("only-the-worker-has-it.png"))
+    await endpoint.job(5)
+    jobs = list(endpoint.inputs.values())
+    assert jobs[0]["images"] == [{"name": "sub/up.png", "image": text(png("red"))}]
+    assert jobs[1]["images"] == [{"name": "local.png", "image": text(png("green"))}]
+    [image] = jobs[3]["images"]
+    assert image["image"] == DATA
+    assert jobs[3]["workflow"]["1"]["inputs"]["image"] == image["name"]
+    assert image["name"].endswith("-result.png")
+    assert "images" not in jobs[4]
+
+
+async def test_a_mask_is_painted_by_the_local_comfyui(
+    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+) -> None:
+    await upload(beside, "photo.png", png("red"))
+    await upload(beside, "masked.png", png("white"))
+    mask = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 7)).save(mask, "PNG")
+    form = aiohttp.FormData()
+    form.add_field("image", io.BytesIO(mask.getvalue()), filename="masked.png")
+    form.add_field("overwrite", "true")
+    form.add_field("original_ref", json.dumps({"filename": "photo.png", "subfolder": "", "type": "input"}))
+    async with beside.http.post("/upload/mask", data=form) as response:
+        assert (await response.json())["name"] == "masked.png"
+    await submit(beside, loading_workflow("masked.png"))
+    [image] = endpoint.inputs[await endpoint.job()]["images"]
+    with Image.open(io.BytesIO(base64.b64decode(image["image"]))) as sent:
+        assert sent.getpixel((0, 0)) == (255, 0, 0, 7)
+
+
+async def test_the_same_name_with_other_content_gets_another_name(alone: RunningGateway) -> None:
+    names = [(await upload(alone, "a.png", png(color)))["name"] for color in ("red", "red", "blue")]
+    assert names == ["a.png", "a.png", "a (1).png"]
+    await upload(alone, "a.png", png("green"), overwrite="true")
+    assert await view(alone, filename="a.png", type="input") == (200, png("green"))
+
+
+@pytest.mark.parametrize("subfolder", ["../x", "/tmp", "a/../../b"])
+async def test_an_upload_that_leads_elsewhere_is_refused(alone: RunningGateway, tmp_path: Path, subfolder: str) -> None:
+    form = aiohttp.FormData()
+    form.add_field("image", b"x", filename="a.png")
+    form.add_field("subfolder", subfolder)
+    async with alone.http.post("/upload/image", data=form) as response:
+        assert response.status == 400
+        assert "a relative folder without '..'" in (await response.json())["detail"]
+    assert not [path for path in (tmp_path / "data" / "inputs").rglob("*") if path.is_file()]
+
+
+async def test_inputs_beyond_what_runpod_takes_are_refused_by_name(
+    endpoint: FakeEndpoint, alone: RunningGateway
+) -> None:
+    await upload(alone, "large.bin", b"\1" * 8_000_000)
+    async with alone.http.post("/prompt", json={"prompt": loading_workflow("large.bin")}) as response:
+        answer = await response.json()
+    assert response.status == 400
+    assert answer["error"]["type"] == "runpod_job_too_large"
+    assert "10.7 MB with its inputs in base64, and RunPod takes 10 MB: large.bin 8.0 MB" in answer["error"]["details"]
+    status, body = await alone.prompt_sync(loading_workflow("large.bin"))
+    assert status == 400
+    assert "large.bin 8.0 MB. Make the inputs smaller; or post" in body["detail"]
+    assert endpoint.runs == 0
+
+
+async def test_texts_that_are_no_names_are_left_alone(endpoint: FakeEndpoint, beside: RunningGateway) -> None:
+    workflow = invert_workflow()
+    for index, text in enumerate(["a/" + "long " * 100, "/etc/passwd", "..", "../../x", "é" * 300, ""]):
+        workflow["2"]["inputs"][f"text{index}"] = text
+    await submit(beside, workflow)
+    assert endpoint.inputs[await endpoint.job()] == {"workflow": workflow}
+
+
+async def test_a_url_in_a_workflow_is_left_to_the_worker(endpoint: FakeEndpoint, beside: RunningGateway) -> None:
+    workflow = loading_workflow("https://example.org/photo.png")
+    await submit(beside, workflow)
+    assert endpoint.inputs[await endpoint.job()] == {"workflow": workflow}
+
+
+# The local ComfyUI
+
+
+async def test_what_is_not_about_prompts_is_the_local_comfyuis(
+    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+) -> None:
+    async with aiohttp.ClientSession(base_url=engine.url) as direct:
+        for path in ("/object_info", "/api/object_info/KSampler", "/", "/features", "/nothing", "/users"):
+            async with direct.get(path) as expected, beside.http.get(path) as response:
+                assert (response.status, await response.read()) == (expected.status, await expected.read()), path
+    async with beside.http.post("/userdata/a%2Fb.json", data=b'{"x": 1}', headers={"Origin": beside.url}) as response:
+        assert response.status == 200
+    assert await get(beside, "/userdata/a%2Fb.json") == (200, {"x": 1})
+    assert (await get(beside, "/system_stats"))[1]["system"]["simulation"] is True
+    # Prompts are not: the engine has none.
+    await submit(beside)
+    await endpoint.job()
+    assert engine.stats.show()["executed"] == {}
+
+
+async def test_a_frontends_websocket_is_the_local_comfyuis_with_our_queue(
+    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+) -> None:
+    async with beside.http.ws_connect("/ws?clientId=front") as websocket:
+        first = await websocket.receive_json()
+        assert (first["type"], first["data"]["sid"]) == ("status", "front")
+        await websocket.send_json({"type": "feature_flags", "data": {}})
+        assert (await websocket.receive_json())["type"] == "feature_flags"
+        prompt_id = await submit(beside, client_id="front")
+        assert (await websocket.receive_json())["data"]["status"]["exec_info"]["queue_remaining"] == 1
+        # A status of the local one, whose queue is empty, tells ours, too.
+        async with aiohttp.ClientSession() as direct:
+            await direct.post(f"{engine.url}/queue", json={"clear": True})
+        assert (await websocket.receive_json())["data"]["status"]["exec_info"]["queue_remaining"] == 1
+        endpoint.complete(await endpoint.job(), base64_image(DATA))
+        while (frame := await websocket.receive_json())["type"] != "executed":
+            pass
+        assert frame["data"]["prompt_id"] == prompt_id
+
+
+async def test_a_frontend_without_an_id_hears_of_its_prompts_under_the_one_that_it_is_told(
+    endpoint: FakeEndpoint, beside: RunningGateway
+) -> None:
+    async with beside.http.ws_connect("/ws") as websocket:
+        async with asyncio.timeout(10):
+            sid = (await websocket.receive_json())["data"]["sid"]
+            await submit(beside, client_id=sid)
+            endpoint.says(await endpoint.job(), "IN_PROGRESS")
+            while (await websocket.receive_json())["type"] != "execution_start":
+                pass
+
+
+async def test_without_a_local_comfyui_its_paths_say_so(alone: RunningGateway) -> None:
+    for path in ("/object_info", "/api/settings", "/", "/userdata?dir=x"):
+        status, answer = await get(alone, path)
+        assert status == 503
+        assert "no local ComfyUI answers at 127.0.0.1:9 (COMFYUI_SERVER_ADDRESS)" in answer["detail"]
+    form = aiohttp.FormData()
+    form.add_field("image", PICTURE, filename="mask.png")
+    async with alone.http.post("/upload/mask", data=form) as response:
+        assert response.status == 503
+    assert await get(alone, "/system_stats") == (200, {"system": {"comfyui_version": "", "argv": []}, "devices": []})
+    assert (await view(alone, filename="nothing.png"))[0] == 404
+
+
+async def test_a_local_comfyui_that_hangs_holds_up_no_queue(
+    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.runpod.local._DEFINITIONS_TIMEOUT_S", 0.3)
+    asked = 0
+
+    async def hang(_request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(60)
+        return web.Response()
+
+    app = web.Application()
+    app.add_routes([web.get("/prompt", _empty), web.get("/object_info", hang)])
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        local = f"127.0.0.1:{runner.addresses[0][1]}"
+        async with running_gateway(local, **endpoint.settings(tmp_path)) as gateway:
+            await asyncio.gather(*(submit(gateway) for _ in range(3)))
+            await endpoint.job(3)
+    finally:
+        await runner.cleanup()
+    assert asked == 1
+
+
+async def _empty(_request: web.Request) -> web.Response:
+    return web.json_response({})
+
+
+async def test_a_local_comfyui_that_comes_later_is_noticed(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    port = free_port()
+    with capture_logs() as lines:
+        async with running_gateway(f"127.0.0.1:{port}", **endpoint.settings(tmp_path)) as gateway:
+            backend = gateway.handler.pool.backends[0]
+            assert "KSampler" not in await backend.object_info()
+            async with Engine(EngineOptions(port=port)):
+
+                async def known() -> bool:
+                    return "KSampler" in await backend.object_info()
+
+                await until(known, bool)
+            await until(lambda: get(gateway, "/object_info"), lambda answer: answer[0] == 503)
+    states = [line["state"] for line in lines if line["event"] == "runpod.local"]
+    assert states == ["away", "connected", "away"]
+
+
+async def test_uploads_larger_than_memory_should_hold_are_streamed(alone: RunningGateway) -> None:
+    size = 40_000_000
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(size // 1_000_000):
+            yield b"\0" * 1_000_000
+
+    form = aiohttp.FormData()
+    form.add_field("image", chunks(), filename="video.mp4")
+    async with alone.http.post("/upload/image", data=form) as response:
+        assert json.loads(await response.text())["name"] == "video.mp4"
+    async with alone.http.head("/view?filename=video.mp4&type=input") as response:
+        assert response.headers["Content-Length"] == str(size)

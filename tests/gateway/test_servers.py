@@ -1,0 +1,294 @@
+"""Several ComfyUI servers behind one gateway: least work first, and no prompt lost with a server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from comfyui.engine import Engine, EngineOptions
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    requests,
+    running_gateway,
+    sleep_workflow,
+)
+
+
+@dataclass
+class EngineProcess:
+    """An engine that can be killed."""
+
+    process: asyncio.subprocess.Process
+    url: str
+
+    async def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        await self.process.wait()
+
+    async def executed(self) -> dict[str, int]:
+        async with aiohttp.ClientSession() as http, http.get(f"{self.url}/engine/stats") as response:
+            executed: dict[str, int] = (await response.json())["executed"]
+            return executed
+
+
+@asynccontextmanager
+async def engine_process(port: int = 0) -> AsyncIterator[EngineProcess]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "comfyui.engine", "--port", str(port), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout
+    line = (await process.stdout.readline()).decode()
+    running = EngineProcess(process, next(word for word in line.split() if word.startswith("http")))
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+@pytest.fixture
+async def engines() -> AsyncIterator[list[Engine]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Engine(EngineOptions())) for _ in range(2)]
+
+
+async def test_prompts_go_to_the_server_with_the_least_work(engines: list[Engine]) -> None:
+    async with running_gateway(*(engine.url for engine in engines)) as gateway:
+        results = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.2, tag=tag)) for tag in range(8)))
+    assert [status for status, _ in results] == [200] * 8
+    assert [len(executions(engine)) for engine in engines] == [4, 4]
+
+
+async def test_the_work_of_others_counts(engines: list[Engine]) -> None:
+    busy, free = engines
+    async with running_gateway(busy.url, free.url) as gateway, aiohttp.ClientSession() as http:
+        for tag in range(3):
+            async with http.post(f"{busy.url}/prompt", json={"prompt": sleep_workflow(3, tag=tag)}) as response:
+                assert response.status == 200
+        watcher = gateway.handler.pool.backends[0].watcher
+        async with asyncio.timeout(5):
+            while watcher.queue_remaining < 3:
+                await asyncio.sleep(0.01)
+        _, body = await gateway.prompt_sync(invert_workflow(77))
+    assert body["prompt_id"] in executions(free)
+
+
+async def test_a_result_s_files_come_from_the_server_that_made_them(engines: list[Engine]) -> None:
+    async with running_gateway(*(engine.url for engine in engines)) as gateway:
+        results = await asyncio.gather(
+            *(gateway.prompt_sync(sleep_workflow(0.1, tag=tag), return_image_base64=True) for tag in range(4))
+        )
+    assert all(body["images"][0]["base64"] for _, body in results)
+
+
+async def test_a_server_that_is_down_is_left_out_and_brought_back(engines: list[Engine]) -> None:
+    async with engine_process() as other, running_gateway(engines[0].url, other.url) as gateway:
+        port = int(other.url.rsplit(":", 1)[1])
+        await until_state(gateway, other.url, "connected")  # one that never was is said to be starting
+        await other.kill()
+        results = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(6)))
+        assert [status for status, _ in results] == [200] * 6
+        assert len(executions(engines[0])) == 6
+        health = await until_state(gateway, other.url, "unreachable")
+        assert health["status"] == "healthy"
+        async with engine_process(port) as restarted:
+            await until_state(gateway, restarted.url, "connected")
+            results = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.1, tag=tag)) for tag in range(4)))
+            assert [status for status, _ in results] == [200] * 4
+            assert await restarted.executed()
+
+
+async def test_prompts_of_a_killed_server_move_to_another(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.servers.backends._MOVE_AFTER_S", 0.5)
+    async with engine_process() as dying, running_gateway(dying.url, engines[0].url) as gateway:
+        waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.4, tag=tag))) for tag in range(6)]
+        await prompts_are_queued(engines[0], 3)
+        await dying.kill()
+        assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 6
+    counts = executions(engines[0])
+    assert len(counts) == 6
+    assert set(counts.values()) == {1}
+
+
+async def test_a_killed_and_restarted_server_gets_its_prompts_again() -> None:
+    async with engine_process() as dying, running_gateway(dying.url) as gateway:
+        port = int(dying.url.rsplit(":", 1)[1])
+        waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3, tag=tag))) for tag in range(3)]
+        async with asyncio.timeout(10):
+            while len(await dying.executed()) < 1:
+                await asyncio.sleep(0.01)
+        await dying.kill()
+        async with engine_process(port) as restarted:
+            assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
+            assert set((await restarted.executed()).values()) == {1}
+
+
+async def test_a_workflow_goes_where_its_files_are(engines: list[Engine]) -> None:
+    without, having = engines
+    workflow = load_workflow_of("only_here.png", having)
+    async with running_gateway(without.url, having.url) as gateway:
+        for _ in range(3):
+            status, body = await gateway.prompt_sync(workflow)
+            assert status == 200, body
+    assert executions(without) == {}
+
+
+async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.5)
+    silent, speaking = engines
+    await silent.set_faults({"hang": {"route": "/object_info"}})
+    async with running_gateway(silent.url, speaking.url) as gateway:
+        for longest_s in (2.0, 0.4):  # whoever comes later does not wait for the same question again
+            began = time.monotonic()
+            answers = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(4)))
+            assert time.monotonic() - began < longest_s
+            assert [status for status, _ in answers] == [200] * 4
+        assert executions(silent) == {}
+        assert requests(silent, "GET /object_info") == 1
+        silent.faults.clear()
+
+
+async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_not(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.3)
+    silent, lacking = engines
+    workflow = load_workflow_of("only_there.png", silent)
+    await silent.set_faults({"hang": {"route": "/object_info"}})
+    async with running_gateway(lacking.url, silent.url) as gateway:
+        status, body = await gateway.prompt_sync(workflow)
+        assert status == 200, body
+        silent.faults.clear()
+    assert executions(lacking) == {}
+
+
+async def test_what_a_server_says_late_is_known_to_the_next(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.2)
+    slow, quick = engines
+    workflow = load_workflow_of("only_there.png", slow)
+    await slow.set_faults({"delay": {"route": "/object_info", "seconds": 0.6}})
+    async with running_gateway(slow.url, quick.url) as gateway:
+        assert (await gateway.prompt_sync(invert_workflow(1)))[0] == 200
+        assert executions(slow) == {}
+        await asyncio.sleep(0.6)
+        assert (await gateway.prompt_sync(workflow))[0] == 200
+    assert len(executions(slow)) == 1
+    assert requests(slow, "GET /object_info") == 1
+
+
+async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked whether it has the prompt from before, and may be a machine that swallows what it is sent."""
+    monkeypatch.setattr("comfyui.servers.backends._PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("comfyui.executors.comfyui._ABSENT_PATIENCE_S", 0.3, raising=False)
+    gone, there = engines
+    async with running_gateway(gone.url, there.url) as gateway:
+        await gone.set_faults({"ws_refuse": {}, "hang": {}, "ws_drop": {}})
+        await until_state(gateway, gone.url, "unreachable")
+        async with asyncio.timeout(5):
+            status, _ = await gateway.prompt_sync(invert_workflow(), prompt_id=str(uuid4()))
+        gone.faults.clear()
+    assert status == 200
+
+
+async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(engines: list[Engine]) -> None:
+    hanging, having = engines
+    prompt_id = str(uuid4())
+    async with running_gateway(having.url) as before:
+        assert (await before.prompt_sync(invert_workflow(), prompt_id=prompt_id))[0] == 200
+    async with running_gateway(hanging.url, having.url) as gateway:
+        await hanging.set_faults({"hang": {"route": "/history/*"}})
+        async with asyncio.timeout(5), gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200
+        hanging.faults.clear()
+
+
+async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(engines: list[Engine]) -> None:
+    failing, working = engines
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    workflow = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "brought.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    images = [{"name": "brought.png", "image": base64.b64encode(picture.getvalue()).decode()}]
+    await failing.set_faults({"cut": {"route": "/upload/image"}})
+    async with running_gateway(failing.url, working.url, http_retries=0) as gateway:
+        for _ in range(3):
+            status, body = await gateway.prompt_sync(workflow, images=images)
+            assert status == 200, body
+    assert executions(failing) == {}
+
+
+async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_its_server(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.servers.backends._PROBE_TIMEOUT_S", 0.5)
+    hanging, other = engines
+    async with running_gateway(hanging.url, other.url) as gateway:
+        await hanging.set_faults({"hang": {"route": "/api/jobs/*"}})
+        backend = gateway.handler.pool.backends[0]
+        backend.moved("a prompt that another server was given")
+        await asyncio.sleep(0.2)
+        hanging.faults.clear()
+        await hanging.set_faults({"ws_refuse": {}, "status": {"route": "/prompt", "method": "GET"}, "ws_drop": {}})
+        await until_state(gateway, hanging.url, "unreachable")
+
+
+async def test_validate_does_without_a_server_that_does_not_say_what_it_has(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.3)
+    silent, speaking = engines
+    await silent.set_faults({"hang": {"route": "/object_info"}})
+    async with running_gateway(silent.url, speaking.url) as gateway, asyncio.timeout(5):
+        async with gateway.http.post("/validate", json={"prompt": invert_workflow()}) as response:
+            body = await response.json()
+        silent.faults.clear()
+    assert body["valid"] is True
+    assert [server["server"] for server in body["servers"]] == [speaking.url.removeprefix("http://")]
+
+
+def load_workflow_of(name: str, having: Engine) -> dict[str, Any]:
+    """A workflow with a picture that only this engine has."""
+    Image.new("RGB", (8, 8), "red").save(having.folders.input / name)
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+
+
+async def until_state(gateway: RunningGateway, url: str, state: str) -> dict[str, Any]:
+    name = url.split("//", 1)[1]
+    async with asyncio.timeout(15):
+        while True:
+            async with gateway.http.get("/health") as response:
+                health: dict[str, Any] = await response.json()
+            if any(server["server"] == name and server["state"] == state for server in health["servers"]):
+                return health
+            await asyncio.sleep(0.05)

@@ -1,0 +1,302 @@
+"""Tickets: what a page of another origin may open without a key, and nothing beside it."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import orjson
+import pytest
+from yarl import URL
+
+from comfyui.engine import Engine
+from comfyui.web.front.errors import RequestError
+from comfyui.web.front.keys import KeyRing
+from comfyui.web.front.tickets import TICKET_S, Tickets
+from tests.support.relaying import Fetched, answer_ok, fetch, relayed
+from tests.support.running import RunningGateway, invert_workflow, running_gateway
+
+_KEY, _OTHER = "correct-horse-battery", "second-key"
+_BEARER = {"Authorization": f"Bearer {_KEY}"}
+_PICTURE_OF_A_PAGE = {
+    "Sec-Fetch-Site": "cross-site",
+    "Sec-Fetch-Mode": "no-cors",
+    "Sec-Fetch-Dest": "image",
+    "Referer": "https://app.example/",
+}
+_PAGE = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
+
+
+@pytest.fixture
+async def locked(engine: Engine) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(engine.url, api_keys=f"{_KEY}, {_OTHER}") as running:
+        yield running
+
+
+async def _ticket(gateway: RunningGateway, url: str, **options: Any) -> str:
+    """The address with a ticket."""
+    answer = await fetch(gateway, "/tickets", "POST", json={"url": url, **options}, headers=_BEARER)
+    assert answer.status == 200, answer.body
+    assert answer.headers["Cache-Control"] == "no-store"
+    return str(orjson.loads(answer.body)["url"])
+
+
+async def _open(gateway: RunningGateway, address: str, method: str = "GET", **headers: str) -> Fetched:
+    return await fetch(gateway, URL(address, encoded=True), method, headers=headers or _PICTURE_OF_A_PAGE)
+
+
+async def test_a_page_of_another_origin_shows_a_picture(locked: RunningGateway) -> None:
+    answer = await fetch(locked, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=_BEARER)
+    url = orjson.loads(answer.body)["images"][0]["url"]
+    assert (await _open(locked, url)).status == 403
+    address = await _ticket(locked, url)
+    for _ in range(2):  # a browser may load it again
+        shown = await _open(locked, address)
+        assert (shown.status, shown.body[:4]) == (200, b"\x89PNG")
+        assert shown.headers["Referrer-Policy"] == "no-referrer"
+        # It is shown; what it is made of the page cannot read.
+        assert "Access-Control-Allow-Origin" not in shown.headers
+    # Without a browser's marks, too.
+    assert (await fetch(locked, URL(address, encoded=True))).status == 200
+
+
+async def test_a_page_of_another_origin_opens_a_websocket_once(locked: RunningGateway) -> None:
+    address = await _ticket(locked, "/ws?clientId=abc", websocket=True)
+    async with locked.http.ws_connect(URL(address, encoded=True), headers=_PAGE) as websocket:
+        message = orjson.loads(await websocket.receive_str())
+        assert message["data"]["sid"] == "abc"
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await locked.http.ws_connect(URL(address, encoded=True), headers=_PAGE)
+        assert refused.value.status == 403
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await locked.http.ws_connect(URL(address, encoded=True))
+    assert refused.value.status == 401
+
+
+async def test_the_same_page_without_a_ticket_opens_none(locked: RunningGateway) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await locked.http.ws_connect("/ws?clientId=abc", headers=_PAGE)
+    assert refused.value.status == 403
+
+
+_URL = "/view?filename=a.png&subfolder=&type=output"
+
+
+@pytest.mark.parametrize(
+    ("attack", "method", "change"),
+    [
+        ("another file", "GET", lambda address: address.replace("a.png", "b.png")),
+        ("another path", "GET", lambda address: address.replace("/view", "/queue")),
+        ("the same by another spelling", "GET", lambda address: address.replace("/view", "/api/view")),
+        ("an encoded spelling", "GET", lambda address: address.replace("/view", "/%76iew")),
+        ("one parameter more", "GET", lambda address: f"{address}&x=1"),
+        ("one parameter fewer", "GET", lambda address: address.replace("&type=output", "")),
+        ("a change", "POST", lambda address: address),
+        ("the head alone", "HEAD", lambda address: address),
+        ("a removal", "DELETE", lambda address: address),
+        ("a longer life", "GET", lambda address: address.replace("ticket=1", "ticket=9")),
+        ("another signature", "GET", lambda address: f"{address[:-1]}{'0' if address[-1] != '0' else '1'}"),
+        ("two tickets", "GET", lambda address: f"{address}&{address[address.index('ticket=') :]}"),
+        ("an empty one", "GET", lambda address: f"{_URL}&ticket="),
+        ("no number", "GET", lambda address: f"{_URL}&ticket=x.y.z"),
+        ("bytes", "GET", lambda address: f"{_URL}&ticket=%ff.%fe.%fd"),
+        ("the key itself", "GET", lambda address: f"{_URL}&ticket={_KEY}"),
+    ],
+)
+async def test_a_ticket_opens_nothing_else(
+    locked: RunningGateway, engine: Engine, attack: str, method: str, change: Any
+) -> None:
+    address = await _ticket(locked, _URL)
+    engine.stats.reset()
+    changed = change(address)
+    assert (changed, method) != (address, "GET")
+    answer = await fetch(locked, URL(changed, encoded=True), method)
+    assert answer.status == 401, attack
+    assert (await _open(locked, changed, method, **_PICTURE_OF_A_PAGE)).status == 403, attack
+    assert engine.stats.show()["requests"] == {}
+
+
+async def test_a_ticket_for_a_picture_opens_no_websocket_and_one_for_a_websocket_no_picture(
+    locked: RunningGateway,
+) -> None:
+    picture = await _ticket(locked, "/ws?clientId=a")
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await locked.http.ws_connect(URL(picture, encoded=True))
+    assert refused.value.status == 401
+    websocket = await _ticket(locked, _URL, websocket=True)
+    assert (await fetch(locked, URL(websocket, encoded=True))).status == 401
+
+
+async def test_a_ticket_makes_no_ticket_and_nobody_without_a_key_does(locked: RunningGateway) -> None:
+    address = await _ticket(locked, "/tickets")
+    assert (await fetch(locked, URL(address, encoded=True), "POST", json={"url": "/x"})).status == 401
+    assert (await fetch(locked, "/tickets", "POST", json={"url": "/x"})).status == 401
+
+
+async def test_a_ticket_has_no_more_rights_than_its_maker(locked: RunningGateway) -> None:
+    address = await _ticket(locked, "/internal/logs")
+    assert (await fetch(locked, URL(address, encoded=True))).status == 403
+
+
+async def test_who_signed_in_makes_tickets_and_a_session_is_no_ticket(locked: RunningGateway) -> None:
+    signed_in = await fetch(locked, "/login", "POST", data={"key": _OTHER})
+    cookie = {"Cookie": signed_in.headers["Set-Cookie"].split(";")[0]}
+    made = await fetch(locked, "/tickets", "POST", json={"url": "/queue"}, headers={**cookie, "Origin": locked.url})
+    assert made.status == 200
+    assert (await fetch(locked, URL(orjson.loads(made.body)["url"], encoded=True))).status == 200
+    session = cookie["Cookie"].partition("=")[2]
+    for forged in (session, session.replace(".", "..")):
+        assert (await fetch(locked, f"/queue?ticket={forged}")).status == 401
+    ticket = orjson.loads(made.body)["ticket"]
+    forged_cookie = {"Cookie": f"comfyui_gateway_session={ticket}"}
+    assert (await fetch(locked, "/queue", headers=forged_cookie)).status == 401
+
+
+async def test_comfyui_never_sees_a_ticket_and_no_log_does(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with relayed(answer_ok, api_keys=_KEY, log_level="DEBUG") as (comfyui, gateway):
+            address = await _ticket(gateway, "/view?filename=a.png")
+            ticket = address.partition("ticket=")[2]
+            assert (await _open(gateway, address)).status == 200
+            assert (await _open(gateway, f"{address}x")).status == 403
+            assert (await fetch(gateway, URL(f"{address}x", encoded=True))).status == 401
+            assert comfyui.seen[0].line == "GET /view?filename=a.png HTTP/1.1"
+            assert ticket not in comfyui.seen[0].head.decode()
+    out = capsys.readouterr()
+    assert ticket not in caplog.text + out.out + out.err
+
+
+async def test_a_parameter_of_that_name_is_comfyuis_where_a_key_is_shown() -> None:
+    async with relayed(answer_ok, api_keys=_KEY) as (comfyui, gateway):
+        assert (await fetch(gateway, "/node?ticket=4711", headers=_BEARER)).status == 200
+        assert comfyui.seen[0].line == "GET /node?ticket=4711 HTTP/1.1"
+
+
+async def test_without_keys_there_are_no_tickets_and_the_answer_says_what_to_do(gateway: RunningGateway) -> None:
+    answer = await fetch(gateway, "/tickets", "POST", json={"url": "/queue"})
+    assert (answer.status, answer.error_type) == (404, "not_found")
+    assert "API_KEYS" in orjson.loads(answer.body)["detail"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "view?a=b", "https://elsewhere.example/view", "//elsewhere.example/view", "/a b", "/é", "/a#b", "/a\r\nb",
+        "/a/../b", "/a/%2E%2e/b", "/./a", "/a//b", "/a\\b", "/view?", "/a?ticket=x", "/a?b=c&ticket=x", "/a?b='", 7,
+    ],
+)  # fmt: skip
+async def test_an_address_that_a_browser_would_change_is_refused_by_name(locked: RunningGateway, url: Any) -> None:
+    answer = await fetch(locked, "/tickets", "POST", json={"url": url}, headers=_BEARER)
+    assert (answer.status, answer.error_type) == (422, "invalid_request")
+    assert orjson.loads(answer.body)["detail"].startswith("url: ")
+
+
+async def test_with_a_public_address_a_ticket_is_asked_for_and_given_by_it(engine: Engine) -> None:
+    public = "https://example.org/comfy"
+    async with running_gateway(engine.url, api_keys=_KEY, public_url=public) as gateway:
+        picture = await _ticket(gateway, f"{public}{_URL}")
+        assert picture.startswith(f"{public}{_URL}&ticket=")
+        websocket = await _ticket(gateway, "/ws?clientId=a", websocket=True)
+        assert websocket.startswith("wss://example.org/comfy/ws?clientId=a&ticket=")
+        assert (await _open(gateway, picture.removeprefix(public))).status == 404  # ComfyUI has no such file
+        async with gateway.http.ws_connect(
+            URL(websocket.removeprefix("wss://example.org/comfy"), encoded=True), headers=_PAGE
+        ) as opened:
+            assert "status" in await opened.receive_str()
+
+
+# Alone
+
+
+def _scope(address: str, kind: str = "http") -> dict[str, Any]:
+    path, _, query = address.partition("?")
+    return {"type": kind, "method": "GET", "path": path, "raw_path": path.encode(), "query_string": query.encode()}
+
+
+def test_a_ticket_ends_after_five_minutes_and_with_its_key() -> None:
+    now = 1000.0
+    ring = KeyRing([_KEY, _OTHER], session_s=60)
+    tickets = Tickets(ring, clock=lambda: now)
+    caller = ring.caller(_KEY.encode())
+    assert caller is not None
+    address = tickets.make(caller, _URL, websocket=False)["url"]
+    now += TICKET_S - 1
+    redeemed = tickets.redeem(_scope(address))
+    assert redeemed is not None
+    assert redeemed[0] == caller
+    assert redeemed[1]["query_string"] == _URL.partition("?")[2].encode()
+    # After a restart, and on another gateway with this key; not where it was taken off the list.
+    assert Tickets(KeyRing([_KEY], session_s=60), clock=lambda: now).redeem(_scope(address))
+    assert Tickets(KeyRing([_OTHER], session_s=60), clock=lambda: now).redeem(_scope(address)) is None
+    now += 1
+    assert tickets.redeem(_scope(address)) is None
+
+
+def test_what_is_remembered_of_used_tickets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui.web.front.tickets._MOST_USED", 3)
+    now = 1000.0
+    ring = KeyRing([_KEY], session_s=60)
+    tickets = Tickets(ring, clock=lambda: now)
+    caller = ring.caller(_KEY.encode())
+    assert caller is not None
+
+    def opened() -> bool:
+        address = tickets.make(caller, "/ws", websocket=True)["url"]
+        return tickets.redeem(_scope(address, "websocket")) is not None
+
+    assert [opened() for _ in range(4)] == [True, True, True, False]
+    now += TICKET_S
+    assert opened()
+
+
+def test_a_session_cannot_be_signed_as_a_ticket() -> None:
+    """Both are signed with the same key: what one says must never be what the other can say."""
+    ring = KeyRing([_KEY], session_s=60)
+    caller = ring.caller(_KEY.encode())
+    assert caller is not None
+    for url in ("/9999999999", "/view?" + urlencode({"a": "9999999999"})):
+        ticket = Tickets(ring).make(caller, url, websocket=False)["ticket"]
+        expiry, _, signature = ticket.rpartition(".")
+        assert not ring.is_session(ticket)
+        assert not ring.is_session(f"{expiry.partition('.')[0]}.{signature}")
+    with pytest.raises(RequestError):
+        Tickets(ring).make(caller, "/a\0b", websocket=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b'{"url": "/view?filename=a.png"}', {"Content-Type": "application/x-www-form-urlencoded"}),
+        (b'\xef\xbb\xbf{"url": "/view?filename=a.png"}', {"Content-Type": "application/json"}),
+        (gzip.compress(b'{"url": "/view?filename=a.png"}'), {"Content-Encoding": "gzip"}),
+    ],
+    ids=["curl -d", "byte order mark", "gzip"],
+)
+async def test_what_is_wanted_is_read_as_other_bodies_are(
+    locked: RunningGateway, body: bytes, headers: dict[str, str]
+) -> None:
+    answer = await fetch(locked, "/tickets", "POST", data=body, headers={**_BEARER, **headers})
+    assert answer.status == 200, answer.body
+    assert orjson.loads(answer.body)["url"].startswith("/view?filename=a.png&ticket=")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "the body is not JSON"),
+        (b"[]", 'the body is not a JSON object: {"url": "/view?…"} is wanted'),
+        (b'{"url": NaN}', "url: "),
+        (b'{"url": "/view?a=\\ud800"}', "url: "),
+        (b'{"url": "/view?a=1", "path": "/"}', "path: "),
+    ],
+)
+async def test_a_wrong_wish_is_refused_by_the_field(locked: RunningGateway, body: bytes, says: str) -> None:
+    answer = await fetch(locked, "/tickets", "POST", data=body, headers=_BEARER)
+    assert answer.status == 422
+    assert orjson.loads(answer.body)["detail"].startswith(says)

@@ -1,0 +1,89 @@
+"""`WARMUP_WORKFLOW`: not ready until the workflow ran, on every server that is up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine, EngineOptions
+from comfyui.warmup import warming_up
+from config import Settings, SettingsError
+from server import create_app
+from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, sleep_workflow, until
+
+
+def _saved(tmp_path: Path, workflow: Any) -> Path:
+    path = tmp_path / "warmup.json"
+    path.write_text(json.dumps(workflow))
+    return path
+
+
+async def _readiness(gateway: RunningGateway) -> tuple[int, str]:
+    async with gateway.http.get("/health/ready") as response:
+        return response.status, str((await response.json()).get("reason"))
+
+
+async def test_not_ready_until_the_warm_up_workflow_ran(engine: Engine, tmp_path: Path) -> None:
+    path = _saved(tmp_path, sleep_workflow(0.5))
+    async with running_gateway(engine.url, warmup_workflow=path) as gateway:
+        assert await _readiness(gateway) == (503, "warming up")
+        await until(lambda: _readiness(gateway), lambda answer: answer[0] == 200)
+        assert list(executions(engine).values()) == [1]
+
+
+async def test_prompts_are_taken_while_it_warms_up(engine: Engine, tmp_path: Path) -> None:
+    path = _saved(tmp_path, sleep_workflow(0.3))
+    async with running_gateway(engine.url, warmup_workflow=path) as gateway:
+        status, _ = await gateway.prompt_sync(invert_workflow(5))
+        assert status == 200
+
+
+async def test_a_warm_up_that_fails_is_the_reason_until_it_works(tmp_path: Path) -> None:
+    path = _saved(tmp_path, invert_workflow())
+    async with (
+        Engine(EngineOptions(faults={"node_error": {"times": 1, "message": "no memory"}})) as engine,
+        running_gateway(engine.url, warmup_workflow=path) as gateway,
+    ):
+        _, reason = await until(lambda: _readiness(gateway), lambda answer: "failed" in answer[1])
+        assert "no memory" in reason
+        await until(lambda: _readiness(gateway), lambda answer: answer[0] == 200)
+
+
+async def test_every_server_that_is_up_is_warmed(engine: Engine) -> None:
+    async with Engine(EngineOptions()) as second, running_gateway(engine.url, second.url) as gateway:
+        await until(_ready_servers(gateway), lambda ready: ready == 2)
+        async with warming_up(gateway.handler, sleep_workflow(0.2), timeout_s=10):
+            await until(lambda: _readiness(gateway), lambda answer: answer[0] == 200)
+        assert [list(executions(server).values()) for server in (engine, second)] == [[1], [1]]
+
+
+def _ready_servers(gateway: RunningGateway) -> Callable[[], Awaitable[int]]:
+    async def count() -> int:
+        return len(gateway.handler.pool.ready)
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "No such file"),
+        ("{", "not JSON"),
+        ('{"nodes": [], "links": []}', "API format"),
+    ],
+)
+def test_a_file_that_is_no_workflow_stops_the_start(tmp_path: Path, content: str | None, expected: str) -> None:
+    path = tmp_path / "warmup.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingsError, match=f"WARMUP_WORKFLOW: .*{expected}"):
+        create_app(Settings(warmup_workflow=path))
+
+
+def test_an_empty_setting_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARMUP_WORKFLOW", "")
+    assert Settings().warmup_workflow is None

@@ -1,0 +1,342 @@
+"""What is wrong with a request has a status of its own, and leaves neither files nor error lines behind; never 500."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import resource
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.processes import GatewayProcess, engine_process, gateway_process
+from tests.support.relaying import Exchange, eventually, raw_client, raw_request, relayed
+from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
+
+BODY = json.dumps({"prompt": invert_workflow()}).encode()
+ENDPOINTS = [
+    b"POST /prompt_sync",
+    b"POST /prompt_sync?timeout=9.0",
+    b"GET /prompt_sync/7d0b5c39-0000-4000-8000-00000000000a",
+    b"DELETE /prompt_sync/7d0b5c39-0000-4000-8000-00000000000a",
+    b"POST /prompt",
+    b"POST /validate",
+    b"POST /convert",
+    b"GET /health",
+    b"GET /health/ready",
+    b"GET /metrics",
+    b"GET /openapi.json",
+    b"GET /features",
+]
+VALUES = ["日本".encode(), b"\xe9", b"\xff\xfe", b"\x01\x02", b"a\tb", b'";\\', b"x" * 5000, b""]
+NAMES = [b"X-Name", b"Content-Type", b"Accept", b"Idempotency-Key", b"X-Request-ID", b"User-Agent", b"Cookie"]
+
+
+def request(line: bytes, *headers: tuple[bytes, bytes], body: bytes = b"") -> bytes:
+    pairs = [(b"Host", b"h"), *headers, *([(b"Content-Length", b"%d" % len(body))] if body else [])]
+    head = b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+    return line + b" HTTP/1.1\r\n" + head + b"\r\n" + body
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("line", ENDPOINTS, ids=lambda line: line.decode())
+async def test_no_header_value_makes_an_endpoint_fail(gateway: RunningGateway, line: bytes) -> None:
+    for name in NAMES:
+        for value in VALUES:
+            body = BODY if line.startswith(b"POST") else b""
+            answer = await raw_request(gateway.url, request(line, (name, value), body=body))
+            assert status_of(answer) < 500, (name, value, answer)
+
+
+@pytest.mark.parametrize("value", ["日本".encode(), b"caf\xe9", b"a\tb"])
+async def test_the_header_values_of_a_submission_reach_comfyui_as_they_came(value: bytes) -> None:
+    async def answering(exchange: Exchange) -> None:
+        await exchange.body()
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with relayed(answering) as (comfyui, gateway):
+        await gateway.handler.pool.choose(patience_s=10)
+        answer = await raw_request(gateway.url, request(b"POST /prompt", (b"X-Name", value), body=BODY))
+        assert status_of(answer) == 200
+        head = next(exchange.head for exchange in comfyui.seen if exchange.line.startswith("POST /prompt"))
+        assert b"\r\nx-name: " + value + b"\r\n" in head
+
+
+# Forms
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the gateway keeps the files of forms."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+async def nothing_is_left(folder: Path) -> None:
+    async def left() -> list[Path]:
+        return await asyncio.to_thread(lambda: list(folder.iterdir()))
+
+    await until(left, lambda paths: not paths)
+
+
+def form(*, files: bool, boundary: bytes = b"XX", end: bool = True) -> bytes:
+    parts = [(b'name="workflow"', json.dumps(invert_workflow()).encode())]
+    if files:
+        parts.append((b'name="images"; filename="a.png"', b"\x89PNG\r\n\x1a\n" + b"x" * 2_000_000))
+    body = b"".join(
+        b"--%b\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (boundary, about, content)
+        for about, content in parts
+    )
+    return body + (b"--%b--\r\n" % boundary if end else b"")
+
+
+def form_type(boundary: bytes = b"XX") -> tuple[bytes, bytes]:
+    return b"Content-Type", b"multipart/form-data; boundary=" + boundary
+
+
+@pytest.mark.parametrize("path", [b"/prompt_sync", b"/validate"])
+@pytest.mark.parametrize(
+    "boundary", [b"b" * 257, b"b" * 60_000, b'""', b"\xff\xfe"], ids=[257, 60_000, "empty", "8bit"]
+)
+async def test_a_boundary_that_cannot_be_used_is_422_and_leaves_nothing(
+    gateway: RunningGateway, temporary: Path, boundary: bytes, path: bytes
+) -> None:
+    answer = await raw_request(gateway.url, request(b"POST " + path, form_type(boundary), body=b"x"))
+    assert status_of(answer) == 422, answer
+    assert b'"invalid_request"' in answer
+    assert list(temporary.iterdir()) == []
+
+
+async def post_form(gateway: GatewayProcess, path: str, *, files: bool) -> tuple[int, Any]:
+    data = aiohttp.FormData({"workflow": json.dumps(invert_workflow())}, default_to_multipart=True)
+    if files:
+        data.add_field("images", io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"x" * 2_000_000), filename="a.png")
+    async with gateway.http.post(path, data=data) as response:
+        return response.status, await response.json()
+
+
+async def test_a_folder_for_temporary_files_that_cannot_be_used_is_503_by_name(engine: Engine, tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    async with gateway_process(engine.url, TMPDIR=str(folder)) as gateway:
+        assert (await post_form(gateway, "/validate", files=True))[0] == 200
+        await nothing_is_left(folder)
+        folder.rmdir()
+        for path in ("/prompt_sync", "/validate"):
+            status, body = await post_form(gateway, path, files=True)
+            assert (status, body["type"]) == (503, "disk_failed")
+            assert "TMPDIR" in body["detail"]
+            assert str(tmp_path) not in body["detail"]
+            status, body = await post_form(gateway, path, files=False)
+            assert status == 200, "a form without files needs no folder"
+
+
+async def test_a_file_that_does_not_fit_on_the_disk_is_503_and_leaves_nothing(engine: Engine, tmp_path: Path) -> None:
+    async with gateway_process(engine.url, TMPDIR=str(tmp_path)) as gateway:
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+        for path in ("/prompt_sync", "/validate"):
+            status, body = await post_form(gateway, path, files=True)
+            assert (status, body["type"]) == (503, "disk_failed")
+            assert "TMPDIR" in body["detail"]
+        await nothing_is_left(tmp_path)
+
+
+async def test_a_request_that_validate_cannot_take_is_not_called_a_fault_of_comfyui(
+    gateway: RunningGateway, temporary: Path
+) -> None:
+    body = form(files=True).replace(b"a.png", b"../../b")
+    answer = await raw_request(gateway.url, request(b"POST /validate", form_type(), body=body))
+    assert status_of(answer) == 400, answer
+    assert b"../../b" in answer
+    await nothing_is_left(temporary)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400"])
+async def test_a_number_that_no_json_has_is_422(gateway: RunningGateway, number: str) -> None:
+    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(), "number": number}) as response:
+        assert response.status == 422
+        assert (await response.json())["detail"].startswith("number: ")
+
+
+# Clients that leave
+
+LEAVES = {
+    "json": (b"POST /prompt_sync", (), BODY[:50]),
+    "json with a query": (b"POST /prompt_sync?timeout=9.0", (), BODY[:50]),
+    "form": (b"POST /prompt_sync", (form_type(),), form(files=True, end=False)[:1_500_000]),
+    "form without files": (b"POST /prompt_sync", (form_type(),), form(files=False, end=False)),
+    "validate": (b"POST /validate", (), BODY[:50]),
+    "validate a form": (b"POST /validate", (form_type(),), form(files=True, end=False)[:1_500_000]),
+    "convert": (b"POST /convert", (), BODY[:50]),
+    "submission": (b"POST /prompt", (), BODY[:50]),
+    "relayed": (b"POST /settings", (), BODY[:50]),
+    "upload": (b"POST /upload/image", (form_type(),), form(files=True, end=False)[:1_500_000]),
+    "events": (b"POST /prompt_sync", ((b"Accept", b"text/event-stream"),), BODY[:50]),
+    "login": (b"POST /login", ((b"Content-Type", b"application/x-www-form-urlencoded"),), b"key=a"),
+}
+
+
+@pytest.fixture
+async def own_engine() -> AsyncIterator[str]:
+    """An engine as a process of its own: it, too, has to do with what comes in halves."""
+    async with engine_process() as url:
+        yield url
+
+
+async def leave(url: str, line: bytes, headers: tuple[tuple[bytes, bytes], ...], body: bytes, how: str) -> None:
+    """Sends the beginning of a body and goes away."""
+    framing = (b"Transfer-Encoding", b"chunked") if how == "chunked" else (b"Content-Length", b"9000000")
+    if how == "chunked":
+        body = b"%x\r\n%b\r\n" % (len(body), body)
+    async with raw_client(url) as (_, writer):
+        writer.write(request(line, *headers, framing) + body)
+        await writer.drain()
+        await asyncio.sleep(0.05)  # so that the request is being read
+        if how == "half closed":
+            writer.write_eof()
+            await asyncio.sleep(0.05)
+
+
+async def test_a_client_that_leaves_in_mid_body_is_no_error_line_and_leaves_nothing(
+    own_engine: str, tmp_path: Path
+) -> None:
+    for keys in ("", "secret"):
+        key = ((b"X-API-Key", keys.encode()),) if keys else ()
+        async with gateway_process(own_engine, TMPDIR=str(tmp_path), API_KEYS=keys, LOG_LEVEL="DEBUG") as gateway:
+            url = str(gateway.http._base_url)
+            for line, headers, body in LEAVES.values():
+                for how in ("aborted", "chunked", "half closed"):
+                    await leave(url, line, (*headers, *key), body, how)
+            await nothing_is_left(tmp_path)
+            async with gateway.http.get("/health/live") as response:
+                assert response.status == 200
+            assert gateway.lines_of("warning", "error", "critical") == []
+
+
+ANSWERS = {
+    "json": (b"POST /prompt_sync", ()),
+    "bytes": (b"POST /prompt_sync", ((b"Accept", b"video/*"),)),
+    "archive": (b"POST /prompt_sync", ((b"Accept", b"application/zip"),)),
+    "events": (b"POST /prompt_sync", ((b"Accept", b"text/event-stream"),)),
+    "relayed": (b"GET /view?filename=big_00001_.mp4&type=output", ()),
+    "relayed in part": (b"GET /api/view?filename=big_00001_.mp4&type=output", ((b"Range", b"bytes=0-50000000"),)),
+}
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off_without_an_error_line(own_engine: str) -> None:
+    inputs = {"size": 60_000_000, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "big"}
+    workflow = {"1": {"class_type": "SimulatedOutput", "inputs": inputs}}
+    body = json.dumps({"prompt": workflow, "return_image_base64": True}).encode()
+    async with gateway_process(own_engine, CLIENT_IDLE_SECONDS="0.5") as gateway:
+        port = gateway.http._base_url.port if gateway.http._base_url else 0
+        loop = asyncio.get_running_loop()
+        for line, headers in ANSWERS.values():
+            told = sum(entry["event"] == "client.slow" for entry in gateway.lines)
+            with socket.socket() as client:
+                client.setblocking(False)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                await loop.sock_connect(client, ("127.0.0.1", port))
+                await loop.sock_sendall(client, request(line, *headers, body=body if line.startswith(b"POST") else b""))
+                await eventually(
+                    lambda told=told: sum(entry["event"] == "client.slow" for entry in gateway.lines) > told,  # type: ignore[misc]
+                    within_s=20,
+                )
+        assert gateway.lines_of("warning", "error", "critical") == []
+
+
+async def test_a_gateway_that_ends_in_mid_body_leaves_no_folder(engine: Engine, temporary: Path) -> None:
+    async with running_gateway(engine.url) as gateway:
+        parts = urlsplit(gateway.url)
+        _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        writer.write(
+            request(b"POST /prompt_sync", form_type(), (b"Content-Length", b"9000000"))
+            + form(files=True, end=False)[:1_500_000]
+        )
+        await writer.drain()
+
+        async def folders() -> list[Any]:
+            return list(temporary.iterdir())
+
+        await until(folders, bool)
+    writer.close()
+    await nothing_is_left(temporary)
+
+
+# An object store that says nothing
+
+SILENCES = {"from the start": b"", "after the upload has begun": b"POST "}
+
+
+@asynccontextmanager
+async def silent_store(answers: bytes) -> AsyncIterator[str]:
+    """An object store that answers only requests that begin with `answers`, and is silent from then on."""
+    begun = (
+        b"<InitiateMultipartUploadResult><Bucket>renders</Bucket><Key>k</Key><UploadId>u</UploadId>"
+        b"</InitiateMultipartUploadResult>"
+    )
+    writers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if not answers or not head.startswith(answers):
+                    return
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(begun), begun))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("answers", SILENCES.values(), ids=SILENCES.keys())
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_a_silent_store_holds_nobody_beyond_the_timeout(
+    engine: Engine, answers: bytes, accept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiobotocore")
+    monkeypatch.setattr("comfyui.outputs.delivery._LAST_UPLOADS_S", 0.1)
+    monkeypatch.setattr("comfyui.outputs.stores.s3._LAST_ABORTS_S", 0.1)
+    large = {"size": 9_000_000, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "x"}
+    workflow = {"1": {"class_type": "SimulatedOutput", "inputs": large}} if answers else invert_workflow()
+    async with silent_store(answers) as url:
+        settings: dict[str, Any] = {"s3_bucket": "renders", "s3_endpoint_url": url, "s3_addressing_style": "path"}
+        keys: dict[str, Any] = {"s3_access_key_id": "a", "s3_secret_access_key": "b"}
+        async with running_gateway(engine.url, output_store="s3", **settings, **keys) as gateway:
+            loop = asyncio.get_running_loop()
+            prompt_id = str(uuid4())
+            for path, method in (("/prompt_sync", "POST"), (f"/prompt_sync/{prompt_id}", "GET")):
+                body = {"prompt": workflow, "prompt_id": prompt_id} if method == "POST" else None
+                began = loop.time()
+                async with gateway.http.request(
+                    method, f"{path}?timeout=3", json=body, headers={"Accept": accept}
+                ) as response:
+                    text = await response.text()
+                assert response.status == 200, text
+                assert loop.time() - began < 10, "the driver's own patience is minutes"
+                data = text.split("event: result\ndata: ")[-1].strip()
+                (file,) = json.loads(data)["images"]
+                assert "within the request's timeout" in file["error"]
+                assert file["url"].startswith("/view?")
+            assert gateway.app.state.deliverer._uploads._value > 0, "the next uploads have room"

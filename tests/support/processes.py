@@ -1,0 +1,101 @@
+"""The gateway as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+ROOT = Path(__file__).parents[2]
+
+
+class GatewayProcess:
+    """`python server.py` with JSON logs on a free port."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.http: aiohttp.ClientSession
+        self._news = asyncio.Condition()
+
+    async def read_log(self) -> None:
+        assert self.process.stderr
+        async for line in self.process.stderr:
+            async with self._news:
+                self.lines.append(json.loads(line))
+                self._news.notify_all()
+
+    async def logged(self, event: str) -> dict[str, Any]:
+        """The first line with this event, once it is there."""
+        async with asyncio.timeout(15), self._news:
+            await self._news.wait_for(lambda: any(event in line["event"] for line in self.lines))
+            return next(line for line in self.lines if event in line["event"])
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def lines_of(self, *levels: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line.get("level") in levels]
+
+    async def exit_status(self) -> int:
+        async with asyncio.timeout(15):
+            return await self.process.wait()
+
+    async def prompt_sync(self, workflow: dict[str, Any]) -> tuple[int, Any]:
+        async with self.http.post("/prompt_sync", json={"prompt": workflow}) as response:
+            return response.status, await response.json()
+
+
+@asynccontextmanager
+async def gateway_process(comfyui: str, **settings: str) -> AsyncIterator[GatewayProcess]:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "COMFYUI_SERVER_ADDRESS": comfyui,
+        "SERVER_HOST": "127.0.0.1",
+        "SERVER_PORT": "0",
+        "LOG_OUTPUT": "json",
+        **settings,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "server.py", cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
+    )
+    gateway = GatewayProcess(process)
+    reading = asyncio.create_task(gateway.read_log())
+    try:
+        running = await gateway.logged("Uvicorn running on")
+        url = next(word for word in running["event"].split() if word.startswith("http"))
+        async with aiohttp.ClientSession(url) as gateway.http:
+            await gateway.logged("comfyui.health")
+            yield gateway
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await reading
+
+
+@asynccontextmanager
+async def engine_process(*options: str) -> AsyncIterator[str]:
+    """The embedded engine as a process of its own; gives its address."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "comfyui.engine", "--port", "0", *options),
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        line = (await process.stdout.readline()).decode()
+        yield next(word for word in line.split() if word.startswith("http"))
+    finally:
+        process.terminate()
+        await process.wait()

@@ -1,0 +1,206 @@
+"""RunPod's HTTP API on loopback, with answers of a test's choosing. Jobs run when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Self
+
+from aiohttp import web
+
+from tests.support.running import RunningGateway, Workflow, invert_workflow, until
+
+KEY = "runpod-key-of-the-test"
+PICTURE = b"\x89PNG\r\n\x1a\nnot really"
+DATA = base64.b64encode(PICTURE).decode()
+NOWHERE = "127.0.0.1:9"
+"""Where no local ComfyUI answers."""
+
+Answer = dict[str, Any]
+
+
+class FakeEndpoint:
+    """`refusals` are what happens to ``/run``: a status that is answered instead, "cut" for a reply that is lost,
+    "late" for one that comes after half a second.
+
+    Attributes:
+        redirect: the ``Location`` of a redirect that every request is answered with; none while it is empty.
+        inputs: what was taken, by job id, in order.
+        requests: how many there were, of whatever kind.
+        runs: how often ``/run`` was asked, taken or not.
+        asked: how often ``/status`` was, by job id.
+        cancelled: ids, in order.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.refusals: deque[int | str] = deque()
+        self.accepts_key = True
+        self.redirect = ""
+        self.inputs: dict[str, Answer] = {}
+        self.jobs: dict[str, Answer] = {}
+        self.requests = 0
+        self.runs = 0
+        self.asked: dict[str, int] = {}
+        self.cancelled: list[str] = []
+        self.url = ""
+        self._port = port
+        self._news = asyncio.Condition()
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=1 << 30, middlewares=[self._counted])
+        app.add_routes(
+            [
+                web.post("/run", self._run),
+                web.get("/status/{job}", self._status),
+                web.post("/cancel/{job}", self._cancel),
+                web.get("/health", self._health),
+            ]
+        )
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    # What a test does
+
+    def settings(self, folder: Any, **more: Any) -> dict[str, Any]:
+        """Of a gateway in front of it."""
+        return {
+            "backend": "runpod",
+            "runpod_endpoint_id": "endpoint1",
+            "runpod_api_key": KEY,
+            "runpod_endpoint_url": self.url,
+            "runpod_data_dir": folder,
+            **more,
+        }
+
+    async def job(self, number: int = 1) -> str:
+        """The id of the `number`-th job that was taken, as soon as it is there."""
+        await self.until(lambda: len(self.inputs) >= number)
+        return list(self.inputs)[number - 1]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10), self._news:
+            await self._news.wait_for(condition)
+
+    async def looked(self, job: str, times: int = 2) -> None:
+        """Until the gateway has asked for its status so many times more: it has surely heard what was said before."""
+        asked = self.asked.get(job, 0)
+        await self.until(lambda: self.asked.get(job, 0) >= asked + times)
+
+    def says(self, job: str, status: str, **more: Any) -> None:
+        self.jobs[job] = {"id": job, "status": status, **more}
+
+    def complete(self, job: str, *images: Answer, outputs: Answer | None = None, **more: Any) -> None:
+        output = {"images": list(images)} | ({"outputs": outputs} if outputs is not None else {})
+        self.says(job, "COMPLETED", output=output, **more)
+
+    # What the gateway asks
+
+    @web.middleware
+    async def _counted(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        self.requests += 1
+        return await handler(request)
+
+    async def _run(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        async with self._news:
+            self.runs += 1
+            refusal = self.refusals.popleft() if self.refusals else None
+            if isinstance(refusal, int):
+                self._news.notify_all()
+                return web.Response(status=refusal, text=f"status {refusal} of the test")
+            if refused := self._refusal(request):
+                self._news.notify_all()
+                return refused
+            job = f"job-{len(self.inputs) + 1}"
+            self.inputs[job] = body["input"]
+            self.says(job, "IN_QUEUE")
+            self._news.notify_all()
+        if refusal == "late":
+            await asyncio.sleep(0.5)
+        if refusal == "cut" and request.transport is not None:
+            request.transport.abort()
+        return web.json_response({"id": job, "status": "IN_QUEUE"})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        job = request.match_info["job"]
+        async with self._news:
+            self.asked[job] = self.asked.get(job, 0) + 1
+            self._news.notify_all()
+        if refused := self._refusal(request):
+            return refused
+        return web.json_response(self.jobs[job]) if job in self.jobs else web.Response(status=404)
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        job = request.match_info["job"]
+        async with self._news:
+            self.cancelled.append(job)
+            self.says(job, "CANCELLED")
+            self._news.notify_all()
+        return web.json_response({"id": job, "status": "CANCELLED"})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return self._refusal(request) or web.json_response({"jobs": {}, "workers": {}})
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        if self.redirect:
+            return web.Response(status=307, headers={"Location": self.redirect})
+        good = self.accepts_key and request.headers.get("Authorization") == f"Bearer {KEY}"
+        return None if good else web.Response(status=401)
+
+
+def base64_image(data: str, filename: str = "a_00001_.png", **more: Any) -> Answer:
+    return {"filename": filename, "type": "base64", "data": data, **more}
+
+
+def outputs_of(*filenames: str, node_id: str = "3") -> Answer:
+    """ComfyUI's `outputs` of a node that saved these."""
+    images = [{"filename": name, "subfolder": "", "type": "output"} for name in filenames]
+    return {node_id: {"images": images}}
+
+
+def loading_workflow(name: str) -> Workflow:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test"}},
+    }
+
+
+async def history(gateway: RunningGateway, prompt_id: str) -> dict[str, Any]:
+    """The entry, as soon as there is one."""
+
+    async def ask() -> dict[str, Any]:
+        async with gateway.http.get(f"/history/{prompt_id}") as response:
+            return dict(await response.json())
+
+    entry: dict[str, Any] = (await until(ask, bool))[prompt_id]
+    return entry
+
+
+async def submit(gateway: RunningGateway, workflow: dict[str, Any] | None = None, **fields: Any) -> str:
+    """`POST /prompt`, as a frontend does; the prompt's id."""
+    async with gateway.http.post("/prompt", json={"prompt": workflow or invert_workflow(), **fields}) as response:
+        assert response.status == 200, await response.text()
+        return str((await response.json())["prompt_id"])
+
+
+async def get(gateway: RunningGateway, path: str) -> tuple[int, Any]:
+    async with gateway.http.get(path) as response:
+        return response.status, await response.json(content_type=None)
+
+
+def error_of(entry: dict[str, Any]) -> str:
+    assert entry["status"]["status_str"] == "error"
+    return str(dict(entry["status"]["messages"])["execution_error"]["exception_message"])

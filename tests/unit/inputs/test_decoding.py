@@ -1,0 +1,57 @@
+"""A long input is decoded in pieces, and gives what it gives in one."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from comfyui.exceptions import ComfyUIInputError
+from comfyui.inputs import decoding
+from comfyui.inputs.content import Content
+
+MAX = 10_000
+pieces = st.lists(
+    st.sampled_from(
+        ["A", "b", "9", "+", "/", "-", "_", "=", "==", " ", "\n", "%", "%4", "%41", "%2B", "é", ",", "AAAA"]
+    ),
+    max_size=30,
+).map("".join)
+
+
+def outcome(text: str) -> Content | str:
+    try:
+        return decoding.decode(text, max_bytes=MAX)
+    except ComfyUIInputError as error:
+        return error.detail
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=600, deadline=None)
+@given(prefix=st.sampled_from(["", "data:,", "data:image/png;base64,"]), text=pieces, step=st.sampled_from([4, 8, 12]))
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, prefix: str, text: str, step: int) -> None:
+    whole = outcome(prefix + text)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "_PIECE", step)
+        in_pieces = outcome(prefix + text)
+    if isinstance(whole, str) and "'+' was lost" in whole:
+        assert isinstance(in_pieces, str)  # how likely that is, is judged by the first piece
+    else:
+        assert in_pieces == whole or (isinstance(in_pieces, str) and isinstance(whole, str))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.binary(min_size=1, max_size=3_000), wrap=st.booleans())
+def test_what_was_encoded_comes_back(data: bytes, wrap: bool) -> None:
+    text = (base64.encodebytes(data) if wrap else base64.b64encode(data)).decode()
+    found = outcome(text)
+    assert isinstance(found, str) or found.source == data
+    if data.lstrip()[:1] != b"<":
+        assert not isinstance(found, str)
+
+
+def test_a_data_uri_without_a_comma_is_no_long_search() -> None:
+    assert not decoding.is_data_uri("data:" + "a" * 5_000)
+    assert not decoding.is_data_uri(" " * 5_000 + "data:,x")
+    assert decoding.is_data_uri("  data:image/png;base64,aaaa")
