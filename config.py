@@ -1,23 +1,41 @@
-"""`Settings`: every setting of the gateway, typed, one line of meaning each. No I/O but the environment and `.env`."""
+"""`Settings`: every setting of the gateway, typed, one line of meaning each, and the options that they become."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from comfyui.access import parse_headers, parse_verify
+from comfyui.access import ServerAccess, parse_headers, parse_verify, tls_context
 from comfyui.client import parse_server_address
+from comfyui.executors.comfyui import RunnerOptions
+from comfyui.handler import HandlerOptions
+from comfyui.limits import Limits
+from comfyui.outputs.images import ConversionLimits
+from comfyui.outputs.stores.s3 import S3Store, s3_store
+from comfyui.warmup import load_workflow
+from comfyui.web.comfyui.proxy import RelayOptions
+from comfyui.web.front.deps import WebOptions
 from comfyui.web.front.forwarded import DEFAULT_PROXIES, parse_proxies
-from comfyui.web.front.hosts import parse_hosts
-from comfyui.web.front.paths import DEFAULT_DENY, ProxyMode
+from comfyui.web.front.hosts import KnownHosts, parse_hosts
+from comfyui.web.front.paths import DEFAULT_DENY, PathRules, ProxyMode
 from comfyui.web.server.listening import parse_listen
+from comfyui.web.server.request_head import HeadLimits
+
+if TYPE_CHECKING:
+    from comfyui.runpod.bridge import RunPodOptions
+
+_MB = 1_000_000
+# For one client of RunPod's bridge, which is the gateway's own relay: it reads all the time.
+_BRIDGE_SOCKET_BYTES = 16 * _MB
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -365,6 +383,140 @@ class Settings(BaseSettings):
         if self.default_timeout > self.max_timeout:
             raise ValueError(f"DEFAULT_TIMEOUT ({self.default_timeout:g}) is above MAX_TIMEOUT ({self.max_timeout:g})")
         return self
+
+    @property
+    def max_request_body_bytes(self) -> int:
+        return int(self.max_request_body_mb * _MB)
+
+    @property
+    def max_buffered_bytes(self) -> int:
+        return int(self.max_buffered_mb * _MB)
+
+    @property
+    def max_multipart_bytes(self) -> int:
+        return int(self.max_multipart_mb * _MB)
+
+    @property
+    def max_input_bytes(self) -> int:
+        return int(self.max_input_mb * _MB)
+
+    @property
+    def shown_addresses(self) -> list[str]:
+        """The addresses of ComfyUI as a log may show them: without user and password."""
+        return [str(parse_server_address(address).with_user(None)) for address in self.comfyui_server_address]
+
+    def limits(self) -> Limits:
+        return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
+
+    def web_options(self) -> WebOptions:
+        return WebOptions(
+            default_timeout_s=self.default_timeout,
+            max_timeout_s=self.max_timeout,
+            max_body_bytes=self.max_request_body_bytes,
+            max_input_bytes=self.max_input_bytes,
+            limits=self.limits(),
+        )
+
+    def handler_options(self) -> HandlerOptions:
+        return HandlerOptions(
+            max_timeout_s=self.max_timeout,
+            max_concurrent_requests=self.max_concurrent_requests,
+            cancel_on_timeout=self.cancel_on_timeout,
+            cancel_on_disconnect=self.cancel_on_disconnect,
+            cancel_on_shutdown=self.cancel_on_shutdown,
+            limits=self.limits(),
+            runner=RunnerOptions(
+                submission_retries=self.http_retries,
+                lost_prompt_retries=self.lost_prompt_retries,
+                oom_retries=self.oom_retries,
+                preflight=self.preflight,
+                limits=self.limits(),
+                remote=self.backend == "runpod",
+            ),
+        )
+
+    def conversion_limits(self) -> ConversionLimits:
+        return ConversionLimits(
+            max_pixels=int(self.convert_max_megapixels * 1_000_000),
+            at_once=self.convert_at_once,
+            max_memory=int(self.convert_memory_mb * _MB),
+        )
+
+    def relay_options(self) -> RelayOptions:
+        return RelayOptions(
+            rules=PathRules(self.proxy_mode, self.proxy_deny),
+            timeout_s=self.proxy_timeout,
+            max_upload_bytes=int(self.max_upload_mb * _MB) or None,
+            socket_buffer_bytes=int(self.websocket_buffer_mb * _MB),
+            socket_idle_s=self.client_idle_seconds,
+            public_url=self.public_url,
+        )
+
+    def head_limits(self) -> HeadLimits:
+        return HeadLimits(
+            max_bytes=int(self.max_header_kb * 1000), max_fields=self.max_header_fields, seconds=self.header_seconds
+        )
+
+    def known_hosts(self) -> KnownHosts:
+        """The names by which the gateway may be called; PUBLIC_URL's own is one of them."""
+        public = urlsplit(self.public_url).hostname
+        return KnownHosts([*self.allowed_hosts, *([public] if public else [])])
+
+    def runpod_options(self) -> RunPodOptions | None:
+        """How to reach RunPod; None where prompts run on ComfyUI."""
+        if self.backend != "runpod" or self.runpod_api_key is None:
+            return None
+        # The bridge's server and database are nothing that other gateways should load.
+        from comfyui.runpod.bridge import RunPodOptions
+
+        return RunPodOptions(
+            endpoint_id=self.runpod_endpoint_id,
+            api_key=self.runpod_api_key,
+            data_dir=self.runpod_data_dir,
+            local_address=self.comfyui_server_address[0],
+            endpoint_url=self.runpod_endpoint_url,
+            url_allow=self.input_url_allow,
+            data_days=self.runpod_data_days,
+            socket_buffer_bytes=min(int(self.websocket_buffer_mb * _MB), _BRIDGE_SOCKET_BYTES),
+        )
+
+    def accesses(self) -> dict[str, ServerAccess]:
+        """What each address of ComfyUI is sent, and how its certificate is checked.
+
+        Raises:
+            SettingsError: a file that COMFYUI_TLS_VERIFY names cannot be used.
+        """
+        addresses = self.comfyui_server_address
+        headers = parse_headers(self.comfyui_headers.get_secret_value() if self.comfyui_headers else "", addresses)
+        verify = parse_verify(self.comfyui_tls_verify, addresses)
+        try:
+            return {address: ServerAccess(headers[address], tls_context(verify[address])) for address in addresses}
+        except ValueError as error:
+            raise SettingsError(f"COMFYUI_TLS_VERIFY: {error}") from error
+
+    def warmup_prompt(self) -> dict[str, Any] | None:
+        """The workflow of the file that WARMUP_WORKFLOW names; None where it is not set.
+
+        Raises:
+            SettingsError: the file cannot be read, or has no workflow in API format.
+        """
+        try:
+            return load_workflow(self.warmup_workflow) if self.warmup_workflow else None
+        except ValueError as error:
+            raise SettingsError(f"WARMUP_WORKFLOW: {error}") from error
+
+    def object_store(self) -> S3Store | None:
+        """The store for output files, not opened; None without S3_BUCKET.
+
+        Raises:
+            SettingsError: the store's driver is not installed, or the bucket cannot be used.
+        """
+        if self.s3_bucket and find_spec("aiobotocore") is None:
+            raise SettingsError("S3_BUCKET: object storage needs the extra: pip install 'comfyui-gateway[s3]'")
+        try:
+            return s3_store(self, self.s3_allowed_buckets)
+        except ValueError as error:
+            raise SettingsError(f"S3_BUCKET: {error}") from error
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

@@ -11,7 +11,6 @@ gc.disable()
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
@@ -22,52 +21,44 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from importlib.util import find_spec
 from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from comfyui.access import ServerAccess, parse_headers, parse_verify, tls_context
-from comfyui.client import ComfyUIClient, parse_server_address
+from comfyui.access import ServerAccess
+from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError
-from comfyui.executors.comfyui import RunnerOptions
 from comfyui.executors.quarantine import Quarantine
-from comfyui.handler import ComfyUIHandler, HandlerOptions
+from comfyui.handler import ComfyUIHandler
 from comfyui.inputs.staging import InputStager
-from comfyui.limits import Limits
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
-from comfyui.outputs.images import ConversionLimits, ImageConverter
-from comfyui.outputs.stores.s3 import S3Store, s3_store
+from comfyui.outputs.images import ImageConverter
+from comfyui.outputs.stores.s3 import S3Store
 from comfyui.servers.backends import BackendPool
 from comfyui.servers.idle import freeing_when_idle
-from comfyui.warmup import load_workflow, warming_up
+from comfyui.warmup import warming_up
 from comfyui.web.api import ops, tickets, workflows
 from comfyui.web.api import prompt_sync as api
 from comfyui.web.api.shortcut import PromptShortcut
 from comfyui.web.comfyui import prompt
-from comfyui.web.comfyui.proxy import Relay, RelayOptions
+from comfyui.web.comfyui.proxy import Relay
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.front.auth import Guard
-from comfyui.web.front.deps import WebOptions
 from comfyui.web.front.errors import install_error_handlers
 from comfyui.web.front.forwarded import TrustedProxies
-from comfyui.web.front.hosts import KnownHosts
 from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.middleware import BodyLimit, RequestContext, SlowClients, StalledClientError
 from comfyui.web.front.origins import Origins
-from comfyui.web.front.paths import PathRules
 from comfyui.web.front.tickets import Tickets
 from comfyui.web.server.connections import Connections, connections_within, raise_descriptor_limit
 from comfyui.web.server.http import ServerHttp, cut_off, splicing
 from comfyui.web.server.listening import bind, is_loopback, url_of
-from comfyui.web.server.request_head import HeadLimits
 from comfyui.web.server.socket import ServerSocket
 from config import Settings, SettingsError, load_settings
 
@@ -75,9 +66,6 @@ if _collecting and __name__ != "__main__":  # there `_relieve_the_collector` doe
     gc.enable()
 
 _log = structlog.get_logger("gateway")
-_MB = 1_000_000
-# For one client of RunPod's bridge, which is the gateway's own relay: it reads all the time.
-_BRIDGE_SOCKET_BYTES = 16 * _MB
 # Objects made and not freed by themselves, about 30 requests' worth; Python's own figure is a few hundred.
 _COLLECT_AFTER = 10_000
 # After the grace, for answers that are on their way to slow clients.
@@ -102,16 +90,10 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.accesses = _accesses(settings)
-    app.state.warmup = _warmup_workflow(settings)
-    app.state.store = _object_store(settings)
-    app.state.web_options = WebOptions(
-        default_timeout_s=settings.default_timeout,
-        max_timeout_s=settings.max_timeout,
-        max_body_bytes=int(settings.max_request_body_mb * _MB),
-        max_input_bytes=int(settings.max_input_mb * _MB),
-        limits=_limits(settings),
-    )
+    app.state.accesses = settings.accesses()
+    app.state.warmup = settings.warmup_prompt()
+    app.state.store = settings.object_store()
+    app.state.web_options = settings.web_options()
     app.include_router(api.router)
     app.include_router(prompt.router)
     app.include_router(workflows.router)
@@ -120,12 +102,12 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     install_error_handlers(app)
     endpoints = BodyLimit(
         PromptShortcut(app.endpoints),
-        max_bytes=int(settings.max_request_body_mb * _MB),
-        max_total_bytes=int(settings.max_buffered_mb * _MB),
-        max_form_bytes=int(settings.max_multipart_mb * _MB),
+        max_bytes=settings.max_request_body_bytes,
+        max_total_bytes=settings.max_buffered_bytes,
+        max_form_bytes=settings.max_multipart_bytes,
         metrics=metrics,
     )
-    relay = Relay(endpoints, lambda: app.state.upstreams, _relay_options(settings), metrics)
+    relay = Relay(endpoints, lambda: app.state.upstreams, settings.relay_options(), metrics)
     keys = KeyRing([key.get_secret_value() for key in settings.api_keys], session_s=settings.login_hours * 3600)
     app.state.keys = keys
     app.state.tickets = Tickets(keys, public_url=settings.public_url)
@@ -133,7 +115,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
         relay,
         keys,
         Origins(frozenset(settings.cors_allow_origins)),
-        KnownHosts([*settings.allowed_hosts, *_public_host(settings)]),
+        settings.known_hosts(),
         metrics,
         tickets=app.state.tickets,
     )
@@ -171,8 +153,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = await stack.enter_async_context(_backends(settings, metrics, app.state.accesses))
         stager = await stack.enter_async_context(
             InputStager(
-                max_bytes=int(settings.max_input_mb * _MB),
-                limits=_limits(settings),
+                max_bytes=settings.max_input_bytes,
+                limits=settings.limits(),
                 url_allow=settings.input_url_allow,
                 url_timeout_s=settings.input_url_timeout,
             )
@@ -181,7 +163,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             ComfyUIHandler(
                 pool,
                 stager,
-                _handler_options(settings),
+                settings.handler_options(),
                 metrics=metrics,
                 quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
             )
@@ -194,7 +176,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await stack.enter_async_context(store)
         app.state.deliverer = Deliverer(
             handler.open_file,
-            ImageConverter(_conversion_limits(settings)),
+            ImageConverter(settings.conversion_limits()),
             store,
             store_by_default=settings.output_store == "s3",
             public_url=settings.public_url,
@@ -205,19 +187,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await stack.enter_async_context(warming_up(handler, app.state.warmup, timeout_s=settings.max_timeout))
         with _drain_on_signal(handler, settings.shutdown_grace_seconds, functools.partial(_leave_for_connections, app)):
             yield
-
-
-def _accesses(settings: Settings) -> dict[str, ServerAccess]:
-    addresses = settings.comfyui_server_address
-    headers = parse_headers(settings.comfyui_headers.get_secret_value() if settings.comfyui_headers else "", addresses)
-    try:
-        tls = {
-            address: tls_context(verify)
-            for address, verify in parse_verify(settings.comfyui_tls_verify, addresses).items()
-        }
-    except ValueError as error:
-        raise SettingsError(f"COMFYUI_TLS_VERIFY: {error}") from error
-    return {address: ServerAccess(headers[address], tls[address]) for address in addresses}
 
 
 def _backends(
@@ -231,90 +200,16 @@ def _backends(
         poll_interval_s=settings.poll_interval,
         metrics=metrics,
     )
-    if settings.backend == "runpod" and settings.runpod_api_key is not None:
+    if (options := settings.runpod_options()) is not None:
         # Its server and database are nothing that other gateways should load.
-        from comfyui.runpod.bridge import RunPodOptions
         from comfyui.runpod.pool import runpod_pool
 
-        options = RunPodOptions(
-            endpoint_id=settings.runpod_endpoint_id,
-            api_key=settings.runpod_api_key,
-            data_dir=settings.runpod_data_dir,
-            local_address=settings.comfyui_server_address[0],
-            endpoint_url=settings.runpod_endpoint_url,
-            url_allow=settings.input_url_allow,
-            data_days=settings.runpod_data_days,
-            socket_buffer_bytes=min(int(settings.websocket_buffer_mb * _MB), _BRIDGE_SOCKET_BYTES),
-        )
         return runpod_pool(options, connect, metrics)
     return connect(
         settings.comfyui_server_address,
         stalled_after_s=settings.stalled_after,
         silent_after_s=settings.silent_after,
         dead_after_s=settings.dead_after,
-    )
-
-
-def _warmup_workflow(settings: Settings) -> dict[str, Any] | None:
-    try:
-        return load_workflow(settings.warmup_workflow) if settings.warmup_workflow else None
-    except ValueError as error:
-        raise SettingsError(f"WARMUP_WORKFLOW: {error}") from error
-
-
-def _object_store(settings: Settings) -> S3Store | None:
-    if settings.s3_bucket and find_spec("aiobotocore") is None:
-        raise SettingsError("S3_BUCKET: object storage needs the extra: pip install 'comfyui-gateway[s3]'")
-    try:
-        return s3_store(settings, settings.s3_allowed_buckets)
-    except ValueError as error:
-        raise SettingsError(f"S3_BUCKET: {error}") from error
-
-
-def _conversion_limits(settings: Settings) -> ConversionLimits:
-    return ConversionLimits(
-        max_pixels=int(settings.convert_max_megapixels * 1_000_000),
-        at_once=settings.convert_at_once,
-        max_memory=int(settings.convert_memory_mb * _MB),
-    )
-
-
-def _limits(settings: Settings) -> Limits:
-    return Limits(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Limits)})
-
-
-def _handler_options(settings: Settings) -> HandlerOptions:
-    return HandlerOptions(
-        max_timeout_s=settings.max_timeout,
-        max_concurrent_requests=settings.max_concurrent_requests,
-        cancel_on_timeout=settings.cancel_on_timeout,
-        cancel_on_disconnect=settings.cancel_on_disconnect,
-        cancel_on_shutdown=settings.cancel_on_shutdown,
-        limits=_limits(settings),
-        runner=RunnerOptions(
-            submission_retries=settings.http_retries,
-            lost_prompt_retries=settings.lost_prompt_retries,
-            oom_retries=settings.oom_retries,
-            preflight=settings.preflight,
-            limits=_limits(settings),
-            remote=settings.backend == "runpod",
-        ),
-    )
-
-
-def _public_host(settings: Settings) -> list[str]:
-    host = urlsplit(settings.public_url).hostname
-    return [host] if host else []
-
-
-def _relay_options(settings: Settings) -> RelayOptions:
-    return RelayOptions(
-        rules=PathRules(settings.proxy_mode, settings.proxy_deny),
-        timeout_s=settings.proxy_timeout,
-        max_upload_bytes=int(settings.max_upload_mb * _MB) or None,
-        socket_buffer_bytes=int(settings.websocket_buffer_mb * _MB),
-        socket_idle_s=settings.client_idle_seconds,
-        public_url=settings.public_url,
     )
 
 
@@ -401,11 +296,7 @@ def relaying(
     settings: Settings, metrics: Metrics | None = None, connections: Connections | None = None
 ) -> dict[str, Any]:
     """`RELAYING` with what the settings say of connections, and what counts them."""
-    limits = HeadLimits(
-        max_bytes=int(settings.max_header_kb * 1000),
-        max_fields=settings.max_header_fields,
-        seconds=settings.header_seconds,
-    )
+    limits = settings.head_limits()
     return RELAYING | {
         "http": functools.partial(ServerHttp, head_limits=limits, connections=connections, metrics=metrics)
     }
@@ -446,7 +337,7 @@ async def _serve(settings: Settings) -> None:
     runpod = settings.runpod_endpoint_id if settings.backend == "runpod" else None
     _log.info(
         "gateway.starting",
-        comfyui=_without_passwords(settings),
+        comfyui=settings.shown_addresses,
         runpod=runpod,
         keys=app.state.keys.shown_names() or None,
         version=ops.VERSION,
@@ -469,15 +360,10 @@ def _relieve_the_collector() -> None:
     gc.enable()
 
 
-def _without_passwords(settings: Settings) -> list[str]:
-    """The addresses as they may stand in a log."""
-    return [str(parse_server_address(address).with_user(None)) for address in settings.comfyui_server_address]
-
-
 @asynccontextmanager
 async def _fallback_engine(settings: Settings) -> AsyncIterator[Settings]:
     """`settings` as they are where a ComfyUI answers; else pointed at an embedded engine that is started for them."""
-    accesses = _accesses(settings)
+    accesses = settings.accesses()
     for address in settings.comfyui_server_address:
         async with ComfyUIClient(address, timeout_s=3, retries=0, access=accesses[address]) as client:
             with contextlib.suppress(ComfyUIError):
@@ -495,7 +381,7 @@ async def _fallback_engine(settings: Settings) -> AsyncIterator[Settings]:
             raise SettingsError("the embedded engine did not start; its output stands above")
         _log.warning(
             "engine.embedded",
-            detail=f"no ComfyUI answers at {', '.join(_without_passwords(settings))}: using {line}",
+            detail=f"no ComfyUI answers at {', '.join(settings.shown_addresses)}: using {line}",
         )
         yield settings.model_copy(
             update={"comfyui_server_address": (match[0],), "comfyui_headers": None, "comfyui_tls_verify": "true"}
