@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from comfyui.access import ServerAccess, parse_headers, parse_verify, tls_context
-from comfyui.client import parse_server_address
+from comfyui.address import ServerAccess, parse_headers, parse_server_address, parse_verify, tls_context
 from comfyui.executors.comfyui import RunnerOptions
 from comfyui.handler import HandlerOptions
 from comfyui.limits import Limits
@@ -403,7 +402,7 @@ class Settings(BaseSettings):
     @property
     def shown_addresses(self) -> list[str]:
         """The addresses of ComfyUI as a log may show them: without user and password."""
-        return [str(parse_server_address(address).with_user(None)) for address in self.comfyui_server_address]
+        return [str(parse_server_address(address).url) for address in self.comfyui_server_address]
 
     def limits(self) -> Limits:
         return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})

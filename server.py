@@ -29,7 +29,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from comfyui.access import ServerAccess
+from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError
 from comfyui.executors.quarantine import Quarantine

@@ -19,10 +19,9 @@ from urllib.parse import quote
 import aiohttp
 import structlog
 from aiohttp.hdrs import CONTENT_DISPOSITION
-from yarl import URL
 
 from comfyui import jsonio, replies
-from comfyui.access import ServerAccess
+from comfyui.address import ServerAccess, parse_server_address
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUICredentialsError,
@@ -90,17 +89,6 @@ class View:
         return cast("AsyncIterator[bytes]", self.pieces)
 
 
-def parse_server_address(address: str) -> URL:
-    """``host``, ``host:port`` or a URL as a base URL without a trailing slash; raises ValueError with the reason."""
-    text = address.strip()
-    url = URL(text if "://" in text else f"http://{text}")
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise ValueError(f"{address!r} is neither host:port nor an http(s) URL")
-    if "://" not in text and url.explicit_port is None:
-        url = url.with_port(8188)
-    return url.with_path(url.path.rstrip("/"))
-
-
 class ComfyUIClient:
     """One ComfyUI server. Open it with ``async with``; it owns its session and closes it.
 
@@ -124,16 +112,15 @@ class ComfyUIClient:
         name: str = "",
         access: ServerAccess | None = None,
     ) -> None:
-        url = parse_server_address(address)
+        server = parse_server_address(address)
         access = access or ServerAccess()
         self.credentials = {name.title(): value for name, value in access.headers.items()}
         """Headers that the server asks for: those of `access`, and the address's user and password."""
-        if url.user and "Authorization" not in self.credentials:
-            self.credentials["Authorization"] = aiohttp.encode_basic_auth(url.user, url.password or "")
+        if server.authorization:
+            self.credentials.setdefault("Authorization", server.authorization)
         self.tls = access.tls
-        self.base_url = url.with_user(None)
-        # With its path: two servers behind one proxy are two servers.
-        self.name = name or f"{self.base_url.host}:{self.base_url.port}{self.base_url.path.rstrip('/')}"
+        self.base_url = server.url
+        self.name = name or server.name
         self._timeout_s = timeout_s
         self._retries = retries
         self._lean = lean

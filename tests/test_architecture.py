@@ -67,7 +67,7 @@ ONLY_IN = {
         "comfyui/engine/",
         "comfyui/sdk/",
         "comfyui/outputs/pictures.py",
-        "comfyui/access.py",
+        "comfyui/address.py",
     ),
 }
 

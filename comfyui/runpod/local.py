@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from comfyui import jsonio
-from comfyui.client import parse_server_address
+from comfyui.address import parse_server_address
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, error_body_of
 from comfyui.replies import object_info
 
@@ -56,10 +56,10 @@ class LocalComfyUI:
     """
 
     def __init__(self, address: str) -> None:
-        url = parse_server_address(address)
-        self._authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else None
-        self._base_url = url.with_user(None)
-        self.name = f"{self._base_url.host}:{self._base_url.port}"
+        server = parse_server_address(address)
+        self._authorization = server.authorization
+        self._base_url = server.url
+        self.name = server.name
         self.reachable = False
         self.on_change: Callable[[], None] = lambda: None
         self._session: aiohttp.ClientSession | None = None

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 
 import structlog
 
-from comfyui.access import ServerAccess
+from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.exceptions import (
     ComfyUIConnectionError,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from comfyui.client import parse_server_address
+from comfyui.address import parse_server_address
 from comfyui.outputs.stores.s3 import MAX_PRESIGN_SECONDS, S3Store, s3_store
 from comfyui.workers.base import WorkerOptions
 from comfyui.workers.cleanup import CleanupOptions

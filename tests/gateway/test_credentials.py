@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from comfyui.access import ServerAccess
+from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
 from comfyui.exceptions import ComfyUIConnectionError

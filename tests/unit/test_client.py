@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
-from comfyui.client import ComfyUIClient, backoff_s, parse_server_address
+from comfyui.client import ComfyUIClient, backoff_s
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUINotFoundError,
@@ -129,25 +129,6 @@ async def test_a_cancelled_call_stays_cancelled(client: ComfyUIClient, upstream:
     upstream.get(f"{URL}/history/x", exception=asyncio.CancelledError())
     with pytest.raises(asyncio.CancelledError):
         await client.get_history("x")
-
-
-@pytest.mark.parametrize(
-    ("address", "url"),
-    [
-        ("127.0.0.1", "http://127.0.0.1:8188"),
-        ("comfy:9000", "http://comfy:9000"),
-        ("https://comfy.example/", "https://comfy.example"),
-        ("http://u:p@comfy:1/base/", "http://u:p@comfy:1/base"),
-    ],
-)
-def test_addresses(address: str, url: str) -> None:
-    assert str(parse_server_address(address)).rstrip("/") == url
-
-
-@pytest.mark.parametrize("address", ["", "ftp://x", "http://", "://x"])
-def test_bad_addresses(address: str) -> None:
-    with pytest.raises(ValueError, match="neither host:port nor"):
-        parse_server_address(address)
 
 
 def test_back_off_doubles_to_its_limit_with_jitter() -> None:

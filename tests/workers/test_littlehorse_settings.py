@@ -157,7 +157,7 @@ def test_every_setting_and_failure_stands_in_the_docs() -> None:
     root = Path(__file__).parents[2]
     page = (root / "docs" / "littlehorse.md").read_text()
     assert [name for name in LittleHorseSettings.model_fields if f"`{name.upper()}`" not in page] == []
-    code = (root / "comfyui" / "workers" / "littlehorse_worker.py").read_text()
+    code = (root / "comfyui" / "workers" / "littlehorse" / "worker.py").read_text()
     named = set(re.findall(r'": "([a-z]+-[a-z-]+|cancelled)"|LHTaskException\("([a-z-]+)"|name = "([a-z-]+)"', code))
     names = {name for groups in named for name in groups if name}
     assert len(names) == 7

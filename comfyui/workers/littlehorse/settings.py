@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from comfyui.client import parse_server_address
+from comfyui.address import parse_server_address
 from comfyui.workers.base import WorkerOptions
 from comfyui.workers.settings import CommonWorkerSettings
 
@@ -88,6 +88,6 @@ class LittleHorseSettings(CommonWorkerSettings):
 
 def server_of(host: str) -> dict[str, str]:
     """``host``, ``host:port`` or ``[v6]:port`` as the SDK's settings; raises ValueError."""
-    url = parse_server_address(host)
+    url = parse_server_address(host).url
     port = {"LHC_API_PORT": str(url.port)} if f"{url.host}" and host.rstrip("/").endswith(f":{url.port}") else {}
     return {"LHC_API_HOST": str(url.host), **port}

@@ -1,4 +1,4 @@
-"""How a ComfyUI server is spoken to: headers that it asks for, and whose certificates it may show."""
+"""How a ComfyUI server is addressed: where it is, which headers it asks for, and whose certificates it may show."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+from yarl import URL
+
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]+")
 # They say how a request is framed, where it goes, and who asks: that is the client's and the relay's business.
@@ -19,6 +22,38 @@ _NOT_OURS = re.compile(
     re.IGNORECASE,
 )
 _ALL = "*"
+# ComfyUI's own default.
+_PORT = 8188
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where a server is.
+
+    Attributes:
+        url: its base, without a user and without a slash at the end.
+        authorization: the header's value for the user and password of the address; "" when it has none. Secret.
+    """
+
+    url: URL
+    authorization: str = field(default="", repr=False)
+
+    @property
+    def name(self) -> str:
+        """What logs and metrics call the server: with its path, since two servers may stand behind one proxy."""
+        return f"{self.url.host}:{self.url.port}{self.url.path.rstrip('/')}"
+
+
+def parse_server_address(address: str) -> ServerAddress:
+    """``host``, ``host:port`` or a URL, perhaps with a user and password. Raises ValueError with the reason."""
+    text = address.strip()
+    url = URL(text if "://" in text else f"http://{text}")
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(f"{address!r} is neither host:port nor an http(s) URL")
+    if "://" not in text and url.explicit_port is None:
+        url = url.with_port(_PORT)
+    authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else ""
+    return ServerAddress(url.with_user(None).with_path(url.path.rstrip("/")), authorization)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,35 @@
+"""Where a server is, out of what a setting says."""
+
+from __future__ import annotations
+
+import pytest
+
+from comfyui.address import parse_server_address
+
+
+@pytest.mark.parametrize(
+    ("address", "url", "name"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8188", "127.0.0.1:8188"),
+        ("comfy:9000", "http://comfy:9000", "comfy:9000"),
+        (" [::1]:9000 ", "http://[::1]:9000", "::1:9000"),
+        ("https://comfy.example/", "https://comfy.example", "comfy.example:443"),
+        ("http://u:p@comfy:1/base/", "http://comfy:1/base", "comfy:1/base"),
+    ],
+)
+def test_an_address_has_a_base_url_and_a_name(address: str, url: str, name: str) -> None:
+    server = parse_server_address(address)
+    assert (str(server.url).rstrip("/"), server.name) == (url, name)
+
+
+def test_the_password_of_an_address_is_in_its_header_and_in_no_text() -> None:
+    server = parse_server_address("http://user:s3cret@comfy:1")
+    assert server.authorization == "Basic dXNlcjpzM2NyZXQ="
+    assert "s3cret" not in f"{server}"
+    assert server.authorization not in f"{server}"
+
+
+@pytest.mark.parametrize("address", ["", "ftp://x", "http://", "://x"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="neither host:port nor"):
+        parse_server_address(address)
