@@ -40,8 +40,8 @@ from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
 from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.s3 import S3Store
-from comfyui.servers.backends import BackendPool
 from comfyui.servers.idle import freeing_when_idle
+from comfyui.servers.pool import BackendPool
 from comfyui.warmup import warming_up
 from comfyui.web.api import ops, tickets, workflows
 from comfyui.web.api import prompt_sync as api

@@ -41,7 +41,8 @@ from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.replies import QueueItem
-from comfyui.servers.backends import CHOICE_PATIENCE_S, Backend, BackendPool
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 from comfyui.transport.drivers import RawReply
 from comfyui.workflows.api_format import check_api_format
 

@@ -37,7 +37,6 @@ LONG = {
     "comfyui/executors/comfyui.py": "one prompt's way through every fault, with one state",
     "comfyui/sdk/client.py": "one method for each call, and nothing else",
     "comfyui/sdk/command_line.py": "one function for each command",
-    "comfyui/servers/backends.py": "to be cut: a server and the choice among servers",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",
     "comfyui/web/server/http.py": "uvicorn's protocol class, which we change in many small places",
     "comfyui/workers/base.py": "to be cut: ids, replies and the process are three things",

@@ -10,7 +10,7 @@ from comfyui.inputs.staging import brought_inputs
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import in_thread
-from comfyui.servers.backends import Backend
+from comfyui.servers.backend import Backend
 from comfyui.workflows.api_format import upload_inputs
 from comfyui.workflows.preflight import Problem, preflight
 

@@ -12,7 +12,6 @@ What is tried again, and why that is safe:
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -46,7 +45,8 @@ from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
 from comfyui.offload import offloaded
 from comfyui.outputs.history import cached_nodes, executing_s, files_of, raise_if_failed
 from comfyui.replies import JSON, HistoryEntry, QueueItem, flat_node_errors
-from comfyui.servers.backends import CHOICE_PATIENCE_S, Backend, BackendPool
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 from comfyui.servers.watcher import Watch
 from comfyui.workflows.api_format import defeat_cache, upload_inputs
 from comfyui.workflows.preflight import refusal
@@ -143,8 +143,6 @@ class PromptRunner:
         self._options = options
         self._metrics = metrics
         self._log = structlog.get_logger(__name__)
-        for backend in pool.backends:
-            backend.on_connected = functools.partial(stager.forget, backend.client)
 
     async def run(self, run: PromptRun) -> PromptResult:
         """From the request, or from what ComfyUI has of the prompt already, to the result.
@@ -357,7 +355,7 @@ class PromptRunner:
         widgets = await offloaded(request.size, upload_inputs, prompt, await backend.object_info())
         if prompt is not request.prompt:
             request = request.model_copy(update={"prompt": dict(prompt)})
-        return await self._stager.stage(backend.client, request, widgets, run.files.paths if run.files else None)
+        return await self._stager.stage(backend, request, widgets, run.files.paths if run.files else None)
 
     # Exactly one submission
 

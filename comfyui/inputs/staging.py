@@ -36,6 +36,7 @@ from comfyui.inputs.fetch import UrlFetcher
 from comfyui.limits import DEFAULT_LIMITS, Limits, over
 from comfyui.models import InputFile, PromptRequest
 from comfyui.offload import ON_LOOP_BYTES, offloaded
+from comfyui.servers.backend import Backend
 from comfyui.workflows.api_format import LONGEST_PATH, texts_in
 
 _FOLDER = "gateway"
@@ -82,6 +83,14 @@ class _Placed:
     plain: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a server was given since it was connected, by our name of the content: ComfyUI's name of the file."""
+
+    generation: int
+    names: OrderedDict[str, str] = field(default_factory=OrderedDict)
+
+
 class InputStager:
     """Places inputs in ComfyUI. One per gateway; open it with ``async with``, it owns the session for URLs.
 
@@ -105,7 +114,7 @@ class InputStager:
         self._max_bytes = max_bytes
         self._limits = limits
         self._fetcher = UrlFetcher(max_bytes=max_bytes, allow=url_allow, timeout_s=url_timeout_s, resolver=resolver)
-        self._stored: WeakKeyDictionary[ComfyUIClient, OrderedDict[str, str]] = WeakKeyDictionary()
+        self._stored: WeakKeyDictionary[Backend, _Stored] = WeakKeyDictionary()
         self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
@@ -117,12 +126,12 @@ class InputStager:
 
     async def stage(
         self,
-        client: ComfyUIClient,
+        server: Backend,
         request: PromptRequest,
         upload_inputs: Sequence[tuple[str, str]] = (),
         files: Mapping[str, Path] | None = None,
     ) -> Mapping[str, Any]:
-        """Place every input of `request` on the server of `client`.
+        """Place every input of `request` on the server.
 
         Args:
             upload_inputs: the ``(node id, input name)`` of this workflow whose widget uploads a file; data URIs and
@@ -145,7 +154,7 @@ class InputStager:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._place(client, item, slots), name=f"stage {item.where}") for item in items
+                    group.create_task(self._place(server, item, slots), name=f"stage {item.where}") for item in items
                 ]
         except BaseExceptionGroup as errors:
             # One reason is enough for the caller; the group has cancelled the others.
@@ -153,18 +162,18 @@ class InputStager:
         placed = [(item, task.result()) for item, task in zip(items, tasks, strict=True)]
         return await offloaded(request.size, _rewritten, request.prompt, placed)
 
-    def forget(self, client: ComfyUIClient) -> None:
-        """Upload everything to this server again; for when it restarted, or says that a file is not there."""
-        self._stored.pop(client, None)
+    def forget(self, server: Backend) -> None:
+        """Upload everything to this server again; for when files were removed there. A new connection does the same."""
+        self._stored.pop(server, None)
 
-    async def _place(self, client: ComfyUIClient, item: _Item, slots: asyncio.Semaphore) -> _Placed:
+    async def _place(self, server: Backend, item: _Item, slots: asyncio.Semaphore) -> _Placed:
         try:
             async with slots, self._content(item) as content:
                 plain = by_content = ""
                 if item.plain:
-                    plain = await _upload(client, content, item.name, item.subfolder, overwrite=True)
+                    plain = await _upload(server.client, content, item.name, item.subfolder, overwrite=True)
                 if item.references:
-                    by_content = await self._place_by_content(client, content)
+                    by_content = await self._place_by_content(server, content)
                 return _Placed(by_content, plain)
         except ComfyUIInputError as error:
             raise error.in_field(item.where) from error
@@ -182,21 +191,27 @@ class InputStager:
         else:
             yield decode(item.source, max_bytes=self._max_bytes, hint=hint)
 
-    async def _place_by_content(self, client: ComfyUIClient, content: Content) -> str:
+    async def _place_by_content(self, server: Backend, content: Content) -> str:
         folder = _MODEL_FOLDER if content.extension in _MODEL_EXTENSIONS else _FOLDER
         name = f"{content.digest[:32]}{content.extension}"
-        stored = self._stored.setdefault(client, OrderedDict())
+        stored = self._stored_on(server)
         # The first of many that bring the same content uploads it, the others wait; if it fails, the next one tries.
-        lock = self._locks.setdefault((id(client), name), asyncio.Lock())
+        lock = self._locks.setdefault((id(server), name), asyncio.Lock())
         async with lock:
             if name in stored:
                 stored.move_to_end(name)
                 return stored[name]
             # Without overwriting: ComfyUI compares, and does not truncate a file that a node may be reading.
-            stored[name] = await _upload(client, content, name, folder, overwrite=False)
+            stored[name] = await _upload(server.client, content, name, folder, overwrite=False)
             if len(stored) > _REMEMBERED:
                 stored.popitem(last=False)
             return stored[name]
+
+    def _stored_on(self, server: Backend) -> OrderedDict[str, str]:
+        known = self._stored.get(server)
+        if known is None or known.generation != server.generation:
+            known = self._stored[server] = _Stored(server.generation)
+        return known.names
 
 
 def is_inline(value: object) -> bool:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from comfyui.metrics import Metrics
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
-from comfyui.servers.backends import BackendPool
+from comfyui.servers.pool import BackendPool
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 import structlog
 
 from comfyui.exceptions import ComfyUIError
-from comfyui.servers.backends import Backend, BackendPool
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import BackendPool
 
 _LOOK_EVERY_S = 1.0
 

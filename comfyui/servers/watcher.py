@@ -178,7 +178,8 @@ class CompletionWatcher:
         """ComfyUI's own figure, as last heard."""
         self._told_silent: str | None = None
         self._told_dead = False
-        self.on_change: Callable[[], None] = lambda: None
+        self.changed = asyncio.Event()
+        """Set when what is known of the server may have changed, so that a probe should look; the probe clears it."""
         self.crashed: BaseException | None = None
 
     async def __aenter__(self) -> Self:
@@ -327,7 +328,7 @@ class CompletionWatcher:
         self._silent = False
         self._metrics.websocket_connected.labels(self._client.name).set(1)
         self._log.info("websocket.connected")
-        self.on_change()
+        self.changed.set()
         # What was submitted before this moment is deaf, and may have been forgotten: no socket was there to tell.
         self._epoch += 1
         self._look_around = True
@@ -341,7 +342,7 @@ class CompletionWatcher:
             self._live_id = None
             self._epoch += 1
             self._log.warning("websocket.closed", waiting=self.waiting, until_then="polling")
-            self.on_change()
+            self.changed.set()
         self._metrics.websocket_connected.labels(self._client.name).set(0)
         self._running_id = None
         self._poll_soon()
@@ -468,7 +469,7 @@ class CompletionWatcher:
             await self._poll()
             if self._poll_failures:
                 self._poll_failures = 0
-                self.on_change()  # it answers again: whoever took it out of rotation should look
+                self.changed.set()  # it answers again: whoever took it out of rotation should look
         except ComfyUIError as error:
             self._poll_failures += 1
             if isinstance(error, ComfyUIConnectionError):
@@ -561,7 +562,7 @@ class CompletionWatcher:
         was_stalled = self.worker.stalled
         self.worker.heard(prompt_id)
         if was_stalled:
-            self.on_change()
+            self.changed.set()
         if self._told_silent is not None or self._told_dead:
             self._tell_silence()
 
@@ -574,7 +575,7 @@ class CompletionWatcher:
             if self.worker.stalled and not was_stalled:
                 self._log.error("comfyui.stalled", waiting=len(queue), detail="prompts are queued and none is executed")
             if self.worker.stalled is not was_stalled:
-                self.on_change()
+                self.changed.set()
         self._tell_silence()
 
     def _tell_silence(self) -> None:
@@ -589,7 +590,7 @@ class CompletionWatcher:
             self._log.error("comfyui.silent", prompt_id=silence.prompt_id, seconds=seconds, detail=detail)
         if self.worker.dead is not self._told_dead:
             self._told_dead = self.worker.dead
-            self.on_change()
+            self.changed.set()
 
     async def _look_for(self, waiting: Sequence[Watch], remaining: int) -> None:
         """Queue, then history, for each; what is in neither twice in a row is gone (trap 6)."""

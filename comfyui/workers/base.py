@@ -31,8 +31,9 @@ from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
 from comfyui.inputs.staging import InputStager, brought_inputs
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
-from comfyui.servers.backends import Backend, BackendPool, Health
+from comfyui.servers.backend import Backend, Health
 from comfyui.servers.idle import freeing_when_idle
+from comfyui.servers.pool import BackendPool
 from comfyui.servers.process import ComfyUIProcess, ProcessState
 from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
 from comfyui.workers.delivering import Patience
@@ -398,7 +399,7 @@ class ComfyUIWorker:
     def forget_inputs(self) -> None:
         """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""
         for backend in self.pool.backends:
-            self._stager.forget(backend.client)
+            self._stager.forget(backend)
 
 
 def _process(options: WorkerOptions) -> ComfyUIProcess:

@@ -336,7 +336,7 @@ async def test_a_dead_prompt_worker_behind_http_200_is_found_and_reported(engine
 async def test_a_refusal_does_not_wait_for_its_explanation(
     gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.3)
+    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.3)
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "ImageInvrt"
     await engine.set_faults({"hang": {"route": "/object_info"}})
@@ -371,7 +371,7 @@ async def test_a_gpu_fault_outlives_a_reconnect_and_a_moment_without_an_answer(
 async def test_a_restart_after_a_gpu_fault_is_found_without_a_websocket(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backends._PROBE_UP_S", 0.1)
+    monkeypatch.setattr("comfyui.servers.backend._PROBE_UP_S", 0.1)
     await engine.set_faults({"ws_refuse": {}, "cuda_fault": {}})
     async with running_gateway(engine.url) as gateway:
         await gateway.prompt_sync(invert_workflow())

@@ -18,6 +18,8 @@ from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIInputError
 from comfyui.inputs.staging import InputStager
 from comfyui.models import InputFile, PromptRequest
+from comfyui.servers.backend import Backend
+from tests.support.servers import server_of
 
 UPLOAD = "POST /upload/image"
 
@@ -57,9 +59,9 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 @pytest.fixture
-async def client(engine: Engine) -> AsyncIterator[ComfyUIClient]:
-    async with ComfyUIClient(engine.url, retries=0) as opened:
-        yield opened
+async def server(engine: Engine) -> AsyncIterator[Backend]:
+    async with ComfyUIClient(engine.url, retries=0) as client:
+        yield server_of(client)
 
 
 @pytest.fixture
@@ -69,19 +71,19 @@ async def stager() -> AsyncIterator[InputStager]:
 
 
 async def test_a_workflow_without_inputs_is_returned_as_it_is(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     request = request_for({"1": load("old.png")})
-    assert await stager.stage(client, request, [("1", "image")]) is request.prompt
+    assert await stager.stage(server, request, [("1", "image")]) is request.prompt
     assert uploads(engine) == 0
 
 
 async def test_a_referred_input_is_stored_by_content_and_the_request_is_not_changed(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     prompt = {"1": load("a.png"), "2": load("a.png [input]"), "3": {"class_type": "X", "inputs": {"images": ["1", 0]}}}
     request = request_for(prompt, **{"a.png": picture(1)})
-    staged = await stager.stage(client, request, [("1", "image"), ("2", "image")])
+    staged = await stager.stage(server, request, [("1", "image"), ("2", "image")])
     value = staged["1"]["inputs"]["image"]
     assert value.startswith("gateway/")
     assert value.endswith(".png")
@@ -93,44 +95,44 @@ async def test_a_referred_input_is_stored_by_content_and_the_request_is_not_chan
 
 
 async def test_two_callers_with_one_name_and_different_pictures_each_render_their_own(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     async def stage(shade: int) -> bytes:
         request = request_for({"1": load("input.png")}, **{"input.png": picture(shade)})
-        staged = await stager.stage(client, request, [("1", "image")])
+        staged = await stager.stage(server, request, [("1", "image")])
         return stored(engine, staged["1"]["inputs"]["image"])
 
     assert await asyncio.gather(*(stage(shade) for shade in range(20))) == [picture(shade) for shade in range(20)]
 
 
 async def test_a_text_that_equals_a_name_is_not_touched_and_the_file_is_there_under_its_name_too(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     text = {"class_type": "CLIPTextEncode", "inputs": {"text": "portrait", "clip": ["4", 1]}}
     request = request_for({"1": load("portrait"), "2": text}, portrait=picture(3))
-    staged = await stager.stage(client, request, [("1", "image")])
+    staged = await stager.stage(server, request, [("1", "image")])
     assert staged["2"]["inputs"]["text"] == "portrait"
     assert staged["1"]["inputs"]["image"].startswith("gateway/")
     assert stored(engine, "portrait") == picture(3)
 
 
 async def test_an_input_that_no_upload_widget_names_is_stored_under_its_own_name_and_overwrites(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     for shade in (1, 2):
         image = InputFile(name="m.png", subfolder="masks", image=b64(picture(shade)))
         request = PromptRequest(prompt={"1": {"class_type": "Own", "inputs": {"file": "masks/m.png"}}}, images=(image,))
-        assert await stager.stage(client, request) is request.prompt
+        assert await stager.stage(server, request) is request.prompt
         assert stored(engine, "masks/m.png") == picture(shade)
 
 
 async def test_a_subfolder_is_part_of_the_name_that_is_referred_to(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     images = tuple(InputFile(name="x.png", subfolder=f"s{n}", image=b64(picture(n))) for n in (1, 2))
     prompt = {"1": load("s1/x.png"), "2": load("s2/x.png"), "3": load("x.png")}
     staged = await stager.stage(
-        client, PromptRequest(prompt=prompt, images=images), [(node_id, "image") for node_id in prompt]
+        server, PromptRequest(prompt=prompt, images=images), [(node_id, "image") for node_id in prompt]
     )
     assert [stored(engine, staged[n]["inputs"]["image"]) for n in "12"] == [picture(1), picture(2)]
     assert staged["3"]["inputs"]["image"] == "x.png"
@@ -140,20 +142,20 @@ async def test_a_subfolder_is_part_of_the_name_that_is_referred_to(
     "name",
     ["my photo.png", "фото.png", "a+b&c.png", "100%.png", "a%20b.png", 'say "hi".png', "a;b;c.png", "a\r\nb.png"],
 )
-async def test_a_name_arrives_as_it_is(name: str, stager: InputStager, client: ComfyUIClient, engine: Engine) -> None:
+async def test_a_name_arrives_as_it_is(name: str, stager: InputStager, server: Backend, engine: Engine) -> None:
     image = InputFile(name=name, subfolder="ein Ordner/ü", image=b64(picture(1)))
     prompt = {"1": {"class_type": "Own", "inputs": {"path": f"ein Ordner/ü/{name}"}}}
-    assert await stager.stage(client, PromptRequest(prompt=prompt, images=(image,))) == prompt
+    assert await stager.stage(server, PromptRequest(prompt=prompt, images=(image,))) == prompt
     assert stored(engine, f"ein Ordner/ü/{name}") == picture(1)
 
 
 async def test_the_name_that_comfyui_answers_is_the_one_in_the_workflow(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     await engine.set_faults({"upload_renamed": {"name": "other 1.png", "subfolder": "kept"}})
     own = {"class_type": "Own", "inputs": {"files": [{"path": "a.png"}, "a.png [input]"], "text": "a.png of mine"}}
     request = request_for({"1": own}, **{"a.png": picture(1)})
-    staged = await stager.stage(client, request)
+    staged = await stager.stage(server, request)
     value = {"files": [{"path": "kept/other 1.png"}, "kept/other 1.png"], "text": "a.png of mine"}
     assert staged["1"]["inputs"] == value
     assert stored(engine, "kept/other 1.png") == picture(1)
@@ -161,100 +163,110 @@ async def test_the_name_that_comfyui_answers_is_the_one_in_the_workflow(
 
 
 async def test_a_reference_with_windows_folders_is_the_same_file(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     image = InputFile(name="x.png", subfolder="sub\\deep", image=b64(picture(4)))
     request = PromptRequest(prompt={"1": load("sub\\deep\\x.png")}, images=(image,))
-    staged = await stager.stage(client, request, [("1", "image")])
+    staged = await stager.stage(server, request, [("1", "image")])
     assert stored(engine, staged["1"]["inputs"]["image"]) == picture(4)
 
 
 async def test_inline_data_with_blanks_and_line_ends_around_it_is_an_input(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     request = request_for({"1": load(f"\n data:image/png;base64,{b64(picture(7))} \n")})
-    staged = await stager.stage(client, request, [("1", "image")])
+    staged = await stager.stage(server, request, [("1", "image")])
     assert stored(engine, staged["1"]["inputs"]["image"]) == picture(7)
 
 
 async def test_inline_data_is_staged_in_upload_inputs_only(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     uri = f"data:image/png;base64,{b64(picture(7))}"
     request = request_for({"1": load(uri), "2": {"class_type": "Note", "inputs": {"text": uri}}, "3": load(["1", 0])})
-    staged = await stager.stage(client, request, [("1", "image"), ("3", "image"), ("9", "image"), ("1", "mask")])
+    staged = await stager.stage(server, request, [("1", "image"), ("3", "image"), ("9", "image"), ("1", "mask")])
     assert stored(engine, staged["1"]["inputs"]["image"]) == picture(7)
     assert staged["2"]["inputs"]["text"] == uri
     assert staged["3"]["inputs"]["image"] == ["1", 0]
 
 
-async def test_a_3d_model_goes_where_the_3d_loaders_look(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
-) -> None:
+async def test_a_3d_model_goes_where_the_3d_loaders_look(stager: InputStager, server: Backend, engine: Engine) -> None:
     request = PromptRequest(
         prompt={"1": {"class_type": "Load3D", "inputs": {"model_file": "duck.glb"}}},
         images=(InputFile(name="duck.glb", image=b64(b"glTF\2\0\0\0")),),
     )
-    staged = await stager.stage(client, request, [("1", "model_file")])
+    staged = await stager.stage(server, request, [("1", "model_file")])
     assert staged["1"]["inputs"]["model_file"].startswith("3d/gateway/")
 
 
 async def test_the_same_content_is_uploaded_once_even_by_many_at_the_same_moment(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
     again = request_for({"1": load("b.png")}, **{"b.png": picture(5)})
-    staged = await asyncio.gather(*(stager.stage(client, request, [("1", "image")]) for _ in range(30)))
+    staged = await asyncio.gather(*(stager.stage(server, request, [("1", "image")]) for _ in range(30)))
     assert len({result["1"]["inputs"]["image"] for result in staged}) == 1
-    assert await stager.stage(client, again, [("1", "image")]) == staged[0]
+    assert await stager.stage(server, again, [("1", "image")]) == staged[0]
     assert uploads(engine) == 1
 
 
 async def test_after_forget_everything_is_uploaded_again_and_keeps_its_name(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
-    before = await stager.stage(client, request, [("1", "image")])
+    before = await stager.stage(server, request, [("1", "image")])
     (Path(engine.folders.input) / before["1"]["inputs"]["image"]).unlink()
-    stager.forget(client)
-    after = await stager.stage(client, request, [("1", "image")])
+    stager.forget(server)
+    after = await stager.stage(server, request, [("1", "image")])
     assert after == before
     assert stored(engine, after["1"]["inputs"]["image"]) == picture(5)
 
 
-async def test_a_file_that_a_node_may_be_reading_is_not_written_again(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+async def test_after_a_new_connection_everything_is_uploaded_again(
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
-    value = (await stager.stage(client, request, [("1", "image")]))["1"]["inputs"]["image"]
+    await stager.stage(server, request, [("1", "image")])
+    await stager.stage(server, request, [("1", "image")])
+    assert uploads(engine) == 1
+    server.generation += 1
+    await stager.stage(server, request, [("1", "image")])
+    assert uploads(engine) == 2
+
+
+async def test_a_file_that_a_node_may_be_reading_is_not_written_again(
+    stager: InputStager, server: Backend, engine: Engine
+) -> None:
+    request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
+    value = (await stager.stage(server, request, [("1", "image")]))["1"]["inputs"]["image"]
     file = Path(engine.folders.input) / value
     os.utime(file, ns=(1, 1))
-    stager.forget(client)
-    assert (await stager.stage(client, request, [("1", "image")]))["1"]["inputs"]["image"] == value
+    stager.forget(server)
+    assert (await stager.stage(server, request, [("1", "image")]))["1"]["inputs"]["image"] == value
     assert uploads(engine) == 2
     assert file.stat().st_mtime_ns == 1
 
 
 async def test_a_file_that_was_cut_short_under_its_hash_is_not_used(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
-    value = (await stager.stage(client, request, [("1", "image")]))["1"]["inputs"]["image"]
+    value = (await stager.stage(server, request, [("1", "image")]))["1"]["inputs"]["image"]
     (Path(engine.folders.input) / value).write_bytes(picture(5)[:20])
-    stager.forget(client)
-    value = (await stager.stage(client, request, [("1", "image")]))["1"]["inputs"]["image"]
+    stager.forget(server)
+    value = (await stager.stage(server, request, [("1", "image")]))["1"]["inputs"]["image"]
     assert stored(engine, value) == picture(5)
 
 
 async def test_when_the_first_of_many_is_cancelled_the_next_one_uploads(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     await engine.set_faults({"hang": {"route": "/upload/image", "times": 1}})
     request = request_for({"1": load("a.png")}, **{"a.png": picture(6)})
-    first = asyncio.create_task(stager.stage(client, request, [("1", "image")]))
+    first = asyncio.create_task(stager.stage(server, request, [("1", "image")]))
     while not uploads(engine):
         await asyncio.sleep(0)
-    second = asyncio.create_task(stager.stage(client, request, [("1", "image")]))
+    second = asyncio.create_task(stager.stage(server, request, [("1", "image")]))
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -262,11 +274,11 @@ async def test_when_the_first_of_many_is_cancelled_the_next_one_uploads(
 
 
 async def test_an_upload_that_breaks_off_is_tried_again_from_its_first_byte(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     await engine.set_faults({"cut": {"route": "/upload/image", "times": 1}, "status": {"status": 503, "times": 1}})
     request = request_for({"1": load("a.png")}, **{"a.png": picture(6)})
-    staged = await stager.stage(client, request, [("1", "image")])
+    staged = await stager.stage(server, request, [("1", "image")])
     assert stored(engine, staged["1"]["inputs"]["image"]) == picture(6)
 
 
@@ -275,21 +287,23 @@ async def test_a_comfyui_that_is_gone_is_not_the_callers_fault(stager: InputStag
         url = engine.url
     async with ComfyUIClient(url, retries=0) as client:
         with pytest.raises(ComfyUIConnectionError):
-            await stager.stage(client, request_for({"1": load("a.png")}, **{"a.png": picture(1)}), [("1", "image")])
+            await stager.stage(
+                server_of(client), request_for({"1": load("a.png")}, **{"a.png": picture(1)}), [("1", "image")]
+            )
 
 
-async def test_a_large_input_arrives_whole(client: ComfyUIClient, stager: InputStager, engine: Engine) -> None:
+async def test_a_large_input_arrives_whole(server: Backend, stager: InputStager, engine: Engine) -> None:
     data = picture(9) + bytes(range(256)) * 10_000  # 2.5 MB: decoded in a thread, sent in pieces
-    staged = await stager.stage(client, request_for({"1": load("a.png")}, **{"a.png": data}), [("1", "image")])
+    staged = await stager.stage(server, request_for({"1": load("a.png")}, **{"a.png": data}), [("1", "image")])
     assert stored(engine, staged["1"]["inputs"]["image"]) == data
 
 
 async def test_spooled_files_are_staged_as_images_are(
-    client: ComfyUIClient, stager: InputStager, engine: Engine, tmp_path: Path
+    server: Backend, stager: InputStager, engine: Engine, tmp_path: Path
 ) -> None:
     (tmp_path / "part").write_bytes(picture(4))
     files = {"photo.png": tmp_path / "part", "sub/loose.png": tmp_path / "part"}
-    staged = await stager.stage(client, request_for({"1": load("photo.png")}), [("1", "image")], files)
+    staged = await stager.stage(server, request_for({"1": load("photo.png")}), [("1", "image")], files)
     assert stored(engine, staged["1"]["inputs"]["image"]) == picture(4)
     assert stored(engine, "sub/loose.png") == picture(4)
     assert (tmp_path / "part").exists()
@@ -297,29 +311,29 @@ async def test_spooled_files_are_staged_as_images_are(
 
 @pytest.mark.parametrize("name", ["../up.png", "/etc/x.png", "", "a/../../b.png"])
 async def test_a_spooled_file_can_leave_no_folder(
-    name: str, client: ComfyUIClient, stager: InputStager, engine: Engine, tmp_path: Path
+    name: str, server: Backend, stager: InputStager, engine: Engine, tmp_path: Path
 ) -> None:
     (tmp_path / "part").write_bytes(picture(4))
     with pytest.raises(ComfyUIInputError, match="relative path"):
-        await stager.stage(client, request_for({}), (), {name: tmp_path / "part"})
+        await stager.stage(server, request_for({}), (), {name: tmp_path / "part"})
     assert uploads(engine) == 0
 
 
-async def test_an_error_names_the_field(stager: InputStager, client: ComfyUIClient) -> None:
+async def test_an_error_names_the_field(stager: InputStager, server: Backend) -> None:
     good = InputFile(name="a.png", image=b64(picture(1)))
     bad = InputFile(name="b.png", image="***")
     with pytest.raises(ComfyUIInputError, match=r"^images\[1\]\.image: neither base64"):
-        await stager.stage(client, PromptRequest(prompt={}, images=(good, bad)))
+        await stager.stage(server, PromptRequest(prompt={}, images=(good, bad)))
     with pytest.raises(ComfyUIInputError, match=r"^prompt\.10\.inputs\.image: the content is empty"):
-        await stager.stage(client, request_for({"10": load("data:image/png;base64,")}), [("10", "image")])
+        await stager.stage(server, request_for({"10": load("data:image/png;base64,")}), [("10", "image")])
 
 
 async def test_two_contents_under_one_name_in_one_request_are_refused(
-    stager: InputStager, client: ComfyUIClient, engine: Engine
+    stager: InputStager, server: Backend, engine: Engine
 ) -> None:
     images = tuple(InputFile(name="a.png", image=b64(picture(n))) for n in (1, 2))
     with pytest.raises(ComfyUIInputError, match=r"^images\[1\]\.image: images\[0\]\.image has the same name 'a\.png'"):
-        await stager.stage(client, PromptRequest(prompt={}, images=images))
+        await stager.stage(server, PromptRequest(prompt={}, images=images))
     same = (images[0], images[0])
-    await stager.stage(client, PromptRequest(prompt={}, images=same))
+    await stager.stage(server, PromptRequest(prompt={}, images=same))
     assert uploads(engine) == 1

@@ -33,6 +33,7 @@ from comfyui.inputs import fetch as fetch_module
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.inputs.staging import InputStager
 from comfyui.models import InputFile, PromptRequest
+from tests.support.servers import server_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 NO_ADDRESS = "has no public address to fetch it from"
@@ -170,7 +171,7 @@ async def test_a_public_file_is_downloaded_and_staged_under_its_content(origin: 
         InputStager(max_bytes=MAX, url_allow=["127.0.0.1"], url_timeout_s=5) as stager,
     ):
         request = PromptRequest(prompt=prompt, images=(image,))
-        staged = await stager.stage(client, request, [(node_id, "image") for node_id in prompt])
+        staged = await stager.stage(server_of(client), request, [(node_id, "image") for node_id in prompt])
         names = {node["inputs"]["image"] for node in staged.values()}
         assert len(names) == 1
         assert (Path(engine.folders.input) / names.pop()).read_bytes() == PNG
@@ -197,7 +198,9 @@ async def test_one_request_holds_few_files_open_however_many_it_brings() -> None
             str(number): {"class_type": "LoadImage", "inputs": {"image": origin.url(f"/{number}.png")}}
             for number in range(200)
         }
-        staged = await stager.stage(client, PromptRequest(prompt=prompt), [(number, "image") for number in prompt])
+        staged = await stager.stage(
+            server_of(client), PromptRequest(prompt=prompt), [(number, "image") for number in prompt]
+        )
         assert len({node["inputs"]["image"] for node in staged.values()}) == 200
     assert 0 < most <= 32
 
@@ -246,7 +249,7 @@ async def test_a_large_file_goes_from_its_server_to_comfyui_without_being_whole_
         request = PromptRequest(prompt={"1": {"class_type": "LoadVideo", "inputs": {"file": origin.url("/v.mp4")}}})
         tracemalloc.start()
         try:
-            staged = await stager.stage(client, request, [("1", "file")])
+            staged = await stager.stage(server_of(client), request, [("1", "file")])
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -119,7 +119,7 @@ async def test_a_server_that_is_down_is_left_out_and_brought_back(engines: list[
 async def test_prompts_of_a_killed_server_move_to_another(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backends._MOVE_AFTER_S", 0.5)
+    monkeypatch.setattr("comfyui.servers.backend._MOVE_AFTER_S", 0.5)
     async with engine_process() as dying, running_gateway(dying.url, engines[0].url) as gateway:
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.4, tag=tag))) for tag in range(6)]
         await prompts_are_queued(engines[0], 3)
@@ -156,7 +156,7 @@ async def test_a_workflow_goes_where_its_files_are(engines: list[Engine]) -> Non
 async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.5)
+    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.5)
     silent, speaking = engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
     async with running_gateway(silent.url, speaking.url) as gateway:
@@ -173,7 +173,7 @@ async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(
 async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_not(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.3)
+    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.3)
     silent, lacking = engines
     workflow = load_workflow_of("only_there.png", silent)
     await silent.set_faults({"hang": {"route": "/object_info"}})
@@ -187,7 +187,7 @@ async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_
 async def test_what_a_server_says_late_is_known_to_the_next(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.2)
+    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.2)
     slow, quick = engines
     workflow = load_workflow_of("only_there.png", slow)
     await slow.set_faults({"delay": {"route": "/object_info", "seconds": 0.6}})
@@ -204,7 +204,7 @@ async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is asked whether it has the prompt from before, and may be a machine that swallows what it is sent."""
-    monkeypatch.setattr("comfyui.servers.backends._PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("comfyui.servers.backend._PROBE_TIMEOUT_S", 0.2)
     monkeypatch.setattr("comfyui.executors.comfyui._ABSENT_PATIENCE_S", 0.3, raising=False)
     gone, there = engines
     async with running_gateway(gone.url, there.url) as gateway:
@@ -248,7 +248,7 @@ async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
 async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_its_server(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backends._PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("comfyui.servers.backend._PROBE_TIMEOUT_S", 0.5)
     hanging, other = engines
     async with running_gateway(hanging.url, other.url) as gateway:
         await hanging.set_faults({"hang": {"route": "/api/jobs/*"}})
@@ -263,7 +263,7 @@ async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_i
 async def test_validate_does_without_a_server_that_does_not_say_what_it_has(
     engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backends._SAY_WITHIN_S", 0.3)
+    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.3)
     silent, speaking = engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
     async with running_gateway(silent.url, speaking.url) as gateway, asyncio.timeout(5):

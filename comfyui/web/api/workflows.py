@@ -18,7 +18,8 @@ from comfyui.exceptions import (
 from comfyui.executors.checking import problems_on
 from comfyui.limits import Limits
 from comfyui.offload import in_thread, offloaded
-from comfyui.servers.backends import Backend, BackendPool
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import BackendPool
 from comfyui.web.api.bodies import Posted, Submission, body_schema, json_object, looks_like_workflow
 from comfyui.web.front.deps import Handler, Options
 from comfyui.web.front.errors import RequestError, json_response

@@ -13,7 +13,8 @@ from typing import Self
 import aiohttp
 
 from comfyui import jsonio
-from comfyui.servers.backends import Backend, BackendPool
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import BackendPool
 from comfyui.transport.drivers import refusing_redirects
 from comfyui.transport.http1 import CONNECT_S, Http1Client
 

@@ -1,0 +1,65 @@
+"""`NodeDefinitions`: what one ComfyUI server says of its nodes, asked once for all who want to know it, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from comfyui.client import ComfyUIClient
+from comfyui.replies import JSON
+
+# How long after it was asked a server may take to say what it has: some seconds with many nodes on a slow disk. A wrong
+# guess is a refused workflow; waiting costs once, since those who come later count from the same question.
+_SAY_WITHIN_S = 5.0
+
+
+class NodeDefinitions:
+    """`close` ends the questions that are under way."""
+
+    def __init__(self, client: ComfyUIClient) -> None:
+        self._client = client
+        self._known: JSON | None = None
+        self._known_at = 0.0
+        self._asking: asyncio.Task[JSON] | None = None
+        self._asked_at = 0.0
+        self._tasks: set[asyncio.Task[JSON]] = set()
+
+    async def get(self, max_age_s: float) -> JSON:
+        if self._known is not None and time.monotonic() - self._known_at <= max_age_s:
+            return self._known
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name=f"definitions {self._client.name}")
+            self._asked_at = time.monotonic()
+            self._tasks.add(self._asking)
+            self._asking.add_done_callback(self._ended)
+        # It goes on without whoever gives up waiting: the answer is wanted by others, and later.
+        return await asyncio.shield(self._asking)
+
+    def patience_s(self) -> float:
+        """How long to wait for an answer that a choice of servers depends on."""
+        waited_s = time.monotonic() - self._asked_at if self._asking is not None else 0.0
+        return max(0.0, _SAY_WITHIN_S - waited_s)
+
+    def forget(self) -> None:
+        """What is known, and what is being answered now."""
+        self._known = self._asking = None
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _ask(self) -> JSON:
+        try:
+            answer = await self._client.object_info()
+            if self._asking is asyncio.current_task():
+                self._known, self._known_at = answer, time.monotonic()
+            return answer
+        finally:
+            if self._asking is asyncio.current_task():
+                self._asking = None
+
+    def _ended(self, task: asyncio.Task[JSON]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may be waiting any more

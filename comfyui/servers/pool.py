@@ -1,0 +1,187 @@
+"""`BackendPool`: all ComfyUI servers, and which one of them gets the next prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Self
+
+from comfyui.address import ServerAccess
+from comfyui.client import ComfyUIClient
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
+from comfyui.metrics import Metrics
+from comfyui.offload import in_thread
+from comfyui.servers.backend import Backend, Health
+from comfyui.servers.prompt_worker import PromptWorker
+from comfyui.servers.watcher import CompletionWatcher
+from comfyui.workflows.preflight import preflight
+
+_NO_ACCESS: Mapping[str, ServerAccess] = {}
+CHOICE_PATIENCE_S = 2.0
+"""How long a new prompt waits for a server to come up: a moment, since its caller can try again."""
+# Files come and go without a word: before no server is able, look once with lists no older than this.
+_FRESH_S = 5.0
+# What another server may have: the rest is wrong with the workflow wherever it runs.
+_SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "missing_input_file", "value_not_in_list"})
+
+
+class BackendPool:
+    """All ComfyUI servers of a gateway or worker. Open it with ``async with``; it owns them."""
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        if not backends:
+            raise ValueError("at least one ComfyUI server is needed")
+        self.backends = tuple(backends)
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    def connect(
+        cls,
+        addresses: Sequence[str],
+        *,
+        http_timeout_s: float = 30.0,
+        http_retries: int = 3,
+        poll_interval_s: float = 1.0,
+        stalled_after_s: float = 60.0,
+        silent_after_s: float = 600.0,
+        dead_after_s: float = 0.0,
+        metrics: Metrics | None = None,
+        name: str = "",
+        access: Mapping[str, ServerAccess] = _NO_ACCESS,
+    ) -> Self:
+        """A pool over these addresses (``host:port`` or URLs). Nothing is sent before it is opened.
+
+        `name`: by which people know the server, where there is one that is not its address and runs prompts elsewhere.
+        `access`: by address, what is needed beside it.
+        """
+        metrics = metrics or Metrics()
+        backends: list[Backend] = []
+        for address in addresses:
+            client = ComfyUIClient(
+                address,
+                timeout_s=http_timeout_s,
+                retries=http_retries,
+                metrics=metrics,
+                lean=True,
+                name=name,
+                access=access.get(address),
+            )
+            worker = PromptWorker(
+                stalled_after_s=stalled_after_s, silent_after_s=silent_after_s, dead_after_s=dead_after_s
+            )
+            watcher = CompletionWatcher(client, poll_interval_s=poll_interval_s, worker=worker, metrics=metrics)
+            backends.append(Backend(client, watcher, metrics, peers=backends, runs_elsewhere=bool(name)))
+        return cls(backends)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for backend in self.backends:
+                await stack.enter_async_context(backend)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def ready(self) -> list[Backend]:
+        return [backend for backend in self.backends if backend.ready]
+
+    def named(self, name: str) -> Backend | None:
+        return next((backend for backend in self.backends if backend.name == name), None)
+
+    async def choose(
+        self, *, patience_s: float, avoid: Collection[Backend] = (), prompt: Mapping[str, Any] | None = None
+    ) -> Backend:
+        """The server in rotation with the least work, among those that have what `prompt` needs (when it is given).
+
+        Those to `avoid` are taken only when there is no other. Waits up to `patience_s` for one to come up, then raises
+        `ComfyUIConnectionError` with each one's reason.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            candidates = self.ready
+            if len(candidates) > 1:
+                candidates = [backend for backend in candidates if backend not in avoid] or candidates
+                candidates = await self._able(candidates, prompt)
+            if candidates:
+                return min(candidates, key=lambda backend: backend.load)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or all(backend.abandoned for backend in self.backends):
+                raise ComfyUIConnectionError(self.why_not_ready())
+            await self._wait_for_change(left_s)
+
+    async def _able(self, candidates: list[Backend], prompt: Mapping[str, Any] | None) -> list[Backend]:
+        """Those that have what the workflow needs; else those that do not say, which may have it; else all of them,
+        since ComfyUI says best what is missing."""
+        if prompt is None or len(candidates) < 2:
+            return candidates
+        for max_age_s in (math.inf, _FRESH_S):
+            said = await asyncio.gather(*(_has_all_of(backend, prompt, max_age_s) for backend in candidates))
+            if any(said):
+                return [backend for backend, has_all in zip(candidates, said, strict=True) if has_all]
+        return [backend for backend, has_all in zip(candidates, said, strict=True) if has_all is None] or candidates
+
+    async def _wait_for_change(self, timeout_s: float) -> None:
+        tasks = [asyncio.create_task(backend.wait_for_change()) for backend in self.backends]
+        try:
+            await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def why_not_ready(self, *, in_detail: bool = True) -> str:
+        """One sentence for each server that is not in rotation; not `in_detail`: how many are in which state."""
+        if not in_detail:
+            counts = Counter(backend.health for backend in self.backends if not backend.ready)
+            # One that is connected and not ready: our own watcher of it has failed.
+            said = (f"{count} {'failed' if at is Health.READY else at.value}" for at, count in counts.items())
+            return f"ComfyUI servers: {', '.join(said)}"
+        return "; ".join(
+            backend.reason if backend.name in backend.reason else f"{backend.name}: {backend.reason or 'not ready'}"
+            for backend in self.backends
+            if not backend.ready
+        )
+
+    def report(self, *, in_detail: bool = True) -> list[dict[str, Any]]:
+        """Per-server state for `/health`, from what is known: it asks nobody. Not `in_detail`: no names, no reasons."""
+        return [
+            (
+                {"server": backend.name, "reason": backend.reason or None, "silent": _shown(backend.watcher.worker)}
+                if in_detail
+                else {}
+            )
+            | {
+                "state": backend.health.value,
+                "websocket": "connected"
+                if backend.watcher.connected
+                else "silent"
+                if backend.watcher.silent
+                else "disconnected",
+                "queue_remaining": backend.watcher.queue_remaining,
+                "in_flight": backend.in_flight,
+                "simulation": backend.simulated,
+            }
+            for backend in self.backends
+        ]
+
+
+async def _has_all_of(backend: Backend, prompt: Mapping[str, Any], max_age_s: float) -> bool | None:
+    """Whether it has the workflow's nodes, models and files; None when it does not say, or not soon."""
+    try:
+        async with backend.soon():
+            definitions = await backend.object_info(max_age_s=max_age_s)
+    except (ComfyUIError, TimeoutError):
+        return None
+    problems = await in_thread(preflight, prompt, definitions)
+    return not any(problem.code in _SERVER_LACKS for problem in problems)
+
+
+def _shown(worker: PromptWorker) -> dict[str, Any] | None:
+    """The prompt that runs without any event."""
+    silence = worker.silence
+    return None if silence is None else {"prompt_id": silence.prompt_id, "seconds": round(silence.seconds, 1)}
