@@ -27,6 +27,8 @@ _GROUPS_LOOKED_AT = 1000
 _NOT_AN_INPUT = "neither base64, a data URI nor an http(s) URL"
 # A multiple of four: what base64 makes of it begins and ends with a byte.
 _PIECE = 1 << 20
+# Characters by which is judged whether blanks stand for a lost '+'.
+_BLANKS_JUDGED = 1 << 20
 
 
 def is_data_uri(text: str) -> bool:
@@ -88,7 +90,7 @@ def _base64(text: str | bytes, max_bytes: int, *, unpadded: bool) -> bytes:
     # Only the URL-safe alphabet is written without padding; a path such as /etc/passwd would pass for base64 else.
     unpadded = unpadded or url_safe
     missing = -size % 4
-    if blanks and not lines and _is_base64(packed) and _lost_plus(_ascii(text[:_PIECE])):
+    if blanks and not lines and _is_base64(packed) and _lost_plus(_ascii(text[:_BLANKS_JUDGED])):
         raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 it has blanks where a '+' was lost on the way, perhaps")
     if missing in {1, 2} and not unpadded and _is_base64(packed):
         raise ComfyUIInputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from comfyui.exceptions import ComfyUIInputError
@@ -28,6 +28,7 @@ def outcome(text: str) -> Content | str:
         return error.detail
 
 
+@example(prefix="", text="AAAAAAA A", step=4)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=600, deadline=None)
 @given(prefix=st.sampled_from(["", "data:,", "data:image/png;base64,"]), text=pieces, step=st.sampled_from([4, 8, 12]))
 def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, prefix: str, text: str, step: int) -> None:
@@ -35,10 +36,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, prefix: str, tex
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "_PIECE", step)
         in_pieces = outcome(prefix + text)
-    if isinstance(whole, str) and "'+' was lost" in whole:
-        assert isinstance(in_pieces, str)  # how likely that is, is judged by the first piece
-    else:
-        assert in_pieces == whole or (isinstance(in_pieces, str) and isinstance(whole, str))
+    assert in_pieces == whole or (isinstance(in_pieces, str) and isinstance(whole, str))
 
 
 @settings(max_examples=100, deadline=None)
