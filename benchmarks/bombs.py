@@ -152,11 +152,11 @@ def probed(gateway: Server, bomb: Bomb, body: bytes) -> Probes:
 
     Raises `BenchError` for another status than those that the bomb should have.
     """
-    with _probing(gateway) as probes:
+    with probing(gateway) as worst:
         status = _post(gateway.port, bomb, body)
     if status not in bomb.statuses:
         raise BenchError(f"{bomb.path} answered {status}, not one of {bomb.statuses}")
-    return Probes(max(wall_s for wall_s, _ in probes), max(cpu_s for _, cpu_s in probes))
+    return worst()
 
 
 def _post(port: int, bomb: Bomb, body: bytes) -> int:
@@ -172,8 +172,8 @@ def _post(port: int, bomb: Bomb, body: bytes) -> int:
 
 
 @contextmanager
-def _probing(gateway: Server) -> Iterator[list[tuple[float, float]]]:
-    """Seconds by the clock and of the gateway's CPU of each probe; the last one begins after the block has ended."""
+def probing(gateway: Server) -> Iterator[Callable[[], Probes]]:
+    """Probes while the block runs, and once more when it has ended; then what it gives can be asked."""
     probes: list[tuple[float, float]] = []
     done = threading.Event()
 
@@ -193,7 +193,7 @@ def _probing(gateway: Server) -> Iterator[list[tuple[float, float]]]:
     prober = threading.Thread(target=probe, name="probe")
     prober.start()
     try:
-        yield probes
+        yield lambda: Probes(max(wall_s for wall_s, _ in probes), max(cpu_s for _, cpu_s in probes))
     finally:
         done.set()
         prober.join()

@@ -364,7 +364,11 @@ class ComfyUIClient:
     # Websocket
 
     async def connect_websocket(self, client_id: str) -> aiohttp.ClientWebSocketResponse:
-        """Open ``/ws`` under `client_id`. Raises `ComfyUIConnectionError`, also when ComfyUI refuses the upgrade."""
+        """Open ``/ws`` under `client_id`, to be read by `Frames`.
+
+        Raises:
+            ComfyUIConnectionError: also when ComfyUI refuses the upgrade.
+        """
         if self._session is None:
             raise _not_open()
         with aiohttp_errors(self.name, f"websocket to {self.name}"):
@@ -372,6 +376,7 @@ class ComfyUIClient:
                 (self.base_url / "ws").with_query(clientId=client_id),
                 max_msg_size=_NO_FRAME_LIMIT,
                 heartbeat=_FRAME_HEARTBEAT_S,
+                autoping=False,
                 timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
             )
 

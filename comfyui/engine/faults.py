@@ -24,6 +24,8 @@ On websockets:
 
     ws_refuse                     the handshake is answered with `status` (503)
     ws_drop                       at once, not later: end all that are open; `abrupt`: without a close frame
+    ws_flood                      at once, not later: `count` (50000) messages `text` ("{}") in one go to all that are
+                                  open; `ping`: as many pings
     ws_silent                     they stay open and carry nothing, not even the first `status`
     ws_wrong_value                the message of this `type` (of every type) has another value at `path`; see below
     ws_deaf_reconnect             a reconnect under a clientId that was seen before: a first `status`, then nothing
@@ -75,7 +77,7 @@ from comfyui.engine.crashing import CRASHES
 
 Config = dict[str, Any]
 
-INSTANT = frozenset({"ws_drop", "forget"})
+INSTANT = frozenset({"ws_drop", "ws_flood", "forget"})
 """These happen when they are switched on and leave nothing on."""
 
 NAMES = INSTANT | {

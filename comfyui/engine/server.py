@@ -81,6 +81,8 @@ class Engine:
             await self._forget()
         if "ws_drop" in instant:
             await self._drop_websockets(instant["ws_drop"])
+        if "ws_flood" in instant:
+            self._hub.flood(instant["ws_flood"])
 
     async def _start(self, stack: AsyncExitStack) -> None:
         self._folders = Folders(await stack.enter_async_context(_base_directory(self.options.base_directory)))

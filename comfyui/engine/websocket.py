@@ -19,7 +19,7 @@ from typing import Any
 from aiohttp import ClientError, WSMsgType, web
 from PIL import Image
 
-from comfyui.engine.faults import Faults, with_wrong_value
+from comfyui.engine.faults import Config, FaultError, Faults, with_wrong_value
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ FEATURES = {"supports_preview_metadata": True, "max_upload_size": MAX_UPLOAD_BYT
 
 _PREVIEW_IMAGE, _PREVIEW_WITH_METADATA = 1, 4
 _JPEG = 1
+# A frame's first byte, and the length from which it has a longer head.
+_FINAL, _LONG_FRAME = 0x80, 126
 
 
 class Hub:
@@ -135,6 +137,16 @@ class Hub:
                 if not self._faults.is_on("ws_silent"):
                     await _send(socket, json.dumps({"type": "feature_flags", "data": FEATURES}))
             first = False
+
+    def flood(self, config: Config) -> None:
+        """Writes many messages past aiohttp, so that they come in one go."""
+        text = str(config.get("text", "{}")).encode()
+        if len(text) >= _LONG_FRAME:
+            raise FaultError(f"fault ws_flood: text is shorter than {_LONG_FRAME} bytes")
+        head = bytes([_FINAL | (WSMsgType.PING if config.get("ping") else WSMsgType.TEXT), len(text)])
+        for request in self._open.values():
+            if request.transport is not None:
+                request.transport.write((head + text) * int(config.get("count", 50_000)))
 
     async def drop_all(self, *, abrupt: bool) -> int:
         """Ends every websocket that is open: with a close frame, or by cutting the connection."""

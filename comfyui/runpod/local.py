@@ -184,7 +184,7 @@ class LocalComfyUI:
     # Websocket
 
     async def connect_websocket(self, request: web.Request) -> aiohttp.ClientWebSocketResponse[bool] | None:
-        """Its side of a client's ``/ws``; None while it cannot be had."""
+        """Its side of a client's ``/ws``, to be read by `Frames`; None while it cannot be had."""
         if not self.reachable:
             return None
         headers = self._headers(request)
@@ -197,6 +197,7 @@ class LocalComfyUI:
                     headers=headers,
                     max_msg_size=_NO_FRAME_LIMIT,
                     heartbeat=_HEARTBEAT_S,
+                    autoping=False,
                     timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
                 )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

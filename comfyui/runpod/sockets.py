@@ -18,7 +18,9 @@ import structlog
 from aiohttp import web
 
 from comfyui import jsonio
+from comfyui.offload import Turns
 from comfyui.runpod.local import LocalComfyUI
+from comfyui.transport.frames import Frames
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +64,7 @@ class _Client:
     async def write(self) -> None:
         """Until the client is gone, or is dropped."""
         with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+            turns = Turns()
             while True:
                 while self._buffer:
                     message = self._buffer.popleft()
@@ -70,6 +73,7 @@ class _Client:
                         await self.socket.send_str(message)
                     else:
                         await self.socket.send_bytes(message)
+                    await turns.handled(len(message))
                 self._filled.clear()
                 await self._filled.wait()
 
@@ -120,7 +124,9 @@ class Hub:
         """One client from its handshake to its end."""
         upstream = None if is_own else await self._local.connect_websocket(request)
         protocols = (upstream.protocol,) if upstream is not None and upstream.protocol else ()
-        socket = web.WebSocketResponse(max_msg_size=_NO_FRAME_LIMIT, protocols=protocols, timeout=_CLOSE_PATIENCE_S)
+        socket = web.WebSocketResponse(
+            max_msg_size=_NO_FRAME_LIMIT, protocols=protocols, timeout=_CLOSE_PATIENCE_S, autoping=False
+        )
         try:
             await socket.prepare(request)
             sid = request.query.get("clientId") or uuid.uuid4().hex
@@ -159,7 +165,7 @@ class Hub:
 
     async def _read_client(self, client: _Client, upstream: aiohttp.ClientWebSocketResponse[bool] | None) -> None:
         first = True
-        async for message in client.socket:
+        async for message in Frames(client.socket):
             if upstream is not None:
                 with contextlib.suppress(aiohttp.ClientError, ConnectionError):
                     if message.type is _Text:
@@ -171,7 +177,7 @@ class Hub:
             first = False
 
     async def _read_local(self, client: _Client, upstream: aiohttp.ClientWebSocketResponse[bool]) -> None:
-        async for message in upstream:
+        async for message in Frames(upstream):
             if message.type is _Text:
                 client.post(self._with_our_queue(client, message.data))
             elif message.type is _Binary:

@@ -45,6 +45,7 @@ from comfyui.metrics import Metrics
 from comfyui.replies import HistoryEntry, QueueItem
 from comfyui.servers.positions import Place, QueuePositions
 from comfyui.servers.prompt_worker import PromptWorker
+from comfyui.transport.frames import Frames
 
 _FRONT = 4
 _FASTEST_POLL_S = 0.05
@@ -295,16 +296,14 @@ class CompletionWatcher:
     async def _read(self, socket: aiohttp.ClientWebSocketResponse, client_id: str) -> bool:
         """Dispatch frames until the socket ends; returns whether it ever said anything."""
         spoke = False
-        async for message in socket:
+        async for message in Frames(socket):
             self._frames += 1
             if message.type is aiohttp.WSMsgType.TEXT:
                 if self._is_for_nobody(message.data):
                     continue
                 event = parse_text(message.data)
-            elif message.type is aiohttp.WSMsgType.BINARY:
-                event = parse_binary(message.data)
             else:
-                continue
+                event = parse_binary(message.data)
             if not spoke:
                 spoke = True
                 self._went_live(client_id)

@@ -124,6 +124,18 @@ async def test_websockets_are_dropped_now(target: Target, abrupt: bool) -> None:
     assert await target.get_json("/engine/faults") == {}
 
 
+async def test_a_websocket_is_flooded_now(target: Target) -> None:
+    async with target.session.ws_connect("/ws", autoping=False) as websocket:
+        await websocket.receive()
+        await fault(target, ws_flood={"count": 300, "text": "1"})
+        assert [await websocket.receive_str() for _ in range(300)] == ["1"] * 300
+        await fault(target, ws_flood={"count": 2, "ping": True})
+        assert [(await websocket.receive()).type for _ in range(2)] == [aiohttp.WSMsgType.PING] * 2
+    assert await target.get_json("/engine/faults") == {}
+    async with target.session.post("/engine/faults", json={"ws_flood": {"text": "x" * 200}}) as response:
+        assert response.status == 400
+
+
 async def test_a_websocket_stays_open_and_silent(target: Target) -> None:
     async with target.socket() as socket:
         await socket.next()

@@ -108,6 +108,18 @@ async def test_a_ping_is_answered() -> None:
         assert (message.type, bytes(message.data)) == (aiohttp.WSMsgType.PONG, b"are you there")
 
 
+async def test_a_message_of_too_many_fragments_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui.web.server.socket._MOST_FRAGMENTS", 3)
+    async with _sockets(_echo) as gateway, gateway.http.ws_connect("/ws") as websocket:
+        await websocket.send_frame(b"a", aiohttp.WSMsgType.TEXT)
+        assert await websocket.receive_str() == "a"
+        for number in range(5):
+            kind = aiohttp.WSMsgType.CONTINUATION if number else aiohttp.WSMsgType.TEXT
+            _transport(websocket).write(bytes([kind, 0x80]) + bytes(4))
+        message = await websocket.receive()
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1009)
+
+
 @pytest.mark.parametrize(("code", "reason"), [(1000, "done"), (1001, ""), (1011, "broken"), (4001, "own code")])
 async def test_comfyuis_close_code_reaches_the_client(code: int, reason: str) -> None:
     async def handler(_request: web.Request, socket: Socket) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,7 @@ class GatewayProcess:
         self.process = process
         self.lines: list[dict[str, Any]] = []
         self.http: aiohttp.ClientSession
+        self.url = ""
         self._news = asyncio.Condition()
 
     async def read_log(self) -> None:
@@ -44,6 +46,10 @@ class GatewayProcess:
 
     def lines_of(self, *levels: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line.get("level") in levels]
+
+    @property
+    def port(self) -> int:
+        return URL(self.url).port or 0
 
     async def exit_status(self) -> int:
         async with asyncio.timeout(15):
@@ -71,8 +77,8 @@ async def gateway_process(comfyui: str, **settings: str) -> AsyncIterator[Gatewa
     reading = asyncio.create_task(gateway.read_log())
     try:
         running = await gateway.logged("Uvicorn running on")
-        url = next(word for word in running["event"].split() if word.startswith("http"))
-        async with aiohttp.ClientSession(url) as gateway.http:
+        gateway.url = next(word for word in running["event"].split() if word.startswith("http"))
+        async with aiohttp.ClientSession(gateway.url) as gateway.http:
             await gateway.logged("comfyui.health")
             yield gateway
     finally:

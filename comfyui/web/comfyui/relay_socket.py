@@ -18,7 +18,9 @@ from yarl import URL
 
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError, ComfyUITimeoutError
 from comfyui.metrics import Metrics
+from comfyui.offload import Turns
 from comfyui.transport.drivers import unreachable
+from comfyui.transport.frames import Frames
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
 from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import request_headers, text_headers
@@ -103,6 +105,7 @@ async def _connect(upstream: Upstream, scope: Scope, target: str) -> aiohttp.Cli
         headers=text_headers(request_headers(scope, upstream.base_url, upstream.credentials)),
         max_msg_size=_NO_FRAME_LIMIT,
         heartbeat=_HEARTBEAT_S,
+        autoping=False,
         timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_PATIENCE_S),
     )
 
@@ -208,6 +211,7 @@ class _Bridge:
 
     async def _read_client(self) -> tuple[int, str]:
         """To ComfyUI what the client sends, as fast as it takes it; returns the client's close code and reason."""
+        turns = Turns()
         while True:
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
@@ -221,11 +225,13 @@ class _Bridge:
                 else:
                     await self._comfyui.send_bytes(data)
                 self._to_comfyui.inc(len(data if text is None else text))
+            await turns.handled(len(data if text is None else text))
 
     async def _drain_comfyui(self) -> tuple[int, str]:
         """Into the buffer what ComfyUI sends; returns its close code and reason."""
+        frames = Frames(self._comfyui)
         while True:
-            message = await self._comfyui.receive()
+            message = await frames.next()
             if message.type is _Message.TEXT:
                 self._buffer.append(("text", message.data))
             elif message.type is _Message.BINARY:
@@ -240,6 +246,7 @@ class _Bridge:
             self._backlogs.grown(size)
 
     async def _write_client(self) -> None:
+        turns = Turns()
         # uvicorn's error for a client that is gone is an OSError; the reader of the client is told, too.
         with contextlib.suppress(OSError):
             while True:
@@ -252,6 +259,7 @@ class _Bridge:
                     self._backlogs.shrunk(len(data) + _MESSAGE_OVERHEAD)
                     self._written += len(data)
                     self._to_client.inc(len(data))
+                    await turns.handled(len(data))
                 self._emptied.set()
                 self._filled.clear()
                 await self._filled.wait()

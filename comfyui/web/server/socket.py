@@ -1,4 +1,4 @@
-"""uvicorn's websocket, with an end for clients that do not read.
+"""uvicorn's websocket, with an end for clients that do not read, and turns for others while one sends much.
 
 Through ASGI alone such a client cannot be dropped: ``send`` waits for room before it sends even the close frame.
 """
@@ -10,10 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Scope
+from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
 
 _EXTENSION = "comfyui_gateway.websocket"
 _CLOSE_PATIENCE_S = 5.0
+# The parser gets so much at once, some 150 of the smallest frames, and goes on for so long in one turn of the event
+# loop. A read of 256 KB in one go took 0.3 s.
+_PIECE = 1024
+_TURN_S = 0.002
+# Of one message. A message has a largest size, but its fragments may be empty.
+_MOST_FRAGMENTS = 10_000
 
 _logger = logging.getLogger("uvicorn.websockets")
 # Its lines about each connection carry the query, and the access log has them already.
@@ -26,10 +34,57 @@ class ServerSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, lost: Callable[[], None] = lambda: None, **options: Any) -> None:
         super().__init__(*args, **options)
         self._lost = lost
+        self._unread = b""
+        """What has come and must wait for the parser. Nothing more is read from the connection meanwhile."""
         self.logger = _logger
+
+    def data_received(self, data: bytes) -> None:
+        waits = bool(self._unread)
+        self._unread += data
+        if not waits:
+            self._read()
+
+    def _read(self) -> None:
+        """Give the parser what has come, until the application has something to take or the turn is over."""
+        data, self._unread = self._unread, b""
+        at, end = 0, self.loop.time() + _TURN_S
+        while at < len(data) and not self.read_paused and not self.transport.is_closing():
+            super().data_received(data[at : at + _PIECE])
+            at += _PIECE
+            if self.loop.time() > end:
+                break
+        if not self.transport.is_closing():
+            self._unread = data[at:]
+            self.transport.hold(bool(self._unread))  # type: ignore[attr-defined] # it is `ServerHttp`'s
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._unread and not self.read_paused:
+            self.loop.call_soon(self._read)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        message = await super().receive()
+        self._read_on()
+        return message
+
+    def handle_cont(self, event: Frame) -> None:
+        if self.close_sent:
+            return
+        if len(self.frames) >= _MOST_FRAGMENTS:
+            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, f"a message has more than {_MOST_FRAGMENTS} fragments")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        """A client that reads nothing gets no answers: they would pile up."""
+        answers = self.conn.data_to_send()
+        if self.writable.is_set():
+            self.transport.write(b"".join(answers))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost()
+        self._unread = b""
         super().connection_lost(exc)
 
     async def send(self, message: Any) -> None:
