@@ -45,7 +45,7 @@ from comfyui.servers.pool import BackendPool
 from comfyui.warmup import warming_up
 from comfyui.web.api import ops, tickets, workflows
 from comfyui.web.api import prompt_sync as api
-from comfyui.web.api.shortcut import PromptShortcut
+from comfyui.web.api.door import Door
 from comfyui.web.comfyui import prompt
 from comfyui.web.comfyui.proxy import Relay
 from comfyui.web.comfyui.upstreams import Upstreams
@@ -101,7 +101,7 @@ def create_app(settings: Settings | None = None, *, metrics: Metrics | None = No
     app.include_router(ops.router)
     install_error_handlers(app)
     endpoints = BodyLimit(
-        PromptShortcut(app.endpoints),
+        Door(app.endpoints, api.router),
         max_bytes=settings.max_request_body_bytes,
         max_total_bytes=settings.max_buffered_bytes,
         max_form_bytes=settings.max_multipart_bytes,

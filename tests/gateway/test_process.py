@@ -175,8 +175,10 @@ async def test_a_port_that_is_taken_is_named(engine: Engine) -> None:
 async def test_every_line_of_a_request_has_its_ids_and_no_line_is_without_form(engine: Engine) -> None:
     async with gateway_process(engine.url, LOG_LEVEL="debug") as gateway:
         body, headers = {"prompt": invert_workflow()}, {"X-Request-ID": "req-1"}
-        async with gateway.http.post("/prompt_sync?token=hush", json=body, headers=headers) as response:
+        async with gateway.http.post("/prompt_sync?node_id=hush", json=body, headers=headers) as response:
             prompt_id = (await response.json())["prompt_id"]
+        async with gateway.http.post("/prompt_sync?token=hush", json=body) as response:
+            assert response.status == 400
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_status() == 0
     of_request = [line for line in gateway.lines if line.get("request_id") == "req-1"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -35,7 +35,8 @@ class Submission:
     files: SpooledFiles | None = None
 
 
-async def get_submission(request: Request) -> AsyncIterator[Submission]:
+@asynccontextmanager
+async def submission(request: Request) -> AsyncIterator[Submission]:
     """What is posted to be run.
 
     Raises:
@@ -44,17 +45,17 @@ async def get_submission(request: Request) -> AsyncIterator[Submission]:
         ComfyUIInputError: a file of the form is too large.
         ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
     """
-    (await get_handler(request)).refuse_when_full()
-    submission = await _submission(request, bare=False)
-    with _held(submission.files):
-        yield submission
+    get_handler(request).refuse_when_full()
+    submitted = await _submission(request, bare=False)
+    with _held(submitted.files):
+        yield submitted
 
 
 async def get_workflow(request: Request) -> AsyncIterator[Submission]:
-    """What is posted to be looked at: as `get_submission`, and a bare workflow is one, too."""
-    submission = await _submission(request, bare=True)
-    with _held(submission.files):
-        yield submission
+    """What is posted to be looked at: as in `submission`, and a bare workflow is one, too."""
+    posted = await _submission(request, bare=True)
+    with _held(posted.files):
+        yield posted
 
 
 @contextmanager
@@ -69,7 +70,6 @@ def _held(files: SpooledFiles | None) -> Iterator[None]:
         files.release()
 
 
-Submitted = Annotated[Submission, Depends(get_submission)]
 Posted = Annotated[Submission, Depends(get_workflow)]
 
 
@@ -105,7 +105,7 @@ def body_schema() -> dict[str, Any]:
 
 async def _submission(request: Request, *, bare: bool) -> Submission:
     """The files have no holder yet."""
-    options = await get_options(request)
+    options = get_options(request)
     if not is_form(request.scope):
         # Not `request.body()`: that one keeps the text beside what is made of it, for as long as the request waits.
         pieces = [chunk async for chunk in request.stream()]

@@ -1,4 +1,7 @@
-"""`/prompt_sync`: run a workflow and wait for its files, attach to a prompt again, cancel it."""
+"""`/prompt_sync`: run a workflow and wait for its files, attach to a prompt again, cancel it.
+
+The endpoints take the request alone: `comfyui.web.api.door` calls them, and FastAPI only describes them.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,52 @@ from typing import Annotated, Literal
 from uuid import UUID, uuid4, uuid5
 
 import structlog
-from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
-from comfyui.models import ImageConversion, OutputPlace
+from comfyui.models import ImageConversion, OutputPlace, PromptRequest
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_schema
-from comfyui.web.api.bodies import Submitted, body_schema
-from comfyui.web.front.deps import CALLER, Delivery, Handler, Options, WebOptions
-from comfyui.web.front.errors import RequestError
+from comfyui.web.api.bodies import body_schema, submission
+from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
+from comfyui.web.front.deps import CALLER, WebOptions, get_deliverer, get_handler, get_options
+from comfyui.web.front.errors import RequestError, json_response
 
 router = APIRouter()
 
 # Where no API keys tell callers apart. It is ours alone, so that no other UUIDv5 scheme can collide with it.
 _KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
 
-NodeId = Annotated[str | None, Query(max_length=256, description="Whose file, when its bytes are asked for.")]
-Previews = Annotated[bool, Query(description="Pictures of the work in progress among the events.")]
-Timeout = Annotated[float | None, Query(gt=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given.")]
-Key = Annotated[str | None, Header(min_length=1, max_length=255, description="Any key that makes the call idempotent.")]
+PromptId = Annotated[UUID, Field(json_schema_extra=IN_PATH)]
 
 
-class AttachQuery(BaseModel):
-    """What a POST says in its query and its body, as far as it is about the answer."""
+class WaitingCall(Parameters):
+    """What every call says that waits for an answer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    timeout: float | None = Field(default=None, gt=0, description="Seconds to wait.")
+    timeout: float | None = Field(default=None, gt=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given.")
     node_id: str | None = Field(default=None, max_length=256, description="Whose file, when its bytes are asked for.")
     previews: bool = Field(default=False, description="Pictures of the work in progress among the events.")
-    return_image_base64: bool = False
+
+
+class SubmitCall(WaitingCall):
+    """A POST, beside its body."""
+
+    idempotency_key: str | None = Field(
+        default=None,
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Any key that makes the call idempotent.",
+        json_schema_extra=IN_HEADER,
+    )
+
+
+class AttachCall(WaitingCall):
+    """What a POST says in its query and in its body, as far as it is about the answer."""
+
+    prompt_id: PromptId
+    return_image_base64: bool = Field(default=False, description="As in the body of a POST.")
     convert: Literal["webp", "jpeg", "png", "avif"] | None = Field(default=None, description="`convert.format`.")
     quality: int | None = Field(default=None, ge=1, le=100, description="`convert.quality`.")
     metadata: Literal["keep", "strip"] = Field(default="keep", description="`convert.metadata`.")
@@ -54,85 +72,74 @@ class AttachQuery(BaseModel):
         return Order(self.return_image_base64, convert or None, place or None)
 
 
+class CancelCall(Parameters):
+    """Which prompt is meant."""
+
+    prompt_id: PromptId
+
+
 @router.post(
     "/prompt_sync",
     summary="Run a workflow and wait for its files",
-    openapi_extra=body_schema(),
+    openapi_extra={"parameters": described(SubmitCall), **body_schema()},
     responses=result_schema(),
 )
-async def prompt_sync(
-    request: Request,
-    submitted: Submitted,
-    handler: Handler,
-    deliverer: Delivery,
-    options: Options,
-    timeout: Timeout = None,
-    node_id: NodeId = None,
-    previews: Previews = False,
-    idempotency_key: Key = None,
-) -> Response:
+async def prompt_sync(request: Request) -> Response:
     """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names."""
-    timeout_s = _timeout_s(timeout, options)
-    body = submitted.request
-    if idempotency_key is not None:
-        if body.prompt_id is not None:
-            raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
-        caller: UUID | None = request.scope["state"].get(CALLER)
-        body = body.model_copy(update={"prompt_id": prompt_id_for_key(idempotency_key, caller)})
-    prompt_id = str(body.prompt_id or uuid4())
+    asked = read(SubmitCall, request, in_body=PromptRequest.model_fields)
+    timeout_s = _timeout_s(asked.timeout, get_options(request))
+    handler = get_handler(request)
+    async with submission(request) as submitted:
+        body = submitted.request
+        if asked.idempotency_key is not None:
+            if body.prompt_id is not None:
+                raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
+            caller: UUID | None = request.scope["state"].get(CALLER)
+            body = body.model_copy(update={"prompt_id": prompt_id_for_key(asked.idempotency_key, caller)})
+        prompt_id = str(body.prompt_id or uuid4())
+        structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+        return await answer(
+            request,
+            get_deliverer(request),
+            _call(request, asked, prompt_id, Order.of(body), timeout_s),
+            lambda listener: handler.submit_prompt_sync(
+                body, timeout_s=timeout_s, files=submitted.files, fresh_id=prompt_id, listener=listener
+            ),
+        )
+
+
+@router.get(
+    "/prompt_sync/{prompt_id}",
+    summary="Attach again to a prompt",
+    openapi_extra={"parameters": described(AttachCall)},
+    responses=result_schema(),
+)
+async def attach(request: Request) -> Response:
+    """Answers as the POST would have, for a prompt that is queued, running or finished."""
+    asked = read(AttachCall, request)
+    timeout_s = _timeout_s(asked.timeout, get_options(request))
+    handler = get_handler(request)
+    prompt_id = str(asked.prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
-    call = Call(
-        prompt_id,
-        accepted_by(request),
-        Order.of(body),
-        node_id,
-        previews,
-        lambda: handler.workflow_of(prompt_id),
-        _deadline(timeout_s),
-    )
     return await answer(
         request,
-        deliverer,
-        call,
-        lambda listener: handler.submit_prompt_sync(
-            body, timeout_s=timeout_s, files=submitted.files, fresh_id=prompt_id, listener=listener
-        ),
+        get_deliverer(request),
+        _call(request, asked, prompt_id, asked.order(), timeout_s),
+        lambda listener: handler.attach(prompt_id, timeout_s=timeout_s, listener=listener),
     )
 
 
-@router.get("/prompt_sync/{prompt_id}", summary="Attach again to a prompt", responses=result_schema())
-async def attach(
-    request: Request,
-    prompt_id: UUID,
-    handler: Handler,
-    deliverer: Delivery,
-    options: Options,
-    wanted: Annotated[AttachQuery, Query()],
-) -> Response:
-    """Answers as the POST would have, for a prompt that is queued, running or finished."""
-    known_id = str(prompt_id)
-    structlog.contextvars.bind_contextvars(prompt_id=known_id)
-    timeout_s = _timeout_s(wanted.timeout, options)
-    call = Call(
-        known_id,
-        accepted_by(request),
-        wanted.order(),
-        wanted.node_id,
-        wanted.previews,
-        lambda: handler.workflow_of(known_id),
-        _deadline(timeout_s),
-    )
-    return await answer(
-        request, deliverer, call, lambda listener: handler.attach(known_id, timeout_s=timeout_s, listener=listener)
-    )
-
-
-@router.delete("/prompt_sync/{prompt_id}", summary="Cancel a prompt")
-async def cancel(prompt_id: UUID, handler: Handler) -> dict[str, str]:
+@router.delete(
+    "/prompt_sync/{prompt_id}",
+    summary="Cancel a prompt",
+    openapi_extra={"parameters": described(CancelCall)},
+)
+async def cancel(request: Request) -> Response:
     """Removed from ComfyUI's queue, or interrupted if it is the one that runs; nobody else's prompt is touched."""
-    structlog.contextvars.bind_contextvars(prompt_id=str(prompt_id))
-    await handler.cancel(str(prompt_id))
-    return {"prompt_id": str(prompt_id), "status": "cancelled"}
+    prompt_id = str(read(CancelCall, request).prompt_id)
+    structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+    await get_handler(request).cancel(prompt_id)
+    return json_response(200, {"prompt_id": prompt_id, "status": "cancelled"})
 
 
 def prompt_id_for_key(key: str, caller: UUID | None) -> UUID:
@@ -144,13 +151,22 @@ def prompt_id_for_key(key: str, caller: UUID | None) -> UUID:
     return uuid5(caller or _KEY_NAMESPACE, key)
 
 
+def _call(request: Request, asked: WaitingCall, prompt_id: str, order: Order, timeout_s: float) -> Call:
+    handler = get_handler(request)
+    return Call(
+        prompt_id,
+        accepted_by(request),
+        order,
+        asked.node_id,
+        asked.previews,
+        lambda: handler.workflow_of(prompt_id),
+        asyncio.get_running_loop().time() + timeout_s,
+    )
+
+
 def _timeout_s(timeout: float | None, options: WebOptions) -> float:
     if timeout is None:
         return options.default_timeout_s
     if timeout > options.max_timeout_s:
         raise RequestError(f"timeout: at most {options.max_timeout_s:g} seconds (MAX_TIMEOUT)")
     return timeout
-
-
-def _deadline(timeout_s: float) -> float:
-    return asyncio.get_running_loop().time() + timeout_s

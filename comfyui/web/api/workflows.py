@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from comfyui.exceptions import (
     ComfyUIConnectionError,
@@ -21,13 +21,20 @@ from comfyui.offload import in_thread, offloaded
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.web.api.bodies import Posted, Submission, body_schema, json_object, looks_like_workflow
+from comfyui.web.api.parameters import NoParameters, read
 from comfyui.web.front.deps import Handler, Options
 from comfyui.web.front.errors import RequestError, json_response
 from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format, node_title
 from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
 from comfyui.workflows.preflight import Problem
 
-router = APIRouter()
+
+async def _without_query(request: Request) -> None:
+    read(NoParameters, request)
+
+
+# A query parameter that does nothing was meant for something.
+router = APIRouter(dependencies=[Depends(_without_query)])
 
 _PATIENCE_S = 2.0
 _FRESH_S = 5.0

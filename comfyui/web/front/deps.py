@@ -26,24 +26,31 @@ class WebOptions:
     limits: Limits = DEFAULT_LIMITS
 
 
-# Coroutines though they await nothing: FastAPI sends plain functions through its thread pool, at 0.5 ms a request.
-
-
-async def get_handler(request: Request) -> ComfyUIHandler:
+def get_handler(request: Request) -> ComfyUIHandler:
     handler: ComfyUIHandler = request.app.state.handler
     return handler
 
 
-async def get_deliverer(request: Request) -> Deliverer:
+def get_deliverer(request: Request) -> Deliverer:
     deliverer: Deliverer = request.app.state.deliverer
     return deliverer
 
 
-async def get_options(request: Request) -> WebOptions:
+def get_options(request: Request) -> WebOptions:
     options: WebOptions = request.app.state.web_options
     return options
 
 
-Handler = Annotated[ComfyUIHandler, Depends(get_handler)]
-Delivery = Annotated[Deliverer, Depends(get_deliverer)]
-Options = Annotated[WebOptions, Depends(get_options)]
+# Coroutines though they await nothing: FastAPI sends plain functions through its thread pool, at 0.5 ms a request.
+
+
+async def _handler(request: Request) -> ComfyUIHandler:
+    return get_handler(request)
+
+
+async def _options(request: Request) -> WebOptions:
+    return get_options(request)
+
+
+Handler = Annotated[ComfyUIHandler, Depends(_handler)]
+Options = Annotated[WebOptions, Depends(_options)]

@@ -1,0 +1,191 @@
+"""Query and headers of the gateway's own endpoints: what is misspelt, repeated or empty is refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from comfyui.web.api.door import Door
+from tests.support.relaying import answer_ok, fetch, relayed
+from tests.support.running import RunningGateway, invert_workflow
+
+BODY = json.dumps({"prompt": invert_workflow()}).encode()
+ATTACH = "/prompt_sync/7d0b5c39-0000-4000-8000-00000000000a"
+IDEMPOTENCY = "Idempotency-Key"
+
+
+async def call(gateway: RunningGateway, method: str, target: str, *headers: tuple[str, str]) -> tuple[int, Any]:
+    data = BODY if method == "POST" else None
+    async with gateway.http.request(method, target, data=data, headers=headers) as response:
+        return response.status, await response.json()
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "detail"),
+    [
+        ("POST", "/prompt_sync?tiemout=9", "tiemout: there is no such query parameter; did you mean timeout?"),
+        ("POST", "/prompt_sync?Timeout=9", "Timeout: there is no such query parameter; did you mean timeout?"),
+        (
+            "POST",
+            "/prompt_sync?timeout=9&node-id=3",
+            "node-id: there is no such query parameter; did you mean node_id?",
+        ),
+        (
+            "POST",
+            "/prompt_sync?token=a",
+            "token: there is no such query parameter; there are timeout, node_id, previews",
+        ),
+        (
+            "POST",
+            "/prompt_sync?return_image_base64=true",
+            "return_image_base64: there is no such query parameter; it is a field of the body",
+        ),
+        (
+            "POST",
+            "/prompt_sync?a%0Ab=1",
+            "'a\\nb': there is no such query parameter; there are timeout, node_id, previews",
+        ),
+        ("POST", "/prompt_sync?timeout=1&timeout=2", "timeout: this parameter may be given once only"),
+        ("GET", f"{ATTACH}?store=s3&bukcet=a", "bukcet: there is no such query parameter; did you mean bucket?"),
+        ("GET", f"{ATTACH}?prompt_id=a", "prompt_id: there is no such query parameter; there are"),
+        ("GET", f"{ATTACH}?quality=1&quality=1", "quality: this parameter may be given once only"),
+        ("DELETE", f"{ATTACH}?timeout=9", "timeout: there is no such query parameter, and this endpoint has none"),
+        ("POST", "/validate?timeout=9", "timeout: there is no such query parameter, and this endpoint has none"),
+        ("POST", "/convert?strict", "strict: there is no such query parameter, and this endpoint has none"),
+    ],
+)
+async def test_a_query_that_is_misspelt_or_repeated_is_refused_by_name(
+    gateway: RunningGateway, method: str, target: str, detail: str
+) -> None:
+    status, body = await call(gateway, method, target)
+    assert (status, body["type"]) == (400, "bad_request")
+    assert body["detail"].startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("target", "detail"),
+    [
+        ("/prompt_sync?timeout=", "timeout: the value is empty; give one, or leave timeout out"),
+        ("/prompt_sync?previews", "previews: the value is empty; give one, or leave previews out"),
+        ("/prompt_sync?previews=perhaps", "previews: Input should be a valid boolean"),
+        (f"/prompt_sync?node_id={'9' * 257}", "node_id: String should have at most 256 characters"),
+    ],
+)
+async def test_a_value_that_cannot_be_used_is_refused_by_name(
+    gateway: RunningGateway, target: str, detail: str
+) -> None:
+    status, body = await call(gateway, "POST", target)
+    assert (status, body["type"]) == (422, "invalid_request")
+    assert body["detail"].startswith(detail)
+
+
+async def test_a_query_of_many_names_is_refused_in_few_words(gateway: RunningGateway) -> None:
+    status, body = await call(gateway, "POST", "/prompt_sync?" + "&".join(f"name{n}=1" for n in range(50)))
+    assert (status, body["detail"].count(";"), body["detail"][-13:]) == (400, 6, "; and 47 more")
+    status, body = await call(gateway, "POST", "/prompt_sync?" + "a=1&" * 5_000)
+    assert (status, body["detail"]) == (400, "the query has more than 100 parameters")
+    status, body = await call(gateway, "POST", f"/prompt_sync?{'x' * 50_000}=1")
+    assert status == 400
+    assert len(body["detail"]) < 200
+
+
+async def test_a_query_is_refused_before_the_body_is_read(gateway: RunningGateway) -> None:
+    async with gateway.http.post("/prompt_sync?tiemout=9", data=b"no JSON") as response:
+        assert "tiemout" in (await response.json())["detail"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "status", "detail"),
+    [
+        (["a", "b"], 400, "Idempotency-Key: this header may be given once only"),
+        ([""], 422, "Idempotency-Key: String should have at least 1 character"),
+        (["k" * 256], 422, "Idempotency-Key: String should have at most 255 characters"),
+    ],
+)
+async def test_an_idempotency_key_that_cannot_be_used_is_refused_by_name(
+    gateway: RunningGateway, keys: list[str], status: int, detail: str
+) -> None:
+    found, body = await call(gateway, "POST", "/prompt_sync", *((IDEMPOTENCY, key) for key in keys))
+    assert (found, body["detail"]) == (status, detail)
+
+
+@pytest.mark.parametrize("path", ["/prompt", "/api/prompt", "/queue", "/view", "/history/a"])
+async def test_the_query_of_no_path_of_comfyui_is_looked_at(path: str) -> None:
+    method = "POST" if path.endswith("prompt") else "GET"
+    async with relayed(answer_ok) as (comfyui, gateway):
+        answer = await fetch(gateway, f"{path}?tiemout=1&tiemout=2&x", method=method, data=BODY)
+        assert answer.status == 200
+    assert any(exchange.line.startswith(f"{method} ") for exchange in comfyui.seen)
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs"])
+async def test_other_endpoints_pass_over_what_they_do_not_know(gateway: RunningGateway, path: str) -> None:
+    async with gateway.http.get(f"{path}?_=123&_=4") as response:
+        assert response.status == 200
+
+
+CALLS = [
+    ("POST", "/prompt_sync"),
+    ("POST", "/prompt_sync?timeout=9.5&node_id=3&previews=true"),
+    ("POST", "/prompt_sync?timeout=-1"),
+    ("POST", "/prompt_sync?tiemout=1"),
+    ("PATCH", "/prompt_sync"),
+    ("GET", "/prompt_sync/"),
+    ("GET", "/prompt_sync/a/b"),
+    ("GET", "/prompt_sync/no-uuid"),
+    ("GET", ATTACH),
+    ("GET", f"{ATTACH}?store=s3"),
+    ("HEAD", ATTACH),
+    ("DELETE", ATTACH),
+]
+
+
+async def test_without_the_door_fastapi_gives_the_same_answers(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers_of(status: int, body: Any) -> Any:
+        changing = {"timestamp", "request_id", "prompt_id", "execution_time", "timings", "outputs", "images"}
+        return status, {name: value for name, value in body.items() if name not in changing}
+
+    async def answers() -> list[Any]:
+        found = []
+        for method, target in CALLS:
+            data = BODY if method == "POST" else None
+            async with gateway.http.request(method, target, data=data) as response:
+                body = json.loads(await response.read() or b"{}")
+                found.append((answers_of(response.status, body), response.headers.get("Allow")))
+        return found
+
+    async def past(door: Door, scope: Scope, receive: Receive, send: Send) -> None:
+        app: ASGIApp = door._app
+        await app(scope, receive, send)
+
+    direct = await answers()
+    monkeypatch.setattr(Door, "__call__", past)
+    assert await answers() == direct
+
+
+async def test_openapi_describes_the_parameters(gateway: RunningGateway) -> None:
+    async with gateway.http.get("/openapi.json") as response:
+        paths = (await response.json())["paths"]
+
+    def named(path: str, method: str) -> dict[str, Any]:
+        return {parameter["name"]: parameter for parameter in paths[path][method]["parameters"]}
+
+    posted = named("/prompt_sync", "post")
+    assert set(posted) == {"timeout", "node_id", "previews", IDEMPOTENCY}
+    assert posted["timeout"]["schema"] == {"type": "number", "exclusiveMinimum": 0}
+    assert (posted["timeout"]["in"], posted["timeout"]["required"]) == ("query", False)
+    assert posted[IDEMPOTENCY]["in"] == "header"
+    attached = named("/prompt_sync/{prompt_id}", "get")
+    assert attached["prompt_id"] == {
+        "name": "prompt_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "format": "uuid"},
+    }
+    assert attached["convert"]["schema"]["enum"] == ["webp", "jpeg", "png", "avif"]
+    assert set(named("/prompt_sync/{prompt_id}", "delete")) == {"prompt_id"}
