@@ -56,8 +56,9 @@ from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.middleware import BodyLimit, RequestContext, SlowClients, StalledClientError
 from comfyui.web.front.origins import Origins
 from comfyui.web.front.tickets import Tickets
+from comfyui.web.server.client_side import cut_off, taking_splices
 from comfyui.web.server.connections import Connections, connections_within, raise_descriptor_limit
-from comfyui.web.server.http import ServerHttp, cut_off, splicing
+from comfyui.web.server.http import ServerHttp
 from comfyui.web.server.listening import bind, is_loopback, url_of
 from comfyui.web.server.socket import ServerSocket
 from config import Settings, SettingsError, load_settings
@@ -135,7 +136,7 @@ class _Gateway(FastAPI):
         if scope["type"] != "lifespan":
             self.proxies.apply(scope)
         try:
-            await self.front(scope, receive, splicing(scope, send))
+            await self.front(scope, receive, taking_splices(scope, send))
         except StalledClientError as error:
             _log.info("client.slow", path=scope["path"], detail=str(error))
             cut_off(send)

@@ -7,13 +7,12 @@ exponential back-off and jitter; a submission never is, since ComfyUI does not c
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Self, TypeVar, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -36,6 +35,7 @@ from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
 from comfyui.offload import offloaded
 from comfyui.replies import JSON, HistoryEntry, Queued, QueueItem
+from comfyui.transport.body import OpenBody, ResumedBody
 from comfyui.transport.drivers import (
     REFUSING,
     AiohttpTransport,
@@ -47,7 +47,6 @@ from comfyui.transport.drivers import (
     refusing_redirects,
 )
 from comfyui.transport.form_names import file_disposition
-from comfyui.transport.splice import Splice
 
 # ComfyUI itself answers 403 for a file outside of its folders.
 _NO_KEY = frozenset({401})
@@ -70,23 +69,6 @@ _FRAME_HEARTBEAT_S = 20.0
 _NO_HEADERS: Mapping[str, str] = {}
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """An open ``/view`` answer: ``pieces`` yields the body, ``length`` is None when ComfyUI does not say it.
-
-    ``pieces`` raises `ComfyUIConnectionError` when the body ends early.
-    """
-
-    content_type: str
-    length: int | None
-    pieces: AsyncIterator[bytes | Splice]
-
-    @property
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body of a view that was opened without `splicing`."""
-        return cast("AsyncIterator[bytes]", self.pieces)
 
 
 class ComfyUIClient:
@@ -125,7 +107,7 @@ class ComfyUIClient:
         self._retries = retries
         self._lean = lean
         self._tells_jobs = True
-        self._counter = lru_cache(maxsize=256)((metrics or Metrics()).upstream_requests.labels)
+        self._counter = functools.lru_cache(maxsize=256)((metrics or Metrics()).upstream_requests.labels)
         self._stack = AsyncExitStack()
         self._session: aiohttp.ClientSession | None = None
         self._transport: Transport | None = None
@@ -282,13 +264,11 @@ class ComfyUIClient:
         return await self._retrying(send, retries)
 
     @asynccontextmanager
-    async def view(
-        self, filename: str, subfolder: str = "", folder_type: str = "output", *, splicing: bool = False
-    ) -> AsyncIterator[View]:
-        """One file, streamed. Raises `ComfyUINotFoundError` when ComfyUI does not have it (any more).
+    async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[OpenBody]:
+        """One file; when the connection breaks, its rest is asked for.
 
-        Args:
-            splicing: its pieces may be a `Splice`, too.
+        Raises:
+            ComfyUINotFoundError: ComfyUI does not have it (any more).
         """
         target = f"/view?{view_query(filename, subfolder, folder_type)}"
         status = 0
@@ -299,8 +279,9 @@ class ComfyUIClient:
                     raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
                 if status != 200:
                     raise _unexpected("GET /view", status, refusing=_NO_KEY)
-                async with aclosing(self._pieces(reply, target, splicing=splicing)) as pieces:
-                    yield View(reply.content_type, reply.length, pieces)
+                rest_from = functools.partial(self._rest, target, reply)
+                async with ResumedBody(reply.body, rest_from, _pause, retries=self._retries, what="GET /view") as body:
+                    yield body
         finally:
             self._count("GET", "/view", status)
 
@@ -315,40 +296,19 @@ class ComfyUIClient:
 
         return await self._retrying(ask, self._retries)
 
-    async def _pieces(self, reply: OpenReply, target: str, *, splicing: bool) -> AsyncGenerator[bytes | Splice, None]:
-        """The body; when the connection breaks, the rest of the same file is asked for, at most `retries` times."""
-        size, version = reply.length, reply.headers.get("etag")
-        done = failures = 0
-        async with AsyncExitStack() as stack:
-            while True:
-                try:
-                    if failures:
-                        reply = await stack.enter_async_context(self._rest_of(target, done, size, version))
-                    read = reply.read_or_splice if splicing else reply.read
-                    while piece := await read():
-                        yield piece
-                        done += len(piece) if isinstance(piece, bytes) else piece.moved
-                    return
-                except ComfyUIConnectionError as error:
-                    if done == size:
-                        return
-                    if size is None or failures >= self._retries:
-                        raise ComfyUIConnectionError("GET /view: the file's body was cut off", sent=True) from error
-                await asyncio.sleep(backoff_s(failures, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
-                failures += 1
-
     @asynccontextmanager
-    async def _rest_of(self, target: str, done: int, size: int | None, version: str | None) -> AsyncIterator[OpenReply]:
-        """The same file from byte `done` on; anything else would be spliced into what was sent before."""
-        headers = {"Range": f"bytes={done}-"} | ({"If-Range": version} if version else {})
+    async def _rest(self, target: str, first: OpenReply, start: int) -> AsyncIterator[OpenBody]:
+        """The file of `first` from byte `start` on; anything else would be spliced into what was sent before."""
+        version, size = first.header(b"etag"), first.body.length
+        headers = {"Range": f"bytes={start}-"} | ({"If-Range": version} if version else {})
         status = 0
         try:
             async with self._open.stream(target, headers) as reply:
                 status = reply.status
-                expected = f"bytes {done}-{size - 1}/{size}" if size else ""
-                if status != 206 or reply.headers.get("content-range") != expected:
+                expected = f"bytes {start}-{size - 1}/{size}" if size else ""
+                if status != 206 or reply.header(b"content-range") != expected:
                     raise ComfyUIServerError("GET /view: the file's body was cut off, and its rest cannot be had")
-                yield reply
+                yield reply.body
         finally:
             self._count("GET", "/view", status)
 
@@ -406,7 +366,7 @@ class ComfyUIClient:
             except ComfyUIError as error:
                 if failures >= retries or not _worth_retrying(error):
                     raise
-            await asyncio.sleep(backoff_s(failures, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
+            await _pause(failures)
             failures += 1
 
     @property
@@ -470,6 +430,10 @@ def backoff_s(failures: int, *, start_s: float, max_s: float) -> float:
     """Seconds to wait after so many failures: doubling, with jitter over the upper half so that clients spread out."""
     ceiling: float = min(max_s, start_s * 2 ** min(failures, 30))
     return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+
+async def _pause(failures: int) -> None:
+    await asyncio.sleep(backoff_s(failures, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
 
 
 def _worth_retrying(error: ComfyUIError) -> bool:

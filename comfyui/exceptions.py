@@ -368,3 +368,7 @@ def error_body_of(error: ComfyUIError, *, request_id: str | None = None) -> dict
         prompt_id=error.prompt_id,
         node_errors=error.node_errors,
     )
+
+
+class InvalidRequestError(ValueError):
+    """The request cannot be written as HTTP/1.1."""

@@ -19,7 +19,6 @@ from uuid import uuid4
 
 import structlog
 
-from comfyui.client import View
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import (
     ComfyUIConflictError,
@@ -43,6 +42,7 @@ from comfyui.offload import offloaded
 from comfyui.replies import QueueItem
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
+from comfyui.transport.body import OpenBody
 from comfyui.transport.drivers import RawReply
 from comfyui.workflows.api_format import check_api_format
 
@@ -324,14 +324,12 @@ class ComfyUIHandler:
             backend.failed(error)
             raise
 
-    def open_file(
-        self, result: PromptResult, file: OutputFile, *, splicing: bool = False
-    ) -> AbstractAsyncContextManager[View]:
+    def open_file(self, result: PromptResult, file: OutputFile) -> AbstractAsyncContextManager[OpenBody]:
         """One file of a result, streamed from the server that made it; see `ComfyUIClient.view`."""
         backend = self.pool.named(result.server)
         if backend is None:
             raise ComfyUINotFoundError(f"the server that has {file.filename!r} is not configured any more")
-        return backend.client.view(file.filename, file.subfolder, file.type, splicing=splicing)
+        return backend.client.view(file.filename, file.subfolder, file.type)
 
     def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
         """The workflow of a prompt in flight; None when it is not known (yet)."""

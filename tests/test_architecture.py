@@ -38,7 +38,6 @@ LONG = {
     "comfyui/sdk/client.py": "one method for each call, and nothing else",
     "comfyui/sdk/command_line.py": "one function for each command",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",
-    "comfyui/web/server/http.py": "uvicorn's protocol class, which we change in many small places",
     "comfyui/workers/base.py": "to be cut: ids, replies and the process are three things",
     "comfyui/workflows/convert/widgets.py": "the editor's widgets, kind by kind",
     "comfyui/workflows/preflight.py": "ComfyUI's checks, in ComfyUI's order",
@@ -69,6 +68,10 @@ ONLY_IN = {
         "comfyui/address.py",
     ),
 }
+
+# Our own HTTP and its splices, and the only rooms that know them: others have `transport.body`, `drivers` and `relay`.
+FENCED = {f"comfyui.transport.{name}" for name in ("connection", "framing", "http1", "splice")}
+WITHIN_THE_FENCE = ("comfyui/transport/", "comfyui/web/server/")
 
 
 def imports(path: Path) -> set[str]:
@@ -161,6 +164,15 @@ def test_each_library_stays_in_the_files_named_for_it(path: Path) -> None:
     for name in imports(path):
         allowed = ONLY_IN.get(name.split(".")[0])
         assert allowed is None or relative(path).startswith(allowed), f"{relative(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=relative)
+def test_only_the_two_ends_of_a_body_know_how_it_is_moved(path: Path) -> None:
+    assert relative(path).startswith(WITHIN_THE_FENCE) or not imports(path) & FENCED
+
+
+def test_the_fence_is_around_what_there_is() -> None:
+    assert {dotted(path) for path in core()} >= FENCED
 
 
 def test_the_client_is_the_face_of_the_sdk() -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
-from comfyui.client import View
 from comfyui.exceptions import ComfyUIError
 from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptRequest, PromptResult
 from comfyui.outputs.history import OutputContent, result_json
 from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.store import ObjectStore, Placement, StorageRefusedError
 from comfyui.outputs.zipping import zip_pieces
+from comfyui.transport.body import OpenBody
 
 _log = structlog.get_logger(__name__)
 # Of all requests together: each upload of a large file holds some parts of it.
@@ -26,12 +26,8 @@ _LAST_UPLOADS_S = 5.0
 _NOTHING_TO_CONVERT = "neither return_image_base64, an output store, nor raw bytes or zip were asked for"
 
 
-class OpenView(Protocol):
-    """`ComfyUIHandler.open_file`."""
-
-    def __call__(
-        self, result: PromptResult, file: OutputFile, /, *, splicing: bool = False
-    ) -> AbstractAsyncContextManager[View]: ...
+OpenView = Callable[[PromptResult, OutputFile], AbstractAsyncContextManager[OpenBody]]
+"""`ComfyUIHandler.open_file`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +90,10 @@ class Deliverer:
         return self._placement(order) is not None
 
     @asynccontextmanager
-    async def open(
-        self, result: PromptResult, file: OutputFile, order: Order, *, splicing: bool = False
-    ) -> AsyncIterator[OutputContent]:
-        """The file as the client is to have it. Raises `ComfyUIError` when it cannot be read.
-
-        Args:
-            splicing: its pieces may be a `Splice`, too.
-        """
-        # What is to be converted has to be read.
-        async with self._open_view(result, file, splicing=splicing and order.convert is None) as view:
-            content = OutputContent(file.filename, file.content_type, view.length, view.pieces)
+    async def open(self, result: PromptResult, file: OutputFile, order: Order) -> AsyncIterator[OutputContent]:
+        """The file as the client is to have it. Raises `ComfyUIError` when it cannot be read."""
+        async with self._open_view(result, file) as body:
+            content = OutputContent(file.filename, file.content_type, body)
             if order.convert is None:
                 yield content
                 return
@@ -191,8 +180,8 @@ class Deliverer:
             async with self.open(result, file, order) as content:
                 stored = await store.put(
                     _key(result, file, content.filename),
-                    content.chunks,
-                    content.length,
+                    content.body,
+                    content.body.length,
                     content.content_type,
                     placement,
                 )

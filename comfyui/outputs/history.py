@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Any, cast
+from typing import Any
 
 import pybase64
 
@@ -16,7 +16,7 @@ from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
 from comfyui.models import OutputFile, PromptResult
 from comfyui.replies import HistoryEntry
-from comfyui.transport.splice import Splice
+from comfyui.transport.body import OpenBody
 from comfyui.workflows.api_format import node_order
 
 _TRACEBACK_LINES = 6
@@ -34,21 +34,13 @@ class OutputContent:
     """A file as it is given to the client, which may be another than ComfyUI wrote: `comfyui.outputs.images` converts.
 
     Attributes:
-        length: in bytes; None when it is not known before the end.
-        pieces: raise `ComfyUIError` when the file breaks off. Bytes, but where it was opened with `splicing`.
         notes: further members of its entry in ``images``.
     """
 
     filename: str
     content_type: str
-    length: int | None
-    pieces: AsyncIterator[bytes | Splice]
+    body: OpenBody
     notes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def chunks(self) -> AsyncIterator[bytes]:
-        """As in `View`."""
-        return cast("AsyncIterator[bytes]", self.pieces)
 
     def facts(self) -> dict[str, Any]:
         """What the entry in ``images`` says of it."""
@@ -203,7 +195,7 @@ async def result_json(
 async def _with_base64(file: OutputFile, entry: Mapping[str, Any], open_file: OpenFile) -> AsyncGenerator[bytes, None]:
     begun = False
     try:
-        async with open_file(file) as content, aclosing(base64_pieces(content.chunks)) as pieces:
+        async with open_file(file) as content, aclosing(base64_pieces(content.body)) as pieces:
             first = await anext(pieces, b"")
             begun = True
             yield jsonio.dumps({**entry, **content.facts()})[:-1] + b',"base64":"' + first

@@ -18,6 +18,7 @@ from comfyui.models import ImageConversion, content_type_of
 from comfyui.outputs import pictures
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.pictures import NotConvertedError
+from comfyui.transport.body import IteratedBody, OpenBody
 
 _CHUNK = 1 << 18
 _EXTENSIONS = {"webp": ".webp", "jpeg": ".jpg", "png": ".png", "avif": ".avif"}
@@ -64,12 +65,14 @@ class ImageConverter:
             except NotConvertedError as error:
                 converted, reason = None, str(error)
         if converted is None:
-            pieces = _all(beginning, content.chunks) if data is None else _pieces(data)
-            yield replace(_unchanged(content, reason), pieces=pieces)
+            chunks = _all(beginning, content.body) if data is None else _pieces(data)
+            yield replace(_unchanged(content, reason), body=IteratedBody(chunks, content.body.length))
             return
         del data
         name = str(PurePosixPath(content.filename).with_suffix(_EXTENSIONS[conversion.format]))
-        yield OutputContent(name, content_type_of(name), len(converted), _pieces(converted), {"converted": True})
+        yield OutputContent(
+            name, content_type_of(name), IteratedBody(_pieces(converted), len(converted)), {"converted": True}
+        )
 
     async def _convert(self, data: bytes, conversion: ImageConversion) -> bytes:
         found = await asyncio.to_thread(pictures.look, data, conversion, self._limits.max_pixels)
@@ -84,10 +87,10 @@ class ImageConverter:
     async def _read(self, content: OutputContent) -> tuple[bytes | None, bytes]:
         """The whole file; or None, and what was read of one that is too large."""
         limit = self._limits.max_bytes
-        if content.length is not None and content.length > limit:
+        if content.body.length is not None and content.body.length > limit:
             return None, b""
         data = bytearray()
-        async for chunk in content.chunks:
+        async for chunk in content.body:
             data += chunk
             if len(data) > limit:
                 return None, bytes(data)
@@ -155,7 +158,7 @@ def _unchanged(content: OutputContent, reason: str) -> OutputContent:
     return replace(content, notes={**content.notes, "converted": False, "reason": reason})
 
 
-async def _all(start: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _all(start: bytes, rest: OpenBody) -> AsyncIterator[bytes]:
     yield start
     async for chunk in rest:
         yield chunk

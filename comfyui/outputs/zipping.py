@@ -6,13 +6,14 @@ import re
 import time
 import unicodedata
 import zipfile
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError
 from comfyui.models import OutputFile
 from comfyui.outputs.history import OpenFile
+from comfyui.transport.body import OpenBody
 
 # What Windows refuses in a name; the folders' separators are dealt with before.
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
@@ -52,7 +53,7 @@ async def zip_pieces(files: Sequence[OutputFile], open_file: OpenFile) -> AsyncG
         try:
             async with open_file(file) as content:
                 name = names.unique(file.subfolder, content.filename)
-                async with aclosing(_member(archive, pipe, name, content.chunks, content.length)) as pieces:
+                async with aclosing(_member(archive, pipe, name, content.body)) as pieces:
                     async for piece in pieces:
                         yield piece
         except _BrokenOffError as broken:
@@ -75,18 +76,13 @@ class _BrokenOffError(Exception):
         self.error = error
 
 
-async def _member(
-    archive: zipfile.ZipFile, pipe: _Pipe, name: str, chunks: AsyncIterable[bytes], length: int | None
-) -> AsyncGenerator[bytes, None]:
-    source: AsyncIterator[bytes] = aiter(chunks)
-    first = await anext(source, b"")  # before its header is written: a file that is gone leaves nothing behind
+async def _member(archive: zipfile.ZipFile, pipe: _Pipe, name: str, body: OpenBody) -> AsyncGenerator[bytes, None]:
+    await body.begin()  # before its header is written: a file that is gone leaves nothing behind
     info = _info(name)
-    info.file_size = length or 0
-    with archive.open(info, "w", force_zip64=length is None) as member:
-        member.write(first)
-        yield pipe.take()
+    info.file_size = body.length or 0
+    with archive.open(info, "w", force_zip64=body.length is None) as member:
         try:
-            async for chunk in source:
+            async for chunk in body:
                 member.write(chunk)
                 yield pipe.take()
         except ComfyUIError as error:

@@ -11,7 +11,8 @@ import asyncio
 import select
 from typing import Protocol
 
-from comfyui.transport.framing import LAST_CHUNK, AnswerReader, FramingError, Upload, chunk
+from comfyui.transport.body import OpenBody
+from comfyui.transport.framing import LAST_CHUNK, AnswerReader, FramingError, chunk
 from comfyui.transport.splice import Splice
 
 _HIGH_WATER = 256 * 1024
@@ -211,16 +212,14 @@ class Connection(asyncio.Protocol):
         self._transport.write(data)
         return self._head
 
-    async def upload(self, body: Upload, timeout_s: float) -> None:
+    async def upload(self, body: OpenBody, timeout_s: float) -> None:
         """The request's body, as fast as the server takes it. An error of `body` is the request's."""
         left = body.length
         try:
-            async for data in body.chunks:
+            async for data in body:
                 self.answer_within(timeout_s)
                 if not self.alive or self._transport is None:
                     return
-                if not data:
-                    continue
                 if left is None:
                     self._transport.writelines(chunk(data))
                 else:

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import aiohttp
 from yarl import URL
 
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIDescriptorsError, ComfyUIError, ComfyUIServerError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIDescriptorsError,
+    ComfyUIError,
+    ComfyUIServerError,
+    InvalidRequestError,
+)
+from comfyui.transport.body import OpenBody
 from comfyui.transport.connection import (
     Answer,
     AnswerTimeoutError,
@@ -31,13 +37,12 @@ from comfyui.transport.connection import (
     Http1Error,
     InvalidAnswerError,
 )
-from comfyui.transport.framing import InvalidRequestError, header_value
+from comfyui.transport.framing import RawHeaders, header_value
 from comfyui.transport.http1 import CONNECT_S, Http1Client
 from comfyui.transport.splice import Splice
 
 Headers = Mapping[str, str]
 _NONE: Mapping[str, str] = {}
-_T = TypeVar("_T")
 _CONNECTIONS = 100
 _FILES_AT_ONCE = 400
 _CUT_OFF = "the answer was cut off"
@@ -56,24 +61,65 @@ class RawReply:
 
 @dataclass(frozen=True, slots=True)
 class OpenReply:
-    """An answer whose body has still to be read.
-
-    Attributes:
-        headers: by their names in lower case.
-        length: of the body in bytes; None when it is not said.
-        read: what has come since the last call, nothing at the end; raises `ComfyUIConnectionError` when it is cut off.
-        read_or_splice: the same; a long rest may come as a `Splice`, see `Answer.read_or_splice`.
-    """
+    """An answer whose body has still to be read."""
 
     status: int
-    headers: Headers
-    length: int | None
-    read: Callable[[], Awaitable[bytes]]
-    read_or_splice: Callable[[], Awaitable[bytes | Splice]]
+    headers: RawHeaders
+    body: OpenBody
 
-    @property
-    def content_type(self) -> str:
-        return self.headers.get("content-type", "application/octet-stream").partition(";")[0].strip()
+    def header(self, name: bytes) -> str | None:
+        """The first of that name, which is given in lower case."""
+        value = header_value(self.headers, name)
+        return None if value is None else value.decode("latin-1")
+
+    def close(self) -> None:
+        self.body.close()
+
+
+class AnswerBody(OpenBody):
+    """The body of an answer of `comfyui.transport.http1`.
+
+    Args:
+        silence_s: nothing may come for so long; 0 is any time.
+        ours: what an error of the connection is to the caller.
+    """
+
+    def __init__(self, answer: Answer, silence_s: float, ours: Callable[[Http1Error], ComfyUIError]) -> None:
+        length = header_value(answer.headers, b"content-length")
+        super().__init__(int(length) if length else None)
+        self._answer = answer
+        self._silence_s = silence_s
+        self._ours = ours
+
+    async def read(self) -> bytes:
+        try:
+            return await self._answer.read(self._silence_s)
+        except Http1Error as error:
+            raise self._ours(error) from error
+
+    async def read_or_splice(self) -> bytes | Splice:
+        try:
+            return await self._answer.read_or_splice(self._silence_s)
+        except Http1Error as error:
+            raise self._ours(error) from error
+
+    def at_end(self) -> bool:
+        return self._answer.at_end()
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+class _AiohttpBody(OpenBody):
+    def __init__(self, response: aiohttp.ClientResponse, name: str, what: str) -> None:
+        super().__init__(response.content_length)
+        self._response = response
+        self._name = name
+        self._what = what
+
+    async def read(self) -> bytes:
+        with aiohttp_errors(self._name, self._what):
+            return await self._response.content.readany()
 
 
 class Transport(Protocol):
@@ -149,26 +195,14 @@ class Http1Transport:
             answer = await self._files.request("GET", target, self._with(headers), timeout_s=self._timeout_s)
         except (Http1Error, InvalidRequestError) as error:
             raise self._ours(error, what) from error
-
-        async def translated(read: Callable[[float], Awaitable[_T]]) -> _T:
-            try:
-                return await read(self._timeout_s)
-            except Http1Error as error:
-                raise self._ours(error, what) from error
-
+        reply = OpenReply(
+            answer.status, answer.headers, AnswerBody(answer, self._timeout_s, lambda error: self._ours(error, what))
+        )
         try:
-            found = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
-            _refuse_compressed(found.get("content-encoding"), what)
-            length = found.get("content-length")
-            yield OpenReply(
-                answer.status,
-                found,
-                int(length) if length else None,
-                functools.partial(translated, answer.read),
-                functools.partial(translated, answer.read_or_splice),
-            )
+            _refuse_compressed(reply.header(b"content-encoding"), what)
+            yield reply
         finally:
-            answer.close()
+            reply.close()
 
     async def close(self) -> None:
         await self._http.close()
@@ -246,13 +280,7 @@ class AiohttpTransport:
             async with self._session.get(
                 self._url(target), headers=headers, timeout=self._file_timeout, allow_redirects=False
             ) as response:
-                found = {name.lower(): value for name, value in response.headers.items()}
-
-                async def read() -> bytes:
-                    with aiohttp_errors(self._name, what):
-                        return await response.content.readany()
-
-                yield OpenReply(response.status, found, response.content_length, read, read)
+                yield OpenReply(response.status, response.raw_headers, _AiohttpBody(response, self._name, what))
 
     async def upload(self, path: str, form: aiohttp.MultipartWriter) -> RawReply:
         """A POST of any length; only silence is timed."""

@@ -9,9 +9,11 @@ read is either allowed by the grammar of RFC 9112 or ends the connection: nothin
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final
+
+from comfyui.exceptions import InvalidRequestError
+from comfyui.transport.body import OpenBody, RequestBody
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
@@ -42,22 +44,7 @@ class FramingError(Exception):
     """The answer is not valid HTTP/1.1; the text says in what."""
 
 
-class InvalidRequestError(ValueError):
-    """The request cannot be written as HTTP/1.1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A request body that is sent as it comes. `length` is in bytes; None sends it in chunks."""
-
-    chunks: AsyncIterator[bytes]
-    length: int | None
-
-
-Body = bytes | Upload
-
-
-def request_head(method: str, target: str, host: str, headers: RawHeaders, body: Body | None) -> bytes:
+def request_head(method: str, target: str, host: str, headers: RawHeaders, body: RequestBody | None) -> bytes:
     """The request line and the headers, with the framing of this body and the empty line.
 
     Args:
@@ -71,7 +58,7 @@ def request_head(method: str, target: str, host: str, headers: RawHeaders, body:
     head = b"".join(lines)
     if _REQUEST.fullmatch(head) is None:
         raise InvalidRequestError("the request line or a header has a character that HTTP does not allow there")
-    if isinstance(body, Upload):
+    if isinstance(body, OpenBody):
         if body.length is None:
             return head + b"Transfer-Encoding: chunked\r\n\r\n"
         return b"%bContent-Length: %d\r\n\r\n" % (head, body.length)

@@ -16,6 +16,7 @@ from typing import Final
 
 from yarl import URL
 
+from comfyui.transport.body import IteratedBody, OpenBody, RequestBody
 from comfyui.transport.connection import (
     Answer,
     AnswerTimeoutError,
@@ -24,7 +25,7 @@ from comfyui.transport.connection import (
     InvalidAnswerError,
     NoAnswerError,
 )
-from comfyui.transport.framing import Body, RawHeaders, Upload, request_head
+from comfyui.transport.framing import RawHeaders, request_head
 
 CONNECT_S = 10.0
 _IDLE_S = 30.0
@@ -78,7 +79,7 @@ class Http1Client:
         method: str,
         target: str,
         headers: RawHeaders,
-        body: Body | None = None,
+        body: RequestBody | None = None,
         *,
         timeout_s: float = 0.0,
         last_word_s: float = 0.0,
@@ -96,9 +97,9 @@ class Http1Client:
             Exception: whatever `body` raises.
         """
         if isinstance(body, bytes) and len(body) > _SENT_AT_ONCE:
-            body = Upload(_in_pieces(body), len(body))
+            body = IteratedBody(_in_pieces(body), len(body))
         data = request_head(method, f"{self._prefix}{target}", self._authority, headers, body)
-        upload = body if isinstance(body, Upload) else None
+        upload = body if isinstance(body, OpenBody) else None
         if isinstance(body, bytes):
             data += body
         await self._take_turn(timeout_s)
@@ -141,7 +142,7 @@ class Http1Client:
         connection: Connection,
         method: str,
         data: bytes,
-        upload: Upload | None,
+        upload: OpenBody | None,
         timeout_s: float,
         last_word_s: float,
     ) -> Answer:

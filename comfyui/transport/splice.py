@@ -1,4 +1,8 @@
-"""A body's way from one socket to another within the kernel: this process copies none of it (Linux's splice(2))."""
+"""A body's way from one socket to another within the kernel: this process copies none of it (Linux's splice(2)).
+
+CPU of this process for 64 MB: 28 ms in place of 75 (docs/performance.md). What may not splice reads the same bytes by
+`OpenBody.read`.
+"""
 
 from __future__ import annotations
 

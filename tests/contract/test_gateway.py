@@ -68,7 +68,7 @@ async def test_an_upload_is_stored_under_the_name_that_was_asked_for(target: Tar
         answer = await client.upload_image(name, b"content", subfolder=folder)
         assert answer == {"name": name, "subfolder": folder, "type": "input"}
         async with client.view(name, folder, "input") as view:
-            assert b"".join([chunk async for chunk in view.chunks]) == b"content"
+            assert b"".join([chunk async for chunk in view]) == b"content"
 
 
 async def test_a_picture_with_a_plain_name_can_be_loaded_by_it(gateway: RunningGateway) -> None:

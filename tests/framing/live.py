@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import h11r
 from yarl import URL
 
+from comfyui.transport.body import IteratedBody, RequestBody
 from comfyui.transport.connection import Http1Error, NoAnswerError
-from comfyui.transport.framing import Body, Upload
 from comfyui.transport.http1 import Http1Client
 from tests.framing.judges import Reading, RefusedError, Request, RequestsJudge, answer_by_h11, answer_by_h11r
 from tests.framing.making import Pairs
@@ -318,7 +318,7 @@ def _has_excess(call: Call) -> bool:
     return reading is not None and reading.excess
 
 
-def _body(call: Call) -> Body | None:
+def _body(call: Call) -> RequestBody | None:
     if call.body is None:
         return None
     if len(call.body) == 1:
@@ -329,7 +329,7 @@ def _body(call: Call) -> Body | None:
             yield part
             await asyncio.sleep(0)
 
-    return Upload(parts(), None if call.chunked else len(call.sent))
+    return IteratedBody(parts(), None if call.chunked else len(call.sent))
 
 
 # A whole gateway

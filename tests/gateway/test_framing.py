@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from comfyui.exceptions import InvalidRequestError
+from comfyui.transport.body import IteratedBody, OpenBody
 from comfyui.transport.connection import (
     Answer,
     CutShortError,
 )
-from comfyui.transport.framing import AnswerReader, FramingError, InvalidRequestError, Upload, chunk, request_head
+from comfyui.transport.framing import AnswerReader, FramingError, chunk, request_head
 from comfyui.transport.http1 import Http1Client
 from tests.framing import attacks, examples
 from tests.framing.attacks import Effects
@@ -484,7 +486,7 @@ async def test_a_body_of_another_length_than_announced_is_never_whole(length: in
 
     async with raw_server(answering) as server:
         with pytest.raises(ValueError, match="another length"):
-            await client_of(server.url).request("POST", "/", _HEADERS, Upload(parts(), length), timeout_s=5)
+            await client_of(server.url).request("POST", "/", _HEADERS, IteratedBody(parts(), length), timeout_s=5)
         await eventually(lambda: came != [])
         assert len(came[0]) <= length
 
@@ -520,7 +522,7 @@ async def test_a_body_that_ends_with_the_connection_is_whole_only_if_the_server_
             raise RuntimeError("the body's source failed")
 
         started = asyncio.Event()
-        answer = await client.request("POST", "/", _HEADERS, Upload(parts(), 5), timeout_s=5)
+        answer = await client.request("POST", "/", _HEADERS, IteratedBody(parts(), 5), timeout_s=5)
         assert await answer.read(5) == b"hello"
         started.set()
         with pytest.raises(CutShortError):
@@ -565,15 +567,15 @@ def test_the_framing_is_that_of_the_body() -> None:
     async def nothing() -> AsyncIterator[bytes]:
         yield b""
 
-    def framing(method: str, body: bytes | Upload | None) -> bytes:
+    def framing(method: str, body: bytes | OpenBody | None) -> bytes:
         return request_head(method, "/", "x", [(b"X-Content-Length", b"7")], body).split(b"\r\n", 3)[3]
 
     assert framing("GET", None) == b"\r\n"
     assert framing("GET", b"") == b"Content-Length: 0\r\n\r\n"
     assert framing("POST", None) == b"Content-Length: 0\r\n\r\n"
     assert framing("PUT", b"abc") == b"Content-Length: 3\r\n\r\n"
-    assert framing("POST", Upload(nothing(), 9)) == b"Content-Length: 9\r\n\r\n"
-    assert framing("POST", Upload(nothing(), None)) == b"Transfer-Encoding: chunked\r\n\r\n"
+    assert framing("POST", IteratedBody(nothing(), 9)) == b"Content-Length: 9\r\n\r\n"
+    assert framing("POST", IteratedBody(nothing(), None)) == b"Transfer-Encoding: chunked\r\n\r\n"
     assert b"".join(chunk(b"x" * 17)) == b"11\r\n" + b"x" * 17 + b"\r\n"
 
 

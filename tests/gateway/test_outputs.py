@@ -22,6 +22,7 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError
 from comfyui.models import OutputFile
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.zipping import zip_pieces
+from comfyui.transport.body import IteratedBody
 from comfyui.web.api.accept import Accepted
 from comfyui.web.front.errors import NotAcceptableError
 from tests.support.running import RunningGateway, Workflow, invert_workflow, queue_of, sleep_workflow, until
@@ -224,7 +225,7 @@ class _Files:
             async def chunks() -> Any:
                 yield self._content
 
-            yield OutputContent(file.filename, file.content_type, self._length, chunks())
+            yield OutputContent(file.filename, file.content_type, IteratedBody(chunks(), self._length))
 
         return opened()
 
@@ -290,10 +291,10 @@ async def test_a_file_that_changed_is_not_spliced(engine: Engine) -> None:
     path.write_bytes(content_of(2_000_000))
     await engine.set_faults({"view_cut": {"times": 1, "after_bytes": 1_000_000}})
     async with ComfyUIClient(engine.url) as client, client.view("changing.bin") as view:
-        await anext(view.chunks)
+        await anext(view)
         path.write_bytes(content_of(2_000_001))
         with pytest.raises(ComfyUIServerError, match="rest cannot be had"):
-            [chunk async for chunk in view.chunks]
+            [chunk async for chunk in view]
 
 
 async def test_tries_to_resume_are_bounded(engine: Engine) -> None:
@@ -301,4 +302,4 @@ async def test_tries_to_resume_are_bounded(engine: Engine) -> None:
     await engine.set_faults({"view_cut": {"after_bytes": 1000}})
     async with ComfyUIClient(engine.url, retries=0) as client, client.view("a.bin") as view:
         with pytest.raises(ComfyUIConnectionError, match="cut off"):
-            [chunk async for chunk in view.chunks]
+            [chunk async for chunk in view]

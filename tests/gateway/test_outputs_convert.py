@@ -20,6 +20,7 @@ from comfyui.engine import Engine
 from comfyui.models import ImageConversion
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ConversionLimits, ImageConverter
+from comfyui.transport.body import IteratedBody
 from tests.gateway.test_outputs import simulated
 from tests.support.running import RunningGateway, invert_workflow
 
@@ -136,9 +137,9 @@ async def convert(data: bytes, name: str = "a.png", *, limits: ConversionLimits 
             yield data[start : start + 1000]
 
     suffix = Path(name).suffix.removeprefix(".")
-    content = OutputContent(name, f"image/{suffix}", None, chunks())
+    content = OutputContent(name, f"image/{suffix}", IteratedBody(chunks()))
     async with ImageConverter(limits).converted(content, ImageConversion(**wanted)) as given:
-        return b"".join([chunk async for chunk in given.chunks]), given.notes
+        return b"".join([chunk async for chunk in given.body]), given.notes
 
 
 RED = (255, 0, 0)
@@ -267,7 +268,7 @@ async def test_only_so_many_are_converted_at_once(monkeypatch: pytest.MonkeyPatc
         async def chunks() -> AsyncIterator[bytes]:
             yield data
 
-        content = OutputContent("a.png", "image/png", None, chunks())
+        content = OutputContent("a.png", "image/png", IteratedBody(chunks()))
         async with converter.converted(content, ImageConversion(format="webp")) as given:
             assert given.notes == {"converted": True}
 

@@ -21,6 +21,7 @@ from comfyui.models import ImageConversion
 from comfyui.outputs import images, pictures
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ConversionLimits, ImageConverter
+from comfyui.transport.body import IteratedBody
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(/etc/passwd) (r) file\n%%EOF\n"
 
@@ -29,13 +30,13 @@ def content(data: bytes) -> OutputContent:
     async def chunks() -> AsyncIterator[bytes]:
         yield data
 
-    return OutputContent("a.png", "image/png", None, chunks())
+    return OutputContent("a.png", "image/png", IteratedBody(chunks()))
 
 
 async def given(converter: ImageConverter, data: bytes, **wanted: Any) -> tuple[dict[str, Any], bytes]:
     conversion = ImageConversion(**{"format": "webp", **wanted})
     async with converter.converted(content(data), conversion) as converted:
-        return dict(converted.notes), b"".join([piece async for piece in converted.chunks])
+        return dict(converted.notes), b"".join([piece async for piece in converted.body])
 
 
 def encoded(image: Image.Image, name: str = "PNG") -> bytes:

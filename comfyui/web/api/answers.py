@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ from fastapi import Request, Response
 from comfyui.handler import Listener
 from comfyui.models import OutputFile, PromptResult
 from comfyui.outputs.delivery import Deliverer, Order
+from comfyui.transport.body import IteratedBody
 from comfyui.web.api.accept import Accepted, Form
 from comfyui.web.api.sse import EventFeed, event_stream
-from comfyui.web.api.streams import BodyStream, content_disposition, continued
+from comfyui.web.api.streams import BodyStream, content_disposition
 from comfyui.web.front.errors import NotAcceptableError, answer_to_nobody, request_id_of
 from comfyui.web.server.disconnect import ClientGoneError, ClientWatch
-from comfyui.web.server.http import can_splice
 
 # An answer up to this size is sent in one piece with its length; a larger one streams.
 _WHOLE_ANSWER = 1024 * 1024
@@ -66,21 +66,19 @@ async def answer(request: Request, deliverer: Deliverer, call: Call, work: Work)
             return await _events(request, deliverer, call, work)
 
         with ClientWatch(request.receive):
-            return await _finished(request, deliverer, call, forms, await work(None))
+            return await _finished(deliverer, call, forms, await work(None))
     except ClientGoneError:
         return answer_to_nobody()
 
 
-async def _finished(
-    request: Request, deliverer: Deliverer, call: Call, forms: Sequence[Form], result: PromptResult
-) -> Response:
+async def _finished(deliverer: Deliverer, call: Call, forms: Sequence[Form], result: PromptResult) -> Response:
     """In the first of the forms that this result can have; the last one's reason when it can have none."""
     refusal: NotAcceptableError | None = None
     for form in forms:
         try:
             match form:
                 case "raw":
-                    return await _raw(request, deliverer, call, result)
+                    return await _raw(deliverer, call, result)
                 case "zip":
                     return await _zip(deliverer, call, result)
                 case _:  # "events" among others is JSON: what happened is over
@@ -101,22 +99,26 @@ async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Respo
         if len(start) > _WHOLE_ANSWER:
             stack = AsyncExitStack()
             stack.push_async_callback(pieces.aclose)
-            return BodyStream(continued(bytes(start), pieces), "application/json", stack=stack)
+            return BodyStream(IteratedBody(_continued(bytes(start), pieces)), "application/json", stack=stack)
     return Response(bytes(start), media_type="application/json")
 
 
-async def _raw(request: Request, deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
+async def _raw(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
     file = _chosen(call, result)
     async with AsyncExitStack() as stack:
-        content = await stack.enter_async_context(
-            deliverer.open(result, file, call.order, splicing=can_splice(request.scope))
-        )
-        first = await anext(content.pieces, b"")  # so that a file that is gone still has a status
+        content = await stack.enter_async_context(deliverer.open(result, file, call.order))
+        await content.body.begin()  # so that a file that is gone still has a status
         opened = stack.pop_all()
     headers = _headers_of(content.filename, result)
-    if content.length is not None:
-        headers["Content-Length"] = str(content.length)
-    return BodyStream(continued(first, content.pieces), content.content_type, headers, opened)
+    if content.body.length is not None:
+        headers["Content-Length"] = str(content.body.length)
+    return BodyStream(content.body, content.content_type, headers, opened)
+
+
+async def _continued(start: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    yield start
+    async for piece in rest:
+        yield piece
 
 
 async def _zip(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
@@ -124,10 +126,11 @@ async def _zip(deliverer: Deliverer, call: Call, result: PromptResult) -> Respon
         raise NotAcceptableError(_NO_FILE, prompt_id=call.prompt_id)
     async with AsyncExitStack() as stack:
         pieces = await stack.enter_async_context(aclosing(deliverer.zip(result, call.order)))
-        first = await anext(pieces)
+        body = IteratedBody(pieces)
+        await body.begin()
         opened = stack.pop_all()
     headers = _headers_of(f"{call.prompt_id}.zip", result)
-    return BodyStream(continued(first, pieces), "application/zip", headers, opened)
+    return BodyStream(body, "application/zip", headers, opened)
 
 
 def _headers_of(filename: str, result: PromptResult) -> dict[str, str]:
@@ -218,8 +221,9 @@ async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work
             working.result()  # what failed so early is no event yet
         opened = stack.pop_all()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Prompt-Id": call.prompt_id}
-    body = event_stream(feed, working, request_id=request_id_of(request))
-    return BodyStream(body, "text/event-stream", headers, opened)
+    events = event_stream(feed, working, request_id=request_id_of(request))
+    opened.push_async_callback(events.aclose)
+    return BodyStream(IteratedBody(events), "text/event-stream", headers, opened)
 
 
 async def _begun(working: asyncio.Task[Any], feed: EventFeed) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, aclosing
-from typing import TypeVar
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from urllib.parse import quote
 
 import structlog
@@ -14,13 +13,11 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIError
-from comfyui.transport.splice import Splice
+from comfyui.transport.body import OpenBody
+from comfyui.web.server.client_side import ClientSide
 from comfyui.web.server.disconnect import ClientGoneError, ClientWatch
-from comfyui.web.server.http import SPLICE
 
 _log = structlog.get_logger(__name__)
-Piece = bytes | Splice
-PieceT = TypeVar("PieceT", bytes, Piece)
 _NOT_QUOTABLE = re.compile(r"[^ !#$&-.0-\[\]-~]")
 # Control characters, and the two that end a line or a paragraph.
 _UNSEEN = frozenset({"Cc", "Zl", "Zp"})
@@ -28,18 +25,18 @@ _NO_NAME = "file"
 
 
 class BodyStream(Response):
-    """Sends `pieces` as they come, at the speed of the client, and stops as soon as the client goes away.
+    """Sends `body` as it comes, at the speed of the client, and stops as soon as the client goes away.
 
     A `ComfyUIError` on the way cuts the connection: what was sent cannot be taken back, and every client notices a body
     that ends early.
 
     Args:
-        stack: what `pieces` needs open; closed at the end, however it comes.
+        stack: what `body` needs open; closed at the end, however it comes.
     """
 
     def __init__(
         self,
-        pieces: AsyncGenerator[Piece, None],
+        body: OpenBody,
         media_type: str,
         headers: Mapping[str, str] | None = None,
         stack: AsyncExitStack | None = None,
@@ -47,36 +44,21 @@ class BodyStream(Response):
         self.status_code = 200
         self.media_type = media_type
         self.background = None
-        self._pieces = pieces
+        self._content = body
         self._stack = stack or AsyncExitStack()
         self.init_headers(headers)
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack, aclosing(self._pieces):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
             try:
                 with ClientWatch(receive):
-                    await self._send(send)
+                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                    await self._content.send_to(ClientSide(scope, send))
             except ClientGoneError:
                 _log.info("response.client_gone")
             except ComfyUIError as error:
                 # The server closes the connection of an answer that was not completed.
                 _log.warning("response.cut", type=error.code, detail=error.detail)
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for piece in self._pieces:
-            if isinstance(piece, Splice):
-                await send({"type": SPLICE, "splice": piece})
-            elif piece:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def continued(start: PieceT, rest: AsyncIterator[PieceT]) -> AsyncGenerator[PieceT, None]:
-    """`start`, then `rest`."""
-    yield start
-    async for piece in rest:
-        yield piece
 
 
 def content_disposition(filename: str) -> str:

@@ -18,12 +18,11 @@ from comfyui.exceptions import (
     ComfyUICredentialsError,
     ComfyUIError,
     ComfyUIServerError,
-    ComfyUITimeoutError,
+    InvalidRequestError,
 )
 from comfyui.metrics import Metrics
-from comfyui.transport.connection import Answer, AnswerTimeoutError, ConnectError, Http1Error, InvalidAnswerError
-from comfyui.transport.drivers import unreachable
-from comfyui.transport.framing import Body, InvalidRequestError, Upload, header_value
+from comfyui.transport.body import IteratedBody, OpenBody, RequestBody
+from comfyui.transport.drivers import OpenReply
 from comfyui.web.comfyui.redaction import SecretFilter, may_hold_secrets, without_secrets
 from comfyui.web.comfyui.relay_socket import SocketRelay
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
@@ -31,8 +30,8 @@ from comfyui.web.front.errors import RequestError, error_response, refusal
 from comfyui.web.front.headers import header, public_address, request_headers, response_headers
 from comfyui.web.front.middleware import QUIET
 from comfyui.web.front.paths import PathRules, is_own, route_of, target_of
+from comfyui.web.server.client_side import ClientSide
 from comfyui.web.server.disconnect import ClientGoneError, ClientWatch
-from comfyui.web.server.http import SPLICE, can_splice
 
 _log = structlog.get_logger("relay")
 
@@ -42,7 +41,6 @@ _SMALL_BODY = 64 * 1024
 _WHOLE_ANSWER = 4 * 1024 * 1024
 # Answers that another server may have when one has not: ids and files are those of the server that ran the prompt.
 _ON_ONE_SERVER = frozenset({"/view", "/history/*", "/jobs/*"})
-_EMPTY_JSON = b"2"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -174,10 +172,10 @@ class _Exchange:
 
     # The request
 
-    async def _body(self) -> Body | None:
+    async def _body(self) -> RequestBody | None:
         """The body that the client's framing says; what is sent on is framed from this alone."""
         if header(self._scope, b"transfer-encoding") is not None:
-            return Upload(self._chunks(), None)
+            return IteratedBody(self._chunks())
         declared = header(self._scope, b"content-length")
         length = int(declared or 0)
         if not length:
@@ -186,7 +184,7 @@ class _Exchange:
         self._check_size(length)
         if length <= _SMALL_BODY:
             return b"".join([chunk async for chunk in self._chunks()])
-        return Upload(self._chunks(), length)
+        return IteratedBody(self._chunks(), length)
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         """The client's body, read as ComfyUI takes it."""
@@ -207,9 +205,9 @@ class _Exchange:
             self._counters.too_large.inc()
             raise BodyTooLargeError(f"the body is larger than {limit / 1e6:g} MB (MAX_UPLOAD_MB)")
 
-    async def _open(self, upstreams: Upstreams, body: Body | None) -> tuple[Upstream, Answer]:
+    async def _open(self, upstreams: Upstreams, body: RequestBody | None) -> tuple[Upstream, OpenReply]:
         upstream = upstreams.first()
-        if not upstreams.several or isinstance(body, Upload):
+        if not upstreams.several or isinstance(body, OpenBody):
             return upstream, await self._request(upstream, body)
         elsewhere = upstreams.others(upstream)
         while True:
@@ -225,17 +223,17 @@ class _Exchange:
                 answer.close()
             upstream = elsewhere.pop(0)
 
-    def _is_elsewhere(self, answer: Answer) -> bool:
+    def _is_elsewhere(self, answer: OpenReply) -> bool:
         if self._method not in {"GET", "HEAD"} or self._route not in _ON_ONE_SERVER:
             return False
-        unknown = self._route == "/history/*" and header_value(answer.headers, b"content-length") == _EMPTY_JSON
+        unknown = self._route == "/history/*" and answer.body.length == len(b"{}")
         return answer.status == 404 or unknown
 
-    async def _request(self, upstream: Upstream, body: Body | None) -> Answer:
-        """ComfyUI's answer as far as its headers; the client's errors become ours."""
+    async def _request(self, upstream: Upstream, body: RequestBody | None) -> OpenReply:
+        """ComfyUI's answer as far as its headers."""
         status = 0
         try:
-            answer = await upstream.http.request(
+            answer = await upstream.transport.request(
                 self._method, self._target, self._headers(upstream), body, timeout_s=self._options.timeout_s
             )
             status = answer.status
@@ -244,16 +242,9 @@ class _Exchange:
                 answer.close()
                 raise ComfyUICredentialsError(self._method, upstream_status=status)
             return answer
-        except ConnectError as error:
-            failure = unreachable(upstream.backend.name, error.__cause__)
-            upstream.backend.failed(failure)
-            raise failure from error
-        except AnswerTimeoutError as error:
-            raise ComfyUITimeoutError(f"ComfyUI did not answer within {self._options.timeout_s:g} s") from error
-        except InvalidAnswerError as error:
-            raise ComfyUIServerError(f"ComfyUI's answer is not valid HTTP: {error}") from error
-        except Http1Error as error:
-            raise ComfyUIServerError("ComfyUI closed the connection without an answer") from error
+        except ComfyUIConnectionError as error:
+            upstream.backend.failed(error)
+            raise
         except InvalidRequestError as error:
             raise RequestError(str(error)) from error
         finally:
@@ -269,57 +260,48 @@ class _Exchange:
 
     # The answer
 
-    async def _answer(self, upstream: Upstream, answer: Answer) -> None:
+    async def _answer(self, upstream: Upstream, answer: OpenReply) -> None:
         public = public_address(self._scope, self._options.public_url)
         headers = response_headers(answer.headers, answer.status, upstream.base_url, public)
+        client = ClientSide(self._scope, self._send)
         try:
             if self._guarded:
-                await self._answer_without_secrets(answer, headers)
+                await self._answer_without_secrets(answer, headers, client)
                 return
             await self._start(answer.status, headers)
-            read = answer.read_or_splice if can_splice(self._scope) else answer.read
-            while True:
-                piece = await read()
-                if isinstance(piece, bytes):
-                    await self._write(piece, more=not answer.at_end())
-                    if answer.at_end():
-                        return
-                else:
-                    await self._send({"type": SPLICE, "splice": piece})
-                    self._counters.to_client.inc(piece.moved)
-        except Http1Error as error:
-            raise ComfyUIServerError("ComfyUI cut the connection within its answer") from error
+            await answer.body.send_to(client)
+        finally:
+            if client.sent:
+                self._counters.to_client.inc(client.sent)
 
-    async def _answer_without_secrets(self, answer: Answer, headers: list[tuple[bytes, bytes]]) -> None:
-        if header_value(headers, b"content-encoding") not in {None, b"identity"}:
+    async def _answer_without_secrets(
+        self, answer: OpenReply, headers: list[tuple[bytes, bytes]], client: ClientSide
+    ) -> None:
+        if answer.header(b"content-encoding") not in {None, "identity"}:
             raise ComfyUIServerError("ComfyUI compressed an answer that the gateway must look into")
+        body = answer.body
         start = bytearray()
-        while not answer.at_end() and len(start) <= _WHOLE_ANSWER:
-            start += await answer.read()
+        while not body.at_end() and len(start) <= _WHOLE_ANSWER:
+            start += await body.read()
         without_length = [pair for pair in headers if pair[0] != b"content-length"]
-        if answer.at_end():
-            body = without_secrets(bytes(start))
-            if len(body) != len(start):
-                headers = [*without_length, (b"content-length", str(len(body)).encode())]
+        if body.at_end():
+            shown = without_secrets(bytes(start))
+            if len(shown) != len(start):
+                headers = [*without_length, (b"content-length", str(len(shown)).encode())]
             await self._start(answer.status, headers)
-            await self._write(body, more=False)
+            await client.write(shown, last=True)
             return
         await self._start(answer.status, without_length)
         secrets = SecretFilter()
-        await self._write(secrets.feed(bytes(start)), more=True)
+        await client.write(secrets.feed(bytes(start)), last=False)
         del start
-        while not answer.at_end():
-            await self._write(secrets.feed(await answer.read()), more=True)
-        await self._write(secrets.end(), more=False)
+        async for chunk in body:
+            await client.write(secrets.feed(chunk), last=False)
+        await client.write(secrets.end(), last=True)
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def _write(self, body: bytes, *, more: bool) -> None:
-        if body:
-            self._counters.to_client.inc(len(body))
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 class BodyTooLargeError(RequestError):

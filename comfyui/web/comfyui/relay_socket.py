@@ -99,7 +99,7 @@ class SocketRelay:
 
 
 async def _connect(upstream: Upstream, scope: Scope, target: str) -> aiohttp.ClientWebSocketResponse[bool]:
-    return await upstream.session.ws_connect(
+    return await upstream.transport.websockets.ws_connect(
         URL(f"{upstream.base_url.origin()}{upstream.path_prefix}{target}", encoded=True),
         protocols=scope["subprotocols"],
         headers=text_headers(request_headers(scope, upstream.base_url, upstream.credentials)),

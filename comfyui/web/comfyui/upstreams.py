@@ -1,4 +1,4 @@
-"""Which ComfyUI server a relayed request goes to, and the session for it.
+"""Which ComfyUI server a relayed request goes to, and the connections for it.
 
 What ComfyUI keeps on its disk or in its memory (settings, user data, uploads, its queue) is that of one server: clients
 see the first one that is ready, as long as it is. Prompts and files live where they were run.
@@ -10,23 +10,14 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Self
 
-import aiohttp
-
 from comfyui import jsonio
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
-from comfyui.transport.drivers import refusing_redirects
-from comfyui.transport.http1 import CONNECT_S, Http1Client
-
-_HEADER_BYTES = 64 * 1024
-_OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+from comfyui.transport.relay import RelayTransport
 
 
 class Upstream:
-    """One backend and the relay's own connections to it: slow downloads never starve the gateway's own requests.
-
-    ``http`` is for requests and ``session`` for websockets.
-    """
+    """One backend and the relay's own connections to it: slow downloads never starve the gateway's own requests."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -36,22 +27,10 @@ class Upstream:
             name.lower().encode(): value.encode("latin-1") for name, value in backend.client.credentials.items()
         }
         """Headers that ComfyUI asks the gateway for; they take the place of a client's. Names are lower-case."""
-        tls = backend.client.tls
-        self.http = Http1Client(self.base_url, tls=tls)
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=True if tls is None else tls),
-            # A cookie of one client's answer must never reach another client's request.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_OURS_TO_OMIT,
-            trace_configs=[refusing_redirects()],
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            max_line_size=_HEADER_BYTES,
-            max_field_size=_HEADER_BYTES,
-        )
+        self.transport = RelayTransport(self.base_url, backend.name, backend.client.tls)
 
     async def close(self) -> None:
-        await self.http.close()
-        await self.session.close()
+        await self.transport.close()
 
 
 class Upstreams:

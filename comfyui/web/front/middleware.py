@@ -17,7 +17,7 @@ from comfyui.web.front.decoding import decoded
 from comfyui.web.front.deps import CALLER
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.keys import shown_name
-from comfyui.web.server.http import SPLICE
+from comfyui.web.server.client_side import bytes_sent
 
 _log = structlog.get_logger("access")
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -65,11 +65,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            elif message["type"] == "http.response.body":
-                sent += len(message.get("body", b""))
             await send(message)
-            if message["type"] == SPLICE:
-                sent += message["splice"].moved
+            sent += bytes_sent(message)
 
         tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
         try:

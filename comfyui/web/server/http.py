@@ -1,7 +1,4 @@
-"""uvicorn's HTTP: stricter with requests, and faster with answers.
-
-An answer takes one system call where uvicorn makes two, and none that copies where the kernel can.
-"""
+"""uvicorn's HTTP: stricter with requests, and faster with answers (`comfyui.web.server.gathering`)."""
 
 from __future__ import annotations
 
@@ -10,92 +7,29 @@ import functools
 import socket
 import struct
 import sys
-from collections.abc import Awaitable
 from typing import Any, Final
 
 import httptools
 import structlog
-from starlette.types import Message, Scope, Send
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from comfyui.metrics import Metrics
-from comfyui.transport.splice import Splice
 from comfyui.web.server.connections import Connections
-from comfyui.web.server.disconnect import ClientGoneError
+from comfyui.web.server.gathering import GatheringTransport
 from comfyui.web.server.request_head import HeadLimits, HeadTooLargeError, HeadWatch
 from comfyui.web.server.requests import RefusedRequestError, checked_framing, origin_form, refusal_bytes
 from comfyui.web.server.socket import ServerSocket
 
 _log = structlog.get_logger(__name__)
 
-# More than this is written at once: back-pressure must see it.
-_SMALL = 16 * 1024
 # So much is given to the parser at once, and after so many of its calls others have their turn. A read of 256 KB may be
 # thousands of requests, or tens of thousands of chunks: that took half a second in one go.
 _PIECE = 8 * 1024
 _CALLS_AT_ONCE = 4000
 # How long what a refused client sends is read and thrown away.
 _LINGER_S = 2.0
-# An ASGI message in place of "http.response.body": what its "splice" has is moved to the client. Where it is understood
-# it stands among the scope's extensions. Only in an answer that has a Content-Length.
-SPLICE: Final = "http.response.splice"
 _UNTIL_CLOSED: Final = "until_closed"
 _RESET: Final = struct.pack("ii", 1, 0)
-_EXTENSIONS: Final = {SPLICE: dict[str, Any]()}
-
-
-def can_splice(scope: Scope) -> bool:
-    return SPLICE in scope.get("extensions", ())
-
-
-def splicing(scope: Scope, send: Send) -> Send:
-    """`send` that understands `SPLICE`, and says so in the scope, where `ServerHttp` serves HTTP without TLS."""
-    if scope["type"] != "http":
-        return send  # a websocket has the same transport, and extensions of its own
-    cycle = getattr(send, "__self__", None)
-    transport = getattr(cycle, "transport", None)
-    if not isinstance(transport, _Gathering) or transport.get_extra_info("sslcontext") is not None:
-        return send
-
-    def send_or_splice(message: Message) -> Awaitable[None]:
-        return _splice(cycle, transport, message["splice"]) if message["type"] == SPLICE else send(message)
-
-    scope["extensions"] = _EXTENSIONS
-    return send_or_splice
-
-
-async def _splice(cycle: Any, transport: _Gathering, splice: Splice) -> None:
-    """`cycle` is uvicorn's, one request and its answer."""
-    if cycle.disconnected:
-        raise ClientGoneError
-    if splice.left > cycle.expected_content_length:
-        raise RuntimeError("a splice is for the body of an answer that has a Content-Length")
-    await transport.drained(cycle.flow)
-    if transport.is_closing():
-        raise _gone(cycle)
-    try:
-        await splice.move_to(transport.fileno())
-    except OSError as error:
-        transport.abort()
-        raise _gone(cycle) from error
-    cycle.expected_content_length -= splice.moved
-
-
-def cut_off(send: Send) -> None:
-    """Ends the connection of a client that was given up in the middle of its answer. `send` is the server's own."""
-    cycle = getattr(send, "__self__", None)
-    transport = getattr(cycle, "transport", None)
-    if cycle is None or transport is None:
-        raise RuntimeError("this server has no way to cut a connection")
-    transport.abort()
-    _gone(cycle)
-
-
-def _gone(cycle: Any) -> ClientGoneError:
-    """uvicorn notices in a later turn only, and would log until then that the answer was not completed."""
-    cycle.disconnected = True
-    return ClientGoneError()
 
 
 class _OldClientCycle(RequestResponseCycle):
@@ -160,7 +94,7 @@ class ServerHttp(HttpToolsProtocol):
         """What the parser has read of a body and uvicorn was not told of yet."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._gathering = _Gathering(transport, self.loop)
+        self._gathering = GatheringTransport(transport, self.loop)
         self._head = HeadWatch(self._head_limits, self.loop, self._late)
         self._fits = self._clients.opened()
         super().connection_made(self._gathering)  # type: ignore[arg-type] # all that uvicorn uses of one
@@ -385,84 +319,3 @@ class ServerHttp(HttpToolsProtocol):
             self.loop.call_soon(self._read)
         elif not self._head.in_message:
             self._clients.idle(self)
-
-
-class _Gathering:
-    """A transport that sends what is written within one turn of the loop together: an answer's head and its body.
-
-    A system call and a packet for each was an eighth of what a small relayed request costs, and the client's, too.
-    """
-
-    __slots__ = ("_held", "_loop", "_paused", "_pending", "_transport")
-
-    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._pending: list[bytes] = []
-        self._held = self._paused = False
-
-    def __getattr__(self, name: str) -> Any:
-        """The rest is the transport's own."""
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if len(data) > _SMALL:
-            self._pending.append(data)
-            self.flush()
-            return
-        if not self._pending:
-            self._loop.call_soon(self.flush)
-        self._pending.append(data)
-
-    def hold(self, held: bool) -> None:
-        """Read nothing while `held`, whatever `resume_reading` says."""
-        if held != self._held:
-            self._held = held
-            self._read_or_not()
-
-    def pause_reading(self) -> None:
-        self._paused = True
-        self._read_or_not()
-
-    def resume_reading(self) -> None:
-        self._paused = False
-        self._read_or_not()
-
-    def _read_or_not(self) -> None:
-        if self._transport.is_closing():
-            return
-        if self._held or self._paused:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def flush(self) -> None:
-        pending, self._pending = self._pending, []
-        if not pending or self._transport.is_closing():
-            return
-        if len(pending) == 1:
-            self._transport.write(pending[0])
-        else:
-            self._transport.writelines(pending)
-
-    def fileno(self) -> int:
-        descriptor: int = self._transport.get_extra_info("socket").fileno()
-        return descriptor
-
-    async def drained(self, flow: FlowControl) -> None:
-        """Until all that was written is on its way; then the socket may be written to by others."""
-        self.flush()
-        if self._transport.is_closing() or not self._transport.get_write_buffer_size():
-            return
-        low, high = self._transport.get_write_buffer_limits()
-        self._transport.set_write_buffer_limits(high=0)  # pauses what is not empty, until it is
-        try:
-            while flow.write_paused:
-                await flow.drain()
-        finally:
-            if not self._transport.is_closing():
-                self._transport.set_write_buffer_limits(high=high, low=low)

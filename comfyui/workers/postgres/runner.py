@@ -339,8 +339,8 @@ class TaskRunner:
         key = output_key(task, file)
 
         async def put() -> StoredObject:
-            async with self._comfyui.handler.open_file(result, file) as view:
-                return await self._store.put(key, view.chunks, view.length, file.content_type)
+            async with self._comfyui.handler.open_file(result, file) as body:
+                return await self._store.put(key, body, body.length, file.content_type)
 
         try:
             stored = await self._comfyui.patience.until_done(file, put)

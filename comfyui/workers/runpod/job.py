@@ -14,11 +14,11 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from comfyui import jsonio
-from comfyui.client import View
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import Given, InputFile, OutputFile, PromptRequest, PromptResult
 from comfyui.outputs.stores.store import ObjectStore, Placement, StorageRefusedError, StoredObject
+from comfyui.transport.body import OpenBody
 from comfyui.workers.base import JobFields
 from comfyui.workers.delivering import (
     Patience,
@@ -307,8 +307,8 @@ async def _as_base64(
         limit = max_bytes * 3 // 4
 
         async def read(file: OutputFile = file, limit: int = limit) -> bytes | None:
-            async with handler.open_file(result, file) as view:
-                return await _read(view, limit)
+            async with handler.open_file(result, file) as body:
+                return await _read(body, limit)
 
         try:
             content = await patience.until_done(file, read)
@@ -323,11 +323,11 @@ async def _as_base64(
     return images
 
 
-async def _read(view: View, max_bytes: int) -> bytes | None:
-    if max_bytes < 0 or (view.length or 0) > max_bytes:
+async def _read(body: OpenBody, max_bytes: int) -> bytes | None:
+    if max_bytes < 0 or (body.length or 0) > max_bytes:
         return None
     content = bytearray()
-    async for chunk in view.chunks:
+    async for chunk in body:
         content += chunk
         if len(content) > max_bytes:
             return None
@@ -345,8 +345,8 @@ async def _stored(
     key = "/".join(part for part in (result.prompt_id, file.node_id, file.subfolder, file.filename) if part)
 
     async def put() -> StoredObject:
-        async with handler.open_file(result, file) as view:
-            return await store.put(key, view.chunks, view.length, file.content_type, placement)
+        async with handler.open_file(result, file) as body:
+            return await store.put(key, body, body.length, file.content_type, placement)
 
     try:
         stored = await patience.until_done(file, put)

@@ -230,7 +230,7 @@ async def test_a_file_that_stops_is_asked_for_the_rest(lean: bool) -> None:
             client.view("a b.png", "sub/folder") as view,
         ):
             assert view.length == len(content)
-            assert b"".join([chunk async for chunk in view.chunks]) == content
+            assert b"".join([chunk async for chunk in view]) == content
     assert server.requests[0].startswith(b"GET /view?filename=a+b.png&subfolder=sub%2Ffolder&type=output HTTP/1.1\r\n")
 
 

@@ -1,0 +1,184 @@
+"""An open body: whoever has one can read it, or send it to a client, and need not know where its bytes come from.
+
+A long body goes from ComfyUI's socket to the client's within the kernel, where both are plain TCP and the system can do
+it (`comfyui.transport.splice`). Only this room and `comfyui.web.server` know of that.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Protocol, Self, TypeVar
+
+from comfyui.exceptions import ComfyUIConnectionError
+from comfyui.transport.splice import Splice
+
+_Piece = TypeVar("_Piece", bytes, bytes | Splice)
+
+
+class Receiver(Protocol):
+    """What `OpenBody.send_to` sends to: `comfyui.web.server.client_side.ClientSide`.
+
+    Attributes:
+        splices: it can take a `Splice`.
+    """
+
+    splices: bool
+
+    async def write(self, data: bytes, *, last: bool) -> None:
+        """Take `data`, as fast as the client does. With `last` the body ends; `data` may be empty then."""
+
+    async def splice(self, splice: Splice) -> None:
+        """Let `splice` move what its source has now."""
+
+
+class OpenBody(ABC):
+    """A body that is read once: with ``async for``, or by `send_to`.
+
+    Both raise a `ComfyUIError` where the body ends before its end.
+
+    Attributes:
+        length: in bytes; None when it is not known before the end.
+    """
+
+    def __init__(self, length: int | None = None) -> None:
+        self.length = length
+        self._first = b""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = self._take_first() or await self.read()
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    async def begin(self) -> None:
+        """Wait for its first bytes, so that a body that cannot be had fails before anything is said of it."""
+        self._first = self._first or await self.read()
+
+    async def send_to(self, receiver: Receiver) -> None:
+        """Send all that is left, and the end, as fast as it is taken."""
+        read = self.read_or_splice if receiver.splices else self.read
+        piece: bytes | Splice = self._take_first() or await read()
+        while True:
+            if isinstance(piece, bytes):
+                last = not piece or self.at_end()
+                await receiver.write(piece, last=last)
+                if last:
+                    return
+            else:
+                await receiver.splice(piece)
+            piece = await read()
+
+    # What each kind of body does in its own way
+
+    @abstractmethod
+    async def read(self) -> bytes:
+        """What has come since the last call, at least one byte; nothing at the end."""
+
+    async def read_or_splice(self) -> bytes | Splice:
+        """As `read`. A long rest may come as a `Splice`, which must have moved what there is before the next call."""
+        return await self.read()
+
+    def at_end(self) -> bool:
+        """Whether nothing is left, as far as that is known without waiting."""
+        return False
+
+    def close(self) -> None:  # noqa: B027 - most have nothing of their own
+        """Let go of what it is read from, where that is its own; what is left cannot be read. May be called again."""
+
+    def _take_first(self) -> bytes:
+        first, self._first = self._first, b""
+        return first
+
+
+RequestBody = bytes | OpenBody
+"""An open one is sent as it comes, in chunks where its length is not known."""
+
+
+class IteratedBody(OpenBody):
+    """The chunks of an iterator, which belongs to whoever made it; what it raises is raised here."""
+
+    def __init__(self, chunks: AsyncIterable[bytes], length: int | None = None) -> None:
+        super().__init__(length)
+        self._chunks = aiter(chunks)
+
+    async def read(self) -> bytes:
+        async for chunk in self._chunks:
+            if chunk:
+                return chunk
+        return b""
+
+
+class ResumedBody(OpenBody):
+    """A body whose rest is asked for when its connection breaks. Open it with ``async with``.
+
+    Args:
+        body: from its start. One of unknown length is not resumed.
+        rest_from: opens the rest, from a byte on; raises where that is not the rest of the same body.
+        pause: waits, after so many failures.
+        retries: how often the rest is asked for.
+        what: the request, as errors call it.
+    """
+
+    def __init__(
+        self,
+        body: OpenBody,
+        rest_from: Callable[[int], AbstractAsyncContextManager[OpenBody]],
+        pause: Callable[[int], Awaitable[None]],
+        *,
+        retries: int,
+        what: str,
+    ) -> None:
+        super().__init__(body.length)
+        self._body: OpenBody | None = body
+        self._rest_from = rest_from
+        self._pause = pause
+        self._retries = retries
+        self._what = what
+        self._done = self._failures = 0
+        self._splice: Splice | None = None
+        """It was returned last, and what it has moved since is not in `_done` yet."""
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._stack.aclose()
+
+    async def read(self) -> bytes:
+        return await self._resuming(lambda body: body.read())
+
+    async def read_or_splice(self) -> bytes | Splice:
+        return await self._resuming(lambda body: body.read_or_splice())
+
+    def at_end(self) -> bool:
+        return self._body is not None and self._body.at_end()
+
+    async def _resuming(self, read: Callable[[OpenBody], Awaitable[_Piece]]) -> _Piece:
+        if self._splice is not None:
+            self._done += self._splice.moved
+            self._splice = None
+        while True:
+            try:
+                if self._body is None:
+                    self._body = await self._stack.enter_async_context(self._rest_from(self._done))
+                piece = await read(self._body)
+            except ComfyUIConnectionError as error:
+                if self._done == self.length:
+                    return b""
+                if self.length is None or self._failures >= self._retries:
+                    raise ComfyUIConnectionError(f"{self._what}: the file's body was cut off", sent=True) from error
+            else:
+                if isinstance(piece, Splice):
+                    self._splice = piece
+                else:
+                    self._done += len(piece)
+                return piece
+            await self._pause(self._failures)
+            self._failures += 1
+            self._body = None

@@ -1,0 +1,81 @@
+"""Requests and answers that pass through as they are: what the relay needs of a server, with its own errors."""
+
+from __future__ import annotations
+
+import ssl
+
+import aiohttp
+from yarl import URL
+
+from comfyui.exceptions import ComfyUIError, ComfyUIServerError, ComfyUITimeoutError
+from comfyui.transport.body import RequestBody
+from comfyui.transport.connection import AnswerTimeoutError, ConnectError, Http1Error, InvalidAnswerError
+from comfyui.transport.drivers import AnswerBody, OpenReply, refusing_redirects, unreachable
+from comfyui.transport.framing import RawHeaders
+from comfyui.transport.http1 import CONNECT_S, Http1Client
+
+# Of a websocket's handshake.
+_HEADER_BYTES = 64 * 1024
+_OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+
+
+class RelayTransport:
+    """Connections to one server that a relay has for itself. `close` it.
+
+    Args:
+        name: the server, as errors call it.
+        tls: None trusts what the system does.
+
+    Attributes:
+        websockets: a session for these alone.
+    """
+
+    def __init__(self, base_url: URL, name: str, tls: ssl.SSLContext | None = None) -> None:
+        self._http = Http1Client(base_url, tls=tls)
+        self._name = name
+        self.websockets = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=True if tls is None else tls),
+            # A cookie of one client's answer must never reach another client's request.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_OURS_TO_OMIT,
+            trace_configs=[refusing_redirects()],
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            max_line_size=_HEADER_BYTES,
+            max_field_size=_HEADER_BYTES,
+        )
+
+    async def close(self) -> None:
+        await self._http.close()
+        await self.websockets.close()
+
+    async def request(
+        self, method: str, target: str, headers: RawHeaders, body: RequestBody | None, *, timeout_s: float
+    ) -> OpenReply:
+        """The answer, whatever its status, as soon as its headers have come. The caller closes it.
+
+        Args:
+            target: path and query, below the base URL's path.
+            headers: all but those of the framing; see `Http1Client.request`.
+            timeout_s: without progress; 0 is any time.
+
+        Raises:
+            InvalidRequestError: nothing was sent.
+            ComfyUIConnectionError: no connection could be made; nothing was sent.
+            ComfyUITimeoutError, ComfyUIServerError: no answer, or none that can be read.
+            Exception: whatever `body` raises.
+        """
+        try:
+            answer = await self._http.request(method, target, headers, body, timeout_s=timeout_s)
+        except ConnectError as error:
+            raise unreachable(self._name, error.__cause__) from error
+        except AnswerTimeoutError as error:
+            raise ComfyUITimeoutError(f"ComfyUI did not answer within {timeout_s:g} s") from error
+        except InvalidAnswerError as error:
+            raise ComfyUIServerError(f"ComfyUI's answer is not valid HTTP: {error}") from error
+        except Http1Error as error:
+            raise ComfyUIServerError("ComfyUI closed the connection without an answer") from error
+        return OpenReply(answer.status, answer.headers, AnswerBody(answer, 0.0, _cut))
+
+
+def _cut(_error: Http1Error) -> ComfyUIError:
+    return ComfyUIServerError("ComfyUI cut the connection within its answer")
