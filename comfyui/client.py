@@ -6,9 +6,7 @@ exponential back-off and jitter; a submission never is, since ComfyUI does not c
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -35,6 +33,7 @@ from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
 from comfyui.offload import offloaded
 from comfyui.replies import JSON, HistoryEntry, Queued, QueueItem
+from comfyui.retrying import Backoff, retry
 from comfyui.transport.body import OpenBody, ResumedBody
 from comfyui.transport.drivers import (
     REFUSING,
@@ -56,8 +55,7 @@ _SAID_BODY = 200
 # A path of the server, of which a client sees the last part only.
 _SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 _RETRIED_STATUSES = frozenset({502, 503, 504})
-_BACKOFF_START_S = 0.1
-_BACKOFF_MAX_S = 5.0
+_BACKOFF = Backoff(start_s=0.1, max_s=5.0)
 _CONNECTIONS = 100
 # A submission that is cancelled on its way gets so long to arrive, so that the cancel that follows finds it in ComfyUI.
 _LAST_WORD_S = 5.0
@@ -77,7 +75,8 @@ class ComfyUIClient:
     Args:
         address: ``host:port`` or URL; a user and password in the URL are sent as basic auth.
         timeout_s: for one request that returns JSON; for bodies of files it is the longest silence.
-        retries: further tries of an idempotent request after the first.
+        retries: further tries of an idempotent request after the first, and of the rest of a file.
+        backoff: between them.
         lean: send requests by `Http1Transport`; aiohttp is then for the websocket and for uploads only.
         name: by which people know it, where that is not its address.
         access: credentials and trust beside the address.
@@ -89,6 +88,7 @@ class ComfyUIClient:
         *,
         timeout_s: float = 30.0,
         retries: int = 3,
+        backoff: Backoff = _BACKOFF,
         metrics: Metrics | None = None,
         lean: bool = False,
         name: str = "",
@@ -105,6 +105,7 @@ class ComfyUIClient:
         self.name = name or server.name
         self._timeout_s = timeout_s
         self._retries = retries
+        self._backoff = backoff
         self._lean = lean
         self._tells_jobs = True
         self._counter = functools.lru_cache(maxsize=256)((metrics or Metrics()).upstream_requests.labels)
@@ -280,7 +281,9 @@ class ComfyUIClient:
                 if status != 200:
                     raise _unexpected("GET /view", status, refusing=_NO_KEY)
                 rest_from = functools.partial(self._rest, target, reply)
-                async with ResumedBody(reply.body, rest_from, _pause, retries=self._retries, what="GET /view") as body:
+                async with ResumedBody(
+                    reply.body, rest_from, self._backoff, retries=self._retries, what="GET /view"
+                ) as body:
                     yield body
         finally:
             self._count("GET", "/view", status)
@@ -358,16 +361,8 @@ class ComfyUIClient:
 
         await self._retrying(send, self._retries)
 
-    async def _retrying(self, attempt: Callable[[], Awaitable[_T]], retries: int) -> _T:
-        failures = 0
-        while True:
-            try:
-                return await attempt()
-            except ComfyUIError as error:
-                if failures >= retries or not _worth_retrying(error):
-                    raise
-            await _pause(failures)
-            failures += 1
+    def _retrying(self, call: Callable[[], Awaitable[_T]], retries: int) -> Awaitable[_T]:
+        return retry(call, ComfyUIError, self._backoff, retries=retries, worth=may_pass)
 
     @property
     def _open(self) -> Transport:
@@ -426,17 +421,8 @@ def _json(reply: RawReply, what: str, allowed: Sequence[int] = (200,)) -> JSON:
     return answer
 
 
-def backoff_s(failures: int, *, start_s: float, max_s: float) -> float:
-    """Seconds to wait after so many failures: doubling, with jitter over the upper half so that clients spread out."""
-    ceiling: float = min(max_s, start_s * 2 ** min(failures, 30))
-    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
-
-
-async def _pause(failures: int) -> None:
-    await asyncio.sleep(backoff_s(failures, start_s=_BACKOFF_START_S, max_s=_BACKOFF_MAX_S))
-
-
-def _worth_retrying(error: ComfyUIError) -> bool:
+def may_pass(error: ComfyUIError) -> bool:
+    """Whether the same request may succeed at the next try."""
     if isinstance(error, ComfyUIServerError):
         return error.upstream_status in _RETRIED_STATUSES
     return isinstance(error, ComfyUIConnectionError)

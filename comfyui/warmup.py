@@ -13,15 +13,14 @@ from typing import Any
 import structlog
 
 from comfyui import jsonio
-from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIError, ComfyUIShutdownError
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import PromptRequest
+from comfyui.retrying import Backoff
 from comfyui.workflows.api_format import check_api_format
 
 _PATIENCE_S = 60.0
-_RETRY_START_S = 0.5
-_RETRY_MAX_S = 30.0
+_BACKOFF = Backoff(start_s=1.0, max_s=30.0)
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +82,7 @@ async def _warm_up(handler: ComfyUIHandler, workflow: dict[str, Any], timeout_s:
             if handler.pool.ready:
                 handler.not_warm = f"the warm-up workflow failed: {error.detail}"
                 _log.error("warmup.failed", detail=error.detail, failures=failures)
-            await asyncio.sleep(backoff_s(failures, start_s=_RETRY_START_S, max_s=_RETRY_MAX_S))
+            await asyncio.sleep(_BACKOFF.delay_s(failures))
         else:
             handler.not_warm = None
             _log.info("warmup.done", seconds=round(time.monotonic() - started, 1))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
+from comfyui.retrying import Backoff
 from config import Settings
 from tests.support.running import RunningGateway, running_gateway
 from tests.support.runpod_endpoint import FakeEndpoint
@@ -60,7 +61,8 @@ async def gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
 def quick_runpod(monkeypatch: pytest.MonkeyPatch) -> None:
     """`BACKEND=runpod` looks at jobs, and tries again, many times a second."""
     monkeypatch.setattr("comfyui.runpod.following._FIRST_S", 0.02)
-    monkeypatch.setattr("comfyui.runpod.sending._RETRY_START_S", 0.05)
+    monkeypatch.setattr("comfyui.runpod.following._BACKOFF", Backoff(0.04, 30.0))
+    monkeypatch.setattr("comfyui.runpod.sending._BACKOFF", Backoff(0.05, 15.0))
     monkeypatch.setattr("comfyui.runpod.local._PROBE_S", 0.05)
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import structlog
 
-from comfyui.client import backoff_s
 from comfyui.events import Event
 from comfyui.exceptions import (
     ComfyUIConflictError,
@@ -45,6 +44,7 @@ from comfyui.models import OutputFile, PromptRequest, PromptResult, Timings
 from comfyui.offload import offloaded
 from comfyui.outputs.history import cached_nodes, executing_s, files_of, raise_if_failed
 from comfyui.replies import JSON, HistoryEntry, QueueItem, flat_node_errors
+from comfyui.retrying import Backoff
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 from comfyui.servers.watcher import Watch
@@ -53,6 +53,7 @@ from comfyui.workflows.preflight import refusal
 
 _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
+_BACKOFF = Backoff(start_s=0.4, max_s=2.0)
 # ComfyUI's prompt worker reads that it is to free memory when it has nothing to run: a prompt that is queued right
 # behind that request runs first, and out of memory again.
 _FREED_AFTER_S = 0.25
@@ -415,7 +416,7 @@ class PromptRunner:
                 if time.monotonic() > deadline:
                     detail = f"ComfyUI stopped answering during the submission: {error.detail}"
                     raise ComfyUIPromptLostError(detail, prompt_id=prompt_id) from error
-                await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=2.0))
+                await asyncio.sleep(_BACKOFF.delay_s(failures))
                 continue
             looks += 1
             if found is None and away:

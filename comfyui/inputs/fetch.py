@@ -26,9 +26,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIInputError, ComfyUIInputUnavailableError
 from comfyui.inputs.content import Content, Spool, too_large
+from comfyui.retrying import Backoff
 from comfyui.transport.address_guard import (
     AddressPolicy,
     GuardedResolver,
@@ -44,8 +44,7 @@ _CONNECT_S = 10.0
 _SILENCE_S = 20.0
 # Further tries after the first: about twelve seconds in all.
 _RETRIES = 6
-_BACKOFF_START_S = 0.25
-_BACKOFF_MAX_S = 8.0
+_BACKOFF = Backoff(start_s=0.25, max_s=8.0)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Beside all from 500 on: what the server may answer otherwise a moment later.
 _PASSING_STATUSES = frozenset({408, 425, 429})
@@ -66,7 +65,7 @@ class UrlFetcher:
         timeout_s: for one download with all its tries, redirects and name look-ups.
         resolver: for names; the system's by default.
         retries: further tries after the first, as long as no byte comes.
-        backoff_start_s: the wait before the second try; it doubles from there.
+        backoff: between the tries.
     """
 
     def __init__(
@@ -77,14 +76,14 @@ class UrlFetcher:
         timeout_s: float,
         resolver: AbstractResolver | None = None,
         retries: int = _RETRIES,
-        backoff_start_s: float = _BACKOFF_START_S,
+        backoff: Backoff = _BACKOFF,
     ) -> None:
         self._policy = AddressPolicy(allow)
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._resolver = resolver
         self._retries = retries
-        self._backoff_start_s = backoff_start_s
+        self._backoff = backoff
         self._slots = asyncio.Semaphore(_MAX_DOWNLOADS)
         self._session: aiohttp.ClientSession | None = None
         self._guard: GuardedResolver | None = None
@@ -146,8 +145,7 @@ class UrlFetcher:
                 left_s -= loop.time() - started
             tries += 1
             failures = 1 if download.kept > kept else failures + 1
-            delay_s = backoff_s(failures - 1, start_s=self._backoff_start_s, max_s=_BACKOFF_MAX_S)
-            delay_s = max(delay_s, failure.retry_after_s)
+            delay_s = max(self._backoff.delay_s(failures), failure.retry_after_s)
             if failures > self._retries or delay_s >= left_s:
                 tried = f"{failure} ({tries} tries)" if tries > 1 else str(failure)
                 raise ComfyUIInputUnavailableError(tried, retry_after_s=failure.retry_after_s) from failure

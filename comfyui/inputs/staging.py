@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -28,14 +28,16 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from aiohttp.abc import AbstractResolver
 from pydantic import ValidationError
 
-from comfyui.client import ComfyUIClient, backoff_s
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIInputError, ComfyUIServerError
+from comfyui.client import ComfyUIClient, may_pass
+from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIServerError
 from comfyui.inputs.content import Content
 from comfyui.inputs.decoding import decode, is_data_uri
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.limits import DEFAULT_LIMITS, Limits, over
 from comfyui.models import InputFile, PromptRequest
 from comfyui.offload import ON_LOOP_BYTES, offloaded
+from comfyui.replies import JSON
+from comfyui.retrying import Backoff, retry
 from comfyui.servers.backend import Backend
 from comfyui.workflows.api_format import LONGEST_PATH, texts_in
 
@@ -45,6 +47,7 @@ _MODEL_FOLDER = "3d/gateway"
 _MODEL_EXTENSIONS = frozenset({".glb", ".gltf", ".obj", ".fbx", ".stl", ".ply"})
 _REMEMBERED = 4096
 _UPLOAD_RETRIES = 3
+_BACKOFF = Backoff(start_s=0.1, max_s=5.0)
 # Of one request. Each decodes up to `ON_LOOP_BYTES` on the event loop, in the same turn as the others.
 _PLACED_AT_ONCE = 16
 # With the blanks and line ends that stand before it where it was pasted.
@@ -339,19 +342,16 @@ def _renamed(value: Any, old: str, new: str) -> Any:
 
 async def _upload(client: ComfyUIClient, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:
     """Stream it to ComfyUI, again when the connection fails; returns the name by which a workflow refers to it."""
-    failures = 0
-    while True:
-        try:
-            stored = await client.upload_image(name, content.chunks(), subfolder=subfolder, overwrite=overwrite)
-            break
-        except ComfyUIError as error:
-            if isinstance(error, ComfyUIServerError) and error.upstream_status in {400, 413}:
-                raise _refused(error.upstream_status, content.size) from error
-            gone = isinstance(error, ComfyUIServerError) and error.upstream_status in {502, 503, 504}
-            if failures >= _UPLOAD_RETRIES or not (gone or isinstance(error, ComfyUIConnectionError)):
-                raise
-        await asyncio.sleep(backoff_s(failures, start_s=0.1, max_s=5.0))
-        failures += 1
+
+    def upload() -> Awaitable[JSON]:
+        return client.upload_image(name, content.chunks(), subfolder=subfolder, overwrite=overwrite)
+
+    try:
+        stored = await retry(upload, ComfyUIError, _BACKOFF, retries=_UPLOAD_RETRIES, worth=may_pass)
+    except ComfyUIServerError as error:
+        if error.upstream_status in {400, 413}:
+            raise _refused(error.upstream_status, content.size) from error
+        raise
     stored_name, folder = stored.get("name"), stored.get("subfolder")
     if not isinstance(stored_name, str) or not stored_name:
         raise ComfyUIServerError("POST /upload/image: the answer has no name")

@@ -8,6 +8,7 @@ in which the job *runs*: it lasts as long as the job, must not be asked twice at
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -21,7 +22,6 @@ from pydantic import SecretStr
 from yarl import URL
 
 from comfyui import jsonio
-from comfyui.client import backoff_s
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
@@ -30,6 +30,7 @@ from comfyui.exceptions import (
     ComfyUIServerError,
 )
 from comfyui.metrics import Metrics
+from comfyui.retrying import Backoff, retry
 
 PLATFORM = "https://api.runpod.ai/v2"
 MAX_RUN_BYTES = 10_000_000
@@ -39,6 +40,7 @@ _LONGEST_ANSWER = 256 << 20
 _TIMEOUT_S = 30.0
 _CONNECT_S = 10.0
 _RETRIES = 3
+_BACKOFF = Backoff(start_s=0.2, max_s=5.0)
 _SHOWN_BYTES = 300
 # Answered before the job was taken: by a limit, or by a proxy that did not reach the API (the last: Cloudflare's).
 _NOT_TAKEN = frozenset({429, 503, 521, 522, 523})
@@ -185,19 +187,14 @@ class RunPodEndpoint:
 
     async def health(self) -> None:
         """Returns when the key and the endpoint's id are good. Raises as `run` does; retried on what may pass."""
-        failures = 0
-        while True:
-            try:
-                async with self._request("GET", "health", of_a_job=not self._is_platform) as response:
-                    await _body(response)
-                    return
-            except ComfyUINotFoundError:
-                return  # an API server that has no such route
-            except ComfyUIError as error:
-                if failures >= _RETRIES or not error.retryable:
-                    raise
-            await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=5.0))
-            failures += 1
+
+        async def ask() -> None:
+            async with self._request("GET", "health", of_a_job=not self._is_platform) as response:
+                await _body(response)
+
+        # An API server that has no such route says nothing against it.
+        with contextlib.suppress(ComfyUINotFoundError):
+            await retry(ask, ComfyUIError, _BACKOFF, retries=_RETRIES, worth=lambda error: error.retryable)
 
     # The driver's edge
 

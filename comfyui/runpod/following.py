@@ -7,7 +7,6 @@ A look costs a request to ``/status``, of which RunPod takes 2,000 in 10 s per e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -15,14 +14,15 @@ from typing import Any
 
 import structlog
 
-from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError
+from comfyui.retrying import Backoff, retry
 from comfyui.runpod.endpoint import JobAnswer, JobStatus, RunPodEndpoint
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.jobs import JobQueue
-from comfyui.runpod.journal import Journal, JournalError
+from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal, JournalError
 from comfyui.runpod.narrator import Failure, failure_of
 from comfyui.runpod.results import ResultFiles
+from comfyui.tasks import happens_within
 
 _log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ _GROWTH = 1.2
 _SLOWEST_S = 2.5
 _LOOKS_PER_S = 100.0
 _LOOKS_AT_ONCE = 32
-_BACKOFF_MAX_S = 30.0
+_BACKOFF = Backoff(start_s=1.0, max_s=30.0)
 _MISSES_UNTIL_FORGOTTEN = 2
 _FORGOTTEN = (
     "RunPod does not know the job {job_id} any more: it keeps a result for 30 minutes, and a job for a day at most"
@@ -74,10 +74,7 @@ class Follower:
         while True:
             self._wake.clear()
             wait_s = self._look_around()
-            # Not `wait_for`: up to Python 3.11 it swallows a cancellation that comes together with the event.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._wake.wait()
+            await happens_within(self._wake, wait_s)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -125,7 +122,7 @@ class Follower:
 
     def _delay_s(self, look: _Look) -> float:
         if look.failures:
-            return backoff_s(look.failures, start_s=_FIRST_S, max_s=_BACKOFF_MAX_S)
+            return _BACKOFF.delay_s(look.failures)
         interval_s = look.interval_s
         look.interval_s = min(interval_s * _GROWTH, _SLOWEST_S)
         return max(interval_s, len(self._looks) / _LOOKS_PER_S)
@@ -175,13 +172,7 @@ class Follower:
             await self._queue.failed(job, Failure("the gateway failed; its log has the reason"))
 
     async def _result(self, job: Job) -> bytes:
-        failures = 0
-        while True:
-            try:
-                return await self._journal.result(job.prompt_id)
-            except JournalError:
-                failures += 1
-            await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=10.0))
+        return await retry(lambda: self._journal.result(job.prompt_id), JournalError, JOURNAL_BACKOFF)
 
     async def _cancel(self, job: Job) -> None:
         failures = 0
@@ -192,7 +183,7 @@ class Follower:
                 failures += 1
                 if failures == 1:
                     _log.warning("runpod.cancel_failed", prompt_id=job.prompt_id, detail=error.detail)
-                await asyncio.sleep(backoff_s(failures, start_s=_FIRST_S, max_s=_BACKOFF_MAX_S))
+                await asyncio.sleep(_BACKOFF.delay_s(failures))
                 continue
             if not known:
                 _log.warning("runpod.not_cancelled", prompt_id=job.prompt_id, job_id=job.job_id)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 import structlog
 
-from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIError
+from comfyui.retrying import Backoff
 from comfyui.runpod.endpoint import RefusedError, RunPodEndpoint
+from comfyui.tasks import happens_within
 
 _log = structlog.get_logger(__name__)
 
 _INTERVAL_S = 15.0
+_BACKOFF = Backoff(start_s=1.0, max_s=_INTERVAL_S)
 
 
 class EndpointHealth:
@@ -61,10 +62,7 @@ class EndpointHealth:
             self._begins.clear()
             await self._ask()
             failures = failures + 1 if self.trouble or self._failing else 0
-            delay_s = backoff_s(failures, start_s=0.5, max_s=_INTERVAL_S) if failures else _INTERVAL_S
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await self._wake.wait()
+            await happens_within(self._wake, _BACKOFF.delay_s(failures) if failures else _INTERVAL_S)
             if not (self.trouble or self._failing or self._is_busy()):
                 await self._begins.wait()
 

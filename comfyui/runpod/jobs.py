@@ -12,9 +12,9 @@ from typing import Any
 
 import structlog
 
-from comfyui.client import backoff_s
+from comfyui.retrying import retry
 from comfyui.runpod.job import Job, State
-from comfyui.runpod.journal import Journal, JournalError
+from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal, JournalError
 from comfyui.runpod.narrator import Failure, Narrator, described
 from comfyui.runpod.sockets import Hub
 
@@ -209,16 +209,12 @@ class JobQueue:
 
     async def insist(self, write: Callable[[], Awaitable[None]]) -> None:
         """For what has happened already and must not be forgotten: until it can be written."""
-        failures = 0
-        while True:
-            try:
-                await write()
-                return
-            except JournalError:
-                failures += 1
-                if failures == 1:
-                    _log.exception("runpod.journal_failed")
-            await asyncio.sleep(backoff_s(failures, start_s=0.5, max_s=10.0))
+
+        def again(_error: JournalError, failures: int) -> None:
+            if failures == 1:
+                _log.exception("runpod.journal_failed")
+
+        await retry(write, JournalError, JOURNAL_BACKOFF, told=again)
 
     def began(self, job: Job) -> None:
         """A worker has it."""

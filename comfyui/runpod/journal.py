@@ -15,11 +15,15 @@ from typing import Any, Self, TypeVar
 
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIDiskError
+from comfyui.retrying import Backoff
 from comfyui.runpod.disk import advice, reason_of
 from comfyui.runpod.job import Job, State
 
 MAX_HISTORY = 10_000
 """As in ComfyUI."""
+
+JOURNAL_BACKOFF = Backoff(start_s=1.0, max_s=10.0)
+"""For what must not be forgotten, while the journal cannot be written."""
 
 _T = TypeVar("_T")
 _LISTED = "SELECT listed FROM history ORDER BY place"

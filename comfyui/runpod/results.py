@@ -22,17 +22,17 @@ import structlog
 from pydantic import ValidationError
 
 from comfyui import jsonio
-from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUIServerError
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.models import InputFile, content_type_of
+from comfyui.retrying import Backoff
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.job import Job
 
 _log = structlog.get_logger(__name__)
 
-_REWRITE_START_S, _REWRITE_MAX_S = 0.5, 30.0
+_REWRITE = Backoff(start_s=1.0, max_s=30.0)
 _KEYS = {"audio": "audio", "model": "3d"}
 Outputs = dict[str, Any]
 
@@ -119,7 +119,7 @@ class ResultFiles:
             if failures == 1:
                 detail = advice(problem, setting)
                 _log.error("runpod.file_waits", prompt_id=job.prompt_id, file=file.filename, detail=detail)
-            await asyncio.sleep(backoff_s(failures, start_s=_REWRITE_START_S, max_s=_REWRITE_MAX_S))
+            await asyncio.sleep(_REWRITE.delay_s(failures))
 
     async def _save(self, job: Job, file: _Listed, path: Path) -> None:
         if file.kind == "base64":

@@ -9,13 +9,13 @@ from typing import Any
 
 import structlog
 
-from comfyui.client import backoff_s
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
     ComfyUIOverloadedError,
     ComfyUIServerError,
 )
+from comfyui.retrying import Backoff
 from comfyui.runpod.endpoint import JobStatus, RefusedError, RunPodEndpoint, Submitted
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import Job, State
@@ -25,8 +25,7 @@ from comfyui.runpod.narrator import Failure
 
 _log = structlog.get_logger(__name__)
 
-_RETRY_START_S = 0.5
-_RETRY_MAX_S = 15.0
+_BACKOFF = Backoff(start_s=0.5, max_s=15.0)
 # A job on its way when the gateway stops gets so long to arrive: else nobody would know whether it did.
 _LAST_WORD_S = 5.0
 
@@ -67,7 +66,7 @@ class Submitter:
             failures += 1
             if failures == 1:
                 _log.warning("runpod.waiting", detail=reason, waiting=len(self._queue.pending()))
-            await asyncio.sleep(max(wait_s, backoff_s(failures - 1, start_s=_RETRY_START_S, max_s=_RETRY_MAX_S)))
+            await asyncio.sleep(max(wait_s, _BACKOFF.delay_s(failures)))
 
     async def _send(self, job: Job) -> None:
         try:

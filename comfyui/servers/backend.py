@@ -18,16 +18,17 @@ from typing import Any, Literal, Self
 
 import structlog
 
-from comfyui.client import ComfyUIClient, backoff_s
+from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIDescriptorsError, ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.replies import JSON, HistoryEntry, QueueItem
+from comfyui.retrying import Backoff
 from comfyui.servers.definitions import NodeDefinitions
 from comfyui.servers.process import Death
 from comfyui.servers.watcher import CompletionWatcher
+from comfyui.tasks import happens_within
 
-_PROBE_START_S = 0.25
-_PROBE_MAX_S = 3.0
+_PROBE_BACKOFF = Backoff(start_s=0.5, max_s=3.0)
 _PROBE_UP_S = 5.0
 # A server that does not soon say what it is, is taken for a ComfyUI.
 _KIND_WITHIN_S = 1.0
@@ -291,10 +292,8 @@ class Backend:
                 self._move_when_gone()
             wait_s = None if connected else _PROBE_UP_S
             if failures:
-                wait_s = backoff_s(failures, start_s=_PROBE_START_S, max_s=_PROBE_MAX_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._look_again.wait()
+                wait_s = _PROBE_BACKOFF.delay_s(failures)
+            await happens_within(self._look_again, wait_s)
 
     async def _learn_kind(self) -> None:
         """Asks once for each connection whether a simulation answers."""

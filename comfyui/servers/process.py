@@ -25,8 +25,9 @@ from typing import Self
 
 import structlog
 
-from comfyui.client import ComfyUIClient, backoff_s
+from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
+from comfyui.retrying import Backoff
 from comfyui.servers import guard, ports
 
 _ASK_EVERY_S = 0.1
@@ -82,7 +83,7 @@ class ComfyUIProcess:
         start_timeout_s: how long it may take until it answers; then it counts as crashed.
         stop_grace_s: between SIGTERM and SIGKILL.
         max_crashes: in succession, each before it was stable; one more, and it is not started again.
-        restart_delay_s: the pause after the first crash; it doubles with each further one in succession.
+        restart_delay_s: the longest pause after the first crash; it doubles with each further one in succession.
         kept_lines: how many lines of its output are remembered.
         on_line: gets every line of its output, to show it in the log of a container.
     """
@@ -114,7 +115,7 @@ class ComfyUIProcess:
         self._start_timeout_s = start_timeout_s
         self._stop_grace_s = stop_grace_s
         self._max_crashes = max_crashes
-        self._restart_delay_s = restart_delay_s
+        self._backoff = Backoff(restart_delay_s, _BACKOFF_MAX_S)
         self._on_line = on_line
         self._clock = clock
         self._lines: deque[str] = deque(maxlen=kept_lines)
@@ -202,7 +203,7 @@ class ComfyUIProcess:
                 self._set(ProcessState.FAILED, f"{reason}, {in_succession} times in succession")
                 return
             self._set(ProcessState.CRASHED, reason)
-            await asyncio.sleep(backoff_s(in_succession - 1, start_s=self._restart_delay_s, max_s=_BACKOFF_MAX_S))
+            await asyncio.sleep(self._backoff.delay_s(in_succession))
             self._set(ProcessState.STARTING, f"starting again; before: {reason}")
 
     async def _live_once(self) -> tuple[bool, bool, str]:

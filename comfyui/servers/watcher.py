@@ -22,7 +22,7 @@ from typing import Any, Self
 import aiohttp
 import structlog
 
-from comfyui.client import ComfyUIClient, backoff_s
+from comfyui.client import ComfyUIClient
 from comfyui.events import (
     Event,
     Executing,
@@ -43,8 +43,10 @@ from comfyui.exceptions import (
 )
 from comfyui.metrics import Metrics
 from comfyui.replies import HistoryEntry, QueueItem
+from comfyui.retrying import Backoff
 from comfyui.servers.positions import Place, QueuePositions
 from comfyui.servers.prompt_worker import PromptWorker
+from comfyui.tasks import happens_within
 from comfyui.transport.frames import Frames
 
 _FRONT = 4
@@ -52,7 +54,8 @@ _FASTEST_POLL_S = 0.05
 _POLL_GROWTH = 1.5
 _CONFIRM_S = 0.5
 _MISSES_UNTIL_LOST = 2
-_RECONNECT_MAX_S = 3.0
+_RECONNECT = Backoff(start_s=0.1, max_s=3.0)
+_HISTORY_BACKOFF = Backoff(start_s=0.4, max_s=3.0)
 _REFUSALS_UNTIL_UNREADABLE = 8
 """So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
 # As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
@@ -291,7 +294,8 @@ class CompletionWatcher:
             finally:
                 await self._drop_socket()
             self._metrics.websocket_reconnects.labels(self._client.name, reason).inc()
-            await asyncio.sleep(backoff_s(failures, start_s=0.1, max_s=_RECONNECT_MAX_S))
+            # A socket that spoke and was closed counts as a first failure.
+            await asyncio.sleep(_RECONNECT.delay_s(failures + 1))
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse, client_id: str) -> bool:
         """Dispatch frames until the socket ends; returns whether it ever said anything."""
@@ -394,7 +398,7 @@ class CompletionWatcher:
                         detail = f"the prompt is done, but ComfyUI cannot show its result: {error.detail}"
                         watch.fail(ComfyUIUnreadableError(detail, prompt_id=watch.prompt_id, upstream_status=500))
                         return
-                    await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=_RECONNECT_MAX_S))
+                    await asyncio.sleep(_HISTORY_BACKOFF.delay_s(failures))
                 else:
                     return  # without an entry it is the poller's to find out why
         finally:
@@ -427,23 +431,16 @@ class CompletionWatcher:
             self._wake.clear()
             if self._idle:
                 self._look_around = self._suspicious = False  # whom it was about is gone
-                if not await self._woken_within(self.worker.look_again_s):
+                if not await happens_within(self._wake, self.worker.look_again_s):
                     await self._look_unasked()
                 last_poll = time.monotonic()
                 self.worker.nothing_waits()
                 continue
             due_in_s = last_poll + self._delay_s(waiting) - time.monotonic()
-            if due_in_s > 0 and await self._woken_within(due_in_s):
+            if due_in_s > 0 and await happens_within(self._wake, due_in_s):
                 continue  # something changed: think again
             await self._poll_once()
             last_poll = time.monotonic()
-
-    async def _woken_within(self, seconds: float | None) -> bool:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-            return True
-        return False
 
     async def _look_unasked(self) -> None:
         """Nothing waits, but what is known of the prompt worker may be over, and nothing else would tell."""

@@ -6,12 +6,14 @@ it (`comfyui.transport.splice`). Only this room and `comfyui.web.server` know of
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol, Self, TypeVar
 
 from comfyui.exceptions import ComfyUIConnectionError
+from comfyui.retrying import Backoff
 from comfyui.transport.splice import Splice
 
 _Piece = TypeVar("_Piece", bytes, bytes | Splice)
@@ -119,7 +121,7 @@ class ResumedBody(OpenBody):
     Args:
         body: from its start. One of unknown length is not resumed.
         rest_from: opens the rest, from a byte on; raises where that is not the rest of the same body.
-        pause: waits, after so many failures.
+        backoff: before the rest is asked for.
         retries: how often the rest is asked for.
         what: the request, as errors call it.
     """
@@ -128,7 +130,7 @@ class ResumedBody(OpenBody):
         self,
         body: OpenBody,
         rest_from: Callable[[int], AbstractAsyncContextManager[OpenBody]],
-        pause: Callable[[int], Awaitable[None]],
+        backoff: Backoff,
         *,
         retries: int,
         what: str,
@@ -136,7 +138,7 @@ class ResumedBody(OpenBody):
         super().__init__(body.length)
         self._body: OpenBody | None = body
         self._rest_from = rest_from
-        self._pause = pause
+        self._backoff = backoff
         self._retries = retries
         self._what = what
         self._done = self._failures = 0
@@ -179,6 +181,6 @@ class ResumedBody(OpenBody):
                 else:
                     self._done += len(piece)
                 return piece
-            await self._pause(self._failures)
             self._failures += 1
+            await asyncio.sleep(self._backoff.delay_s(self._failures))
             self._body = None

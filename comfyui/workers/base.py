@@ -31,12 +31,13 @@ from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
 from comfyui.inputs.staging import InputStager, brought_inputs
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.retrying import Backoff
 from comfyui.servers.backend import Backend, Health
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.process import ComfyUIProcess, ProcessState
 from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
-from comfyui.workers.delivering import Patience
+from comfyui.workers.delivering import DELIVERY_BACKOFF, Patience
 from comfyui.workflows.api_format import check_api_format, upload_inputs
 from comfyui.workflows.node_definitions import ObjectInfo, input_specs
 from comfyui.workflows.preflight import Problem, preflight, refusal
@@ -97,7 +98,7 @@ class WorkerOptions:
     input_url_timeout_s: float = 60.0
     cancel_abandoned: bool = True
     delivery_retries: int = 4
-    delivery_backoff_s: float = 0.5
+    delivery_backoff: Backoff = DELIVERY_BACKOFF
     on_line: Callable[[str], None] | None = None
     cleanup: CleanupOptions = field(default_factory=CleanupOptions)
 
@@ -394,7 +395,7 @@ class ComfyUIWorker:
     def patience(self) -> Patience:
         """With files that cannot be read or stored."""
         options = self.options
-        return Patience(options.delivery_retries, options.delivery_backoff_s, ready=self.wait_until_ready)
+        return Patience(options.delivery_retries, options.delivery_backoff, ready=self.wait_until_ready)
 
     def forget_inputs(self) -> None:
         """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import structlog
 
-from comfyui.client import backoff_s
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIDeliveryError,
@@ -23,10 +22,12 @@ from comfyui.exceptions import (
 )
 from comfyui.models import OutputFile, PromptResult
 from comfyui.outputs.stores.store import StorageError
+from comfyui.retrying import Backoff
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 _NAMED_FILES = 5
+DELIVERY_BACKOFF = Backoff(start_s=0.5, max_s=15.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,7 @@ class Patience:
     """
 
     retries: int = 4
-    start_s: float = 0.5
-    max_s: float = 15.0
+    backoff: Backoff = DELIVERY_BACKOFF
     ready: Callable[[], Awaitable[None]] | None = None
 
     async def until_done(self, file: OutputFile, work: Callable[[], Awaitable[_T]]) -> _T:
@@ -53,7 +53,7 @@ class Patience:
                 if failures > self.retries or not error.retryable:
                     raise
                 _log.warning("output.retried", filename=file.filename, detail=error.detail, tries=failures)
-                await asyncio.sleep(backoff_s(failures - 1, start_s=self.start_s, max_s=self.max_s))
+                await asyncio.sleep(self.backoff.delay_s(failures))
                 if self.ready is not None and isinstance(error, ComfyUIConnectionError):
                     await self.ready()
 

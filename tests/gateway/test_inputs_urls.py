@@ -33,6 +33,7 @@ from comfyui.inputs import fetch as fetch_module
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.inputs.staging import InputStager
 from comfyui.models import InputFile, PromptRequest
+from comfyui.retrying import Backoff
 from tests.support.servers import server_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -134,7 +135,7 @@ async def download(
             timeout_s=timeout_s,
             resolver=resolver or Names(),
             retries=retries,
-            backoff_start_s=0.001,
+            backoff=Backoff(0.001, 8.0),
         ) as fetcher,
         fetcher.fetch(url) as content,
     ):

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
+from comfyui.retrying import Backoff
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -370,7 +371,7 @@ async def test_an_event_with_python_json_is_told_to_who_follows() -> None:
 
 async def test_a_history_that_comfyui_cannot_write_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A custom node's output that is nested too deeply to be copied: 500 for as long as anyone asks."""
-    monkeypatch.setattr("comfyui.servers.watcher._RECONNECT_MAX_S", 0.02)
+    monkeypatch.setattr("comfyui.servers.watcher._HISTORY_BACKOFF", Backoff(0.02, 0.02))
     async with both() as (engine, gateway):
         await engine.set_faults({"status": {"route": "/history/*", "status": 500, "body": "500 Internal Server Error"}})
         status, answer = await gateway.prompt_sync(invert_workflow(), timeout=60)
@@ -379,7 +380,7 @@ async def test_a_history_that_comfyui_cannot_write_ends_the_wait(monkeypatch: py
 
 
 async def test_some_answers_500_do_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui.servers.watcher._RECONNECT_MAX_S", 0.02)
+    monkeypatch.setattr("comfyui.servers.watcher._HISTORY_BACKOFF", Backoff(0.02, 0.02))
     async with both() as (engine, gateway):
         await engine.set_faults({"status": {"route": "/history/*", "status": 500, "times": 7}})
         assert (await gateway.prompt_sync(invert_workflow(), timeout=60))[0] == 200

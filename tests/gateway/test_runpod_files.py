@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.inputs.content import Spool
+from comfyui.retrying import Backoff
 from comfyui.runpod import results
 from comfyui.runpod.inputs import InputFiles
 from tests.support.job_api import free_port
@@ -210,7 +211,7 @@ def full_at_first(write: Callable[[Any, Any], None]) -> Callable[[Any, Any], Non
 async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
     kind: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.runpod.results._REWRITE_START_S", 0.02)
+    monkeypatch.setattr("comfyui.runpod.results._REWRITE", Backoff(0.02, 30.0))
     monkeypatch.setattr(results, "_write", full_at_first(results._write))
     async with store(PICTURE, times=1) as address:
         image = base64_image(DATA) if kind == "base64" else base64_image(f"http://{address}/a.png") | {"type": kind}
@@ -227,7 +228,7 @@ async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
 async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_result(
     endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.runpod.results._REWRITE_START_S", 0.02)
+    monkeypatch.setattr("comfyui.runpod.results._REWRITE", Backoff(0.02, 30.0))
     monkeypatch.setattr(Spool, "_append", full_at_first(Spool._append))
     async with store(PICTURE) as address:
         image = base64_image(f"http://{address}/a.png") | {"type": "s3_url"}

@@ -17,6 +17,7 @@ from PIL import Image
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
 from comfyui.outputs.stores.store import LocalStore, Placement, StorageError, StorageRefusedError, StoredObject
+from comfyui.retrying import Backoff
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
 from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions
 from tests.support.running import invert_workflow, sleep_workflow
@@ -74,7 +75,7 @@ async def running_worker(
         input_url_timeout_s=2,
         http_retries=0,
         delivery_retries=2,
-        delivery_backoff_s=0.05,
+        delivery_backoff=Backoff(0.05, 15.0),
     )
     async with ComfyUIWorker(comfyui) as worker, store, tables.queue(**queue) as opened:
         running = asyncio.create_task(TaskRunner(worker_id, opened, worker, store, QUICK).run(stop))

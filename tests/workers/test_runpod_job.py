@@ -29,6 +29,7 @@ from comfyui.exceptions import (
 )
 from comfyui.models import PromptRequest
 from comfyui.outputs.stores.store import LocalStore, StorageError, StorageRefusedError, StoredObject
+from comfyui.retrying import Backoff
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.delivering import Patience, saved_before
@@ -286,7 +287,7 @@ async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_deliv
     engine: Engine, worker: ComfyUIWorker, tmp_path: Path
 ) -> None:
     job = parse_input({"workflow": output_workflow(10)})
-    quick = Patience(retries=2, start_s=0.01)
+    quick = Patience(retries=2, backoff=Backoff(0.01, 15.0))
     async with BrokenStore(tmp_path, "http://files.test") as store:
         store.failures = 2
         result = await worker.run(job.request(ID))

@@ -22,11 +22,12 @@ from prometheus_client import generate_latest
 from pydantic import ValidationError
 
 from comfyui import jsonio
-from comfyui.client import backoff_s
 from comfyui.events import Event, ExecutionStart
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIValidationError
 from comfyui.logs import configure_logging
 from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.retrying import Backoff
+from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, JobFields, path_of, prompt_id_for_job, stop_on_signals
 from comfyui.workers.delivering import result_members, saved_before
 from comfyui.workers.diagnostics import describing, environment, error_members
@@ -40,7 +41,7 @@ TASK_NAME = "execute-comfyui-workflow"
 
 _log = structlog.get_logger("littlehorse_worker")
 _RPC_TIMEOUT_S = 10
-_RETRY_MAX_S = 15.0
+_BACKOFF = Backoff(start_s=0.4, max_s=15.0)
 # Of the SDK's tries to report: 15 times, 2 s apart.
 _REPORT_S = 40.0
 # gRPC's limit for one message, which the server does not raise, is 4 MiB; output and log travel in one.
@@ -175,9 +176,7 @@ class WorkflowTask:
         said: int | None = None
         interval_s = _FIRST_LOOK_S
         while not started.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(interval_s):
-                    await started.wait()
+            if await happens_within(started, interval_s):
                 return
             interval_s = self._settings.comfyui_poll_interval_sec
             for backend in self._comfyui.pool.ready:
@@ -333,9 +332,7 @@ async def _register(task: WorkflowTask, config: GatedConfig, stop: asyncio.Event
                 _log.warning("littlehorse.unavailable", server=config.bootstrap_server, until_then="trying again")
         else:
             return True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S)):
-                await stop.wait()
+        await happens_within(stop, _BACKOFF.delay_s(failures))
     return False
 
 

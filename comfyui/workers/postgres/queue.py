@@ -14,7 +14,7 @@ import structlog
 from pydantic import SecretStr
 
 from comfyui import jsonio
-from comfyui.client import backoff_s
+from comfyui.retrying import Backoff
 from comfyui.workers.postgres.schema import SCHEMA_VERSION, TaskNames, migrations
 from comfyui.workers.postgres.tasks import (
     ClaimedTask,
@@ -29,7 +29,7 @@ from comfyui.workers.postgres.tasks import (
 _CHANNEL = "comfy_tasks"
 _COMMAND_S = 30.0
 _CONNECT_S = 10.0
-_RECONNECT_MAX_S = 10.0
+_RECONNECT = Backoff(start_s=0.4, max_s=10.0)
 # So that two workers that start together migrate one after the other.
 _MIGRATION_LOCK = 0x636F6D6679
 
@@ -178,7 +178,7 @@ class PostgresQueue:
                 failures += 1
                 if failures == 1:
                     self._log.warning("queue.not_listening", reason=type(error).__name__, until_then="polling")
-                await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=_RECONNECT_MAX_S))
+                await asyncio.sleep(_RECONNECT.delay_s(failures))
                 continue
             ended = asyncio.Event()
             connection.add_termination_listener(lambda _connection, ended=ended: ended.set())
@@ -191,7 +191,7 @@ class PostgresQueue:
             finally:
                 connection.terminate()
             failures += 1
-            await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=_RECONNECT_MAX_S))
+            await asyncio.sleep(_RECONNECT.delay_s(failures))
 
     def _heard(self, task_id: str) -> None:
         for heard in self._listeners:

@@ -13,7 +13,6 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from comfyui.client import backoff_s
 from comfyui.events import Event
 from comfyui.exceptions import (
     ComfyUIConnectionError,
@@ -24,6 +23,8 @@ from comfyui.exceptions import (
 )
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.outputs.stores.store import ObjectStore, StorageError, StoreCheck, StoredObject
+from comfyui.retrying import Backoff, retry
+from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.delivering import check_delivered, reason_not_delivered, result_members, saved_before
 from comfyui.workers.diagnostics import environment, error_members
@@ -41,7 +42,7 @@ from comfyui.workers.progress import ProgressTracker
 _LONGEST_REASON = 4000
 # Without this, every step of every node would be a write to the database.
 _PROGRESS_EVERY_S = 2.0
-_RETRY_MAX_S = 15.0
+_BACKOFF = Backoff(start_s=0.4, max_s=15.0)
 # How long a result that is stored is offered to a database that is away.
 _REPORT_PATIENCE_S = 900.0
 
@@ -169,8 +170,7 @@ class TaskRunner:
                 failures += 1
                 if failures == 1:
                     self._log.warning("queue.unavailable", detail=str(error))
-                delay_s = backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S)
-                await asyncio.wait({stopping}, timeout=delay_s)
+                await asyncio.wait({stopping}, timeout=_BACKOFF.delay_s(failures))
         return None
 
     # Signs of life
@@ -195,10 +195,8 @@ class TaskRunner:
                 self._obey(may_take)
             delay_s = self._options.heartbeat_s
             if failures:
-                delay_s = min(delay_s, backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay_s):
-                    await self._beat_now.wait()
+                delay_s = min(delay_s, _BACKOFF.delay_s(failures))
+            await happens_within(self._beat_now, delay_s)
 
     async def _renew(self, current: _Current) -> None:
         lease = await self._queue.renew(current.task, current.fraction, current.note)
@@ -352,17 +350,15 @@ class TaskRunner:
 
     async def _report(self, write: Callable[[], Awaitable[bool]]) -> bool:
         """Write the end of a task; a database that is away is asked again: heartbeats cannot lose the lease either."""
-        deadline = time.monotonic() + _REPORT_PATIENCE_S
-        failures = 0
-        while True:
-            try:
-                return await write()
-            except QueueError as error:
-                failures += 1
-                self._log.warning("report.failed", detail=str(error), tries=failures)
-                if time.monotonic() > deadline:
-                    return False
-            await asyncio.sleep(backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S))
+
+        def again(error: QueueError, failures: int) -> None:
+            self._log.warning("report.failed", detail=str(error), tries=failures)
+
+        try:
+            return await retry(write, QueueError, _BACKOFF, within_s=_REPORT_PATIENCE_S, told=again)
+        except QueueError as error:
+            self._log.warning("report.failed", detail=str(error), until_then="the result is lost")
+            return False
 
 
 def reason_of(error: ComfyUIError) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 
 import structlog
 
-from comfyui.client import backoff_s
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.logs import configure_logging
 from comfyui.outputs.stores.store import ObjectStore
+from comfyui.retrying import Backoff
+from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, stop_on_signals
 from comfyui.workers.diagnostics import describing
 from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions
@@ -28,7 +29,7 @@ from comfyui.workers.postgres.tasks import QueueError, QueueSetupError, TaskQueu
 from comfyui.workers.settings import WorkerSettingsError, load
 
 _log = structlog.get_logger("postgres_worker")
-_RETRY_MAX_S = 15.0
+_BACKOFF = Backoff(start_s=0.4, max_s=15.0)
 
 
 async def serve(settings: PostgresWorkerSettings, worker_id: str, stop: asyncio.Event) -> None:
@@ -102,11 +103,7 @@ async def _open_queue(
             failures += 1
             if failures == 1:
                 _log.warning("queue.unavailable", detail=str(error), until_then="trying again")
-        try:
-            async with asyncio.timeout(backoff_s(failures, start_s=0.2, max_s=_RETRY_MAX_S)):
-                await stop.wait()
-        except TimeoutError:
-            continue
+        await happens_within(stop, _BACKOFF.delay_s(failures))
     return None
 
 

@@ -30,6 +30,7 @@ from comfyui.logs import configure_logging
 from comfyui.models import PromptResult
 from comfyui.outputs.stores.s3 import S3Store
 from comfyui.outputs.stores.store import StoreCheck
+from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.delivering import saved_before
 from comfyui.workers.diagnostics import diagnostics, environment, error_members, error_text, log_environment
@@ -248,9 +249,7 @@ async def _progress(
             if done.is_set():
                 return
             await asyncio.to_thread(_send_update, sdk, job, latest[0].to_json())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(interval_s):
-                    await done.wait()
+            await happens_within(done, interval_s)
 
     sender = asyncio.create_task(send_all(), name="progress")
     try:

@@ -12,6 +12,7 @@ import pytest
 from yarl import URL
 
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError
+from comfyui.retrying import Backoff
 from comfyui.transport.body import IteratedBody, OpenBody, ResumedBody
 from comfyui.transport.relay import RelayTransport
 from comfyui.transport.splice import Splice
@@ -95,10 +96,6 @@ async def chunks(*given: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def pause(_failures: int) -> None:
-    await asyncio.sleep(0)
-
-
 @with_and_without_splice
 async def test_a_client_gets_every_byte_once_and_is_told_the_end_once(splices: bool) -> None:
     client = Client(splices=splices)
@@ -145,7 +142,7 @@ async def test_the_rest_is_asked_for_from_the_byte_where_it_broke(splices: bool)
 
         async with (
             broken(0) as first,
-            ResumedBody(first, broken, pause, retries=2, what="GET /view") as body,
+            ResumedBody(first, broken, Backoff(0, 0), retries=2, what="GET /view") as body,
         ):
             await body.send_to(client)
     assert await client.received() == _FILE
@@ -160,7 +157,7 @@ async def test_one_try_more_than_there_may_be_is_the_error() -> None:
             async with opened(relay, start + 1000, start) as body:
                 yield Breaking(body)
 
-        async with broken(0) as first, ResumedBody(first, broken, pause, retries=2, what="GET /view") as body:
+        async with broken(0) as first, ResumedBody(first, broken, Backoff(0, 0), retries=2, what="GET /view") as body:
             with pytest.raises(ComfyUIConnectionError, match="GET /view: the file's body was cut off"):
                 [chunk async for chunk in body]
 

@@ -1,0 +1,88 @@
+"""How long to wait before the next try, and the loop that tries a call again.
+
+Every loop of ours that waits because something failed takes its delays from `Backoff`. A loop that only repeats a call
+is `retry`; one that keeps something open, or has more than one reason to go round, is written out and asks `delay_s`.
+
+Not tenacity, nor stamina that stands on it: nearly every call succeeds at its first try, and each prompt makes several.
+There `retry` costs 0.2 µs and tenacity 60 µs, and neither has a delay for the loops that are no calls. The islands
+`engine` and `sdk` have their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+_E = TypeVar("_E", bound=Exception)
+# 2**30 times any start is above any limit of ours; a larger power would only be a larger number.
+_LARGEST_POWER = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Delays that double with each failure.
+
+    Attributes:
+        start_s: the longest delay after the first failure.
+        max_s: the longest delay of all.
+        jitter: chooses a number between two, so that many clients of one server do not come back together.
+    """
+
+    start_s: float
+    max_s: float
+    jitter: Callable[[float, float], float] = random.uniform
+
+    def delay_s(self, failures: int) -> float:
+        """Seconds to wait after `failures` in succession (1 or more): between half and all of the longest delay."""
+        longest_s = min(self.max_s, self.start_s * 2 ** min(failures - 1, _LARGEST_POWER))
+        return self.jitter(longest_s / 2, longest_s)
+
+
+def _always(_error: Exception) -> bool:
+    return True
+
+
+def _untold(_error: Exception, _failures: int) -> None:
+    """For a caller that does not want to know."""
+
+
+async def retry(
+    work: Callable[[], Awaitable[_T]],
+    on: type[_E] | tuple[type[_E], ...],
+    backoff: Backoff,
+    *,
+    retries: float = math.inf,
+    within_s: float = math.inf,
+    worth: Callable[[_E], bool] = _always,
+    told: Callable[[_E, int], Any] = _untold,
+    clock: Callable[[], float] = time.monotonic,
+) -> _T:
+    """The result of `work`, which is called again while it raises one of the errors `on`.
+
+    Args:
+        retries: further calls after the first.
+        within_s: no further call is made when so much time has passed since the first one.
+        worth: False for an error that will be the same at the next try.
+        told: called, within the handling of the error, with each error that is followed by a further try, and with
+            their number.
+
+    Raises:
+        The last error of `work`, and at once any error that is none of `on` or not `worth` another try.
+    """
+    failures = 0
+    deadline = clock() + within_s
+    while True:
+        try:
+            return await work()
+        except on as error:
+            failures += 1
+            if failures > retries or not worth(error) or clock() > deadline:
+                raise
+            told(error, failures)
+        await asyncio.sleep(backoff.delay_s(failures))
