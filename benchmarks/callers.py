@@ -1,4 +1,4 @@
-"""The two ways to the same pictures: the best direct client of ComfyUI, and one call to the gateway."""
+"""The ways to the same pictures: the best direct client of ComfyUI, a user's own, and one call to the gateway."""
 
 from __future__ import annotations
 
@@ -145,6 +145,57 @@ async def direct_client(engine: Server) -> AsyncIterator[DirectClient]:
         finally:
             listening.cancel()
             pool.close()
+
+
+class AiohttpClient:
+    """What a user of ComfyUI would write: one session of aiohttp's, one websocket, POST, wait, GET history.
+
+    It ends with the names of the files, as a call to the gateway does that asks for no base64.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, client_id: str) -> None:
+        self._http = http
+        self._client_id = client_id
+        self._done: dict[str, asyncio.Future[None]] = {}
+
+    async def listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        async for message in socket:
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                continue
+            event = message.json()
+            if event["type"] == "executing" and event["data"]["node"] is None:
+                self._done.pop(event["data"]["prompt_id"]).set_result(None)
+
+    async def __call__(self, prompt: Workflow) -> float:
+        started = time.perf_counter()
+        prompt_id = str(uuid.uuid4())
+        done = self._done[prompt_id] = asyncio.get_running_loop().create_future()
+        body = {"prompt": prompt, "prompt_id": prompt_id, "client_id": self._client_id}
+        async with self._http.post("/prompt", json=body) as reply:
+            reply.raise_for_status()
+            await reply.json()
+        await done
+        async with self._http.get(f"/history/{prompt_id}") as reply:
+            reply.raise_for_status()
+            outputs = (await reply.json())[prompt_id]["outputs"]
+        if not outputs:
+            raise BenchError("the aiohttp client got no outputs")
+        return time.perf_counter() - started
+
+
+@asynccontextmanager
+async def aiohttp_client(engine: Server) -> AsyncIterator[AiohttpClient]:
+    client_id = uuid.uuid4().hex
+    async with (
+        aiohttp.ClientSession(f"http://{engine.address}") as http,
+        http.ws_connect(f"/ws?clientId={client_id}", max_msg_size=0) as socket,
+    ):
+        client = AiohttpClient(http, client_id)
+        listening = asyncio.create_task(client.listen(socket))
+        try:
+            yield client
+        finally:
+            listening.cancel()
 
 
 class GatewayClient:
