@@ -41,3 +41,47 @@ def test_a_traceback_in_the_log_has_no_variables_of_its_frames(log_file: Path) -
     (line,) = log_file.read_text().splitlines()
     assert json.loads(line)["exception"][0]["exc_value"] == "with a key of 14 characters"
     assert "very-secret" not in line
+
+
+def test_lines_of_ours_and_of_libraries_have_one_format(log_file: Path) -> None:
+    configure_logging("INFO", str(log_file))
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
+        structlog.get_logger("ours").warning("disk.full", free=3)
+        logging.getLogger("theirs").warning("disk %s", "full")
+    ours, theirs = (json.loads(line) for line in log_file.read_text().splitlines())
+    assert ours.pop("timestamp").endswith("Z")
+    assert theirs.pop("timestamp").endswith("Z")
+    assert ours == {"free": 3, "event": "disk.full", "request_id": "r1", "level": "warning", "logger": "ours"}
+    assert theirs == {"event": "disk full", "request_id": "r1", "level": "warning", "logger": "theirs"}
+
+
+def test_what_is_below_the_level_is_not_written(log_file: Path) -> None:
+    configure_logging("WARNING", str(log_file))
+    log = structlog.get_logger("ours")
+    log.debug("no")
+    log.info("no")
+    log.log(logging.INFO, "no")
+    log.log(logging.ERROR, "yes")
+    logging.getLogger("theirs").info("no")
+    assert [json.loads(line)["event"] for line in log_file.read_text().splitlines()] == ["yes"]
+
+
+def test_a_file_that_was_rotated_is_opened_again(log_file: Path) -> None:
+    configure_logging("INFO", str(log_file))
+    log = structlog.get_logger("ours")
+    log.info("before")
+    log_file.rename(log_file.with_suffix(".1"))
+    log.info("after")
+    assert [json.loads(line)["event"] for line in log_file.read_text().splitlines()] == ["after"]
+
+
+def test_on_a_console_a_traceback_is_plain_text(log_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO", "console")
+    try:
+        raise RuntimeError("broken")
+    except RuntimeError:
+        structlog.get_logger("ours").exception("it.failed", node="3")
+    written = capsys.readouterr().err
+    assert "it.failed" in written
+    assert "RuntimeError: broken" in written
+    assert not log_file.exists()
