@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import os
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from comfyui.address import ServerAccess, parse_headers, parse_server_address, parse_verify, tls_context
 from comfyui.executors.comfyui import RunnerOptions
@@ -20,6 +16,19 @@ from comfyui.handler import HandlerOptions
 from comfyui.limits import Limits
 from comfyui.outputs.images import ConversionLimits
 from comfyui.outputs.stores.s3 import S3Store, s3_store
+from comfyui.settings import (
+    MB,
+    ComfyUIFields,
+    CommaList,
+    InputFields,
+    LogFields,
+    PollFields,
+    RecoveryFields,
+    S3ChoiceFields,
+    SecretList,
+    SettingsError,
+    WebUrl,
+)
 from comfyui.warmup import load_workflow
 from comfyui.web.comfyui.proxy import RelayOptions
 from comfyui.web.front.deps import WebOptions
@@ -32,31 +41,18 @@ from comfyui.web.server.request_head import HeadLimits
 if TYPE_CHECKING:
     from comfyui.runpod.bridge import RunPodOptions
 
-_MB = 1_000_000
 # For one client of RunPod's bridge, which is the gateway's own relay: it reads all the time.
-_BRIDGE_SOCKET_BYTES = 16 * _MB
-
-CommaList = Annotated[tuple[str, ...], NoDecode]
-SecretList = Annotated[tuple[SecretStr, ...], NoDecode]
+_BRIDGE_SOCKET_BYTES = 16 * MB
 
 
-class SettingsError(Exception):
-    """One or more settings cannot be used; the message names each with its problem and what is allowed."""
+class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceFields, LogFields):
+    """The settings that workers have, too, and those of the gateway. Durations are in seconds."""
 
-
-class Settings(BaseSettings):
-    """Read from the environment, then `.env`. Durations are in seconds."""
-
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
-
-    server_host: CommaList = Field(
+    server_host: Annotated[CommaList, AfterValidator(parse_listen)] = Field(
         default=("0.0.0.0",),  # noqa: S104 - a container's default
         description="Addresses to listen on, IPv4 or IPv6 (0.0.0.0,:: for all of both).",
     )
     server_port: int = Field(default=18188, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    comfyui_server_address: CommaList = Field(
-        default=("127.0.0.1:8188",), description="ComfyUI as host:port or URL; commas for several."
-    )
     comfyui_headers: SecretStr | None = Field(
         default=None,
         description="Headers that ComfyUI asks for: lines of 'Name: value', or JSON, by address where they differ.",
@@ -70,7 +66,7 @@ class Settings(BaseSettings):
     )
     runpod_endpoint_id: str = Field(default="", description="The endpoint that BACKEND=runpod sends prompts to.")
     runpod_api_key: SecretStr | None = Field(default=None, description="RunPod's API key; needed with BACKEND=runpod.")
-    runpod_endpoint_url: str = Field(
+    runpod_endpoint_url: WebUrl = Field(
         default="", description="Another API server with RunPod's protocol; empty: RunPod's own."
     )
     runpod_data_dir: Path = Field(
@@ -86,24 +82,6 @@ class Settings(BaseSettings):
     default_timeout: float = Field(default=300, gt=0, description="Seconds that a request waits when it does not say.")
     max_timeout: float = Field(
         default=3600, gt=0, description="The longest that a request may ask to wait, in seconds."
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
-        default="INFO", description="Lines below this level are not written."
-    )
-    log_output: str = Field(
-        default="console", min_length=1, description="console, json, or the path of a file (as JSON)."
-    )
-    poll_interval: float = Field(
-        default=1.0,
-        gt=0,
-        le=60,
-        description="Longest time between polls while the websocket cannot be relied on.",
-    )
-    http_timeout: float = Field(
-        default=30, gt=0, description="Seconds for one request to ComfyUI; for files: of silence."
-    )
-    http_retries: int = Field(
-        default=3, ge=0, le=20, description="Further tries of a request to ComfyUI after the first."
     )
     max_concurrent_requests: int = Field(
         default=1000, ge=1, description="Requests that may wait at once; beyond it 429."
@@ -141,19 +119,6 @@ class Settings(BaseSettings):
     client_idle_seconds: float = Field(
         default=60, gt=0, description="Seconds after which a client that neither sends its body nor reads is cut off."
     )
-    lost_prompt_retries: int = Field(
-        default=1, ge=0, le=10, description="How often a prompt that ComfyUI forgot is submitted again."
-    )
-    quarantine_after: int = Field(
-        default=2,
-        ge=0,
-        le=100,
-        description="Times that a workflow may end ComfyUI's process before it is refused; 0: never.",
-    )
-    quarantine_seconds: float = Field(default=600, gt=0, description="Seconds for which such a workflow is refused.")
-    free_after_idle: float = Field(
-        default=0, ge=0, description="Seconds without work after which ComfyUI unloads its models (/free); 0: never."
-    )
     oom_retries: int = Field(
         default=0, ge=0, le=10, description="How often a prompt that ran out of memory is submitted again, after /free."
     )
@@ -177,11 +142,6 @@ class Settings(BaseSettings):
     warmup_workflow: Path | None = Field(
         default=None, description="A workflow (API format) to run before the gateway says that it is ready."
     )
-    max_input_mb: float = Field(default=512, gt=0, description="Largest single input (base64, data URI or URL), in MB.")
-    input_url_allow: CommaList = Field(
-        default=(), description="Hosts, host:port or CIDRs that input URLs may reach though they are not public."
-    )
-    input_url_timeout: float = Field(default=60, gt=0, description="Seconds for one input URL, with all its tries.")
 
     max_multipart_mb: float = Field(
         default=1000, gt=0, description="Largest multipart/form-data body of /prompt_sync, in MB; it is kept on disk."
@@ -203,34 +163,17 @@ class Settings(BaseSettings):
     output_store: Literal["none", "s3"] = Field(
         default="none", description="Where the files of requests go that do not say; s3 needs S3_BUCKET."
     )
-    s3_bucket: str = Field(default="", description="Bucket for outputs; with it, requests may ask for store s3.")
-    s3_region: str = Field(default="us-east-1", min_length=1, description="Region of the bucket.")
-    s3_endpoint_url: str = Field(default="", description="URL of a compatible store; empty: AWS.")
-    s3_public_endpoint_url: str = Field(
-        default="", description="Where clients reach the store, for links, when that is not S3_ENDPOINT_URL."
-    )
-    s3_access_key_id: SecretStr | None = Field(default=None, description="Empty: from where AWS's tools take it.")
-    s3_secret_access_key: SecretStr | None = Field(default=None, description="Belongs to S3_ACCESS_KEY_ID.")
-    s3_session_token: SecretStr | None = Field(default=None, description="Only for temporary keys.")
-    s3_prefix: str = Field(default="", description="Folder of all outputs in the bucket.")
-    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="path (host/bucket/key) suits most compatible stores."
-    )
-    s3_allowed_buckets: CommaList = Field(default=(), description="Other buckets that a request may name.")
-    s3_presign_seconds: int = Field(
-        default=3600, ge=1, le=7 * 24 * 3600, description="Seconds that links work when a request does not say."
-    )
 
     api_keys: SecretList = Field(default=(), description="When set, every path but the probes needs one of these keys.")
     login_hours: float = Field(default=168, gt=0, description="Hours that a browser stays signed in.")
     cors_allow_origins: CommaList = Field(
         default=(), description="Origins (https://example.org) whose pages may use the gateway; * for all."
     )
-    allowed_hosts: CommaList = Field(
+    allowed_hosts: Annotated[CommaList, AfterValidator(parse_hosts)] = Field(
         default=(),
         description="Without API_KEYS: further names by which the gateway may be called (*.example.org); * for all.",
     )
-    public_url: str = Field(
+    public_url: WebUrl = Field(
         default="",
         description="Where clients see the gateway (https://example.org/comfy): links in answers begin with it.",
     )
@@ -260,26 +203,6 @@ class Settings(BaseSettings):
         description="MB that may wait for all clients' websockets; beyond it the one most behind is dropped.",
     )
 
-    @field_validator(
-        *(
-            "server_host",
-            "comfyui_server_address",
-            "input_url_allow",
-            "api_keys",
-            "cors_allow_origins",
-            "allowed_hosts",
-            "forwarded_allow_ips",
-            "proxy_deny",
-            "s3_allowed_buckets",
-        ),
-        mode="before",
-    )
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
     @field_validator("warmup_workflow", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
@@ -287,11 +210,9 @@ class Settings(BaseSettings):
 
     @field_validator("comfyui_server_address")
     @classmethod
-    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _one_address_at_least(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("give at least one host:port or URL")
-        for address in value:
-            parse_server_address(address)
         return value
 
     @field_validator("cors_allow_origins")
@@ -303,42 +224,19 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is not an origin: scheme://host[:port] is wanted")
         return tuple(origin.rstrip("/").lower() for origin in value)
 
-    @field_validator("server_host")
-    @classmethod
-    def _listen(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return parse_listen(value)
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return parse_hosts(value)
-
     @field_validator("forwarded_allow_ips")
     @classmethod
     def _proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         parse_proxies(value)
         return value
 
-    @field_validator("s3_endpoint_url", "s3_public_endpoint_url", "runpod_endpoint_url")
-    @classmethod
-    def _http_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.username):
-            raise ValueError("an http(s) URL without a user is wanted")
-        return value
-
     @field_validator("public_url")
     @classmethod
     def _public(cls, value: str) -> str:
-        parts = urlsplit(cls._http_url(value))
+        parts = urlsplit(value)
         if parts.query or parts.fragment:
             raise ValueError("an http(s) URL without query and fragment is wanted")
         return value.rstrip("/")
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: Any) -> Any:
-        return value.upper() if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _accesses(self) -> Self:
@@ -360,8 +258,6 @@ class Settings(BaseSettings):
     def _store_is_complete(self) -> Self:
         if self.output_store == "s3" and not self.s3_bucket:
             raise ValueError("OUTPUT_STORE is s3, and S3_BUCKET is not set")
-        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
-            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are of use only together")
         return self
 
     @model_validator(mode="after")
@@ -385,19 +281,15 @@ class Settings(BaseSettings):
 
     @property
     def max_request_body_bytes(self) -> int:
-        return int(self.max_request_body_mb * _MB)
+        return int(self.max_request_body_mb * MB)
 
     @property
     def max_buffered_bytes(self) -> int:
-        return int(self.max_buffered_mb * _MB)
+        return int(self.max_buffered_mb * MB)
 
     @property
     def max_multipart_bytes(self) -> int:
-        return int(self.max_multipart_mb * _MB)
-
-    @property
-    def max_input_bytes(self) -> int:
-        return int(self.max_input_mb * _MB)
+        return int(self.max_multipart_mb * MB)
 
     @property
     def shown_addresses(self) -> list[str]:
@@ -438,15 +330,15 @@ class Settings(BaseSettings):
         return ConversionLimits(
             max_pixels=int(self.convert_max_megapixels * 1_000_000),
             at_once=self.convert_at_once,
-            max_memory=int(self.convert_memory_mb * _MB),
+            max_memory=int(self.convert_memory_mb * MB),
         )
 
     def relay_options(self) -> RelayOptions:
         return RelayOptions(
             rules=PathRules(self.proxy_mode, self.proxy_deny),
             timeout_s=self.proxy_timeout,
-            max_upload_bytes=int(self.max_upload_mb * _MB) or None,
-            socket_buffer_bytes=int(self.websocket_buffer_mb * _MB),
+            max_upload_bytes=int(self.max_upload_mb * MB) or None,
+            socket_buffer_bytes=int(self.websocket_buffer_mb * MB),
             socket_idle_s=self.client_idle_seconds,
             public_url=self.public_url,
         )
@@ -476,7 +368,7 @@ class Settings(BaseSettings):
             endpoint_url=self.runpod_endpoint_url,
             url_allow=self.input_url_allow,
             data_days=self.runpod_data_days,
-            socket_buffer_bytes=min(int(self.websocket_buffer_mb * _MB), _BRIDGE_SOCKET_BYTES),
+            socket_buffer_bytes=min(int(self.websocket_buffer_mb * MB), _BRIDGE_SOCKET_BYTES),
         )
 
     def accesses(self) -> dict[str, ServerAccess]:
@@ -513,42 +405,6 @@ class Settings(BaseSettings):
         if self.s3_bucket and find_spec("aiobotocore") is None:
             raise SettingsError("S3_BUCKET: object storage needs the extra: pip install 'comfyui-gateway[s3]'")
         try:
-            return s3_store(self, self.s3_allowed_buckets)
+            return s3_store(self)
         except ValueError as error:
-            raise SettingsError(f"S3_BUCKET: {error}") from error
-
-
-def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from the environment and `.env`.
-
-    Raises:
-        SettingsError: with a line for each bad value, and for each name that looks like a misspelt one.
-    """
-    problems = _misspelt(os.environ if environ is None else environ)
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        problems += [_problem(item) for item in error.errors()]
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return settings
-
-
-def _problem(item: Mapping[str, Any]) -> str:
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if not item["loc"]:
-        return message
-    name = str(item["loc"][0])
-    field = Settings.model_fields.get(name)
-    meaning = f" ({field.description})" if field else ""
-    return f"{name.upper()}: {message}{meaning}"
-
-
-def _misspelt(environ: Mapping[str, str]) -> list[str]:
-    known = [name.upper() for name in Settings.model_fields]
-    problems = []
-    for name in environ:
-        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.93)
-        if close and name.upper() not in known:
-            problems.append(f"{name}: there is no such setting; did you mean {close[0]}?")
-    return problems
+            raise SettingsError(str(error)) from error

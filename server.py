@@ -42,6 +42,7 @@ from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.s3 import S3Store
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
+from comfyui.settings import ENV_FILE, SettingsError, load
 from comfyui.warmup import warming_up
 from comfyui.web.api import ops, tickets, workflows
 from comfyui.web.api import prompt_sync as api
@@ -61,7 +62,7 @@ from comfyui.web.server.connections import Connections, connections_within, rais
 from comfyui.web.server.http import ServerHttp
 from comfyui.web.server.listening import bind, is_loopback, url_of
 from comfyui.web.server.socket import ServerSocket
-from config import Settings, SettingsError, load_settings
+from config import Settings
 
 if _collecting and __name__ != "__main__":  # there `_relieve_the_collector` does it
     gc.enable()
@@ -75,7 +76,7 @@ _LAST_CONNECTIONS_S = 5
 
 def create_app(settings: Settings | None = None, *, metrics: Metrics | None = None) -> FastAPI:
     """The application; everything that owns I/O is opened by its lifespan and closed in reverse order."""
-    settings = settings or load_settings()
+    settings = settings or load(Settings, env_file=ENV_FILE)
     metrics = metrics or Metrics()
     app = _Gateway(
         title="comfyui-gateway",
@@ -394,7 +395,7 @@ async def _fallback_engine(settings: Settings) -> AsyncIterator[Settings]:
 
 
 async def _main(*, fallback_engine: bool) -> None:
-    settings = load_settings()
+    settings = load(Settings, env_file=ENV_FILE)
     configure_logging(settings.log_level, settings.log_output)
     if not fallback_engine:
         await _serve(settings)
@@ -429,7 +430,7 @@ def __getattr__(name: str) -> Any:
     """``app`` for ``uvicorn server:app``, made when it is asked for: an import alone reads no environment."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    settings = load_settings()
+    settings = load(Settings, env_file=ENV_FILE)
     configure_logging(settings.log_level, settings.log_output)
     return create_app(settings)
 

@@ -12,9 +12,9 @@ import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.retrying import Backoff
-from config import Settings
 from tests.support.running import RunningGateway, running_gateway
 from tests.support.runpod_endpoint import FakeEndpoint
+from tests.support.settings import all_variables
 
 # A shell that starts the suite in the background has its processes ignore SIGINT, and so would those that tests start:
 # servers that stop by it, and a client that is to be interrupted.
@@ -23,11 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
-def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No setting of the developer's shell or `.env` reaches a test."""
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setitem(Settings.model_config, "env_file", None)
+def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's shell reaches a test. `.env` is read by entry points only."""
+    for name in all_variables():
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from job_files import JobFileError, job_input, open_files, save_output, status_of
 
 from comfyui.logs import configure_logging
+from comfyui.settings import ENV_FILE, SettingsError, load
+from comfyui.workers.runpod.settings import RunPodSettings
 from comfyui.workers.runpod.worker import RunPodWorker
-from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
 
 
 class PrintingSdk:
@@ -53,7 +54,7 @@ def _with_engine(settings: RunPodSettings) -> RunPodSettings:
         port = listener.getsockname()[1]
     command = (sys.executable, "-m", "comfyui.engine", "--port", str(port))
     root = Path(__file__).resolve().parents[2]
-    update = {"comfyui_command": command, "comfyui_server_address": f"127.0.0.1:{port}", "comfyui_dir": root}
+    update = {"comfyui_command": command, "comfyui_server_address": (f"127.0.0.1:{port}",), "comfyui_dir": root}
     return settings.model_copy(update=update)
 
 
@@ -66,9 +67,9 @@ def main() -> int:
     parser.add_argument("--no-open", action="store_true", help="do not show the results")
     arguments = parser.parse_args()
     try:
-        settings = load(RunPodSettings)
+        settings = load(RunPodSettings, env_file=ENV_FILE)
         given = job_input(arguments.workflow, arguments.input)
-    except (JobFileError, WorkerSettingsError) as error:
+    except (JobFileError, SettingsError) as error:
         print(error, file=sys.stderr)
         return 1
     configure_logging(settings.log_level, settings.log_output)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from comfyui.settings import variables
 from config import Settings
 from tests.support.containers import DEPLOY, ROOT
 
@@ -140,7 +141,7 @@ def test_every_metric_that_is_asked_for_exists() -> None:
 def test_compose_sets_only_settings_that_exist(name: str) -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     ours = {"COMFYUI_ARGS", "MODEL_MANIFEST", "CUSTOM_NODES", "WORKER"}
-    known = {field.upper() for field in Settings.model_fields} | ours
+    known = variables(Settings).keys() | ours
     assert set(services[name]["environment"]) <= known
 
 

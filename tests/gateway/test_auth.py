@@ -17,8 +17,9 @@ import pytest
 from multidict import MultiDict
 
 from comfyui.engine import Engine
+from comfyui.settings import SettingsError, load
 from comfyui.web.front.keys import COOKIE, KeyRing
-from config import SettingsError, load_settings
+from config import Settings
 from tests.support.relaying import Fetched, answer_ok, fetch, raw_request, relayed
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway
 
@@ -493,7 +494,7 @@ async def test_where_any_page_may_ask_none_may_ask_as_the_user_who_is_signed_in(
 def test_an_origin_that_is_none_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ALLOW_ORIGINS", value)
     with pytest.raises(SettingsError, match="CORS_ALLOW_ORIGINS"):
-        load_settings()
+        load(Settings)
 
 
 @pytest.mark.parametrize(
@@ -523,7 +524,7 @@ async def test_the_start_warns_of_a_gateway_that_is_open_to_others(host: str, ke
 
 def test_keys_do_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", f"{_KEY}, {_OTHER}")
-    settings = load_settings()
+    settings = load(Settings)
     assert [key.get_secret_value() for key in settings.api_keys] == [_KEY, _OTHER]
     assert _KEY not in repr(settings)
     assert _KEY not in str(settings.model_dump())

@@ -19,7 +19,8 @@ from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
 from comfyui.exceptions import ComfyUIConnectionError
-from config import SettingsError, load_settings
+from comfyui.settings import SettingsError, load
+from config import Settings
 from server import create_app
 from tests.support.relaying import Exchange, answer_ok, fetch, raw_server, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
@@ -269,7 +270,7 @@ def test_a_setting_that_cannot_be_used_stops_the_start_without_telling_the_secre
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as stopped:
-        create_app(load_settings())
+        create_app(load(Settings))
     assert name in str(stopped.value)
     assert reason in str(stopped.value)
     assert "secret" not in str(stopped.value)
@@ -282,7 +283,7 @@ def test_with_runpod_a_setting_that_would_do_nothing_stops_the_start(
     for other in ("RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY"):
         monkeypatch.setenv(other, "x")
     monkeypatch.setenv("BACKEND", "runpod")
-    load_settings()
+    load(Settings)
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=f"{name}: not with BACKEND=runpod"):
-        load_settings()
+        load(Settings)

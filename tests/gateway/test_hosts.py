@@ -10,9 +10,10 @@ import orjson
 import pytest
 
 from comfyui.engine import Engine
+from comfyui.settings import SettingsError, load
 from comfyui.web.front.guesses import Guesses
 from comfyui.web.front.hosts import KnownHosts, parse_hosts
-from config import SettingsError, load_settings
+from config import Settings
 from tests.support.relaying import answer_ok, fetch, raw_request, relayed
 from tests.support.running import RunningGateway, running_gateway
 
@@ -57,10 +58,10 @@ def test_every_name_is_known_where_the_setting_says_so() -> None:
 def test_a_name_that_is_none_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLOWED_HOSTS", value)
     if value == "*":
-        assert load_settings().allowed_hosts == ("*",)
+        assert load(Settings).allowed_hosts == ("*",)
         return
     with pytest.raises(SettingsError, match="ALLOWED_HOSTS"):
-        load_settings()
+        load(Settings)
 
 
 @pytest.mark.parametrize("path", ["/queue", "/view?filename=a.png", "/metrics", "/docs", "/prompt_sync"])
@@ -144,7 +145,7 @@ async def test_a_trusted_proxy_is_believed_and_stands_last_in_the_chain(chain: s
 def test_a_proxy_that_is_no_address_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", value)
     with pytest.raises(SettingsError, match="FORWARDED_ALLOW_IPS"):
-        load_settings()
+        load(Settings)
 
 
 # Guesses

@@ -14,7 +14,8 @@ from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.sdk import GatewayClient
-from config import SettingsError, load_settings
+from comfyui.settings import SettingsError, load
+from config import Settings
 from tests.support.relaying import Exchange, answer_ok, fetch, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway
 from tests.support.stripping import KINDS, PREFIX, behind
@@ -180,7 +181,7 @@ async def test_a_redirect_of_comfyuis_own_leads_to_the_public_address() -> None:
 def test_a_public_address_that_is_none_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PUBLIC_URL", value)
     with pytest.raises(SettingsError, match="PUBLIC_URL"):
-        load_settings()
+        load(Settings)
 
 
 async def test_a_body_passes_the_stripping_proxy_of_these_tests_whole(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.journal import Journal, JournalError
-from config import SettingsError, load_settings
+from comfyui.settings import SettingsError, load
+from config import Settings
 from tests.support.job_api import ROOT, free_port
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import (
@@ -839,13 +840,13 @@ async def test_a_slow_reader_is_dropped_and_holds_up_nobody(endpoint: FakeEndpoi
 def test_a_start_without_key_or_endpoint_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKEND", "runpod")
     with pytest.raises(SettingsError, match="RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY are not set"):
-        load_settings()
+        load(Settings)
     monkeypatch.setenv("RUNPOD_ENDPOINT_ID", "abc")
     monkeypatch.setenv("RUNPOD_API_KEY", "secret")
-    assert load_settings().backend == "runpod"
+    assert load(Settings).backend == "runpod"
     monkeypatch.setenv("COMFYUI_SERVER_ADDRESS", "a:1,b:2")
     with pytest.raises(SettingsError, match="COMFYUI_SERVER_ADDRESS: with BACKEND=runpod one"):
-        load_settings()
+        load(Settings)
 
 
 @contextmanager

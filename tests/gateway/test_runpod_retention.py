@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
-from config import SettingsError, load_settings
+from comfyui.settings import SettingsError, load
+from config import Settings
 from tests.support.running import Workflow, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import DATA, KEY, NOWHERE, PICTURE, FakeEndpoint, base64_image, loading_workflow
 
@@ -208,4 +209,4 @@ async def test_a_gateway_uploads_again_what_was_removed(
 def test_a_number_of_days_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("RUNPOD_DATA_DAYS", value)
     with pytest.raises(SettingsError, match="RUNPOD_DATA_DAYS: "):
-        load_settings()
+        load(Settings)

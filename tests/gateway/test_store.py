@@ -15,7 +15,8 @@ from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
-from config import Settings, SettingsError
+from comfyui.settings import SettingsError
+from config import Settings
 from server import create_app
 from tests.gateway.test_outputs import content_of, simulated
 from tests.gateway.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs

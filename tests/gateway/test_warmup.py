@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
+from comfyui.settings import SettingsError
 from comfyui.warmup import warming_up
-from config import Settings, SettingsError
+from config import Settings
 from server import create_app
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, sleep_workflow, until
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -323,3 +324,14 @@ async def test_crashes_in_a_row_neither_hang_nor_lose_a_job_here_nor_render_it_b
     """The short form of ``python -m tests.chaos.workers --platform littlehorse``."""
     ended = await chaos.one("littlehorse", stage, crashes)
     assert ended.is_right, ended
+
+
+async def test_the_worker_reads_the_file_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from comfyui.workers.littlehorse.worker import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("LHW_NUM_WORKER_THREADS=none\n")
+    assert main() == 2
+    assert "LHW_NUM_WORKER_THREADS: " in capsys.readouterr().err

@@ -58,7 +58,7 @@ async def running_worker(supabase: SupabaseStub, engine: Engine, **settings: Any
     configured = PostgresWorkerSettings(
         supabase_url=supabase.url,
         supabase_service_role_key=SecretStr(SERVICE_ROLE_KEY),
-        comfyui_server_address=engine.url,
+        comfyui_server_address=(engine.url,),
         **chosen,
     )
     stop = asyncio.Event()

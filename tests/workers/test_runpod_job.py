@@ -30,6 +30,7 @@ from comfyui.exceptions import (
 from comfyui.models import PromptRequest
 from comfyui.outputs.stores.store import LocalStore, StorageError, StorageRefusedError, StoredObject
 from comfyui.retrying import Backoff
+from comfyui.settings import SettingsError, load
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.delivering import Patience, saved_before
@@ -37,8 +38,8 @@ from comfyui.workers.diagnostics import diagnostics, environment, error_text, mo
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.runpod.job import JobInput, ResultTooLargeError, job_fields, max_reply_bytes, parse_input, reply
-from comfyui.workers.settings import RunPodSettings, StoringWorkerSettings, WorkerSettingsError, load
-from config import Settings
+from comfyui.workers.runpod.settings import RunPodSettings
+from comfyui.workers.settings import StoringWorkerSettings
 from tests.support.job_api import free_port
 from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
@@ -490,10 +491,10 @@ def test_a_folder_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
 
 
 def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RunPodSettings, "model_config", {**RunPodSettings.model_config, "env_file": None})
     monkeypatch.setenv("COMFYUI_COMMAND", "python 'my main.py' --port 8188")
     monkeypatch.setenv("S3_BUCKET", "pictures")
-    monkeypatch.setenv("S3_SECRET_KEY", "very-secret")
+    monkeypatch.setenv("S3_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("S3_SECRET_ACCESS_KEY", "very-secret")
     settings = load(RunPodSettings)
     assert settings.worker_options().command == ("python", "my main.py", "--port", "8188")
     assert settings.s3_secret_access_key == SecretStr("very-secret")
@@ -501,26 +502,32 @@ def test_settings_come_from_the_environment_with_reasons_for_bad_ones(monkeypatc
     assert settings.store() is not None
     monkeypatch.setenv("JOBS_AT_ONCE", "0")
     monkeypatch.setenv("COMFYUI_SERVER_ADDRESS", "ftp://x")
-    with pytest.raises(WorkerSettingsError) as caught:
+    with pytest.raises(SettingsError) as caught:
         load(RunPodSettings)
     assert "JOBS_AT_ONCE: Input should be greater than or equal to 1" in str(caught.value)
     assert "COMFYUI_SERVER_ADDRESS: 'ftp://x' is neither" in str(caught.value)
 
 
 @pytest.mark.parametrize("settings", [RunPodSettings, PostgresWorkerSettings])
-def test_s3_settings_have_the_gateway_s_names_and_the_workers_own_of_before(
+def test_the_workers_older_names_of_the_s3_keys_hold_where_the_gateway_s_are_not_set(
     monkeypatch: pytest.MonkeyPatch, settings: type[StoringWorkerSettings]
 ) -> None:
-    of_the_gateway = {name for name in Settings.model_fields if name.startswith("s3_")}
-    assert {name for name in settings.model_fields if name.startswith("s3_")} <= of_the_gateway
-    monkeypatch.setattr(settings, "model_config", {**settings.model_config, "env_file": None})
-    for before, now in (("S3_ACCESS_KEY", "S3_ACCESS_KEY_ID"), ("S3_SECRET_KEY", "S3_SECRET_ACCESS_KEY")):
-        monkeypatch.setenv(before, "old")
-        assert getattr(load(settings), now.lower()) == SecretStr("old")
-        monkeypatch.setenv(now, "new")
-        assert getattr(load(settings), now.lower()) == SecretStr("new")
-    lives = {RunPodSettings: 24 * 3600, PostgresWorkerSettings: 7 * 24 * 3600}
-    assert load(settings).s3_presign_seconds == lives[settings]
+    monkeypatch.setenv("S3_ACCESS_KEY", "old id")
+    monkeypatch.setenv("S3_SECRET_KEY", "old secret")
+    assert load(settings).s3_keys() == (SecretStr("old id"), SecretStr("old secret"))
+    monkeypatch.setenv("S3_ACCESS_KEY_ID", "id")
+    assert load(settings).s3_keys() == (SecretStr("id"), SecretStr("old secret"))
+    monkeypatch.setenv("S3_SECRET_ACCESS_KEY", "secret")
+    assert load(settings).s3_keys() == (SecretStr("id"), SecretStr("secret"))
+
+
+@pytest.mark.parametrize("settings", [RunPodSettings, PostgresWorkerSettings])
+def test_a_bucket_that_cannot_be_is_named_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, settings: type[StoringWorkerSettings]
+) -> None:
+    monkeypatch.setenv("S3_BUCKET", "a/b")
+    with pytest.raises(SettingsError, match=r"^S3_BUCKET: "):
+        load(settings)
 
 
 async def test_output_paths_are_below_the_output_folder(worker: ComfyUIWorker) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import structlog
 from pydantic import SecretStr
@@ -28,13 +28,12 @@ from comfyui.outputs.stores.store import (
     probe_key,
     safe_key,
 )
+from comfyui.settings import MAX_PRESIGN_SECONDS, S3Fields
 
 _log = structlog.get_logger(__name__)
 _PARTS_IN_FLIGHT = 2
 _MAX_PARTS = 10_000
 _LAST_ABORTS_S = 5.0
-# The longest life of a link that signature version 4 allows.
-MAX_PRESIGN_SECONDS = 7 * 24 * 3600
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}", re.IGNORECASE)
 _REFUSED_CODES = frozenset(
     {"AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
@@ -71,40 +70,28 @@ class S3Settings:
     retries: int = 3
 
 
-class S3Fields(Protocol):
-    """The settings by whose names the gateway and the workers are told of a store; texts are empty where not set."""
-
-    s3_bucket: str
-    s3_region: str
-    s3_endpoint_url: str
-    s3_public_endpoint_url: str
-    s3_prefix: str
-    s3_access_key_id: SecretStr | None
-    s3_secret_access_key: SecretStr | None
-    s3_session_token: SecretStr | None
-    s3_addressing_style: Literal["auto", "path", "virtual"]
-    s3_presign_seconds: int
-
-
-def s3_store(fields: S3Fields, allowed_buckets: Sequence[str] = ()) -> S3Store | None:
+def s3_store(fields: S3Fields) -> S3Store | None:
     """The store that the settings name, not opened; None without a bucket. Raises ValueError as `S3Store`."""
     if not fields.s3_bucket:
         return None
-    return S3Store(
-        S3Settings(
-            fields.s3_bucket,
-            region=fields.s3_region,
-            endpoint_url=fields.s3_endpoint_url or None,
-            public_endpoint_url=fields.s3_public_endpoint_url or None,
-            prefix=fields.s3_prefix,
-            access_key=fields.s3_access_key_id,
-            secret_key=fields.s3_secret_access_key,
-            session_token=fields.s3_session_token,
-            addressing_style=fields.s3_addressing_style,
-            presign_seconds=fields.s3_presign_seconds,
-            allowed_buckets=allowed_buckets,
-        )
+    access_key, secret_key = fields.s3_keys()
+    options = S3Settings(
+        fields.s3_bucket,
+        region=fields.s3_region,
+        endpoint_url=fields.s3_endpoint_url or None,
+        public_endpoint_url=fields.s3_public_endpoint_url or None,
+        prefix=fields.s3_prefix,
+        access_key=access_key,
+        secret_key=secret_key,
+        session_token=fields.s3_session_token,
+        addressing_style=fields.s3_addressing_style,
+        presign_seconds=fields.s3_presign_seconds,
+        allowed_buckets=fields.other_buckets(),
     )
+    try:
+        return S3Store(options)
+    except ValueError as error:
+        raise ValueError(f"S3_BUCKET: {error}") from error
 
 
 class S3Store:

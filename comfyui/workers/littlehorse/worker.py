@@ -27,6 +27,7 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIVali
 from comfyui.logs import configure_logging
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.retrying import Backoff
+from comfyui.settings import ENV_FILE, SettingsError, load
 from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, JobFields, path_of, prompt_id_for_job, stop_on_signals
 from comfyui.workers.delivering import result_members, saved_before
@@ -34,7 +35,6 @@ from comfyui.workers.diagnostics import describing, environment, error_members
 from comfyui.workers.littlehorse.gate import TaskGate
 from comfyui.workers.littlehorse.settings import LittleHorseSettings, server_of
 from comfyui.workers.progress import ProgressTracker
-from comfyui.workers.settings import WorkerSettingsError, load
 from comfyui.workflows.preflight import preflight
 
 TASK_NAME = "execute-comfyui-workflow"
@@ -206,7 +206,7 @@ class WorkflowTask:
         return output
 
     def _paths(self, files: Sequence[OutputFile]) -> list[str]:
-        return [path_of(file, self._settings.comfyui_output_dir) for file in files]
+        return [path_of(file, self._settings.reader_output_dir) for file in files]
 
     async def _raise(self, error: ComfyUIError, workflow: Any) -> NoReturn:
         message = f"{error.title}: {error.detail}"[:_MAX_LINE]
@@ -362,8 +362,8 @@ async def _serve_health(stack: AsyncExitStack, port: int, worker: LHTaskWorker, 
 def main() -> int:
     """0: stopped as asked; 1: LittleHorse refuses us, or a task could not be reported; 2: bad settings."""
     try:
-        settings = load(LittleHorseSettings)
-    except WorkerSettingsError as error:
+        settings = load(LittleHorseSettings, env_file=ENV_FILE)
+    except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
     configure_logging(settings.log_level, settings.log_output)

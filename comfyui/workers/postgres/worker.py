@@ -18,6 +18,7 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.logs import configure_logging
 from comfyui.outputs.stores.store import ObjectStore
 from comfyui.retrying import Backoff
+from comfyui.settings import ENV_FILE, SettingsError, load
 from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, stop_on_signals
 from comfyui.workers.diagnostics import describing
@@ -26,7 +27,6 @@ from comfyui.workers.postgres.schema import migrations
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
 from comfyui.workers.postgres.tasks import QueueError, QueueSetupError, TaskQueue
-from comfyui.workers.settings import WorkerSettingsError, load
 
 _log = structlog.get_logger("postgres_worker")
 _BACKOFF = Backoff(start_s=0.4, max_s=15.0)
@@ -51,8 +51,8 @@ async def serve(settings: PostgresWorkerSettings, worker_id: str, stop: asyncio.
         if queue is None:
             return
         options = TaskRunnerOptions(
-            poll_interval_s=settings.poll_interval,
-            heartbeat_s=min(settings.poll_interval, settings.lease_seconds / 4),
+            poll_interval_s=settings.task_poll_interval,
+            heartbeat_s=min(settings.task_poll_interval, settings.lease_seconds / 4),
         )
         names = [worker_id, *(f"{worker_id}-{lane}" for lane in range(2, settings.jobs_at_once + 1))]
         _log.info("worker.started", worker_id=worker_id, jobs_at_once=len(names))
@@ -132,8 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sql", action="store_true", help="print that SQL with your names, then end")
     chosen = parser.parse_args(arguments)
     try:
-        settings = load(PostgresWorkerSettings)
-    except WorkerSettingsError as error:
+        settings = load(PostgresWorkerSettings, env_file=ENV_FILE)
+    except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
     if chosen.sql:

@@ -30,13 +30,14 @@ from comfyui.logs import configure_logging
 from comfyui.models import PromptResult
 from comfyui.outputs.stores.s3 import S3Store
 from comfyui.outputs.stores.store import StoreCheck
+from comfyui.settings import ENV_FILE, SettingsError, load
 from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.delivering import saved_before
 from comfyui.workers.diagnostics import diagnostics, environment, error_members, error_text, log_environment
 from comfyui.workers.progress import ProgressReport, ProgressTracker
 from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, parse_input, reply
-from comfyui.workers.settings import RunPodSettings, WorkerSettingsError, load
+from comfyui.workers.runpod.settings import RunPodSettings
 
 _PLATFORM = "runpod"
 _LONGEST_ERROR = 16_000
@@ -311,8 +312,8 @@ def _coroutine_of(task: asyncio.Task[Any]) -> str:
 def main() -> int:
     """Run until SIGTERM comes. Exit status 2 when a setting cannot be used."""
     try:
-        settings = load(RunPodSettings)
-    except WorkerSettingsError as error:
+        settings = load(RunPodSettings, env_file=ENV_FILE)
+    except SettingsError as error:
         print(f"the RunPod worker cannot start:\n{error}", file=sys.stderr)
         return 2
     configure_logging(settings.log_level, settings.log_output)

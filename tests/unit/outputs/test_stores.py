@@ -23,7 +23,7 @@ from comfyui.outputs.stores.store import (
     StoreCheck,
     safe_key,
 )
-from comfyui.workers.settings import RunPodSettings
+from comfyui.workers.runpod.settings import RunPodSettings
 from config import Settings
 
 
@@ -157,9 +157,7 @@ def test_a_store_is_all_that_the_settings_say(
     }
     for name, value in given.items():
         monkeypatch.setenv(name.upper(), value)
-    monkeypatch.setattr(of, "model_config", {**of.model_config, "env_file": None})
-    fields = of()
-    store = s3_store(fields, fields.s3_allowed_buckets)
+    store = s3_store(of())
     assert store is not None
     assert store._settings == expected
     monkeypatch.setenv("S3_BUCKET", "")

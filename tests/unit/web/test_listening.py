@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
+from comfyui.settings import SettingsError, load
 from comfyui.web.server.listening import bind, parse_listen, url_of
-from config import SettingsError, load_settings
+from config import Settings
 from tests.support.running import needs_ipv6
 
 
@@ -64,7 +65,7 @@ def test_an_address_of_another_machine_is_named() -> None:
 )
 def test_the_setting_takes_a_list(value: str, hosts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVER_HOST", value)
-    assert load_settings().server_host == hosts
+    assert load(Settings).server_host == hosts
     assert parse_listen(hosts) == hosts
 
 
@@ -72,4 +73,4 @@ def test_the_setting_takes_a_list(value: str, hosts: tuple[str, ...], monkeypatc
 def test_what_is_no_address_stops_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVER_HOST", value)
     with pytest.raises(SettingsError, match="SERVER_HOST"):
-        load_settings()
+        load(Settings)

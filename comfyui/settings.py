@@ -1,0 +1,244 @@
+"""Groups of settings that the gateway and the workers share. Each name has its type, default, unit and check only here.
+
+A process inherits the groups that it needs and adds its own settings. A process that needs another default declares the
+field again with the same annotated type, and so changes the default only. Nothing is read at import: `load` reads the
+environment, and the `.env` file that its caller names. Durations are in seconds; an MB is 1,000,000 bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from comfyui.address import parse_server_address
+
+MB = 1_000_000
+# What entry points read beside the environment, from the working directory.
+ENV_FILE = Path(".env")
+# The longest life of a link that S3's signature version 4 allows.
+MAX_PRESIGN_SECONDS = 7 * 24 * 3600
+# How alike an unknown variable and a setting's name must be to count as a misspelling; 1 is equal.
+_ALIKE = 0.93
+
+
+class SettingsError(Exception):
+    """One or more settings cannot be used; the message has a line for each, which names it and says what is allowed."""
+
+
+def split_commas(value: Any) -> Any:
+    """A text as the tuple of its parts between commas, without blanks and empty parts; anything else as it is."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def check_http_url(value: str) -> str:
+    """The value when it is empty or an http(s) URL; raises ValueError for others."""
+    parts = urlsplit(value)
+    if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.username):
+        raise ValueError("an http(s) URL without a user is wanted")
+    return value
+
+
+def check_address(value: str) -> str:
+    """The value when it is an address of ComfyUI; raises ValueError for others."""
+    parse_server_address(value)
+    return value
+
+
+def _check_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(check_address(address) for address in value)
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
+SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_commas)]
+WebUrl = Annotated[str, AfterValidator(check_http_url)]
+
+# Fields that have another default in some process.
+ServerAddresses = Annotated[
+    CommaList,
+    AfterValidator(_check_addresses),
+    Field(description="ComfyUI as host:port or URL; for the gateway, commas for several."),
+]
+MaxInputMb = Annotated[
+    float, Field(gt=0, description="Largest single input (base64, data URI, URL or form part), in MB.")
+]
+InputUrlTimeout = Annotated[float, Field(gt=0, description="Seconds for one input URL, with all its tries.")]
+PresignSeconds = Annotated[
+    int,
+    Field(ge=1, le=MAX_PRESIGN_SECONDS, description="Seconds that links work when a request or job does not say."),
+]
+
+
+class FieldGroup(BaseSettings):
+    """What all settings have in common. The class itself reads the environment only; see `load` for `.env`."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+
+class LogFields(FieldGroup):
+    """What is logged, and where to."""
+
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+        BeforeValidator(_upper),
+        Field(description="Lines below this level are not written."),
+    ] = "INFO"
+    log_output: str = Field(
+        default="console", min_length=1, description="console, json, or the path of a file (as JSON)."
+    )
+
+
+class ComfyUIFields(FieldGroup):
+    """Where ComfyUI is, and how patiently it is asked."""
+
+    comfyui_server_address: ServerAddresses = ("127.0.0.1:8188",)
+    http_timeout: float = Field(
+        default=30, gt=0, description="Seconds for one request to ComfyUI; for files: of silence."
+    )
+    http_retries: int = Field(
+        default=3, ge=0, le=20, description="Further tries of a request to ComfyUI after the first."
+    )
+
+
+class PollFields(FieldGroup):
+    """How ComfyUI is watched. The Postgres worker's POLL_INTERVAL is another setting."""
+
+    poll_interval: float = Field(
+        default=1, gt=0, le=60, description="Longest time between polls while the websocket cannot be relied on."
+    )
+
+
+class RecoveryFields(FieldGroup):
+    """What follows when ComfyUI crashes, forgets a prompt, or has nothing to do."""
+
+    lost_prompt_retries: int = Field(
+        default=1, ge=0, le=10, description="How often a prompt is submitted again when ComfyUI crashed or forgot it."
+    )
+    quarantine_after: int = Field(
+        default=2,
+        ge=0,
+        le=100,
+        description="Times that a workflow may end ComfyUI's process before it is refused; 0: never.",
+    )
+    quarantine_seconds: float = Field(
+        default=600, gt=0, description="Seconds within which these count, and for which the workflow is refused."
+    )
+    free_after_idle: float = Field(
+        default=0, ge=0, description="Seconds without work after which ComfyUI unloads its models (/free); 0: never."
+    )
+
+
+class InputFields(FieldGroup):
+    """What a request or job may bring as inputs."""
+
+    max_input_mb: MaxInputMb = 512
+    input_url_allow: CommaList = Field(
+        default=(), description="Hosts, host:port or CIDRs that input URLs may reach though they are not public."
+    )
+    input_url_timeout: InputUrlTimeout = 60
+
+    @property
+    def max_input_bytes(self) -> int:
+        return int(self.max_input_mb * MB)
+
+
+class S3Fields(FieldGroup):
+    """An object store for output files; there is none without a bucket. `outputs.stores.s3.s3_store` makes it."""
+
+    s3_bucket: str = Field(
+        default="", description="Bucket for outputs; with it, requests may ask for store s3, and workers store there."
+    )
+    s3_region: str = Field(default="us-east-1", min_length=1, description="Region of the bucket.")
+    s3_endpoint_url: WebUrl = Field(default="", description="URL of a compatible store; empty: AWS.")
+    s3_public_endpoint_url: WebUrl = Field(
+        default="", description="Where clients reach the store, for links, when that is not S3_ENDPOINT_URL."
+    )
+    s3_access_key_id: SecretStr | None = Field(default=None, description="Empty: from where AWS's tools take it.")
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="Belongs to S3_ACCESS_KEY_ID.")
+    s3_session_token: SecretStr | None = Field(default=None, description="Only for temporary keys.")
+    s3_prefix: str = Field(default="", description="Folder of all outputs in the bucket.")
+    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="path (host/bucket/key) suits most compatible stores."
+    )
+    s3_presign_seconds: PresignSeconds = 3600
+
+    def s3_keys(self) -> tuple[SecretStr | None, SecretStr | None]:
+        """The id of the access key, and the secret one."""
+        return self.s3_access_key_id, self.s3_secret_access_key
+
+    def other_buckets(self) -> tuple[str, ...]:
+        """The buckets beside S3_BUCKET that a request or job may name."""
+        return ()
+
+    @model_validator(mode="after")
+    def _keys_are_a_pair(self) -> Self:
+        access_key_id, secret_key = self.s3_keys()
+        if bool(access_key_id) != bool(secret_key):
+            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are of use only together")
+        return self
+
+
+class S3ChoiceFields(S3Fields):
+    """An object store whose bucket a request or job may choose."""
+
+    s3_allowed_buckets: CommaList = Field(default=(), description="Other buckets that a request or job may name.")
+
+    def other_buckets(self) -> tuple[str, ...]:
+        return self.s3_allowed_buckets
+
+
+_Fields = TypeVar("_Fields", bound=FieldGroup)
+
+
+def variables(settings: type[FieldGroup]) -> dict[str, FieldInfo]:
+    """The environment variables that these settings are read from, each with its field."""
+    return {(field.alias or name).upper(): field for name, field in settings.model_fields.items()}
+
+
+def load(settings: type[_Fields], *, env_file: Path | None = None) -> _Fields:
+    """The settings of this type from the environment, then from `env_file`, which need not exist.
+
+    Raises:
+        SettingsError: with a line for each bad value, and for each name that looks like a misspelt one.
+    """
+    fields = variables(settings)
+    problems = _misspelt(os.environ, fields)
+    read: dict[str, Any] = {"_env_file": env_file}
+    try:
+        loaded = settings(**read)
+    except ValidationError as error:
+        problems += [_problem(item["loc"], item["msg"], fields) for item in error.errors()]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return loaded
+
+
+def _problem(where: tuple[int | str, ...], message: str, fields: Mapping[str, FieldInfo]) -> str:
+    message = message.removeprefix("Value error, ")
+    if not where:
+        return message
+    name = str(where[0]).upper()
+    meaning = f" ({fields[name].description})" if name in fields else ""
+    return f"{name}: {message}{meaning}"
+
+
+def _misspelt(environ: Mapping[str, str], known: Mapping[str, FieldInfo]) -> list[str]:
+    problems = []
+    for name in environ:
+        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=_ALIKE)
+        if close and name.upper() not in known:
+            problems.append(f"{name}: there is no such setting; did you mean {close[0]}?")
+    return problems
