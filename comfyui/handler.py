@@ -1,27 +1,23 @@
 """`ComfyUIHandler`: run a workflow and return its result. Knows no transport: HTTP and the workers sit on top of it.
 
-A prompt is run by one task, its `_Job`, however many requests wait for it. Requests come and go; the job goes on while
-one waits, and what happens when the last one leaves is a setting.
+A prompt is run by the one task of its `Job`, however many requests wait for it. Requests come and go; the job goes on
+while one waits, and what happens when the last one leaves is a setting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 from uuid import uuid4
 
 import structlog
 
-from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import (
-    ComfyUIConflictError,
     ComfyUIConnectionError,
     ComfyUIError,
     ComfyUINotFoundError,
@@ -31,10 +27,13 @@ from comfyui.exceptions import (
     ComfyUITaskError,
     ComfyUITimeoutError,
 )
-from comfyui.executors.comfyui import PromptRun, PromptRunner, RunnerOptions
+from comfyui.executors.comfyui import PromptRunner, RunnerOptions
 from comfyui.executors.quarantine import Quarantine
 from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.staging import InputStager
+from comfyui.jobs.cancels import Cancels
+from comfyui.jobs.finished import Finished, check_same, fingerprint_of
+from comfyui.jobs.job import Job, Listener, Reason
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
@@ -47,17 +46,8 @@ from comfyui.transport.drivers import RawReply
 from comfyui.workflows.api_format import check_api_format
 
 _log = structlog.get_logger(__name__)
-_REMEMBERED_RESULTS = 1000
-# At the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
-_LAST_CANCELS_S = 5.0
 # From the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for a file.
 _TURNS_UNTIL_ANSWERED = 2
-
-# Events that say how it is, and not only what happened: who comes later is told the last of each.
-_HOLDS_ON = frozenset({QueuePosition, ExecutionCached, Executing, ProgressState})
-
-Reason = Literal["timeout", "disconnect", "request", "shutdown"]
-Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,122 +61,6 @@ class HandlerOptions:
     cancel_on_shutdown: bool = False
     limits: Limits = DEFAULT_LIMITS
     runner: RunnerOptions = field(default_factory=RunnerOptions)
-
-
-class _Job:
-    """One prompt in flight, and who waits for it."""
-
-    def __init__(
-        self,
-        prompt_id: str,
-        request: PromptRequest | None,
-        files: SpooledFiles | None = None,
-        fingerprint: str | None = None,
-    ) -> None:
-        self.run = PromptRun(
-            prompt_id,
-            request,
-            fingerprint,
-            self._publish,
-            followed=lambda: bool(self.listeners),
-            workflow=request.prompt if request else None,
-            files=files,
-        )
-        self.waiters = 0
-        self.leave_to_cancel: Reason | None = None
-        """A request that may cancel left while others still waited: the last of those takes the prompt with it."""
-        self.listeners: set[Listener] = set()
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._latest: dict[type[Event], Event] = {}
-        self.outcome: asyncio.Future[PromptResult] = asyncio.get_running_loop().create_future()
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def prompt_id(self) -> str:
-        return self.run.prompt_id
-
-    def begin(self, task: asyncio.Task[None]) -> None:
-        self.task = task
-        self._hold_files()
-
-    def adopt(self, request: PromptRequest, files: SpooledFiles | None, fingerprint: str | None) -> None:
-        """Of a prompt that was only looked on: from now on it is this request's, to be run where it is not known."""
-        if self.run.request is None:
-            self.run.request, self.run.fingerprint = request, fingerprint
-            self.run.workflow = self.run.workflow or request.prompt
-            self.run.files = files
-            self._hold_files()
-
-    def ended(self) -> None:
-        """Nothing goes on any more: what refers to each other lets go, so that the garbage collector has no work."""
-        self.task = None
-        self.run.publish, self.run.followed, self.run.watch = _ignore, _nobody, None
-
-    def _hold_files(self) -> None:
-        """For as long as the task may need them."""
-        if (files := self.run.files) is not None and self.task is not None:
-            files.hold()
-            self.task.add_done_callback(lambda _: files.release())
-
-    def listen(self, listener: Listener) -> None:
-        """Publish to it from now on, after what it missed that still holds."""
-        if self.run.watch is not None:
-            self.run.watch.catch_up()
-        for event in self._latest.values():
-            listener(event)
-        self.listeners.add(listener)
-
-    def _publish(self, event: Event) -> None:
-        kind = type(event)
-        if kind is ExecutionStart:
-            self._latest.clear()
-        elif kind in _HOLDS_ON:
-            self._latest.pop(kind, None)
-            self._latest[kind] = event
-        for listener in tuple(self.listeners):
-            try:
-                listener(event)
-            except Exception:
-                # One reader's trouble with an event must not end the watcher that all prompts share.
-                self.listeners.discard(listener)
-                _log.exception("listener.failed", prompt_id=self.prompt_id)
-
-    def finish(self, result: PromptResult) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(result)
-            self._wake()
-
-    def fail(self, error: ComfyUIError) -> None:
-        if not self.outcome.done():
-            error.prompt_id = error.prompt_id or self.prompt_id
-            self.outcome.set_exception(error)
-            self.outcome.exception()  # nobody may be waiting any more
-            self._wake()
-
-    @property
-    def failure_code(self) -> str:
-        """The type of the error that ended the job for its waiters."""
-        error = self.outcome.exception() if self.outcome.done() and not self.outcome.cancelled() else None
-        return error.code if isinstance(error, ComfyUIError) else ComfyUITaskCancelledError.code
-
-    async def wait(self, timeout_s: float) -> bool:
-        """Wait for the outcome; whether there is one. `asyncio.wait` took three times as long, and two turns more."""
-        if self.outcome.done():
-            return True
-        loop = asyncio.get_running_loop()
-        woken: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(timeout_s, _set, woken)
-        self._waiting.add(woken)
-        try:
-            await woken
-        finally:
-            timer.cancel()
-            self._waiting.discard(woken)
-        return self.outcome.done()
-
-    def _wake(self) -> None:
-        for woken in self._waiting:
-            _set(woken)
 
 
 class ComfyUIHandler:
@@ -209,11 +83,9 @@ class ComfyUIHandler:
         self._prompts = functools.cache(self.metrics.prompts.labels)
         self._stage_seconds = functools.cache(self.metrics.stage_seconds.labels)
         self._log = structlog.get_logger(__name__)
-        self._jobs: dict[str, _Job] = {}
-        self._finished: OrderedDict[str, tuple[str | None, PromptResult | ComfyUITaskError]] = OrderedDict()
-        self._background: set[asyncio.Task[ComfyUIError | None]] = set()
-        self._cancelling: dict[str, asyncio.Task[ComfyUIError | None]] = {}
-        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._jobs: dict[str, Job] = {}
+        self._finished = Finished()
+        self._cancels = Cancels(self._runner, self.metrics)
         self._waiting = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -227,15 +99,8 @@ class ComfyUIHandler:
     async def __aexit__(self, *_exc: object) -> None:
         self._draining = True
         self._answer_all()
-        running = [job.task for job in self._jobs.values() if job.task]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        if self._background:
-            await asyncio.wait(self._background, timeout=_LAST_CANCELS_S)
-        for cancel in self._background:
-            cancel.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(job.stopped() for job in list(self._jobs.values())))
+        await self._cancels.close()
 
     # What callers do
 
@@ -263,12 +128,16 @@ class ComfyUIHandler:
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
             fingerprint = None
             if request.prompt_id is not None:
-                fingerprint = await offloaded(request.size, _fingerprint, request, files)
-            timeout_s = await self._cancellation_ended(prompt_id, timeout_s)
-            if fingerprint is not None and (earlier := self._earlier(prompt_id, fingerprint)) is not None:
-                return earlier
-            job = self._jobs.get(prompt_id) or self._start(_Job(prompt_id, request, files, fingerprint))
-            job.adopt(request, files, fingerprint)
+                fingerprint = await offloaded(request.size, fingerprint_of, request, files)
+            timeout_s = await self._cancels.ended(prompt_id, timeout_s)
+            job = self._jobs.get(prompt_id)
+            if job is not None:
+                check_same(prompt_id, job.fingerprint, fingerprint)
+                job.adopt(request, files, fingerprint)
+            elif fingerprint is not None and prompt_id in self._finished:
+                return self._finished.recall(prompt_id, fingerprint)
+            else:
+                job = self._start(prompt_id, request, files, fingerprint)
             return await self._wait(job, timeout_s, listener, may_cancel=True)
 
     async def attach(self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None) -> PromptResult:
@@ -280,12 +149,11 @@ class ComfyUIHandler:
             ComfyUINotFoundError: neither we nor ComfyUI know it.
         """
         with self._admitted():
-            timeout_s = await self._cancellation_ended(prompt_id, timeout_s)
+            timeout_s = await self._cancels.ended(prompt_id, timeout_s)
             job = self._jobs.get(prompt_id)
-            if job is None:
-                if prompt_id in self._finished:
-                    return self._recall(prompt_id)
-                job = self._start(_Job(prompt_id, None))
+            if job is None and prompt_id in self._finished:
+                return self._finished.recall(prompt_id)
+            job = job or self._start(prompt_id)
             return await self._wait(job, timeout_s, listener, may_cancel=False)
 
     async def cancel(self, prompt_id: str) -> None:
@@ -297,8 +165,8 @@ class ComfyUIHandler:
         """
         job = self._jobs.get(prompt_id)
         if job is not None:
-            job.fail(ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id))
-            failure = await asyncio.shield(self._begin_cancel(job, "request"))
+            job.cancel(ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id))
+            failure = await asyncio.shield(self._cancels.begin(job, "request"))
             if failure is not None:
                 raise failure
             return
@@ -334,7 +202,7 @@ class ComfyUIHandler:
     def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
         """The workflow of a prompt in flight; None when it is not known (yet)."""
         job = self._jobs.get(prompt_id)
-        return job.run.workflow if job else None
+        return job.workflow if job else None
 
     # State that probes ask for
 
@@ -390,11 +258,13 @@ class ComfyUIHandler:
 
     def _answer_all(self) -> None:
         for job in list(self._jobs.values()):
-            detail = "the gateway is shutting down; the prompt goes on in ComfyUI, attach to it with its prompt_id"
-            if self._options.cancel_on_shutdown and job.run.request is not None:
+            if self._options.cancel_on_shutdown and job.request is not None:
                 detail = "the gateway is shutting down; the prompt was cancelled"
-                self._begin_cancel(job, "shutdown")
-            job.fail(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
+                self._cancels.begin(job, "shutdown")
+                job.cancel(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
+            else:
+                detail = "the gateway is shutting down; the prompt goes on in ComfyUI, attach to it with its prompt_id"
+                job.fail(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -417,121 +287,70 @@ class ComfyUIHandler:
             if not self._waiting:
                 self._idle.set()
 
-    async def _wait(self, job: _Job, timeout_s: float, listener: Listener | None, *, may_cancel: bool) -> PromptResult:
-        job.waiters += 1
-        if listener is not None:
-            job.listen(listener)
+    async def _wait(self, job: Job, timeout_s: float, listener: Listener | None, *, may_cancel: bool) -> PromptResult:
+        job.join(listener)
         left: Reason = "disconnect"
         try:
             if not await job.wait(timeout_s):
                 left = "timeout"
-                detail = f"not finished within {timeout_s:g} s{_delayed_by(job.run.backend)}"
+                detail = f"not finished within {timeout_s:g} s{_delayed_by(job.backend)}"
                 raise ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
-            return job.outcome.result()
+            return job.result()
         finally:
-            job.waiters -= 1
-            if listener is not None:
-                job.listeners.discard(listener)
-            if not job.outcome.done():
-                self._left(job, left, may_cancel=may_cancel)
+            wanted = self._options.cancel_on_timeout if left == "timeout" else self._options.cancel_on_disconnect
+            job.leave(listener, cancel=left if may_cancel and wanted else None)
+            if not job.ended and not job.waiters:
+                self._abandoned(job, left)
 
-    def _left(self, job: _Job, reason: Reason, *, may_cancel: bool) -> None:
-        """A request left before the end: the last one takes the prompt with it, where that is wanted."""
-        wanted = {"timeout": self._options.cancel_on_timeout, "disconnect": self._options.cancel_on_disconnect}
-        if may_cancel and wanted[reason]:
-            job.leave_to_cancel = reason
-        if job.waiters:
-            return
-        if job.run.request is None:
+    def _abandoned(self, job: Job, reason: Reason) -> None:
+        """The last request left before the end: it takes the prompt with it, where that is wanted."""
+        if job.request is None:
             # Somebody else's prompt: it goes on, and nobody looks.
             job.fail(_given_up(reason, job.prompt_id))
             del self._jobs[job.prompt_id]  # at once: who comes now must not join what is over
-            if job.task:
-                job.task.cancel()
-        elif job.leave_to_cancel is not None:
-            job.fail(_given_up(job.leave_to_cancel, job.prompt_id))
-            self._begin_cancel(job, job.leave_to_cancel)
-
-    def _begin_cancel(self, job: _Job, reason: Reason) -> asyncio.Task[ComfyUIError | None]:
-        under_way = self._cancelling.get(job.prompt_id)
-        if under_way is not None:
-            return under_way
-        self._cancelled[job.prompt_id] = None
-        while len(self._cancelled) > _REMEMBERED_RESULTS:
-            self._cancelled.popitem(last=False)
-        task = self._in_background(self._cancel_upstream(job, reason))
-        self._cancelling[job.prompt_id] = task
-        task.add_done_callback(lambda _: self._cancelling.pop(job.prompt_id, None))
-        return task
-
-    async def _cancellation_ended(self, prompt_id: str, timeout_s: float) -> float:
-        """The same id again, while its cancel is under way, is a new prompt: that cancel must not hit it.
-
-        Returns what is left of `timeout_s`.
-        """
-        began = time.monotonic()
-        left_s = timeout_s
-        while (task := self._cancelling.get(prompt_id)) is not None:
-            await asyncio.wait([task], timeout=left_s)
-            left_s = timeout_s - (time.monotonic() - began)
-            if left_s <= 0:
-                detail = f"within {timeout_s:g} s the cancel of the same id before did not end"
-                raise ComfyUITimeoutError(detail, prompt_id=prompt_id)
-        return left_s
-
-    async def _cancel_upstream(self, job: _Job, reason: Reason) -> ComfyUIError | None:
-        """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came.
-
-        Returns why ComfyUI could not be told.
-        """
-        if job.task is not None:
-            job.task.cancel()
-            await asyncio.wait([job.task])
-        backend = job.run.backend
-        try:
-            if backend is None and (job.run.request is None or job.run.fingerprint is not None):
-                # It was still being looked for, and ComfyUI may have it from before.
-                backend, _ = await self._runner.find(job.prompt_id)
-            if backend is None:
-                return None
-            await backend.cancel(job.prompt_id)
-            self.metrics.cancelled.labels(reason).inc()
-            self._log.info("prompt.cancelled", prompt_id=job.prompt_id, reason=reason, server=backend.name)
-        except ComfyUIError as error:
-            self._log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
-            error.prompt_id = job.prompt_id
-            return error
-        return None
+            job.stop()
+        elif job.cancel_wanted is not None:
+            job.cancel(_given_up(job.cancel_wanted, job.prompt_id))
+            self._cancels.begin(job, job.cancel_wanted)
 
     # Running
 
-    def _start(self, job: _Job) -> _Job:
-        self._jobs[job.prompt_id] = job
-        job.run.cancelled_before = self._cancelled.pop(job.prompt_id, job) is None
-        job.begin(asyncio.create_task(self._run(job), name=f"prompt {job.prompt_id}"))
+    def _start(
+        self,
+        prompt_id: str,
+        request: PromptRequest | None = None,
+        files: SpooledFiles | None = None,
+        fingerprint: str | None = None,
+    ) -> Job:
+        cancelled_before = self._cancels.take_recent(prompt_id)
+        job = self._jobs[prompt_id] = Job(prompt_id, request, files, fingerprint, cancelled_before=cancelled_before)
+        job.begin(self._run(job))
         return job
 
-    async def _run(self, job: _Job) -> None:
+    async def _run(self, job: Job) -> None:
         started = time.monotonic()
         outcome = ""
         timings: Mapping[str, float] = {}
         try:
             async with asyncio.timeout(self._options.max_timeout_s):
-                result = await self._runner.run(job.run)
+                result = await self._runner.run(job)
             outcome = "success"
-            self._remember(job, result)
+            self._finished.remember(job, result)
             job.finish(result)
             timings = result.timings.to_json()
         except TimeoutError:
             outcome = ComfyUITimeoutError.code
-            detail = f"not finished within MAX_TIMEOUT{_delayed_by(job.run.backend)}"
-            job.fail(ComfyUITimeoutError(detail, prompt_id=job.prompt_id))
-            if self._options.cancel_on_timeout and job.run.request is not None:
-                self._begin_cancel(job, "timeout")
+            detail = f"not finished within MAX_TIMEOUT{_delayed_by(job.backend)}"
+            error = ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
+            if self._options.cancel_on_timeout and job.request is not None:
+                job.cancel(error)
+                self._cancels.begin(job, "timeout")
+            else:
+                job.fail(error)
         except ComfyUIError as error:
             outcome = error.code
             if isinstance(error, ComfyUITaskError):
-                self._remember(job, error)
+                self._finished.remember(job, error)
             job.fail(error)
         except Exception:
             outcome = ComfyUIError.code
@@ -540,13 +359,13 @@ class ComfyUIHandler:
         finally:
             if self._jobs.get(job.prompt_id) is job:
                 del self._jobs[job.prompt_id]
-            job.ended()
+            job.let_go()
             outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
             # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.
             record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
             _after_turns(_TURNS_UNTIL_ANSWERED, record)
 
-    def _record(self, job: _Job, outcome: str, seconds: float, timings: Mapping[str, float]) -> None:
+    def _record(self, job: Job, outcome: str, seconds: float, timings: Mapping[str, float]) -> None:
         self._prompts(outcome).inc()
         for stage, stage_s in timings.items():
             self._stage_seconds(stage).observe(stage_s)
@@ -554,40 +373,9 @@ class ComfyUIHandler:
             "prompt.done",
             prompt_id=job.prompt_id,
             outcome=outcome,
-            server=job.run.backend.name if job.run.backend else None,
+            server=job.backend.name if job.backend else None,
             seconds=round(seconds, 3),
         )
-
-    # Idempotency
-
-    def _earlier(self, prompt_id: str, fingerprint: str) -> PromptResult | None:
-        """The result of an earlier request with this id, None when there is none; a job in flight is compared only."""
-        if (job := self._jobs.get(prompt_id)) is not None:
-            known = job.run.fingerprint
-        elif prompt_id in self._finished:
-            known = self._finished[prompt_id][0]
-        else:
-            return None
-        if known is not None and known != fingerprint:
-            raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=prompt_id)
-        return None if job is not None else self._recall(prompt_id)
-
-    def _remember(self, job: _Job, outcome: PromptResult | ComfyUITaskError) -> None:
-        self._finished[job.prompt_id] = (job.run.fingerprint, outcome)
-        while len(self._finished) > _REMEMBERED_RESULTS:
-            self._finished.popitem(last=False)
-
-    def _recall(self, prompt_id: str) -> PromptResult:
-        outcome = self._finished[prompt_id][1]
-        if isinstance(outcome, ComfyUITaskError):
-            raise outcome.with_traceback(None)
-        return outcome
-
-    def _in_background(self, work: Coroutine[Any, Any, ComfyUIError | None]) -> asyncio.Task[ComfyUIError | None]:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
 
 
 def _delayed_by(backend: Backend | None) -> str:
@@ -605,27 +393,6 @@ def _given_up(reason: Reason, prompt_id: str) -> ComfyUIError:
     return ComfyUITaskCancelledError(f"cancelled on {reason}", prompt_id=prompt_id)
 
 
-def _ignore(_event: Event) -> None:
-    """What is published of a prompt that has ended."""
-
-
-def _nobody() -> bool:
-    return False
-
-
-def _set(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
-
-
 def _after_turns(turns: int, call: Callable[[], None]) -> None:
     """After so many turns of the event loop."""
     asyncio.get_running_loop().call_soon(*((_after_turns, turns - 1, call) if turns else (call,)))
-
-
-def _fingerprint(request: PromptRequest, files: SpooledFiles | None) -> str:
-    """Of all that decides the result."""
-    if files is None:
-        return request.fingerprint()
-    named = "".join(f"\n{name}\0{digest}" for name, digest in sorted(files.digests.items()))
-    return hashlib.sha256((request.fingerprint() + named).encode()).hexdigest()

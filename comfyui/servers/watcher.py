@@ -16,8 +16,8 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import aiohttp
 import structlog
@@ -62,18 +62,25 @@ _REFUSALS_UNTIL_UNREADABLE = 8
 _PROGRESS = '{"type": "progress'
 _PROGRESS_STATE = '{"type": "progress_state"'
 
-Listener = Callable[[Event], None]
+
+class Audience(Protocol):
+    """Who is told of a prompt's events."""
+
+    @property
+    def followed(self) -> bool:
+        """Whether anyone wants to know them now: progress that nobody follows is not even parsed."""
+
+    def publish(self, event: Event) -> None: ...
 
 
 class Watch:
     """One prompt that is waited for. Register it before the submission, so that no event is missed."""
 
-    def __init__(self, prompt_id: str, client_id: str, listener: Listener | None, followed: Callable[[], bool]) -> None:
+    def __init__(self, prompt_id: str, client_id: str, audience: Audience) -> None:
         self.prompt_id = prompt_id
         self.client_id = client_id
-        self.listener = listener
         self.place = Place()
-        self._followed = followed
+        self._audience = audience
         self.accepted = False
         self.heard = False
         """ComfyUI spoke of it: it took it, whatever became of the reply to the submission."""
@@ -111,11 +118,14 @@ class Watch:
     @property
     def followed(self) -> bool:
         """Whether somebody wants to know the prompt's place in the queue."""
-        return self._followed()
+        return self._audience.followed
 
     def tell(self, event: Event) -> None:
-        if self.listener is not None:
-            self.listener(event)
+        self._audience.publish(event)
+
+    def submitted(self) -> None:
+        """The prompt's submission is on its way to ComfyUI."""
+        self.sent = True
 
     def catch_up(self) -> None:
         """Tell what was kept unread: somebody begins to follow the prompt."""
@@ -225,19 +235,12 @@ class CompletionWatcher:
         """Prompts that are watched now."""
         return len(self._watches)
 
-    def watch(
-        self,
-        prompt_id: str,
-        *,
-        client_id: str | None = None,
-        listener: Listener | None = None,
-        followed: Callable[[], bool] = lambda: False,
-    ) -> Watch:
+    def watch(self, prompt_id: str, audience: Audience, *, client_id: str | None = None) -> Watch:
         """Start to watch; `client_id` when the prompt is submitted under a caller's own id. End it with `unwatch`.
 
-        `listener` gets the prompt's events, and its place in the queue while `followed` says so.
+        `audience` gets the prompt's events, and its place in the queue while it is followed.
         """
-        watch = Watch(prompt_id, client_id or self.client_id, listener, followed)
+        watch = Watch(prompt_id, client_id or self.client_id, audience)
         self._watches[prompt_id] = watch
         return watch
 

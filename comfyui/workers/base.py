@@ -27,8 +27,9 @@ from comfyui.exceptions import (
 )
 from comfyui.executors.comfyui import RunnerOptions
 from comfyui.executors.quarantine import Quarantine
-from comfyui.handler import ComfyUIHandler, HandlerOptions, Listener
+from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.inputs.staging import InputStager, brought_inputs
+from comfyui.jobs.job import Listener
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.retrying import Backoff

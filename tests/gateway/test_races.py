@@ -107,7 +107,7 @@ async def test_an_id_whose_cancel_hangs_is_not_waited_for_longer_than_its_timeou
 async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.handler._LAST_CANCELS_S", 0.3, raising=False)
+    monkeypatch.setattr("comfyui.jobs.cancels._LAST_CANCELS_S", 0.3, raising=False)
     async with running_gateway(engine.url) as gateway:
         first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3)))
         await prompts_are_queued(engine, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from comfyui.handler import Listener
+from comfyui.jobs.job import Listener
 from comfyui.models import OutputFile, PromptResult
 from comfyui.outputs.delivery import Deliverer, Order
 from comfyui.transport.body import IteratedBody

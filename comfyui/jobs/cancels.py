@@ -1,0 +1,86 @@
+"""`Cancels`: taking prompts out of ComfyUI, beside whoever asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError, ComfyUITimeoutError
+from comfyui.executors.comfyui import PromptRunner
+from comfyui.jobs.job import Job, Reason
+from comfyui.metrics import Metrics
+from comfyui.tasks import SideTasks
+
+_log = structlog.get_logger(__name__)
+
+_REMEMBERED = 1000
+# At the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
+_LAST_CANCELS_S = 5.0
+
+
+class Cancels:
+    """The cancels that are under way, one for each prompt id, and the ids that were cancelled a moment ago."""
+
+    def __init__(self, runner: PromptRunner, metrics: Metrics) -> None:
+        self._runner = runner
+        self._metrics = metrics
+        self._under_way: dict[str, asyncio.Task[ComfyUIError | None]] = {}
+        self._recent: OrderedDict[str, None] = OrderedDict()
+        self._tasks = SideTasks()
+
+    def begin(self, job: Job, reason: Reason) -> asyncio.Task[ComfyUIError | None]:
+        """Cancel the job's prompt, unless that is under way already. The task returns why ComfyUI could not be told."""
+        prompt_id = job.prompt_id
+        if (under_way := self._under_way.get(prompt_id)) is not None:
+            return under_way
+        self._recent[prompt_id] = None
+        while len(self._recent) > _REMEMBERED:
+            self._recent.popitem(last=False)
+        task = self._under_way[prompt_id] = self._tasks.start(self._cancel(job, reason), f"cancel {prompt_id}")
+        task.add_done_callback(lambda _: self._under_way.pop(prompt_id, None))
+        return task
+
+    async def ended(self, prompt_id: str, timeout_s: float) -> float:
+        """Wait for the cancel of this id, where one is under way: it must not hit a new prompt with the same id.
+
+        Returns what is left of `timeout_s`. Raises `ComfyUITimeoutError` when nothing is left.
+        """
+        began = time.monotonic()
+        left_s = timeout_s
+        while (task := self._under_way.get(prompt_id)) is not None:
+            await asyncio.wait([task], timeout=left_s)
+            left_s = timeout_s - (time.monotonic() - began)
+            if left_s <= 0:
+                detail = f"within {timeout_s:g} s the cancel of the same id before did not end"
+                raise ComfyUITimeoutError(detail, prompt_id=prompt_id)
+        return left_s
+
+    def take_recent(self, prompt_id: str) -> bool:
+        """Whether this id was cancelled a moment ago; it is told once."""
+        return self._recent.pop(prompt_id, self) is None
+
+    async def close(self) -> None:
+        """Give the cancels that are under way a moment, then end them."""
+        await self._tasks.close(patience_s=_LAST_CANCELS_S)
+
+    async def _cancel(self, job: Job, reason: Reason) -> ComfyUIError | None:
+        """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came."""
+        await job.stopped()
+        backend = job.backend
+        try:
+            if backend is None and (job.request is None or job.fingerprint is not None):
+                # It was still being looked for, and ComfyUI may have it from before.
+                backend, _ = await self._runner.find(job.prompt_id)
+            if backend is None:
+                return None
+            await backend.cancel(job.prompt_id)
+            self._metrics.cancelled.labels(reason).inc()
+            _log.info("prompt.cancelled", prompt_id=job.prompt_id, reason=reason, server=backend.name)
+        except ComfyUIError as error:
+            _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
+            error.prompt_id = job.prompt_id
+            return error
+        return None

@@ -1,0 +1,262 @@
+"""`Job`: one prompt from its first request to its end. Its methods are the only ones that change it.
+
+The handler says who waits for the job and how it ended; an executor says how far it is, through the narrower protocol
+`comfyui.executors.assignment.Assignment`. Everyone may read its attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from typing import Any, Literal
+
+import structlog
+
+from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
+from comfyui.exceptions import ComfyUIError, ComfyUIPromptLostError, ComfyUITaskCancelledError
+from comfyui.inputs.content import SpooledFiles
+from comfyui.models import PromptRequest, PromptResult
+from comfyui.servers.backend import Backend
+from comfyui.servers.watcher import Watch
+
+_log = structlog.get_logger(__name__)
+
+# Events that say how it is, and not only what happened: a listener that comes later is told the last one of each kind.
+_HOLDS_ON = frozenset({QueuePosition, ExecutionCached, Executing, ProgressState})
+
+Reason = Literal["timeout", "disconnect", "request", "shutdown"]
+"""Why a prompt is cancelled."""
+Listener = Callable[[Event], None]
+
+
+class State(enum.Enum):
+    """How far a job is. The last four are ends; a job that has one of them keeps it."""
+
+    QUEUED = "queued"
+    """ComfyUI does not run the prompt yet, whether it has it or not."""
+    RUNNING = "running"
+    """ComfyUI has begun to run it, on this server or on one that lost it."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    LOST = "lost"
+    """ComfyUI forgot the prompt, and it is not tried again."""
+
+
+class Job:
+    """One prompt.
+
+    Attributes:
+        request: what to run. None while the job only watches a prompt that ComfyUI has from someone else.
+        files: further inputs of the request, which the job holds while its task needs them.
+        fingerprint: the fingerprint of the request, where the caller chose the id, so that ComfyUI may know the prompt
+            from before. Without a request: the one that ComfyUI was sent.
+        workflow: in API format, as soon as it is known.
+        cancelled_before: the same id was cancelled a moment ago, and ComfyUI may not have ended that prompt yet.
+        backend: the server that has the prompt, as soon as that is decided.
+        watch: the watch of the present try, while the prompt is waited for on a server.
+        losses: how often ComfyUI lost the prompt, over all ways in which it can be lost.
+        waiters: how many requests wait for the outcome now.
+        cancel_wanted: why a request that left wanted the prompt cancelled. It could not have that while others waited;
+            the last of them takes the prompt with it.
+    """
+
+    def __init__(
+        self,
+        prompt_id: str,
+        request: PromptRequest | None = None,
+        files: SpooledFiles | None = None,
+        fingerprint: str | None = None,
+        *,
+        cancelled_before: bool = False,
+    ) -> None:
+        self.prompt_id = prompt_id
+        self.request = request
+        self.files = files
+        self.fingerprint = fingerprint
+        self.workflow: Mapping[str, Any] | None = request.prompt if request else None
+        self.cancelled_before = cancelled_before
+        self.state = State.QUEUED
+        self.backend: Backend | None = None
+        self.watch: Watch | None = None
+        self.losses = 0
+        self.waiters = 0
+        self.cancel_wanted: Reason | None = None
+        self._outcome: asyncio.Future[PromptResult] = asyncio.get_running_loop().create_future()
+        self._listeners: set[Listener] = set()
+        self._latest: dict[type[Event], Event] = {}
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def file_names(self) -> Collection[str]:
+        """The names of the further inputs."""
+        return self.files.paths if self.files else ()
+
+    # The task
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` as the job's task; it calls `let_go` as its last step."""
+        self._task = asyncio.create_task(work, name=f"prompt {self.prompt_id}")
+        self._hold_files(self._task)
+
+    def adopt(self, request: PromptRequest, files: SpooledFiles | None, fingerprint: str | None) -> None:
+        """Turn a job that only watches into one that this request owns: it is submitted if ComfyUI does not know it."""
+        if self.request is None:
+            self.request, self.files, self.fingerprint = request, files, fingerprint
+            self.workflow = self.workflow or request.prompt
+            if self._task is not None:
+                self._hold_files(self._task)
+
+    def stop(self) -> None:
+        """Cancel the task, where it still runs."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def stopped(self) -> None:
+        """Cancel the task, and wait until it has ended."""
+        if (task := self._task) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def let_go(self) -> None:
+        """Drop what refers back to the job when its task ends, so that the garbage collector has no work."""
+        self._task = self.watch = None
+
+    def _hold_files(self, task: asyncio.Task[None]) -> None:
+        if (files := self.files) is not None:
+            files.hold()
+            task.add_done_callback(lambda _: files.release())
+
+    # What an executor says
+
+    def placed(self, backend: Backend) -> None:
+        """`backend` is the server that has the prompt, or is about to get it."""
+        self.backend = backend
+
+    def watched(self, watch: Watch) -> None:
+        """`watch` is how this try waits for the prompt."""
+        self.watch = watch
+
+    def found(self, workflow: Mapping[str, Any]) -> None:
+        """ComfyUI has the prompt already, with this workflow."""
+        self.workflow = workflow
+
+    def identified(self, fingerprint: str) -> None:
+        """ComfyUI was sent the prompt with this fingerprint: requests that join later are compared with it."""
+        self.fingerprint = fingerprint
+
+    def lost(self, times: int) -> None:
+        """ComfyUI has lost the prompt so often in all, as far as is known."""
+        self.losses = max(self.losses, times)
+
+    @property
+    def followed(self) -> bool:
+        """Whether anyone listens to what is published."""
+        return bool(self._listeners)
+
+    def publish(self, event: Event) -> None:
+        """Tell all listeners, and keep what holds on for those that come later."""
+        kind = type(event)
+        if kind is ExecutionStart:
+            self._latest.clear()
+            if self.state is State.QUEUED:
+                self.state = State.RUNNING
+        elif kind in _HOLDS_ON:
+            self._latest.pop(kind, None)
+            self._latest[kind] = event
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception:
+                # One reader's trouble with an event must not end the watcher that all prompts share.
+                self._listeners.discard(listener)
+                _log.exception("listener.failed", prompt_id=self.prompt_id)
+
+    # Who waits
+
+    def join(self, listener: Listener | None = None) -> None:
+        """One request more waits. `listener` gets what it missed that still holds, and then each event."""
+        self.waiters += 1
+        if listener is None:
+            return
+        if self.watch is not None:
+            self.watch.catch_up()
+        for event in self._latest.values():
+            listener(event)
+        self._listeners.add(listener)
+
+    def leave(self, listener: Listener | None = None, *, cancel: Reason | None = None) -> None:
+        """One request waits no longer. `cancel`: why it wants the prompt cancelled, where it does."""
+        self.waiters -= 1
+        self.cancel_wanted = cancel or self.cancel_wanted
+        if listener is not None:
+            self._listeners.discard(listener)
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait for the outcome; whether there is one. `asyncio.wait` took three times as long, and two turns more."""
+        if self.ended:
+            return True
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(timeout_s, _set, woken)
+        self._waiting.add(woken)
+        try:
+            await woken
+        finally:
+            timer.cancel()
+            self._waiting.discard(woken)
+        return self.ended
+
+    # The outcome
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is an outcome. The task may still run, to cancel or to clean up."""
+        return self._outcome.done()
+
+    def result(self) -> PromptResult:
+        """The result of a job that has ended. Raises the `ComfyUIError` that it ended with."""
+        return self._outcome.result()
+
+    def finish(self, result: PromptResult) -> None:
+        """End the job with its result, unless it has ended already."""
+        if not self.ended:
+            self._outcome.set_result(result)
+            self._end(State.SUCCEEDED)
+
+    def fail(self, error: ComfyUIError) -> None:
+        """End the job with an error, unless it has ended already."""
+        if isinstance(error, ComfyUITaskCancelledError):
+            self._fail(error, State.CANCELED)
+        else:
+            self._fail(error, State.LOST if isinstance(error, ComfyUIPromptLostError) else State.FAILED)
+
+    def cancel(self, error: ComfyUIError) -> None:
+        """End the job because its prompt is taken out of ComfyUI; `error` is what those who wait are told."""
+        self._fail(error, State.CANCELED)
+
+    def _fail(self, error: ComfyUIError, state: State) -> None:
+        if self.ended:
+            return
+        error.prompt_id = error.prompt_id or self.prompt_id
+        self._outcome.set_exception(error)
+        self._outcome.exception()  # no request may be waiting any more
+        self._end(state)
+
+    def _end(self, state: State) -> None:
+        self.state = state
+        for woken in self._waiting:
+            _set(woken)
+
+    @property
+    def failure_code(self) -> str:
+        """The code of the error that ended the job for its waiters."""
+        error = self._outcome.exception() if self.ended and not self._outcome.cancelled() else None
+        return error.code if isinstance(error, ComfyUIError) else ComfyUITaskCancelledError.code
+
+
+def _set(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)

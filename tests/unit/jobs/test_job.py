@@ -1,0 +1,177 @@
+"""A job ends once, tells those who come later what still holds, and keeps nothing alive behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ExecutionSuccess, QueuePosition
+from comfyui.exceptions import (
+    ComfyUIError,
+    ComfyUIPromptLostError,
+    ComfyUITaskCancelledError,
+    ComfyUITaskError,
+    ComfyUITimeoutError,
+)
+from comfyui.inputs.content import SpooledFiles
+from comfyui.jobs.job import Job, State
+from comfyui.models import PromptRequest, PromptResult, Timings
+
+_ID = "0b9b1f9e-5d4c-4b8a-9f4e-3f1f0a2c5d6e"
+_REQUEST = PromptRequest(prompt={"1": {"class_type": "A", "inputs": {}}})
+
+
+def result() -> PromptResult:
+    return PromptResult(_ID, "a server", {}, (), Timings(0, 0, 0), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ComfyUITaskError("a node failed"), State.FAILED),
+        (ComfyUITimeoutError("MAX_TIMEOUT"), State.FAILED),
+        (ComfyUITaskCancelledError("removed from the queue"), State.CANCELED),
+        (ComfyUIPromptLostError("forgotten"), State.LOST),
+    ],
+)
+async def test_an_error_decides_how_a_job_ends(error: ComfyUIError, state: State) -> None:
+    job = Job(_ID, _REQUEST)
+    job.fail(error)
+    assert job.state is state
+    assert job.failure_code == error.code
+    with pytest.raises(type(error)) as raised:
+        job.result()
+    assert raised.value.prompt_id == _ID
+
+
+async def test_a_job_that_is_cancelled_for_a_timeout_is_canceled_and_its_waiters_hear_of_the_timeout() -> None:
+    job = Job(_ID, _REQUEST)
+    job.cancel(ComfyUITimeoutError("cancelled on timeout"))
+    assert job.state is State.CANCELED
+    assert job.failure_code == "timeout"
+
+
+async def test_the_first_end_stays() -> None:
+    job = Job(_ID, _REQUEST)
+    job.finish(result())
+    job.fail(ComfyUITaskError("too late"))
+    job.cancel(ComfyUITaskCancelledError("too late"))
+    job.publish(ExecutionStart(_ID))
+    assert job.state is State.SUCCEEDED
+    assert job.result() == result()
+
+
+async def test_a_job_runs_from_execution_start_and_goes_on_running_where_comfyui_lost_it() -> None:
+    job = Job(_ID, _REQUEST)
+    job.publish(QueuePosition(_ID, 1))
+    assert job.state is State.QUEUED
+    job.publish(ExecutionStart(_ID))
+    job.lost(1)
+    job.lost(1)
+    assert (job.state, job.losses) == (State.RUNNING, 1)
+
+
+async def test_all_who_wait_are_woken_and_one_who_gives_up_is_not_counted() -> None:
+    job = Job(_ID, _REQUEST)
+    for _ in range(3):
+        job.join()
+    waiting = [asyncio.create_task(job.wait(5)) for _ in range(2)]
+    assert not await job.wait(0.01)
+    job.leave(cancel="timeout")
+    assert (job.waiters, job.cancel_wanted) == (2, "timeout")
+    job.finish(result())
+    assert await asyncio.gather(*waiting) == [True, True]
+
+
+async def test_the_wish_of_a_request_that_left_is_kept_until_the_last_one_leaves() -> None:
+    job = Job(_ID, _REQUEST)
+    job.join()
+    job.join()
+    job.leave(cancel="disconnect")
+    job.leave()
+    assert (job.waiters, job.cancel_wanted) == (0, "disconnect")
+
+
+async def test_who_joins_later_is_told_what_still_holds_and_nothing_of_an_earlier_try() -> None:
+    job = Job(_ID, _REQUEST)
+    first: list[Event] = []
+    job.join(first.append)
+    told: list[Event] = [
+        QueuePosition(_ID, 1),
+        ExecutionStart(_ID),
+        ExecutionCached(_ID, ("1",)),
+        Executing(_ID, "2"),
+        Executing(_ID, "3"),
+    ]
+    for event in told:
+        job.publish(event)
+    later: list[Event] = []
+    job.join(later.append)
+    assert first == told
+    assert later == [told[2], told[4]]
+    job.leave(later.append)
+    job.leave(first.append)
+    assert not job.followed
+
+
+async def test_a_listener_that_fails_is_dropped_and_the_others_hear_on() -> None:
+    job = Job(_ID, _REQUEST)
+    heard: list[Event] = []
+
+    def broken(_event: Event) -> None:
+        raise ValueError("a bug in a reader")
+
+    job.join(broken)
+    job.join(heard.append)
+    job.publish(ExecutionStart(_ID))
+    job.publish(ExecutionSuccess(_ID))
+    assert len(heard) == 2
+
+
+async def test_a_watched_prompt_becomes_a_requests_own_and_holds_its_files_until_the_task_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    files = SpooledFiles(folder, {"a.png": folder / "0"}, {"a.png": "0" * 64})
+    end = asyncio.Event()
+
+    async def work() -> None:
+        await end.wait()
+
+    job = Job(_ID)
+    job.begin(work())
+    files.hold()
+    job.adopt(_REQUEST, files, "its fingerprint")
+    files.release()
+    assert (job.request, job.fingerprint, list(job.file_names)) == (_REQUEST, "its fingerprint", ["a.png"])
+    job.adopt(PromptRequest(prompt={}), None, "another")
+    assert (job.request, job.workflow) == (_REQUEST, _REQUEST.prompt)
+    await asyncio.sleep(0)
+    assert folder.exists()
+    await job.stopped()
+    async with asyncio.timeout(5):
+        while folder.exists():
+            await asyncio.sleep(0.01)
+
+
+async def _finishing(job: Job) -> None:
+    job.finish(result())
+    job.let_go()
+
+
+async def test_a_job_that_has_ended_is_freed_without_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        job = Job(_ID, _REQUEST)
+        job.begin(_finishing(job))
+        await job.wait(5)
+        gone = weakref.ref(job)
+        del job
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        gc.enable()
