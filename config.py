@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from comfyui.address import ServerAccess, parse_headers, parse_server_address, parse_verify, tls_context
+from comfyui.exceptions import SettingsError
 from comfyui.executors.comfyui import RunnerOptions
 from comfyui.handler import HandlerOptions
 from comfyui.limits import Limits
@@ -26,7 +27,6 @@ from comfyui.settings import (
     RecoveryFields,
     S3ChoiceFields,
     SecretList,
-    SettingsError,
     WebUrl,
 )
 from comfyui.warmup import load_workflow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 
+from comfyui.exceptions import SettingsError, StalledClientError
+
 # Nothing that the imports make becomes garbage: looking for some was a tenth of the start.
 _collecting = gc.isenabled()
 gc.disable()
@@ -42,7 +44,7 @@ from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.s3 import S3Store
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
-from comfyui.settings import ENV_FILE, SettingsError, load
+from comfyui.settings import ENV_FILE, load
 from comfyui.warmup import warming_up
 from comfyui.web.api import ops, tickets, workflows
 from comfyui.web.api import prompt_sync as api
@@ -54,7 +56,7 @@ from comfyui.web.front.auth import Guard
 from comfyui.web.front.errors import install_error_handlers
 from comfyui.web.front.forwarded import TrustedProxies
 from comfyui.web.front.keys import KeyRing
-from comfyui.web.front.middleware import BodyLimit, RequestContext, SlowClients, StalledClientError
+from comfyui.web.front.middleware import BodyLimit, RequestContext, SlowClients
 from comfyui.web.front.origins import Origins
 from comfyui.web.front.tickets import Tickets
 from comfyui.web.server.client_side import cut_off, taking_splices

@@ -28,6 +28,7 @@ from comfyui.exceptions import (
     ComfyUIServerError,
     ComfyUIUnreadableError,
     ComfyUIValidationError,
+    JSONError,
 )
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
@@ -154,7 +155,7 @@ class ComfyUIClient:
         """
         try:
             text = await offloaded(size, jsonio.dumps_for_comfyui, body)
-        except jsonio.JSONError as error:
+        except JSONError as error:
             raise ComfyUIValidationError(f"ComfyUI cannot read the request: {error}") from error
         reply = await self._fetch("POST", "/prompt", body=text, headers=_JSON, last_word_s=_LAST_WORD_S)
         answer = _json(reply, "POST /prompt", allowed=(200, 400))
@@ -413,7 +414,7 @@ def _json(reply: RawReply, what: str, allowed: Sequence[int] = (200,)) -> JSON:
         raise _failure(what, reply)
     try:
         answer = jsonio.loads(reply.body)
-    except jsonio.JSONError as error:
+    except JSONError as error:
         detail = f"{what}: the answer is not JSON: {error}"
         raise ComfyUIUnreadableError(detail, upstream_status=reply.status) from error
     if not isinstance(answer, dict):
@@ -431,7 +432,7 @@ def may_pass(error: ComfyUIError) -> bool:
 def _failure(what: str, reply: RawReply) -> ComfyUIError:
     """An unexpected answer, but for one that our own server in front of RunPod gives for its disk."""
     if reply.status == ComfyUIDiskError.status:
-        with suppress(jsonio.JSONError, KeyError, TypeError):
+        with suppress(JSONError, KeyError, TypeError):
             said = jsonio.loads(reply.body)
             if said["type"] == ComfyUIDiskError.code:
                 return ComfyUIDiskError(str(said["detail"]))

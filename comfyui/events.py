@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfyui import jsonio
+from comfyui.exceptions import JSONError
 
 _PREVIEW_IMAGE = 1
 _TEXT = 3
@@ -130,7 +131,7 @@ def parse_text(frame: str | bytes) -> Event:
     try:
         message = jsonio.loads(frame)
         kind, data = message["type"], message["data"]
-    except (jsonio.JSONError, KeyError, TypeError):
+    except (JSONError, KeyError, TypeError):
         return Unknown("unreadable", frame)
     try:
         return _known(kind, data)
@@ -192,7 +193,7 @@ def parse_binary(frame: bytes) -> Event:
             metadata = jsonio.loads(frame[8 : 8 + length])
             prompt_id, node = _node(metadata.get("prompt_id")), _node(metadata.get("node_id"))
             return Preview(_text(metadata["image_type"]), frame[8 + length :], prompt_id, node)
-    except (KeyError, TypeError, AttributeError, jsonio.JSONError):
+    except (KeyError, TypeError, AttributeError, JSONError):
         pass
     return Unknown("text" if kind == _TEXT else f"binary-{kind}", frame)
 

@@ -2,31 +2,53 @@
 
 ::
 
-    ComfyUIError                        500  internal_error
-    ├── ComfyUIValidationError          400  validation_failed
-    │   └── ComfyUILimitError           413  limit_exceeded
-    ├── ComfyUIInputError               400  input_failed
-    │   └── ComfyUIInputUnavailableError 400  input_unavailable    retryable
-    ├── ComfyUIConnectionError          503  connection_failed     retryable
-    │   ├── ComfyUIShutdownError        503  shutting_down         retryable
-    │   └── ComfyUIDescriptorsError     503  descriptors_exhausted retryable
-    ├── ComfyUIDiskError                503  disk_failed           retryable
-    ├── ComfyUIServerError              502  server_error          retryable
-    │   ├── ComfyUISubmissionError      502  submission_unknown    retryable
-    │   └── ComfyUICredentialsError     502  credentials_refused
-    ├── ComfyUIPromptLostError          502  prompt_lost           retryable
-    ├── ComfyUIPromptQuarantinedError   500  prompt_quarantined
-    ├── ComfyUIDeliveryError            502  delivery_failed       retryable
-    ├── ComfyUIUndeliverableError       502  undeliverable
-    ├── ComfyUITimeoutError             504  timeout               retryable
-    ├── ComfyUITaskError                500  task_failed
-    ├── ComfyUITaskCancelledError       409  task_cancelled
-    ├── ComfyUIConflictError            409  conflict
-    ├── ComfyUINotFoundError            404  not_found
-    └── ComfyUIOverloadedError          429  overloaded            retryable
+    ComfyUIError                            500  internal_error
+    ├── ComfyUIValidationError              400  validation_failed
+    │   └── ComfyUILimitError               413  limit_exceeded
+    │       └── ComfyUIDepthError           400  limit_exceeded
+    ├── ComfyUIInputError                   400  input_failed
+    │   └── ComfyUIInputUnavailableError    400  input_unavailable     retryable
+    ├── RequestError                        422  invalid_request
+    │   ├── QueryError                      400  bad_request
+    │   ├── BeyondLimitsError               400  bad_request
+    │   ├── BodyEncodingError               400  bad_request
+    │   ├── BodyTooLargeError               413  body_too_large
+    │   ├── SlowRequestError                408  request_timeout
+    │   └── RequestHeadError                400  bad_request
+    │       └── HeadTooLargeError           431  head_too_large
+    ├── NotAcceptableError                  406  not_acceptable
+    ├── ComfyUIConnectionError              503  connection_failed     retryable
+    │   ├── ComfyUIShutdownError            503  shutting_down         retryable
+    │   └── ComfyUIDescriptorsError         503  descriptors_exhausted retryable
+    ├── ComfyUIDiskError                    503  disk_failed           retryable
+    │   └── JournalError                    503  disk_failed           retryable
+    ├── ComfyUIServerError                  502  server_error          retryable
+    │   ├── ComfyUIUnreadableError          502  server_error          retryable
+    │   ├── ComfyUISubmissionError          502  submission_unknown    retryable
+    │   ├── ComfyUICredentialsError         502  credentials_refused
+    │   └── RunPodRefusedError              502  server_error
+    ├── ComfyUIPromptLostError              502  prompt_lost           retryable
+    ├── ComfyUIPromptQuarantinedError       500  prompt_quarantined
+    ├── ComfyUIDeliveryError                502  delivery_failed       retryable
+    ├── ComfyUIUndeliverableError           502  undeliverable
+    ├── StorageError                        502  storage_failed        retryable
+    │   └── StorageRefusedError             400  storage_refused
+    ├── ResultTooLargeError                 500  result_too_large
+    ├── ComfyUITimeoutError                 504  timeout               retryable
+    ├── ComfyUITaskError                    500  task_failed
+    ├── ComfyUITaskCancelledError           409  task_cancelled
+    ├── ComfyUIConflictError                409  conflict
+    ├── ComfyUINotFoundError                404  not_found
+    └── ComfyUIOverloadedError              429  overloaded            retryable
+        └── TooManyConnectionsError         503  overloaded            retryable
 
 The status is fixed by the class, never guessed from a message. ``retryable`` says whether the same request may succeed
-when it is simply sent again; job platforms map it to their own retries.
+when it is simply sent again; job platforms map it to their own retries. `comfyui.web.front.errors` makes HTTP answers
+of these classes.
+
+The classes below the tree have no HTTP status, since no client is ever told of them under their own name: they carry a
+reason from one of our modules to another, which makes one of the tree of it, or they end a connection or a process.
+`comfyui.engine` and `comfyui.sdk` import nothing of ours and have their own.
 """
 
 from __future__ import annotations
@@ -139,6 +161,75 @@ class ComfyUIInputUnavailableError(ComfyUIInputError):
         self.retry_after_s = max(5, math.ceil(retry_after_s))
 
 
+class RequestError(ComfyUIError):
+    """The request itself cannot be used: its query, headers or body."""
+
+    title = "Invalid request"
+    code = "invalid_request"
+    status = 422
+
+
+class QueryError(RequestError):
+    """A query parameter has a name that the endpoint does not know, or is given more than once."""
+
+    code = "bad_request"
+    status = 400
+
+
+class BeyondLimitsError(RequestError):
+    """The body is nested too deeply, or a number in it has too many digits."""
+
+    code = "bad_request"
+    status = 400
+
+
+class BodyEncodingError(RequestError):
+    """The body is not in the coding that its Content-Encoding names."""
+
+    code = "bad_request"
+    status = 400
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than a setting allows; ``detail`` names the setting."""
+
+    title = "Body too large"
+    code = "body_too_large"
+    status = 413
+
+
+class SlowRequestError(RequestError):
+    """The head or the body of the request did not go on in time."""
+
+    title = "Request timeout"
+    code = "request_timeout"
+    status = 408
+
+
+class RequestHeadError(RequestError):
+    """The head of a request is refused before anything else looks at it: two servers could read it in two ways."""
+
+    title = "Bad request"
+    code = "bad_request"
+    status = 400
+
+
+class HeadTooLargeError(RequestHeadError):
+    """The head has more bytes or fields than a setting allows."""
+
+    title = "Request head too large"
+    code = "head_too_large"
+    status = 431
+
+
+class NotAcceptableError(ComfyUIError):
+    """What ``Accept`` asks for is not what there is to give."""
+
+    title = "Not acceptable"
+    code = "not_acceptable"
+    status = 406
+
+
 class ComfyUIConnectionError(ComfyUIError):
     """No ComfyUI can be reached. ``sent`` is true when the request may have arrived before the connection broke."""
 
@@ -176,6 +267,10 @@ class ComfyUIDiskError(ComfyUIError):
     code = "disk_failed"
     status = 503
     retryable = True
+
+
+class JournalError(ComfyUIDiskError):
+    """The journal cannot be read or written: a full disk, say. What was to be written is not in it."""
 
 
 class ComfyUIServerError(ComfyUIError):
@@ -220,6 +315,12 @@ class ComfyUISubmissionError(ComfyUIServerError):
     code = "submission_unknown"
 
 
+class RunPodRefusedError(ComfyUIServerError):
+    """RunPod does not let us: the key, the endpoint's id or its URL is wrong. ``detail`` names the setting."""
+
+    retryable = False
+
+
 class ComfyUIPromptLostError(ComfyUIError):
     """ComfyUI forgot the prompt (it restarted, say) and the retries are used up."""
 
@@ -259,6 +360,31 @@ class ComfyUIUndeliverableError(ComfyUIError):
     title = "Files cannot be delivered"
     code = "undeliverable"
     status = 502
+
+
+class StorageError(ComfyUIError):
+    """A file could not be stored. ``detail`` names the bucket at most: no endpoint, key id, path or signature."""
+
+    title = "File could not be stored"
+    code = "storage_failed"
+    status = 502
+    retryable = True
+
+
+class StorageRefusedError(StorageError):
+    """The request asks for a place that it may not have: another bucket, a link that lives too long."""
+
+    title = "Place in the object store refused"
+    code = "storage_refused"
+    status = 400
+    retryable = False
+
+
+class ResultTooLargeError(ComfyUIError):
+    """The files do not fit into a platform's reply, and there is nowhere else to put them."""
+
+    title = "Result too large"
+    code = "result_too_large"
 
 
 class ComfyUITimeoutError(ComfyUIError):
@@ -337,6 +463,116 @@ class ComfyUIOverloadedError(ComfyUIError):
         self.retry_after_s = retry_after_s
 
 
+class TooManyConnectionsError(ComfyUIOverloadedError):
+    """The gateway has as many connections as its limit of open files allows."""
+
+    title = "Too many connections"
+    status = 503
+
+
+# Of our settings, and of the job platforms.
+
+
+class SettingsError(Exception):
+    """One or more settings cannot be used; the message names each with its problem and what is allowed."""
+
+
+class QueueError(Exception):
+    """The queue of tasks could not be asked: worth trying again. The text has no address and no key."""
+
+
+class QueueSetupError(QueueError):
+    """The queue will not work before somebody changes something; the text says what."""
+
+
+class TaskFailedError(Exception):
+    """A task failed, and another try may mend it: LittleHorse retries what its task function raises so."""
+
+
+# Of a client's connection: there is nobody to answer.
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection."""
+
+
+class StalledClientError(ConnectionAbortedError):
+    """A client was given up in the middle of its answer: the server ends the connection."""
+
+
+# Of our HTTP to ComfyUI; `comfyui.transport.drivers` and the relay translate them.
+
+
+class InvalidRequestError(ValueError):
+    """The request cannot be written as HTTP/1.1."""
+
+
+class FramingError(Exception):
+    """An answer is not valid HTTP/1.1; the text says in what."""
+
+
+class Http1Error(Exception):
+    """Base of what a request to ComfyUI fails with."""
+
+
+class ConnectError(Http1Error):
+    """No connection could be made: nothing was sent."""
+
+
+class NoAnswerError(Http1Error):
+    """The connection ended before the answer's headers had come."""
+
+
+class InvalidAnswerError(NoAnswerError):
+    """What came is not HTTP/1.1; the text says in what."""
+
+
+class AnswerTimeoutError(NoAnswerError):
+    """The answer did not begin in time."""
+
+
+class CutShortError(Http1Error):
+    """The connection ended within the answer's body, or the body broke the rules of its framing."""
+
+
+class NotPermittedError(OSError):
+    """A name has addresses, and none that may be connected to. An `OSError`, as aiohttp expects of a resolver."""
+
+
+class NoSuchNameError(OSError):
+    """The name is none that a name server could know."""
+
+
+# Of contents that cannot be read; the text is a reason that a client may see.
+
+
+class JSONError(ValueError):
+    """A text that is not JSON, or not readable.
+
+    Attributes:
+        beyond_limits: it may well be JSON, but it is nested too deeply or has an integer with too many digits.
+    """
+
+    def __init__(self, reason: str, *, beyond_limits: bool = False) -> None:
+        super().__init__(reason)
+        self.beyond_limits = beyond_limits
+
+
+class InflateError(ValueError):
+    """A body is not what its coding says, or is not whole."""
+
+
+class UncertainLayoutError(Exception):
+    """The values that a node has stored cannot be assigned to its widgets."""
+
+
+def retry_after_s(error: ComfyUIError) -> int | None:
+    """How many seconds a client is asked to wait, as ``Retry-After``; None where it is not asked to."""
+    if isinstance(error, ComfyUIConnectionError | ComfyUIOverloadedError | ComfyUIInputUnavailableError):
+        return error.retry_after_s
+    return None
+
+
 def error_body(
     *,
     title: str,
@@ -368,7 +604,3 @@ def error_body_of(error: ComfyUIError, *, request_id: str | None = None) -> dict
         prompt_id=error.prompt_id,
         node_errors=error.node_errors,
     )
-
-
-class InvalidRequestError(ValueError):
-    """The request cannot be written as HTTP/1.1."""

@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from comfyui.exceptions import JSONError
+
 # orjson makes a float of an integer that has more than 64 bits. Such an integer has at least 20 characters of these,
 # which a translation shows in a fraction of the parser's time; only then is it looked for with a regular expression.
 _LONG = b"0" * 20
@@ -39,18 +41,6 @@ MAX_DEPTH_FOR_COMFYUI = 450
 Measured on 0.3.64: at 490 levels all is well, at 495 it cannot show its history any more, and at 500 its prompt worker
 dies, for all callers. Some levels are left for node packs that look at requests.
 """
-
-
-class JSONError(ValueError):
-    """A text that is not JSON, or not readable; its message says why, in words that a client may see.
-
-    Attributes:
-        beyond_limits: it may well be JSON, but it is nested too deeply or has an integer with too many digits.
-    """
-
-    def __init__(self, reason: str, *, beyond_limits: bool = False) -> None:
-        super().__init__(reason)
-        self.beyond_limits = beyond_limits
 
 
 class NonFinite(float):

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.address import parse_server_address
+from comfyui.exceptions import SettingsError
 
 MB = 1_000_000
 # What entry points read beside the environment, from the working directory.
@@ -27,10 +28,6 @@ ENV_FILE = Path(".env")
 MAX_PRESIGN_SECONDS = 7 * 24 * 3600
 # How alike an unknown variable and a setting's name must be to count as a misspelling; 1 is equal.
 _ALIKE = 0.93
-
-
-class SettingsError(Exception):
-    """One or more settings cannot be used; the message has a line for each, which names it and says what is allowed."""
 
 
 def split_commas(value: Any) -> Any:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+from comfyui import exceptions
+from comfyui.exceptions import ComfyUIError
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(ROOT / "comfyui").rglob("*.py")])
@@ -33,6 +37,7 @@ _NAMED = {name for names in FLOORS for name in names}
 LONG = {
     "config.py": "every setting of the gateway, one after the other",
     "server.py": "to be cut: wiring and parsing",
+    "comfyui/exceptions.py": "every error of ours, one class after the other",
     "comfyui/client.py": "all verbs of ComfyUI in one place",
     "comfyui/sdk/client.py": "one method for each call, and nothing else",
     "comfyui/sdk/command_line.py": "one function for each command",
@@ -40,6 +45,15 @@ LONG = {
     "comfyui/workers/base.py": "to be cut: ids, replies and the process are three things",
     "comfyui/workflows/convert/widgets.py": "the editor's widgets, kind by kind",
     "comfyui/workflows/preflight.py": "ComfyUI's checks, in ComfyUI's order",
+}
+
+# Errors that are not in `comfyui/exceptions.py`, each with its reason.
+OWN_ERRORS = {
+    "comfyui/big_json.py": ("_NotJsonError", "raised and caught there"),
+    "comfyui/inputs/fetch.py": ("_PassingError", "raised and caught there"),
+    "comfyui/outputs/pictures.py": ("NotConvertedError", "runs as a program by itself, and imports nothing of ours"),
+    "comfyui/outputs/zipping.py": ("_BrokenOffError", "raised and caught there"),
+    "comfyui/runpod/sending.py": ("_NotTakenError", "raised and caught there"),
 }
 
 # What imports nothing else of ours.
@@ -141,6 +155,36 @@ def test_a_long_module_has_its_reason(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= 400 or relative(path) in LONG, f"{lines} lines: cut it, or say in LONG why not"
     assert lines > 400 or relative(path) not in LONG, f"{lines} lines: take it out of LONG"
+
+
+def errors_of(path: Path) -> set[str]:
+    """Classes that are exceptions, by their own names or those of what they inherit from."""
+    classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    named = {node.name: [node.name, *map(ast.unparse, node.bases)] for node in classes}
+    return {name for name, names in named.items() if any(one.endswith(("Error", "Exception")) for one in names)}
+
+
+@pytest.mark.parametrize("path", [path for path in PRODUCT if room(dotted(path)) not in ISLANDS], ids=relative)
+def test_every_error_is_in_the_one_tree(path: Path) -> None:
+    if relative(path) != "comfyui/exceptions.py":
+        assert errors_of(path) == set(OWN_ERRORS.get(relative(path), ())[:1])
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    """With each class's status, code and whether to send the request again; `ComfyUIError` and all that inherit it."""
+    drawn: dict[str, tuple[str, int, str, bool]] = {}
+    above: list[str] = []
+    for match in re.finditer(
+        r"^    ([│├└─ ]*)(\w+Error) +(\d+)  (\w+)( +retryable)?$", exceptions.__doc__ or "", re.MULTILINE
+    ):
+        depth = len(match[1]) // 4
+        above[depth:] = [match[2]]
+        drawn[match[2]] = (above[depth - 1] if depth else "Exception", int(match[3]), match[4], bool(match[5]))
+    classes = [one for one in vars(exceptions).values() if isinstance(one, type) and issubclass(one, ComfyUIError)]
+    assert {
+        error.__name__: ((error.__base__ or error).__name__, error.status, error.code, error.retryable)
+        for error in classes
+    } == drawn
 
 
 @pytest.mark.parametrize("path", core(), ids=relative)

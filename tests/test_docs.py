@@ -12,7 +12,6 @@ from comfyui import exceptions
 from comfyui.exceptions import ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.settings import variables
-from comfyui.web.front import errors
 from tests.support.settings import PROCESSES
 
 ROOT = Path(__file__).parents[1]
@@ -77,13 +76,7 @@ def test_every_setting_is_described_with_its_default(process: str) -> None:
 
 
 def error_classes() -> list[type[ComfyUIError]]:
-    found = {
-        item
-        for module in (exceptions, errors)
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, ComfyUIError)
-    }
-    return sorted(found, key=lambda error: error.__name__)
+    return [item for item in vars(exceptions).values() if isinstance(item, type) and issubclass(item, ComfyUIError)]
 
 
 @pytest.mark.parametrize("error", error_classes(), ids=lambda error: error.__name__)

@@ -26,17 +26,17 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from comfyui.exceptions import ComfyUIInputError, ComfyUIInputUnavailableError
-from comfyui.inputs.content import Content, Spool, too_large
-from comfyui.retrying import Backoff
-from comfyui.transport.address_guard import (
-    AddressPolicy,
-    GuardedResolver,
+from comfyui.exceptions import (
+    ComfyUIInputError,
+    ComfyUIInputUnavailableError,
+    InflateError,
     NoSuchNameError,
     NotPermittedError,
-    literal_address,
 )
-from comfyui.transport.inflate import InflateError, Inflater, coding_of
+from comfyui.inputs.content import Content, Spool, too_large
+from comfyui.retrying import Backoff
+from comfyui.transport.address_guard import AddressPolicy, GuardedResolver, literal_address
+from comfyui.transport.inflate import Inflater, coding_of
 
 _MAX_REDIRECTS = 5
 _MAX_DOWNLOADS = 32

@@ -10,11 +10,11 @@ from typing import Any
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ComfyUIError, StorageRefusedError
 from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptRequest, PromptResult
 from comfyui.outputs.history import OutputContent, result_json
 from comfyui.outputs.images import ImageConverter
-from comfyui.outputs.stores.store import ObjectStore, Placement, StorageRefusedError
+from comfyui.outputs.stores.store import ObjectStore, Placement
 from comfyui.outputs.zipping import zip_pieces
 from comfyui.transport.body import OpenBody
 

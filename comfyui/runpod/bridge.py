@@ -21,7 +21,7 @@ import structlog
 from aiohttp import web
 from pydantic import SecretStr
 
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ComfyUIError, JournalError
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.runpod.endpoint import RunPodEndpoint
@@ -30,7 +30,7 @@ from comfyui.runpod.following import Follower
 from comfyui.runpod.health import EndpointHealth
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.jobs import JobQueue
-from comfyui.runpod.journal import Journal, JournalError
+from comfyui.runpod.journal import Journal
 from comfyui.runpod.listing import ListingRoutes
 from comfyui.runpod.loaders import LOADERS
 from comfyui.runpod.local import LocalComfyUI, refusal

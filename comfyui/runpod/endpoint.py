@@ -28,6 +28,8 @@ from comfyui.exceptions import (
     ComfyUINotFoundError,
     ComfyUIOverloadedError,
     ComfyUIServerError,
+    JSONError,
+    RunPodRefusedError,
 )
 from comfyui.metrics import Metrics
 from comfyui.retrying import Backoff, retry
@@ -49,12 +51,6 @@ _LONGEST_RETRY_AFTER_S = 120
 # Parsed at once up to here; a larger answer would hold up the event loop.
 _PARSED_ON_LOOP = 256 * 1024
 _NO_SUCH_JOB = "Job ID not found"
-
-
-class RefusedError(ComfyUIServerError):
-    """RunPod does not let us: the key, the endpoint's id or its URL is wrong. ``detail`` names the setting."""
-
-    retryable = False
 
 
 class JobStatus(enum.Enum):
@@ -130,7 +126,7 @@ class RunPodEndpoint:
         Raises:
             ComfyUIConnectionError: ``sent`` says whether RunPod may have taken it.
             ComfyUIOverloadedError: it did not take it; try again after ``retry_after_s``.
-            RefusedError: it never will.
+            RunPodRefusedError: it never will.
             ComfyUIServerError: an answer of which nobody knows whether the job was taken; ``upstream_status`` 400 to
                 499: it was not.
         """
@@ -253,9 +249,9 @@ class RunPodEndpoint:
         if status == 404 and of_a_job:
             raise ComfyUINotFoundError("RunPod does not know this job")
         if status in _REFUSED:
-            raise RefusedError(self._refusal(status), upstream_status=status)
+            raise RunPodRefusedError(self._refusal(status), upstream_status=status)
         if 300 <= status < 400:
-            raise RefusedError(self._redirected(response), upstream_status=status)
+            raise RunPodRefusedError(self._redirected(response), upstream_status=status)
         said = await _said(response) if status < 500 else ""
         raise ComfyUIServerError(
             f"RunPod's API answered /{_route(path)} with HTTP {status}{said}", upstream_status=status
@@ -310,7 +306,7 @@ async def _json(response: aiohttp.ClientResponse) -> Mapping[str, Any]:
 def _parsed(body: bytes) -> Mapping[str, Any]:
     try:
         answer = jsonio.loads(body)
-    except jsonio.JSONError as error:
+    except JSONError as error:
         raise ComfyUIServerError("RunPod's answer is not JSON") from error
     if not isinstance(answer, dict):
         raise ComfyUIServerError("RunPod's answer is not a JSON object")

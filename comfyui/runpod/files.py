@@ -10,7 +10,13 @@ from aiohttp import BodyPartReader, hdrs, web
 
 from comfyui import jsonio
 from comfyui.client import upload_form
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIDiskError, ComfyUIInputError, ComfyUIServerError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIDiskError,
+    ComfyUIInputError,
+    ComfyUIServerError,
+    JSONError,
+)
 from comfyui.models import content_type_of
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.inputs import InputFiles
@@ -153,7 +159,7 @@ def _stored_as(answer: web.Response) -> tuple[str, str]:
     try:
         stored = jsonio.loads(answer.body if isinstance(answer.body, bytes) else b"")
         return str(stored["name"]), str(stored.get("subfolder") or "")
-    except (jsonio.JSONError, KeyError, TypeError, AttributeError) as error:
+    except (JSONError, KeyError, TypeError, AttributeError) as error:
         raise ComfyUIServerError("the local ComfyUI did not say where it stored the upload") from error
 
 

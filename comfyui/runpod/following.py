@@ -14,12 +14,12 @@ from typing import Any
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError
+from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, JournalError
 from comfyui.retrying import Backoff, retry
 from comfyui.runpod.endpoint import JobAnswer, JobStatus, RunPodEndpoint
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.jobs import JobQueue
-from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal, JournalError
+from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal
 from comfyui.runpod.narrator import Failure, failure_of
 from comfyui.runpod.results import ResultFiles
 from comfyui.tasks import happens_within

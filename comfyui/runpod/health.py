@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ComfyUIError, RunPodRefusedError
 from comfyui.retrying import Backoff
-from comfyui.runpod.endpoint import RefusedError, RunPodEndpoint
+from comfyui.runpod.endpoint import RunPodEndpoint
 from comfyui.tasks import happens_within
 
 _log = structlog.get_logger(__name__)
@@ -71,7 +71,7 @@ class EndpointHealth:
             return
         try:
             await self._endpoint.health()
-        except RefusedError as error:
+        except RunPodRefusedError as error:
             if error.detail != self.trouble:
                 _log.error("runpod.refused", detail=error.detail)
                 self.trouble = error.detail

@@ -12,9 +12,10 @@ from typing import Any
 
 import structlog
 
+from comfyui.exceptions import JournalError
 from comfyui.retrying import retry
 from comfyui.runpod.job import Job, State
-from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal, JournalError
+from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal
 from comfyui.runpod.narrator import Failure, Narrator, described
 from comfyui.runpod.sockets import Hub
 

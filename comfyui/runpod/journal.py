@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIDiskError
+from comfyui.exceptions import JournalError
 from comfyui.retrying import Backoff
 from comfyui.runpod.disk import advice, reason_of
 from comfyui.runpod.job import Job, State
@@ -38,10 +38,6 @@ CREATE TABLE IF NOT EXISTS history (
 );
 CREATE TABLE IF NOT EXISTS counter (number INTEGER NOT NULL);
 """
-
-
-class JournalError(ComfyUIDiskError):
-    """The journal cannot be read or written: a full disk, say. What was to be written is not in it."""
 
 
 class Journal:

@@ -21,7 +21,14 @@ from yarl import URL
 
 from comfyui import jsonio
 from comfyui.address import parse_server_address
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, error_body_of
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUIServerError,
+    JSONError,
+    error_body_of,
+    retry_after_s,
+)
 from comfyui.replies import object_info
 
 _PROBE_S = 5.0
@@ -177,7 +184,7 @@ class LocalComfyUI:
                 raise ComfyUIServerError(f"the local ComfyUI answered {path} with HTTP {response.status}")
         try:
             answer = await asyncio.to_thread(jsonio.loads, body)
-        except jsonio.JSONError as error:
+        except JSONError as error:
             raise ComfyUIServerError(f"the local ComfyUI's answer to {path} is not JSON: {error}") from error
         return object_info(answer) if isinstance(answer, dict) else {}
 
@@ -257,7 +264,7 @@ class LocalComfyUI:
 
 def refusal(error: ComfyUIError) -> web.Response:
     """`error` in the gateway's own shape."""
-    headers = {hdrs.RETRY_AFTER: str(error.retry_after_s)} if isinstance(error, ComfyUIConnectionError) else None
+    headers = {hdrs.RETRY_AFTER: str(seconds)} if (seconds := retry_after_s(error)) is not None else None
     return web.Response(
         status=error.status, body=jsonio.dumps(error_body_of(error)), content_type="application/json", headers=headers
     )

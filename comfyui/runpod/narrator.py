@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfyui import jsonio
+from comfyui.exceptions import JSONError
 from comfyui.outputs.history import files_of
 from comfyui.runpod.job import Job, Prompt, now_ms
 from comfyui.runpod.sockets import Hub
@@ -128,7 +129,7 @@ def failure_of(error: Any) -> Failure:
     text = error if isinstance(error, str) else jsonio.dumps(error).decode() if error else ""
     try:
         said = jsonio.loads(text) if text.startswith("{") else None
-    except jsonio.JSONError:
+    except JSONError:
         said = None
     if isinstance(said, dict) and "error_message" in said:
         kind = re.sub(r"^<class '(.*)'>$", r"\1", str(said.get("error_type") or ERROR_TYPE))

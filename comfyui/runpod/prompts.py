@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIValidationError
+from comfyui.exceptions import ComfyUIValidationError, JSONError
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import SECRETS, Job, now_ms
 from comfyui.runpod.jobs import JobQueue
@@ -145,7 +145,7 @@ async def json_object(request: web.Request) -> JSON:
     text = await request.read()
     try:
         body = jsonio.loads(text) if len(text) <= _PARSED_ON_LOOP else await asyncio.to_thread(jsonio.loads, text)
-    except jsonio.JSONError:
+    except JSONError:
         return {}
     return body if isinstance(body, dict) else {}
 

@@ -22,7 +22,7 @@ import structlog
 from pydantic import ValidationError
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUIServerError
+from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUIServerError, JSONError
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.models import InputFile, content_type_of
@@ -161,7 +161,7 @@ def checked_name(filename: Any, subfolder: Any) -> InputFile | None:
 def _reply_of(body: bytes) -> Mapping[str, Any]:
     try:
         reply = jsonio.loads(body)["output"]
-    except (jsonio.JSONError, KeyError, TypeError):
+    except (JSONError, KeyError, TypeError):
         reply = None
     if not isinstance(reply, dict) or not ("images" in reply or "outputs" in reply):
         raise ComfyUIServerError("the endpoint's reply has no images: is the worker behind it one for ComfyUI?")

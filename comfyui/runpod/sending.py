@@ -14,13 +14,14 @@ from comfyui.exceptions import (
     ComfyUIError,
     ComfyUIOverloadedError,
     ComfyUIServerError,
+    JournalError,
+    RunPodRefusedError,
 )
 from comfyui.retrying import Backoff
-from comfyui.runpod.endpoint import JobStatus, RefusedError, RunPodEndpoint, Submitted
+from comfyui.runpod.endpoint import JobStatus, RunPodEndpoint, Submitted
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.jobs import JobQueue
-from comfyui.runpod.journal import JournalError
 from comfyui.runpod.narrator import Failure
 
 _log = structlog.get_logger(__name__)
@@ -113,7 +114,7 @@ class Submitter:
             if not error.sent:
                 raise _NotTakenError(error.detail) from error
             await self._queue.lost(job, error.detail)
-        except RefusedError as error:
+        except RunPodRefusedError as error:
             await self._queue.failed(job, Failure(error.detail))
             self.on_refused()
         except ComfyUIServerError as error:

@@ -18,6 +18,7 @@ import structlog
 from aiohttp import web
 
 from comfyui import jsonio
+from comfyui.exceptions import JSONError
 from comfyui.offload import Turns
 from comfyui.runpod.local import LocalComfyUI
 from comfyui.transport.frames import Frames
@@ -201,6 +202,6 @@ def _kind_of(text: str) -> str | None:
         return None
     try:
         message = jsonio.loads(text)
-    except jsonio.JSONError:
+    except JSONError:
         return None
     return message.get("type") if isinstance(message, dict) else None

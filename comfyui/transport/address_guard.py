@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from comfyui.exceptions import NoSuchNameError, NotPermittedError
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -105,14 +107,6 @@ class AddressPolicy:
         address = _embedded(address)
         name = host.lower().rstrip(".")
         return _is_public(address) or any(rule.covers(name, port, address) for rule in self._rules)
-
-
-class NotPermittedError(OSError):
-    """The name has addresses, and none that may be connected to."""
-
-
-class NoSuchNameError(OSError):
-    """The name is none that a name server could know."""
 
 
 class GuardedResolver(AbstractResolver):

@@ -11,8 +11,15 @@ import asyncio
 import select
 from typing import Protocol
 
+from comfyui.exceptions import (
+    AnswerTimeoutError,
+    CutShortError,
+    FramingError,
+    InvalidAnswerError,
+    NoAnswerError,
+)
 from comfyui.transport.body import OpenBody
-from comfyui.transport.framing import LAST_CHUNK, AnswerReader, FramingError, chunk
+from comfyui.transport.framing import LAST_CHUNK, AnswerReader, chunk
 from comfyui.transport.splice import Splice
 
 _HIGH_WATER = 256 * 1024
@@ -20,30 +27,6 @@ _HIGH_WATER = 256 * 1024
 _CHUNK_WEIGHT = 32
 # What is left of a body is worth the descriptors and the calls of a splice.
 _WORTH_SPLICING = 1024 * 1024
-
-
-class Http1Error(Exception):
-    """Base of what this client raises."""
-
-
-class ConnectError(Http1Error):
-    """No connection could be made: nothing was sent."""
-
-
-class NoAnswerError(Http1Error):
-    """The connection ended before the answer's headers had come."""
-
-
-class InvalidAnswerError(NoAnswerError):
-    """What came is not HTTP/1.1; the text says in what."""
-
-
-class AnswerTimeoutError(NoAnswerError):
-    """The answer did not begin in time."""
-
-
-class CutShortError(Http1Error):
-    """The connection ended within the answer's body, or the body broke the rules of its framing."""
 
 
 class Answer:

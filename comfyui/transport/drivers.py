@@ -22,21 +22,19 @@ import aiohttp
 from yarl import URL
 
 from comfyui.exceptions import (
+    AnswerTimeoutError,
     ComfyUIConnectionError,
     ComfyUIDescriptorsError,
     ComfyUIError,
     ComfyUIServerError,
-    InvalidRequestError,
-)
-from comfyui.transport.body import OpenBody
-from comfyui.transport.connection import (
-    Answer,
-    AnswerTimeoutError,
     ConnectError,
     CutShortError,
     Http1Error,
     InvalidAnswerError,
+    InvalidRequestError,
 )
+from comfyui.transport.body import OpenBody
+from comfyui.transport.connection import Answer
 from comfyui.transport.framing import RawHeaders, header_value
 from comfyui.transport.http1 import CONNECT_S, Http1Client
 from comfyui.transport.splice import Splice

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from comfyui.exceptions import InvalidRequestError
+from comfyui.exceptions import FramingError, InvalidRequestError
 from comfyui.transport.body import OpenBody, RequestBody
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -38,10 +38,6 @@ _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[ \t]*%b(?:=(?:%b|%b))?)*\r\n" % (_TOKEN, _TOKEN, _QUOTED))
 _CLOSE: Final = re.compile(rb"(?i)(?:^|,)[ \t]*close[ \t]*(?:,|$)")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-
-
-class FramingError(Exception):
-    """The answer is not valid HTTP/1.1; the text says in what."""
 
 
 def request_head(method: str, target: str, host: str, headers: RawHeaders, body: RequestBody | None) -> bytes:

@@ -16,15 +16,9 @@ from typing import Final
 
 from yarl import URL
 
+from comfyui.exceptions import AnswerTimeoutError, ConnectError, InvalidAnswerError, NoAnswerError
 from comfyui.transport.body import IteratedBody, OpenBody, RequestBody
-from comfyui.transport.connection import (
-    Answer,
-    AnswerTimeoutError,
-    ConnectError,
-    Connection,
-    InvalidAnswerError,
-    NoAnswerError,
-)
+from comfyui.transport.connection import Answer, Connection
 from comfyui.transport.framing import RawHeaders, request_head
 
 CONNECT_S = 10.0

@@ -5,15 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
+from comfyui.exceptions import InflateError
+
 _PIECE = 64 * 1024
 _GZIP = 16 + zlib.MAX_WBITS
 _GZIP_START = b"\x1f\x8b"
 ACCEPTED = ("gzip", "x-gzip", "deflate")
 """The codings that can be undone; `identity` needs nothing."""
-
-
-class InflateError(ValueError):
-    """The body is not what its coding says, or is not whole."""
 
 
 def coding_of(header: str | None) -> str | None:

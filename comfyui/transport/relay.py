@@ -7,9 +7,16 @@ import ssl
 import aiohttp
 from yarl import URL
 
-from comfyui.exceptions import ComfyUIError, ComfyUIServerError, ComfyUITimeoutError
+from comfyui.exceptions import (
+    AnswerTimeoutError,
+    ComfyUIError,
+    ComfyUIServerError,
+    ComfyUITimeoutError,
+    ConnectError,
+    Http1Error,
+    InvalidAnswerError,
+)
 from comfyui.transport.body import RequestBody
-from comfyui.transport.connection import AnswerTimeoutError, ConnectError, Http1Error, InvalidAnswerError
 from comfyui.transport.drivers import AnswerBody, OpenReply, refusing_redirects, unreachable
 from comfyui.transport.framing import RawHeaders
 from comfyui.transport.http1 import CONNECT_S, Http1Client

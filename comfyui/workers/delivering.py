@@ -19,9 +19,9 @@ from comfyui.exceptions import (
     ComfyUIError,
     ComfyUIServerError,
     ComfyUIUndeliverableError,
+    StorageError,
 )
 from comfyui.models import OutputFile, PromptResult
-from comfyui.outputs.stores.store import StorageError
 from comfyui.retrying import Backoff
 
 _T = TypeVar("_T")

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import h11r
 from yarl import URL
 
+from comfyui.exceptions import Http1Error, NoAnswerError
 from comfyui.transport.body import IteratedBody, RequestBody
-from comfyui.transport.connection import Http1Error, NoAnswerError
 from comfyui.transport.http1 import Http1Client
 from tests.framing.judges import Reading, RefusedError, Request, RequestsJudge, answer_by_h11, answer_by_h11r
 from tests.framing.making import Pairs

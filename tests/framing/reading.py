@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from comfyui.transport.framing import AnswerReader, FramingError
+from comfyui.exceptions import FramingError
+from comfyui.transport.framing import AnswerReader
 from tests.framing.judges import Reading, RefusedError, answer_by_h11, answer_by_h11r
 
 

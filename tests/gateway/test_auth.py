@@ -17,7 +17,8 @@ import pytest
 from multidict import MultiDict
 
 from comfyui.engine import Engine
-from comfyui.settings import SettingsError, load
+from comfyui.exceptions import SettingsError
+from comfyui.settings import load
 from comfyui.web.front.keys import COOKIE, KeyRing
 from config import Settings
 from tests.support.relaying import Fetched, answer_ok, fetch, raw_request, relayed

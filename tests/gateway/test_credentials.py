@@ -18,8 +18,8 @@ from PIL import Image
 from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
-from comfyui.exceptions import ComfyUIConnectionError
-from comfyui.settings import SettingsError, load
+from comfyui.exceptions import ComfyUIConnectionError, SettingsError
+from comfyui.settings import load
 from config import Settings
 from server import create_app
 from tests.support.relaying import Exchange, answer_ok, fetch, raw_server, relayed

@@ -14,13 +14,10 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from comfyui.exceptions import InvalidRequestError
+from comfyui.exceptions import CutShortError, FramingError, InvalidRequestError
 from comfyui.transport.body import IteratedBody, OpenBody
-from comfyui.transport.connection import (
-    Answer,
-    CutShortError,
-)
-from comfyui.transport.framing import AnswerReader, FramingError, chunk, request_head
+from comfyui.transport.connection import Answer
+from comfyui.transport.framing import AnswerReader, chunk, request_head
 from comfyui.transport.http1 import Http1Client
 from tests.framing import attacks, examples
 from tests.framing.attacks import Effects

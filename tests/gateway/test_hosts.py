@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from comfyui.engine import Engine
-from comfyui.settings import SettingsError, load
+from comfyui.exceptions import SettingsError
+from comfyui.settings import load
 from comfyui.web.front.guesses import Guesses
 from comfyui.web.front.hosts import KnownHosts, parse_hosts
 from config import Settings

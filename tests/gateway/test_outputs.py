@@ -18,13 +18,12 @@ import pytest
 
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError, NotAcceptableError
 from comfyui.models import OutputFile
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.zipping import zip_pieces
 from comfyui.transport.body import IteratedBody
 from comfyui.web.api.accept import Accepted
-from comfyui.web.front.errors import NotAcceptableError
 from tests.support.running import RunningGateway, Workflow, invert_workflow, queue_of, sleep_workflow, until
 
 MEDIA = "image/*, video/*, audio/*"

@@ -13,8 +13,9 @@ import pytest
 from yarl import URL
 
 from comfyui.engine import Engine
+from comfyui.exceptions import SettingsError
 from comfyui.sdk import GatewayClient
-from comfyui.settings import SettingsError, load
+from comfyui.settings import load
 from config import Settings
 from tests.support.relaying import Exchange, answer_ok, fetch, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway

@@ -20,11 +20,12 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from comfyui.exceptions import JournalError, SettingsError
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import Job, State
-from comfyui.runpod.journal import Journal, JournalError
-from comfyui.settings import SettingsError, load
+from comfyui.runpod.journal import Journal
+from comfyui.settings import load
 from config import Settings
 from tests.support.job_api import ROOT, free_port
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until

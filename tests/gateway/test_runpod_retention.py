@@ -16,8 +16,9 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from comfyui.exceptions import SettingsError
 from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
-from comfyui.settings import SettingsError, load
+from comfyui.settings import load
 from config import Settings
 from tests.support.running import Workflow, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import DATA, KEY, NOWHERE, PICTURE, FakeEndpoint, base64_image, loading_workflow

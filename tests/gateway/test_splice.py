@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from comfyui.engine import Engine
-from comfyui.transport.connection import Answer, AnswerTimeoutError, CutShortError
+from comfyui.exceptions import AnswerTimeoutError, CutShortError
+from comfyui.transport.connection import Answer
 from comfyui.transport.http1 import Http1Client
 from comfyui.transport.splice import Splice
 from tests.support.relaying import OK, Exchange, eventually, fetch, raw_client, raw_server, relayed

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 from yarl import URL
 
 from comfyui.engine import Engine
+from comfyui.exceptions import SettingsError
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
-from comfyui.settings import SettingsError
 from config import Settings
 from server import create_app
 from tests.gateway.test_outputs import content_of, simulated

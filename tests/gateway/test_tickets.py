@@ -14,7 +14,7 @@ import pytest
 from yarl import URL
 
 from comfyui.engine import Engine
-from comfyui.web.front.errors import RequestError
+from comfyui.exceptions import RequestError
 from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.tickets import TICKET_S, Tickets
 from tests.support.relaying import Fetched, answer_ok, fetch, relayed

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
-from comfyui.settings import SettingsError
+from comfyui.exceptions import SettingsError
 from comfyui.warmup import warming_up
 from config import Settings
 from server import create_app

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comfyui import big_json, jsonio
-from comfyui.exceptions import ComfyUILimitError
+from comfyui.exceptions import ComfyUILimitError, JSONError
 from comfyui.limits import Limits
 
 MANY = Limits(max_json_values=10**9)
@@ -54,8 +54,8 @@ def test_damage_is_seen_as_in_one_step(value: Any, at: int, wrong: bytes) -> Non
     text = text[:at] + wrong + text[at + 1 :]
     try:
         expected = jsonio.loads(text)
-    except jsonio.JSONError:
-        with pytest.raises(jsonio.JSONError):
+    except JSONError:
+        with pytest.raises(JSONError):
             big_json.load(text, MANY)
     else:
         assert big_json.load(text, MANY) == expected

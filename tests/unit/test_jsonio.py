@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from comfyui import jsonio
+from comfyui.exceptions import JSONError
 
 # What ComfyUI reads and writes and orjson refuses, or silently changes.
 AS_PYTHON = [
@@ -62,18 +63,18 @@ def test_what_can_be_read_can_be_written_however_deep(write: Any, depth: int) ->
 
 
 def test_what_comfyui_could_not_copy_is_not_written_for_it() -> None:
-    with pytest.raises(jsonio.JSONError, match="450 levels"):
+    with pytest.raises(JSONError, match="450 levels"):
         jsonio.dumps_for_comfyui(jsonio.loads("[" * 451 + "]" * 451))
 
 
 def test_deeper_than_python_reads_is_said() -> None:
-    with pytest.raises(jsonio.JSONError, match="nested too deeply") as raised:
+    with pytest.raises(JSONError, match="nested too deeply") as raised:
         jsonio.loads("[" * 100_000)
     assert raised.value.beyond_limits
 
 
 def test_an_integer_of_too_many_digits_is_said() -> None:
-    with pytest.raises(jsonio.JSONError, match="4300 digits") as raised:
+    with pytest.raises(JSONError, match="4300 digits") as raised:
         jsonio.loads(f'{{"number": {"9" * 4301}}}')
     assert raised.value.beyond_limits
 
@@ -92,7 +93,7 @@ def test_an_integer_of_too_many_digits_is_said() -> None:
     ],
 )
 def test_what_is_no_json_is_said(text: bytes, said: str) -> None:
-    with pytest.raises(jsonio.JSONError, match=said) as raised:
+    with pytest.raises(JSONError, match=said) as raised:
         jsonio.loads(text)
     assert not raised.value.beyond_limits
 

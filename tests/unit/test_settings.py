@@ -16,7 +16,8 @@ import pytest
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from comfyui.settings import FieldGroup, LogFields, RecoveryFields, SettingsError, load, variables
+from comfyui.exceptions import SettingsError
+from comfyui.settings import FieldGroup, LogFields, RecoveryFields, load, variables
 from comfyui.workers.postgres.worker import main as postgres_main
 from comfyui.workers.runpod.worker import main as runpod_main
 from tests.support.settings import PROCESSES, all_variables

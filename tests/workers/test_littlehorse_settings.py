@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from comfyui.exceptions import SettingsError
 from comfyui.models import OutputFile
-from comfyui.settings import SettingsError, load
+from comfyui.settings import load
 from comfyui.workers.base import path_of
 from comfyui.workers.littlehorse.gate import TaskGate
 from comfyui.workers.littlehorse.settings import LittleHorseSettings, server_of

@@ -17,11 +17,12 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from comfyui.engine import Engine
+from comfyui.exceptions import QueueError, QueueSetupError
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions
 from comfyui.workers.postgres.queue import PostgresQueue, migrate
 from comfyui.workers.postgres.runner import TaskRunner
 from comfyui.workers.postgres.schema import WAN2GP, TaskNames
-from comfyui.workers.postgres.tasks import ClaimedTask, Lease, QueueError, QueueSetupError, WorkerState
+from comfyui.workers.postgres.tasks import ClaimedTask, Lease, WorkerState
 from tests.support.postgres_server import PostgresServer
 from tests.support.running import invert_workflow, sleep_workflow
 from tests.support.tables import Tables, new_database

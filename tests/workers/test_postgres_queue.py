@@ -9,9 +9,10 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
+from comfyui.exceptions import QueueError, QueueSetupError
 from comfyui.workers.postgres.queue import PostgresQueue, migrate
 from comfyui.workers.postgres.schema import TaskNames
-from comfyui.workers.postgres.tasks import ClaimedTask, Lease, QueueError, QueueSetupError, WorkerState
+from comfyui.workers.postgres.tasks import ClaimedTask, Lease, WorkerState
 from tests.support.postgres_server import PostgresServer
 from tests.support.tables import Tables, new_database
 

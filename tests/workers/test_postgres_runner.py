@@ -16,7 +16,8 @@ from PIL import Image
 
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
-from comfyui.outputs.stores.store import LocalStore, Placement, StorageError, StorageRefusedError, StoredObject
+from comfyui.exceptions import StorageError, StorageRefusedError
+from comfyui.outputs.stores.store import LocalStore, Placement, StoredObject
 from comfyui.retrying import Backoff
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
 from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions

@@ -14,11 +14,11 @@ from pydantic import SecretStr
 from yarl import URL
 
 from comfyui.engine import Engine
-from comfyui.exceptions import ComfyUIConnectionError
-from comfyui.outputs.stores.store import Placement, StorageError, StorageRefusedError
+from comfyui.exceptions import ComfyUIConnectionError, QueueError, QueueSetupError, StorageError, StorageRefusedError
+from comfyui.outputs.stores.store import Placement
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
-from comfyui.workers.postgres.tasks import Lease, QueueError, QueueSetupError, WorkerState
+from comfyui.workers.postgres.tasks import Lease, WorkerState
 from comfyui.workers.postgres.worker import serve
 from tests.support.running import invert_workflow, sleep_workflow
 from tests.support.supabase_stub import SERVICE_ROLE_KEY, SupabaseStub, running_supabase

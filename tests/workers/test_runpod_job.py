@@ -26,18 +26,22 @@ from comfyui.exceptions import (
     ComfyUITaskError,
     ComfyUIUndeliverableError,
     ComfyUIValidationError,
+    ResultTooLargeError,
+    SettingsError,
+    StorageError,
+    StorageRefusedError,
 )
 from comfyui.models import PromptRequest
-from comfyui.outputs.stores.store import LocalStore, StorageError, StorageRefusedError, StoredObject
+from comfyui.outputs.stores.store import LocalStore, StoredObject
 from comfyui.retrying import Backoff
-from comfyui.settings import SettingsError, load
+from comfyui.settings import load
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.delivering import Patience, saved_before
 from comfyui.workers.diagnostics import diagnostics, environment, error_text, models_found
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
-from comfyui.workers.runpod.job import JobInput, ResultTooLargeError, job_fields, max_reply_bytes, parse_input, reply
+from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.runpod.settings import RunPodSettings
 from comfyui.workers.settings import StoringWorkerSettings
 from tests.support.job_api import free_port

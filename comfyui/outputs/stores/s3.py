@@ -19,15 +19,8 @@ from typing import Any, Literal, Self
 import structlog
 from pydantic import SecretStr
 
-from comfyui.outputs.stores.store import (
-    Parts,
-    Placement,
-    StorageError,
-    StorageRefusedError,
-    StoredObject,
-    probe_key,
-    safe_key,
-)
+from comfyui.exceptions import StorageError, StorageRefusedError
+from comfyui.outputs.stores.store import Parts, Placement, StoredObject, probe_key, safe_key
 from comfyui.settings import MAX_PRESIGN_SECONDS, S3Fields
 
 _log = structlog.get_logger(__name__)

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import StorageError, StorageRefusedError
 from comfyui.offload import finished_in_thread
 
 _log = structlog.get_logger(__name__)
@@ -32,24 +32,6 @@ PART_BYTES = 8 << 20
 _LONGEST_NAME = 160
 _LONGEST_KEY = 1024
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._=+-]+")
-
-
-class StorageError(ComfyUIError):
-    """A file could not be stored. ``detail`` names the bucket at most: no endpoint, key id, path or signature."""
-
-    title = "File could not be stored"
-    code = "storage_failed"
-    status = 502
-    retryable = True
-
-
-class StorageRefusedError(StorageError):
-    """The request asks for a place that it may not have: another bucket, a link that lives too long."""
-
-    title = "Place in the object store refused"
-    code = "storage_refused"
-    status = 400
-    retryable = False
 
 
 @dataclass(frozen=True, slots=True)

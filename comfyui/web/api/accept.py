@@ -8,7 +8,7 @@ from typing import Literal
 
 from fastapi import Request
 
-from comfyui.web.front.errors import NotAcceptableError
+from comfyui.exceptions import NotAcceptableError
 from comfyui.web.front.short_cache import short_cache
 
 Form = Literal["json", "events", "raw", "zip"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from comfyui.exceptions import ClientGoneError, NotAcceptableError
 from comfyui.jobs.job import Listener
 from comfyui.models import OutputFile, PromptResult
 from comfyui.outputs.delivery import Deliverer, Order
@@ -17,8 +18,8 @@ from comfyui.transport.body import IteratedBody
 from comfyui.web.api.accept import Accepted, Form
 from comfyui.web.api.sse import EventFeed, event_stream
 from comfyui.web.api.streams import BodyStream, content_disposition
-from comfyui.web.front.errors import NotAcceptableError, answer_to_nobody, request_id_of
-from comfyui.web.server.disconnect import ClientGoneError, ClientWatch
+from comfyui.web.front.errors import answer_to_nobody, request_id_of
+from comfyui.web.server.disconnect import ClientWatch
 
 # An answer up to this size is sent in one piece with its length; a larger one streams.
 _WHOLE_ANSWER = 1024 * 1024
@@ -221,7 +222,7 @@ async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work
             working.result()  # what failed so early is no event yet
         opened = stack.pop_all()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Prompt-Id": call.prompt_id}
-    events = event_stream(feed, working, request_id=request_id_of(request))
+    events = event_stream(feed, working, request_id=request_id_of(request.scope))
     opened.push_async_callback(events.aclose)
     return BodyStream(IteratedBody(events), "text/event-stream", headers, opened)
 

@@ -11,13 +11,14 @@ from fastapi import Depends, Request
 from pydantic import ValidationError
 
 from comfyui import big_json, jsonio
+from comfyui.exceptions import BeyondLimitsError, JSONError, RequestError
 from comfyui.inputs.content import SpooledFiles
 from comfyui.limits import Limits, named, over
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.web.api.multipart import WORKFLOW_FIELDS, FormLimits, read_form
 from comfyui.web.front.deps import get_handler, get_options
-from comfyui.web.front.errors import BeyondLimitsError, RequestError, describe_validation
+from comfyui.web.front.errors import describe_validation
 from comfyui.web.front.middleware import HOLD, is_form
 from comfyui.workflows.api_format import input_texts, is_ui_format
 
@@ -180,7 +181,7 @@ def json_object(text: bytes | str, what: str, limits: Limits, wanted: str = '{"p
 def _json(text: bytes | str, limits: Limits, what: str, is_not_json: str) -> Any:
     try:
         return big_json.load(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, limits)
-    except jsonio.JSONError as error:
+    except JSONError as error:
         if error.beyond_limits:
             raise BeyondLimitsError(f"{what}: {error}") from None
         raise RequestError(f"{is_not_json}: {error}") from None

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIError
 from comfyui.web.front.errors import answer_error, answer_to_nobody, unexpected
-from comfyui.web.front.middleware import TooLargeError
 
 _log = structlog.get_logger(__name__)
 
@@ -46,8 +45,6 @@ class Door:
             response = await endpoint(request)
         except ComfyUIError as error:
             response = await answer_error(request, error)
-        except TooLargeError:
-            raise  # `BodyLimit` answers it
         except ClientDisconnect:
             response = answer_to_nobody()
         except Exception:

@@ -16,12 +16,11 @@ from typing import IO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from comfyui.exceptions import ComfyUIInputError
+from comfyui.exceptions import ComfyUIInputError, RequestError
 from comfyui.inputs.content import SpooledFiles, temporary_file_errors, too_large
 from comfyui.limits import over
 from comfyui.offload import finished_in_thread
 from comfyui.transport.form_names import parse_disposition, settle
-from comfyui.web.front.errors import RequestError
 
 # Fields whose content is text even where a client sends it as a file: `curl -F workflow=@workflow.json`.
 WORKFLOW_FIELDS = ("workflow", "prompt")

@@ -16,7 +16,8 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from comfyui.web.front.errors import RequestError, describe_validation
+from comfyui.exceptions import QueryError, RequestError
+from comfyui.web.front.errors import describe_validation
 
 IN_PATH: dict[str, Any] = {"in": "path"}
 IN_HEADER: dict[str, Any] = {"in": "header"}
@@ -44,13 +45,6 @@ class NoParameters(Parameters):
 
 
 ParametersT = TypeVar("ParametersT", bound=Parameters)
-
-
-class QueryError(RequestError):
-    """A query parameter has a name that the endpoint does not know, or is given more than once."""
-
-    code = "bad_request"
-    status = 400
 
 
 def read(model: type[ParametersT], request: Request, in_body: Collection[str] = ()) -> ParametersT:

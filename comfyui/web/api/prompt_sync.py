@@ -13,6 +13,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from comfyui.exceptions import RequestError
 from comfyui.models import ImageConversion, OutputPlace, PromptRequest
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
@@ -20,7 +21,7 @@ from comfyui.web.api.answers import Call, answer, result_schema
 from comfyui.web.api.bodies import body_schema, submission
 from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
 from comfyui.web.front.deps import CALLER, WebOptions, get_deliverer, get_handler, get_options
-from comfyui.web.front.errors import RequestError, json_response
+from comfyui.web.front.errors import json_response
 
 router = APIRouter()
 

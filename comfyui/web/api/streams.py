@@ -12,10 +12,10 @@ import structlog
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ClientGoneError, ComfyUIError
 from comfyui.transport.body import OpenBody
 from comfyui.web.server.client_side import ClientSide
-from comfyui.web.server.disconnect import ClientGoneError, ClientWatch
+from comfyui.web.server.disconnect import ClientWatch
 
 _log = structlog.get_logger(__name__)
 _NOT_QUOTABLE = re.compile(r"[^ !#$&-.0-\[\]-~]")

@@ -8,11 +8,11 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from comfyui.exceptions import ComfyUINotFoundError
+from comfyui.exceptions import ComfyUINotFoundError, RequestError
 from comfyui.limits import Limits
 from comfyui.web.api.bodies import json_object
 from comfyui.web.front.deps import CALLER, Options
-from comfyui.web.front.errors import RequestError, describe_validation, json_response
+from comfyui.web.front.errors import describe_validation, json_response
 from comfyui.web.front.tickets import Tickets
 
 router = APIRouter()

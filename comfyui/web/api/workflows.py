@@ -14,6 +14,7 @@ from comfyui.exceptions import (
     ComfyUILimitError,
     ComfyUIServerError,
     ComfyUIValidationError,
+    RequestError,
 )
 from comfyui.executors.checking import problems_on
 from comfyui.limits import Limits
@@ -23,7 +24,7 @@ from comfyui.servers.pool import BackendPool
 from comfyui.web.api.bodies import Posted, Submission, body_schema, json_object, looks_like_workflow
 from comfyui.web.api.parameters import NoParameters, read
 from comfyui.web.front.deps import Handler, Options
-from comfyui.web.front.errors import RequestError, json_response
+from comfyui.web.front.errors import json_response
 from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format, node_title
 from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
 from comfyui.workflows.preflight import Problem

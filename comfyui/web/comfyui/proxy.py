@@ -14,11 +14,14 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.exceptions import (
+    BodyTooLargeError,
+    ClientGoneError,
     ComfyUIConnectionError,
     ComfyUICredentialsError,
     ComfyUIError,
     ComfyUIServerError,
     InvalidRequestError,
+    RequestError,
 )
 from comfyui.metrics import Metrics
 from comfyui.transport.body import IteratedBody, OpenBody, RequestBody
@@ -26,12 +29,12 @@ from comfyui.transport.drivers import OpenReply
 from comfyui.web.comfyui.redaction import SecretFilter, may_hold_secrets, without_secrets
 from comfyui.web.comfyui.relay_socket import SocketRelay
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
-from comfyui.web.front.errors import RequestError, error_response, refusal
+from comfyui.web.front.errors import error_response, refusal, request_id_of
 from comfyui.web.front.headers import header, public_address, request_headers, response_headers
 from comfyui.web.front.middleware import QUIET
 from comfyui.web.front.paths import PathRules, is_own, route_of, target_of
 from comfyui.web.server.client_side import ClientSide
-from comfyui.web.server.disconnect import ClientGoneError, ClientWatch
+from comfyui.web.server.disconnect import ClientWatch
 
 _log = structlog.get_logger("relay")
 
@@ -158,13 +161,13 @@ class _Exchange:
                 return
             level = 30 if error.status >= 500 else 20
             _log.log(level, "relay.failed", path=self._scope["path"], status=error.status, detail=error.detail)
-            response = error_response(error, self._scope.get("state", {}).get("request_id"))
+            response = error_response(error, request_id_of(self._scope))
             await response(self._scope, self._receive, self._send)
         except Exception:
             _log.exception("relay.crashed", path=self._scope["path"])
             if not self._started:
                 detail = "the gateway failed; its log has the reason under this request_id"
-                response = error_response(ComfyUIError(detail), self._scope.get("state", {}).get("request_id"))
+                response = error_response(ComfyUIError(detail), request_id_of(self._scope))
                 await response(self._scope, self._receive, self._send)
         finally:
             if self._received:
@@ -302,11 +305,3 @@ class _Exchange:
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
-
-class BodyTooLargeError(RequestError):
-    """A relayed body over MAX_UPLOAD_MB."""
-
-    title = "Body too large"
-    code = "body_too_large"
-    status = 413

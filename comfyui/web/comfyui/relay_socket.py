@@ -22,7 +22,7 @@ from comfyui.offload import Turns
 from comfyui.transport.drivers import unreachable
 from comfyui.transport.frames import Frames
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
-from comfyui.web.front.errors import error_response, refusal
+from comfyui.web.front.errors import error_response, refusal, request_id_of
 from comfyui.web.front.headers import request_headers, text_headers
 from comfyui.web.server.socket import server_socket_of
 
@@ -67,7 +67,7 @@ class SocketRelay:
         except aiohttp.WSServerHandshakeError as error:
             if error.status == 401 and upstream.credentials:
                 refused = ComfyUICredentialsError("websocket", upstream_status=error.status)
-                await error_response(refused, scope.get("state", {}).get("request_id"))(scope, receive, send)
+                await error_response(refused, request_id_of(scope))(scope, receive, send)
                 return
             detail = f"ComfyUI refused the websocket with HTTP {error.status}"
             await refusal(scope, error.status if error.status >= 400 else 502, detail)(scope, receive, send)
@@ -80,7 +80,7 @@ class SocketRelay:
                 cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
                 failure = unreachable(upstream.backend.name, cause)
                 upstream.backend.failed(failure)
-            await error_response(failure, scope.get("state", {}).get("request_id"))(scope, receive, send)
+            await error_response(failure, request_id_of(scope))(scope, receive, send)
             return
         client_id = parse_qs(scope["query_string"].decode("latin-1")).get("clientId", [None])[0]
         self._metrics.relayed_websockets.inc()

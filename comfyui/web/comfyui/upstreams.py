@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Self
 
 from comfyui import jsonio
+from comfyui.exceptions import JSONError
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.transport.relay import RelayTransport
@@ -87,7 +88,7 @@ class Upstreams:
             return None
         try:
             client_id = jsonio.loads(submission).get("client_id")
-        except (jsonio.JSONError, AttributeError):
+        except (JSONError, AttributeError):
             return None  # ComfyUI says what is wrong with it
         backends = self._bound.get(client_id) if isinstance(client_id, str) else None
         return backends[-1] if backends else None

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from starlette.types import Message, Receive, Scope, Send
 
-from comfyui.transport.inflate import ACCEPTED, InflateError, Inflater, coding_of
-from comfyui.web.front.errors import RequestError, refusal
+from comfyui.exceptions import BodyEncodingError, InflateError
+from comfyui.transport.inflate import ACCEPTED, Inflater, coding_of
+from comfyui.web.front.errors import refusal
 from comfyui.web.front.headers import header
 
 # Packed zeros unpack to a thousand times their size: after so much of it, others have their turn.
@@ -16,13 +17,6 @@ _TURN_BYTES = 1 << 20
 # So much is unpacked at once. It may be hundreds of streams, and each copies what is behind it.
 _PACKED_AT_ONCE = 8 * 1024
 _READABLE = ", ".join(ACCEPTED)
-
-
-class BodyEncodingError(RequestError):
-    """The body is not in the coding that its Content-Encoding names."""
-
-    code = "bad_request"
-    status = 400
 
 
 async def decoded(scope: Scope, receive: Receive, send: Send) -> tuple[Scope, Receive] | None:

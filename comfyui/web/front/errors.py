@@ -15,13 +15,12 @@ from starlette.types import Scope
 
 from comfyui import jsonio
 from comfyui.exceptions import (
-    ComfyUIConnectionError,
     ComfyUIError,
-    ComfyUIInputUnavailableError,
-    ComfyUIOverloadedError,
     ComfyUITaskError,
+    RequestError,
     error_body,
     error_body_of,
+    retry_after_s,
 )
 
 _log = structlog.get_logger(__name__)
@@ -41,35 +40,12 @@ _CODES = {
 }
 
 
-class RequestError(ComfyUIError):
-    """The request itself cannot be used: its query, headers or body. ``status`` is chosen where it is raised."""
-
-    title = "Invalid request"
-    code = "invalid_request"
-    status = 422
-
-
-class BeyondLimitsError(RequestError):
-    """The body is nested too deeply, or a number in it has too many digits."""
-
-    code = "bad_request"
-    status = 400
-
-
-class NotAcceptableError(ComfyUIError):
-    """What ``Accept`` asks for is not what there is to give."""
-
-    title = "Not acceptable"
-    code = "not_acceptable"
-    status = 406
-
-
-def error_response(error: ComfyUIError, request_id: str | None) -> Response:
-    """`error` as the answer to a request."""
-    headers = {}
-    if isinstance(error, ComfyUIConnectionError | ComfyUIOverloadedError | ComfyUIInputUnavailableError):
-        headers["Retry-After"] = str(error.retry_after_s)
-    return json_response(error.status, error_body_of(error, request_id=request_id), headers)
+def error_response(error: ComfyUIError, request_id: str | None, headers: Mapping[str, str] | None = None) -> Response:
+    """`error` as the answer to a request, with `headers` beside its own."""
+    found = {**(headers or {})}
+    if (seconds := retry_after_s(error)) is not None:
+        found["Retry-After"] = str(seconds)
+    return json_response(error.status, error_body_of(error, request_id=request_id), found)
 
 
 def json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
@@ -82,7 +58,7 @@ def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] |
         title=HTTPStatus(status).phrase,
         code=_CODES.get(status, "http_error"),
         detail=detail,
-        request_id=scope.get("state", {}).get("request_id"),
+        request_id=request_id_of(scope),
     )
     return json_response(status, body, headers)
 
@@ -94,7 +70,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ComfyUITaskError) and error.traceback_tail:
         fields["traceback_tail"] = "\n".join(error.traceback_tail)
     _log.log(40 if error.status >= 500 else 20, "request.failed", prompt_id=error.prompt_id, **fields)
-    return error_response(error, request_id_of(request))
+    return error_response(error, request_id_of(request.scope))
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -104,7 +80,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return error_response(RequestError(describe_validation(error.errors())), request_id_of(request))
+        return error_response(RequestError(describe_validation(error.errors())), request_id_of(request.scope))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -116,7 +92,7 @@ def install_error_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             detail = f"{request.method} is not allowed for {request.url.path}; allowed: {allowed}"
-        body = error_body(title=title, code=code, detail=detail, request_id=request_id_of(request))
+        body = error_body(title=title, code=code, detail=detail, request_id=request_id_of(request.scope))
         return json_response(error.status_code, body, error.headers)
 
     @app.exception_handler(ClientDisconnect)
@@ -136,7 +112,7 @@ def answer_to_nobody() -> Response:
 def unexpected(request: Request) -> Response:
     """The answer where the gateway itself failed: the traceback stands in the log, under the same id."""
     detail = "the gateway failed; its log has the reason under this request_id"
-    return error_response(ComfyUIError(detail), request_id_of(request))
+    return error_response(ComfyUIError(detail), request_id_of(request.scope))
 
 
 def describe_validation(errors: Sequence[Any]) -> str:
@@ -158,7 +134,7 @@ def _describe(error: Mapping[str, Any]) -> str:
     return f"{name or 'body'}: {message}"
 
 
-def request_id_of(request: Request) -> str | None:
+def request_id_of(scope: Scope) -> str | None:
     """The id that the middleware gave the request."""
-    request_id = request.scope.get("state", {}).get("request_id")
+    request_id = scope.get("state", {}).get("request_id")
     return request_id if isinstance(request_id, str) else None

@@ -11,11 +11,17 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from comfyui.exceptions import ComfyUIOverloadedError, error_body, error_body_of
+from comfyui.exceptions import (
+    BodyTooLargeError,
+    ComfyUIError,
+    ComfyUIOverloadedError,
+    SlowRequestError,
+    StalledClientError,
+)
 from comfyui.metrics import Metrics
 from comfyui.web.front.decoding import decoded
 from comfyui.web.front.deps import CALLER
-from comfyui.web.front.errors import json_response
+from comfyui.web.front.errors import error_response, request_id_of
 from comfyui.web.front.keys import shown_name
 from comfyui.web.server.client_side import bytes_sent
 
@@ -124,19 +130,23 @@ class BodyLimit:
         scope, receive = request
         on_disk = is_form(scope)
         max_bytes = self._max_form_bytes if on_disk else self._max_bytes
-        if length > max_bytes or (not on_disk and self._held + length > self._max_total_bytes):
-            await self._refuse(length, max_bytes, scope, receive, send)
+        if length > max_bytes:
+            await self._refuse(self._too_large(max_bytes), scope, receive, send)
+            return
+        if not on_disk and self._held + length > self._max_total_bytes:
+            await self._refuse(self._no_room(), scope, receive, send)
             return
         received = held = 0
-        started = refused = False
+        started = False
+        refused: ComfyUIError | None = None
 
         def hold(size: int) -> None:
             nonlocal held, refused
             held += size
             self._held += size
             if self._held > self._max_total_bytes:
-                refused = True
-                raise TooLargeError
+                refused = self._no_room()
+                raise refused
 
         async def counted_receive() -> Message:
             nonlocal received, refused
@@ -144,15 +154,15 @@ class BodyLimit:
             size = len(message.get("body", b""))
             received += size
             if received > max_bytes:
-                refused = True
-                raise TooLargeError
+                refused = self._too_large(max_bytes)
+                raise refused
             if not on_disk:
                 hold(size)
             return message
 
         async def watched_send(message: Message) -> None:
             nonlocal started
-            if refused and not started:
+            if refused is not None and not started:
                 return  # what the application makes of half a body; the client gets its 413 or 429 below
             started = True
             await send(message)
@@ -160,30 +170,29 @@ class BodyLimit:
         scope["state"][HOLD] = hold
         try:
             await self._app(scope, counted_receive, watched_send)
-        except TooLargeError:
-            if started:
+        except ComfyUIError:
+            if started or refused is None:
                 raise
-            await self._refuse(received, max_bytes, scope, receive, send)
         finally:
             self._held -= held
+        if refused is not None and not started:
+            await self._refuse(refused, scope, receive, send)
 
-    async def _refuse(self, size: int, max_bytes: int, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = scope.get("state", {}).get("request_id")
-        # What is left of the body is not read: the connection cannot be used again.
-        headers = {"Connection": "close"}
-        if size > max_bytes:
-            self._metrics.rejected.labels("body_too_large").inc()
-            setting = "MAX_REQUEST_BODY_MB" if max_bytes == self._max_bytes else "MAX_MULTIPART_MB"
-            limit = f"{max_bytes / 1e6:g} MB ({setting})"
-            detail = f"the body is larger than {limit}; pass large inputs by URL"
-            body = error_body(title="Body too large", code="body_too_large", detail=detail, request_id=request_id)
-            await json_response(413, body, headers)(scope, receive, send)
-            return
+    def _too_large(self, max_bytes: int) -> BodyTooLargeError:
+        self._metrics.rejected.labels("body_too_large").inc()
+        setting = "MAX_REQUEST_BODY_MB" if max_bytes == self._max_bytes else "MAX_MULTIPART_MB"
+        limit = f"{max_bytes / 1e6:g} MB ({setting})"
+        return BodyTooLargeError(f"the body is larger than {limit}; pass large inputs by URL")
+
+    def _no_room(self) -> ComfyUIOverloadedError:
         self._metrics.rejected.labels("overloaded").inc()
         limit = f"{self._max_total_bytes / 1e6:g} MB (MAX_BUFFERED_MB)"
-        error = ComfyUIOverloadedError(f"the bodies of the requests in flight fill {limit}; try again later")
-        headers["Retry-After"] = str(error.retry_after_s)
-        await json_response(error.status, error_body_of(error, request_id=request_id), headers)(scope, receive, send)
+        return ComfyUIOverloadedError(f"the bodies of the requests in flight fill {limit}; try again later")
+
+    async def _refuse(self, error: ComfyUIError, scope: Scope, receive: Receive, send: Send) -> None:
+        # What is left of the body is not read: the connection cannot be used again.
+        response = error_response(error, request_id_of(scope), {"Connection": "close"})
+        await response(scope, receive, send)
 
 
 class SlowClients:
@@ -242,9 +251,9 @@ class SlowClients:
             if started:
                 raise StalledClientError("the client did not send its body")
             detail = f"the body did not go on for {self._idle_s:g} s (CLIENT_IDLE_SECONDS)"
-            request_id = scope.get("state", {}).get("request_id")
-            body = error_body(title="Request timeout", code="request_timeout", detail=detail, request_id=request_id)
-            await json_response(408, body, {"Connection": "close"})(scope, receive, send)
+            error = SlowRequestError(detail)
+            response = error_response(error, request_id_of(scope), {"Connection": "close"})
+            await response(scope, receive, send)
 
 
 class _Patience:
@@ -271,14 +280,6 @@ class _Patience:
         # Cancelled by somebody else as well: that goes before.
         if self._late and self._task is not None and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise TimeoutError
-
-
-class StalledClientError(ConnectionAbortedError):
-    """A client was given up in the middle of its answer."""
-
-
-class TooLargeError(Exception):
-    """Ends the application's reading of a body that has grown too long."""
 
 
 def _client(scope: Scope) -> str | None:

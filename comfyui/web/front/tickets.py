@@ -17,7 +17,7 @@ from uuid import UUID
 
 from starlette.types import Message, Scope, Send
 
-from comfyui.web.front.errors import RequestError
+from comfyui.exceptions import RequestError
 from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.paths import target_of
 

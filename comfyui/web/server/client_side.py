@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from starlette.types import Message, Scope, Send
 
+from comfyui.exceptions import ClientGoneError
 from comfyui.transport.splice import Splice
-from comfyui.web.server.disconnect import ClientGoneError
 from comfyui.web.server.gathering import GatheringTransport
 
 # The message's type, in place of "http.response.body": what its "splice" has now is moved to the client. Where it is

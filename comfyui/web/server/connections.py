@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from comfyui.exceptions import TooManyConnectionsError
 from comfyui.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -90,8 +91,10 @@ class Connections:
         return self._open > self._most + _RESERVED // 2
 
     @property
-    def refusal(self) -> str:
-        return f"the gateway has {self._most} connections, as many as its limit of open files allows; try again later"
+    def refusal(self) -> TooManyConnectionsError:
+        return TooManyConnectionsError(
+            f"the gateway has {self._most} connections, as many as its limit of open files allows; try again later"
+        )
 
     def _refused(self) -> None:
         if self._metrics is not None:

@@ -8,12 +8,10 @@ from typing import Any
 
 from starlette.types import Receive
 
+from comfyui.exceptions import ClientGoneError
+
 # Only a request that takes longer than this is worth a task that looks whether its client is still there.
 _PATIENCE_S = 0.05
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection: there is nobody to answer."""
 
 
 class ClientWatch:

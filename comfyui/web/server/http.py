@@ -13,11 +13,12 @@ import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from comfyui.exceptions import ComfyUIError, HeadTooLargeError, RequestHeadError, SlowRequestError
 from comfyui.metrics import Metrics
 from comfyui.web.server.connections import Connections
 from comfyui.web.server.gathering import GatheringTransport
-from comfyui.web.server.request_head import HeadLimits, HeadTooLargeError, HeadWatch
-from comfyui.web.server.requests import RefusedRequestError, checked_framing, origin_form, refusal_bytes
+from comfyui.web.server.request_head import HeadLimits, HeadWatch
+from comfyui.web.server.requests import checked_framing, origin_form, refusal_bytes
 from comfyui.web.server.socket import ServerSocket
 
 _log = structlog.get_logger(__name__)
@@ -116,7 +117,7 @@ class ServerHttp(HttpToolsProtocol):
             return
         if not self._fits:
             # Only now: to close it with its request unread would take the answer back.
-            self._refuse(self._clients.refusal, 503)
+            self._refuse(self._clients.refusal)
             return
         self._clients.busy(self)
         waits = bool(self._unread)
@@ -137,14 +138,14 @@ class ServerHttp(HttpToolsProtocol):
         data, self._unread = self._unread, b""
         try:
             self._unread = self._parsed(data)
-        except RefusedRequestError as error:
-            self._refuse(str(error), error.status)
+        except RequestHeadError as error:
+            self._refuse(error)
         except httptools.HttpParserError as error:
             own = error.__context__
-            if isinstance(own, RefusedRequestError):
-                self._refuse(str(own), own.status)
+            if isinstance(own, RequestHeadError):
+                self._refuse(own)
             else:
-                self._refuse(f"it is not valid HTTP/1.1: {error}")
+                self._refuse(RequestHeadError(f"it is not valid HTTP/1.1: {error}"))
         self._gathering.hold(bool(self._unread))
         if self._unread and not self.pipeline:
             self._calls = 0
@@ -202,7 +203,7 @@ class ServerHttp(HttpToolsProtocol):
         upgrade = self.parser.should_upgrade()
         self._websocket = upgrade and not framing and method == b"GET" and self._get_upgrade() == b"websocket"
         if self._websocket and self._running is not None and not self._running.response_complete:
-            raise RefusedRequestError("a websocket's handshake must not follow a request that is not answered yet")
+            raise RequestHeadError("a websocket's handshake must not follow a request that is not answered yet")
         if upgrade and not self._websocket:
             persistent = version == "1.1" and self.parser.should_keep_alive()
             self._left_out = framing + (b"" if persistent else b"Connection: close\r\n")
@@ -235,7 +236,7 @@ class ServerHttp(HttpToolsProtocol):
     def _become_websocket(self, behind: bytes) -> None:
         if behind:
             self._in_body = False
-            self._refuse("bytes follow a websocket's handshake before it is answered")
+            self._refuse(RequestHeadError("bytes follow a websocket's handshake before it is answered"))
         else:
             # From now on the websocket is told when the connection ends.
             lost = functools.partial(self._clients.closed, self)
@@ -267,7 +268,7 @@ class ServerHttp(HttpToolsProtocol):
         self._count("slow_client")
         if begun:
             seconds = f"{self._head_limits.seconds:g} s (HEADER_SECONDS)"
-            self._refuse(f"the head of the request did not end within {seconds}", 408)
+            self._refuse(SlowRequestError(f"the head of the request did not end within {seconds}"))
         else:
             self.transport.close()
 
@@ -275,11 +276,11 @@ class ServerHttp(HttpToolsProtocol):
         if self._metrics is not None:
             self._metrics.rejected.labels(reason).inc()
 
-    def _refuse(self, reason: str, status: int = 400) -> None:
+    def _refuse(self, error: ComfyUIError) -> None:
         """Answer and close. Answers to requests before this one come first, and where one has begun it is cut."""
         self._refused = True
-        _log.info("request.refused", status=status, detail=reason)
-        if status == HeadTooLargeError.status:
+        _log.info("request.refused", status=error.status, detail=error.detail)
+        if isinstance(error, HeadTooLargeError):
             self._count("head_too_large")
         self._head.stop()
         last: RequestResponseCycle | None = self._running
@@ -297,7 +298,7 @@ class ServerHttp(HttpToolsProtocol):
         if last is not None and not last.response_complete:
             last.keep_alive = False
             return
-        self._answer_and_close(refusal_bytes(reason, status))
+        self._answer_and_close(refusal_bytes(error))
 
     def _answer_and_close(self, answer: bytes) -> None:
         """A client that still sends gets a moment to read its answer: a close with unread bytes would take it back."""

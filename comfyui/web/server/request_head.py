@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from comfyui.web.server.requests import RefusedRequestError
+from comfyui.exceptions import HeadTooLargeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,6 @@ class HeadLimits:
     max_bytes: int = 64_000
     max_fields: int = 200
     seconds: float = 20.0
-
-
-class HeadTooLargeError(RefusedRequestError):
-    """The head has more bytes or fields than `HeadLimits` allows."""
-
-    status = 431
 
 
 class HeadWatch:

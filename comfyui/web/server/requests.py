@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Final
 
 from comfyui import jsonio
-from comfyui.exceptions import error_body
+from comfyui.exceptions import ComfyUIError, RequestHeadError, error_body_of, retry_after_s
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -17,12 +17,6 @@ _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)(?=[/?])", re.IGNORECASE)
 _MAX_DIGITS: Final = 19
 
 
-class RefusedRequestError(Exception):
-    """The head of a request is refused; the text says why."""
-
-    status = 400
-
-
 def checked_framing(method: bytes, version: str, target: bytes, headers: RawHeaders) -> bytes:
     """The header line that says how long the request's body is; nothing where it has none.
 
@@ -30,7 +24,7 @@ def checked_framing(method: bytes, version: str, target: bytes, headers: RawHead
         headers: as they came, with names in lower case.
 
     Raises:
-        RefusedRequestError: the head could be read in more than one way.
+        RequestHeadError: the head could be read in more than one way.
     """
     hosts, lengths, codings = [], [], []
     for name, value in headers:
@@ -41,35 +35,35 @@ def checked_framing(method: bytes, version: str, target: bytes, headers: RawHead
         elif name == b"transfer-encoding":
             codings.append(value)
     if version not in {"1.0", "1.1"}:
-        raise RefusedRequestError(f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        raise RequestHeadError(f"HTTP/{version} is not spoken here; use HTTP/1.1")
     if method == b"CONNECT":
-        raise RefusedRequestError("CONNECT asks for a tunnel, and the gateway opens none")
+        raise RequestHeadError("CONNECT asks for a tunnel, and the gateway opens none")
     if len(hosts) > 1 or (not hosts and version == "1.1"):
-        raise RefusedRequestError("a request has one Host header")
+        raise RequestHeadError("a request has one Host header")
     if hosts and not _HOST.fullmatch(hosts[0]):
-        raise RefusedRequestError("the Host header is not a host and a port")
+        raise RequestHeadError("the Host header is not a host and a port")
     _check_target(target, hosts)
     if codings:
         if len(codings) > 1 or lengths or codings[0].lower() != b"chunked" or version == "1.0":
-            raise RefusedRequestError("a Transfer-Encoding is 'chunked', once, in HTTP/1.1, without a Content-Length")
+            raise RequestHeadError("a Transfer-Encoding is 'chunked', once, in HTTP/1.1, without a Content-Length")
         return b"Transfer-Encoding: chunked\r\n"
     if not lengths:
         return b""
     if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_DIGITS:
-        raise RefusedRequestError("a Content-Length is one number of bytes")
+        raise RequestHeadError("a Content-Length is one number of bytes")
     return b"Content-Length: %b\r\n" % lengths[0] if int(lengths[0]) else b""
 
 
 def _check_target(target: bytes, hosts: list[bytes]) -> None:
     if b"#" in target:
-        raise RefusedRequestError("the request target has a '#', which stays with the client")
+        raise RequestHeadError("the request target has a '#', which stays with the client")
     if target.startswith(b"/"):
         return
     absolute = _ABSOLUTE.match(target)
     if absolute is None:
-        raise RefusedRequestError("the request target is not a path")
+        raise RequestHeadError("the request target is not a path")
     if hosts != [absolute[1]]:
-        raise RefusedRequestError("the request target names another host than the Host header")
+        raise RequestHeadError("the request target names another host than the Host header")
 
 
 def origin_form(target: bytes) -> bytes:
@@ -81,22 +75,12 @@ def origin_form(target: bytes) -> bytes:
     return rest if rest.startswith(b"/") else b"/" + rest
 
 
-# Title and `type` of the answers that are given before anything has looked at a request.
-_REFUSALS = {
-    400: ("Bad request", "bad_request"),
-    408: ("Request timeout", "request_timeout"),
-    431: ("Request head too large", "head_too_large"),
-    503: ("Too many connections", "overloaded"),
-}
-
-
-def refusal_bytes(reason: str, status: int = 400) -> bytes:
+def refusal_bytes(error: ComfyUIError) -> bytes:
     """The whole answer to a request that is refused before anything has looked at it; the connection ends with it."""
-    title, code = _REFUSALS[status]
-    body = jsonio.dumps(error_body(title=title, code=code, detail=reason))
-    retry = "Retry-After: 5\r\n" if status == 503 else ""
+    body = jsonio.dumps(error_body_of(error))
+    retry = f"Retry-After: {seconds}\r\n" if (seconds := retry_after_s(error)) is not None else ""
     head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n{retry}"
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: application/json\r\n{retry}"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body

@@ -23,11 +23,17 @@ from pydantic import ValidationError
 
 from comfyui import jsonio
 from comfyui.events import Event, ExecutionStart
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIValidationError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUIValidationError,
+    SettingsError,
+    TaskFailedError,
+)
 from comfyui.logs import configure_logging
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.retrying import Backoff
-from comfyui.settings import ENV_FILE, SettingsError, load
+from comfyui.settings import ENV_FILE, load
 from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, JobFields, path_of, prompt_id_for_job, stop_on_signals
 from comfyui.workers.delivering import result_members, saved_before
@@ -61,10 +67,6 @@ _EXCEPTION_NAMES = {
     "task_cancelled": "cancelled",
     "prompt_quarantined": "quarantined",
 }
-
-
-class TaskFailedError(Exception):
-    """A failure that another try may mend: to LittleHorse an ordinary one."""
 
 
 class GatedConfig(LHConfig):

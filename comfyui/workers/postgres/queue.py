@@ -14,17 +14,10 @@ import structlog
 from pydantic import SecretStr
 
 from comfyui import jsonio
+from comfyui.exceptions import QueueError, QueueSetupError
 from comfyui.retrying import Backoff
 from comfyui.workers.postgres.schema import SCHEMA_VERSION, TaskNames, migrations
-from comfyui.workers.postgres.tasks import (
-    ClaimedTask,
-    Heard,
-    Lease,
-    QueueError,
-    QueueSetupError,
-    WorkerState,
-    parsed_params,
-)
+from comfyui.workers.postgres.tasks import ClaimedTask, Heard, Lease, WorkerState, parsed_params
 
 _CHANNEL = "comfy_tasks"
 _COMMAND_S = 30.0

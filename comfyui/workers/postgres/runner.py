@@ -20,23 +20,17 @@ from comfyui.exceptions import (
     ComfyUINotFoundError,
     ComfyUIPromptLostError,
     ComfyUITaskError,
+    QueueError,
+    StorageError,
 )
 from comfyui.models import OutputFile, PromptRequest, PromptResult
-from comfyui.outputs.stores.store import ObjectStore, StorageError, StoreCheck, StoredObject
+from comfyui.outputs.stores.store import ObjectStore, StoreCheck, StoredObject
 from comfyui.retrying import Backoff, retry
 from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.delivering import check_delivered, reason_not_delivered, result_members, saved_before
 from comfyui.workers.diagnostics import environment, error_members
-from comfyui.workers.postgres.tasks import (
-    ClaimedTask,
-    Lease,
-    QueueError,
-    TaskQueue,
-    WorkerState,
-    job_fields,
-    prompt_request,
-)
+from comfyui.workers.postgres.tasks import ClaimedTask, Lease, TaskQueue, WorkerState, job_fields, prompt_request
 from comfyui.workers.progress import ProgressTracker
 
 _LONGEST_REASON = 4000

@@ -18,17 +18,10 @@ from pydantic import SecretStr
 from yarl import URL
 
 from comfyui import jsonio
-from comfyui.outputs.stores.store import Placement, StorageError, StorageRefusedError, StoredObject, probe_key, safe_key
+from comfyui.exceptions import JSONError, QueueError, QueueSetupError, StorageError, StorageRefusedError
+from comfyui.outputs.stores.store import Placement, StoredObject, probe_key, safe_key
 from comfyui.workers.postgres.schema import SCHEMA_VERSION
-from comfyui.workers.postgres.tasks import (
-    ClaimedTask,
-    Heard,
-    Lease,
-    QueueError,
-    QueueSetupError,
-    WorkerState,
-    parsed_params,
-)
+from comfyui.workers.postgres.tasks import ClaimedTask, Heard, Lease, WorkerState, parsed_params
 
 _log = structlog.get_logger(__name__)
 _RPC_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
@@ -325,5 +318,5 @@ class _Body:
 def _parsed(body: bytes) -> Any:
     try:
         return jsonio.loads(body)
-    except jsonio.JSONError:
+    except JSONError:
         return None

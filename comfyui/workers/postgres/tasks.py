@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIInputError, ComfyUIValidationError
+from comfyui.exceptions import ComfyUIInputError, ComfyUIValidationError, JSONError
 from comfyui.models import PromptRequest
 from comfyui.workers.base import JobFields
 from comfyui.workflows.api_format import check_api_format
@@ -23,14 +23,6 @@ _VIDEO_FIELDS = ("video", "file")
 _VIDEO_PARAMS = ("video_url", "video_node_id", "video_input_field")
 Heard = Callable[[str], None]
 _PLAIN_EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,8}")
-
-
-class QueueError(Exception):
-    """The queue could not be asked: worth trying again. The text has no address and no key."""
-
-
-class QueueSetupError(QueueError):
-    """It will not work before somebody changes something; the text says what."""
 
 
 class WorkerState(IntEnum):
@@ -177,7 +169,7 @@ def _workflow(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = jsonio.loads(value)
-        except jsonio.JSONError as error:
+        except JSONError as error:
             raise ComfyUIValidationError(f"params.workflow: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ComfyUIValidationError("params.workflow: must be a workflow in ComfyUI's API format, an object")

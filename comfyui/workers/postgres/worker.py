@@ -14,11 +14,11 @@ from typing import Any
 
 import structlog
 
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, QueueError, QueueSetupError, SettingsError
 from comfyui.logs import configure_logging
 from comfyui.outputs.stores.store import ObjectStore
 from comfyui.retrying import Backoff
-from comfyui.settings import ENV_FILE, SettingsError, load
+from comfyui.settings import ENV_FILE, load
 from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, stop_on_signals
 from comfyui.workers.diagnostics import describing
@@ -26,7 +26,7 @@ from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions
 from comfyui.workers.postgres.schema import migrations
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
-from comfyui.workers.postgres.tasks import QueueError, QueueSetupError, TaskQueue
+from comfyui.workers.postgres.tasks import TaskQueue
 
 _log = structlog.get_logger("postgres_worker")
 _BACKOFF = Backoff(start_s=0.4, max_s=15.0)

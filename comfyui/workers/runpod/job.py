@@ -14,10 +14,10 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIError, ComfyUIInputError
+from comfyui.exceptions import ComfyUIError, ComfyUIInputError, JSONError, ResultTooLargeError, StorageRefusedError
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import Given, InputFile, OutputFile, PromptRequest, PromptResult
-from comfyui.outputs.stores.store import ObjectStore, Placement, StorageRefusedError, StoredObject
+from comfyui.outputs.stores.store import ObjectStore, Placement, StoredObject
 from comfyui.transport.body import OpenBody
 from comfyui.workers.base import JobFields
 from comfyui.workers.delivering import (
@@ -39,13 +39,6 @@ _SYNC_ID = "sync-"
 _LONGEST_NAME = 100
 # Of one file's entries beside what `_head` has: type, commas, an empty `data`.
 _ENTRY_BYTES = 64
-
-
-class ResultTooLargeError(ComfyUIError):
-    """The files do not fit into a reply, and there is nowhere else to put them."""
-
-    title = "Result too large"
-    code = "result_too_large"
 
 
 class _Tolerant(Given):
@@ -102,7 +95,7 @@ class JobInput(_Tolerant):
             return value
         try:
             return jsonio.loads(value)
-        except jsonio.JSONError as error:
+        except JSONError as error:
             raise ValueError(f"is a text that is not JSON: {error}") from error
 
     @property
@@ -161,7 +154,7 @@ def parse_input(job_input: Any) -> JobInput:
     if isinstance(job_input, str | bytes):
         try:
             job_input = jsonio.loads(job_input)
-        except jsonio.JSONError as error:
+        except JSONError as error:
             raise ComfyUIInputError(f"input: is a text that is not JSON: {error}") from error
     if not isinstance(job_input, Mapping):
         raise ComfyUIInputError("input: must be an object with workflow, or its JSON text")

@@ -25,12 +25,12 @@ from typing import Any, Protocol
 import structlog
 
 from comfyui.events import Event
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ComfyUIError, SettingsError
 from comfyui.logs import configure_logging
 from comfyui.models import PromptResult
 from comfyui.outputs.stores.s3 import S3Store
 from comfyui.outputs.stores.store import StoreCheck
-from comfyui.settings import ENV_FILE, SettingsError, load
+from comfyui.settings import ENV_FILE, load
 from comfyui.tasks import happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.delivering import saved_before

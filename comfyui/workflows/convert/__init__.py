@@ -23,7 +23,7 @@ from datetime import datetime
 from random import Random
 from typing import Any
 
-from comfyui.exceptions import ComfyUIValidationError
+from comfyui.exceptions import ComfyUIValidationError, UncertainLayoutError
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.workflows.api_format import is_ui_format
 from comfyui.workflows.convert.graph import BYPASS, MISSING, Node, Widget, Workflow, parse_workflow, slot_type
@@ -42,7 +42,7 @@ from comfyui.workflows.convert.primitives import apply_primitives
 from comfyui.workflows.convert.promotion import promote_widgets
 from comfyui.workflows.convert.text import choose_dynamic_prompt, fill_placeholders, has_choices
 from comfyui.workflows.convert.virtual import apply_everywhere_links, is_virtual, remove_editor_only, setter_warnings
-from comfyui.workflows.convert.widgets import BROWSER_ONLY_TYPES, UncertainLayoutError, complete_node
+from comfyui.workflows.convert.widgets import BROWSER_ONLY_TYPES, complete_node
 from comfyui.workflows.node_definitions import ObjectInfo, declared_outputs
 
 __all__ = ["ConvertedWorkflow", "to_api_format"]

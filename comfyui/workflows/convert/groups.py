@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfyui.exceptions import ComfyUIValidationError
+from comfyui.exceptions import ComfyUIValidationError, UncertainLayoutError
 from comfyui.limits import DEFAULT_LIMITS, Limits, over
 from comfyui.workflows.convert.graph import (
     SUBGRAPH_INPUT_NODE,
@@ -25,7 +25,7 @@ from comfyui.workflows.convert.graph import (
     slot_type,
 )
 from comfyui.workflows.convert.values import set_value
-from comfyui.workflows.convert.widgets import UncertainLayoutError, complete_node, editor_inputs, has_widget
+from comfyui.workflows.convert.widgets import complete_node, editor_inputs, has_widget
 from comfyui.workflows.node_definitions import InputSpec, ObjectInfo, as_mapping, as_sequence, declared_outputs
 
 _PREFIXES = ("workflow/", "workflow>")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from comfyui.exceptions import UncertainLayoutError
 from comfyui.workflows.convert.graph import MISSING, InputSlot, Node, Widget, slot_type
 from comfyui.workflows.convert.values import store_values, with_defaults
 from comfyui.workflows.node_definitions import (
@@ -66,10 +67,6 @@ _KEPT_BY_EDITOR = 2
 _SEED_NAMES = frozenset({"seed", "noise_seed"})
 # Node definitions of ComfyUI itself: the editor has all their widgets, no script adds one.
 _OWN_MODULES = ("nodes", "comfy_extras.", "comfy_api_nodes.")
-
-
-class UncertainLayoutError(Exception):
-    """Why a node's stored values cannot be converted."""
 
 
 def editor_inputs(class_type: str, definition: Mapping[str, Any]) -> list[InputSpec]:

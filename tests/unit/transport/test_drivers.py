@@ -10,8 +10,14 @@ import pytest
 from yarl import URL
 
 from comfyui.client import ComfyUIClient
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUIServerError, ComfyUIValidationError
-from comfyui.transport.connection import ConnectError, NoAnswerError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUIServerError,
+    ComfyUIValidationError,
+    ConnectError,
+    NoAnswerError,
+)
 from comfyui.transport.http1 import Http1Client
 
 Serve = Callable[[bytes], Awaitable[bytes | None]]

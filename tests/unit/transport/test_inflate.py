@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyui.transport.inflate import InflateError, Inflater, coding_of
+from comfyui.exceptions import InflateError
+from comfyui.transport.inflate import Inflater, coding_of
 
 
 def bare(data: bytes) -> bytes:

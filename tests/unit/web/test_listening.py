@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from comfyui.settings import SettingsError, load
+from comfyui.exceptions import SettingsError
+from comfyui.settings import load
 from comfyui.web.server.listening import bind, parse_listen, url_of
 from config import Settings
 from tests.support.running import needs_ipv6
