@@ -39,10 +39,15 @@ class SideTasks:
         task.add_done_callback(self._ended)
         return task
 
+    async def join(self, timeout_s: float | None = None) -> None:
+        """Returns when all tasks that run now have ended by themselves, or after `timeout_s`."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
     async def close(self, *, patience_s: float = 0.0) -> None:
         """Returns when all tasks have ended; those that run after `patience_s` are cancelled."""
-        if self._tasks and patience_s:
-            await asyncio.wait(self._tasks, timeout=patience_s)
+        if patience_s:
+            await self.join(patience_s)
         await _end(self._tasks)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from comfyui.exceptions import ComfyUIError, ComfyUIShutdownError
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import PromptRequest
 from comfyui.retrying import Backoff
+from comfyui.tasks import SideTasks
 from comfyui.workflows.api_format import check_api_format
 
 _PATIENCE_S = 60.0
@@ -52,13 +52,9 @@ async def warming_up(handler: ComfyUIHandler, workflow: dict[str, Any], *, timeo
     unready on purpose, so that a rollout stops before the old version is gone.
     """
     handler.not_warm = "warming up"
-    task = asyncio.create_task(_warm_up(handler, workflow, timeout_s), name="warm up")
-    try:
+    async with SideTasks() as side:
+        side.start(_warm_up(handler, workflow, timeout_s), "warm up")
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _warm_up(handler: ComfyUIHandler, workflow: dict[str, Any], timeout_s: float) -> None:

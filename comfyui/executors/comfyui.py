@@ -43,6 +43,7 @@ from comfyui.offload import offloaded
 from comfyui.replies import HistoryEntry, QueueItem
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
+from comfyui.tasks import end_tasks
 from comfyui.workflows.api_format import defeat_cache, upload_inputs
 from comfyui.workflows.preflight import refusal
 
@@ -158,9 +159,7 @@ class PromptRunner:
                         if found is not None:
                             return asking[task], found
         finally:
-            for task in asking:
-                task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+            await end_tasks(*asking)
         if failure is not None and (everywhere or not self._pool.ready):
             raise failure
         return None, None

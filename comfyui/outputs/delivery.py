@@ -16,6 +16,7 @@ from comfyui.outputs.history import OutputContent, result_json
 from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.store import ObjectStore, Placement
 from comfyui.outputs.zipping import zip_pieces
+from comfyui.tasks import end_tasks
 from comfyui.transport.body import OpenBody
 
 _log = structlog.get_logger(__name__)
@@ -73,9 +74,7 @@ class Deliverer:
         """Gives the uploads that were given up a moment to remove what they had sent."""
         if self._given_up:
             await asyncio.wait(self._given_up, timeout=_LAST_UPLOADS_S)
-            for task in self._given_up:
-                task.cancel()
-            await asyncio.gather(*self._given_up, return_exceptions=True)
+            await end_tasks(*self._given_up)
 
     def check(self, order: Order) -> None:
         """Raise `StorageRefusedError` for an order that cannot be met, before any work is done for it."""

@@ -10,8 +10,8 @@ import asyncio
 import functools
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +40,7 @@ from comfyui.runpod.results import ResultFiles
 from comfyui.runpod.retention import Retention
 from comfyui.runpod.sending import Submitter
 from comfyui.runpod.sockets import Hub
+from comfyui.tasks import SideTasks
 
 _log = structlog.get_logger(__name__)
 
@@ -150,8 +151,9 @@ class RunPodBridge:
                 results, inputs, queue, max_age_s=options.data_days * _DAY_S, on_inputs_removed=hub.drop_own
             )
             tasks["retention"] = retention.run()
+        side = await stack.enter_async_context(SideTasks(functools.partial(_give_up, health)))
         for name, work in tasks.items():
-            stack.push_async_callback(_end, _started(work, f"RunPod {name}", health))
+            side.start(work, f"RunPod {name}")
         routes = [
             *_twins(PromptRoutes(queue, journal, inputs).routes()),
             *_twins(FileRoutes(results, inputs, local).routes()),
@@ -255,19 +257,7 @@ def _twins(routes: Sequence[web.RouteDef]) -> list[web.RouteDef]:
     return [*routes, *(web.RouteDef(one.method, f"/api{one.path}", one.handler, one.kwargs) for one in routes)]
 
 
-def _started(work: Coroutine[Any, Any, None], name: str, health: EndpointHealth) -> asyncio.Task[None]:
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            # A bug of ours: no prompt must be taken that nobody would send or follow.
-            _log.critical("runpod.crashed", task=task.get_name(), exc_info=task.exception())
-            health.give_up("a part of the gateway failed; its log has the reason. Restart it")
-
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(ended)
-    return task
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError, Exception):
-        await task
+def _give_up(health: EndpointHealth, task: asyncio.Task[None]) -> None:
+    """A bug of ours: no prompt must be taken that nobody would send or follow."""
+    _log.critical("runpod.crashed", task=task.get_name(), exc_info=task.exception())
+    health.give_up("a part of the gateway failed; its log has the reason. Restart it")

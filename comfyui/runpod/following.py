@@ -22,7 +22,7 @@ from comfyui.runpod.jobs import JobQueue
 from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal
 from comfyui.runpod.narrator import Failure, failure_of
 from comfyui.runpod.results import ResultFiles
-from comfyui.tasks import happens_within
+from comfyui.tasks import SideTasks, happens_within
 
 _log = structlog.get_logger(__name__)
 
@@ -58,17 +58,17 @@ class Follower:
         self._journal = journal
         self._results = results
         self._looks: dict[Job, _Look] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = SideTasks(_log_crash)
         self._wake = asyncio.Event()
 
     def follow(self, job: Job) -> None:
         if job.state is State.DELIVERED:
-            self._spawn(self._guarded(job, self._collect(job, None, None)), f"collect {job.prompt_id}")
+            self._tasks.start(self._guarded(job, self._collect(job, None, None)), f"collect {job.prompt_id}")
         else:
             self._wake.set()
 
     def cancel(self, job: Job) -> None:
-        self._spawn(self._cancel(job), f"cancel {job.prompt_id}")
+        self._tasks.start(self._cancel(job), f"cancel {job.prompt_id}")
 
     async def run(self) -> None:
         while True:
@@ -77,9 +77,7 @@ class Follower:
             await happens_within(self._wake, wait_s)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     def _look_around(self) -> float | None:
         """Begin the looks that are due; seconds until the next one, None when there is nothing to look at."""
@@ -97,7 +95,7 @@ class Follower:
                 waits.append(look.due - now)
             elif busy < _LOOKS_AT_ONCE:
                 busy += 1
-                look.task = self._spawn(self._look(job, look), f"status of {job.prompt_id}")
+                look.task = self._tasks.start(self._look(job, look), f"status of {job.prompt_id}")
         return min(waits, default=None)
 
     async def _look(self, job: Job, look: _Look) -> None:
@@ -152,7 +150,7 @@ class Follower:
         # First of all, and without end: RunPod will not keep it, and its SDK has forgotten it already.
         await self._queue.insist(lambda: self._journal.deliver(job, answer.body))
         collecting = self._collect(job, answer.body, answer.execution_ms)
-        self._spawn(self._guarded(job, collecting), f"collect {job.prompt_id}")
+        self._tasks.start(self._guarded(job, collecting), f"collect {job.prompt_id}")
 
     async def _collect(self, job: Job, body: bytes | None, execution_ms: float | None) -> None:
         """From the result that is in the journal to files; `body` is that result where it is at hand."""
@@ -193,16 +191,9 @@ class Follower:
                 look.task.cancel()
             await self._queue.interrupted(job)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.critical("runpod.crashed", task=task.get_name(), exc_info=task.exception())
+def _log_crash(task: asyncio.Task[None]) -> None:
+    _log.critical("runpod.crashed", task=task.get_name(), exc_info=task.exception())
 
 
 def _error_in(output: Any) -> Any:

@@ -30,6 +30,7 @@ from comfyui.exceptions import (
     retry_after_s,
 )
 from comfyui.replies import object_info
+from comfyui.tasks import SideTasks
 
 _PROBE_S = 5.0
 _PROBE_TIMEOUT_S = 3.0
@@ -70,7 +71,7 @@ class LocalComfyUI:
         self.reachable = False
         self.on_change: Callable[[], None] = lambda: None
         self._session: aiohttp.ClientSession | None = None
-        self._prober: asyncio.Task[None] | None = None
+        self._side = SideTasks()
         self._definitions: Mapping[str, Any] | None = None
         self._definitions_at = -math.inf
         self._lock = asyncio.Lock()
@@ -91,14 +92,11 @@ class LocalComfyUI:
         await self._probe()
         if not self.reachable:
             self._log.info("runpod.local", state="away")
-        self._prober = asyncio.create_task(self._probe_loop(), name=f"probe of the local ComfyUI {self.name}")
+        self._side.start(self._probe_loop(), f"probe of the local ComfyUI {self.name}")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._prober is not None:
-            self._prober.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._prober
+        await self._side.close()
         if self._session is not None:
             await self._session.close()
             self._session = None

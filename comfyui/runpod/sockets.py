@@ -21,6 +21,7 @@ from comfyui import jsonio
 from comfyui.exceptions import JSONError
 from comfyui.offload import Turns
 from comfyui.runpod.local import LocalComfyUI
+from comfyui.tasks import end_tasks
 from comfyui.transport.frames import Frames
 
 _log = structlog.get_logger(__name__)
@@ -160,9 +161,7 @@ class Hub:
             # When only the local ComfyUI goes, RunPod's news still come.
             await asyncio.wait((reading, writing, dropped), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*tasks)
 
     async def _read_client(self, client: _Client, upstream: aiohttp.ClientWebSocketResponse[bool] | None) -> None:
         first = True

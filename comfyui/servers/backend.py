@@ -26,7 +26,7 @@ from comfyui.retrying import Backoff
 from comfyui.servers.definitions import NodeDefinitions
 from comfyui.servers.process import Death
 from comfyui.servers.watcher import CompletionWatcher
-from comfyui.tasks import happens_within
+from comfyui.tasks import SideTasks, happens_within
 
 _PROBE_BACKOFF = Backoff(start_s=0.5, max_s=3.0)
 _PROBE_UP_S = 5.0
@@ -111,6 +111,7 @@ class Backend:
         self._hold = ""
         self._down_since: float | None = None
         self._moved: set[str] = set()
+        self._side = SideTasks()
         self._cancelling: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
 
@@ -118,10 +119,9 @@ class Backend:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.client)
             stack.push_async_callback(self._definitions.close)
-            stack.push_async_callback(self._stop_cancelling)
             await stack.enter_async_context(self.watcher)
-            prober = asyncio.create_task(self._probe_loop(), name=f"probe {self.name}")
-            stack.push_async_callback(_stop, prober)
+            await stack.enter_async_context(self._side)
+            self._side.start(self._probe_loop(), f"probe {self.name}")
             self._stack = stack.pop_all()
         return self
 
@@ -285,7 +285,7 @@ class Backend:
                 failures = 0 if await self._judge() else failures + 1
                 if self._moved and (self._cancelling is None or self._cancelling.done()):
                     # Beside the probing: it may hang, and take as long as all tries together.
-                    self._cancelling = asyncio.create_task(self._cancel_moved(), name=f"cancel moved {self.name}")
+                    self._cancelling = self._side.start(self._cancel_moved(), f"cancel moved {self.name}")
             else:
                 failures += 1
                 kind_known = False
@@ -363,10 +363,6 @@ class Backend:
             except ComfyUIError as error:
                 self._log.warning("prompt.cancel_failed", prompt_id=prompt_id, reason="moved", detail=error.detail)
 
-    async def _stop_cancelling(self) -> None:
-        if self._cancelling is not None:
-            await _stop(self._cancelling)
-
     async def _answers(self) -> bool:
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
@@ -382,9 +378,3 @@ class Backend:
             return True
         self._set(Health.STARTING if self.health is Health.STARTING else Health.DOWN, detail)
         return False
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

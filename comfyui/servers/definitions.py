@@ -7,6 +7,7 @@ import time
 
 from comfyui.client import ComfyUIClient
 from comfyui.replies import JSON
+from comfyui.tasks import SideTasks
 
 # How long after it was asked a server may take to say what it has: some seconds with many nodes on a slow disk. A wrong
 # guess is a refused workflow; waiting costs once, since those who come later count from the same question.
@@ -22,16 +23,15 @@ class NodeDefinitions:
         self._known_at = 0.0
         self._asking: asyncio.Task[JSON] | None = None
         self._asked_at = 0.0
-        self._tasks: set[asyncio.Task[JSON]] = set()
+        # How it ended is told to those who wait for it, who may be none any more.
+        self._tasks = SideTasks(lambda _task: None)
 
     async def get(self, max_age_s: float) -> JSON:
         if self._known is not None and time.monotonic() - self._known_at <= max_age_s:
             return self._known
         if self._asking is None:
-            self._asking = asyncio.create_task(self._ask(), name=f"definitions {self._client.name}")
+            self._asking = self._tasks.start(self._ask(), f"definitions {self._client.name}")
             self._asked_at = time.monotonic()
-            self._tasks.add(self._asking)
-            self._asking.add_done_callback(self._ended)
         # It goes on without whoever gives up waiting: the answer is wanted by others, and later.
         return await asyncio.shield(self._asking)
 
@@ -45,9 +45,7 @@ class NodeDefinitions:
         self._known = self._asking = None
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     async def _ask(self) -> JSON:
         try:
@@ -58,8 +56,3 @@ class NodeDefinitions:
         finally:
             if self._asking is asyncio.current_task():
                 self._asking = None
-
-    def _ended(self, task: asyncio.Task[JSON]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody may be waiting any more

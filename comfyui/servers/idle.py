@@ -12,6 +12,7 @@ import structlog
 from comfyui.exceptions import ComfyUIError
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
+from comfyui.tasks import SideTasks
 
 _LOOK_EVERY_S = 1.0
 
@@ -25,13 +26,10 @@ async def freeing_when_idle(pool: BackendPool, idle_s: float) -> AsyncIterator[N
     if not idle_s:
         yield
         return
-    tasks = [asyncio.create_task(_free(backend, idle_s), name=f"free {backend.name}") for backend in pool.backends]
-    try:
+    async with SideTasks() as side:
+        for backend in pool.backends:
+            side.start(_free(backend, idle_s), f"free {backend.name}")
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _free(backend: Backend, idle_s: float) -> None:

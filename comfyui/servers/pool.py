@@ -18,6 +18,7 @@ from comfyui.offload import in_thread
 from comfyui.servers.backend import Backend, Health
 from comfyui.servers.prompt_worker import PromptWorker
 from comfyui.servers.watcher import CompletionWatcher
+from comfyui.tasks import end_tasks
 from comfyui.workflows.preflight import preflight
 
 _NO_ACCESS: Mapping[str, ServerAccess] = {}
@@ -131,8 +132,7 @@ class BackendPool:
         try:
             await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
+            await end_tasks(*tasks)
 
     def why_not_ready(self, *, in_detail: bool = True) -> str:
         """One sentence for each server that is not in rotation; not `in_detail`: how many are in which state."""

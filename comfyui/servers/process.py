@@ -29,6 +29,7 @@ from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.retrying import Backoff
 from comfyui.servers import guard, ports
+from comfyui.tasks import SideTasks, end_tasks
 
 _ASK_EVERY_S = 0.1
 _ASK_TIMEOUT_S = 5.0
@@ -124,7 +125,7 @@ class ComfyUIProcess:
         self._log = structlog.get_logger(__name__).bind(server=self._client.name)
         self._changed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeper = SideTasks(self._keeper_died)
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
@@ -132,7 +133,7 @@ class ComfyUIProcess:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        await self._end_keeper()
+        await self._keeper.close()
         self._set(ProcessState.STOPPED, "stopped")
         await self._client.__aexit__()
 
@@ -168,26 +169,19 @@ class ComfyUIProcess:
 
     async def restart(self) -> None:
         """Stop the child and start it anew, crashed or not; returns before it is ready."""
-        await self._end_keeper()
+        await self._keeper.close()
         self._keep()
 
     # Its life
 
     def _keep(self) -> None:
         self._set(ProcessState.STARTING, "starting")
-        self._keeper = asyncio.create_task(self._keep_running(), name=f"keep {self._client.name}")
-        self._keeper.add_done_callback(self._keeper_ended)
+        self._keeper.start(self._keep_running(), f"keep {self._client.name}")
 
-    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+    def _keeper_died(self, keeper: asyncio.Task[None]) -> None:
         """Who waits for it must not wait for ever because of a mistake of ours."""
-        if not keeper.cancelled() and (error := keeper.exception()) is not None:
-            self._log.error("comfyui.keeper_died", exc_info=error)
-            self._set(ProcessState.FAILED, "the gateway failed; its log has the reason")
-
-    async def _end_keeper(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+        self._log.error("comfyui.keeper_died", exc_info=keeper.exception())
+        self._set(ProcessState.FAILED, "the gateway failed; its log has the reason")
 
     async def _keep_running(self) -> None:
         in_succession = 0
@@ -232,9 +226,7 @@ class ComfyUIProcess:
             return self._clock() - ready_at > _STABLE_S, ready, how
         finally:
             await self._stop(process)
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
+            await end_tasks(reader)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         """Raises OSError when it cannot be started."""

@@ -46,7 +46,7 @@ from comfyui.replies import HistoryEntry, QueueItem
 from comfyui.retrying import Backoff
 from comfyui.servers.positions import Place, QueuePositions
 from comfyui.servers.prompt_worker import PromptWorker
-from comfyui.tasks import happens_within
+from comfyui.tasks import SideTasks, happens_within
 from comfyui.transport.frames import Frames
 
 _FRONT = 4
@@ -169,7 +169,7 @@ class CompletionWatcher:
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._watches: dict[str, Watch] = {}
         self._positions = QueuePositions(self._waiting)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = SideTasks(self._died)
         self._wake = asyncio.Event()
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._live_id: str | None = None
@@ -197,15 +197,13 @@ class CompletionWatcher:
         self.crashed: BaseException | None = None
 
     async def __aenter__(self) -> Self:
-        self._spawn(self._socket_loop(), "socket")
-        self._spawn(self._poll_loop(), "poller")
+        self._start(self._socket_loop(), "socket")
+        self._start(self._poll_loop(), "poller")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         self._positions.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         for watch in self._watches.values():
             watch.fail(ComfyUIConnectionError("the gateway stopped watching ComfyUI", prompt_id=watch.prompt_id))
         self._watches.clear()
@@ -375,7 +373,7 @@ class CompletionWatcher:
         watch.heard = True
         watch.tell(event)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
-            self._spawn(self._collect(watch), f"collect {watch.prompt_id}")
+            self._start(self._collect(watch), f"collect {watch.prompt_id}")
 
     def _remaining_is(self, remaining: int) -> None:
         self.queue_remaining = remaining
@@ -623,16 +621,11 @@ class CompletionWatcher:
 
     # Tasks
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=f"{name} {self._client.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.start(work, f"{name} {self._client.name}")
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
-            return
-        # A bug of ours: nobody must go on waiting for a watcher that is dead.
+    def _died(self, task: asyncio.Task[None]) -> None:
+        """A bug of ours: nobody must go on waiting for a watcher that is dead."""
         self.crashed = task.exception()
         self._log.critical("watcher.crashed", task=task.get_name(), exc_info=self.crashed)
         for watch in list(self._watches.values()):

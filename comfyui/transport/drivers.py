@@ -33,6 +33,7 @@ from comfyui.exceptions import (
     InvalidAnswerError,
     InvalidRequestError,
 )
+from comfyui.tasks import end_tasks
 from comfyui.transport.body import OpenBody
 from comfyui.transport.connection import Answer
 from comfyui.transport.framing import RawHeaders, header_value
@@ -257,8 +258,7 @@ class AiohttpTransport:
             return await asyncio.shield(sending)
         except asyncio.CancelledError:
             await asyncio.wait([sending], timeout=last_word_s)
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            await end_tasks(sending)
             raise
 
     async def _fetch(self, method: str, target: str, body: bytes | None, headers: Headers) -> RawReply:

@@ -37,6 +37,7 @@ from comfyui.servers.backend import Backend, Health
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.process import ComfyUIProcess, ProcessState
+from comfyui.tasks import SideTasks
 from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
 from comfyui.workers.delivering import DELIVERY_BACKOFF, Patience
 from comfyui.workflows.api_format import check_api_format, upload_inputs
@@ -179,7 +180,7 @@ class ComfyUIWorker:
         self.folders = ComfyUIFolders(options.cleanup, self.forget_inputs)
         self._slot = asyncio.Semaphore(options.jobs_at_once)
         self._recovering = asyncio.Lock()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = SideTasks()
         self._log = structlog.get_logger(__name__)
         self._stack = AsyncExitStack()
 
@@ -189,11 +190,11 @@ class ComfyUIWorker:
             if self.process is not None:
                 self._backend.hold("starting")
                 await stack.enter_async_context(self.process)
-                following = asyncio.create_task(self._follow(self.process), name="follow ComfyUI's process")
-                stack.push_async_callback(_stopped, following)
+                following = await stack.enter_async_context(SideTasks())
+                following.start(self._follow(self.process), "follow ComfyUI's process")
             await stack.enter_async_context(self._stager)
             await stack.enter_async_context(self.folders)
-            stack.push_async_callback(self._stop_ending)
+            await stack.enter_async_context(self._ending)
             self._stack = stack.pop_all()
         return self
 
@@ -229,8 +230,7 @@ class ComfyUIWorker:
         Raises:
             ComfyUIConnectionError: it does not run and is not started again, or it does not answer in time.
         """
-        if self._ending:
-            await asyncio.wait(self._ending)
+        await self._ending.join()
         async with self._recovering:
             backend = self._backend
             if self.process is not None:
@@ -333,9 +333,7 @@ class ComfyUIWorker:
     def _see_it_end(self, request: PromptRequest) -> None:
         """The prompt was cancelled; where it does not heed it, the child is restarted. The next job waits for that."""
         if self.process is not None:
-            task = asyncio.create_task(self._restart_if_hung(self.process, request), name="see it end")
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._ending.start(self._restart_if_hung(self.process, request), "see it end")
 
     async def _restart_if_hung(self, process: ComfyUIProcess, request: PromptRequest) -> None:
         prompt_id = str(request.prompt_id)
@@ -353,11 +351,6 @@ class ComfyUIWorker:
                 await process.restart()
                 return
             await asyncio.sleep(_LOOK_EVERY_S)
-
-    async def _stop_ending(self) -> None:
-        for task in self._ending:
-            task.cancel()
-        await asyncio.gather(*self._ending, return_exceptions=True)
 
     async def _follow(self, process: ComfyUIProcess) -> None:
         """Tell the pool of the child's life: what it had is lost when it ends, and nobody waits for one given up."""
@@ -415,11 +408,6 @@ def _process(options: WorkerOptions) -> ComfyUIProcess:
         restart_delay_s=options.restart_delay_s,
         on_line=options.on_line,
     )
-
-
-async def _stopped(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
 
 
 async def _websocket_connected(backend: Backend) -> None:

@@ -20,6 +20,7 @@ from comfyui.exceptions import (
     ComfyUIPromptQuarantinedError,
     ComfyUITaskError,
 )
+from comfyui.tasks import SideTasks
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions
 from comfyui.workflows.node_definitions import ObjectInfo, input_specs
 
@@ -142,12 +143,9 @@ async def describing(worker: ComfyUIWorker) -> AsyncIterator[None]:
             await worker.wait_until_ready()
             await log_environment(worker)
 
-    task = asyncio.create_task(describe(), name="describe")
-    try:
+    async with SideTasks() as side:
+        side.start(describe(), "describe")
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def diagnostics(worker: ComfyUIWorker) -> str:

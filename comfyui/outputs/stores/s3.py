@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from comfyui.exceptions import StorageError, StorageRefusedError
 from comfyui.outputs.stores.store import Parts, Placement, StoredObject, probe_key, safe_key
 from comfyui.settings import MAX_PRESIGN_SECONDS, S3Fields
+from comfyui.tasks import SideTasks
 
 _log = structlog.get_logger(__name__)
 _PARTS_IN_FLIGHT = 2
@@ -97,7 +98,7 @@ class S3Store:
         self._client: Any = None
         self._signer: Any = None
         self._errors: Any = None
-        self._aborts: set[asyncio.Task[None]] = set()
+        self._aborts = SideTasks()
         try:
             self.check(Placement())
         except StorageRefusedError as error:
@@ -118,12 +119,8 @@ class S3Store:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._aborts:
-            # A store that is silent must not hold up the end.
-            await asyncio.wait(self._aborts, timeout=_LAST_ABORTS_S)
-            for task in self._aborts:
-                task.cancel()
-            await asyncio.gather(*self._aborts, return_exceptions=True)
+        # A store that is silent must not hold up the end.
+        await self._aborts.close(patience_s=_LAST_ABORTS_S)
         await self._stack.aclose()
 
     def check(self, placement: Placement) -> None:
@@ -240,10 +237,7 @@ class S3Store:
             with suppress(self._errors.ClientError, self._errors.BotoCoreError):
                 await self._client.abort_multipart_upload(**upload)
 
-        task = asyncio.create_task(abort(), name="s3 abort")
-        self._aborts.add(task)
-        task.add_done_callback(self._aborts.discard)
-        await asyncio.shield(task)
+        await asyncio.shield(self._aborts.start(abort(), "s3 abort"))
 
     def _new_client(self, session: Any, config: Any, endpoint_url: str | None) -> Any:
         settings = self._settings

@@ -14,6 +14,7 @@ from comfyui.exceptions import ClientGoneError, NotAcceptableError
 from comfyui.jobs.job import Listener
 from comfyui.models import OutputFile, PromptResult
 from comfyui.outputs.delivery import Deliverer, Order
+from comfyui.tasks import end_tasks
 from comfyui.transport.body import IteratedBody
 from comfyui.web.api.accept import Accepted, Form
 from comfyui.web.api.sse import EventFeed, event_stream
@@ -215,7 +216,7 @@ async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work
 
     async with AsyncExitStack() as stack:
         working = asyncio.create_task(finish(), name=f"answer {call.prompt_id}")
-        stack.push_async_callback(_cancelled, working)
+        stack.push_async_callback(end_tasks, working)
         with ClientWatch(request.receive):
             await _begun(working, feed)
         if working.done():
@@ -234,8 +235,3 @@ async def _begun(working: asyncio.Task[Any], feed: EventFeed) -> None:
         await asyncio.wait((working, news), timeout=_START_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         news.cancel()
-
-
-async def _cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -19,6 +19,7 @@ from yarl import URL
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError, ComfyUITimeoutError
 from comfyui.metrics import Metrics
 from comfyui.offload import Turns
+from comfyui.tasks import end_tasks
 from comfyui.transport.drivers import unreachable
 from comfyui.transport.frames import Frames
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
@@ -205,9 +206,7 @@ class _Bridge:
             writing.cancel()
             await self._end_client(*end)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*tasks)
 
     async def _read_client(self) -> tuple[int, str]:
         """To ComfyUI what the client sends, as fast as it takes it; returns the client's close code and reason."""

@@ -34,7 +34,7 @@ from comfyui.logs import configure_logging
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.retrying import Backoff
 from comfyui.settings import ENV_FILE, load
-from comfyui.tasks import happens_within
+from comfyui.tasks import end_tasks, happens_within
 from comfyui.workers.base import ComfyUIWorker, JobFields, path_of, prompt_id_for_job, stop_on_signals
 from comfyui.workers.delivering import result_members, saved_before
 from comfyui.workers.diagnostics import describing, environment, error_members
@@ -171,7 +171,7 @@ class WorkflowTask:
                 fields=JobFields("workflow"),
             )
         finally:
-            looking.cancel()
+            await end_tasks(looking)
 
     async def _tell_position(self, prompt_id: str, started: asyncio.Event, log: TaskLog) -> None:
         """Say where the prompt is in ComfyUI's queue, until it runs."""
@@ -305,8 +305,7 @@ async def serve(settings: LittleHorseSettings, stop: asyncio.Event) -> bool:
         if polling.done():
             polling.result()
         finished = await gate.drain(worker.stop, grace_s=settings.comfyui_history_timeout_sec + _REPORT_S)
-        polling.cancel()
-        await asyncio.gather(polling, return_exceptions=True)
+        await end_tasks(polling)
     _log.info("worker.stopped", all_reported=finished)
     return finished
 

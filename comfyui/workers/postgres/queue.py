@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from comfyui import jsonio
 from comfyui.exceptions import QueueError, QueueSetupError
 from comfyui.retrying import Backoff
+from comfyui.tasks import SideTasks
 from comfyui.workers.postgres.schema import SCHEMA_VERSION, TaskNames, migrations
 from comfyui.workers.postgres.tasks import ClaimedTask, Heard, Lease, WorkerState, parsed_params
 
@@ -79,8 +80,8 @@ class PostgresQueue:
                 )
             stack.push_async_callback(self._close_pool)
             await self._check_schema()
-            listener = asyncio.create_task(self._listen(), name="postgres listen")
-            stack.push_async_callback(_stopped, listener)
+            side = await stack.enter_async_context(SideTasks())
+            side.start(self._listen(), "postgres listen")
             self._stack = stack.pop_all()
         return self
 
@@ -245,9 +246,3 @@ def _translated(*, migration: str = "") -> Iterator[None]:
     # The last is the driver's, on a connection that ended in this moment.
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise QueueError(f"the database cannot be reached: {type(error).__name__}") from None
-
-
-async def _stopped(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

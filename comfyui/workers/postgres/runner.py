@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from comfyui.exceptions import (
 from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.outputs.stores.store import ObjectStore, StoreCheck, StoredObject
 from comfyui.retrying import Backoff, retry
-from comfyui.tasks import happens_within
+from comfyui.tasks import end_tasks, happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.delivering import check_delivered, reason_not_delivered, result_members, saved_before
 from comfyui.workers.diagnostics import environment, error_members
@@ -138,15 +138,14 @@ class TaskRunner:
             self._state = state
             self._beat_now.set()
 
-    async def _pause(self, stopping: asyncio.Task[Any], until: Awaitable[Any]) -> None:
-        waiting = asyncio.ensure_future(until)
+    async def _pause(self, stopping: asyncio.Task[Any], until: Coroutine[Any, Any, Any]) -> None:
+        waiting = asyncio.create_task(until)
         try:
             await asyncio.wait(
                 {stopping, waiting}, timeout=self._options.poll_interval_s, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+            await end_tasks(waiting)
 
     def _raise_when_comfyui_failed(self) -> None:
         """A child that crashed too often is not started again: whoever supervises the worker has to know."""

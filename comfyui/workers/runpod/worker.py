@@ -31,7 +31,7 @@ from comfyui.models import PromptResult
 from comfyui.outputs.stores.s3 import S3Store
 from comfyui.outputs.stores.store import StoreCheck
 from comfyui.settings import ENV_FILE, load
-from comfyui.tasks import happens_within
+from comfyui.tasks import end_tasks, happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.delivering import saved_before
 from comfyui.workers.diagnostics import diagnostics, environment, error_members, error_text, log_environment
@@ -101,10 +101,7 @@ class RunPodWorker:
 
     async def close(self) -> None:
         """Stop ComfyUI, which gets its time for it, and close what is open."""
-        tasks = self._tasks - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*(task for task in self._tasks if task is not asyncio.current_task()))
 
     async def _drain(self) -> None:
         """After SIGTERM: what runs is finished and reported, then the SDK's loop ended, which closes all that is ours.
