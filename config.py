@@ -30,10 +30,13 @@ from comfyui.settings import (
     WebUrl,
 )
 from comfyui.warmup import load_workflow
+from comfyui.web.app import AppOptions
 from comfyui.web.comfyui.proxy import RelayOptions
-from comfyui.web.front.deps import WebOptions
 from comfyui.web.front.forwarded import DEFAULT_PROXIES, parse_proxies
+from comfyui.web.front.gateway_state import WebOptions
 from comfyui.web.front.hosts import KnownHosts, parse_hosts
+from comfyui.web.front.keys import KeyRing
+from comfyui.web.front.middleware import BodyLimits
 from comfyui.web.front.paths import DEFAULT_DENY, PathRules, ProxyMode
 from comfyui.web.server.listening import parse_listen
 from comfyui.web.server.request_head import HeadLimits
@@ -280,18 +283,6 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
         return self
 
     @property
-    def max_request_body_bytes(self) -> int:
-        return int(self.max_request_body_mb * MB)
-
-    @property
-    def max_buffered_bytes(self) -> int:
-        return int(self.max_buffered_mb * MB)
-
-    @property
-    def max_multipart_bytes(self) -> int:
-        return int(self.max_multipart_mb * MB)
-
-    @property
     def shown_addresses(self) -> list[str]:
         """The addresses of ComfyUI as a log may show them: without user and password."""
         return [str(parse_server_address(address).url) for address in self.comfyui_server_address]
@@ -299,13 +290,30 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
     def limits(self) -> Limits:
         return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
 
-    def web_options(self) -> WebOptions:
-        return WebOptions(
-            default_timeout_s=self.default_timeout,
-            max_timeout_s=self.max_timeout,
-            max_body_bytes=self.max_request_body_bytes,
-            max_input_bytes=self.max_input_bytes,
-            limits=self.limits(),
+    def app_options(self) -> AppOptions:
+        max_body_bytes = int(self.max_request_body_mb * MB)
+        # PUBLIC_URL's own name is one of those by which the gateway may be called.
+        public_host = urlsplit(self.public_url).hostname
+        return AppOptions(
+            keys=KeyRing([key.get_secret_value() for key in self.api_keys], session_s=self.login_hours * 3600),
+            public_url=self.public_url,
+            trusted_proxies=self.forwarded_allow_ips,
+            allowed_origins=frozenset(self.cors_allow_origins),
+            hosts=KnownHosts([*self.allowed_hosts, *([public_host] if public_host else [])]),
+            client_idle_s=self.client_idle_seconds,
+            bodies=BodyLimits(
+                max_bytes=max_body_bytes,
+                max_total_bytes=int(self.max_buffered_mb * MB),
+                max_form_bytes=int(self.max_multipart_mb * MB),
+            ),
+            relay=self.relay_options(),
+            web=WebOptions(
+                default_timeout_s=self.default_timeout,
+                max_timeout_s=self.max_timeout,
+                max_body_bytes=max_body_bytes,
+                max_input_bytes=self.max_input_bytes,
+                limits=self.limits(),
+            ),
         )
 
     def handler_options(self) -> HandlerOptions:
@@ -343,15 +351,15 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
             public_url=self.public_url,
         )
 
+    def with_comfyui_at(self, address: str) -> Self:
+        """The same, with one ComfyUI that is plain and asks for nothing."""
+        plain = {"comfyui_server_address": (address,), "comfyui_headers": None, "comfyui_tls_verify": "true"}
+        return self.model_copy(update=plain)
+
     def head_limits(self) -> HeadLimits:
         return HeadLimits(
             max_bytes=int(self.max_header_kb * 1000), max_fields=self.max_header_fields, seconds=self.header_seconds
         )
-
-    def known_hosts(self) -> KnownHosts:
-        """The names by which the gateway may be called; PUBLIC_URL's own is one of them."""
-        public = urlsplit(self.public_url).hostname
-        return KnownHosts([*self.allowed_hosts, *([public] if public else [])])
 
     def runpod_options(self) -> RunPodOptions | None:
         """How to reach RunPod; None where prompts run on ComfyUI."""

@@ -144,7 +144,7 @@ async def test_a_secret_header_stands_in_no_log_answer_or_setting(
                 for path in ("/health", "/health/ready", "/queue", "/metrics", "/system_stats"):
                     answers += (await fetch(gateway, path)).body
                 answers += orjson.dumps((await gateway.prompt_sync(invert_workflow()))[1])
-                answers += repr(gateway.app.state.settings).encode() + repr(gateway.app.state.accesses).encode()
+                answers += repr((gateway.settings, gateway.settings.accesses(), gateway.app.app_options)).encode()
     out = capsys.readouterr()
     assert "upstream-secret" not in caplog.text + out.out + out.err + answers.decode()
 

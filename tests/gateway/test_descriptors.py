@@ -16,6 +16,7 @@ from comfyui.exceptions import ComfyUIDescriptorsError
 from comfyui.metrics import Metrics
 from comfyui.transport.drivers import unreachable
 from comfyui.web.server.connections import Connections
+from comfyui.web.server.serving import protocols
 from tests.support.relaying import raw_client
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 
@@ -26,8 +27,7 @@ _LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
 def few(monkeypatch: pytest.MonkeyPatch) -> Connections:
     """Gateways of the test take three connections."""
     connections = Connections(3, Metrics())
-    ours = __import__("server").relaying
-    monkeypatch.setattr("tests.support.running.relaying", functools.partial(ours, connections=connections))
+    monkeypatch.setattr("tests.support.running.protocols", functools.partial(protocols, connections=connections))
     return connections
 
 

@@ -95,7 +95,7 @@ async def test_what_is_relayed_is_counted_by_route_and_in_bytes(gateway: Running
         greeting = await websocket.receive_str()
         samples = await _samples(gateway)
         assert samples["comfyui_gateway_relayed_websockets{}"] == 1
-    await eventually(lambda: gateway.app.state.metrics.relayed_websockets._value.get() == 0)
+    await eventually(lambda: gateway.app.running.metrics.relayed_websockets._value.get() == 0)
 
     route = "comfyui_gateway_upstream_requests_total{{method={},route={},status={}}}".format
     assert samples[route("POST", "/userdata/*", 200)] == 1

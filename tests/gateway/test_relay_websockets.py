@@ -359,7 +359,7 @@ async def test_a_client_that_never_reads_again_is_cut_off(monkeypatch: pytest.Mo
         _transport(websocket).pause_reading()
         async with asyncio.timeout(5):
             await ended.wait()
-        gauge = gateway.app.state.metrics.relayed_websockets._value
+        gauge = gateway.app.running.metrics.relayed_websockets._value
         await eventually(lambda: gauge.get() == 0)
         _transport(websocket).abort()
 

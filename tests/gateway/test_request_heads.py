@@ -132,7 +132,7 @@ async def test_a_body_in_one_read_with_the_next_head_is_not_counted_as_head(gate
 
 
 async def test_refusals_are_counted(guarded: RunningGateway) -> None:
-    rejected = guarded.app.state.metrics.rejected
+    rejected = guarded.app.running.metrics.rejected
     async with raw_client(guarded.url) as (reader, writer):
         writer.write(_LIVE + b"X: " + b"a" * 5_000 + b"\r\n\r\n")
         await reader.read()

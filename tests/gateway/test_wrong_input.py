@@ -339,4 +339,4 @@ async def test_a_silent_store_holds_nobody_beyond_the_timeout(
                 (file,) = json.loads(data)["images"]
                 assert "within the request's timeout" in file["error"]
                 assert file["url"].startswith("/view?")
-            assert gateway.app.state.deliverer._uploads._value > 0, "the next uploads have room"
+            assert gateway.app.running.deliverer._uploads._value > 0, "the next uploads have room"

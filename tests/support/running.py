@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 import aiohttp
 import pytest
 import uvicorn
-from fastapi import FastAPI
 
 from comfyui.engine import Engine
 from comfyui.handler import ComfyUIHandler
+from comfyui.metrics import Metrics
+from comfyui.web.app import Gateway
+from comfyui.web.server.serving import protocols
 from config import Settings
-from server import create_app, relaying
+from server import create_app
 
 Workflow = dict[str, Any]
 T = TypeVar("T")
@@ -47,14 +49,14 @@ class _Server(uvicorn.Server):
 class RunningGateway:
     """`http` is a session whose relative URLs go to the gateway."""
 
-    app: FastAPI
+    app: Gateway
+    settings: Settings
     url: str
     http: aiohttp.ClientSession
 
     @property
     def handler(self) -> ComfyUIHandler:
-        handler: ComfyUIHandler = self.app.state.handler
-        return handler
+        return self.app.running.handler
 
     async def prompt_sync(self, workflow: Workflow, *, timeout: float | None = None, **fields: Any) -> tuple[int, Any]:
         """Status and JSON of one `POST /prompt_sync`."""
@@ -66,7 +68,8 @@ class RunningGateway:
 @asynccontextmanager
 async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) -> AsyncIterator[RunningGateway]:
     """Serve in front of these ComfyUI addresses; returns when it is ready to take prompts, unless told not to wait."""
-    app = create_app(Settings(comfyui_server_address=comfyui, **settings))
+    chosen, metrics = Settings(comfyui_server_address=comfyui, **settings), Metrics()
+    app = create_app(chosen, metrics=metrics)
     config = uvicorn.Config(
         app,
         host="127.0.0.1",
@@ -74,7 +77,7 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
-        **relaying(app.state.settings, app.state.metrics),
+        **protocols(chosen.head_limits(), metrics),
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(), name="gateway")
@@ -87,7 +90,7 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession(base_url=url) as http:
-            gateway = RunningGateway(app, url, http)
+            gateway = RunningGateway(app, chosen, url, http)
             if ready:
                 await gateway.handler.pool.choose(patience_s=10)
                 for backend in gateway.handler.pool.backends:

@@ -19,7 +19,8 @@ from comfyui.transport.body import IteratedBody
 from comfyui.web.api.accept import Accepted, Form
 from comfyui.web.api.sse import EventFeed, event_stream
 from comfyui.web.api.streams import BodyStream, content_disposition
-from comfyui.web.front.errors import answer_to_nobody, request_id_of
+from comfyui.web.front.errors import answer_to_nobody
+from comfyui.web.front.request_state import state_of
 from comfyui.web.server.disconnect import ClientWatch
 
 # An answer up to this size is sent in one piece with its length; a larger one streams.
@@ -223,7 +224,7 @@ async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work
             working.result()  # what failed so early is no event yet
         opened = stack.pop_all()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Prompt-Id": call.prompt_id}
-    events = event_stream(feed, working, request_id=request_id_of(request.scope))
+    events = event_stream(feed, working, request_id=state_of(request.scope).request_id)
     opened.push_async_callback(events.aclose)
     return BodyStream(IteratedBody(events), "text/event-stream", headers, opened)
 

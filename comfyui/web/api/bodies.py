@@ -17,9 +17,10 @@ from comfyui.limits import Limits, named, over
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.web.api.multipart import WORKFLOW_FIELDS, FormLimits, read_form
-from comfyui.web.front.deps import get_handler, get_options
 from comfyui.web.front.errors import describe_validation
-from comfyui.web.front.middleware import HOLD, is_form
+from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.middleware import is_form
+from comfyui.web.front.request_state import state_of
 from comfyui.workflows.api_format import input_texts, is_ui_format
 
 # Fields of a form that are JSON; the others are plain text.
@@ -46,7 +47,7 @@ async def submission(request: Request) -> AsyncIterator[Submission]:
         ComfyUIInputError: a file of the form is too large.
         ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
     """
-    get_handler(request).refuse_when_full()
+    gateway_of(request).handler.refuse_when_full()
     submitted = await _submission(request, bare=False)
     with _held(submitted.files):
         yield submitted
@@ -106,7 +107,7 @@ def body_schema() -> dict[str, Any]:
 
 async def _submission(request: Request, *, bare: bool) -> Submission:
     """The files have no holder yet."""
-    options = get_options(request)
+    options = gateway_of(request).options
     if not is_form(request.scope):
         # Not `request.body()`: that one keeps the text beside what is made of it, for as long as the request waits.
         pieces = [chunk async for chunk in request.stream()]
@@ -115,7 +116,7 @@ async def _submission(request: Request, *, bare: bool) -> Submission:
     limits = FormLimits(
         options.max_input_bytes,
         options.max_body_bytes,
-        request.scope["state"][HOLD],
+        state_of(request.scope).hold,
         max_parts=options.limits.max_inputs + len(PromptRequest.model_fields),
     )
     texts, files = await read_form(request.stream(), request.headers["content-type"], limits)

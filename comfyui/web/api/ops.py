@@ -9,10 +9,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from comfyui.metrics import Metrics
-from comfyui.web.front.auth import IN_DETAIL
-from comfyui.web.front.deps import Handler
 from comfyui.web.front.errors import json_response
+from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.request_state import state_of
 
 router = APIRouter(tags=["health"])
 
@@ -23,14 +22,15 @@ except PackageNotFoundError:
 
 
 @router.get("/health", summary="The gateway and every ComfyUI server behind it")
-async def health(request: Request, handler: Handler) -> Response:
+async def health(request: Request) -> Response:
     """503 when no ComfyUI answers. The queue figures are ComfyUI's own, as it last told them.
 
     `simulation` is true when one of the servers is a simulation, such as the embedded engine.
 
     Where there are API keys, only who shows one is told of addresses and reasons.
     """
-    in_detail: bool = request.scope["state"][IN_DETAIL]
+    handler = gateway_of(request).handler
+    in_detail = state_of(request.scope).in_detail
     servers = await handler.health_check(in_detail=in_detail)
     remaining = sum(server["queue_remaining"] for server in servers)
     running = sum(1 for server in servers if server["queue_remaining"])
@@ -58,9 +58,9 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/health/ready", summary="200 when a prompt would be accepted now")
-async def ready(request: Request, handler: Handler) -> Response:
+async def ready(request: Request) -> Response:
     """503 with the reason while ComfyUI starts, is down or cannot run prompts, or the gateway is full or draining."""
-    reason = handler.why_not_ready(in_detail=request.scope["state"][IN_DETAIL])
+    reason = gateway_of(request).handler.why_not_ready(in_detail=state_of(request.scope).in_detail)
     if reason is None:
         return json_response(200, {"status": "ready"})
     return json_response(503, {"status": "not ready", "reason": reason})
@@ -69,8 +69,7 @@ async def ready(request: Request, handler: Handler) -> Response:
 @router.get("/metrics", summary="Prometheus text; docs/metrics.md says what each means")
 async def metrics(request: Request) -> Response:
     """Needs a key where there are keys: Prometheus can send one (``authorization`` in its scrape configuration)."""
-    collected: Metrics = request.app.state.metrics
-    return Response(generate_latest(collected.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(gateway_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/docs", include_in_schema=False)

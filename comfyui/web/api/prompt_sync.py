@@ -20,8 +20,9 @@ from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_schema
 from comfyui.web.api.bodies import body_schema, submission
 from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
-from comfyui.web.front.deps import CALLER, WebOptions, get_deliverer, get_handler, get_options
 from comfyui.web.front.errors import json_response
+from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
+from comfyui.web.front.request_state import state_of
 
 router = APIRouter()
 
@@ -88,22 +89,22 @@ class CancelCall(Parameters):
 async def prompt_sync(request: Request) -> Response:
     """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names."""
     asked = read(SubmitCall, request, in_body=PromptRequest.model_fields)
-    timeout_s = _timeout_s(asked.timeout, get_options(request))
-    handler = get_handler(request)
+    gateway = gateway_of(request)
+    timeout_s = _timeout_s(asked.timeout, gateway.options)
     async with submission(request) as submitted:
         body = submitted.request
         if asked.idempotency_key is not None:
             if body.prompt_id is not None:
                 raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
-            caller: UUID | None = request.scope["state"].get(CALLER)
-            body = body.model_copy(update={"prompt_id": prompt_id_for_key(asked.idempotency_key, caller)})
+            own_id = prompt_id_for_key(asked.idempotency_key, state_of(request.scope).caller)
+            body = body.model_copy(update={"prompt_id": own_id})
         prompt_id = str(body.prompt_id or uuid4())
         structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
         return await answer(
             request,
-            get_deliverer(request),
-            _call(request, asked, prompt_id, Order.of(body), timeout_s),
-            lambda listener: handler.submit_prompt_sync(
+            gateway.deliverer,
+            _call(request, gateway, asked, prompt_id, Order.of(body), timeout_s),
+            lambda listener: gateway.handler.submit_prompt_sync(
                 body, timeout_s=timeout_s, files=submitted.files, fresh_id=prompt_id, listener=listener
             ),
         )
@@ -118,15 +119,15 @@ async def prompt_sync(request: Request) -> Response:
 async def attach(request: Request) -> Response:
     """Answers as the POST would have, for a prompt that is queued, running or finished."""
     asked = read(AttachCall, request)
-    timeout_s = _timeout_s(asked.timeout, get_options(request))
-    handler = get_handler(request)
+    gateway = gateway_of(request)
+    timeout_s = _timeout_s(asked.timeout, gateway.options)
     prompt_id = str(asked.prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     return await answer(
         request,
-        get_deliverer(request),
-        _call(request, asked, prompt_id, asked.order(), timeout_s),
-        lambda listener: handler.attach(prompt_id, timeout_s=timeout_s, listener=listener),
+        gateway.deliverer,
+        _call(request, gateway, asked, prompt_id, asked.order(), timeout_s),
+        lambda listener: gateway.handler.attach(prompt_id, timeout_s=timeout_s, listener=listener),
     )
 
 
@@ -139,7 +140,7 @@ async def cancel(request: Request) -> Response:
     """Removed from ComfyUI's queue, or interrupted if it is the one that runs; nobody else's prompt is touched."""
     prompt_id = str(read(CancelCall, request).prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
-    await get_handler(request).cancel(prompt_id)
+    await gateway_of(request).handler.cancel(prompt_id)
     return json_response(200, {"prompt_id": prompt_id, "status": "cancelled"})
 
 
@@ -152,15 +153,16 @@ def prompt_id_for_key(key: str, caller: UUID | None) -> UUID:
     return uuid5(caller or _KEY_NAMESPACE, key)
 
 
-def _call(request: Request, asked: WaitingCall, prompt_id: str, order: Order, timeout_s: float) -> Call:
-    handler = get_handler(request)
+def _call(
+    request: Request, gateway: GatewayState, asked: WaitingCall, prompt_id: str, order: Order, timeout_s: float
+) -> Call:
     return Call(
         prompt_id,
         accepted_by(request),
         order,
         asked.node_id,
         asked.previews,
-        lambda: handler.workflow_of(prompt_id),
+        lambda: gateway.handler.workflow_of(prompt_id),
         asyncio.get_running_loop().time() + timeout_s,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from comfyui.exceptions import ComfyUINotFoundError, RequestError
 from comfyui.limits import Limits
 from comfyui.web.api.bodies import json_object
-from comfyui.web.front.deps import CALLER, Options
 from comfyui.web.front.errors import describe_validation, json_response
-from comfyui.web.front.tickets import Tickets
+from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.request_state import state_of
 
 router = APIRouter()
 
@@ -35,15 +34,15 @@ _BODY = {"content": {"application/json": {"schema": TicketRequest.model_json_sch
     summary="An address that a browser may open without a key",
     openapi_extra={"requestBody": _BODY},
 )
-async def make_ticket(request: Request, options: Options) -> Response:
+async def make_ticket(request: Request) -> Response:
     """For five minutes: one picture (or whatever a GET of this one address gives), or one websocket."""
-    wanted = _wanted(await request.body(), options.limits)
-    tickets: Tickets = request.app.state.tickets
-    caller: UUID | None = request.scope["state"].get(CALLER)
+    gateway = gateway_of(request)
+    wanted = _wanted(await request.body(), gateway.options.limits)
+    caller = state_of(request.scope).caller
     if caller is None:
         raise ComfyUINotFoundError("there are no tickets, since API_KEYS is not set: use the address as it is")
     return json_response(
-        200, tickets.make(caller, wanted.url, websocket=wanted.websocket), {"Cache-Control": "no-store"}
+        200, gateway.tickets.make(caller, wanted.url, websocket=wanted.websocket), {"Cache-Control": "no-store"}
     )
 
 

@@ -23,8 +23,8 @@ from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.web.api.bodies import Posted, Submission, body_schema, json_object, looks_like_workflow
 from comfyui.web.api.parameters import NoParameters, read
-from comfyui.web.front.deps import Handler, Options
 from comfyui.web.front.errors import json_response
+from comfyui.web.front.gateway_state import gateway_of
 from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format, node_title
 from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
 from comfyui.workflows.preflight import Problem
@@ -44,40 +44,44 @@ _FRESH_S = 5.0
 @router.post(
     "/validate", summary="What would be wrong with a workflow, without queueing it", openapi_extra=body_schema()
 )
-async def validate(posted: Posted, handler: Handler, options: Options) -> Response:
+async def validate(request: Request, posted: Posted) -> Response:
     """The body of `/prompt_sync`, or a bare workflow; 200 with `valid` and `problems`, whatever is wrong with it.
 
     `valid` is false when every ComfyUI would refuse it; `servers` says it for each where there are several.
     """
+    gateway = gateway_of(request)
+    pool, limits = gateway.handler.pool, gateway.options.limits
     prompt = posted.request.prompt
     try:
-        await offloaded(posted.request.size, check_api_format, prompt, options.limits)
+        await offloaded(posted.request.size, check_api_format, prompt, limits)
     except ComfyUILimitError:
         raise
     except ComfyUIValidationError as error:
         return json_response(200, {"valid": False, "problems": _shown(_of_format(error, prompt))})
-    reports = await _reports(handler.pool, posted, options.limits)
+    reports = await _reports(pool, posted, limits)
     best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
     answer = {"valid": best["valid"], "problems": best["problems"]}
-    return json_response(200, {**answer, "servers": reports} if len(handler.pool.backends) > 1 else answer)
+    return json_response(200, {**answer, "servers": reports} if len(pool.backends) > 1 else answer)
 
 
 @router.post("/convert", summary="A UI-format export as an API-format workflow")
-async def convert(request: Request, handler: Handler, options: Options) -> Response:
+async def convert(request: Request) -> Response:
     """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason where it is not certain.
 
     The workflow may be JSON text, as pictures have it, or stand in `extra_data.extra_pnginfo`.
     """
+    gateway = gateway_of(request)
+    limits = gateway.options.limits
     body: list[bytes] | None = [chunk async for chunk in request.stream()]
-    workflow, body = await offloaded(sum(map(len, body or ())), _ui_format, body or [], options.limits), None
-    backend = await handler.pool.choose(patience_s=_PATIENCE_S)
+    workflow, body = await offloaded(sum(map(len, body or ())), _ui_format, body or [], limits), None
+    backend = await gateway.handler.pool.choose(patience_s=_PATIENCE_S)
     try:
-        converted = await _converted(workflow, await backend.object_info(), options.limits)
+        converted = await _converted(workflow, await backend.object_info(), limits)
     except ComfyUILimitError:
         raise
     except ComfyUIValidationError:
         # A class that is not known may have been installed meanwhile.
-        converted = await _converted(workflow, await backend.object_info(max_age_s=_FRESH_S), options.limits)
+        converted = await _converted(workflow, await backend.object_info(max_age_s=_FRESH_S), limits)
     return json_response(200, {"prompt": converted.prompt, "warnings": list(converted.warnings)})
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from comfyui.offload import offloaded
-from comfyui.web.comfyui.upstreams import Upstreams
-from comfyui.web.front.deps import Handler
+from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.headers import submission_headers
 
 router = APIRouter()
@@ -14,12 +13,12 @@ router = APIRouter()
 
 @router.post("/prompt", summary="ComfyUI's own endpoint, unchanged")
 @router.post("/api/prompt", include_in_schema=False)
-async def prompt(request: Request, handler: Handler) -> Response:
+async def prompt(request: Request) -> Response:
     """The body goes to ComfyUI as it came, and the reply comes back as it came."""
     pieces = [chunk async for chunk in request.stream()]
     body = await offloaded(sum(map(len, pieces)), b"".join, pieces)
-    upstreams: Upstreams = request.app.state.upstreams
-    reply = await handler.queue_prompt_compatible(
-        body, submission_headers(request.scope), server=upstreams.backend_for(body)
+    gateway = gateway_of(request)
+    reply = await gateway.handler.queue_prompt_compatible(
+        body, submission_headers(request.scope), server=gateway.sockets.backend_for(body)
     )
     return Response(reply.body, reply.status, {"Content-Type": reply.content_type})

@@ -6,7 +6,7 @@ and not an endpoint: a web page loads hundreds of files through here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -29,10 +29,10 @@ from comfyui.transport.drivers import OpenReply
 from comfyui.web.comfyui.redaction import SecretFilter, may_hold_secrets, without_secrets
 from comfyui.web.comfyui.relay_socket import SocketRelay
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
-from comfyui.web.front.errors import error_response, refusal, request_id_of
+from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import header, public_address, request_headers, response_headers
-from comfyui.web.front.middleware import QUIET
-from comfyui.web.front.paths import PathRules, is_own, route_of, target_of
+from comfyui.web.front.paths import OwnPaths, PathRules, route_of, target_of
+from comfyui.web.front.request_state import state_of
 from comfyui.web.server.client_side import ClientSide
 from comfyui.web.server.disconnect import ClientWatch
 
@@ -63,15 +63,13 @@ class RelayOptions:
 
 
 class Relay:
-    """Middleware: the gateway's own paths go on to the application, all others and every websocket to ComfyUI.
-
-    `upstreams` gives what the lifespan has opened.
-    """
+    """Middleware: the gateway's own paths go on to the application, all others and every websocket to ComfyUI."""
 
     def __init__(
-        self, app: ASGIApp, upstreams: Callable[[], Upstreams], options: RelayOptions, metrics: Metrics
+        self, app: ASGIApp, own: OwnPaths, upstreams: Upstreams, options: RelayOptions, metrics: Metrics
     ) -> None:
         self._app = app
+        self._own = own
         self._upstreams = upstreams
         self._options = options
         self._metrics = metrics
@@ -85,7 +83,7 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind == "lifespan" or (kind == "http" and is_own(scope["method"], scope["path"])):
+        if kind == "http" and self._own.has(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
         target = target_of(scope["path"], scope.get("raw_path"), scope["query_string"])
@@ -98,13 +96,13 @@ class Relay:
             detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
             await refusal(scope, 404, detail)(scope, receive, send)
         elif kind == "websocket":
-            await self._sockets.relay(scope, receive, send, self._upstreams(), target)
+            await self._sockets.relay(scope, receive, send, self._upstreams, target)
         else:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.
-                scope.setdefault("state", {})[QUIET] = True
+                state_of(scope).quiet = True
             exchange = _Exchange(scope, receive, send, self._options, self._counters, target, route_of(raw_path))
-            await exchange.run(self._upstreams())
+            await exchange.run(self._upstreams)
 
 
 class _Counters:
@@ -161,13 +159,13 @@ class _Exchange:
                 return
             level = 30 if error.status >= 500 else 20
             _log.log(level, "relay.failed", path=self._scope["path"], status=error.status, detail=error.detail)
-            response = error_response(error, request_id_of(self._scope))
+            response = error_response(error, state_of(self._scope).request_id)
             await response(self._scope, self._receive, self._send)
         except Exception:
             _log.exception("relay.crashed", path=self._scope["path"])
             if not self._started:
                 detail = "the gateway failed; its log has the reason under this request_id"
-                response = error_response(ComfyUIError(detail), request_id_of(self._scope))
+                response = error_response(ComfyUIError(detail), state_of(self._scope).request_id)
                 await response(self._scope, self._receive, self._send)
         finally:
             if self._received:

@@ -23,8 +23,9 @@ from comfyui.tasks import end_tasks
 from comfyui.transport.drivers import unreachable
 from comfyui.transport.frames import Frames
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
-from comfyui.web.front.errors import error_response, refusal, request_id_of
+from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import request_headers, text_headers
+from comfyui.web.front.request_state import state_of
 from comfyui.web.server.socket import server_socket_of
 
 _log = structlog.get_logger("relay")
@@ -68,7 +69,7 @@ class SocketRelay:
         except aiohttp.WSServerHandshakeError as error:
             if error.status == 401 and upstream.credentials:
                 refused = ComfyUICredentialsError("websocket", upstream_status=error.status)
-                await error_response(refused, request_id_of(scope))(scope, receive, send)
+                await error_response(refused, state_of(scope).request_id)(scope, receive, send)
                 return
             detail = f"ComfyUI refused the websocket with HTTP {error.status}"
             await refusal(scope, error.status if error.status >= 400 else 502, detail)(scope, receive, send)
@@ -81,7 +82,7 @@ class SocketRelay:
                 cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
                 failure = unreachable(upstream.backend.name, cause)
                 upstream.backend.failed(failure)
-            await error_response(failure, request_id_of(scope))(scope, receive, send)
+            await error_response(failure, state_of(scope).request_id)(scope, receive, send)
             return
         client_id = parse_qs(scope["query_string"].decode("latin-1")).get("clientId", [None])[0]
         self._metrics.relayed_websockets.inc()

@@ -10,7 +10,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.metrics import Metrics
-from comfyui.web.front.deps import CALLER
 from comfyui.web.front.errors import refusal
 from comfyui.web.front.guesses import Guesses
 from comfyui.web.front.headers import header
@@ -19,12 +18,11 @@ from comfyui.web.front.keys import KeyRing, session_in, without_session
 from comfyui.web.front.login import LOGIN, LOGOUT, answer_login, answer_logout, redirect_to_login
 from comfyui.web.front.origins import Origins, Page, answer_preflight, is_preflight, with_grant
 from comfyui.web.front.paths import PROBES
+from comfyui.web.front.request_state import state_of
 from comfyui.web.front.tickets import Tickets, carries_ticket, without_referrer
 
 _BEARER, _BASIC = b"bearer ", b"basic "
 _SHOWN_HOST = 100
-IN_DETAIL = "in_detail"
-"""Where a probe's state says whether it may be told of addresses, as everybody else who gets through may be."""
 
 
 class Guard:
@@ -54,16 +52,13 @@ class Guard:
         self._guesses = guesses or Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
         page = self._origins.page_of(scope)
         unknown_host = None if self._keys else self._hosts.unknown_in(scope)
         if scope["type"] == "http" and scope["path"] in PROBES:
             if not self._keys:
-                scope["state"][IN_DETAIL] = unknown_host is None
+                state_of(scope).in_detail = unknown_host is None
             else:
-                scope["state"][IN_DETAIL] = known = self._caller(scope, page) is not None
+                state_of(scope).in_detail = known = self._caller(scope, page) is not None
                 # What it is not told says that the key is wrong, so here, too, a guess takes its time.
                 if not known and _shows_a_key(scope) and not await self._guesses.slow_down(scope):
                     await self._too_many_guesses(scope, receive, send)
@@ -91,7 +86,7 @@ class Guard:
             send = with_grant(scope, send, page)
         if ticket is not None:
             caller, scope = ticket
-            scope["state"][CALLER] = caller
+            state_of(scope).caller = caller
             await self._app(self._without_credentials(scope), receive, without_referrer(send))
         elif self._keys:
             await self._with_key(scope, receive, send, page)
@@ -112,7 +107,7 @@ class Guard:
                 return
             await response(scope, receive, send)
         elif (caller := self._caller(scope, page)) is not None:
-            scope["state"][CALLER] = caller
+            state_of(scope).caller = caller
             await self._app(self._without_credentials(scope), receive, send)
         elif _is_navigation(scope):
             await redirect_to_login(scope)(scope, receive, send)

@@ -22,6 +22,7 @@ from comfyui.exceptions import (
     error_body_of,
     retry_after_s,
 )
+from comfyui.web.front.request_state import state_of
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +59,7 @@ def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] |
         title=HTTPStatus(status).phrase,
         code=_CODES.get(status, "http_error"),
         detail=detail,
-        request_id=request_id_of(scope),
+        request_id=state_of(scope).request_id,
     )
     return json_response(status, body, headers)
 
@@ -70,7 +71,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ComfyUITaskError) and error.traceback_tail:
         fields["traceback_tail"] = "\n".join(error.traceback_tail)
     _log.log(40 if error.status >= 500 else 20, "request.failed", prompt_id=error.prompt_id, **fields)
-    return error_response(error, request_id_of(request.scope))
+    return error_response(error, state_of(request.scope).request_id)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -80,7 +81,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return error_response(RequestError(describe_validation(error.errors())), request_id_of(request.scope))
+        return error_response(RequestError(describe_validation(error.errors())), state_of(request.scope).request_id)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -92,7 +93,7 @@ def install_error_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             detail = f"{request.method} is not allowed for {request.url.path}; allowed: {allowed}"
-        body = error_body(title=title, code=code, detail=detail, request_id=request_id_of(request.scope))
+        body = error_body(title=title, code=code, detail=detail, request_id=state_of(request.scope).request_id)
         return json_response(error.status_code, body, error.headers)
 
     @app.exception_handler(ClientDisconnect)
@@ -112,7 +113,7 @@ def answer_to_nobody() -> Response:
 def unexpected(request: Request) -> Response:
     """The answer where the gateway itself failed: the traceback stands in the log, under the same id."""
     detail = "the gateway failed; its log has the reason under this request_id"
-    return error_response(ComfyUIError(detail), request_id_of(request.scope))
+    return error_response(ComfyUIError(detail), state_of(request.scope).request_id)
 
 
 def describe_validation(errors: Sequence[Any]) -> str:
@@ -132,9 +133,3 @@ def _describe(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         message = "there is no such field"
     return f"{name or 'body'}: {message}"
-
-
-def request_id_of(scope: Scope) -> str | None:
-    """The id that the middleware gave the request."""
-    request_id = scope.get("state", {}).get("request_id")
-    return request_id if isinstance(request_id, str) else None

@@ -10,8 +10,9 @@ import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from comfyui.web.front.request_state import state_of
 from comfyui.web.front.short_cache import short_cache
 
 DEFAULT_PROXIES = ("127.0.0.1", "::1")
@@ -22,8 +23,6 @@ _FORWARDED = frozenset(
 _SCHEMES = {"http": ("http", "ws"), "https": ("https", "wss"), "ws": ("http", "ws"), "wss": ("https", "wss")}
 _MAX_PREFIX = 256
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+")
-# In a request's state: the path below which the client sees the gateway ("/comfy"), and the address of the proxy.
-_PREFIX_KEY, _PEER_KEY = "forwarded_prefix", "forwarded_by"
 
 _Address = IPv4Address | IPv6Address
 _Network = IPv4Network | IPv6Network
@@ -47,13 +46,18 @@ def parse_proxies(values: Sequence[str]) -> tuple[_Network, ...] | None:
 
 
 class TrustedProxies:
-    """`values`: the addresses and CIDRs of FORWARDED_ALLOW_IPS."""
+    """Middleware. `values`: the addresses and CIDRs of FORWARDED_ALLOW_IPS."""
 
-    def __init__(self, values: Sequence[str] = DEFAULT_PROXIES) -> None:
+    def __init__(self, app: ASGIApp, values: Sequence[str] = DEFAULT_PROXIES) -> None:
+        self._app = app
         self._networks = parse_proxies(values)
         self._trusts = short_cache(4096)(self._look_up)
 
-    def apply(self, scope: Scope) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._apply(scope)
+        await self._app(scope, receive, send)
+
+    def _apply(self, scope: Scope) -> None:
         """Set the request's client and scheme as a trusted proxy tells them, and keep its host and path prefix."""
         said = [pair for pair in scope["headers"] if pair[0] in _FORWARDED]
         if not said:
@@ -65,11 +69,11 @@ class TrustedProxies:
         if proto := _last(said, b"x-forwarded-proto"):
             http, websocket = _SCHEMES.get(proto.lower(), (scope["scheme"], scope["scheme"]))
             scope["scheme"] = websocket if scope["type"] == "websocket" else http
-        state = scope.setdefault("state", {})
+        state = state_of(scope)
         if prefix := _prefix(_last(said, b"x-forwarded-prefix")):
-            state[_PREFIX_KEY] = prefix
+            state.prefix = prefix
         if (client := self._client(said)) is not None:
-            state[_PEER_KEY] = peer
+            state.peer = peer
             scope["client"] = (client, 0)
 
     def _client(self, said: Sequence[tuple[bytes, bytes]]) -> str | None:
@@ -94,15 +98,13 @@ class TrustedProxies:
 
 def prefix_of(scope: Scope) -> str:
     """The path below which the client sees the gateway, as a trusted proxy tells it: ``/comfy``, or nothing."""
-    prefix: str = scope.get("state", {}).get(_PREFIX_KEY, "")
-    return prefix
+    return state_of(scope).prefix
 
 
 def peer_of(scope: Scope) -> str:
     """The address at the other end of the connection, the client's or the last proxy's; "" where there is none."""
     client = scope.get("client")
-    peer: str = scope.get("state", {}).get(_PEER_KEY) or (client[0] if client else "")
-    return peer
+    return state_of(scope).peer or (str(client[0]) if client else "")
 
 
 def _last(said: Sequence[tuple[bytes, bytes]], name: bytes) -> str:

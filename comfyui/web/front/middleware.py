@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import time
+from dataclasses import dataclass
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,9 +21,9 @@ from comfyui.exceptions import (
 )
 from comfyui.metrics import Metrics
 from comfyui.web.front.decoding import decoded
-from comfyui.web.front.deps import CALLER
-from comfyui.web.front.errors import error_response, request_id_of
+from comfyui.web.front.errors import error_response
 from comfyui.web.front.keys import shown_name
+from comfyui.web.front.request_state import RequestState, state_of
 from comfyui.web.server.client_side import bytes_sent
 
 _log = structlog.get_logger("access")
@@ -30,10 +31,6 @@ _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 # An IPv6 address with a zone; what is longer is none.
 _LONGEST_ADDRESS = 64
-# Set in a request's state: its line is for debugging only, unless it failed.
-QUIET = "quiet"
-# In a request's state: what counts the bytes of its body that are kept in memory, where the body as a whole is not.
-HOLD = "hold"
 _FORM = b"multipart/form-data"
 # The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
 _PATHS = frozenset({"/prompt_sync", "/validate"})
@@ -57,11 +54,8 @@ class RequestContext:
         self._debug = logging.getLogger("access").isEnabledFor(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in {"http", "websocket"}:
-            await self._app(scope, receive, send)
-            return
-        request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = state_of(scope)
+        state.request_id = request_id = _request_id(scope)
         started = time.perf_counter()
         status = 0
         sent = 0
@@ -79,7 +73,7 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         finally:
             path = scope["path"]
-            quiet = status < 400 and (path in _QUIET or scope["state"].get(QUIET, False))
+            quiet = status < 400 and (path in _QUIET or state.quiet)
             if not quiet or self._debug:
                 log = _log.debug if quiet else _log.info
                 log(
@@ -90,9 +84,24 @@ class RequestContext:
                     bytes=sent,
                     ms=round((time.perf_counter() - started) * 1000, 1),
                     client=_client(scope),
-                    key=_key(scope),
+                    key=_key(state),
                 )
             structlog.contextvars.reset_contextvars(**tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """In bytes.
+
+    Attributes:
+        max_bytes: of one body.
+        max_total_bytes: of the bodies of all requests that are being read or answered.
+        max_form_bytes: of one form with files, which is kept on disk: only its texts have a part in the limit for all.
+    """
+
+    max_bytes: int
+    max_total_bytes: int
+    max_form_bytes: int
 
 
 class BodyLimit:
@@ -101,27 +110,15 @@ class BodyLimit:
     A compressed body is unpacked here: what it unpacks to is what counts.
 
     All bodies together have a limit, too, for as long as their requests last: beyond it a new one gets 429.
-
-    Args:
-        max_bytes: of one body.
-        max_total_bytes: of the bodies of all requests that are being read or answered.
-        max_form_bytes: of one form with files, which is kept on disk: only its texts have a part in the limit for all.
     """
 
-    def __init__(
-        self, app: ASGIApp, max_bytes: int, max_total_bytes: int, max_form_bytes: int, metrics: Metrics
-    ) -> None:
+    def __init__(self, app: ASGIApp, limits: BodyLimits, metrics: Metrics) -> None:
         self._app = app
-        self._max_bytes = max_bytes
-        self._max_form_bytes = max_form_bytes
-        self._max_total_bytes = max_total_bytes
+        self._limits = limits
         self._held = 0
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         length = int(declared) if declared.isdigit() else 0
         request = await decoded(scope, receive, send)
@@ -129,11 +126,11 @@ class BodyLimit:
             return
         scope, receive = request
         on_disk = is_form(scope)
-        max_bytes = self._max_form_bytes if on_disk else self._max_bytes
+        max_bytes = self._limits.max_form_bytes if on_disk else self._limits.max_bytes
         if length > max_bytes:
             await self._refuse(self._too_large(max_bytes), scope, receive, send)
             return
-        if not on_disk and self._held + length > self._max_total_bytes:
+        if not on_disk and self._held + length > self._limits.max_total_bytes:
             await self._refuse(self._no_room(), scope, receive, send)
             return
         received = held = 0
@@ -144,7 +141,7 @@ class BodyLimit:
             nonlocal held, refused
             held += size
             self._held += size
-            if self._held > self._max_total_bytes:
+            if self._held > self._limits.max_total_bytes:
                 refused = self._no_room()
                 raise refused
 
@@ -167,7 +164,7 @@ class BodyLimit:
             started = True
             await send(message)
 
-        scope["state"][HOLD] = hold
+        state_of(scope).hold = hold
         try:
             await self._app(scope, counted_receive, watched_send)
         except ComfyUIError:
@@ -180,18 +177,18 @@ class BodyLimit:
 
     def _too_large(self, max_bytes: int) -> BodyTooLargeError:
         self._metrics.rejected.labels("body_too_large").inc()
-        setting = "MAX_REQUEST_BODY_MB" if max_bytes == self._max_bytes else "MAX_MULTIPART_MB"
+        setting = "MAX_REQUEST_BODY_MB" if max_bytes == self._limits.max_bytes else "MAX_MULTIPART_MB"
         limit = f"{max_bytes / 1e6:g} MB ({setting})"
         return BodyTooLargeError(f"the body is larger than {limit}; pass large inputs by URL")
 
     def _no_room(self) -> ComfyUIOverloadedError:
         self._metrics.rejected.labels("overloaded").inc()
-        limit = f"{self._max_total_bytes / 1e6:g} MB (MAX_BUFFERED_MB)"
+        limit = f"{self._limits.max_total_bytes / 1e6:g} MB (MAX_BUFFERED_MB)"
         return ComfyUIOverloadedError(f"the bodies of the requests in flight fill {limit}; try again later")
 
     async def _refuse(self, error: ComfyUIError, scope: Scope, receive: Receive, send: Send) -> None:
         # What is left of the body is not read: the connection cannot be used again.
-        response = error_response(error, request_id_of(scope), {"Connection": "close"})
+        response = error_response(error, state_of(scope).request_id, {"Connection": "close"})
         await response(scope, receive, send)
 
 
@@ -252,7 +249,7 @@ class SlowClients:
                 raise StalledClientError("the client did not send its body")
             detail = f"the body did not go on for {self._idle_s:g} s (CLIENT_IDLE_SECONDS)"
             error = SlowRequestError(detail)
-            response = error_response(error, request_id_of(scope), {"Connection": "close"})
+            response = error_response(error, state_of(scope).request_id, {"Connection": "close"})
             await response(scope, receive, send)
 
 
@@ -287,9 +284,8 @@ def _client(scope: Scope) -> str | None:
     return str(client[0])[:_LONGEST_ADDRESS] if client else None
 
 
-def _key(scope: Scope) -> str | None:
-    caller = scope["state"].get(CALLER)
-    return None if caller is None else shown_name(caller)
+def _key(state: RequestState) -> str | None:
+    return None if state.caller is None else shown_name(state.caller)
 
 
 def _request_id(scope: Scope) -> str:

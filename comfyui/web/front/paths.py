@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -19,10 +19,6 @@ from comfyui.web.front.short_cache import short_cache
 ProxyMode = Literal["full", "api", "off"]
 
 PROBES = frozenset({"/health", "/health/live", "/health/ready"})
-_OWN = PROBES | {"/prompt_sync", "/validate", "/convert", "/metrics", "/docs", "/openapi.json"}
-_OWN_BELOW = "/prompt_sync/"
-# ComfyUI has GET /prompt; the others are nothing of ours for any other method.
-_POSTED = frozenset({"/prompt", "/api/prompt", "/tickets"})
 
 # Logs and folder paths tell about the server, and an attacker what to look for. What the web frontend cannot do
 # without are the file names that fill the choices of its Load Image (from Outputs) node.
@@ -95,11 +91,31 @@ _ROUTES = frozenset(
 _MAX_DECODINGS = 5
 
 
-def is_own(method: str, path: str) -> bool:
-    """Is it one of the gateway's endpoints? Only the exact paths: what is below ``/docs/`` is ComfyUI's."""
-    if path in _POSTED:
-        return method == "POST"
-    return path in _OWN or path.startswith(_OWN_BELOW)
+class OwnPaths:
+    """The requests that the gateway answers itself, as its routes say; all others are for ComfyUI.
+
+    A path is the gateway's own for every method, and only that path: what is below ``/docs/`` is ComfyUI's. Below a
+    path with a parameter everything is the gateway's own.
+
+    Args:
+        routes: path and method of every route, the path as the route writes it: ``/prompt_sync/{prompt_id}``.
+        shared: paths that ComfyUI has, too, or may have: of these only the methods of `routes` are the gateway's own.
+
+    Raises:
+        ValueError: a route begins with a parameter, and so has every path.
+    """
+
+    def __init__(self, routes: Iterable[tuple[str, str]], shared: Collection[str] = ()) -> None:
+        routes = list(routes)
+        own = {path for path, _ in routes if path not in shared}
+        self._exact = frozenset(path for path in own if "{" not in path)
+        self._below = tuple({path.partition("{")[0] for path in own if "{" in path})
+        if "/" in self._below:
+            raise ValueError(f"no path would be left to ComfyUI: {sorted(own)}")
+        self._shared = frozenset((path, method) for path, method in routes if path in shared)
+
+    def has(self, method: str, path: str) -> bool:
+        return path in self._exact or path.startswith(self._below) or (path, method) in self._shared
 
 
 @short_cache(2048)

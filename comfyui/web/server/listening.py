@@ -8,6 +8,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
 
+import structlog
+
+_log = structlog.get_logger("gateway")
+
 
 def parse_listen(values: Iterable[str]) -> tuple[str, ...]:
     """Addresses and names, without the brackets that IPv6 has in URLs.
@@ -68,6 +72,18 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def warn_of_strangers(hosts: Sequence[str], port: int) -> None:
+    """Says in the log that a gateway without keys can be reached from other machines, where that is so."""
+    reached = [host for host in hosts if not is_loopback(host)]
+    if reached:
+        _log.warning(
+            "gateway.open",
+            detail=f"anyone who reaches {', '.join(reached)} (port {port}) can run workflows and read all files of"
+            " ComfyUI. To close it, set API_KEYS to a long random text (openssl rand -hex 24 makes one; callers send it"
+            " as 'Authorization: Bearer KEY'), or set SERVER_HOST=127.0.0.1 to serve this machine only",
+        )
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, tuple[str, int] | tuple[str, int, int, int]]]:

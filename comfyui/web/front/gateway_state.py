@@ -1,0 +1,59 @@
+"""What all requests share: the objects that the application and its lifespan have made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastapi import Request
+from starlette.types import Scope
+
+from comfyui.handler import ComfyUIHandler
+from comfyui.limits import DEFAULT_LIMITS, Limits
+from comfyui.metrics import Metrics
+from comfyui.outputs.delivery import Deliverer
+from comfyui.servers.backend import Backend
+from comfyui.web.front.tickets import Tickets
+
+_KEY = "comfyui_gateway.gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class WebOptions:
+    """What the endpoints need of the settings; durations in seconds."""
+
+    default_timeout_s: float = 300.0
+    max_timeout_s: float = 3600.0
+    max_body_bytes: int = 100_000_000
+    max_input_bytes: int = 512_000_000
+    limits: Limits = DEFAULT_LIMITS
+
+
+class SocketServers(Protocol):
+    """Knows on which server each client of ComfyUI has its websocket."""
+
+    def backend_for(self, submission: bytes) -> Backend | None:
+        """The server that tells the submission's client of it; None where any server will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """The running gateway, as its endpoints see it."""
+
+    options: WebOptions
+    handler: ComfyUIHandler
+    deliverer: Deliverer
+    sockets: SocketServers
+    tickets: Tickets
+    metrics: Metrics
+
+
+def set_gateway(scope: Scope, gateway: GatewayState) -> None:
+    """Lets `gateway_of` find it."""
+    scope.setdefault("state", {})[_KEY] = gateway
+
+
+def gateway_of(request: Request) -> GatewayState:
+    """The gateway that serves a request."""
+    gateway: GatewayState = request.scope["state"][_KEY]
+    return gateway

@@ -1,0 +1,50 @@
+"""What is known of one request: each layer of the front writes its own part, the layers and endpoints below read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from starlette.types import Scope
+
+_KEY = "comfyui_gateway.request"
+
+
+def _not_counted(size: int) -> None:
+    raise RuntimeError(f"{size} bytes of a body were read before BodyLimit saw the request")
+
+
+@dataclass(slots=True)
+class RequestState:
+    """One request or websocket.
+
+    Attributes:
+        request_id: the caller's own or a new one, for the answer and every line of the log. From `RequestContext`.
+        prefix: the path below which the client sees the gateway (``/comfy``), as a trusted proxy tells it, or "". From
+            `TrustedProxies`.
+        peer: the address of the trusted proxy that told the client's; "" where none did. From `TrustedProxies`.
+        caller: the name of the API key that was shown; None where none is needed. From `Guard`.
+        in_detail: whether a probe may be told of addresses, as everybody else who gets through may be. From `Guard`.
+        quiet: the line in the access log is for debugging only, unless the request failed. From `Relay`.
+        hold: counts the bytes of a form that are kept in memory, where its files are kept on disk. From `BodyLimit`.
+    """
+
+    request_id: str | None = None
+    prefix: str = ""
+    peer: str = ""
+    caller: UUID | None = None
+    in_detail: bool = False
+    quiet: bool = False
+    hold: Callable[[int], None] = _not_counted
+
+
+def begin_request(scope: Scope) -> None:
+    """Gives the request its state."""
+    scope.setdefault("state", {})[_KEY] = RequestState()
+
+
+def state_of(scope: Scope) -> RequestState:
+    """The state of a request that has passed `begin_request`."""
+    state: RequestState = scope["state"][_KEY]
+    return state
