@@ -29,15 +29,16 @@ _PIECE = 8 * 1024
 _CALLS_AT_ONCE = 4000
 # How long what a refused client sends is read and thrown away.
 _LINGER_S = 2.0
-_UNTIL_CLOSED: Final = "until_closed"
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class _OldClientCycle(RequestResponseCycle):
     """A request of HTTP/1.0, whose client knows no chunks: a body of unknown length ends with the connection.
 
-    uvicorn sends chunks all the same. Every attribute is its own; `chunked_encoding` is None until an answer begins.
+    uvicorn sends chunks all the same. `chunked_encoding` is uvicorn's, and None until an answer begins.
     """
+
+    _ends_with_connection = False
 
     async def send(self, message: Any) -> None:
         kind = message["type"]
@@ -45,14 +46,14 @@ class _OldClientCycle(RequestResponseCycle):
             sized = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
             if not sized and self.scope["method"] != "HEAD" and message["status"] not in {204, 304}:
                 self.chunked_encoding = False
-                self.scope["state"][_UNTIL_CLOSED] = True
-        elif kind == "http.response.body" and self.scope["state"].get(_UNTIL_CLOSED):
+                self._ends_with_connection = True
+        elif kind == "http.response.body" and self._ends_with_connection:
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
 
     async def run_asgi(self, app: Any) -> None:
         await super().run_asgi(app)
-        if self.scope["state"].get(_UNTIL_CLOSED) and not self.response_complete:
+        if self._ends_with_connection and not self.response_complete:
             # Only a reset tells this client that the answer is not whole.
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
