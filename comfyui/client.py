@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -68,6 +68,10 @@ _FRAME_HEARTBEAT_S = 20.0
 _NO_HEADERS: Mapping[str, str] = {}
 
 _T = TypeVar("_T")
+
+
+ServerSocket = aiohttp.ClientWebSocketResponse[Literal[False]]
+"""One to ComfyUI, whose text is not decoded: most of it is never read."""
 
 
 class ComfyUIClient:
@@ -327,8 +331,8 @@ class ComfyUIClient:
 
     # Websocket
 
-    async def connect_websocket(self, client_id: str) -> aiohttp.ClientWebSocketResponse:
-        """Open ``/ws`` under `client_id`, to be read by `Frames`.
+    async def connect_websocket(self, client_id: str) -> ServerSocket:
+        """Open ``/ws`` under `client_id`, to be read by `Frames`; text comes as bytes.
 
         Raises:
             ComfyUIConnectionError: also when ComfyUI refuses the upgrade.
@@ -341,6 +345,7 @@ class ComfyUIClient:
                 max_msg_size=_NO_FRAME_LIMIT,
                 heartbeat=_FRAME_HEARTBEAT_S,
                 autoping=False,
+                decode_text=False,
                 timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
             )
 

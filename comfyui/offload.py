@@ -72,9 +72,15 @@ class Turns:
     def __init__(self) -> None:
         self._done = 0
 
-    async def handled(self, size: int) -> None:
-        """One more message of `size` bytes was handled; returns in a later turn when it is time for one."""
+    def over(self, size: int) -> bool:
+        """One more message of `size` bytes was handled; whether it is time for ``asyncio.sleep(0)`` now."""
         self._done += size + _A_MESSAGE
-        if self._done >= _A_TURN:
-            self._done = 0
+        if self._done < _A_TURN:
+            return False
+        self._done = 0
+        return True
+
+    async def handled(self, size: int) -> None:
+        """As `over`; returns in a later turn when it is time for one."""
+        if self.over(size):
             await asyncio.sleep(0)

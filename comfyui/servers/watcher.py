@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self
 import aiohttp
 import structlog
 
-from comfyui.client import ComfyUIClient
+from comfyui.client import ComfyUIClient, ServerSocket
 from comfyui.events import (
     Event,
     Executing,
@@ -59,8 +59,12 @@ _HISTORY_BACKOFF = Backoff(start_s=0.4, max_s=3.0)
 _REFUSALS_UNTIL_UNREADABLE = 8
 """So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
 # As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
-_PROGRESS = '{"type": "progress'
-_PROGRESS_STATE = '{"type": "progress_state"'
+_TYPE = b'{"type": "'
+_NO_NODE = b'"node": null'
+_FOR_FOLLOWERS = {
+    b"executing": True, b"execution_cached": True, b"progress_state": True, b"progress": False, b"executed": False,
+}  # fmt: skip
+"""Frames of a prompt that mean nothing to one that nobody follows; True: who follows it later is told the last one."""
 
 
 class Audience(Protocol):
@@ -97,8 +101,9 @@ class Watch:
         self.ended_comfyui = False
         """It ran when ComfyUI's process ended, as far as anyone can tell."""
         self.collecting = False
-        self.unread: str | None = None
-        """The last frame with the state of all nodes, while nobody follows the prompt."""
+        self.id_in_frames = prompt_id.encode("utf-8", "replace")
+        self.unread: dict[bytes, bytes] = {}
+        """By type, the last frames of how the prompt is, as long as nobody follows it; the newest stands last."""
         self._done: asyncio.Future[HistoryEntry] = asyncio.get_running_loop().create_future()
 
     async def finished(self) -> HistoryEntry:
@@ -129,8 +134,8 @@ class Watch:
 
     def catch_up(self) -> None:
         """Tell what was kept unread: somebody begins to follow the prompt."""
-        frame, self.unread = self.unread, None
-        if frame is not None:
+        frames, self.unread = self.unread, {}
+        for frame in frames.values():
             self.tell(parse_text(frame))
 
     def finish(self, entry: HistoryEntry) -> None:
@@ -171,7 +176,7 @@ class CompletionWatcher:
         self._positions = QueuePositions(self._waiting)
         self._tasks = SideTasks(self._died)
         self._wake = asyncio.Event()
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._socket: ServerSocket | None = None
         self._live_id: str | None = None
         self._last_id = uuid.uuid4().hex
         self._silent = False
@@ -298,7 +303,7 @@ class CompletionWatcher:
             # A socket that spoke and was closed counts as a first failure.
             await asyncio.sleep(_RECONNECT.delay_s(failures + 1))
 
-    async def _read(self, socket: aiohttp.ClientWebSocketResponse, client_id: str) -> bool:
+    async def _read(self, socket: ServerSocket, client_id: str) -> bool:
         """Dispatch frames until the socket ends; returns whether it ever said anything."""
         spoke = False
         async for message in Frames(socket):
@@ -315,15 +320,20 @@ class CompletionWatcher:
             self._dispatch(event)
         return spoke
 
-    def _is_for_nobody(self, frame: str) -> bool:
+    def _is_for_nobody(self, frame: bytes) -> bool:
         """Whether it tells of progress that nobody follows: most frames are of that kind, and need not be parsed."""
-        if not frame.startswith(_PROGRESS):
+        kind = frame[len(_TYPE) : frame.find(b'"', len(_TYPE))] if frame.startswith(_TYPE) else b""
+        holds_on = _FOR_FOLLOWERS.get(kind)
+        if holds_on is None:
             return False
         watch = self._watches.get(self._running_id or "")
-        if watch is None or watch.followed or watch.prompt_id not in frame:
+        if watch is None or watch.followed or watch.id_in_frames not in frame:
             return False
-        if frame.startswith(_PROGRESS_STATE):
-            watch.unread = frame
+        if kind == b"executing" and _NO_NODE in frame:
+            return False  # the prompt's end
+        if holds_on:
+            watch.unread.pop(kind, None)
+            watch.unread[kind] = frame
         self._heard(watch.prompt_id)
         return True
 
@@ -371,6 +381,8 @@ class CompletionWatcher:
         if watch is None:
             return
         watch.heard = True
+        if isinstance(event, ExecutionStart):
+            watch.unread.clear()
         watch.tell(event)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
             self._start(self._collect(watch), f"collect {watch.prompt_id}")

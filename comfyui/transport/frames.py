@@ -6,14 +6,19 @@ had the event loop for itself.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import Coroutine
 from typing import Any, Protocol, Self
 
 import aiohttp
 
 from comfyui.offload import Turns
 
-_KIND = aiohttp.WSMsgType
+_TEXT, _BINARY = aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY
+_PING, _PONG = aiohttp.WSMsgType.PING, aiohttp.WSMsgType.PONG
+
+Message = aiohttp.WSMessage
 
 
 class Socket(Protocol):
@@ -34,22 +39,29 @@ class Frames:
         self._socket = socket
         self._turns = Turns()
 
-    async def next(self) -> aiohttp.WSMessage:
+    def next(self) -> Coroutine[Any, Any, Message]:
         """The next message that is neither ping nor pong; the last one says how the websocket ended."""
-        while True:
-            message: aiohttp.WSMessage = await self._socket.receive()
-            if message.type is _KIND.PING:
-                with contextlib.suppress(aiohttp.ClientError, ConnectionError):
-                    await self._socket.pong(message.data)
-            await self._turns.handled(len(message.data) if isinstance(message.data, str | bytes) else 0)
-            if message.type not in {_KIND.PING, _KIND.PONG}:
-                return message
+        return self._next(ends=False)
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> aiohttp.WSMessage:
-        message = await self.next()
-        if message.type not in {_KIND.TEXT, _KIND.BINARY}:
-            raise StopAsyncIteration
-        return message
+    def __anext__(self) -> Coroutine[Any, Any, Message]:
+        return self._next(ends=True)
+
+    async def _next(self, *, ends: bool) -> Message:
+        while True:
+            message: Message = await self._socket.receive()
+            kind = message.type
+            has_content = kind is _TEXT or kind is _BINARY
+            if kind is _PING:
+                with contextlib.suppress(aiohttp.ClientError, ConnectionError):
+                    await self._socket.pong(message.data)
+            elif not has_content and kind is not _PONG:
+                if ends:
+                    raise StopAsyncIteration
+                return message
+            if self._turns.over(len(message.data)):
+                await asyncio.sleep(0)
+            if has_content:
+                return message
