@@ -122,6 +122,9 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
     client_idle_seconds: float = Field(
         default=60, gt=0, description="Seconds after which a client that neither sends its body nor reads is cut off."
     )
+    min_body_kb_per_second: float = Field(
+        default=1, ge=0, description="Slowest body, in KB a second beyond CLIENT_IDLE_SECONDS of waiting; 0: any."
+    )
     oom_retries: int = Field(
         default=0, ge=0, le=10, description="How often a prompt that ran out of memory is submitted again, after /free."
     )
@@ -301,6 +304,7 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
             allowed_origins=frozenset(self.cors_allow_origins),
             hosts=KnownHosts([*self.allowed_hosts, *([public_host] if public_host else [])]),
             client_idle_s=self.client_idle_seconds,
+            min_body_rate=self.min_body_kb_per_second * 1000,
             bodies=BodyLimits(
                 max_bytes=max_body_bytes,
                 max_total_bytes=int(self.max_buffered_mb * MB),

@@ -55,9 +55,15 @@ def _chain(count: int) -> bytes:
     return json.dumps({**nodes, "s": _SAVE}).encode()
 
 
-def _in_form(workflow: bytes) -> bytes:
-    head = b'--%b\r\nContent-Disposition: form-data; name="workflow"\r\n\r\n' % _FORM
-    return head + workflow + b"\r\n--%b--\r\n" % _FORM
+def _in_form(workflow: bytes, boundary: bytes = _FORM, more: bytes = b"") -> bytes:
+    head = b'--%b\r\nContent-Disposition: form-data; name="workflow"%b\r\n\r\n' % (boundary, more)
+    return head + workflow + b"\r\n--%b--\r\n" % boundary
+
+
+def _file_in_form(content: bytes) -> bytes:
+    """Below a boundary of one character, which costs a parser the most for each byte that looks like it."""
+    file = b'\r\n--b\r\nContent-Disposition: form-data; name="images"; filename="b.png"\r\n\r\n' + content
+    return _in_form(json.dumps(_PICTURE).encode() + file, b"b")
 
 
 def _ui(nodes: int, links: int = 0) -> bytes:
@@ -76,6 +82,7 @@ class Bomb:
 
 
 _AS_FORM = (("Content-Type", f"multipart/form-data; boundary={_FORM.decode()}"),)
+_AS_SHORT_FORM = (("Content-Type", "multipart/form-data; boundary=b"),)
 _AS_EVENTS = (("Accept", "text/event-stream"),)
 _PACKED = (("Content-Encoding", "gzip"),)
 _IN_CHUNKS = (("Transfer-Encoding", "chunked"),)
@@ -112,7 +119,32 @@ BOMBS: dict[str, Bomb] = {
     "a form of a million nodes": Bomb(
         "/prompt_sync", lambda: _in_form(json.dumps(_nodes(1_000_000)).encode()), (413,), _AS_FORM
     ),
+    "a form of one long text": Bomb(
+        "/validate",
+        lambda: _in_form(json.dumps(_nodes(1, text="ä€" * 19_000_000), ensure_ascii=False).encode()),
+        (200,),
+        _AS_FORM,
+    ),
+    "a form of a long plain text": Bomb(
+        "/validate",
+        lambda: _in_form(
+            b'{}\r\n--bombs\r\nContent-Disposition: form-data; name="client_id"\r\n\r\n' + "€ä".encode() * 19_000_000
+        ),
+        (400, 422),
+        _AS_FORM,
+    ),
+    "a form of boundaries": Bomb("/validate", lambda: _file_in_form(b"\r\n--bb" * 1_000_000), (200,), _AS_SHORT_FORM),
+    "a form of halves of boundaries": Bomb(
+        "/validate", lambda: _file_in_form(b"\r\n-" * 10_000_000), (200,), _AS_SHORT_FORM
+    ),
+    "a form of line ends": Bomb("/validate", lambda: _file_in_form(b"\r" * 40_000_000), (200,), _AS_SHORT_FORM),
     "unknown fields": Bomb("/prompt_sync", lambda: _sync(**{f"f{i}": 1 for i in range(200_000)}), (422,)),
+    "unknown fields of an image": Bomb(
+        "/prompt_sync", lambda: _sync(images=[{f"f{i}": 1 for i in range(200_000)}]), (422,)
+    ),
+    "a long name of an image": Bomb(
+        "/prompt_sync", lambda: _sync(images=[{"name": "€" * 15_000_000, "image": "aGk="}]), (422,)
+    ),
     "depth": Bomb("/validate", lambda: b"[" * 1_000_000, (400,)),
     "blanks": Bomb("/validate", lambda: b'{"prompt":' + b" \r" * 49_000_000 + b"{}}", (200,)),
     "a long number": Bomb("/validate", lambda: b'{"prompt":' + b"1" * 90_000_000 + b"}", (413,)),

@@ -47,7 +47,7 @@ class _NotJsonError(Exception):
     """The text is no JSON, and the parser says better why."""
 
 
-def load(text: bytes, limits: Limits) -> Any:
+def load(text: bytes | bytearray, limits: Limits) -> Any:
     """What `jsonio.loads` makes of a JSON text.
 
     Raises:
@@ -77,7 +77,7 @@ class _Scan:
         blanks: bytes between the tokens that mean nothing.
     """
 
-    def __init__(self, text: bytes, limits: Limits) -> None:
+    def __init__(self, text: bytes | bytearray, limits: Limits) -> None:
         self._text = text
         self._limits = limits
         self._values = 1
@@ -118,9 +118,9 @@ class _Scan:
                 raise ComfyUIDepthError(f"the JSON is nested deeper than {limit} (MAX_JSON_DEPTH)")
 
 
-def _without_blanks(text: bytes) -> bytes:
+def _without_blanks(text: bytes | bytearray) -> bytes:
     """The same JSON with one blank in place of many: a parser passes over 100 MB of them in one go."""
-    parts: list[bytes] = []
+    parts: list[bytes | bytearray] = []
     position = 0
     while position < len(text):
         match = _tokens.match(text, position, position + _PIECE)
@@ -133,7 +133,7 @@ def _without_blanks(text: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _end_of_string(text: bytes, start: int) -> int:
+def _end_of_string(text: bytes | bytearray, start: int) -> int:
     """The position behind the closing quote."""
     position = start + 1
     while True:
@@ -145,16 +145,16 @@ def _end_of_string(text: bytes, start: int) -> int:
         position = end
 
 
-def _boundary(text: bytes, position: int) -> int:
+def _boundary(text: bytes | bytearray, position: int) -> int:
     """The end of the next piece of a string: never within an escape."""
     match = _inside.match(text, position, position + _DECODED_AT_ONCE)
     return match.end() if match else position
 
 
-def _skeleton(text: bytes, strings: list[tuple[int, int]]) -> tuple[bytes, dict[str, str]]:
+def _skeleton(text: bytes | bytearray, strings: list[tuple[int, int]]) -> tuple[bytes, dict[str, str]]:
     """The text with a mark in place of each long string, and the strings by their marks."""
     secret = secrets.token_hex(16)  # which no text of a caller contains by chance or on purpose
-    parts: list[bytes] = []
+    parts: list[bytes | bytearray] = []
     by_mark: dict[str, str] = {}
     position = 0
     for start, end in strings:
@@ -166,13 +166,13 @@ def _skeleton(text: bytes, strings: list[tuple[int, int]]) -> tuple[bytes, dict[
             continue
         mark = f"{secret}{len(by_mark)}"
         by_mark[mark] = "".join(_decoded(text, start + 1, end - 1))
-        parts += [text[position:start], b'"%b"' % mark.encode()]
+        parts += (text[position:start], b'"%b"' % mark.encode())
         position = end
     parts.append(text[position:])
     return b"".join(parts), by_mark
 
 
-def _decoded(text: bytes, position: int, stop: int) -> Iterator[str]:
+def _decoded(text: bytes | bytearray, position: int, stop: int) -> Iterator[str]:
     """The inside of a string in pieces."""
     while position < stop:
         end = _boundary(text, position)
@@ -181,7 +181,7 @@ def _decoded(text: bytes, position: int, stop: int) -> Iterator[str]:
             end += 1
         if _low_surrogate.match(text, end, stop):
             end += 6
-        piece: str = loads(b'"%b"' % text[position:end])
+        piece: str = loads(b'"%b"' % bytes(text[position:end]))
         yield piece
         position = end
 

@@ -49,6 +49,7 @@ class AppOptions:
         allowed_origins: of pages that may call the gateway beside its own.
         hosts: names by which it may be called where there are no keys.
         client_idle_s: how long a client may keep a body or an answer from moving.
+        min_body_rate: the slowest body in bytes a second, see `SlowClients`.
     """
 
     keys: KeyRing
@@ -57,6 +58,7 @@ class AppOptions:
     allowed_origins: frozenset[str]
     hosts: KnownHosts
     client_idle_s: float
+    min_body_rate: float
     bodies: BodyLimits
     relay: RelayOptions
     web: WebOptions
@@ -142,7 +144,7 @@ class Gateway(FastAPI):
             # Its id, in every line of the log, and the access log.
             Middleware(RequestContext),
             # From here on a client that does not move ends.
-            Middleware(SlowClients, options.client_idle_s, metrics),
+            Middleware(SlowClients, options.client_idle_s, options.min_body_rate, metrics),
             # From here on the caller may call: page, name, key or ticket have been checked.
             Middleware(Guard, options.keys, origins, options.hosts, metrics, tickets=running.tickets),
             # From here on it is for the gateway: all else, and every websocket, goes to ComfyUI.

@@ -213,7 +213,7 @@ async def test_a_byte_order_mark_is_skipped_and_utf16_is_named(gateway: RunningG
     assert (await post(gateway, data + b"\r\n", **{"Content-Type": MULTIPART}))[0] == 200
     data = b"--b\r\n" + PART.encode() + b"\r\n\r\n" + workflow.encode("utf-16") + b"\r\n--b--\r\n"
     status, body = await post(gateway, data, **{"Content-Type": MULTIPART})
-    assert (status, body["detail"]) == (422, "workflow: not text in UTF-8; it is UTF-16")
+    assert (status, body["detail"]) == (422, "workflow is not JSON: it is encoded in UTF-16; send it in UTF-8")
 
 
 def raw(*lines: str) -> bytes:
@@ -240,7 +240,16 @@ PART = 'Content-Disposition: form-data; name="workflow"'
         ),
         (raw("--b", PART.replace("workflow", "other"), "", "x", "--b--", ""), MULTIPART, "needs one part 'workflow'"),
         (raw("--b", PART, "X-Long: " + "x" * 20_000, "", "{}", "--b--", ""), MULTIPART, "header size"),
-        (b"--b\r\n" + PART.encode() + b"\r\n\r\n\xff\r\n--b--\r\n", MULTIPART, "not text in UTF-8"),
+        (b"--b\r\n" + PART.encode() + b"\r\n\r\n\xff\r\n--b--\r\n", MULTIPART, "not encoded in UTF-8"),
+        (
+            b"--b\r\n"
+            + PART.encode()
+            + b"\r\n\r\n{}\r\n--b\r\n"
+            + PART.replace("workflow", "client_id").encode()
+            + b"\r\n\r\n\xff\xfea\0\r\n--b--\r\n",
+            MULTIPART,
+            "client_id: not text in UTF-8; it is UTF-16",
+        ),
     ],
 )
 async def test_a_form_that_cannot_be_read_is_422_by_name(

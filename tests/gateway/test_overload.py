@@ -31,6 +31,39 @@ async def test_a_body_that_stops_coming_is_given_up(engine: Engine) -> None:
     assert b"CLIENT_IDLE_SECONDS" in answer
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/prompt_sync", "text/plain"), ("/upload/image", "multipart/form-data; boundary=b")]
+)
+async def test_a_body_that_trickles_is_given_up(engine: Engine, path: str, kind: str) -> None:
+    """Each byte ends a silence."""
+    async with running_gateway(engine.url, client_idle_seconds=0.3, min_body_kb_per_second=1) as gateway:
+        reader, writer = await raw_connection(gateway)
+        writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n" % path.encode())
+        writer.write(b"Content-Type: %b\r\n\r\n" % kind.encode())
+        answer = asyncio.create_task(reader.read())
+        async with asyncio.timeout(10):
+            while not answer.done():
+                writer.write(b" ")
+                await asyncio.wait([answer], timeout=0.02)
+        writer.close()
+    assert (await answer).startswith(b"HTTP/1.1 408")
+    assert b"MIN_BODY_KB_PER_SECOND" in await answer
+
+
+async def test_a_slow_body_that_keeps_to_its_rate_is_read(engine: Engine) -> None:
+    async with running_gateway(engine.url, client_idle_seconds=0.2, min_body_kb_per_second=1) as gateway:
+        reader, writer = await raw_connection(gateway)
+        body = json.dumps({"prompt": invert_workflow()}).encode() + b" " * 2000
+        writer.write(b"POST /prompt_sync HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n" % len(body))
+        for start in range(0, len(body), 300):  # 6 KB a second
+            writer.write(body[start : start + 300])
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
 async def test_a_client_that_does_not_read_is_cut_off(engine: Engine) -> None:
     workflow = {
         "1": {

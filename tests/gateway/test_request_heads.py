@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -187,3 +188,23 @@ async def test_a_head_is_not_late_while_it_waits_for_answers_before_it() -> None
             await reader.readuntil(b"HTTP/1.1 200 OK\r\n")
             writer.write(b"Host: h\r\nConnection: close\r\n\r\n")
             assert (await reader.read()).count(b"HTTP/1.1 200 OK\r\n") == 2
+
+
+async def test_a_body_that_never_ends_after_its_answer_is_given_up(engine: Engine) -> None:
+    """Each byte that came made the keep-alive's end forget the connection."""
+    async with running_gateway(engine.url, header_seconds=0.3) as gateway:
+        async with raw_client(gateway.url) as (reader, writer):
+            writer.write(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 405 ")
+            end = asyncio.create_task(reader.read())
+            async with asyncio.timeout(10):
+                while not end.done():
+                    writer.write(b"x")
+                    await asyncio.wait([end], timeout=0.02)
+            with contextlib.suppress(ConnectionResetError):
+                await end
+        async with raw_client(gateway.url) as (reader, writer):
+            writer.write(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n")
+            await reader.readuntil(b"}")
+            writer.write(b"12345GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b"HTTP/1.1 200 " in await reader.read()

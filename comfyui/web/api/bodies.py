@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from pydantic import ValidationError
 from comfyui import big_json, jsonio
 from comfyui.exceptions import BeyondLimitsError, JSONError, RequestError
 from comfyui.inputs.content import SpooledFiles
-from comfyui.limits import Limits, named, over
+from comfyui.limits import Limits, named, over, short
 from comfyui.models import PromptRequest
-from comfyui.offload import offloaded
+from comfyui.offload import ON_LOOP_BYTES, offloaded
 from comfyui.web.api.multipart import WORKFLOW_FIELDS, FormLimits, read_form
 from comfyui.web.front.errors import describe_validation
 from comfyui.web.front.gateway_state import gateway_of
@@ -27,6 +28,11 @@ from comfyui.workflows.api_format import input_texts, is_ui_format
 _JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output"})
 # Up to so many fields that do not exist are each named by themselves.
 _MOST_UNKNOWN = 20
+# pydantic copies a text that it checks in one go, and names each member that is one too many. Beside the workflow,
+# `extra_data` and the content of images, no text is longer and no object larger.
+_LONGEST_TEXT = 4096
+_ITS_OWN = frozenset({"prompt", "extra_data"})
+_CODED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,7 @@ def _of_json(pieces: list[bytes], size: int, limits: Limits, *, bare: bool) -> P
     return _parsed(json_object(b"".join(pieces), "the body", limits), size, limits, bare=bare)
 
 
-def _of_form(texts: dict[str, str], size: int, limits: Limits, *, bare: bool) -> PromptRequest:
+def _of_form(texts: dict[str, bytes | bytearray], size: int, limits: Limits, *, bare: bool) -> PromptRequest:
     return _parsed(_body_of_form(texts, limits), size, limits, bare=bare)
 
 
@@ -151,6 +157,9 @@ def _parsed(fields: dict[str, Any], size: int, limits: Limits, *, bare: bool) ->
             raise RequestError('this is a bare workflow; wrap it in an object: {"prompt": {…}}')
         fields = {"prompt": fields}  # a UI format is refused by its name, with what to do
     _check_counts(fields, limits)
+    if size > ON_LOOP_BYTES:
+        for name in fields.keys() - _ITS_OWN:
+            _check_sizes(name, fields[name])
     try:
         return PromptRequest.model_validate(fields).of_size(size)
     except ValidationError as error:
@@ -171,7 +180,26 @@ def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
             raise over(f"{name}: more than {{limit}} entries", limit, setting)
 
 
-def json_object(text: bytes | str, what: str, limits: Limits, wanted: str = '{"prompt": {…}}') -> dict[str, Any]:
+def _check_sizes(name: str, value: Any) -> None:
+    """Of a field, and of what it contains; nothing that is meant contains more than two levels."""
+    pending = [(name, value)]
+    for _ in range(3):
+        inside: list[tuple[str, Any]] = []
+        for where, held in pending:
+            if isinstance(held, str) and len(held) > _LONGEST_TEXT and not where.endswith("].image"):
+                raise RequestError(f"{where}: more than {_LONGEST_TEXT} characters")
+            if isinstance(held, dict):
+                if len(held) > _MOST_UNKNOWN:
+                    raise RequestError(f"{where}: more than {_MOST_UNKNOWN} fields")
+                inside += [(f"{where}.{short(key)}", item) for key, item in held.items()]
+            elif isinstance(held, list):
+                inside += [(f"{where}[{index}]", item) for index, item in enumerate(held)]
+        pending = inside
+
+
+def json_object(
+    text: bytes | bytearray | str, what: str, limits: Limits, wanted: str = '{"prompt": {…}}'
+) -> dict[str, Any]:
     """Raises `RequestError` when it is none, which shows what is wanted, and `ComfyUILimitError`."""
     body = _json(text, limits, what, f"{what} is not JSON")
     if not isinstance(body, dict):
@@ -179,16 +207,21 @@ def json_object(text: bytes | str, what: str, limits: Limits, wanted: str = '{"p
     return body
 
 
-def _json(text: bytes | str, limits: Limits, what: str, is_not_json: str) -> Any:
+def _json(text: bytes | bytearray | str, limits: Limits, what: str, is_not_json: str) -> Any:
     try:
-        return big_json.load(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, limits)
+        return big_json.load(_encoded(text) if isinstance(text, str) else text, limits)
     except JSONError as error:
         if error.beyond_limits:
             raise BeyondLimitsError(f"{what}: {error}") from None
         raise RequestError(f"{is_not_json}: {error}") from None
 
 
-def _body_of_form(texts: dict[str, str], limits: Limits) -> dict[str, Any]:
+def _encoded(text: str) -> bytes:
+    pieces = (text[start : start + _CODED_AT_ONCE] for start in range(0, len(text), _CODED_AT_ONCE))
+    return b"".join(piece.encode("utf-8", "surrogatepass") for piece in pieces)
+
+
+def _body_of_form(texts: dict[str, bytes | bytearray], limits: Limits) -> dict[str, Any]:
     """The fields of a form as the JSON body that says the same."""
     given = [name for name in WORKFLOW_FIELDS if name in texts]
     if len(given) != 1:
@@ -200,5 +233,16 @@ def _body_of_form(texts: dict[str, str], limits: Limits) -> dict[str, Any]:
         if name in _JSON_FIELDS:
             body[name] = _json(text, limits, name, f"{name}: not JSON")
         elif name not in WORKFLOW_FIELDS:
-            body[name] = text
+            body[name] = _plain(name, text)
     return body
+
+
+def _plain(name: str, text: bytes | bytearray) -> str:
+    """A field that is no JSON. In pieces: other threads stand still while one is decoded."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    pieces = (text[start : start + _CODED_AT_ONCE] for start in range(0, len(text), _CODED_AT_ONCE))
+    try:
+        return "".join([*map(decoder.decode, pieces), decoder.decode(b"", final=True)])
+    except UnicodeDecodeError:
+        utf16 = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        raise RequestError(f"{name}: not text in UTF-8{'; it is UTF-16' if utf16 else ''}") from None

@@ -18,7 +18,6 @@ async def prompt(request: Request) -> Response:
     pieces = [chunk async for chunk in request.stream()]
     body = await offloaded(sum(map(len, pieces)), b"".join, pieces)
     gateway = gateway_of(request)
-    reply = await gateway.handler.queue_prompt_compatible(
-        body, submission_headers(request.scope), server=gateway.sockets.backend_for(body)
-    )
+    server = await gateway.sockets.backend_for(body)
+    reply = await gateway.handler.queue_prompt_compatible(body, submission_headers(request.scope), server=server)
     return Response(reply.body, reply.status, {"Content-Type": reply.content_type})

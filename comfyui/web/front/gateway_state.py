@@ -32,7 +32,7 @@ class WebOptions:
 class SocketServers(Protocol):
     """Knows on which server each client of ComfyUI has its websocket."""
 
-    def backend_for(self, submission: bytes) -> Backend | None:
+    async def backend_for(self, submission: bytes) -> Backend | None:
         """The server that tells the submission's client of it; None where any server will do."""
 
 

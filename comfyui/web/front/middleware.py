@@ -197,30 +197,48 @@ class SlowClients:
 
     A client may wait for its answer as long as it likes; only what it should send or take is timed. Raises
     `StalledClientError` where an answer has begun, which nothing but the end of the connection can end.
+
+    Args:
+        idle_s: the longest silence.
+        min_body_rate: bytes a second of a body, on the average of the time that was spent waiting for it beyond
+            `idle_s`; 0 for any.
     """
 
-    def __init__(self, app: ASGIApp, idle_s: float, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, idle_s: float, min_body_rate: float, metrics: Metrics) -> None:
         self._app = app
         self._idle_s = idle_s
+        self._min_body_rate = min_body_rate
+        self._silent = f"the body did not go on for {idle_s:g} s (CLIENT_IDLE_SECONDS)"
+        self._too_slow = f"the body comes at less than {min_body_rate / 1000:g} KB a second (MIN_BODY_KB_PER_SECOND)"
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body_complete = stalled = started = unread = False
+        body_complete = started = unread = False
+        stalled = ""
+        clock = asyncio.get_running_loop().time
+        # How long the client may still have us wait for its body; each byte that comes adds to it.
+        left_s = self._idle_s
 
         async def timed_receive() -> Message:
-            nonlocal body_complete, stalled
+            nonlocal body_complete, stalled, left_s
             if body_complete:
                 return await receive()  # waits for the client to go away
+            began = clock()
             try:
                 with _Patience(self._idle_s):
                     message = await receive()
             except TimeoutError:
-                stalled = True
+                stalled = self._silent
                 return {"type": "http.disconnect"}
             body_complete = not message.get("more_body", False)
+            if not body_complete and self._min_body_rate:
+                left_s += len(message.get("body", b"")) / self._min_body_rate - (clock() - began)
+                if left_s < 0:
+                    stalled = self._too_slow
+                    return {"type": "http.disconnect"}
             return message
 
         async def timed_send(message: Message) -> None:
@@ -247,9 +265,7 @@ class SlowClients:
             self._metrics.rejected.labels("slow_client").inc()
             if started:
                 raise StalledClientError("the client did not send its body")
-            detail = f"the body did not go on for {self._idle_s:g} s (CLIENT_IDLE_SECONDS)"
-            error = SlowRequestError(detail)
-            response = error_response(error, state_of(scope).request_id, {"Connection": "close"})
+            response = error_response(SlowRequestError(stalled), state_of(scope).request_id, {"Connection": "close"})
             await response(scope, receive, send)
 
 

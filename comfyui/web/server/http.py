@@ -314,6 +314,8 @@ class ServerHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         # Not at the end of the loop's turn: the application still has its line for the log to write in this one.
         self._gathering.flush()
+        if self._in_body and not self.pipeline:
+            self._head.wait()  # nobody reads the rest of its body, and nobody else would see that it never ends
         super().on_response_complete()
         if self.pipeline:
             return

@@ -31,7 +31,8 @@ class HeadWatch:
     end is ended here: after the read in which it began, at most `max_bytes` more are read.
 
     Args:
-        late: called once when a head has taken too long, with whether anything of it has come.
+        late: called once when a head has taken too long, with whether anything of it has come. An answered request
+            whose body does not end counts as one of which nothing has come.
     """
 
     __slots__ = ("_in_head", "_in_message", "_late", "_limits", "_loop", "_moved", "_size", "_timer")
@@ -70,6 +71,7 @@ class HeadWatch:
     def ended(self) -> None:
         """The request ends, with its body and trailers."""
         self._in_message = False
+        self.stop()
 
     @property
     def in_message(self) -> bool:
@@ -90,7 +92,7 @@ class HeadWatch:
             self._timer = self._loop.call_later(self._limits.seconds, self._end)
 
     def wait(self) -> None:
-        """The head that has begun has its time once more."""
+        """The head that has begun has its time once more; a body that was answered before its end has as much."""
         self._timer = self._loop.call_later(self._limits.seconds, self._end)
 
     def stop(self) -> None:
