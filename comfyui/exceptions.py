@@ -57,7 +57,10 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Final, Self
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 NodeErrors = Mapping[str, Sequence[str]]
 
@@ -566,11 +569,25 @@ class UncertainLayoutError(Exception):
     """The values that a node has stored cannot be assigned to its widgets."""
 
 
+WITH_RETRY_AFTER: Final = (ComfyUIConnectionError, ComfyUIInputUnavailableError, ComfyUIOverloadedError)
+"""The errors that say when the same request may succeed."""
+
+
 def retry_after_s(error: ComfyUIError) -> int | None:
     """How many seconds a client is asked to wait, as ``Retry-After``; None where it is not asked to."""
-    if isinstance(error, ComfyUIConnectionError | ComfyUIOverloadedError | ComfyUIInputUnavailableError):
-        return error.retry_after_s
-    return None
+    return error.retry_after_s if isinstance(error, WITH_RETRY_AFTER) else None
+
+
+class ErrorBody(TypedDict):
+    """The body of every error of the gateway's own."""
+
+    error: Annotated[str, Field(description="A title for people.")]
+    type: Annotated[str, Field(description="The stable name of the error; docs/api.md lists all of them.")]
+    detail: Annotated[str, Field(description="What went wrong and, where there is something to do, what to do.")]
+    prompt_id: Annotated[str | None, Field(description="The prompt, where one is known; it can be attached to again.")]
+    node_errors: Annotated[dict[str, list[str]], Field(description="Messages by the id of their node.")]
+    timestamp: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
+    request_id: Annotated[str | None, Field(description="As in X-Request-ID, and in every line of the log.")]
 
 
 def error_body(
@@ -581,8 +598,7 @@ def error_body(
     request_id: str | None = None,
     prompt_id: str | None = None,
     node_errors: NodeErrors | None = None,
-) -> dict[str, Any]:
-    """The body of every error answer: docs/api.md. ``timestamp`` is UTC, to the second."""
+) -> ErrorBody:
     return {
         "error": title,
         "type": code,
@@ -594,7 +610,7 @@ def error_body(
     }
 
 
-def error_body_of(error: ComfyUIError, *, request_id: str | None = None) -> dict[str, Any]:
+def error_body_of(error: ComfyUIError, *, request_id: str | None = None) -> ErrorBody:
     """`error` as the body that a client sees."""
     return error_body(
         title=error.title,

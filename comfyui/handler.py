@@ -40,7 +40,7 @@ from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.replies import QueueItem
 from comfyui.servers.backend import Backend
-from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
+from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool, ServerReport
 from comfyui.transport.body import OpenBody
 from comfyui.transport.drivers import RawReply
 from comfyui.workflows.api_format import check_api_format
@@ -238,7 +238,7 @@ class ComfyUIHandler:
             self.metrics.rejected.labels("overloaded").inc()
             raise ComfyUIOverloadedError(f"{limit} requests are waiting already; try again later")
 
-    async def health_check(self, *, in_detail: bool = True) -> list[dict[str, Any]]:
+    async def health_check(self, *, in_detail: bool = True) -> list[ServerReport]:
         """Per-server state, as `BackendPool.report` has it; those without a working websocket are asked anew."""
         for backend in self.pool.backends:
             if not backend.watcher.connected:
@@ -330,7 +330,7 @@ class ComfyUIHandler:
     async def _run(self, job: Job) -> None:
         started = time.monotonic()
         outcome = ""
-        timings: Mapping[str, float] = {}
+        timings: Mapping[str, Any] = {}
         try:
             async with asyncio.timeout(self._options.max_timeout_s):
                 result = await self._runner.run(job)
@@ -365,7 +365,7 @@ class ComfyUIHandler:
             record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
             _after_turns(_TURNS_UNTIL_ANSWERED, record)
 
-    def _record(self, job: Job, outcome: str, seconds: float, timings: Mapping[str, float]) -> None:
+    def _record(self, job: Job, outcome: str, seconds: float, timings: Mapping[str, Any]) -> None:
         self._prompts(outcome).inc()
         for stage, stage_s in timings.items():
             self._stage_seconds(stage).observe(stage_s)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NotRequired, Self
 from urllib.parse import urlencode
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from typing_extensions import TypedDict
 
 from comfyui import jsonio
 
@@ -197,6 +198,61 @@ def view_query(filename: str, subfolder: str, folder_type: str) -> str:
     return urlencode(query, errors="surrogatepass")
 
 
+class FileEntry(TypedDict):
+    """One file of a result, as ``images`` has it, whatever its medium."""
+
+    node_id: Annotated[str, Field(description="The node that saved it.")]
+    filename: Annotated[str, Field(description="As the file is given: after a conversion, with its new ending.")]
+    subfolder: str
+    type: Annotated[str, Field(description="ComfyUI's folder: output, temp or input.")]
+    content_type: Annotated[str, Field(description="As the file is given.")]
+    url: Annotated[str, Field(description="Where it can be fetched: from the gateway, or from the object store.")]
+    base64: NotRequired[Annotated[str, Field(description="Its bytes, with return_image_base64.")]]
+    error: NotRequired[Annotated[str, Field(description="Why it could not be read or stored.")]]
+    converted: NotRequired[Annotated[bool, Field(description="With convert: whether it was.")]]
+    reason: NotRequired[Annotated[str, Field(description="Why it was not converted.")]]
+    view_url: NotRequired[Annotated[str, Field(description="Where the gateway serves it, when it is stored.")]]
+    bucket: NotRequired[Annotated[str, Field(description="Where it is stored.")]]
+    key: NotRequired[Annotated[str, Field(description="Its name in the bucket.")]]
+    size: NotRequired[Annotated[int, Field(description="Bytes, when it is stored.")]]
+
+
+class TimingsEntry(TypedDict):
+    """Where the time went, in seconds."""
+
+    staging: Annotated[float, Field(description="Placing the inputs.")]
+    queued: Annotated[float, Field(description="Waiting in ComfyUI's queue, and for its answers.")]
+    executing: Annotated[float, Field(description="ComfyUI's execution alone, by its own clock.")]
+    collecting: Annotated[float, Field(description="Reading the files.")]
+
+
+class AnswerHead(TypedDict):
+    """What stands before the files of a `PromptAnswer`, which is written in pieces."""
+
+    prompt_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Literal["success"]
+    outputs: Annotated[Mapping[str, Any], Field(description="ComfyUI's history, verbatim.")]
+
+
+class AnswerTail(TypedDict):
+    """What stands behind them."""
+
+    execution_time: Annotated[
+        float, Field(description="Seconds in all: the sum of `timings`, the wait in ComfyUI's queue included.")
+    ]
+    node_errors: Annotated[
+        Mapping[str, Sequence[str]], Field(description="Outputs that ComfyUI left out of the run: messages by node.")
+    ]
+    timings: TimingsEntry
+    simulation: NotRequired[Annotated[Literal[True], Field(description="No real ComfyUI ran the prompt.")]]
+
+
+class PromptAnswer(AnswerHead, AnswerTail):
+    """The result of a prompt, with every file of every output node."""
+
+    images: Annotated[list[FileEntry], Field(description="In node order.")]
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFile:
     """One file that an output node wrote, as ComfyUI's history names it.
@@ -221,7 +277,7 @@ class OutputFile:
         """Where the gateway serves it, relative to the gateway's own address."""
         return f"/view?{view_query(self.filename, self.subfolder, self.type)}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> FileEntry:
         return {
             "node_id": self.node_id,
             "filename": self.filename,
@@ -245,7 +301,7 @@ class Timings:
     def total_s(self) -> float:
         return self.staging_s + self.queued_s + self.executing_s + self.collecting_s
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> TimingsEntry:
         return {
             "staging": round(self.staging_s, 4),
             "queued": round(self.queued_s, 4),

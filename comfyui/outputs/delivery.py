@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from comfyui.exceptions import ComfyUIError, StorageRefusedError
-from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptRequest, PromptResult
+from comfyui.models import FileEntry, ImageConversion, OutputFile, OutputPlace, PromptRequest, PromptResult
 from comfyui.outputs.history import OutputContent, result_json
 from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.store import ObjectStore, Placement
@@ -132,7 +132,7 @@ class Deliverer:
         """All files as an archive: see `zipping.zip_pieces`."""
         return zip_pieces(result.files, lambda file: self.open(result, file, order))
 
-    def _entry(self, file: OutputFile) -> dict[str, Any]:
+    def _entry(self, file: OutputFile) -> FileEntry:
         entry = file.to_json()
         return {**entry, "url": f"{self._public_url}{file.url}"} if self._public_url else entry
 

@@ -14,7 +14,7 @@ import pybase64
 
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
-from comfyui.models import OutputFile, PromptResult
+from comfyui.models import AnswerHead, AnswerTail, OutputFile, PromptResult
 from comfyui.replies import HistoryEntry
 from comfyui.transport.body import OpenBody
 from comfyui.workflows.api_format import node_order
@@ -171,7 +171,7 @@ async def result_json(
         entries: what ``images`` says of each file of `result`, in the same order.
     """
     started = clock()
-    head = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
+    head: AnswerHead = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
     yield jsonio.dumps(head)[:-1] + b',"images":['
     for index, (file, entry) in enumerate(zip(result.files, entries, strict=True)):
         if index:
@@ -183,12 +183,13 @@ async def result_json(
                 async for piece in pieces:
                     yield piece
     timings = replace(result.timings, collecting_s=result.timings.collecting_s + clock() - started)
-    tail = {
+    tail: AnswerTail = {
         "execution_time": round(timings.total_s, 4),
         "node_errors": result.node_errors,
         "timings": timings.to_json(),
-        **({"simulation": True} if result.simulated else {}),
     }
+    if result.simulated:
+        tail["simulation"] = True
     yield b"]," + jsonio.dumps(tail)[1:]
 
 

@@ -8,7 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+from typing_extensions import TypedDict
 
 from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
@@ -28,6 +30,31 @@ CHOICE_PATIENCE_S = 2.0
 _FRESH_S = 5.0
 # What another server may have: the rest is wrong with the workflow wherever it runs.
 _SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "missing_input_file", "value_not_in_list"})
+
+
+class SilentPrompt(TypedDict):
+    """The prompt that runs on a server without any event."""
+
+    prompt_id: str
+    seconds: float
+
+
+class ServerDetail(TypedDict, total=False):
+    """What a server's report has only for callers who may be told of addresses and reasons."""
+
+    server: str
+    reason: str | None
+    silent: SilentPrompt | None
+
+
+class ServerReport(ServerDetail):
+    """One ComfyUI server, as `/health` has it."""
+
+    state: str
+    websocket: Literal["connected", "silent", "disconnected"]
+    queue_remaining: int
+    in_flight: int
+    simulation: bool
 
 
 class BackendPool:
@@ -147,27 +174,9 @@ class BackendPool:
             if not backend.ready
         )
 
-    def report(self, *, in_detail: bool = True) -> list[dict[str, Any]]:
+    def report(self, *, in_detail: bool = True) -> list[ServerReport]:
         """Per-server state for `/health`, from what is known: it asks nobody. Not `in_detail`: no names, no reasons."""
-        return [
-            (
-                {"server": backend.name, "reason": backend.reason or None, "silent": _shown(backend.watcher.worker)}
-                if in_detail
-                else {}
-            )
-            | {
-                "state": backend.health.value,
-                "websocket": "connected"
-                if backend.watcher.connected
-                else "silent"
-                if backend.watcher.silent
-                else "disconnected",
-                "queue_remaining": backend.watcher.queue_remaining,
-                "in_flight": backend.in_flight,
-                "simulation": backend.simulated,
-            }
-            for backend in self.backends
-        ]
+        return [_report(backend, _detail(backend) if in_detail else {}) for backend in self.backends]
 
 
 async def _has_all_of(backend: Backend, prompt: Mapping[str, Any], max_age_s: float) -> bool | None:
@@ -181,7 +190,22 @@ async def _has_all_of(backend: Backend, prompt: Mapping[str, Any], max_age_s: fl
     return not any(problem.code in _SERVER_LACKS for problem in problems)
 
 
-def _shown(worker: PromptWorker) -> dict[str, Any] | None:
-    """The prompt that runs without any event."""
-    silence = worker.silence
-    return None if silence is None else {"prompt_id": silence.prompt_id, "seconds": round(silence.seconds, 1)}
+def _report(backend: Backend, detail: ServerDetail) -> ServerReport:
+    watcher = backend.watcher
+    return {
+        **detail,
+        "state": backend.health.value,
+        "websocket": "connected" if watcher.connected else "silent" if watcher.silent else "disconnected",
+        "queue_remaining": watcher.queue_remaining,
+        "in_flight": backend.in_flight,
+        "simulation": backend.simulated,
+    }
+
+
+def _detail(backend: Backend) -> ServerDetail:
+    silence = backend.watcher.worker.silence
+    return {
+        "server": backend.name,
+        "reason": backend.reason or None,
+        "silent": None if silence is None else {"prompt_id": silence.prompt_id, "seconds": round(silence.seconds, 1)},
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import iter_route_contexts
@@ -29,6 +30,7 @@ from comfyui.web.front.gateway_state import GatewayState, WebOptions
 from comfyui.web.front.hosts import KnownHosts
 from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.middleware import BodyLimit, BodyLimits, RequestContext, SlowClients
+from comfyui.web.front.openapi import completed
 from comfyui.web.front.origins import Origins
 from comfyui.web.front.paths import OwnPaths
 from comfyui.web.front.tickets import Tickets
@@ -99,7 +101,8 @@ class Gateway(FastAPI):
             # What is below /docs/ is ComfyUI's.
             swagger_ui_oauth2_redirect_url=None,
             redirect_slashes=False,
-            docs_url=None,  # `ops` has the page: its links must be right below a path, too
+            openapi_url=None,  # `ops` has both: the links of the page must be right below a path, too
+            docs_url=None,
             servers=[{"url": options.public_url or "."}],
         )
         self.app_options = options
@@ -114,6 +117,12 @@ class Gateway(FastAPI):
             await super().__call__(scope, receive, send)
         else:
             await self._front(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The document of ``/openapi.json``, made when it is first asked for."""
+        if self.openapi_schema is None:
+            self.openapi_schema = completed(super().openapi(), with_keys=bool(self.app_options.keys))
+        return self.openapi_schema
 
     @asynccontextmanager
     async def _run(self, _app: FastAPI) -> AsyncIterator[None]:

@@ -180,10 +180,10 @@ def models_found(object_info: ObjectInfo) -> Mapping[str, list[str]]:
 
 
 def _state(worker: ComfyUIWorker) -> str:
-    report: dict[str, Any] = worker.pool.report()[0]
-    parts = [str(report["state"])]
-    if report["reason"]:
-        parts.append(str(report["reason"]))
+    report = worker.pool.report()[0]
+    parts = [report["state"]]
+    if reason := report.get("reason"):
+        parts.append(reason)
     if worker.process is not None:
         parts.append(f"process {worker.process.state.value}")
         if worker.process.reason:

@@ -20,7 +20,10 @@ import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.limits import DEFAULT_LIMITS, Limits, named
@@ -80,6 +83,19 @@ class _Shown(reprlib.Repr):
 _shown = _Shown().repr
 
 
+class ProblemEntry(TypedDict):
+    """A `Problem` as clients are told of it."""
+
+    node_id: Annotated[str, Field(description="Empty when it is the workflow as a whole.")]
+    title: str
+    class_type: str
+    input_name: str | None
+    code: Annotated[str, Field(description="ComfyUI's name where it has one, else the gateway's own.")]
+    message: str
+    closest: Annotated[Sequence[str], Field(description="Existing names that may have been meant, the closest first.")]
+    severity: Annotated[Severity, Field(description="error: ComfyUI would refuse the workflow.")]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong, or looks wrong, with a workflow.
@@ -99,6 +115,18 @@ class Problem:
     message: str
     closest: tuple[str, ...] = ()
     severity: Severity = "error"
+
+    def to_json(self) -> ProblemEntry:
+        return {
+            "node_id": self.node_id,
+            "title": self.title,
+            "class_type": self.class_type,
+            "input_name": self.input_name,
+            "code": self.code,
+            "message": self.message,
+            "closest": self.closest,
+            "severity": self.severity,
+        }
 
 
 def preflight(

@@ -21,6 +21,7 @@ from comfyui.web.app import Gateway
 from comfyui.web.server.serving import protocols
 from config import Settings
 from server import create_app
+from tests.support.described import described
 
 Workflow = dict[str, Any]
 T = TypeVar("T")
@@ -89,7 +90,8 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
             await asyncio.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
-        async with aiohttp.ClientSession(base_url=url) as http:
+        answers = described(with_keys=bool(app.app_options.keys))
+        async with aiohttp.ClientSession(base_url=url, response_class=answers) as http:
             gateway = RunningGateway(app, chosen, url, http)
             if ready:
                 await gateway.handler.pool.choose(patience_s=10)

@@ -13,15 +13,15 @@ from comfyui.web.front.short_cache import short_cache
 
 Form = Literal["json", "events", "raw", "zip"]
 
-_MEDIA = ("image/", "video/", "audio/", "model/")
-_ANY_BYTES = "application/octet-stream"
+MEDIA = ("image/", "video/", "audio/", "model/")
+ANY_BYTES = "application/octet-stream"
 _FORMS: dict[str, Form] = {
     "*/*": "json",
     "application/*": "json",
     "application/json": "json",
     "text/event-stream": "events",
     "application/zip": "zip",
-    _ANY_BYTES: "raw",
+    ANY_BYTES: "raw",
 }
 OFFERS = "application/json, text/event-stream, application/zip, image/*, video/*, audio/*, application/octet-stream"
 
@@ -59,7 +59,7 @@ class Accepted:
     def takes(self, content_type: str) -> bool:
         """Whether a file of this type is what the client asked for by a range of media types."""
         kind = content_type.partition("/")[0]
-        fits = {content_type, f"{kind}/*", _ANY_BYTES}
+        fits = {content_type, f"{kind}/*", ANY_BYTES}
         return any(weight and media_range in fits for media_range, weight in self.ranges)
 
 
@@ -68,7 +68,7 @@ def accepted_by(request: Request) -> Accepted:
 
 
 def _form_of(media_range: str) -> Form | None:
-    return "raw" if media_range.startswith(_MEDIA) else _FORMS.get(media_range)
+    return "raw" if media_range.startswith(MEDIA) else _FORMS.get(media_range)
 
 
 def _weight(parameters: Sequence[str]) -> float:

@@ -12,14 +12,15 @@ from fastapi import Request, Response
 
 from comfyui.exceptions import ClientGoneError, NotAcceptableError
 from comfyui.jobs.job import Listener
-from comfyui.models import OutputFile, PromptResult
+from comfyui.models import OutputFile, PromptAnswer, PromptResult
 from comfyui.outputs.delivery import Deliverer, Order
 from comfyui.tasks import end_tasks
 from comfyui.transport.body import IteratedBody
-from comfyui.web.api.accept import Accepted, Form
+from comfyui.web.api.accept import ANY_BYTES, MEDIA, Accepted, Form
 from comfyui.web.api.sse import EventFeed, event_stream
 from comfyui.web.api.streams import BodyStream, content_disposition
 from comfyui.web.front.errors import answer_to_nobody
+from comfyui.web.front.openapi import BYTES, TEXT, Answer, json_of
 from comfyui.web.front.request_state import state_of
 from comfyui.web.server.disconnect import ClientWatch
 
@@ -145,36 +146,20 @@ def _headers_of(filename: str, result: PromptResult) -> dict[str, str]:
     }
 
 
-def result_schema() -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of an answer with a result."""
-    seconds = {"type": "number"}
-    timings = {
-        "type": "object",
-        "description": "Where the time went, in seconds.",
-        "properties": {
-            "staging": {**seconds, "description": "Placing the inputs."},
-            "queued": {**seconds, "description": "Waiting in ComfyUI's queue, and for its answers."},
-            "executing": {**seconds, "description": "ComfyUI's execution alone, by its own clock."},
-            "collecting": {**seconds, "description": "Reading the files."},
+def result_answer() -> Answer:
+    """What OpenAPI says of an answer with a result, by what ``Accept`` names."""
+    return Answer(
+        "The result in the form that `Accept` names: JSON, events of which the last is the result or an error, the"
+        " bytes of one file, or all files in a ZIP archive.",
+        {
+            **json_of(PromptAnswer),
+            "text/event-stream": TEXT,
+            "application/zip": BYTES,
+            **{f"{kind}*": BYTES for kind in MEDIA},
+            ANY_BYTES: BYTES,
         },
-    }
-    schema = {
-        "type": "object",
-        "properties": {
-            "prompt_id": {"type": "string", "format": "uuid"},
-            "status": {"const": "success"},
-            "execution_time": {
-                **seconds,
-                "description": "Seconds in all: the sum of `timings`, the wait in ComfyUI's queue included.",
-            },
-            "outputs": {"type": "object", "description": "ComfyUI's history, verbatim."},
-            "images": {"type": "array", "items": {"type": "object"}, "description": "Every file, of any medium."},
-            "node_errors": {"type": "object", "description": "Outputs that ComfyUI left out of the run, by node."},
-            "timings": timings,
-            "simulation": {"const": True, "description": "There when no real ComfyUI ran the prompt."},
-        },
-    }
-    return {200: {"description": "The result.", "content": {"application/json": {"schema": schema}}}}
+        ("X-Prompt-Id", "X-Simulation", "Content-Disposition"),
+    )
 
 
 def _chosen(call: Call, result: PromptResult) -> OutputFile:

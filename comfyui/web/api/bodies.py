@@ -6,13 +6,21 @@ import codecs
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, NotRequired
 
 from fastapi import Depends, Request
-from pydantic import ValidationError
+from pydantic import RootModel, ValidationError
+from typing_extensions import TypedDict
 
-from comfyui import big_json, jsonio
-from comfyui.exceptions import BeyondLimitsError, JSONError, RequestError
+from comfyui import big_json
+from comfyui.exceptions import (
+    BeyondLimitsError,
+    ComfyUIDiskError,
+    ComfyUIInputError,
+    ComfyUILimitError,
+    JSONError,
+    RequestError,
+)
 from comfyui.inputs.content import SpooledFiles
 from comfyui.limits import Limits, named, over, short
 from comfyui.models import PromptRequest
@@ -21,11 +29,16 @@ from comfyui.web.api.multipart import WORKFLOW_FIELDS, FormLimits, read_form
 from comfyui.web.front.errors import describe_validation
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.middleware import is_form
+from comfyui.web.front.openapi import BYTES, Schema, json_of
 from comfyui.web.front.request_state import state_of
 from comfyui.workflows.api_format import input_texts, is_ui_format
 
 # Fields of a form that are JSON; the others are plain text.
 _JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output"})
+JSON_ERRORS: Final = (RequestError, ComfyUILimitError)
+"""What may be wrong with a body of JSON."""
+SUBMISSION_ERRORS: Final = (*JSON_ERRORS, ComfyUIInputError, ComfyUIDiskError)
+"""What may be wrong with a body that carries a workflow, or with keeping its files."""
 # Up to so many fields that do not exist are each named by themselves.
 _MOST_UNKNOWN = 20
 # pydantic copies a text that it checks in one go, and names each member that is one too many. Beside the workflow,
@@ -33,6 +46,17 @@ _MOST_UNKNOWN = 20
 _LONGEST_TEXT = 4096
 _ITS_OWN = frozenset({"prompt", "extra_data"})
 _CODED_AT_ONCE = 1 << 20
+
+
+class Node(TypedDict):
+    """One node of a workflow in API format."""
+
+    class_type: str
+    inputs: NotRequired[dict[str, Any]]
+
+
+class Workflow(RootModel[dict[str, Node]]):
+    """A workflow in API format: nodes by their id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +112,17 @@ def looks_like_workflow(body: Mapping[str, Any]) -> bool:
     )
 
 
-def body_schema() -> dict[str, Any]:
-    """What OpenAPI says of these bodies, which FastAPI does not read itself: definitions stand inline."""
-    schema = PromptRequest.model_json_schema()
-    definitions = schema.pop("$defs", {})
-    text = jsonio.dumps(schema).decode()
-    for name, definition in definitions.items():
-        text = text.replace(f'{{"$ref":"#/$defs/{name}"}}', jsonio.dumps(definition).decode())
-    form = {
-        "type": "object",
-        "required": ["workflow"],
-        "properties": {
-            "workflow": {"type": "string", "description": "The workflow as JSON, bare or as a whole body."},
-            "images": {
-                "type": "array",
-                "items": {"type": "string", "format": "binary"},
-                "description": "Files, referred to by their names; the fields of the JSON body may stand beside them.",
-            },
-        },
-    }
-    content = {"application/json": {"schema": jsonio.loads(text)}, "multipart/form-data": {"schema": form}}
-    return {"requestBody": {"required": True, "content": content}}
+def submission_body(*, bare: bool) -> dict[str, Schema]:
+    """What OpenAPI says of these bodies. Where `bare`, the workflow may be a body by itself."""
+    models = (PromptRequest, Workflow) if bare else (PromptRequest,)
+    return {**json_of(*models), "multipart/form-data": _form_schema()}
+
+
+def _form_schema() -> Schema:
+    fields = {name: {"type": "string"} for name in PromptRequest.model_fields if name not in ("prompt", "images")}
+    files = {"type": "array", "items": BYTES, "description": "Files under any name; the workflow has their file names."}
+    workflow = {"type": "string", "description": "The workflow as JSON, bare or as a whole body."}
+    return {"type": "object", "required": ["workflow"], "properties": {"workflow": workflow, "images": files, **fields}}
 
 
 async def _submission(request: Request, *, bare: bool) -> Submission:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from comfyui.offload import in_thread
+from comfyui.servers.pool import ServerReport
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.openapi import TEXT, Answer, json_of, operation
 from comfyui.web.front.request_state import state_of
 
-router = APIRouter(tags=["health"])
+router = APIRouter(default_response_class=Response)
+_TAG = "health"
+_METRICS = CONTENT_TYPE_LATEST.partition(";")[0]
 
 try:
     VERSION = version("comfyui-gateway")
@@ -21,7 +29,47 @@ except PackageNotFoundError:
     VERSION = "0.1.0"
 
 
-@router.get("/health", summary="The gateway and every ComfyUI server behind it")
+class Health(TypedDict):
+    """The gateway and every ComfyUI server behind it."""
+
+    status: Literal["healthy", "unhealthy"]
+    comfyui_server: Literal["connected", "disconnected"]
+    queue_running: int
+    queue_pending: int
+    waiting_requests: Annotated[int, Field(description="Requests that wait for a prompt now.")]
+    simulation: Annotated[bool, Field(description="One of the servers is a simulation, such as the embedded engine.")]
+    servers: list[ServerReport]
+    version: str
+    timestamp: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
+    error: NotRequired[Annotated[str | None, Field(description="Why no server takes prompts.")]]
+
+
+class Liveness(TypedDict):
+    """The process serves."""
+
+    status: Literal["alive"]
+
+
+class Readiness(TypedDict):
+    """Whether a prompt would be accepted now."""
+
+    status: Literal["ready", "not ready"]
+    reason: NotRequired[str]
+
+
+@router.get(
+    "/health",
+    summary="The gateway and every ComfyUI server behind it",
+    openapi_extra=operation(
+        "health",
+        {
+            200: Answer("At least one ComfyUI server takes prompts.", json_of(Health)),
+            503: Answer("None does.", json_of(Health)),
+        },
+        is_probe=True,
+        tag=_TAG,
+    ),
+)
 async def health(request: Request) -> Response:
     """503 when no ComfyUI answers. The queue figures are ComfyUI's own, as it last told them.
 
@@ -35,7 +83,7 @@ async def health(request: Request) -> Response:
     remaining = sum(server["queue_remaining"] for server in servers)
     running = sum(1 for server in servers if server["queue_remaining"])
     connected = bool(handler.pool.ready)
-    body = {
+    body: Health = {
         "status": "healthy" if connected else "unhealthy",
         "comfyui_server": "connected" if connected else "disconnected",
         "queue_running": running,
@@ -51,25 +99,51 @@ async def health(request: Request) -> Response:
     return json_response(200 if connected else 503, body)
 
 
-@router.get("/health/live", summary="200 while the process serves")
-async def live() -> dict[str, str]:
+@router.get(
+    "/health/live",
+    summary="200 while the process serves",
+    openapi_extra=operation("health_live", {200: Answer("It serves.", json_of(Liveness))}, is_probe=True, tag=_TAG),
+)
+async def live() -> Response:
     """Never asks ComfyUI: a restart of the gateway would not mend ComfyUI."""
-    return {"status": "alive"}
+    return json_response(200, Liveness(status="alive"))
 
 
-@router.get("/health/ready", summary="200 when a prompt would be accepted now")
+@router.get(
+    "/health/ready",
+    summary="200 when a prompt would be accepted now",
+    openapi_extra=operation(
+        "health_ready",
+        {
+            200: Answer("A prompt would be accepted.", json_of(Readiness)),
+            503: Answer("It would not be.", json_of(Readiness)),
+        },
+        is_probe=True,
+        tag=_TAG,
+    ),
+)
 async def ready(request: Request) -> Response:
     """503 with the reason while ComfyUI starts, is down or cannot run prompts, or the gateway is full or draining."""
     reason = gateway_of(request).handler.why_not_ready(in_detail=state_of(request.scope).in_detail)
     if reason is None:
-        return json_response(200, {"status": "ready"})
-    return json_response(503, {"status": "not ready", "reason": reason})
+        return json_response(200, Readiness(status="ready"))
+    return json_response(503, Readiness(status="not ready", reason=reason))
 
 
-@router.get("/metrics", summary="Prometheus text; docs/metrics.md says what each means")
+@router.get(
+    "/metrics",
+    summary="Prometheus text; docs/metrics.md says what each means",
+    openapi_extra=operation("metrics", {200: Answer("All metrics.", {_METRICS: TEXT})}, tag=_TAG),
+)
 async def metrics(request: Request) -> Response:
     """Needs a key where there are keys: Prometheus can send one (``authorization`` in its scrape configuration)."""
     return Response(generate_latest(gateway_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> Response:
+    """The description of all endpoints. To make it takes a while, so the first one who asks holds up nobody else."""
+    return json_response(200, await in_thread(request.app.openapi))
 
 
 @router.get("/docs", include_in_schema=False)

@@ -12,19 +12,27 @@ from uuid import UUID, uuid4, uuid5
 import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
+from typing_extensions import TypedDict
 
-from comfyui.exceptions import RequestError
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUINotFoundError,
+    ComfyUIServerError,
+    RequestError,
+)
 from comfyui.models import ImageConversion, OutputPlace, PromptRequest
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
-from comfyui.web.api.answers import Call, answer, result_schema
-from comfyui.web.api.bodies import body_schema, submission
+from comfyui.web.api.answers import Call, answer, result_answer
+from comfyui.web.api.bodies import submission, submission_body
 from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
+from comfyui.web.front.openapi import Answer, json_of, operation
 from comfyui.web.front.request_state import state_of
 
-router = APIRouter()
+router = APIRouter(default_response_class=Response)
 
 # Where no API keys tell callers apart. It is ours alone, so that no other UUIDv5 scheme can collide with it.
 _KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
@@ -83,8 +91,13 @@ class CancelCall(Parameters):
 @router.post(
     "/prompt_sync",
     summary="Run a workflow and wait for its files",
-    openapi_extra={"parameters": described(SubmitCall), **body_schema()},
-    responses=result_schema(),
+    openapi_extra=operation(
+        "prompt_sync",
+        {200: result_answer()},
+        (ComfyUIError,),
+        parameters=described(SubmitCall),
+        body=submission_body(bare=False),
+    ),
 )
 async def prompt_sync(request: Request) -> Response:
     """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names."""
@@ -113,8 +126,7 @@ async def prompt_sync(request: Request) -> Response:
 @router.get(
     "/prompt_sync/{prompt_id}",
     summary="Attach again to a prompt",
-    openapi_extra={"parameters": described(AttachCall)},
-    responses=result_schema(),
+    openapi_extra=operation("attach", {200: result_answer()}, (ComfyUIError,), parameters=described(AttachCall)),
 )
 async def attach(request: Request) -> Response:
     """Answers as the POST would have, for a prompt that is queued, running or finished."""
@@ -131,17 +143,29 @@ async def attach(request: Request) -> Response:
     )
 
 
+class Cancelled(TypedDict):
+    """A prompt that was taken out of ComfyUI."""
+
+    prompt_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Literal["cancelled"]
+
+
 @router.delete(
     "/prompt_sync/{prompt_id}",
     summary="Cancel a prompt",
-    openapi_extra={"parameters": described(CancelCall)},
+    openapi_extra=operation(
+        "cancel",
+        {200: Answer("It is cancelled.", json_of(Cancelled))},
+        (RequestError, ComfyUINotFoundError, ComfyUIConnectionError, ComfyUIServerError),
+        parameters=described(CancelCall),
+    ),
 )
 async def cancel(request: Request) -> Response:
     """Removed from ComfyUI's queue, or interrupted if it is the one that runs; nobody else's prompt is touched."""
     prompt_id = str(read(CancelCall, request).prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     await gateway_of(request).handler.cancel(prompt_id)
-    return json_response(200, {"prompt_id": prompt_id, "status": "cancelled"})
+    return json_response(200, Cancelled(prompt_id=prompt_id, status="cancelled"))
 
 
 def prompt_id_for_key(key: str, caller: UUID | None) -> UUID:

@@ -9,12 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from comfyui.exceptions import ComfyUINotFoundError, RequestError
 from comfyui.limits import Limits
-from comfyui.web.api.bodies import json_object
+from comfyui.web.api.bodies import JSON_ERRORS, json_object
 from comfyui.web.front.errors import describe_validation, json_response
 from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.openapi import Answer, json_of, operation
 from comfyui.web.front.request_state import state_of
+from comfyui.web.front.tickets import Ticket
 
-router = APIRouter()
+router = APIRouter(default_response_class=Response)
 
 
 class TicketRequest(BaseModel):
@@ -26,13 +28,16 @@ class TicketRequest(BaseModel):
     websocket: bool = Field(default=False, description="A websocket is to be opened there, once.")
 
 
-_BODY = {"content": {"application/json": {"schema": TicketRequest.model_json_schema()}}, "required": True}
-
-
 @router.post(
     "/tickets",
     summary="An address that a browser may open without a key",
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra=operation(
+        "make_ticket",
+        {200: Answer("The address, with its ticket.", json_of(Ticket))},
+        (*JSON_ERRORS, ComfyUINotFoundError),
+        body=json_of(TicketRequest),
+        tag="tickets",
+    ),
 )
 async def make_ticket(request: Request) -> Response:
     """For five minutes: one picture (or whatever a GET of this one address gives), or one websocket."""

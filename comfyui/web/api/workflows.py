@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Any, NotRequired
 
 from fastapi import APIRouter, Depends, Request, Response
+from typing_extensions import TypedDict
 
 from comfyui.exceptions import (
     ComfyUIConnectionError,
@@ -21,13 +21,22 @@ from comfyui.limits import Limits
 from comfyui.offload import in_thread, offloaded
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
-from comfyui.web.api.bodies import Posted, Submission, body_schema, json_object, looks_like_workflow
+from comfyui.web.api.bodies import (
+    JSON_ERRORS,
+    SUBMISSION_ERRORS,
+    Posted,
+    Submission,
+    json_object,
+    looks_like_workflow,
+    submission_body,
+)
 from comfyui.web.api.parameters import NoParameters, read
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.openapi import Answer, json_of, operation
 from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format, node_title
 from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
-from comfyui.workflows.preflight import Problem
+from comfyui.workflows.preflight import Problem, ProblemEntry
 
 
 async def _without_query(request: Request) -> None:
@@ -35,14 +44,48 @@ async def _without_query(request: Request) -> None:
 
 
 # A query parameter that does nothing was meant for something.
-router = APIRouter(dependencies=[Depends(_without_query)])
+router = APIRouter(dependencies=[Depends(_without_query)], default_response_class=Response)
+_TAG = "workflows"
+# What asking ComfyUI for its node definitions may raise.
+_SERVER_ERRORS = (ComfyUIConnectionError, ComfyUIServerError)
 
 _PATIENCE_S = 2.0
 _FRESH_S = 5.0
 
 
+class ServerValidation(TypedDict):
+    """What one ComfyUI server would say of a workflow."""
+
+    server: str
+    valid: bool
+    problems: list[ProblemEntry]
+
+
+class Validation(TypedDict):
+    """What is wrong with a workflow: of several servers, for the one that suits it best."""
+
+    valid: bool
+    problems: list[ProblemEntry]
+    servers: NotRequired[list[ServerValidation]]
+
+
+class Conversion(TypedDict):
+    """A workflow in API format; each warning names its node."""
+
+    prompt: dict[str, Any]
+    warnings: list[str]
+
+
 @router.post(
-    "/validate", summary="What would be wrong with a workflow, without queueing it", openapi_extra=body_schema()
+    "/validate",
+    summary="What would be wrong with a workflow, without queueing it",
+    openapi_extra=operation(
+        "validate",
+        {200: Answer("What is wrong, if anything.", json_of(Validation))},
+        (*SUBMISSION_ERRORS, *_SERVER_ERRORS),
+        body=submission_body(bare=True),
+        tag=_TAG,
+    ),
 )
 async def validate(request: Request, posted: Posted) -> Response:
     """The body of `/prompt_sync`, or a bare workflow; 200 with `valid` and `problems`, whatever is wrong with it.
@@ -57,14 +100,26 @@ async def validate(request: Request, posted: Posted) -> Response:
     except ComfyUILimitError:
         raise
     except ComfyUIValidationError as error:
-        return json_response(200, {"valid": False, "problems": _shown(_of_format(error, prompt))})
+        return json_response(200, Validation(valid=False, problems=_shown(_of_format(error, prompt))))
     reports = await _reports(pool, posted, limits)
     best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
-    answer = {"valid": best["valid"], "problems": best["problems"]}
-    return json_response(200, {**answer, "servers": reports} if len(pool.backends) > 1 else answer)
+    answer = Validation(valid=best["valid"], problems=best["problems"])
+    if len(pool.backends) > 1:
+        answer["servers"] = reports
+    return json_response(200, answer)
 
 
-@router.post("/convert", summary="A UI-format export as an API-format workflow")
+@router.post(
+    "/convert",
+    summary="A UI-format export as an API-format workflow",
+    openapi_extra=operation(
+        "convert",
+        {200: Answer("The workflow in API format.", json_of(Conversion))},
+        (*JSON_ERRORS, *_SERVER_ERRORS, ComfyUIValidationError),
+        body={"application/json": {"type": "object", "additionalProperties": True}},
+        tag=_TAG,
+    ),
+)
 async def convert(request: Request) -> Response:
     """The file that ComfyUI's editor saves, bare or as `workflow`; 400 with the reason where it is not certain.
 
@@ -82,7 +137,7 @@ async def convert(request: Request) -> Response:
     except ComfyUIValidationError:
         # A class that is not known may have been installed meanwhile.
         converted = await _converted(workflow, await backend.object_info(max_age_s=_FRESH_S), limits)
-    return json_response(200, {"prompt": converted.prompt, "warnings": list(converted.warnings)})
+    return json_response(200, Conversion(prompt=converted.prompt, warnings=list(converted.warnings)))
 
 
 async def _converted(workflow: Mapping[str, Any], object_info: Mapping[str, Any], limits: Limits) -> ConvertedWorkflow:
@@ -112,7 +167,7 @@ def _held(whole: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, whole.get(name)) for name in ("workflow", "prompt")] + inside
 
 
-async def _reports(pool: BackendPool, posted: Submission, limits: Limits) -> list[dict[str, Any]]:
+async def _reports(pool: BackendPool, posted: Submission, limits: Limits) -> list[ServerValidation]:
     """One for each server that answers. Raises the reason of the first one when none does."""
     await pool.choose(patience_s=_PATIENCE_S)
     asked = pool.ready
@@ -129,7 +184,7 @@ async def _reports(pool: BackendPool, posted: Submission, limits: Limits) -> lis
     return reports
 
 
-async def _report_soon(backend: Backend, posted: Submission, limits: Limits) -> dict[str, Any]:
+async def _report_soon(backend: Backend, posted: Submission, limits: Limits) -> ServerValidation:
     """Where others can be asked, one that hangs does not hold them up."""
     try:
         async with backend.soon():
@@ -138,7 +193,7 @@ async def _report_soon(backend: Backend, posted: Submission, limits: Limits) -> 
         raise ComfyUIConnectionError(f"{backend.name} does not say what it has") from error
 
 
-async def _report(backend: Backend, posted: Submission, limits: Limits) -> dict[str, Any]:
+async def _report(backend: Backend, posted: Submission, limits: Limits) -> ServerValidation:
     files = posted.files.paths if posted.files else ()
     problems = await problems_on(backend, posted.request, files, limits=limits)
     refused = any(problem.severity == "error" for problem in problems)
@@ -159,5 +214,5 @@ def _class_of(node: Any) -> str:
     return str(node.get("class_type") or "") if isinstance(node, Mapping) else ""
 
 
-def _shown(problems: Sequence[Problem]) -> list[dict[str, Any]]:
-    return [asdict(problem) for problem in problems]
+def _shown(problems: Sequence[Problem]) -> list[ProblemEntry]:
+    return [problem.to_json() for problem in problems]

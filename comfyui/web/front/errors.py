@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -26,7 +26,7 @@ from comfyui.web.front.request_state import state_of
 
 _log = structlog.get_logger(__name__)
 
-_CODES = {
+CODES: Final = {
     400: "bad_request",
     401: "unauthorized",
     403: "forbidden",
@@ -39,6 +39,7 @@ _CODES = {
     426: "upgrade_required",
     429: "overloaded",
 }
+"""The code of a refusal by its status."""
 
 
 def error_response(error: ComfyUIError, request_id: str | None, headers: Mapping[str, str] | None = None) -> Response:
@@ -57,7 +58,7 @@ def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] |
     """The answer to a request or a websocket's handshake that is refused before it reaches an endpoint."""
     body = error_body(
         title=HTTPStatus(status).phrase,
-        code=_CODES.get(status, "http_error"),
+        code=CODES.get(status, "http_error"),
         detail=detail,
         request_id=state_of(scope).request_id,
     )
@@ -85,7 +86,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        code = _CODES.get(error.status_code, "http_error")
+        code = CODES.get(error.status_code, "http_error")
         title = HTTPStatus(error.status_code).phrase
         detail = str(error.detail)
         if error.status_code == 404:

@@ -12,10 +12,12 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated
 from uuid import UUID
 
+from pydantic import Field
 from starlette.types import Message, Scope, Send
+from typing_extensions import TypedDict
 
 from comfyui.exceptions import RequestError
 from comfyui.web.front.keys import KeyRing
@@ -32,6 +34,14 @@ _PLAIN = r"-A-Za-z0-9._~!$&()*+,;=:@/%\[\]"
 _TARGET = re.compile(rf"/[{_PLAIN}]*(?:\?[{_PLAIN}?]+)?")
 
 
+class Ticket(TypedDict):
+    """An address that may be opened without a key."""
+
+    url: Annotated[str, Field(description="The address with the ticket.")]
+    ticket: str
+    expires_at: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
+
+
 class Tickets:
     """Makes and takes tickets. `public_url`: where clients see the gateway, for the addresses; empty: as a path."""
 
@@ -42,7 +52,7 @@ class Tickets:
         self._used: dict[str, float] = {}
         """Nonces of websockets, with the time at which their ticket ends."""
 
-    def make(self, caller: UUID, url: str, *, websocket: bool) -> dict[str, Any]:
+    def make(self, caller: UUID, url: str, *, websocket: bool) -> Ticket:
         """The answer of `POST /tickets`. Raises `RequestError` for an address that cannot have a ticket."""
         target = self._target(url)
         expiry = int(self._clock()) + TICKET_S

@@ -262,7 +262,7 @@ def _listener(prompt: Mapping[str, Any], started: asyncio.Event, log: TaskLog) -
 
 def _told(file: OutputFile) -> dict[str, Any]:
     """A file as every platform tells of it; where it is, `outputs` says."""
-    told = file.to_json()
+    told: dict[str, Any] = {**file.to_json()}
     del told["url"]
     return told
 

@@ -1,0 +1,91 @@
+"""Holds every answer of the gateway's own endpoints that a test gets against what ``/openapi.json`` says of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import aiohttp
+import jsonschema_rs
+
+from config import Settings
+from server import create_app
+
+Response = dict[str, Any]
+
+_JSON = "application/json"
+# ComfyUI's own answers, which may have more members than the gateway knows.
+_OPEN = {"ComfyUIRefusal", "Queued"}
+
+
+class Description:
+    """A document of the gateway, asked for what it says of one answer."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        schemas = document["components"]["schemas"]
+        self._components = {"schemas": {name: _closed(name, schema) for name, schema in schemas.items()}}
+        self._operations = [
+            (method.upper(), re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), operation["responses"])
+            for path, operations in document["paths"].items()
+            for method, operation in operations.items()
+        ]
+        self._validator = functools.cache(self._made)
+
+    def response(self, method: str, path: str, status: int) -> Response | None:
+        """What is said of this status; None where the document has no such endpoint.
+
+        Raises:
+            AssertionError: it has the endpoint, and not the status.
+        """
+        for known, paths, responses in self._operations:
+            if known == method and paths.fullmatch(path):
+                response: Response | None = responses.get(str(status), responses.get("default"))
+                assert response is not None, f"{method} {path}: {status} is not among {', '.join(responses)}"
+                return response
+        return None
+
+    def check(self, response: Response, body: bytes) -> None:
+        """Raises `AssertionError`: the body is not what the document has for this answer as JSON."""
+        errors = list(self._validator(json.dumps(response["content"][_JSON]["schema"])).iter_errors(json.loads(body)))
+        assert not errors, f"{body[:2000]!r}: {errors[0]}"
+
+    def _made(self, schema: str) -> jsonschema_rs.Validator:
+        return jsonschema_rs.Draft202012Validator({**json.loads(schema), "components": self._components})
+
+
+def _closed(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A member that the document does not have is a fault of one of the two."""
+    return schema if name in _OPEN or "properties" not in schema else {"additionalProperties": False, **schema}
+
+
+@functools.cache
+def described(*, with_keys: bool) -> type[aiohttp.ClientResponse]:
+    """A class of answers that hold themselves against the document of a gateway with, or without, API_KEYS."""
+    description = Description(create_app(Settings(api_keys=("key",) if with_keys else ())).openapi())  # type: ignore[arg-type]
+
+    class DescribedResponse(aiohttp.ClientResponse):
+        _said: Response | None = None
+
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+            await super().start(connection)
+            handshake = "Upgrade" in self.request_info.headers  # a websocket's, which is no call of the endpoint
+            said = None if handshake else description.response(self.method, self.url.path, self.status)
+            if said is not None:
+                content = said.get("content", {})
+                kind = self.content_type if "Content-Type" in self.headers else ""
+                known = next((known for known in content if fnmatchcase(kind, known)), "")
+                assert known or not (kind or content), f"{self.method} {self.url}: {kind} is not among {list(content)}"
+                self._said = said if known == _JSON else None
+            return self
+
+        async def read(self) -> bytes:
+            body = await super().read()
+            if self._said is not None:
+                description.check(self._said, body)
+            return body
+
+    return DescribedResponse
