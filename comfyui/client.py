@@ -277,21 +277,22 @@ class ComfyUIClient:
             ComfyUINotFoundError: ComfyUI does not have it (any more).
         """
         target = f"/view?{view_query(filename, subfolder, folder_type)}"
-        status = 0
+        reply = await self._open_view(target)
+        body = ResumedBody(
+            reply.body,
+            functools.partial(self._rest, target, reply),
+            self._backoff,
+            retries=self._retries,
+            what="GET /view",
+        )
         try:
-            async with self._open.stream(target) as reply:
-                status = reply.status
-                if status == 404:
-                    raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
-                if status != 200:
-                    raise _unexpected("GET /view", status, refusing=_NO_KEY)
-                rest_from = functools.partial(self._rest, target, reply)
-                async with ResumedBody(
-                    reply.body, rest_from, self._backoff, retries=self._retries, what="GET /view"
-                ) as body:
-                    yield body
+            if reply.status == 404:
+                raise ComfyUINotFoundError(f"ComfyUI has no file {filename!r} in {folder_type}/{subfolder}")
+            if reply.status != 200:
+                raise _unexpected("GET /view", reply.status, refusing=_NO_KEY)
+            yield body
         finally:
-            self._count("GET", "/view", status)
+            body.close()
 
     async def has_file(self, file: OutputFile) -> bool:
         """Whether ``/view`` would find it; asks for no byte of it."""
@@ -304,19 +305,22 @@ class ComfyUIClient:
 
         return await self._retrying(ask, self._retries)
 
-    @asynccontextmanager
-    async def _rest(self, target: str, first: OpenReply, start: int) -> AsyncIterator[OpenBody]:
+    async def _rest(self, target: str, first: OpenReply, start: int) -> OpenBody:
         """The file of `first` from byte `start` on; anything else would be spliced into what was sent before."""
         version, size = first.header(b"etag"), first.body.length
-        headers = {"Range": f"bytes={start}-"} | ({"If-Range": version} if version else {})
+        reply = await self._open_view(target, {"Range": f"bytes={start}-"} | ({"If-Range": version} if version else {}))
+        expected = f"bytes {start}-{size - 1}/{size}" if size else ""
+        if reply.status != 206 or reply.header(b"content-range") != expected:
+            reply.close()
+            raise ComfyUIServerError("GET /view: the file's body was cut off, and its rest cannot be had")
+        return reply.body
+
+    async def _open_view(self, target: str, headers: Mapping[str, str] = _NO_HEADERS) -> OpenReply:
         status = 0
         try:
-            async with self._open.stream(target, headers) as reply:
-                status = reply.status
-                expected = f"bytes {start}-{size - 1}/{size}" if size else ""
-                if status != 206 or reply.header(b"content-range") != expected:
-                    raise ComfyUIServerError("GET /view: the file's body was cut off, and its rest cannot be had")
-                yield reply.body
+            reply = await self._open.open(target, headers)
+            status = reply.status
+            return reply
         finally:
             self._count("GET", "/view", status)
 

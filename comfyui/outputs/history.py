@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
@@ -138,20 +138,28 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-async def base64_pieces(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+class _Base64:
     """The base64 text of a byte stream in pieces, each of what came until it was enough for one."""
-    waiting: list[bytes] = []
-    size = 0
-    async for chunk in chunks:
-        waiting.append(chunk)
-        size += len(chunk)
-        if size >= _BASE64_PIECE:
-            data = chunk if len(waiting) == 1 else b"".join(waiting)
-            whole = size - size % 3  # so that pieces can be joined without padding between them
-            waiting, size = ([data[whole:]] if whole < size else []), size - whole
-            yield pybase64.b64encode(memoryview(data)[:whole])
-    if size:
-        yield pybase64.b64encode(b"".join(waiting))
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """A piece; empty as long as there is not enough for one."""
+        self._waiting.append(chunk)
+        self._size += len(chunk)
+        if self._size < _BASE64_PIECE:
+            return b""
+        data = chunk if len(self._waiting) == 1 else b"".join(self._waiting)
+        whole = self._size - self._size % 3  # so that pieces can be joined without padding between them
+        self._waiting = [data[whole:]] if whole < self._size else []
+        self._size -= whole
+        return pybase64.b64encode(memoryview(data)[:whole])
+
+    def end(self) -> bytes:
+        """What is left."""
+        return pybase64.b64encode(b"".join(self._waiting))
 
 
 async def result_json(
@@ -178,10 +186,21 @@ async def result_json(
             yield b","
         if open_file is None:
             yield jsonio.dumps(entry)
-        else:
-            async with aclosing(_with_base64(file, entry, open_file)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            continue
+        begun = False
+        try:
+            async with open_file(file) as content:
+                text = _Base64()
+                opening = jsonio.dumps({**entry, **content.facts()})[:-1] + b',"base64":"'
+                async for chunk in content.body:
+                    if piece := text.feed(chunk):
+                        yield opening + piece
+                        opening, begun = b"", True
+                yield opening + text.end() + b'"}'
+        except ComfyUIError as error:
+            if begun:
+                raise
+            yield jsonio.dumps({**entry, "error": error.detail})
     timings = replace(result.timings, collecting_s=result.timings.collecting_s + clock() - started)
     tail: AnswerTail = {
         "execution_time": round(timings.total_s, 4),
@@ -191,19 +210,3 @@ async def result_json(
     if result.simulated:
         tail["simulation"] = True
     yield b"]," + jsonio.dumps(tail)[1:]
-
-
-async def _with_base64(file: OutputFile, entry: Mapping[str, Any], open_file: OpenFile) -> AsyncGenerator[bytes, None]:
-    begun = False
-    try:
-        async with open_file(file) as content, aclosing(base64_pieces(content.body)) as pieces:
-            first = await anext(pieces, b"")
-            begun = True
-            yield jsonio.dumps({**entry, **content.facts()})[:-1] + b',"base64":"' + first
-            async for piece in pieces:
-                yield piece
-            yield b'"}'
-    except ComfyUIError as error:
-        if begun:
-            raise
-        yield jsonio.dumps({**entry, "error": error.detail})

@@ -416,7 +416,8 @@ class CompletionWatcher:
                     return  # without an entry it is the poller's to find out why
         finally:
             watch.collecting = False
-            self._wake.set()
+            if watch.open:
+                self._wake.set()  # the poller's again
 
     async def _history_of(self, watch: Watch) -> bool:
         try:

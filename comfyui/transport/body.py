@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol, Self, TypeVar
 
 from comfyui.exceptions import ComfyUIConnectionError
@@ -116,7 +115,7 @@ class IteratedBody(OpenBody):
 
 
 class ResumedBody(OpenBody):
-    """A body whose rest is asked for when its connection breaks. Open it with ``async with``.
+    """A body whose rest is asked for when its connection breaks.
 
     Args:
         body: from its start. One of unknown length is not resumed.
@@ -129,14 +128,14 @@ class ResumedBody(OpenBody):
     def __init__(
         self,
         body: OpenBody,
-        rest_from: Callable[[int], AbstractAsyncContextManager[OpenBody]],
+        rest_from: Callable[[int], Awaitable[OpenBody]],
         backoff: Backoff,
         *,
         retries: int,
         what: str,
     ) -> None:
         super().__init__(body.length)
-        self._body: OpenBody | None = body
+        self._body = body
         self._rest_from = rest_from
         self._backoff = backoff
         self._retries = retries
@@ -144,13 +143,6 @@ class ResumedBody(OpenBody):
         self._done = self._failures = 0
         self._splice: Splice | None = None
         """It was returned last, and what it has moved since is not in `_done` yet."""
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        await self._stack.aclose()
 
     async def read(self) -> bytes:
         return await self._resuming(lambda body: body.read())
@@ -159,16 +151,21 @@ class ResumedBody(OpenBody):
         return await self._resuming(lambda body: body.read_or_splice())
 
     def at_end(self) -> bool:
-        return self._body is not None and self._body.at_end()
+        return self._body.at_end()
+
+    def close(self) -> None:
+        self._body.close()
 
     async def _resuming(self, read: Callable[[OpenBody], Awaitable[_Piece]]) -> _Piece:
         if self._splice is not None:
             self._done += self._splice.moved
             self._splice = None
+        broken = False
         while True:
             try:
-                if self._body is None:
-                    self._body = await self._stack.enter_async_context(self._rest_from(self._done))
+                if broken:
+                    self._body = await self._rest_from(self._done)
+                    broken = False
                 piece = await read(self._body)
             except ComfyUIConnectionError as error:
                 if self._done == self.length:
@@ -181,6 +178,7 @@ class ResumedBody(OpenBody):
                 else:
                     self._done += len(piece)
                 return piece
+            self._body.close()
+            broken = True
             self._failures += 1
             await asyncio.sleep(self._backoff.delay_s(self._failures))
-            self._body = None

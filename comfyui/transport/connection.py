@@ -8,6 +8,7 @@ the answer, and the whole request has left; in every other case it is closed. Wh
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 from typing import Protocol
 
@@ -154,8 +155,8 @@ class Connection(asyncio.Protocol):
     """One connection; one request at a time."""
 
     __slots__ = (
-        "_answer", "_drained", "_head", "_poll", "_pool", "_reader", "_reading_paused", "_timer", "_transport",
-        "idle_since", "in_use", "received", "uploading",
+        "_answer", "_drained", "_due", "_head", "_loop", "_poll", "_pool", "_reader", "_reading_paused", "_timer",
+        "_transport", "idle_since", "in_use", "received", "uploading",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -169,6 +170,9 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         self._drained: asyncio.Future[None] | None = None
         """While the transport takes no more."""
+        self._loop = asyncio.get_running_loop()
+        self._due = math.inf
+        """In the loop's time, when an answer must have begun."""
         self._timer: asyncio.TimerHandle | None = None
         self.received = False
         self.idle_since = 0.0
@@ -189,7 +193,7 @@ class Connection(asyncio.Protocol):
     def send(self, method: str, data: bytes) -> asyncio.Future[Answer]:
         """Begin a request; the answer's headers are the future's result."""
         assert self._transport is not None  # noqa: S101 - create_connection returns after connection_made
-        self._head = asyncio.get_running_loop().create_future()
+        self._head = self._loop.create_future()
         self._reader = AnswerReader(method)
         self.received = False
         self._transport.write(data)
@@ -224,12 +228,23 @@ class Connection(asyncio.Protocol):
 
     def answer_within(self, seconds: float) -> None:
         """From now; 0 is any time."""
+        self._due = self._loop.time() + seconds if seconds else math.inf
+        if self._timer is None or self._timer.when() > self._due:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        """One that is set already is left: most answers come long before it, and to set one takes 2 µs for each."""
         if self._timer is not None:
             self._timer.cancel()
-        if seconds and self._head is not None and not self._head.done():
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
+        self._timer = None if self._due == math.inf else self._loop.call_at(self._due, self._look_at_time)
 
-    def _too_late(self) -> None:
+    def _look_at_time(self) -> None:
+        self._timer = None
+        if self._head is None or self._head.done():
+            return
+        if self._loop.time() < self._due:
+            self._set_timer()
+            return
         self._fail(AnswerTimeoutError())
         self.abort()
 
@@ -272,6 +287,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self._transport = None
         self._poll = None  # the descriptor's number may be another's soon
+        if self._timer is not None:
+            self._timer.cancel()
         self.resume_writing()
         self._pool.lost(self)
         self._fail(NoAnswerError())
@@ -309,8 +326,6 @@ class Connection(asyncio.Protocol):
     # An answer, from its head to its end
 
     def _begin(self, reader: AnswerReader) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         self._answer = Answer(self, reader.status, reader.headers)
         if self._head is not None and not self._head.done():
             self._head.set_result(self._answer)
@@ -356,7 +371,5 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def _fail(self, error: Exception) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         if self._head is not None and not self._head.done():
             self._head.set_exception(error)

@@ -12,8 +12,8 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Protocol
@@ -120,6 +120,9 @@ class _AiohttpBody(OpenBody):
         with aiohttp_errors(self._name, self._what):
             return await self._response.content.readany()
 
+    def close(self) -> None:
+        self._response.close()
+
 
 class Transport(Protocol):
     """Requests to one server over connections that are kept open; each is sent once. A target is path and query.
@@ -142,8 +145,8 @@ class Transport(Protocol):
             last_word_s: when the call is cancelled, how long what was sent may still take to be answered.
         """
 
-    def stream(self, target: str, headers: Headers = _NONE) -> AbstractAsyncContextManager[OpenReply]:
-        """The answer to a GET as it comes; only silence is timed."""
+    async def open(self, target: str, headers: Headers = _NONE) -> OpenReply:
+        """The answer to a GET as it comes; only silence is timed. The caller closes it."""
 
     async def close(self) -> None: ...
 
@@ -187,8 +190,7 @@ class Http1Transport:
         _refuse_compressed(_text(answer, b"content-encoding"), what)
         return RawReply(answer.status, _text(answer, b"content-type") or "application/json", content)
 
-    @asynccontextmanager
-    async def stream(self, target: str, headers: Headers = _NONE) -> AsyncIterator[OpenReply]:
+    async def open(self, target: str, headers: Headers = _NONE) -> OpenReply:
         what = _what("GET", target)
         try:
             answer = await self._files.request("GET", target, self._with(headers), timeout_s=self._timeout_s)
@@ -199,9 +201,10 @@ class Http1Transport:
         )
         try:
             _refuse_compressed(reply.header(b"content-encoding"), what)
-            yield reply
-        finally:
+        except ComfyUIServerError:
             reply.close()
+            raise
+        return reply
 
     async def close(self) -> None:
         await self._http.close()
@@ -269,16 +272,15 @@ class AiohttpTransport:
                 content_type = response.headers.get("Content-Type", "application/json")
                 return RawReply(response.status, content_type, await response.read())
 
-    @asynccontextmanager
-    async def stream(self, target: str, headers: Headers = _NONE) -> AsyncIterator[OpenReply]:
+    async def open(self, target: str, headers: Headers = _NONE) -> OpenReply:
         # Compressed, a file would have another length than the one that is announced.
         headers = {"Accept-Encoding": "identity", **headers}
         what = _what("GET", target)
         with aiohttp_errors(self._name, what):
-            async with self._session.get(
+            response = await self._session.get(
                 self._url(target), headers=headers, timeout=self._file_timeout, allow_redirects=False
-            ) as response:
-                yield OpenReply(response.status, response.raw_headers, _AiohttpBody(response, self._name, what))
+            )
+        return OpenReply(response.status, response.raw_headers, _AiohttpBody(response, self._name, what))
 
     async def upload(self, path: str, form: aiohttp.MultipartWriter) -> RawReply:
         """A POST of any length; only silence is timed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final
@@ -121,11 +122,11 @@ class Http1Client:
         last_word_s: float = 0.0,
     ) -> tuple[Answer, bytes]:
         """An answer with its whole body, as `request`, within `timeout_s` in all."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        deadline = time.monotonic() + timeout_s
         answer = await self.request(method, target, headers, body, timeout_s=timeout_s, last_word_s=last_word_s)
         content = []
         try:
-            while chunk := await answer.read(max(0.001, deadline - asyncio.get_running_loop().time())):
+            while chunk := await answer.read(max(0.001, deadline - time.monotonic())):
                 content.append(chunk)
         finally:
             answer.close()
@@ -181,7 +182,7 @@ class Http1Client:
         self._taken -= 1
 
     def _pooled(self) -> Connection | None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
             if connection.alive and now - connection.idle_since < _IDLE_S and connection.silent:
@@ -216,11 +217,10 @@ class Http1Client:
         if self._closed:
             connection.abort()
             return
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
+        connection.idle_since = time.monotonic()
         self._idle.append(connection)
         if self._sweep is None:
-            self._sweep = loop.call_later(_IDLE_S, self._close_idle)
+            self._sweep = asyncio.get_running_loop().call_later(_IDLE_S, self._close_idle)
 
     def lost(self, connection: Connection) -> None:
         """It has ended."""
@@ -234,6 +234,6 @@ class Http1Client:
     def _close_idle(self) -> None:
         """Connections that nobody has used for long: after a rush there may be many."""
         loop = asyncio.get_running_loop()
-        while self._idle and loop.time() - self._idle[0].idle_since >= _IDLE_S:
+        while self._idle and time.monotonic() - self._idle[0].idle_since >= _IDLE_S:
             self._idle.popleft().abort()
         self._sweep = loop.call_later(_IDLE_S, self._close_idle) if self._idle else None

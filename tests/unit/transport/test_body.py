@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 from yarl import URL
@@ -81,14 +81,9 @@ async def transport() -> AsyncIterator[RelayTransport]:
         await relay.close()
 
 
-@asynccontextmanager
-async def opened(relay: RelayTransport, stop: int, start: int = 0) -> AsyncIterator[OpenBody]:
+async def opened(relay: RelayTransport, stop: int, start: int = 0) -> OpenBody:
     headers = [*_HEADERS, *([(b"Range", b"bytes=%d-" % start)] if start else [])]
-    reply = await relay.request("GET", f"/{stop}", headers, None, timeout_s=5)
-    try:
-        yield reply.body
-    finally:
-        reply.close()
+    return (await relay.request("GET", f"/{stop}", headers, None, timeout_s=5)).body
 
 
 async def chunks(*given: bytes) -> AsyncIterator[bytes]:
@@ -99,10 +94,11 @@ async def chunks(*given: bytes) -> AsyncIterator[bytes]:
 @with_and_without_splice
 async def test_a_client_gets_every_byte_once_and_is_told_the_end_once(splices: bool) -> None:
     client = Client(splices=splices)
-    async with transport() as relay, opened(relay, len(_FILE)) as body:
-        assert body.length == len(_FILE)
-        await body.send_to(client)
-        assert body.at_end()
+    async with transport() as relay:
+        with closing(await opened(relay, len(_FILE))) as body:
+            assert body.length == len(_FILE)
+            await body.send_to(client)
+            assert body.at_end()
     assert await client.received() == _FILE
     assert (client.spliced > 1_000_000) is splices
     assert [last for _, last in client.writes] == [*[False] * (len(client.writes) - 1), True]
@@ -111,18 +107,19 @@ async def test_a_client_gets_every_byte_once_and_is_told_the_end_once(splices: b
 @with_and_without_splice
 async def test_what_was_waited_for_comes_first(splices: bool) -> None:
     client = Client(splices=splices)
-    async with transport() as relay, opened(relay, len(_FILE)) as body:
-        await body.begin()
-        await body.begin()
-        await body.send_to(client)
+    async with transport() as relay:
+        with closing(await opened(relay, len(_FILE))) as body:
+            await body.begin()
+            await body.begin()
+            await body.send_to(client)
     assert await client.received() == _FILE
 
 
 @with_and_without_splice
 async def test_a_body_that_is_cut_off_is_an_error_after_what_has_come(splices: bool) -> None:
     client = Client(splices=splices)
-    async with transport() as relay, opened(relay, 2_500_000) as body:
-        with pytest.raises(ComfyUIServerError, match="cut"):
+    async with transport() as relay:
+        with closing(await opened(relay, 2_500_000)) as body, pytest.raises(ComfyUIServerError, match="cut"):
             await body.send_to(client)
     assert await client.received() == _FILE[:2_500_000]
     assert not any(last for _, last in client.writes)
@@ -134,16 +131,12 @@ async def test_the_rest_is_asked_for_from_the_byte_where_it_broke(splices: bool)
     starts = []
     async with transport() as relay:
 
-        @asynccontextmanager
-        async def broken(start: int) -> AsyncIterator[OpenBody]:
+        async def broken(start: int) -> OpenBody:
             starts.append(start)
-            async with opened(relay, [1_300_000, 2_900_000, len(_FILE)][len(starts) - 1], start) as body:
-                yield Breaking(body)
+            stop = [1_300_000, 2_900_000, len(_FILE)][len(starts) - 1]
+            return Breaking(await opened(relay, stop, start))
 
-        async with (
-            broken(0) as first,
-            ResumedBody(first, broken, Backoff(0, 0), retries=2, what="GET /view") as body,
-        ):
+        with closing(ResumedBody(await broken(0), broken, Backoff(0, 0), retries=2, what="GET /view")) as body:
             await body.send_to(client)
     assert await client.received() == _FILE
     assert starts == [0, 1_300_000, 2_900_000]
@@ -152,14 +145,14 @@ async def test_the_rest_is_asked_for_from_the_byte_where_it_broke(splices: bool)
 async def test_one_try_more_than_there_may_be_is_the_error() -> None:
     async with transport() as relay:
 
-        @asynccontextmanager
-        async def broken(start: int) -> AsyncIterator[OpenBody]:
-            async with opened(relay, start + 1000, start) as body:
-                yield Breaking(body)
+        async def broken(start: int) -> OpenBody:
+            return Breaking(await opened(relay, start + 1000, start))
 
-        async with broken(0) as first, ResumedBody(first, broken, Backoff(0, 0), retries=2, what="GET /view") as body:
-            with pytest.raises(ComfyUIConnectionError, match="GET /view: the file's body was cut off"):
-                [chunk async for chunk in body]
+        with (
+            closing(ResumedBody(await broken(0), broken, Backoff(0, 0), retries=2, what="GET /view")) as body,
+            pytest.raises(ComfyUIConnectionError, match="GET /view: the file's body was cut off"),
+        ):
+            [chunk async for chunk in body]
 
 
 async def test_an_empty_chunk_is_not_the_end() -> None:
@@ -200,3 +193,6 @@ class Breaking(OpenBody):
 
     def at_end(self) -> bool:
         return self._body.at_end()
+
+    def close(self) -> None:
+        self._body.close()
