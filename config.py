@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
@@ -15,8 +16,11 @@ from comfyui.exceptions import SettingsError
 from comfyui.executors.comfyui import RunnerOptions
 from comfyui.handler import HandlerOptions
 from comfyui.limits import Limits
+from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.images import ConversionLimits
 from comfyui.outputs.stores.s3 import S3Store, s3_store
+from comfyui.runpod.options import RunPodOptions
+from comfyui.servers.options import ServerOptions
 from comfyui.settings import (
     MB,
     ComfyUIFields,
@@ -40,12 +44,26 @@ from comfyui.web.front.middleware import BodyLimits
 from comfyui.web.front.paths import DEFAULT_DENY, PathRules, ProxyMode
 from comfyui.web.server.listening import parse_listen
 from comfyui.web.server.request_head import HeadLimits
-
-if TYPE_CHECKING:
-    from comfyui.runpod.bridge import RunPodOptions
+from comfyui.web.server.serving import ServingOptions
 
 # For one client of RunPod's bridge, which is the gateway's own relay: it reads all the time.
 _BRIDGE_SOCKET_BYTES = 16 * MB
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """What each part of a gateway is made with: what the settings say of it, and limits that are no settings."""
+
+    app: AppOptions
+    serving: ServingOptions
+    servers: ServerOptions
+    handler: HandlerOptions
+    conversion: ConversionLimits
+    delivery: DeliveryOptions
+    store: S3Store | None
+    """Not opened; None where no object store is set up."""
+    runpod: RunPodOptions | None
+    """None where prompts run on ComfyUI."""
 
 
 class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceFields, LogFields):
@@ -293,7 +311,27 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
     def limits(self) -> Limits:
         return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})
 
-    def app_options(self) -> AppOptions:
+    def options(self) -> GatewayOptions:
+        """Raises `SettingsError` where the object store's driver is not installed, or its bucket cannot be used."""
+        return GatewayOptions(
+            app=self._app_options(),
+            serving=ServingOptions(self._head_limits()),
+            servers=ServerOptions(
+                http_timeout_s=self.http_timeout,
+                http_retries=self.http_retries,
+                poll_interval_s=self.poll_interval,
+                stalled_after_s=self.stalled_after,
+                silent_after_s=self.silent_after,
+                dead_after_s=self.dead_after,
+            ),
+            handler=self._handler_options(),
+            conversion=self._conversion_limits(),
+            delivery=DeliveryOptions(store_by_default=self.output_store == "s3", public_url=self.public_url),
+            store=self._object_store(),
+            runpod=self._runpod_options(),
+        )
+
+    def _app_options(self) -> AppOptions:
         max_body_bytes = int(self.max_request_body_mb * MB)
         # PUBLIC_URL's own name is one of those by which the gateway may be called.
         public_host = urlsplit(self.public_url).hostname
@@ -310,7 +348,7 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
                 max_total_bytes=int(self.max_buffered_mb * MB),
                 max_form_bytes=int(self.max_multipart_mb * MB),
             ),
-            relay=self.relay_options(),
+            relay=self._relay_options(),
             web=WebOptions(
                 default_timeout_s=self.default_timeout,
                 max_timeout_s=self.max_timeout,
@@ -320,7 +358,7 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
             ),
         )
 
-    def handler_options(self) -> HandlerOptions:
+    def _handler_options(self) -> HandlerOptions:
         return HandlerOptions(
             max_timeout_s=self.max_timeout,
             max_concurrent_requests=self.max_concurrent_requests,
@@ -338,14 +376,14 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
             ),
         )
 
-    def conversion_limits(self) -> ConversionLimits:
+    def _conversion_limits(self) -> ConversionLimits:
         return ConversionLimits(
             max_pixels=int(self.convert_max_megapixels * 1_000_000),
             at_once=self.convert_at_once,
             max_memory=int(self.convert_memory_mb * MB),
         )
 
-    def relay_options(self) -> RelayOptions:
+    def _relay_options(self) -> RelayOptions:
         return RelayOptions(
             rules=PathRules(self.proxy_mode, self.proxy_deny),
             timeout_s=self.proxy_timeout,
@@ -360,18 +398,14 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
         plain = {"comfyui_server_address": (address,), "comfyui_headers": None, "comfyui_tls_verify": "true"}
         return self.model_copy(update=plain)
 
-    def head_limits(self) -> HeadLimits:
+    def _head_limits(self) -> HeadLimits:
         return HeadLimits(
             max_bytes=int(self.max_header_kb * 1000), max_fields=self.max_header_fields, seconds=self.header_seconds
         )
 
-    def runpod_options(self) -> RunPodOptions | None:
-        """How to reach RunPod; None where prompts run on ComfyUI."""
+    def _runpod_options(self) -> RunPodOptions | None:
         if self.backend != "runpod" or self.runpod_api_key is None:
             return None
-        # The bridge's server and database are nothing that other gateways should load.
-        from comfyui.runpod.bridge import RunPodOptions
-
         return RunPodOptions(
             endpoint_id=self.runpod_endpoint_id,
             api_key=self.runpod_api_key,
@@ -408,12 +442,7 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
         except ValueError as error:
             raise SettingsError(f"WARMUP_WORKFLOW: {error}") from error
 
-    def object_store(self) -> S3Store | None:
-        """The store for output files, not opened; None without S3_BUCKET.
-
-        Raises:
-            SettingsError: the store's driver is not installed, or the bucket cannot be used.
-        """
+    def _object_store(self) -> S3Store | None:
         if self.s3_bucket and find_spec("aiobotocore") is None:
             raise SettingsError("S3_BUCKET: object storage needs the extra: pip install 'comfyui-gateway[s3]'")
         try:

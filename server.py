@@ -24,7 +24,6 @@ from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
 from comfyui.outputs.images import ImageConverter
-from comfyui.outputs.stores.s3 import S3Store
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
 from comfyui.settings import ENV_FILE, load
@@ -34,7 +33,7 @@ from comfyui.web.app import Gateway, Opened
 from comfyui.web.server.draining import draining_on_signal
 from comfyui.web.server.listening import bind, warn_of_strangers
 from comfyui.web.server.serving import Server, relieve_the_collector
-from config import Settings
+from config import GatewayOptions, Settings
 
 _log = structlog.get_logger("gateway")
 
@@ -42,12 +41,14 @@ _log = structlog.get_logger("gateway")
 def create_app(
     settings: Settings | None = None,
     *,
+    options: GatewayOptions | None = None,
     metrics: Metrics | None = None,
     on_drained: Callable[[float], None] | None = None,
 ) -> Gateway:
     """The application; everything that owns I/O is opened by its lifespan and closed in reverse order.
 
     Args:
+        options: those of the settings when not given.
         on_drained: see `draining_on_signal`.
 
     Raises:
@@ -55,23 +56,24 @@ def create_app(
     """
     settings = settings or load(Settings, env_file=ENV_FILE)
     metrics = metrics or Metrics()
+    options = options or settings.options()
     opening = functools.partial(
-        _opened, settings, metrics, settings.accesses(), settings.warmup_prompt(), settings.object_store(), on_drained
+        _opened, settings, options, metrics, settings.accesses(), settings.warmup_prompt(), on_drained
     )
-    return Gateway(settings.app_options(), metrics, opening)
+    return Gateway(options.app, metrics, opening)
 
 
 @asynccontextmanager
 async def _opened(
     settings: Settings,
+    options: GatewayOptions,
     metrics: Metrics,
     accesses: Mapping[str, ServerAccess],
     warmup: dict[str, Any] | None,
-    store: S3Store | None,
     on_drained: Callable[[float], None] | None,
 ) -> AsyncIterator[Opened]:
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(_backends(settings, metrics, accesses))
+        pool = await stack.enter_async_context(_backends(settings, options, metrics, accesses))
         stager = await stack.enter_async_context(
             InputStager(
                 max_bytes=settings.max_input_bytes,
@@ -84,22 +86,16 @@ async def _opened(
             ComfyUIHandler(
                 pool,
                 stager,
-                settings.handler_options(),
+                options.handler,
                 metrics=metrics,
                 quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
             )
         )
-        if settings.backend != "runpod":
+        if options.runpod is None:
             await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
-        if store is not None:
-            await stack.enter_async_context(store)
-        deliverer = Deliverer(
-            handler.open_file,
-            ImageConverter(settings.conversion_limits()),
-            store,
-            store_by_default=settings.output_store == "s3",
-            public_url=settings.public_url,
-        )
+        if options.store is not None:
+            await stack.enter_async_context(options.store)
+        deliverer = Deliverer(handler.open_file, ImageConverter(options.conversion), options.store, options.delivery)
         stack.push_async_callback(deliverer.close)
         if warmup is not None:
             await stack.enter_async_context(warming_up(handler, warmup, timeout_s=settings.max_timeout))
@@ -108,27 +104,14 @@ async def _opened(
 
 
 def _backends(
-    settings: Settings, metrics: Metrics, access: Mapping[str, ServerAccess]
+    settings: Settings, options: GatewayOptions, metrics: Metrics, access: Mapping[str, ServerAccess]
 ) -> AbstractAsyncContextManager[BackendPool]:
-    connect = functools.partial(
-        BackendPool.connect,
-        access=access,
-        http_timeout_s=settings.http_timeout,
-        http_retries=settings.http_retries,
-        poll_interval_s=settings.poll_interval,
-        metrics=metrics,
-    )
-    if (options := settings.runpod_options()) is not None:
+    if options.runpod is not None:
         # Its server and database are nothing that other gateways should load.
         from comfyui.runpod.pool import runpod_pool
 
-        return runpod_pool(options, connect, metrics)
-    return connect(
-        settings.comfyui_server_address,
-        stalled_after_s=settings.stalled_after,
-        silent_after_s=settings.silent_after,
-        dead_after_s=settings.dead_after,
-    )
+        return runpod_pool(options.runpod, options.servers, metrics)
+    return BackendPool.connect(settings.comfyui_server_address, options.servers, access=access, metrics=metrics)
 
 
 async def _serve(settings: Settings) -> None:
@@ -137,8 +120,9 @@ async def _serve(settings: Settings) -> None:
     def leave_to_connections(left_s: float) -> None:
         server.end_connections_within(left_s)
 
-    app = create_app(settings, metrics=metrics, on_drained=leave_to_connections)
-    server = Server(app, settings.head_limits(), metrics, settings.shutdown_grace_seconds)
+    options = settings.options()
+    app = create_app(settings, options=options, metrics=metrics, on_drained=leave_to_connections)
+    server = Server(app, options.serving, metrics, settings.shutdown_grace_seconds)
     if not settings.api_keys:
         warn_of_strangers(settings.server_host, settings.server_port)
     runpod = settings.runpod_endpoint_id if settings.backend == "runpod" else None

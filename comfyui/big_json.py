@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from comfyui.exceptions import ComfyUIDepthError, ComfyUILimitError
@@ -18,15 +19,10 @@ from comfyui.jsonio import loads
 from comfyui.limits import Limits, over
 from comfyui.offload import ON_LOOP_BYTES
 
-_PIECE = 128 * 1024
-# Bytes that a parser reads in some milliseconds. From a longer text all strings are cut out but the short ones.
-_PARSED_AT_ONCE = 2 << 20
-_SHORT = 64
 # A longer name of a member is refused: names are not cut out.
 _LONGEST_NAME = 128 * 1024
 # So is a number that fills a whole piece.
 _LONGEST_NUMBER = 64 * 1024
-_DECODED_AT_ONCE = 1 << 20
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _whole_string = re.compile(_STRING, re.DOTALL)
 # As many whole tokens as there are: it ends at the end, or at the quote of a string that does not end there.
@@ -43,11 +39,27 @@ _OPEN = b"[{"
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How much is done in one step, in bytes. Other values are for tests: they change the time, and no result."""
+
+    whole: int = ON_LOOP_BYTES
+    """A text up to this size is parsed as it is."""
+    scanned: int = 128 * 1024
+    parsed: int = 2 << 20
+    """What a parser reads in some milliseconds. From a longer text all strings are cut out but those up to `short`."""
+    short: int = 64
+    decoded: int = 1 << 20
+
+
+_STEPS = Steps()
+
+
 class _NotJsonError(Exception):
     """The text is no JSON, and the parser says better why."""
 
 
-def load(text: bytes | bytearray, limits: Limits) -> Any:
+def load(text: bytes | bytearray, limits: Limits, steps: Steps = _STEPS) -> Any:
     """What `jsonio.loads` makes of a JSON text.
 
     Raises:
@@ -55,17 +67,17 @@ def load(text: bytes | bytearray, limits: Limits) -> Any:
         JSONError: from `jsonio.loads`.
     """
     # No text is deeper than it has brackets.
-    if len(text) <= ON_LOOP_BYTES and text.count(b"[") + text.count(b"{") <= limits.max_json_depth:
+    if len(text) <= steps.whole and text.count(b"[") + text.count(b"{") <= limits.max_json_depth:
         return loads(text)
     try:
-        scan = _Scan(text, limits)
+        scan = _Scan(text, limits, steps)
         strings = scan.long_strings()
-        if scan.blanks > _PARSED_AT_ONCE:
-            text = _without_blanks(text)
-            strings = _Scan(text, limits).long_strings()
+        if scan.blanks > steps.parsed:
+            text = _without_blanks(text, steps)
+            strings = _Scan(text, limits, steps).long_strings()
         if not strings:
             return loads(text)
-        return _put_in(*_skeleton(text, strings))
+        return _put_in(*_skeleton(text, strings, steps))
     except _NotJsonError:
         return loads(text)
 
@@ -77,9 +89,10 @@ class _Scan:
         blanks: bytes between the tokens that mean nothing.
     """
 
-    def __init__(self, text: bytes | bytearray, limits: Limits) -> None:
+    def __init__(self, text: bytes | bytearray, limits: Limits, steps: Steps) -> None:
         self._text = text
         self._limits = limits
+        self._steps = steps
         self._values = 1
         self._depth = 0
         self.blanks = 0
@@ -87,18 +100,18 @@ class _Scan:
     def long_strings(self) -> list[tuple[int, int]]:
         """Where the long strings are, from quote to quote. Raises `ComfyUILimitError`."""
         found: list[tuple[int, int]] = []
-        text, position = self._text, 0
-        cuts = len(text) > _PARSED_AT_ONCE
+        text, steps, position = self._text, self._steps, 0
+        cuts = len(text) > steps.parsed
         while position < len(text):
-            match = _tokens.match(text, position, position + _PIECE)
+            match = _tokens.match(text, position, position + steps.scanned)
             end = match.end() if match else position
             self._count(_whole_string.sub(b"", text[position:end]))
             if cuts:
                 strings = (match.span() for match in _whole_string.finditer(text, position, end))
-                found += [(start, stop) for start, stop in strings if stop - start > _SHORT]
+                found += [(start, stop) for start, stop in strings if stop - start > steps.short]
             position = end
             if end < len(text) and text[end : end + 1] == b'"':
-                position = _end_of_string(text, end)
+                position = _end_of_string(text, end, steps)
                 found.append((end, position))
         return found if cuts else []
 
@@ -118,26 +131,26 @@ class _Scan:
                 raise ComfyUIDepthError(f"the JSON is nested deeper than {limit} (MAX_JSON_DEPTH)")
 
 
-def _without_blanks(text: bytes | bytearray) -> bytes:
+def _without_blanks(text: bytes | bytearray, steps: Steps) -> bytes:
     """The same JSON with one blank in place of many: a parser passes over 100 MB of them in one go."""
     parts: list[bytes | bytearray] = []
     position = 0
     while position < len(text):
-        match = _tokens.match(text, position, position + _PIECE)
+        match = _tokens.match(text, position, position + steps.scanned)
         end = match.end() if match else position
         parts.append(_string_or_blanks.sub(lambda found: found[1] or b" ", text[position:end]))
         position = end
         if end < len(text) and text[end : end + 1] == b'"':
-            position = _end_of_string(text, end)
+            position = _end_of_string(text, end, steps)
             parts.append(text[end:position])
     return b"".join(parts)
 
 
-def _end_of_string(text: bytes | bytearray, start: int) -> int:
+def _end_of_string(text: bytes | bytearray, start: int, steps: Steps) -> int:
     """The position behind the closing quote."""
     position = start + 1
     while True:
-        end = _boundary(text, position)
+        end = _boundary(text, position, steps)
         if text[end : end + 1] == b'"':
             return end + 1
         if end == position:
@@ -145,13 +158,13 @@ def _end_of_string(text: bytes | bytearray, start: int) -> int:
         position = end
 
 
-def _boundary(text: bytes | bytearray, position: int) -> int:
+def _boundary(text: bytes | bytearray, position: int, steps: Steps) -> int:
     """The end of the next piece of a string: never within an escape."""
-    match = _inside.match(text, position, position + _DECODED_AT_ONCE)
+    match = _inside.match(text, position, position + steps.decoded)
     return match.end() if match else position
 
 
-def _skeleton(text: bytes | bytearray, strings: list[tuple[int, int]]) -> tuple[bytes, dict[str, str]]:
+def _skeleton(text: bytes | bytearray, strings: list[tuple[int, int]], steps: Steps) -> tuple[bytes, dict[str, str]]:
     """The text with a mark in place of each long string, and the strings by their marks."""
     secret = secrets.token_hex(16)  # which no text of a caller contains by chance or on purpose
     parts: list[bytes | bytearray] = []
@@ -165,17 +178,17 @@ def _skeleton(text: bytes | bytearray, strings: list[tuple[int, int]]) -> tuple[
                 raise ComfyUILimitError(f"a name in the JSON has more than {_LONGEST_NAME} bytes")
             continue
         mark = f"{secret}{len(by_mark)}"
-        by_mark[mark] = "".join(_decoded(text, start + 1, end - 1))
+        by_mark[mark] = "".join(_decoded(text, start + 1, end - 1, steps))
         parts += (text[position:start], b'"%b"' % mark.encode())
         position = end
     parts.append(text[position:])
     return b"".join(parts), by_mark
 
 
-def _decoded(text: bytes | bytearray, position: int, stop: int) -> Iterator[str]:
+def _decoded(text: bytes | bytearray, position: int, stop: int, steps: Steps) -> Iterator[str]:
     """The inside of a string in pieces."""
     while position < stop:
-        end = _boundary(text, position)
+        end = _boundary(text, position, steps)
         # Neither within a character of several bytes nor between the two halves of a pair.
         while end < stop and text[end] & 0xC0 == 0x80:
             end += 1

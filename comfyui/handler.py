@@ -59,6 +59,8 @@ class HandlerOptions:
     cancel_on_timeout: bool = True
     cancel_on_disconnect: bool = True
     cancel_on_shutdown: bool = False
+    last_cancels_s: float = 5.0
+    """At the end, for cancels that are under way. It is no setting."""
     limits: Limits = DEFAULT_LIMITS
     runner: RunnerOptions = field(default_factory=RunnerOptions)
 
@@ -85,7 +87,7 @@ class ComfyUIHandler:
         self._log = structlog.get_logger(__name__)
         self._jobs: dict[str, Job] = {}
         self._finished = Finished()
-        self._cancels = Cancels(self._runner, self.metrics)
+        self._cancels = Cancels(self._runner, self.metrics, last_s=self._options.last_cancels_s)
         self._waiting = 0
         self._draining = False
         self._idle = asyncio.Event()

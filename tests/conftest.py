@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
-from comfyui.retrying import Backoff
 from tests.support.running import RunningGateway, running_gateway
 from tests.support.runpod_endpoint import FakeEndpoint
 from tests.support.settings import all_variables
@@ -57,17 +56,8 @@ async def gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
 
 
 @pytest.fixture
-def quick_runpod(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`BACKEND=runpod` looks at jobs, and tries again, many times a second."""
-    monkeypatch.setattr("comfyui.runpod.following._FIRST_S", 0.02)
-    monkeypatch.setattr("comfyui.runpod.following._BACKOFF", Backoff(0.04, 30.0))
-    monkeypatch.setattr("comfyui.runpod.sending._BACKOFF", Backoff(0.05, 15.0))
-    monkeypatch.setattr("comfyui.runpod.local._PROBE_S", 0.05)
-
-
-@pytest.fixture
-async def endpoint(quick_runpod: None) -> AsyncIterator[FakeEndpoint]:
-    """RunPod's API, for a gateway that is not to be kept waiting by it."""
+async def endpoint() -> AsyncIterator[FakeEndpoint]:
+    """RunPod's API."""
     async with FakeEndpoint() as running:
         yield running
 

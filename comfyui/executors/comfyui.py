@@ -52,8 +52,6 @@ from comfyui.workflows.preflight import refusal
 _FREED_AFTER_S = 0.25
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
-# For a server that does not answer anyway to say that it has a prompt from before.
-_ABSENT_PATIENCE_S = 2.0
 _REMEMBERED_LOSSES = 1000
 # After these the process's GPU context is gone: no later prompt survives (docs/comfyui.md, trap 13).
 _FATAL_GPU_ERRORS = (
@@ -84,6 +82,8 @@ class RunnerOptions:
     limits: Limits = DEFAULT_LIMITS
     remote: bool = False
     """The server only stands for those that run the prompts: it says nothing of their nodes, nor a GPU fault of it."""
+    absent_patience_s: float = 2.0
+    """For a server that does not answer anyway to say that it has a prompt from before. It is no setting."""
 
 
 class PromptRunner:
@@ -145,9 +145,8 @@ class PromptRunner:
         try:
             while pending:
                 absent = not everywhere and bool(self._pool.ready) and not any(asking[task].ready for task in pending)
-                done, pending = await asyncio.wait(
-                    pending, timeout=_ABSENT_PATIENCE_S if absent else None, return_when=asyncio.FIRST_COMPLETED
-                )
+                patience_s = self._options.absent_patience_s if absent else None
+                done, pending = await asyncio.wait(pending, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     break
                 for task in done:

@@ -41,7 +41,6 @@ from comfyui.transport.inflate import Inflater, coding_of
 _MAX_REDIRECTS = 5
 _MAX_DOWNLOADS = 32
 _CONNECT_S = 10.0
-_SILENCE_S = 20.0
 # Further tries after the first: about twelve seconds in all.
 _RETRIES = 6
 _BACKOFF = Backoff(start_s=0.25, max_s=8.0)
@@ -66,6 +65,7 @@ class UrlFetcher:
         resolver: for names; the system's by default.
         retries: further tries after the first, as long as no byte comes.
         backoff: between the tries.
+        silence_s: how long a server may send nothing.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class UrlFetcher:
         resolver: AbstractResolver | None = None,
         retries: int = _RETRIES,
         backoff: Backoff = _BACKOFF,
+        silence_s: float = 20.0,
     ) -> None:
         self._policy = AddressPolicy(allow)
         self._max_bytes = max_bytes
@@ -84,6 +85,7 @@ class UrlFetcher:
         self._resolver = resolver
         self._retries = retries
         self._backoff = backoff
+        self._silence_s = silence_s
         self._slots = asyncio.Semaphore(_MAX_DOWNLOADS)
         self._session: aiohttp.ClientSession | None = None
         self._guard: GuardedResolver | None = None
@@ -96,7 +98,7 @@ class UrlFetcher:
             # Proxies and .netrc of the environment would connect for us, past the check.
             trust_env=False,
             headers={"User-Agent": "comfyui-gateway", "Accept": "*/*", "Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=self._silence_s),
             auto_decompress=False,
         )
         return self
@@ -153,7 +155,7 @@ class UrlFetcher:
             left_s -= delay_s
 
     def _too_slow(self) -> str:
-        return f"the URL's server was too slow ({self._timeout_s:g} s in all, {_SILENCE_S:g} s of silence at most)"
+        return f"the URL's server was too slow ({self._timeout_s:g} s in all, {self._silence_s:g} s of silence at most)"
 
     def _translated(self, error: Exception) -> _PassingError:
         """What a caller can act on. Raises `ComfyUIInputError` for what will be the same at the next try."""

@@ -17,16 +17,19 @@ from comfyui.tasks import SideTasks
 _log = structlog.get_logger(__name__)
 
 _REMEMBERED = 1000
-# At the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
-_LAST_CANCELS_S = 5.0
 
 
 class Cancels:
-    """The cancels that are under way, one for each prompt id, and the ids that were cancelled a moment ago."""
+    """The cancels that are under way, one for each prompt id, and the ids that were cancelled a moment ago.
 
-    def __init__(self, runner: PromptRunner, metrics: Metrics) -> None:
+    Args:
+        last_s: at the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
+    """
+
+    def __init__(self, runner: PromptRunner, metrics: Metrics, *, last_s: float) -> None:
         self._runner = runner
         self._metrics = metrics
+        self._last_s = last_s
         self._under_way: dict[str, asyncio.Task[ComfyUIError | None]] = {}
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._tasks = SideTasks()
@@ -64,7 +67,7 @@ class Cancels:
 
     async def close(self) -> None:
         """Give the cancels that are under way a moment, then end them."""
-        await self._tasks.close(patience_s=_LAST_CANCELS_S)
+        await self._tasks.close(patience_s=self._last_s)
 
     async def _cancel(self, job: Job, reason: Reason) -> ComfyUIError | None:
         """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came."""

@@ -22,8 +22,6 @@ from comfyui.transport.body import OpenBody
 _log = structlog.get_logger(__name__)
 # Of all requests together: each upload of a large file holds some parts of it.
 _UPLOADS_AT_ONCE = 4
-# At the end, for uploads that were given up: they have parts at the store to remove.
-_LAST_UPLOADS_S = 5.0
 _NOTHING_TO_CONVERT = "neither return_image_base64, an output store, nor raw bytes or zip were asked for"
 
 
@@ -44,36 +42,47 @@ class Order:
         return cls(request.return_image_base64, request.convert, request.output)
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryOptions:
+    """Where output files go.
+
+    Attributes:
+        store_by_default: to the store also for requests that do not ask for it.
+        public_url: where clients see the gateway, for the addresses of files; empty: as paths.
+        last_uploads_s: at the end, for uploads that were given up to remove what they had sent.
+    """
+
+    store_by_default: bool = False
+    public_url: str = ""
+    last_uploads_s: float = 5.0
+
+
 class Deliverer:
     """One per gateway; the store belongs to whoever opened it.
 
     Args:
         open_view: a file of a result, as ComfyUI has it.
         store: None where no store is set up.
-        store_by_default: also for requests that do not ask for it.
     """
 
     def __init__(
         self,
         open_view: OpenView,
         converter: ImageConverter,
-        store: ObjectStore | None = None,
-        *,
-        store_by_default: bool = False,
-        public_url: str = "",
+        store: ObjectStore | None,
+        options: DeliveryOptions,
     ) -> None:
         self._open_view = open_view
         self._converter = converter
         self._store = store
-        self._store_by_default = store_by_default
-        self._public_url = public_url
+        self._options = options
         self._uploads = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._given_up: set[asyncio.Task[dict[str, Any]]] = set()
 
     async def close(self) -> None:
         """Gives the uploads that were given up a moment to remove what they had sent."""
         if self._given_up:
-            await asyncio.wait(self._given_up, timeout=_LAST_UPLOADS_S)
+            await asyncio.wait(self._given_up, timeout=self._options.last_uploads_s)
             await end_tasks(*self._given_up)
 
     def check(self, order: Order) -> None:
@@ -134,12 +143,12 @@ class Deliverer:
 
     def _entry(self, file: OutputFile) -> FileEntry:
         entry = file.to_json()
-        return {**entry, "url": f"{self._public_url}{file.url}"} if self._public_url else entry
+        return {**entry, "url": f"{self._options.public_url}{file.url}"} if self._options.public_url else entry
 
     def _placement(self, order: Order) -> Placement | None:
         place = order.output
         if place is None:
-            return Placement() if self._store_by_default else None
+            return Placement() if self._options.store_by_default else None
         if place.store == "none":
             return None
         return Placement(place.bucket, place.prefix, place.presign_seconds)

@@ -12,14 +12,11 @@ import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 import structlog
 from aiohttp import web
-from pydantic import SecretStr
 
 from comfyui.exceptions import ComfyUIError, JournalError
 from comfyui.inputs.fetch import UrlFetcher
@@ -35,6 +32,7 @@ from comfyui.runpod.listing import ListingRoutes
 from comfyui.runpod.loaders import LOADERS
 from comfyui.runpod.local import LocalComfyUI, refusal
 from comfyui.runpod.narrator import Narrator
+from comfyui.runpod.options import RunPodOptions
 from comfyui.runpod.prompts import PromptRoutes
 from comfyui.runpod.results import ResultFiles
 from comfyui.runpod.retention import Retention
@@ -54,28 +52,6 @@ _DOWNLOAD_S = 3600.0
 _DAY_S = 86_400.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class RunPodOptions:
-    """The settings of the same names (docs/configuration.md).
-
-    Attributes:
-        endpoint_url: of another API server with RunPod's protocol; empty: RunPod's.
-        data_dir: for the journal, results and inputs; one gateway at a time.
-        local_address: of the ComfyUI that has everything but prompts.
-        url_allow: see `fetch.AddressPolicy`; for the endpoint's own store.
-        data_days: after which results and uploaded inputs are removed; 0: never.
-    """
-
-    endpoint_id: str
-    api_key: SecretStr
-    data_dir: Path
-    local_address: str
-    endpoint_url: str = ""
-    url_allow: Sequence[str] = ()
-    socket_buffer_bytes: int = 16_000_000
-    data_days: float = 0
 
 
 class RunPodBridge:
@@ -119,13 +95,13 @@ class RunPodBridge:
         await self._stack.aclose()
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        options = self._options
+        options, times = self._options, self._options.times
         folder = await asyncio.to_thread(options.data_dir.absolute)
         journal = await stack.enter_async_context(Journal(folder / "journal.sqlite3"))
         endpoint = await stack.enter_async_context(
             RunPodEndpoint(options.endpoint_id, options.api_key, options.endpoint_url, metrics=self._metrics)
         )
-        local = await stack.enter_async_context(LocalComfyUI(options.local_address))
+        local = await stack.enter_async_context(LocalComfyUI(options.local_address, times))
         fetcher = await stack.enter_async_context(
             UrlFetcher(max_bytes=_LARGEST_DOWNLOAD, allow=options.url_allow, timeout_s=_DOWNLOAD_S)
         )
@@ -134,21 +110,26 @@ class RunPodBridge:
         queue = JobQueue(journal, Narrator(hub), hub)
         for state in ("waiting", "pending", "running"):
             self._metrics.runpod_jobs.labels(state).set_function(functools.partial(_count, queue, state))
-        results = ResultFiles(folder / "outputs", fetcher, self._metrics)
+        results = ResultFiles(folder / "outputs", fetcher, self._metrics, times)
         inputs = InputFiles(folder / "inputs", results, local)
-        follower = Follower(endpoint, queue, journal, results)
+        follower = Follower(endpoint, queue, journal, results, times)
         queue.on_sent, queue.on_cancelled = follower.follow, follower.cancel
         stack.push_async_callback(follower.close)
         await queue.load()
         health = self._health = EndpointHealth(endpoint, lambda: queue.remaining > 0)
-        submitter = Submitter(endpoint, queue, inputs)
+        submitter = Submitter(endpoint, queue, inputs, times)
         submitter.on_refused = health.look
         endpoint.on_unreachable = health.unreachable
         queue.on_added = health.begin
         tasks = {"submitter": submitter.run(), "follower": follower.run(), "health": health.run()}
         if options.data_days:
             retention = Retention(
-                results, inputs, queue, max_age_s=options.data_days * _DAY_S, on_inputs_removed=hub.drop_own
+                results,
+                inputs,
+                queue,
+                max_age_s=options.data_days * _DAY_S,
+                every_s=times.clean_every_s,
+                on_inputs_removed=hub.drop_own,
             )
             tasks["retention"] = retention.run()
         side = await stack.enter_async_context(SideTasks(functools.partial(_give_up, health)))

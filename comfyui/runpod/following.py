@@ -15,23 +15,22 @@ from typing import Any
 import structlog
 
 from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, JournalError
-from comfyui.retrying import Backoff, retry
+from comfyui.retrying import retry
 from comfyui.runpod.endpoint import JobAnswer, JobStatus, RunPodEndpoint
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.jobs import JobQueue
 from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal
 from comfyui.runpod.narrator import Failure, failure_of
+from comfyui.runpod.options import RunPodTimes
 from comfyui.runpod.results import ResultFiles
 from comfyui.tasks import SideTasks, happens_within
 
 _log = structlog.get_logger(__name__)
 
-_FIRST_S = 0.5
 _GROWTH = 1.2
 _SLOWEST_S = 2.5
 _LOOKS_PER_S = 100.0
 _LOOKS_AT_ONCE = 32
-_BACKOFF = Backoff(start_s=1.0, max_s=30.0)
 _MISSES_UNTIL_FORGOTTEN = 2
 _FORGOTTEN = (
     "RunPod does not know the job {job_id} any more: it keeps a result for 30 minutes, and a job for a day at most"
@@ -52,11 +51,15 @@ class _Look:
 class Follower:
     """`run` is its task; `close` ends what it started."""
 
-    def __init__(self, endpoint: RunPodEndpoint, queue: JobQueue, journal: Journal, results: ResultFiles) -> None:
+    def __init__(
+        self, endpoint: RunPodEndpoint, queue: JobQueue, journal: Journal, results: ResultFiles, times: RunPodTimes
+    ) -> None:
         self._endpoint = endpoint
         self._queue = queue
         self._journal = journal
         self._results = results
+        self._first_s = times.first_look_s
+        self._backoff = times.look_backoff
         self._looks: dict[Job, _Look] = {}
         self._tasks = SideTasks(_log_crash)
         self._wake = asyncio.Event()
@@ -88,7 +91,7 @@ class Follower:
         busy = sum(look.task is not None for look in self._looks.values())
         waits: list[float] = []
         for job in jobs:
-            look = self._looks.setdefault(job, _Look(now + _FIRST_S, _FIRST_S))
+            look = self._looks.setdefault(job, _Look(now + self._first_s, self._first_s))
             if look.task is not None:
                 continue
             if look.due > now:
@@ -120,7 +123,7 @@ class Follower:
 
     def _delay_s(self, look: _Look) -> float:
         if look.failures:
-            return _BACKOFF.delay_s(look.failures)
+            return self._backoff.delay_s(look.failures)
         interval_s = look.interval_s
         look.interval_s = min(interval_s * _GROWTH, _SLOWEST_S)
         return max(interval_s, len(self._looks) / _LOOKS_PER_S)
@@ -181,7 +184,7 @@ class Follower:
                 failures += 1
                 if failures == 1:
                     _log.warning("runpod.cancel_failed", prompt_id=job.prompt_id, detail=error.detail)
-                await asyncio.sleep(_BACKOFF.delay_s(failures))
+                await asyncio.sleep(self._backoff.delay_s(failures))
                 continue
             if not known:
                 _log.warning("runpod.not_cancelled", prompt_id=job.prompt_id, job_id=job.job_id)

@@ -30,17 +30,15 @@ from comfyui.exceptions import (
     retry_after_s,
 )
 from comfyui.replies import object_info
+from comfyui.runpod.options import RunPodTimes
 from comfyui.tasks import SideTasks
 
-_PROBE_S = 5.0
 _PROBE_TIMEOUT_S = 3.0
 _CONNECT_S = 3.0
 # Of an answer: whoever waited for it is gone by then.
 _SILENCE_S = 3600.0
 _HANDSHAKE_S = 10.0
 _DEFINITIONS_S = 30.0
-# Shorter than whoever queues a prompt waits: a ComfyUI that hangs must not hold up the queue.
-_DEFINITIONS_TIMEOUT_S = 15.0
 _HEADER_BYTES = 64 * 1024
 _NO_FRAME_LIMIT = 0
 # Long: ComfyUI's event loop stands still while it loads a model.
@@ -63,11 +61,12 @@ class LocalComfyUI:
     `on_change` is called then.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, times: RunPodTimes) -> None:
         server = parse_server_address(address)
         self._authorization = server.authorization
         self._base_url = server.url
         self.name = server.name
+        self._times = times
         self.reachable = False
         self.on_change: Callable[[], None] = lambda: None
         self._session: aiohttp.ClientSession | None = None
@@ -176,7 +175,7 @@ class LocalComfyUI:
 
     async def _get_definitions(self) -> Mapping[str, Any]:
         path = "/object_info"
-        async with self.request("GET", path, timeout_s=_DEFINITIONS_TIMEOUT_S) as response:
+        async with self.request("GET", path, timeout_s=self._times.local_definitions_s) as response:
             body = await response.read()
             if response.status != 200:
                 raise ComfyUIServerError(f"the local ComfyUI answered {path} with HTTP {response.status}")
@@ -213,7 +212,7 @@ class LocalComfyUI:
 
     async def _probe_loop(self) -> None:
         while True:
-            await asyncio.sleep(_PROBE_S)
+            await asyncio.sleep(self._times.probe_local_s)
             await self._probe()
 
     async def _probe(self) -> None:

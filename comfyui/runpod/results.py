@@ -26,13 +26,12 @@ from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUIServerErro
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.models import InputFile, content_type_of
-from comfyui.retrying import Backoff
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.job import Job
+from comfyui.runpod.options import RunPodTimes
 
 _log = structlog.get_logger(__name__)
 
-_REWRITE = Backoff(start_s=1.0, max_s=30.0)
 _KEYS = {"audio": "audio", "model": "3d"}
 Outputs = dict[str, Any]
 
@@ -58,10 +57,11 @@ class ResultFiles:
     The fetcher belongs to whoever made it.
     """
 
-    def __init__(self, folder: Path, fetcher: UrlFetcher, metrics: Metrics) -> None:
+    def __init__(self, folder: Path, fetcher: UrlFetcher, metrics: Metrics, times: RunPodTimes) -> None:
         self._metrics = metrics
         self.folder = folder
         self._fetcher = fetcher
+        self._backoff = times.rewrite_backoff
 
     def find(self, subfolder: str, filename: str) -> Path | None:
         """The file that ``/view`` asks for, None where it is not one of ours. Looks at the disk."""
@@ -119,7 +119,7 @@ class ResultFiles:
             if failures == 1:
                 detail = advice(problem, setting)
                 _log.error("runpod.file_waits", prompt_id=job.prompt_id, file=file.filename, detail=detail)
-            await asyncio.sleep(_REWRITE.delay_s(failures))
+            await asyncio.sleep(self._backoff.delay_s(failures))
 
     async def _save(self, job: Job, file: _Listed, path: Path) -> None:
         if file.kind == "base64":

@@ -26,8 +26,6 @@ from comfyui.runpod.results import ResultFiles
 
 _log = structlog.get_logger(__name__)
 
-_EVERY_S = 3600.0
-
 
 @dataclass(slots=True)
 class _Removed:
@@ -43,6 +41,7 @@ class Retention:
 
     Args:
         max_age_s: since a file was written, or an input was last used by a prompt.
+        every_s: between two passes.
         on_inputs_removed: called when uploads are not there any more that somebody may remember.
     """
 
@@ -53,12 +52,14 @@ class Retention:
         queue: JobQueue,
         *,
         max_age_s: float,
+        every_s: float,
         on_inputs_removed: Callable[[], None],
     ) -> None:
         self._results = results
         self._inputs = inputs
         self._queue = queue
         self._max_age_s = max_age_s
+        self._every_s = every_s
         self._on_inputs_removed = on_inputs_removed
         self._stopped = threading.Event()
 
@@ -70,7 +71,7 @@ class Retention:
                 except Exception:
                     # A bug of ours, for which no prompt must wait.
                     _log.exception("runpod.cleanup_crashed")
-                await asyncio.sleep(_EVERY_S)
+                await asyncio.sleep(self._every_s)
         finally:
             # The thread goes on otherwise, and a process waits for it before it ends.
             self._stopped.set()

@@ -17,18 +17,14 @@ from comfyui.exceptions import (
     JournalError,
     RunPodRefusedError,
 )
-from comfyui.retrying import Backoff
 from comfyui.runpod.endpoint import JobStatus, RunPodEndpoint, Submitted
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.jobs import JobQueue
 from comfyui.runpod.narrator import Failure
+from comfyui.runpod.options import RunPodTimes
 
 _log = structlog.get_logger(__name__)
-
-_BACKOFF = Backoff(start_s=0.5, max_s=15.0)
-# A job on its way when the gateway stops gets so long to arrive: else nobody would know whether it did.
-_LAST_WORD_S = 5.0
 
 
 class _NotTakenError(Exception):
@@ -42,10 +38,11 @@ class _NotTakenError(Exception):
 class Submitter:
     """`run` is its task. `on_refused` is called when RunPod refuses the key or does not know the endpoint."""
 
-    def __init__(self, endpoint: RunPodEndpoint, queue: JobQueue, inputs: InputFiles) -> None:
+    def __init__(self, endpoint: RunPodEndpoint, queue: JobQueue, inputs: InputFiles, times: RunPodTimes) -> None:
         self._endpoint = endpoint
         self._queue = queue
         self._inputs = inputs
+        self._times = times
         self.on_refused: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
@@ -67,7 +64,7 @@ class Submitter:
             failures += 1
             if failures == 1:
                 _log.warning("runpod.waiting", detail=reason, waiting=len(self._queue.pending()))
-            await asyncio.sleep(max(wait_s, _BACKOFF.delay_s(failures)))
+            await asyncio.sleep(max(wait_s, self._times.send_backoff.delay_s(failures)))
 
     async def _send(self, job: Job) -> None:
         try:
@@ -86,18 +83,18 @@ class Submitter:
         try:
             await self._queue.keep(job, State.SENDING)
         except asyncio.CancelledError:
-            await _in_time(self._take_back(job))
+            await self._in_time(self._take_back(job))
             raise
         if job.cancelled:
-            await _written(self._take_back(job))
+            await self._written(self._take_back(job))
             return
         try:
             submitted = await self._post(job, body)
         except _NotTakenError:
-            await _written(self._take_back(job))
+            await self._written(self._take_back(job))
             raise
         if submitted is not None:
-            await _written(self._sent(job, submitted))
+            await self._written(self._sent(job, submitted))
 
     async def _post(self, job: Job, body: bytes) -> Submitted | None:
         """None when it has ended: refused, or nobody knows whether RunPod has it."""
@@ -105,8 +102,8 @@ class Submitter:
         try:
             return await asyncio.shield(posting)
         except asyncio.CancelledError:
-            await asyncio.wait([posting], timeout=_LAST_WORD_S)
-            await _in_time(self._last_word(job, posting))
+            await asyncio.wait([posting], timeout=self._times.last_word_s)
+            await self._in_time(self._last_word(job, posting))
             raise
         except ComfyUIOverloadedError as error:
             raise _NotTakenError(error.detail, error.retry_after_s) from error
@@ -156,19 +153,17 @@ class Submitter:
         if job.cancelled:
             self._queue.on_cancelled(job)
 
+    async def _written(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does `work`, even if the gateway stops meanwhile: the next one would not know whether RunPod has the job."""
+        writing = asyncio.create_task(work, name="RunPod job's state")
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await self._in_time(writing)
+            raise
 
-async def _written(work: Coroutine[Any, Any, None]) -> None:
-    """What is known of a job: when the gateway stops meanwhile, the next one would not know whether RunPod has it."""
-    writing = asyncio.create_task(work, name="RunPod job's state")
-    try:
-        await asyncio.shield(writing)
-    except asyncio.CancelledError:
-        await _in_time(writing)
-        raise
-
-
-async def _in_time(work: Awaitable[None]) -> None:
-    """The gateway stops: a journal that cannot be written must not hold that up, nor its error take its place."""
-    with contextlib.suppress(TimeoutError, JournalError):
-        async with asyncio.timeout(_LAST_WORD_S):
-            await work
+    async def _in_time(self, work: Awaitable[None]) -> None:
+        """The gateway stops: a journal that cannot be written must not hold that up, nor its error take its place."""
+        with contextlib.suppress(TimeoutError, JournalError):
+            async with asyncio.timeout(self._times.last_word_s):
+                await work

@@ -22,19 +22,12 @@ from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIDescriptorsError, ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.replies import JSON, HistoryEntry, QueueItem
-from comfyui.retrying import Backoff
 from comfyui.servers.definitions import NodeDefinitions
+from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.process import Death
 from comfyui.servers.watcher import CompletionWatcher
 from comfyui.tasks import SideTasks, happens_within
 
-_PROBE_BACKOFF = Backoff(start_s=0.5, max_s=3.0)
-_PROBE_UP_S = 5.0
-# A server that does not soon say what it is, is taken for a ComfyUI.
-_KIND_WITHIN_S = 1.0
-# Of the smallest request there is: who does not answer it in this time does not take a prompt, either.
-_PROBE_TIMEOUT_S = 5.0
-_MOVE_AFTER_S = 5.0
 _STALLED = "its prompt worker does not run: prompts wait and none is executed; restart ComfyUI"
 _DEAD = "its prompt worker counts as dead (DEAD_AFTER): a prompt runs and no event comes; restart ComfyUI"
 
@@ -77,6 +70,7 @@ class Backend:
         client: ComfyUIClient,
         watcher: CompletionWatcher,
         metrics: Metrics,
+        options: ServerOptions = DEFAULT_SERVERS,
         *,
         peers: Sequence[Backend] = (),
         runs_elsewhere: bool = False,
@@ -90,6 +84,7 @@ class Backend:
         """Whether it says of itself that it is a simulation, as the embedded engine does."""
         self.generation = 0
         """Grows when the server is reached for the first time or anew: what was known of it may not hold any more."""
+        self._options = options
         self._peers = peers
         self._runs_elsewhere = runs_elsewhere
         self._metrics = metrics
@@ -98,7 +93,7 @@ class Backend:
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._changed = asyncio.Event()
         self._look_again = watcher.changed
-        self._definitions = NodeDefinitions(client)
+        self._definitions = NodeDefinitions(client, within_s=options.definitions_within_s)
         self._doubted = False
         self._fault: _Fault | None = None
         self._perhaps_restarted = False
@@ -290,9 +285,9 @@ class Backend:
                 failures += 1
                 kind_known = False
                 self._move_when_gone()
-            wait_s = None if connected else _PROBE_UP_S
+            wait_s = None if connected else self._options.probe_unwatched_s
             if failures:
-                wait_s = _PROBE_BACKOFF.delay_s(failures)
+                wait_s = self._options.probe_backoff.delay_s(failures)
             await happens_within(self._look_again, wait_s)
 
     async def _learn_kind(self) -> None:
@@ -301,7 +296,7 @@ class Backend:
             return
         said: Any = None
         with contextlib.suppress(ComfyUIError, TimeoutError):
-            async with asyncio.timeout(_KIND_WITHIN_S):
+            async with asyncio.timeout(self._options.kind_within_s):
                 said = (await self.client.system_stats()).get("system")
         self.simulated = isinstance(said, Mapping) and said.get("simulation") is True
         if self.simulated:
@@ -315,7 +310,7 @@ class Backend:
             self._fault = fault = None
         perhaps, self._perhaps_restarted = self._perhaps_restarted, False
         try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            async with asyncio.timeout(self._options.probe_timeout_s):
                 # Meanwhile another prompt may have told of another fault.
                 if fault is not None and perhaps and not await self._remembers(fault) and self._fault is fault:
                     self._fault = None
@@ -342,7 +337,8 @@ class Backend:
         """Give up what waits on a server that stays away, once another one can do it instead."""
         now = time.monotonic()
         self._down_since = self._down_since or now
-        if now - self._down_since >= _MOVE_AFTER_S and any(peer.ready for peer in self._peers if peer is not self):
+        away = now - self._down_since >= self._options.move_after_s
+        if away and any(peer.ready for peer in self._peers if peer is not self):
             self.watcher.give_up(f"{self.name} does not answer any more")
 
     def moved(self, prompt_id: str) -> None:
@@ -365,10 +361,10 @@ class Backend:
 
     async def _answers(self) -> bool:
         try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            async with asyncio.timeout(self._options.probe_timeout_s):
                 self.watcher.queue_remaining = await self.client.get_queue_remaining()
         except TimeoutError:
-            detail = f"no answer within {_PROBE_TIMEOUT_S:g} s"
+            detail = f"no answer within {self._options.probe_timeout_s:g} s"
         except ComfyUICredentialsError as error:
             self._set(Health.REFUSED, error.detail)
             return False

@@ -9,16 +9,13 @@ from comfyui.client import ComfyUIClient
 from comfyui.replies import JSON
 from comfyui.tasks import SideTasks
 
-# How long after it was asked a server may take to say what it has: some seconds with many nodes on a slow disk. A wrong
-# guess is a refused workflow; waiting costs once, since those who come later count from the same question.
-_SAY_WITHIN_S = 5.0
-
 
 class NodeDefinitions:
-    """`close` ends the questions that are under way."""
+    """`close` ends the questions that are under way. `within_s`: how long a choice of servers waits for an answer."""
 
-    def __init__(self, client: ComfyUIClient) -> None:
+    def __init__(self, client: ComfyUIClient, *, within_s: float) -> None:
         self._client = client
+        self._within_s = within_s
         self._known: JSON | None = None
         self._known_at = 0.0
         self._asking: asyncio.Task[JSON] | None = None
@@ -38,7 +35,7 @@ class NodeDefinitions:
     def patience_s(self) -> float:
         """How long to wait for an answer that a choice of servers depends on."""
         waited_s = time.monotonic() - self._asked_at if self._asking is not None else 0.0
-        return max(0.0, _SAY_WITHIN_S - waited_s)
+        return max(0.0, self._within_s - waited_s)
 
     def forget(self) -> None:
         """What is known, and what is being answered now."""

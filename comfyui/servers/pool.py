@@ -18,6 +18,7 @@ from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.offload import in_thread
 from comfyui.servers.backend import Backend, Health
+from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.prompt_worker import PromptWorker
 from comfyui.servers.watcher import CompletionWatcher
 from comfyui.tasks import end_tasks
@@ -70,13 +71,8 @@ class BackendPool:
     def connect(
         cls,
         addresses: Sequence[str],
+        options: ServerOptions = DEFAULT_SERVERS,
         *,
-        http_timeout_s: float = 30.0,
-        http_retries: int = 3,
-        poll_interval_s: float = 1.0,
-        stalled_after_s: float = 60.0,
-        silent_after_s: float = 600.0,
-        dead_after_s: float = 0.0,
         metrics: Metrics | None = None,
         name: str = "",
         access: Mapping[str, ServerAccess] = _NO_ACCESS,
@@ -91,18 +87,20 @@ class BackendPool:
         for address in addresses:
             client = ComfyUIClient(
                 address,
-                timeout_s=http_timeout_s,
-                retries=http_retries,
+                timeout_s=options.http_timeout_s,
+                retries=options.http_retries,
                 metrics=metrics,
                 lean=True,
                 name=name,
                 access=access.get(address),
             )
             worker = PromptWorker(
-                stalled_after_s=stalled_after_s, silent_after_s=silent_after_s, dead_after_s=dead_after_s
+                stalled_after_s=options.stalled_after_s,
+                silent_after_s=options.silent_after_s,
+                dead_after_s=options.dead_after_s,
             )
-            watcher = CompletionWatcher(client, poll_interval_s=poll_interval_s, worker=worker, metrics=metrics)
-            backends.append(Backend(client, watcher, metrics, peers=backends, runs_elsewhere=bool(name)))
+            watcher = CompletionWatcher(client, options, worker=worker, metrics=metrics)
+            backends.append(Backend(client, watcher, metrics, options, peers=backends, runs_elsewhere=bool(name)))
         return cls(backends)
 
     async def __aenter__(self) -> Self:

@@ -40,8 +40,6 @@ _LINE_END = re.compile(rb"[\r\n]+")
 _BACKOFF_MAX_S = 30.0
 # Who lived this long after it was ready did not die of its start: the next crash is a new one.
 _STABLE_S = 60.0
-# How long the port may still be held when the child is started: what held it before may be ending.
-_PORT_PATIENCE_S = 3.0
 _DEATH_LINES = 12
 
 Clock = Callable[[], float]
@@ -87,6 +85,8 @@ class ComfyUIProcess:
         restart_delay_s: the longest pause after the first crash; it doubles with each further one in succession.
         kept_lines: how many lines of its output are remembered.
         on_line: gets every line of its output, to show it in the log of a container.
+        port_patience_s: how long the port may still be held when the child is started: what held it may be ending.
+        holders_of: who listens on a host and port.
     """
 
     def __init__(
@@ -102,7 +102,9 @@ class ComfyUIProcess:
         restart_delay_s: float = 0.5,
         kept_lines: int = 200,
         on_line: Callable[[str], None] | None = None,
+        port_patience_s: float = 3.0,
         clock: Clock = time.monotonic,
+        holders_of: Callable[[str, int], list[ports.Holder]] = ports.holders,
     ) -> None:
         self.state = ProcessState.STARTING
         self.reason = "not started yet"
@@ -118,7 +120,9 @@ class ComfyUIProcess:
         self._max_crashes = max_crashes
         self._backoff = Backoff(restart_delay_s, _BACKOFF_MAX_S)
         self._on_line = on_line
+        self._port_patience_s = port_patience_s
         self._clock = clock
+        self._holders_of = holders_of
         self._lines: deque[str] = deque(maxlen=kept_lines)
         self._lines_of_this_child = 0
         self._proved = False
@@ -265,11 +269,11 @@ class ComfyUIProcess:
 
     async def _holders(self) -> list[ports.Holder]:
         url = self._client.base_url
-        return await asyncio.to_thread(ports.holders, url.host or "", url.port or 0)
+        return await asyncio.to_thread(self._holders_of, url.host or "", url.port or 0)
 
     async def _port_holder(self) -> ports.Holder | None:
         """Who has the child's port before the child is started, and keeps it."""
-        deadline = self._clock() + _PORT_PATIENCE_S
+        deadline = self._clock() + self._port_patience_s
         while holders := await self._holders():
             if self._clock() >= deadline:
                 return holders[0]

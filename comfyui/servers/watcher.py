@@ -43,7 +43,7 @@ from comfyui.exceptions import (
 )
 from comfyui.metrics import Metrics
 from comfyui.replies import HistoryEntry, QueueItem
-from comfyui.retrying import Backoff
+from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.positions import Place, QueuePositions
 from comfyui.servers.prompt_worker import PromptWorker
 from comfyui.tasks import SideTasks, happens_within
@@ -54,8 +54,6 @@ _FASTEST_POLL_S = 0.05
 _POLL_GROWTH = 1.5
 _CONFIRM_S = 0.5
 _MISSES_UNTIL_LOST = 2
-_RECONNECT = Backoff(start_s=0.1, max_s=3.0)
-_HISTORY_BACKOFF = Backoff(start_s=0.4, max_s=3.0)
 _REFUSALS_UNTIL_UNREADABLE = 8
 """So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
 # As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
@@ -152,23 +150,19 @@ class CompletionWatcher:
     """Open it with ``async with``; it owns its two tasks and its socket.
 
     Args:
-        poll_interval_s: the longest time between two polls while the socket cannot be relied on.
-        tick_s: while the socket works and anything waits, one small request each so many seconds checks that it does.
         worker: takes what is heard of ComfyUI's prompt worker.
     """
 
     def __init__(
         self,
         client: ComfyUIClient,
+        options: ServerOptions = DEFAULT_SERVERS,
         *,
-        poll_interval_s: float = 1.0,
-        tick_s: float = 2.0,
         worker: PromptWorker | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._client = client
-        self._poll_interval_s = poll_interval_s
-        self._tick_s = tick_s
+        self._options = options
         self.worker = worker or PromptWorker()
         self._metrics = metrics or Metrics()
         self._log = structlog.get_logger(__name__).bind(server=client.name)
@@ -301,7 +295,7 @@ class CompletionWatcher:
                 await self._drop_socket()
             self._metrics.websocket_reconnects.labels(self._client.name, reason).inc()
             # A socket that spoke and was closed counts as a first failure.
-            await asyncio.sleep(_RECONNECT.delay_s(failures + 1))
+            await asyncio.sleep(self._options.reconnect.delay_s(failures + 1))
 
     async def _read(self, socket: ServerSocket, client_id: str) -> bool:
         """Dispatch frames until the socket ends; returns whether it ever said anything."""
@@ -411,7 +405,7 @@ class CompletionWatcher:
                         detail = f"the prompt is done, but ComfyUI cannot show its result: {error.detail}"
                         watch.fail(ComfyUIUnreadableError(detail, prompt_id=watch.prompt_id, upstream_status=500))
                         return
-                    await asyncio.sleep(_HISTORY_BACKOFF.delay_s(failures))
+                    await asyncio.sleep(self._options.history_backoff.delay_s(failures))
                 else:
                     return  # without an entry it is the poller's to find out why
         finally:
@@ -469,10 +463,10 @@ class CompletionWatcher:
 
     def _delay_s(self, waiting: Sequence[Watch]) -> float:
         if self._poll_failures:
-            return min(_FASTEST_POLL_S * 2.0**self._poll_failures, 2 * self._poll_interval_s)
+            return min(_FASTEST_POLL_S * 2.0**self._poll_failures, 2 * self._options.poll_interval_s)
         if self._suspicious or any(watch.misses for watch in waiting):
             return _CONFIRM_S
-        return self._poll_delay_s if self._deaf_waiting else self._tick_s
+        return self._poll_delay_s if self._deaf_waiting else self._options.tick_s
 
     async def _poll_once(self) -> None:
         try:
@@ -504,7 +498,7 @@ class CompletionWatcher:
             self._poll_delay_s = _FASTEST_POLL_S
             return
         # A socket that works tells when to look (`status`); without one the poll is all there is.
-        slowest_s = self._tick_s if self._live_id is not None else self._poll_interval_s
+        slowest_s = self._options.tick_s if self._live_id is not None else self._options.poll_interval_s
         self._poll_delay_s = min(self._poll_delay_s * _POLL_GROWTH, slowest_s)
         if deaf and self._poll_delay_s < slowest_s and not (self._look_around or self._suspicious):
             return  # soon enough again for what follows

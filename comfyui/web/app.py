@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -27,6 +27,7 @@ from comfyui.web.front.entry import Entry
 from comfyui.web.front.errors import install_error_handlers
 from comfyui.web.front.forwarded import TrustedProxies
 from comfyui.web.front.gateway_state import GatewayState, WebOptions
+from comfyui.web.front.guesses import Guesses, GuessLimits
 from comfyui.web.front.hosts import KnownHosts
 from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.middleware import BodyLimit, BodyLimits, RequestContext, SlowClients
@@ -52,6 +53,7 @@ class AppOptions:
         hosts: names by which it may be called where there are no keys.
         client_idle_s: how long a client may keep a body or an answer from moving.
         min_body_rate: the slowest body in bytes a second, see `SlowClients`.
+        guesses: how slowly wrong keys are answered.
     """
 
     keys: KeyRing
@@ -64,6 +66,7 @@ class AppOptions:
     bodies: BodyLimits
     relay: RelayOptions
     web: WebOptions
+    guesses: GuessLimits = field(default_factory=GuessLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,15 @@ class Gateway(FastAPI):
             # From here on a client that does not move ends.
             Middleware(SlowClients, options.client_idle_s, options.min_body_rate, metrics),
             # From here on the caller may call: page, name, key or ticket have been checked.
-            Middleware(Guard, options.keys, origins, options.hosts, metrics, tickets=running.tickets),
+            Middleware(
+                Guard,
+                options.keys,
+                origins,
+                options.hosts,
+                metrics,
+                tickets=running.tickets,
+                guesses=Guesses(options.guesses),
+            ),
             # From here on it is for the gateway: all else, and every websocket, goes to ComfyUI.
             Middleware(Relay, self.own_paths(), upstreams, options.relay, metrics),
             # From here on a body is unpacked and bounded.

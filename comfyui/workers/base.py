@@ -35,6 +35,7 @@ from comfyui.models import OutputFile, PromptRequest, PromptResult
 from comfyui.retrying import Backoff
 from comfyui.servers.backend import Backend, Health
 from comfyui.servers.idle import freeing_when_idle
+from comfyui.servers.options import ServerOptions
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.process import ComfyUIProcess, ProcessState
 from comfyui.tasks import SideTasks
@@ -154,9 +155,11 @@ class ComfyUIWorker:
         self.quarantine = Quarantine(options.quarantine_after, options.quarantine_s)
         self.pool = BackendPool.connect(
             [options.server_address],
-            http_timeout_s=options.http_timeout_s,
-            http_retries=options.http_retries,
-            poll_interval_s=options.poll_interval_s,
+            ServerOptions(
+                http_timeout_s=options.http_timeout_s,
+                http_retries=options.http_retries,
+                poll_interval_s=options.poll_interval_s,
+            ),
             metrics=self.metrics,
         )
         self._stager = InputStager(

@@ -20,6 +20,7 @@ from tests.support.running import (
     prompts_are_queued,
     requests,
     running_gateway,
+    server_options,
     sleep_workflow,
     until,
 )
@@ -333,15 +334,13 @@ async def test_a_dead_prompt_worker_behind_http_200_is_found_and_reported(engine
         assert await ready_status(gateway) == 200
 
 
-async def test_a_refusal_does_not_wait_for_its_explanation(
-    gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.3)
+async def test_a_refusal_does_not_wait_for_its_explanation(engine: Engine) -> None:
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "ImageInvrt"
-    await engine.set_faults({"hang": {"route": "/object_info"}})
-    async with asyncio.timeout(5):
-        status, body = await gateway.prompt_sync(workflow)
+    async with running_gateway(engine.url, changed=server_options(definitions_within_s=0.3)) as gateway:
+        await engine.set_faults({"hang": {"route": "/object_info"}})
+        async with asyncio.timeout(5):
+            status, body = await gateway.prompt_sync(workflow)
     engine.faults.clear()
     assert (status, body["type"]) == (400, "validation_failed")
 
@@ -368,12 +367,9 @@ async def test_a_gpu_fault_outlives_a_reconnect_and_a_moment_without_an_answer(
     assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
-async def test_a_restart_after_a_gpu_fault_is_found_without_a_websocket(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.servers.backend._PROBE_UP_S", 0.1)
+async def test_a_restart_after_a_gpu_fault_is_found_without_a_websocket(engine: Engine) -> None:
     await engine.set_faults({"ws_refuse": {}, "cuda_fault": {}})
-    async with running_gateway(engine.url) as gateway:
+    async with running_gateway(engine.url, changed=server_options(probe_unwatched_s=0.1)) as gateway:
         await gateway.prompt_sync(invert_workflow())
         await asyncio.sleep(0.5)
         assert await ready_status(gateway) == 503

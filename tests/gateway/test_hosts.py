@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+from dataclasses import replace
 
 import aiohttp
 import orjson
@@ -12,7 +12,7 @@ import pytest
 from comfyui.engine import Engine
 from comfyui.exceptions import SettingsError
 from comfyui.settings import load
-from comfyui.web.front.guesses import Guesses
+from comfyui.web.front.guesses import Guesses, GuessLimits
 from comfyui.web.front.hosts import KnownHosts, parse_hosts
 from config import Settings
 from tests.support.relaying import answer_ok, fetch, raw_request, relayed
@@ -154,7 +154,7 @@ def test_a_proxy_that_is_no_address_stops_the_start(value: str, monkeypatch: pyt
 
 def test_the_answers_to_wrong_keys_wait_their_turn_and_the_address_is_forgiven_later() -> None:
     now = 1000.0
-    guesses = Guesses(free=3, per_second=2, longest_s=1.2, clock=lambda: now)
+    guesses = Guesses(GuessLimits(free=3, per_second=2, longest_s=1.2), clock=lambda: now)
     assert [guesses.count("a") for _ in range(7)] == [0, 0, 0, 0.5, 1.0, pytest.approx(1.2), pytest.approx(1.2)]
     assert guesses.count("b") == 0
     now += 10
@@ -162,14 +162,14 @@ def test_the_answers_to_wrong_keys_wait_their_turn_and_the_address_is_forgiven_l
 
 
 def test_what_is_remembered_of_guesses_is_bounded() -> None:
-    guesses = Guesses(addresses=100)
+    guesses = Guesses(GuessLimits(addresses=100))
     for number in range(1000):
         guesses.count(str(number))
     assert len(guesses._busy_until) == 100
 
 
 async def test_only_so_many_answers_wait_at_once() -> None:
-    guesses = Guesses(free=0, per_second=0.001, longest_s=60, waiting=2)
+    guesses = Guesses(GuessLimits(free=0, per_second=0.001, longest_s=60, waiting=2))
     scope = {"client": ("10.0.0.1", 1)}
     waiting = [asyncio.create_task(guesses.slow_down(scope)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -182,12 +182,13 @@ async def test_only_so_many_answers_wait_at_once() -> None:
 
 @pytest.mark.parametrize("path", ["/queue", "/health", "/login"])
 async def test_guesses_are_slowed_by_the_address_that_a_trusted_proxy_tells_and_a_valid_key_never_is(
-    engine: Engine, path: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, path: str
 ) -> None:
-    slow = functools.partial(Guesses, free=2, per_second=0.01, longest_s=40)
-    monkeypatch.setattr("comfyui.web.front.auth.Guesses", slow)
+    slow = GuessLimits(free=2, per_second=0.01, longest_s=40)
     attacker = {"X-Forwarded-For": "6.6.6.6"}
-    async with running_gateway(engine.url, api_keys=_KEY) as gateway:
+    async with running_gateway(
+        engine.url, changed=lambda made: replace(made, app=replace(made.app, guesses=slow)), api_keys=_KEY
+    ) as gateway:
 
         async def guess(number: int) -> int:
             if path == "/login":

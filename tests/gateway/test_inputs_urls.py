@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import BodyPartReader, web
@@ -29,7 +30,6 @@ from PIL import Image
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIInputError, ComfyUIInputUnavailableError
-from comfyui.inputs import fetch as fetch_module
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.inputs.staging import InputStager
 from comfyui.models import InputFile, PromptRequest
@@ -125,7 +125,12 @@ class Names(AbstractResolver):
 
 
 async def download(
-    url: str, *allow: str, resolver: AbstractResolver | None = None, timeout_s: float = 5, retries: int = 0
+    url: str,
+    *allow: str,
+    resolver: AbstractResolver | None = None,
+    timeout_s: float = 5,
+    retries: int = 0,
+    **options: Any,
 ) -> bytes:
     """What the fetcher gets for `url`."""
     async with (
@@ -136,6 +141,7 @@ async def download(
             resolver=resolver or Names(),
             retries=retries,
             backoff=Backoff(0.001, 8.0),
+            **options,
         ) as fetcher,
         fetcher.fetch(url) as content,
     ):
@@ -506,16 +512,14 @@ async def test_a_server_that_drips_is_cut_off_by_the_total_time() -> None:
             await download(server.url(), "127.0.0.1", timeout_s=0.2)
 
 
-async def test_a_silent_server_is_cut_off_before_the_total_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_module, "_SILENCE_S", 0.1)
-
+async def test_a_silent_server_is_cut_off_before_the_total_time() -> None:
     async def silent(_request: web.Request) -> web.StreamResponse:
         await asyncio.Event().wait()
         return web.Response()
 
     async with serve(silent) as server:
         with pytest.raises(ComfyUIInputError, match=r"0.1 s of silence"):
-            await download(server.url(), "127.0.0.1", timeout_s=30)
+            await download(server.url(), "127.0.0.1", timeout_s=30, silence_s=0.1)
 
 
 async def test_a_download_that_breaks_off_is_not_taken_for_a_file() -> None:

@@ -22,6 +22,7 @@ from tests.support.running import (
     prompts_are_queued,
     queue_of,
     running_gateway,
+    server_options,
     sleep_workflow,
     until,
 )
@@ -369,18 +370,16 @@ async def test_an_event_with_python_json_is_told_to_who_follows() -> None:
     assert any(event.name == "progress" for event in events)
 
 
-async def test_a_history_that_comfyui_cannot_write_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_history_that_comfyui_cannot_write_ends_the_wait() -> None:
     """A custom node's output that is nested too deeply to be copied: 500 for as long as anyone asks."""
-    monkeypatch.setattr("comfyui.servers.watcher._HISTORY_BACKOFF", Backoff(0.02, 0.02))
-    async with both() as (engine, gateway):
+    async with both(changed=server_options(history_backoff=Backoff(0.02, 0.02))) as (engine, gateway):
         await engine.set_faults({"status": {"route": "/history/*", "status": 500, "body": "500 Internal Server Error"}})
         status, answer = await gateway.prompt_sync(invert_workflow(), timeout=60)
         assert (status, answer["type"]) == (502, "server_error")
         assert answer["detail"].startswith("the prompt is done, but ComfyUI cannot show its result: GET /history/")
 
 
-async def test_some_answers_500_do_not_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui.servers.watcher._HISTORY_BACKOFF", Backoff(0.02, 0.02))
-    async with both() as (engine, gateway):
+async def test_some_answers_500_do_not_end_the_wait() -> None:
+    async with both(changed=server_options(history_backoff=Backoff(0.02, 0.02))) as (engine, gateway):
         await engine.set_faults({"status": {"route": "/history/*", "status": 500, "times": 7}})
         assert (await gateway.prompt_sync(invert_workflow(), timeout=60))[0] == 200

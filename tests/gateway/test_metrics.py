@@ -14,7 +14,8 @@ from pydantic import SecretStr
 
 from comfyui.engine import Engine
 from comfyui.metrics import Metrics
-from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
+from comfyui.runpod.bridge import RunPodBridge
+from comfyui.runpod.options import RunPodOptions
 from tests.support.relaying import eventually, fetch
 from tests.support.running import (
     RunningGateway,

@@ -12,6 +12,7 @@ from comfyui.engine import Engine
 from tests.support.running import (
     RunningGateway,
     executions,
+    handler_options,
     invert_workflow,
     prompts_are_queued,
     queue_of,
@@ -104,11 +105,8 @@ async def test_an_id_whose_cancel_hangs_is_not_waited_for_longer_than_its_timeou
     engine.faults.clear()
 
 
-async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.jobs.cancels._LAST_CANCELS_S", 0.3, raising=False)
-    async with running_gateway(engine.url) as gateway:
+async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(engine: Engine) -> None:
+    async with running_gateway(engine.url, changed=handler_options(last_cancels_s=0.3)) as gateway:
         first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3)))
         await prompts_are_queued(engine, 1)
         await engine.set_faults({"hang": {"route": "/api/jobs/*"}})

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,8 @@ from aiohttp import web
 from yarl import URL
 
 from comfyui.engine import Engine
+from comfyui.web.server.socket import SocketLimits
+from config import GatewayOptions
 from tests.support.processes import gateway_process
 from tests.support.relaying import eventually, fetch, raw_client
 from tests.support.running import RunningGateway, invert_workflow, running_gateway
@@ -108,9 +111,11 @@ async def test_a_ping_is_answered() -> None:
         assert (message.type, bytes(message.data)) == (aiohttp.WSMsgType.PONG, b"are you there")
 
 
-async def test_a_message_of_too_many_fragments_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui.web.server.socket._MOST_FRAGMENTS", 3)
-    async with _sockets(_echo) as gateway, gateway.http.ws_connect("/ws") as websocket:
+async def test_a_message_of_too_many_fragments_is_refused() -> None:
+    def changed(made: GatewayOptions) -> GatewayOptions:
+        return replace(made, serving=replace(made.serving, sockets=SocketLimits(most_fragments=3)))
+
+    async with _sockets(_echo, changed=changed) as gateway, gateway.http.ws_connect("/ws") as websocket:
         await websocket.send_frame(b"a", aiohttp.WSMsgType.TEXT)
         assert await websocket.receive_str() == "a"
         for number in range(5):
@@ -344,9 +349,14 @@ async def test_a_client_for_which_nothing_waits_stays() -> None:
         assert await websocket.receive_str() == "second"
 
 
-async def test_a_client_that_never_reads_again_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui.web.server.socket._CLOSE_PATIENCE_S", 0.05)
-    monkeypatch.setattr("comfyui.web.comfyui.relay_socket._CLOSE_PATIENCE_S", 0.05)
+async def test_a_client_that_never_reads_again_is_cut_off() -> None:
+    def changed(made: GatewayOptions) -> GatewayOptions:
+        return replace(
+            made,
+            serving=replace(made.serving, sockets=SocketLimits(close_patience_s=0.05)),
+            app=replace(made.app, relay=replace(made.app.relay, close_patience_s=0.05)),
+        )
+
     ended = asyncio.Event()
 
     async def handler(_request: web.Request, socket: Socket) -> None:
@@ -355,7 +365,10 @@ async def test_a_client_that_never_reads_again_is_cut_off(monkeypatch: pytest.Mo
                 await socket.send_bytes(bytes(500_000))
         ended.set()
 
-    async with _sockets(handler, websocket_buffer_mb=1) as gateway, gateway.http.ws_connect("/ws") as websocket:
+    async with (
+        _sockets(handler, changed=changed, websocket_buffer_mb=1) as gateway,
+        gateway.http.ws_connect("/ws") as websocket,
+    ):
         _transport(websocket).pause_reading()
         async with asyncio.timeout(5):
             await ended.wait()

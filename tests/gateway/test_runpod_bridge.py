@@ -11,6 +11,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,10 +22,11 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from comfyui.exceptions import JournalError, SettingsError
-from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
+from comfyui.runpod.bridge import RunPodBridge
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.journal import Journal
+from comfyui.runpod.options import RunPodOptions
 from comfyui.settings import load
 from config import Settings
 from tests.support.job_api import ROOT, free_port
@@ -34,6 +36,7 @@ from tests.support.runpod_endpoint import (
     KEY,
     NOWHERE,
     PICTURE,
+    QUICK,
     FakeEndpoint,
     base64_image,
     error_of,
@@ -42,8 +45,6 @@ from tests.support.runpod_endpoint import (
     outputs_of,
     submit,
 )
-
-pytestmark = pytest.mark.usefixtures("quick_runpod")
 
 
 @pytest.fixture
@@ -694,14 +695,15 @@ async def test_a_cancel_that_a_full_disk_refuses_says_so(
 async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
     endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.runpod.sending._LAST_WORD_S", 1.0)
     endpoint.refusals.append("late")
 
     async def full(_journal: Journal, _job: Job) -> None:
         raise JournalError("the disk is full")
 
     async with asyncio.timeout(10):
-        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        async with running_gateway(
+            NOWHERE, **endpoint.settings(tmp_path, times=replace(QUICK, last_word_s=1.0))
+        ) as gateway:
             await submit(gateway)
             await endpoint.job()
             monkeypatch.setattr(Journal, "update", full)

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +31,7 @@ from tests.support.runpod_endpoint import (
     DATA,
     NOWHERE,
     PICTURE,
+    QUICK,
     FakeEndpoint,
     base64_image,
     error_of,
@@ -39,8 +41,6 @@ from tests.support.runpod_endpoint import (
     outputs_of,
     submit,
 )
-
-pytestmark = pytest.mark.usefixtures("quick_runpod")
 
 
 @pytest.fixture
@@ -211,11 +211,15 @@ def full_at_first(write: Callable[[Any, Any], None]) -> Callable[[Any, Any], Non
 async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
     kind: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.runpod.results._REWRITE", Backoff(0.02, 30.0))
     monkeypatch.setattr(results, "_write", full_at_first(results._write))
     async with store(PICTURE, times=1) as address:
         image = base64_image(DATA) if kind == "base64" else base64_image(f"http://{address}/a.png") | {"type": kind}
-        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
+        async with running_gateway(
+            NOWHERE,
+            **endpoint.settings(
+                tmp_path, times=replace(QUICK, rewrite_backoff=Backoff(0.02, 30.0)), input_url_allow=(address,)
+            ),
+        ) as gateway:
             with capture_logs() as lines:
                 prompt_id = await submit(gateway)
                 endpoint.complete(await endpoint.job(), image)
@@ -228,11 +232,15 @@ async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
 async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_result(
     endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comfyui.runpod.results._REWRITE", Backoff(0.02, 30.0))
     monkeypatch.setattr(Spool, "_append", full_at_first(Spool._append))
     async with store(PICTURE) as address:
         image = base64_image(f"http://{address}/a.png") | {"type": "s3_url"}
-        async with running_gateway(NOWHERE, **endpoint.settings(tmp_path, input_url_allow=(address,))) as gateway:
+        async with running_gateway(
+            NOWHERE,
+            **endpoint.settings(
+                tmp_path, times=replace(QUICK, rewrite_backoff=Backoff(0.02, 30.0)), input_url_allow=(address,)
+            ),
+        ) as gateway:
             with capture_logs() as lines:
                 prompt_id = await submit(gateway)
                 endpoint.complete(await endpoint.job(), image)
@@ -440,10 +448,7 @@ async def test_without_a_local_comfyui_its_paths_say_so(alone: RunningGateway) -
     assert (await view(alone, filename="nothing.png"))[0] == 404
 
 
-async def test_a_local_comfyui_that_hangs_holds_up_no_queue(
-    endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.runpod.local._DEFINITIONS_TIMEOUT_S", 0.3)
+async def test_a_local_comfyui_that_hangs_holds_up_no_queue(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     asked = 0
 
     async def hang(_request: web.Request) -> web.Response:
@@ -459,7 +464,9 @@ async def test_a_local_comfyui_that_hangs_holds_up_no_queue(
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         local = f"127.0.0.1:{runner.addresses[0][1]}"
-        async with running_gateway(local, **endpoint.settings(tmp_path)) as gateway:
+        async with running_gateway(
+            local, **endpoint.settings(tmp_path, times=replace(QUICK, local_definitions_s=0.3))
+        ) as gateway:
             await asyncio.gather(*(submit(gateway) for _ in range(3)))
             await endpoint.job(3)
     finally:

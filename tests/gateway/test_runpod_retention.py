@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,25 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from comfyui.exceptions import SettingsError
-from comfyui.runpod.bridge import RunPodBridge, RunPodOptions
+from comfyui.runpod.bridge import RunPodBridge
+from comfyui.runpod.options import RunPodOptions, RunPodTimes
 from comfyui.settings import load
 from config import Settings
 from tests.support.running import Workflow, invert_workflow, running_gateway, until
-from tests.support.runpod_endpoint import DATA, KEY, NOWHERE, PICTURE, FakeEndpoint, base64_image, loading_workflow
-
-pytestmark = pytest.mark.usefixtures("quick_runpod")
+from tests.support.runpod_endpoint import (
+    DATA,
+    KEY,
+    NOWHERE,
+    PICTURE,
+    QUICK,
+    FakeEndpoint,
+    base64_image,
+    loading_workflow,
+)
 
 DAY_S = 86_400
 AWAY = f"http://{NOWHERE}"
+CLEANS_OFTEN = replace(QUICK, clean_every_s=0.01)
 
 Lines = list[MutableMapping[str, Any]]
 
@@ -38,9 +48,11 @@ def lines() -> Iterator[Lines]:
 
 
 @asynccontextmanager
-async def bridge(folder: Path, url: str, days: float = 0) -> AsyncIterator[aiohttp.ClientSession]:
+async def bridge(
+    folder: Path, url: str, days: float = 0, times: RunPodTimes = QUICK
+) -> AsyncIterator[aiohttp.ClientSession]:
     """A session with the bridge, whose data is in this folder."""
-    options = RunPodOptions("endpoint1", SecretStr(KEY), folder, NOWHERE, url, data_days=days)
+    options = RunPodOptions("endpoint1", SecretStr(KEY), folder, NOWHERE, url, data_days=days, times=times)
     async with RunPodBridge(options) as running, aiohttp.ClientSession(base_url=running.address) as http:
         yield http
 
@@ -164,11 +176,11 @@ async def test_the_age_of_an_input_counts_from_its_last_use(
     assert files(tmp_path / "inputs") == {"photo.png"}
 
 
-async def test_it_goes_on_after_the_start_and_has_the_gateway_forget_what_it_uploaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.runpod.retention._EVERY_S", 0.01)
-    async with bridge(tmp_path, AWAY, days=7) as http, http.ws_connect("/ws?clientId=gateway") as websocket:
+async def test_it_goes_on_after_the_start_and_has_the_gateway_forget_what_it_uploaded(tmp_path: Path) -> None:
+    async with (
+        bridge(tmp_path, AWAY, days=7, times=CLEANS_OFTEN) as http,
+        http.ws_connect("/ws?clientId=gateway") as websocket,
+    ):
         assert (await websocket.receive_json())["type"] == "status"
         await upload(http, "photo.png")
         age(tmp_path / "inputs/photo.png", 8)
@@ -179,12 +191,9 @@ async def test_it_goes_on_after_the_start_and_has_the_gateway_forget_what_it_upl
     assert files(tmp_path) == set()
 
 
-async def test_a_gateway_uploads_again_what_was_removed(
-    tmp_path: Path, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.runpod.retention._EVERY_S", 0.01)
+async def test_a_gateway_uploads_again_what_was_removed(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     images = [{"name": "photo.png", "image": base64.b64encode(PICTURE).decode()}]
-    settings = endpoint.settings(tmp_path, runpod_data_days=7)
+    settings = endpoint.settings(tmp_path, times=CLEANS_OFTEN, runpod_data_days=7)
     async with running_gateway(NOWHERE, **settings) as gateway:
         for number in (1, 2):
             asking = asyncio.create_task(gateway.prompt_sync(loading_workflow("photo.png"), images=images))

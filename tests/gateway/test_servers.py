@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -20,13 +20,16 @@ import pytest
 from PIL import Image
 
 from comfyui.engine import Engine, EngineOptions
+from config import GatewayOptions
 from tests.support.running import (
     RunningGateway,
     executions,
+    handler_options,
     invert_workflow,
     prompts_are_queued,
     requests,
     running_gateway,
+    server_options,
     sleep_workflow,
 )
 
@@ -116,11 +119,11 @@ async def test_a_server_that_is_down_is_left_out_and_brought_back(engines: list[
             assert await restarted.executed()
 
 
-async def test_prompts_of_a_killed_server_move_to_another(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.servers.backend._MOVE_AFTER_S", 0.5)
-    async with engine_process() as dying, running_gateway(dying.url, engines[0].url) as gateway:
+async def test_prompts_of_a_killed_server_move_to_another(engines: list[Engine]) -> None:
+    async with (
+        engine_process() as dying,
+        running_gateway(dying.url, engines[0].url, changed=server_options(move_after_s=0.5)) as gateway,
+    ):
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.4, tag=tag))) for tag in range(6)]
         await prompts_are_queued(engines[0], 3)
         await dying.kill()
@@ -153,13 +156,10 @@ async def test_a_workflow_goes_where_its_files_are(engines: list[Engine]) -> Non
     assert executions(without) == {}
 
 
-async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.5)
+async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(engines: list[Engine]) -> None:
     silent, speaking = engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
-    async with running_gateway(silent.url, speaking.url) as gateway:
+    async with running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=0.5)) as gateway:
         for longest_s in (2.0, 0.4):  # whoever comes later does not wait for the same question again
             began = time.monotonic()
             answers = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(4)))
@@ -170,28 +170,22 @@ async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(
         silent.faults.clear()
 
 
-async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_not(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.3)
+async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_not(engines: list[Engine]) -> None:
     silent, lacking = engines
     workflow = load_workflow_of("only_there.png", silent)
     await silent.set_faults({"hang": {"route": "/object_info"}})
-    async with running_gateway(lacking.url, silent.url) as gateway:
+    async with running_gateway(lacking.url, silent.url, changed=server_options(definitions_within_s=0.3)) as gateway:
         status, body = await gateway.prompt_sync(workflow)
         assert status == 200, body
         silent.faults.clear()
     assert executions(lacking) == {}
 
 
-async def test_what_a_server_says_late_is_known_to_the_next(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.2)
+async def test_what_a_server_says_late_is_known_to_the_next(engines: list[Engine]) -> None:
     slow, quick = engines
     workflow = load_workflow_of("only_there.png", slow)
     await slow.set_faults({"delay": {"route": "/object_info", "seconds": 0.6}})
-    async with running_gateway(slow.url, quick.url) as gateway:
+    async with running_gateway(slow.url, quick.url, changed=server_options(definitions_within_s=0.2)) as gateway:
         assert (await gateway.prompt_sync(invert_workflow(1)))[0] == 200
         assert executions(slow) == {}
         await asyncio.sleep(0.6)
@@ -200,14 +194,15 @@ async def test_what_a_server_says_late_is_known_to_the_next(
     assert requests(slow, "GET /object_info") == 1
 
 
-async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(engines: list[Engine]) -> None:
     """It is asked whether it has the prompt from before, and may be a machine that swallows what it is sent."""
-    monkeypatch.setattr("comfyui.servers.backend._PROBE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("comfyui.executors.comfyui._ABSENT_PATIENCE_S", 0.3, raising=False)
+
+    def changed(made: GatewayOptions) -> GatewayOptions:
+        runner = replace(made.handler.runner, absent_patience_s=0.3)
+        return replace(handler_options(runner=runner)(made), servers=replace(made.servers, probe_timeout_s=0.2))
+
     gone, there = engines
-    async with running_gateway(gone.url, there.url) as gateway:
+    async with running_gateway(gone.url, there.url, changed=changed) as gateway:
         await gone.set_faults({"ws_refuse": {}, "hang": {}, "ws_drop": {}})
         await until_state(gateway, gone.url, "unreachable")
         async with asyncio.timeout(5):
@@ -246,11 +241,10 @@ async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
 
 
 async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_its_server(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+    engines: list[Engine],
 ) -> None:
-    monkeypatch.setattr("comfyui.servers.backend._PROBE_TIMEOUT_S", 0.5)
     hanging, other = engines
-    async with running_gateway(hanging.url, other.url) as gateway:
+    async with running_gateway(hanging.url, other.url, changed=server_options(probe_timeout_s=0.5)) as gateway:
         await hanging.set_faults({"hang": {"route": "/api/jobs/*"}})
         backend = gateway.handler.pool.backends[0]
         backend.moved("a prompt that another server was given")
@@ -260,13 +254,13 @@ async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_i
         await until_state(gateway, hanging.url, "unreachable")
 
 
-async def test_validate_does_without_a_server_that_does_not_say_what_it_has(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comfyui.servers.definitions._SAY_WITHIN_S", 0.3)
+async def test_validate_does_without_a_server_that_does_not_say_what_it_has(engines: list[Engine]) -> None:
     silent, speaking = engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
-    async with running_gateway(silent.url, speaking.url) as gateway, asyncio.timeout(5):
+    async with (
+        running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=0.3)) as gateway,
+        asyncio.timeout(5),
+    ):
         async with gateway.http.post("/validate", json={"prompt": invert_workflow()}) as response:
             body = await response.json()
         silent.faults.clear()

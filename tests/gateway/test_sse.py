@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,9 +20,9 @@ from comfyui.events import Event, ExecutionCached, ExecutionStart, Preview, Prog
 from comfyui.events import Executing as NodeExecuting
 from comfyui.events import Progress as Steps
 from comfyui.sdk import Executing, Finished, GatewayClient, Progress, Queued
-from comfyui.web.api import sse
 from comfyui.web.api.sse import EventFeed
 from comfyui.workflows.progress import NodeProgress, NodeStarted, ProgressTracker
+from config import GatewayOptions
 from tests.support.running import (
     RunningGateway,
     invert_workflow,
@@ -177,9 +178,12 @@ async def test_what_fails_before_the_start_keeps_its_status(engine: Engine) -> N
         waiting.cancel()
 
 
-async def test_silence_is_filled_with_comments(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse.event_stream, "__kwdefaults__", {"keep_alive_s": 0.05})
-    events = await stream(gateway, sleep_workflow(0.5))
+async def test_silence_is_filled_with_comments(engine: Engine) -> None:
+    def changed(made: GatewayOptions) -> GatewayOptions:
+        return replace(made, app=replace(made.app, web=replace(made.app.web, keep_alive_s=0.05)))
+
+    async with running_gateway(engine.url, changed=changed) as gateway:
+        events = await stream(gateway, sleep_workflow(0.5))
     assert Sent("", "keep-alive") in events
     assert events[-1].name == "result"
 

@@ -238,11 +238,10 @@ def test_a_ticket_ends_after_five_minutes_and_with_its_key() -> None:
     assert tickets.redeem(_scope(address)) is None
 
 
-def test_what_is_remembered_of_used_tickets_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui.web.front.tickets._MOST_USED", 3)
+def test_what_is_remembered_of_used_tickets_is_bounded() -> None:
     now = 1000.0
     ring = KeyRing([_KEY], session_s=60)
-    tickets = Tickets(ring, clock=lambda: now)
+    tickets = Tickets(ring, most_used=3, clock=lambda: now)
     caller = ring.caller(_KEY.encode())
     assert caller is not None
 

@@ -11,6 +11,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +19,11 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 
 from comfyui.engine import Engine
+from comfyui.outputs.delivery import DeliveryOptions
+from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from tests.support.processes import GatewayProcess, engine_process, gateway_process
 from tests.support.relaying import Exchange, eventually, raw_client, raw_request, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
@@ -312,18 +316,18 @@ async def silent_store(answers: bytes) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("answers", SILENCES.values(), ids=SILENCES.keys())
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_a_silent_store_holds_nobody_beyond_the_timeout(
-    engine: Engine, answers: bytes, accept: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_store_holds_nobody_beyond_the_timeout(engine: Engine, answers: bytes, accept: str) -> None:
     pytest.importorskip("aiobotocore")
-    monkeypatch.setattr("comfyui.outputs.delivery._LAST_UPLOADS_S", 0.1)
-    monkeypatch.setattr("comfyui.outputs.stores.s3._LAST_ABORTS_S", 0.1)
     large = {"size": 9_000_000, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "x"}
     workflow = {"1": {"class_type": "SimulatedOutput", "inputs": large}} if answers else invert_workflow()
     async with silent_store(answers) as url:
-        settings: dict[str, Any] = {"s3_bucket": "renders", "s3_endpoint_url": url, "s3_addressing_style": "path"}
-        keys: dict[str, Any] = {"s3_access_key_id": "a", "s3_secret_access_key": "b"}
-        async with running_gateway(engine.url, output_store="s3", **settings, **keys) as gateway:
+        place: dict[str, Any] = {"endpoint_url": url, "addressing_style": "path"}
+        keys: dict[str, Any] = {"access_key": SecretStr("a"), "secret_key": SecretStr("b")}
+        store = S3Store(S3Settings("renders", **place, **keys, last_aborts_s=0.1))
+        delivery = DeliveryOptions(store_by_default=True, last_uploads_s=0.1)
+        async with running_gateway(
+            engine.url, changed=lambda made: replace(made, store=store, delivery=delivery)
+        ) as gateway:
             loop = asyncio.get_running_loop()
             prompt_id = str(uuid4())
             for path, method in (("/prompt_sync", "POST"), (f"/prompt_sync/{prompt_id}", "GET")):

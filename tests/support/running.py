@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import aiohttp
@@ -19,12 +19,13 @@ from comfyui.handler import ComfyUIHandler
 from comfyui.metrics import Metrics
 from comfyui.web.app import Gateway
 from comfyui.web.server.serving import protocols
-from config import Settings
+from config import GatewayOptions, Settings
 from server import create_app
 from tests.support.described import described
 
 Workflow = dict[str, Any]
 T = TypeVar("T")
+Change = Callable[[GatewayOptions], GatewayOptions]
 
 
 def _has_ipv6() -> bool:
@@ -66,11 +67,35 @@ class RunningGateway:
             return response.status, await response.json()
 
 
+def _unchanged(options: GatewayOptions) -> GatewayOptions:
+    return options
+
+
+def server_options(**changes: Any) -> Change:
+    """For `running_gateway`: fields of `ServerOptions`."""
+    return lambda made: replace(made, servers=replace(made.servers, **changes))
+
+
+def handler_options(**changes: Any) -> Change:
+    """For `running_gateway`: fields of `HandlerOptions`."""
+    return lambda made: replace(made, handler=replace(made.handler, **changes))
+
+
 @asynccontextmanager
-async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) -> AsyncIterator[RunningGateway]:
-    """Serve in front of these ComfyUI addresses; returns when it is ready to take prompts, unless told not to wait."""
+async def running_gateway(
+    *comfyui: str,
+    ready: bool = True,
+    changed: Change = _unchanged,
+    **settings: Any,
+) -> AsyncIterator[RunningGateway]:
+    """Serve in front of these ComfyUI addresses; returns when it is ready to take prompts, unless told not to wait.
+
+    Args:
+        changed: makes the options of the gateway from those of its settings.
+    """
     chosen, metrics = Settings(comfyui_server_address=comfyui, **settings), Metrics()
-    app = create_app(chosen, metrics=metrics)
+    options = changed(chosen.options())
+    app = create_app(chosen, options=options, metrics=metrics)
     config = uvicorn.Config(
         app,
         host="127.0.0.1",
@@ -78,7 +103,7 @@ async def running_gateway(*comfyui: str, ready: bool = True, **settings: Any) ->
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
-        **protocols(chosen.head_limits(), metrics),
+        **protocols(options.serving, metrics),
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(), name="gateway")

@@ -7,10 +7,14 @@ import base64
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Self
 
 from aiohttp import web
 
+from comfyui.retrying import Backoff
+from comfyui.runpod.options import RunPodTimes
+from config import GatewayOptions
 from tests.support.running import RunningGateway, Workflow, invert_workflow, until
 
 KEY = "runpod-key-of-the-test"
@@ -18,6 +22,10 @@ PICTURE = b"\x89PNG\r\n\x1a\nnot really"
 DATA = base64.b64encode(PICTURE).decode()
 NOWHERE = "127.0.0.1:9"
 """Where no local ComfyUI answers."""
+QUICK = RunPodTimes(
+    first_look_s=0.02, look_backoff=Backoff(0.04, 30.0), send_backoff=Backoff(0.05, 15.0), probe_local_s=0.05
+)
+"""Jobs are looked at, and tried again, many times a second."""
 
 Answer = dict[str, Any]
 
@@ -72,9 +80,15 @@ class FakeEndpoint:
 
     # What a test does
 
-    def settings(self, folder: Any, **more: Any) -> dict[str, Any]:
-        """Of a gateway in front of it."""
+    def settings(self, folder: Any, *, times: RunPodTimes = QUICK, **more: Any) -> dict[str, Any]:
+        """For `running_gateway`: a gateway in front of it."""
+
+        def changed(made: GatewayOptions) -> GatewayOptions:
+            assert made.runpod is not None
+            return replace(made, runpod=replace(made.runpod, times=times))
+
         return {
+            "changed": changed,
             "backend": "runpod",
             "runpod_endpoint_id": "endpoint1",
             "runpod_api_key": KEY,

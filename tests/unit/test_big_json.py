@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comfyui import big_json, jsonio
+from comfyui.big_json import Steps
 from comfyui.exceptions import ComfyUILimitError, JSONError
 from comfyui.limits import Limits
 
@@ -28,27 +29,19 @@ values = st.recursive(
 )
 
 
-@pytest.fixture
-def in_tiny_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every text is a large one, and each step takes a few bytes, so that every boundary comes to pass."""
-    monkeypatch.setattr(big_json, "ON_LOOP_BYTES", 0)
-    monkeypatch.setattr(big_json, "_PARSED_AT_ONCE", 0)
-    monkeypatch.setattr(big_json, "_PIECE", 7)
-    monkeypatch.setattr(big_json, "_SHORT", 5)
-    monkeypatch.setattr(big_json, "_DECODED_AT_ONCE", 6)
+# Every text is a large one, and each step takes a few bytes, so that every boundary comes to pass.
+TINY = Steps(whole=0, scanned=7, parsed=0, short=5, decoded=6)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(value=values, escaped=st.booleans(), indent=st.sampled_from([None, 1]))
-@pytest.mark.usefixtures("in_tiny_steps")
 def test_it_is_read_as_in_one_step(value: Any, escaped: bool, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
-    assert big_json.load(text, MANY) == value
+    assert big_json.load(text, MANY, TINY) == value
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(value=values, at=st.integers(0, 200), wrong=st.sampled_from([b'"', b"\\", b"\n", b"\xff", b"]", b"", b"\\u"]))
-@pytest.mark.usefixtures("in_tiny_steps")
 def test_damage_is_seen_as_in_one_step(value: Any, at: int, wrong: bytes) -> None:
     text = json.dumps(value, ensure_ascii=False).encode()
     text = text[:at] + wrong + text[at + 1 :]
@@ -56,16 +49,15 @@ def test_damage_is_seen_as_in_one_step(value: Any, at: int, wrong: bytes) -> Non
         expected = jsonio.loads(text)
     except JSONError:
         with pytest.raises(JSONError):
-            big_json.load(text, MANY)
+            big_json.load(text, MANY, TINY)
     else:
-        assert big_json.load(text, MANY) == expected
+        assert big_json.load(text, MANY, TINY) == expected
 
 
-@pytest.mark.usefixtures("in_tiny_steps")
 def test_what_stands_in_strings_counts_neither_as_values_nor_as_depth() -> None:
     limits = Limits(max_json_values=3, max_json_depth=1)
     text = json.dumps(["[[[{{{,,,,,,,,", '\\",[[[,,,']).encode()
-    assert big_json.load(text, limits) == json.loads(text)
+    assert big_json.load(text, limits, TINY) == json.loads(text)
 
 
 def test_too_many_values_are_refused_before_they_are_made() -> None:

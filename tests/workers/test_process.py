@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from comfyui.exceptions import ComfyUIConnectionError
+from comfyui.servers import ports
 from comfyui.servers.process import ComfyUIProcess, ProcessState
 from tests.support.job_api import free_port
 
@@ -202,37 +204,35 @@ async def test_the_child_and_its_children_end_with_a_parent_that_is_killed(tmp_p
         await until_dead(pid)
 
 
-async def test_a_port_that_another_program_holds_is_an_error_that_names_it_and_no_readiness(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_port_that_another_program_holds_is_an_error_that_names_it_and_no_readiness() -> None:
     """The other program answers as a ComfyUI does: a worker took the one that a killed worker had left behind."""
-    monkeypatch.setattr("comfyui.servers.process._PORT_PATIENCE_S", 0.1)
     async with engine_process() as other:
         await other.wait_until_ready()
         address = other._client.base_url
         command = [sys.executable, "-m", "comfyui.engine", "--port", str(address.port)]
-        process = ComfyUIProcess(command, f"127.0.0.1:{address.port}", max_crashes=0)
+        process = ComfyUIProcess(command, f"127.0.0.1:{address.port}", max_crashes=0, port_patience_s=0.1)
         async with process:
             with pytest.raises(ComfyUIConnectionError, match=rf"port {address.port} is taken by process \d+ \(python"):
                 await process.wait_until_ready()
 
 
-async def test_one_that_answers_in_the_childs_place_does_not_make_it_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_answers_in_the_childs_place_does_not_make_it_ready() -> None:
     """The port was free when the child was started, and is taken before the child gets to it."""
     async with engine_process() as other:
         await other.wait_until_ready()
         address = other._client.base_url
+        looks = itertools.count()
+
+        def nobody_at_first(host: str, port: int) -> list[ports.Holder]:
+            return ports.holders(host, port) if next(looks) else []
+
         process = ComfyUIProcess(
             [sys.executable, "-c", "import time; time.sleep(600)"],
             f"127.0.0.1:{address.port}",
             max_crashes=0,
             start_timeout_s=1,
+            holders_of=nobody_at_first,
         )
-
-        async def nobody() -> None:
-            return None
-
-        monkeypatch.setattr(process, "_port_holder", nobody)
         async with process:
             with pytest.raises(
                 ComfyUIConnectionError, match=f"did not answer within 1 s; port {address.port} is taken"

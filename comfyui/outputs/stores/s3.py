@@ -27,7 +27,6 @@ from comfyui.tasks import SideTasks
 _log = structlog.get_logger(__name__)
 _PARTS_IN_FLIGHT = 2
 _MAX_PARTS = 10_000
-_LAST_ABORTS_S = 5.0
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}", re.IGNORECASE)
 _REFUSED_CODES = frozenset(
     {"AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"}
@@ -46,6 +45,7 @@ class S3Settings:
         addressing_style: ``path`` (``host/bucket/key``) suits most compatible stores, ``virtual`` puts the bucket
             before the host.
         allowed_buckets: which others than `bucket` a request may name.
+        last_aborts_s: at the end, for the store to remove the parts of uploads that were given up.
     """
 
     bucket: str
@@ -62,6 +62,7 @@ class S3Settings:
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
     retries: int = 3
+    last_aborts_s: float = 5.0
 
 
 def s3_store(fields: S3Fields) -> S3Store | None:
@@ -120,7 +121,7 @@ class S3Store:
 
     async def __aexit__(self, *_exc: object) -> None:
         # A store that is silent must not hold up the end.
-        await self._aborts.close(patience_s=_LAST_ABORTS_S)
+        await self._aborts.close(patience_s=self._settings.last_aborts_s)
         await self._stack.aclose()
 
     def check(self, placement: Placement) -> None:

@@ -256,15 +256,16 @@ def _safe_name(name: str) -> str:
 
 
 class Parts:
-    """`chunks` in parts of `PART_BYTES`; the last one is shorter, and the only one when the file is small.
+    """`chunks` in parts of `part_bytes`; the last one is shorter, and the only one when the file is small.
 
     Attributes:
         ended: there is no further part.
         size: bytes until now.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], length: int | None) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], length: int | None, part_bytes: int = PART_BYTES) -> None:
         self._chunks = chunks
+        self._part_bytes = part_bytes
         self._length = length
         self._first = b""
         self._rest = b""
@@ -287,14 +288,14 @@ class Parts:
         part = bytearray(self._rest)
         exhausted = False
         # One byte more than a part, to know whether this is the last.
-        while len(part) <= PART_BYTES and not exhausted:
+        while len(part) <= self._part_bytes and not exhausted:
             chunk = await anext(self._chunks, None)
             if chunk is None:
                 exhausted = True
             else:
                 part += chunk
-        self._rest = bytes(part[PART_BYTES:])
-        del part[PART_BYTES:]
+        self._rest = bytes(part[self._part_bytes :])
+        del part[self._part_bytes :]
         self.ended = exhausted and not self._rest
         self.size += len(part)
         if self._length is not None and (self.size > self._length or (self.ended and self.size < self._length)):

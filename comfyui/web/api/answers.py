@@ -20,6 +20,7 @@ from comfyui.web.api.accept import ANY_BYTES, MEDIA, Accepted, Form
 from comfyui.web.api.sse import EventFeed, event_stream
 from comfyui.web.api.streams import BodyStream, content_disposition
 from comfyui.web.front.errors import answer_to_nobody
+from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.openapi import BYTES, TEXT, Answer, json_of
 from comfyui.web.front.request_state import state_of
 from comfyui.web.server.disconnect import ClientWatch
@@ -209,7 +210,12 @@ async def _events(request: Request, deliverer: Deliverer, call: Call, work: Work
             working.result()  # what failed so early is no event yet
         opened = stack.pop_all()
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Prompt-Id": call.prompt_id}
-    events = event_stream(feed, working, request_id=state_of(request.scope).request_id)
+    events = event_stream(
+        feed,
+        working,
+        request_id=state_of(request.scope).request_id,
+        keep_alive_s=gateway_of(request).options.keep_alive_s,
+    )
     opened.push_async_callback(events.aclose)
     return BodyStream(IteratedBody(events), "text/event-stream", headers, opened)
 

@@ -20,7 +20,6 @@ from comfyui.events import Event, Preview, QueuePosition
 from comfyui.exceptions import ComfyUIError, error_body_of
 from comfyui.workflows.progress import NodeStarted, ProgressTracker
 
-KEEP_ALIVE_S = 15.0
 # Each for one node; more nodes than that are started only faster than anybody looks.
 _MOST_PENDING = 512
 
@@ -87,7 +86,7 @@ async def event_stream(
     working: asyncio.Task[AsyncIterator[bytes]],
     *,
     request_id: str | None,
-    keep_alive_s: float = KEEP_ALIVE_S,
+    keep_alive_s: float,
 ) -> AsyncGenerator[bytes, None]:
     """The events as they come, a comment when there are none for `keep_alive_s`, and the outcome.
 

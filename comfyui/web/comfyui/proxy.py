@@ -52,6 +52,7 @@ class RelayOptions:
     """What is relayed, and within what limits; `timeout_s` is the wait for ComfyUI's headers, 0 for any time.
 
     `public_url` is the gateway's address for its clients, without a slash at its end; empty: as each one writes it.
+    `close_patience_s` is how long a websocket's other side may take to close, once one side has.
     """
 
     rules: PathRules = field(default_factory=PathRules)
@@ -60,6 +61,7 @@ class RelayOptions:
     socket_buffer_bytes: int = 512_000_000
     socket_idle_s: float = 60.0
     public_url: str = ""
+    close_patience_s: float = 2.0
 
 
 class Relay:
@@ -79,6 +81,7 @@ class Relay:
             buffer_bytes=options.socket_buffer_bytes,
             idle_s=options.socket_idle_s,
             timeout_s=options.timeout_s,
+            close_patience_s=options.close_patience_s,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

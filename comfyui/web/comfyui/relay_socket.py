@@ -34,7 +34,6 @@ _Message = aiohttp.WSMsgType
 _NO_FRAME_LIMIT = 0
 # Long: ComfyUI's event loop stands still while it loads a model, and that is no reason to hang up.
 _HEARTBEAT_S = 120.0
-_CLOSE_PATIENCE_S = 2.0
 _NORMAL, _GOING_AWAY, _INTERNAL_ERROR, _TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
 # Codes that say how a connection ended; no endpoint may send them.
 _NO_CODE = 1005
@@ -51,11 +50,15 @@ class SocketRelay:
         buffer_bytes: may wait in memory for all clients together; beyond it, the one that is most behind is dropped.
         idle_s: a client for which something waits and that takes nothing for so long is dropped.
         timeout_s: the wait for ComfyUI's side of a handshake; 0 for any time.
+        close_patience_s: for a side to close when the other one has.
     """
 
-    def __init__(self, metrics: Metrics, *, buffer_bytes: int, idle_s: float, timeout_s: float) -> None:
+    def __init__(
+        self, metrics: Metrics, *, buffer_bytes: int, idle_s: float, timeout_s: float, close_patience_s: float
+    ) -> None:
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._close_patience_s = close_patience_s
         self._idle_s = idle_s
         self._backlogs = _Backlogs(buffer_bytes)
 
@@ -65,7 +68,7 @@ class SocketRelay:
         upstream = upstreams.first()
         try:
             async with asyncio.timeout(self._timeout_s or None) as patience:
-                comfyui = await _connect(upstream, scope, target)
+                comfyui = await _connect(upstream, scope, target, self._close_patience_s)
         except aiohttp.WSServerHandshakeError as error:
             if error.status == 401 and upstream.credentials:
                 refused = ComfyUICredentialsError("websocket", upstream_status=error.status)
@@ -89,18 +92,29 @@ class SocketRelay:
         try:
             with upstreams.bound(client_id, upstream):
                 await send({"type": "websocket.accept", "subprotocol": comfyui.protocol})
-                bridge = _Bridge(scope, receive, send, comfyui, self._metrics, self._backlogs, self._idle_s)
+                bridge = _Bridge(
+                    scope,
+                    receive,
+                    send,
+                    comfyui,
+                    self._metrics,
+                    self._backlogs,
+                    idle_s=self._idle_s,
+                    close_patience_s=self._close_patience_s,
+                )
                 with self._backlogs.of(bridge):
                     await bridge.run()
         finally:
             self._metrics.relayed_websockets.dec()
             # aiohttp waits for each message before the close frame anew, and ComfyUI may have many.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_PATIENCE_S):
+                async with asyncio.timeout(self._close_patience_s):
                     await comfyui.close(code=_GOING_AWAY)
 
 
-async def _connect(upstream: Upstream, scope: Scope, target: str) -> aiohttp.ClientWebSocketResponse[bool]:
+async def _connect(
+    upstream: Upstream, scope: Scope, target: str, close_patience_s: float
+) -> aiohttp.ClientWebSocketResponse[bool]:
     return await upstream.transport.websockets.ws_connect(
         URL(f"{upstream.base_url.origin()}{upstream.path_prefix}{target}", encoded=True),
         protocols=scope["subprotocols"],
@@ -108,7 +122,7 @@ async def _connect(upstream: Upstream, scope: Scope, target: str) -> aiohttp.Cli
         max_msg_size=_NO_FRAME_LIMIT,
         heartbeat=_HEARTBEAT_S,
         autoping=False,
-        timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_PATIENCE_S),
+        timeout=aiohttp.ClientWSTimeout(ws_close=close_patience_s),
     )
 
 
@@ -152,7 +166,9 @@ class _Bridge:
         comfyui: aiohttp.ClientWebSocketResponse[bool],
         metrics: Metrics,
         backlogs: _Backlogs,
+        *,
         idle_s: float,
+        close_patience_s: float,
     ) -> None:
         self._scope = scope
         self._receive = receive
@@ -163,6 +179,7 @@ class _Bridge:
         self._rejected = metrics.rejected.labels("slow_client")
         self._backlogs = backlogs
         self._idle_s = idle_s
+        self._close_patience_s = close_patience_s
         self._too_slow = asyncio.Event()
         self._written = 0
         self._buffer: deque[tuple[str, str | bytes]] = deque()
@@ -289,5 +306,5 @@ class _Bridge:
             return
         close = {"type": "websocket.close", "code": _INTERNAL_ERROR if code in _NEVER_SENT else code, "reason": reason}
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_CLOSE_PATIENCE_S):
+            async with asyncio.timeout(self._close_patience_s):
                 await self._send(close)

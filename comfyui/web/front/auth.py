@@ -41,7 +41,7 @@ class Guard:
         metrics: Metrics,
         *,
         tickets: Tickets,
-        guesses: Guesses | None = None,
+        guesses: Guesses,
     ) -> None:
         self._app = app
         self._keys = keys
@@ -49,7 +49,7 @@ class Guard:
         self._hosts = hosts
         self._metrics = metrics
         self._tickets = tickets
-        self._guesses = guesses or Guesses()
+        self._guesses = guesses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         page = self._origins.page_of(scope)

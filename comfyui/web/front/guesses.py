@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from starlette.types import Scope
@@ -13,10 +14,11 @@ from starlette.types import Scope
 _IPV6_SITE_BITS = 64
 
 
-class Guesses:
-    """Counts wrong keys by the address that they come from.
+@dataclass(frozen=True, slots=True)
+class GuessLimits:
+    """How slowly guesses are answered.
 
-    Args:
+    Attributes:
         free: wrong keys that are answered at once: a slip, a page with a stale key.
         per_second: after those, so many are answered in a second.
         longest_s: no answer waits longer.
@@ -24,21 +26,22 @@ class Guesses:
         waiting: so many answers may wait at once, of all addresses.
     """
 
-    def __init__(
-        self,
-        *,
-        free: int = 20,
-        per_second: float = 10.0,
-        longest_s: float = 5.0,
-        addresses: int = 10_000,
-        waiting: int = 500,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._interval_s = 1 / per_second
-        self._free_s = free * self._interval_s
-        self._longest_s = longest_s
-        self._most = addresses
-        self._most_waiting = waiting
+    free: int = 20
+    per_second: float = 10.0
+    longest_s: float = 5.0
+    addresses: int = 10_000
+    waiting: int = 500
+
+
+class Guesses:
+    """Counts wrong keys by the address that they come from."""
+
+    def __init__(self, limits: GuessLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = 1 / limits.per_second
+        self._free_s = limits.free * self._interval_s
+        self._longest_s = limits.longest_s
+        self._most = limits.addresses
+        self._most_waiting = limits.waiting
         self._clock = clock
         self._busy_until: OrderedDict[str, float] = OrderedDict()
         """By address: when all of its wrong keys would be answered at `per_second`."""

@@ -27,8 +27,6 @@ TICKET_S = 300
 _PARAMETER = "ticket"
 _MARK = f"{_PARAMETER}=".encode()
 _NONCE_BYTES = 12
-# Websockets that were opened by a ticket which is still valid.
-_MOST_USED = 10_000
 _PLAIN = r"-A-Za-z0-9._~!$&()*+,;=:@/%\[\]"
 # What a browser sends as it stands: with anything else, the address that comes is not the one that was signed.
 _TARGET = re.compile(rf"/[{_PLAIN}]*(?:\?[{_PLAIN}?]+)?")
@@ -43,11 +41,19 @@ class Ticket(TypedDict):
 
 
 class Tickets:
-    """Makes and takes tickets. `public_url`: where clients see the gateway, for the addresses; empty: as a path."""
+    """Makes and takes tickets.
 
-    def __init__(self, keys: KeyRing, *, public_url: str = "", clock: Callable[[], float] = time.time) -> None:
+    Args:
+        public_url: where clients see the gateway, for the addresses; empty: as a path.
+        most_used: websockets that were opened by a ticket which is still valid. Above that, none is opened.
+    """
+
+    def __init__(
+        self, keys: KeyRing, *, public_url: str = "", most_used: int = 10_000, clock: Callable[[], float] = time.time
+    ) -> None:
         self._keys = keys
         self._public_url = public_url
+        self._most_used = most_used
         self._clock = clock
         self._used: dict[str, float] = {}
         """Nonces of websockets, with the time at which their ticket ends."""
@@ -88,9 +94,9 @@ class Tickets:
 
     def _use(self, nonce: str, expiry: int) -> bool:
         now = self._clock()
-        if len(self._used) >= _MOST_USED:
+        if len(self._used) >= self._most_used:
             self._used = {known: ends for known, ends in self._used.items() if ends > now}
-        if nonce in self._used or len(self._used) >= _MOST_USED:
+        if nonce in self._used or len(self._used) >= self._most_used:
             return False
         self._used[nonce] = expiry
         return True

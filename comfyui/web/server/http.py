@@ -19,7 +19,7 @@ from comfyui.web.server.connections import Connections
 from comfyui.web.server.gathering import GatheringTransport
 from comfyui.web.server.request_head import HeadLimits, HeadWatch
 from comfyui.web.server.requests import checked_framing, origin_form, refusal_bytes
-from comfyui.web.server.socket import ServerSocket
+from comfyui.web.server.socket import ServerSocket, SocketLimits
 
 _log = structlog.get_logger(__name__)
 
@@ -70,12 +70,14 @@ class ServerHttp(HttpToolsProtocol):
         self,
         *args: Any,
         head_limits: HeadLimits | None = None,
+        socket_limits: SocketLimits | None = None,
         connections: Connections | None = None,
         metrics: Metrics | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._head_limits = head_limits or HeadLimits()
+        self._socket_limits = socket_limits or SocketLimits()
         self._metrics = metrics
         self._clients = connections or Connections(sys.maxsize)
         self._fits = True
@@ -241,7 +243,8 @@ class ServerHttp(HttpToolsProtocol):
         else:
             # From now on the websocket is told when the connection ends.
             lost = functools.partial(self._clients.closed, self)
-            self.ws_protocol_class = functools.partial(ServerSocket, lost=lost)  # type: ignore[assignment]
+            socket = functools.partial(ServerSocket, limits=self._socket_limits, lost=lost)
+            self.ws_protocol_class = socket  # type: ignore[assignment]
             self.handle_websocket_upgrade()
 
     def _read_on(self) -> None:

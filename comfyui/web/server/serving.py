@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import socket
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
@@ -17,7 +18,7 @@ from comfyui.web.server.connections import Connections, connections_within, rais
 from comfyui.web.server.http import ServerHttp
 from comfyui.web.server.listening import url_of
 from comfyui.web.server.request_head import HeadLimits
-from comfyui.web.server.socket import ServerSocket
+from comfyui.web.server.socket import ServerSocket, SocketLimits
 
 # Objects made and not freed by themselves, about 30 requests' worth; Python's own figure is a few hundred.
 _COLLECT_AFTER = 10_000
@@ -26,8 +27,16 @@ _LAST_CONNECTIONS_S = 5
 _BACKLOG = 2048
 
 
+@dataclass(frozen=True, slots=True)
+class ServingOptions:
+    """What clients' connections may do."""
+
+    heads: HeadLimits
+    sockets: SocketLimits = field(default_factory=SocketLimits)
+
+
 def protocols(
-    head_limits: HeadLimits, metrics: Metrics | None = None, connections: Connections | None = None
+    options: ServingOptions, metrics: Metrics | None = None, connections: Connections | None = None
 ) -> dict[str, Any]:
     """Options of `uvicorn.Config` that a relay needs; each is what ComfyUI's own server does.
 
@@ -40,7 +49,13 @@ def protocols(
         # `TrustedProxies` reads them: uvicorn knows no host and no path, and leaves what it does not believe.
         "proxy_headers": False,
         "timeout_keep_alive": 75,
-        "http": functools.partial(ServerHttp, head_limits=head_limits, connections=connections, metrics=metrics),
+        "http": functools.partial(
+            ServerHttp,
+            head_limits=options.heads,
+            socket_limits=options.sockets,
+            connections=connections,
+            metrics=metrics,
+        ),
         "ws": ServerSocket,
         # A ping keeps the path open. A client that does not answer it may be busy with its picture.
         "ws_ping_interval": 20.0,
@@ -51,7 +66,7 @@ def protocols(
 class Server(uvicorn.Server):
     """Serves one application until a signal comes. `grace_s`: how long its prompts may go on after that."""
 
-    def __init__(self, app: ASGIApp, head_limits: HeadLimits, metrics: Metrics, grace_s: float) -> None:
+    def __init__(self, app: ASGIApp, options: ServingOptions, metrics: Metrics, grace_s: float) -> None:
         most = connections_within(raise_descriptor_limit())
         super().__init__(
             uvicorn.Config(
@@ -60,7 +75,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 # No more are accepted at once than there are descriptors for; the others wait in the system's queue.
                 backlog=min(_BACKLOG, most),
-                **protocols(head_limits, metrics, Connections(most, metrics)),
+                **protocols(options, metrics, Connections(most, metrics)),
             )
         )
         self.end_connections_within(grace_s)

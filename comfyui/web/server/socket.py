@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Scope
@@ -15,24 +16,35 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 _EXTENSION = "comfyui_gateway.websocket"
-_CLOSE_PATIENCE_S = 5.0
 # The parser gets so much at once, some 150 of the smallest frames, and goes on for so long in one turn of the event
 # loop. A read of 256 KB in one go took 0.3 s.
 _PIECE = 1024
 _TURN_S = 0.002
-# Of one message. A message has a largest size, but its fragments may be empty.
-_MOST_FRAGMENTS = 10_000
 
 _logger = logging.getLogger("uvicorn.websockets")
 # Its lines about each connection carry the query, and the access log has them already.
 _logger.setLevel(logging.WARNING)
 
 
-class ServerSocket(WebSocketsSansIOProtocol):
-    """For ``uvicorn --ws comfyui.web.server.socket:ServerSocket``; `server.py` sets it."""
+@dataclass(frozen=True, slots=True)
+class SocketLimits:
+    """What one client's websocket may do.
 
-    def __init__(self, *args: Any, lost: Callable[[], None] = lambda: None, **options: Any) -> None:
+    Attributes:
+        close_patience_s: for a client that is dropped to read what was sent to it before.
+        most_fragments: of one message. A message has a largest size, but its fragments may be empty.
+    """
+
+    close_patience_s: float = 5.0
+    most_fragments: int = 10_000
+
+
+class ServerSocket(WebSocketsSansIOProtocol):
+    """One client's websocket. `lost` is called when its connection ends."""
+
+    def __init__(self, *args: Any, limits: SocketLimits, lost: Callable[[], None], **options: Any) -> None:
         super().__init__(*args, **options)
+        self._limits = limits
         self._lost = lost
         self._unread = b""
         """What has come and must wait for the parser. Nothing more is read from the connection meanwhile."""
@@ -70,8 +82,10 @@ class ServerSocket(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Frame) -> None:
         if self.close_sent:
             return
-        if len(self.frames) >= _MOST_FRAGMENTS:
-            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, f"a message has more than {_MOST_FRAGMENTS} fragments")
+        if len(self.frames) >= self._limits.most_fragments:
+            self.conn.fail(
+                CloseCode.MESSAGE_TOO_BIG, f"a message has more than {self._limits.most_fragments} fragments"
+            )
             self.handle_parser_exception()
             return
         super().handle_cont(event)
@@ -111,7 +125,7 @@ class ServerSocket(WebSocketsSansIOProtocol):
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(_CLOSE_PATIENCE_S, self.transport.abort)
+        self.close_timer = self.loop.call_later(self._limits.close_patience_s, self.transport.abort)
 
     def cut(self) -> None:
         """End it as a lost connection ends: without a close frame."""

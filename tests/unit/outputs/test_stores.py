@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from comfyui.exceptions import StorageError, StorageRefusedError
-from comfyui.outputs.stores import store as storage
 from comfyui.outputs.stores.s3 import S3Settings, S3Store, s3_store
 from comfyui.outputs.stores.store import LocalStore, Parts, Placement, StoreCheck, safe_key
 from comfyui.workers.runpod.settings import RunPodSettings
@@ -65,15 +64,14 @@ def test_a_key_of_nothing_or_too_much_is_refused(parts: tuple[str, ...]) -> None
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 19, 20, 21, 35])
 @pytest.mark.parametrize("step", [1, 7, 10, 40])
-async def test_parts_are_of_one_size_and_lose_no_byte(size: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "PART_BYTES", 10)
+async def test_parts_are_of_one_size_and_lose_no_byte(size: int, step: int) -> None:
     data = bytes(range(size))
 
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, size, step):
             yield data[start : start + step]
 
-    parts = Parts(chunks(), size)
+    parts = Parts(chunks(), size, part_bytes=10)
     whole = await parts.whole()
     if size <= 10:
         assert whole == data

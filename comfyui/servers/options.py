@@ -1,0 +1,44 @@
+"""`ServerOptions`: how ComfyUI servers are called, watched and found to be away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfyui.retrying import Backoff
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """For all servers of one pool; durations in seconds. The first group are settings (docs/configuration.md)."""
+
+    http_timeout_s: float = 30.0
+    http_retries: int = 3
+    poll_interval_s: float = 1.0
+    stalled_after_s: float = 60.0
+    silent_after_s: float = 600.0
+    dead_after_s: float = 0.0
+
+    probe_timeout_s: float = 5.0
+    """For an answer to the smallest request there is: a server that is slower does not take a prompt, either."""
+    probe_backoff: Backoff = Backoff(start_s=0.5, max_s=3.0)
+    """Between the probes of a server that does not answer."""
+    probe_unwatched_s: float = 5.0
+    """Between the probes of a server that answers while its websocket is refused."""
+    kind_within_s: float = 1.0
+    """For a server to say what it is. One that does not is taken for a ComfyUI."""
+    move_after_s: float = 5.0
+    """A server is away for so long before its prompts move to another one."""
+    definitions_within_s: float = 5.0
+    """For a server to say which nodes it has, when a choice depends on it: some seconds with many nodes on a slow disk.
+
+    A wrong guess is a refused workflow; waiting costs once, since those who come later count from the same question.
+    """
+    reconnect: Backoff = Backoff(start_s=0.1, max_s=3.0)
+    """Between the tries to open the websocket."""
+    history_backoff: Backoff = Backoff(start_s=0.4, max_s=3.0)
+    """Between the questions for the history entry of a prompt that is done."""
+    tick_s: float = 2.0
+    """While the websocket works and anything waits, one small request each `tick_s` checks that it is not silent."""
+
+
+DEFAULT_SERVERS = ServerOptions()
