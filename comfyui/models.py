@@ -37,6 +37,10 @@ _CONTENT_TYPES = {
     ".webm": "video/webm",
     ".webp": "image/webp",
 }
+_SMALLEST_WORKFLOW = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "example"}},
+}
 # Characters. All of a long text at once would hold up other threads.
 _HASHED_AT_ONCE = 1 << 20
 # What no query needs to quote.
@@ -125,7 +129,10 @@ class PromptRequest(Given):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: dict[str, Any] = Field(description="The workflow in ComfyUI's API format: node id to class_type, inputs.")
+    prompt: dict[str, Any] = Field(
+        description="The workflow in ComfyUI's API format: node id to class_type, inputs.",
+        examples=[_SMALLEST_WORKFLOW],
+    )
     return_image_base64: bool = Field(default=False, description="Put each file's bytes, base64, into the reply.")
     images: tuple[InputFile, ...] = Field(default=(), description="Inputs to place in ComfyUI first.")
     prompt_id: UUID | None = Field(default=None, description="Chosen by the caller; makes the call idempotent.")

@@ -1,0 +1,90 @@
+"""Calls a running gateway with the client that openapi-python-client makes of its document.
+
+`tests/contract/test_openapi_clients.py` runs it beside the generated package, and has mypy check both.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from io import BytesIO
+from uuid import UUID
+
+import gateway_client
+from gateway_client import AuthenticatedClient
+from gateway_client.api.health import health, health_ready
+from gateway_client.api.prompts import attach, cancel, prompt_sync
+from gateway_client.api.tickets import make_ticket
+from gateway_client.api.workflows import validate
+from gateway_client.models import (
+    Cancelled,
+    ErrorBody,
+    Health,
+    PromptAnswer,
+    PromptRequest,
+    PromptRequestPrompt,
+    Readiness,
+    Ticket,
+    TicketRequest,
+    Validation,
+)
+from gateway_client.models.prompt_sync_files_body import PromptSyncFilesBody
+from gateway_client.types import File
+
+
+def workflow(class_type: str = "EmptyImage") -> PromptRequestPrompt:
+    image = {"width": 16, "height": 16, "batch_size": 1, "color": 255}
+    return PromptRequestPrompt.from_dict(
+        {
+            "1": {"class_type": class_type, "inputs": image},
+            "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "generated"}},
+        }
+    )
+
+
+def main(url: str, key: str) -> None:
+    modules = [module.name for module in pkgutil.walk_packages(gateway_client.__path__, "gateway_client.")]
+    for module in modules:
+        importlib.import_module(module)
+
+    client = AuthenticatedClient(base_url=url, token=key)
+    answer = prompt_sync.sync(
+        client=client, body=PromptRequest(prompt=workflow(), return_image_base64=True), timeout=20.0
+    )
+    assert isinstance(answer, PromptAnswer), answer
+    (file,) = answer.images
+    assert file.content_type == "image/png"
+    assert isinstance(file.base64, str)
+    assert answer.timings.executing >= 0
+
+    form = PromptSyncFilesBody(workflow='{"1": {"class_type": "NoSuchNode"}}', images=[File(BytesIO(b"x"), "a.txt")])
+    for body in (PromptRequest(prompt=workflow("NoSuchNode")), form):
+        refused = prompt_sync.sync(client=client, body=body)
+        assert isinstance(refused, ErrorBody), refused
+        assert refused.type_ == "validation_failed", refused
+    unknown = attach.sync(prompt_id=UUID(int=4), client=client)
+    assert isinstance(unknown, ErrorBody)
+    assert unknown.type_ == "not_found"
+    assert not isinstance(cancel.sync(prompt_id=answer.prompt_id, client=client), Cancelled)
+
+    checked = validate.sync(client=client, body=PromptRequest(prompt=workflow("EmptyImag")))
+    assert isinstance(checked, Validation)
+    assert not checked.valid
+    assert "EmptyImage" in checked.problems[0].closest
+
+    ticket = make_ticket.sync(client=client, body=TicketRequest(url=file.url))
+    assert isinstance(ticket, Ticket)
+    state = health.sync(client=client)
+    assert isinstance(state, Health)
+    assert state.servers[0].state == "connected"
+    assert isinstance(health_ready.sync(client=client), Readiness)
+    stranger = AuthenticatedClient(base_url=url, token="not a key")
+    nobody = validate.sync(client=stranger, body=PromptRequest(prompt=workflow()))
+    assert isinstance(nobody, ErrorBody)
+    assert nobody.type_ == "unauthorized"
+    print(f"{len(modules)} modules imported, {file.filename} made")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

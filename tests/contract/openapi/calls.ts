@@ -1,0 +1,37 @@
+// Uses the types that openapi-typescript makes of the gateway's document. tests/contract/test_openapi_clients.py has
+// tsc check it; a line under @ts-expect-error must be an error.
+import type { components, operations, paths } from "./gateway";
+
+type Schemas = components["schemas"];
+type Sent<Name extends keyof operations> = operations[Name]["responses"];
+
+const request: Schemas["PromptRequest"] = {
+  prompt: { "1": { class_type: "EmptyImage", inputs: {} } },
+  convert: { format: "webp", quality: 80, metadata: "strip" },
+};
+// @ts-expect-error: there is no such field
+export const misspelt: Schemas["PromptRequest"] = { prompt: {}, retrun_image_base64: true };
+// @ts-expect-error: there is no such format
+export const unknownFormat: Schemas["ImageConversion"] = { format: "bmp" };
+
+export const query: NonNullable<operations["prompt_sync"]["parameters"]["query"]> = { timeout: 30, node_id: "9" };
+export const header: NonNullable<operations["prompt_sync"]["parameters"]["header"]> = { "Idempotency-Key": "order-1" };
+export const body: paths["/prompt_sync"]["post"]["requestBody"]["content"]["application/json"] = request;
+
+export function filenames(answer: Sent<"prompt_sync">[200]["content"]["application/json"]): string[] {
+  return answer.images.map((file) => `${file.node_id}: ${file.filename} ${file.size ?? ""}`);
+}
+
+export function reason(error: Sent<"prompt_sync">[429]["content"]["application/json"]): string {
+  // @ts-expect-error: FastAPI's own errors have it; these say what is wrong in one text
+  const [first] = error.detail[0].loc;
+  return `${error.type}: ${error.detail} (${error.prompt_id ?? first})`;
+}
+
+export function problems(validation: Schemas["Validation"]): Schemas["ProblemEntry"][] {
+  return validation.problems.filter((problem) => problem.severity === "error");
+}
+
+export type Events = Sent<"prompt_sync">[200]["content"]["text/event-stream"];
+export type Bytes = Sent<"attach">[200]["content"]["image/*"];
+export type Unhealthy = Sent<"health">[503]["content"]["application/json"];

