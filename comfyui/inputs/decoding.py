@@ -27,6 +27,7 @@ _GROUPS_LOOKED_AT = 1000
 _NOT_AN_INPUT = "neither base64, a data URI nor an http(s) URL"
 # A multiple of four: what base64 makes of it begins and ends with a byte.
 _PIECE = 1 << 20
+_LONGEST_PADDING = 1024
 # Characters by which is judged whether blanks stand for a lost '+'.
 _BLANKS_JUDGED = 1 << 20
 
@@ -35,12 +36,17 @@ def is_data_uri(text: str) -> bool:
     return _DATA_URI.match(text) is not None
 
 
-def decode(text: str, *, max_bytes: int, hint: str = "") -> Content:
+def decode(text: str, *, max_bytes: int, hint: str = "", piece: int = _PIECE) -> Content:
     """A data URI or base64 (standard or URL-safe alphabet, white space ignored) as its content.
 
     A data URI says itself that it is base64, so there it may come without its padding.
 
-    `hint` is the extension to take where the bytes do not tell. Raises `ComfyUIInputError` without naming the field.
+    Args:
+        hint: the extension to take where the bytes do not tell.
+        piece: how much is decoded in one step; a multiple of four.
+
+    Raises:
+        ComfyUIInputError: without naming the field.
     """
     if match := _DATA_URI.match(text):
         media_type, *parameters = (part.strip().lower() for part in match[1].split(";"))
@@ -49,10 +55,10 @@ def decode(text: str, *, max_bytes: int, hint: str = "") -> Content:
         if "base64" not in parameters:
             if len(payload) > 3 * max_bytes:
                 raise too_large(max_bytes)
-            return _of_bytes(b"".join(_unquoted(payload)), max_bytes, hint)
-        encoded = b"".join(_unquoted(payload)) if "%" in payload else payload
-        return _of_bytes(_base64(encoded, max_bytes, unpadded=True), max_bytes, hint)
-    return _of_bytes(_base64(text, max_bytes, unpadded=False), max_bytes, hint)
+            return _of_bytes(b"".join(_unquoted(payload, piece)), max_bytes, hint)
+        encoded = b"".join(_unquoted(payload, piece)) if "%" in payload else payload
+        return _of_bytes(_base64(encoded, max_bytes, piece, unpadded=True), max_bytes, hint)
+    return _of_bytes(_base64(text, max_bytes, piece, unpadded=False), max_bytes, hint)
 
 
 def _of_bytes(data: bytes, max_bytes: int, hint: str) -> Content:
@@ -61,10 +67,10 @@ def _of_bytes(data: bytes, max_bytes: int, hint: str) -> Content:
     return Content.of_bytes(data, hint)
 
 
-def _unquoted(text: str) -> Iterator[bytes]:
+def _unquoted(text: str, size: int) -> Iterator[bytes]:
     position = 0
     while position < len(text):
-        end = position + _PIECE
+        end = position + size
         for inside in (1, 2):  # characters of an escape before the cut
             if _ESCAPE.match(text, end - inside):
                 end += 3 - inside
@@ -73,12 +79,12 @@ def _unquoted(text: str) -> Iterator[bytes]:
         position = end
 
 
-def _base64(text: str | bytes, max_bytes: int, *, unpadded: bool) -> bytes:
+def _base64(text: str | bytes, max_bytes: int, piece: int, *, unpadded: bool) -> bytes:
     parts: list[bytes] = []
     size = 0
     url_safe = blanks = lines = False
-    for start in range(0, len(text), _PIECE):
-        raw = _ascii(text[start : start + _PIECE])
+    for start in range(0, len(text), piece):
+        raw = _ascii(text[start : start + piece])
         url_safe = url_safe or b"-" in raw or b"_" in raw
         blanks, lines = blanks or b" " in raw, lines or b"\n" in raw
         parts.append(raw.translate(_URL_SAFE, _WHITESPACE))
@@ -90,13 +96,20 @@ def _base64(text: str | bytes, max_bytes: int, *, unpadded: bool) -> bytes:
     # Only the URL-safe alphabet is written without padding; a path such as /etc/passwd would pass for base64 else.
     unpadded = unpadded or url_safe
     missing = -size % 4
-    if blanks and not lines and _is_base64(packed) and _lost_plus(_ascii(text[:_BLANKS_JUDGED])):
+    if blanks and not lines and _is_base64(packed, piece) and _lost_plus(_ascii(text[:_BLANKS_JUDGED])):
         raise ComfyUIInputError(f"{_NOT_AN_INPUT}; as base64 it has blanks where a '+' was lost on the way, perhaps")
-    if missing in {1, 2} and not unpadded and _is_base64(packed):
+    if missing in {1, 2} and not unpadded and _is_base64(packed, piece):
         raise ComfyUIInputError(
             f"{_NOT_AN_INPUT}; as base64 it ends too early: the padding ('=') is missing, or its end was cut off"
         )
-    return b"".join(_decoded(packed + b"=" * missing if unpadded and missing else packed))
+    return b"".join(_decoded(_without_idle_padding(packed + b"=" * missing if unpadded else packed), piece))
+
+
+def _without_idle_padding(packed: bytes) -> bytes:
+    """Python lets padding pass that pads nothing, but only where it does not begin a piece."""
+    end = packed[-_LONGEST_PADDING:]
+    padding = len(end) - len(end.rstrip(b"="))
+    return packed[:-padding] if padding and (len(packed) - padding) % 4 == 0 else packed
 
 
 def _ascii(text: str | bytes) -> bytes:
@@ -106,11 +119,11 @@ def _ascii(text: str | bytes) -> bytes:
         raise ComfyUIInputError(_NOT_AN_INPUT) from error
 
 
-def _decoded(packed: bytes) -> Iterator[bytes]:
-    for start in range(0, len(packed), _PIECE):
-        piece = packed[start : start + _PIECE]
+def _decoded(packed: bytes, size: int) -> Iterator[bytes]:
+    for start in range(0, len(packed), size):
+        piece = packed[start : start + size]
         try:
-            if b"=" in piece and start + _PIECE < len(packed):
+            if b"=" in piece and start + size < len(packed):
                 raise binascii.Error("padding stands at the end only")
             yield base64.b64decode(piece, validate=True)
         except binascii.Error as error:
@@ -130,11 +143,11 @@ def _spoilt(packed: bytes) -> str:
     return "it ends in too many '='" if packed.endswith(b"===") else ""
 
 
-def _is_base64(packed: bytes) -> bool:
-    last = max(0, (len(packed) - 1) // _PIECE * _PIECE)
-    for start in range(0, last, _PIECE):
-        match = _ALPHABET.match(packed, start, start + _PIECE)
-        if match is None or match.end() != start + _PIECE:
+def _is_base64(packed: bytes, size: int) -> bool:
+    last = max(0, (len(packed) - 1) // size * size)
+    for start in range(0, last, size):
+        match = _ALPHABET.match(packed, start, start + size)
+        if match is None or match.end() != start + size:
             return False
     return _END.fullmatch(packed, last) is not None or (last > 0 and packed[last:] in {b"=", b"=="})
 
