@@ -29,7 +29,7 @@ from tests.framing.making import Pairs
 from tests.framing.reading import Tally, normal, rule_of
 
 _IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS"}
-_PATIENCE_S = 20.0
+PATIENCE_S = 20.0
 # How long a client may wait for the rest of an answer that is not whole, before the server closes the connection.
 _LINGER_S = 0.02
 
@@ -255,12 +255,12 @@ async def through_client(server: Server, calls: list[Call], limit: int) -> None:
 
 
 async def _all(coroutines: Any) -> None:
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*coroutines)
 
 
 async def _settled(server: Server) -> None:
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while server.tasks or any(served.open for served in server.connections):
             await asyncio.sleep(0)
 
@@ -302,10 +302,10 @@ def _judge_failure(server: Server, call: Call, error: Exception, *, quiet: bool)
 
 
 async def _asked(client: Http1Client, call: Call) -> Reading:
-    answer = await client.request(call.method, call.target, call.headers, _body(call), timeout_s=_PATIENCE_S / 4)
+    answer = await client.request(call.method, call.target, call.headers, _body(call), timeout_s=PATIENCE_S / 4)
     content = []
     try:
-        while part := await answer.read(_PATIENCE_S / 4):
+        while part := await answer.read(PATIENCE_S / 4):
             content.append(part)
     finally:
         answer.close()
@@ -341,7 +341,7 @@ async def through_gateway(server: Server, gateway: str, callers: list[list[Call]
     server.calls = {call.number: call for call in calls}
     quiet = not any(call.disturbs for call in calls)
     await _all(_Caller(server, gateway, quiet=quiet).run(caller) for caller in callers)
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while server.tasks:
             await asyncio.sleep(0)
     server.check()

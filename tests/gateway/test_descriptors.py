@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import functools
 import json
 from contextlib import AsyncExitStack
 from typing import Any
@@ -16,7 +15,6 @@ from comfyui.exceptions import ComfyUIDescriptorsError
 from comfyui.metrics import Metrics
 from comfyui.transport.drivers import unreachable
 from comfyui.web.server.connections import Connections
-from comfyui.web.server.serving import protocols
 from tests.support.relaying import raw_client
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 
@@ -24,11 +22,9 @@ _LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Connections:
-    """Gateways of the test take three connections."""
-    connections = Connections(3, Metrics())
-    monkeypatch.setattr("tests.support.running.protocols", functools.partial(protocols, connections=connections))
-    return connections
+def few() -> Connections:
+    """Three at once."""
+    return Connections(3, Metrics())
 
 
 async def asked(stack: AsyncExitStack, gateway: RunningGateway, request: bytes) -> asyncio.StreamReader:
@@ -38,7 +34,7 @@ async def asked(stack: AsyncExitStack, gateway: RunningGateway, request: bytes) 
 
 
 async def test_an_idle_connection_makes_room_for_another(engine: Engine, few: Connections) -> None:
-    async with running_gateway(engine.url) as gateway, AsyncExitStack() as stack:
+    async with running_gateway(engine.url, connections=few) as gateway, AsyncExitStack() as stack:
         readers = []
         for _ in range(20):
             readers.append(await asked(stack, gateway, _LIVE))
@@ -49,7 +45,7 @@ async def test_an_idle_connection_makes_room_for_another(engine: Engine, few: Co
 
 
 async def test_one_too_many_is_answered_503_with_the_reason(engine: Engine, few: Connections) -> None:
-    async with running_gateway(engine.url) as gateway, AsyncExitStack() as stack:
+    async with running_gateway(engine.url, connections=few) as gateway, AsyncExitStack() as stack:
         for _ in range(3):
             await asked(stack, gateway, b"POST /prompt_sync HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{")
         await until(lambda: asyncio.sleep(0, few._open), lambda count: count >= 3)
@@ -64,7 +60,7 @@ async def test_one_too_many_is_answered_503_with_the_reason(engine: Engine, few:
 async def test_connections_that_end_are_given_back(engine: Engine, few: Connections) -> None:
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     websocket = b"GET /ws HTTP/1.1\r\nHost: h\r\n" + upgrade + b"Sec-WebSocket-Version: 13\r\n\r\n"
-    async with running_gateway(engine.url) as gateway:
+    async with running_gateway(engine.url, connections=few) as gateway:
         for request in (_LIVE, websocket, b"GET /health/live", b"") * 3:
             async with AsyncExitStack() as stack:
                 reader = await asked(stack, gateway, request)

@@ -101,12 +101,13 @@ async def test_damaged_files_never_raise(name: str) -> None:
 
 @pytest.mark.parametrize("error", [struct.error("x"), MemoryError(), IndexError(), OverflowError(), KeyError("x")])
 def test_whatever_pillow_raises_is_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def raises(*_arguments: Any) -> bytes:
+    def raises(*_arguments: Any, **_options: Any) -> bytes:
         raise error
 
-    monkeypatch.setattr(pictures, "_encoded", raises)
+    picture = encoded(Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(Image.Image, "save", raises)
     with pytest.raises(pictures.NotConvertedError, match=f"could not be converted: {type(error).__name__}"):
-        pictures.convert(encoded(Image.new("RGB", (8, 8))), ImageConversion(format="webp"), 80_000_000)
+        pictures.convert(picture, ImageConversion(format="webp"), 80_000_000)
 
 
 # The largest resident size, which /proc counts from the start of the program: what its parent held is not in it.

@@ -631,13 +631,13 @@ async def test_an_end_that_cannot_be_written_is_written_later(
 def journals(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
     """The connections of the journals that were opened."""
     opened: list[sqlite3.Connection] = []
-    open_journal = Journal._open
+    connect = sqlite3.connect
 
-    def remembering(journal: Journal) -> sqlite3.Connection:
-        opened.append(open_journal(journal))
+    def remembering(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, **options))
         return opened[-1]
 
-    monkeypatch.setattr(Journal, "_open", remembering)
+    monkeypatch.setattr(sqlite3, "connect", remembering)
     return opened
 
 

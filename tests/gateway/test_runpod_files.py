@@ -8,11 +8,12 @@ import errno
 import io
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import aiohttp
 import pytest
@@ -21,10 +22,7 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from comfyui.engine import Engine, EngineOptions
-from comfyui.inputs.content import Spool
 from comfyui.retrying import Backoff
-from comfyui.runpod import results
-from comfyui.runpod.inputs import InputFiles
 from tests.support.job_api import free_port
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import (
@@ -193,25 +191,33 @@ async def test_a_page_in_a_result_is_not_run_by_browsers(
         assert response.content_type == "application/octet-stream"
 
 
-def full_at_first(write: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """`write`, which finds the disk full twice before it works."""
-    refusals = 2
+def fill_disk(monkeypatch: pytest.MonkeyPatch, prefix: str, *, times: float = math.inf) -> None:
+    """Lets the disk be full for so many writes to temporary files whose names begin with `prefix`."""
+    make, left = tempfile.NamedTemporaryFile, times
 
-    def full(to: Any, what: Any) -> None:
-        nonlocal refusals
-        refusals -= 1
-        if refusals >= 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(to, what)
+    def made(*arguments: Any, **options: Any) -> Any:
+        file = make(*arguments, **options)
+        write = file.write
 
-    return full
+        def write_if_there_is_room(data: bytes) -> int:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(data)
+
+        if options.get("prefix") == prefix:
+            file.write = write_if_there_is_room  # type: ignore[assignment]
+        return file
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", made)
 
 
 @pytest.mark.parametrize("kind", ["base64", "s3_url"])
 async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
     kind: str, endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "_write", full_at_first(results._write))
+    fill_disk(monkeypatch, ".part-", times=2)
     async with store(PICTURE, times=1) as address:
         image = base64_image(DATA) if kind == "base64" else base64_image(f"http://{address}/a.png") | {"type": kind}
         async with running_gateway(
@@ -232,7 +238,7 @@ async def test_a_result_that_a_full_disk_refuses_is_written_when_there_is_room(
 async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_result(
     endpoint: FakeEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Spool, "_append", full_at_first(Spool._append))
+    fill_disk(monkeypatch, "comfyui-input-", times=2)
     async with store(PICTURE) as address:
         image = base64_image(f"http://{address}/a.png") | {"type": "s3_url"}
         async with running_gateway(
@@ -259,10 +265,7 @@ async def test_a_file_that_no_disk_takes_fails_at_once(endpoint: FakeEndpoint, a
 async def test_an_upload_that_a_full_disk_refuses_names_the_setting(
     alone: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_inputs: InputFiles) -> IO[bytes]:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(InputFiles, "_part", full)
+    fill_disk(monkeypatch, ".part-")
     images = [{"name": "photo.png", "image": text(png())}]
     status, answer = await alone.prompt_sync(loading_workflow("photo.png"), images=images)
     assert (status, answer["type"]) == (503, "disk_failed")

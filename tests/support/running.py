@@ -18,6 +18,7 @@ from comfyui.engine import Engine
 from comfyui.handler import ComfyUIHandler
 from comfyui.metrics import Metrics
 from comfyui.web.app import Gateway
+from comfyui.web.server.connections import Connections
 from comfyui.web.server.serving import protocols
 from config import GatewayOptions, Settings
 from server import create_app
@@ -86,12 +87,14 @@ async def running_gateway(
     *comfyui: str,
     ready: bool = True,
     changed: Change = _unchanged,
+    connections: Connections | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningGateway]:
     """Serve in front of these ComfyUI addresses; returns when it is ready to take prompts, unless told not to wait.
 
     Args:
         changed: makes the options of the gateway from those of its settings.
+        connections: how many its server takes; None for any number.
     """
     chosen, metrics = Settings(comfyui_server_address=comfyui, **settings), Metrics()
     options = changed(chosen.options())
@@ -103,7 +106,7 @@ async def running_gateway(
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
-        **protocols(options.serving, metrics),
+        **protocols(options.serving, metrics, connections),
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(), name="gateway")

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyui import big_json, jsonio
@@ -33,14 +33,14 @@ values = st.recursive(
 TINY = Steps(whole=0, scanned=7, parsed=0, short=5, decoded=6)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(value=values, escaped=st.booleans(), indent=st.sampled_from([None, 1]))
 def test_it_is_read_as_in_one_step(value: Any, escaped: bool, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
     assert big_json.load(text, MANY, TINY) == value
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(value=values, at=st.integers(0, 200), wrong=st.sampled_from([b'"', b"\\", b"\n", b"\xff", b"]", b"", b"\\u"]))
 def test_damage_is_seen_as_in_one_step(value: Any, at: int, wrong: bytes) -> None:
     text = json.dumps(value, ensure_ascii=False).encode()
