@@ -23,6 +23,7 @@ from comfyui.inputs.staging import InputStager
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
+from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
@@ -95,8 +96,15 @@ async def _opened(
             await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
         if options.store is not None:
             await stack.enter_async_context(options.store)
-        deliverer = Deliverer(handler.open_file, ImageConverter(options.conversion), options.store, options.delivery)
-        stack.push_async_callback(deliverer.close)
+        files = await stack.enter_async_context(
+            OutputFiles(
+                handler.open_file,
+                options.store,
+                converter=ImageConverter(options.conversion),
+                last_uploads_s=options.delivery.last_uploads_s,
+            )
+        )
+        deliverer = Deliverer(files, options.delivery)
         if warmup is not None:
             await stack.enter_async_context(warming_up(handler, warmup, timeout_s=settings.max_timeout))
         with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):

@@ -11,7 +11,6 @@ import asyncio
 import functools
 import io
 import shutil
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUIServerErro
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.models import InputFile, content_type_of
+from comfyui.outputs.stores.folder import draft_of
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.job import Job
 from comfyui.runpod.options import RunPodTimes
@@ -237,18 +237,8 @@ def _outputs(reply: Mapping[str, Any], places: _Places) -> Outputs:
 
 
 def _write(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
-    """In place when complete, and not before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as target:
-        part = Path(target.name)
-        try:
-            fill(target)
-            target.flush()
-            part.chmod(0o644)
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+    with draft_of(path) as target:
+        fill(target)
 
 
 def _write_base64(target: IO[bytes], data: str) -> None:

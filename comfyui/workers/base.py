@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 from uuid import UUID, uuid5
 
@@ -31,7 +31,9 @@ from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.inputs.staging import InputStager, brought_inputs
 from comfyui.jobs.job import Listener
 from comfyui.metrics import Metrics
-from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.models import PromptRequest, PromptResult
+from comfyui.outputs.files import DELIVERY_BACKOFF, OutputFiles, Patience
+from comfyui.outputs.stores.store import ObjectStore
 from comfyui.retrying import Backoff
 from comfyui.servers.backend import Backend, Health
 from comfyui.servers.idle import freeing_when_idle
@@ -40,7 +42,6 @@ from comfyui.servers.pool import BackendPool
 from comfyui.servers.process import ComfyUIProcess, ProcessState
 from comfyui.tasks import SideTasks
 from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
-from comfyui.workers.delivering import DELIVERY_BACKOFF, Patience
 from comfyui.workflows.api_format import check_api_format, upload_inputs
 from comfyui.workflows.node_definitions import ObjectInfo, input_specs
 from comfyui.workflows.preflight import Problem, preflight, refusal
@@ -388,11 +389,11 @@ class ComfyUIWorker:
             if error is not None:
                 raise error
 
-    @property
-    def patience(self) -> Patience:
-        """With files that cannot be read or stored."""
+    def output_files(self, store: ObjectStore | None) -> OutputFiles:
+        """The files of its results, to be opened by whoever delivers them."""
         options = self.options
-        return Patience(options.delivery_retries, options.delivery_backoff, ready=self.wait_until_ready)
+        patience = Patience(options.delivery_retries, options.delivery_backoff, ready=self.wait_until_ready)
+        return OutputFiles(self._handler.open_file, store, patience=patience)
 
     def forget_inputs(self) -> None:
         """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""
@@ -434,11 +435,6 @@ def _refusing(request: PromptRequest, object_info: Mapping[str, Any]) -> list[Pr
         for problem in problems
         if problem.severity == "error" or problem.code in _ALWAYS_REFUSED
     ]
-
-
-def path_of(file: OutputFile, output_dir: str) -> str:
-    """Where ComfyUI wrote the file, when its folder of this type is `output_dir`; an absolute path is kept."""
-    return str(PurePosixPath(output_dir) / file.subfolder / file.filename)
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -26,8 +26,9 @@ from pydantic import SecretStr
 from yarl import URL
 
 from comfyui.exceptions import ComfyUIConnectionError, StorageError, StorageRefusedError
+from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
-from comfyui.outputs.stores.store import PART_BYTES, LocalStore, ObjectStore, Placement
+from comfyui.outputs.stores.store import PART_BYTES, ObjectStore, Placement
 
 ACCESS_KEY, SECRET_KEY = "AKIATESTKEYID", "test-secret-key"
 BUCKET, OTHER_BUCKET = "renders", "customers"

@@ -343,4 +343,4 @@ async def test_a_silent_store_holds_nobody_beyond_the_timeout(engine: Engine, an
                 (file,) = json.loads(data)["images"]
                 assert "within the request's timeout" in file["error"]
                 assert file["url"].startswith("/view?")
-            assert gateway.app.running.deliverer._uploads._value > 0, "the next uploads have room"
+            assert gateway.app.running.deliverer._files._slots._value > 0, "the next uploads have room"

@@ -13,8 +13,8 @@ import pytest
 
 from comfyui.exceptions import SettingsError
 from comfyui.models import OutputFile
+from comfyui.outputs.keys import local_path
 from comfyui.settings import load
-from comfyui.workers.base import path_of
 from comfyui.workers.littlehorse.gate import TaskGate
 from comfyui.workers.littlehorse.settings import LittleHorseSettings, server_of
 
@@ -68,7 +68,7 @@ def test_the_defaults_are_those_of_one_gpu(monkeypatch: pytest.MonkeyPatch) -> N
 def test_paths_are_below_the_output_folder_unless_they_are_absolute(
     filename: str, subfolder: str, output_dir: str, expected: str
 ) -> None:
-    assert path_of(OutputFile("9", "images", filename, subfolder, "output"), output_dir) == expected
+    assert local_path(output_dir, OutputFile("9", "images", filename, subfolder, "output")) == expected
 
 
 def reply(guid: str | None) -> Any:

@@ -17,7 +17,8 @@ from PIL import Image
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
 from comfyui.exceptions import StorageError, StorageRefusedError
-from comfyui.outputs.stores.store import LocalStore, Placement, StoredObject
+from comfyui.outputs.stores.folder import LocalStore
+from comfyui.outputs.stores.store import Placement, StoredObject
 from comfyui.retrying import Backoff
 from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
 from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions

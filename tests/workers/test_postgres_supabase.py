@@ -16,8 +16,9 @@ from yarl import URL
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError, QueueError, QueueSetupError, StorageError, StorageRefusedError
 from comfyui.outputs.stores.store import Placement
+from comfyui.outputs.stores.supabase import SupabaseApi, SupabaseStorage
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
-from comfyui.workers.postgres.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
+from comfyui.workers.postgres.supabase import SupabaseQueue
 from comfyui.workers.postgres.tasks import Lease, WorkerState
 from comfyui.workers.postgres.worker import serve
 from tests.support.running import invert_workflow, sleep_workflow

@@ -11,7 +11,8 @@ import pytest
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskError, ComfyUIValidationError
 from comfyui.models import OutputFile
-from comfyui.workers.postgres.runner import main_output, output_key, reason_of
+from comfyui.outputs.keys import task_key
+from comfyui.workers.postgres.runner import main_output, reason_of
 from comfyui.workers.postgres.schema import TaskNames, migrations, quote_identifier
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.tasks import ClaimedTask, job_fields, prompt_request
@@ -109,7 +110,7 @@ def output(node_id: str = "9", subfolder: str = "", kind: str = "output", name: 
 
 def test_no_two_files_of_a_task_share_a_key() -> None:
     files = [output(), output("9:1"), output(subfolder="b"), output(kind="temp"), output(name="b.png")]
-    keys = [output_key(task(), file) for file in files] + [output_key(task(run=2), files[0])]
+    keys = [task_key("7f", 0, file) for file in files] + [task_key("7f", 2, files[0])]
     assert len(set(keys)) == 6
     assert all(key.startswith("7f/") for key in keys)
 

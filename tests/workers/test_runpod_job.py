@@ -32,15 +32,18 @@ from comfyui.exceptions import (
     StorageRefusedError,
 )
 from comfyui.models import PromptRequest
-from comfyui.outputs.stores.store import LocalStore, StoredObject
+from comfyui.outputs.files import OutputFiles, Patience
+from comfyui.outputs.keys import local_path
+from comfyui.outputs.stores.folder import LocalStore
+from comfyui.outputs.stores.store import StoredObject
 from comfyui.retrying import Backoff
 from comfyui.settings import load
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions, path_of, prompt_id_for_job
+from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
-from comfyui.workers.delivering import Patience, saved_before
 from comfyui.workers.diagnostics import diagnostics, environment, error_text, models_found
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
+from comfyui.workers.results import saved_before
 from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.runpod.settings import RunPodSettings
 from comfyui.workers.settings import StoringWorkerSettings
@@ -200,7 +203,7 @@ def test_a_file_can_leave_no_folder(path: str) -> None:
 async def test_files_are_in_the_reply_where_they_fit(worker: ComfyUIWorker) -> None:
     job = parse_input({"workflow": output_workflow(10, 20)})
     result = await worker.run(job.request(ID))
-    answer = await reply(worker.handler, result, job, store=None, max_bytes=100_000)
+    answer = await reply(worker.output_files(None), result, job, max_bytes=100_000)
     assert [base64.b64decode(image["data"]) for image in answer["images"]] == [bytes(range(10)), bytes(range(20))]
     assert answer["prompt_id"] == str(ID)
     assert set(answer) >= {"status", "execution_time", "timings", "outputs", "node_errors"}
@@ -210,9 +213,9 @@ async def test_what_does_not_fit_is_stored_or_refused_with_what_to_set(worker: C
     job = parse_input({"workflow": output_workflow(10, 9000), "return_base64": True})
     result = await worker.run(job.request(ID))
     with pytest.raises(ResultTooLargeError, match="S3_BUCKET"):
-        await reply(worker.handler, result, job, store=None, max_bytes=10_000)
+        await reply(worker.output_files(None), result, job, max_bytes=10_000)
     async with LocalStore(tmp_path, "https://files.example/x") as store:
-        answer = await reply(worker.handler, result, job, store=store, max_bytes=10_000)
+        answer = await reply(worker.output_files(store), result, job, max_bytes=10_000)
     assert [image["type"] for image in answer["images"]] == ["s3_url", "s3_url"]
     assert answer["images"][1]["data"].startswith(f"https://files.example/x/{ID}/1/o1_")
     assert answer["images"][1]["size"] == 9000
@@ -226,10 +229,10 @@ async def test_a_store_is_used_unless_base64_is_asked_for(worker: ComfyUIWorker,
         for wanted in (None, True, False):
             job = parse_input({"workflow": output_workflow(10), "return_base64": wanted})
             result = await worker.run(job.request(ID))
-            answer = await reply(worker.handler, result, job, store=store, max_bytes=10_000)
+            answer = await reply(worker.output_files(store), result, job, max_bytes=10_000)
             types[wanted] = answer["images"][0]["type"]
         assert types == {None: "s3_url", True: "base64", False: "s3_url"}
-    answer = await reply(worker.handler, result, job, store=None, max_bytes=10_000)
+    answer = await reply(worker.output_files(None), result, job, max_bytes=10_000)
     assert answer["images"][0]["type"] == "file"
     assert "data" not in answer["images"][0]
 
@@ -240,13 +243,11 @@ async def test_a_job_may_choose_the_store_or_none(worker: ComfyUIWorker, tmp_pat
     )
     unwanted = parse_input({"workflow": output_workflow(10), "output": {"store": "none"}})
     with pytest.raises(StorageRefusedError, match="S3_BUCKET is not set"):
-        wanted.check_placement(None)
-    unwanted.check_placement(None)
+        wanted.check_placement(worker.output_files(None))
+    unwanted.check_placement(worker.output_files(None))
     result = await worker.run(wanted.request(ID))
     async with LocalStore(tmp_path, "https://files.example") as store:
-        answers = [
-            await reply(worker.handler, result, job, store=store, max_bytes=10_000) for job in (wanted, unwanted)
-        ]
+        answers = [await reply(worker.output_files(store), result, job, max_bytes=10_000) for job in (wanted, unwanted)]
     assert [answer["images"][0]["type"] for answer in answers] == ["s3_url", "base64"]
     assert answers[0]["images"][0]["data"].startswith(f"https://files.example/p/{ID}/")
 
@@ -257,7 +258,7 @@ async def test_a_file_that_is_gone_does_not_take_the_others_with_it(engine: Engi
     async with worker.handler.open_file(result, result.files[0]) as view:
         assert view.length == 10
     next(engine.folders.output.glob("o0_*")).unlink()
-    answer = await reply(worker.handler, result, job, store=None, max_bytes=100_000)
+    answer = await reply(worker.output_files(None), result, job, max_bytes=100_000)
     assert [image["type"] for image in answer["images"]] == ["error", "base64"]
     assert "has no file" in answer["images"][0]["error"]
     assert (answer["status"], answer["partial"]) == ("success", True)
@@ -272,7 +273,7 @@ async def test_a_job_of_which_no_file_could_be_delivered_has_failed(engine: Engi
     for path in engine.folders.output.glob("o*"):
         path.unlink()
     with pytest.raises(ComfyUIUndeliverableError, match=r"none of its 2 files .*: o0_00001_\.bin: ") as failed:
-        await reply(worker.handler, result, job, store=None, max_bytes=100_000)
+        await reply(worker.output_files(None), result, job, max_bytes=100_000)
     assert (failed.value.retryable, failed.value.prompt_id) == (False, str(ID))
 
 
@@ -296,16 +297,17 @@ async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_deliv
     async with BrokenStore(tmp_path, "http://files.test") as store:
         store.failures = 2
         result = await worker.run(job.request(ID))
-        answer = await reply(worker.handler, result, job, store=store, max_bytes=100_000, patience=quick)
+        files = OutputFiles(worker.handler.open_file, store, patience=quick)
+        answer = await reply(files, result, job, max_bytes=100_000)
         assert answer["images"][0]["type"] == "s3_url"
         store.failures = 3
         with pytest.raises(ComfyUIDeliveryError, match="The render is kept") as failed:
-            await reply(worker.handler, result, job, store=store, max_bytes=100_000, patience=quick)
+            await reply(files, result, job, max_bytes=100_000)
         assert (failed.value.retryable, failed.value.prompt_id) == (True, str(ID))
         again = parse_input({"workflow": output_workflow(10), "prompt_id": str(ID)})
         assert again.prompt_id == ID
         result = await worker.run(again.request(again.prompt_id))
-        answer = await reply(worker.handler, result, again, store=store, max_bytes=100_000, patience=quick)
+        answer = await reply(files, result, again, max_bytes=100_000)
     assert answer["images"][0]["type"] == "s3_url"
     assert engine.stats.show()["executed"] == {str(ID): 1}
 
@@ -319,7 +321,7 @@ async def test_a_node_that_fails_leaves_what_others_had_saved(worker: ComfyUIWor
         await worker.run(job.request(ID))
     saved = saved_before(failed.value)
     assert saved is not None
-    answer = await reply(worker.handler, saved, job, store=None, max_bytes=100_000)
+    answer = await reply(worker.output_files(None), saved, job, max_bytes=100_000)
     assert [image["filename"] for image in answer["images"]] == ["o0_00001_.bin"]
 
 
@@ -342,12 +344,12 @@ async def test_the_whole_reply_is_measured_as_the_sdk_sends_it(worker: ComfyUIWo
     job = parse_input({"workflow": workflow})
     result = await worker.run(job.request(ID))
     async with LocalStore(tmp_path, "http://files.test") as store:
-        answer = await reply(worker.handler, result, job, store=store, max_bytes=200_000)
+        answer = await reply(worker.output_files(store), result, job, max_bytes=200_000)
         assert answer["outputs"] == {}
         assert answer["warnings"] == ["outputs was left out: with it the reply is larger than RunPod takes"]
         assert len(json.dumps(answer, ensure_ascii=False).encode()) <= 200_000
         with pytest.raises(ResultTooLargeError, match="names 200 files"):
-            await reply(worker.handler, result, job, store=store, max_bytes=30_000)
+            await reply(worker.output_files(store), result, job, max_bytes=30_000)
 
 
 async def test_diagnostics_have_versions_memory_disk_and_models(worker: ComfyUIWorker) -> None:
@@ -536,7 +538,7 @@ def test_a_bucket_that_cannot_be_is_named_by_its_variable(
 
 async def test_output_paths_are_below_the_output_folder(worker: ComfyUIWorker) -> None:
     result = await worker.run(PromptRequest(prompt=invert_workflow(prefix="deep/er/x")))
-    assert path_of(result.files[0], "/data/output") == "/data/output/deep/er/x_00001_.png"
+    assert local_path("/data/output", result.files[0]) == "/data/output/deep/er/x_00001_.png"
 
 
 # ComfyUI as a child

@@ -1,4 +1,4 @@
-"""Object stores for output files: the interface, what all stores share, and a local folder. S3 is in storage_s3.py.
+"""Object stores for output files: their interface, and what all of them share.
 
 A file is streamed through in parts: memory is bounded by the parts in flight, whatever the file's size, and what fails
 or is cancelled leaves nothing behind.
@@ -7,25 +7,19 @@ or is cancelled leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import hashlib
 import math
 import re
-import tempfile
 import time
 import unicodedata
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Protocol, Self
-from urllib.parse import quote
+from typing import Protocol, Self
 
 import structlog
 
 from comfyui.exceptions import StorageError, StorageRefusedError
-from comfyui.offload import finished_in_thread
 
 _log = structlog.get_logger(__name__)
 PART_BYTES = 8 << 20
@@ -130,104 +124,6 @@ def probe_key(prefix: str = "") -> tuple[str, bytes]:
     """Where a check writes, another place each time, and what."""
     name = uuid.uuid4().hex
     return safe_key(prefix, ".comfyui-gateway-check", name), f"comfyui-gateway {name}".encode()
-
-
-class LocalStore:
-    """A folder that something else serves below `base_url`; for one machine, and for tests. Links do not expire."""
-
-    def __init__(self, folder: Path, base_url: str) -> None:
-        self._folder = folder
-        self._base_url = base_url.rstrip("/")
-
-    async def __aenter__(self) -> Self:
-        await _in_thread(lambda: self._folder.mkdir(parents=True, exist_ok=True))
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        pass
-
-    def check(self, placement: Placement) -> None:
-        if placement.bucket or placement.presign_seconds is not None:
-            raise StorageRefusedError("this gateway stores in a folder, which has no buckets and no expiring links")
-
-    async def put(
-        self,
-        key: str,
-        chunks: AsyncIterator[bytes],
-        length: int | None = None,
-        content_type: str = "application/octet-stream",  # noqa: ARG002 - a folder keeps none
-        placement: Placement | None = None,
-    ) -> StoredObject:
-        """See `ObjectStore.put`; ``etag`` is the SHA-256. Readers see the whole file or none."""
-        placement = placement or Placement()
-        self.check(placement)
-        key = safe_key(placement.prefix or "", key)
-        parts = Parts(chunks, length)
-        draft = _Draft(self._folder / key)
-        try:
-            await _in_thread(draft.open)
-            while not parts.ended:
-                part = await parts.next()
-                await _in_thread(lambda part=part: draft.append(part))  # type: ignore[misc]
-            await _in_thread(draft.publish)
-        finally:
-            await _in_thread(draft.discard)
-        return StoredObject(f"{self._base_url}/{quote(key)}", "", key, parts.size, draft.digest.hexdigest())
-
-    async def probe(self) -> None:
-        key, content = probe_key()
-        await _in_thread(lambda: _probe_folder(self._folder / key, content))
-
-
-def _probe_folder(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    try:
-        if path.read_bytes() != content:
-            raise OSError(errno.EIO, "what was written is not what is read")
-    finally:
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another check is under way in it
-        path.parent.rmdir()
-
-
-class _Draft:
-    """A temporary file beside its target, so that moving it there is one step. All methods block."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._file: IO[bytes] | None = None
-        self.digest = hashlib.sha256()
-
-    def open(self) -> None:
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.NamedTemporaryFile(dir=self._target.parent, prefix=".part-", delete=False)  # noqa: SIM115
-
-    def append(self, part: bytes) -> None:
-        assert self._file is not None  # noqa: S101 - opened first
-        self.digest.update(part)
-        self._file.write(part)
-
-    def publish(self) -> None:
-        assert self._file is not None  # noqa: S101 - opened first
-        self._file.close()
-        # A temporary file is for its owner only; this one is to be served.
-        Path(self._file.name).chmod(0o644)
-        Path(self._file.name).replace(self._target)
-
-    def discard(self) -> None:
-        """Close it, and remove what was not published."""
-        if self._file is not None:
-            self._file.close()
-            Path(self._file.name).unlink(missing_ok=True)
-
-
-async def _in_thread(work: Callable[[], None]) -> None:
-    """See `finished_in_thread`; raises `StorageError` where the folder cannot be written."""
-    try:
-        await finished_in_thread(work)
-    except OSError as error:
-        raise StorageError(f"the folder for outputs cannot be written: {error.strerror}") from error
 
 
 def safe_key(*parts: str) -> str:

@@ -32,15 +32,16 @@ from comfyui.exceptions import (
 )
 from comfyui.logs import configure_logging
 from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.outputs.keys import local_path
 from comfyui.retrying import Backoff
 from comfyui.settings import ENV_FILE, load
 from comfyui.tasks import end_tasks, happens_within
-from comfyui.workers.base import ComfyUIWorker, JobFields, path_of, prompt_id_for_job, stop_on_signals
-from comfyui.workers.delivering import result_members, saved_before
+from comfyui.workers.base import ComfyUIWorker, JobFields, prompt_id_for_job, stop_on_signals
 from comfyui.workers.diagnostics import describing, environment, error_members
 from comfyui.workers.littlehorse.gate import TaskGate
 from comfyui.workers.littlehorse.settings import LittleHorseSettings, server_of
 from comfyui.workers.progress import ProgressTracker
+from comfyui.workers.results import result_members, saved_before
 from comfyui.workflows.preflight import preflight
 
 TASK_NAME = "execute-comfyui-workflow"
@@ -208,7 +209,7 @@ class WorkflowTask:
         return output
 
     def _paths(self, files: Sequence[OutputFile]) -> list[str]:
-        return [path_of(file, self._settings.reader_output_dir) for file in files]
+        return [local_path(self._settings.reader_output_dir, file) for file in files]
 
     async def _raise(self, error: ComfyUIError, workflow: Any) -> NoReturn:
         message = f"{error.title}: {error.detail}"[:_MAX_LINE]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,14 +25,15 @@ from comfyui.exceptions import (
     StorageError,
 )
 from comfyui.models import OutputFile, PromptRequest, PromptResult
-from comfyui.outputs.stores.store import ObjectStore, StoreCheck, StoredObject
+from comfyui.outputs.keys import task_key
+from comfyui.outputs.stores.store import ObjectStore, Placement, StoreCheck
 from comfyui.retrying import Backoff, retry
 from comfyui.tasks import end_tasks, happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
-from comfyui.workers.delivering import check_delivered, reason_not_delivered, result_members, saved_before
 from comfyui.workers.diagnostics import environment, error_members
 from comfyui.workers.postgres.tasks import ClaimedTask, Lease, TaskQueue, WorkerState, job_fields, prompt_request
 from comfyui.workers.progress import ProgressTracker
+from comfyui.workers.results import check_delivered, reason_not_delivered, result_members, saved_before
 
 _LONGEST_REASON = 4000
 # Without this, every step of every node would be a write to the database.
@@ -71,7 +73,7 @@ class TaskRunner:
         self._worker_id = worker_id
         self._queue = queue
         self._comfyui = comfyui
-        self._store = store
+        self._files = comfyui.output_files(store)
         self._store_check = StoreCheck(store, every_s=options.store_check_s)
         self._options = options
         self._log = structlog.get_logger(__name__).bind(worker_id=worker_id)
@@ -89,7 +91,7 @@ class TaskRunner:
         stopping = asyncio.create_task(stop.wait())
         try:
             # Together: without heartbeats a task is taken from us, so a worker whose heart stopped must stop, too.
-            async with asyncio.TaskGroup() as group:
+            async with self._files, asyncio.TaskGroup() as group:
                 beats = group.create_task(self._heartbeats(), name=f"heartbeat {self._worker_id}")
                 await self._take_tasks(stopping)
                 beats.cancel()
@@ -327,14 +329,9 @@ class TaskRunner:
 
     async def _store_file(self, task: ClaimedTask, result: PromptResult, file: OutputFile) -> dict[str, Any]:
         """The file's entry of the row's list: in the store, tried again with patience, or with ``error`` and why."""
-        key = output_key(task, file)
-
-        async def put() -> StoredObject:
-            async with self._comfyui.handler.open_file(result, file) as body:
-                return await self._store.put(key, body, body.length, file.content_type)
-
+        key_of = partial(task_key, task.id, task.run)
         try:
-            stored = await self._comfyui.patience.until_done(file, put)
+            stored = (await self._files.put(result, file, key_of, Placement())).object
         except ComfyUIError as error:
             self._log.warning("output.undelivered", filename=file.filename, detail=error.detail)
             entry: dict[str, Any] = storable({**file.to_json(), "url": None, **reason_not_delivered(error)})
@@ -371,13 +368,6 @@ def storable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [storable(member) for member in value]
     return value
-
-
-def output_key(task: ClaimedTask, file: OutputFile) -> str:
-    """Where a file is stored: the same for every attempt of a run, never that of another run or another file."""
-    run = f"run-{task.run}/" if task.run else ""
-    folder = "" if file.type == "output" else f"{file.type}/"
-    return f"{task.id}/{run}{file.node_id.replace(':', '.')}/{folder}{file.subfolder}/{file.filename}"
 
 
 def main_output(outputs: list[dict[str, Any]]) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ import structlog
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, QueueError, QueueSetupError, SettingsError
 from comfyui.logs import configure_logging
 from comfyui.outputs.stores.store import ObjectStore
+from comfyui.outputs.stores.supabase import SupabaseApi, SupabaseStorage
 from comfyui.retrying import Backoff
 from comfyui.settings import ENV_FILE, load
 from comfyui.tasks import happens_within
@@ -25,7 +26,7 @@ from comfyui.workers.diagnostics import describing
 from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions
 from comfyui.workers.postgres.schema import migrations
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
-from comfyui.workers.postgres.supabase import SupabaseApi, SupabaseQueue, SupabaseStorage
+from comfyui.workers.postgres.supabase import SupabaseQueue
 from comfyui.workers.postgres.tasks import TaskQueue
 
 _log = structlog.get_logger("postgres_worker")

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIError, ComfyUIInputError, JSONError, ResultTooLargeError, StorageRefusedError
-from comfyui.handler import ComfyUIHandler
+from comfyui.exceptions import ComfyUIError, ComfyUIInputError, JSONError, ResultTooLargeError
 from comfyui.models import Given, InputFile, OutputFile, PromptRequest, PromptResult
-from comfyui.outputs.stores.store import ObjectStore, Placement, StoredObject
-from comfyui.transport.body import OpenBody
+from comfyui.outputs.files import OutputFiles
+from comfyui.outputs.keys import node_key
+from comfyui.outputs.stores.store import Placement
 from comfyui.workers.base import JobFields
-from comfyui.workers.delivering import (
-    Patience,
+from comfyui.workers.results import (
     check_delivered,
     is_partial,
     kept_files,
@@ -119,12 +119,10 @@ class JobInput(_Tolerant):
         """Whether the store, where there is one, may be used for it."""
         return self.wants_store is not False
 
-    def check_placement(self, store: ObjectStore | None) -> None:
+    def check_placement(self, files: OutputFiles) -> None:
         """Raises `StorageRefusedError` for a place that the files cannot have, before any work is done."""
-        if store is not None:
-            store.check(self.placement)
-        elif self.wants_store:
-            raise StorageRefusedError("output.store: this worker has no object store (S3_BUCKET is not set)")
+        if files.has_store or self.wants_store:
+            files.check(self.placement)
 
     def request(self, prompt_id: UUID) -> PromptRequest:
         """Raises `ComfyUIInputError` with the field's name for a file name that ComfyUI must not be given."""
@@ -206,29 +204,20 @@ def max_reply_bytes(job_id: str, max_result_mb: float | None) -> int:
     return int(max_result_mb * _MB)
 
 
-async def reply(
-    handler: ComfyUIHandler,
-    result: PromptResult,
-    job: JobInput,
-    *,
-    store: ObjectStore | None,
-    max_bytes: int,
-    patience: Patience | None = None,
-) -> dict[str, Any]:
+async def reply(files: OutputFiles, result: PromptResult, job: JobInput, *, max_bytes: int) -> dict[str, Any]:
     """The job's reply. A file that cannot be delivered has ``error`` in place of ``data``; the others still come.
 
     Raises:
         ResultTooLargeError: as base64 it would be larger than `max_bytes`, and there is no store.
         ComfyUIDeliveryError: not one of its files could be delivered.
     """
-    patience = patience or Patience(retries=0)
     warnings = list(job.warnings)
     body = {**result_members(result, []), "images": [], "outputs": result.outputs, "warnings": warnings}
     if _size(body) > max_bytes // 2 and result.outputs:
         # The files are told of in `images`; what is left out is what nodes had to say.
         body["outputs"] = {}
         warnings.append("outputs was left out: with it the reply is larger than RunPod takes")
-    images = await _images(handler, result, job, store, max_bytes - _size(body), patience)
+    images = await _images(files, result, job, max_bytes - _size(body))
     if images is None:
         raise _too_large(result, max_bytes, "the files are too large as base64")
     check_delivered(result, images)
@@ -239,24 +228,18 @@ async def reply(
 
 
 async def _images(
-    handler: ComfyUIHandler,
-    result: PromptResult,
-    job: JobInput,
-    store: ObjectStore | None,
-    max_bytes: int,
-    patience: Patience,
+    files: OutputFiles, result: PromptResult, job: JobInput, max_bytes: int
 ) -> list[dict[str, Any]] | None:
     """None when they are larger than that as base64, and there is no store."""
-    files = kept_files(result.files)
-    if job.wants_store is False:
-        store = None
-    if job.return_base64 is False and store is None:
-        return [{**_head(file), "type": "file"} for file in files]
-    if store is None or (job.return_base64 and not job.wants_store):
-        images = await _as_base64(handler, result, files, max_bytes, patience)
-        if images is not None or store is None:
+    kept = kept_files(result.files)
+    may_store = files.has_store and job.may_be_stored
+    if job.return_base64 is False and not may_store:
+        return [{**_head(file), "type": "file"} for file in kept]
+    if not may_store or (job.return_base64 and not job.wants_store):
+        images = await _as_base64(files, result, kept, max_bytes)
+        if images is not None or not may_store:
             return images
-    return [await _stored(handler, result, file, store, job.placement, patience) for file in files]
+    return [await _stored(files, result, file, job.placement) for file in kept]
 
 
 def _too_large(result: PromptResult, max_bytes: int, what: str) -> ResultTooLargeError:
@@ -289,22 +272,16 @@ def _head(file: OutputFile) -> dict[str, Any]:
 
 
 async def _as_base64(
-    handler: ComfyUIHandler, result: PromptResult, files: list[OutputFile], max_bytes: int, patience: Patience
+    files: OutputFiles, result: PromptResult, kept: list[OutputFile], max_bytes: int
 ) -> list[dict[str, Any]] | None:
     """None as soon as they are more than `max_bytes`; what does not fit is not read to its end."""
     images = []
-    for file in files:
+    for file in kept:
         head = _head(file)
         # Told twice: in `images` and, without its data, in `files`.
         max_bytes -= 2 * _size(head) + _ENTRY_BYTES
-        limit = max_bytes * 3 // 4
-
-        async def read(file: OutputFile = file, limit: int = limit) -> bytes | None:
-            async with handler.open_file(result, file) as body:
-                return await _read(body, limit)
-
         try:
-            content = await patience.until_done(file, read)
+            content = await files.read(result, file, max_bytes * 3 // 4)
         except ComfyUIError as error:
             images.append({**head, "type": "error", **reason_not_delivered(error)})
             continue
@@ -316,33 +293,9 @@ async def _as_base64(
     return images
 
 
-async def _read(body: OpenBody, max_bytes: int) -> bytes | None:
-    if max_bytes < 0 or (body.length or 0) > max_bytes:
-        return None
-    content = bytearray()
-    async for chunk in body:
-        content += chunk
-        if len(content) > max_bytes:
-            return None
-    return bytes(content)
-
-
-async def _stored(
-    handler: ComfyUIHandler,
-    result: PromptResult,
-    file: OutputFile,
-    store: ObjectStore,
-    placement: Placement,
-    patience: Patience,
-) -> dict[str, Any]:
-    key = "/".join(part for part in (result.prompt_id, file.node_id, file.subfolder, file.filename) if part)
-
-    async def put() -> StoredObject:
-        async with handler.open_file(result, file) as body:
-            return await store.put(key, body, body.length, file.content_type, placement)
-
+async def _stored(files: OutputFiles, result: PromptResult, file: OutputFile, placement: Placement) -> dict[str, Any]:
     try:
-        stored = await patience.until_done(file, put)
+        stored = (await files.put(result, file, partial(node_key, result.prompt_id), placement)).object
     except ComfyUIError as error:
         return {**_head(file), "type": "error", **reason_not_delivered(error)}
     return {**_head(file), "type": "s3_url", "data": stored.url, "size": stored.size}

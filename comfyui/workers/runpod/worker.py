@@ -28,14 +28,14 @@ from comfyui.events import Event
 from comfyui.exceptions import ComfyUIError, SettingsError
 from comfyui.logs import configure_logging
 from comfyui.models import PromptResult
-from comfyui.outputs.stores.s3 import S3Store
+from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.stores.store import StoreCheck
 from comfyui.settings import ENV_FILE, load
 from comfyui.tasks import end_tasks, happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
-from comfyui.workers.delivering import saved_before
 from comfyui.workers.diagnostics import diagnostics, environment, error_members, error_text, log_environment
 from comfyui.workers.progress import ProgressReport, ProgressTracker
+from comfyui.workers.results import saved_before
 from comfyui.workers.runpod.job import JobInput, job_fields, max_reply_bytes, parse_input, reply
 from comfyui.workers.runpod.settings import RunPodSettings
 
@@ -63,7 +63,7 @@ class _Running:
     """What lives as long as the SDK's loop."""
 
     worker: ComfyUIWorker
-    store: S3Store | None
+    files: OutputFiles
     store_check: StoreCheck | None
 
 
@@ -129,7 +129,7 @@ class RunPodWorker:
 
     async def _run(self, running: _Running, job: Job, parsed: JobInput) -> dict[str, Any]:
         request = parsed.request(parsed.prompt_id or prompt_id_for_job(_PLATFORM, str(job["id"])))
-        parsed.check_placement(running.store)
+        parsed.check_placement(running.files)
         if running.store_check is not None and parsed.may_be_stored:
             # Before the GPU is used for files that could not be delivered.
             await running.store_check.ensure()
@@ -139,12 +139,7 @@ class RunPodWorker:
 
     async def _reply(self, running: _Running, result: PromptResult, job: Job, parsed: JobInput) -> dict[str, Any]:
         return await reply(
-            running.worker.handler,
-            result,
-            parsed,
-            store=running.store,
-            max_bytes=max_reply_bytes(str(job["id"]), self._settings.max_result_mb),
-            patience=running.worker.patience,
+            running.files, result, parsed, max_bytes=max_reply_bytes(str(job["id"]), self._settings.max_result_mb)
         )
 
     async def _failure(self, error: ComfyUIError, job: Job, parsed: JobInput | None) -> dict[str, Any]:
@@ -190,7 +185,8 @@ class RunPodWorker:
                 store = self._settings.store()
                 if store is not None:
                     await stack.enter_async_context(store)
-                running.set_result(_Running(worker, store, StoreCheck(store) if store else None))
+                files = await stack.enter_async_context(worker.output_files(store))
+                running.set_result(_Running(worker, files, StoreCheck(store) if store else None))
             except Exception as error:
                 self._log.exception("worker.cannot_start")
                 running.set_exception(error)

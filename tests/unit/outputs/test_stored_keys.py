@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from aiohttp import web
@@ -16,19 +16,18 @@ from PIL import Image
 from pydantic import SecretStr
 
 from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptResult, Timings
-from comfyui.outputs.delivery import Deliverer, Order
+from comfyui.outputs.delivery import Deliverer, DeliveryOptions, Order
+from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter
+from comfyui.outputs.keys import local_path, task_key
+from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
-from comfyui.outputs.stores.store import LocalStore, ObjectStore, Placement
+from comfyui.outputs.stores.store import ObjectStore, Placement
+from comfyui.outputs.stores.supabase import SupabaseApi, SupabaseStorage
 from comfyui.transport.body import IteratedBody, OpenBody
-from comfyui.workers.base import path_of
-from comfyui.workers.postgres.runner import output_key
-from comfyui.workers.postgres.supabase import SupabaseApi, SupabaseStorage
-from comfyui.workers.postgres.tasks import ClaimedTask
 from comfyui.workers.runpod.job import parse_input, reply
 
 ID = "7f000001-0000-4000-8000-000000000001"
-TOKEN = UUID("7f000001-0000-4000-8000-000000000002")
 FILES = (
     OutputFile("9", "images", "a_00001_.png", "", "output"),
     OutputFile("12:3", "images", "b.png", "sub/dir", "output"),
@@ -51,12 +50,9 @@ def a_file() -> OpenBody:
     return IteratedBody(_png(), len(PNG))
 
 
-class _Handler:
-    """What delivery needs of a `ComfyUIHandler`."""
-
-    @asynccontextmanager
-    async def open_file(self, _result: PromptResult, _file: OutputFile) -> AsyncIterator[OpenBody]:
-        yield a_file()
+@asynccontextmanager
+async def open_file(_result: PromptResult, _file: OutputFile) -> AsyncIterator[OpenBody]:
+    yield a_file()
 
 
 @pytest.fixture
@@ -86,8 +82,8 @@ def s3(url: str, prefix: str = "renders") -> S3Store:
 
 
 async def gateway_entries(store: ObjectStore, order: Order) -> list[dict[str, Any]]:
-    deliverer = Deliverer(_Handler().open_file, ImageConverter(), store)
-    return await deliverer.entries(RESULT, order, deadline=float("inf"))
+    async with OutputFiles(open_file, store, converter=ImageConverter()) as files:
+        return await Deliverer(files, DeliveryOptions()).entries(RESULT, order, deadline=math.inf)
 
 
 async def test_the_gateway_stores_in_s3_by_prompt_folder_and_name(server: tuple[str, list[str]]) -> None:
@@ -121,8 +117,8 @@ async def test_the_gateway_stores_a_converted_picture_under_its_new_name(tmp_pat
 async def test_a_runpod_worker_stores_in_s3_by_prompt_node_and_name(server: tuple[str, list[str]]) -> None:
     url, written = server
     job = parse_input({"workflow": {}, "output": {"prefix": "user 7"}})
-    async with s3(url) as store:
-        answer = await reply(_Handler(), RESULT, job, store=store, max_bytes=100_000)  # type: ignore[arg-type]
+    async with s3(url) as store, OutputFiles(open_file, store) as files:
+        answer = await reply(files, RESULT, job, max_bytes=100_000)
     assert [image["type"] for image in answer["images"]] == ["s3_url"] * 4
     assert written == [
         f"/bucket/renders/user_7-08ae6a73/{ID}/9/a_00001_.png",
@@ -137,7 +133,6 @@ async def test_a_postgres_worker_stores_by_task_run_node_and_name(
     server: tuple[str, list[str]], run: int, folder: str
 ) -> None:
     url, written = server
-    task = ClaimedTask("task-7", TOKEN, run, 1, {})
     keys = [
         f"{folder}/9/a_00001_.png",
         f"{folder}/12.3/sub/dir/b.png",
@@ -147,18 +142,18 @@ async def test_a_postgres_worker_stores_by_task_run_node_and_name(
     ]
     async with s3(url, prefix="") as store:
         for file in FILES:
-            await store.put(output_key(task, file), a_file(), len(PNG))
+            await store.put(task_key("task-7", run, file), a_file(), len(PNG))
     assert written == [f"/bucket/{key}" for key in keys]
     written.clear()
     async with SupabaseApi(url, SecretStr("a.b.c")) as api:
         storage = SupabaseStorage(api, "outputs", prefix="renders")
         for file in FILES:
-            await storage.put(output_key(task, file), a_file(), len(PNG), placement=Placement())
+            await storage.put(task_key("task-7", run, file), a_file(), len(PNG), placement=Placement())
     assert written == [f"/storage/v1/object/outputs/renders/{key}" for key in keys]
 
 
 def test_a_littlehorse_worker_tells_where_comfyui_wrote() -> None:
-    assert [path_of(file, "/data/output") for file in FILES[:4]] == [
+    assert [local_path("/data/output", file) for file in FILES[:4]] == [
         "/data/output/a_00001_.png",
         "/data/output/sub/dir/b.png",
         "/data/output/p.png",

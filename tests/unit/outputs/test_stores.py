@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from comfyui.exceptions import StorageError, StorageRefusedError
+from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.s3 import S3Settings, S3Store, s3_store
-from comfyui.outputs.stores.store import LocalStore, Parts, Placement, StoreCheck, safe_key
+from comfyui.outputs.stores.store import Parts, Placement, StoreCheck, safe_key
 from comfyui.workers.runpod.settings import RunPodSettings
 from config import Settings
 

@@ -1,61 +1,17 @@
-"""The files of a finished job on their way to its caller, for every platform: stored with patience, or read.
+"""What a finished job's reply says of its files, on every platform.
 
-A render costs minutes of a GPU, an upload seconds: a file is tried again with back-off before it counts as undelivered.
 A job of which no file could be delivered has failed; of some, it succeeded in part, and says so.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import structlog
-
-from comfyui.exceptions import (
-    ComfyUIConnectionError,
-    ComfyUIDeliveryError,
-    ComfyUIError,
-    ComfyUIServerError,
-    ComfyUIUndeliverableError,
-    StorageError,
-)
+from comfyui.exceptions import ComfyUIDeliveryError, ComfyUIError, ComfyUIUndeliverableError
 from comfyui.models import OutputFile, PromptResult
-from comfyui.retrying import Backoff
 
-_T = TypeVar("_T")
-_log = structlog.get_logger(__name__)
 _NAMED_FILES = 5
-DELIVERY_BACKOFF = Backoff(start_s=0.5, max_s=15.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a file that cannot be read or stored is tried again.
-
-    Attributes:
-        ready: awaited before each further try, where ComfyUI itself was away; raises when it does not come back.
-    """
-
-    retries: int = 4
-    backoff: Backoff = DELIVERY_BACKOFF
-    ready: Callable[[], Awaitable[None]] | None = None
-
-    async def until_done(self, file: OutputFile, work: Callable[[], Awaitable[_T]]) -> _T:
-        """What `work` gives, at the latest after the last try. Raises its last error."""
-        failures = 0
-        while True:
-            try:
-                return await work()
-            except (StorageError, ComfyUIConnectionError, ComfyUIServerError) as error:
-                failures += 1
-                if failures > self.retries or not error.retryable:
-                    raise
-                _log.warning("output.retried", filename=file.filename, detail=error.detail, tries=failures)
-                await asyncio.sleep(self.backoff.delay_s(failures))
-                if self.ready is not None and isinstance(error, ComfyUIConnectionError):
-                    await self.ready()
 
 
 def kept_files(files: Sequence[OutputFile]) -> list[OutputFile]:

@@ -1,0 +1,218 @@
+"""The files of finished prompts on their way to whoever asked for them, for the gateway and for every worker.
+
+A render costs minutes of a GPU, an upload seconds: a file that cannot be read or stored for a moment is tried again
+before it counts as undelivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeVar
+
+import structlog
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUIServerError,
+    StorageError,
+    StorageRefusedError,
+)
+from comfyui.models import ImageConversion, OutputFile, PromptResult
+from comfyui.outputs.history import OutputContent
+from comfyui.outputs.images import ImageConverter
+from comfyui.outputs.stores.store import ObjectStore, Placement, StoredObject
+from comfyui.retrying import Backoff
+from comfyui.tasks import SideTasks
+from comfyui.transport.body import OpenBody
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
+# Of all files together: each upload of a large file holds some parts of it.
+_UPLOADS_AT_ONCE = 4
+DELIVERY_BACKOFF = Backoff(start_s=0.5, max_s=15.0)
+
+OpenView = Callable[[PromptResult, OutputFile], AbstractAsyncContextManager[OpenBody]]
+"""`ComfyUIHandler.open_file`."""
+KeyOf = Callable[[OutputFile], str]
+"""The key of a file, whose name may be that of its converted content: see `comfyui.outputs.keys`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often a file that cannot be read or stored is tried again, by whichever of the two it failed.
+
+    Attributes:
+        ready: awaited before each further try, where ComfyUI itself was away; raises when it does not come back.
+    """
+
+    retries: int = 0
+    backoff: Backoff = DELIVERY_BACKOFF
+    ready: Callable[[], Awaitable[None]] | None = None
+
+    async def until_done(self, file: OutputFile, work: Callable[[], Awaitable[_T]]) -> _T:
+        """What `work` gives, at the latest after the last try. Raises its last error."""
+        failures = 0
+        while True:
+            try:
+                return await work()
+            except (StorageError, ComfyUIConnectionError, ComfyUIServerError) as error:
+                failures += 1
+                if failures > self.retries or not error.retryable:
+                    raise
+                _log.warning("output.retried", filename=file.filename, detail=error.detail, tries=failures)
+                away = isinstance(error, ComfyUIConnectionError)
+            await asyncio.sleep(self.backoff.delay_s(failures))
+            if away and self.ready is not None:
+                await self.ready()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file that is in the store; `facts` are what its entry says of it besides, such as its name when converted."""
+
+    object: StoredObject
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class OutputFiles:
+    """Opens, reads and stores files of results. Open it with ``async with``; the store belongs to whoever opened it.
+
+    Args:
+        open_view: a file of a result, as ComfyUI has it.
+        store: None where no store is set up.
+        converter: None where no picture is converted.
+        last_uploads_s: at the end, for uploads that were given up: they have parts at the store to remove.
+    """
+
+    def __init__(
+        self,
+        open_view: OpenView,
+        store: ObjectStore | None = None,
+        *,
+        converter: ImageConverter | None = None,
+        patience: Patience | None = None,
+        last_uploads_s: float = 5.0,
+    ) -> None:
+        self._open_view = open_view
+        self._store = store
+        self._converter = converter
+        self._patience = patience or Patience()
+        self._slots = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+        self._uploads = SideTasks()
+        self._last_uploads_s = last_uploads_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        """Gives the uploads that were given up a moment to remove what they had sent."""
+        await self._uploads.close(patience_s=self._last_uploads_s)
+
+    @property
+    def has_store(self) -> bool:
+        return self._store is not None
+
+    def check(self, placement: Placement) -> None:
+        """Raise `StorageRefusedError` for a place that files cannot have, before any work is done for them."""
+        if self._store is None:
+            raise StorageRefusedError("output.store: there is no object store here (S3_BUCKET is not set)")
+        self._store.check(placement)
+
+    @asynccontextmanager
+    async def open(
+        self, result: PromptResult, file: OutputFile, convert: ImageConversion | None = None
+    ) -> AsyncIterator[OutputContent]:
+        """The file, converted where that is asked for. Raises `ComfyUIError` when it cannot be read."""
+        async with self._open_view(result, file) as body:
+            content = OutputContent(file.filename, file.content_type, body)
+            if convert is None or self._converter is None:
+                yield content
+                return
+            async with self._converter.converted(content, convert) as converted:
+                yield converted
+
+    async def read(self, result: PromptResult, file: OutputFile, max_bytes: int) -> bytes | None:
+        """The whole file, tried again with patience; None where it is larger, which is not read to its end.
+
+        Raises:
+            ComfyUIError: it cannot be read.
+        """
+
+        async def once() -> bytes | None:
+            async with self._open_view(result, file) as body:
+                if max_bytes < 0 or (body.length or 0) > max_bytes:
+                    return None
+                content = bytearray()
+                async for chunk in body:
+                    content += chunk
+                    if len(content) > max_bytes:
+                        return None
+                return bytes(content)
+
+        return await self._patience.until_done(file, once)
+
+    async def put(
+        self,
+        result: PromptResult,
+        file: OutputFile,
+        key_of: KeyOf,
+        placement: Placement,
+        *,
+        convert: ImageConversion | None = None,
+        deadline: float | None = None,
+    ) -> Stored:
+        """Store the file, tried again with patience, and at the latest at the deadline.
+
+        An upload that is given up still has parts to remove, and a store that is silent does not answer that, either:
+        it ends in its own time.
+
+        Args:
+            deadline: in the loop's time, whatever the store does; None: none.
+
+        Raises:
+            ComfyUIError: it cannot be read; a `StorageError` where it cannot be stored, or not in time.
+        """
+        try:
+            async with asyncio.timeout_at(deadline), self._slots:
+                upload = self._uploads.start(self._upload(result, file, key_of, placement, convert), "upload")
+                try:
+                    outcome = await asyncio.shield(upload)
+                finally:
+                    upload.cancel()
+        except TimeoutError:
+            raise StorageError("the object store did not take the file within the request's timeout") from None
+        if isinstance(outcome, ComfyUIError):
+            raise outcome
+        return outcome
+
+    async def _upload(
+        self,
+        result: PromptResult,
+        file: OutputFile,
+        key_of: KeyOf,
+        placement: Placement,
+        convert: ImageConversion | None,
+    ) -> Stored | ComfyUIError:
+        store = self._store
+        if store is None:
+            return StorageError("there is no object store")
+
+        async def once() -> Stored:
+            async with self.open(result, file, convert) as content:
+                key = key_of(replace(file, filename=content.filename))
+                body = content.body
+                stored = await store.put(key, body, body.length, content.content_type, placement)
+                return Stored(stored, content.facts())
+
+        try:
+            return await self._patience.until_done(file, once)
+        except ComfyUIError as error:
+            return error
+        except Exception:
+            # Whatever it is, the render is there and worth more than the upload.
+            _log.exception("store.failed", prompt_id=result.prompt_id)
+            return StorageError("the file could not be stored; the log has the reason")
