@@ -29,7 +29,7 @@ from comfyui.web.api.multipart import WORKFLOW_FIELDS, FormLimits, read_form
 from comfyui.web.front.errors import describe_validation
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.middleware import is_form
-from comfyui.web.front.openapi import BYTES, Schema, json_of
+from comfyui.web.front.openapi import BYTES, Schema, given, json_of
 from comfyui.web.front.request_state import state_of
 from comfyui.workflows.api_format import input_texts, is_ui_format
 
@@ -119,10 +119,16 @@ def submission_body(*, bare: bool) -> dict[str, Schema]:
 
 
 def _form_schema() -> Schema:
-    fields = {name: {"type": "string"} for name in PromptRequest.model_fields if name not in ("prompt", "images")}
+    """The fields of `PromptRequest`, of which a form has objects and lists as JSON text, and the files."""
+    text = {"type": "string", "contentMediaType": "application/json"}
+    fields = {
+        name: text | {"description": field["description"]} if name in _JSON_FIELDS else given(field)
+        for name, field in PromptRequest.model_json_schema()["properties"].items()
+        if name != "prompt"
+    }
     files = {"type": "array", "items": BYTES, "description": "Files under any name; the workflow has their file names."}
-    workflow = {"type": "string", "description": "The workflow as JSON, bare or as a whole body."}
-    return {"type": "object", "required": ["workflow"], "properties": {"workflow": workflow, "images": files, **fields}}
+    workflow = text | {"description": "The workflow, bare or as a whole body."}
+    return {"type": "object", "required": ["workflow"], "properties": {"workflow": workflow, **fields, "images": files}}
 
 
 async def _submission(request: Request, *, bare: bool) -> Submission:

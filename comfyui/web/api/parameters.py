@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from comfyui.exceptions import QueryError, RequestError
 from comfyui.web.front.errors import describe_validation
+from comfyui.web.front.openapi import given
 
 IN_PATH: dict[str, Any] = {"in": "path"}
 IN_HEADER: dict[str, Any] = {"in": "header"}
@@ -81,11 +82,7 @@ def described(model: type[Parameters]) -> list[dict[str, Any]]:
 
 
 def _described(name: str, field: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
-    schema = {key: value for key, value in field.items() if key not in {"title", "in", "description", "anyOf"}}
-    if schema.get("default", "") is None:
-        del schema["default"]
-    # A parameter that is not given is left out: there is no way to write null.
-    schema |= next((kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}), {})
+    schema = {key: value for key, value in given(field).items() if key not in {"in", "description"}}
     parameter = {"name": name, "in": field.get("in", "query"), "required": required, "schema": schema}
     return {**parameter, "description": field["description"]} if "description" in field else parameter
 

@@ -98,6 +98,14 @@ def json_of(*models: Any) -> dict[str, Schema]:
     return {_JSON: schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
 
 
+def given(field: Schema) -> dict[str, Any]:
+    """The schema of a field in a query, a header or a form, in which there is no way to write null."""
+    schema = {key: value for key, value in field.items() if key not in {"title", "anyOf"}}
+    if schema.get("default", "") is None:
+        del schema["default"]
+    return schema | next((kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}), {})
+
+
 def operation(
     name: str,
     answers: Mapping[int, Answer],

@@ -58,7 +58,9 @@ def main(url: str, key: str) -> None:
     assert isinstance(file.base64, str)
     assert answer.timings.executing >= 0
 
-    form = PromptSyncFilesBody(workflow='{"1": {"class_type": "NoSuchNode"}}', images=[File(BytesIO(b"x"), "a.txt")])
+    form = PromptSyncFilesBody(
+        workflow='{"1": {"class_type": "NoSuchNode"}}', images=[File(BytesIO(b"x"), "a.txt")], front=True
+    )
     for body in (PromptRequest(prompt=workflow("NoSuchNode")), form):
         refused = prompt_sync.sync(client=client, body=body)
         assert isinstance(refused, ErrorBody), refused
