@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import functools
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
-import uvicorn
 
 from comfyui.address import ServerAccess
 from comfyui.exceptions import SettingsError
@@ -33,7 +29,7 @@ from comfyui.web.api.ops import VERSION
 from comfyui.web.app import Gateway, Opened
 from comfyui.web.server.draining import draining_on_signal
 from comfyui.web.server.listening import bind, warn_of_strangers
-from comfyui.web.server.serving import Server, relieve_the_collector
+from comfyui.web.server.serving import Server, relieve_the_collector, run
 from config import GatewayOptions, Settings
 
 _log = structlog.get_logger("gateway")
@@ -58,57 +54,48 @@ def create_app(
     settings = settings or load(Settings, env_file=ENV_FILE)
     metrics = metrics or Metrics()
     options = options or settings.options()
-    opening = functools.partial(
-        _opened, settings, options, metrics, settings.accesses(), settings.warmup_prompt(), on_drained
-    )
+    accesses, warmup = settings.accesses(), settings.warmup_prompt()
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Opened]:
+        async with AsyncExitStack() as stack:
+            pool = await stack.enter_async_context(_backends(settings, options, metrics, accesses))
+            stager = await stack.enter_async_context(
+                InputStager(
+                    max_bytes=settings.max_input_bytes,
+                    limits=settings.limits(),
+                    url_allow=settings.input_url_allow,
+                    url_timeout_s=settings.input_url_timeout,
+                )
+            )
+            handler = await stack.enter_async_context(
+                ComfyUIHandler(
+                    pool,
+                    stager,
+                    options.handler,
+                    metrics=metrics,
+                    quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
+                )
+            )
+            if options.runpod is None:
+                await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
+            if options.store is not None:
+                await stack.enter_async_context(options.store)
+            files = await stack.enter_async_context(
+                OutputFiles(
+                    handler.open_file,
+                    options.store,
+                    converter=ImageConverter(options.conversion),
+                    last_uploads_s=options.delivery.last_uploads_s,
+                )
+            )
+            deliverer = Deliverer(files, options.delivery)
+            if warmup is not None:
+                await stack.enter_async_context(warming_up(handler, warmup, timeout_s=settings.max_timeout))
+            with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
+                yield Opened(handler, deliverer)
+
     return Gateway(options.app, metrics, opening)
-
-
-@asynccontextmanager
-async def _opened(
-    settings: Settings,
-    options: GatewayOptions,
-    metrics: Metrics,
-    accesses: Mapping[str, ServerAccess],
-    warmup: dict[str, Any] | None,
-    on_drained: Callable[[float], None] | None,
-) -> AsyncIterator[Opened]:
-    async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(_backends(settings, options, metrics, accesses))
-        stager = await stack.enter_async_context(
-            InputStager(
-                max_bytes=settings.max_input_bytes,
-                limits=settings.limits(),
-                url_allow=settings.input_url_allow,
-                url_timeout_s=settings.input_url_timeout,
-            )
-        )
-        handler = await stack.enter_async_context(
-            ComfyUIHandler(
-                pool,
-                stager,
-                options.handler,
-                metrics=metrics,
-                quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
-            )
-        )
-        if options.runpod is None:
-            await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
-        if options.store is not None:
-            await stack.enter_async_context(options.store)
-        files = await stack.enter_async_context(
-            OutputFiles(
-                handler.open_file,
-                options.store,
-                converter=ImageConverter(options.conversion),
-                last_uploads_s=options.delivery.last_uploads_s,
-            )
-        )
-        deliverer = Deliverer(files, options.delivery)
-        if warmup is not None:
-            await stack.enter_async_context(warming_up(handler, warmup, timeout_s=settings.max_timeout))
-        with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
-            yield Opened(pool, handler, deliverer)
 
 
 def _backends(
@@ -134,7 +121,7 @@ async def _serve(settings: Settings) -> None:
     if not settings.api_keys:
         warn_of_strangers(settings.server_host, settings.server_port)
     runpod = settings.runpod_endpoint_id if settings.backend == "runpod" else None
-    keys = app.app_options.keys.shown_names() or None
+    keys = options.app.keys.shown_names() or None
     _log.info("gateway.starting", comfyui=settings.shown_addresses, runpod=runpod, keys=keys, version=VERSION)
     relieve_the_collector()
     try:
@@ -144,9 +131,14 @@ async def _serve(settings: Settings) -> None:
     await server.serve(sockets)
 
 
-async def _main(*, with_fallback: bool) -> None:
+def _settings() -> Settings:
     settings = load(Settings, env_file=ENV_FILE)
     configure_logging(settings.log_level, settings.log_output)
+    return settings
+
+
+async def _main(*, with_fallback: bool) -> None:
+    settings = _settings()
     if not with_fallback:
         await _serve(settings)
         return
@@ -167,11 +159,8 @@ def main() -> int:
         help="where no ComfyUI answers, start the embedded engine (a simulation) and use that",
     )
     arguments = parser.parse_args()
-    # uvicorn raises the signal again once it has shut down in order; what is open here must still be closed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
-            runner.run(_main(with_fallback=arguments.fallback_engine))
+        run(_main(with_fallback=arguments.fallback_engine))
     except SettingsError as error:
         print(f"comfyui-gateway cannot start:\n{error}", file=sys.stderr)
         return 2
@@ -184,9 +173,7 @@ def __getattr__(name: str) -> Any:
     """``app`` for ``uvicorn server:app``, made when it is asked for: an import alone reads no environment."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    settings = load(Settings, env_file=ENV_FILE)
-    configure_logging(settings.log_level, settings.log_output)
-    return create_app(settings)
+    return create_app(_settings())
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ ISLANDS = {"engine", "sdk"}
 ONLY_IN = {
     "fastapi": ("comfyui/web/",),
     "starlette": ("comfyui/web/",),
-    "uvicorn": ("comfyui/web/", "server.py"),
+    "uvicorn": ("comfyui/web/",),
     "runpod": ("comfyui/workers/runpod",),
     "littlehorse": ("comfyui/workers/littlehorse",),
     "asyncpg": ("comfyui/workers/postgres",),

@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from comfyui.handler import ComfyUIHandler
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
-from comfyui.servers.pool import BackendPool
 from comfyui.web.api import ops, prompt_sync, tickets, workflows
 from comfyui.web.api.door import Door
 from comfyui.web.comfyui import prompt
@@ -73,7 +72,6 @@ class AppOptions:
 class Opened:
     """What the endpoints and the relay work with, open."""
 
-    pool: BackendPool
     handler: ComfyUIHandler
     deliverer: Deliverer
 
@@ -129,7 +127,7 @@ class Gateway(FastAPI):
 
     @asynccontextmanager
     async def _run(self, _app: FastAPI) -> AsyncIterator[None]:
-        async with self._opening() as opened, Upstreams(opened.pool) as upstreams:
+        async with self._opening() as opened, Upstreams(opened.handler.pool) as upstreams:
             self.running = GatewayState(
                 options=self.app_options.web,
                 handler=opened.handler,

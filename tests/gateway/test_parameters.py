@@ -9,7 +9,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.web.api.door import Door
-from tests.support.relaying import answer_ok, fetch, relayed
+from tests.support.relaying import Exchange, fetch, relayed
 from tests.support.running import RunningGateway, invert_workflow
 
 BODY = json.dumps({"prompt": invert_workflow()}).encode()
@@ -112,10 +112,17 @@ async def test_an_idempotency_key_that_cannot_be_used_is_refused_by_name(
     assert (found, body["detail"]) == (status, detail)
 
 
+async def _queued(exchange: Exchange) -> None:
+    await exchange.body()
+    body = b'{"prompt_id": "a", "number": 1, "node_errors": {}}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    await exchange.send(head % len(body) + body)
+
+
 @pytest.mark.parametrize("path", ["/prompt", "/api/prompt", "/queue", "/view", "/history/a"])
 async def test_the_query_of_no_path_of_comfyui_is_looked_at(path: str) -> None:
     method = "POST" if path.endswith("prompt") else "GET"
-    async with relayed(answer_ok) as (comfyui, gateway):
+    async with relayed(_queued) as (comfyui, gateway):
         answer = await fetch(gateway, f"{path}?tiemout=1&tiemout=2&x", method=method, data=BODY)
         assert answer.status == 200
     assert any(exchange.line.startswith(f"{method} ") for exchange in comfyui.seen)
@@ -176,7 +183,7 @@ async def test_openapi_describes_the_parameters(gateway: RunningGateway) -> None
         return {parameter["name"]: parameter for parameter in paths[path][method]["parameters"]}
 
     posted = named("/prompt_sync", "post")
-    assert set(posted) == {"timeout", "node_id", "previews", IDEMPOTENCY}
+    assert set(posted) == {"timeout", "node_id", "previews", IDEMPOTENCY, "X-Request-ID"}
     assert posted["timeout"]["schema"] == {"type": "number", "exclusiveMinimum": 0}
     assert (posted["timeout"]["in"], posted["timeout"]["required"]) == ("query", False)
     assert posted[IDEMPOTENCY]["in"] == "header"
@@ -188,4 +195,4 @@ async def test_openapi_describes_the_parameters(gateway: RunningGateway) -> None
         "schema": {"type": "string", "format": "uuid"},
     }
     assert attached["convert"]["schema"]["enum"] == ["webp", "jpeg", "png", "avif"]
-    assert set(named("/prompt_sync/{prompt_id}", "delete")) == {"prompt_id"}
+    assert set(named("/prompt_sync/{prompt_id}", "delete")) == {"prompt_id", "X-Request-ID"}

@@ -23,6 +23,7 @@ from tests.support.running import (
     needs_ipv6,
     prompts_are_queued,
     queue_of,
+    requests,
     sleep_workflow,
     until,
 )
@@ -245,3 +246,26 @@ def test_the_garbage_collector_works_once_the_modules_are_loaded() -> None:
     command = [sys.executable, "-c", code]
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert process.stdout == "True 10000\n", process.stderr
+
+
+async def test_an_embedded_engine_serves_where_no_comfyui_answers_and_ends_with_the_gateway() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        nowhere = f"127.0.0.1:{nobody.getsockname()[1]}"
+    async with gateway_process(nowhere, "--fallback-engine") as gateway:
+        told = await gateway.logged("engine.embedded")
+        address = told["detail"].rpartition("http://")[2]
+        status, body = await gateway.prompt_sync(invert_workflow())
+        assert (status, body["simulation"]) == (200, True)
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_status() == 0
+    host, _, port = address.partition(":")
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, int(port))
+
+
+async def test_an_embedded_engine_does_not_take_the_place_of_a_comfyui_that_answers(engine: Engine) -> None:
+    async with gateway_process(engine.url, "--fallback-engine") as gateway:
+        assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+    assert requests(engine, "POST /prompt") == 1
+    assert not [line for line in gateway.lines if line["event"] == "engine.embedded"]

@@ -61,7 +61,7 @@ class GatewayProcess:
 
 
 @asynccontextmanager
-async def gateway_process(comfyui: str, **settings: str) -> AsyncIterator[GatewayProcess]:
+async def gateway_process(comfyui: str, *arguments: str, **settings: str) -> AsyncIterator[GatewayProcess]:
     environ = {
         "PATH": os.environ["PATH"],
         "COMFYUI_SERVER_ADDRESS": comfyui,
@@ -71,7 +71,7 @@ async def gateway_process(comfyui: str, **settings: str) -> AsyncIterator[Gatewa
         **settings,
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "server.py", cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
+        sys.executable, "server.py", *arguments, cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
     )
     gateway = GatewayProcess(process)
     reading = asyncio.create_task(gateway.read_log())

@@ -108,6 +108,9 @@ def _query(query: bytes, known: Collection[str], in_body: Collection[str]) -> di
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_PAIRS)
     except ValueError:
         raise QueryError(f"the query has more than {_MOST_PAIRS} parameters") from None
+    values = dict(pairs)
+    if len(values) == len(pairs) and all(name in known and value for name, value in pairs):
+        return values
     counts = Counter(name for name, _ in pairs)
     wrong = [_unknown(name, known, in_body) for name in counts if name not in known]
     wrong += [f"{name}: this parameter may be given once only" for name in known if counts[name] > 1]
@@ -115,9 +118,7 @@ def _query(query: bytes, known: Collection[str], in_body: Collection[str]) -> di
         more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
         raise QueryError("; ".join(wrong[:_MOST_NAMED]) + more)
     empty = [name for name, value in pairs if not value]
-    if empty:
-        raise RequestError("; ".join(f"{name}: the value is empty; give one, or leave {name} out" for name in empty))
-    return dict(pairs)
+    raise RequestError("; ".join(f"{name}: the value is empty; give one, or leave {name} out" for name in empty))
 
 
 def _unknown(name: str, known: Collection[str], in_body: Collection[str]) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import logging
 import math
+import signal
 import socket
+import sys
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +95,14 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for sock in sockets or ():  # on these uvicorn is silent
             logging.getLogger("uvicorn.error").info("Uvicorn running on %s (Press CTRL+C to quit)", url_of(sock))
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs `main` in the loop that uvicorn would choose."""
+    # uvicorn raises the signal again once it has shut down in order; what `main` has open must still be closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
+        runner.run(main)
 
 
 def relieve_the_collector() -> None:
