@@ -43,6 +43,7 @@ from comfyui.exceptions import (
 )
 from comfyui.metrics import Metrics
 from comfyui.replies import HistoryEntry, QueueItem
+from comfyui.retrying import Backoff
 from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.positions import Place, QueuePositions
 from comfyui.servers.prompt_worker import PromptWorker
@@ -187,6 +188,8 @@ class CompletionWatcher:
         self._frames_at_poll = 0
         self._poll_delay_s = _FASTEST_POLL_S
         self._poll_failures = 0
+        self._poll_backoff = Backoff(start_s=2 * _FASTEST_POLL_S, max_s=2 * options.poll_interval_s)
+        self._retry_delay_s = 0.0
         self.queue_remaining = 0
         """ComfyUI's own figure, as last heard."""
         self._told_silent: str | None = None
@@ -463,7 +466,7 @@ class CompletionWatcher:
 
     def _delay_s(self, waiting: Sequence[Watch]) -> float:
         if self._poll_failures:
-            return min(_FASTEST_POLL_S * 2.0**self._poll_failures, 2 * self._options.poll_interval_s)
+            return self._retry_delay_s
         if self._suspicious or any(watch.misses for watch in waiting):
             return _CONFIRM_S
         return self._poll_delay_s if self._deaf_waiting else self._options.tick_s
@@ -476,6 +479,7 @@ class CompletionWatcher:
                 self.changed.set()  # it answers again: whoever took it out of rotation should look
         except ComfyUIError as error:
             self._poll_failures += 1
+            self._retry_delay_s = self._poll_backoff.delay_s(self._poll_failures)
             if isinstance(error, ComfyUIConnectionError):
                 # It may have restarted, and without a socket nothing else would tell.
                 self._epoch += 1
