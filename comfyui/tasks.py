@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
+from contextvars import Context
 from typing import Any, Self, TypeVar
 
 import structlog
@@ -32,23 +33,33 @@ class SideTasks:
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
 
-    def start(self, work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
-        """Runs `work` in a task of this name, which the log has when it fails."""
-        task = asyncio.create_task(work, name=name)
+    def start(self, work: Coroutine[Any, Any, _T], name: str, context: Context | None = None) -> asyncio.Task[_T]:
+        """Runs `work` in a task of this name, which the log has when it fails.
+
+        Args:
+            context: in which it runs; a copy of the caller's when not given. What it logs has what that binds.
+        """
+        task = asyncio.create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
     async def join(self, timeout_s: float | None = None) -> None:
         """Returns when all tasks that run now have ended by themselves, or after `timeout_s`."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
+        if others := self._others():
+            await asyncio.wait(others, timeout=timeout_s)
 
     async def close(self, *, patience_s: float = 0.0) -> None:
-        """Returns when all tasks have ended; those that run after `patience_s` are cancelled."""
+        """Returns when all tasks have ended; those that run after `patience_s` are cancelled.
+
+        A task that calls it goes on.
+        """
         if patience_s:
             await self.join(patience_s)
-        await _end(self._tasks)
+        await _end(self._others())
+
+    def _others(self) -> list[asyncio.Task[Any]]:
+        return [task for task in self._tasks if task is not asyncio.current_task()]
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

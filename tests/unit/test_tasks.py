@@ -117,6 +117,15 @@ async def test_an_owner_that_wants_to_know_is_told_in_place_of_the_log() -> None
     assert (told, lines) == (["beside: a mistake"], [])
 
 
+async def test_a_side_task_can_close_the_others() -> None:
+    side = SideTasks()
+    other = side.start(_forever(), "other")
+    closing = side.start(side.close(), "closing")
+    async with asyncio.timeout(5):
+        await closing
+    assert other.cancelled()
+
+
 async def test_side_tasks_get_the_patience_that_their_owner_has() -> None:
     side = SideTasks()
     quick, slow = side.start(asyncio.sleep(0.01), "quick"), side.start(_forever(), "slow")

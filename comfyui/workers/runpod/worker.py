@@ -31,7 +31,7 @@ from comfyui.models import PromptResult
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.stores.store import StoreCheck
 from comfyui.settings import ENV_FILE, load
-from comfyui.tasks import end_tasks, happens_within
+from comfyui.tasks import SideTasks, happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.diagnostics import diagnostics, environment, error_members, error_text, log_environment
 from comfyui.workers.progress import ProgressReport, ProgressTracker
@@ -75,7 +75,7 @@ class RunPodWorker:
         self._sdk = sdk
         self._log = structlog.get_logger(__name__)
         self._running: asyncio.Future[_Running] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = SideTasks()
 
     # What the SDK calls
 
@@ -83,7 +83,7 @@ class RunPodWorker:
         """The SDK's ``concurrency_modifier``: called in its loop before every job that it takes."""
         if self._running is None:
             self._start()
-            _drain_on_sigterm(lambda: self._in_background(self._drain()))
+            _drain_on_sigterm(lambda: self._in_background(self._drain(), "drain"))
         return self._settings.jobs_at_once
 
     async def handle(self, job: Job) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class RunPodWorker:
 
     async def close(self) -> None:
         """Stop ComfyUI, which gets its time for it, and close what is open."""
-        await end_tasks(*(task for task in self._tasks if task is not asyncio.current_task()))
+        await self._tasks.close()
 
     async def _drain(self) -> None:
         """After SIGTERM: what runs is finished and reported, then the SDK's loop ended, which closes all that is ours.
@@ -174,7 +174,7 @@ class RunPodWorker:
     def _start(self) -> asyncio.Future[_Running]:
         if self._running is None:
             self._running = asyncio.get_running_loop().create_future()
-            self._in_background(self._own(self._running))
+            self._in_background(self._own(self._running), "ComfyUI worker")
         return self._running
 
     async def _own(self, running: asyncio.Future[_Running]) -> None:
@@ -197,11 +197,9 @@ class RunPodWorker:
                 await log_environment(worker)
             await asyncio.Event().wait()
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
         # A context of its own: the lines that it logs later are not of the job that happened to start it.
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(work, name, contextvars.Context())
 
 
 def _without(secret: str, value: Any) -> Any:
