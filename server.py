@@ -24,7 +24,7 @@ from comfyui.outputs.images import ImageConverter
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
 from comfyui.settings import ENV_FILE, load
-from comfyui.warmup import warming_up
+from comfyui.warmup import WarmUp
 from comfyui.web.api.ops import VERSION
 from comfyui.web.app import Gateway, Opened
 from comfyui.web.server.draining import draining_on_signal
@@ -68,6 +68,7 @@ def create_app(
                     url_timeout_s=settings.input_url_timeout,
                 )
             )
+            warm_up = WarmUp(warmup, timeout_s=settings.max_timeout) if warmup is not None else None
             handler = await stack.enter_async_context(
                 ComfyUIHandler(
                     pool,
@@ -75,6 +76,7 @@ def create_app(
                     options.handler,
                     metrics=metrics,
                     quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
+                    also_ready=warm_up,
                 )
             )
             if options.runpod is None:
@@ -90,8 +92,8 @@ def create_app(
                 )
             )
             deliverer = Deliverer(files, options.delivery)
-            if warmup is not None:
-                await stack.enter_async_context(warming_up(handler, warmup, timeout_s=settings.max_timeout))
+            if warm_up is not None:
+                await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
                 yield Opened(handler, deliverer)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from uuid import uuid4
 
 import structlog
@@ -31,13 +31,13 @@ from comfyui.executors.comfyui import PromptRunner, RunnerOptions
 from comfyui.executors.quarantine import Quarantine
 from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.staging import InputStager
-from comfyui.jobs.cancels import Cancels
+from comfyui.jobs.cancels import Cancels, given_up
 from comfyui.jobs.finished import Finished, check_same, fingerprint_of
 from comfyui.jobs.job import Job, Listener, Reason
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
-from comfyui.offload import offloaded
+from comfyui.offload import after_turns, offloaded
 from comfyui.replies import QueueItem
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool, ServerReport
@@ -65,8 +65,19 @@ class HandlerOptions:
     runner: RunnerOptions = field(default_factory=RunnerOptions)
 
 
+class Readiness(Protocol):
+    """Something that keeps the gateway from saying that it is ready, though it takes prompts."""
+
+    def why_not_ready(self, *, in_detail: bool) -> str | None:
+        """The reason; None when there is none. Not `in_detail`: no addresses, no messages."""
+
+
 class ComfyUIHandler:
-    """Open it with ``async with``. The pool and the stager belong to whoever made them."""
+    """Open it with ``async with``. The pool and the stager belong to whoever made them.
+
+    Args:
+        also_ready: what must be ready beside the servers.
+    """
 
     def __init__(
         self,
@@ -76,10 +87,12 @@ class ComfyUIHandler:
         *,
         metrics: Metrics | None = None,
         quarantine: Quarantine | None = None,
+        also_ready: Readiness | None = None,
     ) -> None:
         self.pool = pool
         self.metrics = metrics or Metrics()
         self._options = options or HandlerOptions()
+        self._also_ready = also_ready
         self._runner = PromptRunner(pool, stager, self._options.runner, self.metrics, quarantine or Quarantine(after=0))
         # Looking up a label takes longer than counting.
         self._prompts = functools.cache(self.metrics.prompts.labels)
@@ -92,8 +105,6 @@ class ComfyUIHandler:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self.not_warm: str | None = None
-        """Why it is not said to be ready though it takes prompts: `comfyui.warmup` writes it."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -225,7 +236,7 @@ class ComfyUIHandler:
             return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
         if not self.pool.ready:
             return self.pool.why_not_ready(in_detail=in_detail)
-        return self.not_warm if in_detail or self.not_warm is None else "not warm: WARMUP_WORKFLOW has not run through"
+        return self._also_ready.why_not_ready(in_detail=in_detail) if self._also_ready is not None else None
 
     def refuse_when_full(self) -> None:
         """Raise what `submit_prompt_sync` would raise now, before a body is read for nothing.
@@ -308,11 +319,11 @@ class ComfyUIHandler:
         """The last request left before the end: it takes the prompt with it, where that is wanted."""
         if job.request is None:
             # Somebody else's prompt: it goes on, and nobody looks.
-            job.fail(_given_up(reason, job.prompt_id))
+            job.fail(given_up(reason, job.prompt_id))
             del self._jobs[job.prompt_id]  # at once: who comes now must not join what is over
             job.stop()
         elif job.cancel_wanted is not None:
-            job.cancel(_given_up(job.cancel_wanted, job.prompt_id))
+            job.cancel(given_up(job.cancel_wanted, job.prompt_id))
             self._cancels.begin(job, job.cancel_wanted)
 
     # Running
@@ -365,7 +376,7 @@ class ComfyUIHandler:
             outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
             # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.
             record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
-            _after_turns(_TURNS_UNTIL_ANSWERED, record)
+            after_turns(_TURNS_UNTIL_ANSWERED, record)
 
     def _record(self, job: Job, outcome: str, seconds: float, timings: Mapping[str, Any]) -> None:
         self._prompts(outcome).inc()
@@ -386,15 +397,3 @@ def _delayed_by(backend: Backend | None) -> str:
         return ""
     cause = str(backend.watcher.worker.silence or backend.reason)
     return f"; {cause}" if cause else ""
-
-
-def _given_up(reason: Reason, prompt_id: str) -> ComfyUIError:
-    """What a job fails with when its last request has left; it is counted as that."""
-    if reason == "timeout":
-        return ComfyUITimeoutError("cancelled on timeout", prompt_id=prompt_id)
-    return ComfyUITaskCancelledError(f"cancelled on {reason}", prompt_id=prompt_id)
-
-
-def _after_turns(turns: int, call: Callable[[], None]) -> None:
-    """After so many turns of the event loop."""
-    asyncio.get_running_loop().call_soon(*((_after_turns, turns - 1, call) if turns else (call,)))

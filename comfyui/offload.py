@@ -84,3 +84,8 @@ class Turns:
         """As `over`; returns in a later turn when it is time for one."""
         if self.over(size):
             await asyncio.sleep(0)
+
+
+def after_turns(turns: int, call: Callable[[], None]) -> None:
+    """Call it after so many turns of the event loop."""
+    asyncio.get_running_loop().call_soon(*((after_turns, turns - 1, call) if turns else (call,)))

@@ -44,42 +44,52 @@ def load_workflow(path: Path) -> dict[str, Any]:
     return loaded
 
 
-@asynccontextmanager
-async def warming_up(handler: ComfyUIHandler, workflow: dict[str, Any], *, timeout_s: float) -> AsyncIterator[None]:
-    """Runs the workflow once on each server that is up, again and again until it worked; meanwhile nothing is ready.
+class WarmUp:
+    """Runs a workflow once on each server that is up, again and again until it worked; meanwhile nothing is ready.
 
     Prompts are taken all the same: only the probe tells that they may be slow. A workflow that fails keeps the gateway
     unready on purpose, so that a rollout stops before the old version is gone.
     """
-    handler.not_warm = "warming up"
-    async with SideTasks() as side:
-        side.start(_warm_up(handler, workflow, timeout_s), "warm up")
-        yield
 
+    def __init__(self, workflow: dict[str, Any], *, timeout_s: float) -> None:
+        self._workflow = workflow
+        self._timeout_s = timeout_s
+        self._missing: str | None = "warming up"
 
-async def _warm_up(handler: ComfyUIHandler, workflow: dict[str, Any], timeout_s: float) -> None:
-    failures = 0
-    while True:
-        try:
-            await handler.pool.choose(patience_s=_PATIENCE_S)
-            started = time.monotonic()
-            # The least busy server is chosen for each, so that every one gets one.
-            runs = [
-                handler.submit_prompt_sync(PromptRequest(prompt=workflow), timeout_s=timeout_s)
-                for _ in handler.pool.ready
-            ]
-            for outcome in await asyncio.gather(*runs, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-        except ComfyUIShutdownError:
-            return
-        except ComfyUIError as error:
-            failures += 1
-            if handler.pool.ready:
-                handler.not_warm = f"the warm-up workflow failed: {error.detail}"
-                _log.error("warmup.failed", detail=error.detail, failures=failures)
-            await asyncio.sleep(_BACKOFF.delay_s(failures))
-        else:
-            handler.not_warm = None
-            _log.info("warmup.done", seconds=round(time.monotonic() - started, 1))
-            return
+    def why_not_ready(self, *, in_detail: bool) -> str | None:
+        """See `comfyui.handler.Readiness`."""
+        return self._missing if in_detail or self._missing is None else "not warm: WARMUP_WORKFLOW has not run through"
+
+    @asynccontextmanager
+    async def running(self, handler: ComfyUIHandler) -> AsyncIterator[None]:
+        """Warm the servers of `handler` beside the ``async with`` body."""
+        async with SideTasks() as tasks:
+            tasks.start(self._run(handler), "warm up")
+            yield
+
+    async def _run(self, handler: ComfyUIHandler) -> None:
+        failures = 0
+        while True:
+            try:
+                await handler.pool.choose(patience_s=_PATIENCE_S)
+                started = time.monotonic()
+                # The least busy server is chosen for each, so that every one gets one.
+                runs = [
+                    handler.submit_prompt_sync(PromptRequest(prompt=self._workflow), timeout_s=self._timeout_s)
+                    for _ in handler.pool.ready
+                ]
+                for outcome in await asyncio.gather(*runs, return_exceptions=True):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+            except ComfyUIShutdownError:
+                return
+            except ComfyUIError as error:
+                failures += 1
+                if handler.pool.ready:
+                    self._missing = f"the warm-up workflow failed: {error.detail}"
+                    _log.error("warmup.failed", detail=error.detail, failures=failures)
+                await asyncio.sleep(_BACKOFF.delay_s(failures))
+            else:
+                self._missing = None
+                _log.info("warmup.done", seconds=round(time.monotonic() - started, 1))
+                return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,23 @@ ONLY_IN = {
 # Our own HTTP and its splices, and the only rooms that know them: others have `transport.body`, `drivers` and `relay`.
 FENCED = {f"comfyui.transport.{name}" for name in ("connection", "framing", "http1", "splice")}
 WITHIN_THE_FENCE = ("comfyui/transport/", "comfyui/web/server/")
+
+# Classes whose attributes others write, by their module: who may, and why.
+WRITTEN_BY_OTHERS = {
+    "comfyui/exceptions.py": ("comfyui/", "whoever knows more of an error on its way adds it"),
+    "comfyui/sdk/errors.py": ("comfyui/sdk/", "whoever knows more of an error on its way adds it"),
+    "comfyui/workflows/convert/graph.py": ("comfyui/workflows/convert/", "the graph that the steps change in turn"),
+    "comfyui/transport/connection.py": ("comfyui/transport/", "the pool keeps its notes on each connection"),
+    "comfyui/web/front/request_state.py": ("comfyui/web/", "each layer adds what it found out of the request"),
+    "comfyui/runpod/job.py": ("comfyui/runpod/", "to be dissolved: comfyui/jobs/job.py has one writer"),
+}
+
+# Objects of other packages that have an attribute named as one of ours, in the file that writes it.
+FOREIGN = {
+    ("comfyui/exceptions.py", "error.args"),
+    ("comfyui/web/server/client_side.py", "cycle.expected_content_length"),
+    ("comfyui/workers/littlehorse/worker.py", "result.error.message"),
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -265,3 +283,106 @@ def test_tests_set_limits_by_options_and_patch_no_private_name() -> None:
 def test_tests_use_hand_written_fakes() -> None:
     tests = (ROOT / "tests").rglob("*.py")
     assert [relative(path) for path in tests if "unittest.mock" in imports(path)] == []
+
+
+def lambda_slots(tree: ast.AST) -> Iterator[int]:
+    """Lines of lambdas that stand for a callback until another one takes their place: attributes and defaults."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Lambda):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Attribute) for target in targets) or isinstance(node, ast.AnnAssign):
+                yield node.lineno
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            defaults = [*node.args.defaults, *node.args.kw_defaults]
+            yield from (default.lineno for default in defaults if isinstance(default, ast.Lambda))
+
+
+def written(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
+    """Object, attribute and line of each assignment to an attribute."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield ast.unparse(node.value), node.attr, node.lineno
+
+
+def attributes(tree: ast.AST) -> set[str]:
+    """What the module's classes and their instances have: assigned to `self`, or declared in the class."""
+    declared = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for target in (statement.targets if isinstance(statement, ast.Assign) else [statement.target])
+        if isinstance(target, ast.Name)
+    }
+    return declared | {attribute for owner, attribute, _ in written(tree) if owner == "self"}
+
+
+def written_from_outside(path: Path, tree: ast.AST, owners: Mapping[str, set[str]]) -> list[str]:
+    """Assignments to attributes that only classes of other modules have; `owners`: their modules, by attribute."""
+    here = relative(path)
+    found: list[str] = []
+    for owner, attribute, line in written(tree):
+        modules = owners.get(attribute, set())
+        if owner in {"self", "cls"} or not modules or here in modules or (here, f"{owner}.{attribute}") in FOREIGN:
+            continue
+        if not any(here.startswith(WRITTEN_BY_OTHERS[name][0]) for name in modules & WRITTEN_BY_OTHERS.keys()):
+            found.append(f"{here}:{line}: {owner}.{attribute} belongs to {', '.join(sorted(modules))}")
+    return found
+
+
+OURS = [path for path in PRODUCT if "engine" not in path.parts]
+
+
+@pytest.fixture(scope="module")
+def owners() -> dict[str, set[str]]:
+    known: dict[str, set[str]] = {}
+    for path in OURS:
+        for attribute in attributes(ast.parse(path.read_text())):
+            known.setdefault(attribute, set()).add(relative(path))
+    return known
+
+
+@pytest.mark.parametrize("path", OURS, ids=relative)
+def test_no_callback_waits_in_a_slot(path: Path) -> None:
+    assert not list(lambda_slots(ast.parse(path.read_text()))), "hand it to the constructor, as a protocol"
+
+
+@pytest.mark.parametrize("path", OURS, ids=relative)
+def test_only_a_class_writes_its_attributes(path: Path, owners: Mapping[str, set[str]]) -> None:
+    assert not written_from_outside(path, ast.parse(path.read_text()), owners)
+
+
+@pytest.mark.parametrize("name", WRITTEN_BY_OTHERS)
+def test_what_others_may_write_they_do_write(name: str, owners: Mapping[str, set[str]]) -> None:
+    attributes_there = {attribute for attribute, modules in owners.items() if name in modules}
+    foreign = (
+        attribute
+        for path in OURS
+        if relative(path) != name and relative(path).startswith(WRITTEN_BY_OTHERS[name][0])
+        for owner, attribute, _ in written(ast.parse(path.read_text()))
+        if owner != "self"
+    )
+    assert attributes_there.intersection(foreign), "take it out of WRITTEN_BY_OTHERS"
+
+
+def test_the_checks_see_a_slot_and_a_second_writer(owners: Mapping[str, set[str]]) -> None:
+    slots = """
+class Queue:
+    on_taken: Callable[[], None] = lambda: None
+
+    def __init__(self, lost=lambda: None) -> None:
+        self.on_added = lambda: None
+        local = lambda: None
+"""
+    assert sorted(lambda_slots(ast.parse(slots))) == [3, 5, 6]
+    second = """
+job.state = State.LOST
+backend.watcher.queue_remaining, error.prompt_id = 1, None
+self.state = archive.compression = 2
+"""
+    handler = ROOT / "comfyui/handler.py"
+    assert [line.split(" belongs")[0] for line in written_from_outside(handler, ast.parse(second), owners)] == [
+        "comfyui/handler.py:2: job.state",
+        "comfyui/handler.py:3: backend.watcher.queue_remaining",
+    ]

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError, ComfyUITimeoutError
+from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITimeoutError
 from comfyui.executors.comfyui import PromptRunner
 from comfyui.jobs.job import Job, Reason
 from comfyui.metrics import Metrics
@@ -87,3 +87,10 @@ class Cancels:
             error.prompt_id = job.prompt_id
             return error
         return None
+
+
+def given_up(reason: Reason, prompt_id: str) -> ComfyUIError:
+    """The error of a job whose last request has left, by which it is counted."""
+    if reason == "timeout":
+        return ComfyUITimeoutError("cancelled on timeout", prompt_id=prompt_id)
+    return ComfyUITaskCancelledError(f"cancelled on {reason}", prompt_id=prompt_id)

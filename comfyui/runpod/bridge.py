@@ -67,7 +67,7 @@ class RunPodBridge:
         self._password = secrets.token_urlsafe(32)
         self._port = 0
         self._stack = AsyncExitStack()
-        self._health: EndpointHealth | None = None
+        self._health = EndpointHealth()
 
     @property
     def address(self) -> str:
@@ -81,9 +81,7 @@ class RunPodBridge:
 
     def tell_trouble(self, listener: Callable[[str], None]) -> None:
         """Have it called with the reason while RunPod refuses us, and with "" when that has passed."""
-        if self._health is not None:
-            self._health.on_trouble = listener
-            listener(self._health.trouble)
+        self._health.listen(listener)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -99,29 +97,28 @@ class RunPodBridge:
         folder = await asyncio.to_thread(options.data_dir.absolute)
         journal = await stack.enter_async_context(Journal(folder / "journal.sqlite3"))
         endpoint = await stack.enter_async_context(
-            RunPodEndpoint(options.endpoint_id, options.api_key, options.endpoint_url, metrics=self._metrics)
+            RunPodEndpoint(
+                options.endpoint_id, options.api_key, options.endpoint_url, health=self._health, metrics=self._metrics
+            )
         )
         local = await stack.enter_async_context(LocalComfyUI(options.local_address, times))
         fetcher = await stack.enter_async_context(
             UrlFetcher(max_bytes=_LARGEST_DOWNLOAD, allow=options.url_allow, timeout_s=_DOWNLOAD_S)
         )
         hub = Hub(local, lambda: queue.remaining, buffer_bytes=options.socket_buffer_bytes)
-        local.on_change = hub.drop_own
-        queue = JobQueue(journal, Narrator(hub), hub)
+        queue = JobQueue(journal, Narrator(hub), hub, self._health)
         for state in ("waiting", "pending", "running"):
             self._metrics.runpod_jobs.labels(state).set_function(functools.partial(_count, queue, state))
         results = ResultFiles(folder / "outputs", fetcher, self._metrics, times)
         inputs = InputFiles(folder / "inputs", results, local)
         follower = Follower(endpoint, queue, journal, results, times)
-        queue.on_sent, queue.on_cancelled = follower.follow, follower.cancel
         stack.push_async_callback(follower.close)
         await queue.load()
-        health = self._health = EndpointHealth(endpoint, lambda: queue.remaining > 0)
-        submitter = Submitter(endpoint, queue, inputs, times)
-        submitter.on_refused = health.look
-        endpoint.on_unreachable = health.unreachable
-        queue.on_added = health.begin
-        tasks = {"submitter": submitter.run(), "follower": follower.run(), "health": health.run()}
+        tasks = {
+            "submitter": Submitter(endpoint, queue, inputs, self._health, times).run(),
+            "follower": follower.run(),
+            "health": self._health.run(endpoint, lambda: queue.remaining > 0),
+        }
         if options.data_days:
             retention = Retention(
                 results,
@@ -132,7 +129,7 @@ class RunPodBridge:
                 on_inputs_removed=hub.drop_own,
             )
             tasks["retention"] = retention.run()
-        side = await stack.enter_async_context(SideTasks(functools.partial(_give_up, health)))
+        side = await stack.enter_async_context(SideTasks(functools.partial(_give_up, self._health)))
         for name, work in tasks.items():
             side.start(work, f"RunPod {name}")
         routes = [

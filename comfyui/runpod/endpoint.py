@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -87,24 +87,37 @@ class JobAnswer:
     body: bytes = field(repr=False)
 
 
+class Reachability(Protocol):
+    """Who wants to know that RunPod's API cannot be reached."""
+
+    def unreachable(self, reason: str) -> None: ...
+
+
 class RunPodEndpoint:
     """Open it with ``async with``; it owns its session. The key goes into the Authorization header and nowhere else.
-
-    `on_unreachable` is called with the reason when no connection can be made.
 
     Args:
         endpoint_id: for messages, and for the address where no `url` is given.
         url: of another API server with the same protocol; empty: RunPod's.
+        health: is told when no connection can be made.
     """
 
-    def __init__(self, endpoint_id: str, api_key: SecretStr, url: str = "", *, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        endpoint_id: str,
+        api_key: SecretStr,
+        url: str = "",
+        *,
+        health: Reachability | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._metrics = metrics or Metrics()
         self.endpoint_id = endpoint_id
         self._api_key = api_key
         self._is_platform = not url
         self._url = URL(url.rstrip("/") or f"{PLATFORM}/{quote(endpoint_id, safe='')}")
         self._status_method = "GET"
-        self.on_unreachable: Callable[[str], None] = lambda _reason: None
+        self._health = health
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -236,7 +249,8 @@ class RunPodEndpoint:
             self._metrics.runpod_requests.labels(_route(path), status).inc()
 
     def _unreachable(self, reason: str) -> ComfyUIConnectionError:
-        self.on_unreachable(reason)
+        if self._health is not None:
+            self._health.unreachable(reason)
         return ComfyUIConnectionError(reason)
 
     async def _check(self, response: aiohttp.ClientResponse, path: str, *, of_a_job: bool) -> None:

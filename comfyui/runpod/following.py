@@ -62,22 +62,15 @@ class Follower:
         self._backoff = times.look_backoff
         self._looks: dict[Job, _Look] = {}
         self._tasks = SideTasks(_log_crash)
-        self._wake = asyncio.Event()
-
-    def follow(self, job: Job) -> None:
-        if job.state is State.DELIVERED:
-            self._tasks.start(self._guarded(job, self._collect(job, None, None)), f"collect {job.prompt_id}")
-        else:
-            self._wake.set()
-
-    def cancel(self, job: Job) -> None:
-        self._tasks.start(self._cancel(job), f"cancel {job.prompt_id}")
 
     async def run(self) -> None:
+        for job in self._queue.delivered():  # to an earlier process
+            self._tasks.start(self._guarded(job, self._collect(job, None, None)), f"collect {job.prompt_id}")
         while True:
-            self._wake.clear()
-            wait_s = self._look_around()
-            await happens_within(self._wake, wait_s)
+            self._queue.to_follow.clear()
+            for job in self._queue.take_cancels():
+                self._tasks.start(self._cancel(job), f"cancel {job.prompt_id}")
+            await happens_within(self._queue.to_follow, self._look_around())
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -119,7 +112,7 @@ class Follower:
         finally:
             look.task = None
             look.due = time.monotonic() + self._delay_s(look)
-            self._wake.set()
+            self._queue.to_follow.set()
 
     def _delay_s(self, look: _Look) -> float:
         if look.failures:

@@ -19,20 +19,23 @@ _BACKOFF = Backoff(start_s=1.0, max_s=_INTERVAL_S)
 
 
 class EndpointHealth:
-    """`run` is its task. `on_trouble` is called with the reason, and with "" when it has passed.
+    """What is known of the endpoint, told by those who use it; `run` is the task that asks.
 
     Only a refusal is trouble: while RunPod cannot be reached, prompts are taken and wait.
     """
 
-    def __init__(self, endpoint: RunPodEndpoint, is_busy: Callable[[], bool]) -> None:
-        self._endpoint = endpoint
-        self._is_busy = is_busy
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[str], None]] = []
         self._wake = asyncio.Event()
         self._begins = asyncio.Event()
         self._failing = False
         self._fatal = False
         self.trouble = ""
-        self.on_trouble: Callable[[str], None] = lambda _reason: None
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Have it called with the reason now and whenever that changes; "" when there is no trouble."""
+        self._listeners.append(listener)
+        listener(self.trouble)
 
     def look(self) -> None:
         """Something says that it has changed: look at once."""
@@ -52,30 +55,30 @@ class EndpointHealth:
 
     def give_up(self, reason: str) -> None:
         """It will not work again in this process."""
-        self._fatal, self.trouble = True, reason
-        self.on_trouble(reason)
+        self._fatal = True
+        self._tell(reason)
 
-    async def run(self) -> None:
+    async def run(self, endpoint: RunPodEndpoint, is_busy: Callable[[], bool]) -> None:
+        """Ask the endpoint at once, and then again while there is trouble or `is_busy` says that anything waits."""
         failures = 0
         while True:
             self._wake.clear()
             self._begins.clear()
-            await self._ask()
+            await self._ask(endpoint)
             failures = failures + 1 if self.trouble or self._failing else 0
             await happens_within(self._wake, _BACKOFF.delay_s(failures) if failures else _INTERVAL_S)
-            if not (self.trouble or self._failing or self._is_busy()):
+            if not (self.trouble or self._failing or is_busy()):
                 await self._begins.wait()
 
-    async def _ask(self) -> None:
+    async def _ask(self, endpoint: RunPodEndpoint) -> None:
         if self._fatal:
             return
         try:
-            await self._endpoint.health()
+            await endpoint.health()
         except RunPodRefusedError as error:
             if error.detail != self.trouble:
                 _log.error("runpod.refused", detail=error.detail)
-                self.trouble = error.detail
-                self.on_trouble(self.trouble)
+                self._tell(error.detail)
         except ComfyUIError as error:
             self.unreachable(error.detail)
         else:
@@ -83,5 +86,9 @@ class EndpointHealth:
                 _log.info("runpod.recovered")
             self._failing = False
             if self.trouble:
-                self.trouble = ""
-                self.on_trouble("")
+                self._tell("")
+
+    def _tell(self, trouble: str) -> None:
+        self.trouble = trouble
+        for listener in self._listeners:
+            listener(trouble)

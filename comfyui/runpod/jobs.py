@@ -14,6 +14,7 @@ import structlog
 
 from comfyui.exceptions import JournalError
 from comfyui.retrying import retry
+from comfyui.runpod.health import EndpointHealth
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.journal import JOURNAL_BACKOFF, Journal
 from comfyui.runpod.narrator import Failure, Narrator, described
@@ -32,21 +33,20 @@ class JobQueue:
 
     Attributes:
         to_send: set when there may be something to send.
-        on_added: called when there is a job more.
-        on_sent, on_cancelled: called with a job that RunPod has, and that is to be followed, or cancelled there.
+        to_follow: set when RunPod has a job more, or has one that is to be cancelled there.
     """
 
-    def __init__(self, journal: Journal, narrator: Narrator, hub: Hub) -> None:
+    def __init__(self, journal: Journal, narrator: Narrator, hub: Hub, health: EndpointHealth) -> None:
         self._journal = journal
         self._narrator = narrator
         self._hub = hub
+        self._health = health
         self._jobs: dict[str, Job] = {}
         self._number = 0
         self._adding = asyncio.Lock()
         self.to_send = asyncio.Event()
-        self.on_added: Callable[[], None] = lambda: None
-        self.on_sent: Callable[[Job], None] = lambda _job: None
-        self.on_cancelled: Callable[[Job], None] = lambda _job: None
+        self.to_follow = asyncio.Event()
+        self._to_cancel: list[Job] = []
 
     @property
     def remaining(self) -> int:
@@ -71,6 +71,10 @@ class JobQueue:
     def followed(self) -> list[Job]:
         """Those that RunPod has."""
         return [job for job in self._jobs.values() if self.follows(job)]
+
+    def delivered(self) -> list[Job]:
+        """Those whose result is in the journal, and whose files are still to be saved."""
+        return [job for job in self._jobs.values() if job.state is State.DELIVERED and not job.ending]
 
     def follows(self, job: Job) -> bool:
         """Its result is neither here nor on its way."""
@@ -98,10 +102,8 @@ class JobQueue:
                 await self.failed(job, Failure(detail))
             elif job.state is State.PENDING:
                 self.to_send.set()
-            else:
-                self.on_sent(job)
-                if job.cancelled:
-                    self.on_cancelled(job)
+            elif job.cancelled:
+                self.cancel_at_runpod(job)
         if self._jobs:
             _log.info("runpod.resumed", jobs=len(self._jobs))
 
@@ -114,7 +116,7 @@ class JobQueue:
             self._jobs[job.prompt_id] = job
         self._hub.status()
         self.to_send.set()
-        self.on_added()
+        self._health.begin()
         return job
 
     def next_number(self, *, front: bool) -> float:
@@ -136,9 +138,19 @@ class JobQueue:
             return True
         job.cancelled = True
         if job.state is State.SENT:
-            self.on_cancelled(job)
+            self.cancel_at_runpod(job)
         await self._journal.update(job)
         return True
+
+    def cancel_at_runpod(self, job: Job) -> None:
+        """RunPod has the job, and is to be told that nobody wants it."""
+        self._to_cancel.append(job)
+        self.to_follow.set()
+
+    def take_cancels(self) -> list[Job]:
+        """The jobs that are to be cancelled at RunPod since this was last asked."""
+        taken, self._to_cancel = self._to_cancel, []
+        return taken
 
     async def dequeue(self, prompt_ids: Collection[str]) -> None:
         """Of these those that do not run yet."""

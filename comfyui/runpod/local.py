@@ -56,10 +56,7 @@ _OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
 class LocalComfyUI:
-    """Open it with ``async with``; it owns its session, and a task that notices when ComfyUI comes or goes.
-
-    `on_change` is called then.
-    """
+    """Open it with ``async with``; it owns its session, and a task that notices when ComfyUI comes or goes."""
 
     def __init__(self, address: str, times: RunPodTimes) -> None:
         server = parse_server_address(address)
@@ -68,7 +65,7 @@ class LocalComfyUI:
         self.name = server.name
         self._times = times
         self.reachable = False
-        self.on_change: Callable[[], None] = lambda: None
+        self._listeners: list[Callable[[], None]] = []
         self._session: aiohttp.ClientSession | None = None
         self._side = SideTasks()
         self._definitions: Mapping[str, Any] | None = None
@@ -99,6 +96,10 @@ class LocalComfyUI:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have it called whenever ComfyUI comes or goes."""
+        self._listeners.append(listener)
 
     # HTTP
 
@@ -226,7 +227,8 @@ class LocalComfyUI:
         self.reachable = reachable
         self._definitions, self._definitions_at = None, -math.inf
         self._log.info("runpod.local", state="connected" if reachable else "away")
-        self.on_change()
+        for listener in self._listeners:
+            listener()
 
     def _away(self) -> ComfyUIConnectionError:
         return ComfyUIConnectionError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import structlog
@@ -18,6 +18,7 @@ from comfyui.exceptions import (
     RunPodRefusedError,
 )
 from comfyui.runpod.endpoint import JobStatus, RunPodEndpoint, Submitted
+from comfyui.runpod.health import EndpointHealth
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.job import Job, State
 from comfyui.runpod.jobs import JobQueue
@@ -36,14 +37,21 @@ class _NotTakenError(Exception):
 
 
 class Submitter:
-    """`run` is its task. `on_refused` is called when RunPod refuses the key or does not know the endpoint."""
+    """`run` is its task. `health` is told when RunPod refuses the key or does not know the endpoint."""
 
-    def __init__(self, endpoint: RunPodEndpoint, queue: JobQueue, inputs: InputFiles, times: RunPodTimes) -> None:
+    def __init__(
+        self,
+        endpoint: RunPodEndpoint,
+        queue: JobQueue,
+        inputs: InputFiles,
+        health: EndpointHealth,
+        times: RunPodTimes,
+    ) -> None:
         self._endpoint = endpoint
         self._queue = queue
         self._inputs = inputs
+        self._health = health
         self._times = times
-        self.on_refused: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
         failures = 0
@@ -113,7 +121,7 @@ class Submitter:
             await self._queue.lost(job, error.detail)
         except RunPodRefusedError as error:
             await self._queue.failed(job, Failure(error.detail))
-            self.on_refused()
+            self._health.look()
         except ComfyUIServerError as error:
             if 400 <= error.upstream_status < 500:
                 await self._queue.failed(job, Failure(f"RunPod refused the job: {error.detail}"))
@@ -148,10 +156,10 @@ class Submitter:
         if submitted.status is JobStatus.IN_PROGRESS:
             self._queue.began(job)
         # Followed at once, whatever the journal takes for it.
-        self._queue.on_sent(job)
+        self._queue.to_follow.set()
         await self._queue.insist(lambda: self._queue.record(job))
         if job.cancelled:
-            self._queue.on_cancelled(job)
+            self._queue.cancel_at_runpod(job)
 
     async def _written(self, work: Coroutine[Any, Any, None]) -> None:
         """Does `work`, even if the gateway stops meanwhile: the next one would not know whether RunPod has the job."""

@@ -92,6 +92,7 @@ class Hub:
         self._remaining = remaining
         self._buffer_bytes = buffer_bytes
         self._clients: set[_Client] = set()
+        local.listen(self.drop_own)
 
     def send(self, kind: str, data: Mapping[str, Any], client_id: str | None, *, to_all: bool = False) -> None:
         """To the gateway, and to the sockets of that client id."""

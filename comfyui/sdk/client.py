@@ -381,12 +381,11 @@ class GatewayClient:
         return isinstance(body, dict) and {"system", "devices"} <= body.keys()
 
 
-async def result_of(
-    events: AsyncGenerator[Event, None], show: Callable[[Event], None] = lambda _event: None
-) -> PromptResult:
+async def result_of(events: AsyncGenerator[Event, None], show: Callable[[Event], None] | None = None) -> PromptResult:
     async with aclosing(events):
         async for event in events:
-            show(event)
+            if show is not None:
+                show(event)
             if isinstance(event, Finished):
                 return event.result
     raise AssertionError("a wait ends with a result or an error")

@@ -362,7 +362,7 @@ class Backend:
     async def _answers(self) -> bool:
         try:
             async with asyncio.timeout(self._options.probe_timeout_s):
-                self.watcher.queue_remaining = await self.client.get_queue_remaining()
+                self.watcher.probed(await self.client.get_queue_remaining())
         except TimeoutError:
             detail = f"no answer within {self._options.probe_timeout_s:g} s"
         except ComfyUICredentialsError as error:

@@ -251,6 +251,10 @@ class CompletionWatcher:
         if self._idle or watch.client_id != self._live_id:
             self._poll_soon()
 
+    def probed(self, remaining: int) -> None:
+        """A probe was answered with ComfyUI's own figure of its queue, which may have come without a websocket."""
+        self.queue_remaining = remaining
+
     def give_up(self, reason: str) -> None:
         """Fail everything that was submitted with `ComfyUIPromptLostError`, also what is being collected."""
         for watch in list(self._watches.values()):

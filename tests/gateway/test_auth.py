@@ -22,7 +22,7 @@ from comfyui.settings import load
 from comfyui.web.front.keys import COOKIE, KeyRing
 from config import Settings
 from tests.support.relaying import Fetched, answer_ok, fetch, raw_request, relayed
-from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway
+from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, until
 
 ROOT = Path(__file__).parents[2]
 _KEY, _OTHER = "correct-horse-battery", "second-key"
@@ -104,16 +104,23 @@ async def test_probes_need_no_key(locked: RunningGateway) -> None:
 
 
 @pytest.mark.parametrize("state", ["healthy", "unreachable", "broken", "cold"])
-async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(engine: Engine, state: str) -> None:
+async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(
+    engine: Engine, state: str, tmp_path: Path
+) -> None:
     host = engine.url.removeprefix("http://") if state != "unreachable" else "127.0.0.1:9"
-    async with running_gateway(host, ready=state != "unreachable", api_keys=_KEY) as gateway:
+    warmup = None
+    if state == "cold":
+        warmup = tmp_path / "warmup.json"
+        warmup.write_bytes(orjson.dumps(invert_workflow()))
+        await engine.set_faults({"node_error": {"message": f"{host} said no"}})
+    async with running_gateway(host, ready=state != "unreachable", api_keys=_KEY, warmup_workflow=warmup) as gateway:
         secrets = [host]
         if state == "broken":
             await engine.set_faults({"cuda_fault": {}})
             await fetch(gateway, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=_BEARER)
             secrets.append("RuntimeError")
         elif state == "cold":
-            gateway.handler.not_warm = f"the warm-up workflow failed: {host} said no"
+            await until(lambda: _why_not_ready(gateway), lambda reason: "said no" in reason)
         for path in ("/health", "/health/ready"):
             for headers in ({}, {"X-API-Key": "wrong"}, {"Cookie": f"{COOKIE}=9999999999.{'0' * 64}"}):
                 answer = await fetch(gateway, path, headers=headers)
@@ -137,6 +144,10 @@ async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(engi
         "cold": "not warm: WARMUP_WORKFLOW has not run through",
     }
     assert ready.get("reason") == expected[state]
+
+
+async def _why_not_ready(gateway: RunningGateway) -> str:
+    return str(orjson.loads((await fetch(gateway, "/health/ready", headers=_BEARER)).body).get("reason"))
 
 
 async def test_without_api_keys_a_probe_tells_everybody_everything(gateway: RunningGateway, engine: Engine) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.exceptions import SettingsError
-from comfyui.warmup import warming_up
+from comfyui.warmup import WarmUp
 from config import Settings
 from server import create_app
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, sleep_workflow, until
@@ -57,9 +57,18 @@ async def test_a_warm_up_that_fails_is_the_reason_until_it_works(tmp_path: Path)
 async def test_every_server_that_is_up_is_warmed(engine: Engine) -> None:
     async with Engine(EngineOptions()) as second, running_gateway(engine.url, second.url) as gateway:
         await until(_ready_servers(gateway), lambda ready: ready == 2)
-        async with warming_up(gateway.handler, sleep_workflow(0.2), timeout_s=10):
-            await until(lambda: _readiness(gateway), lambda answer: answer[0] == 200)
+        warm_up = WarmUp(sleep_workflow(0.2), timeout_s=10)
+        assert warm_up.why_not_ready(in_detail=True) == "warming up"
+        async with warm_up.running(gateway.handler):
+            await until(_still_missing(warm_up), lambda reason: reason is None)
         assert [list(executions(server).values()) for server in (engine, second)] == [[1], [1]]
+
+
+def _still_missing(warm_up: WarmUp) -> Callable[[], Awaitable[str | None]]:
+    async def reason() -> str | None:
+        return warm_up.why_not_ready(in_detail=True)
+
+    return reason
 
 
 def _ready_servers(gateway: RunningGateway) -> Callable[[], Awaitable[int]]:

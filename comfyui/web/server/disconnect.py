@@ -18,11 +18,12 @@ class ClientWatch:
     """A block that is cancelled when the client goes away, and then raises `ClientGoneError`.
 
     Args:
-        receive: the request's; nobody else may call it once `body_read` is true.
-        body_read: until then whoever reads the body notices a client that goes away.
+        receive: the request's; nothing else may call it once the body was read.
+        body_read: whether the body was read, when that is not so from the start. Until then the reader of the body
+            notices a client that goes away.
     """
 
-    def __init__(self, receive: Receive, body_read: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, receive: Receive, body_read: Callable[[], bool] | None = None) -> None:
         self._receive = receive
         self._body_read = body_read
         self._working: asyncio.Task[Any] | None = None
@@ -34,7 +35,7 @@ class ClientWatch:
         self._timer = self._loop.call_later(_PATIENCE_S, self._begin)
 
     def _begin(self) -> None:
-        if self._body_read():
+        if self._body_read is None or self._body_read():
             self._task = self._loop.create_task(self._listen())
         else:
             self._timer = self._loop.call_later(_PATIENCE_S, self._begin)
