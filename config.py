@@ -23,6 +23,7 @@ from comfyui.runpod.options import RunPodOptions
 from comfyui.servers.options import ServerOptions
 from comfyui.settings import (
     MB,
+    AnswerFields,
     ComfyUIFields,
     CommaList,
     InputFields,
@@ -66,7 +67,7 @@ class GatewayOptions:
     """None where prompts run on ComfyUI."""
 
 
-class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceFields, LogFields):
+class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFields, S3ChoiceFields, LogFields):
     """The settings that workers have, too, and those of the gateway. Durations are in seconds."""
 
     server_host: Annotated[CommaList, AfterValidator(parse_listen)] = Field(
@@ -323,6 +324,7 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
                 stalled_after_s=self.stalled_after,
                 silent_after_s=self.silent_after,
                 dead_after_s=self.dead_after,
+                answers=self.answers(),
             ),
             handler=self._handler_options(),
             conversion=self._conversion_limits(),
@@ -415,6 +417,7 @@ class Settings(ComfyUIFields, PollFields, RecoveryFields, InputFields, S3ChoiceF
             url_allow=self.input_url_allow,
             data_days=self.runpod_data_days,
             socket_buffer_bytes=min(int(self.websocket_buffer_mb * MB), _BRIDGE_SOCKET_BYTES),
+            answers=self.answers(),
         )
 
     def accesses(self) -> dict[str, ServerAccess]:

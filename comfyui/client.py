@@ -17,19 +17,21 @@ import aiohttp
 import structlog
 from aiohttp.hdrs import CONTENT_DISPOSITION
 
-from comfyui import jsonio, replies
+from comfyui import big_json, jsonio, replies
 from comfyui.address import ServerAccess, parse_server_address
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUICredentialsError,
     ComfyUIDiskError,
     ComfyUIError,
+    ComfyUILimitError,
     ComfyUINotFoundError,
     ComfyUIServerError,
     ComfyUIUnreadableError,
     ComfyUIValidationError,
     JSONError,
 )
+from comfyui.limits import DEFAULT_ANSWERS, JSON_OF_COMFYUI, AnswerLimits
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, view_query
 from comfyui.offload import offloaded
@@ -61,8 +63,6 @@ _CONNECTIONS = 100
 # A submission that is cancelled on its way gets so long to arrive, so that the cancel that follows finds it in ComfyUI.
 _LAST_WORD_S = 5.0
 _JSON = {"Content-Type": "application/json"}
-# ComfyUI's own websocket frames (previews, progress_state of large workflows) have no stated limit.
-_NO_FRAME_LIMIT = 0
 _FRAME_HEARTBEAT_S = 20.0
 
 _NO_HEADERS: Mapping[str, str] = {}
@@ -85,6 +85,7 @@ class ComfyUIClient:
         lean: send requests by `Http1Transport`; aiohttp is then for the websocket and for uploads only.
         name: by which people know it, where that is not its address.
         access: credentials and trust beside the address.
+        answers: how much the server may send at once.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class ComfyUIClient:
         lean: bool = False,
         name: str = "",
         access: ServerAccess | None = None,
+        answers: AnswerLimits = DEFAULT_ANSWERS,
     ) -> None:
         server = parse_server_address(address)
         access = access or ServerAccess()
@@ -111,6 +113,7 @@ class ComfyUIClient:
         self._timeout_s = timeout_s
         self._retries = retries
         self._backoff = backoff
+        self.answers = answers
         self._lean = lean
         self._tells_jobs = True
         self._counter = functools.lru_cache(maxsize=256)((metrics or Metrics()).upstream_requests.labels)
@@ -131,10 +134,12 @@ class ComfyUIClient:
                     trace_configs=[refusing_redirects()],
                 )
             )
-            self._aiohttp = AiohttpTransport(self._session, self.base_url, self.name, self._timeout_s)
+            self._aiohttp = AiohttpTransport(self._session, self.base_url, self.name, self._timeout_s, self.answers)
             self._transport = self._aiohttp
             if self._lean:
-                self._transport = Http1Transport(self.base_url, self.name, self.credentials, self._timeout_s, self.tls)
+                self._transport = Http1Transport(
+                    self.base_url, self.name, self.credentials, self._timeout_s, self.answers, self.tls
+                )
                 stack.push_async_callback(self._transport.close)
             self._stack = stack.pop_all()
         return self
@@ -162,7 +167,7 @@ class ComfyUIClient:
         except JSONError as error:
             raise ComfyUIValidationError(f"ComfyUI cannot read the request: {error}") from error
         reply = await self._fetch("POST", "/prompt", body=text, headers=_JSON, last_word_s=_LAST_WORD_S)
-        answer = _json(reply, "POST /prompt", allowed=(200, 400))
+        answer = await offloaded(len(reply.body), _json, reply, "POST /prompt", allowed=(200, 400))
         if reply.status == 400:
             raise replies.refusal(answer)
         return replies.queued(answer)
@@ -182,12 +187,12 @@ class ComfyUIClient:
         Raises:
             ComfyUIUnreadableError: the answer, or the entry, is not what it should be.
         """
-        answer = await self._get(f"/history/{quote(prompt_id, safe='')}", "/history/{id}")
-        return replies.history_entry(answer, prompt_id)
+        path = f"/history/{quote(prompt_id, safe='')}"
+        return await self._get(path, "/history/{id}", functools.partial(replies.history_entry, prompt_id=prompt_id))
 
     async def get_queue(self) -> dict[str, QueueItem]:
         """Everything that runs or waits, by id. It carries every workflow whole: not for a ticking poll."""
-        return replies.queue_items(await self._get("/queue", "/queue"))
+        return await self._get("/queue", "/queue", replies.queue_items)
 
     async def get_job(self, prompt_id: str) -> QueueItem | bool | None:
         """Its place in the queue without everybody else's workflows, where ComfyUI can tell; None where it cannot.
@@ -205,13 +210,14 @@ class ComfyUIClient:
                 return None
             if reply.status == 404:
                 return False
-            return replies.queue_item_of_job(_json(reply, f"GET {path}"), prompt_id) or True
+            job = await offloaded(len(reply.body), _json, reply, f"GET {path}")
+            return replies.queue_item_of_job(job, prompt_id) or True
 
         return await self._retrying(ask, self._retries)
 
     async def get_queue_remaining(self) -> int:
         """How many prompts are pending or running: the cheap load figure (``GET /prompt``). Not retried."""
-        return replies.queue_remaining(await self._get("/prompt", "/prompt", retries=0))
+        return await self._get("/prompt", "/prompt", replies.queue_remaining, retries=0)
 
     async def delete_from_queue(self, prompt_id: str) -> None:
         """Take it out of the pending ones; nothing happens when it is not pending."""
@@ -328,10 +334,10 @@ class ComfyUIClient:
 
     async def object_info(self) -> JSON:
         """Every node definition; some MB on a server with many models and custom nodes."""
-        return replies.object_info(await self._get("/object_info", "/object_info"))
+        return await self._get("/object_info", "/object_info", replies.object_info)
 
     async def system_stats(self) -> JSON:
-        return await self._get("/system_stats", "/system_stats", retries=0)
+        return await self._get("/system_stats", "/system_stats", dict, retries=0)
 
     # Websocket
 
@@ -346,7 +352,7 @@ class ComfyUIClient:
         with aiohttp_errors(self.name, f"websocket to {self.name}"):
             return await self._session.ws_connect(
                 (self.base_url / "ws").with_query(clientId=client_id),
-                max_msg_size=_NO_FRAME_LIMIT,
+                max_msg_size=self.answers.max_frame_bytes,
                 heartbeat=_FRAME_HEARTBEAT_S,
                 autoping=False,
                 decode_text=False,
@@ -355,9 +361,12 @@ class ComfyUIClient:
 
     # Requests
 
-    async def _get(self, path: str, route: str, *, retries: int | None = None) -> JSON:
-        async def fetch() -> JSON:
-            return _json(await self._fetch("GET", path, route=route), f"GET {path}")
+    async def _get(self, path: str, route: str, shaped: Callable[[JSON], _T], *, retries: int | None = None) -> _T:
+        """What `shaped` makes of the answer; a long one is read and shaped beside the event loop."""
+
+        async def fetch() -> _T:
+            reply = await self._fetch("GET", path, route=route)
+            return await offloaded(len(reply.body), lambda: shaped(_json(reply, f"GET {path}")))
 
         return await self._retrying(fetch, self._retries if retries is None else retries)
 
@@ -422,7 +431,10 @@ def _json(reply: RawReply, what: str, allowed: Sequence[int] = (200,)) -> JSON:
     if reply.status not in allowed:
         raise _failure(what, reply)
     try:
-        answer = jsonio.loads(reply.body)
+        answer = big_json.load(reply.body, JSON_OF_COMFYUI)
+    except ComfyUILimitError as error:
+        detail = f"{what}: the answer has too many values, or is nested too deeply, to be read"
+        raise ComfyUIUnreadableError(detail, upstream_status=reply.status) from error
     except JSONError as error:
         detail = f"{what}: the answer is not JSON: {error}"
         raise ComfyUIUnreadableError(detail, upstream_status=reply.status) from error

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comfyui import jsonio
-from comfyui.exceptions import JSONError
+from comfyui import big_json, jsonio
+from comfyui.exceptions import ComfyUILimitError, JSONError
+from comfyui.limits import JSON_OF_COMFYUI
 
 _PREVIEW_IMAGE = 1
 _TEXT = 3
@@ -126,12 +127,12 @@ Event = (
 )
 
 
-def parse_text(frame: str | bytes) -> Event:
+def parse_text(frame: bytes) -> Event:
     """One text frame. Never raises: what cannot be read becomes `Unknown`."""
     try:
-        message = jsonio.loads(frame)
+        message = big_json.load(frame, JSON_OF_COMFYUI)
         kind, data = message["type"], message["data"]
-    except (JSONError, KeyError, TypeError):
+    except (ComfyUILimitError, JSONError, KeyError, TypeError):
         return Unknown("unreadable", frame)
     try:
         return _known(kind, data)

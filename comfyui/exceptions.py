@@ -538,6 +538,10 @@ class CutShortError(Http1Error):
     """The connection ended within the answer's body, or the body broke the rules of its framing."""
 
 
+class AnswerTooLongError(Http1Error):
+    """The answer has more bytes than its reader takes; the rest was not read."""
+
+
 class NotPermittedError(OSError):
     """A name has addresses, and none that may be connected to. An `OSError`, as aiohttp expects of a resolver."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from comfyui.exceptions import ComfyUILimitError
+from comfyui.exceptions import ComfyUILimitError, ComfyUIUnreadableError
 
 # A name in a refusal is cut here: it may be as long as the body.
 _SHOWN = 60
@@ -36,6 +36,31 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLimits:
+    """How much ComfyUI may send at once. It is trusted with prompts, and still one wrong answer must not end us.
+
+    Attributes:
+        max_bytes: of an answer that is read as a whole.
+        max_frame_bytes: of one message of a websocket.
+    """
+
+    max_bytes: int = 256_000_000
+    max_frame_bytes: int = 128_000_000
+
+    def too_long(self, what: str) -> ComfyUIUnreadableError:
+        return ComfyUIUnreadableError(f"{what}: the answer is larger than {self.max_bytes / 1e6:g} MB (MAX_ANSWER_MB)")
+
+    @property
+    def frame_too_long(self) -> str:
+        return f"ComfyUI sent a message of more than {self.max_frame_bytes / 1e6:g} MB (MAX_FRAME_MB)"
+
+
+DEFAULT_ANSWERS = AnswerLimits()
+JSON_OF_COMFYUI = Limits(max_json_values=1_000_000)
+"""For its long answers and messages. A million values are read in a fraction of a second."""
 
 
 def over(what: str, limit: int, setting: str) -> ComfyUILimitError:

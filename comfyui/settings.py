@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from comfyui.address import parse_server_address
 from comfyui.exceptions import SettingsError
+from comfyui.limits import AnswerLimits
 
 MB = 1_000_000
 # What entry points read beside the environment, from the working directory.
@@ -96,6 +97,20 @@ class LogFields(FieldGroup):
     log_output: str = Field(
         default="console", min_length=1, description="console, json, or the path of a file (as JSON)."
     )
+
+
+class AnswerFields(FieldGroup):
+    """How much ComfyUI may send at once."""
+
+    max_answer_mb: float = Field(
+        default=256, gt=0, description="Largest answer of ComfyUI that is read as a whole (history, queue, …), in MB."
+    )
+    max_frame_mb: float = Field(
+        default=128, gt=0, description="Largest message that ComfyUI may send by websocket, in MB."
+    )
+
+    def answers(self) -> AnswerLimits:
+        return AnswerLimits(max_bytes=int(self.max_answer_mb * MB), max_frame_bytes=int(self.max_frame_mb * MB))
 
 
 class ComfyUIFields(FieldGroup):

@@ -16,6 +16,7 @@ On requests, each may have `route` (a shell pattern on the path without `/api`, 
     half_json                     do it, send half of the answer, then cut
     segfault, exit                with `route` or `method`: the whole process ends instead, as below
     delay                         wait `seconds` (1), then do it
+    long_answer                   do it, and send `bytes` (no end) blanks before the answer, whose length is not said
     wrong_value                   do it, and answer with another value at `path`; see below
     prompt_reply_lost_before_queue  POST /prompt: cut without an answer, nothing was queued
     prompt_reply_lost_after_queue   POST /prompt: queued, but cut without an answer
@@ -87,6 +88,7 @@ NAMES = INSTANT | {
     "cut",
     "half_json",
     "delay",
+    "long_answer",
     "wrong_value",
     "prompt_reply_lost_before_queue",
     "prompt_reply_lost_after_queue",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import math
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from comfyui.engine.crashing import CRASHES, crash
 from comfyui.engine.faults import Config, Faults, with_wrong_value
 from comfyui.engine.stats import Stats
 
+_BLANKS_AT_ONCE = 64 * 1024
 OWN_PREFIX = "/engine/"
 
 
@@ -79,6 +82,9 @@ def failing(faults: Faults, stopping: asyncio.Event) -> Middleware:
                 status=response.status,
                 content_type="application/json",
             )
+        long = faults.take("long_answer", **facts)
+        if long is not None and isinstance(response, web.Response):
+            return await _send_long(request, response, long)
         if half is not None and isinstance(response, web.Response):
             return await _send_half(request, response)
         if _loses(faults, facts, "after"):
@@ -115,6 +121,18 @@ async def _send_half(request: web.Request, whole: web.Response) -> web.StreamRes
     await response.write(bytes(body[: len(body) // 2]))
     if request.transport is not None:
         request.transport.close()
+    return response
+
+
+async def _send_long(request: web.Request, whole: web.Response, config: Config) -> web.StreamResponse:
+    response = web.StreamResponse(status=whole.status, headers={"Content-Type": whole.content_type})
+    left = float(config.get("bytes", math.inf))
+    with contextlib.suppress(ConnectionError):
+        await response.prepare(request)
+        while left > 0:
+            await response.write(b" " * int(min(left, _BLANKS_AT_ONCE)))
+            left -= _BLANKS_AT_ONCE
+        await response.write(bytes(whole.body) if isinstance(whole.body, bytes | bytearray) else b"")
     return response
 
 

@@ -101,7 +101,7 @@ class RunPodBridge:
                 options.endpoint_id, options.api_key, options.endpoint_url, health=self._health, metrics=self._metrics
             )
         )
-        local = await stack.enter_async_context(LocalComfyUI(options.local_address, times))
+        local = await stack.enter_async_context(LocalComfyUI(options.local_address, options.answers, times))
         fetcher = await stack.enter_async_context(
             UrlFetcher(max_bytes=_LARGEST_DOWNLOAD, allow=options.url_allow, timeout_s=_DOWNLOAD_S)
         )

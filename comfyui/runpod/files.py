@@ -22,6 +22,7 @@ from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.local import LocalComfyUI
 from comfyui.runpod.results import ResultFiles
+from comfyui.transport.drivers import whole_body
 
 # What a browser would run with the rights of the gateway's page.
 _NEVER_SHOWN = frozenset({"text/html", "text/javascript", "text/css"})
@@ -125,7 +126,7 @@ class FileRoutes:
             # Its type has the boundary; the session sets none, since what it relays has one already.
             headers: dict[str, str] = {hdrs.CONTENT_TYPE: payload.headers[hdrs.CONTENT_TYPE]}
             async with self._local.request("POST", route, headers=headers, data=payload) as response:
-                body = await response.read()
+                body = await whole_body(response, self._local.answers, f"POST {route}")
                 return web.Response(status=response.status, body=body, content_type=response.content_type)
         finally:
             await asyncio.to_thread(file.close)

@@ -19,7 +19,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from comfyui import jsonio
+from comfyui import big_json, jsonio
 from comfyui.address import parse_server_address
 from comfyui.exceptions import (
     ComfyUIConnectionError,
@@ -29,9 +29,12 @@ from comfyui.exceptions import (
     error_body_of,
     retry_after_s,
 )
+from comfyui.limits import JSON_OF_COMFYUI, AnswerLimits
+from comfyui.offload import in_thread
 from comfyui.replies import object_info
 from comfyui.runpod.options import RunPodTimes
 from comfyui.tasks import SideTasks
+from comfyui.transport.drivers import whole_body
 
 _PROBE_TIMEOUT_S = 3.0
 _CONNECT_S = 3.0
@@ -40,7 +43,6 @@ _SILENCE_S = 3600.0
 _HANDSHAKE_S = 10.0
 _DEFINITIONS_S = 30.0
 _HEADER_BYTES = 64 * 1024
-_NO_FRAME_LIMIT = 0
 # Long: ComfyUI's event loop stands still while it loads a model.
 _HEARTBEAT_S = 120.0
 _PER_HOP = frozenset(
@@ -58,7 +60,8 @@ _OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 class LocalComfyUI:
     """Open it with ``async with``; it owns its session, and a task that notices when ComfyUI comes or goes."""
 
-    def __init__(self, address: str, times: RunPodTimes) -> None:
+    def __init__(self, address: str, answers: AnswerLimits, times: RunPodTimes) -> None:
+        self.answers = answers
         server = parse_server_address(address)
         self._authorization = server.authorization
         self._base_url = server.url
@@ -177,11 +180,11 @@ class LocalComfyUI:
     async def _get_definitions(self) -> Mapping[str, Any]:
         path = "/object_info"
         async with self.request("GET", path, timeout_s=self._times.local_definitions_s) as response:
-            body = await response.read()
+            body = await whole_body(response, self.answers, f"GET {path}")
             if response.status != 200:
                 raise ComfyUIServerError(f"the local ComfyUI answered {path} with HTTP {response.status}")
         try:
-            answer = await asyncio.to_thread(jsonio.loads, body)
+            answer = await in_thread(big_json.load, body, JSON_OF_COMFYUI)
         except JSONError as error:
             raise ComfyUIServerError(f"the local ComfyUI's answer to {path} is not JSON: {error}") from error
         return object_info(answer) if isinstance(answer, dict) else {}
@@ -200,7 +203,7 @@ class LocalComfyUI:
                 return await self._open_session.ws_connect(
                     URL(f"{self._base_url}{request.raw_path}", encoded=True),
                     headers=headers,
-                    max_msg_size=_NO_FRAME_LIMIT,
+                    max_msg_size=self.answers.max_frame_bytes,
                     heartbeat=_HEARTBEAT_S,
                     autoping=False,
                     timeout=aiohttp.ClientWSTimeout(ws_close=2.0),

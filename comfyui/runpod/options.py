@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from comfyui.limits import DEFAULT_ANSWERS, AnswerLimits
 from comfyui.retrying import Backoff
 
 
@@ -58,4 +59,5 @@ class RunPodOptions:
     url_allow: Sequence[str] = ()
     socket_buffer_bytes: int = 16_000_000
     data_days: float = 0
+    answers: AnswerLimits = DEFAULT_ANSWERS
     times: RunPodTimes = field(default_factory=RunPodTimes)

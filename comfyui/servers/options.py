@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from comfyui.limits import DEFAULT_ANSWERS, AnswerLimits
 from comfyui.retrying import Backoff
 
 
@@ -17,6 +18,7 @@ class ServerOptions:
     stalled_after_s: float = 60.0
     silent_after_s: float = 600.0
     dead_after_s: float = 0.0
+    answers: AnswerLimits = DEFAULT_ANSWERS
 
     probe_timeout_s: float = 5.0
     """For an answer to the smallest request there is: a server that is slower does not take a prompt, either."""

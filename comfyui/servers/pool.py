@@ -93,6 +93,7 @@ class BackendPool:
                 lean=True,
                 name=name,
                 access=access.get(address),
+                answers=options.answers,
             )
             worker = PromptWorker(
                 stalled_after_s=options.stalled_after_s,

@@ -42,6 +42,7 @@ from comfyui.exceptions import (
     ComfyUIUnreadableError,
 )
 from comfyui.metrics import Metrics
+from comfyui.offload import offloaded
 from comfyui.replies import HistoryEntry, QueueItem
 from comfyui.retrying import Backoff
 from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
@@ -312,13 +313,15 @@ class CompletionWatcher:
             if message.type is aiohttp.WSMsgType.TEXT:
                 if self._is_for_nobody(message.data):
                     continue
-                event = parse_text(message.data)
+                event = await offloaded(len(message.data), parse_text, message.data)
             else:
-                event = parse_binary(message.data)
+                event = await offloaded(len(message.data), parse_binary, message.data)
             if not spoke:
                 spoke = True
                 self._went_live(client_id)
             self._dispatch(event)
+        if socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
+            self._log.error("websocket.frame_too_long", detail=self._client.answers.frame_too_long)
         return spoke
 
     def _is_for_nobody(self, frame: bytes) -> bool:

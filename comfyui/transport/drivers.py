@@ -23,6 +23,7 @@ from yarl import URL
 
 from comfyui.exceptions import (
     AnswerTimeoutError,
+    AnswerTooLongError,
     ComfyUIConnectionError,
     ComfyUIDescriptorsError,
     ComfyUIError,
@@ -33,6 +34,7 @@ from comfyui.exceptions import (
     InvalidAnswerError,
     InvalidRequestError,
 )
+from comfyui.limits import DEFAULT_ANSWERS, AnswerLimits
 from comfyui.tasks import end_tasks
 from comfyui.transport.body import OpenBody
 from comfyui.transport.connection import Answer
@@ -157,17 +159,25 @@ class Http1Transport:
     Args:
         name: the server, as errors call it.
         credentials: headers that the server asks for.
+        answers: how much of an answer `fetch` takes.
         tls: None trusts what the system does.
     """
 
     def __init__(
-        self, base_url: URL, name: str, credentials: Headers, timeout_s: float, tls: ssl.SSLContext | None = None
+        self,
+        base_url: URL,
+        name: str,
+        credentials: Headers,
+        timeout_s: float,
+        answers: AnswerLimits = DEFAULT_ANSWERS,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._http = Http1Client(base_url, limit=_CONNECTIONS, tls=tls)
         # Apart from the others: clients that are slow to read their files must not hold up everybody's prompts.
         self._files = Http1Client(base_url, limit=_FILES_AT_ONCE, tls=tls)
         self._name = name
         self._timeout_s = timeout_s
+        self._answers = answers
         self._headers = [(b"Accept", b"*/*"), (b"Accept-Encoding", b"identity")]
         self._headers += [(name.encode(), value.encode("latin-1")) for name, value in credentials.items()]
 
@@ -183,7 +193,13 @@ class Http1Transport:
         what = _what(method, target)
         try:
             answer, content = await self._http.fetch(
-                method, target, self._with(headers), body, timeout_s=self._timeout_s, last_word_s=last_word_s
+                method,
+                target,
+                self._with(headers),
+                body,
+                timeout_s=self._timeout_s,
+                max_bytes=self._answers.max_bytes,
+                last_word_s=last_word_s,
             )
         except (Http1Error, InvalidRequestError) as error:
             raise self._ours(error, what) from error
@@ -216,6 +232,8 @@ class Http1Transport:
 
     def _ours(self, error: Http1Error | InvalidRequestError, what: str) -> ComfyUIError:
         match error:
+            case AnswerTooLongError():
+                return self._answers.too_long(what)
             case InvalidRequestError():
                 return ComfyUIError(str(error))
             case ConnectError():
@@ -236,8 +254,16 @@ class AiohttpTransport:
     Redirects are answers like any other: followed, they could take the server's credentials to another one.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: URL, name: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        base_url: URL,
+        name: str,
+        timeout_s: float,
+        answers: AnswerLimits = DEFAULT_ANSWERS,
+    ) -> None:
         self._session = session
+        self._answers = answers
         self._base = str(base_url).rstrip("/")
         self._name = name
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
@@ -265,12 +291,12 @@ class AiohttpTransport:
             raise
 
     async def _fetch(self, method: str, target: str, body: bytes | None, headers: Headers) -> RawReply:
-        with aiohttp_errors(self._name, _what(method, target)):
+        what = _what(method, target)
+        with aiohttp_errors(self._name, what):
             async with self._session.request(
                 method, self._url(target), data=body, headers=headers, timeout=self._timeout, allow_redirects=False
             ) as response:
-                content_type = response.headers.get("Content-Type", "application/json")
-                return RawReply(response.status, content_type, await response.read())
+                return await self._whole(response, what)
 
     async def open(self, target: str, headers: Headers = _NONE) -> OpenReply:
         # Compressed, a file would have another length than the one that is announced.
@@ -284,18 +310,34 @@ class AiohttpTransport:
 
     async def upload(self, path: str, form: aiohttp.MultipartWriter) -> RawReply:
         """A POST of any length; only silence is timed."""
-        with aiohttp_errors(self._name, f"POST {path}"):
+        what = f"POST {path}"
+        with aiohttp_errors(self._name, what):
             async with self._session.post(
                 self._url(path), data=form, timeout=self._file_timeout, allow_redirects=False
             ) as response:
-                content_type = response.headers.get("Content-Type", "application/json")
-                return RawReply(response.status, content_type, await response.read())
+                return await self._whole(response, what)
+
+    async def _whole(self, response: aiohttp.ClientResponse, what: str) -> RawReply:
+        content_type = response.headers.get("Content-Type", "application/json")
+        return RawReply(response.status, content_type, await whole_body(response, self._answers, what))
 
     async def close(self) -> None:
         """The session is somebody else's."""
 
     def _url(self, target: str) -> URL:
         return URL(f"{self._base}{target}", encoded=True)
+
+
+async def whole_body(response: aiohttp.ClientResponse, answers: AnswerLimits, what: str) -> bytes:
+    """Raises `ComfyUIUnreadableError` when it is too long."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > answers.max_bytes:
+            raise answers.too_long(what)
+    return b"".join(pieces)
 
 
 @contextmanager

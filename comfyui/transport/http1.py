@@ -17,7 +17,7 @@ from typing import Final
 
 from yarl import URL
 
-from comfyui.exceptions import AnswerTimeoutError, ConnectError, InvalidAnswerError, NoAnswerError
+from comfyui.exceptions import AnswerTimeoutError, AnswerTooLongError, ConnectError, InvalidAnswerError, NoAnswerError
 from comfyui.transport.body import IteratedBody, OpenBody, RequestBody
 from comfyui.transport.connection import Answer, Connection
 from comfyui.transport.framing import RawHeaders, request_head
@@ -119,15 +119,24 @@ class Http1Client:
         body: bytes | None = None,
         *,
         timeout_s: float,
+        max_bytes: int,
         last_word_s: float = 0.0,
     ) -> tuple[Answer, bytes]:
-        """An answer with its whole body, as `request`, within `timeout_s` in all."""
+        """An answer with its whole body, as `request`, within `timeout_s` in all.
+
+        Raises:
+            AnswerTooLongError: the body has more than `max_bytes`.
+        """
         deadline = time.monotonic() + timeout_s
         answer = await self.request(method, target, headers, body, timeout_s=timeout_s, last_word_s=last_word_s)
         content = []
+        size = 0
         try:
             while chunk := await answer.read(max(0.001, deadline - time.monotonic())):
                 content.append(chunk)
+                size += len(chunk)
+                if size > max_bytes:
+                    raise AnswerTooLongError
         finally:
             answer.close()
         return answer, b"".join(content)

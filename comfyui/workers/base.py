@@ -30,6 +30,7 @@ from comfyui.executors.quarantine import Quarantine
 from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.inputs.staging import InputStager, brought_inputs
 from comfyui.jobs.job import Listener
+from comfyui.limits import DEFAULT_ANSWERS, AnswerLimits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.outputs.files import DELIVERY_BACKOFF, OutputFiles, Patience
@@ -92,6 +93,7 @@ class WorkerOptions:
     jobs_at_once: int = 1
     http_timeout_s: float = 30.0
     http_retries: int = 3
+    answers: AnswerLimits = DEFAULT_ANSWERS
     poll_interval_s: float = 1.0
     lost_prompt_retries: int = 1
     quarantine_after: int = 2
@@ -160,6 +162,7 @@ class ComfyUIWorker:
                 http_timeout_s=options.http_timeout_s,
                 http_retries=options.http_retries,
                 poll_interval_s=options.poll_interval_s,
+                answers=options.answers,
             ),
             metrics=self.metrics,
         )

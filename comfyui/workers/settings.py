@@ -11,12 +11,12 @@ from typing import Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from comfyui.outputs.stores.s3 import S3Store, s3_store
-from comfyui.settings import MB, ComfyUIFields, InputFields, LogFields, RecoveryFields, S3Fields
+from comfyui.settings import MB, AnswerFields, ComfyUIFields, InputFields, LogFields, RecoveryFields, S3Fields
 from comfyui.workers.base import WorkerOptions
 from comfyui.workers.cleanup import CleanupOptions
 
 
-class CommonWorkerSettings(InputFields, RecoveryFields, LogFields):
+class CommonWorkerSettings(AnswerFields, InputFields, RecoveryFields, LogFields):
     """What the workers of all platforms are told, under the same names."""
 
     comfyui_input_dir: Path | None = Field(default=None, description="ComfyUI's input folder; when set, cleaned.")
@@ -39,6 +39,7 @@ class CommonWorkerSettings(InputFields, RecoveryFields, LogFields):
             quarantine_after=self.quarantine_after,
             quarantine_s=self.quarantine_seconds,
             free_after_idle_s=self.free_after_idle,
+            answers=self.answers(),
             max_input_bytes=self.max_input_bytes,
             input_url_allow=self.input_url_allow,
             input_url_timeout_s=self.input_url_timeout,

@@ -192,7 +192,7 @@ async def test_a_retry_attaches_to_the_render_of_the_first_attempt(shared: Trio)
     for name in ("prompt_id", "status", "outputs", "files"):
         assert outputs[0][name] == outputs[1][name]
     async with ComfyUIClient(shared.engine.url) as client:
-        assert (await client._get("/engine/stats", ""))["executed"][prompt_id_of("again")] == 1
+        assert (await client._get("/engine/stats", "", dict))["executed"][prompt_id_of("again")] == 1
 
 
 async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(engine: Engine) -> None:

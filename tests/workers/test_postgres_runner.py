@@ -91,7 +91,7 @@ async def running_worker(
 
 async def executions(engine: Engine) -> dict[str, int]:
     async with ComfyUIClient(engine.url) as client:
-        stats = await client._get("/engine/stats", "/engine/stats")
+        stats = await client._get("/engine/stats", "/engine/stats", dict)
     return dict(stats["executed"])
 
 

@@ -31,10 +31,9 @@ from comfyui.web.server.socket import server_socket_of
 _log = structlog.get_logger("relay")
 
 _Message = aiohttp.WSMsgType
-_NO_FRAME_LIMIT = 0
 # Long: ComfyUI's event loop stands still while it loads a model, and that is no reason to hang up.
 _HEARTBEAT_S = 120.0
-_NORMAL, _GOING_AWAY, _INTERNAL_ERROR, _TRY_AGAIN_LATER = 1000, 1001, 1011, 1013
+_NORMAL, _GOING_AWAY, _TOO_BIG, _INTERNAL_ERROR, _TRY_AGAIN_LATER = 1000, 1001, 1009, 1011, 1013
 # Codes that say how a connection ended; no endpoint may send them.
 _NO_CODE = 1005
 _NEVER_SENT = frozenset({0, 1004, _NO_CODE, 1006, 1015})
@@ -101,6 +100,7 @@ class SocketRelay:
                     self._backlogs,
                     idle_s=self._idle_s,
                     close_patience_s=self._close_patience_s,
+                    too_long=upstream.backend.client.answers.frame_too_long,
                 )
                 with self._backlogs.of(bridge):
                     await bridge.run()
@@ -119,7 +119,7 @@ async def _connect(
         URL(f"{upstream.base_url.origin()}{upstream.path_prefix}{target}", encoded=True),
         protocols=scope["subprotocols"],
         headers=text_headers(request_headers(scope, upstream.base_url, upstream.credentials)),
-        max_msg_size=_NO_FRAME_LIMIT,
+        max_msg_size=upstream.backend.client.answers.max_frame_bytes,
         heartbeat=_HEARTBEAT_S,
         autoping=False,
         timeout=aiohttp.ClientWSTimeout(ws_close=close_patience_s),
@@ -169,8 +169,10 @@ class _Bridge:
         *,
         idle_s: float,
         close_patience_s: float,
+        too_long: str,
     ) -> None:
         self._scope = scope
+        self._too_long = too_long
         self._receive = receive
         self._send = send
         self._comfyui = comfyui
@@ -255,6 +257,9 @@ class _Bridge:
                 self._buffer.append(("bytes", message.data))
             else:
                 reason = message.extra if message.type is _Message.CLOSE else ""
+                if message.type is _Message.ERROR and self._comfyui.close_code == _TOO_BIG:
+                    reason = self._too_long
+                    _log.error("relay.frame_too_long", path=self._scope["path"], detail=reason)
                 return (self._comfyui.close_code or _NORMAL), str(reason or "")
             size = len(message.data) + _MESSAGE_OVERHEAD
             self.buffered += size

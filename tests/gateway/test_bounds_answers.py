@@ -1,0 +1,113 @@
+"""What ComfyUI sends is bounded, too: an endless answer or message ends by the name of its limit, at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from benchmarks.bombs import TARGET_S, probing
+from benchmarks.processes import Server
+from comfyui.client import ComfyUIClient
+from comfyui.engine import Engine
+from comfyui.exceptions import ComfyUIUnreadableError
+from comfyui.limits import AnswerLimits
+from tests.support.processes import gateway_process
+from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway
+
+_SMALL_BYTES = 1_000_000
+
+
+@pytest.fixture
+async def small(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway that takes short answers only."""
+    async with running_gateway(engine.url, max_answer_mb=_SMALL_BYTES / 1e6, max_frame_mb=0.1) as running:
+        yield running
+
+
+async def test_a_prompt_fails_at_once_when_its_history_has_no_end(small: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"long_answer": {"route": "/history/*"}})
+    async with asyncio.timeout(10):
+        status, body = await small.prompt_sync(invert_workflow(), timeout=300)
+    assert (status, body["type"]) == (502, "server_error")
+    assert body["detail"].endswith("the answer is larger than 1 MB (MAX_ANSWER_MB)")
+    assert body["prompt_id"]
+
+
+async def test_an_endless_reply_to_a_submission_is_given_up_and_the_prompt_is_found(
+    small: RunningGateway, engine: Engine
+) -> None:
+    await engine.set_faults({"long_answer": {"route": "/prompt", "method": "POST", "times": 1}})
+    async with asyncio.timeout(10):
+        status, body = await small.prompt_sync(invert_workflow(), timeout=300)
+    assert (status, executions(engine)) == (200, {body["prompt_id"]: 1})
+
+
+@pytest.mark.parametrize(("path", "route"), [("/prompt", "/prompt"), ("/validate", "/object_info")])
+async def test_other_answers_without_an_end_are_502(
+    small: RunningGateway, engine: Engine, path: str, route: str
+) -> None:
+    await engine.set_faults({"long_answer": {"route": route}})
+    async with asyncio.timeout(10), small.http.post(path, json={"prompt": invert_workflow()}) as response:
+        body = await response.json()
+    assert (response.status, body["type"]) == (502, "server_error")
+    assert "(MAX_ANSWER_MB)" in body["detail"]
+
+
+@pytest.mark.parametrize("lean", [True, False])
+async def test_an_answer_just_below_the_limit_is_read(engine: Engine, lean: bool) -> None:
+    async with ComfyUIClient(engine.url, lean=lean, answers=AnswerLimits(max_bytes=10_000)) as client:
+        await engine.set_faults({"long_answer": {"route": "/queue", "bytes": 9_000}})
+        assert await client.get_queue() == {}
+        await engine.set_faults({"long_answer": {"route": "/queue", "bytes": 10_000}})
+        with pytest.raises(ComfyUIUnreadableError, match="MAX_ANSWER_MB"):
+            await client.get_queue()
+
+
+async def test_the_watcher_survives_a_message_that_is_too_long(small: RunningGateway, engine: Engine) -> None:
+    await engine.set_faults({"ws_wrong_value": {"type": "executed", "raw": "x" * 200_000, "times": 1}})
+    async with asyncio.timeout(10):
+        assert (await small.prompt_sync(invert_workflow(1)))[0] == 200
+        assert (await small.prompt_sync(invert_workflow(2)))[0] == 200
+
+
+async def test_a_client_is_told_of_a_message_that_is_too_long(small: RunningGateway, engine: Engine) -> None:
+    async with small.http.ws_connect("/ws?clientId=a") as websocket:
+        await engine.set_faults({"ws_wrong_value": {"type": "status", "raw": "x" * 200_000}})
+        await small.http.post("/prompt", json={"prompt": invert_workflow()})
+        async with asyncio.timeout(10):
+            while (message := await websocket.receive()).type is aiohttp.WSMsgType.TEXT:
+                pass
+    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1009)
+    assert message.extra == "ComfyUI sent a message of more than 0.1 MB (MAX_FRAME_MB)"
+
+
+LISTS = f'{{"type": "executed", "data": [{"[]," * 3_000_000}1]}}'
+
+
+@pytest.mark.parametrize(
+    ("fault", "statuses"),
+    [
+        ({"wrong_value": {"route": "/history/*", "raw": LISTS}}, (200, 502)),
+        ({"wrong_value": {"route": "/object_info", "raw": LISTS}}, (502, 200)),
+        ({"ws_wrong_value": {"type": "executed", "raw": LISTS}}, (200, 200)),
+    ],
+    ids=["history", "object_info", "message"],
+)
+async def test_the_probe_is_answered_while_a_large_answer_is_read(
+    engine: Engine, fault: dict[str, dict[str, object]], statuses: tuple[int, int]
+) -> None:
+    """By the CPU time that the gateway uses while a probe waits: other processes on the machine do not change it."""
+    async with gateway_process(engine.url) as gateway:
+        await engine.set_faults(fault)
+        tries: list[float] = []
+        while not tries or (tries[-1] > TARGET_S and len(tries) < 5):
+            workflow = invert_workflow(len(tries))
+            with probing(Server(gateway.process.pid, gateway.port)) as worst:
+                async with gateway.http.post("/validate", json={"prompt": workflow}) as response:
+                    checked = response.status
+                assert (checked, (await gateway.prompt_sync(workflow))[0]) == statuses
+            tries.append(worst().cpu_s)
+    assert min(tries) <= TARGET_S, tries
