@@ -38,17 +38,9 @@ from comfyui.offload import offloaded
 from comfyui.replies import JSON, HistoryEntry, Queued, QueueItem
 from comfyui.retrying import Backoff, retry
 from comfyui.transport.body import OpenBody, ResumedBody
-from comfyui.transport.drivers import (
-    REFUSING,
-    AiohttpTransport,
-    Http1Transport,
-    OpenReply,
-    RawReply,
-    Transport,
-    aiohttp_errors,
-    refusing_redirects,
-)
+from comfyui.transport.drivers import REFUSING, Http1Transport, OpenReply, RawReply, Transport
 from comfyui.transport.form_names import file_disposition
+from comfyui.transport.over_aiohttp import AiohttpTransport, aiohttp_errors, refusing_redirects
 
 # ComfyUI itself answers 403 for a file outside of its folders.
 _NO_KEY = frozenset({401})

@@ -22,7 +22,7 @@ from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.local import LocalComfyUI
 from comfyui.runpod.results import ResultFiles
-from comfyui.transport.drivers import whole_body
+from comfyui.transport.over_aiohttp import whole_body
 
 # What a browser would run with the rights of the gateway's page.
 _NEVER_SHOWN = frozenset({"text/html", "text/javascript", "text/css"})

@@ -34,7 +34,7 @@ from comfyui.offload import in_thread
 from comfyui.replies import object_info
 from comfyui.runpod.options import RunPodTimes
 from comfyui.tasks import SideTasks
-from comfyui.transport.drivers import whole_body
+from comfyui.transport.over_aiohttp import whole_body
 
 _PROBE_TIMEOUT_S = 3.0
 _CONNECT_S = 3.0

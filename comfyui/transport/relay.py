@@ -17,9 +17,10 @@ from comfyui.exceptions import (
     InvalidAnswerError,
 )
 from comfyui.transport.body import RequestBody
-from comfyui.transport.drivers import AnswerBody, OpenReply, refusing_redirects, unreachable
+from comfyui.transport.drivers import AnswerBody, OpenReply, unreachable
 from comfyui.transport.framing import RawHeaders
 from comfyui.transport.http1 import CONNECT_S, Http1Client
+from comfyui.transport.over_aiohttp import refusing_redirects
 
 # Of a websocket's handshake.
 _HEADER_BYTES = 64 * 1024
