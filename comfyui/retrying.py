@@ -4,7 +4,7 @@ Every loop of ours that waits because something failed takes its delays from `Ba
 is `retry`; one that keeps something open, or has more than one reason to go round, is written out and asks `delay_s`.
 
 Not tenacity, nor stamina that stands on it: nearly every call succeeds at its first try, and each prompt makes several.
-There `retry` costs 0.2 µs and tenacity 60 µs, and neither has a delay for the loops that are no calls. The islands
+There `retry` costs 1 µs and tenacity 60 µs, and neither has a delay for the loops that are no calls. The islands
 `engine` and `sdk` have their own.
 """
 
