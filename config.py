@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator, model_va
 
 from comfyui.address import ServerAccess, parse_headers, parse_server_address, parse_verify, tls_context
 from comfyui.exceptions import SettingsError
+from comfyui.executors.checking import AS_COMFYUI
 from comfyui.executors.comfyui import RunnerOptions
 from comfyui.handler import HandlerOptions
 from comfyui.limits import Limits
@@ -372,7 +373,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 submission_retries=self.http_retries,
                 lost_prompt_retries=self.lost_prompt_retries,
                 oom_retries=self.oom_retries,
-                preflight=self.preflight,
+                preflight=AS_COMFYUI if self.preflight else None,
                 limits=self.limits(),
                 remote=self.backend == "runpod",
             ),

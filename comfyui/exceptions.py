@@ -54,7 +54,7 @@ reason from one of our modules to another, which makes one of the tree of it, or
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Self
@@ -89,7 +89,12 @@ class ComfyUIError(Exception):
 
 
 class ComfyUIValidationError(ComfyUIError):
-    """The workflow was refused, by us or by ComfyUI; ``upstream`` is ComfyUI's own body where it was ComfyUI."""
+    """The workflow was refused, by us or by ComfyUI.
+
+    Attributes:
+        upstream: ComfyUI's own body where it was ComfyUI.
+        codes: what is wrong, as `comfyui.workflows.preflight.Problem` names it; empty where it was not looked for.
+    """
 
     title = "Workflow validation failed"
     code = "validation_failed"
@@ -102,9 +107,11 @@ class ComfyUIValidationError(ComfyUIError):
         prompt_id: str | None = None,
         node_errors: NodeErrors | None = None,
         upstream: Mapping[str, Any] | None = None,
+        codes: Collection[str] = (),
     ) -> None:
         super().__init__(detail, prompt_id=prompt_id, node_errors=node_errors)
         self.upstream = upstream
+        self.codes = frozenset(codes)
 
 
 class ComfyUILimitError(ComfyUIValidationError):

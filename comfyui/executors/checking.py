@@ -1,8 +1,13 @@
-"""What is wrong with a request's workflow on a server, before it is queued or after ComfyUI refused it."""
+"""What is wrong with a request's workflow on a server, before it is queued or after ComfyUI refused it.
+
+The one place that holds a workflow against node definitions, for the gateway and for every worker. What can be said
+without a server is `comfyui.workflows.api_format.check_api_format`, which has come before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfyui.exceptions import ComfyUIError, ComfyUIValidationError
@@ -14,8 +19,27 @@ from comfyui.servers.backend import Backend
 from comfyui.workflows.api_format import upload_inputs
 from comfyui.workflows.preflight import Problem, preflight
 
-# ComfyUI's lists of models and files change while it runs: what they say against a workflow is asked for anew.
-_FRESH_S = 5.0
+
+@dataclass(frozen=True, slots=True)
+class Strictness:
+    """How a workflow is held against node definitions.
+
+    Attributes:
+        also_refused: codes of warnings that count as errors.
+        max_age_s: ComfyUI's lists of models and files change while it runs: what speaks against a workflow counts
+            only by definitions that are not older.
+    """
+
+    also_refused: frozenset[str] = frozenset()
+    max_age_s: float = 5.0
+
+    def judged(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The same problems, with those that count as errors made so."""
+        also = self.also_refused
+        return [replace(problem, severity="error") if problem.code in also else problem for problem in problems]
+
+
+AS_COMFYUI = Strictness()
 
 
 async def problems_on(
@@ -23,10 +47,10 @@ async def problems_on(
     request: PromptRequest,
     files: Collection[str] = (),
     *,
-    max_age_s: float = _FRESH_S,
+    strictness: Strictness = AS_COMFYUI,
     limits: Limits = DEFAULT_LIMITS,
 ) -> list[Problem]:
-    """Everything that is wrong, by node definitions that are at most `max_age_s` old where they say so.
+    """Everything that is wrong, errors and warnings.
 
     Args:
         files: names of further inputs that come with the request.
@@ -35,11 +59,11 @@ async def problems_on(
         ComfyUIError: the definitions could not be had.
     """
     known = await backend.object_info()
-    problems = await in_thread(_check, request, known, files, limits)
+    problems = strictness.judged(await in_thread(_check, request, known, files, limits))
     if any(problem.severity == "error" for problem in problems):
-        fresh = await backend.object_info(max_age_s=max_age_s)
+        fresh = await backend.object_info(max_age_s=strictness.max_age_s)
         if fresh is not known:
-            problems = await in_thread(_check, request, fresh, files, limits)
+            problems = strictness.judged(await in_thread(_check, request, fresh, files, limits))
     return problems
 
 
@@ -80,5 +104,9 @@ def _with_names(error: ComfyUIValidationError, problems: Sequence[Problem]) -> C
         elif closest:
             said.append(f"{problem.input_name or problem.class_type}: {closest}")
     return ComfyUIValidationError(
-        error.detail, prompt_id=error.prompt_id, node_errors=messages, upstream=error.upstream
+        error.detail,
+        prompt_id=error.prompt_id,
+        node_errors=messages,
+        upstream=error.upstream,
+        codes={problem.code for problem in problems},
     )

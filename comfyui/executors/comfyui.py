@@ -31,7 +31,7 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
 )
 from comfyui.executors.assignment import Assignment
-from comfyui.executors.checking import explained, problems_on
+from comfyui.executors.checking import Strictness, explained, problems_on
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same
@@ -77,8 +77,8 @@ class RunnerOptions:
     lost_prompt_retries: int = 1
     remember_losses: bool = False
     oom_retries: int = 0
-    preflight: bool = False
-    """Check a workflow against the node definitions before it is submitted, and not only when ComfyUI refused it."""
+    preflight: Strictness | None = None
+    """How a workflow is checked before it is submitted; None: only when ComfyUI has refused it."""
     limits: Limits = DEFAULT_LIMITS
     remote: bool = False
     """The server only stands for those that run the prompts: it says nothing of their nodes, nor a GPU fault of it."""
@@ -263,8 +263,8 @@ class PromptRunner:
             job.watched(watch)
             try:
                 started = time.monotonic()
-                if self._options.preflight:
-                    await self._preflight(backend, job, request)
+                if self._options.preflight is not None:
+                    await self._preflight(self._options.preflight, backend, job, request)
                 if brings_inputs:
                     prompt = await self._stage(backend, job, request, prompt)
                 staged = time.monotonic()
@@ -295,9 +295,12 @@ class PromptRunner:
             backend.watcher.unwatch(watch)
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)
 
-    async def _preflight(self, backend: Backend, job: Assignment, request: PromptRequest) -> None:
+    async def _preflight(
+        self, strictness: Strictness, backend: Backend, job: Assignment, request: PromptRequest
+    ) -> None:
         """Raise `ComfyUIValidationError` for what this server would refuse."""
-        problems = await problems_on(backend, request, job.file_names, limits=self._options.limits)
+        limits = self._options.limits
+        problems = await problems_on(backend, request, job.file_names, strictness=strictness, limits=limits)
         if found := refusal(problems):
             raise found
 

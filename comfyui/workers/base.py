@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from uuid import UUID, uuid5
 
 import structlog
@@ -25,10 +25,11 @@ from comfyui.exceptions import (
     ComfyUIShutdownError,
     ComfyUITimeoutError,
 )
+from comfyui.executors.checking import Strictness
 from comfyui.executors.comfyui import RunnerOptions
 from comfyui.executors.quarantine import Quarantine
 from comfyui.handler import ComfyUIHandler, HandlerOptions
-from comfyui.inputs.staging import InputStager, brought_inputs
+from comfyui.inputs.staging import InputStager
 from comfyui.jobs.job import Listener
 from comfyui.limits import DEFAULT_ANSWERS, AnswerLimits
 from comfyui.metrics import Metrics
@@ -43,9 +44,8 @@ from comfyui.servers.pool import BackendPool
 from comfyui.servers.process import ComfyUIProcess, ProcessState
 from comfyui.tasks import SideTasks
 from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
-from comfyui.workflows.api_format import check_api_format, upload_inputs
+from comfyui.workflows.api_format import check_api_format
 from comfyui.workflows.node_definitions import ObjectInfo, input_specs
-from comfyui.workflows.preflight import Problem, preflight, refusal
 
 _IMAGE_FIELD = re.compile(r"images\[(\d+)\]\.image")
 _NAMESPACE = UUID("6c1f0b5e-3c1d-5b62-9a55-0f6f2f0a8d11")
@@ -53,8 +53,9 @@ _WEBSOCKET_PATIENCE_S = 5.0
 _TIMEOUT_MARGIN_S = 0.1
 # While a cancelled prompt is seen to its end: the queue is short, since its worker runs one job at a time.
 _LOOK_EVERY_S = 0.5
-# A missing model ends in an error even where ComfyUI itself would only find out while it runs.
-_ALWAYS_REFUSED = frozenset({"missing_model_file"})
+# A missing model ends in an error even where ComfyUI itself would only find out while it runs. What is known may be
+# older than a model that was put there since.
+_STRICT = Strictness(also_refused=frozenset({"missing_model_file"}), max_age_s=0.0)
 
 
 def prompt_id_for_job(platform: str, job_id: str) -> UUID:
@@ -178,6 +179,7 @@ class ComfyUIWorker:
                 submission_retries=options.http_retries,
                 lost_prompt_retries=options.lost_prompt_retries,
                 remember_losses=True,
+                preflight=_STRICT,
             ),
         )
         self._handler = ComfyUIHandler(
@@ -265,7 +267,7 @@ class ComfyUIWorker:
         listener: Listener | None = None,
         fields: JobFields | None = None,
     ) -> PromptResult:
-        """Run one job when its turn comes: wait for ComfyUI, check models and inputs, run; again if ComfyUI crashed.
+        """Run one job when its turn comes: wait for ComfyUI, have models and inputs checked, run; again if it crashed.
 
         When this is cancelled, ComfyUI is told to stop the prompt. `listener` gets the prompt's events.
 
@@ -304,7 +306,8 @@ class ComfyUIWorker:
         while True:
             try:
                 await self.wait_until_ready()
-                await self.check(request, fields)
+                if fields.target is not None:
+                    fields.check_target(request, await self._backend.object_info())
                 left_s = deadline - asyncio.get_running_loop().time()
                 # A moment less, so that it is the handler's timeout that comes: it ends the prompt, too.
                 result = await self._submit(request, max(left_s - _TIMEOUT_MARGIN_S, 0.001), listener)
@@ -376,22 +379,6 @@ class ComfyUIWorker:
             before = process.state
             await process.wait_for_change()
 
-    async def check(self, request: PromptRequest, fields: JobFields | None = None) -> None:
-        """Refuse a workflow that names nodes, models or inputs that this ComfyUI does not have.
-
-        Raises:
-            ComfyUIValidationError: with the list of what is missing, and what it may have been meant to be.
-            ComfyUIInputError: a field of the job names an input that its node does not have.
-        """
-        backend = await self.pool.choose(patience_s=self.options.start_timeout_s)
-        if fields is not None and fields.target is not None:
-            fields.check_target(request, await backend.object_info())
-        if _refusing(request, await backend.object_info()):
-            # What is known may be older than a model that was put there since.
-            error = refusal(_refusing(request, await backend.client.object_info()))
-            if error is not None:
-                raise error
-
     def output_files(self, store: ObjectStore | None) -> OutputFiles:
         """The files of its results, to be opened by whoever delivers them."""
         options = self.options
@@ -423,21 +410,6 @@ async def _websocket_connected(backend: Backend) -> None:
         async with asyncio.timeout(_WEBSOCKET_PATIENCE_S):
             while not backend.watcher.connected:  # noqa: ASYNC110 - the watcher tells its backend, and nobody else
                 await asyncio.sleep(0.02)
-
-
-def _refusing(request: PromptRequest, object_info: Mapping[str, Any]) -> list[Problem]:
-    """What a job must not be run with, each as an error."""
-    problems = preflight(
-        request.prompt,
-        object_info,
-        staged=brought_inputs(request, upload_inputs(request.prompt, object_info)),
-        targets=request.partial_execution_targets,
-    )
-    return [
-        replace(problem, severity="error")
-        for problem in problems
-        if problem.severity == "error" or problem.code in _ALWAYS_REFUSED
-    ]
 
 
 def stop_on_signals() -> asyncio.Event:

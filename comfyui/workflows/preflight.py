@@ -165,7 +165,11 @@ def refusal(problems: Sequence[Problem]) -> ComfyUIValidationError | None:
     where = f"{first.title} (node {first.node_id}): " if first.node_id else ""
     more = f", and {len(listed) - 1} more" if len(listed) > 1 else ""
     uncounted = f". {errors[-1].message}" if len(listed) < len(errors) else ""
-    return ComfyUIValidationError(f"{where}{_with_closest(first)}{more}{uncounted}", node_errors=node_errors)
+    return ComfyUIValidationError(
+        f"{where}{_with_closest(first)}{more}{uncounted}",
+        node_errors=node_errors,
+        codes={problem.code for problem in problems},
+    )
 
 
 def _with_closest(problem: Problem) -> str:

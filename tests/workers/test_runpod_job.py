@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from uuid import UUID
 
 import aiohttp
 import pytest
+from PIL import Image
 from pydantic import SecretStr
 
 from comfyui.engine import Engine
@@ -387,14 +389,32 @@ async def test_a_model_that_came_later_is_found(engine: Engine, worker: ComfyUIW
     await worker.run(PromptRequest(prompt=invert_workflow()))
     with pytest.raises(ComfyUIValidationError):
         await worker.run(PromptRequest(prompt=_load_image("late.png")))
-    (engine.folders.input / "late.png").write_bytes(b"not looked at")
-    await worker.check(PromptRequest(prompt=_load_image("late.png")))
+    (engine.folders.input / "late.png").write_bytes(_png())
+    assert (await worker.run(PromptRequest(prompt=_load_image("late.png")))).files
 
 
 async def test_an_input_that_the_job_brings_is_not_missing(worker: ComfyUIWorker) -> None:
-    job = parse_input({"workflow": _load_image("sub/brought.png"), "reference_images": {"sub/brought.png": "QUJD"}})
-    await worker.wait_until_ready()
-    await worker.check(job.request(ID))
+    content = base64.b64encode(_png()).decode()
+    job = parse_input({"workflow": _load_image("sub/brought.png"), "reference_images": {"sub/brought.png": content}})
+    assert (await worker.run(job.request(ID))).files
+
+
+async def test_a_render_that_is_there_is_delivered_although_its_model_is_gone(
+    engine: Engine, worker: ComfyUIWorker
+) -> None:
+    """What a job needs was looked for before its render was: a job that came again failed for it."""
+    (engine.folders.input / "once.png").write_bytes(_png())
+    request = PromptRequest(prompt=_load_image("once.png"), prompt_id=ID)
+    rendered = await worker.run(request)
+    (engine.folders.input / "once.png").unlink()
+    async with ComfyUIWorker(worker.options) as another:
+        assert (await another.run(request)).files == rendered.files
+
+
+def _png() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "PNG")
+    return content.getvalue()
 
 
 def _load_image(name: str) -> Workflow:

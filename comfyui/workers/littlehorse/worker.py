@@ -42,7 +42,6 @@ from comfyui.workers.littlehorse.gate import TaskGate
 from comfyui.workers.littlehorse.settings import LittleHorseSettings, server_of
 from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.results import result_members, saved_before
-from comfyui.workflows.preflight import preflight
 
 TASK_NAME = "execute-comfyui-workflow"
 
@@ -153,7 +152,7 @@ class WorkflowTask:
                 except ComfyUIError as error:
                     log.say(f"failed: {error.detail}")
                     _log.warning("task.failed", type=error.code, detail=error.detail)
-                    await self._raise(error, workflow)
+                    await self._raise(error)
 
     async def _run(self, workflow: Any, prompt_id: str, log: TaskLog) -> PromptResult:
         try:
@@ -211,13 +210,13 @@ class WorkflowTask:
     def _paths(self, files: Sequence[OutputFile]) -> list[str]:
         return [local_path(self._settings.reader_output_dir, file) for file in files]
 
-    async def _raise(self, error: ComfyUIError, workflow: Any) -> NoReturn:
+    async def _raise(self, error: ComfyUIError) -> NoReturn:
         message = f"{error.title}: {error.detail}"[:_MAX_LINE]
         refused = error.status in _REFUSALS and not error.retryable
         name = _EXCEPTION_NAMES.get(error.code) or ("invalid-workflow" if refused else None)
         if name is None:
             raise TaskFailedError(f"{message}\nprompt_id: {error.prompt_id}" if error.prompt_id else message) from None
-        if isinstance(error, ComfyUIValidationError) and await self._lacks_model(workflow):
+        if isinstance(error, ComfyUIValidationError) and "missing_model_file" in error.codes:
             name = "missing-model"
         raise LHTaskException(name, message, to_variable_value(await self._content(error))) from None
 
@@ -234,14 +233,6 @@ class WorkflowTask:
         members |= {"outputs": self._paths(files), "files": [_told(file) for file in files]}
         members["diagnostics"] = await environment(self._comfyui)
         return members
-
-    async def _lacks_model(self, workflow: Any) -> bool:
-        try:
-            backend = await self._comfyui.pool.choose(patience_s=1)
-            problems = preflight(workflow, await backend.object_info())
-        except (ComfyUIError, AttributeError, KeyError, TypeError):
-            return False  # it is no workflow, or nobody can tell
-        return any(problem.code == "missing_model_file" for problem in problems)
 
 
 def _listener(prompt: Mapping[str, Any], started: asyncio.Event, log: TaskLog) -> Any:
