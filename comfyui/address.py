@@ -22,6 +22,7 @@ _NOT_OURS = re.compile(
     re.IGNORECASE,
 )
 _ALL = "*"
+_CREDENTIALS = re.compile(r"(?<=://).*@|^(?!\w+://).*@", re.DOTALL)
 # ComfyUI's own default.
 _PORT = 8188
 
@@ -45,15 +46,27 @@ class ServerAddress:
 
 
 def parse_server_address(address: str) -> ServerAddress:
-    """``host``, ``host:port`` or a URL, perhaps with a user and password. Raises ValueError with the reason."""
+    """``host``, ``host:port`` or a URL, perhaps with a user and password.
+
+    Raises:
+        ValueError: with the reason, never with a password.
+    """
     text = address.strip()
-    url = URL(text if "://" in text else f"http://{text}")
+    try:
+        url = URL(text if "://" in text else f"http://{text}")
+    except ValueError as error:
+        raise ValueError(f"{_shown(text)!r}: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
-        raise ValueError(f"{address!r} is neither host:port nor an http(s) URL")
+        raise ValueError(f"{_shown(text)!r} is neither host:port nor an http(s) URL")
     if "://" not in text and url.explicit_port is None:
         url = url.with_port(_PORT)
     authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else ""
     return ServerAddress(url.with_user(None).with_path(url.path.rstrip("/")), authorization)
+
+
+def _shown(address: str) -> str:
+    """The address without what may be a user and a password."""
+    return _CREDENTIALS.sub("***@", address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +171,7 @@ def _object(text: str) -> dict[str, Any]:
 def _check_addresses(named: Mapping[str, Any], addresses: Sequence[str]) -> None:
     for address in named:
         if address != _ALL and address not in addresses:
-            raise ValueError(f"{address!r} is not written so in COMFYUI_SERVER_ADDRESS")
+            raise ValueError(f"{_shown(address)!r} is not written so in COMFYUI_SERVER_ADDRESS")
 
 
 def _check_header(name: str, value: Any) -> None:

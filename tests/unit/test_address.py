@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfyui.address import parse_server_address
+from comfyui.address import parse_headers, parse_server_address
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,19 @@ def test_the_password_of_an_address_is_in_its_header_and_in_no_text() -> None:
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="neither host:port nor"):
         parse_server_address(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["ftp://user:s3cret@host", "user:s3cret@", "http://user:s3cret@", "http://user:s3@cret@host:99999", "u:s3cret@h:x"],
+)
+def test_a_refused_address_is_told_without_its_password(address: str) -> None:
+    with pytest.raises(ValueError, match=r"\*\*\*@") as refusal:
+        parse_server_address(address)
+    assert "cret" not in str(refusal.value)
+
+
+def test_headers_for_an_address_that_is_not_there_do_not_tell_its_password() -> None:
+    with pytest.raises(ValueError, match=r"\*\*\*@host") as refusal:
+        parse_headers('{"http://user:s3cret@host": {"X-Key": "1"}}', ["other:1"])
+    assert "s3cret" not in str(refusal.value)
