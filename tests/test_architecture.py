@@ -21,7 +21,7 @@ PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(
 # comfyui/ itself.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("ground",),
-    ("transport", "workflows"),
+    ("transport", "workflows", "jobs.journal"),
     ("workflows.convert",),
     ("client",),
     ("servers", "outputs.stores"),

@@ -7,7 +7,6 @@ The handler says who waits for the job and how it ended; an executor says how fa
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import structlog
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import ComfyUIError, ComfyUIPromptLostError, ComfyUITaskCancelledError
 from comfyui.inputs.content import SpooledFiles
+from comfyui.jobs.journal.records import State
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.servers.backend import Backend
 from comfyui.servers.watcher import Watch
@@ -28,20 +28,6 @@ _HOLDS_ON = frozenset({QueuePosition, ExecutionCached, Executing, ProgressState}
 Reason = Literal["timeout", "disconnect", "request", "shutdown"]
 """Why a prompt is cancelled."""
 Listener = Callable[[Event], None]
-
-
-class State(enum.Enum):
-    """How far a job is. The last four are ends; a job that has one of them keeps it."""
-
-    QUEUED = "queued"
-    """ComfyUI does not run the prompt yet, whether it has it or not."""
-    RUNNING = "running"
-    """ComfyUI has begun to run it, on this server or on one that lost it."""
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELED = "canceled"
-    LOST = "lost"
-    """ComfyUI forgot the prompt, and it is not tried again."""
 
 
 class Job:

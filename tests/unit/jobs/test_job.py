@@ -18,7 +18,8 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.inputs.content import SpooledFiles
-from comfyui.jobs.job import Job, State
+from comfyui.jobs.job import Job
+from comfyui.jobs.journal.records import State
 from comfyui.models import PromptRequest, PromptResult, Timings
 
 _ID = "0b9b1f9e-5d4c-4b8a-9f4e-3f1f0a2c5d6e"

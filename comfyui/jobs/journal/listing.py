@@ -1,0 +1,85 @@
+"""The query of one page of a list: it begins with the filter that fits the fewest jobs."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from comfyui.jobs.journal.records import JobFilter
+from comfyui.jobs.journal.rows import JOB_COLUMNS
+
+# Entries of an index that are counted to compare filters. A filter that fits more is no better than the order of jobs.
+_COUNTED = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrowing:
+    """One filter. `column` is None for a label, which has a table of its own."""
+
+    column: str | None
+    values: tuple[str, ...]
+
+    @property
+    def indexed(self) -> str:
+        """The condition on the index of the filter, which is ordered by `seq` for each value."""
+        return f"{self.column} IN ({', '.join('?' * len(self.values))})" if self.column else "key = ? AND value = ?"
+
+    @property
+    def plain(self) -> str:
+        """The condition on a job that was found otherwise; the sign keeps SQLite from the index of the column."""
+        if self.column:
+            return "+jobs." + self.indexed
+        return f"EXISTS (SELECT 1 FROM labels AS l WHERE l.{self.indexed} AND l.seq = jobs.seq)"  # noqa: S608
+
+
+def page_of(database: sqlite3.Connection, narrowed: JobFilter, before: int | None, limit: int) -> list[tuple[Any, ...]]:
+    """Rows of `JOB_COLUMNS`, newest first, from before `before` on."""
+    narrowings = _narrowings(narrowed)
+    first = _rarest(database, narrowings)
+    conditions: list[str] = []
+    values: list[Any] = []
+    source, seq = "jobs", "jobs.seq"
+    if first is not None and first.column is None:
+        source, seq = "labels AS first CROSS JOIN jobs ON jobs.seq = first.seq", "first.seq"
+        conditions.append("first.key = ? AND first.value = ?")
+        values += first.values
+    elif first is not None:
+        conditions.append(first.indexed)
+        values += first.values
+    for other in narrowings:
+        if other is not first:
+            conditions.append(other.plain)
+            values += other.values
+    if before is not None:
+        conditions.append(f"{seq} < ?")
+        values.append(before)
+    where = " AND ".join(conditions) or "TRUE"
+    columns = JOB_COLUMNS.replace(" seq,", " jobs.seq,")
+    query = f"SELECT {columns} FROM {source} WHERE {where} ORDER BY {seq} DESC LIMIT ?"  # noqa: S608
+    return database.execute(query, (*values, limit)).fetchall()
+
+
+def _narrowings(narrowed: JobFilter) -> list[_Narrowing]:
+    found = [_Narrowing(None, label) for label in narrowed.labels.items()]
+    if narrowed.owner is not None:
+        found.append(_Narrowing("owner", (narrowed.owner,)))
+    if narrowed.workflow_name is not None:
+        found.append(_Narrowing("workflow_name", (narrowed.workflow_name,)))
+    if narrowed.states:
+        found.append(_Narrowing("state", tuple(sorted(state.value for state in narrowed.states))))
+    return found
+
+
+def _rarest(database: sqlite3.Connection, narrowings: list[_Narrowing]) -> _Narrowing | None:
+    """The filter to begin with; None where the jobs themselves are the shortest way."""
+    counts: dict[int, int] = {}
+    for place, one in enumerate(narrowings):
+        table = "jobs" if one.column else "labels"
+        query = f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} WHERE {one.indexed} LIMIT {_COUNTED})"  # noqa: S608
+        counts[place] = database.execute(query, one.values).fetchone()[0]
+    if not counts:
+        return None
+    best = narrowings[min(counts, key=counts.__getitem__)]
+    # Several states are several parts of the index: all that fits would be sorted.
+    return best if len(best.values) == 1 or best.column is None or min(counts.values()) < _COUNTED else None

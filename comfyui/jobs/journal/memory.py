@@ -1,0 +1,326 @@
+"""`MemoryJournal`: the journal of a gateway without `STATE_DIR`, and of workers. It ends with the process."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, replace
+from itertools import islice
+from typing import Any, Self
+
+from comfyui import jsonio
+from comfyui.jobs.journal.cursor import cursor_of, seq_of
+from comfyui.jobs.journal.memory_outbox import MemoryOutbox
+from comfyui.jobs.journal.protocol import RUNS_KEPT, YOUNG_S
+from comfyui.jobs.journal.records import (
+    Delivery,
+    Fence,
+    JobFilter,
+    JobRecord,
+    Page,
+    RunRecord,
+    State,
+    Submission,
+)
+from comfyui.jobs.journal.rows import packed, unpacked
+from comfyui.jobs.journal.writes import (
+    Add,
+    Again,
+    Cancel,
+    Finish,
+    Place,
+    PutBack,
+    SendAgain,
+    Start,
+    Tell,
+    Tried,
+    Write,
+)
+
+_SUBMISSION = tuple(field.name for field in fields(Submission))
+_RUN = tuple(field.name for field in fields(RunRecord))
+_LIVE = frozenset({State.QUEUED, State.RUNNING})
+
+
+class MemoryJournal:
+    """`Journal` in dictionaries. Bodies and results are compressed, bodies once for each content."""
+
+    problem: str | None = None
+
+    def __init__(self) -> None:
+        self._counter = 0
+        # By `seq`, which only grows: newest last.
+        self._jobs: dict[int, JobRecord] = {}
+        self._seqs: dict[str, int] = {}
+        # Those that have not ended.
+        self._unfinished: dict[int, None] = {}
+        self._bodies: dict[str, bytes] = {}
+        self._body_uses: defaultdict[str, int] = defaultdict(int)
+        self._results: dict[int, bytes] = {}
+        self._runs: dict[int, list[RunRecord]] = {}
+        self._counts = dict.fromkeys(State, 0)
+        # The numbers of those that wait, in order, and whose they are.
+        self._waiting: list[int] = []
+        self._waiting_seqs: dict[int, int] = {}
+        self._outbox = MemoryOutbox()
+        self._appliers: dict[type, Callable[[Any], bool]] = {
+            Add: self._add,
+            Place: self._place,
+            PutBack: self._put_back,
+            Start: self._start,
+            Cancel: self._cancel,
+            Finish: self._finish,
+            Tell: self._tell,
+            Again: self._again,
+            Tried: self._outbox.tried,
+            SendAgain: self._send_again,
+        }
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        """Nothing is to be closed."""
+
+    # Writing
+
+    async def write(self, write: Write) -> bool:
+        return self._appliers[type(write)](write)
+
+    def write_behind(self, write: Write) -> None:
+        self._appliers[type(write)](write)
+
+    def _add(self, write: Add) -> bool:
+        job = write.job
+        if job.prompt_id in self._seqs:
+            return False
+        seq = self._next_number()
+        digest = hashlib.sha256(job.body).hexdigest()
+        if digest not in self._bodies:
+            self._bodies[digest] = packed(job.body)
+        self._body_uses[digest] += 1
+        self._seqs[job.prompt_id] = seq
+        given = {name: getattr(job, name) for name in _SUBMISSION}
+        given |= {"labels": dict(job.labels), "inputs": dict(job.inputs)}
+        added = JobRecord(
+            **given,
+            seq=seq,
+            body_sha256=digest,
+            run=1,
+            state=State.QUEUED,
+            server=None,
+            attempt=0,
+            losses=0,
+            number=seq,
+            end_number=None,
+            queued_at=job.created_at,
+            started_at=None,
+            ended_at=None,
+            retryable=False,
+            error=None,
+        )
+        self._put(added, None)
+        self._unfinished[seq] = None
+        return True
+
+    def _place(self, write: Place) -> bool:
+        job = self._current(write.fence.prompt_id, write.fence.run)
+        if job is None or job.state not in _LIVE or write.fence.attempt <= job.attempt:
+            return False
+        lost = job.state is State.RUNNING and job.server is not None
+        return self._change(job, server=write.server, attempt=write.fence.attempt, losses=job.losses + lost)
+
+    def _put_back(self, write: PutBack) -> bool:
+        job = self._fenced(write.fence)
+        if job is None or job.state not in _LIVE or job.server is None:
+            return False
+        losses = job.losses + (job.state is State.RUNNING)
+        return self._change(job, server=None, attempt=write.fence.attempt + 1, losses=losses)
+
+    def _start(self, write: Start) -> bool:
+        job = self._fenced(write.fence)
+        if job is None or job.state not in _LIVE or job.server is None:
+            return False
+        self._outbox.add(write.fence, write.deliveries)
+        return self._change(job, state=State.RUNNING, started_at=write.at, attempt=write.fence.attempt)
+
+    def _cancel(self, write: Cancel) -> bool:
+        job = self._current(write.prompt_id, write.run)
+        return job is not None and job.state in _LIVE and self._change(job, state=State.CANCELING)
+
+    def _finish(self, write: Finish) -> bool:
+        job = self._fenced(write.fence)
+        if job is None or job.state.is_end:
+            return False
+        if write.result is not None:
+            self._results[job.seq] = packed(write.result)
+        self._outbox.add(write.fence, write.deliveries)
+        self._unfinished.pop(job.seq)
+        return self._change(
+            job,
+            state=write.state,
+            ended_at=write.at,
+            end_number=self._next_number(),
+            retryable=write.retryable,
+            error=None if write.error is None else jsonio.loads(jsonio.dumps(write.error)),
+            attempt=write.fence.attempt,
+        )
+
+    def _tell(self, write: Tell) -> bool:
+        job = self._find(write.prompt_id)
+        return job is not None and self._change(job, callers_id=True)
+
+    def _again(self, write: Again) -> bool:
+        job = self._current(write.prompt_id, write.run)
+        if job is None or not (
+            job.state in {State.CANCELED, State.LOST} or (job.state is State.FAILED and job.retryable)
+        ):
+            return False
+        ended = self._runs.setdefault(job.seq, [])
+        ended.append(RunRecord(**{name: getattr(job, name) for name in _RUN}))
+        del ended[:-RUNS_KEPT]
+        self._results.pop(job.seq, None)
+        self._unfinished[job.seq] = None
+        return self._change(
+            job,
+            run=job.run + 1,
+            kind=write.kind,
+            state=State.QUEUED,
+            server=None,
+            attempt=0,
+            losses=0,
+            number=self._next_number(),
+            end_number=None,
+            queued_at=write.at,
+            started_at=None,
+            ended_at=None,
+            retryable=False,
+            error=None,
+        )
+
+    def _send_again(self, write: SendAgain) -> bool:
+        job = self._find(write.prompt_id)
+        return job is not None and self._outbox.send_again(job.prompt_id, job.run, write.at)
+
+    async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
+        ended = ((job.ended_at, job.end_number or 0, job) for job in self._jobs.values() if job.ended_at is not None)
+        old = sorted((one for one in ended if one[0] < now - YOUNG_S), key=_by_end)
+        too_old = float("-inf") if keep_days is None else now - keep_days * YOUNG_S
+        too_many = 0 if keep is None else len(self._jobs) - len(self._unfinished) - keep
+        gone = [job for place, (ended_at, _, job) in enumerate(old) if ended_at < too_old or place < too_many]
+        gone = [job for job in gone if not self._outbox.waits_for(job.prompt_id)]
+        for job in gone:
+            self._remove(job)
+        return len(gone)
+
+    def _remove(self, job: JobRecord) -> None:
+        del self._jobs[job.seq], self._seqs[job.prompt_id]
+        self._counts[job.state] -= 1
+        self._results.pop(job.seq, None)
+        self._runs.pop(job.seq, None)
+        self._outbox.remove(job.prompt_id)
+        self._body_uses[job.body_sha256] -= 1
+        if not self._body_uses[job.body_sha256]:
+            del self._body_uses[job.body_sha256], self._bodies[job.body_sha256]
+
+    # Jobs
+
+    async def get(self, prompt_id: str) -> JobRecord | None:
+        return self._find(prompt_id)
+
+    async def body_of(self, prompt_id: str) -> bytes | None:
+        job = self._find(prompt_id)
+        return None if job is None else unpacked(self._bodies[job.body_sha256])
+
+    async def result_of(self, prompt_id: str) -> bytes | None:
+        return unpacked(self._results.get(self._seqs.get(prompt_id, 0)))
+
+    async def runs(self, prompt_id: str) -> list[RunRecord]:
+        return list(self._runs.get(self._seqs.get(prompt_id, 0), ()))
+
+    async def page(self, narrowed: JobFilter, limit: int, cursor: str | None = None) -> Page:
+        before = seq_of(cursor, narrowed)
+        fitting = (
+            job
+            for job in reversed(self._jobs.values())
+            if (before is None or job.seq < before) and _fits(job, narrowed)
+        )
+        found = tuple(islice(fitting, limit + 1))
+        more = len(found) > limit
+        return Page(found[:limit], cursor_of(found[limit - 1].seq, narrowed) if more else None)
+
+    async def waiting(self, after: int, limit: int) -> list[JobRecord]:
+        start = bisect_right(self._waiting, after)
+        return [self._jobs[self._waiting_seqs[number]] for number in self._waiting[start : start + limit]]
+
+    async def ahead_of(self, number: int) -> int:
+        return bisect_left(self._waiting, number)
+
+    async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
+        return [self._jobs[seq] for seq in sorted(self._unfinished) if seq > after][:limit]
+
+    async def counts(self) -> Mapping[State, int]:
+        return dict(self._counts)
+
+    async def oldest_waiting(self) -> float | None:
+        return self._jobs[self._waiting_seqs[self._waiting[0]]].queued_at if self._waiting else None
+
+    # Webhooks
+
+    async def claim(self, now: float, limit: int, until: float, busy: Collection[str] = ()) -> list[Delivery]:
+        return self._outbox.claim(now, limit, until, busy)
+
+    async def next_due(self, busy: Collection[str] = ()) -> float | None:
+        return self._outbox.next_due(busy)
+
+    async def deliveries(self, prompt_id: str) -> list[Delivery]:
+        return self._outbox.of(prompt_id)
+
+    # Shorthand
+
+    def _next_number(self) -> int:
+        self._counter += 1
+        return self._counter
+
+    def _find(self, prompt_id: str) -> JobRecord | None:
+        return self._jobs.get(self._seqs.get(prompt_id, 0))
+
+    def _current(self, prompt_id: str, run: int) -> JobRecord | None:
+        job = self._find(prompt_id)
+        return job if job is not None and job.run == run else None
+
+    def _fenced(self, fence: Fence) -> JobRecord | None:
+        """The job, unless an attempt has begun that is newer than the fence."""
+        job = self._current(fence.prompt_id, fence.run)
+        return job if job is not None and job.attempt <= fence.attempt else None
+
+    def _change(self, job: JobRecord, **changes: Any) -> bool:
+        self._put(replace(job, **changes), job)
+        return True
+
+    def _put(self, job: JobRecord, before: JobRecord | None) -> None:
+        """All that follows from a job's state: how many there are, and which of them wait."""
+        self._jobs[job.seq] = job
+        self._counts[job.state] += 1
+        if before is not None:
+            self._counts[before.state] -= 1
+            if self._waiting_seqs.pop(before.number, None) is not None:
+                del self._waiting[bisect_left(self._waiting, before.number)]
+        if job.kind == "async" and job.server is None and job.state in _LIVE:
+            self._waiting_seqs[job.number] = job.seq
+            insort(self._waiting, job.number)
+
+
+def _by_end(ended: tuple[float, int, JobRecord]) -> tuple[float, int]:
+    return ended[:2]
+
+
+def _fits(job: JobRecord, narrowed: JobFilter) -> bool:
+    return (
+        (narrowed.owner is None or job.owner == narrowed.owner)
+        and (narrowed.workflow_name is None or job.workflow_name == narrowed.workflow_name)
+        and (not narrowed.states or job.state in narrowed.states)
+        and all(job.labels.get(key) == value for key, value in narrowed.labels.items())
+    )

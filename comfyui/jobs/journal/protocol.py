@@ -1,0 +1,100 @@
+"""`Journal`: what a journal does, whether it is a file or only memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol, Self
+
+from comfyui.jobs.journal.records import Delivery, JobFilter, JobRecord, Page, RunRecord, State
+from comfyui.jobs.journal.writes import Write
+
+RUNS_KEPT = 100
+"""Earlier runs of one job."""
+YOUNG_S = 24 * 3600.0
+"""A job that ended less than this ago is not removed."""
+
+
+class JournalObserver(Protocol):
+    """Is told of each commit; for metrics. Called on the event loop."""
+
+    def committed(self, writes: int, seconds: float) -> None:
+        """So many writes were committed together, and that took so long."""
+
+    def failed(self, writes: int) -> None:
+        """So many writes were not kept."""
+
+
+class Journal(Protocol):
+    """Open it with ``async with``; leaving it commits what is behind. Used from one event loop, and never blocks it.
+
+    What is read has every write that was made before, also those behind. All methods raise `JournalError` when the
+    journal cannot be read or written; what was to be written is not in it then.
+    """
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_exc: object) -> None: ...
+
+    @property
+    def problem(self) -> str | None:
+        """Why the journal cannot be used now, in words for readiness; None when it can."""
+
+    # Writing
+
+    async def write(self, write: Write) -> bool:
+        """Returns when the write is committed: whether it changed anything. A caller that is
+        cancelled does not undo it.
+        """
+
+    def write_behind(self, write: Write) -> None:
+        """As `write`, committed a moment later, after all writes before it. The log says when it cannot be kept."""
+
+    async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
+        """Removes jobs that ended more than `keep_days` ago, and the oldest beyond `keep`; returns how many.
+
+        A job that ended less than 24 hours ago stays, and one with a webhook that waits.
+        """
+
+    # Jobs
+
+    async def get(self, prompt_id: str) -> JobRecord | None: ...
+
+    async def body_of(self, prompt_id: str) -> bytes | None: ...
+
+    async def result_of(self, prompt_id: str) -> bytes | None:
+        """The result of the present run, where it ended with one."""
+
+    async def runs(self, prompt_id: str) -> list[RunRecord]:
+        """The last 100 earlier runs, oldest first."""
+
+    async def page(self, narrowed: JobFilter, limit: int, cursor: str | None = None) -> Page:
+        """Newest first. `cursor` is a page's `next_cursor`, with the same filter; else `QueryError` is raised."""
+
+    async def waiting(self, after: int, limit: int) -> list[JobRecord]:
+        """Async jobs that are on no server and not being cancelled, by `number`, from the one behind `after` on."""
+
+    async def ahead_of(self, number: int) -> int:
+        """How many of `waiting` are before this number."""
+
+    async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
+        """Jobs of both kinds that have not ended, by `seq`, from the one behind `after` on."""
+
+    async def counts(self) -> Mapping[State, int]:
+        """How many jobs are in each state."""
+
+    async def oldest_waiting(self) -> float | None:
+        """When the first of `waiting` was queued."""
+
+    # Webhooks
+
+    async def claim(self, now: float, limit: int, until: float, busy: Collection[str] = ()) -> list[Delivery]:
+        """Webhooks that are due, for receivers that are not in `busy`. Each is due again at `until` unless `Tried`.
+
+        For each job and audience only the first that waits: they arrive in order.
+        """
+
+    async def next_due(self, busy: Collection[str] = ()) -> float | None:
+        """When `claim` has something next."""
+
+    async def deliveries(self, prompt_id: str) -> list[Delivery]:
+        """All of the job's webhooks, oldest first."""

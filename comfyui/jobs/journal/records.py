@@ -1,0 +1,240 @@
+"""What the journal keeps and gives back. All frozen; times are Unix time in seconds."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from comfyui import jsonio
+from comfyui.labels import check_labels
+
+Kind = Literal["sync", "async"]
+"""Whether a caller waits for the job on its connection, or comes back for it."""
+Audience = Literal["caller", "operator"]
+"""Whose webhook it is: the one of the request, or `WEBHOOK_URL`, which is told of every job."""
+
+
+class State(enum.Enum):
+    """How far a job is. The last four are ends; a run that has one of them keeps it."""
+
+    QUEUED = "queued"
+    """ComfyUI does not run the prompt yet, whether it has it or not."""
+    RUNNING = "running"
+    """ComfyUI has begun to run it, on this server or on one that lost it."""
+    CANCELING = "canceling"
+    """It is being taken out of ComfyUI."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    LOST = "lost"
+    """ComfyUI forgot the prompt, and it is not tried again."""
+
+    @property
+    def is_end(self) -> bool:
+        """Whether a run in this state is over."""
+        return self in ENDS
+
+
+ENDS = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED, State.LOST})
+
+
+class Fence(NamedTuple):
+    """The right to write about one attempt of one run. A write with a fence that is older than the job's does nothing.
+
+    `attempt` is 0 before a run is first placed.
+    """
+
+    prompt_id: str
+    run: int
+    attempt: int
+
+    def next(self) -> Fence:
+        """The fence of the attempt after this one."""
+        return self._replace(attempt=self.attempt + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookOrder:
+    """Where the caller wants to be told, and of which events; none stands for the end of each run."""
+
+    url: str
+    events: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What a job is from its submission on.
+
+    Attributes:
+        kind: of the present run; a new run may have another. Everything else stays.
+        callers_id: the caller knows the id: it chose it, or it was told.
+        fingerprint: of the request, where two requests with the same id are compared.
+        owner: the name of the API key; None without keys.
+        face: the way by which it came.
+        inputs: name of each further input to the SHA-256 of its content.
+        needs_secrets: the request had secrets, which are not kept; it cannot be run from the journal alone.
+        max_queued_s, max_execution_s: limits of this job in place of the settings.
+    """
+
+    prompt_id: str
+    kind: Kind
+    callers_id: bool
+    created_at: float
+    fingerprint: str | None = None
+    owner: str | None = None
+    face: str = ""
+    workflow_name: str | None = None
+    client_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    needs_secrets: bool = False
+    priority: int = 0
+    webhook: WebhookOrder | None = None
+    max_queued_s: float | None = None
+    max_execution_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob(Submission):
+    """A job to be written. `body`: the request as canonical JSON, without secrets. Raises ValueError for bad labels.
+
+    UTF-8 cannot carry lone surrogates; in the texts of a job U+FFFD stands in their place.
+    """
+
+    body: bytes
+
+    def __post_init__(self) -> None:
+        if self.labels:
+            check_labels(self.labels)
+        for name in ("owner", "face", "workflow_name", "client_id"):
+            text = getattr(self, name)
+            if text and not text.isascii():
+                object.__setattr__(self, name, jsonio.without_surrogates(text))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord(Submission):
+    """A job as it stands in the journal.
+
+    Attributes:
+        seq: order of submission. It stays when a new run begins.
+        body_sha256: of the body, in hex; `Journal.body_of` has the body.
+        run: counts from 1.
+        server: where the present attempt is; None while the run waits with us.
+        losses: how often a server lost this run after it had begun to execute.
+        number, end_number: when this run was queued, and when it ended, on one counter for all jobs.
+        queued_at: when this run was queued.
+        retryable: the same request may be sent again after this failure.
+        error: the error as the error body has it. `Journal.result_of` has the result.
+    """
+
+    seq: int
+    body_sha256: str
+    run: int
+    state: State
+    server: str | None
+    attempt: int
+    losses: int
+    number: int
+    end_number: int | None
+    queued_at: float
+    started_at: float | None
+    ended_at: float | None
+    retryable: bool
+    error: Mapping[str, Any] | None
+
+    @property
+    def fence(self) -> Fence:
+        """The fence of the present attempt."""
+        return Fence(self.prompt_id, self.run, self.attempt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """An earlier run of a job, and how it ended. The fields are those of `JobRecord`."""
+
+    run: int
+    state: State
+    server: str | None
+    attempt: int
+    number: int
+    end_number: int
+    queued_at: float
+    started_at: float | None
+    ended_at: float
+    error: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDelivery:
+    """A webhook to be sent.
+
+    Attributes:
+        id: `webhook-id`, the same at each try. A second delivery with the same id is not written.
+        payload: the body.
+    """
+
+    id: str
+    event: str
+    url: str
+    payload: bytes
+    due_at: float
+    audience: Audience = "caller"
+
+    @property
+    def receiver(self) -> str:
+        """Host and port of the URL: what is slow or away as one. The whole URL where it has none."""
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        except ValueError:
+            return self.url
+        return f"{parts.hostname}:{port}" if parts.hostname else self.url
+
+
+class DeliveryState(enum.Enum):
+    """Whether a webhook is still to be sent."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery(NewDelivery):
+    """A webhook in the outbox. `tries`: since it was last asked for; `answer`: of the last try, in words."""
+
+    prompt_id: str
+    run: int
+    state: DeliveryState
+    tries: int
+    tried_at: float | None
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs a list has; what is not given does not narrow it. All must hold, and all of the labels."""
+
+    owner: str | None = None
+    states: frozenset[State] = frozenset()
+    workflow_name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("owner", "workflow_name"):
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, jsonio.without_surrogates(text))
+        labels = {jsonio.without_surrogates(key): jsonio.without_surrogates(self.labels[key]) for key in self.labels}
+        object.__setattr__(self, "labels", labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, newest first. `next_cursor` is None on the last page."""
+
+    records: tuple[JobRecord, ...]
+    next_cursor: str | None

@@ -1,0 +1,145 @@
+"""Columns of the journal's tables, and the records that are made of their rows."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+from comfyui import jsonio
+from comfyui.jobs.journal.records import (
+    Delivery,
+    DeliveryState,
+    JobRecord,
+    NewJob,
+    RunRecord,
+    State,
+    WebhookOrder,
+)
+
+_SUBMISSION = (
+    "prompt_id, kind, callers_id, created_at, fingerprint, owner, face, workflow_name, client_id, labels, inputs,"
+    " needs_secrets, priority, webhook, max_queued_s, max_execution_s"
+)
+INSERT_JOB = (
+    f"INSERT INTO jobs ({_SUBMISSION}, seq, number, body_id, queued_at, run, state, attempt, losses, retryable)"  # noqa: S608
+    f" VALUES ({'?, ' * 20}1, 'queued', 0, 0, 0)"
+)
+JOB_COLUMNS = (
+    f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
+    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error"
+)
+RUN_COLUMNS = "run, state, server, attempt, number, end_number, queued_at, started_at, ended_at, error"
+DELIVERY_COLUMNS = (
+    "id, event, url, payload, due_at, audience, (SELECT prompt_id FROM jobs WHERE jobs.seq = d.seq), run, state, tries,"
+    " tried_at, answer"
+)
+INSERT_DELIVERY = (
+    "INSERT INTO deliveries (id, seq, run, event, audience, url, receiver, payload, due_at, state, tries)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting', 0) ON CONFLICT (id) DO NOTHING"
+)
+
+_STATES = {state.value: state for state in State}
+_DELIVERY_STATES = {state.value: state for state in DeliveryState}
+
+
+def packed(data: bytes) -> bytes:
+    """Level 1 takes most of what there is to save, in half the time of level 6."""
+    return zlib.compress(data, 1)
+
+
+def unpacked(data: bytes | None) -> bytes | None:
+    return None if data is None else zlib.decompress(data)
+
+
+def submission_values(job: NewJob) -> tuple[Any, ...]:
+    """In the order of `INSERT_JOB`, up to its numbers."""
+    webhook = None if job.webhook is None else jsonio.dumps([job.webhook.url, job.webhook.events]).decode()
+    return (
+        job.prompt_id,
+        job.kind,
+        job.callers_id,
+        job.created_at,
+        job.fingerprint,
+        job.owner,
+        job.face,
+        job.workflow_name,
+        job.client_id,
+        jsonio.dumps(dict(job.labels)).decode() if job.labels else None,
+        jsonio.dumps(dict(job.inputs)).decode() if job.inputs else None,
+        job.needs_secrets,
+        job.priority,
+        webhook,
+        job.max_queued_s,
+        job.max_execution_s,
+    )
+
+
+def job_of(row: tuple[Any, ...]) -> JobRecord:
+    """Of a row of `JOB_COLUMNS`."""
+    webhook = jsonio.loads(row[13]) if row[13] is not None else None
+    return JobRecord(
+        prompt_id=row[0],
+        kind=row[1],
+        callers_id=bool(row[2]),
+        created_at=row[3],
+        fingerprint=row[4],
+        owner=row[5],
+        face=row[6],
+        workflow_name=row[7],
+        client_id=row[8],
+        labels=jsonio.loads(row[9]) if row[9] is not None else {},
+        inputs=jsonio.loads(row[10]) if row[10] is not None else {},
+        needs_secrets=bool(row[11]),
+        priority=row[12],
+        webhook=WebhookOrder(webhook[0], tuple(webhook[1])) if webhook is not None else None,
+        max_queued_s=row[14],
+        max_execution_s=row[15],
+        seq=row[16],
+        body_sha256=row[17],
+        run=row[18],
+        state=_STATES[row[19]],
+        server=row[20],
+        attempt=row[21],
+        losses=row[22],
+        number=row[23],
+        end_number=row[24],
+        queued_at=row[25],
+        started_at=row[26],
+        ended_at=row[27],
+        retryable=bool(row[28]),
+        error=jsonio.loads(row[29]) if row[29] is not None else None,
+    )
+
+
+def run_of(row: tuple[Any, ...]) -> RunRecord:
+    """Of a row of `RUN_COLUMNS`."""
+    return RunRecord(
+        run=row[0],
+        state=_STATES[row[1]],
+        server=row[2],
+        attempt=row[3],
+        number=row[4],
+        end_number=row[5],
+        queued_at=row[6],
+        started_at=row[7],
+        ended_at=row[8],
+        error=jsonio.loads(row[9]) if row[9] is not None else None,
+    )
+
+
+def delivery_of(row: tuple[Any, ...]) -> Delivery:
+    """Of a row of `DELIVERY_COLUMNS`."""
+    return Delivery(
+        id=row[0],
+        event=row[1],
+        url=row[2],
+        payload=zlib.decompress(row[3]),
+        due_at=row[4],
+        audience=row[5],
+        prompt_id=row[6],
+        run=row[7],
+        state=_DELIVERY_STATES[row[8]],
+        tries=row[9],
+        tried_at=row[10],
+        answer=row[11],
+    )

@@ -1,0 +1,88 @@
+"""The tables of the journal's file, and how an older file becomes one of this version."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from comfyui.exceptions import JournalError
+
+_VERSION_1 = """
+CREATE TABLE counter (value INTEGER NOT NULL);
+INSERT INTO counter VALUES (0);
+
+CREATE TABLE bodies (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, data BLOB NOT NULL);
+
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, callers_id INTEGER NOT NULL,
+    created_at REAL NOT NULL, fingerprint TEXT, owner TEXT, face TEXT NOT NULL, workflow_name TEXT, client_id TEXT,
+    labels TEXT, inputs TEXT, needs_secrets INTEGER NOT NULL, priority INTEGER NOT NULL, webhook TEXT,
+    max_queued_s REAL, max_execution_s REAL, body_id INTEGER NOT NULL,
+    run INTEGER NOT NULL, state TEXT NOT NULL, server TEXT, attempt INTEGER NOT NULL, losses INTEGER NOT NULL,
+    number INTEGER NOT NULL, end_number INTEGER, queued_at REAL NOT NULL, started_at REAL, ended_at REAL,
+    retryable INTEGER NOT NULL, error BLOB, result BLOB
+);
+CREATE INDEX jobs_by_state ON jobs (state, seq);
+CREATE INDEX jobs_by_owner ON jobs (owner, seq) WHERE owner IS NOT NULL;
+CREATE INDEX jobs_by_workflow ON jobs (workflow_name, seq) WHERE workflow_name IS NOT NULL;
+CREATE INDEX jobs_by_body ON jobs (body_id);
+CREATE INDEX jobs_by_end ON jobs (ended_at, end_number) WHERE ended_at IS NOT NULL;
+CREATE INDEX jobs_unfinished ON jobs (seq) WHERE ended_at IS NULL;
+CREATE INDEX jobs_waiting ON jobs (number)
+    WHERE kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling';
+
+CREATE TABLE labels (
+    key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (key, value, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE runs (
+    seq INTEGER NOT NULL, run INTEGER NOT NULL, state TEXT NOT NULL, server TEXT, attempt INTEGER NOT NULL,
+    number INTEGER NOT NULL, end_number INTEGER NOT NULL, queued_at REAL NOT NULL, started_at REAL,
+    ended_at REAL NOT NULL, error BLOB, PRIMARY KEY (seq, run)
+) WITHOUT ROWID;
+
+CREATE TABLE deliveries (
+    place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL, run INTEGER NOT NULL,
+    event TEXT NOT NULL, audience TEXT NOT NULL, url TEXT NOT NULL, receiver TEXT NOT NULL, payload BLOB NOT NULL,
+    due_at REAL NOT NULL, state TEXT NOT NULL, tries INTEGER NOT NULL, tried_at REAL, answer TEXT
+);
+CREATE INDEX deliveries_of_job ON deliveries (seq, audience, state, place);
+CREATE INDEX deliveries_due ON deliveries (due_at, place) WHERE state = 'waiting';
+"""
+
+# One script for each version, forward only. A script that was released never changes: a change is a new one.
+MIGRATIONS = (_VERSION_1,)
+
+
+def migrate(database: sqlite3.Connection) -> None:
+    """Bring the file to the newest version, in one transaction. Raises `JournalError` for one that is newer."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise JournalError(
+            f"STATE_DIR: the journal was written by a newer version of the gateway (its schema is {version}, and this"
+            f" version reads up to {len(MIGRATIONS)}). Run that version, or use another folder"
+        )
+    if version == len(MIGRATIONS):
+        return
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        for script in MIGRATIONS[version:]:
+            for statement in _statements(script):
+                database.execute(statement)
+        database.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> list[str]:
+    """`executescript` would commit before it begins."""
+    statements: list[str] = []
+    text = ""
+    for line in script.splitlines(keepends=True):
+        text += line
+        if sqlite3.complete_statement(text):
+            statements.append(text)
+            text = ""
+    return statements

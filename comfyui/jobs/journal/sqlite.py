@@ -1,0 +1,240 @@
+"""`SqliteJournal`: the journal in a file, which outlives the gateway and the machine's power."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import structlog
+
+from comfyui.exceptions import JournalError
+from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error
+from comfyui.jobs.journal.cursor import cursor_of, seq_of
+from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver
+from comfyui.jobs.journal.records import Delivery, JobFilter, JobRecord, Page, RunRecord, State
+from comfyui.jobs.journal.schema import migrate
+from comfyui.jobs.journal.statements import Statements
+from comfyui.jobs.journal.writes import Write
+
+FILE_NAME = "jobs.sqlite3"
+# How long a write behind may wait for others, so that they share a commit.
+_LINGER_S = 0.01
+# Writes behind that are handed on at once, and that may lie before the disk at all.
+_HANDED_ON = 256
+_MAX_BEHIND = 10_000
+_REMOVED_TOGETHER = 200
+_TOLD_EVERY_S = 60.0
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
+
+
+class SqliteJournal:
+    """`Journal` in `folder`; one process uses it at a time.
+
+    Args:
+        folder: is made where it is not there; only this user may enter.
+        lock_wait_s: how long the start waits for another process that has the file; `problem` says so meanwhile.
+    """
+
+    def __init__(self, folder: Path, *, lock_wait_s: float = 0.0, observer: JournalObserver | None = None) -> None:
+        self._path = folder / FILE_NAME
+        self._lock_wait_s = lock_wait_s
+        self._observer = observer
+        self._thread = CommitThread(self._connect, self._done)
+        self._open = False
+        self._next = Batch()
+        self._handing_on: asyncio.Handle | None = None
+        self._hurried = False
+        self._behind = 0
+        self._problem: str | None = None
+        self._not_kept = 0
+        self._told_at = float("-inf")
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._thread.open(self._lock_wait_s)
+        except Exception as error:
+            raise journal_error(error) from error
+        self._open = True
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._hand_on()
+        self._open = False
+        await self._thread.close()
+
+    @property
+    def problem(self) -> str | None:
+        return self._thread.problem or self._problem
+
+    # Writing
+
+    async def write(self, write: Write) -> bool:
+        return await self._in_transaction(partial(_apply, write))
+
+    def write_behind(self, write: Write) -> None:
+        if not self._open or self._behind >= _MAX_BEHIND:
+            self._lose(1, self._problem or "it is closed or slower than its writes")
+            return
+        self._behind += 1
+        self._next.writes.append((partial(_apply, write), None))
+        if len(self._next.writes) >= _HANDED_ON:
+            self._hand_on()
+        elif self._handing_on is None:
+            self._handing_on = asyncio.get_running_loop().call_later(_LINGER_S, self._hand_on)
+
+    async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
+        removed = 0
+        if keep_days is not None:
+            removed += await self._remove(now - max(YOUNG_S, keep_days * YOUNG_S), None)
+        if keep is not None:
+            up_to = await self._ask(lambda sql: sql.kept_from(keep))
+            if up_to is not None:
+                removed += await self._remove(now - YOUNG_S, up_to)
+        return removed
+
+    async def _remove(self, before: float, up_to: tuple[float, int] | None) -> int:
+        """In small steps: writes that come meanwhile do not wait for all of it."""
+        removed = 0
+        while some := await self._in_transaction(lambda sql: sql.remove(before, up_to, _REMOVED_TOGETHER)):
+            removed += some
+        return removed
+
+    # Jobs
+
+    async def get(self, prompt_id: str) -> JobRecord | None:
+        return await self._ask(lambda sql: sql.one(prompt_id))
+
+    async def body_of(self, prompt_id: str) -> bytes | None:
+        return await self._ask(lambda sql: sql.body(prompt_id))
+
+    async def result_of(self, prompt_id: str) -> bytes | None:
+        return await self._ask(lambda sql: sql.result(prompt_id))
+
+    async def runs(self, prompt_id: str) -> list[RunRecord]:
+        return await self._ask(lambda sql: sql.runs(prompt_id))
+
+    async def page(self, narrowed: JobFilter, limit: int, cursor: str | None = None) -> Page:
+        before = seq_of(cursor, narrowed)
+        found = await self._ask(lambda sql: sql.newest(narrowed, before, limit + 1))
+        more = len(found) > limit
+        return Page(tuple(found[:limit]), cursor_of(found[limit - 1].seq, narrowed) if more else None)
+
+    async def waiting(self, after: int, limit: int) -> list[JobRecord]:
+        return await self._ask(lambda sql: sql.waiting(after, limit))
+
+    async def ahead_of(self, number: int) -> int:
+        return await self._ask(lambda sql: sql.ahead_of(number))
+
+    async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
+        return await self._ask(lambda sql: sql.unfinished(after, limit))
+
+    async def counts(self) -> Mapping[State, int]:
+        return await self._ask(Statements.counts)
+
+    async def oldest_waiting(self) -> float | None:
+        return await self._ask(Statements.oldest_waiting)
+
+    # Webhooks
+
+    async def claim(self, now: float, limit: int, until: float, busy: Collection[str] = ()) -> list[Delivery]:
+        return await self._in_transaction(lambda sql: sql.claim(now, limit, until, busy))
+
+    async def next_due(self, busy: Collection[str] = ()) -> float | None:
+        return await self._ask(lambda sql: sql.next_due(busy))
+
+    async def deliveries(self, prompt_id: str) -> list[Delivery]:
+        return await self._ask(lambda sql: sql.deliveries(prompt_id))
+
+    # To the thread and back
+
+    async def _in_transaction(self, work: Callable[[Statements], _T]) -> _T:
+        return await self._give(self._next.writes, work)
+
+    async def _ask(self, work: Callable[[Statements], _T]) -> _T:
+        return await self._give(self._next.reads, work)
+
+    async def _give(self, calls: list[tuple[Work, asyncio.Future[Any] | None]], work: Callable[[Statements], _T]) -> _T:
+        if not self._open:
+            raise JournalError("STATE_DIR: the journal is not open")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+        calls.append((work, future))
+        if not self._hurried:
+            # Not at once: what else comes in this turn of the loop shares the commit.
+            self._hurried = True
+            if self._handing_on is not None:
+                self._handing_on.cancel()
+            self._handing_on = loop.call_soon(self._hand_on)
+        return await future
+
+    def _hand_on(self) -> None:
+        if self._handing_on is not None:
+            self._handing_on.cancel()
+        self._handing_on = None
+        self._hurried = False
+        if self._next.writes or self._next.reads:
+            self._thread.give(self._next)
+            self._next = Batch()
+
+    def _done(self, written: Sequence[Outcome], read: Sequence[Outcome], seconds: float | None) -> None:
+        behind = [outcome for outcome in written if outcome.future is None]
+        self._behind -= len(behind)
+        failed = [outcome for outcome in written if outcome.error is not None]
+        for outcome in (*failed, *(outcome for outcome in read if outcome.error is not None)):
+            outcome.error = journal_error(outcome.error) if outcome.error else None
+        if written:
+            disk = next((outcome.error for outcome in failed if isinstance(outcome.error, JournalError)), None)
+            self._problem = disk.detail if disk is not None else None
+        if self._observer is not None and seconds is not None and len(failed) < len(written):
+            self._observer.committed(len(written) - len(failed), seconds)
+        if self._observer is not None and failed:
+            self._observer.failed(len(failed))
+        if lost := [outcome.error for outcome in behind if outcome.error is not None]:
+            self._lose(len(lost), str(lost[0]))
+        for outcome in (*written, *read):
+            outcome.tell()
+
+    def _lose(self, writes: int, reason: str) -> None:
+        """Writes behind have no caller that could be told."""
+        self._not_kept += writes
+        if time.monotonic() - self._told_at >= _TOLD_EVERY_S:
+            _log.error("journal.writes_not_kept", writes=self._not_kept, reason=reason)
+            self._told_at = time.monotonic()
+            self._not_kept = 0
+
+    # On the thread
+
+    def _connect(self) -> Statements:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # SQLite gives its other files the mode of this one.
+        # A file that is there is not opened: to close it again would take the lock from a journal of this process.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        self._path.chmod(0o600)
+        database = sqlite3.connect(self._path, timeout=0.0, isolation_level=None, check_same_thread=False)
+        try:
+            # A second gateway would take the same jobs up again. No other process can even read while this one runs.
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            database.execute("PRAGMA journal_mode = WAL")
+            # An acknowledged job is still there after a power cut.
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("COMMIT")
+            migrate(database)
+            return Statements(database)
+        except BaseException:
+            database.close()
+            raise
+
+
+def _apply(write: Write, sql: Statements) -> bool:
+    return sql.apply(write)

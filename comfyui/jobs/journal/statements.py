@@ -1,0 +1,356 @@
+"""The journal in SQL: what each write does, and each question. All on the journal's own thread."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from comfyui import jsonio
+from comfyui.jobs.journal.listing import page_of
+from comfyui.jobs.journal.protocol import RUNS_KEPT
+from comfyui.jobs.journal.records import Delivery, Fence, JobFilter, JobRecord, NewDelivery, RunRecord, State
+from comfyui.jobs.journal.rows import (
+    DELIVERY_COLUMNS,
+    INSERT_DELIVERY,
+    INSERT_JOB,
+    JOB_COLUMNS,
+    RUN_COLUMNS,
+    delivery_of,
+    job_of,
+    packed,
+    run_of,
+    submission_values,
+    unpacked,
+)
+from comfyui.jobs.journal.writes import (
+    Add,
+    Again,
+    Cancel,
+    Finish,
+    Place,
+    PutBack,
+    SendAgain,
+    Start,
+    Tell,
+    Tried,
+    Write,
+)
+
+_Row = tuple[Any, ...]
+_OF_THE_RUN = "prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running')"
+_ENDED_AND_OPEN_AGAIN = "state IN ('canceled', 'lost') OR (state = 'failed' AND retryable)"
+# As in the index `jobs_waiting`, word for word.
+_WAITING = "kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling'"
+_FIRST_OF_ITS_JOB = (
+    "NOT EXISTS (SELECT 1 FROM deliveries AS e WHERE e.seq = d.seq AND e.audience = d.audience"
+    " AND e.state = 'waiting' AND e.place < d.place)"
+)
+
+
+class Statements:
+    """One connection, and the counter for jobs and their ends. `apply`, `claim` and `remove` need a transaction."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
+        self._execute = database.execute
+        self._counter: int = database.execute("SELECT value FROM counter").fetchone()[0]
+        self._written_counter = self._counter
+        self._appliers: dict[type, Callable[[Any], bool]] = {
+            Add: self._add,
+            Place: self._place,
+            PutBack: self._put_back,
+            Start: self._start,
+            Cancel: self._cancel,
+            Finish: self._finish,
+            Tell: self._tell,
+            Again: self._again,
+            Tried: self._tried,
+            SendAgain: self._send_again,
+        }
+
+    def apply(self, write: Write) -> bool:
+        """Whether the write had a place."""
+        return self._appliers[type(write)](write)
+
+    # Transactions
+
+    def begin(self) -> None:
+        # A transaction that began with a question could not write once another process has written.
+        self._execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        if self._counter != self._written_counter:
+            self._execute("UPDATE counter SET value = ?", (self._counter,))
+        self._execute("COMMIT")
+        self._written_counter = self._counter
+
+    def rollback(self) -> None:
+        """The numbers that the transaction gave are left out."""
+        # On a full disk SQLite has rolled back by itself, and a second time would hide the reason.
+        if self.database.in_transaction:
+            self._execute("ROLLBACK")
+
+    # Writes
+
+    def _add(self, write: Add) -> bool:
+        job = write.job
+        if self._execute("SELECT 1 FROM jobs WHERE prompt_id = ?", (job.prompt_id,)).fetchone() is not None:
+            return False
+        seq = self._next_number()
+        values = submission_values(job)
+        self._execute(INSERT_JOB, (*values, seq, seq, self._body_id(job.body), job.created_at))
+        if job.labels:
+            self._add_labels(job.labels.items(), seq)
+        return True
+
+    def _body_id(self, body: bytes) -> int:
+        digest = hashlib.sha256(body).digest()
+        known = self._execute("SELECT id FROM bodies WHERE sha256 = ?", (digest,)).fetchone()
+        if known is not None:
+            return int(known[0])
+        cursor = self._execute("INSERT INTO bodies (sha256, data) VALUES (?, ?)", (digest, packed(body)))
+        return cursor.lastrowid or 0
+
+    def _add_labels(self, labels: Iterable[tuple[str, str]], seq: int) -> None:
+        self.database.executemany("INSERT INTO labels VALUES (?, ?, ?)", [(*label, seq) for label in labels])
+
+    def _place(self, write: Place) -> bool:
+        prompt_id, run, attempt = write.fence
+        return self._changed(
+            "UPDATE jobs SET losses = losses + (state = 'running' AND server IS NOT NULL), server = ?, attempt = ?"
+            " WHERE prompt_id = ? AND run = ? AND attempt < ? AND state IN ('queued', 'running')",
+            (write.server, attempt, prompt_id, run, attempt),
+        )
+
+    def _put_back(self, write: PutBack) -> bool:
+        return self._changed(
+            "UPDATE jobs SET losses = losses + (state = 'running'), server = NULL, attempt = ?"  # noqa: S608
+            f" WHERE {_OF_THE_RUN} AND server IS NOT NULL",
+            (write.fence.attempt + 1, *write.fence),
+        )
+
+    def _start(self, write: Start) -> bool:
+        fence = write.fence
+        started = self._changed(
+            f"UPDATE jobs SET state = 'running', started_at = ?, attempt = ? WHERE {_OF_THE_RUN}"  # noqa: S608
+            " AND server IS NOT NULL",
+            (write.at, fence.attempt, *fence),
+        )
+        if started:
+            self._deliver(fence, write.deliveries)
+        return started
+
+    def _cancel(self, write: Cancel) -> bool:
+        return self._changed(
+            "UPDATE jobs SET state = 'canceling' WHERE prompt_id = ? AND run = ? AND state IN ('queued', 'running')",
+            (write.prompt_id, write.run),
+        )
+
+    def _finish(self, write: Finish) -> bool:
+        fence = write.fence
+        finished = self._changed(
+            "UPDATE jobs SET state = ?, ended_at = ?, end_number = ?, retryable = ?, error = ?, result = ?, attempt = ?"
+            " WHERE prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running', 'canceling')",
+            (
+                write.state.value,
+                write.at,
+                self._next_number(),
+                write.retryable,
+                None if write.error is None else jsonio.dumps(write.error),
+                None if write.result is None else packed(write.result),
+                fence.attempt,
+                *fence,
+            ),
+        )
+        if finished:
+            self._deliver(fence, write.deliveries)
+        else:
+            self._counter -= 1
+        return finished
+
+    def _tell(self, write: Tell) -> bool:
+        return self._changed("UPDATE jobs SET callers_id = 1 WHERE prompt_id = ?", (write.prompt_id,))
+
+    def _again(self, write: Again) -> bool:
+        found = self._execute(
+            f"SELECT seq FROM jobs WHERE prompt_id = ? AND run = ? AND ({_ENDED_AND_OPEN_AGAIN})",  # noqa: S608
+            (write.prompt_id, write.run),
+        ).fetchone()
+        if found is None:
+            return False
+        seq = found[0]
+        self._execute(
+            f"INSERT INTO runs (seq, {RUN_COLUMNS}) SELECT seq, {RUN_COLUMNS} FROM jobs WHERE seq = ?",  # noqa: S608
+            (seq,),
+        )
+        self._execute("DELETE FROM runs WHERE seq = ? AND run <= ?", (seq, write.run - RUNS_KEPT))
+        return self._changed(
+            "UPDATE jobs SET run = run + 1, kind = ?, state = 'queued', server = NULL, attempt = 0, losses = 0,"
+            " number = ?, end_number = NULL, queued_at = ?, started_at = NULL, ended_at = NULL, retryable = 0,"
+            " error = NULL, result = NULL WHERE seq = ?",
+            (write.kind, self._next_number(), write.at, seq),
+        )
+
+    def _deliver(self, fence: Fence, deliveries: Collection[NewDelivery]) -> None:
+        if not deliveries:
+            return
+        (seq,) = self._execute("SELECT seq FROM jobs WHERE prompt_id = ?", (fence.prompt_id,)).fetchone()
+        self.database.executemany(
+            INSERT_DELIVERY,
+            [
+                (
+                    one.id,
+                    seq,
+                    fence.run,
+                    one.event,
+                    one.audience,
+                    one.url,
+                    one.receiver,
+                    packed(one.payload),
+                    one.due_at,
+                )
+                for one in deliveries
+            ],
+        )
+
+    def _tried(self, write: Tried) -> bool:
+        return self._changed(
+            "UPDATE deliveries SET state = ?, due_at = ?, tried_at = ?, answer = ?, tries = tries + 1"
+            " WHERE id = ? AND state = 'waiting'",
+            (write.state.value, write.due_at, write.at, jsonio.without_surrogates(write.answer), write.id),
+        )
+
+    def _send_again(self, write: SendAgain) -> bool:
+        return self._changed(
+            "UPDATE deliveries SET state = 'waiting', tries = 0, due_at = ? WHERE state <> 'waiting'"
+            " AND (seq, run) = (SELECT seq, run FROM jobs WHERE prompt_id = ?)",
+            (write.at, write.prompt_id),
+        )
+
+    def claim(self, now: float, limit: int, until: float, busy: Collection[str]) -> list[Delivery]:
+        """A write, although it has an answer."""
+        rows = self._execute(
+            f"SELECT {DELIVERY_COLUMNS} FROM deliveries AS d WHERE state = 'waiting' AND due_at <= ?"  # noqa: S608
+            f" AND {_not_in(busy)} AND {_FIRST_OF_ITS_JOB} ORDER BY due_at, place LIMIT ?",
+            (now, *busy, limit),
+        ).fetchall()
+        self.database.executemany("UPDATE deliveries SET due_at = ? WHERE id = ?", [(until, row[0]) for row in rows])
+        return [delivery_of(row) for row in rows]
+
+    # Removing
+
+    def kept_from(self, keep: int) -> tuple[float, int] | None:
+        """Of the oldest finished job that is beyond the newest `keep`: all up to it are too many."""
+        row = self._execute(
+            "SELECT ended_at, end_number FROM jobs WHERE ended_at IS NOT NULL"
+            " ORDER BY ended_at DESC, end_number DESC LIMIT 1 OFFSET ?",
+            (keep,),
+        ).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    def remove(self, before: float, up_to: tuple[float, int] | None, limit: int) -> int:
+        """Removes up to `limit` jobs that ended before `before` and not after `up_to`; how many there were."""
+        narrowed, values = ("", ()) if up_to is None else (" AND (ended_at, end_number) <= (?, ?)", up_to)
+        rows = self._execute(
+            f"SELECT seq, body_id, labels FROM jobs WHERE ended_at < ?{narrowed} AND NOT EXISTS"  # noqa: S608
+            " (SELECT 1 FROM deliveries AS d WHERE d.seq = jobs.seq AND d.state = 'waiting')"
+            " ORDER BY ended_at, end_number LIMIT ?",
+            (before, *values, limit),
+        ).fetchall()
+        seqs = [(row[0],) for row in rows]
+        many = self.database.executemany
+        many("DELETE FROM deliveries WHERE seq = ?", seqs)
+        many("DELETE FROM runs WHERE seq = ?", seqs)
+        many(
+            "DELETE FROM labels WHERE key = ? AND value = ? AND seq = ?",
+            [(*label, seq) for seq, _, labels in rows if labels for label in jsonio.loads(labels).items()],
+        )
+        many("DELETE FROM jobs WHERE seq = ?", seqs)
+        many(
+            "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id)",
+            [(body_id,) for body_id in {row[1] for row in rows}],
+        )
+        return len(rows)
+
+    # Questions
+
+    def one(self, prompt_id: str) -> JobRecord | None:
+        return next(iter(self._jobs("prompt_id = ?", (prompt_id,))), None)
+
+    def body(self, prompt_id: str) -> bytes | None:
+        stored: bytes | None = self._value(
+            "SELECT data FROM bodies WHERE id = (SELECT body_id FROM jobs WHERE prompt_id = ?)", (prompt_id,)
+        )
+        return unpacked(stored)
+
+    def result(self, prompt_id: str) -> bytes | None:
+        stored: bytes | None = self._value("SELECT result FROM jobs WHERE prompt_id = ?", (prompt_id,))
+        return unpacked(stored)
+
+    def runs(self, prompt_id: str) -> list[RunRecord]:
+        rows = self._execute(
+            f"SELECT {RUN_COLUMNS} FROM runs WHERE seq = (SELECT seq FROM jobs WHERE prompt_id = ?) ORDER BY run",  # noqa: S608
+            (prompt_id,),
+        )
+        return [run_of(row) for row in rows]
+
+    def newest(self, narrowed: JobFilter, before: int | None, limit: int) -> list[JobRecord]:
+        return [job_of(row) for row in page_of(self.database, narrowed, before, limit)]
+
+    def waiting(self, after: int, limit: int) -> list[JobRecord]:
+        return self._jobs(f"{_WAITING} AND number > ?", (after,), "number", limit)
+
+    def ahead_of(self, number: int) -> int:
+        found = self._value(f"SELECT COUNT(*) FROM jobs WHERE {_WAITING} AND number < ?", (number,))  # noqa: S608
+        return int(found)
+
+    def unfinished(self, after: int, limit: int) -> list[JobRecord]:
+        return self._jobs("ended_at IS NULL AND seq > ?", (after,), "seq", limit)
+
+    def counts(self) -> dict[State, int]:
+        found = dict(self._execute("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
+        return {state: found.get(state.value, 0) for state in State}
+
+    def oldest_waiting(self) -> float | None:
+        queued_at: float | None = self._value(f"SELECT queued_at FROM jobs WHERE {_WAITING} ORDER BY number LIMIT 1")  # noqa: S608
+        return queued_at
+
+    def next_due(self, busy: Collection[str]) -> float | None:
+        due_at: float | None = self._value(
+            f"SELECT due_at FROM deliveries AS d WHERE state = 'waiting' AND {_not_in(busy)} AND {_FIRST_OF_ITS_JOB}"  # noqa: S608
+            " ORDER BY due_at LIMIT 1",
+            tuple(busy),
+        )
+        return due_at
+
+    def deliveries(self, prompt_id: str) -> list[Delivery]:
+        rows = self._execute(
+            f"SELECT {DELIVERY_COLUMNS} FROM deliveries AS d"  # noqa: S608
+            " WHERE seq = (SELECT seq FROM jobs WHERE prompt_id = ?) ORDER BY place",
+            (prompt_id,),
+        )
+        return [delivery_of(row) for row in rows]
+
+    # Shorthand
+
+    def _next_number(self) -> int:
+        self._counter += 1
+        return self._counter
+
+    def _changed(self, statement: str, values: _Row) -> bool:
+        return self._execute(statement, values).rowcount > 0
+
+    def _value(self, query: str, values: _Row = ()) -> Any:
+        """The first column of the first row."""
+        row = self._execute(query, values).fetchone()
+        return None if row is None else row[0]
+
+    def _jobs(self, condition: str, values: _Row, order: str = "seq", limit: int = 1) -> list[JobRecord]:
+        query = f"SELECT {JOB_COLUMNS} FROM jobs WHERE {condition} ORDER BY {order} LIMIT ?"  # noqa: S608
+        return [job_of(row) for row in self._execute(query, (*values, limit)).fetchall()]
+
+
+def _not_in(busy: Collection[str]) -> str:
+    return f"receiver NOT IN ({', '.join('?' * len(busy))})" if busy else "TRUE"

@@ -1,0 +1,125 @@
+"""What can be written to the journal. Each write says in which states of the job it has a place.
+
+A write that has no place changes nothing, and `Journal.write` returns False for it. Together they hold the state
+machine: no way back within a run, and one writer, who has the fence of the newest attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfyui.jobs.journal.records import DeliveryState, Fence, Kind, NewDelivery, NewJob, State
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """A new job, queued. No place: the id is known already."""
+
+    job: NewJob
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An attempt begins on `server`, with a fence that is newer than the job's. Place: queued or running.
+
+    A job that was running stays so, and has one loss more.
+    """
+
+    fence: Fence
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """The attempt is over and the run is not. The job waits with us again, with the next fence. Place: as for `Place`.
+
+    A job that was running stays so, and has one loss more.
+    """
+
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """ComfyUI has begun to execute the prompt, where it is placed. Place: queued or running."""
+
+    fence: Fence
+    at: float
+    deliveries: tuple[NewDelivery, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The job is being taken out. Place: queued or running; whoever asks for it needs no fence."""
+
+    prompt_id: str
+    run: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """The run ends in one of the four ends. Place: queued, running or canceling.
+
+    Attributes:
+        error: as the error body has it.
+        result: the result as JSON.
+        retryable: of the error; a run that failed with such an error may be followed by another.
+    """
+
+    fence: Fence
+    state: State
+    at: float
+    error: Mapping[str, Any] | None = None
+    result: bytes | None = None
+    retryable: bool = False
+    deliveries: tuple[NewDelivery, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.state.is_end:
+            raise ValueError(f"{self.state.value} is no end")
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The caller is about to be told an id of ours, which counts as the caller's from now on. Place: any known job."""
+
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A new run after the run `run`; how that one ended is kept. Place: canceled, lost, or failed and retryable."""
+
+    prompt_id: str
+    run: int
+    kind: Kind
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A webhook was tried. Place: it is waiting.
+
+    Attributes:
+        answer: the receiver's status, or why there was none; no secrets, no query.
+        due_at: when it is tried again, where `state` is waiting.
+    """
+
+    id: str
+    at: float
+    answer: str
+    state: DeliveryState
+    due_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SendAgain:
+    """The webhooks of the present run are sent again, as if never tried. Place: some of them do not wait."""
+
+    prompt_id: str
+    at: float
+
+
+Write = Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Tried | SendAgain
