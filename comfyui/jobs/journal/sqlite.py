@@ -29,10 +29,13 @@ _LINGER_S = 0.01
 # Writes behind that are handed on at once, and that may lie before the disk at all.
 _HANDED_ON = 256
 _MAX_BEHIND = 10_000
-_REMOVED_TOGETHER = 200
+_REMOVED_TOGETHER = 50
 _TOLD_EVERY_S = 60.0
+# Of the file, in memory; SQLite takes it as it needs it.
+_CACHE_KB = 8192
 
 _T = TypeVar("_T")
+_monotonic = time.monotonic
 _log = structlog.get_logger(__name__)
 
 
@@ -70,6 +73,8 @@ class SqliteJournal:
         self._hand_on()
         self._open = False
         await self._thread.close()
+        if self._not_kept:
+            self._tell_lost("it was closed")
 
     @property
     def problem(self) -> str | None:
@@ -206,10 +211,13 @@ class SqliteJournal:
     def _lose(self, writes: int, reason: str) -> None:
         """Writes behind have no caller that could be told."""
         self._not_kept += writes
-        if time.monotonic() - self._told_at >= _TOLD_EVERY_S:
-            _log.error("journal.writes_not_kept", writes=self._not_kept, reason=reason)
-            self._told_at = time.monotonic()
-            self._not_kept = 0
+        if _monotonic() - self._told_at >= _TOLD_EVERY_S:
+            self._tell_lost(reason)
+
+    def _tell_lost(self, reason: str) -> None:
+        _log.error("journal.writes_not_kept", writes=self._not_kept, reason=reason)
+        self._told_at = _monotonic()
+        self._not_kept = 0
 
     # On the thread
 
@@ -227,6 +235,7 @@ class SqliteJournal:
             database.execute("PRAGMA journal_mode = WAL")
             # An acknowledged job is still there after a power cut.
             database.execute("PRAGMA synchronous = FULL")
+            database.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
             database.execute("BEGIN IMMEDIATE")
             database.execute("COMMIT")
             migrate(database)

@@ -1,0 +1,526 @@
+"""What every journal does, in a file or in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from comfyui.exceptions import QueryError
+from comfyui.jobs.journal.protocol import RUNS_KEPT, Journal
+from comfyui.jobs.journal.records import (
+    DeliveryState,
+    Fence,
+    JobFilter,
+    JobRecord,
+    NewJob,
+    RunRecord,
+    State,
+    WebhookOrder,
+)
+from comfyui.jobs.journal.writes import Add, Again, Cancel, Finish, Place, PutBack, SendAgain, Start, Tell, Tried
+from tests.support.journals import BODY, delivery, end, journal_of, new_job, prompt_id, run
+
+_DAY = 86_400.0
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
+    async with journal_of(request.param, tmp_path) as opened:
+        yield opened
+
+
+async def numbers_of(journal: Journal, narrowed: JobFilter, limit: int = 50) -> list[float]:
+    """Of all pages of a list; jobs are told apart by the second of their submission."""
+    found: list[float] = []
+    cursor = None
+    while True:
+        page = await journal.page(narrowed, limit, cursor)
+        found += [record.created_at for record in page.records]
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+        assert len(page.records) == limit
+
+
+async def got(journal: Journal, number: int) -> JobRecord:
+    record = await journal.get(prompt_id(number))
+    assert record is not None
+    return record
+
+
+# What is kept
+
+
+async def test_a_job_comes_back_as_it_was_written(journal: Journal) -> None:
+    job = NewJob(
+        prompt_id=prompt_id(7),
+        kind="sync",
+        callers_id=True,
+        created_at=1_700_000_000.25,
+        fingerprint="f",
+        owner="alice",
+        face="prompt_sync",
+        workflow_name="portrait",
+        client_id="c",
+        labels={"project": "x", "né".encode().hex(): "é"},
+        inputs={"photo.png": "a" * 64},
+        needs_secrets=True,
+        priority=-1_000_000,
+        webhook=WebhookOrder("https://a.example/?token=1", ("prompt.started",)),
+        max_queued_s=1.5,
+        max_execution_s=600.0,
+        body=BODY,
+    )
+    assert await journal.write(Add(job))
+    record = await got(journal, 7)
+    for name in NewJob.__dataclass_fields__.keys() - {"body"}:
+        assert getattr(record, name) == getattr(job, name), name
+    assert (record.run, record.state, record.server, record.attempt) == (1, State.QUEUED, None, 0)
+    assert (record.queued_at, record.started_at, record.ended_at, record.error) == (job.created_at, None, None, None)
+    assert await journal.body_of(job.prompt_id) == BODY
+    assert await journal.result_of(job.prompt_id) is None
+
+
+async def test_a_second_job_with_the_same_id_changes_nothing(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    before = await got(journal, 1)
+    assert not await journal.write(Add(new_job(1, body=b"{}", owner="mallory")))
+    assert await got(journal, 1) == before
+    assert await journal.body_of(prompt_id(1)) == BODY
+
+
+async def test_what_is_not_known_is_none_and_empty(journal: Journal) -> None:
+    assert await journal.get("?") is None
+    assert await journal.body_of("?") is None
+    assert await journal.result_of("?") is None
+    assert await journal.runs("?") == []
+    assert await journal.deliveries("?") == []
+    assert await journal.oldest_waiting() is None
+    assert await journal.next_due() is None
+    assert set((await journal.counts()).values()) == {0}
+    for write in (Tell("?"), Cancel("?", 1), Again("?", 1, "sync", 0.0), SendAgain("?", 0.0)):
+        assert not await journal.write(write)
+
+
+async def test_a_run_is_told_from_its_placing_to_its_end(journal: Journal) -> None:
+    fence = await run(journal, 1, at=5.0)
+    running = await got(journal, 1)
+    assert (running.state, running.server, running.started_at, running.fence) == (State.RUNNING, "gpu-1", 5.0, fence)
+    error = {"type": "task_failed", "detail": "\ud800", "timings": {"executing": math.inf}}
+    ended = Finish(fence=fence, state=State.FAILED, at=9.0, error=error, result=b'{"files": []}', retryable=True)
+    assert await journal.write(ended)
+    record = await got(journal, 1)
+    assert (record.state, record.ended_at, record.retryable) == (State.FAILED, 9.0, True)
+    assert record.error is not None
+    assert record.error["type"] == "task_failed"
+    assert record.end_number is not None
+    assert record.end_number > record.number
+    assert await journal.result_of(fence.prompt_id) == b'{"files": []}'
+
+
+async def test_lone_surrogates_of_a_caller_stop_no_job(journal: Journal) -> None:
+    await journal.write(Add(new_job(1, client_id="a\ud800", owner="o\udfff", workflow_name="w\ud800", face="f\ud800")))
+    record = await got(journal, 1)
+    assert (record.client_id, record.owner, record.workflow_name, record.face) == (
+        "a\ufffd",
+        "o\ufffd",
+        "w\ufffd",
+        "f\ufffd",
+    )
+    assert await numbers_of(journal, JobFilter(workflow_name="w\ud800", labels={"\ud800": "\ud800"})) == []
+
+
+async def test_writes_behind_are_read_in_their_order(journal: Journal) -> None:
+    fence = Fence(prompt_id(1), 1, 1)
+    for write in (Add(new_job(1)), Place(fence, "gpu-1"), Start(fence, 2.0)):
+        journal.write_behind(write)
+    assert (await got(journal, 1)).state is State.RUNNING
+    journal.write_behind(Finish(fence=fence, state=State.SUCCEEDED, at=3.0))
+    assert (await got(journal, 1)).state is State.SUCCEEDED
+
+
+async def test_a_caller_that_is_cancelled_undoes_no_write(journal: Journal) -> None:
+    task = asyncio.create_task(journal.write(Add(new_job(1))))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await journal.get(prompt_id(1)) is not None
+
+
+async def test_an_id_that_was_told_is_the_callers(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    assert not (await got(journal, 1)).callers_id
+    assert await journal.write(Tell(prompt_id(1)))
+    assert (await got(journal, 1)).callers_id
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"x\x9c", b"{}", b"[1]" * 10_000])
+async def test_a_body_and_a_result_come_back_byte_for_byte(journal: Journal, body: bytes) -> None:
+    await journal.write(Add(new_job(1, body=body)))
+    await end(journal, 1, result=body, deliveries=(delivery("d", payload=body),))
+    assert await journal.body_of(prompt_id(1)) == body
+    assert await journal.result_of(prompt_id(1)) == body
+    assert [one.payload for one in await journal.deliveries(prompt_id(1))] == [body]
+
+
+# Fences, losses and runs
+
+
+async def test_an_old_fence_changes_nothing(journal: Journal) -> None:
+    old = await run(journal, 1)
+    new = old.next()
+    assert await journal.write(Place(new, "gpu-2"))
+    before = await got(journal, 1)
+    for write in (
+        Place(old, "gpu-3"),
+        Place(new, "gpu-3"),
+        PutBack(old),
+        Start(old, 9.0),
+        Finish(fence=old, state=State.SUCCEEDED, at=9.0, deliveries=(delivery("d"),)),
+        Finish(fence=new._replace(run=2), state=State.SUCCEEDED, at=9.0),
+    ):
+        assert not await journal.write(write), write
+    assert await got(journal, 1) == before
+    assert await journal.deliveries(old.prompt_id) == []
+
+
+async def test_only_a_run_that_had_begun_has_losses(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    fence = Fence(prompt_id(1), 1, 1)
+    await journal.write(Place(fence, "gpu-1"))
+    await journal.write(PutBack(fence))
+    fence = (await got(journal, 1)).fence.next()
+    await journal.write(Place(fence, "gpu-2"))
+    assert (await got(journal, 1)).losses == 0
+    await journal.write(Start(fence, 1.0))
+    await journal.write(Place(fence.next(), "gpu-3"))
+    assert ((await got(journal, 1)).losses, (await got(journal, 1)).state) == (1, State.RUNNING)
+    await journal.write(PutBack(fence.next()))
+    put_back = await got(journal, 1)
+    assert (put_back.losses, put_back.state, put_back.server) == (2, State.RUNNING, None)
+    await journal.write(Place(put_back.fence.next(), "gpu-1"))
+    assert (await got(journal, 1)).losses == 2, "what was put back is counted once"
+
+
+async def test_an_attempt_that_was_put_back_says_nothing_more(journal: Journal) -> None:
+    fence = await run(journal, 1)
+    assert await journal.write(PutBack(fence))
+    assert not await journal.write(Start(fence, 9.0))
+    assert not await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=9.0))
+    assert not await journal.write(PutBack((await got(journal, 1)).fence))
+
+
+async def test_a_job_that_is_being_cancelled_is_not_placed_again_and_may_end_in_any_way(journal: Journal) -> None:
+    fence = await run(journal, 1)
+    assert await journal.write(Cancel(fence.prompt_id, 1))
+    assert not await journal.write(Cancel(fence.prompt_id, 1))
+    assert not await journal.write(Place(fence.next(), "gpu-2"))
+    assert not await journal.write(Start(fence, 9.0))
+    assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=9.0))
+
+
+@pytest.mark.parametrize(
+    ("state", "retryable", "possible"),
+    [
+        (State.CANCELED, False, True),
+        (State.LOST, False, True),
+        (State.FAILED, True, True),
+        (State.FAILED, False, False),
+        (State.SUCCEEDED, False, False),
+        (State.SUCCEEDED, True, False),
+    ],
+)
+async def test_a_new_run_follows_only_what_may_be_tried_again(
+    journal: Journal, state: State, retryable: bool, possible: bool
+) -> None:
+    fence = await run(journal, 1, at=2.0)
+    ended = Finish(fence=fence, state=state, at=3.0, error={"type": "x"}, result=b"{}", retryable=retryable)
+    assert await journal.write(ended)
+    before = await got(journal, 1)
+    assert await journal.write(Again(fence.prompt_id, 1, "sync", 4.0)) is possible
+    after = await got(journal, 1)
+    if not possible:
+        assert after == before
+        assert await journal.runs(fence.prompt_id) == []
+        return
+    assert (after.run, after.state, after.kind, after.attempt, after.server) == (2, State.QUEUED, "sync", 0, None)
+    assert (after.queued_at, after.created_at, after.seq) == (4.0, before.created_at, before.seq)
+    assert before.end_number is not None
+    assert after.number > before.end_number
+    assert (after.started_at, after.ended_at, after.error, after.retryable) == (None, None, None, False)
+    assert await journal.result_of(fence.prompt_id) is None
+    assert await journal.runs(fence.prompt_id) == [
+        RunRecord(
+            run=1,
+            state=state,
+            server="gpu-1",
+            attempt=1,
+            number=before.number,
+            end_number=before.end_number,
+            queued_at=1.0,
+            started_at=2.0,
+            ended_at=3.0,
+            error={"type": "x"},
+        )
+    ]
+    assert not await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=5.0)), "that run is over"
+    assert not await journal.write(Again(fence.prompt_id, 1, "sync", 5.0)), "one new run for one end"
+
+
+async def test_the_last_runs_are_kept(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    for number in range(1, RUNS_KEPT + 4):
+        await journal.write(Finish(fence=Fence(prompt_id(1), number, 0), state=State.LOST, at=1.0))
+        assert await journal.write(Again(prompt_id(1), number, "async", 2.0))
+    assert [one.run for one in await journal.runs(prompt_id(1))] == list(range(4, RUNS_KEPT + 4))
+
+
+def test_an_end_is_an_end() -> None:
+    with pytest.raises(ValueError, match="running is no end"):
+        Finish(fence=Fence(prompt_id(1), 1, 1), state=State.RUNNING, at=0.0)
+
+
+# Whose turn, and how many
+
+
+async def test_async_jobs_wait_in_the_order_of_their_submission(journal: Journal) -> None:
+    for number in range(1, 8):
+        await journal.write(Add(new_job(number, kind="sync" if number == 3 else "async")))
+    await journal.write(Place(Fence(prompt_id(1), 1, 1), "gpu-1"))
+    await journal.write(Cancel(prompt_id(4), 1))
+    await end(journal, 5)
+    waiting = await journal.waiting(0, 50)
+    assert [one.created_at for one in waiting] == [2.0, 6.0, 7.0]
+    assert [one.created_at for one in await journal.waiting(waiting[0].number, 1)] == [6.0]
+    assert await journal.ahead_of(waiting[2].number) == 2
+    assert await journal.oldest_waiting() == 2.0
+    await journal.write(PutBack(Fence(prompt_id(1), 1, 1)))
+    assert [one.created_at for one in await journal.waiting(0, 50)] == [1.0, 2.0, 6.0, 7.0]
+    assert [one.created_at for one in await journal.unfinished(0, 3)] == [1.0, 2.0, 3.0]
+    third = (await journal.unfinished(0, 3))[2]
+    assert [one.created_at for one in await journal.unfinished(third.seq, 50)] == [4.0, 6.0, 7.0]
+    assert {state: count for state, count in (await journal.counts()).items() if count} == {
+        State.QUEUED: 5,
+        State.CANCELING: 1,
+        State.SUCCEEDED: 1,
+    }
+
+
+async def test_a_new_run_waits_behind_the_others(journal: Journal) -> None:
+    for number in (1, 2):
+        await journal.write(Add(new_job(number)))
+    await end(journal, 1, State.CANCELED)
+    await journal.write(Again(prompt_id(1), 1, "async", 9.0))
+    assert [one.created_at for one in await journal.waiting(0, 50)] == [2.0, 1.0]
+    assert await numbers_of(journal, JobFilter()) == [2.0, 1.0], "a list does not move under its reader"
+
+
+# Lists
+
+
+async def test_lists_are_narrowed_and_paged_newest_first(journal: Journal) -> None:
+    for number in range(1, 41):
+        owner = ("alice", "bob", None)[number % 3]
+        labels = {"even": str(number % 2 == 0), "tens": str(number // 10)}
+        await journal.write(Add(new_job(number, owner=owner, labels=labels, workflow_name=f"w{number % 4}")))
+        if number % 5 == 0:
+            await end(journal, number, State.FAILED)
+    every = [float(number) for number in range(40, 0, -1)]
+    lists: list[tuple[JobFilter, Callable[[float], bool]]] = [
+        (JobFilter(), lambda number: True),
+        (JobFilter(owner="alice"), lambda number: number % 3 == 0),
+        (JobFilter(owner="nobody"), lambda number: False),
+        (JobFilter(states=frozenset({State.FAILED})), lambda number: number % 5 == 0),
+        (JobFilter(states=frozenset(State)), lambda number: True),
+        (JobFilter(workflow_name="w1"), lambda number: number % 4 == 1),
+        (JobFilter(labels={"tens": "2"}), lambda number: number // 10 == 2),
+        (
+            JobFilter(
+                owner="alice",
+                states=frozenset({State.QUEUED}),
+                workflow_name="w2",
+                labels={"even": "True", "tens": "1"},
+            ),
+            lambda number: number == 18,
+        ),
+    ]
+    for narrowed, fits in lists:
+        for limit in (1, 7, 50):
+            assert await numbers_of(journal, narrowed, limit) == [number for number in every if fits(number)]
+
+
+async def test_labels_must_all_fit(journal: Journal) -> None:
+    await journal.write(Add(new_job(1, labels={"a": "1", "b": "2"})))
+    await journal.write(Add(new_job(2, labels={"a": "1", "b": "3"})))
+    await journal.write(Add(new_job(3)))
+    assert await numbers_of(journal, JobFilter(labels={"a": "1"})) == [2.0, 1.0]
+    assert await numbers_of(journal, JobFilter(labels={"a": "1", "b": "2"})) == [1.0]
+    assert await numbers_of(journal, JobFilter(labels={"b": "1"})) == []
+    both = JobFilter(labels={"a": "1"}, states=frozenset({State.QUEUED, State.LOST}), owner=None)
+    assert await numbers_of(journal, both, 1) == [2.0, 1.0]
+
+
+async def test_a_list_that_grows_while_it_is_read_shows_each_job_once(journal: Journal) -> None:
+    for number in range(1, 6):
+        await journal.write(Add(new_job(number)))
+    first = await journal.page(JobFilter(), 2)
+    await journal.write(Add(new_job(6)))
+    second = await journal.page(JobFilter(), 50, first.next_cursor)
+    assert [one.created_at for one in (*first.records, *second.records)] == [5.0, 4.0, 3.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "!!!", "é", "1.5", "MS41", "A" * 10_000, "MS4tNS5h\n"])
+async def test_a_cursor_that_is_not_ours_is_refused_by_name(journal: Journal, cursor: str) -> None:
+    with pytest.raises(QueryError, match=r"^cursor: it is none of ours"):
+        await journal.page(JobFilter(), 50, cursor)
+
+
+async def test_a_cursor_is_for_one_list_only(journal: Journal) -> None:
+    for number in range(1, 4):
+        await journal.write(Add(new_job(number, owner="alice")))
+    cursor = (await journal.page(JobFilter(owner="alice"), 1)).next_cursor
+    with pytest.raises(QueryError, match=r"^cursor: it is of a list with other filters"):
+        await journal.page(JobFilter(), 1, cursor)
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        ({f"k{number}": "" for number in range(17)}, "17"),
+        ({"": "x"}, "''"),
+        ({"k" * 41: "x"}, "kkk"),
+        ({"a b": "x"}, "'a b'"),
+        ({"ä": "x"}, r"'\\xe4'"),
+        ({"k\n": "x"}, r"'k\\n'"),
+        ({"k": "é" * 129}, "'k' must have at most 256 bytes"),
+        ({"k": "a\nb"}, "'k' must have no control"),
+        ({"k": "a\u202eb"}, "'k' must have no control"),
+        ({"k": "\ud800"}, "'k' must have no control"),
+        ({"k": 5}, "'k' must be text"),
+    ],
+)
+def test_labels_beyond_their_limits_are_refused_by_name(labels: dict[str, str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        new_job(1, labels=labels)
+
+
+# What goes
+
+
+async def test_bodies_are_kept_once_and_while_a_job_names_them(journal: Journal) -> None:
+    for number in (1, 2):
+        await journal.write(Add(new_job(number, body=b"[1]")))
+    await end(journal, 1)
+    assert await journal.prune(_DAY * 8, keep_days=7, keep=None) == 1
+    assert await journal.body_of(prompt_id(1)) is None
+    assert await journal.body_of(prompt_id(2)) == b"[1]"
+    await journal.write(Add(new_job(3, body=b"[1]")))
+    assert (await got(journal, 2)).body_sha256 == (await got(journal, 3)).body_sha256
+
+
+async def test_old_ends_go_and_unfinished_jobs_stay(journal: Journal) -> None:
+    for number in range(1, 5):
+        await journal.write(Add(new_job(number, labels={"a": "1"}, owner="o")))
+    await end(journal, 1, at=0.0, result=b"{}")
+    await end(journal, 2, at=_DAY * 2)
+    await end(journal, 3, at=0.0, deliveries=(delivery("d"),))
+    assert await journal.prune(_DAY * 7, keep_days=7, keep=None) == 0, "just seven days ago"
+    assert await journal.prune(_DAY * 8, keep_days=7, keep=None) == 1
+    assert await numbers_of(journal, JobFilter(labels={"a": "1"})) == [4.0, 3.0, 2.0]
+    await journal.write(Tried(id="d", at=1.0, answer="200", state=DeliveryState.DELIVERED))
+    assert await journal.prune(_DAY * 8, keep_days=7, keep=None) == 1, "its webhook has arrived"
+    assert await journal.deliveries(prompt_id(3)) == []
+    assert await journal.prune(_DAY * 1000, keep_days=None, keep=None) == 0
+    assert (await journal.counts())[State.QUEUED] == 1
+
+
+async def test_the_newest_ends_are_kept_and_the_youngest_always(journal: Journal) -> None:
+    for number in range(1, 8):
+        await journal.write(Add(new_job(number)))
+        await end(journal, number, at=_DAY * number)
+    now = _DAY * 7.5
+    assert await journal.prune(now, keep_days=None, keep=7) == 0
+    assert await journal.prune(now, keep_days=None, keep=4) == 3
+    assert await numbers_of(journal, JobFilter()) == [7.0, 6.0, 5.0, 4.0]
+    assert await journal.prune(now, keep_days=0, keep=0) == 3
+    assert await numbers_of(journal, JobFilter()) == [7.0], "it ended half a day ago"
+
+
+# Webhooks
+
+
+async def test_webhooks_of_one_job_are_due_one_after_the_other(journal: Journal) -> None:
+    fence = await run(journal, 1)
+    started = delivery("started", event="prompt.started", due_at=1.0, payload=b"1")
+    assert await journal.write(Start(fence, 1.0, (started,)))
+    ends = (delivery("ended", due_at=0.0), delivery("told", audience="operator", url="https://b.example", due_at=5.0))
+    await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=1.0, deliveries=ends))
+    assert await journal.next_due() == 1.0
+    (claimed,) = await journal.claim(2.0, 50, until=10.0)
+    assert (claimed.id, claimed.payload, claimed.prompt_id, claimed.run) == ("started", b"1", fence.prompt_id, 1)
+    assert await journal.claim(2.0, 50, until=10.0) == [], "it is being sent"
+    assert await journal.next_due() == 5.0, "the operator's own"
+    tried = Tried(id="started", at=2.0, answer="500", state=DeliveryState.WAITING, due_at=7.0)
+    assert await journal.write(tried)
+    assert [one.id for one in await journal.claim(7.0, 50, until=10.0)] == ["told", "started"]
+    assert await journal.write(Tried(id="started", at=8.0, answer="410", state=DeliveryState.GIVEN_UP))
+    assert not await journal.write(Tried(id="started", at=8.0, answer="200", state=DeliveryState.DELIVERED))
+    assert [one.id for one in await journal.claim(8.0, 50, until=10.0)] == ["ended"]
+    first = (await journal.deliveries(fence.prompt_id))[0]
+    assert (first.tries, first.tried_at, first.answer, first.state) == (2, 8.0, "410", DeliveryState.GIVEN_UP)
+
+
+async def test_a_claim_that_was_not_followed_up_comes_back(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    await end(journal, 1, deliveries=(delivery("d"),))
+    assert len(await journal.claim(1.0, 50, until=60.0)) == 1
+    assert await journal.claim(59.0, 50, until=120.0) == []
+    assert len(await journal.claim(60.0, 50, until=120.0)) == 1
+
+
+async def test_a_slow_receiver_takes_no_place_of_the_others(journal: Journal) -> None:
+    for number in range(1, 30):
+        await journal.write(Add(new_job(number)))
+        await end(journal, number, deliveries=(delivery(f"slow-{number}", url="http://slow.example:80/a?b"),))
+    await journal.write(Add(new_job(30)))
+    await end(journal, 30, deliveries=(delivery("quick", url="https://quick.example/", due_at=0.5),))
+    assert len(await journal.claim(1.0, 10, until=60.0)) == 10
+    busy = {"slow.example:80"}
+    assert await journal.next_due(busy) == 0.5
+    assert [one.id for one in await journal.claim(1.0, 10, 60.0, busy)] == ["quick"]
+
+
+async def test_webhooks_are_sent_again_with_their_ids(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    await end(journal, 1, State.LOST, deliveries=(delivery("a"), delivery("b"), delivery("a", payload=b"other")))
+    assert not await journal.write(SendAgain(prompt_id(1), 9.0)), "they wait"
+    for name in ("a", "b"):
+        await journal.write(Tried(id=name, at=1.0, answer="200", state=DeliveryState.DELIVERED))
+    assert await journal.write(SendAgain(prompt_id(1), 9.0))
+    again = await journal.deliveries(prompt_id(1))
+    assert [(one.id, one.tries, one.due_at, one.payload) for one in again] == [
+        ("a", 0, 9.0, b"{}"),
+        ("b", 0, 9.0, b"{}"),
+    ]
+    assert [one.id for one in await journal.claim(9.0, 50, until=60.0)] == ["a"]
+    await journal.write(Tried(id="a", at=9.0, answer="200", state=DeliveryState.DELIVERED))
+    await journal.write(Again(prompt_id(1), 1, "async", 10.0))
+    assert not await journal.write(SendAgain(prompt_id(1), 11.0)), "of the present run, which has none"
+
+
+@pytest.mark.parametrize(
+    ("url", "receiver"),
+    [
+        ("https://user:pass@a.example/x?token=1", "a.example:443"),
+        ("http://[::1]:8080/", "::1:8080"),
+        ("http://A.example", "a.example:80"),
+        ("http://[", "http://["),
+        ("no url", "no url"),
+    ],
+)
+def test_a_receiver_is_a_host_and_a_port(url: str, receiver: str) -> None:
+    assert delivery("d", url=url).receiver == receiver

@@ -1,0 +1,380 @@
+"""The journal's file: what a kill, a full disk, another process and another version do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from comfyui.exceptions import JournalError
+from comfyui.jobs.journal import sqlite
+from comfyui.jobs.journal.records import Fence, JobFilter, State
+from comfyui.jobs.journal.schema import MIGRATIONS
+from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
+from comfyui.jobs.journal.statements import Statements
+from comfyui.jobs.journal.writes import Add, Finish, Place, Start
+from tests.support.journals import delivery, end, new_job, prompt_id, run
+
+_ROOT = Path(__file__).parents[3]
+
+# Prints the number of each job that was acknowledged, and writes others behind, until it is killed.
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from comfyui.jobs.journal.sqlite import SqliteJournal
+from comfyui.jobs.journal.writes import Add
+from tests.support.journals import new_job
+
+async def write(journal, start):
+    for number in range(start, 1_000_000, 8):
+        assert await journal.write(Add(new_job(number, labels={"n": str(number)})))
+        print(number, flush=True)
+
+async def main():
+    async with SqliteJournal(Path(sys.argv[1]), lock_wait_s=30) as journal:
+        first = int(sys.argv[2])
+        await asyncio.gather(*(write(journal, first + offset) for offset in range(8)))
+
+asyncio.run(main())
+"""
+# Opens the journal, says so, and keeps it until its input ends.
+_HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from comfyui.jobs.journal.sqlite import SqliteJournal
+
+async def main():
+    async with SqliteJournal(Path(sys.argv[1])):
+        print("open", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+def started(program: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return await asyncio.to_thread(process.stdout.readline)
+
+
+async def problem_of(journal: SqliteJournal) -> str:
+    """As soon as it has one."""
+    while not (problem := journal.problem):
+        await asyncio.sleep(0.01)
+    return problem
+
+
+async def with_connection(journal: SqliteJournal, work: Callable[[sqlite3.Connection], Any]) -> None:
+    """Do to the journal's own connection what its disk might do."""
+    await journal._ask(lambda sql: work(sql.database))
+
+
+async def test_all_of_it_is_there_after_it_was_opened_again(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        fence = await run(journal, 1, at=2.0)
+        await journal.write(Finish(fence=fence, state=State.LOST, at=3.0, deliveries=(delivery("d"),)))
+        before = (await journal.page(JobFilter(), 50), await journal.deliveries(fence.prompt_id))
+        journal.write_behind(Add(new_job(2)))
+    async with SqliteJournal(tmp_path) as journal:
+        second = await journal.get(prompt_id(2))
+        assert second is not None, "closing commits what is behind"
+        assert second.number == before[0].records[0].number + 2, "the counter goes on"
+        assert (await journal.deliveries(fence.prompt_id)) == before[1]
+        assert (await journal.page(JobFilter(), 50)).records[1] == before[0].records[0]
+
+
+async def test_a_kill_loses_no_job_that_was_acknowledged(tmp_path: Path) -> None:
+    told: list[int] = []
+    for round_ in range(3):
+        process = started(_WRITER, str(tmp_path), str(1 + round_ * 100_000))
+        told += [int(await read_line(process)) for _ in range(50 * (round_ + 1))]
+        process.send_signal(signal.SIGKILL)
+        rest, _ = await asyncio.to_thread(process.communicate)
+        told += [int(line) for line in rest.splitlines(keepends=True) if line.endswith("\n")]
+    async with SqliteJournal(tmp_path) as journal:
+        for number in told:
+            assert await journal.get(prompt_id(number)) is not None, number
+            page = await journal.page(JobFilter(labels={"n": str(number)}), 2)
+            assert len(page.records) == 1
+        await with_connection(journal, _assert_sound)
+
+
+def _assert_sound(database: sqlite3.Connection) -> None:
+    assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_only_its_user_may_read_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "state"
+    mask = os.umask(0)
+    try:
+        async with SqliteJournal(folder) as journal:
+            await journal.write(Add(new_job(1)))
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert modes.pop(FILE_NAME) == 0o600
+    assert set(modes.values()) <= {0o600}
+
+
+async def test_a_second_process_waits_for_the_first_one_to_end(tmp_path: Path) -> None:
+    holder = started(_HOLDER, str(tmp_path))
+    assert await read_line(holder) == "open\n"
+    waiting = SqliteJournal(tmp_path, lock_wait_s=30.0)
+    opening = asyncio.create_task(waiting.__aenter__())
+    assert await problem_of(waiting) == "another process uses the journal in STATE_DIR"
+    await asyncio.to_thread(holder.communicate)
+    await opening
+    assert not waiting.problem
+    assert await waiting.write(Add(new_job(1)))
+    await waiting.__aexit__()
+
+
+async def test_a_locked_journal_ends_the_start_after_its_time(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        with pytest.raises(JournalError, match="STATE_DIR: another process uses the journal") as refused:
+            await SqliteJournal(tmp_path, lock_wait_s=0.05).__aenter__()
+        assert (refused.value.status, refused.value.retryable) == (503, True)
+        assert await journal.write(Add(new_job(1))), "its own lock is as it was"
+        other = started(_HOLDER, str(tmp_path))
+        assert await read_line(other) == "", "and holds others off still"
+        await asyncio.to_thread(other.communicate)
+
+
+async def test_a_start_that_is_cancelled_while_it_waits_leaves_the_file_alone(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        waiting = SqliteJournal(tmp_path, lock_wait_s=60.0)
+        opening = asyncio.create_task(waiting.__aenter__())
+        assert await problem_of(waiting)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        assert opening.cancelled()
+        assert await journal.write(Add(new_job(1)))
+    async with SqliteJournal(tmp_path, lock_wait_s=5.0) as journal:
+        assert await journal.get(prompt_id(1)) is not None
+
+
+async def test_a_newer_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        await journal.write(Add(new_job(1)))
+        await with_connection(journal, lambda database: database.execute("PRAGMA user_version = 99"))
+    with pytest.raises(JournalError, match=r"STATE_DIR: .* newer version of the gateway \(its schema is 99"):
+        await SqliteJournal(tmp_path).__aenter__()
+    with sqlite3.connect(tmp_path / FILE_NAME) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (99,)
+        assert database.execute("SELECT COUNT(*) FROM jobs").fetchone() == (1,)
+    database.close()
+
+
+async def test_a_migration_that_fails_halfway_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        await journal.write(Add(new_job(1)))
+    broken = "ALTER TABLE jobs ADD COLUMN more TEXT;\nALTER TABLE missing ADD COLUMN more TEXT;\n"
+    monkeypatch.setattr("comfyui.jobs.journal.schema.MIGRATIONS", (*MIGRATIONS, broken))
+    with pytest.raises(JournalError, match="STATE_DIR"):
+        await SqliteJournal(tmp_path).__aenter__()
+    whole = "ALTER TABLE jobs ADD COLUMN more TEXT;\n"
+    monkeypatch.setattr("comfyui.jobs.journal.schema.MIGRATIONS", (*MIGRATIONS, whole))
+    async with SqliteJournal(tmp_path) as journal:
+        assert await journal.get(prompt_id(1)) is not None
+        await with_connection(journal, lambda database: database.execute("SELECT more FROM jobs"))
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+async def test_a_file_that_is_no_journal_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(JournalError, match="STATE_DIR: the journal cannot be read"):
+        await SqliteJournal(tmp_path).__aenter__()
+    assert (tmp_path / FILE_NAME).read_bytes() == content
+
+
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match=rf"STATE_DIR: .*{os.strerror(errno.ENOTDIR)}.*has room") as refused:
+        await SqliteJournal(tmp_path / "file" / "state").__aenter__()
+    assert str(tmp_path) not in refused.value.detail
+
+
+async def test_on_a_full_disk_writes_fail_and_reads_go_on_until_there_is_room(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        await journal.write(Add(new_job(1)))
+        await with_connection(journal, lambda database: database.execute("PRAGMA max_page_count = 1"))
+        large = os.urandom(100_000)
+        writes = (journal.write(Add(new_job(number, body=large + bytes([number])))) for number in range(2, 5))
+        refused = await asyncio.gather(*writes, return_exceptions=True)
+        assert [type(error) for error in refused] == [JournalError] * 3
+        assert "STATE_DIR" in str(refused[0])
+        assert "full" in str(refused[0])
+        assert "STATE_DIR" in str(journal.problem)
+        assert (await journal.page(JobFilter(), 50)).next_cursor is None
+        assert await journal.get(prompt_id(2)) is None
+        await with_connection(journal, lambda database: database.execute("PRAGMA max_page_count = 100000"))
+        assert await journal.write(Add(new_job(2, body=large)))
+        assert not journal.problem
+        assert await journal.body_of(prompt_id(2)) == large
+
+
+async def test_the_log_says_once_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.repeat(1000.0)
+    monkeypatch.setattr("comfyui.jobs.journal.sqlite._monotonic", lambda: next(clock))
+    journal = await SqliteJournal(tmp_path).__aenter__()
+    await with_connection(journal, lambda database: database.execute("PRAGMA query_only = 1"))
+    with structlog.testing.capture_logs() as logs:
+        for number in range(1, 4):
+            journal.write_behind(Add(new_job(number)))
+            assert await journal.get(prompt_id(number)) is None
+        clock = itertools.repeat(1060.0)
+        journal.write_behind(Add(new_job(4)))
+        assert await journal.get(prompt_id(4)) is None
+        journal.write_behind(Add(new_job(5)))
+        await journal.__aexit__()
+    assert [(line["event"], line["writes"]) for line in logs] == [
+        ("journal.writes_not_kept", 1),
+        ("journal.writes_not_kept", 3),
+        ("journal.writes_not_kept", 1),
+    ]
+    assert "STATE_DIR" in logs[0]["reason"]
+
+
+async def test_writes_behind_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_MAX_BEHIND", 5)
+    async with SqliteJournal(tmp_path) as journal:
+        with structlog.testing.capture_logs() as logs:
+            for number in range(1, 8):
+                journal.write_behind(Add(new_job(number)))
+        assert len((await journal.page(JobFilter(), 50)).records) == 5
+        assert logs[0]["event"] == "journal.writes_not_kept"
+        journal.write_behind(Add(new_job(8)))
+        assert await journal.get(prompt_id(8)) is not None
+
+
+async def test_one_write_that_cannot_be_made_spoils_no_other(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        writes = [journal.write(Add(new_job(number, priority=2**70 if number == 2 else 0))) for number in (1, 2, 3)]
+        first, second, third = await asyncio.gather(*writes, return_exceptions=True)
+        assert isinstance(second, OverflowError)
+        assert first is True
+        assert third is True
+        assert len((await journal.page(JobFilter(), 50)).records) == 2
+
+
+async def test_what_comes_together_is_committed_together(tmp_path: Path) -> None:
+    commits: list[int] = []
+
+    class Observer:
+        def committed(self, writes: int, seconds: float) -> None:
+            assert seconds > 0
+            commits.append(writes)
+
+        def failed(self, writes: int) -> None:
+            raise AssertionError(writes)
+
+    async with SqliteJournal(tmp_path, observer=Observer()) as journal:
+        for number in range(1, 6):
+            journal.write_behind(Add(new_job(number)))
+        await asyncio.gather(*(journal.write(Add(new_job(number))) for number in range(6, 38)))
+    assert commits == [37]
+
+
+async def test_a_write_behind_needs_no_other_to_be_committed(tmp_path: Path) -> None:
+    committed = asyncio.Event()
+
+    class Observer:
+        def committed(self, writes: int, seconds: float) -> None:
+            committed.set()
+
+        def failed(self, writes: int) -> None: ...
+
+    async with SqliteJournal(tmp_path, observer=Observer()) as journal:
+        journal.write_behind(Add(new_job(1)))
+        await committed.wait()
+
+
+async def test_after_its_end_it_says_that_it_is_not_open(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path)
+    with pytest.raises(JournalError, match="STATE_DIR: the journal is not open"):
+        await journal.get(prompt_id(1))
+    async with journal:
+        pass
+    with pytest.raises(JournalError, match="STATE_DIR: the journal is not open"):
+        await journal.write(Add(new_job(1)))
+    with structlog.testing.capture_logs() as logs:
+        journal.write_behind(Add(new_job(1)))
+    assert logs[0]["event"] == "journal.writes_not_kept"
+
+
+async def test_removing_bodies_leaves_nothing_of_them(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        for number in range(1, 500):
+            await journal.write(Add(new_job(number, body=str(number // 2).encode(), labels={"a": "1"})))
+            await end(journal, number)
+        assert await journal.prune(86_400.0 * 9, keep_days=7, keep=None) == 499
+
+        def assert_empty(database: sqlite3.Connection) -> None:
+            for table in ("jobs", "bodies", "labels", "runs", "deliveries"):
+                assert database.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table  # noqa: S608
+
+        await with_connection(journal, assert_empty)
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "index"),
+    [
+        (JobFilter(), "USING INTEGER PRIMARY KEY|SCAN jobs"),
+        (JobFilter(owner="a"), "jobs_by_owner"),
+        (JobFilter(workflow_name="a"), "jobs_by_workflow"),
+        (JobFilter(states=frozenset({State.LOST})), "jobs_by_state"),
+        (JobFilter(labels={"a": "1"}), "first USING PRIMARY KEY"),
+    ],
+)
+async def test_a_page_sorts_nothing(tmp_path: Path, narrowed: JobFilter, index: str) -> None:
+    queries: list[str] = []
+    async with SqliteJournal(tmp_path) as journal:
+        await with_connection(journal, lambda database: database.set_trace_callback(queries.append))
+        await journal.page(narrowed, 50)
+        await with_connection(journal, lambda database: database.set_trace_callback(None))
+        page = next(query for query in queries if "ORDER BY" in query)
+        plans: list[str] = []
+
+        def explain(sql: Statements) -> None:
+            plans.extend(row[3] for row in sql.database.execute(f"EXPLAIN QUERY PLAN {page}"))
+
+        await journal._ask(explain)
+    assert any(name in plan for plan in plans for name in index.split("|")), plans
+    assert not any("TEMP B-TREE" in plan for plan in plans), plans
+
+
+async def test_a_job_whose_placing_was_not_kept_can_still_end(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        await journal.write(Add(new_job(1)))
+        fence = Fence(prompt_id(1), 1, 1)
+        await with_connection(journal, lambda database: database.execute("PRAGMA query_only = 1"))
+        with structlog.testing.capture_logs():
+            journal.write_behind(Place(fence, "gpu-1"))
+            with pytest.raises(JournalError):
+                await journal.write(Start(fence, 1.0))
+        await with_connection(journal, lambda database: database.execute("PRAGMA query_only = 0"))
+        assert not await journal.write(Start(fence, 1.0))
+        assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=2.0))
