@@ -22,8 +22,9 @@ CREATE TABLE jobs (
     retryable INTEGER NOT NULL, error BLOB, result BLOB
 );
 CREATE INDEX jobs_by_state ON jobs (state, seq);
-CREATE INDEX jobs_by_owner ON jobs (owner, seq) WHERE owner IS NOT NULL;
-CREATE INDEX jobs_by_workflow ON jobs (workflow_name, seq) WHERE workflow_name IS NOT NULL;
+-- With the state, so that a list by both reads no job that is in another state.
+CREATE INDEX jobs_by_owner ON jobs (owner, seq, state) WHERE owner IS NOT NULL;
+CREATE INDEX jobs_by_workflow ON jobs (workflow_name, seq, state) WHERE workflow_name IS NOT NULL;
 CREATE INDEX jobs_by_body ON jobs (body_id);
 CREATE INDEX jobs_by_end ON jobs (ended_at, end_number) WHERE ended_at IS NOT NULL;
 CREATE INDEX jobs_unfinished ON jobs (seq) WHERE ended_at IS NULL;
