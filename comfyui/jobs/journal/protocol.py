@@ -42,8 +42,9 @@ class Journal(Protocol):
     # Writing
 
     async def write(self, write: Write) -> bool:
-        """Returns when the write is committed: whether it changed anything. A caller that is
-        cancelled does not undo it.
+        """Returns when the write is committed: whether it changed anything.
+
+        A caller that is cancelled does not undo it.
         """
 
     def write_behind(self, write: Write) -> None:

@@ -26,16 +26,14 @@ from comfyui.jobs.journal.writes import Write
 FILE_NAME = "jobs.sqlite3"
 # How long a write behind may wait for others, so that they share a commit.
 _LINGER_S = 0.01
-# Writes behind that are handed on at once, and that may lie before the disk at all.
+# So many writes behind wait no longer for others.
 _HANDED_ON = 256
-_MAX_BEHIND = 10_000
 _REMOVED_TOGETHER = 50
 _TOLD_EVERY_S = 60.0
 # Of the file, in memory; SQLite takes it as it needs it.
 _CACHE_KB = 8192
 
 _T = TypeVar("_T")
-_monotonic = time.monotonic
 _log = structlog.get_logger(__name__)
 
 
@@ -45,12 +43,24 @@ class SqliteJournal:
     Args:
         folder: is made where it is not there; only this user may enter.
         lock_wait_s: how long the start waits for another process that has the file; `problem` says so meanwhile.
+        max_behind: how many writes behind may wait for the disk; more are not kept.
+        clock: seconds, for how often the log tells of what is not kept.
     """
 
-    def __init__(self, folder: Path, *, lock_wait_s: float = 0.0, observer: JournalObserver | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        lock_wait_s: float = 0.0,
+        max_behind: int = 10_000,
+        observer: JournalObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = folder / FILE_NAME
         self._lock_wait_s = lock_wait_s
+        self._max_behind = max_behind
         self._observer = observer
+        self._clock = clock
         self._thread = CommitThread(self._connect, self._done)
         self._open = False
         self._next = Batch()
@@ -86,7 +96,7 @@ class SqliteJournal:
         return await self._in_transaction(partial(_apply, write))
 
     def write_behind(self, write: Write) -> None:
-        if not self._open or self._behind >= _MAX_BEHIND:
+        if not self._open or self._behind >= self._max_behind:
             self._lose(1, self._problem or "it is closed or slower than its writes")
             return
         self._behind += 1
@@ -211,12 +221,12 @@ class SqliteJournal:
     def _lose(self, writes: int, reason: str) -> None:
         """Writes behind have no caller that could be told."""
         self._not_kept += writes
-        if _monotonic() - self._told_at >= _TOLD_EVERY_S:
+        if self._clock() - self._told_at >= _TOLD_EVERY_S:
             self._tell_lost(reason)
 
     def _tell_lost(self, reason: str) -> None:
         _log.error("journal.writes_not_kept", writes=self._not_kept, reason=reason)
-        self._told_at = _monotonic()
+        self._told_at = self._clock()
         self._not_kept = 0
 
     # On the thread

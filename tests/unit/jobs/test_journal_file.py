@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import os
 import signal
 import sqlite3
@@ -19,7 +18,6 @@ import pytest
 import structlog
 
 from comfyui.exceptions import JournalError
-from comfyui.jobs.journal import sqlite
 from comfyui.jobs.journal.records import Fence, JobFilter, State
 from comfyui.jobs.journal.schema import MIGRATIONS
 from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
@@ -236,16 +234,15 @@ async def test_on_a_full_disk_writes_fail_and_reads_go_on_until_there_is_room(tm
         assert await journal.body_of(prompt_id(2)) == large
 
 
-async def test_the_log_says_once_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.repeat(1000.0)
-    monkeypatch.setattr("comfyui.jobs.journal.sqlite._monotonic", lambda: next(clock))
-    journal = await SqliteJournal(tmp_path).__aenter__()
+async def test_the_log_says_once_what_is_not_kept(tmp_path: Path) -> None:
+    now = 1000.0
+    journal = await SqliteJournal(tmp_path, clock=lambda: now).__aenter__()
     await with_connection(journal, lambda database: database.execute("PRAGMA query_only = 1"))
     with structlog.testing.capture_logs() as logs:
         for number in range(1, 4):
             journal.write_behind(Add(new_job(number)))
             assert await journal.get(prompt_id(number)) is None
-        clock = itertools.repeat(1060.0)
+        now = 1060.0
         journal.write_behind(Add(new_job(4)))
         assert await journal.get(prompt_id(4)) is None
         journal.write_behind(Add(new_job(5)))
@@ -258,9 +255,8 @@ async def test_the_log_says_once_what_is_not_kept(tmp_path: Path, monkeypatch: p
     assert "STATE_DIR" in logs[0]["reason"]
 
 
-async def test_writes_behind_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "_MAX_BEHIND", 5)
-    async with SqliteJournal(tmp_path) as journal:
+async def test_writes_behind_are_bounded(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path, max_behind=5) as journal:
         with structlog.testing.capture_logs() as logs:
             for number in range(1, 8):
                 journal.write_behind(Add(new_job(number)))
