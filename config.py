@@ -16,6 +16,8 @@ from comfyui.exceptions import SettingsError
 from comfyui.executors.checking import AS_COMFYUI
 from comfyui.executors.comfyui import RunnerOptions
 from comfyui.handler import HandlerOptions
+from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.runs import RunLimits
 from comfyui.limits import Limits
 from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.images import ConversionLimits
@@ -168,6 +170,30 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     warmup_workflow: Path | None = Field(
         default=None, description="A workflow (API format) to run before the gateway says that it is ready."
     )
+    state_dir: Path | None = Field(
+        default=Path("gateway-state"),
+        description="Folder of the jobs, which outlive the gateway there. One gateway at a time; empty: in memory.",
+    )
+    jobs_keep_days: float = Field(
+        default=7, ge=1, allow_inf_nan=False, description="Days after which jobs that have ended are removed."
+    )
+    jobs_keep: int = Field(default=100_000, ge=1, description="Ended jobs that are kept, but for those of one day.")
+    max_queued_jobs: int = Field(default=10_000, ge=1, description="Async jobs that may wait; beyond it 429.")
+    reattach_seconds: float = Field(
+        default=60,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that a job with its caller's id waits for a caller who went away; 0: it is canceled.",
+    )
+    max_execution_seconds: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds that an async job may run; 0: MAX_TIMEOUT.",
+    )
+    max_queued_seconds: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Seconds that an async job may wait before it runs; 0: any."
+    )
 
     max_multipart_mb: float = Field(
         default=1000, gt=0, description="Largest multipart/form-data body of /prompt_sync, in MB; it is kept on disk."
@@ -229,7 +255,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         description="MB that may wait for all clients' websockets; beyond it the one most behind is dropped.",
     )
 
-    @field_validator("warmup_workflow", mode="before")
+    @field_validator("warmup_workflow", "state_dir", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return value or None
@@ -363,9 +389,15 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
 
     def _handler_options(self) -> HandlerOptions:
         return HandlerOptions(
-            max_timeout_s=self.max_timeout,
             max_concurrent_requests=self.max_concurrent_requests,
-            cancel_on_timeout=self.cancel_on_timeout,
+            reattach_s=self.reattach_seconds,
+            run_limits=RunLimits(
+                max_timeout_s=self.max_timeout,
+                max_execution_s=self.max_execution_seconds or self.max_timeout,
+                max_queued_s=self.max_queued_seconds,
+                cancel_on_timeout=self.cancel_on_timeout,
+            ),
+            queue=QueueOptions(max_queued=self.max_queued_jobs, max_queued_s=self.max_queued_seconds),
             cancel_on_disconnect=self.cancel_on_disconnect,
             cancel_on_shutdown=self.cancel_on_shutdown,
             limits=self.limits(),

@@ -16,6 +16,10 @@ from comfyui.executors.quarantine import Quarantine
 from comfyui.fallback import fallback_engine
 from comfyui.handler import ComfyUIHandler
 from comfyui.inputs.staging import InputStager
+from comfyui.jobs.journal.memory import MemoryJournal
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.sqlite import SqliteJournal
+from comfyui.jobs.pruning import pruning
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
@@ -68,6 +72,10 @@ def create_app(
                     url_timeout_s=settings.input_url_timeout,
                 )
             )
+            journal = await stack.enter_async_context(_journal(settings))
+            await stack.enter_async_context(
+                pruning(journal, keep_days=settings.jobs_keep_days, keep=settings.jobs_keep)
+            )
             warm_up = WarmUp(warmup, timeout_s=settings.max_timeout) if warmup is not None else None
             handler = await stack.enter_async_context(
                 ComfyUIHandler(
@@ -77,6 +85,7 @@ def create_app(
                     metrics=metrics,
                     quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
                     also_ready=warm_up,
+                    journal=journal,
                 )
             )
             if options.runpod is None:
@@ -98,6 +107,13 @@ def create_app(
                 yield Opened(handler, deliverer)
 
     return Gateway(options.app, metrics, opening)
+
+
+def _journal(settings: Settings) -> Journal:
+    if settings.state_dir is None:
+        _log.warning("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
+        return MemoryJournal()
+    return SqliteJournal(settings.state_dir, lock_wait_s=settings.shutdown_grace_seconds)
 
 
 def _backends(

@@ -7,15 +7,12 @@ while one waits, and what happens when the last one leaves is a setting.
 from __future__ import annotations
 
 import asyncio
-import functools
-import time
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 from uuid import uuid4
-
-import structlog
 
 from comfyui.exceptions import (
     ComfyUIConnectionError,
@@ -24,20 +21,27 @@ from comfyui.exceptions import (
     ComfyUIOverloadedError,
     ComfyUIShutdownError,
     ComfyUITaskCancelledError,
-    ComfyUITaskError,
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner, RunnerOptions
 from comfyui.executors.quarantine import Quarantine
 from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.staging import InputStager
+from comfyui.jobs.admission import Admission, Look
 from comfyui.jobs.cancels import Cancels, given_up
-from comfyui.jobs.finished import Finished, check_same, fingerprint_of
+from comfyui.jobs.entry import OURS, Origin
+from comfyui.jobs.fingerprints import fingerprint_of
 from comfyui.jobs.job import Job, Listener, Reason
+from comfyui.jobs.journal.memory import MemoryJournal
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.records import State
+from comfyui.jobs.queue import JobQueue, QueueOptions
+from comfyui.jobs.recovery import Recovery
+from comfyui.jobs.runs import RunLimits, Runs, delayed_by
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptRequest, PromptResult
-from comfyui.offload import after_turns, offloaded
+from comfyui.offload import offloaded
 from comfyui.replies import QueueItem
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool, ServerReport
@@ -45,20 +49,17 @@ from comfyui.transport.body import OpenBody
 from comfyui.transport.drivers import RawReply
 from comfyui.workflows.api_format import check_api_format
 
-_log = structlog.get_logger(__name__)
-# From the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for a file.
-_TURNS_UNTIL_ANSWERED = 2
-
 
 @dataclass(frozen=True, slots=True)
 class HandlerOptions:
     """How the handler behaves; the fields are the settings of the same names (docs/configuration.md)."""
 
-    max_timeout_s: float = 3600.0
     max_concurrent_requests: int = 1000
-    cancel_on_timeout: bool = True
     cancel_on_disconnect: bool = True
     cancel_on_shutdown: bool = False
+    reattach_s: float = 60.0
+    run_limits: RunLimits = field(default_factory=RunLimits)
+    queue: QueueOptions = field(default_factory=QueueOptions)
     last_cancels_s: float = 5.0
     """At the end, for cancels that are under way. It is no setting."""
     limits: Limits = DEFAULT_LIMITS
@@ -77,6 +78,7 @@ class ComfyUIHandler:
 
     Args:
         also_ready: what must be ready beside the servers.
+        journal: open; belongs to whoever opened it. In memory where none is given.
     """
 
     def __init__(
@@ -88,31 +90,39 @@ class ComfyUIHandler:
         metrics: Metrics | None = None,
         quarantine: Quarantine | None = None,
         also_ready: Readiness | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.pool = pool
         self.metrics = metrics or Metrics()
         self._options = options or HandlerOptions()
         self._also_ready = also_ready
-        self._runner = PromptRunner(pool, stager, self._options.runner, self.metrics, quarantine or Quarantine(after=0))
-        # Looking up a label takes longer than counting.
-        self._prompts = functools.cache(self.metrics.prompts.labels)
-        self._stage_seconds = functools.cache(self.metrics.stage_seconds.labels)
-        self._log = structlog.get_logger(__name__)
-        self._jobs: dict[str, Job] = {}
-        self._finished = Finished()
-        self._cancels = Cancels(self._runner, self.metrics, last_s=self._options.last_cancels_s)
+        options = self._options
+        self.journal = journal or MemoryJournal()
+        self._runner = PromptRunner(pool, stager, options.runner, self.metrics, quarantine or Quarantine(after=0))
+        self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
+        self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics)
+        self._queue = JobQueue(self.journal, pool, self._runs, options.queue)
+        self._admission = Admission(self.journal, self._runs, self._queue)
+        self._recovery = Recovery(
+            self.journal, pool, self._runner, self._runs, self._queue, reattach_s=options.reattach_s
+        )
         self._waiting = 0
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def __aenter__(self) -> Self:
+        """Takes up what the journal has. Raises `JournalError`."""
+        await self._recovery.begin()
+        await self._queue.open()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         self._draining = True
-        self._answer_all()
-        await asyncio.gather(*(job.stopped() for job in list(self._jobs.values())))
+        await self._recovery.close()
+        await self._queue.close()
+        await self._answer_all()
+        await self._runs.stop()
         await self._cancels.close()
 
     # What callers do
@@ -125,6 +135,7 @@ class ComfyUIHandler:
         files: SpooledFiles | None = None,
         fresh_id: str | None = None,
         listener: Listener | None = None,
+        origin: Origin = OURS,
     ) -> PromptResult:
         """Run the workflow and wait for it; the same ``prompt_id`` again joins it, or returns what it gave.
 
@@ -139,19 +150,56 @@ class ComfyUIHandler:
         with self._admitted():
             await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
-            fingerprint = None
-            if request.prompt_id is not None:
-                fingerprint = await offloaded(request.size, fingerprint_of, request, files)
+            if request.prompt_id is None:
+                entry = self._admission.new_entry(prompt_id, origin, callers_id=False)
+                job = self._runs.start(prompt_id, request, files, entry=entry)
+                return await self._wait(job, timeout_s, listener, may_cancel=True)
+            fingerprint = await offloaded(request.size, fingerprint_of, request, files)
             timeout_s = await self._cancels.ended(prompt_id, timeout_s)
-            job = self._jobs.get(prompt_id)
-            if job is not None:
-                check_same(prompt_id, job.fingerprint, fingerprint)
-                job.adopt(request, files, fingerprint)
-            elif fingerprint is not None and prompt_id in self._finished:
-                return self._finished.recall(prompt_id, fingerprint)
-            else:
-                job = self._start(prompt_id, request, files, fingerprint)
-            return await self._wait(job, timeout_s, listener, may_cancel=True)
+            found = await self._admission.to_wait_for(prompt_id, origin, request, files, fingerprint)
+            if isinstance(found, PromptResult):
+                return found
+            return await self._wait(found, timeout_s, listener, may_cancel=not found.stays)
+
+    async def submit_async(
+        self, request: PromptRequest, *, fresh_id: str, origin: Origin = OURS, wait_s: float = 0.0
+    ) -> Look:
+        """Take the workflow, and run it when its turn comes, whoever is there.
+
+        Args:
+            wait_s: how long to wait for its end. A caller that leaves meanwhile changes nothing.
+
+        Raises:
+            ComfyUIError: it was not taken.
+        """
+        self._refuse_when_draining()
+        await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
+        prompt_id = str(request.prompt_id or fresh_id)
+        fingerprint = await offloaded(request.size, fingerprint_of, request, None)
+        await self._cancels.ended(prompt_id, self._options.run_limits.max_timeout_s)
+        callers_id = request.prompt_id is not None
+        look = await self._admission.submit(prompt_id, origin, request, fingerprint, callers_id=callers_id)
+        if wait_s and not look.state.is_end:
+            with contextlib.suppress(ComfyUIError):
+                await self.attach(prompt_id, timeout_s=wait_s)
+            look = await self._admission.look(prompt_id)
+        return look
+
+    async def look(self, prompt_id: str) -> Look:
+        """How the prompt is now; ComfyUI is asked where we do not know it.
+
+        Raises:
+            ComfyUINotFoundError: neither we nor ComfyUI know it.
+        """
+        try:
+            return await self._admission.look(prompt_id)
+        except ComfyUINotFoundError:
+            _, found = await self._runner.find(prompt_id, everywhere=True)
+        if found is None:
+            raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=prompt_id)
+        if isinstance(found, QueueItem):
+            return Look(prompt_id, State.RUNNING if found.running else State.QUEUED, workflow=found.prompt)
+        return Look(prompt_id, State.SUCCEEDED)
 
     async def attach(self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None) -> PromptResult:
         """Wait for a prompt that is queued, running or finished, whoever queued it, before a restart too.
@@ -163,11 +211,10 @@ class ComfyUIHandler:
         """
         with self._admitted():
             timeout_s = await self._cancels.ended(prompt_id, timeout_s)
-            job = self._jobs.get(prompt_id)
-            if job is None and prompt_id in self._finished:
-                return self._finished.recall(prompt_id)
-            job = job or self._start(prompt_id)
-            return await self._wait(job, timeout_s, listener, may_cancel=False)
+            found = await self._admission.to_wait_for(prompt_id, OURS)
+            if isinstance(found, PromptResult):
+                return found
+            return await self._wait(found, timeout_s, listener, may_cancel=False)
 
     async def cancel(self, prompt_id: str) -> None:
         """Take the prompt out of ComfyUI, for all who wait for it.
@@ -176,9 +223,16 @@ class ComfyUIHandler:
             ComfyUINotFoundError: it is not in flight here, and in no queue of ComfyUI.
             ComfyUIError: ComfyUI could not be told, so that the prompt may go on there; it can be cancelled again.
         """
-        job = self._jobs.get(prompt_id)
+        error = ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id)
+        if await self._admission.cancel_waiting(prompt_id, error):
+            return
+        job = self._runs.live.get(prompt_id)
         if job is not None:
-            job.cancel(ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id))
+            waited_here = not job.has_task
+            job.cancel(error)
+            if waited_here:
+                self._queue.left(prompt_id)
+                self._runs.drop(job)
             failure = await asyncio.shield(self._cancels.begin(job, "request"))
             if failure is not None:
                 raise failure
@@ -214,7 +268,7 @@ class ComfyUIHandler:
 
     def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
         """The workflow of a prompt in flight; None when it is not known (yet)."""
-        job = self._jobs.get(prompt_id)
+        job = self._runs.live.get(prompt_id)
         return job.workflow if job else None
 
     # State that probes ask for
@@ -267,17 +321,21 @@ class ComfyUIHandler:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
         except TimeoutError:
-            self._answer_all()
+            await self._answer_all()
 
-    def _answer_all(self) -> None:
-        for job in list(self._jobs.values()):
-            if self._options.cancel_on_shutdown and job.request is not None:
+    async def _answer_all(self) -> None:
+        jobs = list(self._runs.live.values())
+        if not self._options.cancel_on_shutdown:
+            # Their callers are told the ids, and may come back with them.
+            await asyncio.gather(*(job.entry.tell() for job in jobs if job.entry is not None and not job.ended))
+        for job in jobs:
+            if self._options.cancel_on_shutdown and job.request is not None and not job.stays:
                 detail = "the gateway is shutting down; the prompt was cancelled"
                 self._cancels.begin(job, "shutdown")
                 job.cancel(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
             else:
                 detail = "the gateway is shutting down; the prompt goes on in ComfyUI, attach to it with its prompt_id"
-                job.fail(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
+                job.abandon(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -306,94 +364,38 @@ class ComfyUIHandler:
         try:
             if not await job.wait(timeout_s):
                 left = "timeout"
-                detail = f"not finished within {timeout_s:g} s{_delayed_by(job.backend)}"
+                detail = f"not finished within {timeout_s:g} s{delayed_by(job.backend)}"
                 raise ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
             return job.result()
         finally:
-            wanted = self._options.cancel_on_timeout if left == "timeout" else self._options.cancel_on_disconnect
+            options = self._options
+            wanted = options.run_limits.cancel_on_timeout if left == "timeout" else options.cancel_on_disconnect
             job.leave(listener, cancel=left if may_cancel and wanted else None)
             if not job.ended and not job.waiters:
                 self._abandoned(job, left)
 
     def _abandoned(self, job: Job, reason: Reason) -> None:
         """The last request left before the end: it takes the prompt with it, where that is wanted."""
-        if job.request is None:
+        if job.stays:
+            if not job.has_task:
+                # It waits in our queue: a row is enough.
+                self._runs.drop(job)
+        elif job.request is None:
             # Somebody else's prompt: it goes on, and nobody looks.
-            job.fail(given_up(reason, job.prompt_id))
-            del self._jobs[job.prompt_id]  # at once: who comes now must not join what is over
+            job.abandon(given_up(reason, job.prompt_id))
+            self._runs.drop(job)  # at once: who comes now must not join what is over
             job.stop()
         elif job.cancel_wanted is not None:
-            job.cancel(given_up(job.cancel_wanted, job.prompt_id))
-            self._cancels.begin(job, job.cancel_wanted)
-
-    # Running
-
-    def _start(
-        self,
-        prompt_id: str,
-        request: PromptRequest | None = None,
-        files: SpooledFiles | None = None,
-        fingerprint: str | None = None,
-    ) -> Job:
-        cancelled_before = self._cancels.take_recent(prompt_id)
-        job = self._jobs[prompt_id] = Job(prompt_id, request, files, fingerprint, cancelled_before=cancelled_before)
-        job.begin(self._run(job))
-        return job
-
-    async def _run(self, job: Job) -> None:
-        started = time.monotonic()
-        outcome = ""
-        timings: Mapping[str, Any] = {}
-        try:
-            async with asyncio.timeout(self._options.max_timeout_s):
-                result = await self._runner.run(job)
-            outcome = "success"
-            self._finished.remember(job, result)
-            job.finish(result)
-            timings = result.timings.to_json()
-        except TimeoutError:
-            outcome = ComfyUITimeoutError.code
-            detail = f"not finished within MAX_TIMEOUT{_delayed_by(job.backend)}"
-            error = ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
-            if self._options.cancel_on_timeout and job.request is not None:
-                job.cancel(error)
-                self._cancels.begin(job, "timeout")
+            may_come_back = job.cancel_wanted == "disconnect" and job.entry is not None and job.entry.callers_id
+            if may_come_back and self._options.reattach_s:
+                asyncio.get_running_loop().call_later(self._options.reattach_s, self._did_not_come_back, job)
             else:
-                job.fail(error)
-        except ComfyUIError as error:
-            outcome = error.code
-            if isinstance(error, ComfyUITaskError):
-                self._finished.remember(job, error)
-            job.fail(error)
-        except Exception:
-            outcome = ComfyUIError.code
-            self._log.exception("prompt.crashed", prompt_id=job.prompt_id)
-            job.fail(ComfyUIError("the gateway failed; its log has the reason", prompt_id=job.prompt_id))
-        finally:
-            if self._jobs.get(job.prompt_id) is job:
-                del self._jobs[job.prompt_id]
-            job.let_go()
-            outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
-            # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.
-            record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
-            after_turns(_TURNS_UNTIL_ANSWERED, record)
+                self._cancel_for(job, job.cancel_wanted)
 
-    def _record(self, job: Job, outcome: str, seconds: float, timings: Mapping[str, Any]) -> None:
-        self._prompts(outcome).inc()
-        for stage, stage_s in timings.items():
-            self._stage_seconds(stage).observe(stage_s)
-        self._log.info(
-            "prompt.done",
-            prompt_id=job.prompt_id,
-            outcome=outcome,
-            server=job.backend.name if job.backend else None,
-            seconds=round(seconds, 3),
-        )
+    def _did_not_come_back(self, job: Job) -> None:
+        if not job.waiters and not job.ended and not job.stays and not self._draining:
+            self._cancel_for(job, "disconnect")
 
-
-def _delayed_by(backend: Backend | None) -> str:
-    """What a prompt that timed out may have waited for: a prompt before it, or a server that is away."""
-    if backend is None:
-        return ""
-    cause = str(backend.watcher.worker.silence or backend.reason)
-    return f"; {cause}" if cause else ""
+    def _cancel_for(self, job: Job, reason: Reason) -> None:
+        job.cancel(given_up(reason, job.prompt_id))
+        self._cancels.begin(job, reason)

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 from typing_extensions import TypedDict
 
 from comfyui import jsonio
+from comfyui.labels import check_labels
 
 # Types that Python's table lacks or that differ between systems; everything a ComfyUI node is known to save.
 _CONTENT_TYPES = {
@@ -149,6 +150,12 @@ class PromptRequest(Given):
     )
     convert: ImageConversion | None = Field(default=None, description="Still images in another format.")
     output: OutputPlace | None = Field(default=None, description="Put the files into object storage.")
+    labels: Annotated[dict[str, str], AfterValidator(check_labels)] = Field(
+        default_factory=dict, description="Up to 16 pairs of text by which the list of jobs can be narrowed."
+    )
+    priority: int = Field(
+        default=0, ge=-1_000_000, le=1_000_000, description="Kept with the job; it has no effect yet."
+    )
     _size: int = PrivateAttr(default=0)
 
     @property
@@ -166,7 +173,7 @@ class PromptRequest(Given):
 
         A long `image` stands in it by its own SHA-256, which is made piece by piece.
         """
-        of_the_answer = {"return_image_base64", "convert", "output"}
+        of_the_answer = {"return_image_base64", "convert", "output", "labels", "priority"}
         # pydantic would not dump what is nested deeply, and these two are JSON already.
         as_posted = {"prompt": self.prompt, "extra_data": self.extra_data}
         rest = self.model_dump(mode="json", exclude={"prompt_id", "client_id", *as_posted, *of_the_answer})

@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from comfyui.events import ExecutionStart
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUICredentialsError,
@@ -109,7 +110,7 @@ class PromptRunner:
             ComfyUIConflictError: ComfyUI knows it from another request.
             ComfyUIError: whatever else went wrong in the end.
         """
-        if job.request is None or job.fingerprint is not None:
+        if job.request is None or job.perhaps_known:
             backend, found = await self.find(job.prompt_id, everywhere=job.request is None)
             if backend is not None and found is not None:
                 check_same(job, found)
@@ -126,6 +127,10 @@ class PromptRunner:
                         self._metrics.resubmissions.labels("prompt_lost").inc()
                 # How it ended before would be taken for the end of the new run.
                 await backend.client.delete_from_history(job.prompt_id)
+            elif job.begun:
+                # Where it ran, nothing is left of it: ComfyUI was restarted while we were away.
+                self._count_loss(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
+                self._metrics.resubmissions.labels("prompt_lost").inc()
         # Looked at only now: a caller may have brought it while ComfyUI was asked.
         if job.request is None:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
@@ -232,6 +237,9 @@ class PromptRunner:
             death = backend.last_death
             self._quarantine.ended_comfyui(workflow, death.how if death else "", death.lines if death else ())
             self._quarantine.check(workflow, job.prompt_id)
+        self._count_loss(job, error)
+
+    def _count_loss(self, job: Assignment, error: ComfyUIPromptLostError) -> None:
         job.lost(job.losses + 1)
         if self._options.remember_losses:
             self._losses[job.prompt_id] = job.losses
@@ -257,7 +265,7 @@ class PromptRunner:
         brings_inputs: bool,
     ) -> tuple[PromptResult, HistoryEntry]:
         """One submission to one server; the result, and the history entry that it was read from."""
-        job.placed(backend)
+        await job.placed(backend)
         with backend.working():
             watch = backend.watcher.watch(job.prompt_id, job, client_id=request.client_id)
             job.watched(watch)
@@ -270,6 +278,7 @@ class PromptRunner:
                 staged = time.monotonic()
                 number, node_errors = await self._submission.send(backend, job, watch, request, prompt)
                 backend.watcher.accepted(watch, number)
+                job.accepted()
                 entry = await watch.finished()
                 waited_s = time.monotonic() - staged
             finally:
@@ -279,9 +288,13 @@ class PromptRunner:
 
     async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:
         """Wait for a prompt that ComfyUI has already, in its queue or its history."""
-        job.placed(backend)
+        await job.attached(backend)
+        job.accepted()
         if not isinstance(found, QueueItem):
             return result_of(backend, job.prompt_id, found)
+        if found.running:
+            # Its own events went to whoever submitted it.
+            job.publish(ExecutionStart(job.prompt_id))
         self._check_losses(job)
         started = time.monotonic()
         # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.

@@ -74,7 +74,7 @@ class Cancels:
         await job.stopped()
         backend = job.backend
         try:
-            if backend is None and (job.request is None or job.fingerprint is not None):
+            if backend is None and (job.request is None or job.perhaps_known):
                 # It was still being looked for, and ComfyUI may have it from before.
                 backend, _ = await self._runner.find(job.prompt_id)
             if backend is None:
@@ -86,6 +86,8 @@ class Cancels:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
             return error
+        finally:
+            job.cancelled()
         return None
 
 

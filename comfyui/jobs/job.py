@@ -15,6 +15,7 @@ import structlog
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import ComfyUIError, ComfyUIPromptLostError, ComfyUITaskCancelledError
 from comfyui.inputs.content import SpooledFiles
+from comfyui.jobs.entry import Entry
 from comfyui.jobs.journal.records import State
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.servers.backend import Backend
@@ -43,6 +44,7 @@ class Job:
         backend: the server that has the prompt, as soon as that is decided.
         watch: the watch of the present try, while the prompt is waited for on a server.
         losses: how often ComfyUI lost the prompt, over all ways in which it can be lost.
+        entry: writes each step into the journal; None while the job only watches.
         waiters: how many requests wait for the outcome now.
         cancel_wanted: why a request that left wanted the prompt cancelled. It could not have that while others waited;
             the last of them takes the prompt with it.
@@ -55,9 +57,11 @@ class Job:
         files: SpooledFiles | None = None,
         fingerprint: str | None = None,
         *,
+        entry: Entry | None = None,
         cancelled_before: bool = False,
     ) -> None:
         self.prompt_id = prompt_id
+        self.entry = entry
         self.request = request
         self.files = files
         self.fingerprint = fingerprint
@@ -66,7 +70,7 @@ class Job:
         self.state = State.QUEUED
         self.backend: Backend | None = None
         self.watch: Watch | None = None
-        self.losses = 0
+        self.losses = entry.losses if entry else 0
         self.waiters = 0
         self.cancel_wanted: Reason | None = None
         self._outcome: asyncio.Future[PromptResult] = asyncio.get_running_loop().create_future()
@@ -74,11 +78,45 @@ class Job:
         self._latest: dict[type[Event], Event] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
+        self._limit: asyncio.Timeout | None = None
+        self._cancelled_with: ComfyUIError | None = None
+        self._max_execution_s = 0.0
+        self._has_started = False
 
     @property
     def file_names(self) -> Collection[str]:
         """The names of the further inputs."""
         return self.files.paths if self.files else ()
+
+    @property
+    def perhaps_known(self) -> bool:
+        """Whether ComfyUI may have the prompt from before: the caller chose the id, or another attempt came to it."""
+        entry = self.entry
+        return self.fingerprint is not None if entry is None else entry.callers_id or entry.was_placed
+
+    @property
+    def begun(self) -> bool:
+        """Whether the prompt had begun to run on a server when this process took it up."""
+        return self.entry is not None and self.entry.begun
+
+    @property
+    def stays(self) -> bool:
+        """Whether it goes on however many requests leave."""
+        return self.entry is not None and self.entry.kind == "async"
+
+    @property
+    def started(self) -> bool:
+        """Whether ComfyUI began to run it."""
+        return self._has_started
+
+    @property
+    def has_task(self) -> bool:
+        return self._task is not None
+
+    def keep(self) -> None:
+        """From now on it goes on however many requests leave, and is committed before ComfyUI is asked."""
+        if self.entry is not None:
+            self.entry.kind = "async"
 
     # The task
 
@@ -87,10 +125,13 @@ class Job:
         self._task = asyncio.create_task(work, name=f"prompt {self.prompt_id}")
         self._hold_files(self._task)
 
-    def adopt(self, request: PromptRequest, files: SpooledFiles | None, fingerprint: str | None) -> None:
+    def adopt(
+        self, request: PromptRequest, files: SpooledFiles | None, fingerprint: str | None, entry: Entry | None
+    ) -> None:
         """Turn a job that only watches into one that this request owns: it is submitted if ComfyUI does not know it."""
         if self.request is None:
             self.request, self.files, self.fingerprint = request, files, fingerprint
+            self.entry = self.entry or entry
             self.workflow = self.workflow or request.prompt
             if self._task is not None:
                 self._hold_files(self._task)
@@ -108,7 +149,7 @@ class Job:
 
     def let_go(self) -> None:
         """Drop what refers back to the job when its task ends, so that the garbage collector has no work."""
-        self._task = self.watch = None
+        self._task = self.watch = self._limit = None
 
     def _hold_files(self, task: asyncio.Task[None]) -> None:
         if (files := self.files) is not None:
@@ -117,9 +158,31 @@ class Job:
 
     # What an executor says
 
-    def placed(self, backend: Backend) -> None:
-        """`backend` is the server that has the prompt, or is about to get it."""
+    async def placed(self, backend: Backend) -> None:
+        """`backend` is the server that has the prompt, or is about to get it.
+
+        Returns when that is committed, where the job outlives this process. Raises as `Entry.placed` does.
+        """
         self.backend = backend
+        if self.entry is not None:
+            await self.entry.placed(backend.name, self.request, self.fingerprint)
+
+    async def attached(self, backend: Backend) -> None:
+        """`backend` has the prompt from before. As `placed`."""
+        self.backend = backend
+        if self.entry is not None:
+            await self.entry.attached(backend.name, self.request, self.fingerprint)
+
+    def accepted(self) -> None:
+        """ComfyUI has taken the prompt."""
+        if self.entry is not None:
+            self.entry.handed_on.set()
+
+    def put_back(self) -> None:
+        """The attempt came to nothing, and the job waits in our queue again."""
+        self.backend = None
+        if self.entry is not None:
+            self.entry.put_back()
 
     def watched(self, watch: Watch) -> None:
         """`watch` is how this try waits for the prompt."""
@@ -148,7 +211,11 @@ class Job:
         if kind is ExecutionStart:
             self._latest.clear()
             if self.state is State.QUEUED:
-                self.state = State.RUNNING
+                self.state, self._has_started = State.RUNNING, True
+                if self.entry is not None:
+                    self.entry.started()
+                if self._limit is not None:
+                    self._limit.reschedule(asyncio.get_running_loop().time() + self._max_execution_s)
         elif kind in _HOLDS_ON:
             self._latest.pop(kind, None)
             self._latest[kind] = event
@@ -159,6 +226,16 @@ class Job:
                 # One reader's trouble with an event must not end the watcher that all prompts share.
                 self._listeners.discard(listener)
                 _log.exception("listener.failed", prompt_id=self.prompt_id)
+
+    def limit(self, limit: asyncio.Timeout, max_execution_s: float) -> None:
+        """From its start on the job has so long, by this timeout."""
+        self._limit, self._max_execution_s = limit, max_execution_s
+
+    def latest(self) -> list[Event]:
+        """What holds on, oldest first."""
+        if self.watch is not None:
+            self.watch.catch_up()
+        return list(self._latest.values())
 
     # Who waits
 
@@ -209,6 +286,8 @@ class Job:
     def finish(self, result: PromptResult) -> None:
         """End the job with its result, unless it has ended already."""
         if not self.ended:
+            if self.entry is not None:
+                self.entry.succeeded(result, self.request, self.fingerprint)
             self._outcome.set_result(result)
             self._end(State.SUCCEEDED)
 
@@ -220,13 +299,31 @@ class Job:
             self._fail(error, State.LOST if isinstance(error, ComfyUIPromptLostError) else State.FAILED)
 
     def cancel(self, error: ComfyUIError) -> None:
-        """End the job because its prompt is taken out of ComfyUI; `error` is what those who wait are told."""
-        self._fail(error, State.CANCELED)
+        """End the job because its prompt is taken out of ComfyUI; `error` is what those who wait are told.
 
-    def _fail(self, error: ComfyUIError, state: State) -> None:
+        The journal has it as being cancelled until `cancelled`.
+        """
+        if not self.ended:
+            self._cancelled_with = error
+            if self.entry is not None:
+                self.entry.canceling()
+            self._fail(error, State.CANCELED, written=False)
+
+    def cancelled(self) -> None:
+        """The prompt has been taken out of ComfyUI, as far as that could be done."""
+        if self._cancelled_with is not None and self.entry is not None:
+            self.entry.failed(State.CANCELED, self._cancelled_with)
+
+    def abandon(self, error: ComfyUIError) -> None:
+        """End the job for those who wait. In the journal it goes on."""
+        self._fail(error, State.FAILED, written=False)
+
+    def _fail(self, error: ComfyUIError, state: State, *, written: bool = True) -> None:
         if self.ended:
             return
         error.prompt_id = error.prompt_id or self.prompt_id
+        if written and self.entry is not None:
+            self.entry.failed(state, error)
         self._outcome.set_exception(error)
         self._outcome.exception()  # no request may be waiting any more
         self._end(state)

@@ -140,7 +140,7 @@ class BackendPool:
             left_s = deadline - time.monotonic()
             if left_s <= 0 or all(backend.abandoned for backend in self.backends):
                 raise ComfyUIConnectionError(self.why_not_ready())
-            await self._wait_for_change(left_s)
+            await self.wait_for_change(left_s)
 
     async def _able(self, candidates: list[Backend], prompt: Mapping[str, Any] | None) -> list[Backend]:
         """Those that have what the workflow needs; else those that do not say, which may have it; else all of them,
@@ -153,7 +153,8 @@ class BackendPool:
                 return [backend for backend, has_all in zip(candidates, said, strict=True) if has_all]
         return [backend for backend, has_all in zip(candidates, said, strict=True) if has_all is None] or candidates
 
-    async def _wait_for_change(self, timeout_s: float) -> None:
+    async def wait_for_change(self, timeout_s: float) -> None:
+        """Returns when a server came up or went down, or after so long."""
         tasks = [asyncio.create_task(backend.wait_for_change()) for backend in self.backends]
         try:
             await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -31,6 +31,7 @@ from comfyui.executors.quarantine import Quarantine
 from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.inputs.staging import InputStager
 from comfyui.jobs.job import Listener
+from comfyui.jobs.runs import RunLimits
 from comfyui.limits import DEFAULT_ANSWERS, AnswerLimits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
@@ -173,8 +174,9 @@ class ComfyUIWorker:
             url_timeout_s=options.input_url_timeout_s,
         )
         handler_options = HandlerOptions(
-            max_timeout_s=options.max_job_s,
+            run_limits=RunLimits(max_timeout_s=options.max_job_s),
             cancel_on_disconnect=options.cancel_abandoned,
+            reattach_s=0.0,  # the platform delivers the job again, or never
             runner=RunnerOptions(
                 submission_retries=options.http_retries,
                 lost_prompt_retries=options.lost_prompt_retries,

@@ -68,6 +68,7 @@ async def gateway_process(comfyui: str, *arguments: str, **settings: str) -> Asy
         "SERVER_HOST": "127.0.0.1",
         "SERVER_PORT": "0",
         "LOG_OUTPUT": "json",
+        "STATE_DIR": "",
         **settings,
     }
     process = await asyncio.create_subprocess_exec(

@@ -96,6 +96,7 @@ async def running_gateway(
         changed: makes the options of the gateway from those of its settings.
         connections: how many its server takes; None for any number.
     """
+    settings.setdefault("state_dir", "")  # in memory, so that tests share nothing
     chosen, metrics = Settings(comfyui_server_address=comfyui, **settings), Metrics()
     options = changed(chosen.options())
     app = create_app(chosen, options=options, metrics=metrics)

@@ -34,7 +34,7 @@ from comfyui.web.front.request_state import state_of
 from comfyui.workflows.api_format import input_texts, is_ui_format
 
 # Fields of a form that are JSON; the others are plain text.
-_JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output"})
+_JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output", "labels"})
 JSON_ERRORS: Final = (RequestError, ComfyUILimitError)
 """What may be wrong with a body of JSON."""
 SUBMISSION_ERRORS: Final = (*JSON_ERRORS, ComfyUIInputError, ComfyUIDiskError)

@@ -1,0 +1,210 @@
+"""`Admission`: which job an id stands for: one that runs, one that waits, one that has ended, or a new one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from comfyui.events import Event, QueuePosition
+from comfyui.exceptions import ComfyUINotFoundError, ComfyUITaskCancelledError, JournalError
+from comfyui.inputs.content import SpooledFiles
+from comfyui.jobs.entry import Clock, Entry, Origin, new_job
+from comfyui.jobs.fingerprints import check_same
+from comfyui.jobs.job import Job
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.records import JobRecord, Kind, State
+from comfyui.jobs.journal.writes import Add, Again
+from comfyui.jobs.queue import JobQueue
+from comfyui.jobs.runs import Runs
+from comfyui.jobs.stored import error_from_fields, result_from_bytes, secrets_of
+from comfyui.models import PromptRequest, PromptResult
+from comfyui.offload import offloaded
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a job is at this moment.
+
+    Attributes:
+        record: as the journal has it; None where ComfyUI has the prompt from somebody else.
+        state: newer than the record's where the job runs here.
+        position: jobs and prompts before it; None where that is not known, or it runs.
+        events: what holds on of what ComfyUI said of it, oldest first.
+        workflow: None where it is not known.
+    """
+
+    prompt_id: str
+    state: State
+    record: JobRecord | None = None
+    position: int | None = None
+    events: tuple[Event, ...] = ()
+    workflow: Mapping[str, Any] | None = None
+
+
+class Admission:
+    """Asks the journal, and takes jobs into it."""
+
+    def __init__(self, journal: Journal, runs: Runs, queue: JobQueue, *, clock: Clock = time.time) -> None:
+        self._journal = journal
+        self._runs = runs
+        self._queue = queue
+        self._clock = clock
+
+    def new_entry(self, prompt_id: str, origin: Origin, *, callers_id: bool) -> Entry:
+        """The writer of a new sync job."""
+        return Entry(self._journal, prompt_id, origin, kind="sync", callers_id=callers_id, clock=self._clock)
+
+    async def to_wait_for(
+        self,
+        prompt_id: str,
+        origin: Origin,
+        request: PromptRequest | None = None,
+        files: SpooledFiles | None = None,
+        fingerprint: str | None = None,
+    ) -> Job | PromptResult:
+        """The job of an id that a caller chose, begun where it has to be; its result where it has one already.
+
+        Args:
+            request: None where the caller only asks; no new run is begun then.
+
+        Raises:
+            ComfyUIConflictError: the id is another request's.
+            ComfyUIError: the job ended so, and is not run again.
+        """
+        while True:
+            if (job := self._runs.live.get(prompt_id)) is not None:
+                check_same(prompt_id, job.fingerprint, fingerprint)
+                if request is not None:
+                    entry = self.new_entry(prompt_id, origin, callers_id=True)
+                    job.adopt(request, files, fingerprint, entry)
+                return job
+            record = await self._known(prompt_id)
+            if prompt_id in self._runs.live:
+                continue
+            if record is None:
+                new = None if request is None else self.new_entry(prompt_id, origin, callers_id=True)
+                return self._runs.start(prompt_id, request, files, fingerprint, entry=new)
+            check_same(prompt_id, record.fingerprint, fingerprint)
+            if not record.state.is_end:
+                return await self._unfinished(record, request, files)
+            if request is None or not _may_run_again(record):
+                return await self.outcome_of(record)
+            if await self._again(record, "sync") and (newer := await self._known(prompt_id)) is not None:
+                if prompt_id in self._runs.live:
+                    continue
+                return self._runs.start(
+                    prompt_id, request, files, fingerprint, entry=Entry.of(self._journal, newer, clock=self._clock)
+                )
+
+    async def submit(
+        self, prompt_id: str, origin: Origin, request: PromptRequest, fingerprint: str, *, callers_id: bool
+    ) -> Look:
+        """Take a job that nobody waits for. Returns when it is committed.
+
+        Raises:
+            ComfyUIConflictError: the id is another request's.
+            ComfyUIOverloadedError: as many jobs wait as may.
+            JournalError: it cannot be written.
+        """
+        while True:
+            record = await self._journal.get(prompt_id) if callers_id else None
+            if (job := self._runs.live.get(prompt_id)) is not None:
+                check_same(prompt_id, job.fingerprint, fingerprint)
+                job.keep()
+                return await self.look(prompt_id)
+            if record is not None:
+                check_same(prompt_id, record.fingerprint, fingerprint)
+                if not record.state.is_end or not _may_run_again(record):
+                    return await self.look(prompt_id)
+            self._queue.check_room()
+            if record is None:
+                new = await offloaded(
+                    request.size,
+                    new_job,
+                    request,
+                    prompt_id,
+                    origin,
+                    fingerprint,
+                    kind="async",
+                    callers_id=callers_id,
+                    now=self._clock(),
+                )
+                taken = await self._journal.write(Add(new))
+            else:
+                taken = await self._again(record, "async")
+            if taken:
+                self._queue.added(prompt_id, secrets_of(request))
+                return await self.look(prompt_id)
+            # Another request with the same id came first.
+            callers_id = True
+
+    async def look(self, prompt_id: str) -> Look:
+        """How the job is. Raises `ComfyUINotFoundError` where neither the journal nor this process knows it."""
+        record = await self._known(prompt_id)
+        job = self._runs.live.get(prompt_id)
+        if job is None or (record is not None and record.state.is_end):
+            if record is None:
+                raise ComfyUINotFoundError("the gateway does not know this prompt", prompt_id=prompt_id)
+            waits = record.state is State.QUEUED and record.server is None and record.kind == "async"
+            position = await self._journal.ahead_of(record.number) if waits else None
+            return Look(prompt_id, record.state, record, position)
+        events = tuple(job.latest())
+        position = next((event.position for event in events if isinstance(event, QueuePosition)), None)
+        if record is not None and record.server is None and job.state is State.QUEUED:
+            position = await self._journal.ahead_of(record.number)
+        running = job.state is not State.QUEUED
+        return Look(prompt_id, job.state, record, None if running else position, events, job.workflow)
+
+    async def outcome_of(self, record: JobRecord) -> PromptResult:
+        """The result of a job that has ended, or the error that it ended with, raised."""
+        if record.state is not State.SUCCEEDED:
+            raise error_from_fields(record.error or {"type": "", "detail": "", "prompt_id": record.prompt_id})
+        kept = await self._journal.result_of(record.prompt_id)
+        if kept is None:
+            raise ComfyUINotFoundError("the result of this prompt is not kept any more", prompt_id=record.prompt_id)
+        return await offloaded(len(kept), result_from_bytes, record.prompt_id, kept)
+
+    async def cancel_waiting(self, prompt_id: str, error: ComfyUITaskCancelledError) -> bool:
+        """Cancel a job that waits in our queue and has no task; whether there is such a job."""
+        record = await self._known(prompt_id)
+        if record is None or record.kind != "async" or record.state is not State.QUEUED or record.server is not None:
+            return False
+        if prompt_id in self._runs.live:
+            return False
+        Entry.of(self._journal, record, clock=self._clock).failed(State.CANCELED, error)
+        self._queue.left(prompt_id)
+        # It is committed before the caller is told.
+        await self._journal.get(prompt_id)
+        return True
+
+    async def _known(self, prompt_id: str) -> JobRecord | None:
+        """What the journal has; None also where it cannot be read: sync calls go on without it."""
+        try:
+            return await self._journal.get(prompt_id)
+        except JournalError as error:
+            _log.error("journal.not_read", prompt_id=prompt_id, reason=error.detail)
+            return None
+
+    async def _again(self, record: JobRecord, kind: Kind) -> bool:
+        return await self._journal.write(Again(record.prompt_id, record.run, kind, self._clock()))
+
+    async def _unfinished(self, record: JobRecord, request: PromptRequest | None, files: SpooledFiles | None) -> Job:
+        """A job that has no task: it waits in our queue, or was a sync call's before a restart."""
+        given = request or (None if record.kind == "async" else await self._queue.request_of(record))
+        live = self._runs.live.get(record.prompt_id)
+        if live is not None:
+            return live
+        entry = Entry.of(self._journal, record, clock=self._clock)
+        if record.kind == "async":
+            return self._runs.add(record.prompt_id, None, None, record.fingerprint, entry=entry)
+        return self._runs.start(record.prompt_id, given, files, record.fingerprint, entry=entry)
+
+
+def _may_run_again(record: JobRecord) -> bool:
+    return record.state in {State.CANCELED, State.LOST} or (record.state is State.FAILED and record.retryable)

@@ -1,0 +1,216 @@
+"""`Entry`: one job's writer in the journal. It has the fence of the present attempt, and nobody else writes with it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalError
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State
+from comfyui.jobs.journal.writes import Add, Cancel, Finish, Place, PutBack, Start, Tell
+from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
+from comfyui.models import PromptRequest, PromptResult
+from comfyui.offload import offloaded
+
+# Of a sync call: its caller brings the request again when it comes back.
+_KEPT_OF_SYNC = 256 * 1024
+_NOT_KEPT = b"null"
+
+Clock = Callable[[], float]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a job came from. `owner`: the name of the API key; None without keys."""
+
+    face: str = "prompt_sync"
+    owner: str | None = None
+
+
+OURS = Origin("")
+
+
+def new_job(
+    request: PromptRequest,
+    prompt_id: str,
+    origin: Origin,
+    fingerprint: str | None,
+    *,
+    kind: Kind,
+    callers_id: bool,
+    now: float,
+) -> NewJob:
+    """The job as it is written at first."""
+    kept = kind == "async" or request.size <= _KEPT_OF_SYNC
+    return NewJob(
+        prompt_id=prompt_id,
+        kind=kind,
+        callers_id=callers_id,
+        created_at=now,
+        fingerprint=fingerprint,
+        owner=origin.owner,
+        face=origin.face,
+        client_id=request.client_id,
+        labels=request.labels,
+        needs_secrets=bool(secrets_of(request)),
+        priority=request.priority,
+        body=body_of(request) if kept else _NOT_KEPT,
+    )
+
+
+class Entry:
+    """One run. A sync job is in the journal from its first placing on; an async one is there before it is run.
+
+    Attributes:
+        kind: sync where a caller waits for the job on its connection.
+        callers_id: the caller knows the id, so that what is written is committed before ComfyUI is asked.
+        added: the job is in the journal.
+        fence: of the present attempt.
+        losses: how often a server lost this run after it had begun.
+        begun: the run had begun on a server before this process took it up.
+        queued_at: when the run was queued.
+        handed_on: set once a server has taken the prompt, or it has ended.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        prompt_id: str,
+        origin: Origin,
+        *,
+        kind: Kind,
+        callers_id: bool,
+        clock: Clock = time.time,
+    ) -> None:
+        self.kind: Kind = kind
+        self.callers_id = callers_id
+        self.added = False
+        self.fence = Fence(prompt_id, 1, 0)
+        self.losses = 0
+        self.begun = False
+        self.queued_at = clock()
+        self.handed_on = asyncio.Event()
+        self._journal = journal
+        self._origin = origin
+        self._clock = clock
+        self._server: str | None = None
+
+    @classmethod
+    def of(cls, journal: Journal, record: JobRecord, *, clock: Clock = time.time) -> Self:
+        """The writer of a run that is in the journal already."""
+        origin = Origin(record.face, record.owner)
+        entry = cls(journal, record.prompt_id, origin, kind=record.kind, callers_id=record.callers_id, clock=clock)
+        entry.added, entry.fence, entry.losses = True, record.fence, record.losses
+        entry.begun = record.state is State.RUNNING and record.server is not None
+        entry.queued_at, entry._server = record.queued_at, record.server
+        return entry
+
+    @property
+    def outlives_us(self) -> bool:
+        """Whether the job goes on after a restart, or waits for its caller."""
+        return self.kind == "async" or self.callers_id
+
+    @property
+    def was_placed(self) -> bool:
+        """Whether some server may have the prompt."""
+        return self.fence.attempt > 0
+
+    async def placed(self, server: str, request: PromptRequest | None, fingerprint: str | None) -> None:
+        """Returns when what has to be committed before the submission is.
+
+        Raises:
+            JournalError: it is async, and cannot be written.
+            ComfyUITaskCancelledError: it was cancelled meanwhile.
+        """
+        self._server = server
+        if not self.added and request is None:
+            return  # somebody else's prompt
+        if not self.added and request is not None:
+            await self._add(request, fingerprint)
+        self.fence = self.fence.next()
+        place = Place(self.fence, server)
+        if not self.outlives_us:
+            self._journal.write_behind(place)
+            return
+        try:
+            has_place = await self._journal.write(place)
+        except JournalError as error:
+            if self.kind == "async":
+                raise
+            # As without a journal: the caller waits, and has its answer from ComfyUI.
+            _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=error.detail)
+            return
+        if not has_place and self.kind == "async":
+            raise ComfyUITaskCancelledError("cancelled before it was submitted", prompt_id=self.fence.prompt_id)
+
+    async def attached(self, server: str, request: PromptRequest | None, fingerprint: str | None) -> None:
+        """The prompt was found on `server`: as `placed`, but where that is known already."""
+        if not (self.added and self.was_placed and self._server == server):
+            await self.placed(server, request, fingerprint)
+
+    def started(self) -> None:
+        if self.added:
+            self._journal.write_behind(Start(self.fence, self._clock()))
+
+    def put_back(self) -> None:
+        """The attempt came to nothing: the job waits in our queue again."""
+        if self.added and self._server is not None:
+            self._journal.write_behind(PutBack(self.fence))
+            self.fence = self.fence.next()
+        self._server = None
+        self.handed_on.set()
+
+    def canceling(self) -> None:
+        if self.added:
+            self._journal.write_behind(Cancel(self.fence.prompt_id, self.fence.run))
+
+    async def tell(self) -> None:
+        """The caller is about to be told the id, which from now on counts as its own."""
+        self.callers_id = True
+        if self.added:
+            try:
+                await self._journal.write(Tell(self.fence.prompt_id))
+            except JournalError as error:
+                _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=error.detail)
+
+    def succeeded(self, result: PromptResult, request: PromptRequest | None, fingerprint: str | None) -> None:
+        if not self.added and request is not None and self._server is not None:
+            # It was only watched at first.
+            self._journal.write_behind(Add(self._new(request, fingerprint)))
+            self.fence = self.fence.next()
+            self._journal.write_behind(Place(self.fence, self._server))
+            self.added = True
+        self._finish(State.SUCCEEDED, result=result_to_bytes(result) if self.added else None)
+
+    def failed(self, state: State, error: ComfyUIError) -> None:
+        self._finish(state, error=error_to_fields(error), retryable=may_run_again(error))
+
+    def _finish(self, state: State, **fields: Any) -> None:
+        self.handed_on.set()
+        if self.added:
+            self._journal.write_behind(Finish(fence=self.fence, state=state, at=self._clock(), **fields))
+
+    async def _add(self, request: PromptRequest, fingerprint: str | None) -> None:
+        new = await offloaded(request.size, self._new, request, fingerprint)
+        # Committed together with the placing, which is written next.
+        self._journal.write_behind(Add(new))
+        self.added = True
+
+    def _new(self, request: PromptRequest, fingerprint: str | None) -> NewJob:
+        return new_job(
+            request,
+            self.fence.prompt_id,
+            self._origin,
+            fingerprint,
+            kind=self.kind,
+            callers_id=self.callers_id,
+            now=self._clock(),
+        )

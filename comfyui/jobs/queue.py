@@ -1,0 +1,206 @@
+"""`JobQueue`: async jobs wait here, in the order of their submission, and are handed on few at a time.
+
+A job that waits is a row in the journal and nothing else: thousands may. It becomes a task when it is handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError, ComfyUIOverloadedError, ComfyUITimeoutError, JournalError
+from comfyui.jobs.entry import Clock, Entry
+from comfyui.jobs.job import Job
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.records import JobRecord, State
+from comfyui.jobs.runs import NEEDS_SECRETS, Runs
+from comfyui.jobs.stored import request_of, with_secrets
+from comfyui.offload import offloaded
+from comfyui.servers.pool import BackendPool
+from comfyui.tasks import SideTasks, end_tasks, happens_within
+
+# A job whose inputs take longer to place does not hold up those behind it.
+_IN_TURN_S = 5.0
+# After a job came back, or the journal could not be read.
+_PAUSE_S = 1.0
+# How often it is looked whether a job has waited too long.
+_LOOK_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions:
+    """How many may be where.
+
+    Attributes:
+        ahead: unfinished async jobs on each server; 0: none is handed on.
+        max_queued: that wait with us; beyond it submissions are refused.
+        max_queued_s: how long a job may wait; 0: any time.
+    """
+
+    ahead: int = 4
+    max_queued: int = 10_000
+    max_queued_s: float = 0.0
+
+
+class JobQueue:
+    """Open it with ``async with``: from then on jobs are handed on."""
+
+    def __init__(
+        self, journal: Journal, pool: BackendPool, runs: Runs, options: QueueOptions, *, clock: Clock = time.time
+    ) -> None:
+        self._journal = journal
+        self._pool = pool
+        self._runs = runs
+        self._options = options
+        self._clock = clock
+        self._in_hand: dict[str, Job] = {}
+        self._secrets: dict[str, Mapping[str, Any]] = {}
+        self._waiting = 0
+        self._wake = asyncio.Event()
+        self._paused = False
+        self._tasks = SideTasks()
+        self._log = structlog.get_logger(__name__)
+
+    async def open(self) -> None:
+        """Begin to hand on. Raises `JournalError`."""
+        self._waiting = (await self._journal.counts())[State.QUEUED]
+        self._tasks.start(self._hand_on_all(), "job queue")
+
+    async def close(self) -> None:
+        """Hand on nothing more. What was handed on goes on."""
+        await self._tasks.close()
+
+    def check_room(self) -> None:
+        """Raise `ComfyUIOverloadedError` where as many jobs wait as may."""
+        if self._waiting >= self._options.max_queued:
+            raise ComfyUIOverloadedError(
+                f"{self._options.max_queued} jobs are waiting already (MAX_QUEUED_JOBS); try again later"
+            )
+
+    def added(self, prompt_id: str, secrets: Mapping[str, Any]) -> None:
+        """A job waits in the journal. `secrets` are kept in memory, for as long as it is there."""
+        self._waiting += 1
+        if secrets:
+            self._secrets[prompt_id] = secrets
+        self._wake.set()
+
+    def left(self, prompt_id: str) -> None:
+        """A job that waited waits no more, and was not handed on."""
+        self._waiting = max(0, self._waiting - 1)
+        self._secrets.pop(prompt_id, None)
+        self._wake.set()
+
+    def hold(self, job: Job, before: Callable[[], Awaitable[None]]) -> None:
+        """Run a job that was handed on before a restart, after `before`: it takes one of the places."""
+        self._in_hand[job.prompt_id] = job
+        self._runs.begin(job, self._ended, before)
+
+    async def request_of(self, record: JobRecord) -> Any:
+        """The request of a job, from the journal; None where it is not kept, or its secrets are gone."""
+        secrets = self._secrets.get(record.prompt_id, {})
+        body = await self._journal.body_of(record.prompt_id)
+        if body is None or body == b"null" or (record.needs_secrets and not secrets):
+            return None
+        return with_secrets(await offloaded(len(body), request_of, body), secrets)
+
+    # Handing on
+
+    async def _hand_on_all(self) -> None:
+        while True:
+            self._wake.clear()
+            if self._paused:
+                self._paused = False
+                await asyncio.sleep(_PAUSE_S)
+            try:
+                await self._expire()
+                await self._hand_on()
+            except JournalError as error:
+                self._log.error("queue.stands", reason=error.detail)
+                self._paused = True
+                continue
+            await self._something_changed()
+
+    async def _something_changed(self) -> None:
+        if self._free > 0 or not self._waiting:
+            # A server that comes up makes no difference.
+            await happens_within(self._wake, _LOOK_S if self._options.max_queued_s and self._waiting else None)
+            return
+        waits: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._wake.wait(), name="queue wakes"),
+            asyncio.create_task(self._pool.wait_for_change(_LOOK_S), name="queue watches servers"),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks(*waits)
+
+    @property
+    def _free(self) -> int:
+        return self._options.ahead * len(self._pool.ready) - len(self._in_hand)
+
+    async def _hand_on(self) -> None:
+        while (free := self._free) > 0:
+            # Those in hand may not be placed yet.
+            first = await self._journal.waiting(0, free + len(self._in_hand))
+            new = [record for record in first if record.prompt_id not in self._in_hand][:free]
+            if not new:
+                return
+            for record in new:
+                if self._free <= 0 or self._paused:
+                    return
+                await self._begin(record)
+
+    async def _begin(self, record: JobRecord) -> None:
+        request = await self.request_of(record)
+        live = self._runs.live.get(record.prompt_id)
+        if live is not None and live.ended:
+            return  # it is being cancelled
+        entry = live.entry if live is not None and live.entry is not None else Entry.of(self._journal, record)
+        if request is None:
+            entry.failed(State.FAILED, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
+            self.left(record.prompt_id)
+            return
+        job = live or self._runs.add(record.prompt_id, entry=entry)
+        job.adopt(request, None, record.fingerprint, entry)
+        self._waiting = max(0, self._waiting - 1)
+        self._in_hand[job.prompt_id] = job
+        self._runs.begin(job, self._ended)
+        # One after the other, so that ComfyUI gets them in order.
+        await happens_within(entry.handed_on, _IN_TURN_S)
+
+    def _ended(self, job: Job) -> None:
+        self._in_hand.pop(job.prompt_id, None)
+        if job.ended:
+            self._secrets.pop(job.prompt_id, None)
+        else:
+            # No server took it: it waits again.
+            self._waiting += 1
+            self._paused = True
+        self._wake.set()
+
+    async def _expire(self) -> None:
+        """End what has waited too long. The first has waited longest, but for a new run, which stands at its end."""
+        while self._options.max_queued_s:
+            first = await self._journal.waiting(0, 100)
+            late = [
+                record
+                for record in first
+                if record.queued_at + self._options.max_queued_s <= self._clock()
+                and record.prompt_id not in self._in_hand
+            ]
+            for record in late:
+                detail = f"not begun within MAX_QUEUED_SECONDS ({self._options.max_queued_s:g})"
+                error = ComfyUITimeoutError(detail, prompt_id=record.prompt_id)
+                if (live := self._runs.live.get(record.prompt_id)) is not None:
+                    live.fail(error)
+                    self._runs.drop(live)
+                else:
+                    Entry.of(self._journal, record).failed(State.FAILED, error)
+                self.left(record.prompt_id)
+            if len(late) < len(first) or not first:
+                return

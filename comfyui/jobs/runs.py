@@ -1,0 +1,212 @@
+"""`Runs`: the jobs that are being run or waited for now, one for each prompt id, and the task of each."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    ComfyUINotFoundError,
+    ComfyUIShutdownError,
+    ComfyUITimeoutError,
+)
+from comfyui.executors.comfyui import PromptRunner
+from comfyui.inputs.content import SpooledFiles
+from comfyui.jobs.cancels import Cancels
+from comfyui.jobs.entry import Entry
+from comfyui.jobs.job import Job
+from comfyui.metrics import Metrics
+from comfyui.models import PromptRequest
+from comfyui.offload import after_turns
+from comfyui.servers.backend import Backend
+
+# From the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for a file.
+_TURNS_UNTIL_ANSWERED = 2
+NEEDS_SECRETS = (
+    "the request had keys in extra_data, which are not kept, and the gateway was restarted before it ran; send it again"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """How long a job may take.
+
+    Attributes:
+        max_timeout_s: a sync one in all.
+        max_execution_s: an async one, from its start in ComfyUI on.
+        max_queued_s: an async one until then; 0: any time.
+        cancel_on_timeout: whether a sync one is taken out of ComfyUI then.
+    """
+
+    max_timeout_s: float = 3600.0
+    max_execution_s: float = 3600.0
+    max_queued_s: float = 0.0
+    cancel_on_timeout: bool = True
+
+
+class Runs:
+    """`live` has the jobs by their id: each has a task, or stands for one that waits in our queue and is waited for."""
+
+    def __init__(self, runner: PromptRunner, cancels: Cancels, limits: RunLimits, metrics: Metrics) -> None:
+        self.live: dict[str, Job] = {}
+        self._runner = runner
+        self._cancels = cancels
+        self._limits = limits
+        self._metrics = metrics
+        # Looking up a label takes longer than counting.
+        self._prompts = functools.cache(metrics.prompts.labels)
+        self._stage_seconds = functools.cache(metrics.stage_seconds.labels)
+        self._log = structlog.get_logger(__name__)
+
+    def add(
+        self,
+        prompt_id: str,
+        request: PromptRequest | None = None,
+        files: SpooledFiles | None = None,
+        fingerprint: str | None = None,
+        *,
+        entry: Entry | None = None,
+    ) -> Job:
+        """A job without a task."""
+        cancelled_before = self._cancels.take_recent(prompt_id)
+        job = Job(prompt_id, request, files, fingerprint, entry=entry, cancelled_before=cancelled_before)
+        self.live[prompt_id] = job
+        return job
+
+    def start(
+        self,
+        prompt_id: str,
+        request: PromptRequest | None = None,
+        files: SpooledFiles | None = None,
+        fingerprint: str | None = None,
+        *,
+        entry: Entry | None = None,
+    ) -> Job:
+        """A job that runs."""
+        job = self.add(prompt_id, request, files, fingerprint, entry=entry)
+        job.begin(self._run(job))
+        return job
+
+    def begin(
+        self, job: Job, ended: Callable[[Job], None], before: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Run a job that was added.
+
+        Args:
+            ended: called when it has ended, or waits in our queue again.
+            before: what the job's task waits for first.
+        """
+        job.begin(self._run(job, ended, before))
+
+    def drop(self, job: Job) -> None:
+        """Nobody waits for it any more, and it has no task."""
+        if self.live.get(job.prompt_id) is job:
+            del self.live[job.prompt_id]
+
+    async def stop(self) -> None:
+        """Cancel all tasks, and wait for their ends."""
+        await asyncio.gather(*(job.stopped() for job in list(self.live.values())))
+
+    async def _run(
+        self,
+        job: Job,
+        ended: Callable[[Job], None] | None = None,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        started = time.monotonic()
+        outcome = ""
+        timings: Mapping[str, Any] = {}
+        again = False
+        try:
+            async with asyncio.timeout(self._first_limit_s(job)) as limit:
+                if job.stays:
+                    job.limit(limit, self._limits.max_execution_s)
+                if before is not None:
+                    await before()
+                result = await self._runner.run(job)
+            outcome = "success"
+            job.finish(result)
+            timings = result.timings.to_json()
+        except TimeoutError:
+            outcome = ComfyUITimeoutError.code
+            self._timed_out(job)
+        except ComfyUIError as caught:
+            error: ComfyUIError = caught
+            if job.stays and job.request is None and isinstance(error, ComfyUINotFoundError):
+                error = ComfyUIError(NEEDS_SECRETS)
+            outcome = error.code
+            again = job.stays and isinstance(error, ComfyUIConnectionError) and not job.ended
+            if again:
+                self._log.warning("prompt.waits_again", prompt_id=job.prompt_id, detail=error.detail)
+                job.put_back()
+            else:
+                job.fail(error)
+        except Exception:
+            outcome = ComfyUIError.code
+            self._log.exception("prompt.crashed", prompt_id=job.prompt_id)
+            job.fail(ComfyUIError("the gateway failed; its log has the reason", prompt_id=job.prompt_id))
+        finally:
+            if not (again and job.waiters):
+                self.drop(job)
+            job.let_go()
+            if ended is not None:
+                ended(job)
+            if not again:
+                outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
+                # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.
+                record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
+                after_turns(_TURNS_UNTIL_ANSWERED, record)
+
+    def _first_limit_s(self, job: Job) -> float | None:
+        if not job.stays or job.entry is None:
+            return self._limits.max_timeout_s
+        if not self._limits.max_queued_s:
+            return None
+        return max(0.0, job.entry.queued_at + self._limits.max_queued_s - time.time())
+
+    def _timed_out(self, job: Job) -> None:
+        limits = self._limits
+        if job.stays:
+            over = f"not begun within MAX_QUEUED_SECONDS ({limits.max_queued_s:g})"
+            if job.started:
+                over = f"not finished within MAX_EXECUTION_SECONDS ({limits.max_execution_s:g})"
+            job.fail(ComfyUITimeoutError(f"{over}{delayed_by(job.backend)}", prompt_id=job.prompt_id))
+            self._cancels.begin(job, "timeout")
+            return
+        detail = f"not finished within MAX_TIMEOUT{delayed_by(job.backend)}"
+        error = ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
+        if limits.cancel_on_timeout and job.request is not None:
+            job.cancel(error)
+            self._cancels.begin(job, "timeout")
+        else:
+            job.fail(error)
+
+    def _record(self, job: Job, outcome: str, seconds: float, timings: Mapping[str, Any]) -> None:
+        if outcome == ComfyUIShutdownError.code and job.stays:
+            return  # it goes on
+        self._prompts(outcome).inc()
+        for stage, stage_s in timings.items():
+            self._stage_seconds(stage).observe(stage_s)
+        self._log.info(
+            "prompt.done",
+            prompt_id=job.prompt_id,
+            outcome=outcome,
+            server=job.backend.name if job.backend else None,
+            seconds=round(seconds, 3),
+        )
+
+
+def delayed_by(backend: Backend | None) -> str:
+    """What a prompt that timed out may have waited for: a prompt before it, or a server that is away."""
+    if backend is None:
+        return ""
+    cause = str(backend.watcher.worker.silence or backend.reason)
+    return f"; {cause}" if cause else ""

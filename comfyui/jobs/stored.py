@@ -1,0 +1,113 @@
+"""Requests, results and errors as the journal keeps them, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from comfyui import jsonio
+from comfyui.exceptions import (
+    WITH_RETRY_AFTER,
+    ComfyUIError,
+    ComfyUIInputError,
+    ComfyUIInputUnavailableError,
+    ComfyUITaskError,
+    ComfyUIValidationError,
+    error_body_of,
+)
+from comfyui.models import PromptRequest, PromptResult, Timings
+from comfyui.outputs.history import files_of
+
+SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
+"""What ComfyUI takes out of `extra_data` before it keeps a prompt, and so do we."""
+_RETRY_AFTER_S = 5
+# The outcome of these is the same however often the request is sent.
+_FINAL = (ComfyUITaskError, ComfyUIValidationError, ComfyUIInputError)
+
+
+def body_of(request: PromptRequest) -> bytes:
+    """The request as canonical JSON, without its secrets and its id."""
+    fields = request.model_dump(mode="json", exclude_defaults=True, exclude={"prompt", "extra_data", "prompt_id"})
+    fields["prompt"] = request.prompt
+    if request.extra_data is not None:
+        fields["extra_data"] = {name: value for name, value in request.extra_data.items() if name not in SECRETS}
+    return jsonio.canonical(fields)
+
+
+def request_of(body: bytes) -> PromptRequest:
+    """What `body_of` was given, but for secrets and id."""
+    return PromptRequest.model_validate(jsonio.loads(body)).of_size(len(body))
+
+
+def secrets_of(request: PromptRequest) -> dict[str, Any]:
+    """What of `extra_data` is not kept."""
+    return {name: value for name, value in (request.extra_data or {}).items() if name in SECRETS}
+
+
+def with_secrets(request: PromptRequest, secrets: Mapping[str, Any]) -> PromptRequest:
+    """The request with what `secrets_of` took out."""
+    if not secrets:
+        return request
+    given = {**(request.extra_data or {}), **secrets}
+    return request.model_copy(update={"extra_data": given}).of_size(request.size)
+
+
+def result_to_bytes(result: PromptResult) -> bytes:
+    timings = result.timings
+    return jsonio.dumps(
+        {
+            "server": result.server,
+            "outputs": result.outputs,
+            "timings": [timings.staging_s, timings.queued_s, timings.executing_s],
+            "node_errors": result.node_errors,
+            "simulated": result.simulated,
+        }
+    )
+
+
+def result_from_bytes(prompt_id: str, kept: bytes) -> PromptResult:
+    fields = jsonio.loads(kept)
+    node_errors = {node_id: tuple(messages) for node_id, messages in fields["node_errors"].items()}
+    outputs = fields["outputs"]
+    return PromptResult(
+        prompt_id,
+        fields["server"],
+        outputs,
+        files_of(outputs),
+        Timings(*fields["timings"]),
+        node_errors,
+        simulated=fields["simulated"],
+    )
+
+
+def error_to_fields(error: ComfyUIError) -> dict[str, Any]:
+    """As the error body has it; the request that is told of it later has another id."""
+    body = cast("dict[str, Any]", error_body_of(error))
+    del body["request_id"]
+    return body
+
+
+def error_from_fields(fields: Mapping[str, Any]) -> ComfyUIError:
+    """An error with the same title, code, status and text. What only logs have of it is gone."""
+    kind = next((kind for kind in _tree(ComfyUIError) if kind.code == fields["type"]), ComfyUIError)
+    error = kind.__new__(kind)
+    # What the classes ask for beside it is no part of the answer.
+    ComfyUIError.__init__(
+        error, fields["detail"], prompt_id=fields["prompt_id"], node_errors=fields.get("node_errors") or {}
+    )
+    if isinstance(error, WITH_RETRY_AFTER):
+        error.retry_after_s = _RETRY_AFTER_S
+    if isinstance(error, ComfyUITaskError):
+        error.traceback_tail = ()
+    return error
+
+
+def may_run_again(error: ComfyUIError) -> bool:
+    """Whether the same request may have another outcome: not after a node's error or a refusal."""
+    return isinstance(error, ComfyUIInputUnavailableError) or not isinstance(error, _FINAL)
+
+
+def _tree(kind: type[ComfyUIError]) -> Iterator[type[ComfyUIError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _tree(below)
