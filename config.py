@@ -384,6 +384,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 max_body_bytes=max_body_bytes,
                 max_input_bytes=self.max_input_bytes,
                 limits=self.limits(),
+                jobs_are_stored=self.state_dir is not None,
             ),
         )
 

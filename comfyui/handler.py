@@ -172,18 +172,20 @@ class ComfyUIHandler:
         Raises:
             ComfyUIError: it was not taken.
         """
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
         prompt_id = str(request.prompt_id or fresh_id)
         fingerprint = await offloaded(request.size, fingerprint_of, request, None)
         await self._cancels.ended(prompt_id, self._options.run_limits.max_timeout_s)
         callers_id = request.prompt_id is not None
         look = await self._admission.submit(prompt_id, origin, request, fingerprint, callers_id=callers_id)
-        if wait_s and not look.state.is_end:
-            with contextlib.suppress(ComfyUIError):
-                await self.attach(prompt_id, timeout_s=wait_s)
-            look = await self._admission.look(prompt_id)
-        return look
+        return await self.look_within(prompt_id, wait_s) if wait_s and not look.state.is_end else look
+
+    async def look_within(self, prompt_id: str, wait_s: float) -> Look:
+        """As `look`, once the prompt has ended, or after so long."""
+        with contextlib.suppress(ComfyUIError):
+            await self.attach(prompt_id, timeout_s=wait_s)
+        return await self.look(prompt_id)
 
     async def look(self, prompt_id: str) -> Look:
         """How the prompt is now; ComfyUI is asked where we do not know it.
@@ -251,7 +253,7 @@ class ComfyUIHandler:
 
         `server`, while it is ready, is the one whose websocket the client watches.
         """
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         backend = server if server and server.ready else await self.pool.choose(patience_s=CHOICE_PATIENCE_S)
         try:
             return await backend.client.forward_prompt(body, headers)
@@ -299,7 +301,7 @@ class ComfyUIHandler:
             ComfyUIShutdownError: draining.
             ComfyUIOverloadedError: as many requests wait as may.
         """
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         limit = self._options.max_concurrent_requests
         if self._waiting >= limit:
             self.metrics.rejected.labels("overloaded").inc()
@@ -337,7 +339,8 @@ class ComfyUIHandler:
                 detail = "the gateway is shutting down; the prompt goes on in ComfyUI, attach to it with its prompt_id"
                 job.abandon(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
 
-    def _refuse_when_draining(self) -> None:
+    def refuse_when_draining(self) -> None:
+        """Raise `ComfyUIShutdownError` while nothing new is taken."""
         if self._draining:
             self.metrics.rejected.labels("draining").inc()
             raise ComfyUIShutdownError("the gateway is shutting down and takes no new prompts")

@@ -68,8 +68,8 @@ class Submission:
 
 
 @asynccontextmanager
-async def submission(request: Request) -> AsyncIterator[Submission]:
-    """What is posted to be run.
+async def submission(request: Request, *, waits: bool = True) -> AsyncIterator[Submission]:
+    """What is posted to be run. `waits`: the caller waits for the end, and counts as one who does.
 
     Raises:
         RequestError: not JSON and no form, or a field that cannot be used, by name.
@@ -77,7 +77,11 @@ async def submission(request: Request) -> AsyncIterator[Submission]:
         ComfyUIInputError: a file of the form is too large.
         ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
     """
-    gateway_of(request).handler.refuse_when_full()
+    handler = gateway_of(request).handler
+    if waits:
+        handler.refuse_when_full()
+    else:
+        handler.refuse_when_draining()
     submitted = await _submission(request, bare=False)
     with _held(submitted.files):
         yield submitted

@@ -22,6 +22,13 @@ from comfyui.web.front.openapi import given
 
 IN_PATH: dict[str, Any] = {"in": "path"}
 IN_HEADER: dict[str, Any] = {"in": "header"}
+_LABEL = "label."
+IN_QUERY_LABELS: dict[str, Any] = {
+    "style": "form",
+    "explode": True,
+    "propertyNames": {"pattern": r"^label\."},
+}
+"""A field with all names of the query that begin with `label.`, by what follows."""
 
 # A query with more pairs is refused unread.
 _MOST_PAIRS = 100
@@ -35,7 +42,7 @@ _ALIKE = 0.7
 class Parameters(BaseModel):
     """Base of the models: every field is a query parameter, but those that ``json_schema_extra`` puts elsewhere.
 
-    `IN_PATH` and `IN_HEADER` are what it may be; a header's name is its field's alias.
+    `IN_PATH`, `IN_HEADER` and `IN_QUERY_LABELS` are what it may be; a header's name is its field's alias.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +74,7 @@ def read(model: type[ParametersT], request: Request, in_body: Collection[str] = 
                 raise QueryError(f"{name}: this header may be given once only")
             values[name] = value.decode("latin-1")
     if scope["query_string"]:
-        values |= _query(scope["query_string"], places.query, in_body)
+        values |= _query(scope["query_string"], places, in_body)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -82,35 +89,51 @@ def described(model: type[Parameters]) -> list[dict[str, Any]]:
 
 
 def _described(name: str, field: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
-    schema = {key: value for key, value in given(field).items() if key not in {"in", "description"}}
+    of_parameter = {"in", "description", "style", "explode"}
+    schema = {key: value for key, value in given(field).items() if key not in of_parameter}
     parameter = {"name": name, "in": field.get("in", "query"), "required": required, "schema": schema}
+    parameter |= {key: field[key] for key in ("style", "explode") if key in field}
     return {**parameter, "description": field["description"]} if "description" in field else parameter
 
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where a model's fields come from: names in the query, and headers with the lower-case bytes that stand there."""
+    """Where a model's fields come from.
+
+    Attributes:
+        query: names in the query.
+        headers: by the lower-case bytes that stand there.
+        labels: the field that takes the labels of the query, where there is one.
+    """
 
     query: tuple[str, ...]
     headers: Mapping[bytes, str]
+    labels: str | None
 
 
 @lru_cache
 def _places(model: type[Parameters]) -> _Places:
     names: dict[str, list[str]] = {"path": [], "header": [], "query": []}
+    labels = None
     for parameter in described(model):
-        names[parameter["in"]].append(parameter["name"])
-    return _Places(tuple(names["query"]), {name.lower().encode(): name for name in names["header"]})
+        if parameter.get("explode"):
+            labels = parameter["name"]
+        else:
+            names[parameter["in"]].append(parameter["name"])
+    return _Places(tuple(names["query"]), {name.lower().encode(): name for name in names["header"]}, labels)
 
 
-def _query(query: bytes, known: Collection[str], in_body: Collection[str]) -> dict[str, str]:
+def _query(query: bytes, places: _Places, in_body: Collection[str]) -> dict[str, Any]:
+    known: Collection[str] = places.query
     try:
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_PAIRS)
     except ValueError:
         raise QueryError(f"the query has more than {_MOST_PAIRS} parameters") from None
-    values = dict(pairs)
+    values: dict[str, Any] = dict(pairs)
+    labels = [name for name in values if places.labels is not None and name.startswith(_LABEL)]
+    known = [*known, *labels] if labels else known
     if len(values) == len(pairs) and all(name in known and value for name, value in pairs):
-        return values
+        return values if places.labels is None else _with_labels(values, labels, places.labels)
     counts = Counter(name for name, _ in pairs)
     wrong = [_unknown(name, known, in_body) for name in counts if name not in known]
     wrong += [f"{name}: this parameter may be given once only" for name in known if counts[name] > 1]
@@ -119,6 +142,11 @@ def _query(query: bytes, known: Collection[str], in_body: Collection[str]) -> di
         raise QueryError("; ".join(wrong[:_MOST_NAMED]) + more)
     empty = [name for name, value in pairs if not value]
     raise RequestError("; ".join(f"{name}: the value is empty; give one, or leave {name} out" for name in empty))
+
+
+def _with_labels(values: dict[str, Any], labels: Collection[str], field: str) -> dict[str, Any]:
+    found = {name.removeprefix(_LABEL): values.pop(name) for name in labels}
+    return {**values, field: found}
 
 
 def _unknown(name: str, known: Collection[str], in_body: Collection[str]) -> str:

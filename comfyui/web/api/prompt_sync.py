@@ -19,16 +19,21 @@ from comfyui.exceptions import (
     ComfyUIError,
     ComfyUINotFoundError,
     ComfyUIServerError,
+    JournalError,
     RequestError,
 )
+from comfyui.jobs.entry import Origin
 from comfyui.models import ImageConversion, OutputPlace, PromptRequest
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_answer
 from comfyui.web.api.bodies import submission, submission_body
+from comfyui.web.api.jobs import JobList, ListCall, list_of_jobs, pending, pending_answer
 from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
+from comfyui.web.api.preferences import Preferences, preferences
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
+from comfyui.web.front.keys import shown_name
 from comfyui.web.front.openapi import Answer, json_of, operation
 from comfyui.web.front.request_state import state_of
 
@@ -48,7 +53,23 @@ class WaitingCall(Parameters):
     previews: bool = Field(default=False, description="Pictures of the work in progress among the events.")
 
 
-class SubmitCall(WaitingCall):
+class Preferring(WaitingCall):
+    """What may be asked for in place of waiting."""
+
+    prefer: str | None = Field(default=None, max_length=256, description="As the header, which may stand here.")
+    prefer_header: str | None = Field(
+        default=None,
+        alias="Prefer",
+        max_length=256,
+        description="`respond-async`: answer 202 at once; `respond-async, wait=20`: after so many seconds (RFC 7240).",
+        json_schema_extra=IN_HEADER,
+    )
+
+    def preferred(self, options: WebOptions) -> Preferences:
+        return preferences(self.prefer_header, self.prefer, options.max_timeout_s)
+
+
+class SubmitCall(Preferring):
     """A POST, beside its body."""
 
     idempotency_key: str | None = Field(
@@ -61,9 +82,12 @@ class SubmitCall(WaitingCall):
     )
 
 
-class AttachCall(WaitingCall):
+class AttachCall(Preferring):
     """What a POST says in its query and in its body, as far as it is about the answer."""
 
+    timeout: float | None = Field(
+        default=None, ge=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given. 0: answer at once."
+    )
     prompt_id: PromptId
     return_image_base64: bool = Field(default=False, description="As in the body of a POST.")
     convert: Literal["webp", "jpeg", "png", "avif"] | None = Field(default=None, description="`convert.format`.")
@@ -93,18 +117,22 @@ class CancelCall(Parameters):
     summary="Run a workflow and wait for its files",
     openapi_extra=operation(
         "prompt_sync",
-        {200: result_answer()},
+        {200: result_answer(), 202: pending_answer()},
         (ComfyUIError,),
         parameters=described(SubmitCall),
         body=submission_body(bare=False),
     ),
 )
 async def prompt_sync(request: Request) -> Response:
-    """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names."""
+    """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names.
+
+    With `Prefer: respond-async` the answer is 202, and the job runs when its turn comes, whoever is there.
+    """
     asked = read(SubmitCall, request, in_body=PromptRequest.model_fields)
     gateway = gateway_of(request)
     timeout_s = _timeout_s(asked.timeout, gateway.options)
-    async with submission(request) as submitted:
+    preferred = asked.preferred(gateway.options)
+    async with submission(request, waits=not preferred.respond_async) as submitted:
         body = submitted.request
         if asked.idempotency_key is not None:
             if body.prompt_id is not None:
@@ -113,32 +141,93 @@ async def prompt_sync(request: Request) -> Response:
             body = body.model_copy(update={"prompt_id": own_id})
         prompt_id = str(body.prompt_id or uuid4())
         structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+        origin = Origin(owner=_owner(request))
+        call = _call(request, gateway, asked, prompt_id, Order.of(body), timeout_s)
+        if preferred.respond_async:
+            if submitted.files is not None:
+                raise RequestError(
+                    "Prefer: respond-async takes no files in a form yet; give them as base64 or by URL in images"
+                )
+            return await _in_the_background(request, gateway, call, body, origin, preferred)
         return await answer(
             request,
             gateway.deliverer,
-            _call(request, gateway, asked, prompt_id, Order.of(body), timeout_s),
+            call,
             lambda listener: gateway.handler.submit_prompt_sync(
-                body, timeout_s=timeout_s, files=submitted.files, fresh_id=prompt_id, listener=listener
+                body, timeout_s=timeout_s, files=submitted.files, fresh_id=prompt_id, listener=listener, origin=origin
             ),
         )
+
+
+async def _in_the_background(
+    request: Request, gateway: GatewayState, call: Call, body: PromptRequest, origin: Origin, preferred: Preferences
+) -> Response:
+    gateway.deliverer.check(call.order)
+    look = await gateway.handler.submit_async(body, fresh_id=call.prompt_id, origin=origin, wait_s=preferred.wait_s)
+    if not look.state.is_end:
+        return pending(request, look, preferred)
+    return await _ended(request, gateway, call)
+
+
+async def _ended(request: Request, gateway: GatewayState, call: Call) -> Response:
+    return await answer(
+        request,
+        gateway.deliverer,
+        call,
+        lambda listener: gateway.handler.attach(
+            call.prompt_id, timeout_s=gateway.options.default_timeout_s, listener=listener
+        ),
+    )
+
+
+@router.get(
+    "/prompt_sync",
+    summary="List jobs",
+    openapi_extra=operation(
+        "list_jobs",
+        {200: Answer("Jobs, newest first.", json_of(JobList))},
+        (RequestError, JournalError),
+        parameters=described(ListCall),
+    ),
+)
+async def list_jobs(request: Request) -> Response:
+    """All jobs that are kept, also those that wait, newest first."""
+    return await list_of_jobs(request)
 
 
 @router.get(
     "/prompt_sync/{prompt_id}",
     summary="Attach again to a prompt",
-    openapi_extra=operation("attach", {200: result_answer()}, (ComfyUIError,), parameters=described(AttachCall)),
+    openapi_extra=operation(
+        "attach",
+        {200: result_answer(), 202: pending_answer()},
+        (ComfyUIError,),
+        parameters=described(AttachCall),
+    ),
 )
 async def attach(request: Request) -> Response:
-    """Answers as the POST would have, for a prompt that is queued, running or finished."""
+    """Answers as the POST would have, for a prompt that is queued, running or finished.
+
+    With `Prefer: respond-async` or `timeout=0` at once: 202 while it has not ended.
+    """
     asked = read(AttachCall, request)
     gateway = gateway_of(request)
-    timeout_s = _timeout_s(asked.timeout, gateway.options)
+    timeout_s = _timeout_s(asked.timeout or None, gateway.options)
+    preferred = asked.preferred(gateway.options)
     prompt_id = str(asked.prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+    call = _call(request, gateway, asked, prompt_id, asked.order(), timeout_s)
+    if preferred.respond_async or asked.timeout == 0:
+        look = await gateway.handler.look(prompt_id)
+        if preferred.wait_s and not look.state.is_end:
+            look = await gateway.handler.look_within(prompt_id, preferred.wait_s)
+        if not look.state.is_end:
+            return pending(request, look, preferred)
+        return await _ended(request, gateway, call)
     return await answer(
         request,
         gateway.deliverer,
-        _call(request, gateway, asked, prompt_id, asked.order(), timeout_s),
+        call,
         lambda listener: gateway.handler.attach(prompt_id, timeout_s=timeout_s, listener=listener),
     )
 
@@ -175,6 +264,11 @@ def prompt_id_for_key(key: str, caller: UUID | None) -> UUID:
     no key is needed.
     """
     return uuid5(caller or _KEY_NAMESPACE, key)
+
+
+def _owner(request: Request) -> str | None:
+    caller = state_of(request.scope).caller
+    return None if caller is None else shown_name(caller)
 
 
 def _call(

@@ -27,6 +27,8 @@ class WebOptions:
     max_body_bytes: int = 100_000_000
     max_input_bytes: int = 512_000_000
     limits: Limits = DEFAULT_LIMITS
+    jobs_are_stored: bool = True
+    """Jobs outlive the gateway: STATE_DIR is set."""
     keep_alive_s: float = 15.0
     """Between two signs of life in a stream of events."""
 

@@ -47,7 +47,8 @@ _HEADERS: Final[dict[str, tuple[str, Schema]]] = {
     "Content-Disposition": ("The name of the file.", TEXT),
     "Retry-After": ("Seconds after which the same request may succeed.", {"type": "string", "pattern": "^[0-9]+$"}),
     "WWW-Authenticate": ("How a key is shown.", TEXT),
-    "Location": ("The login page.", TEXT),
+    "Location": ("The login page, or the job.", TEXT),
+    "Preference-Applied": ("What of `Prefer` was done.", TEXT),
 }
 _REQUEST_ID: Final[Schema] = {
     "name": "X-Request-ID",

@@ -1,0 +1,203 @@
+"""What callers see of jobs that have not ended, and the list of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NotRequired
+
+from fastapi import Request, Response
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from comfyui.exceptions import RequestError
+from comfyui.jobs.admission import Look
+from comfyui.jobs.journal.records import JobFilter, JobRecord, State
+from comfyui.labels import MAX_LABELS, check_label
+from comfyui.web.api.parameters import IN_QUERY_LABELS, Parameters, read
+from comfyui.web.api.preferences import Preferences
+from comfyui.web.front.errors import json_response
+from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.openapi import Answer, json_of
+from comfyui.web.front.request_state import state_of
+from comfyui.workflows.progress import NodeProgress, NodeStarted, ProgressTracker
+
+_RETRY_AFTER_S = 2
+_RETRY_AFTER_WAITING_S = 5
+_PER_PAGE = 50
+_MOST_PER_PAGE = 200
+
+Status = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled", "lost"]
+Time = Annotated[str, Field(description="UTC.", json_schema_extra={"format": "date-time"})]
+Id = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+
+
+class JobProgress(TypedDict):
+    """How far a prompt that runs is."""
+
+    overall: Annotated[float, Field(description="Of the whole prompt, 0 to 1.")]
+    node: Annotated[str | None, Field(description="The node that runs.")]
+    title: Annotated[str | None, Field(description="Its title in the editor, else its class.")]
+    value: Annotated[float | None, Field(description="Steps of it that are done.")]
+    max: Annotated[float | None, Field(description="Its steps.")]
+
+
+class PendingJob(TypedDict):
+    """A job that has not ended."""
+
+    prompt_id: Id
+    status: Status
+    position: Annotated[int | None, Field(description="Jobs before it; null where it runs, or nobody knows.")]
+    created_at: Time | None
+    started_at: NotRequired[Time | None]
+    progress: NotRequired[JobProgress | None]
+    stored: NotRequired[Annotated[Literal[False], Field(description="STATE_DIR is empty: a restart forgets the job.")]]
+
+
+class JobError(TypedDict):
+    """Why a job has no result."""
+
+    type: str
+    detail: str
+
+
+class ListedJob(TypedDict):
+    """A job in a list."""
+
+    prompt_id: Id
+    status: Status
+    kind: Annotated[Literal["sync", "async"], Field(description="Whether a caller waits for it on its connection.")]
+    run: Annotated[int, Field(description="How often it was begun anew, from 1 on.")]
+    workflow: Annotated[str | None, Field(description="The name of the workflow, where it was called by one.")]
+    labels: Mapping[str, str]
+    priority: int
+    server: str | None
+    created_at: Time
+    started_at: Time | None
+    ended_at: Time | None
+    error: JobError | None
+
+
+class JobList(TypedDict):
+    """Jobs, newest first."""
+
+    jobs: list[ListedJob]
+    next_cursor: NotRequired[Annotated[str, Field(description="For the next page; missing on the last one.")]]
+
+
+class ListCall(Parameters):
+    """Which jobs are wanted."""
+
+    status: str | None = Field(default=None, max_length=100, description="States, with commas between them.")
+    workflow: str | None = Field(default=None, max_length=256, description="The name of a workflow.")
+    limit: int = Field(default=_PER_PAGE, ge=1, le=_MOST_PER_PAGE, description="Jobs on a page.")
+    cursor: str | None = Field(default=None, max_length=512, description="`next_cursor` of the page before.")
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="`label.<key>=<value>`: jobs that have this label; all of them where several are given.",
+        json_schema_extra=IN_QUERY_LABELS,
+    )
+
+    def narrowed(self) -> JobFilter:
+        """Raises `RequestError` for a state or a label that there cannot be."""
+        known = {state.value: state for state in State}
+        names = [name.strip() for name in self.status.split(",")] if self.status else []
+        for name in names:
+            if name not in known:
+                raise RequestError(f"status: there is no state {name[:20]!r}; there are {', '.join(known)}")
+        if len(self.labels) > MAX_LABELS:
+            raise RequestError(f"label: at most {MAX_LABELS} labels may be given")
+        for key, value in self.labels.items():
+            try:
+                check_label(key, value)
+            except ValueError as error:
+                raise RequestError(f"label.{key[:60]}: {error}") from None
+        states = frozenset(known[name] for name in names)
+        return JobFilter(states=states, workflow_name=self.workflow, labels=self.labels)
+
+
+async def list_of_jobs(request: Request) -> Response:
+    """The answer to a list's request."""
+    asked = read(ListCall, request)
+    page = await gateway_of(request).handler.journal.page(asked.narrowed(), asked.limit, asked.cursor)
+    listed = JobList(jobs=[_listed(record) for record in page.records])
+    if page.next_cursor is not None:
+        listed["next_cursor"] = page.next_cursor
+    return json_response(200, listed, {"Cache-Control": "no-store"})
+
+
+def pending(request: Request, look: Look, preferred: Preferences) -> Response:
+    """202 for a job that has not ended."""
+    record = look.record
+    body = PendingJob(
+        prompt_id=look.prompt_id,
+        status=look.state.value,
+        position=look.position,
+        created_at=_time(record.created_at) if record else None,
+    )
+    if request.method == "GET":
+        body["started_at"] = _time(record.started_at) if record else None
+        body["progress"] = _progress(look)
+    if not gateway_of(request).options.jobs_are_stored:
+        body["stored"] = False
+    headers = {
+        "Location": _below(request, f"/prompt_sync/{look.prompt_id}"),
+        "Retry-After": str(_RETRY_AFTER_S if look.state is State.RUNNING else _RETRY_AFTER_WAITING_S),
+        "Cache-Control": "no-store",
+    }
+    if preferred.respond_async:
+        headers["Preference-Applied"] = preferred.applied
+    return json_response(202, body, headers)
+
+
+def pending_answer() -> Answer:
+    """What OpenAPI says of `pending`."""
+    return Answer(
+        "The job has not ended; ask for it at `Location`.",
+        json_of(PendingJob),
+        ("Location", "Retry-After", "Preference-Applied"),
+    )
+
+
+def _below(request: Request, path: str) -> str:
+    return state_of(request.scope).prefix + path
+
+
+def _progress(look: Look) -> JobProgress | None:
+    if look.state is not State.RUNNING:
+        return None
+    tracker = ProgressTracker(lambda: look.workflow)
+    found = JobProgress(overall=0.0, node=None, title=None, value=None, max=None)
+    for event in look.events:
+        for step in tracker.observe(event):
+            if isinstance(step, NodeStarted):
+                found["node"], found["title"], found["value"], found["max"] = step.node, step.title, None, None
+            elif isinstance(step, NodeProgress):
+                found["overall"] = step.overall
+                if step.node == found["node"]:
+                    found["value"], found["max"] = step.value, step.max
+    return found
+
+
+def _listed(record: JobRecord) -> ListedJob:
+    error = record.error
+    return ListedJob(
+        prompt_id=record.prompt_id,
+        status=record.state.value,
+        kind=record.kind,
+        run=record.run,
+        workflow=record.workflow_name,
+        labels=record.labels,
+        priority=record.priority,
+        server=record.server,
+        created_at=_time(record.created_at),
+        started_at=_time(record.started_at),
+        ended_at=_time(record.ended_at),
+        error=JobError(type=error["type"], detail=error["detail"]) if error else None,
+    )
+
+
+def _time(seconds: Any) -> Any:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,253 @@
+"""Async jobs: submit, go away, come back, in one life of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from comfyui.engine import Engine
+from comfyui.jobs.queue import QueueOptions
+from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    handler_options,
+    invert_workflow,
+    queue_of,
+    requests,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+
+
+async def test_a_job_is_taken_at_once_and_its_result_fetched_later(tmp_path: Path, engine: Engine) -> None:
+    async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
+        async with gateway.http.post(
+            "/prompt_sync", json={"prompt": sleep_workflow(0.5)}, headers={"Prefer": "respond-async"}
+        ) as response:
+            body = await response.json()
+            assert response.status == 202
+            assert response.headers["Location"] == f"/prompt_sync/{body['prompt_id']}"
+            assert response.headers["Preference-Applied"] == "respond-async"
+            assert int(response.headers["Retry-After"]) > 0
+        assert body["status"] == "queued"
+        assert body["position"] == 0
+        assert body["created_at"].endswith("Z")
+        assert "stored" not in body
+        running = await status_is(gateway.http, body["prompt_id"], "running")
+        assert running["started_at"] >= running["created_at"]
+        status, result = await fetch(gateway.http, body["prompt_id"])
+        assert (status, result["status"], len(result["images"])) == (200, "success", 1)
+        assert await look(gateway.http, body["prompt_id"]) == (200, result)
+        async with gateway.http.get(result["images"][0]["url"]) as response:
+            assert response.status == 200
+    assert executions(engine) == {body["prompt_id"]: 1}
+    # One question for its result, and none while it waited or was looked at.
+    assert requests(engine, "GET /queue") == 0
+
+
+async def test_prefer_may_stand_in_the_query_and_may_wait_first(gateway: RunningGateway) -> None:
+    wanted = {"prefer": "respond-async, wait=20"}
+    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, params=wanted) as response:
+        assert response.status == 200
+        assert (await response.json())["status"] == "success"
+    wanted = {"prefer": "respond-async, wait=0.1"}
+    async with gateway.http.post("/prompt_sync", json={"prompt": sleep_workflow(5)}, params=wanted) as response:
+        body = await response.json()
+        assert response.status == 202
+        assert response.headers["Preference-Applied"] == "respond-async, wait=0.1"
+        assert body["stored"] is False, "without STATE_DIR a job ends with the gateway, and each 202 says so"
+    async with gateway.http.delete(f"/prompt_sync/{body['prompt_id']}") as response:
+        assert response.status == 200
+
+
+async def test_a_preference_that_is_not_ours_changes_nothing(gateway: RunningGateway) -> None:
+    headers = {"Prefer": 'return=representation, wait=3; foo="bar"'}
+    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=headers) as response:
+        assert response.status == 200
+        assert "Preference-Applied" not in response.headers
+
+
+async def test_jobs_run_in_the_order_of_their_submission_and_few_are_handed_on(engine: Engine) -> None:
+    options = handler_options(queue=QueueOptions(ahead=2))
+    async with running_gateway(engine.url, changed=options) as gateway:
+        first = await submit(gateway.http, sleep_workflow(0.6))
+        ids = [first, *[await submit(gateway.http, sleep_workflow(0.05, tag=tag)) for tag in range(1, 8)]]
+        running, pending = await until(lambda: queue_of(engine), lambda queue: len(queue[0]) + len(queue[1]) == 2)
+        assert running + pending == ids[:2]
+        assert (await look(gateway.http, ids[-1]))[1]["position"] == 5
+        assert (await fetch(gateway.http, ids[-1]))[0] == 200
+    assert list(executions(engine)) == ids
+    assert set(executions(engine).values()) == {1}
+
+
+async def test_the_same_id_again_is_the_same_job(gateway: RunningGateway, engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    for _ in range(2):
+        assert await submit(gateway.http, sleep_workflow(0.3), prompt_id=prompt_id) == prompt_id
+    other = {"prompt": sleep_workflow(0.4), "prompt_id": prompt_id}
+    async with gateway.http.post("/prompt_sync", json=other, headers=ASYNC) as response:
+        assert (response.status, (await response.json())["type"]) == (409, "conflict")
+    status, result = await gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id)
+    assert status == 200
+    async with gateway.http.post(
+        "/prompt_sync", json={"prompt": sleep_workflow(0.3), "prompt_id": prompt_id}, headers=ASYNC
+    ) as response:
+        assert (response.status, (await response.json())["outputs"]) == (200, result["outputs"])
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_a_waiting_caller_that_leaves_takes_no_async_job_with_it(gateway: RunningGateway, engine: Engine) -> None:
+    prompt_id = await submit(gateway.http, sleep_workflow(0.8), prompt_id=str(uuid4()))
+    status, body = await gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id, timeout=0.2)
+    assert (status, body["type"]) == (504, "timeout")
+    assert (await fetch(gateway.http, prompt_id))[0] == 200
+    assert executions(engine) == {prompt_id: 1}
+
+
+@pytest.mark.parametrize("where", ["waiting", "running"])
+async def test_a_cancelled_job_is_canceled_and_may_run_again(engine: Engine, where: str) -> None:
+    async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=1))) as gateway:
+        blocker = await submit(gateway.http, sleep_workflow(20))
+        await status_is(gateway.http, blocker, "running")
+        waiting = await submit(gateway.http, invert_workflow(3), prompt_id=str(uuid4()))
+        prompt_id = blocker if where == "running" else waiting
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert (response.status, (await response.json())["status"]) == (200, "cancelled")
+        status, body = await look(gateway.http, prompt_id)
+        assert (status, body["type"]) == (409, "task_cancelled")
+        job = next(job for job in (await listed(gateway.http))["jobs"] if job["prompt_id"] == prompt_id)
+        assert (job["status"], job["error"]["type"]) == ("canceled", "task_cancelled")
+        if where == "running":
+            assert (await fetch(gateway.http, waiting))[0] == 200
+        else:
+            await submit(gateway.http, invert_workflow(3), prompt_id=waiting)
+            async with gateway.http.delete(f"/prompt_sync/{blocker}") as response:
+                assert response.status == 200
+            assert (await fetch(gateway.http, waiting))[0] == 200
+            assert (await listed(gateway.http, "?status=succeeded"))["jobs"][0]["run"] == 2
+
+
+async def test_a_refused_workflow_is_a_failed_job(gateway: RunningGateway, engine: Engine) -> None:
+    workflow = invert_workflow()
+    workflow["2"]["class_type"] = "NoSuchNode"
+    prompt_id = await submit(gateway.http, workflow, prompt_id=str(uuid4()))
+    status, body = await fetch(gateway.http, prompt_id)
+    assert (status, body["type"], body["prompt_id"]) == (400, "validation_failed", prompt_id)
+    again = await gateway.prompt_sync(workflow, prompt_id=prompt_id)
+    assert (again[0], again[1]["detail"]) == (400, body["detail"])
+    assert requests(engine, "POST /prompt") == 1, "a refusal is given again without asking ComfyUI"
+
+
+async def test_a_job_waits_for_a_server_that_is_down(tmp_path: Path) -> None:
+    async with Engine() as gone:
+        address = gone.url
+    async with running_gateway(address, ready=False, state_dir=tmp_path) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow())
+        assert (await look(gateway.http, prompt_id))[1]["status"] == "queued"
+
+
+async def test_limits_of_time_and_number(engine: Engine) -> None:
+    async with running_gateway(engine.url, max_execution_seconds=0.4, max_queued_jobs=1) as gateway:
+        slow = await submit(gateway.http, sleep_workflow(30))
+        status, body = await fetch(gateway.http, slow)
+        assert (status, body["type"]) == (504, "timeout")
+        assert "MAX_EXECUTION_SECONDS" in body["detail"]
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+    options = handler_options(queue=QueueOptions(ahead=0, max_queued=1))
+    async with running_gateway(engine.url, changed=options) as gateway:
+        await submit(gateway.http, invert_workflow())
+        async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=ASYNC) as response:
+            body = await response.json()
+            assert (response.status, body["type"]) == (429, "overloaded")
+            assert "MAX_QUEUED_JOBS" in body["detail"]
+            assert "Retry-After" in response.headers
+    async with running_gateway(engine.url, max_queued_seconds=0.2) as gateway:
+        blocker = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3)))
+        await until(lambda: queue_of(engine), lambda queue: len(queue[0]) == 1)
+        status, body = await fetch(gateway.http, await submit(gateway.http, invert_workflow(7)))
+        assert (status, body["type"]) == (504, "timeout")
+        assert "MAX_QUEUED_SECONDS" in body["detail"]
+        blocker.cancel()
+
+
+async def test_the_list_is_narrowed_by_state_and_labels_and_comes_in_pages(gateway: RunningGateway) -> None:
+    ids = [
+        await submit(gateway.http, invert_workflow(tag), labels={"order": str(tag % 2), "shop": "a"}, priority=tag)
+        for tag in range(4)
+    ]
+    for prompt_id in ids:
+        assert (await fetch(gateway.http, prompt_id))[0] == 200
+    status, sync = await gateway.prompt_sync(invert_workflow(9))
+    assert status == 200
+    newest_first = [sync["prompt_id"], *reversed(ids)]
+    everything = await listed(gateway.http)
+    assert [job["prompt_id"] for job in everything["jobs"]] == newest_first
+    assert [job["kind"] for job in everything["jobs"]] == ["sync", *["async"] * 4]
+    assert "next_cursor" not in everything
+    page = await listed(gateway.http, "?limit=2")
+    rest = await listed(gateway.http, f"?limit=10&cursor={page['next_cursor']}")
+    assert [job["prompt_id"] for job in page["jobs"] + rest["jobs"]] == newest_first
+    odd = await listed(gateway.http, "?label.order=1&label.shop=a&status=succeeded,failed")
+    assert [job["prompt_id"] for job in odd["jobs"]] == [ids[3], ids[1]]
+    assert (odd["jobs"][0]["labels"], odd["jobs"][0]["priority"]) == ({"order": "1", "shop": "a"}, 3)
+    assert (await listed(gateway.http, "?status=queued"))["jobs"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("?status=done", "status: there is no state 'done'"),
+        ("?limit=0", "limit"),
+        ("?limit=1000", "limit"),
+        ("?cursor=abc", "cursor"),
+        ("?label.a/b=1", "label.a/b"),
+        ("?labels=1", "labels: there is no such query parameter"),
+        ("?label.a=1&label.a=2", "label.a: this parameter may be given once only"),
+    ],
+)
+async def test_a_list_refuses_by_name(gateway: RunningGateway, query: str, named: str) -> None:
+    async with gateway.http.get(f"/prompt_sync{query}") as response:
+        body = await response.json()
+        assert response.status in {400, 422}
+        assert named in body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "named"),
+    [
+        ({"labels": {"a b": "1"}}, ASYNC, "labels"),
+        ({"labels": {"a": 1}}, ASYNC, "labels.a"),
+        ({"labels": {f"k{index}": "" for index in range(17)}}, {}, "labels"),
+        ({"priority": 1_000_001}, ASYNC, "priority"),
+        ({"priority": "high"}, {}, "priority"),
+        ({}, {"Prefer": "respond-async, wait=soon"}, "wait"),
+        ({}, {"Prefer": "respond-async, wait=1e9"}, "MAX_TIMEOUT"),
+        ({"webhook": {"url": "https://example.org"}}, ASYNC, "webhook: there is no such field"),
+    ],
+)
+async def test_a_submission_is_refused_by_name(
+    gateway: RunningGateway, engine: Engine, fields: dict[str, object], headers: dict[str, str], named: str
+) -> None:
+    body = {"prompt": invert_workflow(), **fields}
+    async with gateway.http.post("/prompt_sync", json=body, headers=headers) as response:
+        answer = await response.json()
+        assert response.status in {400, 422}
+        assert named in answer["detail"]
+    assert (await listed(gateway.http))["jobs"] == []
+
+
+async def test_secrets_of_a_request_are_in_no_file(tmp_path: Path, engine: Engine) -> None:
+    secret = "comfyui-0f0f0f0f-secret"
+    async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
+        prompt_id = await submit(
+            gateway.http, invert_workflow(), extra_data={"api_key_comfy_org": secret, "note": "kept-note"}
+        )
+        assert (await fetch(gateway.http, prompt_id))[0] == 200
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert kept
+    assert secret.encode() not in kept

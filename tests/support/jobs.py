@@ -1,0 +1,46 @@
+"""Async jobs of a gateway, as a caller sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+from tests.support.running import until
+
+ASYNC = {"Prefer": "respond-async"}
+Answered = tuple[int, Any]
+
+
+async def submit(http: aiohttp.ClientSession, workflow: dict[str, Any], **fields: Any) -> str:
+    """The id of a job that was taken."""
+    async with http.post("/prompt_sync", json={"prompt": workflow, **fields}, headers=ASYNC) as response:
+        body = await response.json()
+        assert response.status == 202, body
+        prompt_id: str = body["prompt_id"]
+        return prompt_id
+
+
+async def look(http: aiohttp.ClientSession, prompt_id: str) -> Answered:
+    """What a GET gives at once."""
+    async with http.get(f"/prompt_sync/{prompt_id}?timeout=0") as response:
+        return response.status, await response.json()
+
+
+async def fetch(http: aiohttp.ClientSession, prompt_id: str, timeout_s: float = 30) -> Answered:
+    """What a GET gives that waits."""
+    async with http.get(f"/prompt_sync/{prompt_id}?timeout={timeout_s}") as response:
+        return response.status, await response.json()
+
+
+async def status_is(http: aiohttp.ClientSession, prompt_id: str, status: str) -> Any:
+    """The job once it has this status; an end has none."""
+    _, body = await until(lambda: look(http, prompt_id), lambda found: found[1].get("status") == status, timeout_s=20)
+    return body
+
+
+async def listed(http: aiohttp.ClientSession, query: str = "") -> Any:
+    """One page of the list."""
+    async with http.get(f"/prompt_sync{query}") as response:
+        assert response.status == 200, await response.text()
+        return await response.json()
