@@ -160,11 +160,10 @@ class JobQueue:
         live = self._runs.live.get(record.prompt_id)
         if live is not None and live.ended:
             return  # it is being cancelled
-        entry = live.entry if live is not None and live.entry is not None else Entry.of(self._journal, record)
         if request is None:
-            entry.failed(State.FAILED, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
-            self.left(record.prompt_id)
+            self._end(record, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
             return
+        entry = live.entry if live is not None and live.entry is not None else Entry.of(self._journal, record)
         job = live or self._runs.add(record.prompt_id, entry=entry)
         job.adopt(request, None, record.fingerprint, entry)
         self._waiting = max(0, self._waiting - 1)
@@ -195,12 +194,15 @@ class JobQueue:
             ]
             for record in late:
                 detail = f"not begun within MAX_QUEUED_SECONDS ({self._options.max_queued_s:g})"
-                error = ComfyUITimeoutError(detail, prompt_id=record.prompt_id)
-                if (live := self._runs.live.get(record.prompt_id)) is not None:
-                    live.fail(error)
-                    self._runs.drop(live)
-                else:
-                    Entry.of(self._journal, record).failed(State.FAILED, error)
-                self.left(record.prompt_id)
+                self._end(record, ComfyUITimeoutError(detail, prompt_id=record.prompt_id))
             if len(late) < len(first) or not first:
                 return
+
+    def _end(self, record: JobRecord, error: ComfyUIError) -> None:
+        """A job that waits fails, also for those who wait for it."""
+        if (live := self._runs.live.get(record.prompt_id)) is not None:
+            live.fail(error)
+            self._runs.drop(live)
+        else:
+            Entry.of(self._journal, record).failed(State.FAILED, error)
+        self.left(record.prompt_id)

@@ -1,0 +1,169 @@
+"""What becomes of jobs when the gateway, ComfyUI or both are killed (docs/jobs.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.job_api import free_port
+from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
+from tests.support.processes import GatewayProcess, engine_process, gateway_process
+from tests.support.running import executions, invert_workflow, queue_of, sleep_workflow, until
+
+
+def state_of(folder: Path) -> dict[str, str]:
+    """Settings of a gateway whose jobs outlive it."""
+    return {"STATE_DIR": str(folder), "SHUTDOWN_GRACE_SECONDS": "5"}
+
+
+async def kill(gateway: GatewayProcess) -> None:
+    gateway.signal(signal.SIGKILL)
+    await gateway.process.wait()
+
+
+async def test_jobs_outlive_the_gateway(tmp_path: Path, engine: Engine) -> None:
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        done = await submit(gateway.http, invert_workflow(1), labels={"at": "done"})
+        _, result = await fetch(gateway.http, done)
+        running = await submit(gateway.http, sleep_workflow(1.5, tag=2))
+        await status_is(gateway.http, running, "running")
+        waiting = [await submit(gateway.http, invert_workflow(tag)) for tag in range(3, 10)]
+        await kill(gateway)
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        assert await look(gateway.http, done) == (200, result)
+        for prompt_id in (running, *waiting):
+            status, body = await fetch(gateway.http, prompt_id)
+            assert (status, body["prompt_id"]) == (200, prompt_id)
+        assert [job["prompt_id"] for job in (await listed(gateway.http, "?label.at=done"))["jobs"]] == [done]
+    assert executions(engine) == dict.fromkeys([done, running, *waiting], 1)
+
+
+async def test_a_job_outlives_both(tmp_path: Path) -> None:
+    port = str(free_port())
+    async with AsyncExitStack() as first:
+        address = await first.enter_async_context(engine_process("--port", port))
+        gateway = await first.enter_async_context(gateway_process(address, **state_of(tmp_path)))
+        running = await submit(gateway.http, sleep_workflow(2, tag=1))
+        await status_is(gateway.http, running, "running")
+        waiting = await submit(gateway.http, invert_workflow(2))
+        await kill(gateway)
+    async with engine_process("--port", port) as address, gateway_process(address, **state_of(tmp_path)) as gateway:
+        for prompt_id in (running, waiting):
+            status, body = await fetch(gateway.http, prompt_id)
+            assert (status, body["prompt_id"]) == (200, prompt_id)
+
+
+async def test_a_job_that_was_lost_while_it_ran_has_its_retries_over_restarts(tmp_path: Path) -> None:
+    port = str(free_port())
+    settings = {**state_of(tmp_path), "LOST_PROMPT_RETRIES": "0"}
+    async with AsyncExitStack() as first:
+        address = await first.enter_async_context(engine_process("--port", port))
+        gateway = await first.enter_async_context(gateway_process(address, **settings))
+        running = await submit(gateway.http, sleep_workflow(20, tag=1))
+        await status_is(gateway.http, running, "running")
+        await kill(gateway)
+    async with engine_process("--port", port) as address, gateway_process(address, **settings) as gateway:
+        status, body = await fetch(gateway.http, running)
+        assert (status, body["type"]) == (502, "prompt_lost")
+        assert (await listed(gateway.http, "?status=lost"))["jobs"][0]["prompt_id"] == running
+
+
+async def test_a_cancel_holds_over_a_restart(tmp_path: Path, engine: Engine) -> None:
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        running = await submit(gateway.http, sleep_workflow(2, tag=1))
+        await status_is(gateway.http, running, "running")
+        waiting = [await submit(gateway.http, invert_workflow(tag)) for tag in range(2, 9)]
+        async with gateway.http.delete(f"/prompt_sync/{waiting[-1]}") as response:
+            assert response.status == 200
+        await kill(gateway)
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        status, body = await look(gateway.http, waiting[-1])
+        assert (status, body["type"]) == (409, "task_cancelled")
+        assert (await fetch(gateway.http, waiting[-2]))[0] == 200
+    assert waiting[-1] not in executions(engine)
+
+
+async def interrupted_call(gateway: GatewayProcess, engine: Engine, seconds: float = 60, **fields: Any) -> str:
+    """A sync call that runs when the gateway is killed; its id in ComfyUI."""
+    call = asyncio.create_task(
+        gateway.http.post("/prompt_sync", json={"prompt": sleep_workflow(seconds, tag=1), **fields}).__aenter__()
+    )
+    running, _ = await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
+    await until(lambda: is_listed(gateway, running[0]), bool)
+    await kill(gateway)
+    with pytest.raises(aiohttp.ClientError):
+        await call
+    return running[0]
+
+
+async def is_listed(gateway: GatewayProcess, prompt_id: str) -> bool:
+    jobs = (await listed(gateway.http, "?status=running"))["jobs"]
+    return any(job["prompt_id"] == prompt_id for job in jobs)
+
+
+async def test_a_sync_call_without_an_id_is_canceled(tmp_path: Path, engine: Engine) -> None:
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        prompt_id = await interrupted_call(gateway, engine)
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+        assert (await listed(gateway.http, "?status=canceled"))["jobs"][0]["prompt_id"] == prompt_id
+
+
+async def test_a_sync_call_with_an_id_waits_for_its_caller(tmp_path: Path, engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        assert await interrupted_call(gateway, engine, 2, prompt_id=prompt_id) == prompt_id
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        status, body = await fetch(gateway.http, prompt_id)
+        assert (status, body["prompt_id"]) == (200, prompt_id)
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_a_sync_call_with_an_id_is_canceled_when_its_caller_does_not_come_back(
+    tmp_path: Path, engine: Engine
+) -> None:
+    prompt_id = str(uuid4())
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        await interrupted_call(gateway, engine, prompt_id=prompt_id)
+    async with gateway_process(engine.url, REATTACH_SECONDS="0.2", **state_of(tmp_path)) as gateway:
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+        status, body = await until(lambda: look(gateway.http, prompt_id), lambda found: found[0] != 202)
+        assert (status, body["type"]) == (409, "task_cancelled")
+        assert "REATTACH_SECONDS" in body["detail"]
+
+
+async def test_the_shutdown_leaves_jobs_to_the_next_gateway(tmp_path: Path, engine: Engine) -> None:
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        job = await submit(gateway.http, sleep_workflow(1.5, tag=1))
+        await status_is(gateway.http, job, "running")
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_status() == 0
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        assert (await fetch(gateway.http, job))[0] == 200
+    assert executions(engine) == {job: 1}
+
+
+async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tmp_path: Path, engine: Engine) -> None:
+    secret = {"api_key_comfy_org": "comfyui-secret-key"}
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        blocker = await submit(gateway.http, sleep_workflow(1, tag=1))
+        ids = [await submit(gateway.http, invert_workflow(tag), extra_data=secret) for tag in range(2, 8)]
+        async with gateway.http.post(
+            "/prompt_sync", json={"prompt": invert_workflow(9), "extra_data": secret}, headers=ASYNC
+        ) as response:
+            assert "comfyui-secret-key" not in await response.text()
+        await status_is(gateway.http, blocker, "running")
+        await kill(gateway)
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        status, body = await fetch(gateway.http, ids[-1])
+        assert status == 500
+        assert "extra_data" in body["detail"]
+    assert ids[-1] not in executions(engine)
