@@ -22,6 +22,8 @@ _NOT_OURS = re.compile(
     re.IGNORECASE,
 )
 _ALL = "*"
+# What stands before the address in `gpu-1=10.0.0.5:8188`.
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(?=.)")
 _CREDENTIALS = re.compile(r"(?<=://).*@|^(?!\w+://).*@", re.DOTALL)
 # ComfyUI's own default.
 _PORT = 8188
@@ -34,24 +36,30 @@ class ServerAddress:
     Attributes:
         url: its base, without a user and without a slash at the end.
         authorization: the header's value for the user and password of the address; "" when it has none. Secret.
+        given_name: as the operator calls the server; "" where it has no name.
     """
 
     url: URL
     authorization: str = field(default="", repr=False)
+    given_name: str = ""
 
     @property
     def name(self) -> str:
-        """What logs and metrics call the server: with its path, since two servers may stand behind one proxy."""
-        return f"{self.url.host}:{self.url.port}{self.url.path.rstrip('/')}"
+        """What logs, metrics and jobs call the server: its name, or the address with its path, since two servers may
+        stand behind one proxy."""
+        return self.given_name or f"{self.url.host}:{self.url.port}{self.url.path.rstrip('/')}"
 
 
 def parse_server_address(address: str) -> ServerAddress:
-    """``host``, ``host:port`` or a URL, perhaps with a user and password.
+    """``host``, ``host:port`` or a URL, perhaps with a user and password, perhaps with a name: ``gpu-1=host:port``.
 
     Raises:
         ValueError: with the reason, never with a password.
     """
     text = address.strip()
+    named = _NAMED.match(text)
+    if named is not None:
+        text = text[named.end() :].strip()
     try:
         url = URL(text if "://" in text else f"http://{text}")
     except ValueError as error:
@@ -61,7 +69,9 @@ def parse_server_address(address: str) -> ServerAddress:
     if "://" not in text and url.explicit_port is None:
         url = url.with_port(_PORT)
     authorization = aiohttp.encode_basic_auth(url.user, url.password or "") if url.user else ""
-    return ServerAddress(url.with_user(None).with_path(url.path.rstrip("/")), authorization)
+    return ServerAddress(
+        url.with_user(None).with_path(url.path.rstrip("/")), authorization, named[1] if named is not None else ""
+    )
 
 
 def _shown(address: str) -> str:
@@ -95,7 +105,7 @@ def parse_headers(text: str, addresses: Sequence[str]) -> dict[str, dict[str, st
     for address, headers in _by_address(text, addresses).items():
         for name, value in headers.items():
             _check_header(name, value)
-            for each in addresses if address == _ALL else (address,):
+            for each in addresses if address == _ALL else _meant(address, addresses):
                 found[each][name] = value
     return found
 
@@ -111,7 +121,7 @@ def parse_verify(text: str, addresses: Sequence[str]) -> dict[str, bool | Path]:
     found: dict[str, bool | Path] = dict.fromkeys(addresses, True)
     # What is said of one server goes over what is said of all.
     for address, verify in sorted(wanted.items(), key=lambda pair: pair[0] != _ALL):
-        for each in addresses if address == _ALL else (address,):
+        for each in addresses if address == _ALL else _meant(address, addresses):
             found[each] = _verify(verify)
     return found
 
@@ -170,8 +180,17 @@ def _object(text: str) -> dict[str, Any]:
 
 def _check_addresses(named: Mapping[str, Any], addresses: Sequence[str]) -> None:
     for address in named:
-        if address != _ALL and address not in addresses:
+        if address != _ALL and not _meant(address, addresses):
             raise ValueError(f"{_shown(address)!r} is not written so in COMFYUI_SERVER_ADDRESS")
+
+
+def _meant(address: str, addresses: Sequence[str]) -> list[str]:
+    """The servers that are written so, with their name, by their name alone, or without it."""
+    return [
+        each
+        for each in addresses
+        if address in {each, _NAMED.sub("", each, count=1), parse_server_address(each).given_name} and address
+    ]
 
 
 def _check_header(name: str, value: Any) -> None:

@@ -94,9 +94,8 @@ class ComfyUIHandler:
     ) -> None:
         self.pool = pool
         self.metrics = metrics or Metrics()
-        self._options = options or HandlerOptions()
+        self._options = options = options or HandlerOptions()
         self._also_ready = also_ready
-        options = self._options
         self.journal = journal or MemoryJournal()
         self._runner = PromptRunner(pool, stager, options.runner, self.metrics, quarantine or Quarantine(after=0))
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)

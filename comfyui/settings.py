@@ -53,7 +53,11 @@ def check_address(value: str) -> str:
 
 
 def _check_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(check_address(address) for address in value)
+    names = [parse_server_address(address).name for address in value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is given to more than one server; jobs are kept by the server's name")
+    return value
 
 
 def _upper(value: Any) -> Any:
@@ -68,7 +72,7 @@ WebUrl = Annotated[str, AfterValidator(check_http_url)]
 ServerAddresses = Annotated[
     CommaList,
     AfterValidator(_check_addresses),
-    Field(description="ComfyUI as host:port or URL; for the gateway, commas for several."),
+    Field(description="ComfyUI as host:port or URL; for the gateway, commas for several, with names: gpu-1=host:port."),
 ]
 MaxInputMb = Annotated[
     float, Field(gt=0, description="Largest single input (base64, data URI, URL or form part), in MB.")

@@ -123,6 +123,10 @@ class Entry:
         """Whether some server may have the prompt."""
         return self.fence.attempt > 0
 
+    def keep(self) -> None:
+        """Nobody has to wait for the job any more."""
+        self.kind = "async"
+
     async def placed(self, server: str, request: PromptRequest | None, fingerprint: str | None) -> None:
         """Returns when what has to be committed before the submission is.
 

@@ -116,7 +116,7 @@ class Job:
     def keep(self) -> None:
         """From now on it goes on however many requests leave, and is committed before ComfyUI is asked."""
         if self.entry is not None:
-            self.entry.kind = "async"
+            self.entry.keep()
 
     # The task
 

@@ -183,7 +183,7 @@ async def test_openapi_describes_the_parameters(gateway: RunningGateway) -> None
         return {parameter["name"]: parameter for parameter in paths[path][method]["parameters"]}
 
     posted = named("/prompt_sync", "post")
-    assert set(posted) == {"timeout", "node_id", "previews", IDEMPOTENCY, "X-Request-ID"}
+    assert set(posted) == {"timeout", "node_id", "previews", "prefer", "Prefer", IDEMPOTENCY, "X-Request-ID"}
     assert posted["timeout"]["schema"] == {"type": "number", "exclusiveMinimum": 0}
     assert (posted["timeout"]["in"], posted["timeout"]["required"]) == ("query", False)
     assert posted[IDEMPOTENCY]["in"] == "header"

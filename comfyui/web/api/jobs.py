@@ -54,7 +54,7 @@ class PendingJob(TypedDict):
     stored: NotRequired[Annotated[Literal[False], Field(description="STATE_DIR is empty: a restart forgets the job.")]]
 
 
-class JobError(TypedDict):
+class JobFailure(TypedDict):
     """Why a job has no result."""
 
     type: str
@@ -75,7 +75,7 @@ class ListedJob(TypedDict):
     created_at: Time
     started_at: Time | None
     ended_at: Time | None
-    error: JobError | None
+    error: JobFailure | None
 
 
 class JobList(TypedDict):
@@ -193,7 +193,7 @@ def _listed(record: JobRecord) -> ListedJob:
         created_at=_time(record.created_at),
         started_at=_time(record.started_at),
         ended_at=_time(record.ended_at),
-        error=JobError(type=error["type"], detail=error["detail"]) if error else None,
+        error=JobFailure(type=error["type"], detail=error["detail"]) if error else None,
     )
 
 
