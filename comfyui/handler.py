@@ -102,9 +102,8 @@ class ComfyUIHandler:
         self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics)
         self._queue = JobQueue(self.journal, pool, self._runs, options.queue)
         self._admission = Admission(self.journal, self._runs, self._queue)
-        self._recovery = Recovery(
-            self.journal, pool, self._runner, self._runs, self._queue, reattach_s=options.reattach_s
-        )
+        reattach_s = options.reattach_s
+        self._recovery = Recovery(self.journal, pool, self._runner, self._runs, self._queue, reattach_s=reattach_s)
         self._waiting = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -176,8 +175,8 @@ class ComfyUIHandler:
         prompt_id = str(request.prompt_id or fresh_id)
         fingerprint = await offloaded(request.size, fingerprint_of, request, None)
         await self._cancels.ended(prompt_id, self._options.run_limits.max_timeout_s)
-        callers_id = request.prompt_id is not None
-        look = await self._admission.submit(prompt_id, origin, request, fingerprint, callers_id=callers_id)
+        known = request.prompt_id is not None
+        look = await self._admission.submit(prompt_id, origin, request, fingerprint, callers_id=known)
         return await self.look_within(prompt_id, wait_s) if wait_s and not look.state.is_end else look
 
     async def look_within(self, prompt_id: str, wait_s: float) -> Look:
@@ -229,9 +228,8 @@ class ComfyUIHandler:
             return
         job = self._runs.live.get(prompt_id)
         if job is not None:
-            waited_here = not job.has_task
             job.cancel(error)
-            if waited_here:
+            if not job.has_task:
                 self._queue.left(prompt_id)
                 self._runs.drop(job)
             failure = await asyncio.shield(self._cancels.begin(job, "request"))
@@ -339,7 +337,7 @@ class ComfyUIHandler:
                 job.abandon(ComfyUIShutdownError(detail, prompt_id=job.prompt_id))
 
     def refuse_when_draining(self) -> None:
-        """Raise `ComfyUIShutdownError` while nothing new is taken."""
+        """Raise what `drain` refuses with."""
         if self._draining:
             self.metrics.rejected.labels("draining").inc()
             raise ComfyUIShutdownError("the gateway is shutting down and takes no new prompts")
@@ -370,8 +368,8 @@ class ComfyUIHandler:
                 raise ComfyUITimeoutError(detail, prompt_id=job.prompt_id)
             return job.result()
         finally:
-            options = self._options
-            wanted = options.run_limits.cancel_on_timeout if left == "timeout" else options.cancel_on_disconnect
+            on_timeout = self._options.run_limits.cancel_on_timeout
+            wanted = on_timeout if left == "timeout" else self._options.cancel_on_disconnect
             job.leave(listener, cancel=left if may_cancel and wanted else None)
             if not job.ended and not job.waiters:
                 self._abandoned(job, left)

@@ -21,6 +21,8 @@ from comfyui.offload import offloaded
 # Of a sync call: its caller brings the request again when it comes back.
 _KEPT_OF_SYNC = 256 * 1024
 _NOT_KEPT = b"null"
+# So long a sync call's prompt may run before the journal has it as running.
+_START_WAITS_S = 0.5
 
 Clock = Callable[[], float]
 
@@ -102,6 +104,8 @@ class Entry:
         self._origin = origin
         self._clock = clock
         self._server: str | None = None
+        self._started_at: float | None = None
+        self._write_start: asyncio.TimerHandle | None = None
 
     @classmethod
     def of(cls, journal: Journal, record: JobRecord, *, clock: Clock = time.time) -> Self:
@@ -135,12 +139,15 @@ class Entry:
             ComfyUITaskCancelledError: it was cancelled meanwhile.
         """
         self._server = server
-        if not self.added and request is None:
+        place: Add | Place
+        if self.added:
+            place = Place(self.fence.next(), server)
+        elif request is None:
             return  # somebody else's prompt
-        if not self.added and request is not None:
-            await self._add(request, fingerprint)
+        else:
+            place = Add(await offloaded(request.size, self._new, request, fingerprint), server)
+            self.added = True
         self.fence = self.fence.next()
-        place = Place(self.fence, server)
         if not self.outlives_us:
             self._journal.write_behind(place)
             return
@@ -161,8 +168,21 @@ class Entry:
             await self.placed(server, request, fingerprint)
 
     def started(self) -> None:
-        if self.added:
+        """ComfyUI has begun to run the prompt."""
+        if not self.added:
+            return
+        if self.outlives_us:
             self._journal.write_behind(Start(self.fence, self._clock()))
+        else:
+            # Most end before anybody could look: one write less for each.
+            self._started_at = self._clock()
+            self._write_start = asyncio.get_running_loop().call_later(_START_WAITS_S, self._start)
+
+    def _start(self) -> None:
+        if self._write_start is not None and self._started_at is not None:
+            self._write_start.cancel()
+            self._write_start = None
+            self._journal.write_behind(Start(self.fence, self._started_at))
 
     def put_back(self) -> None:
         """The attempt came to nothing: the job waits in our queue again."""
@@ -173,12 +193,15 @@ class Entry:
         self.handed_on.set()
 
     def canceling(self) -> None:
+        """The prompt is about to be taken out of ComfyUI."""
+        self._start()
         if self.added:
             self._journal.write_behind(Cancel(self.fence.prompt_id, self.fence.run))
 
     async def tell(self) -> None:
         """The caller is about to be told the id, which from now on counts as its own."""
         self.callers_id = True
+        self._start()
         if self.added:
             try:
                 await self._journal.write(Tell(self.fence.prompt_id))
@@ -188,9 +211,8 @@ class Entry:
     def succeeded(self, result: PromptResult, request: PromptRequest | None, fingerprint: str | None) -> None:
         if not self.added and request is not None and self._server is not None:
             # It was only watched at first.
-            self._journal.write_behind(Add(self._new(request, fingerprint)))
+            self._journal.write_behind(Add(self._new(request, fingerprint), self._server))
             self.fence = self.fence.next()
-            self._journal.write_behind(Place(self.fence, self._server))
             self.added = True
         self._finish(State.SUCCEEDED, result=result_to_bytes(result) if self.added else None)
 
@@ -199,14 +221,11 @@ class Entry:
 
     def _finish(self, state: State, **fields: Any) -> None:
         self.handed_on.set()
+        if self._write_start is not None:
+            self._write_start.cancel()
+            fields["started_at"] = self._started_at
         if self.added:
             self._journal.write_behind(Finish(fence=self.fence, state=state, at=self._clock(), **fields))
-
-    async def _add(self, request: PromptRequest, fingerprint: str | None) -> None:
-        new = await offloaded(request.size, self._new, request, fingerprint)
-        # Committed together with the placing, which is written next.
-        self._journal.write_behind(Add(new))
-        self.added = True
 
     def _new(self, request: PromptRequest, fingerprint: str | None) -> NewJob:
         return new_job(

@@ -126,7 +126,7 @@ class Job:
         self._hold_files(self._task)
 
     def adopt(
-        self, request: PromptRequest, files: SpooledFiles | None, fingerprint: str | None, entry: Entry | None
+        self, request: PromptRequest, files: SpooledFiles | None, fingerprint: str | None, entry: Entry | None = None
     ) -> None:
         """Turn a job that only watches into one that this request owns: it is submitted if ComfyUI does not know it."""
         if self.request is None:

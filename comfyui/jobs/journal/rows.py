@@ -21,8 +21,8 @@ _SUBMISSION = (
     " needs_secrets, priority, webhook, max_queued_s, max_execution_s"
 )
 INSERT_JOB = (
-    f"INSERT INTO jobs ({_SUBMISSION}, seq, number, body_id, queued_at, run, state, attempt, losses, retryable)"  # noqa: S608
-    f" VALUES ({'?, ' * 20}1, 'queued', 0, 0, 0)"
+    f"INSERT INTO jobs ({_SUBMISSION}, seq, number, body_id, queued_at, server, attempt, run, state, losses, retryable)"  # noqa: S608
+    f" VALUES ({'?, ' * 22}1, 'queued', 0, 0)"
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608

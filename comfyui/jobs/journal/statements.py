@@ -100,7 +100,8 @@ class Statements:
             return False
         seq = self._next_number()
         values = submission_values(job)
-        self._execute(INSERT_JOB, (*values, seq, seq, self._body_id(job.body), job.created_at))
+        placed = (write.server, int(write.server is not None))
+        self._execute(INSERT_JOB, (*values, seq, seq, self._body_id(job.body), job.created_at, *placed))
         if job.labels:
             self._add_labels(job.labels.items(), seq)
         return True
@@ -151,7 +152,8 @@ class Statements:
     def _finish(self, write: Finish) -> bool:
         fence = write.fence
         finished = self._changed(
-            "UPDATE jobs SET state = ?, ended_at = ?, end_number = ?, retryable = ?, error = ?, result = ?, attempt = ?"
+            "UPDATE jobs SET state = ?, ended_at = ?, end_number = ?, retryable = ?, error = ?, result = ?,"
+            " attempt = ?, started_at = COALESCE(started_at, ?)"
             " WHERE prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running', 'canceling')",
             (
                 write.state.value,
@@ -161,6 +163,7 @@ class Statements:
                 None if write.error is None else jsonio.dumps(write.error),
                 None if write.result is None else packed(write.result),
                 fence.attempt,
+                write.started_at,
                 *fence,
             ),
         )

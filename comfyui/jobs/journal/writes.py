@@ -15,9 +15,14 @@ from comfyui.jobs.journal.records import DeliveryState, Fence, Kind, NewDelivery
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """A new job, queued. No place: the id is known already."""
+    """A new job, queued. No place: the id is known already.
+
+    Attributes:
+        server: where its first attempt begins at once; None where it waits with us.
+    """
 
     job: NewJob
+    server: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class Finish:
     Attributes:
         error: as the error body has it.
         result: the result as JSON.
+        started_at: when ComfyUI began to execute it, where no `Start` says so.
         retryable: of the error; a run that failed with such an error may be followed by another.
     """
 
@@ -73,6 +79,7 @@ class Finish:
     at: float
     error: Mapping[str, Any] | None = None
     result: bytes | None = None
+    started_at: float | None = None
     retryable: bool = False
     deliveries: tuple[NewDelivery, ...] = ()
 

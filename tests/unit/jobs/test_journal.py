@@ -524,3 +524,23 @@ async def test_webhooks_are_sent_again_with_their_ids(journal: Journal) -> None:
 )
 def test_a_receiver_is_a_host_and_a_port(url: str, receiver: str) -> None:
     assert delivery("d", url=url).receiver == receiver
+
+
+# What is written at once
+
+
+async def test_a_job_may_be_added_where_it_is_placed(journal: Journal) -> None:
+    assert await journal.write(Add(new_job(1), "gpu-1"))
+    record = await got(journal, 1)
+    assert (record.state, record.server, record.attempt, record.losses) == (State.QUEUED, "gpu-1", 1, 0)
+    assert await journal.waiting(0, 10) == []
+    assert not await journal.write(Place(Fence(prompt_id(1), 1, 1), "gpu-2")), "the fence is not newer"
+    assert await journal.write(Start(Fence(prompt_id(1), 1, 1), 5.0))
+
+
+async def test_an_end_may_say_when_the_run_began(journal: Journal) -> None:
+    await journal.write(Add(new_job(1), "gpu-1"))
+    assert await journal.write(Finish(fence=Fence(prompt_id(1), 1, 1), state=State.SUCCEEDED, at=9.0, started_at=3.0))
+    fence = await run(journal, 2, at=4.0)
+    assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=9.0, started_at=8.0))
+    assert ((await got(journal, 1)).started_at, (await got(journal, 2)).started_at) == (3.0, 4.0)
