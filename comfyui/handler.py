@@ -134,6 +134,7 @@ class ComfyUIHandler:
         fresh_id: str | None = None,
         listener: Listener | None = None,
         origin: Origin = OURS,
+        told: bool = False,
     ) -> PromptResult:
         """Run the workflow and wait for it; the same ``prompt_id`` again joins it, or returns what it gave.
 
@@ -141,6 +142,7 @@ class ComfyUIHandler:
             files: further inputs; held for as long as the prompt needs them, which may be longer than this call.
             fresh_id: a new UUID to use when the request has no ``prompt_id``; one is made when not given.
             listener: gets the prompt's events while this call waits.
+            told: the caller is told the id at once, and may come back with it after a restart.
 
         Raises:
             ComfyUIError: any of the tree, with the ``prompt_id`` where there is one.
@@ -149,8 +151,7 @@ class ComfyUIHandler:
             await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
             if request.prompt_id is None:
-                entry = self._admission.new_entry(prompt_id, origin, callers_id=False)
-                job = self._runs.start(prompt_id, request, files, entry=entry)
+                job = self._admission.start(prompt_id, origin, request, files, told=told)
                 return await self._wait(job, timeout_s, listener, may_cancel=True)
             fingerprint = await offloaded(request.size, fingerprint_of, request, files)
             timeout_s = await self._cancels.ended(prompt_id, timeout_s)
@@ -386,16 +387,12 @@ class ComfyUIHandler:
             self._runs.drop(job)  # at once: who comes now must not join what is over
             job.stop()
         elif job.cancel_wanted is not None:
-            may_come_back = job.cancel_wanted == "disconnect" and job.entry is not None and job.entry.callers_id
+            may_come_back = job.cancel_wanted == "disconnect" and job.entry is not None and job.entry.chosen
             if may_come_back and self._options.reattach_s:
                 asyncio.get_running_loop().call_later(self._options.reattach_s, self._did_not_come_back, job)
             else:
-                self._cancel_for(job, job.cancel_wanted)
+                self._cancels.give_up(job, job.cancel_wanted)
 
     def _did_not_come_back(self, job: Job) -> None:
         if not job.waiters and not job.ended and not job.stays and not self._draining:
-            self._cancel_for(job, "disconnect")
-
-    def _cancel_for(self, job: Job, reason: Reason) -> None:
-        job.cancel(given_up(reason, job.prompt_id))
-        self._cancels.begin(job, reason)
+            self._cancels.give_up(job, "disconnect")

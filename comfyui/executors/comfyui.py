@@ -184,7 +184,8 @@ class PromptRunner:
             self._quarantine.check(request.prompt, job.prompt_id)
             # Where the inputs come with the request, no server has them yet.
             needs = None if brings_inputs else prompt
-            backend = await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needs)
+            not_on = [*avoid, *job.full]
+            backend = await self._pool.choose(patience_s=patience_s, avoid=not_on, prompt=needs)
             backend.takes(job.prompt_id)
             for left_behind in avoid:
                 if left_behind is not backend:

@@ -60,6 +60,15 @@ class Admission:
         """The writer of a new sync job."""
         return Entry(self._journal, prompt_id, origin, kind="sync", callers_id=callers_id, clock=self._clock)
 
+    def start(
+        self, prompt_id: str, origin: Origin, request: PromptRequest, files: SpooledFiles | None, *, told: bool
+    ) -> Job:
+        """A sync job with an id of ours. `told`: the caller knows it at once."""
+        entry = self.new_entry(prompt_id, origin, callers_id=False)
+        if told:
+            entry.told()
+        return self._runs.start(prompt_id, request, files, entry=entry)
+
     async def to_wait_for(
         self,
         prompt_id: str,

@@ -46,6 +46,11 @@ class Cancels:
         task.add_done_callback(lambda _: self._under_way.pop(prompt_id, None))
         return task
 
+    def give_up(self, job: Job, reason: Reason) -> None:
+        """Cancel the prompt of a job that nobody waits for any more."""
+        job.cancel(given_up(reason, job.prompt_id))
+        self.begin(job, reason)
+
     async def ended(self, prompt_id: str, timeout_s: float) -> float:
         """Wait for the cancel of this id, where one is under way: it must not hit a new prompt with the same id.
 

@@ -74,6 +74,7 @@ class Entry:
     Attributes:
         kind: sync where a caller waits for the job on its connection.
         callers_id: the caller knows the id, so that what is written is committed before ComfyUI is asked.
+        chosen: the caller made the id up, so that ComfyUI may know it from before.
         added: the job is in the journal.
         fence: of the present attempt.
         losses: how often a server lost this run after it had begun.
@@ -93,7 +94,7 @@ class Entry:
         clock: Clock = time.time,
     ) -> None:
         self.kind: Kind = kind
-        self.callers_id = callers_id
+        self.callers_id = self.chosen = callers_id
         self.added = False
         self.fence = Fence(prompt_id, 1, 0)
         self.losses = 0
@@ -197,6 +198,10 @@ class Entry:
         self._start()
         if self.added:
             self._journal.write_behind(Cancel(self.fence.prompt_id, self.fence.run))
+
+    def told(self) -> None:
+        """The caller is told the id at once, before anything is written."""
+        self.callers_id = True
 
     async def tell(self) -> None:
         """The caller is about to be told the id, which from now on counts as its own."""

@@ -45,6 +45,7 @@ class Job:
         watch: the watch of the present try, while the prompt is waited for on a server.
         losses: how often ComfyUI lost the prompt, over all ways in which it can be lost.
         entry: writes each step into the journal; None while the job only watches.
+        full: servers that have as many async jobs as they may, where it is one.
         waiters: how many requests wait for the outcome now.
         cancel_wanted: why a request that left wanted the prompt cancelled. It could not have that while others waited;
             the last of them takes the prompt with it.
@@ -62,6 +63,7 @@ class Job:
     ) -> None:
         self.prompt_id = prompt_id
         self.entry = entry
+        self.full: Collection[Backend] = ()
         self.request = request
         self.files = files
         self.fingerprint = fingerprint
@@ -92,7 +94,7 @@ class Job:
     def perhaps_known(self) -> bool:
         """Whether ComfyUI may have the prompt from before: the caller chose the id, or another attempt came to it."""
         entry = self.entry
-        return self.fingerprint is not None if entry is None else entry.callers_id or entry.was_placed
+        return self.fingerprint is not None if entry is None else entry.chosen or entry.was_placed
 
     @property
     def begun(self) -> bool:
@@ -226,6 +228,10 @@ class Job:
                 # One reader's trouble with an event must not end the watcher that all prompts share.
                 self._listeners.discard(listener)
                 _log.exception("listener.failed", prompt_id=self.prompt_id)
+
+    def keep_off(self, full: Collection[Backend]) -> None:
+        """These servers are `full`."""
+        self.full = full
 
     def limit(self, limit: asyncio.Timeout, max_execution_s: float) -> None:
         """From its start on the job has so long, by this timeout."""

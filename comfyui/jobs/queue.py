@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -166,6 +167,9 @@ class JobQueue:
         entry = live.entry if live is not None and live.entry is not None else Entry.of(self._journal, record)
         job = live or self._runs.add(record.prompt_id, entry=entry)
         job.adopt(request, None, record.fingerprint, entry)
+        # Those before it have been placed by now.
+        placed = Counter(other.backend for other in self._in_hand.values())
+        job.keep_off([backend for backend in self._pool.ready if placed[backend] >= self._options.ahead])
         self._waiting = max(0, self._waiting - 1)
         self._in_hand[job.prompt_id] = job
         self._runs.begin(job, self._ended)

@@ -167,3 +167,16 @@ async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tm
         assert status == 500
         assert "extra_data" in body["detail"]
     assert ids[-1] not in executions(engine)
+
+
+async def test_an_id_of_ours_that_was_told_in_an_event_counts_as_the_callers(tmp_path: Path, engine: Engine) -> None:
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        body, accept = {"prompt": sleep_workflow(2, tag=1)}, {"Accept": "text/event-stream"}
+        async with gateway.http.post("/prompt_sync", json=body, headers=accept) as response:
+            prompt_id = response.headers["X-Prompt-Id"]
+            await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
+            await kill(gateway)
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        status, result = await fetch(gateway.http, prompt_id)
+        assert (status, result["prompt_id"]) == (200, prompt_id)
+    assert executions(engine) == {prompt_id: 1}

@@ -154,7 +154,13 @@ async def prompt_sync(request: Request) -> Response:
             gateway.deliverer,
             call,
             lambda listener: gateway.handler.submit_prompt_sync(
-                body, timeout_s=timeout_s, files=submitted.files, fresh_id=prompt_id, listener=listener, origin=origin
+                body,
+                timeout_s=timeout_s,
+                files=submitted.files,
+                fresh_id=prompt_id,
+                listener=listener,
+                origin=origin,
+                told=listener is not None,  # events begin with the id
             ),
         )
 
