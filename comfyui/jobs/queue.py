@@ -148,7 +148,10 @@ class JobQueue:
         while (free := self._free) > 0:
             # Those in hand may not be placed yet.
             first = await self._journal.waiting(0, free + len(self._in_hand))
-            new = [record for record in first if record.prompt_id not in self._in_hand][:free]
+            new = [record for record in first if record.prompt_id not in self._in_hand]
+            if len(first) < free + len(self._in_hand):
+                self._waiting = len(new)  # these are all
+            new = new[:free]
             if not new:
                 return
             for record in new:
