@@ -273,3 +273,19 @@ async def test_no_server_has_more_jobs_ahead_than_it_may(engine: Engine) -> None
 async def as_coroutine(value: int) -> int:
     """For `until`."""
     return value
+
+
+async def test_a_look_tells_how_far_a_job_is(gateway: RunningGateway) -> None:
+    prompt_id = await submit(gateway.http, sleep_workflow(1.5))
+    _, body = await until(
+        lambda: look(gateway.http, prompt_id), lambda found: bool((found[1].get("progress") or {}).get("node") == "4")
+    )
+    assert body["progress"]["title"] == "SimulatedSleep"
+    assert 0 < body["progress"]["overall"] < 1
+    assert body["position"] is None
+    status, _ = await fetch(gateway.http, prompt_id)
+    assert status == 200
+
+
+async def test_an_unknown_id_is_404_at_once(gateway: RunningGateway) -> None:
+    assert (await look(gateway.http, str(uuid4())))[0] == 404

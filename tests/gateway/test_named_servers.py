@@ -1,0 +1,59 @@
+"""`COMFYUI_SERVER_ADDRESS=gpu-1=host:port`: jobs, logs and results keep the server's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comfyui import jsonio
+from comfyui.address import parse_headers, parse_server_address
+from comfyui.engine import Engine
+from config import Settings
+from tests.support.jobs import fetch, listed, submit
+from tests.support.running import invert_workflow, running_gateway
+
+
+async def test_a_job_and_its_file_are_found_by_the_name_at_another_address(tmp_path: Path) -> None:
+    """The result is kept; its file is asked for where the server of that name is now."""
+    async with Engine() as engine:
+        async with running_gateway(f"gpu-1={engine.url}", state_dir=tmp_path) as gateway:
+            prompt_id = await submit(gateway.http, invert_workflow())
+            status, result = await fetch(gateway.http, prompt_id)
+            assert status == 200
+            assert (await listed(gateway.http))["jobs"][0]["server"] == "gpu-1"
+        other_spelling = engine.url.replace("127.0.0.1", "localhost")
+        async with running_gateway(f"gpu-1={other_spelling}", state_dir=tmp_path) as gateway:
+            async with gateway.http.get(f"/prompt_sync/{prompt_id}", headers={"Accept": "image/*"}) as response:
+                assert (response.status, response.content_type) == (200, "image/png")
+            assert (await fetch(gateway.http, prompt_id))[1]["outputs"] == result["outputs"]
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "url"),
+    [
+        ("gpu-1=10.0.0.5:8188", "gpu-1", "http://10.0.0.5:8188"),
+        ("big.gpu=https://u:p=w@comfy/base", "big.gpu", "https://comfy/base"),
+        ("https://comfy/?a=b", "comfy:443/", "https://comfy/"),
+    ],
+)
+def test_a_name_stands_before_the_address(address: str, name: str, url: str) -> None:
+    server = parse_server_address(address)
+    assert (server.name.rstrip("/"), str(server.url).rstrip("/").partition("?")[0]) == (
+        name.rstrip("/"),
+        url.rstrip("/"),
+    )
+
+
+def test_two_servers_do_not_share_a_name() -> None:
+    with pytest.raises(ValueError, match="'gpu-1' is given to more than one server"):
+        Settings(comfyui_server_address=("gpu-1=a:1", "gpu-1=b:1"))
+
+
+def test_headers_are_given_by_name_or_by_address() -> None:
+    addresses = ("gpu-1=a:1", "b:1")
+    for written in ("gpu-1", "a:1", "gpu-1=a:1"):
+        found = parse_headers(jsonio.dumps({written: {"X-Key": "1"}}).decode(), addresses)
+        assert found == {"gpu-1=a:1": {"X-Key": "1"}, "b:1": {}}
+    with pytest.raises(ValueError, match="gpu-2"):
+        parse_headers('{"gpu-2": {"X-Key": "1"}}', addresses)

@@ -1,0 +1,64 @@
+"""What an `Entry` does when the journal cannot be written, and how few writes it makes."""
+
+from __future__ import annotations
+
+import pytest
+
+from comfyui.exceptions import JournalError
+from comfyui.jobs.entry import Entry, Origin
+from comfyui.jobs.journal.memory import MemoryJournal
+from comfyui.jobs.journal.records import Kind, State
+from comfyui.jobs.journal.writes import Add, Finish, Write
+from comfyui.models import PromptRequest, PromptResult, Timings
+from tests.support.journals import prompt_id
+
+_REQUEST = PromptRequest(prompt={"1": {"class_type": "A", "inputs": {}}})
+
+
+class Counting(MemoryJournal):
+    """Says what was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: list[type] = []
+
+    async def write(self, write: Write) -> bool:
+        self.kinds.append(type(write))
+        return await super().write(write)
+
+    def write_behind(self, write: Write) -> None:
+        self.kinds.append(type(write))
+        super().write_behind(write)
+
+
+class FullDisk(MemoryJournal):
+    """Keeps nothing."""
+
+    async def write(self, write: Write) -> bool:
+        raise JournalError("STATE_DIR: the disk is full")
+
+
+def entry_in(journal: MemoryJournal, kind: Kind, *, callers_id: bool) -> Entry:
+    return Entry(journal, prompt_id(1), Origin(), kind=kind, callers_id=callers_id)
+
+
+async def test_a_quick_call_without_an_id_is_written_twice() -> None:
+    journal = Counting()
+    entry = entry_in(journal, "sync", callers_id=False)
+    await entry.placed("gpu-1", _REQUEST, None)
+    entry.started()
+    entry.succeeded(PromptResult(prompt_id(1), "gpu-1", {}, (), Timings()), _REQUEST, None)
+    assert journal.kinds == [Add, Finish]
+    record = await journal.get(prompt_id(1))
+    assert record is not None
+    assert (record.state, record.server, record.attempt) == (State.SUCCEEDED, "gpu-1", 1)
+    assert record.started_at is not None
+
+
+async def test_a_sync_call_goes_on_when_the_disk_is_full() -> None:
+    await entry_in(FullDisk(), "sync", callers_id=True).placed("gpu-1", _REQUEST, "f")
+
+
+async def test_an_async_job_is_not_submitted_when_its_placing_cannot_be_written() -> None:
+    with pytest.raises(JournalError, match="STATE_DIR"):
+        await entry_in(FullDisk(), "async", callers_id=True).placed("gpu-1", _REQUEST, "f")
