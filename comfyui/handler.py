@@ -234,6 +234,7 @@ class ComfyUIHandler:
                 self._queue.left(prompt_id)
                 self._runs.drop(job)
             failure = await asyncio.shield(self._cancels.begin(job, "request"))
+            await self._admission.settled(prompt_id)
             if failure is not None:
                 raise failure
             return

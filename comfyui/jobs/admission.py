@@ -104,7 +104,15 @@ class Admission:
                 return await self._unfinished(record, request, files)
             if request is None or not _may_run_again(record):
                 return await self.outcome_of(record)
-            if await self._again(record, "sync") and (newer := await self._known(prompt_id)) is not None:
+            try:
+                begun = await self._again(record, "sync")
+            except JournalError as error:
+                _log.error("journal.not_written", prompt_id=prompt_id, reason=error.detail)
+                # As a call that the journal does not know: ComfyUI is asked for it.
+                return self._runs.start(
+                    prompt_id, request, files, fingerprint, entry=self.new_entry(prompt_id, origin, callers_id=True)
+                )
+            if begun and (newer := await self._known(prompt_id)) is not None:
                 if prompt_id in self._runs.live:
                     continue
                 return self._runs.start(
@@ -188,9 +196,12 @@ class Admission:
             return False
         Entry.of(self._journal, record, clock=self._clock).failed(State.CANCELED, error)
         self._queue.left(prompt_id)
-        # It is committed before the caller is told.
-        await self._journal.get(prompt_id)
+        await self.settled(prompt_id)
         return True
+
+    async def settled(self, prompt_id: str) -> None:
+        """Returns when all that was written of the job is committed, before a caller is told of it."""
+        await self._known(prompt_id)
 
     async def _known(self, prompt_id: str) -> JobRecord | None:
         """What the journal has; None also where it cannot be read: sync calls go on without it."""

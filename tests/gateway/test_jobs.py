@@ -289,3 +289,24 @@ async def test_a_look_tells_how_far_a_job_is(gateway: RunningGateway) -> None:
 
 async def test_an_unknown_id_is_404_at_once(gateway: RunningGateway) -> None:
     assert (await look(gateway.http, str(uuid4())))[0] == 404
+
+
+async def test_a_caller_with_an_id_that_lost_its_connection_may_come_back(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    prompt_id = str(uuid4())
+    leaving = asyncio.create_task(gateway.prompt_sync(sleep_workflow(1), prompt_id=prompt_id))
+    await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
+    leaving.cancel()
+    assert (await gateway.prompt_sync(sleep_workflow(1), prompt_id=prompt_id))[0] == 200
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_a_caller_with_an_id_that_does_not_come_back_takes_its_prompt_with_it(engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    async with running_gateway(engine.url, reattach_seconds=0.3) as gateway:
+        leaving = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30), prompt_id=prompt_id))
+        await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
+        leaving.cancel()
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+        assert (await listed(gateway.http))["jobs"][0]["status"] == "canceled"

@@ -81,12 +81,14 @@ async def test_a_cancel_holds_over_a_restart(tmp_path: Path, engine: Engine) -> 
         running = await submit(gateway.http, sleep_workflow(2, tag=1))
         await status_is(gateway.http, running, "running")
         waiting = [await submit(gateway.http, invert_workflow(tag)) for tag in range(2, 9)]
-        async with gateway.http.delete(f"/prompt_sync/{waiting[-1]}") as response:
-            assert response.status == 200
+        for prompt_id in (waiting[-1], running):
+            async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+                assert response.status == 200
         await kill(gateway)
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
-        status, body = await look(gateway.http, waiting[-1])
-        assert (status, body["type"]) == (409, "task_cancelled")
+        for prompt_id in (waiting[-1], running):
+            status, body = await look(gateway.http, prompt_id)
+            assert (status, body["type"]) == (409, "task_cancelled")
         assert (await fetch(gateway.http, waiting[-2]))[0] == 200
     assert waiting[-1] not in executions(engine)
 
