@@ -388,12 +388,12 @@ class ComfyUIHandler:
             self._runs.drop(job)  # at once: who comes now must not join what is over
             job.stop()
         elif job.cancel_wanted is not None:
-            may_come_back = job.cancel_wanted == "disconnect" and job.entry is not None and job.entry.chosen
-            if may_come_back and self._options.reattach_s:
-                asyncio.get_running_loop().call_later(self._options.reattach_s, self._did_not_come_back, job)
+            wait_s = self._options.reattach_s if job.cancel_wanted == "disconnect" and job.may_be_asked_for else 0.0
+            if wait_s:
+                asyncio.get_running_loop().call_later(wait_s, self._did_not_come_back, job, job.joined)
             else:
                 self._cancels.give_up(job, job.cancel_wanted)
 
-    def _did_not_come_back(self, job: Job) -> None:
-        if not job.waiters and not job.ended and not job.stays and not self._draining:
+    def _did_not_come_back(self, job: Job, joined: int) -> None:
+        if job.joined == joined and not job.ended and not job.stays and not self._draining:
             self._cancels.give_up(job, "disconnect")

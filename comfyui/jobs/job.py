@@ -47,6 +47,7 @@ class Job:
         entry: writes each step into the journal; None while the job only watches.
         full: servers that have as many async jobs as they may, where it is one.
         waiters: how many requests wait for the outcome now.
+        joined: how many have waited or wait.
         cancel_wanted: why a request that left wanted the prompt cancelled. It could not have that while others waited;
             the last of them takes the prompt with it.
     """
@@ -73,7 +74,7 @@ class Job:
         self.backend: Backend | None = None
         self.watch: Watch | None = None
         self.losses = entry.losses if entry else 0
-        self.waiters = 0
+        self.waiters = self.joined = 0
         self.cancel_wanted: Reason | None = None
         self._outcome: asyncio.Future[PromptResult] = asyncio.get_running_loop().create_future()
         self._listeners: set[Listener] = set()
@@ -105,6 +106,11 @@ class Job:
     def stays(self) -> bool:
         """Whether it goes on however many requests leave."""
         return self.entry is not None and self.entry.kind == "async"
+
+    @property
+    def may_be_asked_for(self) -> bool:
+        """Whether its caller chose the id, and can come back with it."""
+        return self.entry is not None and self.entry.chosen
 
     @property
     def started(self) -> bool:
@@ -248,6 +254,7 @@ class Job:
     def join(self, listener: Listener | None = None) -> None:
         """One request more waits. `listener` gets what it missed that still holds, and then each event."""
         self.waiters += 1
+        self.joined += 1
         if listener is None:
             return
         if self.watch is not None:

@@ -309,4 +309,4 @@ async def test_a_caller_with_an_id_that_does_not_come_back_takes_its_prompt_with
         await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
         leaving.cancel()
         await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
-        assert (await listed(gateway.http))["jobs"][0]["status"] == "canceled"
+        await until(lambda: listed(gateway.http), lambda page: page["jobs"][0]["status"] == "canceled")
