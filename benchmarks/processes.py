@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -120,7 +122,14 @@ def gateway_env(comfyui: str, port: int) -> dict[str, str]:
         "COMFYUI_SERVER_ADDRESS": comfyui,
         "LOG_OUTPUT": "json",
         "MAX_CONCURRENT_REQUESTS": "2000",
+        "STATE_DIR": str(Path(_states().name) / str(port)),
     }
+
+
+@functools.cache
+def _states() -> tempfile.TemporaryDirectory[str]:
+    """Where the journals of all gateways are, until the process ends."""
+    return tempfile.TemporaryDirectory(prefix="comfyui-gateway-benchmark-")
 
 
 @asynccontextmanager

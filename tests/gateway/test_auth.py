@@ -517,7 +517,14 @@ async def test_the_start_warns_of_a_gateway_that_is_open_to_others(host: str, ke
         sys.executable,
         "server.py",
         cwd=ROOT,
-        env={**os.environ, "SERVER_HOST": host, "SERVER_PORT": "0", "API_KEYS": keys, "LOG_OUTPUT": "json"},
+        env={
+            **os.environ,
+            "SERVER_HOST": host,
+            "SERVER_PORT": "0",
+            "API_KEYS": keys,
+            "LOG_OUTPUT": "json",
+            "STATE_DIR": "",
+        },
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None

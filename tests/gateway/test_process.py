@@ -197,6 +197,7 @@ async def test_logs_go_to_a_file_that_is_named(engine: Engine, tmp_path: Path) -
         "SERVER_PORT": "0",
         "SERVER_HOST": "127.0.0.1",
         "COMFYUI_SERVER_ADDRESS": engine.url,
+        "STATE_DIR": str(tmp_path / "state"),
     }
     process = await asyncio.create_subprocess_exec(sys.executable, "server.py", cwd=ROOT, env=environ)
     async with asyncio.timeout(15):
