@@ -205,7 +205,21 @@ def view_query(filename: str, subfolder: str, folder_type: str) -> str:
     return urlencode(query, errors="surrogatepass")
 
 
-class FileEntry(TypedDict):
+class ConversionNote(TypedDict, total=False):
+    """Whether a file was converted, where that was asked for."""
+
+    converted: bool
+    reason: Annotated[str, Field(description="Why it was not converted.")]
+
+
+class FileFacts(ConversionNote, total=False):
+    """What is known of a file as it is given, when it has been read."""
+
+    filename: str
+    content_type: str
+
+
+class FileEntry(ConversionNote):
     """One file of a result, as ``images`` has it, whatever its medium."""
 
     node_id: Annotated[str, Field(description="The node that saved it.")]
@@ -216,8 +230,6 @@ class FileEntry(TypedDict):
     url: Annotated[str, Field(description="Where it can be fetched: from the gateway, or from the object store.")]
     base64: NotRequired[Annotated[str, Field(description="Its bytes, with return_image_base64.")]]
     error: NotRequired[Annotated[str, Field(description="Why it could not be read or stored.")]]
-    converted: NotRequired[Annotated[bool, Field(description="With convert: whether it was.")]]
-    reason: NotRequired[Annotated[str, Field(description="Why it was not converted.")]]
     view_url: NotRequired[Annotated[str, Field(description="Where the gateway serves it, when it is stored.")]]
     bucket: NotRequired[Annotated[str, Field(description="Where it is stored.")]]
     key: NotRequired[Annotated[str, Field(description="Its name in the bucket.")]]

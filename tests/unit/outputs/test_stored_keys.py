@@ -7,7 +7,6 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,7 +14,7 @@ from aiohttp.test_utils import TestServer
 from PIL import Image
 from pydantic import SecretStr
 
-from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptResult, Timings
+from comfyui.models import FileEntry, ImageConversion, OutputFile, OutputPlace, PromptResult, Timings
 from comfyui.outputs.delivery import Deliverer, DeliveryOptions, Order
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter
@@ -81,7 +80,7 @@ def s3(url: str, prefix: str = "renders") -> S3Store:
     )
 
 
-async def gateway_entries(store: ObjectStore, order: Order) -> list[dict[str, Any]]:
+async def gateway_entries(store: ObjectStore, order: Order) -> list[FileEntry]:
     async with OutputFiles(open_file, store, converter=ImageConverter()) as files:
         return await Deliverer(files, DeliveryOptions()).entries(RESULT, order, deadline=math.inf)
 
