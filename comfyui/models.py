@@ -44,7 +44,7 @@ _SMALLEST_WORKFLOW = {
 # Characters. All of a long text at once would hold up other threads.
 _HASHED_AT_ONCE = 1 << 20
 # What no query needs to quote.
-_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")
+_PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*")
 
 
 def _plain_name(name: str) -> str:
@@ -154,7 +154,9 @@ class PromptRequest(Given):
     @property
     def size(self) -> int:
         """Bytes of the body that it came in, which say how long work on it may take; 0 when that is not known."""
-        return self._size
+        # By the attribute's name pydantic looks in four places first: 3.6 us, three times a prompt.
+        size: int = (self.__pydantic_private__ or {}).get("_size", 0)
+        return size
 
     def of_size(self, size: int) -> Self:
         """This request, which now knows its size."""
@@ -199,7 +201,8 @@ def _type_of_ending(ending: str) -> str:
 def view_query(filename: str, subfolder: str, folder_type: str) -> str:
     """The query of ComfyUI's ``/view`` for a file."""
     if _PLAIN.fullmatch(filename + subfolder + folder_type):
-        return f"filename={filename}&subfolder={subfolder}&type={folder_type}"  # as below, at a tenth of its time
+        # As below, at a tenth of its time.
+        return f"filename={filename}&subfolder={subfolder}&type={folder_type}".replace("/", "%2F")
     # A name that is not UTF-8 on ComfyUI's disk has lone surrogates: ComfyUI answers that there is no such file.
     query = {"filename": filename, "subfolder": subfolder, "type": folder_type}
     return urlencode(query, errors="surrogatepass")

@@ -61,11 +61,11 @@ def files_of(outputs: Mapping[str, Any]) -> tuple[OutputFile, ...]:
             str(item.get("type") or "output"),
         )
         for node_id in node_order(outputs)
-        if isinstance(outputs[node_id], Mapping)
+        if isinstance(outputs[node_id], dict)
         for key, items in outputs[node_id].items()
-        if isinstance(items, Sequence) and not isinstance(items, str)
+        if isinstance(items, list)
         for item in items
-        if isinstance(item, Mapping) and isinstance(item.get("filename"), str) and item["filename"]
+        if isinstance(item, dict) and isinstance(item.get("filename"), str) and item["filename"]
     )
 
 
