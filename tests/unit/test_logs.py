@@ -85,3 +85,14 @@ def test_on_a_console_a_traceback_is_plain_text(log_file: Path, capsys: pytest.C
     assert "it.failed" in written
     assert "RuntimeError: broken" in written
     assert not log_file.exists()
+
+
+def test_a_line_is_ascii_and_one_line_whatever_is_in_it(log_file: Path) -> None:
+    """A terminal obeys some characters, and some readers end a line at others."""
+    configure_logging("INFO", str(log_file))
+    said = "é \u2028 \x9b2J \ud800 \n"
+    structlog.get_logger("ours").info("said", text=said, path=Path("/x"), number=float("inf"))
+    (line,) = log_file.read_bytes().splitlines()
+    assert line.isascii()
+    assert json.loads(line)["text"] == said
+    assert "/x" in json.loads(line)["path"]
