@@ -35,6 +35,8 @@ from comfyui.workflows.api_format import input_texts, is_ui_format
 
 # Fields of a form that are JSON; the others are plain text.
 _JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output"})
+FIELDS = frozenset(PromptRequest.model_fields)
+"""Of a body."""
 JSON_ERRORS: Final = (RequestError, ComfyUILimitError)
 """What may be wrong with a body of JSON."""
 SUBMISSION_ERRORS: Final = (*JSON_ERRORS, ComfyUIInputError, ComfyUIDiskError)
@@ -143,7 +145,7 @@ async def _submission(request: Request, *, bare: bool) -> Submission:
         options.max_input_bytes,
         options.max_body_bytes,
         state_of(request.scope).hold,
-        max_parts=options.limits.max_inputs + len(PromptRequest.model_fields),
+        max_parts=options.limits.max_inputs + len(FIELDS),
     )
     texts, files = await read_form(request.stream(), request.headers["content-type"], limits)
     size = sum(map(len, texts.values()))
@@ -188,7 +190,7 @@ def _parsed(fields: dict[str, Any], size: int, limits: Limits, *, bare: bool) ->
 
 def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
     """Refuse what would take long to be looked at one by one."""
-    unknown = [name for name in fields if name not in PromptRequest.model_fields]
+    unknown = [name for name in fields if name not in FIELDS]
     if len(unknown) > _MOST_UNKNOWN:
         raise RequestError(f"{named(unknown, len(unknown))}: there are no such fields")
     for name, limit, setting in (

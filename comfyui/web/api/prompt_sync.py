@@ -21,11 +21,11 @@ from comfyui.exceptions import (
     ComfyUIServerError,
     RequestError,
 )
-from comfyui.models import ImageConversion, OutputPlace, PromptRequest
+from comfyui.models import ImageConversion, OutputPlace
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_answer
-from comfyui.web.api.bodies import submission, submission_body
+from comfyui.web.api.bodies import FIELDS, submission, submission_body
 from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
@@ -101,7 +101,7 @@ class CancelCall(Parameters):
 )
 async def prompt_sync(request: Request) -> Response:
     """Post a workflow in ComfyUI's API format; the answer has the finished files, in the form that `Accept` names."""
-    asked = read(SubmitCall, request, in_body=PromptRequest.model_fields)
+    asked = read(SubmitCall, request, in_body=FIELDS)
     gateway = gateway_of(request)
     timeout_s = _timeout_s(asked.timeout, gateway.options)
     async with submission(request) as submitted:
