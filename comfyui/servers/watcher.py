@@ -60,9 +60,11 @@ _REFUSALS_UNTIL_UNREADABLE = 8
 """So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
 # As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
 _TYPE = b'{"type": "'
+_TYPE_AT = len(_TYPE)
 _NO_NODE = b'"node": null'
 _FOR_FOLLOWERS = {
-    b"executing": True, b"execution_cached": True, b"progress_state": True, b"progress": False, b"executed": False,
+    b"executing": True, b"execution_cached": True, b"progress_state": True,
+    b"progress": False, b"executed": False, b"execution_success": False,
 }  # fmt: skip
 """Frames of a prompt that mean nothing to one that nobody follows; True: who follows it later is told the last one."""
 
@@ -326,7 +328,7 @@ class CompletionWatcher:
 
     def _is_for_nobody(self, frame: bytes) -> bool:
         """Whether it tells of progress that nobody follows: most frames are of that kind, and need not be parsed."""
-        kind = frame[len(_TYPE) : frame.find(b'"', len(_TYPE))] if frame.startswith(_TYPE) else b""
+        kind = frame[_TYPE_AT : frame.find(b'"', _TYPE_AT)] if frame.startswith(_TYPE) else b""
         holds_on = _FOR_FOLLOWERS.get(kind)
         if holds_on is None:
             return False

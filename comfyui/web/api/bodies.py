@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NotRequired
+from typing import Annotated, Any, Final, NotRequired, Self
 
 from fastapi import Depends, Request
 from pydantic import RootModel, ValidationError
@@ -63,14 +62,22 @@ class Workflow(RootModel[dict[str, Node]]):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request, and the files that came with it: they are there until it is answered, longer for who holds them."""
+    """A request, and the files that came with it. Its block holds these; they may be held longer by others."""
 
     request: PromptRequest
     files: SpooledFiles | None = None
 
+    def __enter__(self) -> Self:
+        if self.files is not None:
+            self.files.hold()
+        return self
 
-@asynccontextmanager
-async def submission(request: Request) -> AsyncIterator[Submission]:
+    def __exit__(self, *_exc: object) -> None:
+        if self.files is not None:
+            self.files.release()
+
+
+async def submission(request: Request) -> Submission:
     """What is posted to be run.
 
     Raises:
@@ -80,28 +87,13 @@ async def submission(request: Request) -> AsyncIterator[Submission]:
         ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
     """
     gateway_of(request).handler.refuse_when_full()
-    submitted = await _submission(request, bare=False)
-    with _held(submitted.files):
-        yield submitted
+    return await _submission(request, bare=False)
 
 
 async def get_workflow(request: Request) -> AsyncIterator[Submission]:
     """What is posted to be looked at: as in `submission`, and a bare workflow is one, too."""
-    posted = await _submission(request, bare=True)
-    with _held(posted.files):
+    with await _submission(request, bare=True) as posted:
         yield posted
-
-
-@contextmanager
-def _held(files: SpooledFiles | None) -> Iterator[None]:
-    if files is None:
-        yield
-        return
-    files.hold()
-    try:
-        yield
-    finally:
-        files.release()
 
 
 Posted = Annotated[Submission, Depends(get_workflow)]

@@ -104,7 +104,7 @@ async def prompt_sync(request: Request) -> Response:
     asked = read(SubmitCall, request, in_body=FIELDS)
     gateway = gateway_of(request)
     timeout_s = _timeout_s(asked.timeout, gateway.options)
-    async with submission(request) as submitted:
+    with await submission(request) as submitted:
         body = submitted.request
         if asked.idempotency_key is not None:
             if body.prompt_id is not None:
