@@ -94,6 +94,20 @@ async def test_a_client_s_header_of_the_same_name_gives_way() -> None:
     assert (headers["authorization"], headers["x-edge"], headers["x-other"]) == (_TOKEN, "4711", "kept")
 
 
+async def test_a_client_chooses_its_user_of_comfyui_unless_one_is_set() -> None:
+    """ComfyUI's --multi-user takes the user from this header without a password, and its frontend sends it."""
+
+    async def answering(exchange: Exchange) -> None:
+        await exchange.body()
+        await exchange.send(b"HTTP/1.1 418 Teapot\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nno")
+
+    for settings, user in (({}, "mine"), ({"comfyui_headers": "Comfy-User: ours"}, "ours")):
+        async with relayed(answering, **settings) as (comfyui, gateway):
+            await fetch(gateway, "/userdata", headers={"Comfy-User": "mine"})
+            await fetch(gateway, "/prompt", "POST", data=b"{}", headers={"Comfy-User": "mine"})
+        assert [seen.headers["comfy-user"] for seen in comfyui.seen] == [user, user]
+
+
 @pytest.mark.parametrize("headers", ["", "Authorization: Bearer wrong"])
 async def test_a_refusal_reads_as_one_and_not_as_unreachable(closed_engine: Engine, headers: str) -> None:
     async with running_gateway(closed_engine.url, ready=False, comfyui_headers=headers or None) as gateway:

@@ -182,7 +182,13 @@ async def test_a_target_arrives_as_it_came(target: str) -> None:
         assert comfyui.seen[0].line == f"GET {target} HTTP/1.1"
 
 
-@pytest.mark.parametrize("name", ["content-length", "Transfer-Encoding", "host", "x-forwarded-for", "authorization"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("content-length", "Transfer-Encoding", "host", "x-forwarded-for", "authorization"),
+        *("Comfy-User", "x-real-ip", "Forwarded"),
+    ],
+)
 async def test_connection_cannot_name_what_the_next_hop_needs(name: str) -> None:
     async def answering(exchange: Exchange) -> None:
         assert await exchange.body() == b"hello"
@@ -192,6 +198,7 @@ async def test_connection_cannot_name_what_the_next_hop_needs(name: str) -> None
 
     async with relayed(answering) as (comfyui, gateway):
         headers = {"Connection": f"{name}, X-B", "X-B": "1", "Authorization": "Basic eDp5"}
+        headers |= {"Comfy-User": "me", "X-Real-IP": "10.1.2.3", "Forwarded": "for=10.1.2.3"}
         for _ in range(2):
             got = await fetch(gateway, "/t", "POST", data=b"hello", headers=headers)
             assert (got.body, got.headers["Content-Length"]) == (b"ok", "2")
@@ -199,6 +206,7 @@ async def test_connection_cannot_name_what_the_next_hop_needs(name: str) -> None
         seen = comfyui.seen[-1].headers
         assert (seen["content-length"], seen["authorization"]) == ("5", "Basic eDp5")
         assert seen["x-forwarded-for"] == "127.0.0.1"
+        assert (seen["comfy-user"], seen["x-real-ip"], seen["forwarded"]) == ("me", "10.1.2.3", "for=10.1.2.3")
         assert seen["host"] == comfyui.url.removeprefix("http://")
         assert "x-b" not in seen
 
