@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,10 +15,11 @@ from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIUnreadableError
 from comfyui.limits import AnswerLimits
-from tests.support.processes import gateway_process
+from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway
 
 _SMALL_BYTES = 1_000_000
+_TRIES = 5
 
 
 @pytest.fixture
@@ -87,27 +89,28 @@ async def test_a_client_is_told_of_a_message_that_is_too_long(small: RunningGate
 LISTS = f'{{"type": "executed", "data": [{"[]," * 3_000_000}1]}}'
 
 
-@pytest.mark.parametrize(
-    ("fault", "statuses"),
-    [
-        ({"wrong_value": {"route": "/history/*", "raw": LISTS}}, (200, 502)),
-        ({"wrong_value": {"route": "/object_info", "raw": LISTS}}, (502, 200)),
-        ({"ws_wrong_value": {"type": "executed", "raw": LISTS}}, (200, 200)),
-    ],
-    ids=["history", "object_info", "message"],
-)
-async def test_the_probe_is_answered_while_a_large_answer_is_read(
-    engine: Engine, fault: dict[str, dict[str, object]], statuses: tuple[int, int]
-) -> None:
+# The fault, and the statuses of /validate and /prompt_sync. Node definitions are kept once they could be read.
+LARGE = {
+    "object_info": ({"wrong_value": {"route": "/object_info", "raw": LISTS}}, (502, 200)),
+    "history": ({"wrong_value": {"route": "/history/*", "raw": LISTS}}, (200, 502)),
+    "message": ({"ws_wrong_value": {"type": "executed", "raw": LISTS}}, (200, 200)),
+}
+
+
+async def test_the_probe_is_answered_while_a_large_answer_is_read(engine: Engine) -> None:
     """By the CPU time that the gateway uses while a probe waits: other processes on the machine do not change it."""
     async with gateway_process(engine.url) as gateway:
-        await engine.set_faults(fault)
-        tries: list[float] = []
-        while not tries or (tries[-1] > TARGET_S and len(tries) < 5):
-            workflow = invert_workflow(len(tries))
-            with probing(Server(gateway.process.pid, gateway.port)) as worst:
-                async with gateway.http.post("/validate", json={"prompt": workflow}) as response:
-                    checked = response.status
-                assert (checked, (await gateway.prompt_sync(workflow))[0]) == statuses
-            tries.append(worst().cpu_s)
-    assert min(tries) <= TARGET_S, tries
+        for kind, (fault, statuses) in LARGE.items():
+            engine.faults.clear()
+            await engine.set_faults(fault)
+            tries: list[float] = []
+            while not tries or (tries[-1] > TARGET_S and len(tries) < _TRIES):
+                with probing(Server(gateway.process.pid, gateway.port)) as worst:
+                    assert await _statuses(gateway, invert_workflow(len(tries))) == statuses, kind
+                tries.append(worst().cpu_s)
+            assert min(tries) <= TARGET_S, (kind, tries)
+
+
+async def _statuses(gateway: GatewayProcess, workflow: dict[str, Any]) -> tuple[int, int]:
+    async with gateway.http.post("/validate", json={"prompt": workflow}) as checked:
+        return checked.status, (await gateway.prompt_sync(workflow))[0]

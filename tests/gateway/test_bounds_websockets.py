@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -38,7 +39,7 @@ FLOODS = {
 }
 
 
-async def _held_up(gateway: GatewayProcess, flood: Callable[[], Awaitable[None]]) -> None:
+async def assert_not_held_up(gateway: GatewayProcess, kind: str, flood: Callable[[], Awaitable[None]]) -> None:
     """By the CPU time that the gateway uses while a probe waits: other processes on the machine do not change it."""
     tries: list[float] = []
     while not tries or (tries[-1] > TARGET_S and len(tries) < _TRIES):
@@ -46,29 +47,30 @@ async def _held_up(gateway: GatewayProcess, flood: Callable[[], Awaitable[None]]
             async with asyncio.timeout(20):
                 await flood()
         tries.append(worst().cpu_s)
-    assert min(tries) <= TARGET_S, tries
+    assert min(tries) <= TARGET_S, (kind, tries)
 
 
-@pytest.mark.parametrize("kind", FLOODS)
-async def test_a_client_that_sends_tiny_frames(engine: Engine, kind: str) -> None:
+@pytest.mark.timeout(180)
+async def test_a_client_that_sends_tiny_frames(engine: Engine) -> None:
     async with gateway_process(engine.url) as gateway:
 
-        async def flood() -> None:
+        async def flood(frames: bytes) -> None:
             async with raw_client(gateway.url) as (reader, writer):
                 writer.write(_HANDSHAKE)
                 await reader.readuntil(b"\r\n\r\n")
-                writer.write(FLOODS[kind] + frame(_PING, LAST))
+                writer.write(frames + frame(_PING, LAST))
                 await reader.readuntil(LAST)
 
-        await _held_up(gateway, flood)
+        for kind, frames in FLOODS.items():
+            await assert_not_held_up(gateway, kind, partial(flood, frames))
 
 
-@pytest.mark.parametrize("ping", [False, True], ids=["messages", "pings"])
-async def test_a_comfyui_that_sends_tiny_frames(engine: Engine, ping: bool) -> None:
+@pytest.mark.timeout(180)
+async def test_a_comfyui_that_sends_tiny_frames(engine: Engine) -> None:
     async with gateway_process(engine.url) as gateway, gateway.http.ws_connect("/ws?clientId=a") as websocket:
         await websocket.receive()
 
-        async def flood() -> None:
+        async def flood(ping: bool) -> None:
             await engine.set_faults({"ws_flood": {"count": _COUNT, "text": "{}", "ping": ping}})
             if not ping:
                 count = 0
@@ -78,4 +80,5 @@ async def test_a_comfyui_that_sends_tiny_frames(engine: Engine, ping: bool) -> N
             while "status" not in await websocket.receive_str():
                 pass
 
-        await _held_up(gateway, flood)
+        for ping in (False, True):
+            await assert_not_held_up(gateway, "pings" if ping else "messages", partial(flood, ping))
