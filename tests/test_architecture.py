@@ -44,7 +44,6 @@ LONG = {
     "comfyui/sdk/client.py": "one method for each call, and nothing else",
     "comfyui/sdk/command_line.py": "one function for each command",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",
-    "comfyui/workers/base.py": "to be cut: ids, replies and the process are three things",
     "comfyui/workflows/convert/widgets.py": "the editor's widgets, kind by kind",
     "comfyui/workflows/preflight.py": "ComfyUI's checks, in ComfyUI's order",
 }

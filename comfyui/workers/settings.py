@@ -12,8 +12,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from comfyui.outputs.stores.s3 import S3Store, s3_store
 from comfyui.settings import MB, AnswerFields, ComfyUIFields, InputFields, LogFields, RecoveryFields, S3Fields
-from comfyui.workers.base import WorkerOptions
 from comfyui.workers.cleanup import CleanupOptions
+from comfyui.workers.options import WorkerOptions
 
 
 class CommonWorkerSettings(AnswerFields, InputFields, RecoveryFields, LogFields):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from comfyui.engine import Engine
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workers.base import ComfyUIWorker
 from comfyui.workers.cleanup import CleanupOptions, ComfyUIFolders
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.runner import TaskRunner
 from tests.support.running import invert_workflow
 from tests.support.tables import Tables

@@ -18,7 +18,8 @@ from structlog.testing import capture_logs
 
 from comfyui.engine import Engine
 from comfyui.exceptions import QueueError, QueueSetupError
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workers.base import ComfyUIWorker
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.queue import PostgresQueue, migrate
 from comfyui.workers.postgres.runner import TaskRunner
 from comfyui.workers.postgres.schema import WAN2GP, TaskNames

@@ -20,7 +20,8 @@ from comfyui.exceptions import StorageError, StorageRefusedError
 from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.store import Placement, StoredObject
 from comfyui.retrying import Backoff
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
+from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions
 from tests.support.running import invert_workflow, sleep_workflow
 from tests.support.tables import Tables

@@ -40,9 +40,10 @@ from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.store import StoredObject
 from comfyui.retrying import Backoff
 from comfyui.settings import load
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
+from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.diagnostics import diagnostics, environment, error_text, models_found
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.results import saved_before
