@@ -1,4 +1,4 @@
-"""The docs say what the code does: every setting, error, metric, route and promised test stands in them."""
+"""The docs say what the code does: every setting, error, metric and promised test stands in them."""
 
 from __future__ import annotations
 

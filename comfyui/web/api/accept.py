@@ -23,6 +23,7 @@ _FORMS: dict[str, Form] = {
     "application/zip": "zip",
     ANY_BYTES: "raw",
 }
+# What a refusal tells the client: every form of `_FORMS`, and the media of `MEDIA`.
 OFFERS = "application/json, text/event-stream, application/zip, image/*, video/*, audio/*, application/octet-stream"
 
 

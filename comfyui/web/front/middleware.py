@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: request id and access log, cap of bodies."""
+"""Pure ASGI middleware: request id and access log, slow clients, cap of bodies."""
 
 from __future__ import annotations
 
