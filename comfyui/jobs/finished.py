@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from copy import copy
 
 from comfyui.exceptions import ComfyUIConflictError, ComfyUITaskError
 from comfyui.inputs.content import SpooledFiles
@@ -23,7 +24,9 @@ class Finished:
         return prompt_id in self._outcomes
 
     def remember(self, job: Job, outcome: PromptResult | ComfyUITaskError) -> None:
-        self._outcomes[job.prompt_id] = (job.fingerprint, outcome)
+        # An error's traceback has the request with all its inputs in it.
+        kept = copy(outcome) if isinstance(outcome, ComfyUITaskError) else outcome
+        self._outcomes[job.prompt_id] = (job.fingerprint, kept)
         while len(self._outcomes) > _REMEMBERED:
             self._outcomes.popitem(last=False)
 
@@ -40,7 +43,7 @@ class Finished:
         known, outcome = self._outcomes[prompt_id]
         check_same(prompt_id, known, fingerprint)
         if isinstance(outcome, ComfyUITaskError):
-            raise outcome.with_traceback(None)
+            raise copy(outcome)
         return outcome
 
 

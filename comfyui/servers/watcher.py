@@ -17,6 +17,7 @@ import math
 import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
+from copy import copy
 from typing import Any, Protocol, Self
 
 import aiohttp
@@ -106,7 +107,7 @@ class Watch:
         self.id_in_frames = prompt_id.encode("utf-8", "replace")
         self.unread: dict[bytes, bytes] = {}
         """By type, the last frames of how the prompt is, as long as nobody follows it; the newest stands last."""
-        self._done: asyncio.Future[HistoryEntry] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[HistoryEntry | ComfyUIError] = asyncio.get_running_loop().create_future()
 
     async def finished(self) -> HistoryEntry:
         """ComfyUI's history entry, once there is one.
@@ -116,7 +117,10 @@ class Watch:
             ComfyUITaskCancelledError: someone removed it from the queue.
             ComfyUIUnreadableError: it ended, and nobody can read what ComfyUI says of it.
         """
-        return await self._done  # its one waiter's: when that is cancelled, this may be, too
+        outcome = await self._done  # its one waiter's: when that is cancelled, this may be, too
+        if isinstance(outcome, ComfyUIError):
+            raise copy(outcome)  # the traceback of what is raised here has this watch in it
+        return outcome
 
     @property
     def open(self) -> bool:
@@ -146,8 +150,7 @@ class Watch:
 
     def fail(self, error: ComfyUIError) -> None:
         if self.open:
-            self._done.set_exception(error)
-            self._done.exception()  # a watch that nobody awaits any more is no unhandled error
+            self._done.set_result(copy(error))
 
 
 class CompletionWatcher:

@@ -137,6 +137,9 @@ class Http1Client:
                 size += len(chunk)
                 if size > max_bytes:
                     raise AnswerTooLongError
+        except BaseException:
+            content.clear()  # whoever keeps the error keeps this frame
+            raise
         finally:
             answer.close()
         return answer, b"".join(content)

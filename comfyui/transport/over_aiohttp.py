@@ -131,6 +131,7 @@ async def whole_body(response: aiohttp.ClientResponse, answers: AnswerLimits, wh
         pieces.append(piece)
         size += len(piece)
         if size > answers.max_bytes:
+            pieces.clear()  # whoever keeps the error keeps this frame
             raise answers.too_long(what)
     return b"".join(pieces)
 
