@@ -101,16 +101,19 @@ class InputFile(Given):
     subfolder: Folder = Field(default="", description="Folder below ComfyUI's input folder.")
 
 
+ImageFormat = Literal["webp", "jpeg", "png", "avif"]
+Metadata = Literal["keep", "strip"]
+StoreName = Literal["s3", "none"]
+
+
 class ImageConversion(Given):
     """Still images in another format; `comfyui.outputs.images` does it, and says where it does not."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["webp", "jpeg", "png", "avif"]
+    format: ImageFormat
     quality: int | None = Field(default=None, ge=1, le=100, description="For all but png; 90 when not given.")
-    metadata: Literal["keep", "strip"] = Field(
-        default="keep", description="The workflow that ComfyUI writes into its files, and EXIF."
-    )
+    metadata: Metadata = Field(default="keep", description="The workflow that ComfyUI writes into its files, and EXIF.")
 
 
 class OutputPlace(Given):
@@ -118,7 +121,7 @@ class OutputPlace(Given):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store: Literal["s3", "none"] = Field(description="`none`: not stored, where OUTPUT_STORE stores by default.")
+    store: StoreName = Field(description="`none`: not stored, where OUTPUT_STORE stores by default.")
     bucket: str | None = Field(default=None, max_length=63, description="Another than S3_BUCKET: S3_ALLOWED_BUCKETS.")
     prefix: str | None = Field(default=None, max_length=512, description="Folder below S3_PREFIX.")
     presign_seconds: int | None = Field(default=None, ge=1, description="How long the links work.")

@@ -21,7 +21,7 @@ from comfyui.exceptions import (
     ComfyUIServerError,
     RequestError,
 )
-from comfyui.models import ImageConversion, OutputPlace
+from comfyui.models import ImageConversion, ImageFormat, Metadata, OutputPlace, StoreName
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_answer
@@ -66,10 +66,10 @@ class AttachCall(WaitingCall):
 
     prompt_id: PromptId
     return_image_base64: bool = Field(default=False, description="As in the body of a POST.")
-    convert: Literal["webp", "jpeg", "png", "avif"] | None = Field(default=None, description="`convert.format`.")
+    convert: ImageFormat | None = Field(default=None, description="`convert.format`.")
     quality: int | None = Field(default=None, ge=1, le=100, description="`convert.quality`.")
-    metadata: Literal["keep", "strip"] = Field(default="keep", description="`convert.metadata`.")
-    store: Literal["s3", "none"] | None = Field(default=None, description="`output.store`.")
+    metadata: Metadata = Field(default="keep", description="`convert.metadata`.")
+    store: StoreName | None = Field(default=None, description="`output.store`.")
     bucket: str | None = Field(default=None, max_length=63, description="`output.bucket`.")
     prefix: str | None = Field(default=None, max_length=512, description="`output.prefix`.")
     presign_seconds: int | None = Field(default=None, ge=1, description="`output.presign_seconds`.")
