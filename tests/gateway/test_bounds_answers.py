@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -16,43 +15,37 @@ from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIUnreadableError
 from comfyui.limits import AnswerLimits
 from tests.support.processes import GatewayProcess, gateway_process
-from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway
+from tests.support.running import RunningGateway, executions, invert_workflow
 
-_SMALL_BYTES = 1_000_000
 _TRIES = 5
 
 
-@pytest.fixture
-async def small(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """A gateway that takes short answers only."""
-    async with running_gateway(engine.url, max_answer_mb=_SMALL_BYTES / 1e6, max_frame_mb=0.1) as running:
-        yield running
-
-
-async def test_a_prompt_fails_at_once_when_its_history_has_no_end(small: RunningGateway, engine: Engine) -> None:
+async def test_a_prompt_fails_at_once_when_its_history_has_no_end(
+    small_answers: RunningGateway, engine: Engine
+) -> None:
     await engine.set_faults({"long_answer": {"route": "/history/*"}})
     async with asyncio.timeout(10):
-        status, body = await small.prompt_sync(invert_workflow(), timeout=300)
+        status, body = await small_answers.prompt_sync(invert_workflow(), timeout=300)
     assert (status, body["type"]) == (502, "server_error")
     assert body["detail"].endswith("the answer is larger than 1 MB (MAX_ANSWER_MB)")
     assert body["prompt_id"]
 
 
 async def test_an_endless_reply_to_a_submission_is_given_up_and_the_prompt_is_found(
-    small: RunningGateway, engine: Engine
+    small_answers: RunningGateway, engine: Engine
 ) -> None:
     await engine.set_faults({"long_answer": {"route": "/prompt", "method": "POST", "times": 1}})
     async with asyncio.timeout(10):
-        status, body = await small.prompt_sync(invert_workflow(), timeout=300)
+        status, body = await small_answers.prompt_sync(invert_workflow(), timeout=300)
     assert (status, executions(engine)) == (200, {body["prompt_id"]: 1})
 
 
 @pytest.mark.parametrize(("path", "route"), [("/prompt", "/prompt"), ("/validate", "/object_info")])
 async def test_other_answers_without_an_end_are_502(
-    small: RunningGateway, engine: Engine, path: str, route: str
+    small_answers: RunningGateway, engine: Engine, path: str, route: str
 ) -> None:
     await engine.set_faults({"long_answer": {"route": route}})
-    async with asyncio.timeout(10), small.http.post(path, json={"prompt": invert_workflow()}) as response:
+    async with asyncio.timeout(10), small_answers.http.post(path, json={"prompt": invert_workflow()}) as response:
         body = await response.json()
     assert (response.status, body["type"]) == (502, "server_error")
     assert "(MAX_ANSWER_MB)" in body["detail"]
@@ -68,17 +61,17 @@ async def test_an_answer_just_below_the_limit_is_read(engine: Engine, lean: bool
             await client.get_queue()
 
 
-async def test_the_watcher_survives_a_message_that_is_too_long(small: RunningGateway, engine: Engine) -> None:
+async def test_the_watcher_survives_a_message_that_is_too_long(small_answers: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"ws_wrong_value": {"type": "executed", "raw": "x" * 200_000, "times": 1}})
     async with asyncio.timeout(10):
-        assert (await small.prompt_sync(invert_workflow(1)))[0] == 200
-        assert (await small.prompt_sync(invert_workflow(2)))[0] == 200
+        assert (await small_answers.prompt_sync(invert_workflow(1)))[0] == 200
+        assert (await small_answers.prompt_sync(invert_workflow(2)))[0] == 200
 
 
-async def test_a_client_is_told_of_a_message_that_is_too_long(small: RunningGateway, engine: Engine) -> None:
-    async with small.http.ws_connect("/ws?clientId=a") as websocket:
+async def test_a_client_is_told_of_a_message_that_is_too_long(small_answers: RunningGateway, engine: Engine) -> None:
+    async with small_answers.http.ws_connect("/ws?clientId=a") as websocket:
         await engine.set_faults({"ws_wrong_value": {"type": "status", "raw": "x" * 200_000}})
-        await small.http.post("/prompt", json={"prompt": invert_workflow()})
+        await small_answers.http.post("/prompt", json={"prompt": invert_workflow()})
         async with asyncio.timeout(10):
             while (message := await websocket.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass

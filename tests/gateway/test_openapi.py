@@ -16,15 +16,8 @@ from comfyui.exceptions import ComfyUIError
 from comfyui.web.front.openapi import operation
 from config import Settings
 from server import create_app
-from tests.support.described import Description
+from tests.support.described import Description, Document
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
-
-Document = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def document() -> Document:
-    return create_app(Settings()).openapi()
 
 
 def operations(document: Document) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 
 from comfyui.logs import configure_logging
-
-
-@pytest.fixture
-def log_file(tmp_path: Path) -> Iterator[Path]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    configured = structlog.get_config()
-    yield tmp_path / "gateway.log"
-    for handler in root.handlers:
-        if handler not in before[0]:
-            handler.close()
-    root.handlers[:], level = before
-    root.setLevel(level)
-    structlog.configure(**configured)
 
 
 def test_a_traceback_in_the_log_has_no_variables_of_its_frames(log_file: Path) -> None:
