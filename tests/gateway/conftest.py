@@ -170,6 +170,13 @@ async def either_engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]
 
 
 @pytest.fixture
+async def either_gateway(either_engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway with default settings in front of `either_engine`."""
+    async with running_gateway(either_engine.url) as running:
+        yield running
+
+
+@pytest.fixture
 def form_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the gateway keeps the files of forms."""
     folder = tmp_path / "spool"

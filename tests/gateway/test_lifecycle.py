@@ -33,31 +33,35 @@ async def other_client_queues(engine: Engine, workflow: dict[str, Any]) -> str:
 # Cancelling
 
 
-async def test_delete_takes_a_pending_prompt_out_of_the_queue(gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_delete_takes_a_pending_prompt_out_of_the_queue(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
     others = await other_client_queues(either_engine, sleep_workflow(5))
     prompt_id = str(uuid4())
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(5, tag=1), prompt_id=prompt_id))
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(5, tag=1), prompt_id=prompt_id))
     await until(lambda: queue_of(either_engine), lambda queue: prompt_id in queue[1])
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    async with either_gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert (response.status, await response.json()) == (200, {"prompt_id": prompt_id, "status": "cancelled"})
     status, body = await waiting
     assert (status, body["type"], body["prompt_id"]) == (409, "task_cancelled", prompt_id)
     assert await queue_of(either_engine) == ([others], [])
 
 
-async def test_delete_interrupts_the_running_prompt(gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_delete_interrupts_the_running_prompt(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30), prompt_id=prompt_id))
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(30), prompt_id=prompt_id))
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([prompt_id], []))
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    async with either_gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 200
     assert (await waiting)[0] == 409
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
 
 
-async def test_a_timeout_cancels_the_prompt_and_nobody_else_s(gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_a_timeout_cancels_the_prompt_and_nobody_else_s(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
     others = await other_client_queues(either_engine, sleep_workflow(5))
-    status, body = await gateway.prompt_sync(sleep_workflow(5, tag=1), timeout=0.3)
+    status, body = await either_gateway.prompt_sync(sleep_workflow(5, tag=1), timeout=0.3)
     assert (status, body["type"]) == (504, "timeout")
     assert body["prompt_id"]
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([others], []))
@@ -72,42 +76,44 @@ async def test_a_timeout_leaves_the_prompt_when_told_so(either_engine: Engine) -
     assert executions(either_engine) == {body["prompt_id"]: 1}
 
 
-async def test_a_client_that_goes_away_takes_its_prompt_with_it(gateway: RunningGateway, either_engine: Engine) -> None:
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30)))
+async def test_a_client_that_goes_away_takes_its_prompt_with_it(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(30)))
     await until(lambda: queue_of(either_engine), lambda queue: len(queue[0]) == 1)
     waiting.cancel()
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
 
 
-async def test_a_prompt_that_others_wait_for_goes_on(gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_a_prompt_that_others_wait_for_goes_on(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    stays = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+    stays = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
     await prompts_are_queued(either_engine, 1)
-    status, _ = await gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id, timeout=0.2)
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id, timeout=0.2)
     assert status == 504
-    leaves = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
-    await until_waiting(gateway, 2)
+    leaves = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+    await until_waiting(either_gateway, 2)
     leaves.cancel()
     assert (await stays)[0] == 200
     assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_one_who_only_looks_on_cancels_nothing(gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_one_who_only_looks_on_cancels_nothing(either_gateway: RunningGateway, either_engine: Engine) -> None:
     others = await other_client_queues(either_engine, sleep_workflow(0.6))
-    async with gateway.http.get(f"/prompt_sync/{others}?timeout=0.1") as response:
+    async with either_gateway.http.get(f"/prompt_sync/{others}?timeout=0.1") as response:
         assert response.status == 504
-    async with gateway.http.get(f"/prompt_sync/{others}") as response:
+    async with either_gateway.http.get(f"/prompt_sync/{others}") as response:
         assert response.status == 200
         assert (await response.json())["images"]
 
 
 @pytest.mark.parametrize("how", ["deleted", "interrupted"])
 async def test_a_prompt_that_someone_else_cancels_is_reported_as_such(
-    gateway: RunningGateway, either_engine: Engine, how: str
+    either_gateway: RunningGateway, either_engine: Engine, how: str
 ) -> None:
     blocker = await other_client_queues(either_engine, sleep_workflow(0.5 if how == "deleted" else 0, tag=9))
     prompt_id = str(uuid4())
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(20, tag=1), prompt_id=prompt_id))
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(20, tag=1), prompt_id=prompt_id))
     async with aiohttp.ClientSession(either_engine.url) as http:
         if how == "deleted":
             await until(lambda: queue_of(either_engine), lambda queue: prompt_id in queue[1])
@@ -124,11 +130,13 @@ async def test_a_prompt_that_someone_else_cancels_is_reported_as_such(
 
 
 async def test_the_same_prompt_id_joins_the_prompt_in_flight_and_then_its_result(
-    gateway: RunningGateway, either_engine: Engine
+    either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     prompt_id = str(uuid4())
-    both = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id) for _ in range(2)))
-    again = await gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id, return_image_base64=True)
+    both = await asyncio.gather(
+        *(either_gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id) for _ in range(2))
+    )
+    again = await either_gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id, return_image_base64=True)
     assert [status for status, _ in (*both, again)] == [200] * 3
     assert again[1]["images"][0]["base64"]
     assert both[0][1]["outputs"] == both[1][1]["outputs"] == again[1]["outputs"]
@@ -167,30 +175,30 @@ async def test_another_body_under_the_same_id_is_refused(either_engine: Engine, 
 
 
 async def test_a_failed_prompt_fails_again_without_running_again(
-    gateway: RunningGateway, either_engine: Engine
+    either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     workflow = invert_workflow()
     workflow["2"] = {"class_type": "SimulatedError", "inputs": {"exception_type": "ValueError", "message": "no"}}
     workflow["2"]["inputs"]["value"] = ["1", 0]
     prompt_id = str(uuid4())
     for _ in range(2):
-        status, body = await gateway.prompt_sync(workflow, prompt_id=prompt_id)
+        status, body = await either_gateway.prompt_sync(workflow, prompt_id=prompt_id)
         assert (status, body["type"]) == (500, "task_failed")
     assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_a_cancelled_prompt_may_be_asked_for_again(gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_a_cancelled_prompt_may_be_asked_for_again(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    status, _ = await gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id, timeout=0.2)
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id, timeout=0.2)
     assert status == 504
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
-    status, _ = await gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id)
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id)
     assert status == 200
 
 
-async def test_a_key_and_a_prompt_id_together_are_refused(gateway: RunningGateway) -> None:
+async def test_a_key_and_a_prompt_id_together_are_refused(either_gateway: RunningGateway) -> None:
     body = {"prompt": invert_workflow(), "prompt_id": str(uuid4())}
-    async with gateway.http.post("/prompt_sync", json=body, headers={"Idempotency-Key": "k"}) as response:
+    async with either_gateway.http.post("/prompt_sync", json=body, headers={"Idempotency-Key": "k"}) as response:
         assert response.status == 422
 
 
@@ -214,12 +222,14 @@ async def test_a_prompt_in_flight_is_attached_to_after_the_gateway_restarted(eit
     assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_a_caller_s_own_websocket_gets_the_messages(gateway: RunningGateway, either_engine: Engine) -> None:
+async def test_a_caller_s_own_websocket_gets_the_messages(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
     async with (
         aiohttp.ClientSession(either_engine.url) as http,
         http.ws_connect("/ws?clientId=mine") as socket,
     ):
-        status, body = await gateway.prompt_sync(sleep_workflow(0.1), client_id="mine")
+        status, body = await either_gateway.prompt_sync(sleep_workflow(0.1), client_id="mine")
         assert status == 200
         async with asyncio.timeout(5):
             async for message in socket:
@@ -254,16 +264,16 @@ async def until_waiting(gateway: RunningGateway, count: int) -> None:
 
 
 async def test_a_caller_s_id_is_looked_for_without_everybody_s_workflows_where_comfyui_can_tell(
-    gateway: RunningGateway, either_engine: Engine
+    either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     """`GET /queue` carries every workflow that waits."""
     await other_client_queues(either_engine, sleep_workflow(5))
     prompt_id = str(uuid4())
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.01, tag=1), prompt_id=prompt_id))
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.01, tag=1), prompt_id=prompt_id))
     await until(lambda: remaining(either_engine), lambda count: count == 2)
     old = either_engine.options.comfyui_version == OLD_VERSION
     assert requests(either_engine, "GET /queue") == (1 if old else 0)
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    async with either_gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 200
     assert (await waiting)[0] == 409
 

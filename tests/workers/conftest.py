@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from comfyui.engine import Engine, EngineOptions
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from comfyui.outputs.stores.supabase import SupabaseApi
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workers.base import ComfyUIWorker
+from comfyui.workers.options import WorkerOptions
 from tests.support import littlehorse_process
 from tests.support.comfyui_folders import Folders
 from tests.support.job_api import JobApi, WorkerProcess, free_port, running_worker
