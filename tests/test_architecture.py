@@ -296,7 +296,7 @@ def fixtures_in(tree: ast.AST) -> list[str]:
         node.name
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and any("fixture" in ast.unparse(mark).partition("(")[0] for mark in node.decorator_list)
+        and any(ast.unparse(mark).partition("(")[0].endswith("fixture") for mark in node.decorator_list)
     ]
 
 
@@ -306,8 +306,9 @@ def test_fixtures_stand_in_the_conftest_of_their_folder() -> None:
 
 
 def test_the_check_sees_a_fixture_however_it_is_written() -> None:
-    written = "@pytest.fixture(scope='module')\nasync def a(): ...\n@pytest_asyncio.fixture\ndef b(): ...\ndef c(): ..."
-    assert fixtures_in(ast.parse(written)) == ["a", "b"]
+    marks = ("@pytest.fixture(scope='module')", "@pytest_asyncio.fixture", "@pytest.mark.usefixtures('a')")
+    written = "\n".join(f"{mark}\nasync def f{number}(): ..." for number, mark in enumerate(marks))
+    assert fixtures_in(ast.parse(written)) == ["f0", "f1"]
 
 
 def lambda_slots(tree: ast.AST) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -352,3 +353,12 @@ def digest_of_output() -> str:
     for start in range(0, SIZE, len(block)):
         digest.update(block[: SIZE - start])
     return digest.hexdigest()
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Only what nobody holds goes, and at once: no collector hides a circle."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

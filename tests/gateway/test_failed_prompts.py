@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from comfyui.engine import Engine
 from comfyui.models import PromptRequest
-from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow, until
+from tests.support.running import RunningGateway, invert_workflow, sleep_workflow, until
 
 _PICTURE = {"name": "a.png", "image": "data:image/png;base64,QUJDREVGRw=="}
 _LOADING = invert_workflow() | {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
 _UNKNOWN = {"1": {"class_type": "NoSuchNode", "inputs": {}}}
-
-
-@pytest.fixture
-async def small(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """A gateway that takes short answers only."""
-    async with running_gateway(engine.url, max_answer_mb=1) as running:
-        yield running
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def _requests() -> int:
@@ -54,7 +38,7 @@ async def _alive() -> int:
     ],
 )
 async def test_a_failed_prompt_keeps_no_request(
-    small: RunningGateway,
+    small_answers: RunningGateway,
     engine: Engine,
     code: str,
     workflow: dict[str, Any],
@@ -64,7 +48,7 @@ async def test_a_failed_prompt_keeps_no_request(
     await engine.set_faults(faults)
     before = _requests()
     for _ in range(3):
-        _, body = await small.prompt_sync(workflow, **fields)
+        _, body = await small_answers.prompt_sync(workflow, **fields)
         assert body["type"] == code
     # The poller may have looked at the last one, and lets go of it with its next look.
     assert await until(_alive, lambda count: count <= before + 1) <= before + 1
