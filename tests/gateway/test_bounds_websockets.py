@@ -21,7 +21,7 @@ _HANDSHAKE = (
 )
 _COUNT = 50_000
 _TRIES = 5
-_FINAL, _MASKED, _CONTINUATION, _TEXT, _PING = 0x80, 0x80, 0, 1, 9
+_FINAL, _MASKED, _CONTINUATION, _TEXT, _BINARY, _PING = 0x80, 0x80, 0, 1, 2, 9
 
 
 def frame(opcode: int, data: bytes = b"", *, final: bool = True) -> bytes:
@@ -31,10 +31,11 @@ def frame(opcode: int, data: bytes = b"", *, final: bool = True) -> bytes:
 
 LAST = b"the last one"
 FLOODS = {
+    # JSON, since the engine would log each message that is none.
     "messages": frame(_TEXT, b"1") * _COUNT,
-    "nothings": frame(_TEXT) * _COUNT,
+    "nothings": frame(_BINARY) * _COUNT,
     "pings": frame(_PING) * _COUNT,
-    "fragments": (frame(_TEXT, b"1", final=False) + frame(_CONTINUATION, final=False) * 98 + frame(_CONTINUATION))
+    "fragments": (frame(_BINARY, b"1", final=False) + frame(_CONTINUATION, final=False) * 98 + frame(_CONTINUATION))
     * (_COUNT // 100),
 }
 
