@@ -160,6 +160,11 @@ class InputStager:
                 tasks = [
                     group.create_task(self._place(server, item, slots), name=f"stage {item.where}") for item in items
                 ]
+        except asyncio.CancelledError as error:
+            # The group has the task that keeps the error, and in Python 3.11 its frame has the error: with either in
+            # the traceback nothing of this call would be freed.
+            del group
+            raise error.with_traceback(None)  # noqa: B904 - it is the same error
         except BaseExceptionGroup as errors:
             # One reason is enough for the caller; the group has cancelled the others.
             # A group's traceback has the group in it, and its context would have the error itself: nothing of this
