@@ -174,6 +174,7 @@ async def assert_not_held_up(gateway: GatewayProcess, name: str, bomb: Bomb) -> 
     assert min(tries) <= TARGET_S, (name, tries)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("group", WORKED_ON)
 async def test_the_probe_is_answered_while_a_bomb_is_worked_on(engine: Engine, group: str) -> None:
@@ -182,6 +183,7 @@ async def test_the_probe_is_answered_while_a_bomb_is_worked_on(engine: Engine, g
             await assert_not_held_up(gateway, name, BOMBS[name])
 
 
+@pytest.mark.alone
 async def test_the_probe_is_answered_while_the_server_of_a_submission_is_looked_for(engine: Engine) -> None:
     """With several servers its client id says where it goes."""
     bomb = Bomb("/prompt", lambda: json.dumps({"client_id": "a", "prompt": nodes(200_000)}).encode(), (200, 400))

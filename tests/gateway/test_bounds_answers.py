@@ -90,6 +90,7 @@ LARGE = {
 }
 
 
+@pytest.mark.alone
 async def test_the_probe_is_answered_while_a_large_answer_is_read(engine: Engine) -> None:
     """By the CPU time that the gateway uses while a probe waits: other processes on the machine do not change it."""
     async with gateway_process(engine.url) as gateway:

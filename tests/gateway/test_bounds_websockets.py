@@ -15,6 +15,8 @@ from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.relaying import raw_client
 from tests.support.running import invert_workflow
 
+pytestmark = pytest.mark.alone
+
 _HANDSHAKE = (
     b"GET /ws?clientId=flood HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
