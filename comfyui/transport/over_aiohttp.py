@@ -125,6 +125,9 @@ class AiohttpTransport:
 
 async def whole_body(response: aiohttp.ClientResponse, answers: AnswerLimits, what: str) -> bytes:
     """Raises `ComfyUIUnreadableError` when it is too long."""
+    if (response.content_length or 0) > answers.max_bytes:
+        response.close()  # else the rest would be waited for
+        raise answers.too_long(what)
     pieces: list[bytes] = []
     size = 0
     async for piece in response.content.iter_any():
