@@ -17,6 +17,8 @@ from benchmarks.processes import BenchError, Server, exact_cpu_s
 from benchmarks.stage import Row, Stage
 
 TARGET_S = 0.1
+# For the suite, which runs on machines of any speed: a fault that held up the loop took far more than this.
+HELD_UP_S = 3 * TARGET_S
 _PROBE_EVERY_S = 0.02
 _TRIES = 3
 _FORM = b"bombs"

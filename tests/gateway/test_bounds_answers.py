@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from benchmarks.bombs import TARGET_S, probing
+from benchmarks.bombs import HELD_UP_S, probing
 from benchmarks.processes import Server
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
@@ -98,11 +98,11 @@ async def test_the_probe_is_answered_while_a_large_answer_is_read(engine: Engine
             engine.faults.clear()
             await engine.set_faults(fault)
             tries: list[float] = []
-            while not tries or (tries[-1] > TARGET_S and len(tries) < _TRIES):
+            while not tries or (tries[-1] > HELD_UP_S and len(tries) < _TRIES):
                 with probing(Server(gateway.process.pid, gateway.port)) as worst:
                     assert await _statuses(gateway, invert_workflow(len(tries))) == statuses, kind
                 tries.append(worst().cpu_s)
-            assert min(tries) <= TARGET_S, (kind, tries)
+            assert min(tries) <= HELD_UP_S, (kind, tries)
 
 
 async def _statuses(gateway: GatewayProcess, workflow: dict[str, Any]) -> tuple[int, int]:
