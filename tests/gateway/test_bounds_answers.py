@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import aiohttp
 import pytest
 
-from benchmarks.bombs import HELD_UP_S, probing
+from benchmarks.bombs import probing
 from benchmarks.processes import Server
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIUnreadableError
 from comfyui.limits import AnswerLimits
+from tests.support.held_up import assert_not_held_up
 from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import RunningGateway, executions, invert_workflow
-
-_TRIES = 5
 
 
 async def test_a_prompt_fails_at_once_when_its_history_has_no_end(
@@ -92,17 +94,20 @@ LARGE = {
 
 @pytest.mark.alone
 async def test_the_probe_is_answered_while_a_large_answer_is_read(engine: Engine) -> None:
-    """By the CPU time that the gateway uses while a probe waits: other processes on the machine do not change it."""
     async with gateway_process(engine.url) as gateway:
         for kind, (fault, statuses) in LARGE.items():
             engine.faults.clear()
             await engine.set_faults(fault)
-            tries: list[float] = []
-            while not tries or (tries[-1] > HELD_UP_S and len(tries) < _TRIES):
-                with probing(Server(gateway.process.pid, gateway.port)) as worst:
-                    assert await _statuses(gateway, invert_workflow(len(tries))) == statuses, kind
-                tries.append(worst().cpu_s)
-            assert min(tries) <= HELD_UP_S, (kind, tries)
+            measured = partial(_cpu_s_of_reading, gateway, kind, statuses, itertools.count())
+            await assert_not_held_up(kind, measured)
+
+
+async def _cpu_s_of_reading(
+    gateway: GatewayProcess, kind: str, statuses: tuple[int, int], seeds: Iterator[int]
+) -> float:
+    with probing(Server(gateway.process.pid, gateway.port)) as worst:
+        assert await _statuses(gateway, invert_workflow(next(seeds))) == statuses, kind
+    return worst().cpu_s
 
 
 async def _statuses(gateway: GatewayProcess, workflow: dict[str, Any]) -> tuple[int, int]:
