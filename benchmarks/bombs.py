@@ -17,6 +17,8 @@ from benchmarks.processes import BenchError, Server, exact_cpu_s
 from benchmarks.stage import Row, Stage
 
 TARGET_S = 0.1
+# For the suite, which runs on machines of any speed: a fault that held up the loop took far more than this.
+HELD_UP_S = 3 * TARGET_S
 _PROBE_EVERY_S = 0.02
 _TRIES = 3
 _FORM = b"bombs"
@@ -27,6 +29,11 @@ _PICTURE = {"1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}, "2":
 
 def _nodes(count: int, class_type: str = "KSampler", **inputs: Any) -> dict[str, Any]:
     return {str(number): {"class_type": class_type, "inputs": inputs} for number in range(count)}
+
+
+def _a_million_nodes() -> bytes:
+    """As `_nodes`, whose objects would take longer to make than the gateway takes to refuse them."""
+    return b"{%b}" % b",".join(b'"%d":{"class_type":"KSampler","inputs":{}}' % number for number in range(1_000_000))
 
 
 def _sync(**fields: Any) -> bytes:
@@ -98,7 +105,7 @@ BOMBS: dict[str, Bomb] = {
     "many long strings": Bomb(
         "/validate", lambda: json.dumps(_nodes(9_000, sampler_name="eulre" * 900)).encode(), (200,)
     ),
-    "a million nodes": Bomb("/validate", lambda: json.dumps(_nodes(1_000_000)).encode(), (413,)),
+    "a million nodes": Bomb("/validate", _a_million_nodes, (413,)),
     "unknown classes": Bomb("/validate", lambda: json.dumps(_nodes(9_999, "KSamplr")).encode(), (200,)),
     "a long class name": Bomb("/validate", lambda: json.dumps(_nodes(24, "KS" + "ab" * 1_000_000)).encode(), (413,)),
     "undeclared inputs": Bomb("/validate", _undeclared, (200,)),
@@ -114,11 +121,9 @@ BOMBS: dict[str, Bomb] = {
         "/prompt_sync", lambda: _large_image(prompt_id="7d0b5c39-0000-4000-8000-0000000000b0"), (200, 400)
     ),
     "events of a million nodes": Bomb(
-        "/prompt_sync", lambda: json.dumps({"prompt": _nodes(1_000_000)}).encode(), (413,), _AS_EVENTS
+        "/prompt_sync", lambda: b'{"prompt":%b}' % _a_million_nodes(), (413,), _AS_EVENTS
     ),
-    "a form of a million nodes": Bomb(
-        "/prompt_sync", lambda: _in_form(json.dumps(_nodes(1_000_000)).encode()), (413,), _AS_FORM
-    ),
+    "a form of a million nodes": Bomb("/prompt_sync", lambda: _in_form(_a_million_nodes()), (413,), _AS_FORM),
     "a form of one long text": Bomb(
         "/validate",
         lambda: _in_form(json.dumps(_nodes(1, text="ä€" * 19_000_000), ensure_ascii=False).encode()),

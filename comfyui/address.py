@@ -13,14 +13,10 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from comfyui.headers import may_be_set
+
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]+")
-# They say how a request is framed, where it goes, and who asks: that is the client's and the relay's business.
-_NOT_OURS = re.compile(
-    r"host|connection|keep-alive|te|trailer|upgrade|expect|origin|accept-encoding|x-forwarded-.*|content-.*|transfer-.*"
-    r"|sec-.*|proxy-connection",
-    re.IGNORECASE,
-)
 _ALL = "*"
 # What stands before the address in `gpu-1=10.0.0.5:8188`.
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(?=.)")
@@ -196,7 +192,7 @@ def _meant(address: str, addresses: Sequence[str]) -> list[str]:
 def _check_header(name: str, value: Any) -> None:
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"{name[:50]!r} is no header's name")
-    if _NOT_OURS.fullmatch(name):
+    if not may_be_set(name):
         raise ValueError(f"{name} cannot be set: the gateway sets it for each request")
     if not isinstance(value, str) or not _VALUE.fullmatch(value):
         raise ValueError(f"the value of {name} is no text that a header can have")

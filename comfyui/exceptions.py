@@ -87,6 +87,12 @@ class ComfyUIError(Exception):
         self.node_errors: NodeErrors = node_errors or {}
         self.saved: Any = None
 
+    def __copy__(self) -> Self:
+        """The same error without its traceback, cause and context, which keep all that their frames had."""
+        error = type(self).__new__(type(self), *self.args)
+        vars(error).update(vars(self))
+        return error
+
 
 class ComfyUIValidationError(ComfyUIError):
     """The workflow was refused, by us or by ComfyUI.

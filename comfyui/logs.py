@@ -2,7 +2,7 @@
 
 Whatever is bound with ``structlog.contextvars`` (request_id, prompt_id) stands on every line of that request. Our own
 lines are rendered by structlog and go straight to the handler: by way of the standard library's loggers and records one
-took 45 µs in place of 16, twice a prompt.
+took 45 µs in place of 12, twice a prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+
+from comfyui import jsonio
 
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
@@ -45,7 +47,7 @@ def configure_logging(level: str = "INFO", output: str = "console") -> None:
             handler = logging.handlers.WatchedFileHandler(path, encoding="utf-8")
         # As it comes, it writes the variables of every frame, with whatever keys and prompts are in them.
         tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        renderer = [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+        renderer = [structlog.processors.ExceptionRenderer(tracebacks), _as_json]
     handler.setFormatter(
         _Formatter(
             foreign_pre_chain=_SHARED,
@@ -72,6 +74,18 @@ def configure_logging(level: str = "INFO", output: str = "console") -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
+
+
+# For what is not plain JSON in ASCII: it escapes the rest, since a terminal obeys some of it, and takes 4 us more.
+_escaped = structlog.processors.JSONRenderer(separators=(",", ":"))
+
+
+def _as_json(logger: Any, method: str, event: structlog.typing.EventDict) -> str:
+    try:
+        line = jsonio.dumps(event)
+    except TypeError:
+        line = b""
+    return line.decode() if line and line.isascii() else str(_escaped(logger, method, event))
 
 
 class _Line(logging.LogRecord):

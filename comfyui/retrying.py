@@ -26,7 +26,7 @@ _LARGEST_POWER = 30
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Delays that double with each failure.
+    """Delays that double with each failure: this is the only place that has their growth.
 
     Attributes:
         start_s: the longest delay after the first failure.

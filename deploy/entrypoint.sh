@@ -238,9 +238,11 @@ export STOP_SECONDS="${STOP_SECONDS:-$default_stop}"
 if [[ "$WORKER" == gateway ]]; then
     cd "$APP_DIR"
     "$VENV/bin/python" -c 'import sys
-from config import SettingsError, load_settings
+from comfyui.exceptions import SettingsError
+from comfyui.settings import ENV_FILE, load
+from config import Settings
 try:
-    load_settings()
+    load(Settings, env_file=ENV_FILE)
 except SettingsError as error:
     sys.exit(f"{error}")' || fail 64 "settings cannot be used; see above"
 fi

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from comfyui.engine import Engine, EngineOptions
+from tests.support.object_store import running_seaweedfs
 from tests.support.running import RunningGateway, running_gateway
 from tests.support.runpod_endpoint import FakeEndpoint
 from tests.support.settings import all_variables
@@ -60,6 +61,13 @@ async def endpoint() -> AsyncIterator[FakeEndpoint]:
     """RunPod's API."""
     async with FakeEndpoint() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an S3 server, one for this session."""
+    with running_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,6 @@ LONG = {
     "comfyui/sdk/client.py": "one method for each call, and nothing else",
     "comfyui/sdk/command_line.py": "one function for each command",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",
-    "comfyui/workers/base.py": "to be cut: ids, replies and the process are three things",
     "comfyui/workflows/convert/widgets.py": "the editor's widgets, kind by kind",
     "comfyui/workflows/preflight.py": "ComfyUI's checks, in ComfyUI's order",
 }
@@ -150,7 +150,9 @@ def test_imports_go_strictly_down(path: Path) -> None:
     assert here is not None
     if here in ISLANDS:
         return
-    assert here != "ground" or len(path.relative_to(ROOT).parts) == 2, f"give the folder of {relative(path)} a floor"
+    assert dotted(path) in {f"comfyui.{here}", f"comfyui.{here}.{path.stem}"} or (
+        here == "ground" and path.parent == ROOT / "comfyui"
+    ), f"give the folder of {relative(path)} a floor of its own"
     for name in imports(path):
         there = room(name)
         if there is not None and there != here and there not in ISLANDS:
@@ -255,7 +257,10 @@ def test_nobody_reads_the_environment_at_import(path: Path) -> None:
 # Tests that patch what only its own module knows, each with the reason why there is no option for it.
 PATCHES_OF_OURS = {
     ("tests/gateway/test_framing.py", "where"): "breaks our HTTP on purpose, to show that the suite sees it",
-    ("tests/gateway/test_storage.py", "store._client"): "the S3 driver's client; cancels at a moment of its choosing",
+    (
+        "tests/gateway/test_storage.py",
+        "s3_store._client",
+    ): "the S3 driver's client; cancels at a moment of its choosing",
 }
 
 
@@ -283,6 +288,27 @@ def test_tests_set_limits_by_options_and_patch_no_private_name() -> None:
 def test_tests_use_hand_written_fakes() -> None:
     tests = (ROOT / "tests").rglob("*.py")
     assert [relative(path) for path in tests if "unittest.mock" in imports(path)] == []
+
+
+def fixtures_in(tree: ast.AST) -> list[str]:
+    """Names of the fixtures that a module defines itself."""
+    return [
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any(ast.unparse(mark).partition("(")[0].endswith("fixture") for mark in node.decorator_list)
+    ]
+
+
+def test_fixtures_stand_in_the_conftest_of_their_folder() -> None:
+    modules = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert {relative(path): names for path in modules if (names := fixtures_in(ast.parse(path.read_text())))} == {}
+
+
+def test_the_check_sees_a_fixture_however_it_is_written() -> None:
+    marks = ("@pytest.fixture(scope='module')", "@pytest_asyncio.fixture", "@pytest.mark.usefixtures('a')")
+    written = "\n".join(f"{mark}\nasync def f{number}(): ..." for number, mark in enumerate(marks))
+    assert fixtures_in(ast.parse(written)) == ["f0", "f1"]
 
 
 def lambda_slots(tree: ast.AST) -> Iterator[int]:
@@ -334,7 +360,7 @@ def written_from_outside(path: Path, tree: ast.AST, owners: Mapping[str, set[str
 OURS = [path for path in PRODUCT if "engine" not in path.parts]
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def owners() -> dict[str, set[str]]:
     known: dict[str, set[str]] = {}
     for path in OURS:
@@ -349,13 +375,13 @@ def test_no_callback_waits_in_a_slot(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", OURS, ids=relative)
-def test_only_a_class_writes_its_attributes(path: Path, owners: Mapping[str, set[str]]) -> None:
-    assert not written_from_outside(path, ast.parse(path.read_text()), owners)
+def test_only_a_class_writes_its_attributes(path: Path) -> None:
+    assert not written_from_outside(path, ast.parse(path.read_text()), owners())
 
 
 @pytest.mark.parametrize("name", WRITTEN_BY_OTHERS)
-def test_what_others_may_write_they_do_write(name: str, owners: Mapping[str, set[str]]) -> None:
-    attributes_there = {attribute for attribute, modules in owners.items() if name in modules}
+def test_what_others_may_write_they_do_write(name: str) -> None:
+    attributes_there = {attribute for attribute, modules in owners().items() if name in modules}
     foreign = (
         attribute
         for path in OURS
@@ -366,7 +392,7 @@ def test_what_others_may_write_they_do_write(name: str, owners: Mapping[str, set
     assert attributes_there.intersection(foreign), "take it out of WRITTEN_BY_OTHERS"
 
 
-def test_the_checks_see_a_slot_and_a_second_writer(owners: Mapping[str, set[str]]) -> None:
+def test_the_checks_see_a_slot_and_a_second_writer() -> None:
     slots = """
 class Queue:
     on_taken: Callable[[], None] = lambda: None
@@ -382,7 +408,7 @@ backend.watcher.queue_remaining, error.prompt_id = 1, None
 self.state = archive.compression = 2
 """
     handler = ROOT / "comfyui/handler.py"
-    assert [line.split(" belongs")[0] for line in written_from_outside(handler, ast.parse(second), owners)] == [
+    assert [line.split(" belongs")[0] for line in written_from_outside(handler, ast.parse(second), owners())] == [
         "comfyui/handler.py:2: job.state",
         "comfyui/handler.py:3: backend.watcher.queue_remaining",
     ]

@@ -1,4 +1,4 @@
-"""The docs say what the code does: every setting, error, metric, route and promised test stands in them."""
+"""The docs say what the code does: every setting, error, route, metric and promised test stands in them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+from fastapi.routing import iter_route_contexts
 from prometheus_client import generate_latest
 
 from comfyui import exceptions
 from comfyui.exceptions import ComfyUIError
 from comfyui.metrics import Metrics
+from comfyui.sdk.errors import error_from
 from comfyui.settings import variables
+from config import Settings
+from server import create_app
 from tests.support.settings import PROCESSES
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +86,23 @@ def error_classes() -> list[type[ComfyUIError]]:
 @pytest.mark.parametrize("error", error_classes(), ids=lambda error: error.__name__)
 def test_every_error_code_is_described(error: type[ComfyUIError]) -> None:
     assert f"`{error.code}`" in page("api.md")
+
+
+@pytest.mark.parametrize("name", ["api.md", "drop-in.md"])
+def test_every_path_of_our_own_is_described(name: str) -> None:
+    paths = {route.path or "" for route in iter_route_contexts(create_app(Settings()).router.routes)}
+    assert "/prompt_sync" in paths
+    described = page(name)
+    assert [path for path in sorted(paths) if path.partition("{")[0].rstrip("/") not in described] == []
+
+
+def test_the_sdk_knows_the_status_of_every_error() -> None:
+    """An error that ends a stream of events comes without one."""
+    possible: dict[str, set[int]] = {}
+    for error in error_classes():
+        possible.setdefault(error.code, set()).add(error.status)
+    known = {code: error_from({"error": "", "type": code, "detail": ""}).status for code in possible}
+    assert {code: status for code, status in known.items() if status not in possible[code]} == {}
 
 
 def test_every_metric_is_described() -> None:

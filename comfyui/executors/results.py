@@ -66,6 +66,8 @@ async def nodes_without_files(backend: Backend, result: PromptResult, entry: His
     if not result.outputs:
         return set(cached.intersection(entry.output_nodes))
     files = [file for file in result.files if file.node_id in cached]
+    if not files:
+        return set()
     there = await asyncio.gather(*(_is_there(backend, file) for file in files))
     return {file.node_id for file, exists in zip(files, there, strict=True) if not exists}
 

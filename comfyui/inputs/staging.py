@@ -20,6 +20,7 @@ import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -159,9 +160,17 @@ class InputStager:
                 tasks = [
                     group.create_task(self._place(server, item, slots), name=f"stage {item.where}") for item in items
                 ]
+        except asyncio.CancelledError as error:
+            # The group has the task that keeps the error, and in Python 3.11 its frame has the error: with either in
+            # the traceback nothing of this call would be freed.
+            del group
+            raise error.with_traceback(None)  # noqa: B904 - it is the same error
         except BaseExceptionGroup as errors:
             # One reason is enough for the caller; the group has cancelled the others.
-            raise errors.exceptions[0]  # noqa: B904 - its own cause stays
+            # A group's traceback has the group in it, and its context would have the error itself: nothing of this
+            # call would be freed.
+            first = errors.with_traceback(None).exceptions[0]
+            raise copy(first) if isinstance(first, ComfyUIError) else first  # noqa: B904 - its own cause stays
         placed = [(item, task.result()) for item, task in zip(items, tasks, strict=True)]
         return await offloaded(request.size, _rewritten, request.prompt, placed)
 
@@ -314,21 +323,21 @@ def _inputs(node: Any) -> Mapping[str, Any]:
 
 
 def _rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[_Item, _Placed]]) -> Mapping[str, Any]:
-    copy = dict(prompt)
+    changed = dict(prompt)
 
     def change(reference: tuple[str, str], value: Any) -> None:
         node_id, input_name = reference
-        node = copy[node_id]
-        copy[node_id] = {**node, "inputs": {**node["inputs"], input_name: value}}
+        node = changed[node_id]
+        changed[node_id] = {**node, "inputs": {**node["inputs"], input_name: value}}
 
     for item, names in placed:
         for reference in item.references:
             change(reference, names.by_content)
         if names.plain and names.plain != item.path:
             for node_id, input_name in item.mentions:
-                value = copy[node_id]["inputs"][input_name]
+                value = changed[node_id]["inputs"][input_name]
                 change((node_id, input_name), _renamed(value, item.path, names.plain))
-    return copy if any(copy[node_id] is not prompt[node_id] for node_id in copy) else prompt
+    return changed if any(changed[node_id] is not prompt[node_id] for node_id in changed) else prompt
 
 
 def _renamed(value: Any, old: str, new: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping
+from copy import copy
 from typing import Any, Literal
 
 import structlog
@@ -294,6 +295,8 @@ class Job:
 
     def result(self) -> PromptResult:
         """The result of a job that has ended. Raises the `ComfyUIError` that it ended with."""
+        if (error := self._outcome.exception()) is not None:
+            raise copy(error)  # the traceback of what is raised here has this job in it
         return self._outcome.result()
 
     def finish(self, result: PromptResult) -> None:
@@ -334,10 +337,12 @@ class Job:
     def _fail(self, error: ComfyUIError, state: State, *, written: bool = True) -> None:
         if self.ended:
             return
-        error.prompt_id = error.prompt_id or self.prompt_id
+        # The error has the whole try in its traceback. With that this job would keep itself and its request in memory.
+        kept = copy(error)
+        kept.prompt_id = kept.prompt_id or self.prompt_id
         if written and self.entry is not None:
-            self.entry.failed(state, error)
-        self._outcome.set_exception(error)
+            self.entry.failed(state, kept)
+        self._outcome.set_exception(kept)
         self._outcome.exception()  # no request may be waiting any more
         self._end(state)
 

@@ -7,10 +7,17 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from comfyui.exceptions import ComfyUIError
-from comfyui.models import FileEntry, ImageConversion, OutputFile, OutputPlace, PromptRequest, PromptResult
+from comfyui.models import (
+    ConversionNote,
+    FileEntry,
+    ImageConversion,
+    OutputFile,
+    OutputPlace,
+    PromptRequest,
+    PromptResult,
+)
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.history import OutputContent, result_json
 from comfyui.outputs.keys import prompt_key
@@ -69,7 +76,7 @@ class Deliverer:
         """The file as the client is to have it. Raises `ComfyUIError` when it cannot be read."""
         return self._files.open(result, file, order.convert)
 
-    async def entries(self, result: PromptResult, order: Order, *, deadline: float) -> list[dict[str, Any]]:
+    async def entries(self, result: PromptResult, order: Order, *, deadline: float) -> list[FileEntry]:
         """What ``images`` says of each file, in order; stores them first where that is wanted.
 
         Never raises for a file that could not be stored: its entry has ``error``.
@@ -79,7 +86,7 @@ class Deliverer:
         """
         placement = self._placement(order)
         if placement is None or not self._files.has_store:
-            note = (
+            note: ConversionNote = (
                 {"converted": False, "reason": _NOTHING_TO_CONVERT} if order.convert and not order.with_base64 else {}
             )
             return [{**self._entry(file), **note} for file in result.files]
@@ -90,7 +97,7 @@ class Deliverer:
             ]
         return [task.result() for task in tasks]
 
-    def json(self, result: PromptResult, entries: list[dict[str, Any]], order: Order) -> AsyncGenerator[bytes, None]:
+    def json(self, result: PromptResult, entries: list[FileEntry], order: Order) -> AsyncGenerator[bytes, None]:
         """The JSON answer in pieces: see `outputs.result_json`."""
         open_file = (lambda file: self.open(result, file, order)) if order.with_base64 else None
         return result_json(result, entries, open_file=open_file)
@@ -113,7 +120,7 @@ class Deliverer:
 
     async def _stored(
         self, result: PromptResult, file: OutputFile, order: Order, placement: Placement, deadline: float
-    ) -> dict[str, Any]:
+    ) -> FileEntry:
         entry = self._entry(file)
         key_of = partial(prompt_key, result.prompt_id)
         try:
@@ -121,5 +128,12 @@ class Deliverer:
         except ComfyUIError as error:
             return {**entry, "error": error.detail}
         placed = stored.object
-        link = {"url": placed.url, "view_url": entry["url"]}
-        return {**entry, **stored.facts, **link, "bucket": placed.bucket, "key": placed.key, "size": placed.size}
+        return {
+            **entry,
+            **stored.facts,
+            "url": placed.url,
+            "view_url": entry["url"],
+            "bucket": placed.bucket,
+            "key": placed.key,
+            "size": placed.size,
+        }

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import structlog
 
@@ -21,7 +21,7 @@ from comfyui.exceptions import (
     StorageError,
     StorageRefusedError,
 )
-from comfyui.models import ImageConversion, OutputFile, PromptResult
+from comfyui.models import FileFacts, ImageConversion, OutputFile, PromptResult
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.store import ObjectStore, Placement, StoredObject
@@ -75,7 +75,7 @@ class Stored:
     """A file that is in the store; `facts` are what its entry says of it besides, such as its name when converted."""
 
     object: StoredObject
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: FileFacts = field(default_factory=FileFacts)
 
 
 class OutputFiles:

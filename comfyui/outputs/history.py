@@ -14,7 +14,7 @@ import pybase64
 
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
-from comfyui.models import AnswerHead, AnswerTail, OutputFile, PromptResult
+from comfyui.models import AnswerHead, AnswerTail, ConversionNote, FileEntry, FileFacts, OutputFile, PromptResult
 from comfyui.replies import HistoryEntry
 from comfyui.transport.body import OpenBody
 from comfyui.workflows.api_format import node_order
@@ -40,9 +40,9 @@ class OutputContent:
     filename: str
     content_type: str
     body: OpenBody
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: ConversionNote = field(default_factory=ConversionNote)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> FileFacts:
         """What the entry in ``images`` says of it."""
         return {"filename": self.filename, "content_type": self.content_type, **self.notes}
 
@@ -61,11 +61,11 @@ def files_of(outputs: Mapping[str, Any]) -> tuple[OutputFile, ...]:
             str(item.get("type") or "output"),
         )
         for node_id in node_order(outputs)
-        if isinstance(outputs[node_id], Mapping)
+        if isinstance(outputs[node_id], dict)
         for key, items in outputs[node_id].items()
-        if isinstance(items, Sequence) and not isinstance(items, str)
+        if isinstance(items, list)
         for item in items
-        if isinstance(item, Mapping) and isinstance(item.get("filename"), str) and item["filename"]
+        if isinstance(item, dict) and isinstance(item.get("filename"), str) and item["filename"]
     )
 
 
@@ -164,7 +164,7 @@ class _Base64:
 
 async def result_json(
     result: PromptResult,
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[FileEntry],
     *,
     open_file: OpenFile | None = None,
     clock: Callable[[], float] = time.monotonic,

@@ -29,6 +29,7 @@ from comfyui.exceptions import (
     error_body_of,
     retry_after_s,
 )
+from comfyui.headers import AUTOMATIC, RawHeaders, as_text, to_client, to_comfyui
 from comfyui.limits import JSON_OF_COMFYUI, AnswerLimits
 from comfyui.offload import in_thread
 from comfyui.replies import object_info
@@ -45,16 +46,6 @@ _DEFINITIONS_S = 30.0
 _HEADER_BYTES = 64 * 1024
 # Long: ComfyUI's event loop stands still while it loads a model.
 _HEARTBEAT_S = 120.0
-_PER_HOP = frozenset(
-    {
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te"),
-        *("trailer", "transfer-encoding", "upgrade"),
-    }
-)
-# The bridge's own password; and what aiohttp sets anew.
-_NOT_SENT = _PER_HOP | {"authorization", "host", "expect"}
-_OF_THE_HANDSHAKE = frozenset({"sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions"})
-_OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
 class LocalComfyUI:
@@ -81,7 +72,7 @@ class LocalComfyUI:
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={hdrs.AUTHORIZATION: self._authorization} if self._authorization else None,
-            skip_auto_headers=_OURS_TO_OMIT,
+            skip_auto_headers=AUTOMATIC,
             # Bodies pass through as they are.
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
@@ -147,9 +138,8 @@ class LocalComfyUI:
                 data=request.content if request.body_exists else None,
             ) as answer:
                 response = web.StreamResponse(status=answer.status, reason=answer.reason)
-                for name, value in answer.headers.items():
-                    if name.lower() not in _PER_HOP:
-                        response.headers.add(name, self._relative(value) if name.lower() == "location" else value)
+                said = to_client(_lower(answer.raw_headers), answer.status, self._base_url, "")
+                response.headers.extend(as_text(said))
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
                     await response.write(chunk)
@@ -195,14 +185,11 @@ class LocalComfyUI:
         """Its side of a client's ``/ws``, to be read by `Frames`; None while it cannot be had."""
         if not self.reachable:
             return None
-        headers = self._headers(request)
-        for name in _OF_THE_HANDSHAKE:
-            headers.popall(name, None)
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
                 return await self._open_session.ws_connect(
                     URL(f"{self._base_url}{request.raw_path}", encoded=True),
-                    headers=headers,
+                    headers=self._headers(request, handshake=True),
                     max_msg_size=self.answers.max_frame_bytes,
                     heartbeat=_HEARTBEAT_S,
                     autoping=False,
@@ -246,22 +233,17 @@ class LocalComfyUI:
             raise RuntimeError("use the local ComfyUI inside 'async with'")
         return self._session
 
-    def _headers(self, request: web.Request) -> CIMultiDict[str]:
-        """The client's, with the addresses of the bridge replaced: ComfyUI compares ``Origin`` with its ``Host``."""
-        own = f"http://{request.host}"
-        theirs = str(self._base_url.origin())
-        headers = CIMultiDict[str]()
-        for name, value in request.headers.items():
-            if name.lower() in _NOT_SENT:
-                continue
-            if name.lower() in {"origin", "referer"} and value.startswith(own):
-                value = theirs + value[len(own) :]  # noqa: PLW2901
-            headers.add(name, value)
+    def _headers(self, request: web.Request, *, handshake: bool = False) -> CIMultiDict[str]:
+        """The client's, for the local ComfyUI: not the bridge's own password, and the length that aiohttp keeps to."""
+        raw = [pair for pair in _lower(request.raw_headers) if pair[0] != b"authorization"]
+        headers = CIMultiDict(as_text(to_comfyui(raw, self._base_url, sender=None, handshake=handshake)))
+        if request.content_length is not None and request.body_exists:
+            headers[hdrs.CONTENT_LENGTH] = str(request.content_length)
         return headers
 
-    def _relative(self, location: str) -> str:
-        """A redirect to its own address would lead around the gateway."""
-        return location.removeprefix(str(self._base_url.origin())) or "/"
+
+def _lower(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    return [(name.lower(), value) for name, value in headers]
 
 
 def refusal(error: ComfyUIError) -> web.Response:

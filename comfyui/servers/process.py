@@ -82,7 +82,7 @@ class ComfyUIProcess:
         start_timeout_s: how long it may take until it answers; then it counts as crashed.
         stop_grace_s: between SIGTERM and SIGKILL.
         max_crashes: in succession, each before it was stable; one more, and it is not started again.
-        restart_delay_s: the longest pause after the first crash; it doubles with each further one in succession.
+        restart_delay_s: the longest pause after the first crash, where the delays of a `Backoff` start.
         kept_lines: how many lines of its output are remembered.
         on_line: gets every line of its output, to show it in the log of a container.
         port_patience_s: how long the port may still be held when the child is started: what held it may be ending.

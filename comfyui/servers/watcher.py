@@ -17,6 +17,7 @@ import math
 import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
+from copy import copy
 from typing import Any, Protocol, Self
 
 import aiohttp
@@ -60,9 +61,11 @@ _REFUSALS_UNTIL_UNREADABLE = 8
 """So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
 # As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
 _TYPE = b'{"type": "'
+_TYPE_AT = len(_TYPE)
 _NO_NODE = b'"node": null'
 _FOR_FOLLOWERS = {
-    b"executing": True, b"execution_cached": True, b"progress_state": True, b"progress": False, b"executed": False,
+    b"executing": True, b"execution_cached": True, b"progress_state": True,
+    b"progress": False, b"executed": False, b"execution_success": False,
 }  # fmt: skip
 """Frames of a prompt that mean nothing to one that nobody follows; True: who follows it later is told the last one."""
 
@@ -104,7 +107,7 @@ class Watch:
         self.id_in_frames = prompt_id.encode("utf-8", "replace")
         self.unread: dict[bytes, bytes] = {}
         """By type, the last frames of how the prompt is, as long as nobody follows it; the newest stands last."""
-        self._done: asyncio.Future[HistoryEntry] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[HistoryEntry | ComfyUIError] = asyncio.get_running_loop().create_future()
 
     async def finished(self) -> HistoryEntry:
         """ComfyUI's history entry, once there is one.
@@ -114,7 +117,10 @@ class Watch:
             ComfyUITaskCancelledError: someone removed it from the queue.
             ComfyUIUnreadableError: it ended, and nobody can read what ComfyUI says of it.
         """
-        return await self._done  # its one waiter's: when that is cancelled, this may be, too
+        outcome = await self._done  # its one waiter's: when that is cancelled, this may be, too
+        if isinstance(outcome, ComfyUIError):
+            raise copy(outcome)  # the traceback of what is raised here has this watch in it
+        return outcome
 
     @property
     def open(self) -> bool:
@@ -144,8 +150,7 @@ class Watch:
 
     def fail(self, error: ComfyUIError) -> None:
         if self.open:
-            self._done.set_exception(error)
-            self._done.exception()  # a watch that nobody awaits any more is no unhandled error
+            self._done.set_result(copy(error))
 
 
 class CompletionWatcher:
@@ -326,7 +331,7 @@ class CompletionWatcher:
 
     def _is_for_nobody(self, frame: bytes) -> bool:
         """Whether it tells of progress that nobody follows: most frames are of that kind, and need not be parsed."""
-        kind = frame[len(_TYPE) : frame.find(b'"', len(_TYPE))] if frame.startswith(_TYPE) else b""
+        kind = frame[_TYPE_AT : frame.find(b'"', _TYPE_AT)] if frame.startswith(_TYPE) else b""
         holds_on = _FOR_FOLLOWERS.get(kind)
         if holds_on is None:
             return False

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from comfyui.exceptions import FramingError, InvalidRequestError
+from comfyui.headers import FRAMING
 from comfyui.transport.body import OpenBody, RequestBody
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -26,8 +27,8 @@ _BODY_EXPECTED: Final = frozenset({"POST", "PUT", "PATCH"})
 
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT: Final = rb"[\t -~\x80-\xff]*"
-# These say where a message ends, whose it is, or what becomes of the connection: only `request_head` writes them.
-_OURS: Final = rb"(?:host|content-length|transfer-encoding|connection|keep-alive|upgrade|expect|te|trailer)"
+# Only `request_head` writes them.
+_OURS: Final = rb"(?:%b)" % b"|".join(sorted(FRAMING))
 _REQUEST: Final = re.compile(
     rb"%(token)b [!-~]+ HTTP/1\.1\r\nHost: [!-~]+\r\n"
     rb"(?:(?!(?i:%(ours)b):)%(token)b:%(text)b\r\n)*+" % {b"token": _TOKEN, b"text": _TEXT, b"ours": _OURS}

@@ -125,18 +125,23 @@ class Http1Client:
         """An answer with its whole body, as `request`, within `timeout_s` in all.
 
         Raises:
-            AnswerTooLongError: the body has more than `max_bytes`.
+            AnswerTooLongError: the body has more than `max_bytes`, or is announced to have.
         """
         deadline = time.monotonic() + timeout_s
         answer = await self.request(method, target, headers, body, timeout_s=timeout_s, last_word_s=last_word_s)
         content = []
         size = 0
         try:
+            if not answer.complete and _announced(answer) > max_bytes:
+                raise AnswerTooLongError
             while chunk := await answer.read(max(0.001, deadline - time.monotonic())):
                 content.append(chunk)
                 size += len(chunk)
                 if size > max_bytes:
                     raise AnswerTooLongError
+        except BaseException:
+            content.clear()  # whoever keeps the error keeps this frame
+            raise
         finally:
             answer.close()
         return answer, b"".join(content)
@@ -246,3 +251,8 @@ class Http1Client:
         while self._idle and time.monotonic() - self._idle[0].idle_since >= _IDLE_S:
             self._idle.popleft().abort()
         self._sweep = loop.call_later(_IDLE_S, self._close_idle) if self._idle else None
+
+
+def _announced(answer: Answer) -> int:
+    """The length that the answer's head gives; 0 where it gives none."""
+    return next((int(value) for name, value in answer.headers if name.lower() == b"content-length"), 0)

@@ -125,12 +125,16 @@ class AiohttpTransport:
 
 async def whole_body(response: aiohttp.ClientResponse, answers: AnswerLimits, what: str) -> bytes:
     """Raises `ComfyUIUnreadableError` when it is too long."""
+    if (response.content_length or 0) > answers.max_bytes:
+        response.close()  # else the rest would be waited for
+        raise answers.too_long(what)
     pieces: list[bytes] = []
     size = 0
     async for piece in response.content.iter_any():
         pieces.append(piece)
         size += len(piece)
         if size > answers.max_bytes:
+            pieces.clear()  # whoever keeps the error keeps this frame
             raise answers.too_long(what)
     return b"".join(pieces)
 

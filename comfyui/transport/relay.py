@@ -16,6 +16,7 @@ from comfyui.exceptions import (
     Http1Error,
     InvalidAnswerError,
 )
+from comfyui.headers import AUTOMATIC
 from comfyui.transport.body import RequestBody
 from comfyui.transport.drivers import AnswerBody, OpenReply, unreachable
 from comfyui.transport.framing import RawHeaders
@@ -24,7 +25,6 @@ from comfyui.transport.over_aiohttp import refusing_redirects
 
 # Of a websocket's handshake.
 _HEADER_BYTES = 64 * 1024
-_OURS_TO_OMIT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
 class RelayTransport:
@@ -45,7 +45,7 @@ class RelayTransport:
             connector=aiohttp.TCPConnector(limit=0, ssl=True if tls is None else tls),
             # A cookie of one client's answer must never reach another client's request.
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_OURS_TO_OMIT,
+            skip_auto_headers=AUTOMATIC,
             trace_configs=[refusing_redirects()],
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             max_line_size=_HEADER_BYTES,

@@ -21,7 +21,8 @@ from comfyui.exceptions import (
     ComfyUITaskError,
 )
 from comfyui.tasks import SideTasks
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workers.base import ComfyUIWorker
+from comfyui.workers.options import WorkerOptions
 from comfyui.workflows.node_definitions import ObjectInfo, input_specs
 
 _SHOWN_LINES = 30

@@ -12,8 +12,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from comfyui.outputs.stores.s3 import S3Store, s3_store
 from comfyui.settings import MB, AnswerFields, ComfyUIFields, InputFields, LogFields, RecoveryFields, S3Fields
-from comfyui.workers.base import WorkerOptions
 from comfyui.workers.cleanup import CleanupOptions
+from comfyui.workers.options import WorkerOptions
 
 
 class CommonWorkerSettings(AnswerFields, InputFields, RecoveryFields, LogFields):
@@ -77,7 +77,7 @@ class StoringWorkerSettings(CommonWorkerSettings, ComfyUIFields, S3Fields):
         default=0.5,
         ge=0,
         le=30,
-        description="Seconds until a crashed ComfyUI is started again; doubled with each crash in a row, at most 30.",
+        description="Seconds until a crashed ComfyUI is started again; more with each crash in a row, at most 30.",
     )
     job_timeout: float = Field(default=3600, gt=0, description="Seconds that one job may take, queueing included.")
     jobs_at_once: int = Field(default=1, ge=1, le=64, description="Jobs that run at once; one for each GPU.")

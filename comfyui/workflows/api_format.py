@@ -91,13 +91,13 @@ def _check_size(node_id: str, node: Any, limits: Limits) -> None:
     longest = limits.max_name_length
     if len(node_id) > longest:
         raise over(f"The id of node {short(node_id)} has more than {{limit}} characters", longest, "MAX_NAME_LENGTH")
-    if not isinstance(node, Mapping):
+    if not isinstance(node, dict):
         return
     class_type, inputs = node.get("class_type"), node.get("inputs")
     if isinstance(class_type, str) and len(class_type) > longest:
         what = f"The class_type of node {node_id}, {short(class_type)}, has more than {{limit}} characters"
         raise over(what, longest, "MAX_NAME_LENGTH")
-    if not isinstance(inputs, Mapping):
+    if not isinstance(inputs, dict):
         return
     if len(inputs) > limits.max_node_inputs:
         raise over(f"Node {node_id} has more than {{limit}} inputs", limits.max_node_inputs, "MAX_NODE_INPUTS")
@@ -108,12 +108,12 @@ def _check_size(node_id: str, node: Any, limits: Limits) -> None:
 
 
 def _malformed(node: Any, prompt: Prompt) -> str | None:
-    if not isinstance(node, Mapping):
+    if not isinstance(node, dict):
         return f"A node must be an object with class_type and inputs, not {type(node).__name__}"
     class_type = node.get("class_type")
     if not isinstance(class_type, str) or not class_type:
         return "The node has no class_type"
-    if not isinstance(node.get("inputs"), Mapping):
+    if not isinstance(node.get("inputs"), dict):
         return f"The inputs of {class_type} must be an object"
     for name, value in node["inputs"].items():
         if is_link(value) and value[0] not in prompt:

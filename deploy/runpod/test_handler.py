@@ -20,12 +20,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comfyui.exceptions import SettingsError
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from job_files import JobFileError, job_input, open_files, save_output, status_of
 
+from comfyui.exceptions import SettingsError
 from comfyui.logs import configure_logging
 from comfyui.settings import ENV_FILE, load
 from comfyui.workers.runpod.settings import RunPodSettings

@@ -21,7 +21,8 @@ from uuid import uuid4
 from comfyui.exceptions import ComfyUIError
 from comfyui.models import PromptRequest
 from comfyui.servers.process import ComfyUIProcess
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workers.base import ComfyUIWorker
+from comfyui.workers.options import WorkerOptions
 from tests.chaos.crashing import engine_arguments, engine_command, picture_workflow
 from tests.support.job_api import ROOT, JobApi, free_port, running_worker
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
 from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine, EngineOptions
-from tests.support.target import Target
+from tests.contract.conversion import (
+    INSTALL,
+    Editor,
+    chromium,
+    installed_files,
+    open_editor,
+)
+from tests.support import browsing
+from tests.support.described import KEY
+from tests.support.pairs import Pair
+from tests.support.running import RunningGateway, running_gateway
+from tests.support.target import Target, any_color, inverted
+from tests.support.visits import Visit
 
 _REAL = "real"
 
@@ -31,3 +45,82 @@ async def target(request: pytest.FixtureRequest) -> AsyncIterator[Target]:
         async with session.get("/system_stats") as response:
             version = (await response.json())["system"]["comfyui_version"]
         yield Target(url, session, version, is_real=True)
+
+
+@pytest.fixture
+async def gateway(target: Target) -> AsyncIterator[RunningGateway]:
+    """A gateway in front of `target`."""
+    async with running_gateway(target.url) as running:
+        yield running
+
+
+@pytest.fixture
+def real_editor(real_comfyui: str) -> str:
+    """The address of the real ComfyUI, where there are a browser and files as well."""
+    pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+    if not chromium():
+        pytest.skip("no chromium: apt-get install --no-install-recommends chromium, or set CHROMIUM to one")
+    if not installed_files():
+        pytest.skip(f"no workflows to convert: {INSTALL}")
+    return real_comfyui
+
+
+@pytest.fixture
+async def editor(real_editor: str) -> AsyncIterator[Editor]:
+    async with open_editor(real_editor) as found:
+        yield found
+
+
+@pytest.fixture
+def chromium_path() -> str:
+    return browsing.chromium()
+
+
+@pytest.fixture
+async def no_first_visit(real_comfyui: str) -> None:
+    """To a new user the frontend offers templates, in a dialog over everything."""
+    url = f"{real_comfyui}/settings/Comfy.TutorialCompleted"
+    async with aiohttp.ClientSession() as http, http.post(url, json=True) as answer:
+        assert answer.status == 200
+
+
+@pytest.fixture(scope="module")
+def bare_visit() -> dict[str, Visit]:
+    """The visit to ComfyUI itself, made once."""
+    return {}
+
+
+@pytest.fixture
+async def engine_info() -> AsyncIterator[dict[str, Any]]:
+    async with (
+        Engine(EngineOptions(comfyui_version=OLD_VERSION)) as engine,
+        aiohttp.ClientSession(engine.url) as session,
+        session.get("/object_info") as response,
+    ):
+        yield await response.json()
+
+
+@pytest.fixture
+async def guarded(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway that asks for a key, so that the document has everything."""
+    async with running_gateway(engine.url, api_keys=(KEY,)) as running:
+        yield running
+
+
+@pytest.fixture
+async def document_file(guarded: RunningGateway, tmp_path: Path) -> Path:
+    """Its document as a file."""
+    async with guarded.http.get("/openapi.json", headers={"X-API-Key": KEY}) as response:
+        assert response.status == 200
+        path = tmp_path / "openapi.json"
+        path.write_bytes(await response.read())
+        return path
+
+
+@pytest.fixture
+async def pair(target: Target) -> AsyncIterator[Pair]:
+    run = await target.run(inverted(target.prefix, color=any_color()))
+    [file] = run.entry["outputs"]["3"]["images"]
+    view = f"filename={file['filename']}&subfolder={file['subfolder'].replace('/', '%2F')}&type=output"
+    async with running_gateway(target.url) as gateway:
+        yield Pair(target.url, gateway.url, view)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.support.running import RunningGateway, running_gateway
+from tests.support.running import RunningGateway
 from tests.support.target import Target, any_color, inverted
 
 _NODE_CLIENT = Path(__file__).parent / "node_client"
@@ -26,12 +26,6 @@ def _workflow() -> dict[str, Any]:
 def _size(picture: bytes) -> tuple[int, int]:
     with Image.open(io.BytesIO(picture)) as image:
         return image.size
-
-
-@pytest.fixture
-async def gateway(target: Target) -> Any:
-    async with running_gateway(target.url) as running:
-        yield running
 
 
 async def test_comfy_api_simplified(gateway: RunningGateway, tmp_path: Path) -> None:

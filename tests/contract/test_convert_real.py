@@ -8,22 +8,18 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.contract.conversion import (
-    INSTALL,
     LOAD,
     Editor,
     Json,
     Shares,
-    chromium,
     classes,
     graphs,
     installed_files,
     measure,
-    open_editor,
 )
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
@@ -56,30 +52,13 @@ async def _nested(editor: Editor, file: Json, seed: int) -> Json:
     return saved
 
 
-@pytest.fixture
-def needed(real_comfyui: str) -> str:
-    """The address of the real ComfyUI, where there are a browser and files as well."""
-    pytest.importorskip("playwright.async_api", reason="playwright is not installed")
-    if not chromium():
-        pytest.skip("no chromium: apt-get install --no-install-recommends chromium, or set CHROMIUM to one")
-    if not installed_files():
-        pytest.skip(f"no workflows to convert: {INSTALL}")
-    return real_comfyui
-
-
-@pytest.fixture
-async def editor(needed: str) -> AsyncIterator[Editor]:
-    async with open_editor(needed) as found:
-        yield found
-
-
 def _known(editor: Editor) -> dict[str, Json]:
     """The files of which this ComfyUI has every node class, and that convert."""
     return {name: file for name, file in installed_files().items() if not classes(file) - editor.info.keys()}
 
 
-async def test_templates_and_blueprints_are_converted_as_the_editor_exports_them(needed: str) -> None:
-    shares, _ = await measure(needed)
+async def test_templates_and_blueprints_are_converted_as_the_editor_exports_them(real_editor: str) -> None:
+    shares, _ = await measure(real_editor)
     print("\n".join(shares.report()))
     assert shares.measured >= 50
     assert not shares.silent

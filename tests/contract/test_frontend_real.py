@@ -6,11 +6,9 @@ import base64
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from PIL import Image
 
@@ -18,37 +16,13 @@ from tests.support import browsing
 from tests.support.running import running_gateway
 from tests.support.runpod_endpoint import FakeEndpoint, base64_image, outputs_of
 from tests.support.target import any_color, inverted
+from tests.support.visits import Visit
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180), pytest.mark.usefixtures("no_first_visit")]
 
 _KEY = "shown-once-to-the-login-page"
 _CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
 _PICTURE = "type => window.app.graph.nodes.find(node => node.type === type)?.imgs?.[0]?.naturalWidth"
-
-
-@dataclass
-class Visit:
-    """What a person would see of one visit to the frontend."""
-
-    errors: set[str] = field(default_factory=set)
-    """Console errors, uncaught exceptions and failed requests, without the server's address."""
-    run_width: int = 0
-    history_pictures: int = 0
-    uploaded: str = ""
-    upload_width: int = 0
-
-
-@pytest.fixture
-def chromium() -> str:
-    return browsing.chromium()
-
-
-@pytest.fixture(autouse=True)
-async def _not_the_first_visit(real_comfyui: str) -> None:
-    """To a new user the frontend offers templates, in a dialog over everything."""
-    url = f"{real_comfyui}/settings/Comfy.TutorialCompleted"
-    async with aiohttp.ClientSession() as http, http.post(url, json=True) as answer:
-        assert answer.status == 200
 
 
 @asynccontextmanager
@@ -114,27 +88,21 @@ async def _upload(page: Any, visit: Visit) -> None:
     visit.upload_width = await page.evaluate(_PICTURE, "LoadImage")
 
 
-@pytest.fixture(scope="module")
-def bare() -> dict[str, Visit]:
-    """The visit to ComfyUI itself, made once."""
-    return {}
-
-
 @pytest.mark.parametrize("key", ["", _KEY], ids=["open", "with a key, through the login page"])
 async def test_the_web_frontend_works_through_the_gateway_as_without_it(
-    key: str, real_comfyui: str, chromium: str, bare: dict[str, Visit]
+    key: str, real_comfyui: str, chromium_path: str, bare_visit: dict[str, Visit]
 ) -> None:
-    if "visit" not in bare:
-        bare["visit"] = await _visit(chromium, real_comfyui)
+    if "visit" not in bare_visit:
+        bare_visit["visit"] = await _visit(chromium_path, real_comfyui)
     async with running_gateway(real_comfyui, api_keys=key) as gateway:
-        through = await _visit(chromium, gateway.url, key=key)
+        through = await _visit(chromium_path, gateway.url, key=key)
 
     assert through.run_width == 96
     assert through.history_pictures > 0
     assert through.uploaded.startswith("uploaded")
     assert through.upload_width == 33
     # The stock frontend has errors of its own: user files that are not there.
-    assert through.errors - bare["visit"].errors == set()
+    assert through.errors - bare_visit["visit"].errors == set()
 
 
 _LISTEN = """() => {
@@ -145,7 +113,7 @@ _LISTEN = """() => {
 
 
 async def test_the_web_frontends_queue_button_renders_on_runpod(
-    real_comfyui: str, chromium: str, tmp_path: Path
+    real_comfyui: str, chromium_path: str, tmp_path: Path
 ) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (96, 64), any_color()).save(picture, "PNG")
@@ -154,7 +122,7 @@ async def test_the_web_frontends_queue_button_renders_on_runpod(
     async with (
         FakeEndpoint() as endpoint,
         running_gateway(real_comfyui, **endpoint.settings(tmp_path)) as gateway,
-        _page(chromium, gateway.url, visit) as page,
+        _page(chromium_path, gateway.url, visit) as page,
     ):
         await page.goto(gateway.url)
         await page.wait_for_function(_CONNECTED, timeout=60_000)

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import secrets
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -15,14 +14,8 @@ import pytest
 from PIL import Image
 
 from comfyui.client import ComfyUIClient
-from tests.support.running import RunningGateway, invert_workflow, running_gateway
+from tests.support.running import RunningGateway, invert_workflow
 from tests.support.target import Target
-
-
-@pytest.fixture
-async def gateway(target: Target) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(target.url) as running:
-        yield running
 
 
 def fresh(color: int | None = None) -> dict[str, Any]:

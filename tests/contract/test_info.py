@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 
-from comfyui.engine import OLD_VERSION, Engine, EngineOptions
 from tests.support.target import Target, any_color, inverted, slow
 
 _DEPENDS_ON_FILES = {"image", "ckpt_name", "lora_name"}
@@ -37,16 +35,6 @@ def comparable(info: dict[str, Any]) -> dict[str, Any]:
             if spec[1][1:] == [{}]:
                 del spec[1][1]
     return kept
-
-
-@pytest.fixture
-async def engine_info() -> AsyncIterator[dict[str, Any]]:
-    async with (
-        Engine(EngineOptions(comfyui_version=OLD_VERSION)) as engine,
-        aiohttp.ClientSession(engine.url) as session,
-        session.get("/object_info") as response,
-    ):
-        yield await response.json()
 
 
 @pytest.mark.real

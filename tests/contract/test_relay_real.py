@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-
-from tests.support.running import running_gateway
-from tests.support.target import Target, any_color, inverted
+from tests.support.pairs import Pair
 
 # The gateway's server sets Date; Connection is each hop's own; the request id is what the gateway adds.
 _OF_THE_HOP = {"date", "connection", "keep-alive", "x-request-id"}
@@ -104,22 +100,6 @@ _CALLS = [
     Call("GET", "/docs/none/en.md"),
     Call("GET", "/ws"),
 ]
-
-
-@dataclass(frozen=True)
-class Pair:
-    comfyui: str
-    gateway: str
-    view: str
-
-
-@pytest.fixture
-async def pair(target: Target) -> AsyncIterator[Pair]:
-    run = await target.run(inverted(target.prefix, color=any_color()))
-    [file] = run.entry["outputs"]["3"]["images"]
-    view = f"filename={file['filename']}&subfolder={file['subfolder'].replace('/', '%2F')}&type=output"
-    async with running_gateway(target.url) as gateway:
-        yield Pair(target.url, gateway.url, view)
 
 
 async def _send(base: str, call: Call, view: str) -> Answer:

@@ -12,16 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.containers import environment, running_container
-
-
-@pytest.fixture
-def variables(tmp_path: Path) -> dict[str, str]:
-    """A container of the role `gateway` with a ComfyUI that writes down its arguments and ends."""
-    comfyui = tmp_path / "comfyui"
-    comfyui.mkdir()
-    (comfyui / "main.py").write_text("")
-    return environment(tmp_path, START_RETRIES="0", RUN_DIR=str(tmp_path / "run"))
+from tests.support.containers import running_container
 
 
 async def _ends(variables: dict[str, str], *arguments: str) -> tuple[int, str]:
@@ -37,22 +28,22 @@ def _program(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-async def test_an_unknown_role_is_named_with_those_there_are(variables: dict[str, str]) -> None:
-    status, said = await _ends(variables | {"WORKER": "render"})
+async def test_an_unknown_role_is_named_with_those_there_are(bare_container: dict[str, str]) -> None:
+    status, said = await _ends(bare_container | {"WORKER": "render"})
     assert status == 64
     assert "WORKER is 'render'; it may be gateway, runpod, littlehorse, postgres or comfyui" in said
 
 
-async def test_a_role_that_the_image_lacks_says_how_to_build_it(variables: dict[str, str]) -> None:
-    status, said = await _ends(variables | {"WORKER": "littlehorse"})
+async def test_a_role_that_the_image_lacks_says_how_to_build_it(bare_container: dict[str, str]) -> None:
+    status, said = await _ends(bare_container | {"WORKER": "littlehorse"})
     assert status == 69
     assert '--build-arg ROLES="gateway littlehorse"' in said
 
 
-async def test_without_a_gpu_it_says_how_to_give_it_one(variables: dict[str, str], tmp_path: Path) -> None:
+async def test_without_a_gpu_it_says_how_to_give_it_one(bare_container: dict[str, str], tmp_path: Path) -> None:
     _program(tmp_path / "bin", "nvidia-smi", "echo 'NVIDIA-SMI has failed'; exit 9")
-    variables |= {"REQUIRE_GPU": "true", "PATH": f"{tmp_path}/bin:{variables['PATH']}"}
-    status, said = await _ends(variables)
+    bare_container |= {"REQUIRE_GPU": "true", "PATH": f"{tmp_path}/bin:{bare_container['PATH']}"}
+    status, said = await _ends(bare_container)
     assert status == 69
     assert "nvidia-smi says: NVIDIA-SMI has failed" in said
     assert "--gpus all" in said
@@ -60,27 +51,27 @@ async def test_without_a_gpu_it_says_how_to_give_it_one(variables: dict[str, str
 
 
 async def test_a_folder_that_cannot_be_written_is_named_with_the_user(
-    variables: dict[str, str], tmp_path: Path
+    bare_container: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "data").write_text("a file where the volume should be")
-    status, said = await _ends(variables)
+    status, said = await _ends(bare_container)
     assert status == 73
     assert f"{tmp_path}/data/output cannot be written by user {os.getuid()}: mount a volume" in said
 
 
-async def test_a_setting_that_cannot_be_used_stops_the_start_with_its_reason(variables: dict[str, str]) -> None:
-    status, said = await _ends(variables | {"DEFAULT_TIMEOUT": "soon"})
+async def test_a_setting_that_cannot_be_used_stops_the_start_with_its_reason(bare_container: dict[str, str]) -> None:
+    status, said = await _ends(bare_container | {"DEFAULT_TIMEOUT": "soon"})
     assert status == 64
     assert "DEFAULT_TIMEOUT: " in said
 
 
-async def test_a_command_is_run_in_the_roles_environment(variables: dict[str, str]) -> None:
-    status, said = await _ends(variables, "python", "-c", "import comfyui, sys; print(sys.prefix); sys.exit(3)")
+async def test_a_command_is_run_in_the_roles_environment(bare_container: dict[str, str]) -> None:
+    status, said = await _ends(bare_container, "python", "-c", "import comfyui, sys; print(sys.prefix); sys.exit(3)")
     assert status == 3
-    assert str(Path(sys.prefix)) in said or variables["VENV_ROOT"] in said
+    assert str(Path(sys.prefix)) in said or bare_container["VENV_ROOT"] in said
 
 
-async def test_comfyui_gets_the_folders_of_the_volumes(variables: dict[str, str], tmp_path: Path) -> None:
+async def test_comfyui_gets_the_folders_of_the_volumes(bare_container: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "a volume" / "loras").mkdir(parents=True)
     volume = tmp_path / "models"
     (tmp_path / "a volume").rename(volume)
@@ -89,7 +80,7 @@ async def test_comfyui_gets_the_folders_of_the_volumes(variables: dict[str, str]
     python.parent.mkdir(parents=True)
     _program(python, "python", 'echo "arguments: $*"; exit 1')
     status, said = await _ends(
-        variables | {"MODELS_DIR": str(volume), "COMFYUI_ARGS": "--lowvram --preview-method auto"}
+        bare_container | {"MODELS_DIR": str(volume), "COMFYUI_ARGS": "--lowvram --preview-method auto"}
     )
     assert status == 70, "ComfyUI could not be kept running"
     arguments = re.search(r"^comfyui \| arguments: (.*)", said, re.MULTILINE)
@@ -159,9 +150,9 @@ async def _run(*command: str) -> tuple[int, str]:
 
 
 async def test_a_comfyui_that_a_killed_worker_left_behind_is_ended_before_the_next_one_starts(
-    variables: dict[str, str], tmp_path: Path
+    bare_container: dict[str, str], tmp_path: Path
 ) -> None:
-    left = await asyncio.create_subprocess_exec("sleep", "60", cwd=variables["COMFYUI_DIR"])
+    left = await asyncio.create_subprocess_exec("sleep", "60", cwd=bare_container["COMFYUI_DIR"])
     elsewhere = await asyncio.create_subprocess_exec("sleep", "60", cwd=tmp_path)
     python = tmp_path / "venv" / "postgres" / "bin"
     python.parent.mkdir()
@@ -171,17 +162,17 @@ async def test_a_comfyui_that_a_killed_worker_left_behind_is_ended_before_the_ne
             "deploy/run.sh",
             "postgres",
             stdout=asyncio.subprocess.PIPE,
-            env=variables
+            env=bare_container
             | {
                 "VENV": str(python.parent),
                 "START_COMFYUI": "false",
                 "COMFYUI_COMMAND": "python main.py",
-                "COMFY_PATH": variables["COMFYUI_DIR"],
+                "COMFY_PATH": bare_container["COMFYUI_DIR"],
             },
         )
         output, _ = await process.communicate()
         assert output.decode() == (
-            f"postgres | -m comfyui.workers.postgres_worker COMFY_PATH={variables['COMFYUI_DIR']}\n"
+            f"postgres | -m comfyui.workers.postgres_worker COMFY_PATH={bare_container['COMFYUI_DIR']}\n"
         )
         assert await left.wait() == -signal.SIGKILL
         assert elsewhere.returncode is None
@@ -191,7 +182,7 @@ async def test_a_comfyui_that_a_killed_worker_left_behind_is_ended_before_the_ne
 
 
 async def test_a_worker_that_waits_for_supervisords_comfyui_starts_none(
-    variables: dict[str, str], tmp_path: Path
+    bare_container: dict[str, str], tmp_path: Path
 ) -> None:
     python = tmp_path / "venv" / "runpod" / "bin"
     python.parent.mkdir()
@@ -200,22 +191,22 @@ async def test_a_worker_that_waits_for_supervisords_comfyui_starts_none(
         "deploy/run.sh",
         "runpod",
         stdout=asyncio.subprocess.PIPE,
-        env=variables | {"VENV": str(python.parent), "START_COMFYUI": "true", "COMFYUI_COMMAND": "python main.py"},
+        env=bare_container | {"VENV": str(python.parent), "START_COMFYUI": "true", "COMFYUI_COMMAND": "python main.py"},
     )
     output, _ = await process.communicate()
     assert output.decode() == "runpod | command:\n"
 
 
 async def test_models_never_go_silently_from_a_volume_to_the_containers_disk(
-    variables: dict[str, str], tmp_path: Path
+    bare_container: dict[str, str], tmp_path: Path
 ) -> None:
     manifest = tmp_path / "models.json"
     manifest.write_text("no manifest")
     volume, absent = tmp_path / "volume", tmp_path / "absent"
-    variables |= {"MODEL_MANIFEST": str(manifest), "MODEL_VOLUMES": f"{absent} {volume}"}
+    bare_container |= {"MODEL_MANIFEST": str(manifest), "MODEL_VOLUMES": f"{absent} {volume}"}
 
     volume.write_text("a volume that cannot be written, whoever asks")
-    status, said = await _ends(variables)
+    status, said = await _ends(bare_container)
     assert status == 73
     assert f"MODEL_MANIFEST: the volume {volume} cannot be written by user {os.getuid()}" in said
     assert "or set MODELS_DIR to the folder" in said
@@ -223,15 +214,15 @@ async def test_models_never_go_silently_from_a_volume_to_the_containers_disk(
 
     volume.unlink()
     volume.mkdir()
-    status, said = await _ends(variables)
+    status, said = await _ends(bare_container)
     assert status == 69  # this manifest cannot be read
     assert f"downloading what {manifest} names to {volume}/models" in said
     assert not (tmp_path / "data/models").exists()
 
     volume.joinpath("models").rmdir()
     volume.rmdir()
-    _, said = await _ends(variables)
+    _, said = await _ends(bare_container)
     assert f"no volume is mounted, so the models go to {tmp_path}/data/models" in said
 
-    _, said = await _ends(variables | {"MODELS_DIR": str(tmp_path / "chosen")})
+    _, said = await _ends(bare_container | {"MODELS_DIR": str(tmp_path / "chosen")})
     assert f"downloading what {manifest} names to {tmp_path}/chosen" in said

@@ -8,45 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from comfyui.engine import Engine
+from tests.support.packaging import ROOT
 from tests.support.running import running_gateway
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("server.py", "config.py", "client.py", "comfyui", "pyproject.toml", "README.md", "LICENSE")
-
 QUIETLY: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 50}
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package as `pip install .` puts it there. Its dependencies are those of this interpreter."""
-    if int(version("setuptools").split(".")[0]) < 77:
-        pytest.skip("setuptools cannot build the package: it is older than pyproject.toml asks for")
-    sources = tmp_path_factory.mktemp("sources")
-    for name in SOURCES:  # a copy, since a build writes beside its sources
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, sources)
-    built = tmp_path_factory.mktemp("built")
-    # What pip itself calls; pip would look for an index.
-    build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(built)!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", build], cwd=sources, capture_output=True, text=True, timeout=50, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    [wheel] = built.glob("*.whl")
-    site = tmp_path_factory.mktemp("site")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    return site
 
 
 def examples_of(page: Path) -> list[str]:

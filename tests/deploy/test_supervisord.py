@@ -12,26 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.containers import ROOT, Container, engine_command, environment, free_port, running_container
+from tests.support.containers import Container, running_container
 from tests.support.running import invert_workflow, sleep_workflow
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture
-def variables(tmp_path: Path) -> dict[str, str]:
-    """A container of the role `gateway` whose ComfyUI is the embedded engine, on a port that only COMFY_PORT tells."""
-    (tmp_path / "comfyui").mkdir()
-    port = free_port()
-    return environment(
-        tmp_path,
-        COMFY_PORT=str(port),
-        COMFYUI_COMMAND=engine_command(port),
-        START_SECONDS="1",
-        SERVER_HOST="127.0.0.1",
-        SERVER_PORT=str(free_port()),
-        PYTHONPATH=str(ROOT),
-    )
 
 
 async def _pid_of(container: Container, program: str, *, after: int = 0) -> int:
@@ -48,13 +32,13 @@ async def _prompt_sync(container: Container, workflow: dict[str, Any]) -> tuple[
 
 
 async def test_live_before_comfyui_and_ready_after_it_and_ready_again_after_a_crash(
-    variables: dict[str, str], tmp_path: Path
+    engine_container: dict[str, str], tmp_path: Path
 ) -> None:
     # A ComfyUI that takes as long as the test wants.
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    variables["COMFYUI_COMMAND"] = f"/bin/sh -c 'read line < {gate}; exec {variables['COMFYUI_COMMAND']}'"
-    async with running_container(variables) as container:
+    engine_container["COMFYUI_COMMAND"] = f"/bin/sh -c 'read line < {gate}; exec {engine_container['COMFYUI_COMMAND']}'"
+    async with running_container(engine_container) as container:
         await container.answers("/health/live", 200)
         body = await container.answers("/health/ready", 503)
         assert "127.0.0.1" in body["reason"]
@@ -81,8 +65,8 @@ async def test_live_before_comfyui_and_ready_after_it_and_ready_again_after_a_cr
     assert log.index("stopped: worker") < log.index("stopped: comfyui"), "the gateway drains while ComfyUI still runs"
 
 
-async def test_a_stop_lets_the_prompt_in_flight_finish(variables: dict[str, str]) -> None:
-    async with running_container(variables) as container:
+async def test_a_stop_lets_the_prompt_in_flight_finish(engine_container: dict[str, str]) -> None:
+    async with running_container(engine_container) as container:
         await container.answers("/health/ready", 200)
         waiting = asyncio.create_task(_prompt_sync(container, sleep_workflow(1.5)))
         await container.serves("/health", lambda body: body["waiting_requests"] == 1)
@@ -93,31 +77,33 @@ async def test_a_stop_lets_the_prompt_in_flight_finish(variables: dict[str, str]
     await container.logged("shutdown.draining")
 
 
-async def test_a_program_that_cannot_be_started_ends_the_container_with_a_failure(variables: dict[str, str]) -> None:
-    variables |= {"COMFYUI_COMMAND": "/bin/false", "START_RETRIES": "0"}
-    async with running_container(variables) as container:
+async def test_a_program_that_cannot_be_started_ends_the_container_with_a_failure(
+    engine_container: dict[str, str],
+) -> None:
+    engine_container |= {"COMFYUI_COMMAND": "/bin/false", "START_RETRIES": "0"}
+    async with running_container(engine_container) as container:
         assert await container.ended() == 70
     await container.logged("comfyui cannot be started: stopping the container")
     await container.logged("ending with 70")
 
 
 async def test_a_program_that_ends_again_and_again_after_a_while_ends_the_container_with_a_failure(
-    variables: dict[str, str],
+    engine_container: dict[str, str],
 ) -> None:
     # It lives longer than startsecs each time, so that supervisord never gives it up by itself.
-    variables |= {"MAX_CRASHES": "0"}
-    async with running_container(variables) as container:
+    engine_container |= {"MAX_CRASHES": "0"}
+    async with running_container(engine_container) as container:
         await container.logged("success: comfyui entered RUNNING")
         os.kill(await _pid_of(container, "comfyui"), signal.SIGKILL)
         assert await container.ended() == 70
     await container.logged("comfyui ended more than 0 times in 600 s")
 
 
-async def test_a_comfyui_that_answers_and_cannot_run_prompts_is_restarted(variables: dict[str, str]) -> None:
-    variables["RESTART_BROKEN_AFTER"] = "0"
-    async with running_container(variables) as container:
+async def test_a_comfyui_that_answers_and_cannot_run_prompts_is_restarted(engine_container: dict[str, str]) -> None:
+    engine_container["RESTART_BROKEN_AFTER"] = "0"
+    async with running_container(engine_container) as container:
         await container.answers("/health/ready", 200)
-        comfyui = f"http://127.0.0.1:{variables['COMFY_PORT']}"
+        comfyui = f"http://127.0.0.1:{engine_container['COMFY_PORT']}"
         async with aiohttp.ClientSession() as http, http.post(comfyui + "/engine/faults", json={"cuda_fault": True}):
             pass
         seen = len(container.lines)
@@ -128,11 +114,11 @@ async def test_a_comfyui_that_answers_and_cannot_run_prompts_is_restarted(variab
         assert (await _prompt_sync(container, invert_workflow(2)))[0] == 200
 
 
-async def test_comfyui_alone_for_a_gateway_elsewhere(variables: dict[str, str]) -> None:
-    variables |= {"WORKER": "comfyui", "SERVER_PORT": variables["COMFY_PORT"]}
-    async with running_container(variables) as container:
+async def test_comfyui_alone_for_a_gateway_elsewhere(engine_container: dict[str, str]) -> None:
+    engine_container |= {"WORKER": "comfyui", "SERVER_PORT": engine_container["COMFY_PORT"]}
+    async with running_container(engine_container) as container:
         await container.answers("/system_stats", 200)
         await container.logged("success: comfyui entered RUNNING")
-        async with running_container(variables, "supervisorctl", "status") as control:
+        async with running_container(engine_container, "supervisorctl", "status") as control:
             await control.logged(r"^comfyui +RUNNING")
     assert not [line for line in container.lines if "spawned: 'worker'" in line]

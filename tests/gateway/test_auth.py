@@ -7,7 +7,7 @@ import base64
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, urljoin
 
@@ -21,12 +21,12 @@ from comfyui.exceptions import SettingsError
 from comfyui.settings import load
 from comfyui.web.front.keys import COOKIE, KeyRing
 from config import Settings
+from tests.support.keys import KEY, OTHER_KEY
 from tests.support.relaying import Fetched, answer_ok, fetch, raw_request, relayed
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, until
 
 ROOT = Path(__file__).parents[2]
-_KEY, _OTHER = "correct-horse-battery", "second-key"
-_BEARER = {"Authorization": f"Bearer {_KEY}"}
+_BEARER = {"Authorization": f"Bearer {KEY}"}
 
 
 def _basic(user: str, password: str) -> str:
@@ -36,16 +36,7 @@ def _basic(user: str, password: str) -> str:
 _PAGE = {"Accept": "text/html,*/*", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
 
 
-@pytest.fixture
-async def locked(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """Needs one of two keys; one origin is listed."""
-    async with running_gateway(
-        engine.url, api_keys=f"{_KEY}, {_OTHER}", cors_allow_origins="https://app.example"
-    ) as running:
-        yield running
-
-
-async def _login(gateway: RunningGateway, key: str = _KEY, target: str = "/") -> Fetched:
+async def _login(gateway: RunningGateway, key: str = KEY, target: str = "/") -> Fetched:
     return await fetch(gateway, "/login", "POST", data={"key": key, "next": target}, headers={"Origin": gateway.url})
 
 
@@ -55,12 +46,12 @@ async def _login(gateway: RunningGateway, key: str = _KEY, target: str = "/") ->
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Authorization": f"Bearer {_KEY}"},
-        {"Authorization": f"bearer  {_OTHER}"},
-        {"X-API-Key": _KEY},
-        {"x-api-key": _OTHER, "Authorization": "Bearer wrong"},
-        {"Authorization": f"Basic {_basic('anybody', _KEY)}"},
-        {"Authorization": f"basic  {_basic('', _OTHER)}"},
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": f"bearer  {OTHER_KEY}"},
+        {"X-API-Key": KEY},
+        {"x-api-key": OTHER_KEY, "Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {_basic('anybody', KEY)}"},
+        {"Authorization": f"basic  {_basic('', OTHER_KEY)}"},
     ],
 )
 async def test_a_key_opens_every_path(locked: RunningGateway, headers: dict[str, str]) -> None:
@@ -74,16 +65,16 @@ async def test_a_key_opens_every_path(locked: RunningGateway, headers: dict[str,
     "headers",
     [
         {},
-        {"Authorization": f"Bearer {_KEY[:-1]}"},
-        {"Authorization": f"Bearer {_KEY}x"},
+        {"Authorization": f"Bearer {KEY[:-1]}"},
+        {"Authorization": f"Bearer {KEY}x"},
         {"Authorization": "Bearer "},
-        {"Authorization": f"Basic {_KEY}"},
-        {"Authorization": f"Basic {_basic(_KEY, 'x')}"},
-        {"Authorization": f"Basic {_basic('x', _KEY + ':')}"},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": f"Basic {_basic(KEY, 'x')}"},
+        {"Authorization": f"Basic {_basic('x', KEY + ':')}"},
         {"Authorization": "Basic \xff"},
         {"X-API-Key": ""},
-        {"X-API-Key": f"{_KEY},{_OTHER}"},
-        {"Cookie": f"{COOKIE}={_KEY}"},
+        {"X-API-Key": f"{KEY},{OTHER_KEY}"},
+        {"Cookie": f"{COOKIE}={KEY}"},
         {"Cookie": f"{COOKIE}=9999999999.{'0' * 64}"},
         {"Cookie": f"{COOKIE}="},
         {"Cookie": f"{COOKIE}={'9' * 5000}.x"},
@@ -113,7 +104,7 @@ async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(
         warmup = tmp_path / "warmup.json"
         warmup.write_bytes(orjson.dumps(invert_workflow()))
         await engine.set_faults({"node_error": {"message": f"{host} said no"}})
-    async with running_gateway(host, ready=state != "unreachable", api_keys=_KEY, warmup_workflow=warmup) as gateway:
+    async with running_gateway(host, ready=state != "unreachable", api_keys=KEY, warmup_workflow=warmup) as gateway:
         secrets = [host]
         if state == "broken":
             await engine.set_faults({"cuda_fault": {}})
@@ -164,7 +155,7 @@ async def test_a_probes_name_opens_no_other_path(locked: RunningGateway, path: s
 
 async def test_a_websocket_needs_a_key_in_a_header_or_the_cookie_and_never_in_its_query(locked: RunningGateway) -> None:
     """A query stands in logs and histories."""
-    for path in ("/ws", f"/ws?token={_KEY}", f"/ws?api_key={_KEY}"):
+    for path in ("/ws", f"/ws?token={KEY}", f"/ws?api_key={KEY}"):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await locked.http.ws_connect(path)
         assert refused.value.status == 401
@@ -189,13 +180,13 @@ async def test_a_probes_name_opens_no_websocket(
 
 
 async def test_comfyui_never_sees_the_gateways_own_key_or_cookie() -> None:
-    async with relayed(answer_ok, api_keys=_KEY) as (comfyui, gateway):
+    async with relayed(answer_ok, api_keys=KEY) as (comfyui, gateway):
         cookie = (await _login(gateway)).headers["Set-Cookie"].split(";")[0]
         await fetch(gateway, "/x", headers={**_BEARER, "X-API-Key": "for a custom node"})
-        await fetch(gateway, "/x", headers={"X-API-Key": _KEY, "Authorization": "Basic eA=="})
+        await fetch(gateway, "/x", headers={"X-API-Key": KEY, "Authorization": "Basic eA=="})
         await fetch(gateway, "/x", headers={"Cookie": f"a=1; {cookie}; b=2"})
         await fetch(gateway, "/x", headers={"Cookie": cookie})
-        await fetch(gateway, "/x", headers={"Authorization": f"Basic {_basic('me', _KEY)}"})
+        await fetch(gateway, "/x", headers={"Authorization": f"Basic {_basic('me', KEY)}"})
 
         first, second, third, fourth, fifth = (exchange.headers for exchange in comfyui.seen)
         assert "authorization" not in fifth
@@ -203,7 +194,7 @@ async def test_comfyui_never_sees_the_gateways_own_key_or_cookie() -> None:
         assert ("x-api-key" in second, second["authorization"]) == (False, "Basic eA==")
         assert third["cookie"] == "a=1; b=2"
         assert "cookie" not in fourth
-        assert all(_KEY not in exchange.head.decode() for exchange in comfyui.seen)
+        assert all(KEY not in exchange.head.decode() for exchange in comfyui.seen)
 
 
 async def test_no_key_is_ever_logged(
@@ -217,7 +208,7 @@ async def test_no_key_is_ever_logged(
         await fetch(locked, "/queue", headers={**_PAGE})
     out = capsys.readouterr()
     logged = caplog.text + out.out + out.err
-    assert _KEY not in logged
+    assert KEY not in logged
     assert "wrong-key-shown" not in logged
 
 
@@ -243,13 +234,13 @@ async def test_a_person_is_led_to_the_login_page_and_back(locked: RunningGateway
     assert "HttpOnly" in cookie
     assert "samesite=strict" in cookie.lower()
     assert "Secure" not in cookie  # over plain http the browser would not send it back
-    assert _KEY not in cookie
+    assert KEY not in cookie
     assert (await fetch(locked, "/queue", headers={"Cookie": cookie.split(";")[0]})).status == 200
 
 
 async def test_over_https_the_cookie_is_secure(locked: RunningGateway) -> None:
     headers = {"X-Forwarded-Proto": "https"}  # of a proxy on this machine, which is believed
-    answer = await fetch(locked, "/login", "POST", data={"key": _KEY}, headers=headers)
+    answer = await fetch(locked, "/login", "POST", data={"key": KEY}, headers=headers)
     assert "Secure" in answer.headers["Set-Cookie"]
 
 
@@ -303,12 +294,12 @@ async def test_logout_forgets_the_cookie(locked: RunningGateway) -> None:
 
 def test_a_session_ends_with_its_time_and_with_its_key() -> None:
     now = 1000.0
-    ring = KeyRing([_KEY, _OTHER], session_s=60, clock=lambda: now)
-    token = ring.open_session(_KEY.encode())
+    ring = KeyRing([KEY, OTHER_KEY], session_s=60, clock=lambda: now)
+    token = ring.open_session(KEY.encode())
     assert token is not None
     assert ring.is_session(token)
-    assert KeyRing([_KEY], session_s=60, clock=lambda: now).is_session(token)  # after a restart, too
-    assert not KeyRing([_OTHER], session_s=60, clock=lambda: now).is_session(token)
+    assert KeyRing([KEY], session_s=60, clock=lambda: now).is_session(token)  # after a restart, too
+    assert not KeyRing([OTHER_KEY], session_s=60, clock=lambda: now).is_session(token)
     now = 1061.0
     assert not ring.is_session(token)
 
@@ -317,8 +308,8 @@ def test_a_session_ends_with_its_time_and_with_its_key() -> None:
     "forge", [lambda e, s: f"{int(e) + 9}.{s}", lambda e, s: f"{e}.{s[:-1]}", lambda e, s: f"{e} .{s}"]
 )
 def test_a_session_cannot_be_prolonged(forge: object) -> None:
-    ring = KeyRing([_KEY], session_s=60)
-    token = ring.open_session(_KEY.encode())
+    ring = KeyRing([KEY], session_s=60)
+    token = ring.open_session(KEY.encode())
     assert token is not None
     expiry, _, signature = token.partition(".")
     assert callable(forge)
@@ -335,7 +326,7 @@ async def _ordered(gateway: RunningGateway, tag: int, headers: dict[str, str]) -
 
 
 async def test_an_idempotency_key_is_one_caller_s_and_meets_no_other_s(locked: RunningGateway, engine: Engine) -> None:
-    mine, theirs = {"X-API-Key": _KEY}, {"X-API-Key": _OTHER}
+    mine, theirs = {"X-API-Key": KEY}, {"X-API-Key": OTHER_KEY}
     first = await _ordered(locked, 1, mine)
     assert first[0] == 200
     other = await _ordered(locked, 2, theirs)  # another body, and no conflict
@@ -346,19 +337,19 @@ async def test_an_idempotency_key_is_one_caller_s_and_meets_no_other_s(locked: R
 
 
 async def test_a_browser_that_signed_in_with_a_key_is_the_caller_with_that_key(locked: RunningGateway) -> None:
-    cookie = {"Cookie": (await _login(locked, _OTHER)).headers["Set-Cookie"].split(";")[0]}
-    assert await _ordered(locked, 1, cookie) == await _ordered(locked, 1, {"X-API-Key": _OTHER})
+    cookie = {"Cookie": (await _login(locked, OTHER_KEY)).headers["Set-Cookie"].split(";")[0]}
+    assert await _ordered(locked, 1, cookie) == await _ordered(locked, 1, {"X-API-Key": OTHER_KEY})
 
 
 async def test_a_key_s_idempotency_keys_outlive_a_restart_and_every_change_of_the_list_around_it(
     engine: Engine,
 ) -> None:
     seen = []
-    for keys in (_KEY, f"new, {_KEY}", f"{_KEY}, {_OTHER}"):
+    for keys in (KEY, f"new, {KEY}", f"{KEY}, {OTHER_KEY}"):
         async with running_gateway(engine.url, api_keys=keys) as gateway:
             seen.append(await _ordered(gateway, 1, _BEARER))
-    async with running_gateway(engine.url, api_keys=_OTHER) as gateway:
-        other = await _ordered(gateway, 1, {"X-API-Key": _OTHER})
+    async with running_gateway(engine.url, api_keys=OTHER_KEY) as gateway:
+        other = await _ordered(gateway, 1, {"X-API-Key": OTHER_KEY})
     assert len(set(seen)) == 1
     assert other != seen[0]
 
@@ -490,11 +481,11 @@ async def test_a_page_that_is_not_listed_is_told_nothing_by_a_preflight(locked: 
 
 
 async def test_where_any_page_may_ask_none_may_ask_as_the_user_who_is_signed_in(engine: Engine) -> None:
-    async with running_gateway(engine.url, api_keys=_KEY, cors_allow_origins="*") as gateway:
+    async with running_gateway(engine.url, api_keys=KEY, cors_allow_origins="*") as gateway:
         cookie = {"Cookie": (await _login(gateway)).headers["Set-Cookie"].split(";")[0]}
         assert (await fetch(gateway, "/queue", headers={**_EVIL, **cookie})).status == 401
         # A browser sends a password that it was told once by itself, as it does with a cookie.
-        basic = {"Authorization": f"Basic {_basic('me', _KEY)}"}
+        basic = {"Authorization": f"Basic {_basic('me', KEY)}"}
         assert (await fetch(gateway, "/queue", headers={**_EVIL, **basic})).status == 401
         assert (await fetch(gateway, "/queue", headers=basic)).status == 200
         answer = await fetch(gateway, "/queue", headers={**_EVIL, **_BEARER})
@@ -542,8 +533,8 @@ async def test_the_start_warns_of_a_gateway_that_is_open_to_others(host: str, ke
 
 
 def test_keys_do_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("API_KEYS", f"{_KEY}, {_OTHER}")
+    monkeypatch.setenv("API_KEYS", f"{KEY}, {OTHER_KEY}")
     settings = load(Settings)
-    assert [key.get_secret_value() for key in settings.api_keys] == [_KEY, _OTHER]
-    assert _KEY not in repr(settings)
-    assert _KEY not in str(settings.model_dump())
+    assert [key.get_secret_value() for key in settings.api_keys] == [KEY, OTHER_KEY]
+    assert KEY not in repr(settings)
+    assert KEY not in str(settings.model_dump())

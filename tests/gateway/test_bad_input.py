@@ -126,25 +126,19 @@ async def test_a_file_that_breaks_off_leaves_a_partial_result(gateway: RunningGa
     assert "cut off" in body["images"][0]["error"]
 
 
-@pytest.fixture
-async def small(engine: Engine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(engine.url, max_request_body_mb=0.01) as running:
-        yield running
-
-
-async def test_a_body_over_the_limit_is_refused_by_its_length(small: RunningGateway) -> None:
-    async with small.http.post("/prompt_sync", data=b"x" * 20_000) as response:
+async def test_a_body_over_the_limit_is_refused_by_its_length(small_bodies: RunningGateway) -> None:
+    async with small_bodies.http.post("/prompt_sync", data=b"x" * 20_000) as response:
         assert_error(
             response.status, await response.json(), expected=413, type_="body_too_large", says="MAX_REQUEST_BODY_MB"
         )
 
 
-async def test_a_body_over_the_limit_is_refused_when_it_does_not_tell_its_length(small: RunningGateway) -> None:
+async def test_a_body_over_the_limit_is_refused_when_it_does_not_tell_its_length(small_bodies: RunningGateway) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield b"x" * 1000
 
-    async with small.http.post("/prompt_sync", data=chunks()) as response:
+    async with small_bodies.http.post("/prompt_sync", data=chunks()) as response:
         assert_error(
             response.status, await response.json(), expected=413, type_="body_too_large", says="MAX_REQUEST_BODY_MB"
         )

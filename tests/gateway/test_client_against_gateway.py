@@ -39,14 +39,6 @@ async def until_running(engine: Engine, prompt_id: str, *, running: bool = True)
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture
-def endless(tmp_path: Path) -> str:
-    """A workflow that outlives every test: it ends by being cancelled."""
-    path = tmp_path / "endless.json"
-    path.write_text(json.dumps(sleep_workflow(600)))
-    return str(path)
-
-
 @dataclass(frozen=True)
 class Ran:
     code: int | None
@@ -123,10 +115,10 @@ async def test_a_refused_workflow_names_its_nodes(gateway: RunningGateway, tmp_p
 
 
 async def test_ctrl_c_stops_the_prompt_in_comfyui(
-    gateway: RunningGateway, engine: Engine, endless: str, tmp_path: Path
+    gateway: RunningGateway, engine: Engine, endless_file: str, tmp_path: Path
 ) -> None:
     prompt_id = str(uuid4())
-    process = await start(gateway, "run", endless, "--prompt-id", prompt_id, "--output", str(tmp_path))
+    process = await start(gateway, "run", endless_file, "--prompt-id", prompt_id, "--output", str(tmp_path))
     await until_running(engine, prompt_id)
     process.send_signal(signal.SIGINT)
     assert (await finish(process)).code == Exit.INTERRUPTED
@@ -134,10 +126,10 @@ async def test_ctrl_c_stops_the_prompt_in_comfyui(
 
 
 async def test_status_does_not_disturb_a_prompt_and_cancel_ends_it(
-    gateway: RunningGateway, engine: Engine, endless: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gateway: RunningGateway, engine: Engine, endless_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompt_id = str(uuid4())
-    process = await start(gateway, "run", endless, "--prompt-id", prompt_id, "--output", str(tmp_path))
+    process = await start(gateway, "run", endless_file, "--prompt-id", prompt_id, "--output", str(tmp_path))
     await until_running(engine, prompt_id)
     status = await cli(gateway, "status", prompt_id, "--timeout", "0.2", "--json")
     assert status.code == Exit.OK
@@ -157,16 +149,16 @@ async def test_a_prompt_nobody_knows_is_refused(gateway: RunningGateway, capsys:
 
 
 async def test_a_prompt_that_takes_too_long_says_so(
-    gateway: RunningGateway, endless: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gateway: RunningGateway, endless_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran = await cli_here(capsys, gateway.url, "run", endless, "--timeout", "0.3", "--output", str(tmp_path))
+    ran = await cli_here(capsys, gateway.url, "run", endless_file, "--timeout", "0.3", "--output", str(tmp_path))
     assert ran.code == Exit.TIMED_OUT
 
 
 async def test_comfyui_without_the_gateway_is_told_by_name(
-    engine: Engine, endless: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: Engine, endless_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in (["health"], ["run", endless, "--output", str(tmp_path)]):
+    for command in (["health"], ["run", endless_file, "--output", str(tmp_path)]):
         ran = await cli_here(capsys, engine.url, *command)
         assert ran.code == Exit.UNEXPECTED
         assert "is ComfyUI itself, not the gateway" in ran.err

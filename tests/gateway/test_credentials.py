@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,14 @@ from PIL import Image
 
 from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
-from comfyui.engine import Engine, EngineOptions
+from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError, SettingsError
 from comfyui.settings import load
 from config import Settings
 from server import create_app
+from tests.support.credentials import CERTIFICATE, TOKEN
 from tests.support.relaying import Exchange, answer_ok, fetch, raw_server, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
-
-_TOKEN = "Bearer upstream-secret"
-_CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"
-
-
-@pytest.fixture
-async def closed_engine() -> AsyncIterator[Engine]:
-    """Wants a bearer token and another header."""
-    wanted = {"Authorization": _TOKEN, "X-Edge": "4711"}
-    async with Engine(EngineOptions(step_seconds=0.002, required_headers=wanted)) as running:
-        yield running
-
-
-@pytest.fixture
-async def tls_engine() -> AsyncIterator[Engine]:
-    """Shows a certificate that no system trusts."""
-    async with Engine(EngineOptions(step_seconds=0.002, certificate=_CERTIFICATE)) as running:
-        yield running
 
 
 async def _health(gateway: RunningGateway, wanted: str) -> dict[str, Any]:
@@ -57,10 +39,10 @@ async def _health(gateway: RunningGateway, wanted: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "headers",
     [
-        f"Authorization: {_TOKEN}\nX-Edge: 4711",
-        orjson.dumps({"authorization": _TOKEN, "X-Edge": "4711"}).decode(),
-        '{"%s": {"Authorization": "' + _TOKEN + '"}, "X-Edge": "4711"}',
-        '{"%s": {"Authorization": "' + _TOKEN + '", "X-Edge": "4711"}, "*": {"X-Edge": "another"}}',
+        f"Authorization: {TOKEN}\nX-Edge: 4711",
+        orjson.dumps({"authorization": TOKEN, "X-Edge": "4711"}).decode(),
+        '{"%s": {"Authorization": "' + TOKEN + '"}, "X-Edge": "4711"}',
+        '{"%s": {"Authorization": "' + TOKEN + '", "X-Edge": "4711"}, "*": {"X-Edge": "another"}}',
     ],
 )
 async def test_the_headers_that_comfyui_asks_for_go_with_everything(closed_engine: Engine, headers: str) -> None:
@@ -88,10 +70,24 @@ async def test_the_headers_that_comfyui_asks_for_go_with_everything(closed_engin
 
 
 async def test_a_client_s_header_of_the_same_name_gives_way() -> None:
-    async with relayed(answer_ok, comfyui_headers=f"Authorization: {_TOKEN}\nX-Edge: 4711") as (comfyui, gateway):
+    async with relayed(answer_ok, comfyui_headers=f"Authorization: {TOKEN}\nX-Edge: 4711") as (comfyui, gateway):
         await fetch(gateway, "/x", headers={"Authorization": "Bearer mine", "x-edge": "0", "X-Other": "kept"})
         headers = comfyui.seen[0].headers
-    assert (headers["authorization"], headers["x-edge"], headers["x-other"]) == (_TOKEN, "4711", "kept")
+    assert (headers["authorization"], headers["x-edge"], headers["x-other"]) == (TOKEN, "4711", "kept")
+
+
+async def test_a_client_chooses_its_user_of_comfyui_unless_one_is_set() -> None:
+    """ComfyUI's --multi-user takes the user from this header without a password, and its frontend sends it."""
+
+    async def answering(exchange: Exchange) -> None:
+        await exchange.body()
+        await exchange.send(b"HTTP/1.1 418 Teapot\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nno")
+
+    for settings, user in (({}, "mine"), ({"comfyui_headers": "Comfy-User: ours"}, "ours")):
+        async with relayed(answering, **settings) as (comfyui, gateway):
+            await fetch(gateway, "/userdata", headers={"Comfy-User": "mine"})
+            await fetch(gateway, "/prompt", "POST", data=b"{}", headers={"Comfy-User": "mine"})
+        assert [seen.headers["comfy-user"] for seen in comfyui.seen] == [user, user]
 
 
 @pytest.mark.parametrize("headers", ["", "Authorization: Bearer wrong"])
@@ -136,7 +132,7 @@ async def test_a_secret_header_stands_in_no_log_answer_or_setting(
 ) -> None:
     answers = b""
     with caplog.at_level(logging.DEBUG):
-        for headers in (f"Authorization: {_TOKEN}\nX-Edge: 4711", f"Authorization: {_TOKEN}"):
+        for headers in (f"Authorization: {TOKEN}\nX-Edge: 4711", f"Authorization: {TOKEN}"):
             async with running_gateway(
                 closed_engine.url, ready=False, comfyui_headers=headers, log_level="DEBUG"
             ) as gateway:
@@ -221,7 +217,7 @@ async def test_a_certificate_that_is_not_trusted_is_named_with_what_to_set(tls_e
         assert refused.value.status == 503
 
 
-@pytest.mark.parametrize("verify", [str(_CERTIFICATE), "false", '{"%s": false}', '{"*": "' + str(_CERTIFICATE) + '"}'])
+@pytest.mark.parametrize("verify", [str(CERTIFICATE), "false", '{"%s": false}', '{"*": "' + str(CERTIFICATE) + '"}'])
 async def test_a_certificate_of_a_named_authority_is_trusted(tls_engine: Engine, verify: str) -> None:
     verify = verify.replace("%s", tls_engine.url)
     async with running_gateway(tls_engine.url, comfyui_tls_verify=verify) as gateway:

@@ -21,34 +21,28 @@ from tests.support.running import RunningGateway, invert_workflow, running_gatew
 _LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
-@pytest.fixture
-def few() -> Connections:
-    """Three at once."""
-    return Connections(3, Metrics())
-
-
 async def asked(stack: AsyncExitStack, gateway: RunningGateway, request: bytes) -> asyncio.StreamReader:
     reader, writer = await stack.enter_async_context(raw_client(gateway.url))
     writer.write(request)
     return reader
 
 
-async def test_an_idle_connection_makes_room_for_another(engine: Engine, few: Connections) -> None:
-    async with running_gateway(engine.url, connections=few) as gateway, AsyncExitStack() as stack:
+async def test_an_idle_connection_makes_room_for_another(engine: Engine, few_connections: Connections) -> None:
+    async with running_gateway(engine.url, connections=few_connections) as gateway, AsyncExitStack() as stack:
         readers = []
         for _ in range(20):
             readers.append(await asked(stack, gateway, _LIVE))
             assert (await readers[-1].readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
         async with asyncio.timeout(10):
             assert await readers[0].read() == b""  # it has been idle longest
-        assert few._open <= 3
+        assert few_connections._open <= 3
 
 
-async def test_one_too_many_is_answered_503_with_the_reason(engine: Engine, few: Connections) -> None:
-    async with running_gateway(engine.url, connections=few) as gateway, AsyncExitStack() as stack:
+async def test_one_too_many_is_answered_503_with_the_reason(engine: Engine, few_connections: Connections) -> None:
+    async with running_gateway(engine.url, connections=few_connections) as gateway, AsyncExitStack() as stack:
         for _ in range(3):
             await asked(stack, gateway, b"POST /prompt_sync HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{")
-        await until(lambda: asyncio.sleep(0, few._open), lambda count: count >= 3)
+        await until(lambda: asyncio.sleep(0, few_connections._open), lambda count: count >= 3)
         answer = await (await asked(stack, gateway, _LIVE)).read()
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
@@ -57,16 +51,16 @@ async def test_one_too_many_is_answered_503_with_the_reason(engine: Engine, few:
     assert "limit of open files" in json.loads(body)["detail"]
 
 
-async def test_connections_that_end_are_given_back(engine: Engine, few: Connections) -> None:
+async def test_connections_that_end_are_given_back(engine: Engine, few_connections: Connections) -> None:
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     websocket = b"GET /ws HTTP/1.1\r\nHost: h\r\n" + upgrade + b"Sec-WebSocket-Version: 13\r\n\r\n"
-    async with running_gateway(engine.url, connections=few) as gateway:
+    async with running_gateway(engine.url, connections=few_connections) as gateway:
         for request in (_LIVE, websocket, b"GET /health/live", b"") * 3:
             async with AsyncExitStack() as stack:
                 reader = await asked(stack, gateway, request)
                 if request.endswith(b"\r\n\r\n"):
                     await reader.readuntil(b"\r\n\r\n")
-            await until(lambda: asyncio.sleep(0, few._open), lambda count: count == 0)
+            await until(lambda: asyncio.sleep(0, few_connections._open), lambda count: count == 0)
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 

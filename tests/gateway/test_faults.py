@@ -220,8 +220,11 @@ async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrive
         await gateway.prompt_sync(invert_workflow())
         hang = {"route": "/history/*", "seconds": 2.0, "times": 1}
         await engine.set_faults({"prompt_reply_lost_after_queue": {"times": 1}, "hang": hang})
+        before = await signs(gateway)
         waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.05)))
         await until(lambda: executed(engine), lambda count: count == 2)
+        # Some of the first frames are about the queue only; the others tell the gateway that the prompt runs.
+        await until(lambda: signs(gateway), lambda now: now >= before + 4)
         await engine.set_faults({"forget": {}})
         status, body = await waiting
     assert (status, body["type"]) == (502, "prompt_lost")
@@ -230,6 +233,10 @@ async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrive
 
 async def executed(engine: Engine) -> int:
     return len(executions(engine))
+
+
+async def signs(gateway: RunningGateway) -> int:
+    return gateway.handler.pool.backends[0].watcher.signs
 
 
 async def without_websocket(gateway: RunningGateway, engine: Engine) -> None:

@@ -182,7 +182,13 @@ async def test_a_target_arrives_as_it_came(target: str) -> None:
         assert comfyui.seen[0].line == f"GET {target} HTTP/1.1"
 
 
-@pytest.mark.parametrize("name", ["content-length", "Transfer-Encoding", "host", "x-forwarded-for", "authorization"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("content-length", "Transfer-Encoding", "host", "x-forwarded-for", "authorization"),
+        *("Comfy-User", "x-real-ip", "Forwarded"),
+    ],
+)
 async def test_connection_cannot_name_what_the_next_hop_needs(name: str) -> None:
     async def answering(exchange: Exchange) -> None:
         assert await exchange.body() == b"hello"
@@ -192,6 +198,7 @@ async def test_connection_cannot_name_what_the_next_hop_needs(name: str) -> None
 
     async with relayed(answering) as (comfyui, gateway):
         headers = {"Connection": f"{name}, X-B", "X-B": "1", "Authorization": "Basic eDp5"}
+        headers |= {"Comfy-User": "me", "X-Real-IP": "10.1.2.3", "Forwarded": "for=10.1.2.3"}
         for _ in range(2):
             got = await fetch(gateway, "/t", "POST", data=b"hello", headers=headers)
             assert (got.body, got.headers["Content-Length"]) == (b"ok", "2")
@@ -199,6 +206,7 @@ async def test_connection_cannot_name_what_the_next_hop_needs(name: str) -> None
         seen = comfyui.seen[-1].headers
         assert (seen["content-length"], seen["authorization"]) == ("5", "Basic eDp5")
         assert seen["x-forwarded-for"] == "127.0.0.1"
+        assert (seen["comfy-user"], seen["x-real-ip"], seen["forwarded"]) == ("me", "10.1.2.3", "for=10.1.2.3")
         assert seen["host"] == comfyui.url.removeprefix("http://")
         assert "x-b" not in seen
 
@@ -404,19 +412,6 @@ async def test_a_location_is_a_url() -> None:
 # Our client's connections
 
 
-@pytest.fixture
-async def client_of() -> AsyncIterator[Callable[..., Http1Client]]:
-    clients = []
-
-    def made(url: str, **options: Any) -> Http1Client:
-        clients.append(Http1Client(URL(url), **options))
-        return clients[-1]
-
-    yield made
-    for client in clients:
-        await client.close()
-
-
 async def _read(answer: Answer) -> bytes:
     content = b""
     while part := await answer.read(5):
@@ -425,18 +420,18 @@ async def _read(answer: Answer) -> bytes:
 
 
 @pytest.mark.parametrize("behind", [OK, b"\r\n", b"x"])
-async def test_a_connection_with_anything_behind_its_answer_is_not_used_again(behind: bytes, client_of: Any) -> None:
+async def test_a_connection_with_anything_behind_its_answer_is_not_used_again(behind: bytes, http1_client: Any) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(OK + behind)
 
     async with raw_server(answering) as server:
-        client = client_of(server.url)
+        client = http1_client(server.url)
         for count in range(1, 4):
             assert await _read(await client.request("GET", "/", _HEADERS, timeout_s=5)) == b"ok"
             assert server.connections == count
 
 
-async def test_what_comes_while_a_connection_is_idle_is_nobodys_answer(client_of: Any) -> None:
+async def test_what_comes_while_a_connection_is_idle_is_nobodys_answer(http1_client: Any) -> None:
     first: list[Exchange] = []
 
     async def answering(exchange: Exchange) -> None:
@@ -444,7 +439,7 @@ async def test_what_comes_while_a_connection_is_idle_is_nobodys_answer(client_of
         await exchange.send(OK)
 
     async with raw_server(answering) as server:
-        client = client_of(server.url)
+        client = http1_client(server.url)
         assert await _read(await client.request("GET", "/", _HEADERS, timeout_s=5)) == b"ok"
         # In the kernel, but not yet read by our loop, when the next request takes the connection.
         sock = first[0].writer.get_extra_info("socket")
@@ -453,7 +448,7 @@ async def test_what_comes_while_a_connection_is_idle_is_nobodys_answer(client_of
         assert server.connections == 2
 
 
-async def test_a_connection_whose_request_has_not_left_is_not_used_again(client_of: Any) -> None:
+async def test_a_connection_whose_request_has_not_left_is_not_used_again(http1_client: Any) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(
             b"HTTP/1.1 413 x\r\nContent-Length: 2\r\n\r\nno" if exchange.line.startswith("POST") else OK
@@ -462,7 +457,7 @@ async def test_a_connection_whose_request_has_not_left_is_not_used_again(client_
             await asyncio.Event().wait()  # reads nothing of the body
 
     async with raw_server(answering) as server:
-        client = client_of(server.url)
+        client = http1_client(server.url)
         answer = await client.request("POST", "/", _HEADERS, bytes(50_000_000), timeout_s=5)
         assert (answer.status, await _read(answer)) == (413, b"no")
         assert await _read(await client.request("GET", "/", _HEADERS, timeout_s=5)) == b"ok"
@@ -470,7 +465,7 @@ async def test_a_connection_whose_request_has_not_left_is_not_used_again(client_
 
 
 @pytest.mark.parametrize("length", [3, 9])
-async def test_a_body_of_another_length_than_announced_is_never_whole(length: int, client_of: Any) -> None:
+async def test_a_body_of_another_length_than_announced_is_never_whole(length: int, http1_client: Any) -> None:
     came = []
 
     async def answering(exchange: Exchange) -> None:
@@ -483,14 +478,14 @@ async def test_a_body_of_another_length_than_announced_is_never_whole(length: in
 
     async with raw_server(answering) as server:
         with pytest.raises(ValueError, match="another length"):
-            await client_of(server.url).request("POST", "/", _HEADERS, IteratedBody(parts(), length), timeout_s=5)
+            await http1_client(server.url).request("POST", "/", _HEADERS, IteratedBody(parts(), length), timeout_s=5)
         await eventually(lambda: came != [])
         assert len(came[0]) <= length
 
 
-async def test_a_caller_that_leaves_late_cuts_nobody_elses_connection(client_of: Any) -> None:
+async def test_a_caller_that_leaves_late_cuts_nobody_elses_connection(http1_client: Any) -> None:
     async with raw_server(answer_ok) as server:
-        client = client_of(server.url, limit=1)
+        client = http1_client(server.url, limit=1)
         for turns in range(12):
             leaving = asyncio.create_task(client.request("GET", "/", _HEADERS, timeout_s=5))
             staying = asyncio.create_task(client.request("POST", "/", _HEADERS, b"", timeout_s=5))
@@ -501,7 +496,7 @@ async def test_a_caller_that_leaves_late_cuts_nobody_elses_connection(client_of:
             await asyncio.gather(leaving, return_exceptions=True)
 
 
-async def test_a_body_that_ends_with_the_connection_is_whole_only_if_the_server_ended_it(client_of: Any) -> None:
+async def test_a_body_that_ends_with_the_connection_is_whole_only_if_the_server_ended_it(http1_client: Any) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
         if "whole" in exchange.line:
@@ -510,7 +505,7 @@ async def test_a_body_that_ends_with_the_connection_is_whole_only_if_the_server_
             await exchange.until_gone()
 
     async with raw_server(answering) as server:
-        client = client_of(server.url)
+        client = http1_client(server.url)
         assert await _read(await client.request("GET", "/whole", _HEADERS, timeout_s=5)) == b"hello"
 
         async def parts() -> AsyncIterator[bytes]:
@@ -526,12 +521,12 @@ async def test_a_body_that_ends_with_the_connection_is_whole_only_if_the_server_
             await answer.read(5)
 
 
-async def test_a_head_may_be_answered_on_a_connection_that_stays(client_of: Any) -> None:
+async def test_a_head_may_be_answered_on_a_connection_that_stays(http1_client: Any) -> None:
     async def answering(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" if "HEAD" in exchange.line else OK)
 
     async with raw_server(answering) as server:
-        client = client_of(server.url)
+        client = http1_client(server.url)
         for method, body in (("HEAD", b""), ("GET", b"ok"), ("HEAD", b"")):
             assert await _read(await client.request(method, "/", _HEADERS, timeout_s=5)) == body
         assert server.connections == 1

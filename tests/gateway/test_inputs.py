@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,89 +52,71 @@ def stored(engine: Engine, value: str) -> bytes:
     return (Path(engine.folders.input) / value).read_bytes()
 
 
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine() as running:
-        yield running
-
-
-@pytest.fixture
-async def server(engine: Engine) -> AsyncIterator[Backend]:
-    async with ComfyUIClient(engine.url, retries=0) as client:
-        yield server_of(client)
-
-
-@pytest.fixture
-async def stager() -> AsyncIterator[InputStager]:
-    async with InputStager(max_bytes=4_000_000, url_allow=(), url_timeout_s=5) as opened:
-        yield opened
-
-
 async def test_a_workflow_without_inputs_is_returned_as_it_is(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("old.png")})
-    assert await stager.stage(server, request, [("1", "image")]) is request.prompt
-    assert uploads(engine) == 0
+    assert await stager.stage(plain_server, request, [("1", "image")]) is request.prompt
+    assert uploads(plain_engine) == 0
 
 
 async def test_a_referred_input_is_stored_by_content_and_the_request_is_not_changed(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     prompt = {"1": load("a.png"), "2": load("a.png [input]"), "3": {"class_type": "X", "inputs": {"images": ["1", 0]}}}
     request = request_for(prompt, **{"a.png": picture(1)})
-    staged = await stager.stage(server, request, [("1", "image"), ("2", "image")])
+    staged = await stager.stage(plain_server, request, [("1", "image"), ("2", "image")])
     value = staged["1"]["inputs"]["image"]
     assert value.startswith("gateway/")
     assert value.endswith(".png")
     assert staged["2"]["inputs"]["image"] == value
     assert staged["3"] is request.prompt["3"]
     assert request.prompt == prompt
-    assert stored(engine, value) == picture(1)
-    assert not (Path(engine.folders.input) / "a.png").exists()
+    assert stored(plain_engine, value) == picture(1)
+    assert not (Path(plain_engine.folders.input) / "a.png").exists()
 
 
 async def test_two_callers_with_one_name_and_different_pictures_each_render_their_own(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     async def stage(shade: int) -> bytes:
         request = request_for({"1": load("input.png")}, **{"input.png": picture(shade)})
-        staged = await stager.stage(server, request, [("1", "image")])
-        return stored(engine, staged["1"]["inputs"]["image"])
+        staged = await stager.stage(plain_server, request, [("1", "image")])
+        return stored(plain_engine, staged["1"]["inputs"]["image"])
 
     assert await asyncio.gather(*(stage(shade) for shade in range(20))) == [picture(shade) for shade in range(20)]
 
 
 async def test_a_text_that_equals_a_name_is_not_touched_and_the_file_is_there_under_its_name_too(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     text = {"class_type": "CLIPTextEncode", "inputs": {"text": "portrait", "clip": ["4", 1]}}
     request = request_for({"1": load("portrait"), "2": text}, portrait=picture(3))
-    staged = await stager.stage(server, request, [("1", "image")])
+    staged = await stager.stage(plain_server, request, [("1", "image")])
     assert staged["2"]["inputs"]["text"] == "portrait"
     assert staged["1"]["inputs"]["image"].startswith("gateway/")
-    assert stored(engine, "portrait") == picture(3)
+    assert stored(plain_engine, "portrait") == picture(3)
 
 
 async def test_an_input_that_no_upload_widget_names_is_stored_under_its_own_name_and_overwrites(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     for shade in (1, 2):
         image = InputFile(name="m.png", subfolder="masks", image=b64(picture(shade)))
         request = PromptRequest(prompt={"1": {"class_type": "Own", "inputs": {"file": "masks/m.png"}}}, images=(image,))
-        assert await stager.stage(server, request) is request.prompt
-        assert stored(engine, "masks/m.png") == picture(shade)
+        assert await stager.stage(plain_server, request) is request.prompt
+        assert stored(plain_engine, "masks/m.png") == picture(shade)
 
 
 async def test_a_subfolder_is_part_of_the_name_that_is_referred_to(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     images = tuple(InputFile(name="x.png", subfolder=f"s{n}", image=b64(picture(n))) for n in (1, 2))
     prompt = {"1": load("s1/x.png"), "2": load("s2/x.png"), "3": load("x.png")}
     staged = await stager.stage(
-        server, PromptRequest(prompt=prompt, images=images), [(node_id, "image") for node_id in prompt]
+        plain_server, PromptRequest(prompt=prompt, images=images), [(node_id, "image") for node_id in prompt]
     )
-    assert [stored(engine, staged[n]["inputs"]["image"]) for n in "12"] == [picture(1), picture(2)]
+    assert [stored(plain_engine, staged[n]["inputs"]["image"]) for n in "12"] == [picture(1), picture(2)]
     assert staged["3"]["inputs"]["image"] == "x.png"
 
 
@@ -142,144 +124,150 @@ async def test_a_subfolder_is_part_of_the_name_that_is_referred_to(
     "name",
     ["my photo.png", "фото.png", "a+b&c.png", "100%.png", "a%20b.png", 'say "hi".png', "a;b;c.png", "a\r\nb.png"],
 )
-async def test_a_name_arrives_as_it_is(name: str, stager: InputStager, server: Backend, engine: Engine) -> None:
+async def test_a_name_arrives_as_it_is(
+    name: str, stager: InputStager, plain_server: Backend, plain_engine: Engine
+) -> None:
     image = InputFile(name=name, subfolder="ein Ordner/ü", image=b64(picture(1)))
     prompt = {"1": {"class_type": "Own", "inputs": {"path": f"ein Ordner/ü/{name}"}}}
-    assert await stager.stage(server, PromptRequest(prompt=prompt, images=(image,))) == prompt
-    assert stored(engine, f"ein Ordner/ü/{name}") == picture(1)
+    assert await stager.stage(plain_server, PromptRequest(prompt=prompt, images=(image,))) == prompt
+    assert stored(plain_engine, f"ein Ordner/ü/{name}") == picture(1)
 
 
 async def test_the_name_that_comfyui_answers_is_the_one_in_the_workflow(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
-    await engine.set_faults({"upload_renamed": {"name": "other 1.png", "subfolder": "kept"}})
+    await plain_engine.set_faults({"upload_renamed": {"name": "other 1.png", "subfolder": "kept"}})
     own = {"class_type": "Own", "inputs": {"files": [{"path": "a.png"}, "a.png [input]"], "text": "a.png of mine"}}
     request = request_for({"1": own}, **{"a.png": picture(1)})
-    staged = await stager.stage(server, request)
+    staged = await stager.stage(plain_server, request)
     value = {"files": [{"path": "kept/other 1.png"}, "kept/other 1.png"], "text": "a.png of mine"}
     assert staged["1"]["inputs"] == value
-    assert stored(engine, "kept/other 1.png") == picture(1)
+    assert stored(plain_engine, "kept/other 1.png") == picture(1)
     assert request.prompt["1"] == own
 
 
 async def test_a_reference_with_windows_folders_is_the_same_file(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     image = InputFile(name="x.png", subfolder="sub\\deep", image=b64(picture(4)))
     request = PromptRequest(prompt={"1": load("sub\\deep\\x.png")}, images=(image,))
-    staged = await stager.stage(server, request, [("1", "image")])
-    assert stored(engine, staged["1"]["inputs"]["image"]) == picture(4)
+    staged = await stager.stage(plain_server, request, [("1", "image")])
+    assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(4)
 
 
 async def test_inline_data_with_blanks_and_line_ends_around_it_is_an_input(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load(f"\n data:image/png;base64,{b64(picture(7))} \n")})
-    staged = await stager.stage(server, request, [("1", "image")])
-    assert stored(engine, staged["1"]["inputs"]["image"]) == picture(7)
+    staged = await stager.stage(plain_server, request, [("1", "image")])
+    assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(7)
 
 
 async def test_inline_data_is_staged_in_upload_inputs_only(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     uri = f"data:image/png;base64,{b64(picture(7))}"
     request = request_for({"1": load(uri), "2": {"class_type": "Note", "inputs": {"text": uri}}, "3": load(["1", 0])})
-    staged = await stager.stage(server, request, [("1", "image"), ("3", "image"), ("9", "image"), ("1", "mask")])
-    assert stored(engine, staged["1"]["inputs"]["image"]) == picture(7)
+    staged = await stager.stage(plain_server, request, [("1", "image"), ("3", "image"), ("9", "image"), ("1", "mask")])
+    assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(7)
     assert staged["2"]["inputs"]["text"] == uri
     assert staged["3"]["inputs"]["image"] == ["1", 0]
 
 
-async def test_a_3d_model_goes_where_the_3d_loaders_look(stager: InputStager, server: Backend, engine: Engine) -> None:
+async def test_a_3d_model_goes_where_the_3d_loaders_look(
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
+) -> None:
     request = PromptRequest(
         prompt={"1": {"class_type": "Load3D", "inputs": {"model_file": "duck.glb"}}},
         images=(InputFile(name="duck.glb", image=b64(b"glTF\2\0\0\0")),),
     )
-    staged = await stager.stage(server, request, [("1", "model_file")])
+    staged = await stager.stage(plain_server, request, [("1", "model_file")])
     assert staged["1"]["inputs"]["model_file"].startswith("3d/gateway/")
 
 
 async def test_the_same_content_is_uploaded_once_even_by_many_at_the_same_moment(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
     again = request_for({"1": load("b.png")}, **{"b.png": picture(5)})
-    staged = await asyncio.gather(*(stager.stage(server, request, [("1", "image")]) for _ in range(30)))
+    staged = await asyncio.gather(*(stager.stage(plain_server, request, [("1", "image")]) for _ in range(30)))
     assert len({result["1"]["inputs"]["image"] for result in staged}) == 1
-    assert await stager.stage(server, again, [("1", "image")]) == staged[0]
-    assert uploads(engine) == 1
+    assert await stager.stage(plain_server, again, [("1", "image")]) == staged[0]
+    assert uploads(plain_engine) == 1
 
 
 async def test_after_forget_everything_is_uploaded_again_and_keeps_its_name(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
-    before = await stager.stage(server, request, [("1", "image")])
-    (Path(engine.folders.input) / before["1"]["inputs"]["image"]).unlink()
-    stager.forget(server)
-    after = await stager.stage(server, request, [("1", "image")])
+    before = await stager.stage(plain_server, request, [("1", "image")])
+    (Path(plain_engine.folders.input) / before["1"]["inputs"]["image"]).unlink()
+    stager.forget(plain_server)
+    after = await stager.stage(plain_server, request, [("1", "image")])
     assert after == before
-    assert stored(engine, after["1"]["inputs"]["image"]) == picture(5)
+    assert stored(plain_engine, after["1"]["inputs"]["image"]) == picture(5)
 
 
 async def test_after_a_new_connection_everything_is_uploaded_again(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
-    await stager.stage(server, request, [("1", "image")])
-    await stager.stage(server, request, [("1", "image")])
-    assert uploads(engine) == 1
-    server.generation += 1
-    await stager.stage(server, request, [("1", "image")])
-    assert uploads(engine) == 2
+    await stager.stage(plain_server, request, [("1", "image")])
+    await stager.stage(plain_server, request, [("1", "image")])
+    assert uploads(plain_engine) == 1
+    plain_server.generation += 1
+    await stager.stage(plain_server, request, [("1", "image")])
+    assert uploads(plain_engine) == 2
 
 
 async def test_a_file_that_a_node_may_be_reading_is_not_written_again(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
-    value = (await stager.stage(server, request, [("1", "image")]))["1"]["inputs"]["image"]
-    file = Path(engine.folders.input) / value
+    value = (await stager.stage(plain_server, request, [("1", "image")]))["1"]["inputs"]["image"]
+    file = Path(plain_engine.folders.input) / value
     os.utime(file, ns=(1, 1))
-    stager.forget(server)
-    assert (await stager.stage(server, request, [("1", "image")]))["1"]["inputs"]["image"] == value
-    assert uploads(engine) == 2
+    stager.forget(plain_server)
+    assert (await stager.stage(plain_server, request, [("1", "image")]))["1"]["inputs"]["image"] == value
+    assert uploads(plain_engine) == 2
     assert file.stat().st_mtime_ns == 1
 
 
 async def test_a_file_that_was_cut_short_under_its_hash_is_not_used(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     request = request_for({"1": load("a.png")}, **{"a.png": picture(5)})
-    value = (await stager.stage(server, request, [("1", "image")]))["1"]["inputs"]["image"]
-    (Path(engine.folders.input) / value).write_bytes(picture(5)[:20])
-    stager.forget(server)
-    value = (await stager.stage(server, request, [("1", "image")]))["1"]["inputs"]["image"]
-    assert stored(engine, value) == picture(5)
+    value = (await stager.stage(plain_server, request, [("1", "image")]))["1"]["inputs"]["image"]
+    (Path(plain_engine.folders.input) / value).write_bytes(picture(5)[:20])
+    stager.forget(plain_server)
+    value = (await stager.stage(plain_server, request, [("1", "image")]))["1"]["inputs"]["image"]
+    assert stored(plain_engine, value) == picture(5)
 
 
 async def test_when_the_first_of_many_is_cancelled_the_next_one_uploads(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
-    await engine.set_faults({"hang": {"route": "/upload/image", "times": 1}})
+    await plain_engine.set_faults({"hang": {"route": "/upload/image", "times": 1}})
     request = request_for({"1": load("a.png")}, **{"a.png": picture(6)})
-    first = asyncio.create_task(stager.stage(server, request, [("1", "image")]))
-    while not uploads(engine):
+    first = asyncio.create_task(stager.stage(plain_server, request, [("1", "image")]))
+    while not uploads(plain_engine):
         await asyncio.sleep(0)
-    second = asyncio.create_task(stager.stage(server, request, [("1", "image")]))
+    second = asyncio.create_task(stager.stage(plain_server, request, [("1", "image")]))
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert stored(engine, (await second)["1"]["inputs"]["image"]) == picture(6)
+    assert stored(plain_engine, (await second)["1"]["inputs"]["image"]) == picture(6)
 
 
 async def test_an_upload_that_breaks_off_is_tried_again_from_its_first_byte(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
-    await engine.set_faults({"cut": {"route": "/upload/image", "times": 1}, "status": {"status": 503, "times": 1}})
+    await plain_engine.set_faults(
+        {"cut": {"route": "/upload/image", "times": 1}, "status": {"status": 503, "times": 1}}
+    )
     request = request_for({"1": load("a.png")}, **{"a.png": picture(6)})
-    staged = await stager.stage(server, request, [("1", "image")])
-    assert stored(engine, staged["1"]["inputs"]["image"]) == picture(6)
+    staged = await stager.stage(plain_server, request, [("1", "image")])
+    assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(6)
 
 
 async def test_a_comfyui_that_is_gone_is_not_the_callers_fault(stager: InputStager) -> None:
@@ -292,48 +280,48 @@ async def test_a_comfyui_that_is_gone_is_not_the_callers_fault(stager: InputStag
             )
 
 
-async def test_a_large_input_arrives_whole(server: Backend, stager: InputStager, engine: Engine) -> None:
+async def test_a_large_input_arrives_whole(plain_server: Backend, stager: InputStager, plain_engine: Engine) -> None:
     data = picture(9) + bytes(range(256)) * 10_000  # 2.5 MB: decoded in a thread, sent in pieces
-    staged = await stager.stage(server, request_for({"1": load("a.png")}, **{"a.png": data}), [("1", "image")])
-    assert stored(engine, staged["1"]["inputs"]["image"]) == data
+    staged = await stager.stage(plain_server, request_for({"1": load("a.png")}, **{"a.png": data}), [("1", "image")])
+    assert stored(plain_engine, staged["1"]["inputs"]["image"]) == data
 
 
 async def test_spooled_files_are_staged_as_images_are(
-    server: Backend, stager: InputStager, engine: Engine, tmp_path: Path
+    plain_server: Backend, stager: InputStager, plain_engine: Engine, tmp_path: Path
 ) -> None:
     (tmp_path / "part").write_bytes(picture(4))
     files = {"photo.png": tmp_path / "part", "sub/loose.png": tmp_path / "part"}
-    staged = await stager.stage(server, request_for({"1": load("photo.png")}), [("1", "image")], files)
-    assert stored(engine, staged["1"]["inputs"]["image"]) == picture(4)
-    assert stored(engine, "sub/loose.png") == picture(4)
+    staged = await stager.stage(plain_server, request_for({"1": load("photo.png")}), [("1", "image")], files)
+    assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(4)
+    assert stored(plain_engine, "sub/loose.png") == picture(4)
     assert (tmp_path / "part").exists()
 
 
 @pytest.mark.parametrize("name", ["../up.png", "/etc/x.png", "", "a/../../b.png"])
 async def test_a_spooled_file_can_leave_no_folder(
-    name: str, server: Backend, stager: InputStager, engine: Engine, tmp_path: Path
+    name: str, plain_server: Backend, stager: InputStager, plain_engine: Engine, tmp_path: Path
 ) -> None:
     (tmp_path / "part").write_bytes(picture(4))
     with pytest.raises(ComfyUIInputError, match="relative path"):
-        await stager.stage(server, request_for({}), (), {name: tmp_path / "part"})
-    assert uploads(engine) == 0
+        await stager.stage(plain_server, request_for({}), (), {name: tmp_path / "part"})
+    assert uploads(plain_engine) == 0
 
 
-async def test_an_error_names_the_field(stager: InputStager, server: Backend) -> None:
+async def test_an_error_names_the_field(stager: InputStager, plain_server: Backend) -> None:
     good = InputFile(name="a.png", image=b64(picture(1)))
     bad = InputFile(name="b.png", image="***")
     with pytest.raises(ComfyUIInputError, match=r"^images\[1\]\.image: neither base64"):
-        await stager.stage(server, PromptRequest(prompt={}, images=(good, bad)))
+        await stager.stage(plain_server, PromptRequest(prompt={}, images=(good, bad)))
     with pytest.raises(ComfyUIInputError, match=r"^prompt\.10\.inputs\.image: the content is empty"):
-        await stager.stage(server, request_for({"10": load("data:image/png;base64,")}), [("10", "image")])
+        await stager.stage(plain_server, request_for({"10": load("data:image/png;base64,")}), [("10", "image")])
 
 
 async def test_two_contents_under_one_name_in_one_request_are_refused(
-    stager: InputStager, server: Backend, engine: Engine
+    stager: InputStager, plain_server: Backend, plain_engine: Engine
 ) -> None:
     images = tuple(InputFile(name="a.png", image=b64(picture(n))) for n in (1, 2))
     with pytest.raises(ComfyUIInputError, match=r"^images\[1\]\.image: images\[0\]\.image has the same name 'a\.png'"):
-        await stager.stage(server, PromptRequest(prompt={}, images=images))
+        await stager.stage(plain_server, PromptRequest(prompt={}, images=images))
     same = (images[0], images[0])
-    await stager.stage(server, PromptRequest(prompt={}, images=same))
-    assert uploads(engine) == 1
+    await stager.stage(plain_server, PromptRequest(prompt={}, images=same))
+    assert uploads(plain_engine) == 1

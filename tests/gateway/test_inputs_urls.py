@@ -14,8 +14,6 @@ import io
 import socket
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from aiohttp import BodyPartReader, web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
@@ -35,55 +32,10 @@ from comfyui.inputs.staging import InputStager
 from comfyui.models import InputFile, PromptRequest
 from comfyui.retrying import Backoff
 from tests.support.servers import server_of
+from tests.support.url_server import PNG, Handler, Server, give_png, serve
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 NO_ADDRESS = "has no public address to fetch it from"
 MAX = 1_000_000
-
-
-def picture() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(file, "PNG")
-    return file.getvalue()
-
-
-PNG = picture()
-
-
-@dataclass
-class Server:
-    """What answers on a loopback address, and what it was asked."""
-
-    host: str
-    port: int
-    requests: list[web.Request] = field(default_factory=list)
-
-    def url(self, path: str = "/a.png", host: str | None = None) -> str:
-        return f"http://{host or self.host}:{self.port}{path}"
-
-
-@asynccontextmanager
-async def serve(handler: Handler, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Server]:
-    server = Server(host, port)
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        server.requests.append(request)
-        return await handler(request)
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-        server.port = runner.addresses[0][1]
-        yield server
-    finally:
-        await runner.cleanup()
-
-
-async def give_png(_request: web.Request) -> web.Response:
-    return web.Response(body=PNG, content_type="image/png")
 
 
 def redirect_to(location: str, status: int = 302) -> Handler:
@@ -148,29 +100,15 @@ async def download(
         return b"".join([chunk async for chunk in content.chunks()])
 
 
-@pytest.fixture
-async def inside() -> AsyncIterator[Server]:
-    """A service inside, on an address that is not allowed; nothing may reach it."""
-    async with serve(give_png, "127.0.0.9") as server:
-        yield server
-        assert server.requests == []
-
-
-@pytest.fixture
-async def origin() -> AsyncIterator[Server]:
-    async with serve(give_png) as server:
-        yield server
-
-
 # What works
 
 
-async def test_a_public_file_is_downloaded_and_staged_under_its_content(origin: Server) -> None:
-    image = InputFile(name="a.png", image=origin.url())
+async def test_a_public_file_is_downloaded_and_staged_under_its_content(url_server: Server) -> None:
+    image = InputFile(name="a.png", image=url_server.url())
     prompt = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
-        "2": {"class_type": "LoadImage", "inputs": {"image": origin.url("/b.png?sig=a%2Fb")}},
-        "3": {"class_type": "LoadImage", "inputs": {"image": f" \n{origin.url('/b.png?sig=a%2Fb')}\r\n"}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": url_server.url("/b.png?sig=a%2Fb")}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": f" \n{url_server.url('/b.png?sig=a%2Fb')}\r\n"}},
     }
     async with (
         Engine() as engine,
@@ -184,7 +122,7 @@ async def test_a_public_file_is_downloaded_and_staged_under_its_content(origin: 
         assert (Path(engine.folders.input) / names.pop()).read_bytes() == PNG
         assert engine.stats.show()["requests"]["POST /upload/image"] == 1
     # The same URL twice, also with blanks around it, is fetched once, and a presigned query arrives as it was signed.
-    assert sorted(request.raw_path for request in origin.requests) == ["/a.png", "/b.png?sig=a%2Fb"]
+    assert sorted(request.raw_path for request in url_server.requests) == ["/a.png", "/b.png?sig=a%2Fb"]
 
 
 async def test_one_request_holds_few_files_open_however_many_it_brings() -> None:
@@ -220,9 +158,9 @@ def open_files() -> list[Path]:
     return found
 
 
-async def test_a_file_that_grows_past_memory_is_on_disk_and_goes_when_it_is_done(origin: Server) -> None:
+async def test_a_file_that_grows_past_memory_is_on_disk_and_goes_when_it_is_done(url_server: Server) -> None:
     async with UrlFetcher(max_bytes=MAX, allow=["127.0.0.1"], timeout_s=5) as fetcher:
-        async with fetcher.fetch(origin.url()) as content:
+        async with fetcher.fetch(url_server.url()) as content:
             assert isinstance(content.source, Path)
             assert content.source.exists()
         assert not content.source.exists()
@@ -265,9 +203,9 @@ async def test_a_large_file_goes_from_its_server_to_comfyui_without_being_whole_
     assert peak < 12 << 20
 
 
-async def test_an_allowed_name_may_have_an_address_inside(origin: Server) -> None:
+async def test_an_allowed_name_may_have_an_address_inside(url_server: Server) -> None:
     names = Names(minio_internal=[["127.0.0.1"]])
-    assert await download(origin.url(host="minio.internal"), "*.internal", resolver=names) == PNG
+    assert await download(url_server.url(host="minio.internal"), "*.internal", resolver=names) == PNG
 
 
 async def test_a_redirect_to_an_allowed_place_is_followed_without_cookie_or_referrer() -> None:
@@ -283,9 +221,9 @@ async def test_a_redirect_to_an_allowed_place_is_followed_without_cookie_or_refe
     assert not {"Cookie", "Referer", "Authorization"} & set(server.requests[1].headers)
 
 
-async def test_an_allowed_address_is_asked_for_in_its_canonical_notation_only(origin: Server) -> None:
-    assert await download(origin.url(host="0x7f.1"), "127.0.0.1") == PNG
-    assert origin.requests[0].headers["Host"] == f"127.0.0.1:{origin.port}"
+async def test_an_allowed_address_is_asked_for_in_its_canonical_notation_only(url_server: Server) -> None:
+    assert await download(url_server.url(host="0x7f.1"), "127.0.0.1") == PNG
+    assert url_server.requests[0].headers["Host"] == f"127.0.0.1:{url_server.port}"
 
 
 # Attacks
@@ -323,9 +261,11 @@ async def test_an_allowed_address_is_asked_for_in_its_canonical_notation_only(or
         ("percent-encoded", "127%2e0%2e0%2e9"),
     ],
 )
-async def test_a_literal_address_inside_is_refused_in_every_notation(attack: str, host: str, inside: Server) -> None:
+async def test_a_literal_address_inside_is_refused_in_every_notation(
+    attack: str, host: str, inside_server: Server
+) -> None:
     with pytest.raises(ComfyUIInputError, match=f"{NO_ADDRESS}|not a valid URL"):
-        await download(inside.url(host=host))
+        await download(inside_server.url(host=host))
 
 
 @pytest.mark.parametrize(
@@ -347,64 +287,67 @@ async def test_only_http_is_spoken_also_after_a_redirect(url: str) -> None:
         await download(url)
 
 
-async def test_a_user_in_the_url_neither_hides_the_host_nor_is_sent(origin: Server, inside: Server) -> None:
-    for authority in (f"127.0.0.1:{origin.port}@127.0.0.9:{inside.port}", f"u:p@127.0.0.1:{origin.port}"):
+async def test_a_user_in_the_url_neither_hides_the_host_nor_is_sent(url_server: Server, inside_server: Server) -> None:
+    for authority in (
+        f"127.0.0.1:{url_server.port}@127.0.0.9:{inside_server.port}",
+        f"u:p@127.0.0.1:{url_server.port}",
+    ):
         with pytest.raises(ComfyUIInputError, match="user or password"):
             await download(f"http://{authority}/a.png", "127.0.0.1")
         async with serve(redirect_to(f"http://{authority}/a.png")) as first:
             with pytest.raises(ComfyUIInputError, match="user or password"):
                 await download(first.url(), "127.0.0.1")
-    assert origin.requests == []
+    assert url_server.requests == []
 
 
 @pytest.mark.parametrize("confusion", ["127.0.0.1\\@127.0.0.9", "127.0.0.1#@127.0.0.9", "127.0.0.9#127.0.0.1"])
-async def test_no_two_readings_of_one_url(confusion: str, inside: Server, origin: Server) -> None:
+async def test_no_two_readings_of_one_url(confusion: str, inside_server: Server, url_server: Server) -> None:
     with pytest.raises(ComfyUIInputError):
-        await download(f"http://{confusion}:{inside.port}/a.png", f"127.0.0.1:{origin.port}")
+        await download(f"http://{confusion}:{inside_server.port}/a.png", f"127.0.0.1:{url_server.port}")
 
 
-async def test_a_name_that_points_inside_is_refused(inside: Server) -> None:
+async def test_a_name_that_points_inside_is_refused(inside_server: Server) -> None:
     names = Names(evil_example=[["127.0.0.9"]])
     with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
-        await download(inside.url(host="evil.example"), resolver=names)
+        await download(inside_server.url(host="evil.example"), resolver=names)
 
 
-async def test_dns_rebinding_the_address_that_was_checked_is_the_one_connected_to(inside: Server) -> None:
-    async with serve(give_png, "127.0.0.1", inside.port) as origin:
+async def test_dns_rebinding_the_address_that_was_checked_is_the_one_connected_to(inside_server: Server) -> None:
+    async with serve(give_png, "127.0.0.1", inside_server.port) as origin:
         names = Names(rebind_example=[["127.0.0.1"], ["127.0.0.9"]])
-        assert await download(inside.url(host="rebind.example"), "127.0.0.1", resolver=names) == PNG
+        assert await download(inside_server.url(host="rebind.example"), "127.0.0.1", resolver=names) == PNG
         assert names.lookups == ["rebind.example"]
         assert len(origin.requests) == 1
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
-            await download(inside.url(host="rebind.example"), "127.0.0.1", resolver=names)
+            await download(inside_server.url(host="rebind.example"), "127.0.0.1", resolver=names)
 
 
-async def test_an_answer_that_mixes_inside_and_outside_leads_only_outside(inside: Server) -> None:
-    async with serve(give_png, "127.0.0.1", inside.port):
+async def test_an_answer_that_mixes_inside_and_outside_leads_only_outside(inside_server: Server) -> None:
+    async with serve(give_png, "127.0.0.1", inside_server.port):
         names = Names(mixed_example=[["127.0.0.9", "::1", "127.0.0.1"]])
         for _ in range(3):
-            assert await download(inside.url(host="mixed.example"), "127.0.0.1", resolver=names) == PNG
+            assert await download(inside_server.url(host="mixed.example"), "127.0.0.1", resolver=names) == PNG
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_inside_is_refused_at_its_hop(status: int, inside: Server) -> None:
-    async with serve(redirect_to(inside.url(), status)) as first:
+async def test_a_redirect_inside_is_refused_at_its_hop(status: int, inside_server: Server) -> None:
+    async with serve(redirect_to(inside_server.url(), status)) as first:
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
             await download(first.url(), "127.0.0.1")
 
 
-async def test_a_redirect_to_a_name_that_points_inside_is_refused(inside: Server) -> None:
+async def test_a_redirect_to_a_name_that_points_inside_is_refused(inside_server: Server) -> None:
     names = Names(evil_example=[["127.0.0.9"]])
-    async with serve(redirect_to(inside.url(host="evil.example"))) as first:
+    async with serve(redirect_to(inside_server.url(host="evil.example"))) as first:
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
             await download(first.url(), "127.0.0.1", resolver=names)
 
 
-async def test_a_redirect_to_another_port_of_an_allowed_address_is_refused(origin: Server) -> None:
-    async with serve(redirect_to(origin.url())) as first:
+async def test_a_redirect_to_another_port_of_an_allowed_address_is_refused(url_server: Server) -> None:
+    async with serve(redirect_to(url_server.url())) as first:
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
             await download(first.url(), f"127.0.0.1:{first.port}")
-    assert origin.requests == []
+    assert url_server.requests == []
 
 
 async def test_a_redirect_loop_ends() -> None:
@@ -415,19 +358,19 @@ async def test_a_redirect_loop_ends() -> None:
 
 
 async def test_the_environments_proxy_is_not_asked_to_connect_for_us(
-    monkeypatch: pytest.MonkeyPatch, inside: Server, origin: Server
+    monkeypatch: pytest.MonkeyPatch, inside_server: Server, url_server: Server
 ) -> None:
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(variable, inside.url("/"))
-    assert await download(origin.url(), "127.0.0.1") == PNG
+        monkeypatch.setenv(variable, inside_server.url("/"))
+    assert await download(url_server.url(), "127.0.0.1") == PNG
 
 
-async def test_scanning_names_and_addresses_inside_all_look_the_same(inside: Server) -> None:
+async def test_scanning_names_and_addresses_inside_all_look_the_same(inside_server: Server) -> None:
     names = Names(inside_example=[["127.0.0.9"]], down_example=[["10.1.2.3"]])
     texts = set()
     for host in ("inside.example", "down.example", "127.0.0.9", "10.9.9.9"):
         with pytest.raises(ComfyUIInputError) as refused:
-            await download(inside.url(host=host), resolver=names)
+            await download(inside_server.url(host=host), resolver=names)
         texts.add(refused.value.detail)
     assert len(texts) == 1
     assert "127." not in texts.pop()
@@ -556,7 +499,7 @@ async def test_what_is_no_file_is_refused_without_a_word_of_its_content(answer: 
         assert "secret" not in refused.value.detail
 
 
-async def test_a_server_that_is_down_is_named_as_such_and_not_by_address(origin: Server) -> None:
+async def test_a_server_that_is_down_is_named_as_such_and_not_by_address(url_server: Server) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ComfyUIInputError, match="could not be reached") as refused:
@@ -564,9 +507,9 @@ async def test_a_server_that_is_down_is_named_as_such_and_not_by_address(origin:
     assert "127." not in refused.value.detail
 
 
-async def test_plain_http_behind_https_is_a_clear_word(origin: Server) -> None:
+async def test_plain_http_behind_https_is_a_clear_word(url_server: Server) -> None:
     with pytest.raises(ComfyUIInputError, match="no secure connection"):
-        await download(origin.url().replace("http:", "https:"), "127.0.0.1")
+        await download(url_server.url().replace("http:", "https:"), "127.0.0.1")
 
 
 # What may pass
@@ -646,7 +589,7 @@ async def test_a_server_that_cannot_be_reached_yet_is_tried_again() -> None:
             await download(url, "127.0.0.1", retries=2)
 
 
-async def test_a_name_look_up_that_fails_is_tried_again_and_told_apart(origin: Server) -> None:
+async def test_a_name_look_up_that_fails_is_tried_again_and_told_apart(url_server: Server) -> None:
     class Flaky(Names):
         failures = 2
 
@@ -658,7 +601,7 @@ async def test_a_name_look_up_that_fails_is_tried_again_and_told_apart(origin: S
                 raise socket.gaierror(socket.EAI_AGAIN, "try again")
             return await super().resolve(host, port, family)
 
-    url = origin.url(host="cdn.example")
+    url = url_server.url(host="cdn.example")
     assert await download(url, "127.0.0.1", resolver=Flaky(cdn_example=[["127.0.0.1"]]), retries=2) == PNG
     with pytest.raises(ComfyUIInputUnavailableError, match=r"host name of the URL.* could not be looked up") as failed:
         await download(url, "127.0.0.1", retries=1)
@@ -666,19 +609,19 @@ async def test_a_name_look_up_that_fails_is_tried_again_and_told_apart(origin: S
     assert "cdn" not in failed.value.detail
 
 
-async def test_an_address_inside_is_refused_at_every_try(inside: Server) -> None:
+async def test_an_address_inside_is_refused_at_every_try(inside_server: Server) -> None:
     """The name leads outside, where the server fails, and then inside."""
-    async with serve(status(503, Connection="close"), "127.0.0.1", inside.port) as outside:
+    async with serve(status(503, Connection="close"), "127.0.0.1", inside_server.port) as outside:
         names = Names(rebind_example=[["127.0.0.1"], ["127.0.0.9"]])
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS) as refused:
             # It closes the connection: another try looks the name up again.
-            await download(inside.url(host="rebind.example"), "127.0.0.1", resolver=names, retries=3)
+            await download(inside_server.url(host="rebind.example"), "127.0.0.1", resolver=names, retries=3)
         assert not refused.value.retryable
         assert len(outside.requests) == 1
 
 
-async def test_a_redirect_inside_is_refused_after_a_failure_too(inside: Server) -> None:
-    async with serve(failing(1, redirect_to(inside.url()), status(503))) as server:
+async def test_a_redirect_inside_is_refused_after_a_failure_too(inside_server: Server) -> None:
+    async with serve(failing(1, redirect_to(inside_server.url()), status(503))) as server:
         with pytest.raises(ComfyUIInputError, match=NO_ADDRESS):
             await download(server.url(), "127.0.0.1", retries=3)
 

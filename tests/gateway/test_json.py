@@ -341,7 +341,7 @@ async def test_a_node_id_of_thousands_of_digits_is_a_node_id() -> None:
 
 
 async def test_events_of_another_shape_or_with_python_json_do_not_end_the_watching() -> None:
-    async with both() as (engine, gateway):
+    async with both(changed=server_options(tick_s=0.1)) as (engine, gateway):
         for path, text in (
             (("data", "prompt_id"), "[]"),
             (("data", "prompt_id"), "{}"),

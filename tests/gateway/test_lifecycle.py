@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import aiohttp
 import pytest
 
-from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine, EngineOptions
+from comfyui.engine import OLD_VERSION, Engine
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -24,13 +23,6 @@ from tests.support.running import (
 )
 
 
-@pytest.fixture(params=[OLD_VERSION, NEW_VERSION])
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    """Without and with ComfyUI's atomic cancel."""
-    async with Engine(EngineOptions(comfyui_version=request.param)) as running:
-        yield running
-
-
 async def other_client_queues(engine: Engine, workflow: dict[str, Any]) -> str:
     """Somebody who uses ComfyUI without us."""
     async with aiohttp.ClientSession() as http, http.post(f"{engine.url}/prompt", json={"prompt": workflow}) as reply:
@@ -41,112 +33,120 @@ async def other_client_queues(engine: Engine, workflow: dict[str, Any]) -> str:
 # Cancelling
 
 
-async def test_delete_takes_a_pending_prompt_out_of_the_queue(gateway: RunningGateway, engine: Engine) -> None:
-    others = await other_client_queues(engine, sleep_workflow(5))
+async def test_delete_takes_a_pending_prompt_out_of_the_queue(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
+    others = await other_client_queues(either_engine, sleep_workflow(5))
     prompt_id = str(uuid4())
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(5, tag=1), prompt_id=prompt_id))
-    await until(lambda: queue_of(engine), lambda queue: prompt_id in queue[1])
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(5, tag=1), prompt_id=prompt_id))
+    await until(lambda: queue_of(either_engine), lambda queue: prompt_id in queue[1])
+    async with either_gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert (response.status, await response.json()) == (200, {"prompt_id": prompt_id, "status": "cancelled"})
     status, body = await waiting
     assert (status, body["type"], body["prompt_id"]) == (409, "task_cancelled", prompt_id)
-    assert await queue_of(engine) == ([others], [])
+    assert await queue_of(either_engine) == ([others], [])
 
 
-async def test_delete_interrupts_the_running_prompt(gateway: RunningGateway, engine: Engine) -> None:
+async def test_delete_interrupts_the_running_prompt(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30), prompt_id=prompt_id))
-    await until(lambda: queue_of(engine), lambda queue: queue == ([prompt_id], []))
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(30), prompt_id=prompt_id))
+    await until(lambda: queue_of(either_engine), lambda queue: queue == ([prompt_id], []))
+    async with either_gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 200
     assert (await waiting)[0] == 409
-    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+    await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
 
 
-async def test_a_timeout_cancels_the_prompt_and_nobody_else_s(gateway: RunningGateway, engine: Engine) -> None:
-    others = await other_client_queues(engine, sleep_workflow(5))
-    status, body = await gateway.prompt_sync(sleep_workflow(5, tag=1), timeout=0.3)
+async def test_a_timeout_cancels_the_prompt_and_nobody_else_s(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
+    others = await other_client_queues(either_engine, sleep_workflow(5))
+    status, body = await either_gateway.prompt_sync(sleep_workflow(5, tag=1), timeout=0.3)
     assert (status, body["type"]) == (504, "timeout")
     assert body["prompt_id"]
-    await until(lambda: queue_of(engine), lambda queue: queue == ([others], []))
+    await until(lambda: queue_of(either_engine), lambda queue: queue == ([others], []))
 
 
-async def test_a_timeout_leaves_the_prompt_when_told_so(engine: Engine) -> None:
-    async with running_gateway(engine.url, cancel_on_timeout=False) as gateway:
+async def test_a_timeout_leaves_the_prompt_when_told_so(either_engine: Engine) -> None:
+    async with running_gateway(either_engine.url, cancel_on_timeout=False) as gateway:
         status, body = await gateway.prompt_sync(sleep_workflow(1), timeout=0.2)
         assert status == 504
         async with gateway.http.get(f"/prompt_sync/{body['prompt_id']}") as response:
             assert response.status == 200
-    assert executions(engine) == {body["prompt_id"]: 1}
+    assert executions(either_engine) == {body["prompt_id"]: 1}
 
 
-async def test_a_client_that_goes_away_takes_its_prompt_with_it(gateway: RunningGateway, engine: Engine) -> None:
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30)))
-    await until(lambda: queue_of(engine), lambda queue: len(queue[0]) == 1)
+async def test_a_client_that_goes_away_takes_its_prompt_with_it(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(30)))
+    await until(lambda: queue_of(either_engine), lambda queue: len(queue[0]) == 1)
     waiting.cancel()
-    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+    await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
 
 
-async def test_a_prompt_that_others_wait_for_goes_on(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_prompt_that_others_wait_for_goes_on(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    stays = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
-    await prompts_are_queued(engine, 1)
-    status, _ = await gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id, timeout=0.2)
+    stays = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+    await prompts_are_queued(either_engine, 1)
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id, timeout=0.2)
     assert status == 504
-    leaves = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
-    await until_waiting(gateway, 2)
+    leaves = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+    await until_waiting(either_gateway, 2)
     leaves.cancel()
     assert (await stays)[0] == 200
-    assert executions(engine) == {prompt_id: 1}
+    assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_one_who_only_looks_on_cancels_nothing(gateway: RunningGateway, engine: Engine) -> None:
-    others = await other_client_queues(engine, sleep_workflow(0.6))
-    async with gateway.http.get(f"/prompt_sync/{others}?timeout=0.1") as response:
+async def test_one_who_only_looks_on_cancels_nothing(either_gateway: RunningGateway, either_engine: Engine) -> None:
+    others = await other_client_queues(either_engine, sleep_workflow(0.6))
+    async with either_gateway.http.get(f"/prompt_sync/{others}?timeout=0.1") as response:
         assert response.status == 504
-    async with gateway.http.get(f"/prompt_sync/{others}") as response:
+    async with either_gateway.http.get(f"/prompt_sync/{others}") as response:
         assert response.status == 200
         assert (await response.json())["images"]
 
 
 @pytest.mark.parametrize("how", ["deleted", "interrupted"])
 async def test_a_prompt_that_someone_else_cancels_is_reported_as_such(
-    gateway: RunningGateway, engine: Engine, how: str
+    either_gateway: RunningGateway, either_engine: Engine, how: str
 ) -> None:
-    blocker = await other_client_queues(engine, sleep_workflow(0.5 if how == "deleted" else 0, tag=9))
+    blocker = await other_client_queues(either_engine, sleep_workflow(0.5 if how == "deleted" else 0, tag=9))
     prompt_id = str(uuid4())
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(20, tag=1), prompt_id=prompt_id))
-    async with aiohttp.ClientSession(engine.url) as http:
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(20, tag=1), prompt_id=prompt_id))
+    async with aiohttp.ClientSession(either_engine.url) as http:
         if how == "deleted":
-            await until(lambda: queue_of(engine), lambda queue: prompt_id in queue[1])
+            await until(lambda: queue_of(either_engine), lambda queue: prompt_id in queue[1])
             await http.post("/queue", json={"delete": [prompt_id]})
         else:
-            await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
+            await until(lambda: queue_of(either_engine), lambda queue: queue[0] == [prompt_id])
             await http.post("/interrupt", json={"prompt_id": prompt_id})
     status, body = await waiting
     assert (status, body["type"]) == (409, "task_cancelled")
-    assert blocker in executions(engine)
+    assert blocker in executions(either_engine)
 
 
 # Idempotency
 
 
 async def test_the_same_prompt_id_joins_the_prompt_in_flight_and_then_its_result(
-    gateway: RunningGateway, engine: Engine
+    either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     prompt_id = str(uuid4())
-    both = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id) for _ in range(2)))
-    again = await gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id, return_image_base64=True)
+    both = await asyncio.gather(
+        *(either_gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id) for _ in range(2))
+    )
+    again = await either_gateway.prompt_sync(sleep_workflow(0.3), prompt_id=prompt_id, return_image_base64=True)
     assert [status for status, _ in (*both, again)] == [200] * 3
     assert again[1]["images"][0]["base64"]
     assert both[0][1]["outputs"] == both[1][1]["outputs"] == again[1]["outputs"]
-    assert executions(engine) == {prompt_id: 1}
+    assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_a_key_gives_the_same_prompt_after_the_gateway_restarted(engine: Engine) -> None:
+async def test_a_key_gives_the_same_prompt_after_the_gateway_restarted(either_engine: Engine) -> None:
     answers = []
     for _ in range(2):
-        async with running_gateway(engine.url) as gateway:
+        async with running_gateway(either_engine.url) as gateway:
             body, headers = {"prompt": sleep_workflow(0.1)}, {"Idempotency-Key": "order 4711"}
             async with gateway.http.post("/prompt_sync", json=body, headers=headers) as response:
                 assert response.status == 200
@@ -154,15 +154,18 @@ async def test_a_key_gives_the_same_prompt_after_the_gateway_restarted(engine: E
     assert answers[0]["prompt_id"] == answers[1]["prompt_id"]
     assert UUID(answers[0]["prompt_id"]).version == 5
     assert answers[0]["outputs"] == answers[1]["outputs"]
-    assert executions(engine) == {answers[0]["prompt_id"]: 1}
+    assert executions(either_engine) == {answers[0]["prompt_id"]: 1}
 
 
 @pytest.mark.parametrize("when", ["in flight", "finished", "after a restart"])
-async def test_another_body_under_the_same_id_is_refused(engine: Engine, when: str) -> None:
+async def test_another_body_under_the_same_id_is_refused(either_engine: Engine, when: str) -> None:
     prompt_id = str(uuid4())
-    async with running_gateway(engine.url) as gateway, running_gateway(engine.url) as restarted:
+    async with (
+        running_gateway(either_engine.url) as gateway,
+        running_gateway(either_engine.url) as restarted,
+    ):
         first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.4), prompt_id=prompt_id))
-        await prompts_are_queued(engine, 1)
+        await prompts_are_queued(either_engine, 1)
         if when != "in flight":
             await first
         asked = restarted if when == "after a restart" else gateway
@@ -171,55 +174,62 @@ async def test_another_body_under_the_same_id_is_refused(engine: Engine, when: s
         assert (await first)[0] == 200
 
 
-async def test_a_failed_prompt_fails_again_without_running_again(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_failed_prompt_fails_again_without_running_again(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
     workflow = invert_workflow()
     workflow["2"] = {"class_type": "SimulatedError", "inputs": {"exception_type": "ValueError", "message": "no"}}
     workflow["2"]["inputs"]["value"] = ["1", 0]
     prompt_id = str(uuid4())
     for _ in range(2):
-        status, body = await gateway.prompt_sync(workflow, prompt_id=prompt_id)
+        status, body = await either_gateway.prompt_sync(workflow, prompt_id=prompt_id)
         assert (status, body["type"]) == (500, "task_failed")
-    assert executions(engine) == {prompt_id: 1}
+    assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_a_cancelled_prompt_may_be_asked_for_again(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_cancelled_prompt_may_be_asked_for_again(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    status, _ = await gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id, timeout=0.2)
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id, timeout=0.2)
     assert status == 504
-    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
-    status, _ = await gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id)
+    await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id)
     assert status == 200
 
 
-async def test_a_key_and_a_prompt_id_together_are_refused(gateway: RunningGateway) -> None:
+async def test_a_key_and_a_prompt_id_together_are_refused(either_gateway: RunningGateway) -> None:
     body = {"prompt": invert_workflow(), "prompt_id": str(uuid4())}
-    async with gateway.http.post("/prompt_sync", json=body, headers={"Idempotency-Key": "k"}) as response:
+    async with either_gateway.http.post("/prompt_sync", json=body, headers={"Idempotency-Key": "k"}) as response:
         assert response.status == 422
 
 
 # Attaching again
 
 
-async def test_a_prompt_in_flight_is_attached_to_after_the_gateway_restarted(engine: Engine) -> None:
+async def test_a_prompt_in_flight_is_attached_to_after_the_gateway_restarted(either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    async with running_gateway(engine.url) as before:
+    async with running_gateway(either_engine.url) as before:
         waiting = asyncio.create_task(before.prompt_sync(sleep_workflow(1.0), prompt_id=prompt_id))
-        await prompts_are_queued(engine, 1)
+        await prompts_are_queued(either_engine, 1)
         await before.handler.drain(0)
         status, body = await waiting
         assert (status, body["type"], body["prompt_id"]) == (503, "shutting_down", prompt_id)
     async with (
-        running_gateway(engine.url) as after,
+        running_gateway(either_engine.url) as after,
         after.http.get(f"/prompt_sync/{prompt_id}?return_image_base64=true") as response,
     ):
         assert response.status == 200
         assert (await response.json())["images"][0]["base64"]
-    assert executions(engine) == {prompt_id: 1}
+    assert executions(either_engine) == {prompt_id: 1}
 
 
-async def test_a_caller_s_own_websocket_gets_the_messages(gateway: RunningGateway, engine: Engine) -> None:
-    async with aiohttp.ClientSession(engine.url) as http, http.ws_connect("/ws?clientId=mine") as socket:
-        status, body = await gateway.prompt_sync(sleep_workflow(0.1), client_id="mine")
+async def test_a_caller_s_own_websocket_gets_the_messages(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
+    async with (
+        aiohttp.ClientSession(either_engine.url) as http,
+        http.ws_connect("/ws?clientId=mine") as socket,
+    ):
+        status, body = await either_gateway.prompt_sync(sleep_workflow(0.1), client_id="mine")
         assert status == 200
         async with asyncio.timeout(5):
             async for message in socket:
@@ -232,8 +242,8 @@ async def test_a_caller_s_own_websocket_gets_the_messages(gateway: RunningGatewa
 # Limits
 
 
-async def test_over_the_limit_is_refused_at_once(engine: Engine) -> None:
-    async with running_gateway(engine.url, max_concurrent_requests=2) as gateway:
+async def test_over_the_limit_is_refused_at_once(either_engine: Engine) -> None:
+    async with running_gateway(either_engine.url, max_concurrent_requests=2) as gateway:
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5, tag=tag))) for tag in range(2)]
         await until_waiting(gateway, 2)
         async with gateway.http.get("/health/ready") as response:
@@ -254,16 +264,16 @@ async def until_waiting(gateway: RunningGateway, count: int) -> None:
 
 
 async def test_a_caller_s_id_is_looked_for_without_everybody_s_workflows_where_comfyui_can_tell(
-    gateway: RunningGateway, engine: Engine
+    either_gateway: RunningGateway, either_engine: Engine
 ) -> None:
     """`GET /queue` carries every workflow that waits."""
-    await other_client_queues(engine, sleep_workflow(5))
+    await other_client_queues(either_engine, sleep_workflow(5))
     prompt_id = str(uuid4())
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.01, tag=1), prompt_id=prompt_id))
-    await until(lambda: remaining(engine), lambda count: count == 2)
-    old = engine.options.comfyui_version == OLD_VERSION
-    assert requests(engine, "GET /queue") == (1 if old else 0)
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.01, tag=1), prompt_id=prompt_id))
+    await until(lambda: remaining(either_engine), lambda count: count == 2)
+    old = either_engine.options.comfyui_version == OLD_VERSION
+    assert requests(either_engine, "GET /queue") == (1 if old else 0)
+    async with either_gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 200
     assert (await waiting)[0] == 409
 

@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,14 +18,7 @@ from PIL import Image
 from comfyui.engine import Engine
 from tests.support.running import RunningGateway, invert_workflow, queue_of, requests, running_gateway, until
 
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the gateway keeps the files of forms."""
-    folder = tmp_path / "spool"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("form_folder")
 
 
 async def forms_are_gone(folder: Path) -> None:
@@ -63,12 +55,12 @@ async def post(gateway: RunningGateway, data: Any, **headers: str) -> tuple[int,
         return response.status, await response.json()
 
 
-async def test_a_file_of_the_form_is_the_input(gateway: RunningGateway, temporary: Path) -> None:
+async def test_a_file_of_the_form_is_the_input(gateway: RunningGateway, form_folder: Path) -> None:
     status, body = await post(gateway, form(loading(), ("photo.png", picture()), return_image_base64="true"))
     assert status == 200, body
     with Image.open(io.BytesIO(base64.b64decode(body["images"][0]["base64"]))) as image:
         assert image.getpixel((0, 0)) == (0, 255, 255)
-    await forms_are_gone(temporary)
+    await forms_are_gone(form_folder)
 
 
 @pytest.mark.parametrize("field", ["workflow", "prompt"])
@@ -97,7 +89,7 @@ async def test_the_curl_line_of_the_docs(gateway: RunningGateway, tmp_path: Path
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
-async def test_several_files_of_some_megabytes(gateway: RunningGateway, engine: Engine, temporary: Path) -> None:
+async def test_several_files_of_some_megabytes(gateway: RunningGateway, engine: Engine, form_folder: Path) -> None:
     noise = Image.effect_noise((1500, 1500), 90).convert("RGB")
     buffer = io.BytesIO()
     noise.save(buffer, "PNG", compress_level=0)
@@ -118,19 +110,19 @@ async def test_several_files_of_some_megabytes(gateway: RunningGateway, engine: 
         with Image.open(Path(engine.folders.output) / image["filename"]) as opened:
             sizes[image["node_id"]] = opened.size
     assert sizes == {"3": (1500, 1500), "6": (5, 4)}
-    await forms_are_gone(temporary)
+    await forms_are_gone(form_folder)
 
 
-async def test_the_same_id_with_another_file_is_a_conflict(gateway: RunningGateway, temporary: Path) -> None:
+async def test_the_same_id_with_another_file_is_a_conflict(gateway: RunningGateway, form_folder: Path) -> None:
     prompt_id = str(uuid4())
     first = await post(gateway, form(loading(), ("photo.png", picture("red")), prompt_id=prompt_id))
     again = await post(gateway, form(loading(), ("photo.png", picture("red")), prompt_id=prompt_id))
     other = await post(gateway, form(loading(), ("photo.png", picture("blue")), prompt_id=prompt_id))
     assert [status for status, _ in (first, again, other)] == [200, 200, 409]
-    await forms_are_gone(temporary)
+    await forms_are_gone(form_folder)
 
 
-async def test_files_outlive_a_client_whose_prompt_goes_on(engine: Engine, temporary: Path) -> None:
+async def test_files_outlive_a_client_whose_prompt_goes_on(engine: Engine, form_folder: Path) -> None:
     """The prompt is lost after its client went away, and is submitted again with the same file."""
     async with running_gateway(engine.url, cancel_on_disconnect=False) as gateway:
         workflow = loading()
@@ -140,10 +132,10 @@ async def test_files_outlive_a_client_whose_prompt_goes_on(engine: Engine, tempo
         running, _ = await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
         request.cancel()
         await until(lambda: _waiting(gateway), lambda count: count == 0)
-        assert len(list(temporary.glob("comfyui-form-*"))) == 1
+        assert len(list(form_folder.glob("comfyui-form-*"))) == 1
         async with gateway.http.delete(f"/prompt_sync/{running[0]}") as response:
             assert response.status == 200
-        await forms_are_gone(temporary)
+        await forms_are_gone(form_folder)
 
 
 async def _waiting(gateway: RunningGateway) -> int:
@@ -189,20 +181,20 @@ async def test_the_forms_of_curl(gateway: RunningGateway, tmp_path: Path, name: 
 
 
 async def test_two_names_of_one_file_in_the_workflow_and_none_is_left_behind(
-    gateway: RunningGateway, temporary: Path
+    gateway: RunningGateway, form_folder: Path
 ) -> None:
     data = form(loading("a b.png"), ("a b.png", picture()), ("a b.png", picture("blue")))
     status, body = await post(gateway, data)
     assert (status, body["detail"]) == (422, "images: there are two files named 'a b.png'")
-    await forms_are_gone(temporary)
+    await forms_are_gone(form_folder)
 
 
-async def test_a_file_field_in_which_nothing_was_chosen_is_no_file(gateway: RunningGateway, temporary: Path) -> None:
+async def test_a_file_field_in_which_nothing_was_chosen_is_no_file(gateway: RunningGateway, form_folder: Path) -> None:
     file = 'Content-Disposition: form-data; name="images"; filename=""'
     kind = "Content-Type: application/octet-stream"
     data = raw("--b", PART, "", json.dumps(invert_workflow()), "--b", file, kind, "", "", "--b--", "")
     assert (await post(gateway, data, **{"Content-Type": MULTIPART}))[0] == 200
-    await forms_are_gone(temporary)
+    await forms_are_gone(form_folder)
 
 
 async def test_a_byte_order_mark_is_skipped_and_utf16_is_named(gateway: RunningGateway) -> None:
@@ -253,12 +245,12 @@ PART = 'Content-Disposition: form-data; name="workflow"'
     ],
 )
 async def test_a_form_that_cannot_be_read_is_422_by_name(
-    gateway: RunningGateway, temporary: Path, data: bytes, content_type: str, says: str
+    gateway: RunningGateway, form_folder: Path, data: bytes, content_type: str, says: str
 ) -> None:
     status, body = await post(gateway, data, **{"Content-Type": content_type})
     assert (status, body["type"]) == (422, "invalid_request")
     assert says in body["detail"]
-    await forms_are_gone(temporary)
+    await forms_are_gone(form_folder)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +265,7 @@ async def test_a_form_that_cannot_be_read_is_422_by_name(
     ],
 )
 async def test_a_part_that_cannot_be_used_is_named(
-    gateway: RunningGateway, temporary: Path, files: Any, fields: dict[str, str], status: int, says: str
+    gateway: RunningGateway, form_folder: Path, files: Any, fields: dict[str, str], status: int, says: str
 ) -> None:
     data = aiohttp.FormData(quote_fields=False)
     data.add_field("workflow", json.dumps(invert_workflow()))
@@ -284,10 +276,10 @@ async def test_a_part_that_cannot_be_used_is_named(
     answered, body = await post(gateway, data)
     assert answered == status, body
     assert says in body["detail"]
-    await forms_are_gone(temporary)
+    await forms_are_gone(form_folder)
 
 
-async def test_caps(engine: Engine, temporary: Path) -> None:
+async def test_caps(engine: Engine, form_folder: Path) -> None:
     caps: dict[str, Any] = {"max_input_mb": 1, "max_multipart_mb": 3, "max_request_body_mb": 0.1}
     async with running_gateway(engine.url, **caps) as gateway:
         small = ("a.bin", bytes(900_000))
@@ -306,7 +298,7 @@ async def test_caps(engine: Engine, temporary: Path) -> None:
         async with gateway.http.post("/prompt", data=bytes(200_000), headers=headers) as response:
             assert response.status == 413
         assert requests(engine, "POST /prompt") <= 1
-    await forms_are_gone(temporary)
+    await forms_are_gone(form_folder)
 
 
 async def test_a_bare_workflow_is_told_to_be_wrapped(gateway: RunningGateway) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -53,18 +52,6 @@ def noise(mode: str, width: int, height: int) -> Image.Image:
 
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-@pytest.fixture
-def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `gs` that says it is there; the file that it leaves when it is run."""
-    ran = tmp_path / "ran"
-    program = tmp_path / "gs"
-    program.write_text(f"#!/bin/sh\necho $@ >> {ran}\n[ $1 = --version ] && echo 10.0\nexit 0\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
-    return ran
 
 
 @pytest.mark.parametrize("size", [1, 3_000_000], ids=["in a thread", "in a process"])

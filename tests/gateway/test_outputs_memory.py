@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,9 +16,9 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from tests.support.large_output import SIZE
 from tests.support.processes import GatewayProcess, gateway_process
 
-SIZE = int(os.environ.get("OUTPUT_MB", "256")) * 1_000_000
 LIMIT_KB = 64_000
 INPUTS = {"size": SIZE, "count": 1, "extension": "mp4", "output_key": "video", "filename_prefix": "big"}
 WORKFLOW = {"1": {"class_type": "SimulatedOutput", "inputs": INPUTS}}
@@ -35,14 +34,6 @@ def peak_kb(gateway: GatewayProcess) -> int:
     """The most memory that the process ever had."""
     lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-@pytest.fixture(scope="module")
-def expected() -> str:
-    block, digest = bytes(range(256)) * 4096, hashlib.sha256()
-    for start in range(0, SIZE, len(block)):
-        digest.update(block[: SIZE - start])
-    return digest.hexdigest()
 
 
 async def base64_of(chunks: AsyncIterator[bytes]) -> str:
@@ -98,7 +89,7 @@ async def zip_of(chunks: AsyncIterator[bytes]) -> str:
     ],
     ids=["base64", "events", "raw", "zip"],
 )
-async def test_a_large_file_costs_little_memory(engine: Engine, accept: str, read: Any, expected: str) -> None:
+async def test_a_large_file_costs_little_memory(engine: Engine, accept: str, read: Any, digest_of_output: str) -> None:
     headers = {"Accept": accept}
     async with gateway_process(engine.url) as gateway:
         for workflow, check in ((SMALL, False), (WORKFLOW, True)):
@@ -109,7 +100,7 @@ async def test_a_large_file_costs_little_memory(engine: Engine, accept: str, rea
             ) as response:
                 assert response.status == 200, await response.text()
                 if check:
-                    assert await read(response.content.iter_any()) == expected
+                    assert await read(response.content.iter_any()) == digest_of_output
                 else:
                     await response.read()
         cost = peak_kb(gateway) - before

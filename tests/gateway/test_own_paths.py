@@ -91,3 +91,10 @@ async def test_a_route_that_is_added_is_our_own(monkeypatch: pytest.MonkeyPatch)
         assert (await fetch(gateway, "/mounted/a/b", method="POST")).body == b"ours: mounted"
         assert (await fetch(gateway, "/adde")).body == b"ok"
         assert [exchange.line for exchange in comfyui.seen] == ["GET /adde HTTP/1.1"]
+
+
+async def test_the_document_answers_head_as_get() -> None:
+    async with relayed(answer_ok) as (comfyui, gateway):
+        head = await fetch(gateway, "/openapi.json", method="HEAD")
+        assert (head.status, head.body) == (200, b"")
+        assert not comfyui.seen

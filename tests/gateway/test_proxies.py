@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -19,17 +18,10 @@ from comfyui.settings import load
 from config import Settings
 from tests.support.relaying import Exchange, answer_ok, fetch, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway
-from tests.support.stripping import KINDS, PREFIX, behind
+from tests.support.stripping import KINDS, PREFIX, PUBLIC, behind
 
 _KEY = "correct-horse-battery"
 _PAGE = {"Accept": "text/html,*/*", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[aiohttp.ClientSession]:
-    """Keeps cookies by a browser's rules, paths included."""
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
-        yield session
 
 
 async def _sign_in(browser: aiohttp.ClientSession, address: str) -> str:
@@ -50,47 +42,47 @@ async def _sign_in(browser: aiohttp.ClientSession, address: str) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_person_signs_in_below_a_path_and_stays_there(
-    engine: Engine, browser: aiohttp.ClientSession, kind: str, tmp_path: Path
+    engine: Engine, cookie_session: aiohttp.ClientSession, kind: str, tmp_path: Path
 ) -> None:
     async with running_gateway(engine.url, api_keys=_KEY) as gateway, behind(kind, gateway.url, tmp_path) as address:
         for path in ("/", "/queue?a=b%20c&d=1", "/internal/files/output"):
-            assert await _sign_in(browser, f"{address}{path}") == f"{address}{path}"
-            async with browser.get(f"{address}/queue") as answer:
+            assert await _sign_in(cookie_session, f"{address}{path}") == f"{address}{path}"
+            async with cookie_session.get(f"{address}/queue") as answer:
                 assert answer.status == 200
-            async with browser.get(f"{address}/logout", headers=_PAGE) as page:
+            async with cookie_session.get(f"{address}/logout", headers=_PAGE) as page:
                 assert str(page.url) == f"{address}/login"
-            async with browser.get(f"{address}/queue") as answer:
+            async with cookie_session.get(f"{address}/queue") as answer:
                 assert answer.status == 401
-        await _sign_in(browser, f"{address}/")
+        await _sign_in(cookie_session, f"{address}/")
         # What else that site serves does not get the cookie.
         outside = urlsplit(address)._replace(path="/other").geturl()
-        assert not browser.cookie_jar.filter_cookies(URL(outside))
-        assert browser.cookie_jar.filter_cookies(URL(f"{address}/ws"))
+        assert not cookie_session.cookie_jar.filter_cookies(URL(outside))
+        assert cookie_session.cookie_jar.filter_cookies(URL(f"{address}/ws"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_websockets_workflows_and_encoded_paths_work_below_a_path(
-    engine: Engine, browser: aiohttp.ClientSession, kind: str, tmp_path: Path
+    engine: Engine, cookie_session: aiohttp.ClientSession, kind: str, tmp_path: Path
 ) -> None:
     async with running_gateway(engine.url, api_keys=_KEY) as gateway, behind(kind, gateway.url, tmp_path) as address:
-        await _sign_in(browser, f"{address}/")
+        await _sign_in(cookie_session, f"{address}/")
         origin = urlsplit(address)._replace(path="").geturl()
-        async with browser.ws_connect(f"{address}/ws?clientId=abc", headers={"Origin": origin}) as websocket:
+        async with cookie_session.ws_connect(f"{address}/ws?clientId=abc", headers={"Origin": origin}) as websocket:
             assert "status" in await websocket.receive_str()
         # ComfyUI's frontend saves a workflow under one path segment.
         saved = f"{address}/api/userdata/workflows%2Fone%20two.json"
-        async with browser.post(URL(saved, encoded=True), json={"saved": 1}) as answer:
+        async with cookie_session.post(URL(saved, encoded=True), json={"saved": 1}) as answer:
             assert answer.status == 200
-        async with browser.get(URL(saved, encoded=True)) as answer:
+        async with cookie_session.get(URL(saved, encoded=True)) as answer:
             assert await answer.json(content_type=None) == {"saved": 1}
-        async with browser.post(f"{address}/prompt_sync", json={"prompt": invert_workflow()}) as answer:
+        async with cookie_session.post(f"{address}/prompt_sync", json={"prompt": invert_workflow()}) as answer:
             file = (await answer.json())["images"][0]
-        async with browser.get(f"{address}{file['url']}") as picture:
+        async with cookie_session.get(f"{address}{file['url']}") as picture:
             assert (await picture.read()).startswith(b"\x89PNG")
-        async with browser.get(f"{address}/docs") as page:
+        async with cookie_session.get(f"{address}/docs") as page:
             named = re.search(r"url: '([^']*)'", await page.text())
         assert named is not None
-        async with browser.get(urljoin(f"{address}/docs", named[1])) as described:
+        async with cookie_session.get(urljoin(f"{address}/docs", named[1])) as described:
             server = (await described.json())["servers"][0]["url"]
             assert urljoin(str(described.url), server).rstrip("/") == address
 
@@ -131,26 +123,18 @@ async def test_a_cookie_is_that_of_the_path_that_a_proxy_tells(engine: Engine) -
 
 # PUBLIC_URL
 
-_PUBLIC = "https://example.org/comfy"
 
-
-@pytest.fixture
-async def public(engine: Engine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(engine.url, public_url=f"{_PUBLIC}/") as running:
-        yield running
-
-
-async def test_links_are_absolute_where_the_public_address_is_set(public: RunningGateway) -> None:
-    status, body = await public.prompt_sync(invert_workflow())
+async def test_links_are_absolute_where_the_public_address_is_set(public_gateway: RunningGateway) -> None:
+    status, body = await public_gateway.prompt_sync(invert_workflow())
     assert status == 200
     url = body["images"][0]["url"]
-    assert url.startswith(f"{_PUBLIC}/view?filename=")
-    attached = await fetch(public, f"/prompt_sync/{body['prompt_id']}")
+    assert url.startswith(f"{PUBLIC}/view?filename=")
+    attached = await fetch(public_gateway, f"/prompt_sync/{body['prompt_id']}")
     assert orjson.loads(attached.body)["images"][0]["url"] == url
-    assert orjson.loads((await fetch(public, "/openapi.json")).body)["servers"] == [{"url": _PUBLIC}]
+    assert orjson.loads((await fetch(public_gateway, "/openapi.json")).body)["servers"] == [{"url": PUBLIC}]
     # Its own name is one that it may be called by.
     headers = {"Host": "example.org", "Origin": "https://example.org"}
-    assert (await fetch(public, "/queue", headers=headers)).status == 200
+    assert (await fetch(public_gateway, "/queue", headers=headers)).status == 200
 
 
 async def test_without_it_no_host_that_a_client_names_gets_into_a_link(gateway: RunningGateway) -> None:
@@ -159,8 +143,8 @@ async def test_without_it_no_host_that_a_client_names_gets_into_a_link(gateway: 
     assert orjson.loads(answer.body)["images"][0]["url"].startswith("/view?filename=")
 
 
-async def test_our_client_reads_files_whose_links_are_absolute(public: RunningGateway) -> None:
-    async with GatewayClient(public.url) as client:
+async def test_our_client_reads_files_whose_links_are_absolute(public_gateway: RunningGateway) -> None:
+    async with GatewayClient(public_gateway.url) as client:
         result = await client.run(invert_workflow())
         picture = b"".join([chunk async for chunk in client.download(result.files[0])])
     assert picture.startswith(b"\x89PNG")
@@ -172,8 +156,8 @@ async def test_a_redirect_of_comfyuis_own_leads_to_the_public_address() -> None:
             f"HTTP/1.1 302 Found\r\nLocation: {comfyui.url}/moved\r\nContent-Length: 0\r\n\r\n".encode()
         )
 
-    async with relayed(answering, public_url=_PUBLIC) as (comfyui, gateway):
-        assert (await fetch(gateway, "/x")).headers["Location"] == f"{_PUBLIC}/moved"
+    async with relayed(answering, public_url=PUBLIC) as (comfyui, gateway):
+        assert (await fetch(gateway, "/x")).headers["Location"] == f"{PUBLIC}/moved"
 
 
 @pytest.mark.parametrize(

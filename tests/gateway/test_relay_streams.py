@@ -224,15 +224,6 @@ def test_a_body_without_secrets_is_not_touched() -> None:
 # Several servers
 
 
-@pytest.fixture
-async def two() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
-    async with Engine() as first, Engine() as second, running_gateway(first.url, second.url) as gateway:
-        async with asyncio.timeout(5):
-            while len(gateway.handler.pool.ready) < 2:
-                await asyncio.sleep(0.01)
-        yield first, second, gateway
-
-
 async def _run_on(engine: Engine, gateway: RunningGateway, color: int) -> dict[str, Any]:
     """A prompt that only this server knows: its history entry."""
     async with gateway.http.post(f"{engine.url}/prompt", json={"prompt": invert_workflow(color)}) as response:
@@ -246,9 +237,9 @@ async def _run_on(engine: Engine, gateway: RunningGateway, color: int) -> dict[s
 
 
 async def test_files_and_history_are_found_on_the_server_that_has_them(
-    two: tuple[Engine, Engine, RunningGateway],
+    two_servers: tuple[Engine, Engine, RunningGateway],
 ) -> None:
-    _first, second, gateway = two
+    _first, second, gateway = two_servers
     history = await _run_on(second, gateway, 5)
     [(prompt_id, entry)] = history.items()
     [file] = entry["outputs"]["3"]["images"]
@@ -260,8 +251,10 @@ async def test_files_and_history_are_found_on_the_server_that_has_them(
     assert (await fetch(gateway, "/history/none")).body == b"{}"
 
 
-async def test_what_a_client_keeps_stays_on_the_first_server(two: tuple[Engine, Engine, RunningGateway]) -> None:
-    first, second, gateway = two
+async def test_what_a_client_keeps_stays_on_the_first_server(
+    two_servers: tuple[Engine, Engine, RunningGateway],
+) -> None:
+    first, second, gateway = two_servers
     stored = await fetch(gateway, "/userdata/a%2Fb.json", "POST", data=b"{}")
     assert stored.status == 200
     assert (await fetch(gateway, f"{first.url}/userdata/a%2Fb.json")).status == 200
@@ -269,9 +262,9 @@ async def test_what_a_client_keeps_stays_on_the_first_server(two: tuple[Engine, 
 
 
 async def test_a_prompt_goes_to_the_server_that_holds_its_clients_websocket(
-    two: tuple[Engine, Engine, RunningGateway],
+    two_servers: tuple[Engine, Engine, RunningGateway],
 ) -> None:
-    first, second, gateway = two
+    first, second, gateway = two_servers
     async with gateway.http.ws_connect("/ws?clientId=me") as websocket:
         await websocket.receive()
         for color in range(4):
@@ -284,8 +277,8 @@ async def test_a_prompt_goes_to_the_server_that_holds_its_clients_websocket(
     assert "POST /prompt" not in second.stats.show()["requests"]
 
 
-async def test_a_server_that_is_down_is_passed_over(two: tuple[Engine, Engine, RunningGateway]) -> None:
-    first, _second, gateway = two
+async def test_a_server_that_is_down_is_passed_over(two_servers: tuple[Engine, Engine, RunningGateway]) -> None:
+    first, _second, gateway = two_servers
     await first.__aexit__(None, None, None)
 
     for method in ("GET", "POST"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -18,14 +16,6 @@ from tests.support.running import RunningGateway, running_gateway
 _LIVE = b"GET /health/live HTTP/1.1\r\nHost: h\r\n"
 
 
-@pytest.fixture
-async def guarded(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """A gateway that asks for keys, with small limits for heads."""
-    limits: dict[str, Any] = {"max_header_kb": 4, "max_header_fields": 20, "header_seconds": 0.3}
-    async with running_gateway(engine.url, api_keys="k", **limits) as running:
-        yield running
-
-
 @pytest.mark.parametrize(
     ("sent", "says"),
     [
@@ -36,9 +26,9 @@ async def guarded(engine: Engine) -> AsyncIterator[RunningGateway]:
     ids=["a field", "a target", "many fields"],
 )
 async def test_a_head_that_is_too_large_is_refused_by_the_setting(
-    guarded: RunningGateway, sent: bytes, says: str
+    guarded_heads: RunningGateway, sent: bytes, says: str
 ) -> None:
-    async with raw_client(guarded.url) as (reader, writer):
+    async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(sent)
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 431 ")
@@ -47,10 +37,10 @@ async def test_a_head_that_is_too_large_is_refused_by_the_setting(
 
 
 @pytest.mark.parametrize("start", [b"X: ", b""], ids=["one field", "many fields"])
-async def test_a_head_without_an_end_is_refused_while_it_comes(guarded: RunningGateway, start: bytes) -> None:
+async def test_a_head_without_an_end_is_refused_while_it_comes(guarded_heads: RunningGateway, start: bytes) -> None:
     """Not when it ends: until then a parser keeps all of it, and copies it again and again."""
     sent = 0
-    async with raw_client(guarded.url) as (reader, writer):
+    async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(_LIVE + start)
         answering = asyncio.create_task(reader.read())
         while not answering.done() and sent < 100_000_000:
@@ -83,8 +73,8 @@ async def test_trailers_without_an_end_are_refused_while_they_come(gateway: Runn
 
 
 @pytest.mark.parametrize("sent", [b"GET /", _LIVE, _LIVE + b"X: aaa"])
-async def test_a_half_sent_head_is_answered_after_a_time(guarded: RunningGateway, sent: bytes) -> None:
-    async with raw_client(guarded.url) as (reader, writer):
+async def test_a_half_sent_head_is_answered_after_a_time(guarded_heads: RunningGateway, sent: bytes) -> None:
+    async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(sent)
         async with asyncio.timeout(10):
             answer = await reader.read()
@@ -92,8 +82,8 @@ async def test_a_half_sent_head_is_answered_after_a_time(guarded: RunningGateway
     assert b"HEADER_SECONDS" in answer
 
 
-async def test_bytes_that_trickle_do_not_hold_a_head_open(guarded: RunningGateway) -> None:
-    async with raw_client(guarded.url) as (reader, writer):
+async def test_bytes_that_trickle_do_not_hold_a_head_open(guarded_heads: RunningGateway) -> None:
+    async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(_LIVE + b"X: ")
         reading = asyncio.create_task(reader.read())
         async with asyncio.timeout(10):
@@ -103,13 +93,13 @@ async def test_bytes_that_trickle_do_not_hold_a_head_open(guarded: RunningGatewa
         assert reading.result().startswith(b"HTTP/1.1 408 ")
 
 
-async def test_a_connection_that_says_nothing_is_closed(guarded: RunningGateway) -> None:
-    async with raw_client(guarded.url) as (reader, _), asyncio.timeout(10):
+async def test_a_connection_that_says_nothing_is_closed(guarded_heads: RunningGateway) -> None:
+    async with raw_client(guarded_heads.url) as (reader, _), asyncio.timeout(10):
         assert await reader.read() == b""
 
 
-async def test_a_second_head_has_its_own_time_and_an_idle_connection_has_none(guarded: RunningGateway) -> None:
-    async with raw_client(guarded.url) as (reader, writer):
+async def test_a_second_head_has_its_own_time_and_an_idle_connection_has_none(guarded_heads: RunningGateway) -> None:
+    async with raw_client(guarded_heads.url) as (reader, writer):
         for _ in range(3):
             writer.write(_LIVE + b"\r\n")
             assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
@@ -132,12 +122,12 @@ async def test_a_body_in_one_read_with_the_next_head_is_not_counted_as_head(gate
     assert b"HTTP/1.1 200 OK" in answers
 
 
-async def test_refusals_are_counted(guarded: RunningGateway) -> None:
-    rejected = guarded.app.running.metrics.rejected
-    async with raw_client(guarded.url) as (reader, writer):
+async def test_refusals_are_counted(guarded_heads: RunningGateway) -> None:
+    rejected = guarded_heads.app.running.metrics.rejected
+    async with raw_client(guarded_heads.url) as (reader, writer):
         writer.write(_LIVE + b"X: " + b"a" * 5_000 + b"\r\n\r\n")
         await reader.read()
-    async with raw_client(guarded.url) as (reader, _):
+    async with raw_client(guarded_heads.url) as (reader, _):
         await reader.read()
     assert rejected.labels("head_too_large")._value.get() == 1
     assert rejected.labels("slow_client")._value.get() == 1

@@ -47,17 +47,10 @@ from tests.support.runpod_endpoint import (
 )
 
 
-@pytest.fixture
-async def gateway(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """Without a local ComfyUI."""
-    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as running:
-        yield running
-
-
 async def test_a_prompt_runs_at_the_endpoint_and_its_files_and_history_are_here(
-    endpoint: FakeEndpoint, gateway: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow(7), return_image_base64=True))
+    asking = asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow(7), return_image_base64=True))
     job = await endpoint.job()
     assert endpoint.inputs[job] == {"workflow": invert_workflow(7)}
     endpoint.complete(job, base64_image(DATA, node_id="3"), outputs=outputs_of("a_00001_.png"), executionTime=120)
@@ -68,35 +61,35 @@ async def test_a_prompt_runs_at_the_endpoint_and_its_files_and_history_are_here(
     assert (image["base64"], image["subfolder"]) == (DATA, prompt_id)
     assert answer["timings"]["executing"] == pytest.approx(0.12, abs=0.01)
 
-    async with gateway.http.get(image["url"], headers={"Range": "bytes=1-3"}) as response:
+    async with runpod_gateway.http.get(image["url"], headers={"Range": "bytes=1-3"}) as response:
         assert (response.status, await response.read()) == (206, b"PNG")
         etag = response.headers["ETag"]
-    async with gateway.http.head(image["url"]) as response:
+    async with runpod_gateway.http.head(image["url"]) as response:
         assert response.headers["Content-Length"] == str(len(PICTURE))
         assert response.content_type == "image/png"
-    async with gateway.http.get(image["url"], headers={"If-None-Match": etag}) as response:
+    async with runpod_gateway.http.get(image["url"], headers={"If-None-Match": etag}) as response:
         assert response.status == 304
 
-    entry = await history(gateway, prompt_id)
+    entry = await history(runpod_gateway, prompt_id)
     assert entry["outputs"] == {
         "3": {"images": [{"filename": "a_00001_.png", "subfolder": prompt_id, "type": "output"}]}
     }
     assert entry["status"]["completed"] is True
-    assert await get(gateway, "/queue") == (200, {"queue_running": [], "queue_pending": []})
-    _, listed = await get(gateway, "/api/jobs?status=completed")
+    assert await get(runpod_gateway, "/queue") == (200, {"queue_running": [], "queue_pending": []})
+    _, listed = await get(runpod_gateway, "/api/jobs?status=completed")
     assert [(one["id"], one["outputs_count"]) for one in listed["jobs"]] == [(prompt_id, 1)]
-    _, health = await get(gateway, "/health")
+    _, health = await get(runpod_gateway, "/health")
     assert health["servers"][0]["server"] == "runpod:endpoint1"
 
 
 async def test_a_frontend_follows_its_prompt_by_websocket_in_comfyuis_order(
-    endpoint: FakeEndpoint, gateway: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    async with gateway.http.ws_connect("/ws?clientId=front") as websocket:
+    async with runpod_gateway.http.ws_connect("/ws?clientId=front") as websocket:
         assert (await websocket.receive_json())["data"]["sid"] == "front"
         await websocket.send_json({"type": "feature_flags", "data": {}})
         assert (await websocket.receive_json())["type"] == "feature_flags"
-        prompt_id = await submit(gateway, client_id="front")
+        prompt_id = await submit(runpod_gateway, client_id="front")
         job = await endpoint.job()
         report = {"fraction": 0.5, "node_id": "2", "title": "Invert", "value": 3, "max": 4, "message": "Invert 3/4"}
         endpoint.says(job, "IN_PROGRESS", output=report)
@@ -110,7 +103,7 @@ async def test_a_frontend_follows_its_prompt_by_websocket_in_comfyuis_order(
         endpoint.complete(job, base64_image(DATA, node_id="3"), outputs=outputs_of("a_00001_.png"))
         while frames[-1]["type"] != "executing" or frames[-1]["data"]["node"] is not None:
             frames.append(await websocket.receive_json())
-        assert (await history(gateway, prompt_id))["status"]["completed"] is True
+        assert (await history(runpod_gateway, prompt_id))["status"]["completed"] is True
         assert (await websocket.receive_json())["data"]["status"]["exec_info"]["queue_remaining"] == 0
     kinds = [frame["type"] for frame in frames if frame["type"] != "status"]
     assert kinds == [
@@ -125,9 +118,11 @@ async def test_a_frontend_follows_its_prompt_by_websocket_in_comfyuis_order(
     assert by_kind["executed"]["output"]["images"][0]["subfolder"] == prompt_id
 
 
-async def test_progress_comes_by_server_sent_events(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+async def test_progress_comes_by_server_sent_events(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     headers = {"Accept": "text/event-stream"}
-    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=headers) as response:
+    async with runpod_gateway.http.post(
+        "/prompt_sync", json={"prompt": invert_workflow()}, headers=headers
+    ) as response:
         job = await endpoint.job()
         endpoint.says(job, "IN_PROGRESS", output={"node_id": "2", "value": 1, "max": 2})
         async for line in response.content:
@@ -142,16 +137,16 @@ async def test_progress_comes_by_server_sent_events(endpoint: FakeEndpoint, gate
 
 
 async def test_a_lost_reply_to_run_is_not_sent_twice_and_says_so(
-    endpoint: FakeEndpoint, gateway: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     endpoint.refusals.append("cut")
-    status, answer = await gateway.prompt_sync(invert_workflow())
+    status, answer = await runpod_gateway.prompt_sync(invert_workflow())
     assert status == 500
     assert "it is not known whether RunPod took the job" in answer["detail"]
     assert "It was not sent again" in answer["detail"]
-    assert "not known" in error_of(await history(gateway, answer["prompt_id"]))
+    assert "not known" in error_of(await history(runpod_gateway, answer["prompt_id"]))
     # What comes after it is sent as ever.
-    await submit(gateway)
+    await submit(runpod_gateway)
     await endpoint.job(2)
     assert endpoint.runs == 2
 
@@ -200,26 +195,30 @@ async def test_that_runpod_is_away_and_back_is_logged_once_each(tmp_path: Path) 
 
 
 async def test_it_is_sent_again_when_runpod_surely_did_not_take_it(
-    endpoint: FakeEndpoint, gateway: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     endpoint.refusals += [429, 503]
-    prompt_id = await submit(gateway)
+    prompt_id = await submit(runpod_gateway)
     endpoint.complete(await endpoint.job(), base64_image(DATA))
-    assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert (await history(runpod_gateway, prompt_id))["status"]["completed"] is True
     assert endpoint.runs == 3
 
 
-async def test_a_gateway_error_may_hide_that_it_was_taken(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+async def test_a_gateway_error_may_hide_that_it_was_taken(
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
+) -> None:
     endpoint.refusals.append(502)
-    assert "HTTP 502" in error_of(await history(gateway, await submit(gateway)))
+    assert "HTTP 502" in error_of(await history(runpod_gateway, await submit(runpod_gateway)))
     assert endpoint.runs == 1
 
 
-async def test_waiting_prompts_go_in_order_of_their_numbers(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+async def test_waiting_prompts_go_in_order_of_their_numbers(
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
+) -> None:
     endpoint.refusals += [429, 429, 429]
-    await submit(gateway, invert_workflow(1))
-    await submit(gateway, invert_workflow(2))
-    await submit(gateway, invert_workflow(3), front=True)
+    await submit(runpod_gateway, invert_workflow(1))
+    await submit(runpod_gateway, invert_workflow(2))
+    await submit(runpod_gateway, invert_workflow(3), front=True)
     await endpoint.job(3)
     colors = [sent["workflow"]["1"]["inputs"]["color"] for sent in endpoint.inputs.values()]
     assert colors == [3, 1, 2]
@@ -258,18 +257,18 @@ async def test_a_refused_key_is_named_by_the_prompt_and_by_readiness_until_it_is
     ids=["elsewhere", "within"],
 )
 async def test_a_redirect_names_the_setting_and_gets_neither_job_nor_key(
-    endpoint: FakeEndpoint, gateway: RunningGateway, location: str, said: str
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, location: str, said: str
 ) -> None:
     async def ready() -> tuple[int, Any]:
-        return await get(gateway, "/health/ready")
+        return await get(runpod_gateway, "/health/ready")
 
     async with FakeEndpoint() as other:
         reason = f"RUNPOD_ENDPOINT_URL redirects {said.format(elsewhere=other.url)}"
         endpoint.redirect = location.format(elsewhere=other.url)
-        assert error_of(await history(gateway, await submit(gateway))) == reason
+        assert error_of(await history(runpod_gateway, await submit(runpod_gateway))) == reason
         _, answer = await until(ready, lambda answer: answer[0] == 503)
         assert reason in answer["reason"]
-        status, body = await gateway.prompt_sync(invert_workflow())
+        status, body = await runpod_gateway.prompt_sync(invert_workflow())
         assert status == 503
         assert reason in body["detail"]
         assert (other.requests, endpoint.runs, endpoint.inputs) == (0, 1, {})
@@ -277,32 +276,32 @@ async def test_a_redirect_names_the_setting_and_gets_neither_job_nor_key(
         await until(ready, lambda answer: answer[0] == 200)
 
 
-async def test_a_redirect_to_nowhere_is_surely_no_job(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+async def test_a_redirect_to_nowhere_is_surely_no_job(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     endpoint.refusals.append(304)
-    message = error_of(await history(gateway, await submit(gateway)))
+    message = error_of(await history(runpod_gateway, await submit(runpod_gateway)))
     assert message == "RUNPOD_ENDPOINT_URL answers with a redirect (HTTP 304) that leads nowhere: correct the setting"
     assert endpoint.runs == 1
 
 
-async def test_a_job_that_runs_outlasts_a_redirect(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
-    prompt_id = await submit(gateway)
+async def test_a_job_that_runs_outlasts_a_redirect(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
+    prompt_id = await submit(runpod_gateway)
     job = await endpoint.job()
     endpoint.redirect = "https://maintenance.example/"
     await endpoint.looked(job)
     endpoint.redirect = ""
     endpoint.complete(job, base64_image(DATA))
-    assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert (await history(runpod_gateway, prompt_id))["status"]["completed"] is True
 
 
-async def test_a_refused_job_says_what_runpod_says(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+async def test_a_refused_job_says_what_runpod_says(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     endpoint.refusals.append(400)
-    message = error_of(await history(gateway, await submit(gateway)))
+    message = error_of(await history(runpod_gateway, await submit(runpod_gateway)))
     assert message == "RunPod refused the job: RunPod's API answered /run with HTTP 400: status 400 of the test"
 
 
-async def test_an_unknown_endpoint_is_named(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+async def test_an_unknown_endpoint_is_named(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     endpoint.refusals.append(404)
-    message = error_of(await history(gateway, await submit(gateway)))
+    message = error_of(await history(runpod_gateway, await submit(runpod_gateway)))
     assert message == "RunPod does not know the endpoint 'endpoint1': check RUNPOD_ENDPOINT_ID"
 
 
@@ -319,9 +318,9 @@ async def test_an_unknown_endpoint_is_named(endpoint: FakeEndpoint, gateway: Run
     ids=["no prompt", "id", "empty", "no inputs", "number", "targets"],
 )
 async def test_what_is_no_prompt_is_refused_in_comfyuis_shape(
-    gateway: RunningGateway, endpoint: FakeEndpoint, body: dict[str, Any], kind: str
+    runpod_gateway: RunningGateway, endpoint: FakeEndpoint, body: dict[str, Any], kind: str
 ) -> None:
-    async with gateway.http.post("/prompt", json=body) as response:
+    async with runpod_gateway.http.post("/prompt", json=body) as response:
         answer = await response.json()
     assert response.status == 400
     assert answer["error"]["type"] == kind
@@ -329,9 +328,9 @@ async def test_what_is_no_prompt_is_refused_in_comfyuis_shape(
     assert endpoint.runs == 0
 
 
-async def test_no_wanted_output_is_no_job(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+async def test_no_wanted_output_is_no_job(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     body = {"prompt": invert_workflow(), "partial_execution_targets": []}
-    async with gateway.http.post("/prompt", json=body) as response:
+    async with runpod_gateway.http.post("/prompt", json=body) as response:
         assert response.status == 400
     assert endpoint.runs == 0
 
@@ -339,15 +338,15 @@ async def test_no_wanted_output_is_no_job(endpoint: FakeEndpoint, gateway: Runni
 @pytest.mark.parametrize(
     "query", ["history?max_items={}", "history?offset={}", "api/jobs?limit={}", "api/jobs?offset={}"]
 )
-async def test_a_list_from_beyond_any_number_is_a_list(query: str, gateway: RunningGateway) -> None:
-    status, _ = await get(gateway, f"/{query.format('9' * 20)}")
+async def test_a_list_from_beyond_any_number_is_a_list(query: str, runpod_gateway: RunningGateway) -> None:
+    status, _ = await get(runpod_gateway, f"/{query.format('9' * 20)}")
     assert status == 200
 
 
-async def test_only_the_wanted_outputs_are_sent(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
+async def test_only_the_wanted_outputs_are_sent(endpoint: FakeEndpoint, runpod_gateway: RunningGateway) -> None:
     workflow = invert_workflow()
     workflow["9"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "other"}}
-    await submit(gateway, workflow, partial_execution_targets=["9"])
+    await submit(runpod_gateway, workflow, partial_execution_targets=["9"])
     assert endpoint.inputs[await endpoint.job()]["workflow"].keys() == {"1", "9"}
 
 
@@ -370,11 +369,11 @@ async def test_only_the_wanted_outputs_are_sent(endpoint: FakeEndpoint, gateway:
     ids=["our worker's", "the SDK's", "none", "timed out", "returned", "no worker of ComfyUI"],
 )  # fmt: skip
 async def test_a_failed_job_fails_with_its_reason(
-    endpoint: FakeEndpoint, gateway: RunningGateway, answer: dict[str, Any], said: str
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, answer: dict[str, Any], said: str
 ) -> None:
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "KSampler"
-    asking = asyncio.create_task(gateway.prompt_sync(workflow))
+    asking = asyncio.create_task(runpod_gateway.prompt_sync(workflow))
     endpoint.says(await endpoint.job(), **answer)
     status, body = await asking
     assert status == 500
@@ -382,10 +381,12 @@ async def test_a_failed_job_fails_with_its_reason(
     assert "ComfyUI: connected" not in body["detail"]
 
 
-async def test_a_job_that_runpod_forgot_fails_and_says_so(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
-    prompt_id = await submit(gateway)
+async def test_a_job_that_runpod_forgot_fails_and_says_so(
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
+) -> None:
+    prompt_id = await submit(runpod_gateway)
     del endpoint.jobs[await endpoint.job()]
-    assert "RunPod does not know the job job-1 any more" in error_of(await history(gateway, prompt_id))
+    assert "RunPod does not know the job job-1 any more" in error_of(await history(runpod_gateway, prompt_id))
 
 
 async def test_what_was_not_sent_is_cancelled_without_a_trace(endpoint: FakeEndpoint, tmp_path: Path) -> None:
@@ -400,56 +401,61 @@ async def test_what_was_not_sent_is_cancelled_without_a_trace(endpoint: FakeEndp
 
 @pytest.mark.parametrize("state", ["IN_QUEUE", "IN_PROGRESS"])
 async def test_what_was_sent_is_cancelled_at_runpod_and_ends_as_interrupted(
-    endpoint: FakeEndpoint, gateway: RunningGateway, state: str
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, state: str
 ) -> None:
     prompt_id = str(uuid4())
-    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
+    asking = asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
     job = await endpoint.job()
     endpoint.says(job, state)
     await endpoint.looked(job)
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    async with runpod_gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 200
     assert (await asking)[0] == 409
-    entry = await history(gateway, prompt_id)
+    entry = await history(runpod_gateway, prompt_id)
     assert entry["status"]["messages"][-1][0] == "execution_interrupted"
     assert endpoint.cancelled == [job]
     # The same again is a new run.
-    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
+    asking = asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
     endpoint.complete(await endpoint.job(2), base64_image(DATA))
     assert (await asking)[0] == 200
 
 
 async def test_the_frontends_cancel_button_interrupts_what_runs(
-    endpoint: FakeEndpoint, gateway: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    running, waiting = await submit(gateway, invert_workflow(1)), await submit(gateway, invert_workflow(2))
+    running, waiting = (
+        await submit(runpod_gateway, invert_workflow(1)),
+        await submit(runpod_gateway, invert_workflow(2)),
+    )
     job = await endpoint.job()
     endpoint.says(job, "IN_PROGRESS")
     await endpoint.job(2)
 
     async def queue() -> Any:
-        return (await get(gateway, "/queue"))[1]
+        return (await get(runpod_gateway, "/queue"))[1]
 
     await until(queue, lambda queue: [item[1] for item in queue["queue_running"]] == [running])
-    async with gateway.http.post("/interrupt") as response:
+    async with runpod_gateway.http.post("/interrupt") as response:
         assert response.status == 200
-    await history(gateway, running)
+    await history(runpod_gateway, running)
     assert [item[1] for item in (await queue())["queue_pending"]] == [waiting]
     assert endpoint.cancelled == [job]
 
 
 async def test_a_gpu_fault_of_one_worker_does_not_take_the_endpoint_out(
-    endpoint: FakeEndpoint, gateway: RunningGateway
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    asking = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+    asking = asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow()))
     said = "Task execution failed: ImageInvert (node 2): RuntimeError: CUDA error: an illegal memory access"
     endpoint.says(await endpoint.job(), "FAILED", error=said)
     assert (await asking)[1]["detail"].endswith("CUDA error: an illegal memory access")
-    assert (await get(gateway, "/health/ready"))[0] == 200
+    assert (await get(runpod_gateway, "/health/ready"))[0] == 200
 
 
-async def test_jobs_that_finish_out_of_order_are_all_answered(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
-    asking = [asyncio.create_task(gateway.prompt_sync(invert_workflow(tag))) for tag in range(8)]
+async def test_jobs_that_finish_out_of_order_are_all_answered(
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
+) -> None:
+    asking = [asyncio.create_task(runpod_gateway.prompt_sync(invert_workflow(tag))) for tag in range(8)]
     await endpoint.job(8)
     for job in reversed(list(endpoint.inputs)):
         done = asking[endpoint.inputs[job]["workflow"]["1"]["inputs"]["color"]]
@@ -600,7 +606,7 @@ async def test_a_delivered_result_is_not_lost_by_a_restart(endpoint: FakeEndpoin
 
 
 async def test_two_gateways_cannot_use_one_folder(
-    endpoint: FakeEndpoint, gateway: RunningGateway, tmp_path: Path
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, tmp_path: Path
 ) -> None:
     options = RunPodOptions("endpoint1", SecretStr(KEY), tmp_path, NOWHERE, endpoint.url)
     with pytest.raises(JournalError, match=r"RUNPOD_DATA_DIR: .* another gateway uses this folder"):
@@ -609,7 +615,7 @@ async def test_two_gateways_cannot_use_one_folder(
 
 
 async def test_an_end_that_cannot_be_written_is_written_later(
-    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish, failures = Journal.finish, 0
 
@@ -621,24 +627,10 @@ async def test_an_end_that_cannot_be_written_is_written_later(
         await finish(journal, *finished)
 
     monkeypatch.setattr(Journal, "finish", full)
-    prompt_id = await submit(gateway)
+    prompt_id = await submit(runpod_gateway)
     endpoint.complete(await endpoint.job(), base64_image(DATA))
-    assert (await history(gateway, prompt_id))["status"]["completed"] is True
+    assert (await history(runpod_gateway, prompt_id))["status"]["completed"] is True
     assert failures == 2
-
-
-@pytest.fixture
-def journals(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
-    """The connections of the journals that were opened."""
-    opened: list[sqlite3.Connection] = []
-    connect = sqlite3.connect
-
-    def remembering(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        opened.append(connect(*arguments, **options))
-        return opened[-1]
-
-    monkeypatch.setattr(sqlite3, "connect", remembering)
-    return opened
 
 
 def _fill_disk(database: sqlite3.Connection) -> None:
@@ -654,13 +646,13 @@ def _large_workflow() -> dict[str, Any]:
 
 
 async def test_a_full_disk_is_named_to_whoever_submits_and_in_the_log_and_loses_nothing(
-    journals: list[sqlite3.Connection], endpoint: FakeEndpoint, gateway: RunningGateway
+    journals: list[sqlite3.Connection], endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
     prompt_id = str(uuid4())
     _fill_disk(journals[0])
     with capture_logs() as lines:
-        status, answer = await gateway.prompt_sync(_large_workflow(), prompt_id=prompt_id)
-        async with gateway.http.post("/prompt", json={"prompt": _large_workflow()}) as response:
+        status, answer = await runpod_gateway.prompt_sync(_large_workflow(), prompt_id=prompt_id)
+        async with runpod_gateway.http.post("/prompt", json={"prompt": _large_workflow()}) as response:
             assert (response.status, (await response.json())["detail"]) == (503, answer["detail"])
     assert (status, answer["type"], answer["prompt_id"]) == (503, "disk_failed", prompt_id)
     assert answer["detail"] == (
@@ -672,22 +664,22 @@ async def test_a_full_disk_is_named_to_whoever_submits_and_in_the_log_and_loses_
     assert endpoint.runs == 0
 
     journals[0].execute("PRAGMA max_page_count = 100000")
-    asking = asyncio.create_task(gateway.prompt_sync(_large_workflow(), prompt_id=prompt_id))
+    asking = asyncio.create_task(runpod_gateway.prompt_sync(_large_workflow(), prompt_id=prompt_id))
     endpoint.complete(await endpoint.job(), base64_image(DATA))
     assert (await asking)[0] == 200
     assert endpoint.runs == 1
 
 
 async def test_a_cancel_that_a_full_disk_refuses_says_so(
-    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(_journal: Journal, _job: Job) -> None:
         raise JournalError("RUNPOD_DATA_DIR: full")
 
-    prompt_id = await submit(gateway)
+    prompt_id = await submit(runpod_gateway)
     await endpoint.looked(await endpoint.job(), 1)
     monkeypatch.setattr(Journal, "update", full)
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    async with runpod_gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 503
         assert (await response.json())["detail"] == "RUNPOD_DATA_DIR: full"
 
@@ -710,7 +702,7 @@ async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
 
 
 async def test_a_prompt_that_could_not_be_dropped_is_sent(
-    endpoint: FakeEndpoint, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, read = asyncio.Event(), asyncio.Event()
     body = InputFiles.body
@@ -727,21 +719,23 @@ async def test_a_prompt_that_could_not_be_dropped_is_sent(
 
     monkeypatch.setattr(InputFiles, "body", slow)
     monkeypatch.setattr(Journal, "remove", full)
-    prompt_id = await submit(gateway)
+    prompt_id = await submit(runpod_gateway)
     await reading.wait()
-    async with gateway.http.post("/queue", json={"delete": [prompt_id]}) as response:
+    async with runpod_gateway.http.post("/queue", json={"delete": [prompt_id]}) as response:
         assert response.status == 503
     await endpoint.job()
 
 
-async def test_a_cancel_that_is_asked_again_is_one_cancel(endpoint: FakeEndpoint, gateway: RunningGateway) -> None:
-    prompt_id = await submit(gateway)
+async def test_a_cancel_that_is_asked_again_is_one_cancel(
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
+) -> None:
+    prompt_id = await submit(runpod_gateway)
     job = await endpoint.job()
     await endpoint.looked(job, 1)
     await asyncio.gather(
-        *(gateway.http.post("/queue", json={"delete": [prompt_id]}, raise_for_status=True) for _ in range(5))
+        *(runpod_gateway.http.post("/queue", json={"delete": [prompt_id]}, raise_for_status=True) for _ in range(5))
     )
-    await history(gateway, prompt_id)
+    await history(runpod_gateway, prompt_id)
     assert endpoint.cancelled == [job]
 
 
@@ -749,18 +743,18 @@ async def test_a_cancel_that_is_asked_again_is_one_cancel(endpoint: FakeEndpoint
 
 
 async def test_callers_keys_reach_runpod_and_nothing_else(
-    endpoint: FakeEndpoint, gateway: RunningGateway, tmp_path: Path
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway, tmp_path: Path
 ) -> None:
     secrets = {"api_key_comfy_org": "comfy-secret-1", "auth_token_comfy_org": "comfy-secret-2"}
-    prompt_id = await submit(gateway, extra_data={**secrets, "extra_pnginfo": {"workflow": {"id": "w"}}})
+    prompt_id = await submit(runpod_gateway, extra_data={**secrets, "extra_pnginfo": {"workflow": {"id": "w"}}})
     job = await endpoint.job()
     assert endpoint.inputs[job]["comfy_org_api_key"] == "comfy-secret-1"
     assert endpoint.inputs[job]["comfy_org_auth_token"] == "comfy-secret-2"
     assert endpoint.inputs[job]["extra_pnginfo"] == {"workflow": {"id": "w"}}
-    seen = [await get(gateway, path) for path in ("/queue", f"/api/jobs/{prompt_id}")]
+    seen = [await get(runpod_gateway, path) for path in ("/queue", f"/api/jobs/{prompt_id}")]
     endpoint.complete(job, base64_image(DATA))
-    await history(gateway, prompt_id)
-    seen += [await get(gateway, path) for path in ("/history", "/api/jobs", f"/api/jobs/{prompt_id}")]
+    await history(runpod_gateway, prompt_id)
+    seen += [await get(runpod_gateway, path) for path in ("/history", "/api/jobs", f"/api/jobs/{prompt_id}")]
     assert "comfy-secret" not in json.dumps(seen)
     assert '"workflow": {"id": "w"}' in json.dumps(seen)
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -782,9 +776,9 @@ async def test_a_restart_does_not_send_without_the_key_that_it_forgot(
 
 
 async def test_the_bridge_is_closed_to_whoever_has_not_its_password(
-    gateway: RunningGateway, capsys: pytest.CaptureFixture[str]
+    runpod_gateway: RunningGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = gateway.handler.pool.backends[0].client
+    client = runpod_gateway.handler.pool.backends[0].client
     url = client.base_url
     password = base64.b64decode(client.credentials["Authorization"].removeprefix("Basic ")).decode().partition(":")[2]
     assert len(password) > 30
@@ -797,7 +791,7 @@ async def test_the_bridge_is_closed_to_whoever_has_not_its_password(
             assert response.status == 401
         with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
             await http.ws_connect("/ws")
-    _, health = await get(gateway, "/health")
+    _, health = await get(runpod_gateway, "/health")
     assert password not in json.dumps(health) + capsys.readouterr().out
 
 

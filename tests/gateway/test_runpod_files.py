@@ -41,20 +41,6 @@ from tests.support.runpod_endpoint import (
 )
 
 
-@pytest.fixture
-async def alone(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """A gateway without a local ComfyUI."""
-    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path / "data")) as running:
-        yield running
-
-
-@pytest.fixture
-async def beside(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    """A gateway with the engine as its local ComfyUI."""
-    async with running_gateway(engine.url, **endpoint.settings(tmp_path)) as running:
-        yield running
-
-
 def png(color: str = "red", size: int = 8) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (size, size), color).save(content, "PNG")
@@ -104,15 +90,15 @@ async def store(content: bytes, times: float = math.inf, **query: str) -> AsyncI
 
 
 async def test_names_that_lead_out_of_the_folder_are_refused_and_the_others_kept(
-    endpoint: FakeEndpoint, alone: RunningGateway, tmp_path: Path
+    endpoint: FakeEndpoint, runpod_alone: RunningGateway, tmp_path: Path
 ) -> None:
     names = ["../../evil.png", "/etc/evil", "..", "", "a\0b.png", "a\\b.png"]
     images = [base64_image(DATA, name) for name in names]
     images += [base64_image(DATA, "evil.png", subfolder=folder) for folder in ("../..", "/tmp", "a/../../b")]
-    prompt_id = await submit(alone)
+    prompt_id = await submit(runpod_alone)
     bad = {"3": {"images": [{"filename": "../../evil.png", "subfolder": "", "type": "output"}]}}
     endpoint.complete(await endpoint.job(), *images, base64_image(DATA, "good.png"), outputs=bad)
-    entry = await history(alone, prompt_id)
+    entry = await history(runpod_alone, prompt_id)
     saved = {"filename": "good.png", "subfolder": prompt_id, "type": "output"}
     assert entry["outputs"] == {"3": {"images": [saved]}}
     outputs = tmp_path / "data" / "outputs"
@@ -120,23 +106,23 @@ async def test_names_that_lead_out_of_the_folder_are_refused_and_the_others_kept
     assert written == [f"{prompt_id}/good.png"]
     assert not list(tmp_path.rglob("evil*"))
     for query in ({"filename": "../journal.sqlite3"}, {"filename": "journal.sqlite3", "subfolder": ".."}):
-        assert (await view(alone, **query))[0] == 404
+        assert (await view(runpod_alone, **query))[0] == 404
 
 
-async def test_files_of_the_same_name_do_not_collide(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
+async def test_files_of_the_same_name_do_not_collide(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
     contents = [b"one", b"two", b"three"]
-    prompt_ids = [await submit(alone), await submit(alone, invert_workflow(1))]
+    prompt_ids = [await submit(runpod_alone), await submit(runpod_alone, invert_workflow(1))]
     endpoint.complete(await endpoint.job(1), base64_image(text(contents[0])), base64_image(text(contents[1])))
     endpoint.complete(await endpoint.job(2), base64_image(text(contents[2])))
-    entries = [await history(alone, prompt_id) for prompt_id in prompt_ids]
+    entries = [await history(runpod_alone, prompt_id) for prompt_id in prompt_ids]
     files = [file for entry in entries for file in entry["outputs"]["3"]["images"]]
-    assert [(await view(alone, **file))[1] for file in files] == contents
+    assert [(await view(runpod_alone, **file))[1] for file in files] == contents
 
 
 async def test_a_reply_with_folders_previews_and_a_file_that_was_lost(
-    endpoint: FakeEndpoint, alone: RunningGateway
+    endpoint: FakeEndpoint, runpod_alone: RunningGateway
 ) -> None:
-    asking = asyncio.create_task(alone.prompt_sync(invert_workflow(), return_image_base64=True))
+    asking = asyncio.create_task(runpod_alone.prompt_sync(invert_workflow(), return_image_base64=True))
     outputs = outputs_of("a.png", "lost.png") | {"8": {"text": ["said"]}, "9": {"images": []}}
     outputs["3"]["images"][0]["subfolder"] = "sub"
     outputs["9"]["images"].append({"filename": "preview.png", "subfolder": "", "type": "temp"})
@@ -155,11 +141,11 @@ async def test_a_reply_with_folders_previews_and_a_file_that_was_lost(
 
 @pytest.mark.parametrize("data", ["not base64!", ""], ids=["bad", "empty"])
 async def test_a_job_of_which_no_file_can_be_had_fails(
-    endpoint: FakeEndpoint, alone: RunningGateway, data: str
+    endpoint: FakeEndpoint, runpod_alone: RunningGateway, data: str
 ) -> None:
-    prompt_id = await submit(alone)
+    prompt_id = await submit(runpod_alone)
     endpoint.complete(await endpoint.job(), base64_image(data) | ({} if data else {"type": "s3_url"}))
-    assert "the job's files cannot be had: a_00001_.png: " in error_of(await history(alone, prompt_id))
+    assert "the job's files cannot be had: a_00001_.png: " in error_of(await history(runpod_alone, prompt_id))
 
 
 async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
@@ -182,12 +168,12 @@ async def test_links_are_fetched_where_the_store_is_allowed_and_nowhere_else(
 
 @pytest.mark.parametrize("name", ["x.html", "x.svg", "x.xml", "x.rdf"])
 async def test_a_page_in_a_result_is_not_run_by_browsers(
-    name: str, endpoint: FakeEndpoint, alone: RunningGateway
+    name: str, endpoint: FakeEndpoint, runpod_alone: RunningGateway
 ) -> None:
-    prompt_id = await submit(alone)
+    prompt_id = await submit(runpod_alone)
     endpoint.complete(await endpoint.job(), base64_image(text(b"<script>"), name))
-    await history(alone, prompt_id)
-    async with alone.http.get("/view", params={"filename": name, "subfolder": prompt_id}) as response:
+    await history(runpod_alone, prompt_id)
+    async with runpod_alone.http.get("/view", params={"filename": name, "subfolder": prompt_id}) as response:
         assert response.content_type == "application/octet-stream"
 
 
@@ -256,18 +242,18 @@ async def test_a_full_disk_of_temporary_files_is_named_and_loses_no_linked_resul
     assert waits["detail"].startswith("TMPDIR: it cannot be written: No space left on device.")
 
 
-async def test_a_file_that_no_disk_takes_fails_at_once(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
-    prompt_id = await submit(alone)
+async def test_a_file_that_no_disk_takes_fails_at_once(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
+    prompt_id = await submit(runpod_alone)
     endpoint.complete(await endpoint.job(), base64_image(DATA, f"{'é' * 200}.png"))
-    assert "it cannot be written: File name too long" in error_of(await history(alone, prompt_id))
+    assert "it cannot be written: File name too long" in error_of(await history(runpod_alone, prompt_id))
 
 
 async def test_an_upload_that_a_full_disk_refuses_names_the_setting(
-    alone: RunningGateway, monkeypatch: pytest.MonkeyPatch
+    runpod_alone: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_disk(monkeypatch, ".part-")
     images = [{"name": "photo.png", "image": text(png())}]
-    status, answer = await alone.prompt_sync(loading_workflow("photo.png"), images=images)
+    status, answer = await runpod_alone.prompt_sync(loading_workflow("photo.png"), images=images)
     assert (status, answer["type"]) == (503, "disk_failed")
     assert answer["detail"].startswith("RUNPOD_DATA_DIR: the upload cannot be stored: No space left on device.")
 
@@ -275,10 +261,12 @@ async def test_an_upload_that_a_full_disk_refuses_names_the_setting(
 # In
 
 
-async def test_inputs_go_along_without_a_local_comfyui(endpoint: FakeEndpoint, alone: RunningGateway) -> None:
+async def test_inputs_go_along_without_a_local_comfyui(endpoint: FakeEndpoint, runpod_alone: RunningGateway) -> None:
     asking = [
         asyncio.create_task(
-            alone.prompt_sync(loading_workflow("photo.png"), images=[{"name": "photo.png", "image": text(png(color))}])
+            runpod_alone.prompt_sync(
+                loading_workflow("photo.png"), images=[{"name": "photo.png", "image": text(png(color))}]
+            )
         )
         for color in ("red", "blue")
     ]
@@ -296,19 +284,19 @@ async def test_inputs_go_along_without_a_local_comfyui(endpoint: FakeEndpoint, a
 
 
 async def test_uploads_results_and_files_of_the_local_comfyui_go_along(
-    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+    endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
-    assert await upload(beside, "up.png", png("red"), subfolder="sub") == {
+    assert await upload(runpod_beside, "up.png", png("red"), subfolder="sub") == {
         "name": "up.png", "subfolder": "sub", "type": "input"}  # fmt: skip
     assert (engine.folders.input / "sub" / "up.png").read_bytes() == png("red")
     (engine.folders.input / "local.png").write_bytes(png("green"))
-    await submit(beside, loading_workflow("sub/up.png"))
-    await submit(beside, loading_workflow("local.png [input]"))
-    first = await submit(beside, invert_workflow())
+    await submit(runpod_beside, loading_workflow("sub/up.png"))
+    await submit(runpod_beside, loading_workflow("local.png [input]"))
+    first = await submit(runpod_beside, invert_workflow())
     endpoint.complete(await endpoint.job(3), base64_image(DATA, "result.png"))
-    await history(beside, first)
-    await submit(beside, loading_workflow(f"{first}/result.png [output]"))
-    await submit(beside, loading_workflow("only-the-worker-has-it.png"))
+    await history(runpod_beside, first)
+    await submit(runpod_beside, loading_workflow(f"{first}/result.png [output]"))
+    await submit(runpod_beside, loading_workflow("only-the-worker-has-it.png"))
     await endpoint.job(5)
     jobs = list(endpoint.inputs.values())
     assert jobs[0]["images"] == [{"name": "sub/up.png", "image": text(png("red"))}]
@@ -321,68 +309,70 @@ async def test_uploads_results_and_files_of_the_local_comfyui_go_along(
 
 
 async def test_a_mask_is_painted_by_the_local_comfyui(
-    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+    endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
-    await upload(beside, "photo.png", png("red"))
-    await upload(beside, "masked.png", png("white"))
+    await upload(runpod_beside, "photo.png", png("red"))
+    await upload(runpod_beside, "masked.png", png("white"))
     mask = io.BytesIO()
     Image.new("RGBA", (8, 8), (0, 0, 0, 7)).save(mask, "PNG")
     form = aiohttp.FormData()
     form.add_field("image", io.BytesIO(mask.getvalue()), filename="masked.png")
     form.add_field("overwrite", "true")
     form.add_field("original_ref", json.dumps({"filename": "photo.png", "subfolder": "", "type": "input"}))
-    async with beside.http.post("/upload/mask", data=form) as response:
+    async with runpod_beside.http.post("/upload/mask", data=form) as response:
         assert (await response.json())["name"] == "masked.png"
-    await submit(beside, loading_workflow("masked.png"))
+    await submit(runpod_beside, loading_workflow("masked.png"))
     [image] = endpoint.inputs[await endpoint.job()]["images"]
     with Image.open(io.BytesIO(base64.b64decode(image["image"]))) as sent:
         assert sent.getpixel((0, 0)) == (255, 0, 0, 7)
 
 
-async def test_the_same_name_with_other_content_gets_another_name(alone: RunningGateway) -> None:
-    names = [(await upload(alone, "a.png", png(color)))["name"] for color in ("red", "red", "blue")]
+async def test_the_same_name_with_other_content_gets_another_name(runpod_alone: RunningGateway) -> None:
+    names = [(await upload(runpod_alone, "a.png", png(color)))["name"] for color in ("red", "red", "blue")]
     assert names == ["a.png", "a.png", "a (1).png"]
-    await upload(alone, "a.png", png("green"), overwrite="true")
-    assert await view(alone, filename="a.png", type="input") == (200, png("green"))
+    await upload(runpod_alone, "a.png", png("green"), overwrite="true")
+    assert await view(runpod_alone, filename="a.png", type="input") == (200, png("green"))
 
 
 @pytest.mark.parametrize("subfolder", ["../x", "/tmp", "a/../../b"])
-async def test_an_upload_that_leads_elsewhere_is_refused(alone: RunningGateway, tmp_path: Path, subfolder: str) -> None:
+async def test_an_upload_that_leads_elsewhere_is_refused(
+    runpod_alone: RunningGateway, tmp_path: Path, subfolder: str
+) -> None:
     form = aiohttp.FormData()
     form.add_field("image", b"x", filename="a.png")
     form.add_field("subfolder", subfolder)
-    async with alone.http.post("/upload/image", data=form) as response:
+    async with runpod_alone.http.post("/upload/image", data=form) as response:
         assert response.status == 400
         assert "a relative folder without '..'" in (await response.json())["detail"]
     assert not [path for path in (tmp_path / "data" / "inputs").rglob("*") if path.is_file()]
 
 
 async def test_inputs_beyond_what_runpod_takes_are_refused_by_name(
-    endpoint: FakeEndpoint, alone: RunningGateway
+    endpoint: FakeEndpoint, runpod_alone: RunningGateway
 ) -> None:
-    await upload(alone, "large.bin", b"\1" * 8_000_000)
-    async with alone.http.post("/prompt", json={"prompt": loading_workflow("large.bin")}) as response:
+    await upload(runpod_alone, "large.bin", b"\1" * 8_000_000)
+    async with runpod_alone.http.post("/prompt", json={"prompt": loading_workflow("large.bin")}) as response:
         answer = await response.json()
     assert response.status == 400
     assert answer["error"]["type"] == "runpod_job_too_large"
     assert "10.7 MB with its inputs in base64, and RunPod takes 10 MB: large.bin 8.0 MB" in answer["error"]["details"]
-    status, body = await alone.prompt_sync(loading_workflow("large.bin"))
+    status, body = await runpod_alone.prompt_sync(loading_workflow("large.bin"))
     assert status == 400
     assert "large.bin 8.0 MB. Make the inputs smaller; or post" in body["detail"]
     assert endpoint.runs == 0
 
 
-async def test_texts_that_are_no_names_are_left_alone(endpoint: FakeEndpoint, beside: RunningGateway) -> None:
+async def test_texts_that_are_no_names_are_left_alone(endpoint: FakeEndpoint, runpod_beside: RunningGateway) -> None:
     workflow = invert_workflow()
     for index, text in enumerate(["a/" + "long " * 100, "/etc/passwd", "..", "../../x", "é" * 300, ""]):
         workflow["2"]["inputs"][f"text{index}"] = text
-    await submit(beside, workflow)
+    await submit(runpod_beside, workflow)
     assert endpoint.inputs[await endpoint.job()] == {"workflow": workflow}
 
 
-async def test_a_url_in_a_workflow_is_left_to_the_worker(endpoint: FakeEndpoint, beside: RunningGateway) -> None:
+async def test_a_url_in_a_workflow_is_left_to_the_worker(endpoint: FakeEndpoint, runpod_beside: RunningGateway) -> None:
     workflow = loading_workflow("https://example.org/photo.png")
-    await submit(beside, workflow)
+    await submit(runpod_beside, workflow)
     assert endpoint.inputs[await endpoint.job()] == {"workflow": workflow}
 
 
@@ -390,31 +380,33 @@ async def test_a_url_in_a_workflow_is_left_to_the_worker(endpoint: FakeEndpoint,
 
 
 async def test_what_is_not_about_prompts_is_the_local_comfyuis(
-    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+    endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
     async with aiohttp.ClientSession(base_url=engine.url) as direct:
         for path in ("/object_info", "/api/object_info/KSampler", "/", "/features", "/nothing", "/users"):
-            async with direct.get(path) as expected, beside.http.get(path) as response:
+            async with direct.get(path) as expected, runpod_beside.http.get(path) as response:
                 assert (response.status, await response.read()) == (expected.status, await expected.read()), path
-    async with beside.http.post("/userdata/a%2Fb.json", data=b'{"x": 1}', headers={"Origin": beside.url}) as response:
+    async with runpod_beside.http.post(
+        "/userdata/a%2Fb.json", data=b'{"x": 1}', headers={"Origin": runpod_beside.url}
+    ) as response:
         assert response.status == 200
-    assert await get(beside, "/userdata/a%2Fb.json") == (200, {"x": 1})
-    assert (await get(beside, "/system_stats"))[1]["system"]["simulation"] is True
+    assert await get(runpod_beside, "/userdata/a%2Fb.json") == (200, {"x": 1})
+    assert (await get(runpod_beside, "/system_stats"))[1]["system"]["simulation"] is True
     # Prompts are not: the engine has none.
-    await submit(beside)
+    await submit(runpod_beside)
     await endpoint.job()
     assert engine.stats.show()["executed"] == {}
 
 
 async def test_a_frontends_websocket_is_the_local_comfyuis_with_our_queue(
-    endpoint: FakeEndpoint, engine: Engine, beside: RunningGateway
+    endpoint: FakeEndpoint, engine: Engine, runpod_beside: RunningGateway
 ) -> None:
-    async with beside.http.ws_connect("/ws?clientId=front") as websocket:
+    async with runpod_beside.http.ws_connect("/ws?clientId=front") as websocket:
         first = await websocket.receive_json()
         assert (first["type"], first["data"]["sid"]) == ("status", "front")
         await websocket.send_json({"type": "feature_flags", "data": {}})
         assert (await websocket.receive_json())["type"] == "feature_flags"
-        prompt_id = await submit(beside, client_id="front")
+        prompt_id = await submit(runpod_beside, client_id="front")
         assert (await websocket.receive_json())["data"]["status"]["exec_info"]["queue_remaining"] == 1
         # A status of the local one, whose queue is empty, tells ours, too.
         async with aiohttp.ClientSession() as direct:
@@ -427,28 +419,31 @@ async def test_a_frontends_websocket_is_the_local_comfyuis_with_our_queue(
 
 
 async def test_a_frontend_without_an_id_hears_of_its_prompts_under_the_one_that_it_is_told(
-    endpoint: FakeEndpoint, beside: RunningGateway
+    endpoint: FakeEndpoint, runpod_beside: RunningGateway
 ) -> None:
-    async with beside.http.ws_connect("/ws") as websocket:
+    async with runpod_beside.http.ws_connect("/ws") as websocket:
         async with asyncio.timeout(10):
             sid = (await websocket.receive_json())["data"]["sid"]
-            await submit(beside, client_id=sid)
+            await submit(runpod_beside, client_id=sid)
             endpoint.says(await endpoint.job(), "IN_PROGRESS")
             while (await websocket.receive_json())["type"] != "execution_start":
                 pass
 
 
-async def test_without_a_local_comfyui_its_paths_say_so(alone: RunningGateway) -> None:
+async def test_without_a_local_comfyui_its_paths_say_so(runpod_alone: RunningGateway) -> None:
     for path in ("/object_info", "/api/settings", "/", "/userdata?dir=x"):
-        status, answer = await get(alone, path)
+        status, answer = await get(runpod_alone, path)
         assert status == 503
         assert "no local ComfyUI answers at 127.0.0.1:9 (COMFYUI_SERVER_ADDRESS)" in answer["detail"]
     form = aiohttp.FormData()
     form.add_field("image", PICTURE, filename="mask.png")
-    async with alone.http.post("/upload/mask", data=form) as response:
+    async with runpod_alone.http.post("/upload/mask", data=form) as response:
         assert response.status == 503
-    assert await get(alone, "/system_stats") == (200, {"system": {"comfyui_version": "", "argv": []}, "devices": []})
-    assert (await view(alone, filename="nothing.png"))[0] == 404
+    assert await get(runpod_alone, "/system_stats") == (
+        200,
+        {"system": {"comfyui_version": "", "argv": []}, "devices": []},
+    )
+    assert (await view(runpod_alone, filename="nothing.png"))[0] == 404
 
 
 async def test_a_local_comfyui_that_hangs_holds_up_no_queue(endpoint: FakeEndpoint, tmp_path: Path) -> None:
@@ -498,7 +493,7 @@ async def test_a_local_comfyui_that_comes_later_is_noticed(endpoint: FakeEndpoin
     assert states == ["away", "connected", "away"]
 
 
-async def test_uploads_larger_than_memory_should_hold_are_streamed(alone: RunningGateway) -> None:
+async def test_uploads_larger_than_memory_should_hold_are_streamed(runpod_alone: RunningGateway) -> None:
     size = 40_000_000
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -507,7 +502,7 @@ async def test_uploads_larger_than_memory_should_hold_are_streamed(alone: Runnin
 
     form = aiohttp.FormData()
     form.add_field("image", chunks(), filename="video.mp4")
-    async with alone.http.post("/upload/image", data=form) as response:
+    async with runpod_alone.http.post("/upload/image", data=form) as response:
         assert json.loads(await response.text())["name"] == "video.mp4"
-    async with alone.http.head("/view?filename=video.mp4&type=input") as response:
+    async with runpod_alone.http.head("/view?filename=video.mp4&type=input") as response:
         assert response.headers["Content-Length"] == str(size)

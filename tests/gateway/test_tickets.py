@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,11 +16,11 @@ from comfyui.engine import Engine
 from comfyui.exceptions import RequestError
 from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.tickets import TICKET_S, Tickets
+from tests.support.keys import KEY, OTHER_KEY
 from tests.support.relaying import Fetched, answer_ok, fetch, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway
 
-_KEY, _OTHER = "correct-horse-battery", "second-key"
-_BEARER = {"Authorization": f"Bearer {_KEY}"}
+_BEARER = {"Authorization": f"Bearer {KEY}"}
 _PICTURE_OF_A_PAGE = {
     "Sec-Fetch-Site": "cross-site",
     "Sec-Fetch-Mode": "no-cors",
@@ -29,12 +28,6 @@ _PICTURE_OF_A_PAGE = {
     "Referer": "https://app.example/",
 }
 _PAGE = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
-
-
-@pytest.fixture
-async def locked(engine: Engine) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(engine.url, api_keys=f"{_KEY}, {_OTHER}") as running:
-        yield running
 
 
 async def _ticket(gateway: RunningGateway, url: str, **options: Any) -> str:
@@ -49,37 +42,37 @@ async def _open(gateway: RunningGateway, address: str, method: str = "GET", **he
     return await fetch(gateway, URL(address, encoded=True), method, headers=headers or _PICTURE_OF_A_PAGE)
 
 
-async def test_a_page_of_another_origin_shows_a_picture(locked: RunningGateway) -> None:
-    answer = await fetch(locked, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=_BEARER)
+async def test_a_page_of_another_origin_shows_a_picture(locked_plain: RunningGateway) -> None:
+    answer = await fetch(locked_plain, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=_BEARER)
     url = orjson.loads(answer.body)["images"][0]["url"]
-    assert (await _open(locked, url)).status == 403
-    address = await _ticket(locked, url)
+    assert (await _open(locked_plain, url)).status == 403
+    address = await _ticket(locked_plain, url)
     for _ in range(2):  # a browser may load it again
-        shown = await _open(locked, address)
+        shown = await _open(locked_plain, address)
         assert (shown.status, shown.body[:4]) == (200, b"\x89PNG")
         assert shown.headers["Referrer-Policy"] == "no-referrer"
         # It is shown; what it is made of the page cannot read.
         assert "Access-Control-Allow-Origin" not in shown.headers
     # Without a browser's marks, too.
-    assert (await fetch(locked, URL(address, encoded=True))).status == 200
+    assert (await fetch(locked_plain, URL(address, encoded=True))).status == 200
 
 
-async def test_a_page_of_another_origin_opens_a_websocket_once(locked: RunningGateway) -> None:
-    address = await _ticket(locked, "/ws?clientId=abc", websocket=True)
-    async with locked.http.ws_connect(URL(address, encoded=True), headers=_PAGE) as websocket:
+async def test_a_page_of_another_origin_opens_a_websocket_once(locked_plain: RunningGateway) -> None:
+    address = await _ticket(locked_plain, "/ws?clientId=abc", websocket=True)
+    async with locked_plain.http.ws_connect(URL(address, encoded=True), headers=_PAGE) as websocket:
         message = orjson.loads(await websocket.receive_str())
         assert message["data"]["sid"] == "abc"
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            await locked.http.ws_connect(URL(address, encoded=True), headers=_PAGE)
+            await locked_plain.http.ws_connect(URL(address, encoded=True), headers=_PAGE)
         assert refused.value.status == 403
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        await locked.http.ws_connect(URL(address, encoded=True))
+        await locked_plain.http.ws_connect(URL(address, encoded=True))
     assert refused.value.status == 401
 
 
-async def test_the_same_page_without_a_ticket_opens_none(locked: RunningGateway) -> None:
+async def test_the_same_page_without_a_ticket_opens_none(locked_plain: RunningGateway) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        await locked.http.ws_connect("/ws?clientId=abc", headers=_PAGE)
+        await locked_plain.http.ws_connect("/ws?clientId=abc", headers=_PAGE)
     assert refused.value.status == 403
 
 
@@ -104,63 +97,65 @@ _URL = "/view?filename=a.png&subfolder=&type=output"
         ("an empty one", "GET", lambda address: f"{_URL}&ticket="),
         ("no number", "GET", lambda address: f"{_URL}&ticket=x.y.z"),
         ("bytes", "GET", lambda address: f"{_URL}&ticket=%ff.%fe.%fd"),
-        ("the key itself", "GET", lambda address: f"{_URL}&ticket={_KEY}"),
+        ("the key itself", "GET", lambda address: f"{_URL}&ticket={KEY}"),
     ],
 )
 async def test_a_ticket_opens_nothing_else(
-    locked: RunningGateway, engine: Engine, attack: str, method: str, change: Any
+    locked_plain: RunningGateway, engine: Engine, attack: str, method: str, change: Any
 ) -> None:
-    address = await _ticket(locked, _URL)
+    address = await _ticket(locked_plain, _URL)
     engine.stats.reset()
     changed = change(address)
     assert (changed, method) != (address, "GET")
-    answer = await fetch(locked, URL(changed, encoded=True), method)
+    answer = await fetch(locked_plain, URL(changed, encoded=True), method)
     assert answer.status == 401, attack
-    assert (await _open(locked, changed, method, **_PICTURE_OF_A_PAGE)).status == 403, attack
+    assert (await _open(locked_plain, changed, method, **_PICTURE_OF_A_PAGE)).status == 403, attack
     assert engine.stats.show()["requests"] == {}
 
 
 async def test_a_ticket_for_a_picture_opens_no_websocket_and_one_for_a_websocket_no_picture(
-    locked: RunningGateway,
+    locked_plain: RunningGateway,
 ) -> None:
-    picture = await _ticket(locked, "/ws?clientId=a")
+    picture = await _ticket(locked_plain, "/ws?clientId=a")
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        await locked.http.ws_connect(URL(picture, encoded=True))
+        await locked_plain.http.ws_connect(URL(picture, encoded=True))
     assert refused.value.status == 401
-    websocket = await _ticket(locked, _URL, websocket=True)
-    assert (await fetch(locked, URL(websocket, encoded=True))).status == 401
+    websocket = await _ticket(locked_plain, _URL, websocket=True)
+    assert (await fetch(locked_plain, URL(websocket, encoded=True))).status == 401
 
 
-async def test_a_ticket_makes_no_ticket_and_nobody_without_a_key_does(locked: RunningGateway) -> None:
-    address = await _ticket(locked, "/tickets")
-    assert (await fetch(locked, URL(address, encoded=True), "POST", json={"url": "/x"})).status == 401
-    assert (await fetch(locked, "/tickets", "POST", json={"url": "/x"})).status == 401
+async def test_a_ticket_makes_no_ticket_and_nobody_without_a_key_does(locked_plain: RunningGateway) -> None:
+    address = await _ticket(locked_plain, "/tickets")
+    assert (await fetch(locked_plain, URL(address, encoded=True), "POST", json={"url": "/x"})).status == 401
+    assert (await fetch(locked_plain, "/tickets", "POST", json={"url": "/x"})).status == 401
 
 
-async def test_a_ticket_has_no_more_rights_than_its_maker(locked: RunningGateway) -> None:
-    address = await _ticket(locked, "/internal/logs")
-    assert (await fetch(locked, URL(address, encoded=True))).status == 403
+async def test_a_ticket_has_no_more_rights_than_its_maker(locked_plain: RunningGateway) -> None:
+    address = await _ticket(locked_plain, "/internal/logs")
+    assert (await fetch(locked_plain, URL(address, encoded=True))).status == 403
 
 
-async def test_who_signed_in_makes_tickets_and_a_session_is_no_ticket(locked: RunningGateway) -> None:
-    signed_in = await fetch(locked, "/login", "POST", data={"key": _OTHER})
+async def test_who_signed_in_makes_tickets_and_a_session_is_no_ticket(locked_plain: RunningGateway) -> None:
+    signed_in = await fetch(locked_plain, "/login", "POST", data={"key": OTHER_KEY})
     cookie = {"Cookie": signed_in.headers["Set-Cookie"].split(";")[0]}
-    made = await fetch(locked, "/tickets", "POST", json={"url": "/queue"}, headers={**cookie, "Origin": locked.url})
+    made = await fetch(
+        locked_plain, "/tickets", "POST", json={"url": "/queue"}, headers={**cookie, "Origin": locked_plain.url}
+    )
     assert made.status == 200
-    assert (await fetch(locked, URL(orjson.loads(made.body)["url"], encoded=True))).status == 200
+    assert (await fetch(locked_plain, URL(orjson.loads(made.body)["url"], encoded=True))).status == 200
     session = cookie["Cookie"].partition("=")[2]
     for forged in (session, session.replace(".", "..")):
-        assert (await fetch(locked, f"/queue?ticket={forged}")).status == 401
+        assert (await fetch(locked_plain, f"/queue?ticket={forged}")).status == 401
     ticket = orjson.loads(made.body)["ticket"]
     forged_cookie = {"Cookie": f"comfyui_gateway_session={ticket}"}
-    assert (await fetch(locked, "/queue", headers=forged_cookie)).status == 401
+    assert (await fetch(locked_plain, "/queue", headers=forged_cookie)).status == 401
 
 
 async def test_comfyui_never_sees_a_ticket_and_no_log_does(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.DEBUG):
-        async with relayed(answer_ok, api_keys=_KEY, log_level="DEBUG") as (comfyui, gateway):
+        async with relayed(answer_ok, api_keys=KEY, log_level="DEBUG") as (comfyui, gateway):
             address = await _ticket(gateway, "/view?filename=a.png")
             ticket = address.partition("ticket=")[2]
             assert (await _open(gateway, address)).status == 200
@@ -173,7 +168,7 @@ async def test_comfyui_never_sees_a_ticket_and_no_log_does(
 
 
 async def test_a_parameter_of_that_name_is_comfyuis_where_a_key_is_shown() -> None:
-    async with relayed(answer_ok, api_keys=_KEY) as (comfyui, gateway):
+    async with relayed(answer_ok, api_keys=KEY) as (comfyui, gateway):
         assert (await fetch(gateway, "/node?ticket=4711", headers=_BEARER)).status == 200
         assert comfyui.seen[0].line == "GET /node?ticket=4711 HTTP/1.1"
 
@@ -191,15 +186,17 @@ async def test_without_keys_there_are_no_tickets_and_the_answer_says_what_to_do(
         "/a/../b", "/a/%2E%2e/b", "/./a", "/a//b", "/a\\b", "/view?", "/a?ticket=x", "/a?b=c&ticket=x", "/a?b='", 7,
     ],
 )  # fmt: skip
-async def test_an_address_that_a_browser_would_change_is_refused_by_name(locked: RunningGateway, url: Any) -> None:
-    answer = await fetch(locked, "/tickets", "POST", json={"url": url}, headers=_BEARER)
+async def test_an_address_that_a_browser_would_change_is_refused_by_name(
+    locked_plain: RunningGateway, url: Any
+) -> None:
+    answer = await fetch(locked_plain, "/tickets", "POST", json={"url": url}, headers=_BEARER)
     assert (answer.status, answer.error_type) == (422, "invalid_request")
     assert orjson.loads(answer.body)["detail"].startswith("url: ")
 
 
 async def test_with_a_public_address_a_ticket_is_asked_for_and_given_by_it(engine: Engine) -> None:
     public = "https://example.org/comfy"
-    async with running_gateway(engine.url, api_keys=_KEY, public_url=public) as gateway:
+    async with running_gateway(engine.url, api_keys=KEY, public_url=public) as gateway:
         picture = await _ticket(gateway, f"{public}{_URL}")
         assert picture.startswith(f"{public}{_URL}&ticket=")
         websocket = await _ticket(gateway, "/ws?clientId=a", websocket=True)
@@ -221,9 +218,9 @@ def _scope(address: str, kind: str = "http") -> dict[str, Any]:
 
 def test_a_ticket_ends_after_five_minutes_and_with_its_key() -> None:
     now = 1000.0
-    ring = KeyRing([_KEY, _OTHER], session_s=60)
+    ring = KeyRing([KEY, OTHER_KEY], session_s=60)
     tickets = Tickets(ring, clock=lambda: now)
-    caller = ring.caller(_KEY.encode())
+    caller = ring.caller(KEY.encode())
     assert caller is not None
     address = tickets.make(caller, _URL, websocket=False)["url"]
     now += TICKET_S - 1
@@ -232,17 +229,17 @@ def test_a_ticket_ends_after_five_minutes_and_with_its_key() -> None:
     assert redeemed[0] == caller
     assert redeemed[1]["query_string"] == _URL.partition("?")[2].encode()
     # After a restart, and on another gateway with this key; not where it was taken off the list.
-    assert Tickets(KeyRing([_KEY], session_s=60), clock=lambda: now).redeem(_scope(address))
-    assert Tickets(KeyRing([_OTHER], session_s=60), clock=lambda: now).redeem(_scope(address)) is None
+    assert Tickets(KeyRing([KEY], session_s=60), clock=lambda: now).redeem(_scope(address))
+    assert Tickets(KeyRing([OTHER_KEY], session_s=60), clock=lambda: now).redeem(_scope(address)) is None
     now += 1
     assert tickets.redeem(_scope(address)) is None
 
 
 def test_what_is_remembered_of_used_tickets_is_bounded() -> None:
     now = 1000.0
-    ring = KeyRing([_KEY], session_s=60)
+    ring = KeyRing([KEY], session_s=60)
     tickets = Tickets(ring, most_used=3, clock=lambda: now)
-    caller = ring.caller(_KEY.encode())
+    caller = ring.caller(KEY.encode())
     assert caller is not None
 
     def opened() -> bool:
@@ -256,8 +253,8 @@ def test_what_is_remembered_of_used_tickets_is_bounded() -> None:
 
 def test_a_session_cannot_be_signed_as_a_ticket() -> None:
     """Both are signed with the same key: what one says must never be what the other can say."""
-    ring = KeyRing([_KEY], session_s=60)
-    caller = ring.caller(_KEY.encode())
+    ring = KeyRing([KEY], session_s=60)
+    caller = ring.caller(KEY.encode())
     assert caller is not None
     for url in ("/9999999999", "/view?" + urlencode({"a": "9999999999"})):
         ticket = Tickets(ring).make(caller, url, websocket=False)["ticket"]
@@ -278,9 +275,9 @@ def test_a_session_cannot_be_signed_as_a_ticket() -> None:
     ids=["curl -d", "byte order mark", "gzip"],
 )
 async def test_what_is_wanted_is_read_as_other_bodies_are(
-    locked: RunningGateway, body: bytes, headers: dict[str, str]
+    locked_plain: RunningGateway, body: bytes, headers: dict[str, str]
 ) -> None:
-    answer = await fetch(locked, "/tickets", "POST", data=body, headers={**_BEARER, **headers})
+    answer = await fetch(locked_plain, "/tickets", "POST", data=body, headers={**_BEARER, **headers})
     assert answer.status == 200, answer.body
     assert orjson.loads(answer.body)["url"].startswith("/view?filename=a.png&ticket=")
 
@@ -295,7 +292,7 @@ async def test_what_is_wanted_is_read_as_other_bodies_are(
         (b'{"url": "/view?a=1", "path": "/"}', "path: "),
     ],
 )
-async def test_a_wrong_wish_is_refused_by_the_field(locked: RunningGateway, body: bytes, says: str) -> None:
-    answer = await fetch(locked, "/tickets", "POST", data=body, headers=_BEARER)
+async def test_a_wrong_wish_is_refused_by_the_field(locked_plain: RunningGateway, body: bytes, says: str) -> None:
+    answer = await fetch(locked_plain, "/tickets", "POST", data=body, headers=_BEARER)
     assert answer.status == 422
     assert orjson.loads(answer.body)["detail"].startswith(says)

@@ -8,7 +8,6 @@ import io
 import json
 import resource
 import socket
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -24,7 +23,7 @@ from pydantic import SecretStr
 from comfyui.engine import Engine
 from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
-from tests.support.processes import GatewayProcess, engine_process, gateway_process
+from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.relaying import Exchange, eventually, raw_client, raw_request, relayed
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 
@@ -83,15 +82,6 @@ async def test_the_header_values_of_a_submission_reach_comfyui_as_they_came(valu
 # Forms
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the gateway keeps the files of forms."""
-    folder = tmp_path / "spool"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
 async def nothing_is_left(folder: Path) -> None:
     async def left() -> list[Path]:
         return await asyncio.to_thread(lambda: list(folder.iterdir()))
@@ -119,12 +109,12 @@ def form_type(boundary: bytes = b"XX") -> tuple[bytes, bytes]:
     "boundary", [b"b" * 257, b"b" * 60_000, b'""', b"\xff\xfe"], ids=[257, 60_000, "empty", "8bit"]
 )
 async def test_a_boundary_that_cannot_be_used_is_422_and_leaves_nothing(
-    gateway: RunningGateway, temporary: Path, boundary: bytes, path: bytes
+    gateway: RunningGateway, form_folder: Path, boundary: bytes, path: bytes
 ) -> None:
     answer = await raw_request(gateway.url, request(b"POST " + path, form_type(boundary), body=b"x"))
     assert status_of(answer) == 422, answer
     assert b'"invalid_request"' in answer
-    assert list(temporary.iterdir()) == []
+    assert list(form_folder.iterdir()) == []
 
 
 async def post_form(gateway: GatewayProcess, path: str, *, files: bool) -> tuple[int, Any]:
@@ -162,13 +152,13 @@ async def test_a_file_that_does_not_fit_on_the_disk_is_503_and_leaves_nothing(en
 
 
 async def test_a_request_that_validate_cannot_take_is_not_called_a_fault_of_comfyui(
-    gateway: RunningGateway, temporary: Path
+    gateway: RunningGateway, form_folder: Path
 ) -> None:
     body = form(files=True).replace(b"a.png", b"../../b")
     answer = await raw_request(gateway.url, request(b"POST /validate", form_type(), body=body))
     assert status_of(answer) == 400, answer
     assert b"../../b" in answer
-    await nothing_is_left(temporary)
+    await nothing_is_left(form_folder)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400"])
@@ -194,13 +184,6 @@ LEAVES = {
     "events": (b"POST /prompt_sync", ((b"Accept", b"text/event-stream"),), BODY[:50]),
     "login": (b"POST /login", ((b"Content-Type", b"application/x-www-form-urlencoded"),), b"key=a"),
 }
-
-
-@pytest.fixture
-async def own_engine() -> AsyncIterator[str]:
-    """An engine as a process of its own: it, too, has to do with what comes in halves."""
-    async with engine_process() as url:
-        yield url
 
 
 async def leave(url: str, line: bytes, headers: tuple[tuple[bytes, bytes], ...], body: bytes, how: str) -> None:
@@ -264,7 +247,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off_without_an_erro
         assert gateway.lines_of("warning", "error", "critical") == []
 
 
-async def test_a_gateway_that_ends_in_mid_body_leaves_no_folder(engine: Engine, temporary: Path) -> None:
+async def test_a_gateway_that_ends_in_mid_body_leaves_no_folder(engine: Engine, form_folder: Path) -> None:
     async with running_gateway(engine.url) as gateway:
         parts = urlsplit(gateway.url)
         _, writer = await asyncio.open_connection(parts.hostname, parts.port)
@@ -275,11 +258,11 @@ async def test_a_gateway_that_ends_in_mid_body_leaves_no_folder(engine: Engine, 
         await writer.drain()
 
         async def folders() -> list[Any]:
-            return list(temporary.iterdir())
+            return list(form_folder.iterdir())
 
         await until(folders, bool)
     writer.close()
-    await nothing_is_left(temporary)
+    await nothing_is_left(form_folder)
 
 
 # An object store that says nothing

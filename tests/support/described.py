@@ -89,3 +89,9 @@ def described(*, with_keys: bool) -> type[aiohttp.ClientResponse]:
             return body
 
     return DescribedResponse
+
+
+KEY = "a-key-for-clients"
+
+
+Document = dict[str, Any]

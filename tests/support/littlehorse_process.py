@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from comfyui.engine import Engine
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -127,3 +129,13 @@ async def running_worker(port: int, comfyui_url: str, **settings: Any) -> AsyncI
                 process.kill()
             await process.wait()
             print(path.read_text()[-6000:])
+
+
+@dataclass(frozen=True)
+class Trio:
+    """A server, a worker and a ComfyUI that tests share which leave them as they were."""
+
+    fake: Fake
+    worker: Worker
+    engine: Engine
+    definition: dict[str, Any]

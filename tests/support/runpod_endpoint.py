@@ -8,6 +8,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 from aiohttp import web
@@ -218,3 +219,15 @@ async def get(gateway: RunningGateway, path: str) -> tuple[int, Any]:
 def error_of(entry: dict[str, Any]) -> str:
     assert entry["status"]["status_str"] == "error"
     return str(dict(entry["status"]["messages"])["execution_error"]["exception_message"])
+
+
+def gateway_settings(url: str, folder: Path, **more: Any) -> dict[str, Any]:
+    """Of a gateway with `BACKEND=runpod` before an API with RunPod's protocol."""
+    return {
+        "backend": "runpod",
+        "runpod_endpoint_id": "local",
+        "runpod_api_key": "any",
+        "runpod_endpoint_url": url,
+        "runpod_data_dir": folder,
+        **more,
+    }

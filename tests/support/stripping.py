@@ -157,3 +157,6 @@ def _free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+PUBLIC = "https://example.org/comfy"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import aiohttp
 import pytest
@@ -18,42 +16,15 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
 )
 from comfyui.replies import flat_node_errors
-from comfyui.retrying import Backoff
-
-URL = "http://comfyui:8188"
-
-
-class _Nothing:
-    """aioresponses 0.7.9 does not give what aiohttp 3.14 wants of the request's writer."""
-
-    output_size = 0
-
-
-class _Response(aiohttp.ClientResponse):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("stream_writer", _Nothing())
-        super().__init__(*args, **kwargs)
-
-
-@pytest.fixture
-def upstream(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
-    monkeypatch.setattr("aioresponses.core.ClientResponse", _Response)
-    with aioresponses() as mocked:
-        yield mocked
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[ComfyUIClient]:
-    async with ComfyUIClient(URL, retries=2, backoff=Backoff(0, 0)) as opened:
-        yield opened
+from tests.support.mocked import MOCKED_URL
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 async def test_a_read_is_retried_on_a_gateway_s_status(
     client: ComfyUIClient, upstream: aioresponses, status: int
 ) -> None:
-    upstream.get(f"{URL}/history/x", status=status)
-    upstream.get(f"{URL}/history/x", payload={"x": {"outputs": {}}})
+    upstream.get(f"{MOCKED_URL}/history/x", status=status)
+    upstream.get(f"{MOCKED_URL}/history/x", payload={"x": {"outputs": {}}})
     assert (await client.get_history("x")) is not None
 
 
@@ -61,7 +32,7 @@ async def test_a_read_is_retried_on_a_broken_connection_and_gives_up_in_the_end(
     client: ComfyUIClient, upstream: aioresponses
 ) -> None:
     for _ in range(3):
-        upstream.get(f"{URL}/history/x", exception=aiohttp.ServerDisconnectedError())
+        upstream.get(f"{MOCKED_URL}/history/x", exception=aiohttp.ServerDisconnectedError())
     with pytest.raises(ComfyUIConnectionError, match="closed without an answer") as raised:
         await client.get_history("x")
     assert raised.value.sent
@@ -69,7 +40,7 @@ async def test_a_read_is_retried_on_a_broken_connection_and_gives_up_in_the_end(
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
 async def test_other_statuses_are_not_retried(client: ComfyUIClient, upstream: aioresponses, status: int) -> None:
-    upstream.get(f"{URL}/history/x", status=status)
+    upstream.get(f"{MOCKED_URL}/history/x", status=status)
     with pytest.raises(ComfyUIServerError, match=str(status)) as raised:
         await client.get_history("x")
     assert raised.value.upstream_status == status
@@ -79,7 +50,7 @@ async def test_other_statuses_are_not_retried(client: ComfyUIClient, upstream: a
 async def test_what_is_not_a_json_object_is_a_server_error(
     client: ComfyUIClient, upstream: aioresponses, body: str
 ) -> None:
-    upstream.get(f"{URL}/history/x", body=body)
+    upstream.get(f"{MOCKED_URL}/history/x", body=body)
     with pytest.raises(ComfyUIServerError, match="JSON"):
         await client.get_history("x")
 
@@ -90,8 +61,8 @@ async def test_what_is_not_a_json_object_is_a_server_error(
 async def test_a_submission_is_never_retried_and_says_that_it_may_have_arrived(
     client: ComfyUIClient, upstream: aioresponses, failure: Exception
 ) -> None:
-    upstream.post(f"{URL}/prompt", exception=failure)
-    upstream.post(f"{URL}/prompt", payload={"prompt_id": "x", "number": 1, "node_errors": {}})
+    upstream.post(f"{MOCKED_URL}/prompt", exception=failure)
+    upstream.post(f"{MOCKED_URL}/prompt", payload={"prompt_id": "x", "number": 1, "node_errors": {}})
     with pytest.raises(ComfyUIConnectionError) as raised:
         await client.queue_prompt({"prompt": {}})
     assert raised.value.sent
@@ -111,7 +82,7 @@ async def test_a_refusal_carries_the_node_errors(client: ComfyUIClient, upstream
             "3": {"errors": [{"message": "Value not in list", "details": "sampler_name: 'nope' not in […]"}]}
         },
     }
-    upstream.post(f"{URL}/prompt", status=400, payload=body)
+    upstream.post(f"{MOCKED_URL}/prompt", status=400, payload=body)
     with pytest.raises(ComfyUIValidationError) as raised:
         await client.queue_prompt({"prompt": {}})
     assert raised.value.node_errors == {"3": ("Value not in list: sampler_name: 'nope' not in […]",)}
@@ -119,14 +90,14 @@ async def test_a_refusal_carries_the_node_errors(client: ComfyUIClient, upstream
 
 
 async def test_a_file_that_is_not_there_is_not_found(client: ComfyUIClient, upstream: aioresponses) -> None:
-    upstream.get(f"{URL}/view?filename=a.png&subfolder=&type=output", status=404)
+    upstream.get(f"{MOCKED_URL}/view?filename=a.png&subfolder=&type=output", status=404)
     with pytest.raises(ComfyUINotFoundError, match=r"a\.png"):
         async with client.view("a.png"):
             pass
 
 
 async def test_a_cancelled_call_stays_cancelled(client: ComfyUIClient, upstream: aioresponses) -> None:
-    upstream.get(f"{URL}/history/x", exception=asyncio.CancelledError())
+    upstream.get(f"{MOCKED_URL}/history/x", exception=asyncio.CancelledError())
     with pytest.raises(asyncio.CancelledError):
         await client.get_history("x")
 
@@ -140,7 +111,7 @@ async def test_what_comfyui_says_with_an_unexpected_status_is_named_without_its_
     client: ComfyUIClient, upstream: aioresponses
 ) -> None:
     body = "no space left on /opt/comfyui/output\nTraceback (most recent call last):"
-    upstream.post(f"{URL}/free", status=500, body=body)
+    upstream.post(f"{MOCKED_URL}/free", status=500, body=body)
     with pytest.raises(ComfyUIServerError) as failed:
         await client.free()
     assert failed.value.detail == "POST /free: ComfyUI answered HTTP 500: no space left on output"

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 
 from comfyui.logs import configure_logging
-
-
-@pytest.fixture
-def log_file(tmp_path: Path) -> Iterator[Path]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    configured = structlog.get_config()
-    yield tmp_path / "gateway.log"
-    for handler in root.handlers:
-        if handler not in before[0]:
-            handler.close()
-    root.handlers[:], level = before
-    root.setLevel(level)
-    structlog.configure(**configured)
 
 
 def test_a_traceback_in_the_log_has_no_variables_of_its_frames(log_file: Path) -> None:
@@ -85,3 +70,14 @@ def test_on_a_console_a_traceback_is_plain_text(log_file: Path, capsys: pytest.C
     assert "it.failed" in written
     assert "RuntimeError: broken" in written
     assert not log_file.exists()
+
+
+def test_a_line_is_ascii_and_one_line_whatever_is_in_it(log_file: Path) -> None:
+    """A terminal obeys some characters, and some readers end a line at others."""
+    configure_logging("INFO", str(log_file))
+    said = "é \u2028 \x9b2J \ud800 \n"
+    structlog.get_logger("ours").info("said", text=said, path=Path("/x"), number=float("inf"))
+    (line,) = log_file.read_bytes().splitlines()
+    assert line.isascii()
+    assert json.loads(line)["text"] == said
+    assert "/x" in json.loads(line)["path"]

@@ -23,7 +23,8 @@ from comfyui.exceptions import (
 from comfyui.executors.quarantine import Quarantine, workflow_hash
 from comfyui.models import PromptRequest
 from comfyui.servers.process import ProcessState
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workers.base import ComfyUIWorker
+from comfyui.workers.options import WorkerOptions
 from tests.chaos import workers as chaos
 from tests.support.job_api import free_port
 from tests.support.running import Workflow, invert_workflow, sleep_workflow

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from comfyui.client import ComfyUIClient
-from comfyui.engine import Engine, EngineOptions
+from comfyui.engine import Engine
 from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
-from tests.support.littlehorse_process import Fake, Worker, running_fake, running_worker
+from tests.support.littlehorse_process import Fake, Trio, Worker, running_fake, running_worker
 from tests.support.running import invert_workflow, sleep_workflow
 
 if importlib.util.find_spec("littlehorse") is None:
@@ -27,44 +24,6 @@ if importlib.util.find_spec("littlehorse") is None:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMIT = 4 << 20
-
-
-@dataclass(frozen=True)
-class Trio:
-    """A server, a worker and a ComfyUI that tests share which leave them as they were."""
-
-    fake: Fake
-    worker: Worker
-    engine: Engine
-    definition: dict[str, Any]
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def shared() -> AsyncIterator[Trio]:
-    async with (
-        Engine(EngineOptions(step_seconds=0.002)) as engine,
-        running_fake() as fake,
-        running_worker(fake.ports[0], engine.url) as worker,
-    ):
-        yield Trio(fake, worker, engine, (await fake.until("PutTaskDef"))["request"])
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def fake() -> AsyncIterator[Fake]:
-    async with running_fake() as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def engine() -> AsyncIterator[Engine]:
-    async with Engine(EngineOptions(step_seconds=0.002)) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def worker(fake: Fake, engine: Engine) -> AsyncIterator[Worker]:
-    async with running_worker(fake.ports[0], engine.url) as running:
-        yield running
 
 
 def prompt_id_of(guid: str) -> str:
@@ -77,12 +36,12 @@ async def until_running(engine: Engine, prompt_id: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(shared: Trio) -> None:
-    assert shared.definition["name"] == "execute-comfyui-workflow"
-    assert [variable["name"] for variable in shared.definition["inputVars"]] == ["workflow"]
+async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(littlehorse_shared: Trio) -> None:
+    assert littlehorse_shared.definition["name"] == "execute-comfyui-workflow"
+    assert [variable["name"] for variable in littlehorse_shared.definition["inputVars"]] == ["workflow"]
     workflow = invert_workflow(prefix="sub/a")
-    shared.fake.schedule(workflow, "ok")
-    report = await shared.fake.report("ok")
+    littlehorse_shared.fake.schedule(workflow, "ok")
+    report = await littlehorse_shared.fake.report("ok")
     assert report["status"] == "TASK_SUCCESS"
     output = json.loads(report["output"]["jsonObj"])
     assert output["prompt_id"] == prompt_id_of("ok")
@@ -120,23 +79,23 @@ async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(shared: Trio) -
     ],
 )
 async def test_what_no_retry_would_help_is_an_exception_with_a_name(
-    shared: Trio, workflow: Any, name: str, said: str
+    littlehorse_shared: Trio, workflow: Any, name: str, said: str
 ) -> None:
-    shared.fake.schedule(workflow, "bad")
-    report = await shared.fake.report("bad")
+    littlehorse_shared.fake.schedule(workflow, "bad")
+    report = await littlehorse_shared.fake.report("bad")
     assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", name)
     assert said in report["exception"]["message"]
     assert "failed: " in report["logOutput"]["str"]
 
 
-async def test_a_node_error_is_an_exception_that_tells_the_node(shared: Trio) -> None:
+async def test_a_node_error_is_an_exception_that_tells_the_node(littlehorse_shared: Trio) -> None:
     fault = {"class_type": "ImageInvert", "message": "too dark", "times": 1}
-    async with ComfyUIClient(shared.engine.url) as client:
+    async with ComfyUIClient(littlehorse_shared.engine.url) as client:
         await client._post("/engine/faults", {"node_error": fault})
     workflow = invert_workflow(77)
     workflow["8"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "other"}}
-    shared.fake.schedule(workflow, "node")
-    report = await shared.fake.report("node")
+    littlehorse_shared.fake.schedule(workflow, "node")
+    report = await littlehorse_shared.fake.report("node")
     assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", "node-error")
     assert "ImageInvert (node 2): RuntimeError: too dark" in report["exception"]["message"]
     content = json.loads(report["exception"]["content"]["jsonObj"])
@@ -145,64 +104,70 @@ async def test_a_node_error_is_an_exception_that_tells_the_node(shared: Trio) ->
     assert content["diagnostics"]["versions"]["comfyui"]
 
 
-async def test_a_workflow_that_saves_nothing_fails_and_says_so(shared: Trio) -> None:
+async def test_a_workflow_that_saves_nothing_fails_and_says_so(littlehorse_shared: Trio) -> None:
     workflow = invert_workflow()
     workflow["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
-    shared.fake.schedule(workflow, "preview")
-    report = await shared.fake.report("preview")
+    littlehorse_shared.fake.schedule(workflow, "preview")
+    report = await littlehorse_shared.fake.report("preview")
     assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", "no-outputs")
     assert "1 preview" in report["exception"]["message"]
 
 
-async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comfyui(fake: Fake, engine: Engine) -> None:
-    async with running_worker(fake.ports[0], engine.url, comfyui_history_timeout_sec=0.5):
-        fake.schedule(sleep_workflow(60), "slow")
-        report = await fake.report("slow")
+async def test_a_timeout_is_an_ordinary_failure_and_takes_the_prompt_out_of_comfyui(
+    littlehorse_fake: Fake, littlehorse_engine: Engine
+) -> None:
+    async with running_worker(littlehorse_fake.ports[0], littlehorse_engine.url, comfyui_history_timeout_sec=0.5):
+        littlehorse_fake.schedule(sleep_workflow(60), "slow")
+        report = await littlehorse_fake.report("slow")
         assert report["status"] == "TASK_FAILED"
         said = report["error"]["message"].splitlines()
         assert said == ["TaskFailedError: Timed out: not finished within 0.5 s", f"prompt_id: {prompt_id_of('slow')}"]
-        fake.schedule(invert_workflow(), "next")
-        assert (await fake.report("next"))["status"] == "TASK_SUCCESS"
+        littlehorse_fake.schedule(invert_workflow(), "next")
+        assert (await littlehorse_fake.report("next"))["status"] == "TASK_SUCCESS"
 
 
-async def test_an_input_that_cannot_be_fetched_now_is_an_ordinary_failure(fake: Fake, engine: Engine) -> None:
+async def test_an_input_that_cannot_be_fetched_now_is_an_ordinary_failure(
+    littlehorse_fake: Fake, littlehorse_engine: Engine
+) -> None:
     """LittleHorse retries it; the error names the field that the task has."""
     workflow = invert_workflow()
-    async with running_worker(fake.ports[0], engine.url, input_url_allow="127.0.0.1", input_url_timeout=0.2):
+    async with running_worker(
+        littlehorse_fake.ports[0], littlehorse_engine.url, input_url_allow="127.0.0.1", input_url_timeout=0.2
+    ):
         url = f"http://127.0.0.1:{await free_port()}/a.png"
         workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": url}}
-        fake.schedule(workflow, "unreachable")
-        report = await fake.report("unreachable")
+        littlehorse_fake.schedule(workflow, "unreachable")
+        report = await littlehorse_fake.report("unreachable")
         assert report["status"] == "TASK_FAILED"
         said = "Input could not be fetched: workflow.1.inputs.image: the URL's server could not be reached"
         assert said in report["error"]["message"]
 
 
-async def test_a_retry_attaches_to_the_render_of_the_first_attempt(shared: Trio) -> None:
+async def test_a_retry_attaches_to_the_render_of_the_first_attempt(littlehorse_shared: Trio) -> None:
     """As when LittleHorse timed the first attempt out; the second comes to another worker."""
-    shared.fake.schedule(sleep_workflow(0.8), "again")
-    await until_running(shared.engine, prompt_id_of("again"))
-    async with running_fake() as other, running_worker(other.ports[0], shared.engine.url):
+    littlehorse_shared.fake.schedule(sleep_workflow(0.8), "again")
+    await until_running(littlehorse_shared.engine, prompt_id_of("again"))
+    async with running_fake() as other, running_worker(other.ports[0], littlehorse_shared.engine.url):
         other.schedule(sleep_workflow(0.8), "again", attempt=1)
         second = await other.report("again")
-    first = await shared.fake.report("again")
+    first = await littlehorse_shared.fake.report("again")
     assert (first["status"], second["status"]) == ("TASK_SUCCESS", "TASK_SUCCESS")
     assert (first.get("attemptNumber", 0), second["attemptNumber"]) == (0, 1)
     outputs = [json.loads(report["output"]["jsonObj"]) for report in (first, second)]
     for name in ("prompt_id", "status", "outputs", "files"):
         assert outputs[0][name] == outputs[1][name]
-    async with ComfyUIClient(shared.engine.url) as client:
+    async with ComfyUIClient(littlehorse_shared.engine.url) as client:
         assert (await client._get("/engine/stats", "", dict))["executed"][prompt_id_of("again")] == 1
 
 
-async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(engine: Engine) -> None:
-    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], engine.url):
+async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(littlehorse_engine: Engine) -> None:
+    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], littlehorse_engine.url):
         for host in (0, 1):
             await fake.until("asked", host=host)
         for number in range(3):
             fake.schedule(sleep_workflow(0.3, tag=number), f"a{number}", host=0)
         await fake.until("given", host=0)
-        await until_running(engine, prompt_id_of("a0"))
+        await until_running(littlehorse_engine, prompt_id_of("a0"))
         assert not [event for event in fake.events if event["event"] == "asked" and event["host"] == 0]
         for number in range(3):
             assert (await fake.report(f"a{number}"))["status"] == "TASK_SUCCESS"
@@ -210,15 +175,15 @@ async def test_one_task_at_a_time_over_several_hosts_and_none_is_claimed_ahead(e
         assert (await fake.report("b"))["status"] == "TASK_SUCCESS"
 
 
-async def test_two_tasks_that_come_at_once_from_two_hosts_run_one_after_the_other(engine: Engine) -> None:
-    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], engine.url):
+async def test_two_tasks_that_come_at_once_from_two_hosts_run_one_after_the_other(littlehorse_engine: Engine) -> None:
+    async with running_fake(hosts=2) as fake, running_worker(fake.ports[0], littlehorse_engine.url):
         for host in (0, 1):
             await fake.until("asked", host=host)
         for host in (0, 1):
             fake.schedule(sleep_workflow(0.4, tag=host), f"t{host}", host=host)
         for host in (0, 1):
             await fake.until("given", host=host)
-        async with ComfyUIClient(engine.url) as client:
+        async with ComfyUIClient(littlehorse_engine.url) as client:
             most = 0
             reports = asyncio.gather(*[asyncio.create_task(_both(fake))])
             while not reports.done():
@@ -232,75 +197,84 @@ async def _both(fake: Fake) -> list[dict[str, Any]]:
     return [await fake.report("t0"), await fake.report("t1")]
 
 
-async def test_more_threads_run_more_tasks_and_the_log_tells_the_place_in_the_queue(fake: Fake, engine: Engine) -> None:
-    async with running_worker(fake.ports[0], engine.url, lhw_num_worker_threads=2):
-        fake.schedule(sleep_workflow(0.8, tag=1), "first")
-        await until_running(engine, prompt_id_of("first"))
-        fake.schedule(invert_workflow(2), "second")
-        report = await fake.report("second")
+async def test_more_threads_run_more_tasks_and_the_log_tells_the_place_in_the_queue(
+    littlehorse_fake: Fake, littlehorse_engine: Engine
+) -> None:
+    async with running_worker(littlehorse_fake.ports[0], littlehorse_engine.url, lhw_num_worker_threads=2):
+        littlehorse_fake.schedule(sleep_workflow(0.8, tag=1), "first")
+        await until_running(littlehorse_engine, prompt_id_of("first"))
+        littlehorse_fake.schedule(invert_workflow(2), "second")
+        report = await littlehorse_fake.report("second")
     lines = [line.partition("] ")[2] for line in report["logOutput"]["str"].splitlines()]
     assert lines.index("queued, 1 before it") < lines.index("running")
 
 
 async def test_sigterm_finishes_and_reports_what_runs_and_takes_nothing_more(
-    fake: Fake, engine: Engine, worker: Worker
+    littlehorse_fake: Fake, littlehorse_engine: Engine, littlehorse_worker: Worker
 ) -> None:
     """The first report is refused, as by a server that restarts."""
-    fake.do(fail_reports=1)
-    fake.schedule(sleep_workflow(1.0), "last")
-    await until_running(engine, prompt_id_of("last"))
-    fake.schedule(invert_workflow(), "too late")
-    assert await worker.stop() == 0
-    assert (await fake.report("last"))["status"] == "TASK_SUCCESS"
-    assert not [event for event in fake.events if event["event"] == "given"][1:]
+    littlehorse_fake.do(fail_reports=1)
+    littlehorse_fake.schedule(sleep_workflow(1.0), "last")
+    await until_running(littlehorse_engine, prompt_id_of("last"))
+    littlehorse_fake.schedule(invert_workflow(), "too late")
+    assert await littlehorse_worker.stop() == 0
+    assert (await littlehorse_fake.report("last"))["status"] == "TASK_SUCCESS"
+    assert not [event for event in littlehorse_fake.events if event["event"] == "given"][1:]
 
 
-async def test_a_connection_that_breaks_is_made_again(fake: Fake, worker: Worker) -> None:
-    await fake.until("asked")
-    fake.do(cut=0)
-    await fake.until("PollTask")
-    await fake.until("PollTask")
-    fake.schedule(invert_workflow(), "after")
-    assert (await fake.report("after"))["status"] == "TASK_SUCCESS"
+async def test_a_connection_that_breaks_is_made_again(littlehorse_fake: Fake, littlehorse_worker: Worker) -> None:
+    await littlehorse_fake.until("asked")
+    littlehorse_fake.do(cut=0)
+    await littlehorse_fake.until("PollTask")
+    await littlehorse_fake.until("PollTask")
+    littlehorse_fake.schedule(invert_workflow(), "after")
+    assert (await littlehorse_fake.report("after"))["status"] == "TASK_SUCCESS"
 
 
-async def test_the_report_of_a_huge_refusal_stays_below_the_limit_of_a_message(shared: Trio) -> None:
+async def test_the_report_of_a_huge_refusal_stays_below_the_limit_of_a_message(littlehorse_shared: Trio) -> None:
     workflow = {str(number): {"class_type": "X" * 900, "inputs": {}} for number in range(4000)}
-    shared.fake.schedule(workflow, "huge")
-    report = await shared.fake.report("huge")
+    littlehorse_shared.fake.schedule(workflow, "huge")
+    report = await littlehorse_shared.fake.report("huge")
     assert report["exception"]["name"] == "invalid-workflow"
     assert report["size"] < LIMIT / 4
 
 
-async def test_without_comfyui_no_task_is_asked_for(fake: Fake) -> None:
+async def test_without_comfyui_no_task_is_asked_for(littlehorse_fake: Fake) -> None:
     async with Engine() as engine:
         pass
-    async with running_worker(fake.ports[0], engine.url) as process:
-        await fake.until("PollTask")
-        fake.schedule(invert_workflow(), "waiting")
+    async with running_worker(littlehorse_fake.ports[0], engine.url) as process:
+        await littlehorse_fake.until("PollTask")
+        littlehorse_fake.schedule(invert_workflow(), "waiting")
         assert await process.stop() == 0
-    assert not [event for event in fake.events if event["event"] == "asked"]
+    assert not [event for event in littlehorse_fake.events if event["event"] == "asked"]
 
 
-async def test_a_definition_that_is_refused_ends_the_worker_with_the_reason(fake: Fake, engine: Engine) -> None:
-    fake.do(refuse_definition=True)
-    async with running_worker(fake.ports[0], engine.url) as refused:
+async def test_a_definition_that_is_refused_ends_the_worker_with_the_reason(
+    littlehorse_fake: Fake, littlehorse_engine: Engine
+) -> None:
+    littlehorse_fake.do(refuse_definition=True)
+    async with running_worker(littlehorse_fake.ports[0], littlehorse_engine.url) as refused:
         assert await refused.ended() == 1
         await refused.until_logged("LittleHorse refuses: ALREADY_EXISTS")
 
 
-async def test_a_server_that_is_not_there_yet_is_waited_for(engine: Engine) -> None:
+async def test_a_server_that_is_not_there_yet_is_waited_for(littlehorse_engine: Engine) -> None:
     port = await free_port()
-    async with running_worker(port, engine.url) as worker:
+    async with running_worker(port, littlehorse_engine.url) as worker:
         await worker.until_logged("littlehorse.unavailable")
         async with running_fake(port=port) as fake:
             await fake.until("asked")
 
 
-async def test_health_is_the_sdks_and_comfyuis_and_an_idle_worker_stops_at_once(fake: Fake, engine: Engine) -> None:
+async def test_health_is_the_sdks_and_comfyuis_and_an_idle_worker_stops_at_once(
+    littlehorse_fake: Fake, littlehorse_engine: Engine
+) -> None:
     port = await free_port()
-    async with running_worker(fake.ports[0], engine.url, health_port=port) as idle, aiohttp.ClientSession() as http:
-        await fake.until("asked")
+    async with (
+        running_worker(littlehorse_fake.ports[0], littlehorse_engine.url, health_port=port) as idle,
+        aiohttp.ClientSession() as http,
+    ):
+        await littlehorse_fake.until("asked")
         async with http.get(f"http://127.0.0.1:{port}/health") as response:
             assert response.status == 200
             assert await response.json() == {"status": "healthy", "littlehorse": "HEALTHY", "comfyui": "connected"}

@@ -18,7 +18,8 @@ from structlog.testing import capture_logs
 
 from comfyui.engine import Engine
 from comfyui.exceptions import QueueError, QueueSetupError
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions
+from comfyui.workers.base import ComfyUIWorker
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.queue import PostgresQueue, migrate
 from comfyui.workers.postgres.runner import TaskRunner
 from comfyui.workers.postgres.schema import WAN2GP, TaskNames
@@ -26,8 +27,9 @@ from comfyui.workers.postgres.tasks import ClaimedTask, Lease, WorkerState
 from tests.support.postgres_server import PostgresServer
 from tests.support.running import invert_workflow, sleep_workflow
 from tests.support.tables import Tables, new_database
+from tests.support.watched_store import WatchedStore
 from tests.workers.test_postgres_queue import claim
-from tests.workers.test_postgres_runner import QUICK, WatchedStore, executions, running_worker, serving
+from tests.workers.test_postgres_runner import QUICK, executions, running_worker, serving
 
 _OLD_TASKS = (
     "create table tasks (id uuid primary key default gen_random_uuid(), task_type text, status text, params jsonb"

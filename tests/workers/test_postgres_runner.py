@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,51 +17,15 @@ from PIL import Image
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine, EngineOptions
 from comfyui.exceptions import StorageError, StorageRefusedError
-from comfyui.outputs.stores.folder import LocalStore
-from comfyui.outputs.stores.store import Placement, StoredObject
 from comfyui.retrying import Backoff
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
+from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.runner import TaskRunner, TaskRunnerOptions
 from tests.support.running import invert_workflow, sleep_workflow
 from tests.support.tables import Tables
+from tests.support.watched_store import WatchedStore
 
 QUICK = TaskRunnerOptions(poll_interval_s=0.2, heartbeat_s=0.1)
-
-
-class WatchedStore(LocalStore):
-    """A folder that tells of every file before it is stored, and fails when it is told to."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "http://files.test")
-        self.failures: list[StorageError] = []
-        self.before: Callable[[str], Any] | None = None
-        self.usable = True
-        self.asked = asyncio.Event()
-
-    async def probe(self) -> None:
-        self.asked.set()
-        if not self.usable:
-            raise StorageError("the check of the store failed at write")
-        await super().probe()
-
-    async def put(
-        self,
-        key: str,
-        chunks: AsyncIterator[bytes],
-        length: int | None = None,
-        content_type: str = "application/octet-stream",
-        placement: Placement | None = None,
-    ) -> StoredObject:
-        if self.before is not None:
-            await self.before(key)
-        if self.failures:
-            raise self.failures.pop()
-        return await super().put(key, chunks, length, content_type, placement)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> WatchedStore:
-    return WatchedStore(tmp_path / "store")
 
 
 @asynccontextmanager
@@ -102,7 +66,7 @@ async def until_running(engine: Engine, prompt_id: str) -> None:
 
 
 async def test_a_task_is_complete_with_its_files_in_the_store(
-    tables: Tables, engine: Engine, store: WatchedStore, tmp_path: Path
+    tables: Tables, engine: Engine, watched_store: WatchedStore, tmp_path: Path
 ) -> None:
     workflow = invert_workflow(1, prefix="first")
     workflow["8"] = {**workflow["3"], "inputs": {**workflow["3"]["inputs"], "filename_prefix": "sub/second"}}
@@ -111,9 +75,9 @@ async def test_a_task_is_complete_with_its_files_in_the_store(
     async def look(_key: str) -> None:
         statuses.append((await tables.row(task_id))["status"])
 
-    store.before = look
+    watched_store.before = look
     task_id = await tables.add({"workflow": workflow})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "complete", "failed")
     assert (row["status"], row["error"], row["progress"], row["attempts"]) == ("complete", None, 1.0, 1)
     assert statuses == ["in_progress", "in_progress"]
@@ -134,13 +98,13 @@ async def test_a_task_is_complete_with_its_files_in_the_store(
 
 
 async def test_a_new_task_is_taken_without_waiting_for_the_next_poll(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     patient = TaskRunnerOptions(poll_interval_s=300, heartbeat_s=300)
     stop = asyncio.Event()
-    async with ComfyUIWorker(WorkerOptions(engine.url)) as worker, store, tables.queue() as queue:
+    async with ComfyUIWorker(WorkerOptions(engine.url)) as worker, watched_store, tables.queue() as queue:
         await worker.wait_until_ready()
-        running = asyncio.create_task(TaskRunner("w", queue, worker, store, patient).run(stop))
+        running = asyncio.create_task(TaskRunner("w", queue, worker, watched_store, patient).run(stop))
         first = await tables.add({"workflow": invert_workflow(1)})
         await tables.until_status(first, "complete")
         second = await tables.add({"workflow": invert_workflow(2)})
@@ -160,10 +124,10 @@ async def test_a_new_task_is_taken_without_waiting_for_the_next_poll(
     ],
 )
 async def test_what_no_retry_would_help_fails_at_once_with_the_reason(
-    tables: Tables, engine: Engine, store: WatchedStore, params: dict[str, Any], said: str
+    tables: Tables, engine: Engine, watched_store: WatchedStore, params: dict[str, Any], said: str
 ) -> None:
     task_id = await tables.add(params)
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "failed")
     assert said in row["error"]
     assert row["attempts"] == 1
@@ -171,12 +135,12 @@ async def test_what_no_retry_would_help_fails_at_once_with_the_reason(
 
 
 async def test_a_node_that_raises_fails_the_task_and_a_later_retry_by_hand_renders_anew(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     async with ComfyUIClient(engine.url) as client:
         await client._post("/engine/faults", {"node_error": {"class_type": "ImageInvert", "times": 1}})
     task_id = await tables.add({"workflow": invert_workflow(3)})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "failed")
         assert "ImageInvert (node 2): RuntimeError" in row["error"]
         assert row["attempts"] == 1
@@ -187,11 +151,11 @@ async def test_a_node_that_raises_fails_the_task_and_a_later_retry_by_hand_rende
 
 
 async def test_a_cancelled_task_interrupts_comfyui_and_the_next_one_runs(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     task_id = await tables.add({"workflow": sleep_workflow(60)})
     prompt_id = str(prompt_id_for_job("postgres", task_id))
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         await until_running(engine, prompt_id)
         await tables.set_status(task_id, "cancelled")
         following = await tables.add({"workflow": invert_workflow(5)})
@@ -202,26 +166,26 @@ async def test_a_cancelled_task_interrupts_comfyui_and_the_next_one_runs(
 
 
 async def test_a_worker_that_lost_its_lease_leaves_the_render_to_the_one_that_has_it_now(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     task_id = await tables.add({"workflow": sleep_workflow(1.0)})
     prompt_id = str(prompt_id_for_job("postgres", task_id))
-    async with running_worker(tables, engine, store, "first") as stop:
+    async with running_worker(tables, engine, watched_store, "first") as stop:
         await until_running(engine, prompt_id)
         stop.set()  # so that it does not take the task again itself
         await tables.sql.execute("update tasks set status = 'queued'")
-        async with running_worker(tables, engine, store, "second"):
+        async with running_worker(tables, engine, watched_store, "second"):
             row = await tables.until_status(task_id, "complete")
     assert (row["worker_id"], row["attempts"]) == ("second", 2)
     assert await executions(engine) == {prompt_id: 1}
 
 
 async def test_stopping_finishes_the_task_at_hand_and_takes_no_other(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     first = await tables.add({"workflow": sleep_workflow(0.5)})
     second = await tables.add({"workflow": invert_workflow(2)})
-    async with running_worker(tables, engine, store) as stop:
+    async with running_worker(tables, engine, watched_store) as stop:
         await until_running(engine, str(prompt_id_for_job("postgres", first)))
         stop.set()
     assert (await tables.row(first))["status"] == "complete"
@@ -229,13 +193,15 @@ async def test_stopping_finishes_the_task_at_hand_and_takes_no_other(
     assert await tables.sql.fetchval("select status from workers") == "stopped"
 
 
-async def test_without_comfyui_no_task_is_taken_and_with_it_again_they_are(tables: Tables, store: WatchedStore) -> None:
+async def test_without_comfyui_no_task_is_taken_and_with_it_again_they_are(
+    tables: Tables, watched_store: WatchedStore
+) -> None:
     async with Engine() as engine:
         address, port = engine.url, int(engine.url.rpartition(":")[2])
     task_id = await tables.add({"workflow": invert_workflow()})
     stop = asyncio.Event()
-    async with ComfyUIWorker(WorkerOptions(address)) as worker, store, tables.queue() as queue:
-        running = asyncio.create_task(TaskRunner("w", queue, worker, store, QUICK).run(stop))
+    async with ComfyUIWorker(WorkerOptions(address)) as worker, watched_store, tables.queue() as queue:
+        running = asyncio.create_task(TaskRunner("w", queue, worker, watched_store, QUICK).run(stop))
         async with asyncio.timeout(10):
             while await tables.sql.fetchval("select status from workers") != "waiting":
                 await asyncio.sleep(0.02)
@@ -247,45 +213,45 @@ async def test_without_comfyui_no_task_is_taken_and_with_it_again_they_are(table
 
 
 async def test_a_store_that_fails_for_a_moment_delays_completion(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
-    store.failures = [StorageError("the object store cannot be reached")]
+    watched_store.failures = [StorageError("the object store cannot be reached")]
     task_id = await tables.add({"workflow": invert_workflow()})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "complete", "failed")
     assert (row["status"], row["attempts"]) == ("complete", 1)
 
 
 async def test_a_store_that_refuses_fails_the_task_and_nothing_is_complete(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
-    store.failures = [StorageRefusedError("Supabase has no bucket 'outputs'")]
+    watched_store.failures = [StorageRefusedError("Supabase has no bucket 'outputs'")]
     task_id = await tables.add({"workflow": invert_workflow()})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "failed")
     assert "no bucket 'outputs'" in row["error"]
     assert (row["output_url"], row["outputs"]) == (None, None)
 
 
 async def test_what_could_not_be_stored_is_delivered_by_the_next_attempt_without_rendering(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
-    store.failures = [StorageError("the object store cannot be reached")] * 3
+    watched_store.failures = [StorageError("the object store cannot be reached")] * 3
     task_id = await tables.add({"workflow": invert_workflow()})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "complete", "failed")
     assert (row["status"], row["attempts"], row["error"]) == ("complete", 2, None)
     assert set((await executions(engine)).values()) == {1}
 
 
 async def test_a_task_of_which_some_files_could_not_be_stored_is_complete_in_part_and_says_so(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
-    store.failures = [StorageError("the object store cannot be reached")] * 3
+    watched_store.failures = [StorageError("the object store cannot be reached")] * 3
     workflow = invert_workflow(1)
     workflow["8"] = {**workflow["3"], "inputs": {**workflow["3"]["inputs"], "filename_prefix": "second"}}
     task_id = await tables.add({"workflow": workflow})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "complete", "failed")
     assert (row["status"], row["error"]) == ("complete", "partial: 1 of 2 files could not be delivered")
     assert [("error" in output, bool(output["url"])) for output in row["outputs"]] == [(True, False), (False, True)]
@@ -294,7 +260,7 @@ async def test_a_task_of_which_some_files_could_not_be_stored_is_complete_in_par
 
 
 async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     workflow = invert_workflow(1)
     workflow["7"] = {"class_type": "SimulatedSleep", "inputs": {"seconds": 0.01, "steps": 1, "value": ["2", 0]}}
@@ -304,7 +270,7 @@ async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
     }
     workflow["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
     task_id = await tables.add({"workflow": workflow})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "complete", "failed")
     assert row["status"] == "failed"
     assert "SimulatedError (node 8): RuntimeError: no" in row["error"]
@@ -320,7 +286,7 @@ async def test_what_other_nodes_saved_is_in_the_row_of_a_task_whose_node_failed(
 
 
 async def test_a_reason_that_postgres_cannot_store_as_it_is_ends_the_task_all_the_same(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     """NUL is in no text and no jsonb; what a node says is its author's choice."""
     workflow = invert_workflow(1)
@@ -329,29 +295,29 @@ async def test_a_reason_that_postgres_cannot_store_as_it_is_ends_the_task_all_th
         "inputs": {"exception_type": "RuntimeError", "message": "a\0b", "value": ["1", 0]},
     }
     task_id = await tables.add({"workflow": json.dumps(workflow)})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         row = await tables.until_status(task_id, "complete", "failed")
     assert row["status"] == "failed"
     assert row["result"]["node_errors"] == {"2": ["RuntimeError: ab"]}
 
 
 async def test_no_task_is_taken_while_the_store_cannot_be_used(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
-    store.usable = False
+    watched_store.usable = False
     task_id = await tables.add({"workflow": invert_workflow()})
-    async with running_worker(tables, engine, store):
-        await store.asked.wait()
+    async with running_worker(tables, engine, watched_store):
+        await watched_store.asked.wait()
         await asyncio.sleep(0.5)
         row = await tables.row(task_id)
         assert (row["status"], row["attempts"]) == ("queued", 0)
         assert await executions(engine) == {}
-        store.usable = True
+        watched_store.usable = True
         await tables.until_status(task_id, "complete")
 
 
 async def test_the_bytes_behind_video_url_reach_their_node(
-    tables: Tables, engine: Engine, store: WatchedStore, tmp_path: Path
+    tables: Tables, engine: Engine, watched_store: WatchedStore, tmp_path: Path
 ) -> None:
     """A picture stands for the video: the engine decodes it, so that what is rendered can be compared."""
     picture = io.BytesIO()
@@ -359,7 +325,7 @@ async def test_the_bytes_behind_video_url_reach_their_node(
     workflow = invert_workflow()
     workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "unused.png"}}
     params = {"video_node_id": "1", "video_input_field": "image"}
-    async with serving("/clip.png", picture.getvalue()) as url, running_worker(tables, engine, store):
+    async with serving("/clip.png", picture.getvalue()) as url, running_worker(tables, engine, watched_store):
         task_id = await tables.add({"workflow": workflow, "video_url": url, **params})
         row = await tables.until_status(task_id, "complete", "failed")
     assert (row["status"], row["error"]) == ("complete", None)
@@ -368,14 +334,17 @@ async def test_the_bytes_behind_video_url_reach_their_node(
 
 
 async def test_a_video_that_cannot_be_fetched_now_is_tried_in_another_attempt(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     """And one that is not there is not."""
     workflow = invert_workflow()
     workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "unused.png"}}
     params = {"workflow": workflow, "video_node_id": "1", "video_input_field": "image"}
     errors = {}
-    async with serving("/clip.png", b"", status=503) as url, running_worker(tables, engine, store, max_attempts=2):
+    async with (
+        serving("/clip.png", b"", status=503) as url,
+        running_worker(tables, engine, watched_store, max_attempts=2),
+    ):
         for address in (url, f"{url}.gone"):
             task_id = await tables.add({**params, "video_url": address})
             row = await tables.until_status(task_id, "complete", "failed", within_s=60)
@@ -385,12 +354,12 @@ async def test_a_video_that_cannot_be_fetched_now_is_tried_in_another_attempt(
 
 
 async def test_an_input_that_the_video_node_does_not_have_is_refused_by_name(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     workflow = invert_workflow()
     workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": "unused.png"}}
     params = {"workflow": workflow, "video_url": "http://127.0.0.1:9/v.mp4", "video_node_id": "1"}
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         task_id = await tables.add({**params, "video_input_field": "imgae"})
         row = await tables.until_status(task_id, "failed")
     said = "params.video_input_field: LoadImage (node 1) has no input 'imgae'; it has image"
@@ -415,13 +384,16 @@ async def serving(path: str, body: bytes, status: int = 200) -> AsyncIterator[st
 
 
 async def test_two_lanes_of_one_process_run_two_tasks_at_a_time_under_two_names(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     stop = asyncio.Event()
     task_ids = [await tables.add({"workflow": sleep_workflow(0.4, tag=number)}) for number in range(2)]
     options = WorkerOptions(engine.url, jobs_at_once=2)
-    async with ComfyUIWorker(options) as worker, store, tables.queue(connections=4) as queue:
-        lanes = [asyncio.create_task(TaskRunner(name, queue, worker, store, QUICK).run(stop)) for name in ("w", "w-2")]
+    async with ComfyUIWorker(options) as worker, watched_store, tables.queue(connections=4) as queue:
+        lanes = [
+            asyncio.create_task(TaskRunner(name, queue, worker, watched_store, QUICK).run(stop))
+            for name in ("w", "w-2")
+        ]
         rows = [await tables.until_status(task_id, "in_progress") for task_id in task_ids]
         assert {row["worker_id"] for row in rows} == {"w", "w-2"}
         for task_id in task_ids:
@@ -431,10 +403,10 @@ async def test_two_lanes_of_one_process_run_two_tasks_at_a_time_under_two_names(
 
 
 async def test_a_database_that_goes_away_in_mid_render_costs_nothing(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     task_id = await tables.add({"workflow": sleep_workflow(0.6)})
-    async with running_worker(tables, engine, store):
+    async with running_worker(tables, engine, watched_store):
         await until_running(engine, str(prompt_id_for_job("postgres", task_id)))
         await tables.sql.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity"
@@ -446,10 +418,10 @@ async def test_a_database_that_goes_away_in_mid_render_costs_nothing(
 
 
 async def test_comfyui_that_forgets_everything_is_asked_once_more(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     task_id = await tables.add({"workflow": sleep_workflow(0.8)})
-    async with running_worker(tables, engine, store), ComfyUIClient(engine.url) as client:
+    async with running_worker(tables, engine, watched_store), ComfyUIClient(engine.url) as client:
         await until_running(engine, str(prompt_id_for_job("postgres", task_id)))
         await client._post("/engine/faults", {"forget": True})
         row = await tables.until_status(task_id, "complete", "failed", within_s=30)
@@ -457,12 +429,12 @@ async def test_comfyui_that_forgets_everything_is_asked_once_more(
 
 
 async def test_a_render_that_comfyui_lost_as_often_as_it_may_is_not_begun_again_by_another_worker(
-    tables: Tables, engine: Engine, store: WatchedStore
+    tables: Tables, engine: Engine, watched_store: WatchedStore
 ) -> None:
     """Each worker counted for itself: two workers and three attempts made six renders of a budget of two."""
     task_id = await tables.add({"workflow": sleep_workflow(30)})
     prompt_id = str(prompt_id_for_job("postgres", task_id))
-    async with running_worker(tables, engine, store, "a"), running_worker(tables, engine, store, "b"):
+    async with running_worker(tables, engine, watched_store, "a"), running_worker(tables, engine, watched_store, "b"):
         for _ in range(2):
             await until_running(engine, prompt_id)
             await engine.set_faults({"forget": {}})

@@ -22,21 +22,9 @@ from comfyui.workers.postgres.supabase import SupabaseQueue
 from comfyui.workers.postgres.tasks import Lease, WorkerState
 from comfyui.workers.postgres.worker import serve
 from tests.support.running import invert_workflow, sleep_workflow
-from tests.support.supabase_stub import SERVICE_ROLE_KEY, SupabaseStub, running_supabase
+from tests.support.supabase_stub import SERVICE_ROLE_KEY, SupabaseStub
 from tests.support.tables import Tables
 from tests.workers.test_postgres_runner import executions
-
-
-@pytest.fixture
-async def supabase(tables: Tables) -> AsyncIterator[SupabaseStub]:
-    async with running_supabase(tables.url) as stub:
-        yield stub
-
-
-@pytest.fixture
-async def api(supabase: SupabaseStub) -> AsyncIterator[SupabaseApi]:
-    async with SupabaseApi(supabase.url + "/", SecretStr(SERVICE_ROLE_KEY)) as opened:
-        yield opened
 
 
 def queue_on(api: SupabaseApi) -> SupabaseQueue:
@@ -116,9 +104,9 @@ async def test_answers_that_are_lost_or_refused_for_a_moment_are_asked_for_again
     assert set((await executions(engine)).values()) == {1}
 
 
-async def test_the_queue_keeps_the_promises_of_the_direct_one(tables: Tables, api: SupabaseApi) -> None:
+async def test_the_queue_keeps_the_promises_of_the_direct_one(tables: Tables, supabase_api: SupabaseApi) -> None:
     task_id = await tables.add({"a": [1, "é"]})
-    async with queue_on(api) as queue:
+    async with queue_on(supabase_api) as queue:
         token = uuid4()
         task = await queue.claim("w", token)
         assert task is not None
@@ -137,7 +125,7 @@ async def test_the_queue_keeps_the_promises_of_the_direct_one(tables: Tables, ap
 
 
 async def test_what_the_project_refuses_stops_the_start_with_what_to_do(
-    tables: Tables, supabase: SupabaseStub, api: SupabaseApi
+    tables: Tables, supabase: SupabaseStub, supabase_api: SupabaseApi
 ) -> None:
     async with SupabaseApi(supabase.url, SecretStr("header.anon.other-s3cret")) as other:
         with pytest.raises(QueueSetupError, match="is it the service-role key") as caught:
@@ -147,7 +135,7 @@ async def test_what_the_project_refuses_stops_the_start_with_what_to_do(
         assert "other-s3cret" not in repr(vars(other)["_key"])
     await tables.sql.execute("drop function comfy_schema_version")
     with pytest.raises(QueueSetupError, match="were the migrations run"):
-        async with queue_on(api):
+        async with queue_on(supabase_api):
             pass
 
 
@@ -171,17 +159,17 @@ async def test_only_json_web_tokens_are_sent_as_bearer_tokens(supabase: Supabase
     assert supabase.headers[-1]["apikey"] == key
 
 
-async def test_a_redirect_is_not_followed_with_the_key(supabase: SupabaseStub, api: SupabaseApi) -> None:
+async def test_a_redirect_is_not_followed_with_the_key(supabase: SupabaseStub, supabase_api: SupabaseApi) -> None:
     supabase.failures = [("rpc", 307, None)]
     with pytest.raises(QueueSetupError, match="HTTP 307"):
-        await queue_on(api).claim("w", uuid4())
+        await queue_on(supabase_api).claim("w", uuid4())
 
 
 # The storage
 
 
-async def test_a_file_is_stored_again_under_the_same_key(supabase: SupabaseStub, api: SupabaseApi) -> None:
-    store = SupabaseStorage(api, "outputs", prefix="a b", signed_url_s=60)
+async def test_a_file_is_stored_again_under_the_same_key(supabase: SupabaseStub, supabase_api: SupabaseApi) -> None:
+    store = SupabaseStorage(supabase_api, "outputs", prefix="a b", signed_url_s=60)
     await store.put("x/ü.png", chunks(b"old"), 3, "image/png")
     stored = await store.put("x/ü.png", chunks(b"ne", b"w"), 3, "image/png")
     assert (stored.size, stored.bucket) == (3, "outputs")
@@ -190,8 +178,8 @@ async def test_a_file_is_stored_again_under_the_same_key(supabase: SupabaseStub,
     assert (await fetched(stored.url + "x"))[0] == 400
 
 
-async def test_files_of_a_public_bucket_have_plain_links(supabase: SupabaseStub, api: SupabaseApi) -> None:
-    stored = await SupabaseStorage(api, "outputs").put("a.png", chunks(b"x"), 1, "image/png")
+async def test_files_of_a_public_bucket_have_plain_links(supabase: SupabaseStub, supabase_api: SupabaseApi) -> None:
+    stored = await SupabaseStorage(supabase_api, "outputs").put("a.png", chunks(b"x"), 1, "image/png")
     assert stored.url == f"{supabase.url}/storage/v1/object/public/outputs/a.png"
     assert (await fetched(stored.url))[:2] == (200, b"x")
 
@@ -224,28 +212,28 @@ async def test_the_status_in_the_body_tells_why(
     ],
 )
 async def test_what_may_pass_is_worth_another_try(
-    supabase: SupabaseStub, api: SupabaseApi, status: int, body: Any, retryable: bool
+    supabase: SupabaseStub, supabase_api: SupabaseApi, status: int, body: Any, retryable: bool
 ) -> None:
     supabase.failures = [("/object/", status, body)]
     with pytest.raises(StorageError) as caught:
-        await SupabaseStorage(api, "outputs").put("a.png", chunks(b"x"), 1)
+        await SupabaseStorage(supabase_api, "outputs").put("a.png", chunks(b"x"), 1)
     assert caught.value.retryable is retryable
 
 
 async def test_a_source_that_breaks_off_is_told_as_it_is_and_nothing_is_stored(
-    supabase: SupabaseStub, api: SupabaseApi
+    supabase: SupabaseStub, supabase_api: SupabaseApi
 ) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"half"
         raise ComfyUIConnectionError("GET /view: the file's body was cut off", sent=True)
 
     with pytest.raises(ComfyUIConnectionError, match="cut off"):
-        await SupabaseStorage(api, "outputs").put("a.png", broken(), 8)
+        await SupabaseStorage(supabase_api, "outputs").put("a.png", broken(), 8)
     assert supabase.buckets["outputs"] == {}
 
 
-async def test_a_place_of_somebody_elses_choice_is_refused(api: SupabaseApi) -> None:
+async def test_a_place_of_somebody_elses_choice_is_refused(supabase_api: SupabaseApi) -> None:
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(SupabaseStorage(api, "outputs"))
+        store = await stack.enter_async_context(SupabaseStorage(supabase_api, "outputs"))
         with pytest.raises(StorageRefusedError, match="worker's settings"):
             await store.put("a.png", chunks(b"x"), 1, placement=Placement(bucket="other"))

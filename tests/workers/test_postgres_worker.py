@@ -20,25 +20,22 @@ from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError
-from comfyui.outputs.stores.s3 import S3Settings, S3Store
+from comfyui.outputs.stores.s3 import S3Store
 from comfyui.workers.base import prompt_id_for_job
 from comfyui.workers.postgres.queue import migrate
 from comfyui.workers.postgres.schema import TaskNames
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.postgres.worker import serve
 from tests.chaos import workers as chaos
-from tests.gateway.test_storage import ACCESS_KEY, SECRET_KEY, seaweedfs
 from tests.support.job_api import free_port
+from tests.support.object_store import ACCESS_KEY, POSTGRES_BUCKET, SECRET_KEY
 from tests.support.postgres_server import PostgresServer, running_postgres
 from tests.support.running import invert_workflow, sleep_workflow
 from tests.support.supabase_stub import SERVICE_ROLE_KEY, running_supabase
 from tests.support.tables import Tables
 from tests.workers.test_postgres_runner import executions, until_running
 
-__all__ = ["seaweedfs"]
-
 ROOT = Path(__file__).parents[2]
-BUCKET = "postgres-outputs"
 
 
 @asynccontextmanager
@@ -68,25 +65,9 @@ def environment(settings: Mapping[str, Any]) -> dict[str, str]:
     return plain | {name.upper(): str(value) for name, value in settings.items()}
 
 
-@pytest.fixture
-async def s3(seaweedfs: str) -> AsyncIterator[S3Store]:
-    settings = S3Settings(
-        bucket=BUCKET,
-        endpoint_url=seaweedfs,
-        access_key=SecretStr(ACCESS_KEY),
-        secret_key=SecretStr(SECRET_KEY),
-        addressing_style="path",
-    )
-    async with S3Store(settings) as store:
-        listed = await store._client.list_buckets()
-        if BUCKET not in {entry["Name"] for entry in listed["Buckets"]}:
-            await store._client.create_bucket(Bucket=BUCKET)
-        yield store
-
-
 def s3_settings(url: str) -> dict[str, str]:
     return {
-        "s3_bucket": BUCKET,
+        "s3_bucket": POSTGRES_BUCKET,
         "s3_endpoint_url": url,
         "s3_access_key": ACCESS_KEY,
         "s3_secret_key": SECRET_KEY,
@@ -95,7 +76,7 @@ def s3_settings(url: str) -> dict[str, str]:
 
 
 async def stored_keys(store: S3Store, prefix: str) -> set[str]:
-    pages = store._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+    pages = store._client.get_paginator("list_objects_v2").paginate(Bucket=POSTGRES_BUCKET, Prefix=prefix)
     return {entry["Key"] async for page in pages for entry in page.get("Contents", ())}
 
 
@@ -103,7 +84,7 @@ async def test_killed_in_mid_render_a_worker_loses_nothing_and_nothing_is_render
     tables: Tables,
     engine: Engine,
     seaweedfs: str,
-    s3: S3Store,
+    outputs_bucket: S3Store,
 ) -> None:
     """Two workers, two hundred tasks, kill -9 of the one that renders: each task is done once, its file in S3."""
     quick = [await tables.add({"workflow": invert_workflow(number)}) for number in range(20)]
@@ -137,7 +118,7 @@ async def test_killed_in_mid_render_a_worker_loses_nothing_and_nothing_is_render
     assert len(expected) == 200
     listed = {output["key"] for row in [*rows, victim] for output in row["outputs"]}
     assert len(listed) == 200
-    assert await stored_keys(s3, f"kill/{victim_id}/") == listed
+    assert await stored_keys(outputs_bucket, f"kill/{victim_id}/") == listed
     async with aiohttp.ClientSession() as http, http.get(URL(victim["output_url"], encoded=True)) as response:
         assert response.status == 200
         assert (await response.read()).startswith(b"\x89PNG")
@@ -147,7 +128,7 @@ async def test_sigterm_finishes_the_task_at_hand_and_ends_the_comfyui_that_the_w
     postgres: PostgresServer,
     tables: Tables,
     seaweedfs: str,
-    s3: S3Store,
+    outputs_bucket: S3Store,
     tmp_path: Path,
 ) -> None:
     """From nothing: a database without tables, a ComfyUI that is not running."""
@@ -280,7 +261,7 @@ async def free_ports(count: int) -> list[int]:
 
 
 async def test_tasks_that_crash_comfyui_end_within_their_budget_and_the_next_one_is_done(
-    tables: Tables, seaweedfs: str, s3: S3Store, tmp_path: Path
+    tables: Tables, seaweedfs: str, outputs_bucket: S3Store, tmp_path: Path
 ) -> None:
     """The lease of such a task went on being renewed for ever, and SIGTERM did not end the worker."""
     executions_file = tmp_path / "executions"

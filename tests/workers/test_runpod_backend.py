@@ -10,34 +10,21 @@ import base64
 import importlib.util
 import io
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-import pytest_asyncio
 from PIL import Image
 
-from tests.support.job_api import JobApi, WorkerProcess, free_port, running_worker
+from tests.support.job_api import JobApi, WorkerProcess, running_worker
 from tests.support.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
-from tests.support.runpod_endpoint import NOWHERE, error_of, get, history, loading_workflow, submit
+from tests.support.runpod_endpoint import NOWHERE, error_of, gateway_settings, get, history, loading_workflow, submit
 
 if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-def settings(url: str, folder: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "backend": "runpod",
-        "runpod_endpoint_id": "local",
-        "runpod_api_key": "any",
-        "runpod_endpoint_url": url,
-        "runpod_data_dir": folder,
-        **more,
-    }
 
 
 def steps_workflow(seconds: float, steps: int, tag: int = 0) -> Workflow:
@@ -54,20 +41,11 @@ def picture(content: bytes) -> tuple[int, int]:
 # The SDK's local API server
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def local_api() -> AsyncIterator[tuple[str, WorkerProcess]]:
-    port = free_port()
-    arguments = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port))
-    async with running_worker({}, *arguments) as worker:
-        await worker.says("Uvicorn running")
-        yield f"http://127.0.0.1:{port}", worker
-
-
 async def test_prompt_sync_gives_the_files_of_a_job_at_the_sdks_local_api(
-    local_api: tuple[str, WorkerProcess], tmp_path: Path
+    local_api_worker: tuple[str, WorkerProcess], tmp_path: Path
 ) -> None:
-    url, _ = local_api
-    async with running_gateway(NOWHERE, **settings(url, tmp_path)) as gateway:
+    url, _ = local_api_worker
+    async with running_gateway(NOWHERE, **gateway_settings(url, tmp_path)) as gateway:
         status, answer = await gateway.prompt_sync(invert_workflow(0x102030), return_image_base64=True)
         assert status == 200
         [image] = answer["images"]
@@ -90,11 +68,11 @@ async def test_prompt_sync_gives_the_files_of_a_job_at_the_sdks_local_api(
 
 
 async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
-    local_api: tuple[str, WorkerProcess], tmp_path: Path
+    local_api_worker: tuple[str, WorkerProcess], tmp_path: Path
 ) -> None:
-    url, worker = local_api
+    url, worker = local_api_worker
     async with (
-        running_gateway(NOWHERE, **settings(url, tmp_path)) as gateway,
+        running_gateway(NOWHERE, **gateway_settings(url, tmp_path)) as gateway,
         gateway.http.ws_connect("/ws?clientId=front") as websocket,
     ):
         # Longer than a question about its state may take at RunPod's own: there the job runs within it.
@@ -122,25 +100,12 @@ async def test_a_frontend_queues_and_sees_its_result_by_the_sdks_local_api(
 # The SDK's production loop
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def production() -> AsyncIterator[tuple[JobApi, WorkerProcess]]:
-    async with JobApi() as api, running_worker(api.environment(), PROGRESS_INTERVAL="0") as worker:
-        await worker.says("comfyui.ready")
-        yield api, worker
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def gateway(production: tuple[JobApi, WorkerProcess], tmp_path: Path) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(NOWHERE, **settings(production[0].url, tmp_path)) as running:
-        yield running
-
-
-async def test_progress_reaches_server_sent_events_and_a_frontends_websocket(gateway: RunningGateway) -> None:
+async def test_progress_reaches_server_sent_events_and_a_frontends_websocket(gateway_of_worker: RunningGateway) -> None:
     body = {"prompt": steps_workflow(3, 30), "client_id": "front"}
     headers = {"Accept": "text/event-stream"}
     async with (
-        gateway.http.ws_connect("/ws?clientId=front") as websocket,
-        gateway.http.post("/prompt_sync", json=body, headers=headers) as response,
+        gateway_of_worker.http.ws_connect("/ws?clientId=front") as websocket,
+        gateway_of_worker.http.post("/prompt_sync", json=body, headers=headers) as response,
     ):
         events = (await response.read()).decode().split("\n\n")
         progress = [json.loads(event.partition("data: ")[2]) for event in events if event.startswith("event: progress")]
@@ -157,41 +122,41 @@ async def test_progress_reaches_server_sent_events_and_a_frontends_websocket(gat
 
 
 async def test_a_cancelled_prompt_is_interrupted_in_the_workers_comfyui(
-    production: tuple[JobApi, WorkerProcess], gateway: RunningGateway
+    production_worker: tuple[JobApi, WorkerProcess], gateway_of_worker: RunningGateway
 ) -> None:
-    api, worker = production
+    api, worker = production_worker
     runs, prompt_id = len(api.runs), str(uuid4())
-    asking = asyncio.create_task(gateway.prompt_sync(steps_workflow(30, 300), prompt_id=prompt_id))
+    asking = asyncio.create_task(gateway_of_worker.prompt_sync(steps_workflow(30, 300), prompt_id=prompt_id))
     await api.update(await sent(api, runs))
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+    async with gateway_of_worker.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert response.status == 200
     assert (await asking)[0] == 409
     await worker.says("prompt.cancelled")
-    assert (await history(gateway, prompt_id))["status"]["messages"][-1][0] == "execution_interrupted"
-    status, _ = await gateway.prompt_sync(invert_workflow())
+    assert (await history(gateway_of_worker, prompt_id))["status"]["messages"][-1][0] == "execution_interrupted"
+    status, _ = await gateway_of_worker.prompt_sync(invert_workflow())
     assert status == 200
 
 
-async def test_a_failed_job_says_why(gateway: RunningGateway) -> None:
+async def test_a_failed_job_says_why(gateway_of_worker: RunningGateway) -> None:
     workflow = invert_workflow()
     workflow["5"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"}}
     workflow["7"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     workflow["6"] = {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["5", 2]}}
     workflow["3"]["inputs"]["images"] = ["6", 0]
-    message = error_of(await history(gateway, await submit(gateway, workflow)))
+    message = error_of(await history(gateway_of_worker, await submit(gateway_of_worker, workflow)))
     assert "Missing model file 'absent.safetensors' for ckpt_name" in message
     assert "last lines of ComfyUI's output" not in message
 
 
 async def test_two_workers_finish_out_of_order_and_each_caller_gets_its_own(
-    production: tuple[JobApi, WorkerProcess], gateway: RunningGateway
+    production_worker: tuple[JobApi, WorkerProcess], gateway_of_worker: RunningGateway
 ) -> None:
-    api, first = production
+    api, first = production_worker
     runs = len(api.runs)
-    slow = asyncio.create_task(gateway.prompt_sync(steps_workflow(6, 60), return_image_base64=True))
+    slow = asyncio.create_task(gateway_of_worker.prompt_sync(steps_workflow(6, 60), return_image_base64=True))
     await api.update(await sent(api, runs))
     async with running_worker(api.environment(), RUNPOD_POD_ID="second") as second:
-        status, quick = await gateway.prompt_sync(invert_workflow(2, width=20), return_image_base64=True)
+        status, quick = await gateway_of_worker.prompt_sync(invert_workflow(2, width=20), return_image_base64=True)
         assert status == 200
         assert picture(base64.b64decode(quick["images"][0]["base64"])) == (20, 12)
         status, answer = await slow
@@ -202,13 +167,13 @@ async def test_two_workers_finish_out_of_order_and_each_caller_gets_its_own(
 
 
 async def test_a_gateway_restarted_in_mid_render_gives_the_result_of_the_one_execution(
-    production: tuple[JobApi, WorkerProcess], tmp_path: Path
+    production_worker: tuple[JobApi, WorkerProcess], tmp_path: Path
 ) -> None:
-    api, worker = production
+    api, worker = production_worker
     before, runs = sum((await worker.executed()).values()), len(api.runs)
     prompt_id = str(uuid4())
     workflow = steps_workflow(4, 40, tag=5)
-    more = settings(api.url, tmp_path, shutdown_grace_seconds=0)
+    more = gateway_settings(api.url, tmp_path, shutdown_grace_seconds=0)
     async with running_gateway(NOWHERE, **more) as gateway:
         await submit(gateway, workflow, prompt_id=prompt_id)
         await api.update(await sent(api, runs))

@@ -21,9 +21,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.support.model_store import CONTENT, Store, serving
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "deploy" / "runpod"
-CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -64,66 +65,6 @@ def program(folder: Path, name: str, text: str) -> str:
 # A server of models
 
 
-class Store:
-    """Serves CONTENT under every path, and notes what it was asked for."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.content = CONTENT
-        self.etag = '"one"'
-        self.ranges = True
-        self.break_after: list[int] = []
-        """For each request the bytes of the body after which the connection is cut; those after it are whole."""
-        self.statuses: list[int] = []
-        self.redirect_to: str | None = None
-        self.url = ""
-
-
-@contextmanager
-def serving(store: Store) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            store.requests.append((self.path, dict(self.headers)))
-            if store.redirect_to is not None:
-                self.send_response(302)
-                self.send_header("Location", store.redirect_to)
-                self.end_headers()
-                return
-            if store.statuses:
-                self.send_error(store.statuses.pop(0))
-                return
-            start = 0
-            wanted = self.headers.get("Range")
-            if wanted and store.ranges and self.headers.get("If-Range") in {None, store.etag}:
-                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            body = store.content[start:]
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", store.etag)
-            self.end_headers()
-            self.wfile.write(body[: store.break_after.pop(0)] if store.break_after else body)
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            store.url = f"http://127.0.0.1:{server.server_address[1]}"
-            yield store.url
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@pytest.fixture
-def store() -> Iterator[Store]:
-    store = Store()
-    with serving(store):
-        yield store
-
-
 def download(
     store: Store, folder: Path, *, retries: int = 2, environ: dict[str, str] | None = None, **fields: Any
 ) -> None:
@@ -138,95 +79,99 @@ def there(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_models_are_downloaded_side_by_side_and_a_second_run_asks_for_nothing(store: Store, tmp_path: Path) -> None:
-    models = [{"path": f"loras/{n}.safetensors", "url": f"{store.url}/{n}", "sha256": SHA256} for n in range(6)]
+def test_models_are_downloaded_side_by_side_and_a_second_run_asks_for_nothing(
+    model_store: Store, tmp_path: Path
+) -> None:
+    models = [{"path": f"loras/{n}.safetensors", "url": f"{model_store.url}/{n}", "sha256": SHA256} for n in range(6)]
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"models": models}), encoding="utf-8")
     command = (sys.executable, SCRIPTS / "download_models.py", manifest, "--models-dir", tmp_path / "models")
     dry = run(*command, "--dry-run")
-    assert (dry.returncode, store.requests) == (0, [])
+    assert (dry.returncode, model_store.requests) == (0, [])
     assert "loras/0.safetensors: missing" in dry.stdout
     done = run(*command)
     assert done.returncode == 0, done.stderr
     assert there(tmp_path / "models") == [f"loras/{n}.safetensors" for n in range(6)]
-    assert len(store.requests) == 6
+    assert len(model_store.requests) == 6
     again = run(*command)
     assert "loras/5.safetensors: there" in again.stdout
-    assert len(store.requests) == 6
+    assert len(model_store.requests) == 6
 
 
-def test_a_download_that_broke_off_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
-    store.break_after = [300_000, 300_000]
-    download(store, tmp_path, sha256=SHA256)
+def test_a_download_that_broke_off_goes_on_where_it_was(model_store: Store, tmp_path: Path) -> None:
+    model_store.break_after = [300_000, 300_000]
+    download(model_store, tmp_path, sha256=SHA256)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
-    assert [headers.get("Range") for _, headers in store.requests] == [None, "bytes=300000-", "bytes=600000-"]
+    assert [headers.get("Range") for _, headers in model_store.requests] == [None, "bytes=300000-", "bytes=600000-"]
     assert there(tmp_path) == ["loras/a.safetensors"]
 
 
-def test_it_goes_on_in_another_run(store: Store, tmp_path: Path) -> None:
-    store.break_after = [400_000]
+def test_it_goes_on_in_another_run(model_store: Store, tmp_path: Path) -> None:
+    model_store.break_after = [400_000]
     with pytest.raises(download_models.DownloadError, match="broke off"):
-        download(store, tmp_path, retries=0)
-    download(store, tmp_path)
+        download(model_store, tmp_path, retries=0)
+    download(model_store, tmp_path)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
-    assert store.requests[-1][1]["Range"] == "bytes=400000-"
+    assert model_store.requests[-1][1]["Range"] == "bytes=400000-"
 
 
-def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(store: Store, tmp_path: Path) -> None:
-    store.break_after = [400_000]
+def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(model_store: Store, tmp_path: Path) -> None:
+    model_store.break_after = [400_000]
     with pytest.raises(download_models.DownloadError):
-        download(store, tmp_path, retries=0)
-    store.content, store.etag = CONTENT[::-1], '"two"'
-    download(store, tmp_path)
+        download(model_store, tmp_path, retries=0)
+    model_store.content, model_store.etag = CONTENT[::-1], '"two"'
+    download(model_store, tmp_path)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT[::-1]
 
 
-def test_a_server_without_ranges_is_asked_for_the_whole_again(store: Store, tmp_path: Path) -> None:
-    store.ranges = False
-    store.break_after = [400_000]
-    download(store, tmp_path, sha256=SHA256)
+def test_a_server_without_ranges_is_asked_for_the_whole_again(model_store: Store, tmp_path: Path) -> None:
+    model_store.ranges = False
+    model_store.break_after = [400_000]
+    download(model_store, tmp_path, sha256=SHA256)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
 
 
-def test_what_has_another_checksum_is_never_put_in_place_nor_downloaded_for_ever(store: Store, tmp_path: Path) -> None:
+def test_what_has_another_checksum_is_never_put_in_place_nor_downloaded_for_ever(
+    model_store: Store, tmp_path: Path
+) -> None:
     with pytest.raises(download_models.DownloadError, match="SHA-256"):
-        download(store, tmp_path, sha256="0" * 64)
+        download(model_store, tmp_path, sha256="0" * 64)
     assert not (tmp_path / "loras/a.safetensors").exists()
-    assert len(store.requests) == 1
+    assert len(model_store.requests) == 1
 
 
-def test_a_bad_first_half_is_thrown_away_and_downloaded_anew(store: Store, tmp_path: Path) -> None:
+def test_a_bad_first_half_is_thrown_away_and_downloaded_anew(model_store: Store, tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras/.a.safetensors.part").write_bytes(b"nonsense")
-    download(store, tmp_path, sha256=SHA256)
+    download(model_store, tmp_path, sha256=SHA256)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
 
 
-def test_what_is_temporary_is_tried_again_and_what_is_not_is_not(store: Store, tmp_path: Path) -> None:
-    store.statuses = [503, 500]
-    download(store, tmp_path)
-    store.statuses = [404]
+def test_what_is_temporary_is_tried_again_and_what_is_not_is_not(model_store: Store, tmp_path: Path) -> None:
+    model_store.statuses = [503, 500]
+    download(model_store, tmp_path)
+    model_store.statuses = [404]
     with pytest.raises(download_models.DownloadError, match="HTTP 404"):
-        download(store, tmp_path, path="loras/b.safetensors")
-    assert len(store.requests) == 4
+        download(model_store, tmp_path, path="loras/b.safetensors")
+    assert len(model_store.requests) == 4
 
 
-def test_a_file_of_another_size_is_replaced(store: Store, tmp_path: Path) -> None:
+def test_a_file_of_another_size_is_replaced(model_store: Store, tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras/a.safetensors").write_bytes(b"half a file")
-    download(store, tmp_path, size=len(CONTENT))
+    download(model_store, tmp_path, size=len(CONTENT))
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
 
 
-def test_a_token_goes_to_its_server_and_not_where_that_redirects_to(store: Store, tmp_path: Path) -> None:
+def test_a_token_goes_to_its_server_and_not_where_that_redirects_to(model_store: Store, tmp_path: Path) -> None:
     elsewhere = Store()
     with serving(elsewhere) as url:
-        store.redirect_to = f"{url}/signed"
-        download(store, tmp_path, token_env="TOKEN", environ={"TOKEN": "secret"})
-    assert store.requests[0][1]["Authorization"] == "Bearer secret"
+        model_store.redirect_to = f"{url}/signed"
+        download(model_store, tmp_path, token_env="TOKEN", environ={"TOKEN": "secret"})
+    assert model_store.requests[0][1]["Authorization"] == "Bearer secret"
     assert "Authorization" not in elsewhere.requests[0][1]
     with pytest.raises(download_models.DownloadError, match="TOKEN is not set"):
-        download(store, tmp_path, path="loras/b.safetensors", token_env="TOKEN")
+        download(model_store, tmp_path, path="loras/b.safetensors", token_env="TOKEN")
 
 
 @pytest.mark.parametrize(
@@ -272,11 +217,11 @@ def test_s3_links_are_signed_as_amazons_own_library_signs_them() -> None:
     assert urlsplit(ours)[:3] == urlsplit(expected)[:3]
 
 
-def test_a_model_of_an_s3_store_is_downloaded(store: Store, tmp_path: Path) -> None:
-    environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": store.url}
-    download(store, tmp_path, url="s3://bucket/dir/a", environ=environ)
+def test_a_model_of_an_s3_store_is_downloaded(model_store: Store, tmp_path: Path) -> None:
+    environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": model_store.url}
+    download(model_store, tmp_path, url="s3://bucket/dir/a", environ=environ)
     assert (tmp_path / "loras/a.safetensors").read_bytes() == CONTENT
-    assert store.requests[0][0].startswith("/bucket/dir/a?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
+    assert model_store.requests[0][0].startswith("/bucket/dir/a?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
 
 
 # Paths

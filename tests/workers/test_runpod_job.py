@@ -8,7 +8,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -40,9 +39,10 @@ from comfyui.outputs.stores.folder import LocalStore
 from comfyui.outputs.stores.store import StoredObject
 from comfyui.retrying import Backoff
 from comfyui.settings import load
-from comfyui.workers.base import ComfyUIWorker, WorkerOptions, prompt_id_for_job
+from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.cleanup import FolderCleaner
 from comfyui.workers.diagnostics import diagnostics, environment, error_text, models_found
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.settings import PostgresWorkerSettings
 from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.results import saved_before
@@ -69,12 +69,6 @@ def output_workflow(*sizes: int) -> Workflow:
         }
         for index, size in enumerate(sizes)
     }
-
-
-@pytest.fixture
-async def worker(engine: Engine) -> AsyncIterator[ComfyUIWorker]:
-    async with ComfyUIWorker(WorkerOptions(engine.url)) as running:
-        yield running
 
 
 # Fields
@@ -202,22 +196,24 @@ def test_a_file_can_leave_no_folder(path: str) -> None:
 # Reply
 
 
-async def test_files_are_in_the_reply_where_they_fit(worker: ComfyUIWorker) -> None:
+async def test_files_are_in_the_reply_where_they_fit(comfyui_worker: ComfyUIWorker) -> None:
     job = parse_input({"workflow": output_workflow(10, 20)})
-    result = await worker.run(job.request(ID))
-    answer = await reply(worker.output_files(None), result, job, max_bytes=100_000)
+    result = await comfyui_worker.run(job.request(ID))
+    answer = await reply(comfyui_worker.output_files(None), result, job, max_bytes=100_000)
     assert [base64.b64decode(image["data"]) for image in answer["images"]] == [bytes(range(10)), bytes(range(20))]
     assert answer["prompt_id"] == str(ID)
     assert set(answer) >= {"status", "execution_time", "timings", "outputs", "node_errors"}
 
 
-async def test_what_does_not_fit_is_stored_or_refused_with_what_to_set(worker: ComfyUIWorker, tmp_path: Path) -> None:
+async def test_what_does_not_fit_is_stored_or_refused_with_what_to_set(
+    comfyui_worker: ComfyUIWorker, tmp_path: Path
+) -> None:
     job = parse_input({"workflow": output_workflow(10, 9000), "return_base64": True})
-    result = await worker.run(job.request(ID))
+    result = await comfyui_worker.run(job.request(ID))
     with pytest.raises(ResultTooLargeError, match="S3_BUCKET"):
-        await reply(worker.output_files(None), result, job, max_bytes=10_000)
+        await reply(comfyui_worker.output_files(None), result, job, max_bytes=10_000)
     async with LocalStore(tmp_path, "https://files.example/x") as store:
-        answer = await reply(worker.output_files(store), result, job, max_bytes=10_000)
+        answer = await reply(comfyui_worker.output_files(store), result, job, max_bytes=10_000)
     assert [image["type"] for image in answer["images"]] == ["s3_url", "s3_url"]
     assert answer["images"][1]["data"].startswith(f"https://files.example/x/{ID}/1/o1_")
     assert answer["images"][1]["size"] == 9000
@@ -225,42 +221,46 @@ async def test_what_does_not_fit_is_stored_or_refused_with_what_to_set(worker: C
     assert stored.stat().st_size == 9000
 
 
-async def test_a_store_is_used_unless_base64_is_asked_for(worker: ComfyUIWorker, tmp_path: Path) -> None:
+async def test_a_store_is_used_unless_base64_is_asked_for(comfyui_worker: ComfyUIWorker, tmp_path: Path) -> None:
     types = {}
     async with LocalStore(tmp_path, "https://files.example") as store:
         for wanted in (None, True, False):
             job = parse_input({"workflow": output_workflow(10), "return_base64": wanted})
-            result = await worker.run(job.request(ID))
-            answer = await reply(worker.output_files(store), result, job, max_bytes=10_000)
+            result = await comfyui_worker.run(job.request(ID))
+            answer = await reply(comfyui_worker.output_files(store), result, job, max_bytes=10_000)
             types[wanted] = answer["images"][0]["type"]
         assert types == {None: "s3_url", True: "base64", False: "s3_url"}
-    answer = await reply(worker.output_files(None), result, job, max_bytes=10_000)
+    answer = await reply(comfyui_worker.output_files(None), result, job, max_bytes=10_000)
     assert answer["images"][0]["type"] == "file"
     assert "data" not in answer["images"][0]
 
 
-async def test_a_job_may_choose_the_store_or_none(worker: ComfyUIWorker, tmp_path: Path) -> None:
+async def test_a_job_may_choose_the_store_or_none(comfyui_worker: ComfyUIWorker, tmp_path: Path) -> None:
     wanted = parse_input(
         {"workflow": output_workflow(10), "return_base64": True, "output": {"store": "s3", "prefix": "p"}}
     )
     unwanted = parse_input({"workflow": output_workflow(10), "output": {"store": "none"}})
     with pytest.raises(StorageRefusedError, match="S3_BUCKET is not set"):
-        wanted.check_placement(worker.output_files(None))
-    unwanted.check_placement(worker.output_files(None))
-    result = await worker.run(wanted.request(ID))
+        wanted.check_placement(comfyui_worker.output_files(None))
+    unwanted.check_placement(comfyui_worker.output_files(None))
+    result = await comfyui_worker.run(wanted.request(ID))
     async with LocalStore(tmp_path, "https://files.example") as store:
-        answers = [await reply(worker.output_files(store), result, job, max_bytes=10_000) for job in (wanted, unwanted)]
+        answers = [
+            await reply(comfyui_worker.output_files(store), result, job, max_bytes=10_000) for job in (wanted, unwanted)
+        ]
     assert [answer["images"][0]["type"] for answer in answers] == ["s3_url", "base64"]
     assert answers[0]["images"][0]["data"].startswith(f"https://files.example/p/{ID}/")
 
 
-async def test_a_file_that_is_gone_does_not_take_the_others_with_it(engine: Engine, worker: ComfyUIWorker) -> None:
+async def test_a_file_that_is_gone_does_not_take_the_others_with_it(
+    engine: Engine, comfyui_worker: ComfyUIWorker
+) -> None:
     job = parse_input({"workflow": output_workflow(10, 20)})
-    result = await worker.run(job.request(ID))
-    async with worker.handler.open_file(result, result.files[0]) as view:
+    result = await comfyui_worker.run(job.request(ID))
+    async with comfyui_worker.handler.open_file(result, result.files[0]) as view:
         assert view.length == 10
     next(engine.folders.output.glob("o0_*")).unlink()
-    answer = await reply(worker.output_files(None), result, job, max_bytes=100_000)
+    answer = await reply(comfyui_worker.output_files(None), result, job, max_bytes=100_000)
     assert [image["type"] for image in answer["images"]] == ["error", "base64"]
     assert "has no file" in answer["images"][0]["error"]
     assert (answer["status"], answer["partial"]) == ("success", True)
@@ -268,14 +268,16 @@ async def test_a_file_that_is_gone_does_not_take_the_others_with_it(engine: Engi
     assert "error" not in answer["files"][1]
 
 
-async def test_a_job_of_which_no_file_could_be_delivered_has_failed(engine: Engine, worker: ComfyUIWorker) -> None:
+async def test_a_job_of_which_no_file_could_be_delivered_has_failed(
+    engine: Engine, comfyui_worker: ComfyUIWorker
+) -> None:
     """It was COMPLETED, with nothing but errors in it."""
     job = parse_input({"workflow": output_workflow(10, 20)})
-    result = await worker.run(job.request(ID))
+    result = await comfyui_worker.run(job.request(ID))
     for path in engine.folders.output.glob("o*"):
         path.unlink()
     with pytest.raises(ComfyUIUndeliverableError, match=r"none of its 2 files .*: o0_00001_\.bin: ") as failed:
-        await reply(worker.output_files(None), result, job, max_bytes=100_000)
+        await reply(comfyui_worker.output_files(None), result, job, max_bytes=100_000)
     assert (failed.value.retryable, failed.value.prompt_id) == (False, str(ID))
 
 
@@ -292,14 +294,14 @@ class BrokenStore(LocalStore):
 
 
 async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_delivers_without_rendering(
-    engine: Engine, worker: ComfyUIWorker, tmp_path: Path
+    engine: Engine, comfyui_worker: ComfyUIWorker, tmp_path: Path
 ) -> None:
     job = parse_input({"workflow": output_workflow(10)})
     quick = Patience(retries=2, backoff=Backoff(0.01, 15.0))
     async with BrokenStore(tmp_path, "http://files.test") as store:
         store.failures = 2
-        result = await worker.run(job.request(ID))
-        files = OutputFiles(worker.handler.open_file, store, patience=quick)
+        result = await comfyui_worker.run(job.request(ID))
+        files = OutputFiles(comfyui_worker.handler.open_file, store, patience=quick)
         answer = await reply(files, result, job, max_bytes=100_000)
         assert answer["images"][0]["type"] == "s3_url"
         store.failures = 3
@@ -308,22 +310,22 @@ async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_deliv
         assert (failed.value.retryable, failed.value.prompt_id) == (True, str(ID))
         again = parse_input({"workflow": output_workflow(10), "prompt_id": str(ID)})
         assert again.prompt_id == ID
-        result = await worker.run(again.request(again.prompt_id))
+        result = await comfyui_worker.run(again.request(again.prompt_id))
         answer = await reply(files, result, again, max_bytes=100_000)
     assert answer["images"][0]["type"] == "s3_url"
     assert engine.stats.show()["executed"] == {str(ID): 1}
 
 
-async def test_a_node_that_fails_leaves_what_others_had_saved(worker: ComfyUIWorker) -> None:
+async def test_a_node_that_fails_leaves_what_others_had_saved(comfyui_worker: ComfyUIWorker) -> None:
     workflow = output_workflow(10)
     workflow["8"] = {"class_type": "SimulatedError", "inputs": {"exception_type": "RuntimeError", "message": "no"}}
     workflow["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
     job = parse_input({"workflow": workflow})
     with pytest.raises(ComfyUITaskError) as failed:
-        await worker.run(job.request(ID))
+        await comfyui_worker.run(job.request(ID))
     saved = saved_before(failed.value)
     assert saved is not None
-    answer = await reply(worker.output_files(None), saved, job, max_bytes=100_000)
+    answer = await reply(comfyui_worker.output_files(None), saved, job, max_bytes=100_000)
     assert [image["filename"] for image in answer["images"]] == ["o0_00001_.bin"]
 
 
@@ -337,26 +339,26 @@ def test_a_reply_is_held_to_the_limit_of_the_way_in_which_its_job_came(
     assert max_reply_bytes(job_id, set_to) == expected
 
 
-async def test_the_whole_reply_is_measured_as_the_sdk_sends_it(worker: ComfyUIWorker, tmp_path: Path) -> None:
+async def test_the_whole_reply_is_measured_as_the_sdk_sends_it(comfyui_worker: ComfyUIWorker, tmp_path: Path) -> None:
     """Only the files' base64 was: many names, or what nodes say, went over RunPod's limit unseen."""
     workflow = output_workflow(10)
     workflow["0"]["inputs"]["count"] = 200
     workflow["8"] = {"class_type": "PrimitiveString", "inputs": {"value": "é" * 50_000}}
     workflow["9"] = {"class_type": "PreviewAny", "inputs": {"source": ["8", 0]}}
     job = parse_input({"workflow": workflow})
-    result = await worker.run(job.request(ID))
+    result = await comfyui_worker.run(job.request(ID))
     async with LocalStore(tmp_path, "http://files.test") as store:
-        answer = await reply(worker.output_files(store), result, job, max_bytes=200_000)
+        answer = await reply(comfyui_worker.output_files(store), result, job, max_bytes=200_000)
         assert answer["outputs"] == {}
         assert answer["warnings"] == ["outputs was left out: with it the reply is larger than RunPod takes"]
         assert len(json.dumps(answer, ensure_ascii=False).encode()) <= 200_000
         with pytest.raises(ResultTooLargeError, match="names 200 files"):
-            await reply(worker.output_files(store), result, job, max_bytes=30_000)
+            await reply(comfyui_worker.output_files(store), result, job, max_bytes=30_000)
 
 
-async def test_diagnostics_have_versions_memory_disk_and_models(worker: ComfyUIWorker) -> None:
-    await worker.wait_until_ready()
-    facts = await environment(worker)
+async def test_diagnostics_have_versions_memory_disk_and_models(comfyui_worker: ComfyUIWorker) -> None:
+    await comfyui_worker.wait_until_ready()
+    facts = await environment(comfyui_worker)
     assert facts["versions"]["comfyui"]
     assert facts["disk"]["temporary"]["total_mb"] > 0
     assert facts["memory"]["total_mb"] > 0
@@ -368,7 +370,9 @@ async def test_diagnostics_have_versions_memory_disk_and_models(worker: ComfyUIW
 # Before the run
 
 
-async def test_missing_models_and_inputs_are_listed_and_nothing_runs(engine: Engine, worker: ComfyUIWorker) -> None:
+async def test_missing_models_and_inputs_are_listed_and_nothing_runs(
+    engine: Engine, comfyui_worker: ComfyUIWorker
+) -> None:
     workflow = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "absent.safetensors"}},
         "2": {"class_type": "LoadImage", "inputs": {"image": "absent.png"}},
@@ -377,7 +381,7 @@ async def test_missing_models_and_inputs_are_listed_and_nothing_runs(engine: Eng
         "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "x"}},
     }
     with pytest.raises(ComfyUIValidationError) as caught:
-        await worker.run(PromptRequest(prompt=workflow))
+        await comfyui_worker.run(PromptRequest(prompt=workflow))
     assert set(caught.value.node_errors) == {"1", "2"}
     text = error_text(caught.value)
     assert "node 1: Missing model file 'absent.safetensors'" in text
@@ -385,29 +389,29 @@ async def test_missing_models_and_inputs_are_listed_and_nothing_runs(engine: Eng
     assert not any(route.startswith("POST /prompt") for route in engine.stats.show()["requests"])
 
 
-async def test_a_model_that_came_later_is_found(engine: Engine, worker: ComfyUIWorker) -> None:
-    await worker.run(PromptRequest(prompt=invert_workflow()))
+async def test_a_model_that_came_later_is_found(engine: Engine, comfyui_worker: ComfyUIWorker) -> None:
+    await comfyui_worker.run(PromptRequest(prompt=invert_workflow()))
     with pytest.raises(ComfyUIValidationError):
-        await worker.run(PromptRequest(prompt=_load_image("late.png")))
+        await comfyui_worker.run(PromptRequest(prompt=_load_image("late.png")))
     (engine.folders.input / "late.png").write_bytes(_png())
-    assert (await worker.run(PromptRequest(prompt=_load_image("late.png")))).files
+    assert (await comfyui_worker.run(PromptRequest(prompt=_load_image("late.png")))).files
 
 
-async def test_an_input_that_the_job_brings_is_not_missing(worker: ComfyUIWorker) -> None:
+async def test_an_input_that_the_job_brings_is_not_missing(comfyui_worker: ComfyUIWorker) -> None:
     content = base64.b64encode(_png()).decode()
     job = parse_input({"workflow": _load_image("sub/brought.png"), "reference_images": {"sub/brought.png": content}})
-    assert (await worker.run(job.request(ID))).files
+    assert (await comfyui_worker.run(job.request(ID))).files
 
 
 async def test_a_render_that_is_there_is_delivered_although_its_model_is_gone(
-    engine: Engine, worker: ComfyUIWorker
+    engine: Engine, comfyui_worker: ComfyUIWorker
 ) -> None:
     """What a job needs was looked for before its render was: a job that came again failed for it."""
     (engine.folders.input / "once.png").write_bytes(_png())
     request = PromptRequest(prompt=_load_image("once.png"), prompt_id=ID)
-    rendered = await worker.run(request)
+    rendered = await comfyui_worker.run(request)
     (engine.folders.input / "once.png").unlink()
-    async with ComfyUIWorker(worker.options) as another:
+    async with ComfyUIWorker(comfyui_worker.options) as another:
         assert (await another.run(request)).files == rendered.files
 
 
@@ -427,9 +431,9 @@ def _load_image(name: str) -> Workflow:
 # Diagnostics
 
 
-async def test_diagnostics_name_the_state_and_the_models(worker: ComfyUIWorker) -> None:
-    await worker.wait_until_ready()
-    text = await diagnostics(worker)
+async def test_diagnostics_name_the_state_and_the_models(comfyui_worker: ComfyUIWorker) -> None:
+    await comfyui_worker.wait_until_ready()
+    text = await diagnostics(comfyui_worker)
     assert text.startswith("ComfyUI: connected")
     assert "ckpt_name: " in text
 
@@ -556,8 +560,8 @@ def test_a_bucket_that_cannot_be_is_named_by_its_variable(
         load(settings)
 
 
-async def test_output_paths_are_below_the_output_folder(worker: ComfyUIWorker) -> None:
-    result = await worker.run(PromptRequest(prompt=invert_workflow(prefix="deep/er/x")))
+async def test_output_paths_are_below_the_output_folder(comfyui_worker: ComfyUIWorker) -> None:
+    result = await comfyui_worker.run(PromptRequest(prompt=invert_workflow(prefix="deep/er/x")))
     assert local_path("/data/output", result.files[0]) == "/data/output/deep/er/x_00001_.png"
 
 

@@ -13,13 +13,11 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 from PIL import Image
 from pydantic import SecretStr
 from yarl import URL
@@ -27,7 +25,7 @@ from yarl import URL
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from comfyui.workers.base import prompt_id_for_job
 from tests.chaos import workers as chaos
-from tests.gateway import test_storage
+from tests.support import object_store
 from tests.support.job_api import ROOT, JobApi, WorkerProcess, free_port, running_worker
 from tests.support.running import Workflow, invert_workflow, sleep_workflow
 
@@ -35,24 +33,7 @@ if importlib.util.find_spec("runpod") is None:
     pytest.skip("the RunPod SDK is in .venv-runpod: make test runs these there", allow_module_level=True)
 
 
-seaweedfs = test_storage.seaweedfs
-
-
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared() -> AsyncIterator[tuple[JobApi, WorkerProcess]]:
-    """One worker for the tests that leave it as it was: to import the SDK takes two seconds."""
-    async with JobApi() as api, running_worker(api.environment(), PROGRESS_INTERVAL="0") as worker:
-        yield api, worker
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def api() -> AsyncIterator[JobApi]:
-    """For a worker of the test's own."""
-    async with JobApi() as running:
-        yield running
 
 
 def prompt_id(job_id: str) -> str:
@@ -84,9 +65,9 @@ def load_image_workflow(*names: str) -> Workflow:
 
 
 async def test_jobs_give_files_or_reasons(
-    shared: tuple[JobApi, WorkerProcess],
+    shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
-    api, worker = shared
+    api, worker = shared_runpod_worker
     api.submit("good", {"workflow": invert_workflow(0x102030, prefix="good")})
     output = (await api.result("good"))["output"]
     assert output["status"] == "success"
@@ -131,9 +112,9 @@ async def test_jobs_give_files_or_reasons(
 
 
 async def test_inputs_of_both_contracts_are_placed_and_the_key_is_passed_on_but_never_written(
-    shared: tuple[JobApi, WorkerProcess],
+    shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
-    api, worker = shared
+    api, worker = shared_runpod_worker
     workflow = load_image_workflow("one.png", "two.png", "masks/three.png")
     api.submit(
         "inputs",
@@ -155,9 +136,9 @@ async def test_inputs_of_both_contracts_are_placed_and_the_key_is_passed_on_but_
 
 
 async def test_progress_is_reported_while_it_runs_and_never_after_the_result(
-    shared: tuple[JobApi, WorkerProcess],
+    shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
-    api, _ = shared
+    api, _ = shared_runpod_worker
     api.submit("shown", {"workflow": steps_workflow(1.0, 20)})
     await api.result("shown")
     updates = api.updates("shown")
@@ -173,9 +154,9 @@ async def test_progress_is_reported_while_it_runs_and_never_after_the_result(
 
 
 async def test_a_stopped_job_is_interrupted_in_comfyui_and_the_next_one_runs(
-    shared: tuple[JobApi, WorkerProcess],
+    shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
-    api, worker = shared
+    api, worker = shared_runpod_worker
     api.submit("stopped", {"workflow": steps_workflow(30, 300)})
     await api.update("stopped")
     api.stop("stopped")
@@ -187,9 +168,9 @@ async def test_a_stopped_job_is_interrupted_in_comfyui_and_the_next_one_runs(
 
 
 async def test_the_same_job_delivered_again_runs_once(
-    shared: tuple[JobApi, WorkerProcess],
+    shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
-    api, worker = shared
+    api, worker = shared_runpod_worker
     job = {"workflow": sleep_workflow(0.1)}
     api.submit("twice", job)
     api.submit("twice", job)
@@ -199,9 +180,9 @@ async def test_the_same_job_delivered_again_runs_once(
 
 
 async def test_comfyui_that_crashes_in_mid_job_is_restarted_and_the_job_is_done(
-    shared: tuple[JobApi, WorkerProcess],
+    shared_runpod_worker: tuple[JobApi, WorkerProcess],
 ) -> None:
-    api, worker = shared
+    api, worker = shared_runpod_worker
     ready = await worker.says("comfyui.ready")
     api.submit("crashing", {"workflow": steps_workflow(1.5, 30)})
     await api.update("crashing")
@@ -211,61 +192,61 @@ async def test_comfyui_that_crashes_in_mid_job_is_restarted_and_the_job_is_done(
     assert any("it was ended by SIGKILL" in line for line in worker.lines)
 
 
-async def test_sigterm_finishes_and_reports_what_runs_then_ends_without_waiting_for_open_polls(api: JobApi) -> None:
-    async with running_worker(api.environment(), PROGRESS_INTERVAL="0") as worker:
+async def test_sigterm_finishes_and_reports_what_runs_then_ends_without_waiting_for_open_polls(job_api: JobApi) -> None:
+    async with running_worker(job_api.environment(), PROGRESS_INTERVAL="0") as worker:
         await worker.says("comfyui.ready")
-        assert api.taken == []  # it was started before the first job
-        api.submit("job", {"workflow": steps_workflow(1.0, 10)})
-        await api.update("job")
+        assert job_api.taken == []  # it was started before the first job
+        job_api.submit("job", {"workflow": steps_workflow(1.0, 10)})
+        await job_api.update("job")
         worker.terminate()
-        assert (await api.result("job"))["output"]["status"] == "success"
-        api.submit("too-late", {"workflow": invert_workflow()})
+        assert (await job_api.result("job"))["output"]["status"] == "success"
+        job_api.submit("too-late", {"workflow": invert_workflow()})
         assert await worker.process.wait() == 0
-        assert "too-late" not in api.posts
+        assert "too-late" not in job_api.posts
         with pytest.raises(aiohttp.ClientConnectorError):
             await worker.queue()
 
 
-async def test_too_large_a_result_says_what_to_set(api: JobApi) -> None:
+async def test_too_large_a_result_says_what_to_set(job_api: JobApi) -> None:
     workflow = {
         "1": {"class_type": "SimulatedOutput", "inputs": {
             "count": 2, "size": 60_000, "extension": "bin", "output_key": "images", "filename_prefix": "big"}}
     }  # fmt: skip
-    async with running_worker(api.environment(), MAX_RESULT_MB="0.1", REFRESH_WORKER="true"):
-        api.submit("large", {"workflow": workflow})
-        failed = await api.result("large")
+    async with running_worker(job_api.environment(), MAX_RESULT_MB="0.1", REFRESH_WORKER="true"):
+        job_api.submit("large", {"workflow": workflow})
+        failed = await job_api.result("large")
         assert "the reply is larger than 0.1 MB" in failed["error"]
         assert "set S3_BUCKET" in failed["error"]
         assert failed["stopPod"] is True
-        api.submit("small", {"workflow": invert_workflow()})
-        done: dict[str, Any] = await api.result("small")
+        job_api.submit("small", {"workflow": invert_workflow()})
+        done: dict[str, Any] = await job_api.result("small")
         assert done["stopPod"] is True
         assert "refresh_worker" not in done["output"]
 
 
-async def test_files_are_in_a_real_s3_server_before_the_reply_links_them(api: JobApi, seaweedfs: str) -> None:
+async def test_files_are_in_a_real_s3_server_before_the_reply_links_them(job_api: JobApi, seaweedfs: str) -> None:
     store = S3Store(
         S3Settings(
             "runpod-renders",
             endpoint_url=seaweedfs,
-            access_key=SecretStr(test_storage.ACCESS_KEY),
-            secret_key=SecretStr(test_storage.SECRET_KEY),
+            access_key=SecretStr(object_store.ACCESS_KEY),
+            secret_key=SecretStr(object_store.SECRET_KEY),
             addressing_style="path",
         )
     )
     async with store:
         await store._client.create_bucket(Bucket="runpod-renders")
     environment = {
-        **api.environment(),
+        **job_api.environment(),
         "S3_BUCKET": "runpod-renders",
         "S3_ENDPOINT_URL": seaweedfs,
-        "S3_ACCESS_KEY": test_storage.ACCESS_KEY,
-        "S3_SECRET_KEY": test_storage.SECRET_KEY,
+        "S3_ACCESS_KEY": object_store.ACCESS_KEY,
+        "S3_SECRET_KEY": object_store.SECRET_KEY,
         "S3_ADDRESSING_STYLE": "path",
     }
     async with running_worker(environment) as worker, aiohttp.ClientSession() as http:
-        api.submit("stored", {"workflow": invert_workflow(), "output": {"store": "s3", "prefix": "customer-7"}})
-        [image] = (await api.result("stored"))["output"]["images"]
+        job_api.submit("stored", {"workflow": invert_workflow(), "output": {"store": "s3", "prefix": "customer-7"}})
+        [image] = (await job_api.result("stored"))["output"]["images"]
         assert image["type"] == "s3_url"
         assert f"/runpod-renders/customer-7/{prompt_id('stored')}/3/test_00001_.png?" in image["data"]
         async with http.get(URL(image["data"], encoded=True)) as response:
@@ -273,17 +254,17 @@ async def test_files_are_in_a_real_s3_server_before_the_reply_links_them(api: Jo
         assert (response.status, len(content)) == (200, image["size"])
         with Image.open(io.BytesIO(content)) as picture:
             assert picture.size == (16, 12)
-        api.submit("refused", {"workflow": invert_workflow(), "output": {"bucket": "another"}})
-        assert "bucket 'another' is not one" in (await api.result("refused"))["error"]
+        job_api.submit("refused", {"workflow": invert_workflow(), "output": {"bucket": "another"}})
+        assert "bucket 'another' is not one" in (await job_api.result("refused"))["error"]
         assert list(await worker.executed()) == [prompt_id("stored")]
-        assert not any(test_storage.SECRET_KEY in line for line in worker.lines)
+        assert not any(object_store.SECRET_KEY in line for line in worker.lines)
 
 
-async def test_comfyui_that_cannot_start_is_told_with_its_last_words(api: JobApi) -> None:
+async def test_comfyui_that_cannot_start_is_told_with_its_last_words(job_api: JobApi) -> None:
     command = "python3 -c \"import sys; print('No module named torch'); sys.exit(3)\""
-    async with running_worker(api.environment(), COMFYUI_COMMAND=command) as worker:
-        api.submit("job", {"workflow": invert_workflow()})
-        failed = await api.result("job")
+    async with running_worker(job_api.environment(), COMFYUI_COMMAND=command) as worker:
+        job_api.submit("job", {"workflow": invert_workflow()})
+        failed = await job_api.result("job")
         assert "ComfyUI does not run: it ended with exit status 3" in failed["error"]
         assert "  No module named torch" in failed["error"]
         assert failed["stopPod"] is True
@@ -323,10 +304,12 @@ def slow_to_stop(folder: Path, on_stop: str) -> dict[str, str]:
     return {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}", "PYTHONPATH": str(ROOT)}
 
 
-async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceback(api: JobApi, tmp_path: Path) -> None:
+async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceback(
+    job_api: JobApi, tmp_path: Path
+) -> None:
     """It was killed at once: the SDK cancels every task at the end, that which stopped it among them."""
     more = slow_to_stop(tmp_path, f"time.sleep(0.5); pathlib.Path({str(tmp_path / 'stopped')!r}).touch()")
-    async with running_worker(api.environment(), **more) as worker:
+    async with running_worker(job_api.environment(), **more) as worker:
         await worker.says("comfyui.ready")
         worker.terminate()
         assert await worker.process.wait() == 0
@@ -336,33 +319,33 @@ async def test_sigterm_gives_comfyui_its_time_to_stop_and_ends_without_a_traceba
 
 
 async def test_a_worker_that_waits_for_comfyui_to_stop_takes_no_job_that_it_would_not_run(
-    api: JobApi, tmp_path: Path
+    job_api: JobApi, tmp_path: Path
 ) -> None:
     """Its request for a job stayed open for as long as ComfyUI took to stop: a job that came then was run by nobody."""
     more = slow_to_stop(tmp_path, f"pathlib.Path({str(tmp_path / 'stopping')!r}).touch(); time.sleep(1)")
-    async with running_worker(api.environment(), **more) as worker:
+    async with running_worker(job_api.environment(), **more) as worker:
         await worker.says("comfyui.ready")
         worker.terminate()
         async with asyncio.timeout(40):
             while not (tmp_path / "stopping").exists():
                 await asyncio.sleep(0.01)
-        api.submit("too-late", {"workflow": invert_workflow()})
+        job_api.submit("too-late", {"workflow": invert_workflow()})
         assert await worker.process.wait() == 0
-    assert api.taken == []
+    assert job_api.taken == []
 
 
-async def test_a_store_that_cannot_be_used_fails_the_job_before_the_gpu_is_used(api: JobApi) -> None:
+async def test_a_store_that_cannot_be_used_fails_the_job_before_the_gpu_is_used(job_api: JobApi) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     store = {"S3_BUCKET": "renders", "S3_ENDPOINT_URL": url, "S3_ADDRESSING_STYLE": "path"}
     keys = {"S3_ACCESS_KEY_ID": "key", "S3_SECRET_ACCESS_KEY": "secret"}
-    async with running_worker(api.environment(), **store, **keys) as worker:
-        api.submit("unstorable", {"workflow": invert_workflow()})
-        failed = await api.result("unstorable")
+    async with running_worker(job_api.environment(), **store, **keys) as worker:
+        job_api.submit("unstorable", {"workflow": invert_workflow()})
+        failed = await job_api.result("unstorable")
         assert "the check of the store failed at write" in failed["error"]
         assert (failed["output"]["error_type"], failed["output"]["retryable"]) == ("storage_failed", True)
         assert await worker.executed() == {}
-        api.submit("unstored", {"workflow": invert_workflow(), "output": {"store": "none"}})
-        assert (await api.result("unstored"))["output"]["images"][0]["type"] == "base64"
+        job_api.submit("unstored", {"workflow": invert_workflow(), "output": {"store": "none"}})
+        assert (await job_api.result("unstored"))["output"]["images"][0]["type"] == "base64"
 
 
 def crash_workflow(tag: int) -> Workflow:
@@ -373,28 +356,28 @@ def crash_workflow(tag: int) -> Workflow:
 
 
 async def test_jobs_that_crash_comfyui_end_within_their_budget_and_the_next_one_is_done(
-    api: JobApi, tmp_path: Path
+    job_api: JobApi, tmp_path: Path
 ) -> None:
     """After the fourth crash nobody started ComfyUI again and nobody told the job, which hung until JOB_TIMEOUT."""
     port = free_port()
     executions = tmp_path / "executions"
     command = f"{sys.executable} -m comfyui.engine --port {port} --executions-file {executions}"
     more = {"COMFYUI_COMMAND": command, "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{port}"}
-    async with running_worker(api.environment(), **more):
-        api.submit("crash-1", {"workflow": crash_workflow(1)})
-        failed = await api.result("crash-1")
+    async with running_worker(job_api.environment(), **more):
+        job_api.submit("crash-1", {"workflow": crash_workflow(1)})
+        failed = await job_api.result("crash-1")
         assert failed["output"]["error_type"] == "prompt_quarantined"
         assert "it was ended by SIGSEGV" in failed["error"]
         assert any("Segmentation fault" in line for line in failed["output"]["log_tail"])
-        api.submit("crash-again", {"workflow": crash_workflow(1)})
-        assert (await api.result("crash-again"))["output"]["error_type"] == "prompt_quarantined"
-        api.submit("fine", {"workflow": invert_workflow(2)})
-        assert (await api.result("fine"))["output"]["status"] == "success"
+        job_api.submit("crash-again", {"workflow": crash_workflow(1)})
+        assert (await job_api.result("crash-again"))["output"]["error_type"] == "prompt_quarantined"
+        job_api.submit("fine", {"workflow": invert_workflow(2)})
+        assert (await job_api.result("fine"))["output"]["status"] == "success"
         # Two more workflows, two crashes each: the fourth in a row is one too many, and RunPod replaces the worker.
-        api.submit("crash-2", {"workflow": crash_workflow(2)})
-        assert (await api.result("crash-2"))["output"]["error_type"] == "prompt_quarantined"
-        api.submit("crash-3", {"workflow": crash_workflow(3)})
-        failed = await api.result("crash-3")
+        job_api.submit("crash-2", {"workflow": crash_workflow(2)})
+        assert (await job_api.result("crash-2"))["output"]["error_type"] == "prompt_quarantined"
+        job_api.submit("crash-3", {"workflow": crash_workflow(3)})
+        failed = await job_api.result("crash-3")
         assert failed["output"]["error_type"] in {"prompt_quarantined", "connection_failed"}
         assert failed["stopPod"] is True
     counts = [executions.read_text().splitlines().count(prompt_id(f"crash-{number}")) for number in (1, 2, 3)]

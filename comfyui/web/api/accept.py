@@ -23,7 +23,8 @@ _FORMS: dict[str, Form] = {
     "application/zip": "zip",
     ANY_BYTES: "raw",
 }
-OFFERS = "application/json, text/event-stream, application/zip, image/*, video/*, audio/*, application/octet-stream"
+# What a refusal tells the client.
+_OFFERS = ", ".join([*(name for name in _FORMS if "*" not in name), *(f"{kind}*" for kind in MEDIA)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Accepted:
         ]
         if not forms:
             wanted = ", ".join(media_range for media_range, _ in self.ranges)
-            raise NotAcceptableError(f"Accept: {wanted[:200]} is nothing that there is here: {OFFERS}")
+            raise NotAcceptableError(f"Accept: {wanted[:200]} is nothing that there is here: {_OFFERS}")
         return forms
 
     def takes(self, content_type: str) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from fastapi import Request, Response
 
@@ -86,8 +86,10 @@ async def _finished(deliverer: Deliverer, call: Call, forms: Sequence[Form], res
                     return await _raw(deliverer, call, result)
                 case "zip":
                     return await _zip(deliverer, call, result)
-                case _:  # "events" among others is JSON: what happened is over
+                case "json" | "events":  # what happened is over, so that there are no events to tell
                     return await _json(deliverer, call, result)
+                case _:
+                    assert_never(form)
         except NotAcceptableError as error:
             refusal = refusal or error
     assert refusal is not None  # noqa: S101 - there is at least one form

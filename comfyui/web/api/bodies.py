@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NotRequired
+from typing import Annotated, Any, Final, NotRequired, Self
 
 from fastapi import Depends, Request
 from pydantic import RootModel, ValidationError
@@ -35,6 +34,8 @@ from comfyui.workflows.api_format import input_texts, is_ui_format
 
 # Fields of a form that are JSON; the others are plain text.
 _JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output", "labels"})
+FIELDS = frozenset(PromptRequest.model_fields)
+"""Of a body."""
 JSON_ERRORS: Final = (RequestError, ComfyUILimitError)
 """What may be wrong with a body of JSON."""
 SUBMISSION_ERRORS: Final = (*JSON_ERRORS, ComfyUIInputError, ComfyUIDiskError)
@@ -61,14 +62,22 @@ class Workflow(RootModel[dict[str, Node]]):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request, and the files that came with it: they are there until it is answered, longer for who holds them."""
+    """A request, and the files that came with it. Its block holds these; they may be held longer by others."""
 
     request: PromptRequest
     files: SpooledFiles | None = None
 
+    def __enter__(self) -> Self:
+        if self.files is not None:
+            self.files.hold()
+        return self
 
-@asynccontextmanager
-async def submission(request: Request, *, waits: bool = True) -> AsyncIterator[Submission]:
+    def __exit__(self, *_exc: object) -> None:
+        if self.files is not None:
+            self.files.release()
+
+
+async def submission(request: Request, *, waits: bool = True) -> Submission:
     """What is posted to be run. `waits`: the caller waits for the end, and counts as one who does.
 
     Raises:
@@ -82,28 +91,13 @@ async def submission(request: Request, *, waits: bool = True) -> AsyncIterator[S
         handler.refuse_when_full()
     else:
         handler.refuse_when_draining()
-    submitted = await _submission(request, bare=False)
-    with _held(submitted.files):
-        yield submitted
+    return await _submission(request, bare=False)
 
 
 async def get_workflow(request: Request) -> AsyncIterator[Submission]:
     """What is posted to be looked at: as in `submission`, and a bare workflow is one, too."""
-    posted = await _submission(request, bare=True)
-    with _held(posted.files):
+    with await _submission(request, bare=True) as posted:
         yield posted
-
-
-@contextmanager
-def _held(files: SpooledFiles | None) -> Iterator[None]:
-    if files is None:
-        yield
-        return
-    files.hold()
-    try:
-        yield
-    finally:
-        files.release()
 
 
 Posted = Annotated[Submission, Depends(get_workflow)]
@@ -147,7 +141,7 @@ async def _submission(request: Request, *, bare: bool) -> Submission:
         options.max_input_bytes,
         options.max_body_bytes,
         state_of(request.scope).hold,
-        max_parts=options.limits.max_inputs + len(PromptRequest.model_fields),
+        max_parts=options.limits.max_inputs + len(FIELDS),
     )
     texts, files = await read_form(request.stream(), request.headers["content-type"], limits)
     size = sum(map(len, texts.values()))
@@ -192,7 +186,7 @@ def _parsed(fields: dict[str, Any], size: int, limits: Limits, *, bare: bool) ->
 
 def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
     """Refuse what would take long to be looked at one by one."""
-    unknown = [name for name in fields if name not in PromptRequest.model_fields]
+    unknown = [name for name in fields if name not in FIELDS]
     if len(unknown) > _MOST_UNKNOWN:
         raise RequestError(f"{named(unknown, len(unknown))}: there are no such fields")
     for name, limit, setting in (

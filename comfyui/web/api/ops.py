@@ -140,7 +140,7 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(gateway_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/openapi.json", include_in_schema=False)
+@router.api_route("/openapi.json", methods=["GET", "HEAD"], include_in_schema=False)
 async def openapi(request: Request) -> Response:
     """The description of all endpoints. To make it takes a while, so the first one who asks holds up nobody else."""
     return json_response(200, await in_thread(request.app.openapi))

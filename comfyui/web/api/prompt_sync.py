@@ -23,11 +23,11 @@ from comfyui.exceptions import (
     RequestError,
 )
 from comfyui.jobs.entry import Origin
-from comfyui.models import ImageConversion, OutputPlace, PromptRequest
+from comfyui.models import ImageConversion, ImageFormat, Metadata, OutputPlace, PromptRequest, StoreName
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_answer
-from comfyui.web.api.bodies import submission, submission_body
+from comfyui.web.api.bodies import FIELDS, submission, submission_body
 from comfyui.web.api.jobs import JobList, ListCall, list_of_jobs, pending, pending_answer
 from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
 from comfyui.web.api.preferences import Preferences, preferences
@@ -90,10 +90,10 @@ class AttachCall(Preferring):
     )
     prompt_id: PromptId
     return_image_base64: bool = Field(default=False, description="As in the body of a POST.")
-    convert: Literal["webp", "jpeg", "png", "avif"] | None = Field(default=None, description="`convert.format`.")
+    convert: ImageFormat | None = Field(default=None, description="`convert.format`.")
     quality: int | None = Field(default=None, ge=1, le=100, description="`convert.quality`.")
-    metadata: Literal["keep", "strip"] = Field(default="keep", description="`convert.metadata`.")
-    store: Literal["s3", "none"] | None = Field(default=None, description="`output.store`.")
+    metadata: Metadata = Field(default="keep", description="`convert.metadata`.")
+    store: StoreName | None = Field(default=None, description="`output.store`.")
     bucket: str | None = Field(default=None, max_length=63, description="`output.bucket`.")
     prefix: str | None = Field(default=None, max_length=512, description="`output.prefix`.")
     presign_seconds: int | None = Field(default=None, ge=1, description="`output.presign_seconds`.")
@@ -128,11 +128,11 @@ async def prompt_sync(request: Request) -> Response:
 
     With `Prefer: respond-async` the answer is 202, and the job runs when its turn comes, whoever is there.
     """
-    asked = read(SubmitCall, request, in_body=PromptRequest.model_fields)
+    asked = read(SubmitCall, request, in_body=FIELDS)
     gateway = gateway_of(request)
     timeout_s = _timeout_s(asked.timeout, gateway.options)
     preferred = asked.preferred(gateway.options)
-    async with submission(request, waits=not preferred.respond_async) as submitted:
+    with await submission(request, waits=not preferred.respond_async) as submitted:
         body = submitted.request
         if asked.idempotency_key is not None:
             if body.prompt_id is not None:

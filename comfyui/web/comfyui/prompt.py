@@ -9,9 +9,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError
+from comfyui.headers import of_submission
 from comfyui.offload import offloaded
 from comfyui.web.front.gateway_state import gateway_of
-from comfyui.web.front.headers import submission_headers
 from comfyui.web.front.openapi import Answer, json_of, operation
 
 router = APIRouter(default_response_class=Response)
@@ -68,5 +68,5 @@ async def prompt(request: Request) -> Response:
     body = await offloaded(sum(map(len, pieces)), b"".join, pieces)
     gateway = gateway_of(request)
     server = await gateway.sockets.backend_for(body)
-    reply = await gateway.handler.queue_prompt_compatible(body, submission_headers(request.scope), server=server)
+    reply = await gateway.handler.queue_prompt_compatible(body, of_submission(request.scope["headers"]), server=server)
     return Response(reply.body, reply.status, {"Content-Type": reply.content_type})

@@ -23,6 +23,7 @@ from comfyui.exceptions import (
     InvalidRequestError,
     RequestError,
 )
+from comfyui.headers import to_client
 from comfyui.metrics import Metrics
 from comfyui.transport.body import IteratedBody, OpenBody, RequestBody
 from comfyui.transport.drivers import OpenReply
@@ -30,7 +31,7 @@ from comfyui.web.comfyui.redaction import SecretFilter, may_hold_secrets, withou
 from comfyui.web.comfyui.relay_socket import SocketRelay
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
 from comfyui.web.front.errors import error_response, refusal
-from comfyui.web.front.headers import header, public_address, request_headers, response_headers
+from comfyui.web.front.headers import header, public_address, request_headers
 from comfyui.web.front.paths import OwnPaths, PathRules, route_of, target_of
 from comfyui.web.front.request_state import state_of
 from comfyui.web.server.client_side import ClientSide
@@ -266,7 +267,7 @@ class _Exchange:
 
     async def _answer(self, upstream: Upstream, answer: OpenReply) -> None:
         public = public_address(self._scope, self._options.public_url)
-        headers = response_headers(answer.headers, answer.status, upstream.base_url, public)
+        headers = to_client(answer.headers, answer.status, upstream.base_url, public)
         client = ClientSide(self._scope, self._send)
         try:
             if self._guarded:

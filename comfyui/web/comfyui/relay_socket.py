@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError, ComfyUITimeoutError
+from comfyui.headers import as_text
 from comfyui.metrics import Metrics
 from comfyui.offload import Turns
 from comfyui.tasks import end_tasks
@@ -24,7 +25,7 @@ from comfyui.transport.drivers import unreachable
 from comfyui.transport.frames import Frames
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
 from comfyui.web.front.errors import error_response, refusal
-from comfyui.web.front.headers import request_headers, text_headers
+from comfyui.web.front.headers import request_headers
 from comfyui.web.front.request_state import state_of
 from comfyui.web.server.socket import server_socket_of
 
@@ -118,7 +119,7 @@ async def _connect(
     return await upstream.transport.websockets.ws_connect(
         URL(f"{upstream.base_url.origin()}{upstream.path_prefix}{target}", encoded=True),
         protocols=scope["subprotocols"],
-        headers=text_headers(request_headers(scope, upstream.base_url, upstream.credentials)),
+        headers=as_text(request_headers(scope, upstream.base_url, upstream.credentials)),
         max_msg_size=upstream.backend.client.answers.max_frame_bytes,
         heartbeat=_HEARTBEAT_S,
         autoping=False,

@@ -1,6 +1,6 @@
 """What a reverse proxy says of a request: believed when a trusted proxy says it, and removed when anybody else does.
 
-Whatever reads ``X-Forwarded-*`` after this may rely on it. uvicorn's own reader of these headers has no place for the
+Whatever reads these headers after this may rely on them. uvicorn's own reader of these headers has no place for the
 host and the path, and keeps what it does not believe.
 """
 
@@ -12,14 +12,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from comfyui.headers import TOLD_BY_PROXIES
 from comfyui.web.front.request_state import state_of
 from comfyui.web.front.short_cache import short_cache
 
 DEFAULT_PROXIES = ("127.0.0.1", "::1")
 _ALL = "*"
-_FORWARDED = frozenset(
-    {b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-prefix", b"x-forwarded-proto", b"x-forwarded-port"}
-)
 _SCHEMES = {"http": ("http", "ws"), "https": ("https", "wss"), "ws": ("http", "ws"), "wss": ("https", "wss")}
 _MAX_PREFIX = 256
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+")
@@ -59,12 +57,12 @@ class TrustedProxies:
 
     def _apply(self, scope: Scope) -> None:
         """Set the request's client and scheme as a trusted proxy tells them, and keep its host and path prefix."""
-        said = [pair for pair in scope["headers"] if pair[0] in _FORWARDED]
+        said = [pair for pair in scope["headers"] if pair[0] in TOLD_BY_PROXIES]
         if not said:
             return
         peer = scope["client"][0] if scope.get("client") else ""
         if not self._trusts(peer):
-            scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in _FORWARDED]
+            scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in TOLD_BY_PROXIES]
             return
         if proto := _last(said, b"x-forwarded-proto"):
             http, websocket = _SCHEMES.get(proto.lower(), (scope["scheme"], scope["scheme"]))

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: request id and access log, cap of bodies."""
+"""Pure ASGI middleware: request id and access log, slow clients, cap of bodies."""
 
 from __future__ import annotations
 
@@ -207,6 +207,7 @@ class SlowClients:
     def __init__(self, app: ASGIApp, idle_s: float, min_body_rate: float, metrics: Metrics) -> None:
         self._app = app
         self._idle_s = idle_s
+        self._patience = _Patience(idle_s)
         self._min_body_rate = min_body_rate
         self._silent = f"the body did not go on for {idle_s:g} s (CLIENT_IDLE_SECONDS)"
         self._too_slow = f"the body comes at less than {min_body_rate / 1000:g} KB a second (MIN_BODY_KB_PER_SECOND)"
@@ -228,7 +229,7 @@ class SlowClients:
                 return await receive()  # waits for the client to go away
             began = clock()
             try:
-                with _Patience(self._idle_s):
+                with _Wait(self._patience):
                     message = await receive()
             except TimeoutError:
                 stalled = self._silent
@@ -247,7 +248,7 @@ class SlowClients:
                 return  # what the application makes of half a body; the client gets its 408 below
             started = True
             try:
-                with _Patience(self._idle_s):
+                with _Wait(self._patience):
                     await send(message)
             except TimeoutError:
                 unread = True
@@ -270,27 +271,58 @@ class SlowClients:
 
 
 class _Patience:
-    """What `asyncio.timeout` does, for what hardly ever waits: that one was a tenth of a small request."""
+    """Bounds many waits by the same time, with one timer for all.
 
-    __slots__ = ("_late", "_seconds", "_task", "_timer")
+    A timer for each was 2.4 µs, three times a request, for what hardly ever waits; `asyncio.timeout` 3.8 µs.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        self._waits: dict[_Wait, float] = {}
+        """When each is over, in the loop's time; the first one first."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, wait: _Wait, loop: asyncio.AbstractEventLoop) -> None:
+        self._waits[wait] = over_at = loop.time() + self._seconds
+        if self._timer is None:
+            self._timer = loop.call_at(over_at, self._look, loop)
+
+    def end(self, wait: _Wait) -> None:
+        self._waits.pop(wait, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        while self._waits:
+            wait, over_at = next(iter(self._waits.items()))
+            if over_at > loop.time():
+                self._timer = loop.call_at(over_at, self._look, loop)
+                return
+            self.end(wait)
+            wait.is_over()
+
+
+class _Wait:
+    """A block that is cancelled when `patience` is at its end, and raises TimeoutError then."""
+
+    __slots__ = ("_late", "_patience", "_task")
+
+    def __init__(self, patience: _Patience) -> None:
+        self._patience = patience
         self._late = False
 
     def __enter__(self) -> None:
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task(loop)
-        self._timer = loop.call_later(self._seconds, self._end)
+        self._patience.begin(self, loop)
 
-    def _end(self) -> None:
+    def is_over(self) -> None:
         if self._task is not None:
             self._late = True
             self._task.cancel()
 
     def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
-        self._timer.cancel()
-        # Cancelled by somebody else as well: that goes before.
+        self._patience.end(self)
+        # If someone else cancelled the task too, their cancellation wins.
         if self._late and self._task is not None and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise TimeoutError
 

@@ -10,8 +10,9 @@ from starlette.types import Receive
 
 from comfyui.exceptions import ClientGoneError
 
-# Only a request that takes longer than this is worth a task that looks whether its client is still there.
-_PATIENCE_S = 0.05
+# Only a request that takes longer than this is worth a task that looks whether its client is still there. One that has
+# gone before is noticed then.
+_PATIENCE_S = 0.25
 
 
 class ClientWatch:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from comfyui.address import parse_server_address
 from comfyui.settings import check_address
-from comfyui.workers.base import WorkerOptions
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.settings import CommonWorkerSettings
 
 

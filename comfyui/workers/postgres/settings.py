@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
 from comfyui.settings import MAX_PRESIGN_SECONDS, InputUrlTimeout, MaxInputMb, PresignSeconds, ServerAddresses
-from comfyui.workers.base import WorkerOptions
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.schema import WAN2GP, TaskNames
 from comfyui.workers.settings import StoringWorkerSettings
 

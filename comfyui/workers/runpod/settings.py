@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
 from comfyui.settings import PollFields, PresignSeconds, S3ChoiceFields
-from comfyui.workers.base import WorkerOptions
+from comfyui.workers.options import WorkerOptions
 from comfyui.workers.settings import StoringWorkerSettings
 
 

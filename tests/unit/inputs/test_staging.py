@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
 import hashlib
 import io
 import wave
+import weakref
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -16,6 +20,8 @@ from PIL import Image
 from comfyui.exceptions import ComfyUIInputError
 from comfyui.inputs.content import CHUNK, Content, Spool, sniff
 from comfyui.inputs.decoding import decode
+from comfyui.inputs.staging import InputStager
+from comfyui.models import InputFile, PromptRequest
 
 MAX = 1_000_000
 
@@ -236,3 +242,31 @@ async def test_a_spooled_file_part_has_the_same_limits(tmp_path: Path) -> None:
     assert (await Content.of_file(file, max_bytes=len(PNG))).digest == hashlib.sha256(PNG).hexdigest()
     with pytest.raises(ComfyUIInputError, match="larger than"):
         await Content.of_file(file, max_bytes=len(PNG) - 1)
+
+
+async def test_a_cancelled_call_frees_its_request_without_the_garbage_collector() -> None:
+    class Silent:
+        client: Any = None
+        generation = 0
+
+    reached = asyncio.Event()
+
+    class Hanging(InputStager):
+        async def _place(self, *_args: Any) -> Any:
+            reached.set()
+            await asyncio.Event().wait()
+
+    async with Hanging(max_bytes=1000, url_allow=[], url_timeout_s=5) as stager:
+        request = PromptRequest(prompt={}, images=(InputFile(name="a.png", image="QUJD"),))
+        gone = weakref.ref(request)
+        gc.disable()
+        try:
+            task = asyncio.create_task(stager.stage(cast("Any", Silent()), request))
+            del request
+            await reached.wait()
+            task.cancel()
+            await asyncio.wait([task])
+            del task
+            assert gone() is None
+        finally:
+            gc.enable()

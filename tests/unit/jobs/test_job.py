@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import weakref
+from collections.abc import Callable, Coroutine
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ExecutionSuccess, QueuePosition
 from comfyui.exceptions import (
+    ComfyUICredentialsError,
     ComfyUIError,
     ComfyUIPromptLostError,
     ComfyUITaskCancelledError,
@@ -163,12 +168,29 @@ async def _finishing(job: Job) -> None:
     job.let_go()
 
 
-async def test_a_job_that_has_ended_is_freed_without_the_garbage_collector() -> None:
+async def _failing(job: Job) -> None:
+    try:
+        raise ComfyUITaskError("a node failed")
+    except ComfyUITaskError as error:
+        job.fail(error)
+    job.let_go()
+
+
+async def _heard_of(job: Job) -> None:
+    await job.wait(5)
+    with contextlib.suppress(ComfyUIError):
+        job.result()
+
+
+@pytest.mark.parametrize("work", [_finishing, _failing])
+async def test_a_job_that_has_ended_is_freed_without_the_garbage_collector(
+    work: Callable[[Job], Coroutine[Any, Any, None]],
+) -> None:
     gc.disable()
     try:
         job = Job(_ID, _REQUEST)
-        job.begin(_finishing(job))
-        await job.wait(5)
+        job.begin(work(job))
+        await _heard_of(job)
         gone = weakref.ref(job)
         del job
         await asyncio.sleep(0)
@@ -176,3 +198,12 @@ async def test_a_job_that_has_ended_is_freed_without_the_garbage_collector() -> 
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_copy_of_an_error_is_the_same_error_without_where_it_was_raised() -> None:
+    with pytest.raises(ComfyUICredentialsError) as raised:
+        raise ComfyUICredentialsError("GET /queue", upstream_status=401) from KeyError("a")
+    error = raised.value
+    same = copy(error)
+    assert (type(same), same.args, vars(same)) == (type(error), error.args, vars(error))
+    assert (same.__traceback__, same.__cause__, same.__context__) == (None, None, None)

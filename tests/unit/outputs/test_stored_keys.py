@@ -7,15 +7,12 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from PIL import Image
 from pydantic import SecretStr
 
-from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptResult, Timings
+from comfyui.models import FileEntry, ImageConversion, OutputFile, OutputPlace, PromptResult, Timings
 from comfyui.outputs.delivery import Deliverer, DeliveryOptions, Order
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter
@@ -55,24 +52,6 @@ async def open_file(_result: PromptResult, _file: OutputFile) -> AsyncIterator[O
     yield a_file()
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[tuple[str, list[str]]]:
-    """The address of a store that takes everything, and the paths that it was asked to write, as they came."""
-    written: list[str] = []
-
-    async def take(request: web.Request) -> web.Response:
-        await request.read()
-        if "/object/sign/" in request.path:
-            return web.json_response({"signedURL": f"/object/sign/{request.path}?token=t"})
-        written.append(request.raw_path.partition("?")[0])
-        return web.Response(headers={"ETag": '"0"'}) if request.method == "PUT" else web.json_response({"Id": "x"})
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", take)
-    async with TestServer(app) as running:
-        yield str(running.make_url("")).rstrip("/"), written
-
-
 def s3(url: str, prefix: str = "renders") -> S3Store:
     pytest.importorskip("aiobotocore")
     key = SecretStr("k")
@@ -81,13 +60,13 @@ def s3(url: str, prefix: str = "renders") -> S3Store:
     )
 
 
-async def gateway_entries(store: ObjectStore, order: Order) -> list[dict[str, Any]]:
+async def gateway_entries(store: ObjectStore, order: Order) -> list[FileEntry]:
     async with OutputFiles(open_file, store, converter=ImageConverter()) as files:
         return await Deliverer(files, DeliveryOptions()).entries(RESULT, order, deadline=math.inf)
 
 
-async def test_the_gateway_stores_in_s3_by_prompt_folder_and_name(server: tuple[str, list[str]]) -> None:
-    url, written = server
+async def test_the_gateway_stores_in_s3_by_prompt_folder_and_name(accepting_store: tuple[str, list[str]]) -> None:
+    url, written = accepting_store
     async with s3(url) as store:
         entries = await gateway_entries(store, Order(output=OutputPlace(store="s3", prefix="user 7")))
     keys = [
@@ -114,8 +93,8 @@ async def test_the_gateway_stores_a_converted_picture_under_its_new_name(tmp_pat
     ]
 
 
-async def test_a_runpod_worker_stores_in_s3_by_prompt_node_and_name(server: tuple[str, list[str]]) -> None:
-    url, written = server
+async def test_a_runpod_worker_stores_in_s3_by_prompt_node_and_name(accepting_store: tuple[str, list[str]]) -> None:
+    url, written = accepting_store
     job = parse_input({"workflow": {}, "output": {"prefix": "user 7"}})
     async with s3(url) as store, OutputFiles(open_file, store) as files:
         answer = await reply(files, RESULT, job, max_bytes=100_000)
@@ -130,9 +109,9 @@ async def test_a_runpod_worker_stores_in_s3_by_prompt_node_and_name(server: tupl
 
 @pytest.mark.parametrize(("run", "folder"), [(0, "task-7"), (2, "task-7/run-2")])
 async def test_a_postgres_worker_stores_by_task_run_node_and_name(
-    server: tuple[str, list[str]], run: int, folder: str
+    accepting_store: tuple[str, list[str]], run: int, folder: str
 ) -> None:
-    url, written = server
+    url, written = accepting_store
     keys = [
         f"{folder}/9/a_00001_.png",
         f"{folder}/12.3/sub/dir/b.png",

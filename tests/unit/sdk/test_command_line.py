@@ -8,9 +8,9 @@ import json
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -42,86 +42,15 @@ from comfyui.sdk import (
     safe_name,
 )
 from comfyui.sdk.command_line import Exit, main
+from tests.support.fake_gateway import WORKFLOW, Answer, FakeGateway, answer
 
 ROOT = Path(__file__).parents[3]
 TXT2IMG = str(ROOT / "examples/txt2img.json")
 PROMPT_ID = "0b7c2c5e-3f5b-4c0e-9d3e-6a1f0c7d2e11"
-WORKFLOW = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a"}, "_meta": {"title": "Save it"}}}
 PICTURE = bytes(range(256)) * 1000
-
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 # --- a gateway that misbehaves on request ---------------------------------------------------------------------------
-
-
-@dataclass
-class Asked:
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass
-class FakeGateway:
-    """Gives the answers of ``answers["POST /prompt_sync"]`` one after the other, the last one again and again."""
-
-    url: str = ""
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
-    asked: list[Asked] = field(default_factory=list)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def on(self, route: str, *answers: Answer) -> None:
-        self.answers[route] = list(answers)
-
-    def asked_for(self, method: str) -> list[Asked]:
-        return [asked for asked in self.asked if asked.method == method]
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(
-            Asked(request.method, request.path, dict(request.query), dict(request.headers), await request.read())
-        )
-        self.arrived.set()
-        section = request.path.split("/")[1]
-        answers = self.answers.get(f"{request.method} /{section}")
-        if not answers:
-            return web.Response(status=404, text="404: Not Found")
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        return await answer(request)
-
-
-@asynccontextmanager
-async def fake_gateway() -> AsyncIterator[FakeGateway]:
-    fake = FakeGateway()
-    app = web.Application(client_max_size=1 << 30)
-    app.router.add_route("*", "/{path:.*}", fake.handle)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    assert runner.addresses
-    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    try:
-        yield fake
-    finally:
-        await runner.cleanup()
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeGateway]:
-    async with fake_gateway() as running:
-        yield running
-
-
-@pytest.fixture
-async def gateway(fake: FakeGateway) -> AsyncIterator[GatewayClient]:
-    async with GatewayClient(fake.url, timeout_s=10, reconnect_delays_s=(0, 0, 0)) as client:
-        yield client
 
 
 def entry(filename: str = "a_00001_.png", **more: Any) -> dict[str, Any]:
@@ -151,13 +80,6 @@ def error_body(kind: str, **more: Any) -> dict[str, Any]:
         "node_errors": {},
     }
     return {**body, "timestamp": "2026-11-21T00:00:00Z", "request_id": "r-1", **more}
-
-
-def answer(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    async def answered(request: web.Request) -> web.StreamResponse:
-        return web.json_response(body, status=status, headers=headers)
-
-    return answered
 
 
 def page(status: int, html: str, headers: Mapping[str, str] | None = None) -> Answer:
@@ -241,10 +163,12 @@ async def test_run_posts_what_was_given_and_types_what_came_back(fake: FakeGatew
     assert b"".join(chunks) == PICTURE
 
 
-async def test_every_prompt_gets_an_id_so_that_it_can_be_attached_to(fake: FakeGateway, gateway: GatewayClient) -> None:
+async def test_every_prompt_gets_an_id_so_that_it_can_be_attached_to(
+    fake: FakeGateway, sdk_client: GatewayClient
+) -> None:
     fake.on("POST /prompt_sync", answer(result_body()))
-    await gateway.run(WORKFLOW)
-    await gateway.run(WORKFLOW)
+    await sdk_client.run(WORKFLOW)
+    await sdk_client.run(WORKFLOW)
     first, second = (uuid.UUID(asked.json()["prompt_id"]) for asked in fake.asked)
     assert first != second
 
@@ -265,12 +189,12 @@ async def test_every_prompt_gets_an_id_so_that_it_can_be_attached_to(fake: FakeG
     ],
 )
 async def test_error_body_becomes_the_exception_of_its_kind(
-    fake: FakeGateway, gateway: GatewayClient, status: int, kind: str, expected: type[GatewayError]
+    fake: FakeGateway, sdk_client: GatewayClient, status: int, kind: str, expected: type[GatewayError]
 ) -> None:
     body = error_body(kind, node_errors={"3": ["bad sampler"]})
     fake.on("POST /prompt_sync", answer(body, status, {"Retry-After": "5"}))
     with pytest.raises(GatewayError) as caught:
-        await gateway.run(WORKFLOW, prompt_id=PROMPT_ID)
+        await sdk_client.run(WORKFLOW, prompt_id=PROMPT_ID)
     error = caught.value
     assert type(error) is expected
     assert (error.type, error.status, error.detail, error.request_id) == (kind, status, f"it is {kind}", "r-1")
@@ -279,11 +203,11 @@ async def test_error_body_becomes_the_exception_of_its_kind(
     fake.on("POST /prompt_sync", event_stream(b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"))
     if kind != "too_large":  # refused before a stream begins
         with pytest.raises(expected):
-            [event async for event in gateway.stream(WORKFLOW)]
+            [event async for event in sdk_client.stream(WORKFLOW)]
 
 
 async def test_stream_yields_what_happens_and_skips_what_it_does_not_know(
-    fake: FakeGateway, gateway: GatewayClient
+    fake: FakeGateway, sdk_client: GatewayClient
 ) -> None:
     fake.on(
         "POST /prompt_sync",
@@ -297,7 +221,7 @@ async def test_stream_yields_what_happens_and_skips_what_it_does_not_know(
             sse("result", **result_body(entry())),
         ),
     )
-    *events, last = [event async for event in gateway.stream(WORKFLOW, previews=True)]
+    *events, last = [event async for event in sdk_client.stream(WORKFLOW, previews=True)]
     assert events == [
         Queued(PROMPT_ID, 2),
         Executing(PROMPT_ID, "3", "KSampler", "KSampler"),
@@ -311,20 +235,20 @@ async def test_stream_yields_what_happens_and_skips_what_it_does_not_know(
 
 
 async def test_stream_reads_events_that_are_cut_anywhere_and_larger_than_any_buffer(
-    fake: FakeGateway, gateway: GatewayClient
+    fake: FakeGateway, sdk_client: GatewayClient
 ) -> None:
     body = result_body(entry(base64=base64.b64encode(PICTURE * 4).decode()), entry("übergröße.png"))
     data = f"event: result\r\ndata: {json.dumps(body, ensure_ascii=False)}\r\n\r\n".encode()
     inside_a_character = data.rindex("ö".encode()) + 1
     fake.on("POST /prompt_sync", event_stream(data[:9], data[9:inside_a_character], data[inside_a_character:]))
-    [finished] = [event async for event in gateway.stream(WORKFLOW)]
+    [finished] = [event async for event in sdk_client.stream(WORKFLOW)]
     assert isinstance(finished, Finished)
     assert finished.result.body == body
 
 
-async def test_stream_takes_a_server_that_answers_plain_json(fake: FakeGateway, gateway: GatewayClient) -> None:
+async def test_stream_takes_a_server_that_answers_plain_json(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("POST /prompt_sync", answer(result_body(entry())))
-    [finished] = [event async for event in gateway.stream(WORKFLOW)]
+    [finished] = [event async for event in sdk_client.stream(WORKFLOW)]
     assert isinstance(finished, Finished)
 
 
@@ -340,12 +264,12 @@ async def test_stream_takes_a_server_that_answers_plain_json(fake: FakeGateway, 
     ids=["connection reset", "stream ends early", "proxy timeout", "proxy lost it", "gateway restarts"],
 )
 async def test_a_connection_lost_while_waiting_is_attached_to_again(
-    fake: FakeGateway, gateway: GatewayClient, broken: Answer
+    fake: FakeGateway, sdk_client: GatewayClient, broken: Answer
 ) -> None:
     fake.on("POST /prompt_sync", broken)
     lost = [cut, cut]  # aiohttp itself sends a GET a second time
     fake.on("GET /prompt_sync", *lost, answer(error_body("connection_failed"), 503), answer(result_body(entry())))
-    events = [event async for event in gateway.stream(WORKFLOW, prompt_id=PROMPT_ID, return_base64=True)]
+    events = [event async for event in sdk_client.stream(WORKFLOW, prompt_id=PROMPT_ID, return_base64=True)]
     assert [event.attempt for event in events if isinstance(event, Reconnecting)] == [1, 2, 3]
     assert isinstance(events[-1], Finished)
     assert len(fake.asked_for("POST")) == 1
@@ -357,27 +281,27 @@ async def test_a_connection_lost_while_waiting_is_attached_to_again(
 
 @pytest.mark.parametrize(("status", "kind"), [(404, "not_found"), (409, "task_cancelled")])
 async def test_a_prompt_that_the_lost_connection_ended_is_posted_once_more_under_its_id(
-    fake: FakeGateway, gateway: GatewayClient, status: int, kind: str
+    fake: FakeGateway, sdk_client: GatewayClient, status: int, kind: str
 ) -> None:
     fake.on("POST /prompt_sync", cut, answer(result_body()))
     fake.on("GET /prompt_sync", answer(error_body(kind), status))
-    await gateway.run(WORKFLOW)
+    await sdk_client.run(WORKFLOW)
     first, second = fake.asked_for("POST")
     assert first.body == second.body
 
 
-async def test_a_submission_that_is_lost_twice_is_given_up(fake: FakeGateway, gateway: GatewayClient) -> None:
+async def test_a_submission_that_is_lost_twice_is_given_up(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("POST /prompt_sync", cut)
     fake.on("GET /prompt_sync", answer(error_body("not_found"), 404))
     with pytest.raises(GatewayRefusedError):
-        await gateway.run(WORKFLOW)
+        await sdk_client.run(WORKFLOW)
     assert len(fake.asked_for("POST")) == 2
 
 
-async def test_attaching_again_ends_after_a_few_attempts(fake: FakeGateway, gateway: GatewayClient) -> None:
+async def test_attaching_again_ends_after_a_few_attempts(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("POST /prompt_sync", cut)
     fake.on("GET /prompt_sync", cut)
-    events = gateway.stream(WORKFLOW, prompt_id=PROMPT_ID)
+    events = sdk_client.stream(WORKFLOW, prompt_id=PROMPT_ID)
     for attempt in (1, 2, 3):
         event = await anext(events)
         assert isinstance(event, Reconnecting)
@@ -394,17 +318,17 @@ async def test_a_gateway_that_cannot_be_reached_is_not_tried_again() -> None:
             await gateway.run(WORKFLOW)
 
 
-async def test_attach_and_cancel_go_to_the_prompt(fake: FakeGateway, gateway: GatewayClient) -> None:
+async def test_attach_and_cancel_go_to_the_prompt(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("GET /prompt_sync", answer(result_body()))
     fake.on("DELETE /prompt_sync", answer({"prompt_id": PROMPT_ID, "status": "cancelled"}))
-    assert (await gateway.attach(PROMPT_ID)).prompt_id == PROMPT_ID
-    assert (await gateway.cancel(PROMPT_ID))["status"] == "cancelled"
+    assert (await sdk_client.attach(PROMPT_ID)).prompt_id == PROMPT_ID
+    assert (await sdk_client.cancel(PROMPT_ID))["status"] == "cancelled"
     assert [asked.path for asked in fake.asked] == [f"/prompt_sync/{PROMPT_ID}"] * 2
 
 
-async def test_health_of_a_gateway_without_comfyui_is_an_answer(fake: FakeGateway, gateway: GatewayClient) -> None:
+async def test_health_of_a_gateway_without_comfyui_is_an_answer(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("GET /health", answer({"status": "unhealthy", "error": "no ComfyUI", "timestamp": 1}, 503))
-    health = await gateway.health()
+    health = await sdk_client.health()
     assert (health.healthy, health.error) == (False, "no ComfyUI")
 
 
@@ -422,20 +346,20 @@ async def test_health_of_a_gateway_without_comfyui_is_an_answer(fake: FakeGatewa
     ],
 )
 async def test_an_answer_that_is_not_the_gateways_is_told_in_a_sentence(
-    fake: FakeGateway, gateway: GatewayClient, wrong: Answer, expected: type[GatewayError], message: str
+    fake: FakeGateway, sdk_client: GatewayClient, wrong: Answer, expected: type[GatewayError], message: str
 ) -> None:
     fake.on("POST /prompt_sync", wrong)
     with pytest.raises(GatewayError, match=message) as caught:
-        await gateway.run(WORKFLOW)
+        await sdk_client.run(WORKFLOW)
     assert type(caught.value) is expected
 
 
-async def test_plain_comfyui_at_the_address_is_told_by_name(fake: FakeGateway, gateway: GatewayClient) -> None:
+async def test_plain_comfyui_at_the_address_is_told_by_name(fake: FakeGateway, sdk_client: GatewayClient) -> None:
     fake.on("GET /system_stats", answer({"system": {"comfyui_version": "0.38.0"}, "devices": []}))
     with pytest.raises(GatewayProtocolError, match="is ComfyUI itself"):
-        await gateway.run(WORKFLOW)
+        await sdk_client.run(WORKFLOW)
     with pytest.raises(GatewayProtocolError, match="is ComfyUI itself"):
-        await gateway.health()
+        await sdk_client.health()
 
 
 @pytest.mark.parametrize("server", ["ftp://x", "http://", "http://[::1", "http://h:99999"])
@@ -451,16 +375,16 @@ def output_file(filename: str = "a_00001_.png", subfolder: str = "", **more: Any
     return OutputFile.from_json(entry(filename, subfolder=subfolder) | more)
 
 
-async def test_save_never_overwrites_a_file(fake: FakeGateway, gateway: GatewayClient, tmp_path: Path) -> None:
+async def test_save_never_overwrites_a_file(fake: FakeGateway, sdk_client: GatewayClient, tmp_path: Path) -> None:
     fake.on("GET /view", file_answer(PICTURE))
-    saved = [await gateway.save(output_file(), tmp_path) for _ in range(3)]
+    saved = [await sdk_client.save(output_file(), tmp_path) for _ in range(3)]
     assert [path.name for path in saved] == ["a_00001_.png", "a_00001_ (1).png", "a_00001_ (2).png"]
     assert all(path.read_bytes() == PICTURE for path in saved)
 
 
-async def test_save_tries_a_broken_download_again(fake: FakeGateway, gateway: GatewayClient, tmp_path: Path) -> None:
+async def test_save_tries_a_broken_download_again(fake: FakeGateway, sdk_client: GatewayClient, tmp_path: Path) -> None:
     fake.on("GET /view", half_a_file, cut, file_answer(PICTURE[:999]))
-    path = await gateway.save(output_file(), tmp_path)
+    path = await sdk_client.save(output_file(), tmp_path)
     assert path.read_bytes() == PICTURE[:999]
 
 
@@ -473,17 +397,17 @@ async def test_save_tries_a_broken_download_again(fake: FakeGateway, gateway: Ga
     ],
 )
 async def test_a_file_that_cannot_be_saved_leaves_nothing_behind(
-    fake: FakeGateway, gateway: GatewayClient, tmp_path: Path, broken: Answer, expected: type[GatewayError]
+    fake: FakeGateway, sdk_client: GatewayClient, tmp_path: Path, broken: Answer, expected: type[GatewayError]
 ) -> None:
     fake.on("GET /view", broken)
     with pytest.raises(expected):
-        await gateway.save(output_file(), tmp_path)
+        await sdk_client.save(output_file(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-async def test_a_url_to_another_host_is_not_followed(gateway: GatewayClient, tmp_path: Path) -> None:
+async def test_a_url_to_another_host_is_not_followed(sdk_client: GatewayClient, tmp_path: Path) -> None:
     with pytest.raises(GatewayProtocolError, match="not an address within"):
-        await gateway.save(output_file(url="http://169.254.169.254/latest"), tmp_path)
+        await sdk_client.save(output_file(url="http://169.254.169.254/latest"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -556,14 +480,9 @@ async def cli_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> Ran:
     return Ran(code, out, err)
 
 
-@pytest.fixture
-def workflow(tmp_path: Path) -> str:
-    path = tmp_path / "workflow.json"
-    path.write_text(json.dumps(WORKFLOW))
-    return str(path)
-
-
-async def test_run_saves_every_file_and_prints_what_and_where(fake: FakeGateway, workflow: str, tmp_path: Path) -> None:
+async def test_run_saves_every_file_and_prints_what_and_where(
+    fake: FakeGateway, workflow_file: str, tmp_path: Path
+) -> None:
     fake.on(
         "POST /prompt_sync",
         event_stream(
@@ -577,7 +496,7 @@ async def test_run_saves_every_file_and_prints_what_and_where(fake: FakeGateway,
     photo.write_bytes(b"\x00\xff")
     out = tmp_path / "out"
     ran = await cli(
-        *("run", workflow, "--server", fake.url, "--output", str(out), "--timeout", "9"),
+        *("run", workflow_file, "--server", fake.url, "--output", str(out), "--timeout", "9"),
         *("--set", '1.filename_prefix={"a": [1, "x"]}', "--input", f"sub/photo.png={photo}"),
     )
     assert ran.code == Exit.OK, ran.err
@@ -592,23 +511,23 @@ async def test_run_saves_every_file_and_prints_what_and_where(fake: FakeGateway,
 
 
 async def test_run_with_json_prints_one_document_and_nothing_else(
-    fake: FakeGateway, workflow: str, tmp_path: Path
+    fake: FakeGateway, workflow_file: str, tmp_path: Path
 ) -> None:
     fake.on("POST /prompt_sync", answer(result_body(entry())))
     fake.on("GET /view", file_answer(PICTURE))
-    ran = await cli("run", workflow, "--server", fake.url, "--output", str(tmp_path), "--json")
+    ran = await cli("run", workflow_file, "--server", fake.url, "--output", str(tmp_path), "--json")
     path = str(tmp_path / "a_00001_.png")
     assert ran.json() == result_body(entry(path=path, size=len(PICTURE)))
     assert ran.code == Exit.OK
 
 
 async def test_run_with_a_partial_result_saves_the_rest_and_says_failed(
-    fake: FakeGateway, workflow: str, tmp_path: Path
+    fake: FakeGateway, workflow_file: str, tmp_path: Path
 ) -> None:
     entries = [entry("gone.png", error="not there any more"), entry("b.png"), entry("c.png")]
     fake.on("POST /prompt_sync", answer(result_body(*entries)))
     fake.on("GET /view", page(404, "404: Not Found"), file_answer(PICTURE))
-    ran = await cli("run", workflow, "--server", fake.url, "--output", str(tmp_path / "out"), "--json")
+    ran = await cli("run", workflow_file, "--server", fake.url, "--output", str(tmp_path / "out"), "--json")
     assert ran.code == Exit.FAILED
     first, second, third = ran.json()["images"]
     assert first["error"] == "not there any more"
@@ -633,14 +552,14 @@ async def test_run_with_a_partial_result_saves_the_rest_and_says_failed(
 )
 async def test_every_kind_of_failure_has_its_exit_code_and_a_document(
     fake: FakeGateway,
-    workflow: str,
+    workflow_file: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     wrong: Answer,
     expected: Exit,
 ) -> None:
     fake.on("POST /prompt_sync", wrong)
-    ran = await cli_here(capsys, "run", workflow, "--server", fake.url, "--output", str(tmp_path), "--json")
+    ran = await cli_here(capsys, "run", workflow_file, "--server", fake.url, "--output", str(tmp_path), "--json")
     assert ran.code == expected, ran.err
     document = ran.json()
     assert document["error"]
@@ -671,9 +590,9 @@ def test_the_top_level_client_has_the_names_of_the_sdk() -> None:
     assert client.main is main
 
 
-async def test_nothing_at_the_address_is_unreachable(workflow: str, tmp_path: Path) -> None:
+async def test_nothing_at_the_address_is_unreachable(workflow_file: str, tmp_path: Path) -> None:
     ran = await cli(
-        "run", workflow, "--server", f"http://127.0.0.1:{closed_port()}", "--output", str(tmp_path), "--json"
+        "run", workflow_file, "--server", f"http://127.0.0.1:{closed_port()}", "--output", str(tmp_path), "--json"
     )
     assert ran.code == Exit.UNREACHABLE
     assert ran.json()["type"] == "unreachable"
@@ -714,11 +633,21 @@ async def test_a_workflow_of_the_editor_is_told_by_name(tmp_path: Path) -> None:
     assert "Export (API)" in ran.err
 
 
-async def test_ctrl_c_cancels_the_prompt(fake: FakeGateway, workflow: str, tmp_path: Path) -> None:
+async def test_ctrl_c_cancels_the_prompt(fake: FakeGateway, workflow_file: str, tmp_path: Path) -> None:
     fake.on("POST /prompt_sync", hang)
     fake.on("DELETE /prompt_sync", answer({"prompt_id": PROMPT_ID, "status": "cancelled"}))
     process = await start(
-        *("run", workflow, "--server", fake.url, "--output", str(tmp_path), "--prompt-id", PROMPT_ID.upper(), "--json")
+        *(
+            "run",
+            workflow_file,
+            "--server",
+            fake.url,
+            "--output",
+            str(tmp_path),
+            "--prompt-id",
+            PROMPT_ID.upper(),
+            "--json",
+        )
     )
     await fake.arrived.wait()
     process.send_signal(signal.SIGINT)

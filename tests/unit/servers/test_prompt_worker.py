@@ -6,24 +6,7 @@ import pytest
 
 from comfyui.replies import QueueItem
 from comfyui.servers.prompt_worker import PromptWorker
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def worker(clock: Clock) -> PromptWorker:
-    return PromptWorker(stalled_after_s=60, silent_after_s=600, dead_after_s=900, clock=clock)
+from tests.support.clock import Clock
 
 
 def queue(*, running: str = "", pending: str = "") -> dict[str, QueueItem]:

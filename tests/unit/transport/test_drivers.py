@@ -14,6 +14,7 @@ from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
     ComfyUIServerError,
+    ComfyUIUnreadableError,
     ComfyUIValidationError,
     ConnectError,
     NoAnswerError,
@@ -311,3 +312,13 @@ async def test_a_request_that_gets_no_turn_in_time_was_not_sent() -> None:
         with pytest.raises(NoAnswerError):
             await first
         assert len(server.requests) == 1
+
+
+@both
+async def test_an_answer_that_announces_too_much_is_not_waited_for(lean: bool) -> None:
+    async def serve(_request: bytes) -> bytes:
+        return answer(b"{", length=99_999_999_999)
+
+    async with upstream(serve) as server, client_of(server, lean=lean, timeout_s=30) as client, asyncio.timeout(5):
+        with pytest.raises(ComfyUIUnreadableError, match="MAX_ANSWER_MB"):
+            await client.get_queue()

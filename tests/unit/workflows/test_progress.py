@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, Progress, ProgressState
@@ -91,6 +91,7 @@ INPUTS = st.dictionaries(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # how fast it is depends on what else runs
 @given(
     st.one_of(st.none(), st.dictionaries(NODES, st.fixed_dictionaries({"inputs": INPUTS}))),
     st.lists(EVENTS, max_size=30),

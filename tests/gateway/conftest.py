@@ -1,0 +1,364 @@
+"""What the tests of this folder share."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+from yarl import URL
+
+from comfyui.client import ComfyUIClient
+from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine, EngineOptions
+from comfyui.inputs.staging import InputStager
+from comfyui.metrics import Metrics
+from comfyui.outputs.stores.s3 import S3Settings, S3Store
+from comfyui.servers.backend import Backend
+from comfyui.transport.http1 import Http1Client
+from comfyui.web.server.connections import Connections
+from config import Settings
+from server import create_app
+from tests.support.credentials import CERTIFICATE, TOKEN
+from tests.support.described import Document
+from tests.support.keys import KEY, OTHER_KEY
+from tests.support.large_output import SIZE
+from tests.support.limits import SMALL_ANSWER_BYTES, SMALL_LIMITS
+from tests.support.log_lines import Lines
+from tests.support.object_store import (
+    ACCESS_KEY,
+    BUCKET,
+    OTHER_BUCKET,
+    OTHER_OUTPUTS_BUCKET,
+    OUTPUTS_BUCKET,
+    SECRET_KEY,
+    ensure_bucket,
+)
+from tests.support.processes import engine_process
+from tests.support.running import (
+    RunningGateway,
+    running_gateway,
+    sleep_workflow,
+)
+from tests.support.runpod_endpoint import (
+    NOWHERE,
+    FakeEndpoint,
+)
+from tests.support.servers import server_of
+from tests.support.stripping import PUBLIC
+from tests.support.url_server import Server, give_png, serve
+
+
+@pytest.fixture
+async def locked(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """Needs one of two keys; one origin is listed."""
+    async with running_gateway(
+        engine.url, api_keys=f"{KEY}, {OTHER_KEY}", cors_allow_origins="https://app.example"
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+async def small_bodies(engine: Engine) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(engine.url, max_request_body_mb=0.01) as running:
+        yield running
+
+
+@pytest.fixture
+async def small_limits(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway with small limits."""
+    async with running_gateway(engine.url, **SMALL_LIMITS) as running:
+        yield running
+
+
+@pytest.fixture
+async def small_answers(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway that takes short answers only."""
+    async with running_gateway(engine.url, max_answer_mb=SMALL_ANSWER_BYTES / 1e6, max_frame_mb=0.1) as running:
+        yield running
+
+
+@pytest.fixture
+def endless_file(tmp_path: Path) -> str:
+    """A workflow that outlives every test: it ends by being cancelled."""
+    path = tmp_path / "endless.json"
+    path.write_text(json.dumps(sleep_workflow(600)))
+    return str(path)
+
+
+@pytest.fixture
+async def closed_engine() -> AsyncIterator[Engine]:
+    """Wants a bearer token and another header."""
+    wanted = {"Authorization": TOKEN, "X-Edge": "4711"}
+    async with Engine(EngineOptions(step_seconds=0.002, required_headers=wanted)) as running:
+        yield running
+
+
+@pytest.fixture
+async def tls_engine() -> AsyncIterator[Engine]:
+    """Shows a certificate that no system trusts."""
+    async with Engine(EngineOptions(step_seconds=0.002, certificate=CERTIFICATE)) as running:
+        yield running
+
+
+@pytest.fixture
+def few_connections() -> Connections:
+    """Three at once."""
+    return Connections(3, Metrics())
+
+
+@pytest.fixture
+async def http1_client() -> AsyncIterator[Callable[..., Http1Client]]:
+    clients = []
+
+    def made(url: str, **options: Any) -> Http1Client:
+        clients.append(Http1Client(URL(url), **options))
+        return clients[-1]
+
+    yield made
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+async def plain_engine() -> AsyncIterator[Engine]:
+    async with Engine() as running:
+        yield running
+
+
+@pytest.fixture
+async def plain_server(plain_engine: Engine) -> AsyncIterator[Backend]:
+    async with ComfyUIClient(plain_engine.url, retries=0) as client:
+        yield server_of(client)
+
+
+@pytest.fixture
+async def stager() -> AsyncIterator[InputStager]:
+    async with InputStager(max_bytes=4_000_000, url_allow=(), url_timeout_s=5) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def inside_server() -> AsyncIterator[Server]:
+    """A service inside, on an address that is not allowed; nothing may reach it."""
+    async with serve(give_png, "127.0.0.9") as server:
+        yield server
+        assert server.requests == []
+
+
+@pytest.fixture
+async def url_server() -> AsyncIterator[Server]:
+    async with serve(give_png) as server:
+        yield server
+
+
+@pytest.fixture(params=[OLD_VERSION, NEW_VERSION])
+async def either_engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    """Without and with ComfyUI's atomic cancel."""
+    async with Engine(EngineOptions(comfyui_version=request.param)) as running:
+        yield running
+
+
+@pytest.fixture
+async def either_gateway(either_engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway with default settings in front of `either_engine`."""
+    async with running_gateway(either_engine.url) as running:
+        yield running
+
+
+@pytest.fixture
+def form_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the gateway keeps the files of forms."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `gs` that says it is there; the file that it leaves when it is run."""
+    ran = tmp_path / "ran"
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\necho $@ >> {ran}\n[ $1 = --version ] && echo 10.0\nexit 0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    return ran
+
+
+@pytest.fixture
+async def cookie_session() -> AsyncIterator[aiohttp.ClientSession]:
+    """Keeps cookies by a browser's rules, paths included."""
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+        yield session
+
+
+@pytest.fixture
+async def public_gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(engine.url, public_url=f"{PUBLIC}/") as running:
+        yield running
+
+
+@pytest.fixture
+async def two_servers() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
+    async with Engine() as first, Engine() as second, running_gateway(first.url, second.url) as gateway:
+        async with asyncio.timeout(5):
+            while len(gateway.handler.pool.ready) < 2:
+                await asyncio.sleep(0.01)
+        yield first, second, gateway
+
+
+@pytest.fixture
+async def guarded_heads(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway that asks for keys, with small limits for heads."""
+    limits: dict[str, Any] = {"max_header_kb": 4, "max_header_fields": 20, "header_seconds": 0.3}
+    async with running_gateway(engine.url, api_keys="k", **limits) as running:
+        yield running
+
+
+@pytest.fixture
+async def runpod_gateway(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """Without a local ComfyUI."""
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as running:
+        yield running
+
+
+@pytest.fixture
+def journals(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """The connections of the journals that were opened."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def remembering(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", remembering)
+    return opened
+
+
+@pytest.fixture
+async def runpod_alone(endpoint: FakeEndpoint, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway without a local ComfyUI."""
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path / "data")) as running:
+        yield running
+
+
+@pytest.fixture
+async def runpod_beside(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway with the engine as its local ComfyUI."""
+    async with running_gateway(engine.url, **endpoint.settings(tmp_path)) as running:
+        yield running
+
+
+@pytest.fixture
+def log_lines() -> Iterator[Lines]:
+    with capture_logs() as captured:
+        yield captured
+
+
+@pytest.fixture
+async def two_engines() -> AsyncIterator[list[Engine]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Engine(EngineOptions())) for _ in range(2)]
+
+
+@pytest.fixture
+def s3_settings(seaweedfs: str) -> S3Settings:
+    pytest.importorskip("aiobotocore")
+    return S3Settings(
+        bucket=BUCKET,
+        endpoint_url=seaweedfs,
+        access_key=SecretStr(ACCESS_KEY),
+        secret_key=SecretStr(SECRET_KEY),
+        addressing_style="path",
+        allowed_buckets=(OTHER_BUCKET,),
+        retries=0,
+    )
+
+
+@pytest.fixture
+async def s3_store(s3_settings: S3Settings) -> AsyncIterator[S3Store]:
+    async with S3Store(s3_settings) as opened:
+        for bucket in (BUCKET, OTHER_BUCKET):
+            await ensure_bucket(opened, bucket)
+        yield opened
+
+
+@pytest.fixture
+async def s3_variables(seaweedfs: str) -> dict[str, Any]:
+    """The settings of a gateway that may store in two buckets of a running server."""
+    pytest.importorskip("aiobotocore")
+    settings = S3Settings(
+        OUTPUTS_BUCKET,
+        endpoint_url=seaweedfs,
+        addressing_style="path",
+        access_key=SecretStr(ACCESS_KEY),
+        secret_key=SecretStr(SECRET_KEY),
+    )
+    async with S3Store(settings) as store:
+        have = {entry["Name"] for entry in (await store._client.list_buckets())["Buckets"]}
+        for bucket in {OUTPUTS_BUCKET, OTHER_OUTPUTS_BUCKET} - have:
+            await store._client.create_bucket(Bucket=bucket)
+    return {
+        "s3_bucket": OUTPUTS_BUCKET,
+        "s3_allowed_buckets": OTHER_OUTPUTS_BUCKET,
+        "s3_endpoint_url": seaweedfs,
+        "s3_access_key_id": ACCESS_KEY,
+        "s3_secret_access_key": SECRET_KEY,
+        "s3_addressing_style": "path",
+        "s3_prefix": "renders",
+    }
+
+
+@pytest.fixture
+async def storing_gateway(engine: Engine, s3_variables: dict[str, Any]) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(engine.url, **s3_variables) as running:
+        yield running
+
+
+@pytest.fixture
+async def locked_plain(engine: Engine) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(engine.url, api_keys=f"{KEY}, {OTHER_KEY}") as running:
+        yield running
+
+
+@pytest.fixture
+async def own_engine() -> AsyncIterator[str]:
+    """An engine as a process of its own: it, too, has to do with what comes in halves."""
+    async with engine_process() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    return create_app(Settings()).openapi()
+
+
+@pytest.fixture(scope="module")
+def digest_of_output() -> str:
+    block, digest = bytes(range(256)) * 4096, hashlib.sha256()
+    for start in range(0, SIZE, len(block)):
+        digest.update(block[: SIZE - start])
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Only what nobody holds goes, and at once: no collector hides a circle."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

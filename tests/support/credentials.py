@@ -1,0 +1,10 @@
+"""What an engine that asks for credentials wants, and shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TOKEN = "Bearer upstream-secret"
+
+
+CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"

@@ -1,0 +1,7 @@
+"""The output that is large enough to see what memory it costs."""
+
+from __future__ import annotations
+
+import os
+
+SIZE = int(os.environ.get("OUTPUT_MB", "256")) * 1_000_000

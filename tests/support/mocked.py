@@ -1,0 +1,21 @@
+"""What aioresponses needs to stand for aiohttp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+MOCKED_URL = "http://comfyui:8188"
+
+
+class Nothing:
+    """aioresponses 0.7.9 does not give what aiohttp 3.14 wants of the request's writer."""
+
+    output_size = 0
+
+
+class MockedResponse(aiohttp.ClientResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("stream_writer", Nothing())
+        super().__init__(*args, **kwargs)
