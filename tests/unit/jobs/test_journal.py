@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -22,15 +21,9 @@ from comfyui.jobs.journal.records import (
     WebhookOrder,
 )
 from comfyui.jobs.journal.writes import Add, Again, Cancel, Finish, Place, PutBack, SendAgain, Start, Tell, Tried
-from tests.support.journals import BODY, delivery, end, journal_of, new_job, prompt_id, run
+from tests.support.journals import BODY, delivery, end, new_job, prompt_id, run
 
 _DAY = 86_400.0
-
-
-@pytest.fixture(params=["sqlite", "memory"])
-async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    async with journal_of(request.param, tmp_path) as opened:
-        yield opened
 
 
 async def numbers_of(journal: Journal, narrowed: JobFilter, limit: int = 50) -> list[float]:
