@@ -111,7 +111,7 @@ def create_app(
 
 def _journal(settings: Settings) -> Journal:
     if settings.state_dir is None:
-        _log.warning("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
+        _log.info("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
         return MemoryJournal()
     return SqliteJournal(settings.state_dir, lock_wait_s=settings.shutdown_grace_seconds)
 

@@ -138,17 +138,9 @@ class Runs:
         except TimeoutError:
             outcome = ComfyUITimeoutError.code
             self._timed_out(job)
-        except ComfyUIError as caught:
-            error: ComfyUIError = caught
-            if job.stays and job.request is None and isinstance(error, ComfyUINotFoundError):
-                error = ComfyUIError(NEEDS_SECRETS)
-            outcome = error.code
-            again = job.stays and isinstance(error, ComfyUIConnectionError) and not job.ended
-            if again:
-                self._log.warning("prompt.waits_again", prompt_id=job.prompt_id, detail=error.detail)
-                job.put_back()
-            else:
-                job.fail(error)
+        except ComfyUIError as error:
+            # No other name may stay for it: its traceback has this frame, and so the request.
+            outcome, again = self._failed(job, error)
         except Exception:
             outcome = ComfyUIError.code
             self._log.exception("prompt.crashed", prompt_id=job.prompt_id)
@@ -164,6 +156,17 @@ class Runs:
                 # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.
                 record = functools.partial(self._record, job, outcome, time.monotonic() - started, timings)
                 after_turns(_TURNS_UNTIL_ANSWERED, record)
+
+    def _failed(self, job: Job, error: ComfyUIError) -> tuple[str, bool]:
+        """What the run ended with, and whether it waits in our queue again."""
+        if job.stays and job.request is None and isinstance(error, ComfyUINotFoundError):
+            error = ComfyUIError(NEEDS_SECRETS)
+        if job.stays and isinstance(error, ComfyUIConnectionError) and not job.ended:
+            self._log.warning("prompt.waits_again", prompt_id=job.prompt_id, detail=error.detail)
+            job.put_back()
+            return error.code, True
+        job.fail(error)
+        return error.code, False
 
     def _first_limit_s(self, job: Job) -> float | None:
         if not job.stays or job.entry is None:
