@@ -240,9 +240,15 @@ class Job:
         """These servers are `full`."""
         self.full = full
 
-    def limit(self, limit: asyncio.Timeout, max_execution_s: float) -> None:
-        """From its start on the job has so long, by this timeout."""
-        self._limit, self._max_execution_s = limit, max_execution_s
+    def limited(self, first_s: float | None, max_execution_s: float) -> asyncio.Timeout:
+        """How long the task may take: `first_s` in all; of a job that stays, until it starts, and then so long again.
+
+        Use it without a name: a frame that is left by an exception would keep it, and it keeps the task.
+        """
+        limit = asyncio.timeout(first_s)
+        if self.stays:
+            self._limit, self._max_execution_s = limit, max_execution_s
+        return limit
 
     def latest(self) -> list[Event]:
         """What holds on, oldest first."""

@@ -126,9 +126,7 @@ class Runs:
         timings: Mapping[str, Any] = {}
         again = False
         try:
-            async with asyncio.timeout(self._first_limit_s(job)) as limit:
-                if job.stays:
-                    job.limit(limit, self._limits.max_execution_s)
+            async with job.limited(self._first_limit_s(job), self._limits.max_execution_s):
                 if before is not None:
                     await before()
                 result = await self._runner.run(job)
