@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, NotRequired, Self
+from typing import Annotated, Any, Literal, NotRequired, Self, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -256,6 +256,15 @@ class TimingsEntry(TypedDict):
     queued: Annotated[float, Field(description="Waiting in ComfyUI's queue, and for its answers.")]
     executing: Annotated[float, Field(description="ComfyUI's execution alone, by its own clock.")]
     collecting: Annotated[float, Field(description="Reading the files.")]
+    nodes: NotRequired[
+        Annotated[
+            Mapping[str, float],
+            Field(
+                description="Of each node that ran, from its beginning to its end; cached ones are left out. Missing"
+                " where the gateway did not hear all of the run."
+            ),
+        ]
+    ]
 
 
 class AnswerHead(TypedDict):
@@ -322,24 +331,37 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in seconds. ``queued`` is what is left of the wait without ComfyUI's execution."""
+    """Where the time went, in seconds. ``queued`` is what is left of the wait without ComfyUI's execution.
+
+    Attributes:
+        nodes: of each node that ran, by its id; None where that is not known.
+    """
 
     staging_s: float = 0.0
     queued_s: float = 0.0
     executing_s: float = 0.0
     collecting_s: float = 0.0
+    nodes: Mapping[str, float] | None = None
 
     @property
     def total_s(self) -> float:
         return self.staging_s + self.queued_s + self.executing_s + self.collecting_s
 
-    def to_json(self) -> TimingsEntry:
+    @property
+    def stages(self) -> dict[str, float]:
+        """Each stage by its name."""
         return {
-            "staging": round(self.staging_s, 4),
-            "queued": round(self.queued_s, 4),
-            "executing": round(self.executing_s, 4),
-            "collecting": round(self.collecting_s, 4),
+            "staging": self.staging_s,
+            "queued": self.queued_s,
+            "executing": self.executing_s,
+            "collecting": self.collecting_s,
         }
+
+    def to_json(self) -> TimingsEntry:
+        entry = cast("TimingsEntry", {stage: round(seconds, 4) for stage, seconds in self.stages.items()})
+        if self.nodes is not None:
+            entry["nodes"] = self.nodes
+        return entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,7 +284,9 @@ class PromptRunner:
                 waited_s = time.monotonic() - staged
             finally:
                 backend.watcher.unwatch(watch)
-        result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, node_errors)
+        # A server that only stands for others tells of the nodes that it happened to see.
+        node_seconds = None if self._options.remote else watch.times.seconds()
+        result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, node_errors, node_seconds)
         return result, entry
 
     async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:

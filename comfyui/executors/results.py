@@ -23,10 +23,11 @@ def result_of(
     staging_s: float = 0.0,
     waited_s: float = 0.0,
     node_errors: Mapping[str, tuple[str, ...]] | None = None,
+    node_seconds: Mapping[str, float] | None = None,
 ) -> PromptResult:
     """A history entry as a result; raises what the entry says went wrong, with what was saved before that."""
     executing = executing_s(entry)
-    timings = Timings(staging_s, queued_s=max(0.0, waited_s - executing), executing_s=executing)
+    timings = Timings(staging_s, queued_s=max(0.0, waited_s - executing), executing_s=executing, nodes=node_seconds)
     result = PromptResult(
         prompt_id,
         backend.name,

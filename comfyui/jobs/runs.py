@@ -7,7 +7,6 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -123,7 +122,7 @@ class Runs:
     ) -> None:
         started = time.monotonic()
         outcome = ""
-        timings: Mapping[str, Any] = {}
+        timings: Mapping[str, float] = {}
         again = False
         try:
             async with job.limited(self._first_limit_s(job), self._limits.max_execution_s):
@@ -132,7 +131,7 @@ class Runs:
                 result = await self._runner.run(job)
             outcome = "success"
             job.finish(result)
-            timings = result.timings.to_json()
+            timings = result.timings.stages
         except TimeoutError:
             outcome = ComfyUITimeoutError.code
             self._timed_out(job)
@@ -190,7 +189,7 @@ class Runs:
         else:
             job.fail(error)
 
-    def _record(self, job: Job, outcome: str, seconds: float, timings: Mapping[str, Any]) -> None:
+    def _record(self, job: Job, outcome: str, seconds: float, timings: Mapping[str, float]) -> None:
         if outcome == ComfyUIShutdownError.code and job.stays:
             return  # it goes on
         self._prompts(outcome).inc()

@@ -59,6 +59,7 @@ def result_to_bytes(result: PromptResult) -> bytes:
             "server": result.server,
             "outputs": result.outputs,
             "timings": [timings.staging_s, timings.queued_s, timings.executing_s],
+            "node_seconds": timings.nodes,
             "node_errors": result.node_errors,
             "simulated": result.simulated,
         }
@@ -69,12 +70,13 @@ def result_from_bytes(prompt_id: str, kept: bytes) -> PromptResult:
     fields = jsonio.loads(kept)
     node_errors = {node_id: tuple(messages) for node_id, messages in fields["node_errors"].items()}
     outputs = fields["outputs"]
+    staging_s, queued_s, executing_s = fields["timings"]
     return PromptResult(
         prompt_id,
         fields["server"],
         outputs,
         files_of(outputs),
-        Timings(*fields["timings"]),
+        Timings(staging_s, queued_s, executing_s, nodes=fields.get("node_seconds")),
         node_errors,
         simulated=fields["simulated"],
     )

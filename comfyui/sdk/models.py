@@ -62,12 +62,23 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went in the gateway, in seconds."""
+    """Where the time went in the gateway, in seconds.
+
+    Attributes:
+        nodes: of each node that ran, by its id; None where the gateway does not know it.
+    """
 
     staging_s: float = 0.0
     queued_s: float = 0.0
     executing_s: float = 0.0
     collecting_s: float = 0.0
+    nodes: Mapping[str, float] | None = None
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Timings:
+        """What else a newer gateway may tell is left out."""
+        stages = {f"{name}_s": float(entry[name]) for name in ("staging", "queued", "executing", "collecting")}
+        return cls(**stages, nodes=entry.get("nodes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ class PromptResult:
                 outputs=body["outputs"],
                 files=tuple(OutputFile.from_json(entry) for entry in body["images"]),
                 node_errors=body.get("node_errors") or {},
-                timings=Timings(**{f"{name}_s": float(seconds) for name, seconds in body["timings"].items()}),
+                timings=Timings.from_json(body["timings"]),
                 body=body,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

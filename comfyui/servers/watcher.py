@@ -46,6 +46,7 @@ from comfyui.metrics import Metrics
 from comfyui.offload import offloaded
 from comfyui.replies import HistoryEntry, QueueItem
 from comfyui.retrying import Backoff
+from comfyui.servers.node_times import NodeTimes
 from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.positions import Place, QueuePositions
 from comfyui.servers.prompt_worker import PromptWorker
@@ -105,6 +106,7 @@ class Watch:
         """It ran when ComfyUI's process ended, as far as anyone can tell."""
         self.collecting = False
         self.id_in_frames = prompt_id.encode("utf-8", "replace")
+        self.times = NodeTimes()
         self.unread: dict[bytes, bytes] = {}
         """By type, the last frames of how the prompt is, as long as nobody follows it; the newest stands last."""
         self._done: asyncio.Future[HistoryEntry | ComfyUIError] = asyncio.get_running_loop().create_future()
@@ -336,10 +338,17 @@ class CompletionWatcher:
         if holds_on is None:
             return False
         watch = self._watches.get(self._running_id or "")
-        if watch is None or watch.followed or watch.id_in_frames not in frame:
+        if watch is None or watch.id_in_frames not in frame:
             return False
-        if kind == b"executing" and _NO_NODE in frame:
-            return False  # the prompt's end
+        is_end = kind == b"executing" and _NO_NODE in frame
+        if kind == b"progress_state":
+            watch.times.states(frame, time.monotonic())
+        elif is_end or kind == b"execution_success":
+            watch.times.ended(time.monotonic())
+        elif kind == b"executing":
+            watch.times.executing(frame, time.monotonic())
+        if is_end or watch.followed:
+            return False
         if holds_on:
             watch.unread.pop(kind, None)
             watch.unread[kind] = frame
@@ -392,6 +401,7 @@ class CompletionWatcher:
         watch.heard = True
         if isinstance(event, ExecutionStart):
             watch.unread.clear()
+            watch.times.started()
         watch.tell(event)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
             self._start(self._collect(watch), f"collect {watch.prompt_id}")

@@ -39,6 +39,7 @@ async def test_jobs_outlive_the_gateway(tmp_path: Path, engine: Engine) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         done = await submit(gateway.http, invert_workflow(1), labels={"at": "done"})
         _, result = await fetch(gateway.http, done)
+        assert set(result["timings"]["nodes"]) == set(invert_workflow())
         running = await submit(gateway.http, sleep_workflow(1.5, tag=2))
         await status_is(gateway.http, running, "running")
         waiting = [await submit(gateway.http, invert_workflow(tag)) for tag in range(3, 10)]

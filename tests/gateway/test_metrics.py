@@ -50,8 +50,11 @@ async def test_a_prompt_is_counted_with_the_time_of_its_stages(gateway: RunningG
     samples = await _samples(gateway)
     assert samples["comfyui_gateway_prompts_total{outcome=success}"] == 1
     assert samples["comfyui_gateway_prompts_total{outcome=validation_failed}"] == 1
-    for stage in ("staging", "queued", "executing", "collecting"):
-        assert samples[f"comfyui_gateway_stage_seconds_count{{stage={stage}}}"] == 1
+    stages = [name for name in samples if name.startswith("comfyui_gateway_stage_seconds_count")]
+    assert {name: samples[name] for name in stages} == {
+        f"comfyui_gateway_stage_seconds_count{{stage={stage}}}": 1
+        for stage in ("staging", "queued", "executing", "collecting")
+    }, "no label for each node"
     assert samples["comfyui_gateway_waiting_requests{}"] == 0
     assert samples["comfyui_gateway_server_up{}"] == 1
     assert samples["comfyui_gateway_websocket_connected{}"] == 1

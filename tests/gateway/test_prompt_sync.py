@@ -31,7 +31,7 @@ async def test_a_workflow_comes_back_with_its_files(gateway: RunningGateway) -> 
         }
     ]
     assert body["node_errors"] == {}
-    assert set(body["timings"]) == {"staging", "queued", "executing", "collecting"}
+    assert set(body["timings"]) == {"staging", "queued", "executing", "collecting", "nodes"}
     assert body["execution_time"] > 0
 
 
@@ -105,3 +105,23 @@ async def test_a_comfyui_that_does_not_call_itself_a_simulation_is_none(stats: b
         assert (health["status"], health["simulation"]) == ("healthy", False)
     finally:
         await runner.cleanup()
+
+
+async def test_an_answer_says_how_long_each_node_ran(gateway: RunningGateway) -> None:
+    workflow = sleep_workflow(0.4)
+    _, body = await gateway.prompt_sync(workflow)
+    nodes = body["timings"]["nodes"]
+    assert set(nodes) == set(workflow)
+    assert 0.4 <= nodes["4"] <= body["timings"]["executing"] + 0.2
+    assert all(nodes[node_id] < 0.4 for node_id in ("1", "2", "3"))
+
+    workflow["5"] = {"class_type": "ImageInvert", "inputs": {"image": ["4", 0]}}
+    workflow["3"]["inputs"]["images"] = ["5", 0]
+    _, body = await gateway.prompt_sync(workflow)
+    assert set(body["timings"]["nodes"]) == {"3", "5"}, "nodes that come from the cache did not run"
+
+
+async def test_seconds_by_node_are_left_out_where_nobody_told_the_gateway(gateway: RunningGateway) -> None:
+    async with gateway.http.ws_connect("/ws?clientId=mine"):
+        _, body = await gateway.prompt_sync(invert_workflow(7), client_id="mine")
+    assert "nodes" not in body["timings"]

@@ -60,6 +60,7 @@ async def test_a_prompt_runs_at_the_endpoint_and_its_files_and_history_are_here(
     [image] = answer["images"]
     assert (image["base64"], image["subfolder"]) == (DATA, prompt_id)
     assert answer["timings"]["executing"] == pytest.approx(0.12, abs=0.01)
+    assert "nodes" not in answer["timings"], "the endpoint is looked at now and then"
 
     async with runpod_gateway.http.get(image["url"], headers={"Range": "bytes=1-3"}) as response:
         assert (response.status, await response.read()) == (206, b"PNG")

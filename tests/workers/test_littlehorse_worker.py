@@ -48,7 +48,7 @@ async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(littlehorse_sha
     assert output["outputs"] == ["/data/output/sub/a_00001_.png"]
     assert (output["status"], output["node_errors"]) == ("success", {})
     assert [(file["node_id"], file["filename"]) for file in output["files"]] == [("3", "a_00001_.png")]
-    assert set(output["timings"]) == {"staging", "queued", "executing", "collecting"}
+    assert set(output["timings"]) == {"staging", "queued", "executing", "collecting", "nodes"}
     lines = [line.partition("] ")[2] for line in report["logOutput"]["str"].splitlines()]
     assert lines[0] == f"prompt {prompt_id_of('ok')}"
     assert "running" in lines

@@ -93,7 +93,7 @@ async def test_a_task_is_complete_with_its_files_in_the_store(
     assert (result["status"], result["partial"], result["node_errors"]) == ("success", False, {})
     assert result["prompt_id"] == str(prompt_id_for_job("postgres", task_id))
     assert result["files"] == row["outputs"]
-    assert set(result["timings"]) == {"staging", "queued", "executing", "collecting"}
+    assert set(result["timings"]) == {"staging", "queued", "executing", "collecting", "nodes"}
     assert result["execution_time"] > 0
 
 

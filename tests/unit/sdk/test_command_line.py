@@ -163,6 +163,16 @@ async def test_run_posts_what_was_given_and_types_what_came_back(fake: FakeGatew
     assert b"".join(chunks) == PICTURE
 
 
+@pytest.mark.parametrize(("more", "nodes"), [({}, None), ({"nodes": {"3": 0.8}, "a_later_stage": {}}, {"3": 0.8})])
+async def test_timings_of_gateways_of_any_version_are_read(
+    fake: FakeGateway, sdk_client: GatewayClient, more: dict[str, Any], nodes: Any
+) -> None:
+    body = result_body()
+    fake.on("POST /prompt_sync", answer({**body, "timings": body["timings"] | more}))
+    timings = (await sdk_client.run(WORKFLOW)).timings
+    assert (timings.executing_s, timings.nodes) == (0.9, nodes)
+
+
 async def test_every_prompt_gets_an_id_so_that_it_can_be_attached_to(
     fake: FakeGateway, sdk_client: GatewayClient
 ) -> None:
