@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import bombs, cost, memory, speed
+from benchmarks import bombs, cost, jobs, journal, memory, speed
 from benchmarks.processes import ROOT, BenchError
 from benchmarks.stage import Row, Stage, stage
 
@@ -29,6 +29,11 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "start": memory.start,
     "queue": cost.queue_length,
     "bombs": bombs.bombs,
+    "journal": journal.journal,
+    "journal-cost": jobs.journal_cost,
+    "submissions": jobs.submissions,
+    "waiting-jobs": jobs.waiting_jobs,
+    "many-jobs": jobs.many_jobs,
 }
 _RELAY = "relay"
 _LOG_LINES = 15

@@ -12,7 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,15 +40,21 @@ class Side:
     cpu_ms: list[float] = field(default_factory=list)
 
 
-async def measure(other: Path, *, pairs: int, blocks: int, calls: int) -> list[Side]:
-    """Both sides: this one first."""
+@dataclass(frozen=True)
+class Entrant:
+    """A gateway that takes part: the checkout that it runs from, and its settings beside the benchmarks' own."""
+
+    name: str
+    root: Path = ROOT
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+async def measure(entrants: Sequence[Entrant], *, pairs: int, blocks: int, calls: int) -> list[Side]:
+    """What each of the two gateways took."""
     async with AsyncExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = await stack.enter_async_context(running_engine(logs))
-        sides = [
-            await stack.enter_async_context(_side("this", ROOT, engine, logs)),
-            await stack.enter_async_context(_side("other", other, engine, logs)),
-        ]
+        sides = [await stack.enter_async_context(_side(entrant, engine, logs)) for entrant in entrants]
         for _ in range(50):
             for side in sides:
                 await side.call(workflow())
@@ -74,16 +80,21 @@ async def _block(side: Side, calls: int) -> None:
 
 
 @asynccontextmanager
-async def _side(name: str, root: Path, engine: Server, logs: Path) -> AsyncIterator[Side]:
+async def _side(entrant: Entrant, engine: Server, logs: Path) -> AsyncIterator[Side]:
     port = free_port()
-    command = [str(root / "server.py")]
-    env = gateway_env(engine.address, port) | {"PYTHONPATH": str(root)}
-    async with running_server(name, command, port, "/health/ready", logs, env) as gateway:
+    command = [str(entrant.root / "server.py")]
+    env = gateway_env(engine.address, port) | {"PYTHONPATH": str(entrant.root), **entrant.settings}
+    async with running_server(entrant.name, command, port, "/health/ready", logs, env) as gateway:
         pool = Pool(gateway)
         try:
-            yield Side(name, gateway, GatewayClient(pool))
+            yield Side(entrant.name, gateway, GatewayClient(pool))
         finally:
             pool.close()
+
+
+def differences_ms(this: Side, other: Side) -> float:
+    """The median of what this side's calls took more than the other's, pair by pair."""
+    return statistics.median(a - b for a, b in zip(this.latency_ms, other.latency_ms, strict=True))
 
 
 def _table(sides: list[Side]) -> Table:
@@ -97,8 +108,7 @@ def _table(sides: list[Side]) -> Table:
     )
     for name, mine, theirs in figures:
         table.add_row(name, f"{mine:.2f}", f"{theirs:.2f}", f"{mine / theirs:.3f}")
-    difference = statistics.median(a - b for a, b in zip(this.latency_ms, other.latency_ms, strict=True))
-    table.add_row("one caller, median of the pairs' differences, ms", f"{difference:+.3f}", "", "")
+    table.add_row("one caller, median of the pairs' differences, ms", f"{differences_ms(this, other):+.3f}", "", "")
     return table
 
 
@@ -111,8 +121,8 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.other / "server.py").is_file():
         parser.error(f"{options.other} has no server.py")
-    other = options.other.resolve()
-    sides = uvloop.run(measure(other, pairs=options.pairs, blocks=options.blocks, calls=options.calls))
+    entrants = (Entrant("this"), Entrant("other", options.other.resolve()))
+    sides = uvloop.run(measure(entrants, pairs=options.pairs, blocks=options.blocks, calls=options.calls))
     Console().print(_table(sides))
 
 

@@ -1,27 +1,21 @@
-"""`python -m benchmarks.journal`: what the journal of jobs costs, on an empty file and with 100,000 jobs in it."""
+"""What the journal of jobs costs by itself, on an empty file and with 100,000 jobs in it."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from uuid import UUID
 
-import uvloop
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.stage import Row
+from benchmarks.stage import Row, Stage
 from comfyui.jobs.journal.records import Fence, JobFilter, NewJob, State
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.writes import Add, Finish, Place, Start
 
-_JOBS = 100_000
+JOBS = 100_000
 _CALLERS = 32
 _OWNERS = 20
 _FILES = b", ".join(b'{"filename": "ComfyUI_%05d_.png", "type": "output"}' % number for number in range(4))
@@ -56,9 +50,10 @@ def _finish(job: NewJob, number: int, attempt: int) -> Finish:
     return Finish(fence=Fence(job.prompt_id, 1, attempt), state=state, at=job.created_at + 9.0, result=_RESULT)
 
 
-async def figures(*, quick: bool = False) -> list[Row]:
+async def journal(on: Stage) -> list[Row]:
     """All rows; some ten seconds, or two."""
-    jobs = _JOBS // 10 if quick else _JOBS
+    quick = on.quick
+    jobs = JOBS // 10 if quick else JOBS
     with tempfile.TemporaryDirectory() as folder:
         rows = await _writes(Path(folder) / "writes", 500 if quick else 5000)
         rows += await _loop_cost(Path(folder) / "behind", 500 if quick else 5000)
@@ -131,19 +126,24 @@ async def _loop_cost(folder: Path, count: int) -> list[Row]:
     ]
 
 
+async def fill(journal: SqliteJournal, count: int, *, unfinished: int = 1000) -> None:
+    """So many jobs; all but the last have ended."""
+    for start in range(0, count, 1000):
+        writes: list[Add | Finish] = []
+        for number in range(start, min(start + 1000, count)):
+            job = _job(number)
+            writes.append(Add(job))
+            if number < count - unfinished:
+                writes.append(_finish(job, number, 0))
+        await asyncio.gather(*(journal.write(write) for write in writes))
+
+
 async def _many(folder: Path, count: int) -> list[Row]:
     began = time.perf_counter()
     async with SqliteJournal(folder.with_name("empty")):
         empty_s = time.perf_counter() - began
     async with SqliteJournal(folder) as journal:
-        for start in range(0, count, 1000):
-            writes: list[Add | Finish] = []
-            for number in range(start, start + 1000):
-                job = _job(number)
-                writes.append(Add(job))
-                if number < count - 1000:
-                    writes.append(_finish(job, number, 0))
-            await asyncio.gather(*(journal.write(write) for write in writes))
+        await fill(journal, count)
     size = _size_of(folder)
     began = time.perf_counter()
     async with SqliteJournal(folder) as journal:
@@ -201,20 +201,3 @@ def _size_of(folder: Path) -> int:
 
 def _p95(took: list[float]) -> float:
     return statistics.quantiles(took, n=20)[-1]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.journal", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer jobs: a first look, not figures to keep")
-    rows = uvloop.run(figures(quick=parser.parse_args().quick))
-    table = Table("figure", "measured", "target", "", "detail")
-    for row in rows:
-        table.add_row(
-            row.figure, row.measured, row.target, {None: "", True: "met", False: "missed"}[row.met], row.detail
-        )
-    Console(width=140).print(table)
-    return 0 if all(row.met is not False for row in rows) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

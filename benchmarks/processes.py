@@ -97,11 +97,13 @@ async def running_engine(logs: Path) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def running_gateway(engine: Server, logs: Path, **settings: str) -> AsyncIterator[Server]:
-    """`settings` by the names of their environment variables."""
+async def running_gateway(
+    engine: Server, logs: Path, ready: str = "/health/ready", **settings: str
+) -> AsyncIterator[Server]:
+    """Until `ready` answers 200. `settings` by the names of their environment variables."""
     port = free_port()
     env = gateway_env(engine.address, port) | settings
-    async with running_server("gateway", ["server.py"], port, "/health/ready", logs, env) as server:
+    async with running_server("gateway", ["server.py"], port, ready, logs, env) as server:
         yield server
 
 
