@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,10 +47,17 @@ from comfyui.web.front.hosts import KnownHosts, parse_hosts
 from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.middleware import BodyLimits
 from comfyui.web.front.paths import DEFAULT_DENY, PathRules, ProxyMode
+from comfyui.web.front.tickets import LINK_S
 from comfyui.web.server.listening import parse_listen
 from comfyui.web.server.request_head import HeadLimits
 from comfyui.web.server.serving import ServingOptions
 
+_LONGEST_LINK_S = 366 * 24 * 3600
+# An international name stands there in its ASCII form: links are headers, too.
+_PUBLIC_URL = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?(?:/(?:[A-Za-z0-9._~!$&()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*",
+    re.IGNORECASE,
+)
 # For one client of RunPod's bridge, which is the gateway's own relay: it reads all the time.
 _BRIDGE_SOCKET_BYTES = 16 * MB
 
@@ -229,6 +237,12 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         default="",
         description="Where clients see the gateway (https://example.org/comfy): links in answers begin with it.",
     )
+    link_seconds: int = Field(
+        default=LINK_S,
+        ge=1,
+        le=_LONGEST_LINK_S,
+        description="Seconds that the links to files in a webhook open without a key, where API_KEYS is set.",
+    )
     forwarded_allow_ips: CommaList = Field(
         default=DEFAULT_PROXIES,
         description="Addresses or CIDRs of reverse proxies whose X-Forwarded headers are believed; * for all.",
@@ -285,9 +299,13 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     @field_validator("public_url")
     @classmethod
     def _public(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.query or parts.fragment:
-            raise ValueError("an http(s) URL without query and fragment is wanted")
+        if value and not _PUBLIC_URL.fullmatch(value):
+            raise ValueError(
+                "an http(s) URL with a host name is wanted, percent-encoded, without user, query and fragment:"
+                " https://example.org/comfy"
+            )
+        if value and urlsplit(value).port == 0:  # raises for a port that is too large
+            raise ValueError("a port from 1 to 65535 is wanted")
         return value.rstrip("/")
 
     @model_validator(mode="after")
@@ -366,7 +384,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         public_host = urlsplit(self.public_url).hostname
         return AppOptions(
             keys=KeyRing([key.get_secret_value() for key in self.api_keys], session_s=self.login_hours * 3600),
-            public_url=self.public_url,
+            link_s=self.link_seconds,
             trusted_proxies=self.forwarded_allow_ips,
             allowed_origins=frozenset(self.cors_allow_origins),
             hosts=KnownHosts([*self.allowed_hosts, *([public_host] if public_host else [])]),
@@ -385,6 +403,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 max_input_bytes=self.max_input_bytes,
                 limits=self.limits(),
                 jobs_are_stored=self.state_dir is not None,
+                public_url=self.public_url,
             ),
         )
 

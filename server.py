@@ -31,6 +31,7 @@ from comfyui.settings import ENV_FILE, load
 from comfyui.warmup import WarmUp
 from comfyui.web.api.ops import VERSION
 from comfyui.web.app import Gateway, Opened
+from comfyui.web.front.tickets import Tickets
 from comfyui.web.server.draining import draining_on_signal
 from comfyui.web.server.listening import bind, warn_of_strangers
 from comfyui.web.server.serving import Server, relieve_the_collector, run
@@ -104,7 +105,8 @@ def create_app(
             if warm_up is not None:
                 await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
-                yield Opened(handler, deliverer)
+                tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)
+                yield Opened(handler, deliverer, tickets)
 
     return Gateway(options.app, metrics, opening)
 

@@ -275,6 +275,14 @@ class AnswerHead(TypedDict):
     outputs: Annotated[Mapping[str, Any], Field(description="ComfyUI's history, verbatim.")]
 
 
+class HeadWithoutOutputs(TypedDict):
+    """As `AnswerHead`, in a webhook that would be too long with them."""
+
+    prompt_id: str
+    status: Literal["success"]
+    outputs_omitted: Literal[True]
+
+
 class AnswerTail(TypedDict):
     """What stands behind them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from comfyui import jsonio
+from comfyui import big_json, jsonio
 from comfyui.exceptions import (
     WITH_RETRY_AFTER,
     ComfyUIError,
@@ -15,6 +15,7 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
     error_body_of,
 )
+from comfyui.limits import JSON_OF_COMFYUI
 from comfyui.models import PromptRequest, PromptResult, Timings
 from comfyui.outputs.history import files_of
 
@@ -67,7 +68,7 @@ def result_to_bytes(result: PromptResult) -> bytes:
 
 
 def result_from_bytes(prompt_id: str, kept: bytes) -> PromptResult:
-    fields = jsonio.loads(kept)
+    fields = big_json.load(kept, JSON_OF_COMFYUI)
     node_errors = {node_id: tuple(messages) for node_id, messages in fields["node_errors"].items()}
     outputs = fields["outputs"]
     staging_s, queued_s, executing_s = fields["timings"]

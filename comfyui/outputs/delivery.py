@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +18,18 @@ from comfyui.models import (
     PromptRequest,
     PromptResult,
 )
+from comfyui.offload import offloaded
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.history import OutputContent, result_json
 from comfyui.outputs.keys import prompt_key
 from comfyui.outputs.stores.store import Placement
 from comfyui.outputs.zipping import zip_pieces
 
+Link = Callable[[str], str]
+"""The address of a path and query of the gateway, as the reader of an answer calls it."""
+
+# About what the entry of a file takes to be made, as JSON would take it to be written.
+_ENTRY_BYTES = 256
 _NOTHING_TO_CONVERT = "neither return_image_base64, an output store, nor raw bytes or zip were asked for"
 
 
@@ -89,7 +95,7 @@ class Deliverer:
             note: ConversionNote = (
                 {"converted": False, "reason": _NOTHING_TO_CONVERT} if order.convert and not order.with_base64 else {}
             )
-            return [{**self._entry(file), **note} for file in result.files]
+            return await self._described(result, self._public, note)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._stored(result, file, order, placement, deadline), name="store output")
@@ -97,18 +103,32 @@ class Deliverer:
             ]
         return [task.result() for task in tasks]
 
-    def json(self, result: PromptResult, entries: list[FileEntry], order: Order) -> AsyncGenerator[bytes, None]:
+    async def entries_to_tell(self, result: PromptResult, link: Link) -> list[FileEntry]:
+        """As `entries`, for somebody who did not ask for the answer: nothing is stored for it.
+
+        Args:
+            link: gives the addresses of files at the gateway.
+        """
+        return await self._described(result, link)
+
+    def json(
+        self, result: PromptResult, entries: list[FileEntry], order: Order, *, with_outputs: bool = True
+    ) -> AsyncGenerator[bytes, None]:
         """The JSON answer in pieces: see `outputs.result_json`."""
         open_file = (lambda file: self.open(result, file, order)) if order.with_base64 else None
-        return result_json(result, entries, open_file=open_file)
+        return result_json(result, entries, open_file=open_file, with_outputs=with_outputs)
 
     def zip(self, result: PromptResult, order: Order) -> AsyncGenerator[bytes, None]:
         """All files as an archive: see `zipping.zip_pieces`."""
         return zip_pieces(result.files, lambda file: self.open(result, file, order))
 
-    def _entry(self, file: OutputFile) -> FileEntry:
-        entry = file.to_json()
-        return {**entry, "url": f"{self._options.public_url}{file.url}"} if self._options.public_url else entry
+    async def _described(self, result: PromptResult, link: Link, note: ConversionNote | None = None) -> list[FileEntry]:
+        more: ConversionNote = note or {}
+        size = len(result.files) * _ENTRY_BYTES
+        return await offloaded(size, lambda: [{**_entry(file, link), **more} for file in result.files])
+
+    def _public(self, target: str) -> str:
+        return f"{self._options.public_url}{target}"
 
     def _placement(self, order: Order) -> Placement | None:
         place = order.output
@@ -121,7 +141,7 @@ class Deliverer:
     async def _stored(
         self, result: PromptResult, file: OutputFile, order: Order, placement: Placement, deadline: float
     ) -> FileEntry:
-        entry = self._entry(file)
+        entry = _entry(file, self._public)
         key_of = partial(prompt_key, result.prompt_id)
         try:
             stored = await self._files.put(result, file, key_of, placement, convert=order.convert, deadline=deadline)
@@ -137,3 +157,7 @@ class Deliverer:
             "key": placed.key,
             "size": placed.size,
         }
+
+
+def _entry(file: OutputFile, link: Link) -> FileEntry:
+    return {**file.to_json(), "url": link(file.url)}

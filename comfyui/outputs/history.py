@@ -14,7 +14,16 @@ import pybase64
 
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
-from comfyui.models import AnswerHead, AnswerTail, ConversionNote, FileEntry, FileFacts, OutputFile, PromptResult
+from comfyui.models import (
+    AnswerHead,
+    AnswerTail,
+    ConversionNote,
+    FileEntry,
+    FileFacts,
+    HeadWithoutOutputs,
+    OutputFile,
+    PromptResult,
+)
 from comfyui.replies import HistoryEntry
 from comfyui.transport.body import OpenBody
 from comfyui.workflows.api_format import node_order
@@ -167,6 +176,7 @@ async def result_json(
     entries: Sequence[FileEntry],
     *,
     open_file: OpenFile | None = None,
+    with_outputs: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[bytes, None]:
     """The body of a `/prompt_sync` answer in pieces. With `open_file` each file's base64 streams through it.
@@ -177,9 +187,14 @@ async def result_json(
 
     Args:
         entries: what ``images`` says of each file of `result`, in the same order.
+        with_outputs: False leaves them out, and says so.
     """
     started = clock()
-    head: AnswerHead = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
+    head: AnswerHead | HeadWithoutOutputs
+    if with_outputs:
+        head = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
+    else:
+        head = {"prompt_id": result.prompt_id, "status": "success", "outputs_omitted": True}
     yield jsonio.dumps(head)[:-1] + b',"images":['
     for index, (file, entry) in enumerate(zip(result.files, entries, strict=True)):
         if index:

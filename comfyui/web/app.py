@@ -46,7 +46,7 @@ class AppOptions:
 
     Attributes:
         keys: who may call the gateway; empty: everybody.
-        public_url: where clients see the gateway; "": as each one writes it.
+        link_s: how long a signed link opens.
         trusted_proxies: addresses and CIDRs whose ``X-Forwarded-*`` is believed.
         allowed_origins: of pages that may call the gateway beside its own.
         hosts: names by which it may be called where there are no keys.
@@ -56,7 +56,7 @@ class AppOptions:
     """
 
     keys: KeyRing
-    public_url: str
+    link_s: int
     trusted_proxies: tuple[str, ...]
     allowed_origins: frozenset[str]
     hosts: KnownHosts
@@ -74,6 +74,7 @@ class Opened:
 
     handler: ComfyUIHandler
     deliverer: Deliverer
+    tickets: Tickets
 
 
 class Gateway(FastAPI):
@@ -104,7 +105,7 @@ class Gateway(FastAPI):
             redirect_slashes=False,
             openapi_url=None,  # `ops` has both: the links of the page must be right below a path, too
             docs_url=None,
-            servers=[{"url": options.public_url or "."}],
+            servers=[{"url": options.web.public_url or "."}],
         )
         self.app_options = options
         self._metrics = metrics
@@ -133,7 +134,7 @@ class Gateway(FastAPI):
                 handler=opened.handler,
                 deliverer=opened.deliverer,
                 sockets=upstreams,
-                tickets=Tickets(self.app_options.keys, public_url=self.app_options.public_url),
+                tickets=opened.tickets,
                 metrics=self._metrics,
             )
             app: ASGIApp = super().__call__

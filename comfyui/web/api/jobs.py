@@ -17,9 +17,9 @@ from comfyui.labels import MAX_LABELS, check_label
 from comfyui.web.api.parameters import IN_QUERY_LABELS, Parameters, read
 from comfyui.web.api.preferences import Preferences
 from comfyui.web.front.errors import json_response
+from comfyui.web.front.forwarded import prefix_of
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.openapi import Answer, json_of
-from comfyui.web.front.request_state import state_of
 from comfyui.workflows.progress import NodeProgress, NodeStarted, ProgressTracker
 
 _RETRY_AFTER_S = 2
@@ -141,7 +141,7 @@ def pending(request: Request, look: Look, preferred: Preferences) -> Response:
     if not gateway_of(request).options.jobs_are_stored:
         body["stored"] = False
     headers = {
-        "Location": _below(request, f"/prompt_sync/{look.prompt_id}"),
+        "Location": link_to(f"/prompt_sync/{look.prompt_id}", request),
         "Retry-After": str(_RETRY_AFTER_S if look.state is State.RUNNING else _RETRY_AFTER_WAITING_S),
         "Cache-Control": "no-store",
     }
@@ -159,8 +159,9 @@ def pending_answer() -> Answer:
     )
 
 
-def _below(request: Request, path: str) -> str:
-    return state_of(request.scope).prefix + path
+def link_to(path: str, request: Request) -> str:
+    """A path of ours as this client writes it: absolute where PUBLIC_URL says how."""
+    return (gateway_of(request).options.public_url or prefix_of(request.scope)) + path
 
 
 def _progress(look: Look) -> JobProgress | None:

@@ -29,6 +29,8 @@ class WebOptions:
     limits: Limits = DEFAULT_LIMITS
     jobs_are_stored: bool = True
     """Jobs outlive the gateway: STATE_DIR is set."""
+    public_url: str = ""
+    """Where clients see the gateway, without a slash at its end; "": as each one writes it."""
     keep_alive_s: float = 15.0
     """Between two signs of life in a stream of events."""
 

@@ -47,6 +47,10 @@ class KeyRing:
         index = self._index(key)
         return None if index is None else self._callers[index]
 
+    def caller_named(self, name: str) -> UUID | None:
+        """The caller whose key the log calls `name`, see `shown_name`; None when it is not ours."""
+        return next((caller for caller in self._callers if shown_name(caller) == name), None)
+
     def open_session(self, key: bytes) -> str | None:
         """A session for somebody who shows `key`; None when it is not ours."""
         index = self._index(key)

@@ -3,6 +3,12 @@
 Such a page can set no header on either, has no cookie of the gateway, and a key has no place in an address: those stand
 in logs and histories. A ticket is a statement signed with its maker's key, as a session is: "this may be fetched until
 then". It opens one exact path and query with GET, or one websocket once, and ends with its key.
+
+A signed link has a ticket that the gateway makes itself, for the receiver of a webhook: it lasts longer, and opens its
+path and query with HEAD, too.
+
+The signatures need no key of their own, and nothing on the disk: every gateway that has the API key makes and takes the
+same ones, also after a restart, and who takes the key off the list ends them all.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated
+from urllib.parse import unquote
 from uuid import UUID
 
 from pydantic import Field
@@ -24,12 +31,18 @@ from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.paths import target_of
 
 TICKET_S = 300
+LINK_S = 24 * 3600
 _PARAMETER = "ticket"
 _MARK = f"{_PARAMETER}=".encode()
 _NONCE_BYTES = 12
+# In place of a nonce, in which no dot and no such short text can be.
+_LINK = "link"
 _PLAIN = r"-A-Za-z0-9._~!$&()*+,;=:@/%\[\]"
 # What a browser sends as it stands: with anything else, the address that comes is not the one that was signed.
 _TARGET = re.compile(rf"/[{_PLAIN}]*(?:\?[{_PLAIN}?]+)?")
+# aiohttp's client sends these characters of a query as they are, also where an address has them encoded. Browsers and
+# other clients leave them as they come.
+_SENT_AS_THEY_ARE = re.compile(r"%(?:21|24|28|29|2A|2C|2F|3A|3F|40)")
 
 
 class Ticket(TypedDict):
@@ -44,15 +57,23 @@ class Tickets:
     """Makes and takes tickets.
 
     Args:
-        public_url: where clients see the gateway, for the addresses; empty: as a path.
+        public_url: where clients see the gateway, for the addresses; empty: as a path. A ticket is for this address.
+        link_s: how long a signed link opens.
         most_used: websockets that were opened by a ticket which is still valid. Above that, none is opened.
     """
 
     def __init__(
-        self, keys: KeyRing, *, public_url: str = "", most_used: int = 10_000, clock: Callable[[], float] = time.time
+        self,
+        keys: KeyRing,
+        *,
+        public_url: str = "",
+        link_s: int = LINK_S,
+        most_used: int = 10_000,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
         self._public_url = public_url
+        self._link_s = link_s
         self._most_used = most_used
         self._clock = clock
         self._used: dict[str, float] = {}
@@ -63,20 +84,32 @@ class Tickets:
         target = self._target(url)
         expiry = int(self._clock()) + TICKET_S
         nonce = secrets.token_urlsafe(_NONCE_BYTES)
-        signature = self._keys.sign(caller, _statement(_kind(websocket), str(expiry), nonce, target))
-        ticket = f"{expiry}.{nonce}.{signature}"
-        address = f"{self._public_url}{target}{'&' if '?' in target else '?'}{_PARAMETER}={ticket}"
+        ticket = self._signed(caller, "websocket" if websocket else "GET", expiry, nonce, target)
+        address = f"{self._public_url}{_with(ticket, target)}"
         if websocket and self._public_url:
             address = f"ws{address.removeprefix('http')}"
         expires_at = datetime.fromtimestamp(expiry, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {"url": address, "ticket": ticket, "expires_at": expires_at}
 
+    def link(self, owner: str | None, target: str) -> str:
+        """The address of a path and query of ours, for somebody who has no key: made for a job of this `owner`.
+
+        It is not signed where no key is needed, and for an owner whose key is not in the list any more.
+
+        Args:
+            owner: the key's name, see `shown_name`.
+            target: percent-encoded, such as `OutputFile.url`.
+        """
+        caller = None if owner is None else self._keys.caller_named(owner)
+        path, _, query = target.partition("?")
+        target = f"{path}?{_SENT_AS_THEY_ARE.sub(lambda found: unquote(found[0]), query)}"
+        if caller is not None:
+            target = _with(self._signed(caller, _LINK, int(self._clock()) + self._link_s, _LINK, target), target)
+        return f"{self._public_url}{target}"
+
     def redeem(self, scope: Scope) -> tuple[UUID, Scope] | None:
         """Whose ticket opens this request, and the request without it; None where none does."""
         if _MARK not in scope["query_string"]:
-            return None
-        websocket = scope["type"] == "websocket"
-        if not websocket and scope["method"] != "GET":
             return None
         pairs = scope["query_string"].split(b"&")
         shown = [pair for pair in pairs if pair.startswith(_MARK)]
@@ -85,12 +118,26 @@ class Tickets:
             return None
         expiry, _, rest = shown[0].removeprefix(_MARK).decode("latin-1").partition(".")
         nonce, _, signature = rest.partition(".")
-        target = target_of(scope["path"], scope.get("raw_path"), query)
-        caller = self._keys.signer_of(_statement(_kind(websocket), expiry, nonce, target), signature)
+        kind = _kind(scope, nonce)
+        if kind is None or (kind == _LINK and pairs[-1] is not shown[0]):
+            return None
+        # aiohttp's client sends a quote as it is, and browsers encode it.
+        signed = query.replace(b"'", b"%27") if kind == _LINK else query
+        target = target_of(scope["path"], scope.get("raw_path"), signed)
+        caller = self._keys.signer_of(self._statement(kind, expiry, nonce, target), signature)
         # Only what we signed is sure to be a number that can be read.
-        if caller is None or int(expiry) <= self._clock() or (websocket and not self._use(nonce, int(expiry))):
+        if caller is None or int(expiry) <= self._clock():
+            return None
+        if kind == "websocket" and not self._use(nonce, int(expiry)):
             return None
         return caller, {**scope, "query_string": query}
+
+    def _signed(self, caller: UUID, kind: str, expiry: int, nonce: str, target: str) -> str:
+        signature = self._keys.sign(caller, self._statement(kind, str(expiry), nonce, target))
+        return f"{expiry}.{nonce}.{signature}"
+
+    def _statement(self, kind: str, expiry: str, nonce: str, target: str) -> str:
+        return "\0".join(("ticket", kind, expiry, nonce, f"{self._public_url}{target}"))
 
     def _use(self, nonce: str, expiry: int) -> bool:
         now = self._clock()
@@ -133,9 +180,14 @@ def without_referrer(send: Send) -> Send:
     return guarded_send
 
 
-def _kind(websocket: bool) -> str:
-    return "websocket" if websocket else "GET"
+def _with(ticket: str, target: str) -> str:
+    return f"{target}{'&' if '?' in target else '?'}{_PARAMETER}={ticket}"
 
 
-def _statement(kind: str, expiry: str, nonce: str, target: str) -> str:
-    return "\0".join(("ticket", kind, expiry, nonce, target))
+def _kind(scope: Scope, nonce: str) -> str | None:
+    """Of the ticket that can open this request; None where none can."""
+    if scope["type"] == "websocket":
+        return "websocket"
+    if nonce == _LINK:
+        return _LINK if scope["method"] in {"GET", "HEAD"} else None
+    return "GET" if scope["method"] == "GET" else None

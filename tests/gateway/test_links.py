@@ -1,0 +1,234 @@
+"""Links to files outside of answers: absolute, and signed where a key is asked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+from yarl import URL
+
+from comfyui.engine import Engine
+from comfyui.exceptions import SettingsError
+from comfyui.settings import load
+from comfyui.web.api.rendering import JobRenderer
+from config import Settings
+from tests.support.jobs import ASYNC
+from tests.support.jobs import fetch as fetch_job
+from tests.support.keys import KEY, OTHER_KEY
+from tests.support.relaying import fetch, raw_request
+from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
+from tests.support.sse import events_of
+from tests.support.stripping import KINDS, PREFIX, PUBLIC, behind
+
+_BEARER = {"Authorization": f"Bearer {KEY}"}
+# What a file may be called: each of these is spelt differently by some client.
+_PREFIX_OF_NAMES = "sub dir/it's (1) é+&=%3F"
+
+
+async def _told(gateway: RunningGateway, prompt_id: str, **options: Any) -> Any:
+    """What a webhook says of the job."""
+    running, journal = gateway.app.running, gateway.handler.journal
+    renderer = JobRenderer(running.deliverer, running.tickets, **options)
+    record = await journal.get(prompt_id)
+    assert record is not None
+    if record.error is not None:
+        return orjson.loads(renderer.failed(record.error))
+    kept = await journal.result_of(prompt_id)
+    assert kept is not None
+    return orjson.loads(await renderer.succeeded(prompt_id, record.owner, kept))
+
+
+async def _run(gateway: RunningGateway, workflow: dict[str, Any], key: str | None = KEY) -> Any:
+    """The result of a job, as GET gives it once it has ended."""
+    headers = {**ASYNC, **({"X-API-Key": key} if key else {})}
+    async with gateway.http.post("/prompt_sync", json={"prompt": workflow}, headers=headers) as response:
+        assert response.status == 202, await response.text()
+        prompt_id = (await response.json())["prompt_id"]
+    async with gateway.http.get(f"/prompt_sync/{prompt_id}", headers={"X-API-Key": key} if key else {}) as response:
+        return await response.json()
+
+
+def _without_times(answer: Any) -> Any:
+    """Without what says how long it took to read the files."""
+    return {**answer, "execution_time": None, "timings": {**answer["timings"], "collecting": None}}
+
+
+async def test_a_signed_link_opens_its_file_without_a_key_and_nothing_else(engine: Engine) -> None:
+    async with running_gateway(engine.url, api_keys=f"{OTHER_KEY},{KEY}", public_url=PUBLIC) as gateway:
+        result = await _run(gateway, invert_workflow(prefix=_PREFIX_OF_NAMES))
+        told = await _told(gateway, result["prompt_id"])
+        link = told["images"][0]["url"]
+        assert link.startswith(f"{PUBLIC}/view?filename=")
+        below = link.removeprefix(PUBLIC)
+        for address in (URL(below, encoded=True), below):  # as it stands, and as aiohttp spells it
+            opened = await fetch(gateway, address)
+            assert (opened.status, opened.body[:4]) == (200, b"\x89PNG")
+            assert opened.headers["Referrer-Policy"] == "no-referrer"
+        head = await fetch(gateway, URL(below, encoded=True), "HEAD")
+        assert (head.status, head.headers["Content-Length"], head.body) == (200, str(len(opened.body)), b"")
+        part = await fetch(gateway, URL(below, encoded=True), headers={"Range": "bytes=0-3"})
+        assert (part.status, part.body) == (206, b"\x89PNG")
+        # From a page of any site, too: it has what the receiver of the webhook gave it.
+        shown = await fetch(gateway, URL(below, encoded=True), headers={"Sec-Fetch-Site": "cross-site"})
+        assert shown.status == 200
+        engine.stats.reset()
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert (await fetch(gateway, URL(below, encoded=True), method)).status == 401
+        for changed in (
+            f"{below}&preview=webp",
+            below.replace("/view", "/api/view"),
+            below.replace("type=output", "type=input"),
+            below.replace("filename=", "filename=b.png&filename="),
+            below[:-1] + ("0" if below[-1] != "0" else "1"),
+            "/queue?ticket=" + below.partition("ticket=")[2],
+        ):
+            assert (await fetch(gateway, URL(changed, encoded=True))).status == 401, changed
+        for path in ("/x/../view", "/./view", "/view/../view", "//view", "/%2e/view"):
+            line = f"GET {below.replace('/view', path)} HTTP/1.1\r\nHost: example.org\r\n\r\n"
+            answer = await raw_request(gateway.url, line.encode())
+            assert answer.startswith(b"HTTP/1.1 401 "), path
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await gateway.http.ws_connect("/ws?ticket=" + below.partition("ticket=")[2])
+        assert refused.value.status == 401
+        assert engine.stats.show()["requests"] == {}
+
+
+async def test_a_link_of_one_gateway_opens_nothing_at_another_with_the_same_keys(engine: Engine) -> None:
+    async with running_gateway(engine.url, api_keys=KEY, public_url=PUBLIC) as gateway:
+        result = await _run(gateway, invert_workflow())
+        below = (await _told(gateway, result["prompt_id"]))["images"][0]["url"].removeprefix(PUBLIC)
+    async with running_gateway(engine.url, api_keys=KEY, public_url=PUBLIC) as again:
+        assert (await fetch(again, URL(below, encoded=True))).status == 200, "a restart changes nothing"
+    async with running_gateway(engine.url, api_keys=KEY, public_url="https://staging.example.org/comfy") as other:
+        assert (await fetch(other, URL(below, encoded=True))).status == 401
+    async with running_gateway(engine.url, api_keys=OTHER_KEY, public_url=PUBLIC) as revoked:
+        answer = await fetch(revoked, URL(below, encoded=True))
+        assert (answer.status, answer.error_type) == (401, "unauthorized")
+        # What the removed key's job is told with has no new signature either.
+        assert "ticket=" not in revoked.app.running.tickets.link("key-0a1b2c3d", "/view?filename=a.png")
+
+
+async def test_what_is_told_is_what_get_answers_but_for_the_links(engine: Engine) -> None:
+    async with running_gateway(engine.url, public_url=PUBLIC) as gateway:
+        result = await _run(gateway, invert_workflow(), key=None)
+        assert _without_times(await _told(gateway, result["prompt_id"])) == _without_times(result)
+        assert result["images"][0]["url"].startswith(f"{PUBLIC}/view?"), "without keys nothing is signed"
+        assert "ticket=" not in result["images"][0]["url"]
+        await engine.set_faults({"node_error": {"class_type": "ImageInvert"}})
+        failed = await _run(gateway, invert_workflow(7), key=None)
+        told = await _told(gateway, failed["prompt_id"])
+        assert told["type"] == "task_failed"
+        assert {**told, "timestamp": 0, "request_id": 0} == {**failed, "timestamp": 0, "request_id": 0}
+
+
+async def test_a_long_result_is_told_without_its_outputs_and_says_so(engine: Engine) -> None:
+    async with running_gateway(engine.url, public_url=PUBLIC) as gateway:
+        result = await _run(gateway, invert_workflow(), key=None)
+        told = await _told(gateway, result["prompt_id"], max_outputs_bytes=10)
+        assert told.pop("outputs_omitted") is True
+        del result["outputs"]
+        assert _without_times(told) == _without_times(result)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_signed_link_opens_below_a_path(kind: str, engine: Engine, tmp_path: Path) -> None:
+    async with running_gateway(engine.url, api_keys=KEY, public_url=f"https://example.org{PREFIX}") as gateway:
+        result = await _run(gateway, invert_workflow())
+        link = (await _told(gateway, result["prompt_id"]))["images"][0]["url"]
+        async with behind(kind, gateway.url, tmp_path) as address, aiohttp.ClientSession() as http:
+            here = link.replace(f"https://example.org{PREFIX}", address)
+            async with http.get(here) as response:
+                assert (response.status, (await response.read())[:4]) == (200, b"\x89PNG")
+            async with http.get(f"{here}&x=1") as response:
+                assert response.status == 401
+
+
+async def test_every_answer_has_absolute_links_where_the_public_address_is_set(public_gateway: RunningGateway) -> None:
+    async with public_gateway.http.post(
+        "/prompt_sync", json={"prompt": sleep_workflow(0.3)}, headers={**ASYNC, "X-Forwarded-Prefix": "/elsewhere"}
+    ) as response:
+        prompt_id = (await response.json())["prompt_id"]
+        assert response.headers["Location"] == f"{PUBLIC}/prompt_sync/{prompt_id}"
+    async with public_gateway.http.get(f"/prompt_sync/{prompt_id}?timeout=0") as response:
+        assert response.status == 202
+        assert response.headers["Location"] == f"{PUBLIC}/prompt_sync/{prompt_id}"
+    _, result = await fetch_job(public_gateway.http, prompt_id)
+    urls = [result["images"][0]["url"]]
+    for method, path, body in (
+        ("POST", "/prompt_sync", {"prompt": invert_workflow(3)}),
+        ("GET", f"/prompt_sync/{prompt_id}", None),
+    ):
+        headers = {"Accept": "text/event-stream"}
+        async with public_gateway.http.request(method, path, json=body, headers=headers) as response:
+            if response.content_type == "text/event-stream":
+                answer = [event.data async for event in events_of(response)][-1]
+            else:  # what happened is over
+                answer = await response.json()
+        urls.append(answer["images"][0]["url"])
+    assert all(url.startswith(f"{PUBLIC}/view?filename=") for url in urls), urls
+
+
+async def test_without_the_public_address_location_stays_below_the_proxys_path(gateway: RunningGateway) -> None:
+    async with gateway.http.post(
+        "/prompt_sync", json={"prompt": invert_workflow()}, headers={**ASYNC, "X-Forwarded-Prefix": PREFIX}
+    ) as response:
+        prompt_id = (await response.json())["prompt_id"]
+        assert response.headers["Location"] == f"{PREFIX}/prompt_sync/{prompt_id}"
+
+
+async def test_no_log_has_a_signature(
+    engine: Engine, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with running_gateway(engine.url, api_keys=KEY, public_url=PUBLIC, log_level="DEBUG") as gateway:
+            result = await _run(gateway, invert_workflow())
+            below = (await _told(gateway, result["prompt_id"]))["images"][0]["url"].removeprefix(PUBLIC)
+            assert (await fetch(gateway, URL(below, encoded=True))).status == 200
+            assert (await fetch(gateway, URL(f"{below}x", encoded=True))).status == 401
+    out = capsys.readouterr()
+    signature = below.rpartition(".")[2]
+    assert len(signature) == 64
+    assert signature not in caplog.text + out.out + out.err
+    assert KEY not in caplog.text + out.out + out.err
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "example.org", "ftp://example.org", "https://", "https:///comfy", "https://:443", "https://e.org:0",
+        "https://e.org:99999", "https://me@e.org", "https://me:pw@e.org", "https://@e.org", "https://:pw@e.org",
+        "https://e.org?", "https://e.org/?a=b", "https://e.org#", "https://e.org/a#b", "https://e.org/a b",
+        "https://e.org/ä", "https://ä.org", "https://e.org/%zz", "https://e.org\\a", "https://e.org/\r\nX: y",
+        "https://[::1", "//e.org", "javascript:alert(1)",
+    ],
+)  # fmt: skip
+def test_a_public_address_that_is_none_is_refused_by_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUBLIC_URL", value)
+    with pytest.raises(SettingsError, match="PUBLIC_URL: "):
+        load(Settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "used"),
+    [
+        ("", ""),
+        ("https://e.org/", "https://e.org"),
+        ("http://127.0.0.1:18188/a/b//", "http://127.0.0.1:18188/a/b"),
+        ("HTTPS://[2001:db8::1]:8443/a%20b", "HTTPS://[2001:db8::1]:8443/a%20b"),
+        ("https://xn--4ca.org/~me", "https://xn--4ca.org/~me"),
+        ("http://gateway_1", "http://gateway_1"),
+    ],
+)
+def test_a_public_address_may_have_a_path_and_a_slash(value: str, used: str) -> None:
+    assert Settings(public_url=value).public_url == used
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "a day", "40000000"])
+def test_a_life_of_links_that_is_none_is_refused_by_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINK_SECONDS", value)
+    with pytest.raises(SettingsError, match="LINK_SECONDS: "):
+        load(Settings)
