@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comfyui.exceptions import ComfyUIError, ComfyUIValidationError
-from comfyui.inputs.staging import brought_inputs
+from comfyui.inputs.plan import brought_inputs
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import in_thread

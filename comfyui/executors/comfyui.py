@@ -36,7 +36,8 @@ from comfyui.executors.checking import Strictness, explained, problems_on
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same
-from comfyui.inputs.staging import InputStager, is_inline
+from comfyui.inputs.plan import is_inline
+from comfyui.inputs.staging import InputStager
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
@@ -326,7 +327,7 @@ class PromptRunner:
         widgets = await offloaded(request.size, upload_inputs, prompt, await backend.object_info())
         if prompt is not request.prompt:
             request = request.model_copy(update={"prompt": dict(prompt)})
-        return await self._stager.stage(backend, request, widgets, job.files.paths if job.files else None)
+        return await self._stager.stage(backend, request, widgets, job.files)
 
     # After the end
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from types import MappingProxyType, TracebackType
+from typing import IO, Protocol, Self
 
 from comfyui.exceptions import ComfyUIDiskError, ComfyUIInputError
 from comfyui.offload import finished_in_thread
 
 CHUNK = 1 << 20
+TEMPORARY = "the folder for temporary files (TMPDIR)"
 _HEAD = 4096
 _UTF8_BOM = b"\xef\xbb\xbf"
 _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<body", b"<!doctype>")
@@ -101,12 +103,20 @@ def refuse_no_file(head: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is to be uploaded. ``source``: the bytes themselves, or a file that stays in place until the upload ends."""
+    """What is to be uploaded.
+
+    Attributes:
+        source: the bytes themselves, or a file that stays in place until the upload ends.
+        digest: its SHA-256 in hex.
+        extension: under which it is stored.
+        folder: of the file, as people know it.
+    """
 
     source: bytes | Path
     size: int
     digest: str
     extension: str
+    folder: str = TEMPORARY
 
     @classmethod
     def of_bytes(cls, data: bytes, hint: str = "") -> Content:
@@ -122,17 +132,29 @@ class Content:
         refuse_no_file(head)
         return cls(path, size, digest, extension_for(head, hint))
 
+    @classmethod
+    async def of_hashed_file(cls, path: Path, digest: str, *, hint: str = "") -> Content:
+        """As `of_file`, where the SHA-256 is known and the size was checked: only the file's first bytes are read."""
+        with temporary_file_errors():
+            size, head = await asyncio.to_thread(_size_and_head, path)
+        refuse_no_file(head)
+        return cls(path, size, digest, extension_for(head, hint))
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The content from its start, in pieces of at most 1 MiB; each call begins anew."""
         if isinstance(self.source, bytes):
             for start in range(0, self.size, CHUNK):
                 yield self.source[start : start + CHUNK]
             return
-        with temporary_file_errors():
+        with disk_errors(self.folder):
             file = await finished_in_thread(functools.partial(_opened, self.source))
         try:
-            while chunk := await asyncio.to_thread(file.read, CHUNK):
+            with disk_errors(self.folder):
+                chunk = await asyncio.to_thread(file.read, CHUNK)
+            while chunk:
                 yield chunk
+                with disk_errors(self.folder):
+                    chunk = await asyncio.to_thread(file.read, CHUNK)
         finally:
             await asyncio.to_thread(file.close)
 
@@ -220,14 +242,34 @@ class Spool:
         self._file.flush()
 
 
+class BroughtFiles(Protocol):
+    """What comes with a request beside its body; it stays in place while it is held.
+
+    Attributes:
+        paths: files by the name under which the workflow refers to them.
+        kept: contents by the field of the body in which they were given.
+    """
+
+    @property
+    def paths(self) -> Mapping[str, Path | Content]: ...
+    @property
+    def kept(self) -> Mapping[str, Content]: ...
+
+    def hold(self) -> None: ...
+    def release(self) -> None: ...
+
+
 class SpooledFiles:
-    """Files that came with one request, by the name under which the workflow refers to them.
+    """Files that came with one request.
 
     They lie in a folder of their own, which is removed when the last of those who `hold` them has let go.
 
-    Args:
+    Attributes:
+        paths: by the name under which the workflow refers to them.
         digests: SHA-256 of each file, for telling two requests apart.
     """
+
+    kept: Mapping[str, Content] = MappingProxyType({})
 
     def __init__(self, folder: Path, paths: Mapping[str, Path], digests: Mapping[str, str]) -> None:
         self._folder = folder
@@ -246,17 +288,27 @@ class SpooledFiles:
 
 
 @contextmanager
-def temporary_file_errors() -> Iterator[None]:
-    """Translates an `OSError` about a temporary file into `ComfyUIDiskError`, which names the setting and no path."""
+def disk_errors(folder: str) -> Iterator[None]:
+    """Translates an `OSError` about a file in `folder` into `ComfyUIDiskError`, which names the setting and no path."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ComfyUIDiskError(f"the folder for temporary files (TMPDIR) cannot be used: {reason}") from error
+        raise ComfyUIDiskError(f"{folder} cannot be used: {reason}") from error
+
+
+def temporary_file_errors() -> AbstractContextManager[None]:
+    return disk_errors(TEMPORARY)
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return path.open("rb")
+    # Nobody but us writes there, so a link was put there to have us read something else.
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+
+
+def _size_and_head(path: Path) -> tuple[int, bytes]:
+    with _opened(path) as file:
+        return os.fstat(file.fileno()).st_size, file.read(_HEAD)
 
 
 def _new_temporary_file() -> IO[bytes]:

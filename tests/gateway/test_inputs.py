@@ -16,6 +16,7 @@ from PIL import Image
 from comfyui.client import ComfyUIClient
 from comfyui.engine import Engine
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIInputError
+from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.staging import InputStager
 from comfyui.models import InputFile, PromptRequest
 from comfyui.servers.backend import Backend
@@ -290,7 +291,8 @@ async def test_spooled_files_are_staged_as_images_are(
     plain_server: Backend, stager: InputStager, plain_engine: Engine, tmp_path: Path
 ) -> None:
     (tmp_path / "part").write_bytes(picture(4))
-    files = {"photo.png": tmp_path / "part", "sub/loose.png": tmp_path / "part"}
+    paths = {"photo.png": tmp_path / "part", "sub/loose.png": tmp_path / "part"}
+    files = SpooledFiles(tmp_path, paths, {})
     staged = await stager.stage(plain_server, request_for({"1": load("photo.png")}), [("1", "image")], files)
     assert stored(plain_engine, staged["1"]["inputs"]["image"]) == picture(4)
     assert stored(plain_engine, "sub/loose.png") == picture(4)
@@ -303,7 +305,7 @@ async def test_a_spooled_file_can_leave_no_folder(
 ) -> None:
     (tmp_path / "part").write_bytes(picture(4))
     with pytest.raises(ComfyUIInputError, match="relative path"):
-        await stager.stage(plain_server, request_for({}), (), {name: tmp_path / "part"})
+        await stager.stage(plain_server, request_for({}), (), SpooledFiles(tmp_path, {name: tmp_path / "part"}, {}))
     assert uploads(plain_engine) == 0
 
 

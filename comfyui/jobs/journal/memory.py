@@ -29,6 +29,7 @@ from comfyui.jobs.journal.writes import (
     Add,
     Again,
     Cancel,
+    Fetched,
     Finish,
     Place,
     PutBack,
@@ -74,6 +75,7 @@ class MemoryJournal:
             Finish: self._finish,
             Tell: self._tell,
             Again: self._again,
+            Fetched: self._fetched,
             Tried: self._outbox.tried,
             SendAgain: self._send_again,
         }
@@ -188,6 +190,7 @@ class MemoryJournal:
             job,
             run=job.run + 1,
             kind=write.kind,
+            inputs=job.inputs if write.inputs is None else dict(write.inputs),
             state=State.QUEUED,
             server=None,
             attempt=0,
@@ -200,6 +203,10 @@ class MemoryJournal:
             retryable=False,
             error=None,
         )
+
+    def _fetched(self, write: Fetched) -> bool:
+        job = self._current(write.prompt_id, write.run)
+        return job is not None and job.state in _LIVE and self._change(job, inputs=dict(write.inputs))
 
     def _send_again(self, write: SendAgain) -> bool:
         job = self._find(write.prompt_id)
@@ -253,8 +260,18 @@ class MemoryJournal:
         return Page(found[:limit], cursor_of(found[limit - 1].seq, narrowed) if more else None)
 
     async def waiting(self, after: int, limit: int) -> list[JobRecord]:
-        start = bisect_right(self._waiting, after)
-        return [self._jobs[self._waiting_seqs[number]] for number in self._waiting[start : start + limit]]
+        return self._in_turn(after, limit, fetching=False)
+
+    async def fetching(self, after: int, limit: int) -> list[JobRecord]:
+        return self._in_turn(after, limit, fetching=True)
+
+    def _in_turn(self, after: int, limit: int, *, fetching: bool) -> list[JobRecord]:
+        behind = islice(self._waiting, bisect_right(self._waiting, after), None)
+        jobs = (self._jobs[self._waiting_seqs[number]] for number in behind)
+        return list(islice((job for job in jobs if job.is_fetching is fetching), limit))
+
+    async def named_inputs(self) -> set[str]:
+        return {value for seq in self._unfinished for value in self._jobs[seq].inputs.values()}
 
     async def ahead_of(self, number: int) -> int:
         return bisect_left(self._waiting, number)

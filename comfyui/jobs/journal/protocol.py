@@ -72,10 +72,16 @@ class Journal(Protocol):
         """Newest first. `cursor` is a page's `next_cursor`, with the same filter; else `QueryError` is raised."""
 
     async def waiting(self, after: int, limit: int) -> list[JobRecord]:
-        """Async jobs that are on no server and not being cancelled, by `number`, from the one behind `after` on."""
+        """Async jobs that are on no server and not being cancelled, by `number`, from the one behind `after` on.
+
+        Those whose inputs are still to be fetched are left out.
+        """
+
+    async def fetching(self, after: int, limit: int) -> list[JobRecord]:
+        """As `waiting`, those that it leaves out."""
 
     async def ahead_of(self, number: int) -> int:
-        """How many of `waiting` are before this number."""
+        """How many of `waiting` and `fetching` are before this number."""
 
     async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
         """Jobs of both kinds that have not ended, by `seq`, from the one behind `after` on."""
@@ -84,7 +90,10 @@ class Journal(Protocol):
         """How many jobs are in each state."""
 
     async def oldest_waiting(self) -> float | None:
-        """When the first of `waiting` was queued."""
+        """When the first of `waiting` and `fetching` was queued."""
+
+    async def named_inputs(self) -> set[str]:
+        """All values of the `inputs` of jobs that have not ended."""
 
     # Webhooks
 

@@ -74,7 +74,8 @@ class Submission:
         fingerprint: of the request, where two requests with the same id are compared.
         owner: the name of the API key; None without keys.
         face: the way by which it came.
-        inputs: name of each further input to the SHA-256 of its content.
+        inputs: which files of the input store the request has, and where; see `comfyui.jobs.inputs`. An empty text
+            stands for one that is still to be fetched.
         needs_secrets: the request had secrets, which are not kept; it cannot be run from the journal alone.
         max_queued_s, max_execution_s: limits of this job in place of the settings.
     """
@@ -95,6 +96,11 @@ class Submission:
     webhook: WebhookOrder | None = None
     max_queued_s: float | None = None
     max_execution_s: float | None = None
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether an input is still to be fetched: its turn does not come before."""
+        return "" in self.inputs.values()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from comfyui import jsonio
@@ -21,8 +22,8 @@ _SUBMISSION = (
     " needs_secrets, priority, webhook, max_queued_s, max_execution_s"
 )
 INSERT_JOB = (
-    f"INSERT INTO jobs ({_SUBMISSION}, seq, number, body_id, queued_at, server, attempt, run, state, losses, retryable)"  # noqa: S608
-    f" VALUES ({'?, ' * 22}1, 'queued', 0, 0)"
+    f"INSERT INTO jobs ({_SUBMISSION}, fetching, seq, number, body_id, queued_at, server, attempt, run, state, losses,"  # noqa: S608
+    f" retryable) VALUES ({'?, ' * 23}1, 'queued', 0, 0)"
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
@@ -69,13 +70,18 @@ def submission_values(job: NewJob) -> tuple[Any, ...]:
         job.workflow_name,
         job.client_id,
         jsonio.dumps(dict(job.labels)).decode() if job.labels else None,
-        jsonio.dumps(dict(job.inputs)).decode() if job.inputs else None,
+        packed_inputs(job.inputs),
         job.needs_secrets,
         job.priority,
         webhook,
         job.max_queued_s,
         job.max_execution_s,
+        job.is_fetching,
     )
+
+
+def packed_inputs(inputs: Mapping[str, str]) -> str | None:
+    return jsonio.dumps(dict(inputs)).decode() if inputs else None
 
 
 def job_of(row: tuple[Any, ...]) -> JobRecord:

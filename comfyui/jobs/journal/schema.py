@@ -50,8 +50,16 @@ CREATE INDEX deliveries_of_job ON deliveries (seq, audience, state, place);
 CREATE INDEX deliveries_due ON deliveries (due_at, place) WHERE state = 'waiting';
 """
 
+# Inputs that are fetched after the submission.
+_VERSION_2 = """
+ALTER TABLE jobs ADD COLUMN fetching INTEGER NOT NULL DEFAULT 0;
+DROP INDEX jobs_waiting;
+CREATE INDEX jobs_waiting ON jobs (fetching, number)
+    WHERE kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling';
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
-MIGRATIONS = (_VERSION_1,)
+MIGRATIONS = (_VERSION_1, _VERSION_2)
 
 
 def migrate(database: sqlite3.Connection) -> None:

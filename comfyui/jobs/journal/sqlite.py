@@ -146,6 +146,12 @@ class SqliteJournal:
     async def waiting(self, after: int, limit: int) -> list[JobRecord]:
         return await self._ask(lambda sql: sql.waiting(after, limit))
 
+    async def fetching(self, after: int, limit: int) -> list[JobRecord]:
+        return await self._ask(lambda sql: sql.waiting(after, limit, fetching=True))
+
+    async def named_inputs(self) -> set[str]:
+        return await self._ask(Statements.named_inputs)
+
     async def ahead_of(self, number: int) -> int:
         return await self._ask(lambda sql: sql.ahead_of(number))
 

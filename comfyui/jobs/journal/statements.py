@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from comfyui import jsonio
@@ -20,6 +20,7 @@ from comfyui.jobs.journal.rows import (
     delivery_of,
     job_of,
     packed,
+    packed_inputs,
     run_of,
     submission_values,
     unpacked,
@@ -28,6 +29,7 @@ from comfyui.jobs.journal.writes import (
     Add,
     Again,
     Cancel,
+    Fetched,
     Finish,
     Place,
     PutBack,
@@ -66,6 +68,7 @@ class Statements:
             Finish: self._finish,
             Tell: self._tell,
             Again: self._again,
+            Fetched: self._fetched,
             Tried: self._tried,
             SendAgain: self._send_again,
         }
@@ -194,6 +197,16 @@ class Statements:
             " number = ?, end_number = NULL, queued_at = ?, started_at = NULL, ended_at = NULL, retryable = 0,"
             " error = NULL, result = NULL WHERE seq = ?",
             (write.kind, self._next_number(), write.at, seq),
+        ) and (write.inputs is None or self._has_inputs("seq = ?", (seq,), write.inputs))
+
+    def _fetched(self, write: Fetched) -> bool:
+        where = "prompt_id = ? AND run = ? AND state IN ('queued', 'running')"
+        return self._has_inputs(where, (write.prompt_id, write.run), write.inputs)
+
+    def _has_inputs(self, where: str, values: _Row, inputs: Mapping[str, str]) -> bool:
+        return self._changed(
+            f"UPDATE jobs SET inputs = ?, fetching = ? WHERE {where}",  # noqa: S608
+            (packed_inputs(inputs), "" in inputs.values(), *values),
         )
 
     def _deliver(self, fence: Fence, deliveries: Collection[NewDelivery]) -> None:
@@ -302,11 +315,18 @@ class Statements:
     def newest(self, narrowed: JobFilter, before: int | None, limit: int) -> list[JobRecord]:
         return [job_of(row) for row in page_of(self.database, narrowed, before, limit)]
 
-    def waiting(self, after: int, limit: int) -> list[JobRecord]:
-        return self._jobs(f"{_WAITING} AND number > ?", (after,), "number", limit)
+    def waiting(self, after: int, limit: int, *, fetching: bool = False) -> list[JobRecord]:
+        return self._jobs(f"{_WAITING} AND fetching = ? AND number > ?", (fetching, after), "number", limit)
+
+    def named_inputs(self) -> set[str]:
+        rows = self._execute("SELECT inputs FROM jobs WHERE ended_at IS NULL AND inputs IS NOT NULL")
+        return {value for (inputs,) in rows for value in jsonio.loads(inputs).values()}
 
     def ahead_of(self, number: int) -> int:
-        found = self._value(f"SELECT COUNT(*) FROM jobs WHERE {_WAITING} AND number < ?", (number,))  # noqa: S608
+        found = self._value(
+            f"SELECT COUNT(*) FROM jobs WHERE {_WAITING} AND fetching IN (0, 1) AND number < ?",  # noqa: S608
+            (number,),
+        )
         return int(found)
 
     def unfinished(self, after: int, limit: int) -> list[JobRecord]:
@@ -317,8 +337,10 @@ class Statements:
         return {state: found.get(state.value, 0) for state in State}
 
     def oldest_waiting(self) -> float | None:
-        queued_at: float | None = self._value(f"SELECT queued_at FROM jobs WHERE {_WAITING} ORDER BY number LIMIT 1")  # noqa: S608
-        return queued_at
+        # One question for each half of the index: both at once would have to be sorted.
+        first = f"SELECT number, queued_at FROM jobs WHERE {_WAITING} AND fetching = ? ORDER BY number LIMIT 1"  # noqa: S608
+        found = [row for half in (0, 1) for row in self._execute(first, (half,))]
+        return float(min(found)[1]) if found else None
 
     def next_due(self, busy: Collection[str]) -> float | None:
         due_at: float | None = self._value(

@@ -97,12 +97,26 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A new run after the run `run`; how that one ended is kept. Place: canceled, lost, or failed and retryable."""
+    """A new run after the run `run`; how that one ended is kept. Place: canceled, lost, or failed and retryable.
+
+    Attributes:
+        inputs: what the new run has in place of the earlier one's; None: the same.
+    """
 
     prompt_id: str
     run: int
     kind: Kind
     at: float
+    inputs: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The inputs of a run are there: `inputs` stands for what the job had. Place: queued or running."""
+
+    prompt_id: str
+    run: int
+    inputs: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,4 +143,4 @@ class SendAgain:
     at: float
 
 
-Write = Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Tried | SendAgain
+Write = Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Fetched | Tried | SendAgain

@@ -20,7 +20,19 @@ from comfyui.jobs.journal.records import (
     State,
     WebhookOrder,
 )
-from comfyui.jobs.journal.writes import Add, Again, Cancel, Finish, Place, PutBack, SendAgain, Start, Tell, Tried
+from comfyui.jobs.journal.writes import (
+    Add,
+    Again,
+    Cancel,
+    Fetched,
+    Finish,
+    Place,
+    PutBack,
+    SendAgain,
+    Start,
+    Tell,
+    Tried,
+)
 from tests.support.journals import BODY, delivery, end, new_job, prompt_id, run
 
 _DAY = 86_400.0
@@ -537,3 +549,65 @@ async def test_an_end_may_say_when_the_run_began(journal: Journal) -> None:
     fence = await run(journal, 2, at=4.0)
     assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=9.0, started_at=8.0))
     assert ((await got(journal, 1)).started_at, (await got(journal, 2)).started_at) == (3.0, 4.0)
+
+
+# Inputs that are fetched after the submission
+
+
+async def test_a_job_is_not_handed_on_while_its_inputs_are_fetched_and_then_in_its_place(journal: Journal) -> None:
+    for number, url in ((1, False), (2, True), (3, False), (4, True)):
+        inputs = {"images[0].image": "" if url else f"{number:064x}.png"}
+        assert await journal.write(Add(new_job(number, inputs=inputs)))
+    assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 3]
+    fetching = await journal.fetching(0, 10)
+    assert [record.created_at for record in fetching] == [2, 4]
+    assert [record.created_at for record in await journal.fetching(fetching[0].number, 10)] == [4]
+    assert [record.created_at for record in await journal.fetching(0, 1)] == [2]
+    assert await journal.ahead_of((await got(journal, 4)).number) == 3
+    assert await journal.oldest_waiting() == 1
+    assert await journal.write(Fetched(prompt_id(2), 1, {"images[0].image": f"{2:064x}.png"}))
+    assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 2, 3]
+    assert (await got(journal, 2)).inputs == {"images[0].image": f"{2:064x}.png"}
+    assert [record.created_at for record in await journal.fetching(0, 10)] == [4]
+
+
+async def test_the_oldest_that_waits_may_be_one_whose_inputs_are_fetched(journal: Journal) -> None:
+    assert await journal.write(Add(new_job(1, inputs={"images[0].image": ""})))
+    assert await journal.write(Add(new_job(2)))
+    assert await journal.oldest_waiting() == 1
+    assert await end(journal, 1, State.CANCELED)
+    assert await journal.fetching(0, 10) == []
+    assert await journal.oldest_waiting() == 2
+
+
+async def test_what_is_fetched_for_a_run_that_is_over_changes_nothing(journal: Journal) -> None:
+    assert await journal.write(Add(new_job(1, inputs={"images[0].image": ""})))
+    assert not await journal.write(Fetched(prompt_id(1), 2, {}))
+    assert not await journal.write(Fetched(prompt_id(9), 1, {}))
+    assert await end(journal, 1, State.CANCELED)
+    assert not await journal.write(Fetched(prompt_id(1), 1, {"images[0].image": "a" * 64}))
+    assert (await got(journal, 1)).inputs == {"images[0].image": ""}
+
+
+async def test_a_new_run_brings_its_own_inputs(journal: Journal) -> None:
+    assert await journal.write(Add(new_job(1, inputs={"images[0].image": "a" * 64})))
+    for run_of, inputs, wanted in ((1, {"images[0].image": ""}, ""), (2, None, ""), (3, {}, None)):
+        fence = Fence(prompt_id(1), run_of, 0)
+        assert await journal.write(Finish(fence=fence, state=State.CANCELED, at=1.0))
+        assert await journal.write(Again(prompt_id(1), run_of, "async", 2.0, inputs))
+        record = await got(journal, 1)
+        assert record.inputs.get("images[0].image") == wanted
+        assert len(await journal.fetching(0, 10)) == (wanted == "")
+        assert len(await journal.waiting(0, 10)) == (wanted is None)
+
+
+async def test_unfinished_jobs_name_their_inputs(journal: Journal) -> None:
+    assert await journal.named_inputs() == set()
+    assert await journal.write(Add(new_job(1, inputs={"images[0].image": "a", "prompt.1.inputs.image": "b"})))
+    assert await journal.write(Add(new_job(2, inputs={"files['c.png']": "b"})))
+    assert await journal.write(Add(new_job(3)))
+    assert await journal.named_inputs() == {"a", "b"}
+    assert await end(journal, 1)
+    assert await journal.named_inputs() == {"b"}
+    assert await end(journal, 2, State.FAILED)
+    assert await journal.named_inputs() == set()

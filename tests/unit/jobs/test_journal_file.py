@@ -200,6 +200,26 @@ async def test_a_migration_that_fails_halfway_changes_nothing(tmp_path: Path, mo
         await with_connection(journal, lambda database: database.execute("SELECT more FROM jobs"))
 
 
+async def test_a_file_of_the_first_version_keeps_its_jobs_and_their_order(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    database.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
+    database.execute("INSERT INTO bodies (id, sha256, data) VALUES (1, x'00', '{}')")
+    for number in (1, 2):
+        database.execute(
+            "INSERT INTO jobs (seq, prompt_id, kind, callers_id, created_at, face, needs_secrets, priority, body_id,"
+            " run, state, attempt, losses, number, queued_at, retryable)"
+            " VALUES (?, ?, 'async', 0, ?, '', 0, 0, 1, 1, 'queued', 0, 0, ?, ?, 0)",
+            (number, prompt_id(number), number, number, number),
+        )
+    database.execute("UPDATE counter SET value = 2")
+    database.close()
+    async with SqliteJournal(tmp_path) as journal:
+        assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 2]
+        assert await journal.write(Add(new_job(3, inputs={"images[0].image": ""})))
+        assert [record.number for record in await journal.fetching(0, 10)] == [3]
+        assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 2]
+
+
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
 async def test_a_file_that_is_no_journal_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)

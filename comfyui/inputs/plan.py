@@ -1,0 +1,216 @@
+"""What of a request is to be placed in ComfyUI, and where its workflow refers to it. Pure: nothing is read or sent.
+
+`comfyui.inputs.staging` places what is planned here, and says by which names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from comfyui.exceptions import ComfyUIInputError
+from comfyui.inputs.content import Content
+from comfyui.inputs.decoding import is_data_uri
+from comfyui.limits import DEFAULT_LIMITS, Limits, over
+from comfyui.models import InputFile, PromptRequest
+from comfyui.workflows.api_format import LONGEST_PATH, texts_in
+
+# With the blanks and line ends that stand before it where it was pasted.
+_URL = re.compile(r"\s{0,1000}https?://", re.IGNORECASE)
+_NONE: Mapping[str, Content] = {}
+
+
+@dataclass(slots=True)
+class Item:
+    """One input to place: where it comes from, and where the workflow refers to it.
+
+    Attributes:
+        where: the field that the caller gave it in, as errors name it.
+        references: the ``(node id, input name)`` of upload widgets whose value it is.
+        mentions: further inputs that have its name in a text; whether they mean the file is not known.
+        plain: to be stored under its own name, too.
+    """
+
+    where: str
+    source: str | Path | Content
+    name: str = ""
+    subfolder: str = ""
+    references: list[tuple[str, str]] = field(default_factory=list)
+    mentions: list[tuple[str, str]] = field(default_factory=list)
+    plain: bool = False
+
+    @property
+    def path(self) -> str:
+        return f"{self.subfolder}/{self.name}" if self.subfolder else self.name
+
+    @property
+    def fields(self) -> Sequence[str]:
+        """All fields that have it: of an input that stands in the workflow itself, one for each reference."""
+        return [self.where] if self.name else [field_of(*reference) for reference in self.references]
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The names by which ComfyUI has an item: by its content, and under its own; empty where it was not so stored."""
+
+    by_content: str = ""
+    plain: str = ""
+
+
+def field_of(node_id: str, input_name: str) -> str:
+    """An input of the workflow, as errors and jobs name it."""
+    return f"prompt.{node_id}.inputs.{input_name}"
+
+
+def image_field(index: int) -> str:
+    """The content of an entry of `images`."""
+    return f"images[{index}].image"
+
+
+def named_by_hash(digest: str) -> str:
+    """What stands for a content that we keep. No base64 has a colon: no caller's text is taken for it."""
+    return f"sha256:{digest}"
+
+
+def is_url(text: str) -> bool:
+    return _URL.match(text) is not None
+
+
+def is_inline(value: object) -> bool:
+    """Whether a value in a workflow is itself an input, where its widget uploads files: a data URI or http(s) URL."""
+    return isinstance(value, str) and (is_url(value) or is_data_uri(value))
+
+
+def brought_inputs(
+    request: PromptRequest,
+    upload_inputs: Sequence[tuple[str, str]],
+    files: Collection[str] = (),
+    limits: Limits = DEFAULT_LIMITS,
+) -> set[tuple[str, str]]:
+    """The ``(node id, input name)`` whose file comes with the request; `files`: names of further ones.
+
+    Raises `ComfyUIInputError` and `ComfyUILimitError` as `InputStager.stage` does.
+    """
+    items = plan(request, upload_inputs, {name: Path(name) for name in files}, limits)
+    return {reference for item in items for reference in item.references}
+
+
+def plan(
+    request: PromptRequest,
+    upload_inputs: Sequence[tuple[str, str]],
+    files: Mapping[str, Path | Content],
+    limits: Limits,
+    kept: Mapping[str, Content] = _NONE,
+) -> Sequence[Item]:
+    """What is to be placed, each with its references.
+
+    Args:
+        files: further inputs by ``name`` or ``subfolder/name``.
+        kept: contents that we have already, by their field; they count in place of what stands there.
+
+    Raises:
+        ComfyUIInputError: two entries claim one name.
+        ComfyUILimitError: there are too many.
+    """
+    named: dict[str, Item] = {}
+    for item in _entries(request, files, kept):
+        first = named.setdefault(item.path, item)
+        if first.source != item.source:
+            reason = f"{first.where} has the same name {item.path!r} and other content"
+            raise ComfyUIInputError(reason, field=item.where)
+    inline: dict[object, Item] = {}
+    for reference in dict.fromkeys(upload_inputs):
+        node_id, input_name = reference
+        value = _inputs(request.prompt.get(node_id)).get(input_name)
+        if not isinstance(value, str):
+            continue
+        entry = _named(named, value)
+        if entry is not None:
+            entry.references.append(reference)
+        elif is_inline(value):
+            where = field_of(node_id, input_name)
+            # The same URL is fetched once; a long data URI is not worth its hash, its content is compared later.
+            key = value.strip() if is_url(value) else reference
+            item = inline.setdefault(key, Item(where, kept.get(where) or value.strip()))
+            item.references.append(reference)
+    if len(named) + len(inline) > limits.max_inputs:
+        raise over("the request brings more than {limit} inputs", limits.max_inputs, "MAX_INPUTS")
+    _mark_plain(request.prompt, named)
+    return [*named.values(), *inline.values()]
+
+
+def _entries(
+    request: PromptRequest, files: Mapping[str, Path | Content], kept: Mapping[str, Content]
+) -> Iterator[Item]:
+    for index, image in enumerate(request.images):
+        where = image_field(index)
+        yield Item(where, kept.get(where) or image.image.strip(), image.name, image.subfolder)
+    for path, file in files.items():
+        folder, _, name = path.rpartition("/")
+        try:
+            checked = InputFile(name=name, subfolder=folder, image="-")
+        except ValidationError as error:
+            reason = "the name must be a relative path without '..'"
+            raise ComfyUIInputError(reason, field=f"files[{path!r}]") from error
+        yield Item(f"files[{path!r}]", file, checked.name, checked.subfolder)
+
+
+def _mark_plain(prompt: Mapping[str, Any], named: Mapping[str, Item]) -> None:
+    """Where a name is (also) used in a way that cannot be rewritten with certainty, the file has to be under it."""
+    for item in named.values():
+        item.plain = not item.references
+    for node_id, node in prompt.items():
+        for input_name, value in _inputs(node).items():
+            for text in texts_in(value):
+                entry = _named(named, text)
+                if entry is not None and (node_id, input_name) not in entry.references:
+                    entry.plain = True
+                    entry.mentions.append((node_id, input_name))
+
+
+def _named(named: Mapping[str, Item], value: str) -> Item | None:
+    """The entry that `value` refers to. The length is looked at first: hashing an inline video would take a while."""
+    return named.get(_path_in(value)) if len(value) <= LONGEST_PATH else None
+
+
+def _path_in(value: str) -> str:
+    """What a loader takes for the path of a file: without ComfyUI's suffix, with the folders of Windows as ours."""
+    return value.removesuffix(" [input]").replace("\\", "/")
+
+
+def _inputs(node: Any) -> Mapping[str, Any]:
+    """A node's inputs; empty for what is no node: to complain is the validation's task."""
+    inputs = node.get("inputs") if isinstance(node, Mapping) else None
+    return inputs if isinstance(inputs, Mapping) else {}
+
+
+def rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[Item, Placed]]) -> Mapping[str, Any]:
+    changed = dict(prompt)
+
+    def change(reference: tuple[str, str], value: Any) -> None:
+        node_id, input_name = reference
+        node = changed[node_id]
+        changed[node_id] = {**node, "inputs": {**node["inputs"], input_name: value}}
+
+    for item, names in placed:
+        for reference in item.references:
+            change(reference, names.by_content)
+        if names.plain and names.plain != item.path:
+            for node_id, input_name in item.mentions:
+                value = changed[node_id]["inputs"][input_name]
+                change((node_id, input_name), _renamed(value, item.path, names.plain))
+    return changed if any(changed[node_id] is not prompt[node_id] for node_id in changed) else prompt
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """`value` with every text that is the path `old` as `new`, however deep it stands."""
+    if isinstance(value, str):
+        return new if _path_in(value) == old else value
+    if isinstance(value, Mapping):
+        return {key: _renamed(part, old, new) for key, part in value.items()}
+    return [_renamed(part, old, new) for part in value] if isinstance(value, list) else value
