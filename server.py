@@ -19,6 +19,7 @@ from comfyui.inputs.staging import InputStager
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.sqlite import SqliteJournal
+from comfyui.jobs.measures import JournalMeasures
 from comfyui.jobs.pruning import pruning
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
@@ -73,7 +74,7 @@ def create_app(
                     url_timeout_s=settings.input_url_timeout,
                 )
             )
-            journal = await stack.enter_async_context(_journal(settings))
+            journal = await stack.enter_async_context(_journal(settings, metrics))
             await stack.enter_async_context(
                 pruning(journal, keep_days=settings.jobs_keep_days, keep=settings.jobs_keep)
             )
@@ -111,11 +112,13 @@ def create_app(
     return Gateway(options.app, metrics, opening)
 
 
-def _journal(settings: Settings) -> Journal:
+def _journal(settings: Settings, metrics: Metrics) -> Journal:
     if settings.state_dir is None:
         _log.info("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
         return MemoryJournal()
-    return SqliteJournal(settings.state_dir, lock_wait_s=settings.shutdown_grace_seconds)
+    return SqliteJournal(
+        settings.state_dir, lock_wait_s=settings.shutdown_grace_seconds, observer=JournalMeasures(metrics)
+    )
 
 
 def _backends(

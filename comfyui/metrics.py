@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+_COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -38,6 +39,29 @@ class Metrics:
             "comfyui_gateway_prompts_in_flight",
             "Prompts of this gateway that are queued or running now, by ComfyUI server.",
             ["server"],
+            registry=self.registry,
+        )
+        self.jobs = Gauge(
+            "comfyui_gateway_jobs",
+            "Jobs that the journal has now, by state.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.oldest_waiting_job_seconds = Gauge(
+            "comfyui_gateway_oldest_waiting_job_seconds",
+            "For how long the first of the async jobs that are on no server has waited; 0 when none waits.",
+            registry=self.registry,
+        )
+        self.journal_writes = Counter(
+            "comfyui_gateway_journal_writes",
+            "Writes to the journal of jobs in STATE_DIR, by outcome: kept, failed.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.journal_commit_seconds = Histogram(
+            "comfyui_gateway_journal_commit_seconds",
+            "Time of one commit, which many writes may share.",
+            buckets=_COMMIT_SECONDS,
             registry=self.registry,
         )
         self.upstream_requests = Counter(

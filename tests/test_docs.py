@@ -108,7 +108,7 @@ def test_the_sdk_knows_the_status_of_every_error() -> None:
 def test_every_metric_is_described() -> None:
     names = re.findall(r"^# HELP (\S+)", generate_latest(Metrics().registry).decode(), re.MULTILINE)
     assert names
-    missing = [name for name in names if name not in page("metrics.md")]
+    missing = [name for name in names if name.removesuffix("_created") not in page("metrics.md")]
     assert not missing
 
 

@@ -98,6 +98,8 @@ class SqliteJournal:
     def write_behind(self, write: Write) -> None:
         if not self._open or self._behind >= self._max_behind:
             self._lose(1, self._problem or "it is closed or slower than its writes")
+            if self._observer is not None:
+                self._observer.failed(1)
             return
         self._behind += 1
         self._next.writes.append((partial(_apply, write), None))

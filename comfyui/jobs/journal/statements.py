@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from comfyui import jsonio
 from comfyui.jobs.journal.listing import page_of
 from comfyui.jobs.journal.protocol import RUNS_KEPT
-from comfyui.jobs.journal.records import Delivery, Fence, JobFilter, JobRecord, NewDelivery, RunRecord, State
+from comfyui.jobs.journal.records import ENDS, Delivery, Fence, JobFilter, JobRecord, NewDelivery, RunRecord, State
 from comfyui.jobs.journal.rows import (
     DELIVERY_COLUMNS,
     INSERT_DELIVERY,
@@ -59,6 +60,8 @@ class Statements:
         self._execute = database.execute
         self._counter: int = database.execute("SELECT value FROM counter").fetchone()[0]
         self._written_counter = self._counter
+        # How many have ended, by how; None until that is asked for. There may be very many of them.
+        self._ended: Counter[str] | None = None
         self._appliers: dict[type, Callable[[Any], bool]] = {
             Add: self._add,
             Place: self._place,
@@ -91,6 +94,7 @@ class Statements:
 
     def rollback(self) -> None:
         """The numbers that the transaction gave are left out."""
+        self._ended = None
         # On a full disk SQLite has rolled back by itself, and a second time would hide the reason.
         if self.database.in_transaction:
             self._execute("ROLLBACK")
@@ -172,6 +176,7 @@ class Statements:
         )
         if finished:
             self._deliver(fence, write.deliveries)
+            self._count_end(write.state.value, 1)
         else:
             self._counter -= 1
         return finished
@@ -181,12 +186,13 @@ class Statements:
 
     def _again(self, write: Again) -> bool:
         found = self._execute(
-            f"SELECT seq FROM jobs WHERE prompt_id = ? AND run = ? AND ({_ENDED_AND_OPEN_AGAIN})",  # noqa: S608
+            f"SELECT seq, state FROM jobs WHERE prompt_id = ? AND run = ? AND ({_ENDED_AND_OPEN_AGAIN})",  # noqa: S608
             (write.prompt_id, write.run),
         ).fetchone()
         if found is None:
             return False
-        seq = found[0]
+        seq, ended = found
+        self._count_end(ended, -1)
         self._execute(
             f"INSERT INTO runs (seq, {RUN_COLUMNS}) SELECT seq, {RUN_COLUMNS} FROM jobs WHERE seq = ?",  # noqa: S608
             (seq,),
@@ -270,7 +276,7 @@ class Statements:
         """Removes up to `limit` jobs that ended before `before` and not after `up_to`; how many there were."""
         narrowed, values = ("", ()) if up_to is None else (" AND (ended_at, end_number) <= (?, ?)", up_to)
         rows = self._execute(
-            f"SELECT seq, body_id, labels FROM jobs WHERE ended_at < ?{narrowed} AND NOT EXISTS"  # noqa: S608
+            f"SELECT seq, body_id, labels, state FROM jobs WHERE ended_at < ?{narrowed} AND NOT EXISTS"  # noqa: S608
             " (SELECT 1 FROM deliveries AS d WHERE d.seq = jobs.seq AND d.state = 'waiting')"
             " ORDER BY ended_at, end_number LIMIT ?",
             (before, *values, limit),
@@ -281,13 +287,15 @@ class Statements:
         many("DELETE FROM runs WHERE seq = ?", seqs)
         many(
             "DELETE FROM labels WHERE key = ? AND value = ? AND seq = ?",
-            [(*label, seq) for seq, _, labels in rows if labels for label in jsonio.loads(labels).items()],
+            [(*label, seq) for seq, _, labels, _ in rows if labels for label in jsonio.loads(labels).items()],
         )
         many("DELETE FROM jobs WHERE seq = ?", seqs)
         many(
             "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id)",
             [(body_id,) for body_id in {row[1] for row in rows}],
         )
+        for row in rows:
+            self._count_end(row[3], -1)
         return len(rows)
 
     # Questions
@@ -333,8 +341,10 @@ class Statements:
         return self._jobs("ended_at IS NULL AND seq > ?", (after,), "seq", limit)
 
     def counts(self) -> dict[State, int]:
-        found = dict(self._execute("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
-        return {state: found.get(state.value, 0) for state in State}
+        if self._ended is None:
+            self._ended = self._count(ENDS)
+        unfinished = self._count(set(State) - ENDS)
+        return {state: (self._ended if state.is_end else unfinished)[state.value] for state in State}
 
     def oldest_waiting(self) -> float | None:
         # One question for each half of the index: both at once would have to be sorted.
@@ -359,6 +369,15 @@ class Statements:
         return [delivery_of(row) for row in rows]
 
     # Shorthand
+
+    def _count(self, states: Collection[State]) -> Counter[str]:
+        names = [state.value for state in states]
+        query = f"SELECT state, COUNT(*) FROM jobs WHERE state IN ({', '.join('?' * len(names))}) GROUP BY state"  # noqa: S608
+        return Counter(dict(self._execute(query, names).fetchall()))
+
+    def _count_end(self, state: str, more: int) -> None:
+        if self._ended is not None:
+            self._ended[state] += more
 
     def _next_number(self) -> int:
         self._counter += 1

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from comfyui.jobs.measures import measure_jobs
 from comfyui.offload import in_thread
 from comfyui.servers.pool import ServerReport
 from comfyui.web.front.errors import json_response
@@ -137,7 +138,9 @@ async def ready(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Needs a key where there are keys: Prometheus can send one (``authorization`` in its scrape configuration)."""
-    return Response(generate_latest(gateway_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    gateway = gateway_of(request)
+    await measure_jobs(gateway.handler.journal, gateway.metrics)
+    return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.api_route("/openapi.json", methods=["GET", "HEAD"], include_in_schema=False)

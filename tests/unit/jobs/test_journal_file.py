@@ -22,7 +22,9 @@ from comfyui.jobs.journal.records import Fence, JobFilter, State
 from comfyui.jobs.journal.schema import MIGRATIONS
 from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
 from comfyui.jobs.journal.statements import Statements
-from comfyui.jobs.journal.writes import Add, Finish, Place, Start
+from comfyui.jobs.journal.writes import Add, Again, Finish, Place, Start
+from comfyui.jobs.measures import JournalMeasures
+from comfyui.metrics import Metrics
 from tests.support.journals import delivery, end, new_job, prompt_id, run
 
 _ROOT = Path(__file__).parents[3]
@@ -276,7 +278,8 @@ async def test_the_log_says_once_what_is_not_kept(tmp_path: Path) -> None:
 
 
 async def test_writes_behind_are_bounded(tmp_path: Path) -> None:
-    async with SqliteJournal(tmp_path, max_behind=5) as journal:
+    metrics = Metrics()
+    async with SqliteJournal(tmp_path, max_behind=5, observer=JournalMeasures(metrics)) as journal:
         with structlog.testing.capture_logs() as logs:
             for number in range(1, 8):
                 journal.write_behind(Add(new_job(number)))
@@ -284,6 +287,8 @@ async def test_writes_behind_are_bounded(tmp_path: Path) -> None:
         assert logs[0]["event"] == "journal.writes_not_kept"
         journal.write_behind(Add(new_job(8)))
         assert await journal.get(prompt_id(8)) is not None
+    writes = {outcome: metrics.journal_writes.labels(outcome)._value.get() for outcome in ("kept", "failed")}
+    assert writes == {"kept": 6, "failed": 2}
 
 
 async def test_one_write_that_cannot_be_made_spoils_no_other(tmp_path: Path) -> None:
@@ -394,3 +399,27 @@ async def test_a_job_whose_placing_was_not_kept_can_still_end(tmp_path: Path) ->
         await with_connection(journal, lambda database: database.execute("PRAGMA query_only = 0"))
         assert not await journal.write(Start(fence, 1.0))
         assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=2.0))
+
+
+async def test_jobs_are_counted_without_reading_those_that_have_ended(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        for number in range(1, 7):
+            await journal.write(Add(new_job(number)))
+        await end(journal, 1)
+        await end(journal, 2, State.CANCELED)
+        counted = await journal.counts()
+        assert (counted[State.SUCCEEDED], counted[State.CANCELED], counted[State.QUEUED]) == (1, 1, 4)
+        scans: list[str] = []
+        await with_connection(journal, lambda database: database.set_trace_callback(scans.append))
+        await end(journal, 3, State.CANCELED)
+        await journal.write(Again(prompt_id(2), 1, "async", 1.0))
+        with pytest.raises(OverflowError):
+            # It takes back what was counted with it.
+            await asyncio.gather(end(journal, 4, State.CANCELED), journal.write(Add(new_job(9, priority=2**70))))
+        scans.clear()
+        counted = await journal.counts()
+        assert (counted[State.SUCCEEDED], counted[State.CANCELED], counted[State.QUEUED]) == (1, 2, 3)
+        scans.clear()
+        assert await journal.counts() == counted
+        (query,) = [scan for scan in scans if "COUNT" in scan]
+        assert "succeeded" not in query
