@@ -15,14 +15,17 @@ from comfyui.sdk.errors import (
     GatewayCancelledError,
     GatewayConnectionError,
     GatewayError,
+    GatewayNotFinishedError,
     GatewayOverloadedError,
     GatewayProtocolError,
     GatewayRefusedError,
     GatewayTaskError,
     GatewayTimeoutError,
+    JobStatus,
 )
 from comfyui.sdk.events import Event, Executing, Finished, Preview, Progress, Queued, Reconnecting
 from comfyui.sdk.files import safe_folder, safe_name
+from comfyui.sdk.jobs import Job, JobProgress, ListedJob
 from comfyui.sdk.models import Health, InputFile, OutputFile, PromptResult, Timings
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "GatewayClient",
     "GatewayConnectionError",
     "GatewayError",
+    "GatewayNotFinishedError",
     "GatewayOverloadedError",
     "GatewayProtocolError",
     "GatewayRefusedError",
@@ -40,6 +44,10 @@ __all__ = [
     "GatewayTimeoutError",
     "Health",
     "InputFile",
+    "Job",
+    "JobProgress",
+    "JobStatus",
+    "ListedJob",
     "OutputFile",
     "Preview",
     "Progress",

@@ -5,32 +5,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
-import json
-import os
-import re
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import IO, Any, Self
 
-import aiohttp
 from yarl import URL
 
-from comfyui.sdk.calls import Call, attachment, path_of, reattachment, submission
+from comfyui.sdk.calls import Call, attachment, job_submission, path_of, submission
+from comfyui.sdk.connection import DEFAULT_SERVER, Connection, read_json
 from comfyui.sdk.errors import (
     GatewayConnectionError,
     GatewayError,
+    GatewayNotFinishedError,
     GatewayProtocolError,
-    GatewayTimeoutError,
-    error_class,
-    error_from,
-    is_error_body,
+    JobStatus,
 )
-from comfyui.sdk.events import Event, Finished, Reconnecting, event_of, server_sent_events
+from comfyui.sdk.events import Event, Finished
 from comfyui.sdk.files import create_file
+from comfyui.sdk.jobs import Job, ListedJob, listed
 from comfyui.sdk.models import Health, InputFile, OutputFile, PromptResult
+from comfyui.sdk.waiting import GRACE_S, delay_s, job_events, job_of, look, run_events
 
 _CHUNK_BYTES = 1 << 16
 
@@ -41,25 +36,7 @@ _DOWNLOAD_ATTEMPTS = 3
 _RECONNECT_DELAYS_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-_HELD_S = 5.0  # a connection that lasted longer was a working one: its loss starts a new series of attempts
-
-
-CANCEL_TIMEOUT_S = 5.0
-
-
-_GRACE_S = 30.0  # beyond the prompt's own timeout: the gateway still cancels, collects and answers after it
-
-
-_CONNECT_S = 10.0
-
-
-_JSON = "application/json"
-
-
-_EVENT_STREAM = "text/event-stream"
-
-
-DEFAULT_SERVER = "http://127.0.0.1:18188"
+_MOST_LISTED = 200  # jobs that the gateway puts on one page, at most
 
 
 class GatewayClient:
@@ -83,23 +60,16 @@ class GatewayClient:
         timeout_s: float = 300.0,
         reconnect_delays_s: Sequence[float] = _RECONNECT_DELAYS_S,
     ) -> None:
-        url = URL(server if "://" in server else f"http://{server}")
-        if url.scheme not in {"http", "https"} or not url.host:
-            raise ValueError(f"{server!r} is no http(s) address, such as {DEFAULT_SERVER}")
-        self._server = str(url.with_query(None).with_fragment(None)).rstrip("/")
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._connection = Connection(server, api_key)
         self._timeout_s = timeout_s
         self._reconnect_delays_s = tuple(reconnect_delays_s)
-        self._open_session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._open_session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers)
+        await self._connection.open()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._open_session is not None:
-            await self._open_session.close()
-            self._open_session = None
+        await self._connection.close()
 
     async def run(
         self,
@@ -117,7 +87,9 @@ class GatewayClient:
         Raises:
             GatewayError: one of its classes; with ``prompt_id``, even where the server did not say it.
         """
-        return await result_of(self._wait(submission(workflow, images, prompt_id, return_base64), _JSON, timeout_s))
+        return await result_of(
+            self._run(submission(workflow, images, prompt_id, return_base64), timeout_s, stream=False)
+        )
 
     def stream(
         self,
@@ -131,31 +103,168 @@ class GatewayClient:
     ) -> AsyncGenerator[Event, None]:
         """As `run`, with what happens on the way; the last event is `Finished`, some servers send no other."""
         call = submission(workflow, images, prompt_id, return_base64, previews)
-        return self._wait(call, _EVENT_STREAM, timeout_s)
+        return self._run(call, timeout_s, stream=True)
 
     async def attach(
         self, prompt_id: str, *, timeout_s: float | None = None, return_base64: bool = False
     ) -> PromptResult:
-        """Waits for a prompt that was posted before, by whomever. Raises GatewayRefusedError when nobody knows it."""
-        return await result_of(self._wait(attachment(prompt_id, return_base64), _JSON, timeout_s))
+        """The same as `wait`, for prompts of any kind."""
+        return await self.wait(prompt_id, timeout_s=timeout_s, return_base64=return_base64)
 
     def follow(
         self, prompt_id: str, *, timeout_s: float | None = None, return_base64: bool = False, previews: bool = False
     ) -> AsyncGenerator[Event, None]:
-        """As `attach`, with what happens on the way."""
-        return self._wait(attachment(prompt_id, return_base64, previews), _EVENT_STREAM, timeout_s)
+        """What happens to a prompt that was posted before; the last event is `Finished`.
+
+        It attaches again as often as there are delays; `wait` goes on until its time is up.
+        """
+        return self._run(attachment(prompt_id, return_base64, previews), timeout_s, stream=True)
+
+    async def submit(
+        self,
+        workflow: Mapping[str, Any],
+        *,
+        images: Sequence[InputFile] = (),
+        labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        prompt_id: str | None = None,
+        idempotency_key: str | None = None,
+        wait_s: float = 0.0,
+    ) -> Job:
+        """Hands `workflow` (ComfyUI's API format) in as a job, which runs when its turn comes, whoever is there.
+
+        A reply that is lost on its way is asked for again under the same id, so that nothing runs twice.
+
+        Args:
+            images: inputs; each goes with the request, but for those that are a URL.
+            labels: up to 16 pairs of text, by which `jobs` can be narrowed.
+            priority: -1,000,000 to 1,000,000; kept with the job.
+            prompt_id: a UUID; the same one again is the same job. A new one when not given.
+            idempotency_key: any text of 1 to 255 characters in place of `prompt_id`, from which the gateway makes it.
+            wait_s: seconds to wait for its end, which the job then has in it; 0: only until it is taken.
+
+        Returns:
+            The job once the gateway has it on its disk. Where it has ended already, with its result or its error.
+
+        Raises:
+            ValueError: `prompt_id` and `idempotency_key` are both given.
+            GatewayRefusedError: it was not taken, and there is no such job.
+            GatewayOverloadedError: as many jobs wait as may.
+            GatewayConnectionError: nothing answers, or the gateway cannot write the job down; where the reply was
+                lost, the job may be there all the same.
+        """
+        more = {"labels": dict(labels or {}), "priority": priority}
+        call = job_submission(workflow, images, prompt_id, idempotency_key, wait_s, more)
+        attempt, lost_before = 0, False
+        while True:
+            try:
+                return await job_of(self._connection, call, quiet_s=wait_s + GRACE_S)
+            except GatewayConnectionError as error:
+                attempt += 1
+                lost_before = lost_before or error.sent
+                if not lost_before or attempt > len(self._reconnect_delays_s):
+                    raise
+                await asyncio.sleep(delay_s(self._reconnect_delays_s, attempt))
+
+    async def job(self, prompt_id: str, *, return_base64: bool = False) -> Job:
+        """How a job is now, at once; with its result or its error where it has ended.
+
+        Raises:
+            GatewayRefusedError: nobody knows it (``type`` is ``not_found``), or this call is refused.
+            GatewayConnectionError: nothing answers.
+        """
+        return await look(self._connection, attachment(prompt_id, return_base64))
+
+    async def jobs(
+        self,
+        status: JobStatus | Collection[JobStatus] = (),
+        *,
+        labels: Mapping[str, str] | None = None,
+        workflow: str | None = None,
+        limit: int | None = None,
+    ) -> AsyncGenerator[ListedJob, None]:
+        """Jobs, newest first; page after page is fetched as they are asked for. Close it where you leave it early.
+
+        Args:
+            status: only jobs in this state, or in one of these.
+            labels: only jobs that have all of these labels.
+            workflow: only jobs of the workflow with this name.
+            limit: jobs in all, at most; None for every one that is kept.
+
+        Raises:
+            ValueError: `limit` is below 1.
+            GatewayError: a page could not be had.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}: give 1 or more, or None for all jobs")
+        query = {f"label.{key}": value for key, value in (labels or {}).items()}
+        if status:
+            query["status"] = status if isinstance(status, str) else ",".join(status)
+        if workflow is not None:
+            query["workflow"] = workflow
+        while limit is None or limit > 0:
+            query["limit"] = str(_MOST_LISTED if limit is None else min(limit, _MOST_LISTED))
+            async with self._connection.request("GET", "/prompt_sync", query=query, quiet_s=GRACE_S) as response:
+                found, cursor = listed(await self._connection.json_of(response))
+            for job in found:
+                yield job
+            if cursor is None:
+                return
+            query["cursor"] = cursor
+            limit = None if limit is None else limit - len(found)
+
+    async def wait(
+        self,
+        prompt_id: str,
+        *,
+        timeout_s: float | None = None,
+        return_base64: bool = False,
+        show: Callable[[Event], None] | None = None,
+    ) -> PromptResult:
+        """Waits until a job has ended, submitted by whomever, through lost connections and restarts of the gateway.
+
+        Args:
+            timeout_s: of this call alone; the job goes on.
+            show: is called with what happens on the way, `Reconnecting` included.
+
+        Raises:
+            GatewayTimeoutError: it has not ended by then (``type`` is ``not_finished``).
+            GatewayRefusedError: nobody knows it (``not_found``): the gateway answered, and no job of it has this id.
+            GatewayConnectionError: nothing answered until the time was up.
+            GatewayError: any other of its classes with ``job_status``: the job ended so.
+        """
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        call = attachment(prompt_id, return_base64)
+        return await result_of(job_events(self._connection, call, timeout_s, self._reconnect_delays_s), show)
+
+    async def result(self, prompt_id: str, *, return_base64: bool = False) -> PromptResult:
+        """The result of a job, at once.
+
+        Raises:
+            GatewayNotFinishedError: it has not ended.
+            GatewayRefusedError: nobody knows it (``type`` is ``not_found``).
+            GatewayError: it ended so (``job_status``), or nothing answers.
+        """
+        job = await self.job(prompt_id, return_base64=return_base64)
+        if job.error is not None:
+            raise job.error
+        if job.result is None:
+            place = "" if job.position is None else f", position {job.position}"
+            detail = f"The job has not ended: it is {job.status}{place}"
+            raise GatewayNotFinishedError(detail, title="Not finished", code="not_finished", prompt_id=prompt_id)
+        return job.result
 
     async def cancel(self, prompt_id: str) -> Mapping[str, Any]:
         """Takes the prompt out of the queue or interrupts it; the server's answer. Raises GatewayError."""
-        async with self._request("DELETE", path_of(prompt_id), quiet_s=_GRACE_S) as response:
-            return await self._json_of(response)
+        async with self._connection.request("DELETE", path_of(prompt_id), quiet_s=GRACE_S) as response:
+            return await self._connection.json_of(response)
 
     async def health(self) -> Health:
         """Raises GatewayError when no gateway answers; a gateway without ComfyUI is an answer."""
-        async with self._request("GET", "/health", quiet_s=_GRACE_S) as response:
-            body = await _read_json(response)
+        async with self._connection.request("GET", "/health", quiet_s=GRACE_S) as response:
+            body = await read_json(response)
             if not isinstance(body, dict) or body.get("status") not in {"healthy", "unhealthy"}:
-                body = await self._json_of(response)
+                body = await self._connection.json_of(response)
         return Health(
             healthy=body["status"] == "healthy",
             comfyui_server=str(body.get("comfyui_server", "unknown")),
@@ -179,9 +288,9 @@ class GatewayClient:
             except binascii.Error as error:
                 raise GatewayError(f"base64 of {file.filename} is broken: {error}", code="file_failed") from error
             return
-        async with self._request("GET", _within(file.url), accept="*/*", quiet_s=_GRACE_S) as response:
+        async with self._connection.request("GET", _within(file.url), accept="*/*", quiet_s=GRACE_S) as response:
             if response.status != 200:
-                await self._json_of(response)
+                await self._connection.json_of(response)
                 raise GatewayProtocolError(f"{file.url} answered {response.status}", status=response.status)
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                 yield chunk
@@ -204,7 +313,7 @@ class GatewayClient:
                     except GatewayConnectionError:
                         if attempt == _DOWNLOAD_ATTEMPTS:
                             raise
-                        await asyncio.sleep(self._delay_s(attempt))
+                        await asyncio.sleep(delay_s(self._reconnect_delays_s, attempt))
         except BaseException:
             await asyncio.to_thread(path.unlink, missing_ok=True)
             raise
@@ -217,168 +326,9 @@ class GatewayClient:
             async for chunk in chunks:
                 await asyncio.to_thread(opened.write, chunk)
 
-    async def _wait(self, call: Call, accept: str, timeout_s: float | None) -> AsyncGenerator[Event, None]:
-        """What happens to one prompt until it is finished, over as many connections as that takes."""
-        again = call if call.method == "POST" else None
-        remaining_s = self._timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + remaining_s
-        failures, lost_before = 0, False
-        while True:
-            began = time.monotonic()
-            try:
-                async with aclosing(self._exchange(call, accept, remaining_s)) as events:
-                    async for event in events:
-                        failures = 0
-                        yield event
-                return
-            except GatewayConnectionError as error:
-                error.prompt_id = call.prompt_id
-                if not (error.sent or lost_before):
-                    raise
-                lost = error
-            except GatewayError as error:
-                error.prompt_id = error.prompt_id or call.prompt_id
-                if not (lost_before and again and error.type in {"not_found", "task_cancelled"}):
-                    raise
-                # It never arrived, or was forgotten, or the gateway noticed the loss and cancelled it, as its setting
-                # CANCEL_ON_DISCONNECT wants. Under its id it cannot run twice at a time.
-                call, again = again, None
-                continue
-            failures = 1 if time.monotonic() - began > _HELD_S else failures + 1
-            pause_s = self._delay_s(failures)
-            remaining_s = deadline - time.monotonic() - pause_s
-            if failures > len(self._reconnect_delays_s) or remaining_s <= 0:
-                raise lost
-            yield Reconnecting(call.prompt_id, failures, lost.detail)
-            await asyncio.sleep(pause_s)
-            call, lost_before = reattachment(call), True
-
-    def _delay_s(self, attempt: int) -> float:
-        delays = self._reconnect_delays_s
-        return delays[min(attempt, len(delays)) - 1] if delays else 0.0
-
-    async def _exchange(self, call: Call, accept: str, timeout_s: float) -> AsyncGenerator[Event, None]:
-        """One connection: events until `Finished`. Raises GatewayConnectionError when it ends before that."""
-        query = {**call.query, "timeout": f"{timeout_s:.3f}"}
-        async with self._request(
-            call.method, call.path, accept=accept, query=query, body=call.body, quiet_s=timeout_s + _GRACE_S
-        ) as response:
-            if response.status != 200 or response.content_type != _EVENT_STREAM:
-                yield Finished(PromptResult.from_json(await self._json_of(response)))
-                return
-            async with aclosing(server_sent_events(response.content.iter_any())) as messages:
-                async for name, data in messages:
-                    event = event_of(name, data)
-                    if event is not None:
-                        yield event
-                    if isinstance(event, Finished):
-                        return
-        raise GatewayConnectionError(
-            "The gateway ended the event stream before the result came",
-            title="Connection lost",
-            code="connection_lost",
-            sent=True,
-        )
-
-    @asynccontextmanager
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        quiet_s: float,
-        accept: str = _JSON,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
-    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """The only place that sees aiohttp's errors. `quiet_s` is the longest silence that is waited through."""
-        if self._open_session is None:
-            raise RuntimeError("GatewayClient is used as 'async with GatewayClient(…) as gateway'")
-        if not path.startswith("/"):
-            # A server may not send our key, or us, to another host.
-            raise GatewayProtocolError(f"{path!r} is not an address within the gateway", code="not_a_gateway")
-        headers, data = {"Accept": accept}, None
-        if body is not None:
-            headers["Content-Type"] = _JSON
-            data = io.BytesIO(json.dumps(body).encode())  # in pieces: as bytes, a large one would block the event loop
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=quiet_s)
-        url = URL(self._server + path).update_query(query or {})
-        try:
-            async with self._open_session.request(
-                method, url, data=data, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                yield response
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise GatewayConnectionError(
-                f"Nothing answers at {self._server}: {_reason(error)}", title="Unreachable", code="unreachable"
-            ) from error
-        except aiohttp.ServerTimeoutError as error:
-            raise GatewayTimeoutError(
-                f"{self._server} was silent for {quiet_s:.0f} s", title="Timed out", code="client_timeout"
-            ) from error
-        except aiohttp.ClientResponseError as error:
-            raise GatewayProtocolError(
-                f"What answers at {self._server} does not speak HTTP as it should: {error.message}",
-                title="Not the gateway",
-                code="not_a_gateway",
-            ) from error
-        except aiohttp.ClientError as error:
-            raise GatewayConnectionError(
-                f"The connection to {self._server} was lost: {_reason(error)}",
-                title="Connection lost",
-                code="connection_lost",
-                sent=True,
-            ) from error
-
-    async def _json_of(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
-        """The body of an answer of the gateway. Raises the error that it is, or that it is none of the gateway's."""
-        body = await _read_json(response)
-        if isinstance(body, dict) and 200 <= response.status < 300:
-            return body
-        retry_after = response.headers.get("Retry-After", "")
-        retry_after_s = float(retry_after) if retry_after.isdecimal() else None
-        if isinstance(body, dict) and is_error_body(body):
-            raise error_from(body, response.status, retry_after_s)
-        raise await self._foreign(response, retry_after_s)
-
-    async def _foreign(self, response: aiohttp.ClientResponse, retry_after_s: float | None) -> GatewayError:
-        """What to tell about an answer that is not the gateway's own: a proxy's page, another service."""
-        status = response.status
-        said = f"{status} {response.reason or ''}".rstrip()
-        fields: dict[str, Any] = {"status": status, "retry_after_s": retry_after_s, "title": "Not the gateway's answer"}
-        if status in {502, 503, 504} or 520 <= status <= 530:
-            return GatewayConnectionError(
-                f"A proxy before the gateway answered {said}: it does not reach the gateway, or did not wait for it",
-                sent=True,
-                code="proxy_failed",
-                **fields,
-            )
-        if status in {401, 403, 413, 429}:
-            return error_class(status, "")(
-                f"A proxy before the gateway answered {said}", code="proxy_refused", **fields
-            )
-        if 300 <= status < 400:
-            where = response.headers.get("Location", "elsewhere")
-            return GatewayProtocolError(
-                f"{self._server} redirects to {where}: give the gateway's own address", code="redirected", **fields
-            )
-        if await self._is_comfyui():
-            detail = (
-                f"{self._server} is ComfyUI itself, not the gateway: it has no {response.url.path}. "
-                "The gateway listens on another port, 18188 unless set otherwise"
-            )
-        else:
-            text = " ".join(re.sub(r"<[^>]*>", " ", await response.text(errors="replace")).split())
-            detail = f"What answers at {self._server} is not the gateway. It said {said}: {text[:160] or '(nothing)'}"
-        return GatewayProtocolError(detail, code="not_a_gateway", **fields)
-
-    async def _is_comfyui(self) -> bool:
-        try:
-            async with self._request("GET", "/system_stats", quiet_s=CANCEL_TIMEOUT_S) as response:
-                body = await _read_json(response)
-        except GatewayError:
-            return False
-        return isinstance(body, dict) and {"system", "devices"} <= body.keys()
+    def _run(self, call: Call, timeout_s: float | None, *, stream: bool) -> AsyncGenerator[Event, None]:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return run_events(self._connection, call, timeout_s, self._reconnect_delays_s, stream=stream)
 
 
 async def result_of(events: AsyncGenerator[Event, None], show: Callable[[Event], None] | None = None) -> PromptResult:
@@ -391,23 +341,7 @@ async def result_of(events: AsyncGenerator[Event, None], show: Callable[[Event],
     raise AssertionError("a wait ends with a result or an error")
 
 
-async def _read_json(response: aiohttp.ClientResponse) -> Any:
-    """The body when it is JSON, else None. It stays readable."""
-    try:
-        return json.loads(await response.read())
-    except ValueError:
-        return None
-
-
 def _within(url: str) -> str:
     """A file's address within the gateway: where that has a PUBLIC_URL, links begin with it, whatever we call it by."""
     address = URL(url) if "://" in url else None
     return f"/view?{address.raw_query_string}" if address is not None and address.path.endswith("/view") else url
-
-
-def _reason(error: BaseException) -> str:
-    """The one part of aiohttp's messages that tells something: host and port are around it."""
-    cause = getattr(error, "os_error", None) or error.__cause__
-    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
-        return os.strerror(cause.errno)  # asyncio puts "Connect call failed" in its place
-    return (getattr(cause, "strerror", None) or str(error) or type(error).__name__).strip()

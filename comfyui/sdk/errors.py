@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
+
+JobStatus = Literal["queued", "running", "canceling", "succeeded", "failed", "canceled", "lost"]
 
 
 class GatewayError(Exception):
@@ -17,6 +19,7 @@ class GatewayError(Exception):
         ├── GatewayTaskError             500 502: it was accepted and failed
         │   └── GatewayCancelledError    409 task_cancelled
         ├── GatewayTimeoutError          504, or no answer long after the timeout
+        ├── GatewayNotFinishedError      its result was asked for, and the job has not ended
         ├── GatewayConnectionError       503, no connection, or one that was lost
         ├── GatewayOverloadedError       429
         └── GatewayProtocolError         something answered that is not the gateway
@@ -29,6 +32,8 @@ class GatewayError(Exception):
         prompt_id: the prompt that it is about, where there is one; it may be attached to again.
         request_id: the gateway's id of the request, for its logs.
         retry_after_s: when the server asks to come back.
+        job_status: how the job ended, where this is what it ended with: ``failed``, ``canceled`` or ``lost``. None
+            where this is about the request alone: the job, if there is one, may go on.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class GatewayError(Exception):
         prompt_id: str | None = None,
         request_id: str | None = None,
         retry_after_s: float | None = None,
+        job_status: JobStatus | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -52,9 +58,10 @@ class GatewayError(Exception):
         self.prompt_id = prompt_id
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+        self.job_status = job_status
 
     def to_json(self) -> dict[str, Any]:
-        """The shape of the server's error body, with ``http_status`` and ``retry_after_s``, which travel beside it."""
+        """The shape of the server's error body, with what travels in headers and the status beside it."""
         return {
             "error": self.title,
             "type": self.type,
@@ -64,6 +71,7 @@ class GatewayError(Exception):
             "request_id": self.request_id,
             "http_status": self.status,
             "retry_after_s": self.retry_after_s,
+            "job_status": self.job_status,
         }
 
 
@@ -81,6 +89,10 @@ class GatewayCancelledError(GatewayTaskError):
 
 class GatewayTimeoutError(GatewayError):
     """Not finished within the timeout."""
+
+
+class GatewayNotFinishedError(GatewayError):
+    """The result of a job was asked for that has not ended. ``job_status`` is None: the job goes on."""
 
 
 class GatewayConnectionError(GatewayError):
@@ -139,8 +151,13 @@ def is_error_body(body: object) -> bool:
     return isinstance(body, dict) and all(isinstance(body.get(key), str) for key in ("error", "type", "detail"))
 
 
-def error_from(body: Mapping[str, Any], status: int | None = None, retry_after_s: float | None = None) -> GatewayError:
-    """The exception for one of the gateway's error bodies."""
+def error_from(
+    body: Mapping[str, Any],
+    status: int | None = None,
+    retry_after_s: float | None = None,
+    job_status: str | None = None,
+) -> GatewayError:
+    """The exception for one of the gateway's error bodies. `job_status`: what `X-Prompt-Status` said."""
     kind = body["type"]
     status = status or _STATUS_OF_TYPE.get(kind)
     fields = {
@@ -151,11 +168,20 @@ def error_from(body: Mapping[str, Any], status: int | None = None, retry_after_s
         "prompt_id": body.get("prompt_id"),
         "request_id": body.get("request_id"),
         "retry_after_s": retry_after_s,
+        "job_status": cast("JobStatus", job_status) if job_status in {"failed", "canceled", "lost"} else None,
     }
     if status == 503:
         # A gateway that stops leaves its prompts to ComfyUI: they can be attached to when it is back.
         return GatewayConnectionError(body["detail"], sent=kind == "shutting_down", **fields)
     return error_class(status, kind)(body["detail"], **fields)
+
+
+def error_of_job(prompt_id: str, job_status: JobStatus, kind: str, detail: str) -> GatewayError:
+    """The exception for what a list says of a job that has no result."""
+    title = (
+        "Cancelled" if job_status == "canceled" else f"The job {'is' if job_status == 'lost' else 'has'} {job_status}"
+    )
+    return error_from({"error": title, "type": kind, "detail": detail, "prompt_id": prompt_id}, job_status=job_status)
 
 
 def error_class(status: int | None, kind: str) -> type[GatewayError]:

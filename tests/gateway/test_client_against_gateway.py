@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import aiohttp
@@ -19,7 +16,9 @@ from PIL import Image
 
 from comfyui.engine import Engine
 from comfyui.sdk import Finished, GatewayClient, Reconnecting
-from comfyui.sdk.command_line import Exit, main
+from comfyui.sdk.command_line import Exit
+from tests.support import command_line
+from tests.support.command_line import Ran, finish
 from tests.support.running import RunningGateway, sleep_workflow
 
 ROOT = Path(__file__).parents[2]
@@ -39,28 +38,8 @@ async def until_running(engine: Engine, prompt_id: str, *, running: bool = True)
             await asyncio.sleep(0.01)
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int | None
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
 async def start(gateway: RunningGateway, *arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, str(ROOT / "client.py"), *arguments, "--server", gateway.url),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def finish(process: asyncio.subprocess.Process) -> Ran:
-    out, err = await process.communicate()
-    return Ran(process.returncode, out.decode(), err.decode())
+    return await command_line.start(*arguments, "--server", gateway.url)
 
 
 async def cli(gateway: RunningGateway, *arguments: str) -> Ran:
@@ -69,8 +48,7 @@ async def cli(gateway: RunningGateway, *arguments: str) -> Ran:
 
 async def cli_here(capsys: pytest.CaptureFixture[str], url: str, *arguments: str) -> Ran:
     """The same, without the time that an interpreter takes to start; standard output also has the gateway's log."""
-    code = await asyncio.to_thread(main, [*arguments, "--server", url])
-    return Ran(code, *capsys.readouterr())
+    return await command_line.cli_here(capsys, *arguments, "--server", url)
 
 
 async def test_run_saves_the_picture_that_the_workflow_makes(gateway: RunningGateway, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from comfyui.exceptions import (
     JournalError,
     RequestError,
 )
+from comfyui.jobs.admission import Look
 from comfyui.jobs.entry import Origin
+from comfyui.jobs.journal.records import State
 from comfyui.models import ImageConversion, ImageFormat, Metadata, OutputPlace, PromptRequest, StoreName
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
@@ -31,10 +33,10 @@ from comfyui.web.api.bodies import FIELDS, submission, submission_body
 from comfyui.web.api.jobs import JobList, ListCall, list_of_jobs, pending, pending_answer
 from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
 from comfyui.web.api.preferences import Preferences, preferences
-from comfyui.web.front.errors import json_response
+from comfyui.web.front.errors import answer_error, json_response
 from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
 from comfyui.web.front.keys import shown_name
-from comfyui.web.front.openapi import Answer, json_of, operation
+from comfyui.web.front.openapi import PROMPT_STATUS, Answer, json_of, operation
 from comfyui.web.front.request_state import state_of
 
 router = APIRouter(default_response_class=Response)
@@ -119,6 +121,7 @@ class CancelCall(Parameters):
         "prompt_sync",
         {200: result_answer(), 202: pending_answer()},
         (ComfyUIError,),
+        headers=(PROMPT_STATUS,),
         parameters=described(SubmitCall),
         body=submission_body(bare=False),
     ),
@@ -172,18 +175,31 @@ async def _in_the_background(
     look = await gateway.handler.submit_async(body, fresh_id=call.prompt_id, origin=origin, wait_s=preferred.wait_s)
     if not look.state.is_end:
         return pending(request, look, preferred)
-    return await _ended(request, gateway, call)
+    return await _ended(request, gateway, call, look)
 
 
-async def _ended(request: Request, gateway: GatewayState, call: Call) -> Response:
-    return await answer(
-        request,
-        gateway.deliverer,
-        call,
-        lambda listener: gateway.handler.attach(
-            call.prompt_id, timeout_s=gateway.options.default_timeout_s, listener=listener
-        ),
-    )
+async def _ended(request: Request, gateway: GatewayState, call: Call, look: Look) -> Response:
+    """The result of a job that has ended, or the error that it ended with: `X-Prompt-Status` tells it from others."""
+    try:
+        response = await answer(
+            request,
+            gateway.deliverer,
+            call,
+            lambda listener: gateway.handler.attach(
+                call.prompt_id, timeout_s=gateway.options.default_timeout_s, listener=listener
+            ),
+        )
+    except ComfyUIError as error:
+        record = look.record
+        if record is None or not record.state.is_end:
+            record = (await gateway.handler.look(call.prompt_id)).record
+        if record is None or record.error is None or record.error["detail"] != error.detail:
+            raise
+        response = await answer_error(request, error)
+        response.headers[PROMPT_STATUS] = record.state.value
+    else:
+        response.headers[PROMPT_STATUS] = State.SUCCEEDED.value
+    return response
 
 
 @router.get(
@@ -208,6 +224,7 @@ async def list_jobs(request: Request) -> Response:
         "attach",
         {200: result_answer(), 202: pending_answer()},
         (ComfyUIError,),
+        headers=(PROMPT_STATUS,),
         parameters=described(AttachCall),
     ),
 )
@@ -229,7 +246,7 @@ async def attach(request: Request) -> Response:
             look = await gateway.handler.look_within(prompt_id, preferred.wait_s)
         if not look.state.is_end:
             return pending(request, look, preferred)
-        return await _ended(request, gateway, call)
+        return await _ended(request, gateway, call, look)
     return await answer(
         request,
         gateway.deliverer,

@@ -40,9 +40,14 @@ TEXT: Final[Schema] = {"type": "string"}
 BYTES: Final[Schema] = {"type": "string", "format": "binary"}
 _JSON: Final = "application/json"
 
+PROMPT_STATUS: Final = "X-Prompt-Status"
 _HEADERS: Final[dict[str, tuple[str, Schema]]] = {
     "X-Request-ID": ("The request's id in every line of the log: the caller's own, or a new one.", TEXT),
     "X-Prompt-Id": ("ComfyUI's id of the prompt.", TEXT),
+    PROMPT_STATUS: (
+        "How the job ended that this is the result of, or the error. Missing where the error is about the request.",
+        {"type": "string", "enum": ["succeeded", "failed", "canceled", "lost"]},
+    ),
     "X-Simulation": ("No real ComfyUI ran the prompt.", {"type": "string", "enum": ["true"]}),
     "Content-Disposition": ("The name of the file.", TEXT),
     "Retry-After": ("Seconds after which the same request may succeed.", {"type": "string", "pattern": "^[0-9]+$"}),
@@ -112,6 +117,7 @@ def operation(
     answers: Mapping[int, Answer],
     errors: Iterable[type[ComfyUIError]] = (),
     *,
+    headers: Sequence[str] = (),
     parameters: Sequence[Schema] = (),
     body: Mapping[str, Schema] | None = None,
     relayed: Answer | None = None,
@@ -124,6 +130,7 @@ def operation(
         name: of the function in generated clients.
         answers: by status.
         errors: the classes that it may raise; all that are derived from them are meant, too.
+        headers: those that any of its answers may have.
         parameters: in path, query and headers.
         body: schemas by media type; none where a body means nothing.
         relayed: what may come with any status, since ComfyUI's own answers are passed on.
@@ -143,6 +150,8 @@ def operation(
     responses |= {
         str(status): _refusal(status, codes[status], answers.get(status, relayed)) for status in sorted(codes)
     }
+    for response in responses.values():
+        response["headers"] |= {header: _header(header) for header in headers}
     described["responses"] = {**responses, "default": _response(relayed)} if relayed else responses
     return described
 
@@ -206,9 +215,13 @@ def _refusal(status: int, codes: Collection[str], beside: Answer | None = None) 
 
 
 def _response(answer: Answer) -> dict[str, Any]:
-    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-ID", *answer.headers)}
+    headers = {name: _header(name) for name in ("X-Request-ID", *answer.headers)}
     response: dict[str, Any] = {"description": answer.description, "headers": headers}
     return {**response, "content": _content(answer.content)} if answer.content else response
+
+
+def _header(name: str) -> Schema:
+    return {"$ref": f"#/components/headers/{name}"}
 
 
 def _content(schemas: Mapping[str, Schema]) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from starlette.types import Message, Scope, Send
 
 _ANY = "*"
-_EXPOSED = b"X-Request-ID, X-Prompt-Id, Retry-After, Content-Disposition, Content-Length, Content-Range, ETag"
+_EXPOSED = (
+    b"X-Request-ID, X-Prompt-Id, X-Prompt-Status, Location, Preference-Applied, Retry-After, Content-Disposition,"
+    b" Content-Length, Content-Range, ETag"
+)
 _PREFLIGHT_SECONDS = b"600"
 # What a browser sends is of this form; anything else in these headers is no page's origin, and no reason to fail.
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")

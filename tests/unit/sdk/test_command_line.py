@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import signal
-import sys
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 import client
 import comfyui.sdk
@@ -42,99 +36,29 @@ from comfyui.sdk import (
     safe_name,
 )
 from comfyui.sdk.command_line import Exit, main
-from tests.support.fake_gateway import WORKFLOW, Answer, FakeGateway, answer
+from tests.support.command_line import cli, cli_here, finish, start
+from tests.support.fake_gateway import (
+    PICTURE,
+    PROMPT_ID,
+    WORKFLOW,
+    Answer,
+    FakeGateway,
+    answer,
+    closed_port,
+    cut,
+    entry,
+    error_body,
+    event_stream,
+    file_answer,
+    half_a_file,
+    hang,
+    page,
+    result_body,
+    sse,
+)
 
 ROOT = Path(__file__).parents[3]
 TXT2IMG = str(ROOT / "examples/txt2img.json")
-PROMPT_ID = "0b7c2c5e-3f5b-4c0e-9d3e-6a1f0c7d2e11"
-PICTURE = bytes(range(256)) * 1000
-
-
-# --- a gateway that misbehaves on request ---------------------------------------------------------------------------
-
-
-def entry(filename: str = "a_00001_.png", **more: Any) -> dict[str, Any]:
-    url = f"/view?filename={filename}&subfolder=&type=output"
-    named = {"node_id": "1", "filename": filename, "subfolder": "", "type": "output", "content_type": "image/png"}
-    return {**named, "url": url, **more}
-
-
-def result_body(*entries: Mapping[str, Any], prompt_id: str = PROMPT_ID) -> dict[str, Any]:
-    return {
-        "prompt_id": prompt_id,
-        "status": "success",
-        "execution_time": 1.5,
-        "outputs": {"1": {"images": []}},
-        "images": list(entries),
-        "node_errors": {},
-        "timings": {"staging": 0.1, "queued": 0.2, "executing": 0.9, "collecting": 0.3},
-    }
-
-
-def error_body(kind: str, **more: Any) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "error": f"A {kind}",
-        "type": kind,
-        "detail": f"it is {kind}",
-        "prompt_id": None,
-        "node_errors": {},
-    }
-    return {**body, "timestamp": "2026-11-21T00:00:00Z", "request_id": "r-1", **more}
-
-
-def page(status: int, html: str, headers: Mapping[str, str] | None = None) -> Answer:
-    async def answered(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=status, text=html, content_type="text/html", headers=headers)
-
-    return answered
-
-
-def file_answer(content: bytes, status: int = 200) -> Answer:
-    async def answered(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=status, body=content, content_type="image/png")
-
-    return answered
-
-
-async def cut(request: web.Request) -> web.StreamResponse:
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()
-
-
-async def half_a_file(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": str(len(PICTURE))})
-    await response.prepare(request)
-    await response.write(PICTURE[:1000])
-    return await cut(request)
-
-
-async def hang(request: web.Request) -> web.StreamResponse:
-    await asyncio.Event().wait()
-    raise AssertionError("nothing sets it")
-
-
-def event_stream(*pieces: bytes) -> Answer:
-    async def answered(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        await response.prepare(request)
-        for piece in pieces:
-            await response.write(piece)
-        return response
-
-    return answered
-
-
-def sse(name: str, **data: Any) -> bytes:
-    return f"event: {name}\ndata: {json.dumps({'prompt_id': PROMPT_ID, **data})}\n\n".encode()
-
-
-def closed_port() -> int:
-    with closing(socket()) as unused:
-        unused.bind(("127.0.0.1", 0))
-        port: int = unused.getsockname()[1]
-        return port
-
 
 # --- the library ----------------------------------------------------------------------------------------------------
 
@@ -453,43 +377,6 @@ def test_a_subfolder_from_the_server_cannot_leave_the_output_folder(given: str, 
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int | None
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-async def start(*arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(ROOT / "client.py"),
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def finish(process: asyncio.subprocess.Process) -> Ran:
-    out, err = await process.communicate()
-    return Ran(process.returncode, out.decode(), err.decode())
-
-
-async def cli(*arguments: str) -> Ran:
-    return await finish(await start(*arguments))
-
-
-async def cli_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> Ran:
-    """The same, without the time that an interpreter takes to start."""
-    code = await asyncio.to_thread(main, arguments)
-    out, err = capsys.readouterr()
-    return Ran(code, out, err)
-
-
 async def test_run_saves_every_file_and_prints_what_and_where(
     fake: FakeGateway, workflow_file: str, tmp_path: Path
 ) -> None:
@@ -715,7 +602,9 @@ async def test_health_and_status_without_id_tell_of_the_gateway(
     assert (await cli_here(capsys, "health", "--server", fake.url)).code == Exit.UNREACHABLE
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["status"], ["cancel"], ["health"]])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in ("run", "submit", "list", "wait", "result", "status", "cancel", "health"))]
+)
 def test_help_names_every_exit_code(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])

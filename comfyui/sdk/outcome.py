@@ -1,0 +1,107 @@
+"""How a command ended: its exit code, and what it tells scripts and people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from comfyui.sdk.display import STDERR, plain
+from comfyui.sdk.errors import (
+    GatewayCancelledError,
+    GatewayConnectionError,
+    GatewayError,
+    GatewayNotFinishedError,
+    GatewayOverloadedError,
+    GatewayRefusedError,
+    GatewayTaskError,
+    GatewayTimeoutError,
+)
+
+
+class Exit(IntEnum):
+    """The exit codes of the command line."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    REFUSED = 3
+    FAILED = 4
+    TIMED_OUT = 5
+    UNREACHABLE = 6
+    OVERLOADED = 7
+    NOT_FINISHED = 8
+    CANCELLED = 9
+    UNKNOWN = 10
+    INTERRUPTED = 130
+
+
+EXIT_CODES = f"""\
+exit codes:
+  {Exit.OK:<4} done
+  {Exit.UNEXPECTED:<4} something unexpected, such as an address where no gateway answers but something else
+  {Exit.USAGE:<4} the command is wrong: an option, the workflow's file, an input, a --set
+  {Exit.REFUSED:<4} refused (HTTP 400, 401, 403, 404, 409, 413, 422); nothing runs
+  {Exit.FAILED:<4} failed or cancelled while running (500, 502, 409), or a file could not be saved (the others are)
+  {Exit.TIMED_OUT:<4} not done within --timeout (504)
+  {Exit.UNREACHABLE:<4} no gateway, or none with a ComfyUI behind it (no connection, 503)
+  {Exit.OVERLOADED:<4} the gateway is at its limit: come back later (429)
+  {Exit.NOT_FINISHED:<4} `result`: the job has not ended
+  {Exit.CANCELLED:<4} `wait`, `result`, `submit --wait`: the job was cancelled (other commands: 4)
+  {Exit.UNKNOWN:<4} `wait`, `result`: nobody knows the job (other commands: 3)
+  {Exit.INTERRUPTED:<4} Ctrl-C; `run` cancels its prompt, no other command does
+
+With --json, standard output is one JSON document, also for errors ("error", "type", "detail", …); progress and
+messages are on standard error.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command found out: for scripts, for people, and for `$?`."""
+
+    exit: Exit
+    document: Mapping[str, Any]
+    report: Sequence[RenderableType]
+
+
+_EXIT_OF: Mapping[type[GatewayError], Exit] = {
+    GatewayRefusedError: Exit.REFUSED,
+    GatewayTaskError: Exit.FAILED,
+    GatewayCancelledError: Exit.FAILED,
+    GatewayTimeoutError: Exit.TIMED_OUT,
+    GatewayConnectionError: Exit.UNREACHABLE,
+    GatewayOverloadedError: Exit.OVERLOADED,
+    GatewayNotFinishedError: Exit.NOT_FINISHED,
+}
+
+
+def exit_of(error: GatewayError) -> Exit:
+    """The exit code of an error, whatever it is about."""
+    return _EXIT_OF.get(type(error), Exit.UNEXPECTED)
+
+
+def exit_of_job(error: GatewayError) -> Exit:
+    """The exit code of a command that tells apart how a job ended, and whether there is one."""
+    if error.job_status is not None:
+        return Exit.CANCELLED if error.job_status == "canceled" else Exit.FAILED
+    return Exit.UNKNOWN if error.type == "not_found" else exit_of(error)
+
+
+def failure(exit_code: Exit, error: GatewayError) -> Outcome:
+    """Tells a person on standard error at once; the document is left for standard output."""
+    STDERR.print(Text(f"{plain(error.title)}: {plain(error.detail)}", style="red"))
+    for node, messages in error.node_errors.items():
+        for message in messages:
+            STDERR.print(Text(plain(f"  node {node}: {message}")))
+    if error.retry_after_s is not None:
+        STDERR.print(f"try again in {error.retry_after_s:g} s")
+    ids = {"prompt_id": error.prompt_id, "request_id": error.request_id}
+    known = "  ".join(f"{name} {plain(value)}" for name, value in ids.items() if value)
+    if known:
+        STDERR.print(Text(known, style="dim"))
+    return Outcome(exit_code, error.to_json(), ())
