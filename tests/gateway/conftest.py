@@ -25,6 +25,7 @@ from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine, EngineOptions
 from comfyui.inputs.staging import InputStager
 from comfyui.metrics import Metrics
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
+from comfyui.sdk import GatewayClient
 from comfyui.servers.backend import Backend
 from comfyui.transport.http1 import Http1Client
 from comfyui.web.server.connections import Connections
@@ -362,3 +363,9 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+async def sdk_client(gateway: RunningGateway) -> AsyncIterator[GatewayClient]:
+    async with GatewayClient(gateway.url, timeout_s=60) as client:
+        yield client

@@ -43,12 +43,6 @@ INVERT = str(ROOT / "examples/invert.json")
 PATIENCE_S = 60.0
 
 
-@pytest.fixture
-async def sdk(gateway: RunningGateway) -> AsyncIterator[GatewayClient]:
-    async with GatewayClient(gateway.url, timeout_s=PATIENCE_S) as client:
-        yield client
-
-
 @asynccontextmanager
 async def both(folder: Path, gateway_port: int, engine_port: int) -> AsyncIterator[GatewayProcess]:
     """Gateway and engine, killed at the end."""
@@ -153,45 +147,45 @@ async def test_jobs_of_several_pages_are_listed_newest_first(engine: Engine) -> 
         assert "more than 210" in shown.err
 
 
-async def test_a_job_is_looked_at_waited_for_and_fetched(gateway: RunningGateway, sdk: GatewayClient) -> None:
-    job = await sdk.submit(sleep_workflow(1), labels={"a": "b"}, priority=4)
+async def test_a_job_is_looked_at_waited_for_and_fetched(gateway: RunningGateway, sdk_client: GatewayClient) -> None:
+    job = await sdk_client.submit(sleep_workflow(1), labels={"a": "b"}, priority=4)
     assert (job.status, job.ended, job.stored) == ("queued", False, False)
     assert job.created_at is not None
     await status_is(gateway.http, job.prompt_id, "running")
-    running = await sdk.job(job.prompt_id)
+    running = await sdk_client.job(job.prompt_id)
     assert running.progress is not None
     with pytest.raises(GatewayTimeoutError) as caught:
-        await sdk.wait(job.prompt_id, timeout_s=0.05)
+        await sdk_client.wait(job.prompt_id, timeout_s=0.05)
     assert caught.value.type == "not_finished"
     events: list[Event] = []
-    result = await sdk.wait(job.prompt_id, show=events.append)
+    result = await sdk_client.wait(job.prompt_id, show=events.append)
     assert any(isinstance(event, Executing) for event in events)
-    assert (await sdk.result(job.prompt_id)).files == result.files
-    ended = await sdk.job(job.prompt_id, return_base64=True)
+    assert (await sdk_client.result(job.prompt_id)).files == result.files
+    ended = await sdk_client.job(job.prompt_id, return_base64=True)
     assert ended.status == "succeeded"
     assert ended.result is not None
     assert ended.result.files[0].base64
-    [entry] = [entry async for entry in sdk.jobs(labels={"a": "b"})]
+    [entry] = [entry async for entry in sdk_client.jobs(labels={"a": "b"})]
     assert (entry.prompt_id, entry.status, entry.priority, entry.kind) == (job.prompt_id, "succeeded", 4, "async")
     assert entry.ended_at is not None
-    again = await sdk.submit(sleep_workflow(1), prompt_id=job.prompt_id)
+    again = await sdk_client.submit(sleep_workflow(1), prompt_id=job.prompt_id)
     assert (again.status, again.result and again.result.files) == ("succeeded", result.files)
 
 
 async def test_how_a_job_ended_is_in_the_exit_code(
-    gateway: RunningGateway, sdk: GatewayClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gateway: RunningGateway, sdk_client: GatewayClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workflow = invert_workflow()
     workflow["2"]["class_type"] = "NoSuchNode"
-    failed = await sdk.submit(workflow, wait_s=PATIENCE_S)
+    failed = await sdk_client.submit(workflow, wait_s=PATIENCE_S)
     assert (failed.status, failed.error and failed.error.type) == ("failed", "validation_failed")
-    cancelled = await sdk.submit(sleep_workflow(PATIENCE_S))
+    cancelled = await sdk_client.submit(sleep_workflow(PATIENCE_S))
     there = ("--server", gateway.url, "--output", str(tmp_path))
     assert (await cli_here(capsys, "result", cancelled.prompt_id, *there)).code == Exit.NOT_FINISHED
     assert (await cli_here(capsys, "wait", cancelled.prompt_id, "--timeout", "0.1", *there)).code == Exit.TIMED_OUT
     assert (await cli_here(capsys, "cancel", cancelled.prompt_id, *there[:2])).code == Exit.OK
     with pytest.raises(GatewayCancelledError):
-        await sdk.wait(cancelled.prompt_id)
+        await sdk_client.wait(cancelled.prompt_id)
     for command in ("wait", "result"):
         assert (await cli_here(capsys, command, failed.prompt_id, *there)).code == Exit.FAILED
         assert (await cli_here(capsys, command, cancelled.prompt_id, *there)).code == Exit.CANCELLED
