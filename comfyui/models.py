@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NotRequired, Self, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import TypedDict
 
 from comfyui import jsonio
@@ -68,6 +68,13 @@ def _not_empty(text: str) -> str:
     if not text:
         raise ValueError("must not be empty")
     return text
+
+
+def _not_bool(number: object) -> object:
+    """pydantic takes true for 1."""
+    if isinstance(number, bool):
+        raise ValueError("must be a whole number, not true or false")
+    return number
 
 
 FileName = Annotated[str, Field(max_length=255), AfterValidator(_plain_name)]
@@ -156,7 +163,7 @@ class PromptRequest(Given):
     labels: Annotated[dict[str, str], AfterValidator(check_labels)] = Field(
         default_factory=dict, description="Up to 16 pairs of text by which the list of jobs can be narrowed."
     )
-    priority: int = Field(
+    priority: Annotated[int, BeforeValidator(_not_bool)] = Field(
         default=0, ge=-1_000_000, le=1_000_000, description="Kept with the job; it has no effect yet."
     )
     _size: int = PrivateAttr(default=0)

@@ -22,6 +22,8 @@ from comfyui.web.front.openapi import given
 
 IN_PATH: dict[str, Any] = {"in": "path"}
 IN_HEADER: dict[str, Any] = {"in": "header"}
+IN_HEADER_LIST: dict[str, Any] = {"in": "header", "is_list": True}
+"""A header that may be given several times, which means the same as once with commas."""
 _LABEL = "label."
 IN_QUERY_LABELS: dict[str, Any] = {
     "style": "form",
@@ -42,7 +44,7 @@ _ALIKE = 0.7
 class Parameters(BaseModel):
     """Base of the models: every field is a query parameter, but those that ``json_schema_extra`` puts elsewhere.
 
-    `IN_PATH`, `IN_HEADER` and `IN_QUERY_LABELS` are what it may be; a header's name is its field's alias.
+    Places are `IN_PATH`, `IN_HEADER`, `IN_HEADER_LIST` and `IN_QUERY_LABELS`; a header's name is its field's alias.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,9 +72,10 @@ def read(model: type[ParametersT], request: Request, in_body: Collection[str] = 
     values: dict[str, Any] = dict(request.path_params)
     for raw_name, value in scope["headers"] if places.headers else ():
         if (name := places.headers.get(raw_name)) is not None:
-            if name in values:
+            text = value.decode("latin-1")
+            if name in values and name not in places.lists:
                 raise QueryError(f"{name}: this header may be given once only")
-            values[name] = value.decode("latin-1")
+            values[name] = f"{values[name]}, {text}" if name in values else text
     if scope["query_string"]:
         values |= _query(scope["query_string"], places, in_body)
     try:
@@ -89,7 +92,7 @@ def described(model: type[Parameters]) -> list[dict[str, Any]]:
 
 
 def _described(name: str, field: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
-    of_parameter = {"in", "description", "style", "explode"}
+    of_parameter = {"in", "is_list", "description", "style", "explode"}
     schema = {key: value for key, value in given(field).items() if key not in of_parameter}
     parameter = {"name": name, "in": field.get("in", "query"), "required": required, "schema": schema}
     parameter |= {key: field[key] for key in ("style", "explode") if key in field}
@@ -103,11 +106,13 @@ class _Places:
     Attributes:
         query: names in the query.
         headers: by the lower-case bytes that stand there.
+        lists: those of the headers that may be given several times.
         labels: the field that takes the labels of the query, where there is one.
     """
 
     query: tuple[str, ...]
     headers: Mapping[bytes, str]
+    lists: frozenset[str]
     labels: str | None
 
 
@@ -120,7 +125,9 @@ def _places(model: type[Parameters]) -> _Places:
             labels = parameter["name"]
         else:
             names[parameter["in"]].append(parameter["name"])
-    return _Places(tuple(names["query"]), {name.lower().encode(): name for name in names["header"]}, labels)
+    fields = model.model_json_schema()["properties"].items()
+    lists = frozenset(name for name, field in fields if "is_list" in field)
+    return _Places(tuple(names["query"]), {name.lower().encode(): name for name in names["header"]}, lists, labels)
 
 
 def _query(query: bytes, places: _Places, in_body: Collection[str]) -> dict[str, Any]:
@@ -132,7 +139,8 @@ def _query(query: bytes, places: _Places, in_body: Collection[str]) -> dict[str,
     values: dict[str, Any] = dict(pairs)
     labels = [name for name in values if places.labels is not None and name.startswith(_LABEL)]
     known = [*known, *labels] if labels else known
-    if len(values) == len(pairs) and all(name in known and value for name, value in pairs):
+    # A label may be empty, and be looked for.
+    if len(values) == len(pairs) and all(name in known and (value or name in labels) for name, value in pairs):
         return values if places.labels is None else _with_labels(values, labels, places.labels)
     counts = Counter(name for name, _ in pairs)
     wrong = [_unknown(name, known, in_body) for name in counts if name not in known]
@@ -140,7 +148,7 @@ def _query(query: bytes, places: _Places, in_body: Collection[str]) -> dict[str,
     if wrong:
         more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
         raise QueryError("; ".join(wrong[:_MOST_NAMED]) + more)
-    empty = [name for name, value in pairs if not value]
+    empty = [name for name, value in pairs if not value and name not in labels]
     raise RequestError("; ".join(f"{name}: the value is empty; give one, or leave {name} out" for name in empty))
 
 

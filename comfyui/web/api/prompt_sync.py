@@ -31,7 +31,7 @@ from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_answer
 from comfyui.web.api.bodies import FIELDS, submission, submission_body
 from comfyui.web.api.jobs import JobList, ListCall, list_of_jobs, pending, pending_answer
-from comfyui.web.api.parameters import IN_HEADER, IN_PATH, Parameters, described, read
+from comfyui.web.api.parameters import IN_HEADER, IN_HEADER_LIST, IN_PATH, Parameters, described, read
 from comfyui.web.api.preferences import Preferences, preferences
 from comfyui.web.front.errors import answer_error, json_response
 from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
@@ -58,17 +58,24 @@ class WaitingCall(Parameters):
 class Preferring(WaitingCall):
     """What may be asked for in place of waiting."""
 
-    prefer: str | None = Field(default=None, max_length=256, description="As the header, which may stand here.")
+    prefer: str | None = Field(
+        default=None,
+        max_length=256,
+        description="As the header `Prefer`, for tools that cannot set one.",
+        examples=["respond-async"],
+    )
     prefer_header: str | None = Field(
         default=None,
         alias="Prefer",
-        max_length=256,
-        description="`respond-async`: answer 202 at once; `respond-async, wait=20`: after so many seconds (RFC 7240).",
-        json_schema_extra=IN_HEADER,
+        max_length=1024,
+        description="`respond-async`: answer 202 at once; `respond-async, wait=20`: after so many seconds, at most"
+        " `timeout` (RFC 7240). Other preferences are left alone.",
+        examples=["respond-async", "respond-async, wait=20"],
+        json_schema_extra=IN_HEADER_LIST,
     )
 
     def preferred(self, options: WebOptions) -> Preferences:
-        return preferences(self.prefer_header, self.prefer, options.max_timeout_s)
+        return preferences(self.prefer_header, self.prefer, options.max_timeout_s).within(self.timeout)
 
 
 class SubmitCall(Preferring):

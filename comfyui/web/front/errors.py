@@ -133,4 +133,6 @@ def _describe(error: Mapping[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         message = "there is no such field"
+    elif error["type"] == "dict_type":
+        message = "Input should be an object"
     return f"{name or 'body'}: {message}"
