@@ -186,6 +186,15 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         default=7, ge=1, allow_inf_nan=False, description="Days after which jobs that have ended are removed."
     )
     jobs_keep: int = Field(default=100_000, ge=1, description="Ended jobs that are kept, but for those of one day.")
+    inputs_keep_days: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Days that inputs of async jobs stay when no job needs them; 0: ComfyUI keeps its own only.",
+    )
+    max_stored_inputs_mb: float = Field(
+        default=10_000, gt=0, description="Inputs of all async jobs that have not ended, in MB; beyond it 429."
+    )
     max_queued_jobs: int = Field(default=10_000, ge=1, description="Async jobs that may wait; beyond it 429.")
     reattach_seconds: float = Field(
         default=60,

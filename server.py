@@ -16,6 +16,7 @@ from comfyui.executors.quarantine import Quarantine
 from comfyui.fallback import fallback_engine
 from comfyui.handler import ComfyUIHandler
 from comfyui.inputs.staging import InputStager
+from comfyui.inputs.store import FOLDER_NAME, InputStore
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.sqlite import SqliteJournal
@@ -28,7 +29,7 @@ from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.pool import BackendPool
-from comfyui.settings import ENV_FILE, load
+from comfyui.settings import ENV_FILE, MB, load
 from comfyui.warmup import WarmUp
 from comfyui.web.api.ops import VERSION
 from comfyui.web.app import Gateway, Opened
@@ -78,6 +79,7 @@ def create_app(
             await stack.enter_async_context(
                 pruning(journal, keep_days=settings.jobs_keep_days, keep=settings.jobs_keep)
             )
+            inputs = await stack.enter_async_context(_inputs(settings))
             warm_up = WarmUp(warmup, timeout_s=settings.max_timeout) if warmup is not None else None
             handler = await stack.enter_async_context(
                 ComfyUIHandler(
@@ -88,6 +90,7 @@ def create_app(
                     quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
                     also_ready=warm_up,
                     journal=journal,
+                    inputs=inputs,
                 )
             )
             if options.runpod is None:
@@ -119,6 +122,12 @@ def _journal(settings: Settings, metrics: Metrics) -> Journal:
     return SqliteJournal(
         settings.state_dir, lock_wait_s=settings.shutdown_grace_seconds, observer=JournalMeasures(metrics)
     )
+
+
+def _inputs(settings: Settings) -> InputStore:
+    folder = None if settings.state_dir is None else settings.state_dir / FOLDER_NAME
+    max_bytes = int(settings.max_stored_inputs_mb * MB)
+    return InputStore(folder, max_bytes=max_bytes, keep_s=settings.inputs_keep_days * 86_400)
 
 
 def _backends(

@@ -8,6 +8,7 @@
     │       └── ComfyUIDepthError           400  limit_exceeded
     ├── ComfyUIInputError                   400  input_failed
     │   └── ComfyUIInputUnavailableError    400  input_unavailable     retryable
+    │       └── ComfyUIJobInputError        400  input_failed          retryable
     ├── RequestError                        422  invalid_request
     │   ├── QueryError                      400  bad_request
     │   ├── BeyondLimitsError               400  bad_request
@@ -175,6 +176,12 @@ class ComfyUIInputUnavailableError(ComfyUIInputError):
     ) -> None:
         super().__init__(reason, field=field, prompt_id=prompt_id)
         self.retry_after_s = max(5, math.ceil(retry_after_s))
+
+
+class ComfyUIJobInputError(ComfyUIInputUnavailableError):
+    """As its base, for an async job: it ends with one code whatever the reason is that an input cannot be fetched."""
+
+    code = "input_failed"
 
 
 class RequestError(ComfyUIError):

@@ -27,10 +27,12 @@ from comfyui.executors.comfyui import PromptRunner, RunnerOptions
 from comfyui.executors.quarantine import Quarantine
 from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.staging import InputStager
+from comfyui.inputs.store import InputStore
 from comfyui.jobs.admission import Admission, Look
 from comfyui.jobs.cancels import Cancels, given_up
 from comfyui.jobs.entry import OURS, Origin
 from comfyui.jobs.fingerprints import fingerprint_of
+from comfyui.jobs.inputs import JobInputs
 from comfyui.jobs.job import Job, Listener, Reason
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
@@ -78,7 +80,7 @@ class ComfyUIHandler:
 
     Args:
         also_ready: what must be ready beside the servers.
-        journal: open; belongs to whoever opened it. In memory where none is given.
+        journal, inputs: open; belong to whoever opened them. In memory, and in a temporary folder, where none is given.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class ComfyUIHandler:
         quarantine: Quarantine | None = None,
         also_ready: Readiness | None = None,
         journal: Journal | None = None,
+        inputs: InputStore | None = None,
     ) -> None:
         self.pool = pool
         self.metrics = metrics or Metrics()
@@ -100,8 +103,10 @@ class ComfyUIHandler:
         self._runner = PromptRunner(pool, stager, options.runner, self.metrics, quarantine or Quarantine(after=0))
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics)
-        self._queue = JobQueue(self.journal, pool, self._runs, options.queue)
-        self._admission = Admission(self.journal, self._runs, self._queue)
+        self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
+        brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
+        self._queue = JobQueue(self.journal, pool, self._runs, brought, options.queue)
+        self._admission = Admission(self.journal, self._runs, self._queue, brought)
         reattach_s = options.reattach_s
         self._recovery = Recovery(self.journal, pool, self._runner, self._runs, self._queue, reattach_s=reattach_s)
         self._waiting = 0
@@ -122,6 +127,8 @@ class ComfyUIHandler:
         await self._answer_all()
         await self._runs.stop()
         await self._cancels.close()
+        if self._owns_inputs:
+            await self._inputs.__aexit__(*_exc)
 
     # What callers do
 
@@ -161,11 +168,12 @@ class ComfyUIHandler:
             return await self._wait(found, timeout_s, listener, may_cancel=not found.stays)
 
     async def submit_async(
-        self, request: PromptRequest, *, fresh_id: str, origin: Origin = OURS, wait_s: float = 0.0
+        self, request: PromptRequest, files: SpooledFiles | None, *, fresh_id: str, origin: Origin, wait_s: float
     ) -> Look:
         """Take the workflow, and run it when its turn comes, whoever is there.
 
         Args:
+            files: further inputs; they are taken away from where they are.
             wait_s: how long to wait for its end. A caller that leaves meanwhile changes nothing.
 
         Raises:
@@ -174,10 +182,10 @@ class ComfyUIHandler:
         self.refuse_when_draining()
         await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
         prompt_id = str(request.prompt_id or fresh_id)
-        fingerprint = await offloaded(request.size, fingerprint_of, request, None)
+        fingerprint = await offloaded(request.size, fingerprint_of, request, files)
         await self._cancels.ended(prompt_id, self._options.run_limits.max_timeout_s)
         known = request.prompt_id is not None
-        look = await self._admission.submit(prompt_id, origin, request, fingerprint, callers_id=known)
+        look = await self._admission.submit(prompt_id, origin, request, files, fingerprint, callers_id=known)
         return await self.look_within(prompt_id, wait_s) if wait_s and not look.state.is_end else look
 
     async def look_within(self, prompt_id: str, wait_s: float) -> Look:

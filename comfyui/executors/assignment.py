@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from comfyui.inputs.content import SpooledFiles
+from comfyui.inputs.content import BroughtFiles
 from comfyui.models import PromptRequest
 from comfyui.servers.backend import Backend
 from comfyui.servers.watcher import Audience, Watch
@@ -25,7 +25,7 @@ class Assignment(Audience, Protocol):
     @property
     def fingerprint(self) -> str | None: ...
     @property
-    def files(self) -> SpooledFiles | None: ...
+    def files(self) -> BroughtFiles | None: ...
     @property
     def file_names(self) -> Collection[str]: ...
     @property

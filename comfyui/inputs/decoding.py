@@ -36,6 +36,29 @@ def is_data_uri(text: str) -> bool:
     return _DATA_URI.match(text) is not None
 
 
+def head_of_data_uri(text: str) -> str:
+    """What stands before the base64 of a data URI with the same content."""
+    match = _DATA_URI.match(text)
+    if match is None:
+        raise ValueError("not a data URI")
+    said = match[1] if _says_base64(match[1]) else f"{match[1]};base64"
+    return f"data:{said},"
+
+
+def plain_data_uri(text: str) -> Content | None:
+    """The content of a data URI that can be written again, letter by letter, of its head and content; else None."""
+    try:
+        content = decode(text, max_bytes=len(text))
+    except ComfyUIInputError:
+        return None
+    written = head_of_data_uri(text) + base64.b64encode(bytes(content.source)).decode()
+    return content if written == text else None
+
+
+def _says_base64(media_type: str) -> bool:
+    return "base64" in (part.strip().lower() for part in media_type.split(";"))
+
+
 def decode(text: str, *, max_bytes: int, hint: str = "", piece: int = _PIECE) -> Content:
     """A data URI or base64 (standard or URL-safe alphabet, white space ignored) as its content.
 

@@ -86,6 +86,25 @@ def is_inline(value: object) -> bool:
     return isinstance(value, str) and (is_url(value) or is_data_uri(value))
 
 
+def inline_values(prompt: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of the workflow that may be inputs themselves, by their field: see `is_inline`.
+
+    Raises:
+        ComfyUIInputError: two inputs have one field, by dots in their names.
+    """
+    found: dict[str, str] = {}
+    for node_id, node in prompt.items():
+        for input_name, value in _inputs(node).items():
+            if is_inline(value):
+                where = field_of(node_id, input_name)
+                if where in found:
+                    raise ComfyUIInputError(
+                        "another input has the same path: take the dots out of the names", field=where
+                    )
+                found[where] = value
+    return found
+
+
 def brought_inputs(
     request: PromptRequest,
     upload_inputs: Sequence[tuple[str, str]],

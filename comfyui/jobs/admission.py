@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,10 @@ from comfyui.exceptions import ComfyUINotFoundError, ComfyUITaskCancelledError, 
 from comfyui.inputs.content import SpooledFiles
 from comfyui.jobs.entry import Clock, Entry, Origin, new_job
 from comfyui.jobs.fingerprints import check_same
+from comfyui.jobs.inputs import JobInputs, Taken
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.protocol import Journal
-from comfyui.jobs.journal.records import JobRecord, Kind, State
+from comfyui.jobs.journal.records import JobRecord, NewJob, State
 from comfyui.jobs.journal.writes import Add, Again
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
@@ -50,10 +52,13 @@ class Look:
 class Admission:
     """Asks the journal, and takes jobs into it."""
 
-    def __init__(self, journal: Journal, runs: Runs, queue: JobQueue, *, clock: Clock = time.time) -> None:
+    def __init__(
+        self, journal: Journal, runs: Runs, queue: JobQueue, inputs: JobInputs, *, clock: Clock = time.time
+    ) -> None:
         self._journal = journal
         self._runs = runs
         self._queue = queue
+        self._inputs = inputs
         self._clock = clock
 
     def new_entry(self, prompt_id: str, origin: Origin, *, callers_id: bool) -> Entry:
@@ -89,7 +94,8 @@ class Admission:
         while True:
             if (job := self._runs.live.get(prompt_id)) is not None:
                 check_same(prompt_id, job.fingerprint, fingerprint)
-                if request is not None:
+                # What waits in our queue has its request, and its inputs, in the journal.
+                if request is not None and (job.has_task or not job.stays):
                     entry = self.new_entry(prompt_id, origin, callers_id=True)
                     job.adopt(request, files, fingerprint, entry)
                 return job
@@ -105,7 +111,7 @@ class Admission:
             if request is None or not _may_run_again(record):
                 return await self.outcome_of(record)
             try:
-                begun = await self._again(record, "sync")
+                begun = await self._journal.write(self._again(record))
             except JournalError as error:
                 _log.error("journal.not_written", prompt_id=prompt_id, reason=error.detail)
                 # As a call that the journal does not know: ComfyUI is asked for it.
@@ -120,46 +126,60 @@ class Admission:
                 )
 
     async def submit(
-        self, prompt_id: str, origin: Origin, request: PromptRequest, fingerprint: str, *, callers_id: bool
+        self,
+        prompt_id: str,
+        origin: Origin,
+        request: PromptRequest,
+        files: SpooledFiles | None,
+        fingerprint: str,
+        *,
+        callers_id: bool,
     ) -> Look:
-        """Take a job that nobody waits for. Returns when it is committed.
+        """Take a job that nobody waits for. Returns when it is committed, and its inputs are in their store.
+
+        Args:
+            files: further inputs, which are taken away from where they are.
 
         Raises:
             ComfyUIConflictError: the id is another request's.
-            ComfyUIOverloadedError: as many jobs wait as may.
-            JournalError: it cannot be written.
+            ComfyUIOverloadedError: as many jobs wait as may, or their inputs fill the store.
+            ComfyUIInputError, ComfyUILimitError: an input cannot be used.
+            ComfyUIDiskError: it cannot be written.
         """
-        while True:
-            record = await self._journal.get(prompt_id) if callers_id else None
-            if (job := self._runs.live.get(prompt_id)) is not None:
-                check_same(prompt_id, job.fingerprint, fingerprint)
-                job.keep()
-                return await self.look(prompt_id)
-            if record is not None:
-                check_same(prompt_id, record.fingerprint, fingerprint)
-                if not record.state.is_end or not _may_run_again(record):
+        async with AsyncExitStack() as held:
+            taken: Taken | None = None
+            while True:
+                record = await self._journal.get(prompt_id) if callers_id else None
+                if (job := self._runs.live.get(prompt_id)) is not None:
+                    check_same(prompt_id, job.fingerprint, fingerprint)
+                    job.keep()
                     return await self.look(prompt_id)
-            self._queue.check_room()
-            if record is None:
+                if record is not None:
+                    check_same(prompt_id, record.fingerprint, fingerprint)
+                    if not record.state.is_end or not _may_run_again(record):
+                        return await self.look(prompt_id)
+                self._queue.check_room()
+                if taken is None:
+                    taken = await held.enter_async_context(self._inputs.taken(request, files))
+                    continue  # time has passed
                 new = await offloaded(
                     request.size,
                     new_job,
-                    request,
+                    taken.request,
                     prompt_id,
                     origin,
                     fingerprint,
                     kind="async",
                     callers_id=callers_id,
+                    inputs=taken.inputs,
                     now=self._clock(),
                 )
-                taken = await self._journal.write(Add(new))
-            else:
-                taken = await self._again(record, "async")
-            if taken:
-                self._queue.added(prompt_id, secrets_of(request))
-                return await self.look(prompt_id)
-            # Another request with the same id came first.
-            callers_id = True
+                write = Add(new) if record is None else self._again(record, new)
+                if await self._journal.write(write):
+                    self._queue.added(prompt_id, secrets_of(request), fetching=new.is_fetching)
+                    return await self.look(prompt_id)
+                # Another request with the same id came first.
+                callers_id = True
 
     async def look(self, prompt_id: str) -> Look:
         """How the job is. Raises `ComfyUINotFoundError` where neither the journal nor this process knows it."""
@@ -211,8 +231,11 @@ class Admission:
             _log.error("journal.not_read", prompt_id=prompt_id, reason=error.detail)
             return None
 
-    async def _again(self, record: JobRecord, kind: Kind) -> bool:
-        return await self._journal.write(Again(record.prompt_id, record.run, kind, self._clock()))
+    def _again(self, record: JobRecord, new: NewJob | None = None) -> Again:
+        """A new run: a sync call's, or that of the async job `new`, which has the same request."""
+        if new is None:
+            return Again(record.prompt_id, record.run, "sync", self._clock())
+        return Again(record.prompt_id, record.run, "async", self._clock(), new.body, new.inputs)
 
     async def _unfinished(self, record: JobRecord, request: PromptRequest | None, files: SpooledFiles | None) -> Job:
         """A job that has no task: it waits in our queue, or was a sync call's before a restart."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,6 +23,8 @@ _KEPT_OF_SYNC = 256 * 1024
 _NOT_KEPT = b"null"
 # So long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
+
+_NO_INPUTS: Mapping[str, str] = {}
 
 Clock = Callable[[], float]
 
@@ -49,8 +51,9 @@ def new_job(
     kind: Kind,
     callers_id: bool,
     now: float,
+    inputs: Mapping[str, str] = _NO_INPUTS,
 ) -> NewJob:
-    """The job as it is written at first."""
+    """The job as it is written at first. `inputs`: see `comfyui.jobs.inputs`."""
     kept = kind == "async" or request.size <= _KEPT_OF_SYNC
     return NewJob(
         prompt_id=prompt_id,
@@ -62,6 +65,7 @@ def new_job(
         face=origin.face,
         client_id=request.client_id,
         labels=request.labels,
+        inputs=inputs,
         needs_secrets=bool(secrets_of(request)),
         priority=request.priority,
         body=body_of(request) if kept else _NOT_KEPT,

@@ -15,7 +15,7 @@ import structlog
 
 from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import ComfyUIError, ComfyUIPromptLostError, ComfyUITaskCancelledError
-from comfyui.inputs.content import SpooledFiles
+from comfyui.inputs.content import BroughtFiles
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.journal.records import State
 from comfyui.models import PromptRequest, PromptResult
@@ -57,7 +57,7 @@ class Job:
         self,
         prompt_id: str,
         request: PromptRequest | None = None,
-        files: SpooledFiles | None = None,
+        files: BroughtFiles | None = None,
         fingerprint: str | None = None,
         *,
         entry: Entry | None = None,
@@ -135,7 +135,7 @@ class Job:
         self._hold_files(self._task)
 
     def adopt(
-        self, request: PromptRequest, files: SpooledFiles | None, fingerprint: str | None, entry: Entry | None = None
+        self, request: PromptRequest, files: BroughtFiles | None, fingerprint: str | None, entry: Entry | None = None
     ) -> None:
         """Turn a job that only watches into one that this request owns: it is submitted if ComfyUI does not know it."""
         if self.request is None:

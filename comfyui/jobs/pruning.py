@@ -1,19 +1,23 @@
-"""Jobs that ended long ago leave the journal."""
+"""Jobs that ended long ago leave the journal, and inputs that no job needs any more leave their store."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
 
-from comfyui.exceptions import JournalError
+from comfyui.exceptions import ComfyUIDiskError, JournalError
+from comfyui.jobs.inputs import JobInputs
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.tasks import SideTasks
 
 _EVERY_S = 3600.0
+_PAUSE_S = 60.0
+_IDLE_SHARE = 20
 
 _log = structlog.get_logger(__name__)
 
@@ -34,3 +38,20 @@ async def pruning(journal: Journal, *, keep_days: float, keep: int) -> AsyncIter
     async with SideTasks() as tasks:
         tasks.start(prune(), "prune jobs")
         yield
+
+
+async def sweep_inputs(inputs: JobInputs) -> None:
+    """Now, whenever a job has ended, and every hour; see `JobInputs.sweep`."""
+    while True:
+        started = time.monotonic()
+        try:
+            if removed := await inputs.sweep():
+                _log.info("inputs.removed", files=removed)
+        except ComfyUIDiskError as error:
+            _log.warning("inputs.not_removed", reason=error.detail)
+            await asyncio.sleep(_PAUSE_S)
+        # The more jobs wait, the longer it takes: it is a small part of the time in any case.
+        await asyncio.sleep((time.monotonic() - started) * _IDLE_SHARE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EVERY_S):
+                await inputs.wait_until_stale()

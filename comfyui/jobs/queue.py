@@ -1,6 +1,7 @@
 """`JobQueue`: async jobs wait here, in the order of their submission, and are handed on few at a time.
 
-A job that waits is a row in the journal and nothing else: thousands may. It becomes a task when it is handed on.
+A job that waits is a row in the journal and nothing else: thousands may. It becomes a task when it is handed on. One
+whose inputs are still being fetched lets those behind it pass.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import structlog
 
 from comfyui.exceptions import ComfyUIError, ComfyUIOverloadedError, ComfyUITimeoutError, JournalError
 from comfyui.jobs.entry import Clock, Entry
+from comfyui.jobs.fetching import InputFetching
+from comfyui.jobs.inputs import JobInputs, StoredFiles
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import JobRecord, State
+from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
 from comfyui.jobs.stored import request_of, with_secrets
+from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.servers.pool import BackendPool
 from comfyui.tasks import SideTasks, end_tasks, happens_within
@@ -52,11 +57,20 @@ class JobQueue:
     """Open it with ``async with``: from then on jobs are handed on."""
 
     def __init__(
-        self, journal: Journal, pool: BackendPool, runs: Runs, options: QueueOptions, *, clock: Clock = time.time
+        self,
+        journal: Journal,
+        pool: BackendPool,
+        runs: Runs,
+        inputs: JobInputs,
+        options: QueueOptions,
+        *,
+        clock: Clock = time.time,
     ) -> None:
         self._journal = journal
         self._pool = pool
         self._runs = runs
+        self._inputs = inputs
+        self._fetching = InputFetching(journal, inputs, pool, self)
         self._options = options
         self._clock = clock
         self._in_hand: dict[str, Job] = {}
@@ -70,10 +84,13 @@ class JobQueue:
     async def open(self) -> None:
         """Begin to hand on. Raises `JournalError`."""
         self._waiting = (await self._journal.counts())[State.QUEUED]
+        await self._fetching.open()
         self._tasks.start(self._hand_on_all(), "job queue")
+        self._tasks.start(sweep_inputs(self._inputs), "sweep inputs")
 
     async def close(self) -> None:
         """Hand on nothing more. What was handed on goes on."""
+        await self._fetching.close()
         await self._tasks.close()
 
     def check_room(self) -> None:
@@ -83,17 +100,32 @@ class JobQueue:
                 f"{self._options.max_queued} jobs are waiting already (MAX_QUEUED_JOBS); try again later"
             )
 
-    def added(self, prompt_id: str, secrets: Mapping[str, Any]) -> None:
-        """A job waits in the journal. `secrets` are kept in memory, for as long as it is there."""
+    def added(self, prompt_id: str, secrets: Mapping[str, Any], *, fetching: bool) -> None:
+        """A job waits in the journal. `secrets` are kept in memory, for as long as it is there.
+
+        `fetching`: it has inputs that are still to be fetched.
+        """
         self._waiting += 1
         if secrets:
             self._secrets[prompt_id] = secrets
+        if fetching:
+            self._fetching.added(prompt_id)
         self._wake.set()
+
+    def inputs_came(self) -> None:
+        """The inputs of a job are there now."""
+        self._wake.set()
+
+    def inputs_failed(self, record: JobRecord, error: ComfyUIError) -> None:
+        """The inputs of a job cannot be had."""
+        self._end(record, error)
 
     def left(self, prompt_id: str) -> None:
         """A job that waited waits no more, and was not handed on."""
         self._waiting = max(0, self._waiting - 1)
         self._secrets.pop(prompt_id, None)
+        self._fetching.left(prompt_id)
+        self._inputs.ended()
         self._wake.set()
 
     def hold(self, job: Job, before: Callable[[], Awaitable[None]]) -> None:
@@ -101,13 +133,17 @@ class JobQueue:
         self._in_hand[job.prompt_id] = job
         self._runs.begin(job, self._ended, before)
 
-    async def request_of(self, record: JobRecord) -> Any:
+    async def request_of(self, record: JobRecord) -> PromptRequest | None:
         """The request of a job, from the journal; None where it is not kept, or its secrets are gone."""
         secrets = self._secrets.get(record.prompt_id, {})
         body = await self._journal.body_of(record.prompt_id)
         if body is None or body == b"null" or (record.needs_secrets and not secrets):
             return None
         return with_secrets(await offloaded(len(body), request_of, body), secrets)
+
+    def files_of(self, record: JobRecord) -> StoredFiles | None:
+        """What a job brings beside its request."""
+        return self._inputs.files_of(record)
 
     # Handing on
 
@@ -150,7 +186,7 @@ class JobQueue:
             first = await self._journal.waiting(0, free + len(self._in_hand))
             new = [record for record in first if record.prompt_id not in self._in_hand]
             if len(first) < free + len(self._in_hand):
-                self._waiting = len(new)  # these are all
+                self._waiting = len(new) + self._fetching.jobs  # these are all
             new = new[:free]
             if not new:
                 return
@@ -169,7 +205,7 @@ class JobQueue:
             return
         entry = live.entry if live is not None and live.entry is not None else Entry.of(self._journal, record)
         job = live or self._runs.add(record.prompt_id, entry=entry)
-        job.adopt(request, None, record.fingerprint, entry)
+        job.adopt(request, self.files_of(record), record.fingerprint, entry)
         # Those before it have been placed by now.
         placed = Counter(other.backend for other in self._in_hand.values())
         job.keep_off([backend for backend in self._pool.ready if placed[backend] >= self._options.ahead])
@@ -190,9 +226,15 @@ class JobQueue:
         self._wake.set()
 
     async def _expire(self) -> None:
-        """End what has waited too long. The first has waited longest, but for a new run, which stands at its end."""
-        while self._options.max_queued_s:
-            first = await self._journal.waiting(0, 100)
+        """End what has waited too long, in our queue or for its inputs."""
+        if self._options.max_queued_s:
+            await self._expire_of(self._journal.waiting)
+            await self._expire_of(self._journal.fetching)
+
+    async def _expire_of(self, waiting: Callable[[int, int], Awaitable[list[JobRecord]]]) -> None:
+        """The first of `waiting` has waited longest, but for a new run, which stands at its end."""
+        while True:
+            first = await waiting(0, 100)
             late = [
                 record
                 for record in first

@@ -88,7 +88,8 @@ class Recovery:
     async def _resume(self, record: JobRecord) -> None:
         request = await self._queue.request_of(record)
         entry = Entry.of(self._journal, record)
-        job = self._runs.add(record.prompt_id, request, None, record.fingerprint, entry=entry)
+        files = self._queue.files_of(record)
+        job = self._runs.add(record.prompt_id, request, files, record.fingerprint, entry=entry)
         self._queue.hold(job, before=lambda: self._server_is_up(record))
 
     async def _server_is_up(self, record: JobRecord) -> None:

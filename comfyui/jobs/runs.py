@@ -18,7 +18,7 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner
-from comfyui.inputs.content import SpooledFiles
+from comfyui.inputs.content import BroughtFiles
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job
@@ -69,7 +69,7 @@ class Runs:
         self,
         prompt_id: str,
         request: PromptRequest | None = None,
-        files: SpooledFiles | None = None,
+        files: BroughtFiles | None = None,
         fingerprint: str | None = None,
         *,
         entry: Entry | None = None,
@@ -84,7 +84,7 @@ class Runs:
         self,
         prompt_id: str,
         request: PromptRequest | None = None,
-        files: SpooledFiles | None = None,
+        files: BroughtFiles | None = None,
         fingerprint: str | None = None,
         *,
         entry: Entry | None = None,

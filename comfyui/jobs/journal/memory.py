@@ -99,10 +99,7 @@ class MemoryJournal:
         if job.prompt_id in self._seqs:
             return False
         seq = self._next_number()
-        digest = hashlib.sha256(job.body).hexdigest()
-        if digest not in self._bodies:
-            self._bodies[digest] = packed(job.body)
-        self._body_uses[digest] += 1
+        digest = self._use_body(job.body)
         self._seqs[job.prompt_id] = seq
         given = {name: getattr(job, name) for name in _SUBMISSION}
         given |= {"labels": dict(job.labels), "inputs": dict(job.inputs)}
@@ -126,6 +123,18 @@ class MemoryJournal:
         self._put(added, None)
         self._unfinished[seq] = None
         return True
+
+    def _use_body(self, body: bytes) -> str:
+        digest = hashlib.sha256(body).hexdigest()
+        if digest not in self._bodies:
+            self._bodies[digest] = packed(body)
+        self._body_uses[digest] += 1
+        return digest
+
+    def _drop_body(self, digest: str) -> None:
+        self._body_uses[digest] -= 1
+        if not self._body_uses[digest]:
+            del self._body_uses[digest], self._bodies[digest]
 
     def _place(self, write: Place) -> bool:
         job = self._current(write.fence.prompt_id, write.fence.run)
@@ -186,10 +195,15 @@ class MemoryJournal:
         del ended[:-RUNS_KEPT]
         self._results.pop(job.seq, None)
         self._unfinished[job.seq] = None
+        body = job.body_sha256
+        if write.body is not None:
+            body = self._use_body(write.body)
+            self._drop_body(job.body_sha256)
         return self._change(
             job,
             run=job.run + 1,
             kind=write.kind,
+            body_sha256=body,
             inputs=job.inputs if write.inputs is None else dict(write.inputs),
             state=State.QUEUED,
             server=None,
@@ -229,9 +243,7 @@ class MemoryJournal:
         self._results.pop(job.seq, None)
         self._runs.pop(job.seq, None)
         self._outbox.remove(job.prompt_id)
-        self._body_uses[job.body_sha256] -= 1
-        if not self._body_uses[job.body_sha256]:
-            del self._body_uses[job.body_sha256], self._bodies[job.body_sha256]
+        self._drop_body(job.body_sha256)
 
     # Jobs
 

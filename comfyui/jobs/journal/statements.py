@@ -46,6 +46,8 @@ _OF_THE_RUN = "prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued'
 _ENDED_AND_OPEN_AGAIN = "state IN ('canceled', 'lost') OR (state = 'failed' AND retryable)"
 # As in the index `jobs_waiting`, word for word.
 _WAITING = "kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling'"
+# Unless a job has it.
+_REMOVE_BODY = "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id)"
 _FIRST_OF_ITS_JOB = (
     "NOT EXISTS (SELECT 1 FROM deliveries AS e WHERE e.seq = d.seq AND e.audience = d.audience"
     " AND e.state = 'waiting' AND e.place < d.place)"
@@ -203,7 +205,16 @@ class Statements:
             " number = ?, end_number = NULL, queued_at = ?, started_at = NULL, ended_at = NULL, retryable = 0,"
             " error = NULL, result = NULL WHERE seq = ?",
             (write.kind, self._next_number(), write.at, seq),
-        ) and (write.inputs is None or self._has_inputs("seq = ?", (seq,), write.inputs))
+        ) and self._brings(seq, write)
+
+    def _brings(self, seq: int, write: Again) -> bool:
+        if write.inputs is not None:
+            self._has_inputs("seq = ?", (seq,), write.inputs)
+        if write.body is not None:
+            (before,) = self._execute("SELECT body_id FROM jobs WHERE seq = ?", (seq,)).fetchone()
+            self._execute("UPDATE jobs SET body_id = ? WHERE seq = ?", (self._body_id(write.body), seq))
+            self._execute(_REMOVE_BODY, (before,))
+        return True
 
     def _fetched(self, write: Fetched) -> bool:
         where = "prompt_id = ? AND run = ? AND state IN ('queued', 'running')"
@@ -290,10 +301,7 @@ class Statements:
             [(*label, seq) for seq, _, labels, _ in rows if labels for label in jsonio.loads(labels).items()],
         )
         many("DELETE FROM jobs WHERE seq = ?", seqs)
-        many(
-            "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id)",
-            [(body_id,) for body_id in {row[1] for row in rows}],
-        )
+        many(_REMOVE_BODY, [(body_id,) for body_id in {row[1] for row in rows}])
         for row in rows:
             self._count_end(row[3], -1)
         return len(rows)

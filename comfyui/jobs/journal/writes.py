@@ -100,13 +100,14 @@ class Again:
     """A new run after the run `run`; how that one ended is kept. Place: canceled, lost, or failed and retryable.
 
     Attributes:
-        inputs: what the new run has in place of the earlier one's; None: the same.
+        body, inputs: what the new run has in place of the earlier one's; None: the same.
     """
 
     prompt_id: str
     run: int
     kind: Kind
     at: float
+    body: bytes | None = None
     inputs: Mapping[str, str] | None = None
 
 

@@ -22,6 +22,7 @@ from comfyui.exceptions import (
     JournalError,
     RequestError,
 )
+from comfyui.inputs.content import SpooledFiles
 from comfyui.jobs.admission import Look
 from comfyui.jobs.entry import Origin
 from comfyui.jobs.journal.records import State
@@ -154,11 +155,7 @@ async def prompt_sync(request: Request) -> Response:
         origin = Origin(owner=_owner(request))
         call = _call(request, gateway, asked, prompt_id, Order.of(body), timeout_s)
         if preferred.respond_async:
-            if submitted.files is not None:
-                raise RequestError(
-                    "Prefer: respond-async takes no files in a form yet; give them as base64 or by URL in images"
-                )
-            return await _in_the_background(request, gateway, call, body, origin, preferred)
+            return await _in_the_background(request, gateway, call, body, submitted.files, origin, preferred)
         return await answer(
             request,
             gateway.deliverer,
@@ -176,10 +173,18 @@ async def prompt_sync(request: Request) -> Response:
 
 
 async def _in_the_background(
-    request: Request, gateway: GatewayState, call: Call, body: PromptRequest, origin: Origin, preferred: Preferences
+    request: Request,
+    gateway: GatewayState,
+    call: Call,
+    body: PromptRequest,
+    files: SpooledFiles | None,
+    origin: Origin,
+    preferred: Preferences,
 ) -> Response:
     gateway.deliverer.check(call.order)
-    look = await gateway.handler.submit_async(body, fresh_id=call.prompt_id, origin=origin, wait_s=preferred.wait_s)
+    look = await gateway.handler.submit_async(
+        body, files, fresh_id=call.prompt_id, origin=origin, wait_s=preferred.wait_s
+    )
     if not look.state.is_end:
         return pending(request, look, preferred)
     return await _ended(request, gateway, call, look)

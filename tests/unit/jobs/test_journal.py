@@ -594,7 +594,7 @@ async def test_a_new_run_brings_its_own_inputs(journal: Journal) -> None:
     for run_of, inputs, wanted in ((1, {"images[0].image": ""}, ""), (2, None, ""), (3, {}, None)):
         fence = Fence(prompt_id(1), run_of, 0)
         assert await journal.write(Finish(fence=fence, state=State.CANCELED, at=1.0))
-        assert await journal.write(Again(prompt_id(1), run_of, "async", 2.0, inputs))
+        assert await journal.write(Again(prompt_id(1), run_of, "async", 2.0, inputs=inputs))
         record = await got(journal, 1)
         assert record.inputs.get("images[0].image") == wanted
         assert len(await journal.fetching(0, 10)) == (wanted == "")
@@ -611,3 +611,16 @@ async def test_unfinished_jobs_name_their_inputs(journal: Journal) -> None:
     assert await journal.named_inputs() == {"b"}
     assert await end(journal, 2, State.FAILED)
     assert await journal.named_inputs() == set()
+
+
+async def test_a_new_run_brings_its_own_body(journal: Journal) -> None:
+    assert await journal.write(Add(new_job(1, body=b"null")))
+    assert await journal.write(Add(new_job(2)))
+    assert await end(journal, 1, State.CANCELED)
+    assert await journal.write(Again(prompt_id(1), 1, "async", 2.0, body=BODY))
+    assert (await journal.body_of(prompt_id(1)), await journal.body_of(prompt_id(2))) == (BODY, BODY)
+    assert (await got(journal, 1)).body_sha256 == (await got(journal, 2)).body_sha256
+    assert await journal.prune(1e9, keep_days=0, keep=None) == 0
+    assert await journal.write(Finish(fence=Fence(prompt_id(1), 2, 0), state=State.CANCELED, at=3.0))
+    assert await journal.prune(1e9, keep_days=0, keep=None) == 1
+    assert await journal.body_of(prompt_id(2)) == BODY

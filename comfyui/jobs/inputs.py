@@ -1,0 +1,238 @@
+"""`JobInputs`: the inputs of async jobs, which lie in the input store from the submission until the job has ended.
+
+What a request brings as base64, as a data URI or as a file of a form is there before the job is written down. In the
+body stands its hash, and the job's `inputs` say what each field has: the hash and the ending of the file's name, or
+nothing where a URL is still to be fetched. A file of a form has the field ``files:<name>``.
+
+A data URI in the workflow is an input only where its widget takes files, which a server has to say. Where none says so,
+or it says no, the text is what the node gets: it lies in the store all the same, and staging puts it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIInputUnavailableError, ComfyUIJobInputError
+from comfyui.inputs.content import Content, SpooledFiles
+from comfyui.inputs.decoding import head_of_data_uri, is_data_uri, plain_data_uri
+from comfyui.inputs.plan import Item, field_of, image_field, inline_values, is_url, named_by_hash, plan
+from comfyui.inputs.staging import InputStager
+from comfyui.inputs.store import Holding, InputStore
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.records import JobRecord
+from comfyui.limits import Limits
+from comfyui.models import PromptRequest
+from comfyui.offload import in_thread, offloaded
+from comfyui.servers.pool import BackendPool
+from comfyui.tasks import end_tasks
+from comfyui.workflows.api_format import upload_inputs
+
+_FILE = "files:"
+_DIGEST = 64
+# Downloads for jobs. Sync calls have as many places again that jobs never take.
+_DOWNLOADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A request whose inputs lie in the store: it names them by their hash, and `inputs` says what is where."""
+
+    request: PromptRequest
+    inputs: Mapping[str, str]
+
+
+class StoredFiles:
+    """The inputs of one job, to be placed: see `comfyui.inputs.content.BroughtFiles`."""
+
+    def __init__(self, store: InputStore, inputs: Mapping[str, str]) -> None:
+        self._store = store
+        found = {where: store.kept(value[:_DIGEST], value[_DIGEST:]) for where, value in inputs.items() if value}
+        self._digests = [content.digest for content in found.values()]
+        self.paths = {where[len(_FILE) :]: one for where, one in found.items() if where.startswith(_FILE)}
+        self.kept = {where: one for where, one in found.items() if not where.startswith(_FILE)}
+
+    def hold(self) -> None:
+        self._store.hold(self._digests)
+
+    def release(self) -> None:
+        self._store.let_go(self._digests)
+
+
+class JobInputs:
+    """The store, the stager and the pool belong to whoever made them."""
+
+    def __init__(
+        self, store: InputStore, stager: InputStager, pool: BackendPool, journal: Journal, limits: Limits
+    ) -> None:
+        self._store = store
+        self._stager = stager
+        self._pool = pool
+        self._journal = journal
+        self._limits = limits
+        self._downloads = asyncio.Semaphore(_DOWNLOADS)
+
+    async def sweep(self) -> int:
+        """Remove the files that no unfinished job has; how many. Raises `JournalError` and `ComfyUIDiskError`."""
+
+        async def named() -> set[str]:
+            return {value[:_DIGEST] for value in await self._journal.named_inputs()}
+
+        return await self._store.sweep(named)
+
+    async def wait_until_stale(self) -> None:
+        """As `InputStore.wait_until_stale`."""
+        await self._store.wait_until_stale()
+
+    def ended(self) -> None:
+        """A job ended that had no task, and with that held nothing."""
+        self._store.let_go(())
+
+    def files_of(self, record: JobRecord) -> StoredFiles | None:
+        """What the job has in the store."""
+        return StoredFiles(self._store, record.inputs) if record.kind == "async" and record.inputs else None
+
+    # At the submission
+
+    @asynccontextmanager
+    async def taken(self, request: PromptRequest, files: SpooledFiles | None) -> AsyncIterator[Taken]:
+        """Puts what the request brings into the store, where it stays until the block ends: the job is written by then.
+
+        Raises:
+            ComfyUIInputError, ComfyUILimitError: as `InputStager.stage`, for all that needs no fetching.
+            ComfyUIOverloadedError, ComfyUIDiskError: the store is full, or cannot be written.
+        """
+        inline = await offloaded(request.size, inline_values, request.prompt)
+        if not (inline or request.images or files):
+            yield Taken(request, {})
+            return
+        with self._store.holding() as holding:
+            yield await self._take(request, files, inline, holding)
+
+    async def _take(
+        self, request: PromptRequest, files: SpooledFiles | None, inline: Mapping[str, str], holding: Holding
+    ) -> Taken:
+        contents = await _contents_of(files)
+        widgets = await self._widgets(request) if inline else ()
+        items = await offloaded(request.size, plan, request, widgets or (), contents, self._limits)
+        inputs: dict[str, str] = {}
+        for item in items:
+            if not isinstance(item.source, Content):
+                inputs |= dict.fromkeys(item.fields, await self._put_item(item, holding))
+        for name, content in contents.items():
+            inputs[f"{_FILE}{name}"] = await self._put(content, holding, moved=True)
+        for where, text in inline.items():
+            if where in inputs:
+                continue
+            if is_url(text):
+                if widgets is None:
+                    inputs[where] = ""
+            elif (data := await in_thread(plain_data_uri, text)) is not None:
+                inputs[where] = await self._put(data, holding)
+        return Taken(await offloaded(request.size, _by_hash, request, inputs), inputs)
+
+    async def _put_item(self, item: Item, holding: Holding) -> str:
+        """What the job's `inputs` say of it: nothing for a URL."""
+        if isinstance(item.source, str) and is_url(item.source):
+            return ""
+        try:
+            async with self._stager.content(item) as content:
+                return await self._put(content, holding)
+        except ComfyUIInputError as error:
+            raise error.in_field(item.where) from error
+
+    async def _put(self, content: Content, holding: Holding, *, moved: bool = False) -> str:
+        if not self._store.has_room(content):
+            await self.sweep()
+        await holding.put(content, moved=moved)
+        return content.digest + content.extension
+
+    async def _widgets(self, request: PromptRequest) -> Sequence[tuple[str, str]] | None:
+        """The inputs that are uploaded files by what any server says that is up; None where none says anything soon."""
+        found: list[tuple[str, str]] | None = None
+        for backend in self._pool.ready:
+            try:
+                async with backend.soon():
+                    definitions = await backend.object_info()
+            except (ComfyUIError, TimeoutError):
+                continue
+            found = [*(found or ()), *await offloaded(request.size, upload_inputs, request.prompt, definitions)]
+        return found
+
+    # After the submission
+
+    @asynccontextmanager
+    async def fetched(self, record: JobRecord, request: PromptRequest) -> AsyncIterator[Mapping[str, str] | None]:
+        """Fetches what the job still lacks. Gives its `inputs`; they stay in the store until the block ends.
+
+        None: no server says which texts of the workflow are inputs.
+
+        Raises:
+            ComfyUIInputError: one cannot be fetched, as far as that can be told now.
+            ComfyUIOverloadedError, ComfyUIDiskError: the store is full, or cannot be written.
+        """
+        lacking = {where for where, value in record.inputs.items() if not value}
+        widgets: Sequence[tuple[str, str]] | None = ()
+        if any(not where.startswith("images[") for where in lacking):
+            widgets = await self._widgets(request)
+        if widgets is None:
+            yield None
+            return
+        kept = StoredFiles(self._store, record.inputs)
+        items = await offloaded(request.size, plan, request, widgets, kept.paths, self._limits, kept.kept)
+        wanted = [item for item in items if lacking.intersection(item.fields) and isinstance(item.source, str)]
+        with self._store.holding() as holding:
+            tasks = [asyncio.create_task(self._fetch(item, holding), name=f"fetch {item.where}") for item in wanted]
+            try:
+                if tasks:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                values = [task.result() for task in tasks if task.done()]
+            finally:
+                await end_tasks(*tasks)
+            inputs = {where: value for where, value in record.inputs.items() if value}
+            for item, value in zip(wanted, values, strict=True):
+                inputs |= dict.fromkeys(item.fields, value)
+            yield inputs
+
+    async def _fetch(self, item: Item, holding: Holding) -> str:
+        try:
+            async with self._downloads, self._stager.content(item) as content:
+                return await self._put(content, holding)
+        except ComfyUIInputUnavailableError as error:
+            raise ComfyUIJobInputError(error.reason, field=item.where) from error
+        except ComfyUIInputError as error:
+            raise error.in_field(item.where) from error
+
+
+async def _contents_of(files: SpooledFiles | None) -> dict[str, Content]:
+    contents: dict[str, Content] = {}
+    if files is None:
+        return contents
+    for name, path in files.paths.items():
+        try:
+            hint = PurePosixPath(name).suffix
+            contents[name] = await Content.of_hashed_file(path, files.digests[name], hint=hint)
+        except ComfyUIInputError as error:
+            raise error.in_field(f"files[{name!r}]") from error
+    return contents
+
+
+def _by_hash(request: PromptRequest, inputs: Mapping[str, str]) -> PromptRequest:
+    """The request with a hash in place of each content that is in the store."""
+    images = list(request.images)
+    for index, image in enumerate(images):
+        if value := inputs.get(image_field(index)):
+            images[index] = image.model_copy(update={"image": named_by_hash(value[:_DIGEST])})
+    prompt: dict[str, Any] = {}
+    for node_id, node in request.prompt.items():
+        short = {
+            name: head_of_data_uri(node["inputs"][name]) + named_by_hash(value[:_DIGEST])
+            for name in node["inputs"]
+            if (value := inputs.get(field_of(node_id, name))) and is_data_uri(node["inputs"][name])
+        }
+        prompt[node_id] = {**node, "inputs": {**node["inputs"], **short}} if short else node
+    return request.model_copy(update={"images": tuple(images), "prompt": prompt}).of_size(request.size)

@@ -1,0 +1,74 @@
+"""The inputs of async jobs outlive a gateway that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.job_inputs import (
+    blocked,
+    by_image,
+    data_uri,
+    files_of,
+    form_of,
+    inverted,
+    journal_has,
+    loading,
+    picture,
+    taken,
+)
+from tests.support.job_inputs import b64 as b64_of
+from tests.support.processes import GatewayProcess, gateway_process
+from tests.support.running import executions, until
+
+_COLOR = (10, 200, 30)
+_DATA = picture(_COLOR)
+
+
+def state_of(folder: Path) -> dict[str, str]:
+    return {"STATE_DIR": str(folder), "SHUTDOWN_GRACE_SECONDS": "5"}
+
+
+async def kill(gateway: GatewayProcess) -> None:
+    gateway.signal(signal.SIGKILL)
+    await gateway.process.wait()
+
+
+async def store_is(state: Path, names: set[str]) -> None:
+    async def found() -> set[str]:
+        return set(await asyncio.to_thread(files_of, state))
+
+    await until(found, lambda there: there == names, timeout_s=20)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        by_image(b64_of(_DATA)),
+        by_image(data_uri(_DATA)),
+        {"prompt": loading(data_uri(_DATA))},
+        "form",
+    ],
+    ids=["base64", "data URI", "in the workflow", "form"],
+)
+async def test_a_job_that_was_not_placed_has_its_input_after_a_kill(tmp_path: Path, engine: Engine, body: Any) -> None:
+    digest = hashlib.sha256(_DATA).hexdigest()
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        await blocked(gateway.http)
+        posted = form_of(loading(), {"photo.png": _DATA}) if body == "form" else body
+        prompt_id = await taken(gateway.http, posted)
+        assert await asyncio.to_thread(files_of, tmp_path) == {digest: _DATA}
+        await kill(gateway)
+    assert not journal_has(tmp_path, b64_of(_DATA))
+    assert journal_has(tmp_path, digest) is (body != "form")
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        assert await inverted(gateway.http, prompt_id) == _COLOR
+        await store_is(tmp_path, set())
+        assert b64_of(_DATA) not in str(gateway.lines)
+    assert executions(engine)[prompt_id] == 1
