@@ -12,6 +12,7 @@ import pytest
 
 from comfyui.engine import Engine
 from tests.support.job_inputs import (
+    b64,
     blocked,
     by_image,
     data_uri,
@@ -23,7 +24,6 @@ from tests.support.job_inputs import (
     picture,
     taken,
 )
-from tests.support.job_inputs import b64 as b64_of
 from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import executions, until
 
@@ -50,7 +50,7 @@ async def store_is(state: Path, names: set[str]) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        by_image(b64_of(_DATA)),
+        by_image(b64(_DATA)),
         by_image(data_uri(_DATA)),
         {"prompt": loading(data_uri(_DATA))},
         "form",
@@ -65,10 +65,10 @@ async def test_a_job_that_was_not_placed_has_its_input_after_a_kill(tmp_path: Pa
         prompt_id = await taken(gateway.http, posted)
         assert await asyncio.to_thread(files_of, tmp_path) == {digest: _DATA}
         await kill(gateway)
-    assert not journal_has(tmp_path, b64_of(_DATA))
+    assert not journal_has(tmp_path, b64(_DATA))
     assert journal_has(tmp_path, digest) is (body != "form")
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         assert await inverted(gateway.http, prompt_id) == _COLOR
         await store_is(tmp_path, set())
-        assert b64_of(_DATA) not in str(gateway.lines)
+        assert b64(_DATA) not in str(gateway.lines)
     assert executions(engine)[prompt_id] == 1

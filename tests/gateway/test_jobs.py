@@ -249,7 +249,7 @@ async def test_secrets_of_a_request_are_in_no_file(tmp_path: Path, engine: Engin
             gateway.http, invert_workflow(), extra_data={"api_key_comfy_org": secret, "note": "kept-note"}
         )
         assert (await fetch(gateway.http, prompt_id))[0] == 200
-    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert kept
     assert secret.encode() not in kept
 
