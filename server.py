@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from comfyui.address import ServerAccess
-from comfyui.exceptions import SettingsError
+from comfyui.exceptions import JournalError, SettingsError
 from comfyui.executors.quarantine import Quarantine
 from comfyui.fallback import fallback_engine
 from comfyui.handler import ComfyUIHandler
@@ -40,6 +40,7 @@ from comfyui.web.server.serving import Server, relieve_the_collector, run
 from config import GatewayOptions, Settings
 
 _log = structlog.get_logger("gateway")
+_JOURNAL_UNUSABLE = 74  # sysexits.h: EX_IOERR
 
 
 def create_app(
@@ -48,12 +49,14 @@ def create_app(
     options: GatewayOptions | None = None,
     metrics: Metrics | None = None,
     on_drained: Callable[[float], None] | None = None,
+    on_failed: Callable[[], None] | None = None,
 ) -> Gateway:
     """The application; everything that owns I/O is opened by its lifespan and closed in reverse order.
 
     Args:
         options: those of the settings when not given.
         on_drained: see `draining_on_signal`.
+        on_failed: see `Gateway`.
 
     Raises:
         SettingsError: a file or package that a setting needs cannot be used.
@@ -62,9 +65,12 @@ def create_app(
     metrics = metrics or Metrics()
     options = options or settings.options()
     accesses, warmup = settings.accesses(), settings.warmup_prompt()
+    journal = _journal(settings, metrics)
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Opened]:
+        if settings.state_dir is None:
+            _log.warning("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(_backends(settings, options, metrics, accesses))
             stager = await stack.enter_async_context(
@@ -75,7 +81,7 @@ def create_app(
                     url_timeout_s=settings.input_url_timeout,
                 )
             )
-            journal = await stack.enter_async_context(_journal(settings, metrics))
+            await stack.enter_async_context(journal)
             await stack.enter_async_context(
                 pruning(journal, keep_days=settings.jobs_keep_days, keep=settings.jobs_keep)
             )
@@ -112,7 +118,7 @@ def create_app(
                 tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)
                 yield Opened(handler, deliverer, tickets)
 
-    return Gateway(options.app, metrics, opening)
+    return Gateway(options.app, metrics, opening, journal=journal, on_failed=on_failed)
 
 
 def _journal(settings: Settings, metrics: Metrics) -> Journal:
@@ -147,8 +153,11 @@ async def _serve(settings: Settings) -> None:
     def leave_to_connections(left_s: float) -> None:
         server.end_connections_within(left_s)
 
+    def stop() -> None:
+        server.should_exit = True
+
     options = settings.options()
-    app = create_app(settings, options=options, metrics=metrics, on_drained=leave_to_connections)
+    app = create_app(settings, options=options, metrics=metrics, on_drained=leave_to_connections, on_failed=stop)
     server = Server(app, options.serving, metrics, settings.shutdown_grace_seconds)
     if not settings.api_keys:
         warn_of_strangers(settings.server_host, settings.server_port)
@@ -160,7 +169,11 @@ async def _serve(settings: Settings) -> None:
         sockets = bind(settings.server_host, settings.server_port)
     except ValueError as error:
         raise SettingsError(f"SERVER_HOST, SERVER_PORT: {error}") from error
-    await server.serve(sockets)
+    try:
+        await server.serve(sockets)
+    finally:
+        if app.failure is not None:
+            raise app.failure
 
 
 def _settings() -> Settings:
@@ -183,7 +196,7 @@ async def _main(*, with_fallback: bool) -> None:
 
 
 def main() -> int:
-    """Serve until a signal comes. Exit status 2 when a setting cannot be used."""
+    """Serve until a signal comes. Exit status 2 when a setting cannot be used, 74 when the journal of jobs cannot."""
     parser = argparse.ArgumentParser(prog="comfyui-gateway", description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument(
         "--fallback-engine",
@@ -196,6 +209,8 @@ def main() -> int:
     except SettingsError as error:
         print(f"comfyui-gateway cannot start:\n{error}", file=sys.stderr)
         return 2
+    except JournalError:
+        return _JOURNAL_UNUSABLE  # the log has said why
     except KeyboardInterrupt:
         return 130
     return 0

@@ -58,6 +58,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import Field
@@ -290,10 +291,17 @@ class ComfyUIDiskError(ComfyUIError):
     code = "disk_failed"
     status = 503
     retryable = True
+    retry_after_s = 30
 
 
 class JournalError(ComfyUIDiskError):
-    """The journal cannot be read or written: a full disk, say. What was to be written is not in it."""
+    """The journal cannot be read or written: a full disk, say. What was to be written is not in it.
+
+    Attributes:
+        path: of the file, for the log; None where it does not matter.
+    """
+
+    path: Path | None = None
 
 
 class ComfyUIServerError(ComfyUIError):
@@ -593,7 +601,12 @@ class UncertainLayoutError(Exception):
     """The values that a node has stored cannot be assigned to its widgets."""
 
 
-WITH_RETRY_AFTER: Final = (ComfyUIConnectionError, ComfyUIInputUnavailableError, ComfyUIOverloadedError)
+WITH_RETRY_AFTER: Final = (
+    ComfyUIConnectionError,
+    ComfyUIDiskError,
+    ComfyUIInputUnavailableError,
+    ComfyUIOverloadedError,
+)
 """The errors that say when the same request may succeed."""
 
 

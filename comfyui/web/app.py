@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from comfyui.exceptions import JournalError
 from comfyui.handler import ComfyUIHandler
+from comfyui.jobs.journal.protocol import Journal
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
+from comfyui.tasks import end_tasks
 from comfyui.web.api import ops, prompt_sync, tickets, workflows
 from comfyui.web.api.door import Door
+from comfyui.web.api.starting import Starting
 from comfyui.web.comfyui import prompt
 from comfyui.web.comfyui.proxy import Relay, RelayOptions
 from comfyui.web.comfyui.upstreams import Upstreams
@@ -34,6 +40,10 @@ from comfyui.web.front.openapi import completed
 from comfyui.web.front.origins import Origins
 from comfyui.web.front.paths import OwnPaths
 from comfyui.web.front.tickets import Tickets
+
+# So long the start may take before the port is opened.
+_START_PATIENCE_S = 1.0
+_log = structlog.get_logger("gateway")
 
 _ROUTERS = (prompt_sync.router, workflows.router, ops.router)
 # ComfyUI has the same paths, or may come to have them: only these routes' own methods do not reach it.
@@ -82,17 +92,27 @@ class Gateway(FastAPI):
 
     Args:
         opening: opens what requests need, for as long as the application runs.
+        journal: what `opening` may have to wait for; it says why.
+        on_failed: ends the server, which serves already while the application may still be waiting for its journal.
+            Where it is None, the server waits, too.
 
     Attributes:
         app_options: what the settings say.
         running: what its endpoints work with; there once the application has started.
+        failure: why it cannot go on; None while it can.
     """
 
     running: GatewayState
     _front: ASGIApp
 
     def __init__(
-        self, options: AppOptions, metrics: Metrics, opening: Callable[[], AbstractAsyncContextManager[Opened]]
+        self,
+        options: AppOptions,
+        metrics: Metrics,
+        opening: Callable[[], AbstractAsyncContextManager[Opened]],
+        *,
+        journal: Journal,
+        on_failed: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
             title="comfyui-gateway",
@@ -110,15 +130,24 @@ class Gateway(FastAPI):
         self.app_options = options
         self._metrics = metrics
         self._opening = opening
+        self._journal = journal
+        self._on_failed = on_failed
+        self.failure: Exception | None = None
         for router in (*_ROUTERS, *_SHARED_ROUTERS):
             self.include_router(router)
         install_error_handlers(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await super().__call__(scope, receive, send)
-        else:
+        if scope["type"] != "lifespan":
             await self._front(scope, receive, send)
+            return
+
+        async def say(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and isinstance(self.failure, JournalError):
+                message = {**message, "message": ""}  # a traceback; the log has the reason already
+            await send(message)
+
+        await super().__call__(scope, receive, say)
 
     def openapi(self) -> dict[str, Any]:
         """The document of ``/openapi.json``, made when it is first asked for."""
@@ -128,20 +157,60 @@ class Gateway(FastAPI):
 
     @asynccontextmanager
     async def _run(self, _app: FastAPI) -> AsyncIterator[None]:
-        async with self._opening() as opened, Upstreams(opened.handler.pool) as upstreams:
-            self.running = GatewayState(
-                options=self.app_options.web,
-                handler=opened.handler,
-                deliverer=opened.deliverer,
-                sockets=upstreams,
-                tickets=opened.tickets,
-                metrics=self._metrics,
-            )
-            app: ASGIApp = super().__call__
-            for layer in reversed(self._layers(self.running, upstreams)):
-                app = layer.cls(app, *layer.args, **layer.kwargs)
-            self._front = app
+        opened, stop = asyncio.Event(), asyncio.Event()
+        life = asyncio.create_task(self._live(opened, stop), name="gateway")
+        waiting = asyncio.create_task(opened.wait(), name="gateway opens")
+        patience_s = None if self._on_failed is None else _START_PATIENCE_S
+        try:
+            await asyncio.wait([life, waiting], timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            if life.done():
+                life.result()
+            if not opened.is_set():
+                self._front = Starting(self._why_not_open)
+                life.add_done_callback(self._ended_early)
             yield
+        finally:
+            stop.set()
+            if not opened.is_set():
+                life.cancel()
+            await end_tasks(waiting)
+            await asyncio.wait([life])
+        if not life.cancelled() and self.failure is None:
+            life.result()
+
+    async def _live(self, opened: asyncio.Event, stop: asyncio.Event) -> None:
+        """Everything is open from `opened` to `stop`."""
+        try:
+            async with self._opening() as found, Upstreams(found.handler.pool) as upstreams:
+                self._serve_requests(found, upstreams)
+                opened.set()
+                await stop.wait()
+        except Exception as error:
+            self.failure = error
+            if isinstance(error, JournalError):
+                _log.critical("gateway.cannot_start", detail=error.detail, file=str(error.path or ""))
+            raise
+
+    def _why_not_open(self) -> str:
+        return self._journal.problem or "it takes up its jobs"
+
+    def _ended_early(self, life: asyncio.Task[None]) -> None:
+        if not life.cancelled() and life.exception() is not None and self._on_failed is not None:
+            self._on_failed()
+
+    def _serve_requests(self, opened: Opened, upstreams: Upstreams) -> None:
+        self.running = GatewayState(
+            options=self.app_options.web,
+            handler=opened.handler,
+            deliverer=opened.deliverer,
+            sockets=upstreams,
+            tickets=Tickets(self.app_options.keys, public_url=self.app_options.public_url),
+            metrics=self._metrics,
+        )
+        app: ASGIApp = super().__call__
+        for layer in reversed(self._layers(self.running, upstreams)):
+            app = layer.cls(app, *layer.args, **layer.kwargs)
+        self._front = app
 
     def _layers(self, running: GatewayState, upstreams: Upstreams) -> list[Middleware]:
         """What a request passes on its way to FastAPI, the outermost layer first; the order is part of the security."""

@@ -187,6 +187,10 @@ def journal_error(error: BaseException) -> BaseException:
     reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
     if isinstance(error, sqlite3.Error) and is_locked(error):
         detail = "STATE_DIR: another process uses the journal. Stop it, or give each gateway a folder of its own"
+    elif isinstance(error, FileExistsError | NotADirectoryError):
+        detail = f"STATE_DIR: it is a file or lies below one, and has to be a folder ({reason})"
+    elif isinstance(error, FileNotFoundError | PermissionError):
+        detail = f"STATE_DIR: the folder cannot be made or written: {reason}. See that the gateway's user may do so"
     elif isinstance(error, OSError | sqlite3.OperationalError):
         detail = (
             f"STATE_DIR: the journal cannot be read or written: {reason}. See that its disk has room, and that the"

@@ -75,7 +75,10 @@ class SqliteJournal:
         try:
             await self._thread.open(self._lock_wait_s)
         except Exception as error:
-            raise journal_error(error) from error
+            told = journal_error(error)
+            if isinstance(told, JournalError):
+                told.path = self._path
+            raise told from error
         self._open = True
         return self
 

@@ -58,6 +58,27 @@ class Readiness(TypedDict):
     reason: NotRequired[str]
 
 
+def timestamp() -> str:
+    """Now, as `Health` has it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def unhealthy(error: str) -> Health:
+    """Of a gateway that knows nothing of its servers yet."""
+    return {
+        "status": "unhealthy",
+        "comfyui_server": "disconnected",
+        "queue_running": 0,
+        "queue_pending": 0,
+        "waiting_requests": 0,
+        "simulation": False,
+        "servers": [],
+        "version": VERSION,
+        "timestamp": timestamp(),
+        "error": error,
+    }
+
+
 @router.get(
     "/health",
     summary="The gateway and every ComfyUI server behind it",
@@ -93,7 +114,7 @@ async def health(request: Request) -> Response:
         "simulation": any(server["simulation"] for server in servers),
         "servers": servers,
         "version": VERSION,
-        "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "timestamp": timestamp(),
     }
     if not connected:
         body["error"] = handler.pool.why_not_ready(in_detail=in_detail)
