@@ -70,7 +70,7 @@ def create_app(
     @asynccontextmanager
     async def opening() -> AsyncIterator[Opened]:
         if settings.state_dir is None:
-            _log.warning("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
+            _log.info("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
         async with AsyncExitStack() as stack:
             pool = await stack.enter_async_context(_backends(settings, options, metrics, accesses))
             stager = await stack.enter_async_context(
@@ -123,7 +123,6 @@ def create_app(
 
 def _journal(settings: Settings, metrics: Metrics) -> Journal:
     if settings.state_dir is None:
-        _log.info("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
         return MemoryJournal()
     return SqliteJournal(
         settings.state_dir, lock_wait_s=settings.shutdown_grace_seconds, observer=JournalMeasures(metrics)

@@ -175,7 +175,7 @@ class Gateway(FastAPI):
                 life.cancel()
             await end_tasks(waiting)
             await asyncio.wait([life])
-        if not life.cancelled() and self.failure is None:
+        if not life.cancelled() and not isinstance(self.failure, JournalError):
             life.result()
 
     async def _live(self, opened: asyncio.Event, stop: asyncio.Event) -> None:
@@ -204,7 +204,7 @@ class Gateway(FastAPI):
             handler=opened.handler,
             deliverer=opened.deliverer,
             sockets=upstreams,
-            tickets=Tickets(self.app_options.keys, public_url=self.app_options.public_url),
+            tickets=opened.tickets,
             metrics=self._metrics,
         )
         app: ASGIApp = super().__call__

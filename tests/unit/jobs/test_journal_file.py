@@ -232,7 +232,7 @@ async def test_a_file_that_is_no_journal_is_named(tmp_path: Path, content: bytes
 
 async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(JournalError, match=rf"STATE_DIR: .*{os.strerror(errno.ENOTDIR)}.*has room") as refused:
+    with pytest.raises(JournalError, match=rf"STATE_DIR.*be a folder.*{os.strerror(errno.ENOTDIR)}") as refused:
         await SqliteJournal(tmp_path / "file" / "state").__aenter__()
     assert str(tmp_path) not in refused.value.detail
 
