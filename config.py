@@ -23,6 +23,7 @@ from comfyui.limits import Limits
 from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.images import ConversionLimits
 from comfyui.outputs.stores.s3 import S3Store, s3_store
+from comfyui.outputs.stores.store import ObjectStore
 from comfyui.runpod.options import RunPodOptions
 from comfyui.servers.options import ServerOptions
 from comfyui.settings import (
@@ -72,7 +73,7 @@ class GatewayOptions:
     handler: HandlerOptions
     conversion: ConversionLimits
     delivery: DeliveryOptions
-    store: S3Store | None
+    store: ObjectStore | None
     """Not opened; None where no object store is set up."""
     runpod: RunPodOptions | None
     """None where prompts run on ComfyUI."""

@@ -86,6 +86,17 @@ def create_app(
                 pruning(journal, keep_days=settings.jobs_keep_days, keep=settings.jobs_keep)
             )
             inputs = await stack.enter_async_context(_inputs(settings))
+            if options.store is not None:
+                await stack.enter_async_context(options.store)
+            files = await stack.enter_async_context(
+                OutputFiles(
+                    pool.open_file,
+                    options.store,
+                    converter=ImageConverter(options.conversion),
+                    last_uploads_s=options.delivery.last_uploads_s,
+                )
+            )
+            deliverer = Deliverer(files, options.delivery)
             warm_up = WarmUp(warmup, timeout_s=settings.max_timeout) if warmup is not None else None
             handler = await stack.enter_async_context(
                 ComfyUIHandler(
@@ -97,21 +108,11 @@ def create_app(
                     also_ready=warm_up,
                     journal=journal,
                     inputs=inputs,
+                    deliverer=deliverer,
                 )
             )
             if options.runpod is None:
                 await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
-            if options.store is not None:
-                await stack.enter_async_context(options.store)
-            files = await stack.enter_async_context(
-                OutputFiles(
-                    handler.open_file,
-                    options.store,
-                    converter=ImageConverter(options.conversion),
-                    last_uploads_s=options.delivery.last_uploads_s,
-                )
-            )
-            deliverer = Deliverer(files, options.delivery)
             if warm_up is not None:
                 await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):

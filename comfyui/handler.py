@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 from uuid import uuid4
@@ -42,12 +42,12 @@ from comfyui.jobs.recovery import Recovery
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
-from comfyui.models import OutputFile, PromptRequest, PromptResult
+from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
+from comfyui.outputs.delivery import Deliverer
 from comfyui.replies import QueueItem
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool, ServerReport
-from comfyui.transport.body import OpenBody
 from comfyui.transport.drivers import RawReply
 from comfyui.workflows.api_format import check_api_format
 
@@ -80,7 +80,7 @@ class ComfyUIHandler:
 
     Args:
         also_ready: what must be ready beside the servers.
-        journal, inputs: open; belong to whoever opened them. In memory, and in a temporary folder, where none is given.
+        journal, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class ComfyUIHandler:
         also_ready: Readiness | None = None,
         journal: Journal | None = None,
         inputs: InputStore | None = None,
+        deliverer: Deliverer | None = None,
     ) -> None:
         self.pool = pool
         self.metrics = metrics or Metrics()
@@ -102,15 +103,14 @@ class ComfyUIHandler:
         self.journal = journal or MemoryJournal()
         self._runner = PromptRunner(pool, stager, options.runner, self.metrics, quarantine or Quarantine(after=0))
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
-        self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics)
+        self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics, deliverer)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
         self._queue = JobQueue(self.journal, pool, self._runs, brought, options.queue)
         self._admission = Admission(self.journal, self._runs, self._queue, brought)
         reattach_s = options.reattach_s
         self._recovery = Recovery(self.journal, pool, self._runner, self._runs, self._queue, reattach_s=reattach_s)
-        self._waiting = 0
-        self._draining = False
+        self._waiting, self._draining = 0, False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -267,13 +267,6 @@ class ComfyUIHandler:
         except ComfyUIConnectionError as error:
             backend.failed(error)
             raise
-
-    def open_file(self, result: PromptResult, file: OutputFile) -> AbstractAsyncContextManager[OpenBody]:
-        """One file of a result, streamed from the server that made it; see `ComfyUIClient.view`."""
-        backend = self.pool.named(result.server)
-        if backend is None:
-            raise ComfyUINotFoundError(f"the server that has {file.filename!r} is not configured any more")
-        return backend.client.view(file.filename, file.subfolder, file.type)
 
     def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
         """The workflow of a prompt in flight; None when it is not known (yet)."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, NotRequired, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
-from typing_extensions import TypedDict
 
 from comfyui import jsonio
+from comfyui.answer_json import FileEntry, FileFacts, TimingsEntry
 from comfyui.labels import check_labels
 
 # Types that Python's table lacks or that differ between systems; everything a ComfyUI node is known to save.
@@ -225,90 +225,6 @@ def view_query(filename: str, subfolder: str, folder_type: str) -> str:
     return urlencode(query, errors="surrogatepass")
 
 
-class ConversionNote(TypedDict, total=False):
-    """Whether a file was converted, where that was asked for."""
-
-    converted: bool
-    reason: Annotated[str, Field(description="Why it was not converted.")]
-
-
-class FileFacts(ConversionNote, total=False):
-    """What is known of a file as it is given, when it has been read."""
-
-    filename: str
-    content_type: str
-
-
-class FileEntry(ConversionNote):
-    """One file of a result, as ``images`` has it, whatever its medium."""
-
-    node_id: Annotated[str, Field(description="The node that saved it.")]
-    filename: Annotated[str, Field(description="As the file is given: after a conversion, with its new ending.")]
-    subfolder: str
-    type: Annotated[str, Field(description="ComfyUI's folder: output, temp or input.")]
-    content_type: Annotated[str, Field(description="As the file is given.")]
-    url: Annotated[str, Field(description="Where it can be fetched: from the gateway, or from the object store.")]
-    base64: NotRequired[Annotated[str, Field(description="Its bytes, with return_image_base64.")]]
-    error: NotRequired[Annotated[str, Field(description="Why it could not be read or stored.")]]
-    view_url: NotRequired[Annotated[str, Field(description="Where the gateway serves it, when it is stored.")]]
-    bucket: NotRequired[Annotated[str, Field(description="Where it is stored.")]]
-    key: NotRequired[Annotated[str, Field(description="Its name in the bucket.")]]
-    size: NotRequired[Annotated[int, Field(description="Bytes, when it is stored.")]]
-
-
-class TimingsEntry(TypedDict):
-    """Where the time went, in seconds."""
-
-    staging: Annotated[float, Field(description="Placing the inputs.")]
-    queued: Annotated[float, Field(description="Waiting in ComfyUI's queue, and for its answers.")]
-    executing: Annotated[float, Field(description="ComfyUI's execution alone, by its own clock.")]
-    collecting: Annotated[float, Field(description="Reading the files.")]
-    nodes: NotRequired[
-        Annotated[
-            Mapping[str, float],
-            Field(
-                description="Of each node that ran, from its beginning to its end; cached ones are left out. Missing"
-                " where the gateway did not hear all of the run."
-            ),
-        ]
-    ]
-
-
-class AnswerHead(TypedDict):
-    """What stands before the files of a `PromptAnswer`, which is written in pieces."""
-
-    prompt_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
-    status: Literal["success"]
-    outputs: Annotated[Mapping[str, Any], Field(description="ComfyUI's history, verbatim.")]
-
-
-class HeadWithoutOutputs(TypedDict):
-    """As `AnswerHead`, in a webhook that would be too long with them."""
-
-    prompt_id: str
-    status: Literal["success"]
-    outputs_omitted: Literal[True]
-
-
-class AnswerTail(TypedDict):
-    """What stands behind them."""
-
-    execution_time: Annotated[
-        float, Field(description="Seconds in all: the sum of `timings`, the wait in ComfyUI's queue included.")
-    ]
-    node_errors: Annotated[
-        Mapping[str, Sequence[str]], Field(description="Outputs that ComfyUI left out of the run: messages by node.")
-    ]
-    timings: TimingsEntry
-    simulation: NotRequired[Annotated[Literal[True], Field(description="No real ComfyUI ran the prompt.")]]
-
-
-class PromptAnswer(AnswerHead, AnswerTail):
-    """The result of a prompt, with every file of every output node."""
-
-    images: Annotated[list[FileEntry], Field(description="In node order.")]
-
-
 @dataclass(frozen=True, slots=True)
 class OutputFile:
     """One file that an output node wrote, as ComfyUI's history names it.
@@ -380,6 +296,37 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveredFile:
+    """A file that is in the object store, or `error`: why it is not.
+
+    Attributes:
+        facts: of the file as it is stored, which may be a converted one.
+        size: in bytes.
+    """
+
+    facts: FileFacts = field(default_factory=FileFacts)
+    bucket: str = ""
+    key: str = ""
+    size: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of a result's files in the object store, when its job ended.
+
+    Attributes:
+        output: where they were wanted; None where the gateway stores by default.
+        convert: how they were wanted.
+        files: in the order of the result's.
+    """
+
+    output: OutputPlace | None
+    convert: ImageConversion | None
+    files: tuple[DeliveredFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PromptResult:
     """A finished prompt.
 
@@ -389,6 +336,7 @@ class PromptResult:
         node_errors: outputs that ComfyUI accepted the prompt without: node id to messages.
         server: the name (`ComfyUIClient.name`) of the ComfyUI server that ran it and holds its files.
         simulated: that server is a simulation, such as the embedded engine.
+        delivery: None where no file was stored when the job ended.
     """
 
     prompt_id: str
@@ -398,3 +346,4 @@ class PromptResult:
     timings: Timings
     node_errors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     simulated: bool = False
+    delivery: Delivery | None = None

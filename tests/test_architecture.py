@@ -41,7 +41,6 @@ _NAMED = {name for names in FLOORS for name in names}
 LONG = {
     "config.py": "every setting of the gateway, one after the other",
     "comfyui/exceptions.py": "every error of ours, one class after the other",
-    "comfyui/handler.py": "what callers and probes may ask, call by call",
     "comfyui/jobs/journal/statements.py": "every statement of the journal in SQL",
     "comfyui/client.py": "all verbs of ComfyUI in one place",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",

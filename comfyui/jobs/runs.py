@@ -25,6 +25,7 @@ from comfyui.jobs.job import Job
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest
 from comfyui.offload import after_turns
+from comfyui.outputs.delivery import Deliverer, Order
 from comfyui.servers.backend import Backend
 
 # From the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for a file.
@@ -52,13 +53,25 @@ class RunLimits:
 
 
 class Runs:
-    """`live` has the jobs by their id: each has a task, or stands for one that waits in our queue and is waited for."""
+    """`live` has the jobs by their id: each has a task, or stands for one that waits in our queue and is waited for.
 
-    def __init__(self, runner: PromptRunner, cancels: Cancels, limits: RunLimits, metrics: Metrics) -> None:
+    Args:
+        deliverer: stores the files of async jobs when they end; None where there is no place for them.
+    """
+
+    def __init__(
+        self,
+        runner: PromptRunner,
+        cancels: Cancels,
+        limits: RunLimits,
+        metrics: Metrics,
+        deliverer: Deliverer | None = None,
+    ) -> None:
         self.live: dict[str, Job] = {}
         self._runner = runner
         self._cancels = cancels
         self._limits = limits
+        self._deliverer = deliverer
         self._metrics = metrics
         # Looking up a label takes longer than counting.
         self._prompts = functools.cache(metrics.prompts.labels)
@@ -129,6 +142,9 @@ class Runs:
                 if before is not None:
                     await before()
                 result = await self._runner.run(job)
+            if job.stays and job.request is not None and self._deliverer is not None:
+                # Perhaps nobody asks for it: its files are stored now, where that is wanted.
+                result = await self._deliverer.delivered(result, Order.of(job.request))
             outcome = "success"
             job.finish(result)
             timings = result.timings.stages

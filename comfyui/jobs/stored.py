@@ -16,7 +16,15 @@ from comfyui.exceptions import (
     error_body_of,
 )
 from comfyui.limits import JSON_OF_COMFYUI
-from comfyui.models import PromptRequest, PromptResult, Timings
+from comfyui.models import (
+    DeliveredFile,
+    Delivery,
+    ImageConversion,
+    OutputPlace,
+    PromptRequest,
+    PromptResult,
+    Timings,
+)
 from comfyui.outputs.history import files_of
 
 SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
@@ -63,6 +71,7 @@ def result_to_bytes(result: PromptResult) -> bytes:
             "node_seconds": timings.nodes,
             "node_errors": result.node_errors,
             "simulated": result.simulated,
+            "delivery": _delivery_to_fields(result.delivery) if result.delivery is not None else None,
         }
     )
 
@@ -80,6 +89,21 @@ def result_from_bytes(prompt_id: str, kept: bytes) -> PromptResult:
         Timings(staging_s, queued_s, executing_s, nodes=fields.get("node_seconds")),
         node_errors,
         simulated=fields["simulated"],
+        delivery=_delivery_of(fields["delivery"]) if fields.get("delivery") else None,
+    )
+
+
+def _delivery_to_fields(delivery: Delivery) -> dict[str, Any]:
+    order = {"output": delivery.output, "convert": delivery.convert}
+    given = {name: value.model_dump(exclude_defaults=True) for name, value in order.items() if value is not None}
+    return {**given, "files": [[file.facts, file.bucket, file.key, file.size, file.error] for file in delivery.files]}
+
+
+def _delivery_of(fields: Mapping[str, Any]) -> Delivery:
+    return Delivery(
+        OutputPlace.model_validate(fields["output"]) if "output" in fields else None,
+        ImageConversion.model_validate(fields["convert"]) if "convert" in fields else None,
+        tuple(DeliveredFile(*file) for file in fields["files"]),
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from comfyui.exceptions import ComfyUIError
+import structlog
+
+from comfyui.answer_json import ConversionNote, FileEntry, FileFacts
+from comfyui.exceptions import ComfyUIError, StorageError
 from comfyui.models import (
-    ConversionNote,
-    FileEntry,
+    DeliveredFile,
+    Delivery,
     ImageConversion,
     OutputFile,
     OutputPlace,
@@ -19,11 +22,13 @@ from comfyui.models import (
     PromptResult,
 )
 from comfyui.offload import offloaded
-from comfyui.outputs.files import OutputFiles
+from comfyui.outputs.files import OutputFiles, Patience, Stored
 from comfyui.outputs.history import OutputContent, result_json
 from comfyui.outputs.keys import prompt_key
 from comfyui.outputs.stores.store import Placement
 from comfyui.outputs.zipping import zip_pieces
+
+_log = structlog.get_logger(__name__)
 
 Link = Callable[[str], str]
 """The address of a path and query of the gateway, as the reader of an answer calls it."""
@@ -54,11 +59,15 @@ class DeliveryOptions:
         store_by_default: to the store also for requests that do not ask for it.
         public_url: where clients see the gateway, for the addresses of files; empty: as paths.
         last_uploads_s: at the end, for uploads that were given up to remove what they had sent.
+        at_end_s: for the files of a job that nobody waits for. What is not stored by then can still be asked for.
+        at_end: how often each of them is tried again.
     """
 
     store_by_default: bool = False
     public_url: str = ""
     last_uploads_s: float = 5.0
+    at_end_s: float = 300.0
+    at_end: Patience = field(default_factory=lambda: Patience(retries=8))
 
 
 class Deliverer:
@@ -83,25 +92,27 @@ class Deliverer:
         return self._files.open(result, file, order.convert)
 
     async def entries(self, result: PromptResult, order: Order, *, deadline: float) -> list[FileEntry]:
-        """What ``images`` says of each file, in order; stores them first where that is wanted.
+        """What ``images`` says of each file, in order; stores them first where that is wanted and not yet done.
 
         Never raises for a file that could not be stored: its entry has ``error``.
 
         Args:
             deadline: in the loop's time. What is not stored by then is given up.
         """
+        delivery = result.delivery
+        if delivery is not None and _is_met_by(order, delivery):
+            return await self._delivered_entries(result, delivery, self._public)
         placement = self._placement(order)
         if placement is None or not self._files.has_store:
             note: ConversionNote = (
                 {"converted": False, "reason": _NOTHING_TO_CONVERT} if order.convert and not order.with_base64 else {}
             )
-            return await self._described(result, self._public, note)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._stored(result, file, order, placement, deadline), name="store output")
-                for file in result.files
-            ]
-        return [task.result() for task in tasks]
+            return await _entries(result, self._public, note)
+        files = await self._stored(result, order, placement, deadline)
+        return [
+            _entry_of_stored(_entry(file, self._public), stored)
+            for file, stored in zip(result.files, files, strict=True)
+        ]
 
     async def entries_to_tell(self, result: PromptResult, link: Link) -> list[FileEntry]:
         """As `entries`, for somebody who did not ask for the answer: nothing is stored for it.
@@ -109,7 +120,35 @@ class Deliverer:
         Args:
             link: gives the addresses of files at the gateway.
         """
-        return await self._described(result, link)
+        if result.delivery is not None:
+            return await self._delivered_entries(result, result.delivery, link)
+        return await _entries(result, link)
+
+    async def delivered(self, result: PromptResult, order: Order) -> PromptResult:
+        """The result of a job that perhaps nobody waits for, with its files where the order wants them.
+
+        Never raises for a file that could not be stored.
+        """
+        placement = self._placement(order)
+        if placement is None or not result.files:
+            return result
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        options = self._options
+        stored = await self._stored(result, order, placement, began + options.at_end_s, options.at_end)
+        for file, one in zip(result.files, stored, strict=True):
+            if isinstance(one, ComfyUIError):
+                _log.warning(
+                    "output.undelivered", prompt_id=result.prompt_id, filename=file.filename, detail=one.detail
+                )
+        files = tuple(
+            DeliveredFile(error=one.detail)
+            if isinstance(one, ComfyUIError)
+            else DeliveredFile(one.facts, one.object.bucket, one.object.key, one.object.size)
+            for one in stored
+        )
+        timings = replace(result.timings, collecting_s=result.timings.collecting_s + loop.time() - began)
+        return replace(result, timings=timings, delivery=Delivery(order.output, order.convert, files))
 
     def json(
         self, result: PromptResult, entries: list[FileEntry], order: Order, *, with_outputs: bool = True
@@ -121,11 +160,6 @@ class Deliverer:
     def zip(self, result: PromptResult, order: Order) -> AsyncGenerator[bytes, None]:
         """All files as an archive: see `zipping.zip_pieces`."""
         return zip_pieces(result.files, lambda file: self.open(result, file, order))
-
-    async def _described(self, result: PromptResult, link: Link, note: ConversionNote | None = None) -> list[FileEntry]:
-        more: ConversionNote = note or {}
-        size = len(result.files) * _ENTRY_BYTES
-        return await offloaded(size, lambda: [{**_entry(file, link), **more} for file in result.files])
 
     def _public(self, target: str) -> str:
         return f"{self._options.public_url}{target}"
@@ -139,25 +173,72 @@ class Deliverer:
         return Placement(place.bucket, place.prefix, place.presign_seconds)
 
     async def _stored(
-        self, result: PromptResult, file: OutputFile, order: Order, placement: Placement, deadline: float
-    ) -> FileEntry:
-        entry = _entry(file, self._public)
+        self,
+        result: PromptResult,
+        order: Order,
+        placement: Placement,
+        deadline: float,
+        patience: Patience | None = None,
+    ) -> list[Stored | ComfyUIError]:
+        """Each file in the store, or why it is not there."""
         key_of = partial(prompt_key, result.prompt_id)
-        try:
-            stored = await self._files.put(result, file, key_of, placement, convert=order.convert, deadline=deadline)
-        except ComfyUIError as error:
-            return {**entry, "error": error.detail}
-        placed = stored.object
-        return {
-            **entry,
-            **stored.facts,
-            "url": placed.url,
-            "view_url": entry["url"],
-            "bucket": placed.bucket,
-            "key": placed.key,
-            "size": placed.size,
-        }
+
+        async def one(file: OutputFile) -> Stored | ComfyUIError:
+            try:
+                return await self._files.put(
+                    result, file, key_of, placement, convert=order.convert, deadline=deadline, patience=patience
+                )
+            except ComfyUIError as error:
+                return error
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(file), name="store output") for file in result.files]
+        return [task.result() for task in tasks]
+
+    async def _delivered_entries(self, result: PromptResult, delivery: Delivery, link: Link) -> list[FileEntry]:
+        """What is known of the files, with new links to the store."""
+        seconds = delivery.output.presign_seconds if delivery.output else None
+        placement = Placement(presign_seconds=seconds)
+        entries: list[FileEntry] = []
+        for file, delivered in zip(result.files, delivery.files, strict=True):
+            entry = _entry(file, link)
+            try:
+                if delivered.error:
+                    raise StorageError(delivered.error)
+                url = await self._files.link(delivered, placement)
+            except StorageError as error:
+                entries.append({**entry, "error": error.detail})
+            else:
+                entries.append(_placed(entry, delivered.facts, url, delivered.bucket, delivered.key, delivered.size))
+            await asyncio.sleep(0)  # to sign takes a fraction of a millisecond
+        return entries
+
+
+async def _entries(result: PromptResult, link: Link, note: ConversionNote | None = None) -> list[FileEntry]:
+    """Of files that are nowhere but at ComfyUI."""
+    more: ConversionNote = note or {}
+    size = len(result.files) * _ENTRY_BYTES
+    return await offloaded(size, lambda: [{**_entry(file, link), **more} for file in result.files])
 
 
 def _entry(file: OutputFile, link: Link) -> FileEntry:
     return {**file.to_json(), "url": link(file.url)}
+
+
+def _entry_of_stored(entry: FileEntry, stored: Stored | ComfyUIError) -> FileEntry:
+    if isinstance(stored, ComfyUIError):
+        return {**entry, "error": stored.detail}
+    placed = stored.object
+    return _placed(entry, stored.facts, placed.url, placed.bucket, placed.key, placed.size)
+
+
+def _placed(entry: FileEntry, facts: FileFacts, url: str, bucket: str, key: str, size: int) -> FileEntry:
+    return {**entry, **facts, "url": url, "view_url": entry["url"], "bucket": bucket, "key": key, "size": size}
+
+
+def _is_met_by(order: Order, delivery: Delivery) -> bool:
+    """Whether what was stored when the job ended is what this order wants stored."""
+    if order.output is None:
+        return True
+    wanted = order.output == delivery.output and order.convert == delivery.convert
+    return wanted and not any(file.error for file in delivery.files)

@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 import structlog
 
+from comfyui.answer_json import FileFacts
 from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
@@ -21,7 +22,7 @@ from comfyui.exceptions import (
     StorageError,
     StorageRefusedError,
 )
-from comfyui.models import FileFacts, ImageConversion, OutputFile, PromptResult
+from comfyui.models import DeliveredFile, ImageConversion, OutputFile, PromptResult
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.store import ObjectStore, Placement, StoredObject
@@ -30,13 +31,14 @@ from comfyui.tasks import SideTasks
 from comfyui.transport.body import OpenBody
 
 _T = TypeVar("_T")
+_NO_STORE = "there is no object store"
 _log = structlog.get_logger(__name__)
 # Of all files together: each upload of a large file holds some parts of it.
 _UPLOADS_AT_ONCE = 4
 DELIVERY_BACKOFF = Backoff(start_s=0.5, max_s=15.0)
 
 OpenView = Callable[[PromptResult, OutputFile], AbstractAsyncContextManager[OpenBody]]
-"""`ComfyUIHandler.open_file`."""
+"""`BackendPool.open_file`."""
 KeyOf = Callable[[OutputFile], str]
 """The key of a file, whose name may be that of its converted content: see `comfyui.outputs.keys`."""
 
@@ -164,6 +166,7 @@ class OutputFiles:
         *,
         convert: ImageConversion | None = None,
         deadline: float | None = None,
+        patience: Patience | None = None,
     ) -> Stored:
         """Store the file, tried again with patience, and at the latest at the deadline.
 
@@ -172,22 +175,29 @@ class OutputFiles:
 
         Args:
             deadline: in the loop's time, whatever the store does; None: none.
+            patience: in place of the usual one.
 
         Raises:
             ComfyUIError: it cannot be read; a `StorageError` where it cannot be stored, or not in time.
         """
         try:
             async with asyncio.timeout_at(deadline), self._slots:
-                upload = self._uploads.start(self._upload(result, file, key_of, placement, convert), "upload")
+                upload = self._uploads.start(self._upload(result, file, key_of, placement, convert, patience), "upload")
                 try:
                     outcome = await asyncio.shield(upload)
                 finally:
                     upload.cancel()
         except TimeoutError:
-            raise StorageError("the object store did not take the file within the request's timeout") from None
+            raise StorageError("the object store did not take the file in time") from None
         if isinstance(outcome, ComfyUIError):
             raise outcome
         return outcome
+
+    async def link(self, file: DeliveredFile, placement: Placement) -> str:
+        """A new link to a file in the store. Raises `StorageError` where there is none."""
+        if self._store is None:
+            raise StorageError(_NO_STORE)
+        return await self._store.link(file.bucket, file.key, placement)
 
     async def _upload(
         self,
@@ -196,10 +206,11 @@ class OutputFiles:
         key_of: KeyOf,
         placement: Placement,
         convert: ImageConversion | None,
+        patience: Patience | None,
     ) -> Stored | ComfyUIError:
         store = self._store
         if store is None:
-            return StorageError("there is no object store")
+            return StorageError(_NO_STORE)
 
         async def once() -> Stored:
             async with self.open(result, file, convert) as content:
@@ -209,7 +220,7 @@ class OutputFiles:
                 return Stored(stored, content.facts())
 
         try:
-            return await self._patience.until_done(file, once)
+            return await (patience or self._patience).until_done(file, once)
         except ComfyUIError as error:
             return error
         except Exception:

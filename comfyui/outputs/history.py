@@ -13,17 +13,9 @@ from typing import Any
 import pybase64
 
 from comfyui import jsonio
+from comfyui.answer_json import AnswerHead, AnswerTail, ConversionNote, FileEntry, FileFacts, HeadWithoutOutputs
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
-from comfyui.models import (
-    AnswerHead,
-    AnswerTail,
-    ConversionNote,
-    FileEntry,
-    FileFacts,
-    HeadWithoutOutputs,
-    OutputFile,
-    PromptResult,
-)
+from comfyui.models import OutputFile, PromptResult
 from comfyui.replies import HistoryEntry
 from comfyui.transport.body import OpenBody
 from comfyui.workflows.api_format import node_order

@@ -7,21 +7,23 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Literal, Self
 
 from typing_extensions import TypedDict
 
 from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError
 from comfyui.metrics import Metrics
+from comfyui.models import OutputFile, PromptResult
 from comfyui.offload import in_thread
 from comfyui.servers.backend import Backend, Health
 from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.prompt_worker import PromptWorker
 from comfyui.servers.watcher import CompletionWatcher
 from comfyui.tasks import end_tasks
+from comfyui.transport.body import OpenBody
 from comfyui.workflows.preflight import preflight
 
 _NO_ACCESS: Mapping[str, ServerAccess] = {}
@@ -120,6 +122,13 @@ class BackendPool:
 
     def named(self, name: str) -> Backend | None:
         return next((backend for backend in self.backends if backend.name == name), None)
+
+    def open_file(self, result: PromptResult, file: OutputFile) -> AbstractAsyncContextManager[OpenBody]:
+        """One file of a result, streamed from the server that made it; see `ComfyUIClient.view`."""
+        backend = self.named(result.server)
+        if backend is None:
+            raise ComfyUINotFoundError(f"the server that has {file.filename!r} is not configured any more")
+        return backend.client.view(file.filename, file.subfolder, file.type)
 
     async def choose(
         self, *, patience_s: float, avoid: Collection[Backend] = (), prompt: Mapping[str, Any] | None = None

@@ -165,7 +165,7 @@ class ComfyUIWorker:
 
     @property
     def handler(self) -> ComfyUIHandler:
-        """To open result files (`open_file`) and to cancel; run jobs with `run`.
+        """To cancel; run jobs with `run`.
 
         Raises:
             ComfyUIConnectionError: ComfyUI was never ready, so there is nothing to open or to cancel.
@@ -336,7 +336,7 @@ class ComfyUIWorker:
         """The files of its results, to be opened by whoever delivers them."""
         options = self.options
         patience = Patience(options.delivery_retries, options.delivery_backoff, ready=self.wait_until_ready)
-        return OutputFiles(self._handler.open_file, store, patience=patience)
+        return OutputFiles(self.pool.open_file, store, patience=patience)
 
     def forget_inputs(self) -> None:
         """Files were removed from ComfyUI's input folder: what was uploaded before is uploaded again when needed."""

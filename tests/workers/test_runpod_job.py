@@ -257,7 +257,7 @@ async def test_a_file_that_is_gone_does_not_take_the_others_with_it(
 ) -> None:
     job = parse_input({"workflow": output_workflow(10, 20)})
     result = await comfyui_worker.run(job.request(ID))
-    async with comfyui_worker.handler.open_file(result, result.files[0]) as view:
+    async with comfyui_worker.pool.open_file(result, result.files[0]) as view:
         assert view.length == 10
     next(engine.folders.output.glob("o0_*")).unlink()
     answer = await reply(comfyui_worker.output_files(None), result, job, max_bytes=100_000)
@@ -301,7 +301,7 @@ async def test_a_file_that_cannot_be_stored_is_tried_again_and_a_later_job_deliv
     async with BrokenStore(tmp_path, "http://files.test") as store:
         store.failures = 2
         result = await comfyui_worker.run(job.request(ID))
-        files = OutputFiles(comfyui_worker.handler.open_file, store, patience=quick)
+        files = OutputFiles(comfyui_worker.pool.open_file, store, patience=quick)
         answer = await reply(files, result, job, max_bytes=100_000)
         assert answer["images"][0]["type"] == "s3_url"
         store.failures = 3

@@ -62,7 +62,13 @@ class LocalStore:
             await _in_thread(draft.publish)
         finally:
             await _in_thread(draft.discard)
-        return StoredObject(f"{self._base_url}/{quote(key)}", "", key, parts.size, digest.hexdigest())
+        return StoredObject(self._url(key), "", key, parts.size, digest.hexdigest())
+
+    async def link(self, bucket: str, key: str, placement: Placement) -> str:  # noqa: ARG002 - it has neither
+        return self._url(key)
+
+    def _url(self, key: str) -> str:
+        return f"{self._base_url}/{quote(key)}"
 
     async def probe(self) -> None:
         key, content = probe_key()

@@ -155,12 +155,24 @@ class S3Store:
                 answer = await self._client.put_object(
                     **place, Body=io.BytesIO(content), ContentLength=len(content), ContentType=content_type
                 )
-            url = await self._signer.generate_presigned_url(
-                "get_object", Params=place, ExpiresIn=_lifetime(placement, self._settings.presign_seconds)
-            )
+            url = await self._signed(place, placement)
         except (self._errors.ClientError, self._errors.BotoCoreError) as error:
             raise self._translated(error, bucket) from error
         return StoredObject(url, bucket, place["Key"], parts.size, str(answer.get("ETag", "")).strip('"'))
+
+    async def link(self, bucket: str, key: str, placement: Placement) -> str:
+        """See `ObjectStore.link`; a bucket that may not be stored in any more gets none."""
+        self.check(Placement(bucket, None, placement.presign_seconds))
+        try:
+            return await self._signed({"Bucket": bucket, "Key": key}, placement)
+        except (self._errors.ClientError, self._errors.BotoCoreError) as error:
+            raise self._translated(error, bucket) from error
+
+    async def _signed(self, place: dict[str, str], placement: Placement) -> str:
+        url: str = await self._signer.generate_presigned_url(
+            "get_object", Params=place, ExpiresIn=_lifetime(placement, self._settings.presign_seconds)
+        )
+        return url
 
     async def probe(self) -> None:
         """See `ObjectStore.probe`; the step and the store's code tell what the key may not do."""

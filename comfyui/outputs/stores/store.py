@@ -83,6 +83,18 @@ class ObjectStore(Protocol):
         """
         ...
 
+    async def link(self, bucket: str, key: str, placement: Placement) -> str:
+        """A new link to what `put` stored, as `StoredObject.url`.
+
+        Args:
+            bucket, key: as `StoredObject` has them.
+            placement: only how long the link works counts.
+
+        Raises:
+            StorageError: there is none.
+        """
+        ...
+
     async def probe(self) -> None:
         """Write, read and delete a small object. Raises `StorageError` with the step that failed.
 

@@ -114,6 +114,10 @@ class SupabaseStorage:
             raise StorageError(f"the file has not the {length} bytes that were announced")
         return StoredObject(await self._url(key), self._bucket, key, body.size, str(answer.get("Id") or ""))
 
+    async def link(self, bucket: str, key: str, placement: Placement) -> str:
+        self.check(Placement(bucket, None, placement.presign_seconds))
+        return await self._url(key)
+
     async def probe(self) -> None:
         """See `ObjectStore.probe`. It reads by a link such as a file gets."""
         key, content = probe_key(self._prefix)

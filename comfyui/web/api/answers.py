@@ -10,9 +10,10 @@ from typing import Any, assert_never
 
 from fastapi import Request, Response
 
+from comfyui.answer_json import PromptAnswer
 from comfyui.exceptions import ClientGoneError, NotAcceptableError
 from comfyui.jobs.job import Listener
-from comfyui.models import OutputFile, PromptAnswer, PromptResult
+from comfyui.models import OutputFile, PromptResult
 from comfyui.outputs.delivery import Deliverer, Order
 from comfyui.tasks import end_tasks
 from comfyui.transport.body import IteratedBody

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from comfyui.models import FileEntry, ImageConversion, OutputFile, OutputPlace, PromptResult, Timings
+from comfyui.answer_json import FileEntry
+from comfyui.models import ImageConversion, OutputFile, OutputPlace, PromptResult, Timings
 from comfyui.outputs.delivery import Deliverer, DeliveryOptions, Order
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter

@@ -1,0 +1,246 @@
+"""The files of async jobs go where the request wants them when the job ends, whether or not anyone asks."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+from yarl import URL
+
+from comfyui.engine import Engine
+from comfyui.exceptions import StorageError
+from comfyui.web.api.rendering import JobRenderer
+from tests.support.jobs import ASYNC, fetch, listed, status_is, submit
+from tests.support.keys import KEY
+from tests.support.object_store import OUTPUTS_BUCKET
+from tests.support.running import (
+    Change,
+    RunningGateway,
+    executions,
+    invert_workflow,
+    running_gateway,
+    until,
+)
+from tests.support.watched_store import WatchedStore
+
+_S3 = {"store": "s3"}
+
+
+def storing_in(store: WatchedStore) -> Change:
+    """For `running_gateway`: this store in place of S3."""
+    return lambda made: replace(made, store=store)
+
+
+async def ended(gateway: RunningGateway, count: int = 1) -> list[Any]:
+    """The jobs of the list once so many have ended. Nobody asks for a result."""
+    query = "?status=succeeded,failed,canceled,lost"
+    page = await until(lambda: listed(gateway.http, query), lambda page: len(page["jobs"]) == count, timeout_s=30)
+    jobs: list[Any] = page["jobs"]
+    return jobs
+
+
+async def told(gateway: RunningGateway, prompt_id: str) -> Any:
+    """What a webhook says of a job that succeeded."""
+    running, journal = gateway.app.running, gateway.handler.journal
+    record, kept = await journal.get(prompt_id), await journal.result_of(prompt_id)
+    assert record is not None
+    assert kept is not None
+    renderer = JobRenderer(running.deliverer, running.tickets)
+    return orjson.loads(await renderer.succeeded(prompt_id, record.owner, kept))
+
+
+async def bytes_at(url: str) -> bytes:
+    async with aiohttp.ClientSession() as http, http.get(URL(url, encoded=True)) as response:
+        assert response.status == 200, await response.text()
+        return await response.read()
+
+
+async def test_what_nobody_asks_for_is_in_the_bucket_and_links_to_it_are_made_anew(
+    engine: Engine, s3_variables: dict[str, Any], tmp_path: Path
+) -> None:
+    place = {"store": "s3", "prefix": "team 7", "presign_seconds": 60}
+    convert = {"format": "webp"}
+    settings: dict[str, Any] = {
+        **s3_variables,
+        "api_keys": KEY,
+        "public_url": "https://example.org",
+        "state_dir": tmp_path,
+    }
+    headers = {"X-API-Key": KEY}
+    async with running_gateway(engine.url, **settings) as gateway:
+        gateway.http.headers.update(headers)
+        prompt_id = await submit(gateway.http, invert_workflow(), output=place, convert=convert)
+        await ended(gateway)
+        (said,) = (await told(gateway, prompt_id))["images"]
+        assert said["bucket"] == OUTPUTS_BUCKET
+        assert said["key"].endswith(f"/{prompt_id}/test_00001_.webp")
+        assert (said["filename"], said["content_type"], said["converted"]) == ("test_00001_.webp", "image/webp", True)
+        assert URL(said["url"], encoded=True).query["X-Amz-Expires"] == "60"
+        content = await bytes_at(said["url"])
+        assert content[8:12] == b"WEBP"
+        assert len(content) == said["size"]
+        assert said["view_url"].startswith("https://example.org/view?")
+        assert "&ticket=" in said["view_url"]
+    async with running_gateway(engine.url, **settings) as again:
+        again.http.headers.update(headers)
+        _, result = await fetch(again.http, prompt_id)
+        (image,) = result["images"]
+        assert {**image, "url": 0, "view_url": 0} == {**said, "url": 0, "view_url": 0}
+        assert await bytes_at(image["url"]) == content
+        assert image["view_url"] == said["view_url"].partition("&ticket=")[0]
+        async with again.http.get(f"/prompt_sync/{prompt_id}?store=none") as response:
+            assert (await response.json())["images"][0]["url"] == image["view_url"]
+
+
+async def test_storing_by_default_holds_for_async_jobs_and_can_be_declined(engine: Engine, tmp_path: Path) -> None:
+    store = WatchedStore(tmp_path / "files")
+    async with running_gateway(engine.url, changed=_by_default(store)) as gateway:
+        stored = await submit(gateway.http, invert_workflow(1))
+        declined = await submit(gateway.http, invert_workflow(2), output={"store": "none"})
+        await ended(gateway, 2)
+        assert (await told(gateway, stored))["images"][0]["url"].startswith("http://files.test/")
+        assert (await told(gateway, declined))["images"][0]["url"].startswith("/view?")
+
+
+def _by_default(store: WatchedStore) -> Change:
+    return lambda made: replace(made, store=store, delivery=replace(made.delivery, store_by_default=True))
+
+
+async def test_a_file_is_uploaded_once_however_often_it_is_asked_for(engine: Engine, tmp_path: Path) -> None:
+    store, uploads = WatchedStore(tmp_path / "files"), list[str]()
+
+    async def count(key: str) -> None:
+        uploads.append(key)
+
+    store.before = count
+    async with running_gateway(engine.url, changed=storing_in(store)) as gateway:
+        body = {"prompt": invert_workflow(), "output": _S3}
+        wanted = {"Prefer": "respond-async, wait=20"}
+        async with gateway.http.post("/prompt_sync", json=body, headers=wanted) as response:
+            assert response.status == 200
+            result = await response.json()
+        prompt_id = result["prompt_id"]
+        assert result["images"][0]["url"].startswith("http://files.test/")
+        for query in ("", "?store=s3"):
+            async with gateway.http.get(f"/prompt_sync/{prompt_id}{query}") as response:
+                assert (await response.json())["images"] == result["images"]
+        async with gateway.http.get(f"/prompt_sync/{prompt_id}?store=s3&prefix=elsewhere") as response:
+            assert (await response.json())["images"][0]["key"].startswith("elsewhere/")
+    assert uploads == [f"{prompt_id}/test_00001_.png"] * 2
+
+
+async def test_a_store_that_is_away_for_a_moment_costs_nothing(engine: Engine, tmp_path: Path) -> None:
+    store = WatchedStore(tmp_path / "files")
+    store.failures = [StorageError("away"), StorageError("away")]
+    async with running_gateway(engine.url, changed=storing_in(store)) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow(), output=_S3)
+        (job,) = await ended(gateway)
+        assert job["status"] == "succeeded"
+        (image,) = (await told(gateway, prompt_id))["images"]
+        assert image["url"].startswith("http://files.test/")
+        assert "error" not in image
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_a_store_that_stays_away_fails_no_job_and_the_files_can_be_stored_later(
+    engine: Engine, tmp_path: Path
+) -> None:
+    store = WatchedStore(tmp_path / "files")
+    store.failures = [StorageError("away")] * 100
+
+    def impatient(made: Any) -> Any:
+        return replace(made, store=store, delivery=replace(made.delivery, at_end_s=0.2))
+
+    async with running_gateway(engine.url, changed=impatient) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow(), output=_S3)
+        (job,) = await ended(gateway)
+        assert job["status"] == "succeeded"
+        (image,) = (await told(gateway, prompt_id))["images"]
+        assert image["error"]
+        assert image["url"].startswith("/view?")
+        assert "bucket" not in image
+        store.failures.clear()
+        async with gateway.http.get(f"/prompt_sync/{prompt_id}?store=s3") as response:
+            (image,) = (await response.json())["images"]
+        assert image["url"].startswith("http://files.test/")
+        assert "error" not in image
+
+
+async def test_a_job_that_is_being_stored_runs_can_be_waited_for_and_canceled(engine: Engine, tmp_path: Path) -> None:
+    store, reached, go_on = WatchedStore(tmp_path / "files"), asyncio.Event(), asyncio.Event()
+
+    async def hold(_key: str) -> None:
+        reached.set()
+        await go_on.wait()
+
+    store.before = hold
+    async with running_gateway(engine.url, changed=storing_in(store)) as gateway:
+        first = await submit(gateway.http, invert_workflow(1), output=_S3)
+        await reached.wait()
+        await status_is(gateway.http, first, "running")
+        async with gateway.http.delete(f"/prompt_sync/{first}") as response:
+            assert response.status == 200
+        assert (await ended(gateway))[0]["status"] == "canceled"
+        reached.clear()
+        second = await submit(gateway.http, invert_workflow(2), output=_S3)
+        await reached.wait()
+        waiting = asyncio.create_task(fetch(gateway.http, second))
+        go_on.set()
+        status, result = await waiting
+        assert (status, result["images"][0]["url"].startswith("http://files.test/")) == (200, True)
+
+
+async def test_an_upload_that_a_restart_broke_off_is_done_after_it_without_another_run(
+    engine: Engine, tmp_path: Path
+) -> None:
+    store, reached = WatchedStore(tmp_path / "files"), asyncio.Event()
+
+    async def hold(_key: str) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    store.before = hold
+    state = tmp_path / "state"
+    async with running_gateway(engine.url, changed=storing_in(store), state_dir=state) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow(), output=_S3)
+        await reached.wait()
+    store.before = None
+    async with running_gateway(engine.url, changed=storing_in(store), state_dir=state) as again:
+        await ended(again)
+        (image,) = (await told(again, prompt_id))["images"]
+        assert image["url"].startswith("http://files.test/")
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_without_the_store_of_before_its_files_are_told_as_comfyui_has_them(
+    engine: Engine, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    store = WatchedStore(tmp_path / "files")
+    async with running_gateway(engine.url, changed=storing_in(store), state_dir=state) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow(), output=_S3)
+        await ended(gateway)
+    async with running_gateway(engine.url, state_dir=state) as without:
+        (image,) = (await fetch(without.http, prompt_id))[1]["images"]
+        assert image["url"].startswith("/view?")
+        assert "no object store" in image["error"]
+
+
+async def test_a_place_that_cannot_be_had_is_refused_before_the_202(gateway: RunningGateway) -> None:
+    body = {"prompt": invert_workflow(), "output": _S3}
+    async with gateway.http.post("/prompt_sync", json=body, headers=ASYNC) as response:
+        assert (response.status, (await response.json())["type"]) == (400, "storage_refused")
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/zip"])
+async def test_bytes_are_still_given_of_what_is_stored(accept: str, engine: Engine, tmp_path: Path) -> None:
+    async with running_gateway(engine.url, changed=storing_in(WatchedStore(tmp_path))) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow(), output=_S3)
+        await ended(gateway)
+        async with gateway.http.get(f"/prompt_sync/{prompt_id}", headers={"Accept": accept}) as response:
+            assert (response.status, response.content_type) == (200, accept)
