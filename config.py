@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +19,10 @@ from comfyui.executors.comfyui import RunnerOptions
 from comfyui.handler import HandlerOptions
 from comfyui.jobs.queue import QueueOptions
 from comfyui.jobs.runs import RunLimits
+from comfyui.jobs.webhooks.outbox import OutboxOptions
+from comfyui.jobs.webhooks.rules import WebhookRules
+from comfyui.jobs.webhooks.sending import SenderOptions
+from comfyui.jobs.webhooks.signing import Signer, key_of
 from comfyui.limits import Limits
 from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.images import ConversionLimits
@@ -39,6 +43,7 @@ from comfyui.settings import (
     SecretList,
     WebUrl,
 )
+from comfyui.transport.address_guard import AddressPolicy
 from comfyui.warmup import load_workflow
 from comfyui.web.app import AppOptions
 from comfyui.web.comfyui.proxy import RelayOptions
@@ -77,6 +82,8 @@ class GatewayOptions:
     """Not opened; None where no object store is set up."""
     runpod: RunPodOptions | None
     """None where prompts run on ComfyUI."""
+    sender: SenderOptions
+    outbox: OutboxOptions = field(default_factory=OutboxOptions)
 
 
 class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFields, S3ChoiceFields, LogFields):
@@ -213,6 +220,16 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         default=0, ge=0, allow_inf_nan=False, description="Seconds that an async job may wait before it runs; 0: any."
     )
 
+    webhook_secret: SecretList = Field(
+        default=(),
+        description="Signs webhooks: base64 of 24 bytes or more, with or without whsec_; several sign in a rotation.",
+    )
+    webhook_url: WebUrl = Field(
+        default="", description="Is told of the end of every job; needs WEBHOOK_SECRET and PUBLIC_URL."
+    )
+    webhook_url_allow: CommaList = Field(
+        default=(), description="Hosts, host:port or CIDRs that callers' webhooks may reach though they are not public."
+    )
     max_multipart_mb: float = Field(
         default=1000, gt=0, description="Largest multipart/form-data body of /prompt_sync, in MB; it is kept on disk."
     )
@@ -334,6 +351,33 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
             raise ValueError(f"{name}: not with BACKEND=runpod, whose local ComfyUI is asked without")
         return self
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in value:
+            key_of(secret.get_secret_value())
+        return value
+
+    @field_validator("webhook_url_allow")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        AddressPolicy(value)
+        return value
+
+    @model_validator(mode="after")
+    def _webhooks_are_complete(self) -> Self:
+        if self.webhook_url and (missing := self._missing_for_webhooks()):
+            raise ValueError(f"WEBHOOK_URL is set, and {' and '.join(missing)} {'are' if missing[1:] else 'is'} not")
+        return self
+
+    def _missing_for_webhooks(self) -> list[str]:
+        given = {"WEBHOOK_SECRET": self.webhook_secret, "PUBLIC_URL": self.public_url}
+        return [name for name, value in given.items() if not value]
+
+    def signer(self) -> Signer | None:
+        """What signs webhooks; None where none are sent."""
+        return None if self._missing_for_webhooks() else Signer([one.get_secret_value() for one in self.webhook_secret])
+
     @model_validator(mode="after")
     def _store_is_complete(self) -> Self:
         if self.output_store == "s3" and not self.s3_bucket:
@@ -386,6 +430,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
             delivery=DeliveryOptions(store_by_default=self.output_store == "s3", public_url=self.public_url),
             store=self._object_store(),
             runpod=self._runpod_options(),
+            sender=SenderOptions(allow=self.webhook_url_allow),
         )
 
     def _app_options(self) -> AppOptions:
@@ -414,6 +459,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 limits=self.limits(),
                 jobs_are_stored=self.state_dir is not None,
                 public_url=self.public_url,
+                webhooks=WebhookRules(self._missing_for_webhooks(), self.webhook_url_allow),
             ),
         )
 

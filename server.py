@@ -17,11 +17,16 @@ from comfyui.fallback import fallback_engine
 from comfyui.handler import ComfyUIHandler
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import FOLDER_NAME, InputStore
+from comfyui.jobs.entry import Entries
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.measures import JournalMeasures
 from comfyui.jobs.pruning import pruning
+from comfyui.jobs.telling import Payloads
+from comfyui.jobs.webhooks.announcements import Announcements
+from comfyui.jobs.webhooks.outbox import Outbox
+from comfyui.jobs.webhooks.sending import WebhookSender
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
@@ -32,6 +37,7 @@ from comfyui.servers.pool import BackendPool
 from comfyui.settings import ENV_FILE, MB, load
 from comfyui.warmup import WarmUp
 from comfyui.web.api.ops import VERSION
+from comfyui.web.api.rendering import JobRenderer
 from comfyui.web.app import Gateway, Opened
 from comfyui.web.front.tickets import Tickets
 from comfyui.web.server.draining import draining_on_signal
@@ -64,7 +70,7 @@ def create_app(
     settings = settings or load(Settings, env_file=ENV_FILE)
     metrics = metrics or Metrics()
     options = options or settings.options()
-    accesses, warmup = settings.accesses(), settings.warmup_prompt()
+    accesses, warmup, signer = settings.accesses(), settings.warmup_prompt(), settings.signer()
     journal = _journal(settings, metrics)
 
     @asynccontextmanager
@@ -97,6 +103,7 @@ def create_app(
                 )
             )
             deliverer = Deliverer(files, options.delivery)
+            announcements = Announcements(settings.webhook_url or None)
             warm_up = WarmUp(warmup, timeout_s=settings.max_timeout) if warmup is not None else None
             handler = await stack.enter_async_context(
                 ComfyUIHandler(
@@ -106,17 +113,23 @@ def create_app(
                     metrics=metrics,
                     quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
                     also_ready=warm_up,
-                    journal=journal,
+                    entries=Entries(journal, announcements),
                     inputs=inputs,
                     deliverer=deliverer,
                 )
             )
             if options.runpod is None:
                 await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
+            tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)
+            if signer is not None:
+                sender = await stack.enter_async_context(WebhookSender(options.sender))
+                payloads = Payloads(journal, JobRenderer(deliverer, tickets))
+                await stack.enter_async_context(
+                    Outbox(journal, announcements, payloads, signer, sender, metrics, options.outbox)
+                )
             if warm_up is not None:
                 await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
-                tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)
                 yield Opened(handler, deliverer, tickets)
 
     return Gateway(options.app, metrics, opening, journal=journal, on_failed=on_failed)

@@ -30,12 +30,10 @@ from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import InputStore
 from comfyui.jobs.admission import Admission, Look
 from comfyui.jobs.cancels import Cancels, given_up
-from comfyui.jobs.entry import OURS, Origin
+from comfyui.jobs.entry import OURS, Entries, Origin
 from comfyui.jobs.fingerprints import fingerprint_of
 from comfyui.jobs.inputs import JobInputs
 from comfyui.jobs.job import Job, Listener, Reason
-from comfyui.jobs.journal.memory import MemoryJournal
-from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.queue import JobQueue, QueueOptions
 from comfyui.jobs.recovery import Recovery
@@ -80,7 +78,7 @@ class ComfyUIHandler:
 
     Args:
         also_ready: what must be ready beside the servers.
-        journal, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
+        entries, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class ComfyUIHandler:
         metrics: Metrics | None = None,
         quarantine: Quarantine | None = None,
         also_ready: Readiness | None = None,
-        journal: Journal | None = None,
+        entries: Entries | None = None,
         inputs: InputStore | None = None,
         deliverer: Deliverer | None = None,
     ) -> None:
@@ -100,16 +98,17 @@ class ComfyUIHandler:
         self.metrics = metrics or Metrics()
         self._options = options = options or HandlerOptions()
         self._also_ready = also_ready
-        self.journal = journal or MemoryJournal()
+        self.entries = entries = entries or Entries()
+        self.journal = entries.journal
         self._runner = PromptRunner(pool, stager, options.runner, self.metrics, quarantine or Quarantine(after=0))
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics, deliverer)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
-        self._queue = JobQueue(self.journal, pool, self._runs, brought, options.queue)
-        self._admission = Admission(self.journal, self._runs, self._queue, brought)
+        self._queue = JobQueue(entries, pool, self._runs, brought, options.queue)
+        self._admission = Admission(entries, self._runs, self._queue, brought)
         reattach_s = options.reattach_s
-        self._recovery = Recovery(self.journal, pool, self._runner, self._runs, self._queue, reattach_s=reattach_s)
+        self._recovery = Recovery(entries, pool, self._runner, self._runs, self._queue, reattach_s=reattach_s)
         self._waiting, self._draining = 0, False
         self._idle = asyncio.Event()
         self._idle.set()

@@ -106,6 +106,13 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.webhooks = Counter(
+            "comfyui_gateway_webhooks",
+            "Tries to deliver webhooks, by outcome: delivered, retried (failed, and is tried again), given_up, refused"
+            " (not sent: no address that may be connected to; it is tried again).",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.relayed_bytes = Counter(
             "comfyui_gateway_relayed_bytes",
             "Body and websocket bytes that were relayed, by direction: to_comfyui, to_client.",

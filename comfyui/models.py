@@ -135,6 +135,20 @@ class OutputPlace(Given):
     presign_seconds: int | None = Field(default=None, ge=1, description="How long the links work.")
 
 
+WebhookEvent = Literal["prompt.started", "prompt.succeeded", "prompt.failed", "prompt.canceled", "prompt.lost"]
+
+
+class Webhook(Given):
+    """Who is told of the job, and of what. It needs WEBHOOK_SECRET and PUBLIC_URL."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str = Field(max_length=2048, description="An http(s) URL without user and password; POST is sent there.")
+    events: tuple[WebhookEvent, ...] | None = Field(
+        default=None, min_length=1, max_length=5, description="The four ends when not given."
+    )
+
+
 class PromptRequest(Given):
     """A workflow to run, as posted to `/prompt_sync`. A field that is not listed is refused by name."""
 
@@ -166,6 +180,7 @@ class PromptRequest(Given):
     priority: Annotated[int, BeforeValidator(_not_bool)] = Field(
         default=0, ge=-1_000_000, le=1_000_000, description="Kept with the job; it has no effect yet."
     )
+    webhook: Webhook | None = Field(default=None, description="Who is told when the job ends; see docs/webhooks.md.")
     _size: int = PrivateAttr(default=0)
 
     @property
@@ -185,7 +200,7 @@ class PromptRequest(Given):
 
         A long `image` stands in it by its own SHA-256, which is made piece by piece.
         """
-        of_the_answer = {"return_image_base64", "convert", "output", "labels", "priority"}
+        of_the_answer = {"return_image_base64", "convert", "output", "labels", "priority", "webhook"}
         # pydantic would not dump what is nested deeply, and these two are JSON already.
         as_posted = {"prompt": self.prompt, "extra_data": self.extra_data}
         rest = self.model_dump(mode="json", exclude={"prompt_id", "client_id", *as_posted, *of_the_answer})

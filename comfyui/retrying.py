@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -86,3 +87,13 @@ async def retry(
                 raise
             told(error, failures)
         await asyncio.sleep(backoff.delay_s(failures))
+
+
+def retry_after_of(value: str, now: float) -> float:
+    """Seconds of a ``Retry-After``, which is a number or a date; 0 where it says nothing that is understood."""
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0

@@ -41,7 +41,7 @@ def split_commas(value: Any) -> Any:
 def check_http_url(value: str) -> str:
     """The value when it is empty or an http(s) URL; raises ValueError for others."""
     parts = urlsplit(value)
-    if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.username):
+    if value and (parts.scheme not in {"http", "https"} or not parts.netloc or "@" in parts.netloc):
         raise ValueError("an http(s) URL without a user is wanted")
     return value
 

@@ -23,7 +23,7 @@ PRODUCT = sorted([ROOT / "server.py", ROOT / "config.py", ROOT / "client.py", *(
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("ground",),
     ("transport", "workflows", "jobs.journal"),
-    ("workflows.convert",),
+    ("workflows.convert", "jobs.webhooks"),
     ("client",),
     ("servers", "outputs.stores"),
     ("inputs", "outputs"),
@@ -41,7 +41,6 @@ _NAMED = {name for names in FLOORS for name in names}
 LONG = {
     "config.py": "every setting of the gateway, one after the other",
     "comfyui/exceptions.py": "every error of ours, one class after the other",
-    "comfyui/jobs/journal/statements.py": "every statement of the journal in SQL",
     "comfyui/client.py": "all verbs of ComfyUI in one place",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",
     "comfyui/workflows/convert/widgets.py": "the editor's widgets, kind by kind",

@@ -15,10 +15,9 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import PurePosixPath
 from typing import Self
 
@@ -34,8 +33,8 @@ from comfyui.exceptions import (
     NotPermittedError,
 )
 from comfyui.inputs.content import Content, Spool, too_large
-from comfyui.retrying import Backoff
-from comfyui.transport.address_guard import AddressPolicy, GuardedResolver, literal_address
+from comfyui.retrying import Backoff, retry_after_of
+from comfyui.transport.address_guard import AddressPolicy, GuardedResolver, parse_url
 from comfyui.transport.inflate import Inflater, coding_of
 
 _MAX_REDIRECTS = 5
@@ -51,7 +50,6 @@ _NO_ADDRESS = (
     "the URL, or one that it redirects to, has no public address to fetch it from; INPUT_URL_ALLOW lists exceptions"
 )
 _BROKEN_OFF = "the download broke off"
-_PRINTABLE_ASCII = re.compile(r"[!-~]+")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -244,7 +242,7 @@ class _Download:
         elif not 200 <= status < 300:
             reason = f"the URL's server answered HTTP {status}"
             if status >= 500 or status in _PASSING_STATUSES:
-                raise _PassingError(reason, _retry_after_s(response.headers.get("Retry-After", "")))
+                raise _PassingError(reason, retry_after_of(response.headers.get("Retry-After", ""), time.time()))
             raise ComfyUIInputError(reason)
         if (response.content_length or 0) > self._max_bytes:
             raise too_large(self._max_bytes)
@@ -283,34 +281,20 @@ class _Download:
             raise _PassingError(_BROKEN_OFF) from error
 
     def _checked(self, url: URL) -> URL:
-        """`url` in the form in which it is requested; a literal address in canonical form, so that no second reader of
-        it can understand another address than we did."""
-        if url.scheme not in {"http", "https"}:
-            raise ComfyUIInputError("only http and https URLs are fetched, and redirects to them")
-        if url.raw_user is not None or url.raw_password is not None:
-            raise ComfyUIInputError("a URL with a user or password in it is not fetched")
-        host, port = url.raw_host, url.port
-        if not host or not port:
-            raise ComfyUIInputError("the URL has no host")
+        """Raises `ComfyUIInputError` for what is not fetched."""
         try:
-            address = literal_address(host)
+            return self._policy.checked(url)
+        except NotPermittedError:
+            raise ComfyUIInputError(_NO_ADDRESS) from None
         except ValueError as error:
-            raise ComfyUIInputError("not a valid URL") from error
-        if address is None:
-            return url
-        if not self._policy.permits(host, port, address):
-            raise ComfyUIInputError(_NO_ADDRESS)
-        return url.with_host(str(address))
+            raise ComfyUIInputError(str(error)) from None
 
 
 def _parse(url: str) -> URL:
-    # As it came where it can be sent so: quoting it anew would break the signature of a presigned link.
     try:
-        parsed = URL(url, encoded=_PRINTABLE_ASCII.fullmatch(url) is not None)
-        _ = parsed.raw_host, parsed.port  # which yarl reads, and checks, only when they are asked for
-        return parsed
+        return parse_url(url)
     except ValueError as error:
-        raise ComfyUIInputError("not a valid URL") from error
+        raise ComfyUIInputError(str(error)) from None
 
 
 def _validator_of(response: aiohttp.ClientResponse) -> str | None:
@@ -327,16 +311,6 @@ def _range_of(response: aiohttp.ClientResponse) -> tuple[int | None, int | None]
     if match is None or int(match[2]) != int(match[3]) - 1:
         return None, None
     return int(match[1]), int(match[3])
-
-
-def _retry_after_s(value: str) -> float:
-    """Seconds of a ``Retry-After``, which is a number or a date; 0 where it says nothing that is understood."""
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return 0.0
 
 
 def _extension_hint(url: URL, content_type: str) -> str:

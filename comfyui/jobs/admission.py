@@ -13,12 +13,11 @@ import structlog
 from comfyui.events import Event, QueuePosition
 from comfyui.exceptions import ComfyUINotFoundError, ComfyUITaskCancelledError, JournalError
 from comfyui.inputs.content import SpooledFiles
-from comfyui.jobs.entry import Clock, Entry, Origin, new_job
+from comfyui.jobs.entry import Clock, Entries, Entry, Origin, new_job
 from comfyui.jobs.fingerprints import check_same
 from comfyui.jobs.inputs import JobInputs, Taken
 from comfyui.jobs.job import Job
-from comfyui.jobs.journal.protocol import Journal
-from comfyui.jobs.journal.records import JobRecord, NewJob, State
+from comfyui.jobs.journal.records import Delivery, JobRecord, NewJob, State
 from comfyui.jobs.journal.writes import Add, Again
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
@@ -38,6 +37,7 @@ class Look:
         state: newer than the record's where the job runs here.
         position: jobs and prompts before it; None where that is not known, or it runs.
         events: what holds on of what ComfyUI said of it, oldest first.
+        deliveries: the job's webhooks up to now, where its caller wants to be told.
         workflow: None where it is not known.
     """
 
@@ -46,6 +46,7 @@ class Look:
     record: JobRecord | None = None
     position: int | None = None
     events: tuple[Event, ...] = ()
+    deliveries: tuple[Delivery, ...] = ()
     workflow: Mapping[str, Any] | None = None
 
 
@@ -53,9 +54,10 @@ class Admission:
     """Asks the journal, and takes jobs into it."""
 
     def __init__(
-        self, journal: Journal, runs: Runs, queue: JobQueue, inputs: JobInputs, *, clock: Clock = time.time
+        self, entries: Entries, runs: Runs, queue: JobQueue, inputs: JobInputs, *, clock: Clock = time.time
     ) -> None:
-        self._journal = journal
+        self._journal = entries.journal
+        self._entries = entries
         self._runs = runs
         self._queue = queue
         self._inputs = inputs
@@ -63,7 +65,7 @@ class Admission:
 
     def new_entry(self, prompt_id: str, origin: Origin, *, callers_id: bool) -> Entry:
         """The writer of a new sync job."""
-        return Entry(self._journal, prompt_id, origin, kind="sync", callers_id=callers_id, clock=self._clock)
+        return self._entries.new(prompt_id, origin, kind="sync", callers_id=callers_id)
 
     def start(
         self, prompt_id: str, origin: Origin, request: PromptRequest, files: SpooledFiles | None, *, told: bool
@@ -121,9 +123,7 @@ class Admission:
             if begun and (newer := await self._known(prompt_id)) is not None:
                 if prompt_id in self._runs.live:
                     continue
-                return self._runs.start(
-                    prompt_id, request, files, fingerprint, entry=Entry.of(self._journal, newer, clock=self._clock)
-                )
+                return self._runs.start(prompt_id, request, files, fingerprint, entry=self._entries.of(newer))
 
     async def submit(
         self,
@@ -190,13 +190,19 @@ class Admission:
                 raise ComfyUINotFoundError("the gateway does not know this prompt", prompt_id=prompt_id)
             waits = record.state is State.QUEUED and record.server is None and record.kind == "async"
             position = await self._journal.ahead_of(record.number) if waits else None
-            return Look(prompt_id, record.state, record, position)
+            return Look(prompt_id, record.state, record, position, deliveries=await self._deliveries(record))
         events = tuple(job.latest())
         position = next((event.position for event in events if isinstance(event, QueuePosition)), None)
         if record is not None and record.server is None and job.state is State.QUEUED:
             position = await self._journal.ahead_of(record.number)
         running = job.state is not State.QUEUED
-        return Look(prompt_id, job.state, record, None if running else position, events, job.workflow)
+        told = await self._deliveries(record) if record is not None else ()
+        return Look(prompt_id, job.state, record, None if running else position, events, told, job.workflow)
+
+    async def _deliveries(self, record: JobRecord) -> tuple[Delivery, ...]:
+        if record.webhook is None or record.state.is_end:
+            return ()
+        return tuple(await self._journal.deliveries(record.prompt_id))
 
     async def outcome_of(self, record: JobRecord) -> PromptResult:
         """The result of a job that has ended, or the error that it ended with, raised."""
@@ -214,7 +220,7 @@ class Admission:
             return False
         if prompt_id in self._runs.live:
             return False
-        Entry.of(self._journal, record, clock=self._clock).failed(State.CANCELED, error)
+        self._entries.of(record).failed(State.CANCELED, error)
         self._queue.left(prompt_id)
         await self.settled(prompt_id)
         return True
@@ -243,7 +249,7 @@ class Admission:
         live = self._runs.live.get(record.prompt_id)
         if live is not None:
             return live
-        entry = Entry.of(self._journal, record, clock=self._clock)
+        entry = self._entries.of(record)
         if record.kind == "async":
             return self._runs.add(record.prompt_id, None, None, record.fingerprint, entry=entry)
         return self._runs.start(record.prompt_id, given, files, record.fingerprint, entry=entry)

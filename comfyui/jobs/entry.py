@@ -6,15 +6,17 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import structlog
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalError
+from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
-from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State
+from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
 from comfyui.jobs.journal.writes import Add, Cancel, Finish, Place, PutBack, Start, Tell
 from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
+from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 
@@ -68,12 +70,61 @@ def new_job(
         inputs=inputs,
         needs_secrets=bool(secrets_of(request)),
         priority=request.priority,
+        webhook=order_of(request),
         body=body_of(request) if kept else _NOT_KEPT,
     )
 
 
+def order_of(request: PromptRequest) -> WebhookOrder | None:
+    """Where the caller wants to be told."""
+    wanted = request.webhook
+    return None if wanted is None else WebhookOrder(wanted.url, tuple(dict.fromkeys(wanted.events or ())))
+
+
+class Entries:
+    """Makes the writers of jobs: one of these for each journal.
+
+    Attributes:
+        journal: open; belongs to whoever opened it. In memory where none is given.
+        announcements: say whom the start and the end of a job are told.
+    """
+
+    def __init__(
+        self,
+        journal: Journal | None = None,
+        announcements: Announcements | None = None,
+        *,
+        clock: Clock = time.time,
+    ) -> None:
+        self.journal = journal or MemoryJournal()
+        self._clock = clock
+        self.announcements = announcements or Announcements()
+
+    def new(self, prompt_id: str, origin: Origin, *, kind: Kind, callers_id: bool) -> Entry:
+        """The writer of a job that is not in the journal yet."""
+        return Entry(
+            self.journal,
+            prompt_id,
+            origin,
+            kind=kind,
+            callers_id=callers_id,
+            announcements=self.announcements,
+            clock=self._clock,
+        )
+
+    def of(self, record: JobRecord) -> Entry:
+        """The writer of a run that is in the journal already."""
+        entry = self.new(
+            record.prompt_id, Origin(record.face, record.owner), kind=record.kind, callers_id=record.callers_id
+        )
+        entry.take_up(record)
+        return entry
+
+
 class Entry:
     """One run. A sync job is in the journal from its first placing on; an async one is there before it is run.
+
+    A sync job that cannot be placed leaves no row, unless its caller wants to be told of its end.
 
     Attributes:
         kind: sync where a caller waits for the job on its connection.
@@ -95,6 +146,7 @@ class Entry:
         *,
         kind: Kind,
         callers_id: bool,
+        announcements: Announcements,
         clock: Clock = time.time,
     ) -> None:
         self.kind: Kind = kind
@@ -111,16 +163,15 @@ class Entry:
         self._server: str | None = None
         self._started_at: float | None = None
         self._write_start: asyncio.TimerHandle | None = None
+        self._announcements = announcements
+        self._order: WebhookOrder | None = None
 
-    @classmethod
-    def of(cls, journal: Journal, record: JobRecord, *, clock: Clock = time.time) -> Self:
-        """The writer of a run that is in the journal already."""
-        origin = Origin(record.face, record.owner)
-        entry = cls(journal, record.prompt_id, origin, kind=record.kind, callers_id=record.callers_id, clock=clock)
-        entry.added, entry.fence, entry.losses = True, record.fence, record.losses
-        entry.begun = record.state is State.RUNNING and record.server is not None
-        entry.queued_at, entry._server = record.queued_at, record.server
-        return entry
+    def take_up(self, record: JobRecord) -> None:
+        """The run is in the journal already, as this record has it."""
+        self.added, self.fence, self.losses = True, record.fence, record.losses
+        self.begun = record.state is State.RUNNING and record.server is not None
+        self.queued_at, self._server = record.queued_at, record.server
+        self._order = record.webhook
 
     @property
     def outlives_us(self) -> bool:
@@ -176,11 +227,13 @@ class Entry:
         """ComfyUI has begun to run the prompt."""
         if not self.added:
             return
-        if self.outlives_us:
-            self._journal.write_behind(Start(self.fence, self._clock()))
+        now = self._clock()
+        told = self._announcements.of_start(self.fence, self._order, now)
+        if self.outlives_us or told:
+            self._tell(Start(self.fence, now, told))
         else:
             # Most end before anybody could look: one write less for each.
-            self._started_at = self._clock()
+            self._started_at = now
             self._write_start = asyncio.get_running_loop().call_later(_START_WAITS_S, self._start)
 
     def _start(self) -> None:
@@ -225,7 +278,17 @@ class Entry:
             self.added = True
         self._finish(State.SUCCEEDED, result=result_to_bytes(result) if self.added else None)
 
-    def failed(self, state: State, error: ComfyUIError) -> None:
+    def failed(
+        self,
+        state: State,
+        error: ComfyUIError,
+        request: PromptRequest | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        """The run ends without a result. `request` and `fingerprint`: where they are known."""
+        if not self.added and request is not None and request.webhook is not None:
+            self._journal.write_behind(Add(self._new(request, fingerprint)))
+            self.added = True
         self._finish(state, error=error_to_fields(error), retryable=may_run_again(error))
 
     def _finish(self, state: State, **fields: Any) -> None:
@@ -234,9 +297,17 @@ class Entry:
             self._write_start.cancel()
             fields["started_at"] = self._started_at
         if self.added:
-            self._journal.write_behind(Finish(fence=self.fence, state=state, at=self._clock(), **fields))
+            now = self._clock()
+            told = self._announcements.of_end(self.fence, self._order, state, now)
+            self._tell(Finish(fence=self.fence, state=state, at=now, deliveries=told, **fields))
+
+    def _tell(self, write: Start | Finish) -> None:
+        self._journal.write_behind(write)
+        if write.deliveries:
+            self._announcements.news.set()
 
     def _new(self, request: PromptRequest, fingerprint: str | None) -> NewJob:
+        self._order = order_of(request)
         return new_job(
             request,
             self.fence.prompt_id,

@@ -334,7 +334,7 @@ class Job:
     def cancelled(self) -> None:
         """The prompt has been taken out of ComfyUI, as far as that could be done."""
         if self._cancelled_with is not None and self.entry is not None:
-            self.entry.failed(State.CANCELED, self._cancelled_with)
+            self.entry.failed(State.CANCELED, self._cancelled_with, self.request, self.fingerprint)
 
     def abandon(self, error: ComfyUIError) -> None:
         """End the job for those who wait. In the journal it goes on."""
@@ -347,7 +347,7 @@ class Job:
         kept = copy(error)
         kept.prompt_id = kept.prompt_id or self.prompt_id
         if written and self.entry is not None:
-            self.entry.failed(state, kept)
+            self.entry.failed(state, kept, self.request, self.fingerprint)
         self._outcome.set_exception(kept)
         self._outcome.exception()  # no request may be waiting any more
         self._end(state)

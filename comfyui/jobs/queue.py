@@ -16,11 +16,10 @@ from typing import Any
 import structlog
 
 from comfyui.exceptions import ComfyUIError, ComfyUIOverloadedError, ComfyUITimeoutError, JournalError
-from comfyui.jobs.entry import Clock, Entry
+from comfyui.jobs.entry import Clock, Entries
 from comfyui.jobs.fetching import InputFetching
 from comfyui.jobs.inputs import JobInputs, StoredFiles
 from comfyui.jobs.job import Job
-from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
@@ -58,7 +57,7 @@ class JobQueue:
 
     def __init__(
         self,
-        journal: Journal,
+        entries: Entries,
         pool: BackendPool,
         runs: Runs,
         inputs: JobInputs,
@@ -66,11 +65,12 @@ class JobQueue:
         *,
         clock: Clock = time.time,
     ) -> None:
-        self._journal = journal
+        self._journal = entries.journal
+        self._entries = entries
         self._pool = pool
         self._runs = runs
         self._inputs = inputs
-        self._fetching = InputFetching(journal, inputs, pool, self)
+        self._fetching = InputFetching(entries.journal, inputs, pool, self)
         self._options = options
         self._clock = clock
         self._in_hand: dict[str, Job] = {}
@@ -203,7 +203,7 @@ class JobQueue:
         if request is None:
             self._end(record, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
             return
-        entry = live.entry if live is not None and live.entry is not None else Entry.of(self._journal, record)
+        entry = live.entry if live is not None and live.entry is not None else self._entries.of(record)
         job = live or self._runs.add(record.prompt_id, entry=entry)
         job.adopt(request, self.files_of(record), record.fingerprint, entry)
         # Those before it have been placed by now.
@@ -253,5 +253,5 @@ class JobQueue:
             live.fail(error)
             self._runs.drop(live)
         else:
-            Entry.of(self._journal, record).failed(State.FAILED, error)
+            self._entries.of(record).failed(State.FAILED, error)
         self.left(record.prompt_id)

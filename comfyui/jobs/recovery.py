@@ -14,8 +14,7 @@ import structlog
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError
 from comfyui.executors.comfyui import PromptRunner
-from comfyui.jobs.entry import Entry
-from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.entry import Entries
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
@@ -36,7 +35,7 @@ class Recovery:
 
     def __init__(
         self,
-        journal: Journal,
+        entries: Entries,
         pool: BackendPool,
         runner: PromptRunner,
         runs: Runs,
@@ -44,7 +43,8 @@ class Recovery:
         *,
         reattach_s: float,
     ) -> None:
-        self._journal = journal
+        self._journal = entries.journal
+        self._entries = entries
         self._pool = pool
         self._runner = runner
         self._runs = runs
@@ -87,7 +87,7 @@ class Recovery:
 
     async def _resume(self, record: JobRecord) -> None:
         request = await self._queue.request_of(record)
-        entry = Entry.of(self._journal, record)
+        entry = self._entries.of(record)
         files = self._queue.files_of(record)
         job = self._runs.add(record.prompt_id, request, files, record.fingerprint, entry=entry)
         self._queue.hold(job, before=lambda: self._server_is_up(record))
@@ -103,7 +103,7 @@ class Recovery:
 
     def _cancel(self, record: JobRecord, detail: str) -> None:
         error = ComfyUITaskCancelledError(detail, prompt_id=record.prompt_id)
-        Entry.of(self._journal, record).failed(State.CANCELED, error)
+        self._entries.of(record).failed(State.CANCELED, error)
 
     async def _take_out(self, records: list[JobRecord]) -> None:
         for record in records:
@@ -137,7 +137,7 @@ class Recovery:
         if prompt_id in self._runs.live:
             return
         if backend is not None and found is not None and not isinstance(found, QueueItem):
-            self._runs.start(prompt_id, fingerprint=record.fingerprint, entry=Entry.of(self._journal, record))
+            self._runs.start(prompt_id, fingerprint=record.fingerprint, entry=self._entries.of(record))
             return
         self._cancel(record, f"canceled: its caller did not come back within REATTACH_SECONDS ({self._reattach_s:g})")
         if backend is not None:

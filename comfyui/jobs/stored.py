@@ -30,13 +30,15 @@ from comfyui.outputs.history import files_of
 SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
 """What ComfyUI takes out of `extra_data` before it keeps a prompt, and so do we."""
 _RETRY_AFTER_S = 5
+# Kept as fields of the job, or not at all; with a token in its webhook no body would be kept once.
+_NOT_OF_THE_BODY = {"prompt", "extra_data", "prompt_id", "webhook"}
 # The outcome of these is the same however often the request is sent.
 _FINAL = (ComfyUITaskError, ComfyUIValidationError, ComfyUIInputError)
 
 
 def body_of(request: PromptRequest) -> bytes:
-    """The request as canonical JSON, without its secrets and its id."""
-    fields = request.model_dump(mode="json", exclude_defaults=True, exclude={"prompt", "extra_data", "prompt_id"})
+    """The request as canonical JSON, without its secrets, its id and its webhook."""
+    fields = request.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_OF_THE_BODY)
     fields["prompt"] = request.prompt
     if request.extra_data is not None:
         fields["extra_data"] = {name: value for name, value in request.extra_data.items() if name not in SECRETS}
@@ -44,7 +46,7 @@ def body_of(request: PromptRequest) -> bytes:
 
 
 def request_of(body: bytes) -> PromptRequest:
-    """What `body_of` was given, but for secrets and id."""
+    """What `body_of` was given, but for secrets, id and webhook."""
     return PromptRequest.model_validate(jsonio.loads(body)).of_size(len(body))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from comfyui.exceptions import NoSuchNameError, NotPermittedError
 
@@ -22,6 +23,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _HOST_PATTERN = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]*)(\.[a-z0-9_-]+)*")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
+_PRINTABLE_ASCII = re.compile(r"[!-~]+")
 
 
 def _networks(*networks: str) -> tuple[IPNetwork, ...]:
@@ -108,6 +110,32 @@ class AddressPolicy:
         name = host.lower().rstrip(".")
         return _is_public(address) or any(rule.covers(name, port, address) for rule in self._rules)
 
+    def checked(self, url: URL) -> URL:
+        """`url` in the form in which it is requested; a literal address in canonical form, so that no second reader of
+        it can understand another address than we did.
+
+        Raises:
+            ValueError: it cannot be requested; the text says why.
+            NotPermittedError: its host is an address that may not be connected to. A name is looked at by
+                `GuardedResolver` when it is connected to.
+        """
+        if url.scheme not in {"http", "https"}:
+            raise ValueError("only http and https URLs are used")
+        if url.raw_user is not None or url.raw_password is not None:
+            raise ValueError("a URL with a user or password in it is not used")
+        host, port = url.raw_host, url.port
+        if not host or not port:
+            raise ValueError("the URL has no host")
+        try:
+            address = literal_address(host)
+        except ValueError:
+            raise ValueError("not a valid URL") from None
+        if address is None:
+            return url
+        if not self.permits(host, port, address):
+            raise NotPermittedError(None, "no address that may be connected to")
+        return url.with_host(str(address))
+
 
 class GuardedResolver(AbstractResolver):
     """Gives aiohttp's connector only addresses that the policy permits.
@@ -135,6 +163,17 @@ class GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+def parse_url(text: str) -> URL:
+    """A caller's URL. Raises ValueError for what is none."""
+    # As it came where it can be sent so: quoting it anew would break the signature of a presigned link.
+    try:
+        parsed = URL(text, encoded=_PRINTABLE_ASCII.fullmatch(text) is not None)
+        _ = parsed.raw_host, parsed.port  # which yarl reads, and checks, only when they are asked for
+    except ValueError:
+        raise ValueError("not a valid URL") from None
+    return parsed
 
 
 def literal_address(host: str) -> IPAddress | None:

@@ -23,6 +23,7 @@ from yarl import URL
 from comfyui.client import ComfyUIClient
 from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine, EngineOptions
 from comfyui.inputs.staging import InputStager
+from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.metrics import Metrics
 from comfyui.outputs.stores.s3 import S3Settings, S3Store
 from comfyui.sdk import GatewayClient
@@ -47,6 +48,7 @@ from tests.support.object_store import (
     ensure_bucket,
 )
 from tests.support.processes import engine_process
+from tests.support.receivers import SECRET, Receiver, receiver
 from tests.support.running import (
     RunningGateway,
     running_gateway,
@@ -369,3 +371,23 @@ def no_collector() -> Iterator[None]:
 async def sdk_client(gateway: RunningGateway) -> AsyncIterator[GatewayClient]:
     async with GatewayClient(gateway.url, timeout_s=60) as client:
         yield client
+
+
+@pytest.fixture
+async def receiving() -> AsyncIterator[Receiver]:
+    """Takes webhooks; answers 204 as long as it is told nothing else."""
+    async with receiver() as running:
+        yield running
+
+
+@pytest.fixture
+async def file_journal(tmp_path: Path) -> AsyncIterator[SqliteJournal]:
+    async with SqliteJournal(tmp_path / "state") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def telling(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """A gateway that sends webhooks, to public addresses only."""
+    async with running_gateway(engine.url, webhook_secret=SECRET, public_url=PUBLIC) as running:
+        yield running

@@ -31,6 +31,7 @@ from comfyui.inputs.fetch import UrlFetcher
 from comfyui.inputs.staging import InputStager
 from comfyui.models import InputFile, PromptRequest
 from comfyui.retrying import Backoff
+from tests.support.names import Names
 from tests.support.servers import server_of
 from tests.support.url_server import PNG, Handler, Server, give_png, serve
 
@@ -43,37 +44,6 @@ def redirect_to(location: str, status: int = 302) -> Handler:
         return web.Response(status=status, headers={"Location": location})
 
     return answer
-
-
-class Names(AbstractResolver):
-    """Names with scripted answers: one list of addresses per look-up, the last one for ever."""
-
-    def __init__(self, **names: list[list[str]]) -> None:
-        self.answers = {name.replace("_", "."): answers for name, answers in names.items()}
-        self.lookups: list[str] = []
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        self.lookups.append(host)
-        answers = self.answers.get(host)
-        if not answers:
-            raise OSError(None, "unknown name")
-        addresses = answers.pop(0) if len(answers) > 1 else answers[0]
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in addresses
-        ]
-
-    async def close(self) -> None:
-        pass
 
 
 async def download(

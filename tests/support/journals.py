@@ -40,7 +40,6 @@ def delivery(name: str, **fields: Any) -> NewDelivery:
     given: dict[str, Any] = {
         "event": "prompt.succeeded",
         "url": "https://a.example/hook",
-        "payload": b"{}",
         "due_at": 0.0,
     }
     return NewDelivery(id=name, **given | fields)

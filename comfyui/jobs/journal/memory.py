@@ -16,6 +16,7 @@ from comfyui.jobs.journal.memory_outbox import MemoryOutbox
 from comfyui.jobs.journal.protocol import RUNS_KEPT, YOUNG_S
 from comfyui.jobs.journal.records import (
     Delivery,
+    Due,
     Fence,
     JobFilter,
     JobRecord,
@@ -299,14 +300,11 @@ class MemoryJournal:
 
     # Webhooks
 
-    async def claim(self, now: float, limit: int, until: float, busy: Collection[str] = ()) -> list[Delivery]:
-        return self._outbox.claim(now, limit, until, busy)
+    async def due(self, now: float, limit: int, each: int, under_way: Collection[Delivery] = ()) -> Due:
+        return self._outbox.due(now, limit, each, under_way)
 
-    async def next_due(self, busy: Collection[str] = ()) -> float | None:
-        return self._outbox.next_due(busy)
-
-    async def deliveries(self, prompt_id: str) -> list[Delivery]:
-        return self._outbox.of(prompt_id)
+    async def deliveries(self, *prompt_ids: str) -> list[Delivery]:
+        return self._outbox.of(*prompt_ids)
 
     # Shorthand
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from comfyui import jsonio
-from comfyui.jobs.journal.records import Delivery, DeliveryState, Fence, NewDelivery
+from comfyui.jobs.journal.records import Delivery, DeliveryState, Due, Fence, NewDelivery
 from comfyui.jobs.journal.writes import Tried
 
 _WAITING = DeliveryState.WAITING
@@ -37,7 +37,6 @@ class MemoryOutbox:
                 id=new.id,
                 event=new.event,
                 url=new.url,
-                payload=new.payload,
                 due_at=new.due_at,
                 audience=new.audience,
                 prompt_id=fence.prompt_id,
@@ -61,24 +60,31 @@ class MemoryOutbox:
         return True
 
     def send_again(self, prompt_id: str, run: int, at: float) -> bool:
-        ended = [one for one in self.of(prompt_id) if one.run == run and one.state is not _WAITING]
-        for one in ended:
+        of_the_run = [one for one in self.of(prompt_id) if one.run == run]
+        for one in of_the_run:
             self._all[one.id] = replace(one, state=_WAITING, tries=0, due_at=at)
             self._waiting[one.id] = None
-        return bool(ended)
+        return bool(of_the_run)
 
-    def claim(self, now: float, limit: int, until: float, busy: Collection[str]) -> list[Delivery]:
-        due = [one for one in self._first_of_each(busy) if one.due_at <= now]
-        due = sorted(due, key=lambda one: (one.due_at, self._places[one.id]))[:limit]
-        for one in due:
-            self._all[one.id] = replace(one, due_at=until)
-        return due
+    def due(self, now: float, limit: int, each: int, under_way: Collection[Delivery]) -> Due:
+        taken = Counter(one.receiver for one in under_way)
+        ids = {one.id for one in under_way}
+        due: list[Delivery] = []
+        later: list[float] = []
+        waiting = [one for one in self._first_of_each() if one.id not in ids]
+        for one in sorted(waiting, key=lambda one: (one.due_at, self._places[one.id])):
+            if taken[one.receiver] >= each:
+                continue
+            if one.due_at > now:
+                later.append(one.due_at)
+                continue
+            taken[one.receiver] += 1
+            due.append(one)
+        return Due(tuple(due[:limit]), min(later, default=None))
 
-    def next_due(self, busy: Collection[str]) -> float | None:
-        return min((one.due_at for one in self._first_of_each(busy)), default=None)
-
-    def of(self, prompt_id: str) -> list[Delivery]:
-        return [self._all[name] for name in self._ids.get(prompt_id, ())]
+    def of(self, *prompt_ids: str) -> list[Delivery]:
+        names = [name for prompt_id in prompt_ids for name in self._ids.get(prompt_id, ())]
+        return [self._all[name] for name in sorted(names, key=self._places.__getitem__)]
 
     def waits_for(self, prompt_id: str) -> bool:
         """Whether a webhook of the job is still to be sent."""
@@ -88,10 +94,10 @@ class MemoryOutbox:
         for name in self._ids.pop(prompt_id, ()):
             del self._all[name], self._places[name]
 
-    def _first_of_each(self, busy: Collection[str]) -> list[Delivery]:
-        """The first that waits of each job and audience, without those for receivers in `busy`."""
+    def _first_of_each(self) -> list[Delivery]:
+        """The first that waits of each job and audience."""
         first: dict[tuple[str, str], Delivery] = {}
         for name in sorted(self._waiting, key=self._places.__getitem__):
             one = self._all[name]
             first.setdefault((one.prompt_id, one.audience), one)
-        return [one for one in first.values() if one.receiver not in busy]
+        return list(first.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol, Self
 
-from comfyui.jobs.journal.records import Delivery, JobFilter, JobRecord, Page, RunRecord, State
+from comfyui.jobs.journal.records import Delivery, Due, JobFilter, JobRecord, Page, RunRecord, State
 from comfyui.jobs.journal.writes import Write
 
 RUNS_KEPT = 100
@@ -97,14 +97,12 @@ class Journal(Protocol):
 
     # Webhooks
 
-    async def claim(self, now: float, limit: int, until: float, busy: Collection[str] = ()) -> list[Delivery]:
-        """Webhooks that are due, for receivers that are not in `busy`. Each is due again at `until` unless `Tried`.
+    async def due(self, now: float, limit: int, each: int, under_way: Collection[Delivery] = ()) -> Due:
+        """Up to `limit` webhooks that are due, and are not being sent; at most `each` for one receiver.
 
-        For each job and audience only the first that waits: they arrive in order.
+        Those `under_way` count for their receiver. For each job and audience there is only the first one that waits, so
+        that they arrive in order.
         """
 
-    async def next_due(self, busy: Collection[str] = ()) -> float | None:
-        """When `claim` has something next."""
-
-    async def deliveries(self, prompt_id: str) -> list[Delivery]:
-        """All of the job's webhooks, oldest first."""
+    async def deliveries(self, *prompt_ids: str) -> list[Delivery]:
+        """All webhooks of these jobs, oldest first."""

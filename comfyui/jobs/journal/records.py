@@ -63,6 +63,11 @@ class WebhookOrder:
     url: str
     events: tuple[str, ...] = ()
 
+    @property
+    def shown_url(self) -> str:
+        """The URL as others may see it: without query and fragment, which may have a token."""
+        return self.url.partition("#")[0].partition("?")[0]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
@@ -180,13 +185,11 @@ class NewDelivery:
 
     Attributes:
         id: `webhook-id`, the same at each try. A second delivery with the same id is not written.
-        payload: the body.
     """
 
     id: str
     event: str
     url: str
-    payload: bytes
     due_at: float
     audience: Audience = "caller"
 
@@ -219,6 +222,19 @@ class Delivery(NewDelivery):
     tries: int
     tried_at: float | None
     answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What the outbox is to send.
+
+    Attributes:
+        deliveries: those to be sent now, the one that has been due longest first.
+        next_at: when one more is due, if nothing else changes; None where none is.
+    """
+
+    deliveries: tuple[Delivery, ...]
+    next_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,12 +31,12 @@ JOB_COLUMNS = (
 )
 RUN_COLUMNS = "run, state, server, attempt, number, end_number, queued_at, started_at, ended_at, error"
 DELIVERY_COLUMNS = (
-    "id, event, url, payload, due_at, audience, (SELECT prompt_id FROM jobs WHERE jobs.seq = d.seq), run, state, tries,"
+    "id, event, url, due_at, audience, (SELECT prompt_id FROM jobs WHERE jobs.seq = d.seq), run, state, tries,"
     " tried_at, answer"
 )
 INSERT_DELIVERY = (
-    "INSERT INTO deliveries (id, seq, run, event, audience, url, receiver, payload, due_at, state, tries)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting', 0) ON CONFLICT (id) DO NOTHING"
+    "INSERT INTO deliveries (id, seq, run, event, audience, url, receiver, due_at, state, tries)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'waiting', 0) ON CONFLICT (id) DO NOTHING"
 )
 
 # Bytes; and what each compressed text begins with, and no JSON text.
@@ -143,13 +143,12 @@ def delivery_of(row: tuple[Any, ...]) -> Delivery:
         id=row[0],
         event=row[1],
         url=row[2],
-        payload=unpacked(row[3]) or b"",
-        due_at=row[4],
-        audience=row[5],
-        prompt_id=row[6],
-        run=row[7],
-        state=_DELIVERY_STATES[row[8]],
-        tries=row[9],
-        tried_at=row[10],
-        answer=row[11],
+        due_at=row[3],
+        audience=row[4],
+        prompt_id=row[5],
+        run=row[6],
+        state=_DELIVERY_STATES[row[7]],
+        tries=row[8],
+        tried_at=row[9],
+        answer=row[10],
     )

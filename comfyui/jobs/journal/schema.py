@@ -43,11 +43,11 @@ CREATE TABLE runs (
 
 CREATE TABLE deliveries (
     place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL, run INTEGER NOT NULL,
-    event TEXT NOT NULL, audience TEXT NOT NULL, url TEXT NOT NULL, receiver TEXT NOT NULL, payload BLOB NOT NULL,
+    event TEXT NOT NULL, audience TEXT NOT NULL, url TEXT NOT NULL, receiver TEXT NOT NULL,
     due_at REAL NOT NULL, state TEXT NOT NULL, tries INTEGER NOT NULL, tried_at REAL, answer TEXT
 );
 CREATE INDEX deliveries_of_job ON deliveries (seq, audience, state, place);
-CREATE INDEX deliveries_due ON deliveries (due_at, place) WHERE state = 'waiting';
+CREATE INDEX deliveries_due ON deliveries (receiver, due_at, place) WHERE state = 'waiting';
 """
 
 # Inputs that are fetched after the submission.

@@ -18,7 +18,7 @@ from comfyui.exceptions import JournalError
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver
-from comfyui.jobs.journal.records import Delivery, JobFilter, JobRecord, Page, RunRecord, State
+from comfyui.jobs.journal.records import Delivery, Due, JobFilter, JobRecord, Page, RunRecord, State
 from comfyui.jobs.journal.schema import migrate
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.writes import Write
@@ -171,14 +171,12 @@ class SqliteJournal:
 
     # Webhooks
 
-    async def claim(self, now: float, limit: int, until: float, busy: Collection[str] = ()) -> list[Delivery]:
-        return await self._in_transaction(lambda sql: sql.claim(now, limit, until, busy))
+    async def due(self, now: float, limit: int, each: int, under_way: Collection[Delivery] = ()) -> Due:
+        being_sent = tuple(under_way)
+        return await self._ask(lambda sql: sql.outbox.due(now, limit, each, being_sent))
 
-    async def next_due(self, busy: Collection[str] = ()) -> float | None:
-        return await self._ask(lambda sql: sql.next_due(busy))
-
-    async def deliveries(self, prompt_id: str) -> list[Delivery]:
-        return await self._ask(lambda sql: sql.deliveries(prompt_id))
+    async def deliveries(self, *prompt_ids: str) -> list[Delivery]:
+        return await self._ask(lambda sql: sql.outbox.of(prompt_ids))
 
     # To the thread and back
 

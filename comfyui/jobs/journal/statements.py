@@ -10,15 +10,19 @@ from typing import Any
 
 from comfyui import jsonio
 from comfyui.jobs.journal.listing import page_of
+from comfyui.jobs.journal.outbox_statements import OutboxStatements
 from comfyui.jobs.journal.protocol import RUNS_KEPT
-from comfyui.jobs.journal.records import ENDS, Delivery, Fence, JobFilter, JobRecord, NewDelivery, RunRecord, State
+from comfyui.jobs.journal.records import (
+    ENDS,
+    JobFilter,
+    JobRecord,
+    RunRecord,
+    State,
+)
 from comfyui.jobs.journal.rows import (
-    DELIVERY_COLUMNS,
-    INSERT_DELIVERY,
     INSERT_JOB,
     JOB_COLUMNS,
     RUN_COLUMNS,
-    delivery_of,
     job_of,
     packed,
     packed_inputs,
@@ -48,17 +52,14 @@ _ENDED_AND_OPEN_AGAIN = "state IN ('canceled', 'lost') OR (state = 'failed' AND 
 _WAITING = "kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling'"
 # Unless a job has it.
 _REMOVE_BODY = "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id)"
-_FIRST_OF_ITS_JOB = (
-    "NOT EXISTS (SELECT 1 FROM deliveries AS e WHERE e.seq = d.seq AND e.audience = d.audience"
-    " AND e.state = 'waiting' AND e.place < d.place)"
-)
 
 
 class Statements:
-    """One connection, and the counter for jobs and their ends. `apply`, `claim` and `remove` need a transaction."""
+    """One connection, and the counter for jobs and their ends. `apply` and `remove` need a transaction."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
+        self.outbox = OutboxStatements(database)
         self._execute = database.execute
         self._counter: int = database.execute("SELECT value FROM counter").fetchone()[0]
         self._written_counter = self._counter
@@ -74,8 +75,8 @@ class Statements:
             Tell: self._tell,
             Again: self._again,
             Fetched: self._fetched,
-            Tried: self._tried,
-            SendAgain: self._send_again,
+            Tried: self.outbox.tried,
+            SendAgain: self.outbox.send_again,
         }
 
     def apply(self, write: Write) -> bool:
@@ -149,7 +150,7 @@ class Statements:
             (write.at, fence.attempt, *fence),
         )
         if started:
-            self._deliver(fence, write.deliveries)
+            self.outbox.add(fence, write.deliveries)
         return started
 
     def _cancel(self, write: Cancel) -> bool:
@@ -177,7 +178,7 @@ class Statements:
             ),
         )
         if finished:
-            self._deliver(fence, write.deliveries)
+            self.outbox.add(fence, write.deliveries)
             self._count_end(write.state.value, 1)
         else:
             self._counter -= 1
@@ -225,52 +226,6 @@ class Statements:
             f"UPDATE jobs SET inputs = ?, fetching = ? WHERE {where}",  # noqa: S608
             (packed_inputs(inputs), "" in inputs.values(), *values),
         )
-
-    def _deliver(self, fence: Fence, deliveries: Collection[NewDelivery]) -> None:
-        if not deliveries:
-            return
-        (seq,) = self._execute("SELECT seq FROM jobs WHERE prompt_id = ?", (fence.prompt_id,)).fetchone()
-        self.database.executemany(
-            INSERT_DELIVERY,
-            [
-                (
-                    one.id,
-                    seq,
-                    fence.run,
-                    one.event,
-                    one.audience,
-                    one.url,
-                    one.receiver,
-                    packed(one.payload),
-                    one.due_at,
-                )
-                for one in deliveries
-            ],
-        )
-
-    def _tried(self, write: Tried) -> bool:
-        return self._changed(
-            "UPDATE deliveries SET state = ?, due_at = ?, tried_at = ?, answer = ?, tries = tries + 1"
-            " WHERE id = ? AND state = 'waiting'",
-            (write.state.value, write.due_at, write.at, jsonio.without_surrogates(write.answer), write.id),
-        )
-
-    def _send_again(self, write: SendAgain) -> bool:
-        return self._changed(
-            "UPDATE deliveries SET state = 'waiting', tries = 0, due_at = ? WHERE state <> 'waiting'"
-            " AND (seq, run) = (SELECT seq, run FROM jobs WHERE prompt_id = ?)",
-            (write.at, write.prompt_id),
-        )
-
-    def claim(self, now: float, limit: int, until: float, busy: Collection[str]) -> list[Delivery]:
-        """A write, although it has an answer."""
-        rows = self._execute(
-            f"SELECT {DELIVERY_COLUMNS} FROM deliveries AS d WHERE state = 'waiting' AND due_at <= ?"  # noqa: S608
-            f" AND {_not_in(busy)} AND {_FIRST_OF_ITS_JOB} ORDER BY due_at, place LIMIT ?",
-            (now, *busy, limit),
-        ).fetchall()
-        self.database.executemany("UPDATE deliveries SET due_at = ? WHERE id = ?", [(until, row[0]) for row in rows])
-        return [delivery_of(row) for row in rows]
 
     # Removing
 
@@ -360,22 +315,6 @@ class Statements:
         found = [row for half in (0, 1) for row in self._execute(first, (half,))]
         return float(min(found)[1]) if found else None
 
-    def next_due(self, busy: Collection[str]) -> float | None:
-        due_at: float | None = self._value(
-            f"SELECT due_at FROM deliveries AS d WHERE state = 'waiting' AND {_not_in(busy)} AND {_FIRST_OF_ITS_JOB}"  # noqa: S608
-            " ORDER BY due_at LIMIT 1",
-            tuple(busy),
-        )
-        return due_at
-
-    def deliveries(self, prompt_id: str) -> list[Delivery]:
-        rows = self._execute(
-            f"SELECT {DELIVERY_COLUMNS} FROM deliveries AS d"  # noqa: S608
-            " WHERE seq = (SELECT seq FROM jobs WHERE prompt_id = ?) ORDER BY place",
-            (prompt_id,),
-        )
-        return [delivery_of(row) for row in rows]
-
     # Shorthand
 
     def _count(self, states: Collection[State]) -> Counter[str]:
@@ -402,7 +341,3 @@ class Statements:
     def _jobs(self, condition: str, values: _Row, order: str = "seq", limit: int = 1) -> list[JobRecord]:
         query = f"SELECT {JOB_COLUMNS} FROM jobs WHERE {condition} ORDER BY {order} LIMIT ?"  # noqa: S608
         return [job_of(row) for row in self._execute(query, (*values, limit)).fetchall()]
-
-
-def _not_in(busy: Collection[str]) -> str:
-    return f"receiver NOT IN ({', '.join('?' * len(busy))})" if busy else "TRUE"

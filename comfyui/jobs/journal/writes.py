@@ -138,7 +138,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class SendAgain:
-    """The webhooks of the present run are sent again, as if never tried. Place: some of them do not wait."""
+    """The webhooks of the present run are sent again at `at`, as if never tried. Place: there are some."""
 
     prompt_id: str
     at: float

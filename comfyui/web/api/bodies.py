@@ -33,7 +33,9 @@ from comfyui.web.front.request_state import state_of
 from comfyui.workflows.api_format import input_texts, is_ui_format
 
 # Fields of a form that are JSON; the others are plain text.
-_JSON_FIELDS = frozenset({"images", "extra_data", "partial_execution_targets", "convert", "output", "labels"})
+_JSON_FIELDS = frozenset(
+    {"images", "extra_data", "partial_execution_targets", "convert", "output", "labels", "webhook"}
+)
 FIELDS = frozenset(PromptRequest.model_fields)
 """Of a body."""
 JSON_ERRORS: Final = (RequestError, ComfyUILimitError)

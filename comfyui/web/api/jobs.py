@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -12,7 +13,8 @@ from typing_extensions import TypedDict
 
 from comfyui.exceptions import RequestError
 from comfyui.jobs.admission import Look
-from comfyui.jobs.journal.records import JobFilter, JobRecord, State
+from comfyui.jobs.journal.records import Delivery, JobFilter, JobRecord, State, WebhookOrder
+from comfyui.jobs.webhooks.again import send_again
 from comfyui.labels import MAX_LABELS, check_label
 from comfyui.web.api.parameters import IN_QUERY_LABELS, Parameters, read
 from comfyui.web.api.preferences import Preferences
@@ -51,6 +53,7 @@ class PendingJob(TypedDict):
     created_at: Time | None
     started_at: NotRequired[Time | None]
     progress: NotRequired[JobProgress | None]
+    webhook: NotRequired[Annotated[ShownWebhooks, Field(description="Where somebody is told of the job.")]]
     stored: NotRequired[Annotated[Literal[False], Field(description="STATE_DIR is empty: a restart forgets the job.")]]
 
 
@@ -59,6 +62,33 @@ class JobFailure(TypedDict):
 
     type: str
     detail: str
+
+
+class ShownDelivery(TypedDict):
+    """One webhook of a job."""
+
+    id: Annotated[str, Field(description="`webhook-id`.")]
+    event: str
+    audience: Annotated[Literal["caller", "operator"], Field(description="`operator`: for WEBHOOK_URL.")]
+    run: int
+    state: Annotated[Literal["waiting", "delivered", "given_up"], Field(description="`waiting`: for its next try.")]
+    tries: int
+    tried_at: Time | None
+    answer: Annotated[str | None, Field(description="What came of the last try.")]
+
+
+class ShownWebhooks(TypedDict):
+    """Who is told of a job, and whether that was done."""
+
+    url: Annotated[str | None, Field(description="Without its query; null where only WEBHOOK_URL is told.")]
+    deliveries: list[ShownDelivery]
+
+
+class SentAgain(TypedDict):
+    """Webhooks that are sent again."""
+
+    prompt_id: Id
+    webhook: ShownWebhooks
 
 
 class ListedJob(TypedDict):
@@ -76,6 +106,7 @@ class ListedJob(TypedDict):
     started_at: Time | None
     ended_at: Time | None
     error: JobFailure | None
+    webhook: NotRequired[Annotated[ShownWebhooks, Field(description="Where somebody is told of the job.")]]
 
 
 class JobList(TypedDict):
@@ -119,11 +150,24 @@ class ListCall(Parameters):
 async def list_of_jobs(request: Request) -> Response:
     """The answer to a list's request."""
     asked = read(ListCall, request)
-    page = await gateway_of(request).handler.journal.page(asked.narrowed(), asked.limit, asked.cursor)
-    listed = JobList(jobs=[_listed(record) for record in page.records])
+    journal = gateway_of(request).handler.journal
+    page = await journal.page(asked.narrowed(), asked.limit, asked.cursor)
+    deliveries: defaultdict[str, list[Delivery]] = defaultdict(list)
+    for delivery in await journal.deliveries(*(record.prompt_id for record in page.records)):
+        deliveries[delivery.prompt_id].append(delivery)
+    listed = JobList(jobs=[_listed(record, deliveries[record.prompt_id]) for record in page.records])
     if page.next_cursor is not None:
         listed["next_cursor"] = page.next_cursor
     return json_response(200, listed, {"Cache-Control": "no-store"})
+
+
+async def sent_again(request: Request, prompt_id: str) -> Response:
+    """The answer to a POST that wants a job's webhooks sent again."""
+    gateway = gateway_of(request)
+    gateway.options.webhooks.check_enabled()
+    record, deliveries = await send_again(gateway.handler.journal, gateway.handler.entries.announcements, prompt_id)
+    shown = SentAgain(prompt_id=prompt_id, webhook=_webhooks(record.webhook, deliveries))
+    return json_response(202, shown, {"Cache-Control": "no-store"})
 
 
 def pending(request: Request, look: Look, preferred: Preferences) -> Response:
@@ -138,6 +182,8 @@ def pending(request: Request, look: Look, preferred: Preferences) -> Response:
     if request.method == "GET":
         body["started_at"] = _time(record.started_at) if record else None
         body["progress"] = _progress(look)
+        if look.deliveries or (record is not None and record.webhook is not None):
+            body["webhook"] = _webhooks(record.webhook if record else None, look.deliveries)
     if not gateway_of(request).options.jobs_are_stored:
         body["stored"] = False
     headers = {
@@ -180,9 +226,28 @@ def _progress(look: Look) -> JobProgress | None:
     return found
 
 
-def _listed(record: JobRecord) -> ListedJob:
+def _webhooks(order: WebhookOrder | None, deliveries: Sequence[Delivery]) -> ShownWebhooks:
+    return ShownWebhooks(
+        url=order.shown_url if order else None,
+        deliveries=[
+            ShownDelivery(
+                id=one.id,
+                event=one.event,
+                audience=one.audience,
+                run=one.run,
+                state=one.state.value,
+                tries=one.tries,
+                tried_at=_time(one.tried_at),
+                answer=one.answer,
+            )
+            for one in deliveries
+        ],
+    )
+
+
+def _listed(record: JobRecord, deliveries: Sequence[Delivery]) -> ListedJob:
     error = record.error
-    return ListedJob(
+    listed = ListedJob(
         prompt_id=record.prompt_id,
         status=record.state.value,
         kind=record.kind,
@@ -196,6 +261,9 @@ def _listed(record: JobRecord) -> ListedJob:
         ended_at=_time(record.ended_at),
         error=JobFailure(type=error["type"], detail=error["detail"]) if error else None,
     )
+    if deliveries or record.webhook is not None:
+        listed["webhook"] = _webhooks(record.webhook, deliveries)
+    return listed
 
 
 def _time(seconds: Any) -> Any:

@@ -15,6 +15,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from comfyui.exceptions import (
+    ComfyUIConflictError,
     ComfyUIConnectionError,
     ComfyUIError,
     ComfyUINotFoundError,
@@ -31,7 +32,7 @@ from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_answer
 from comfyui.web.api.bodies import FIELDS, submission, submission_body
-from comfyui.web.api.jobs import JobList, ListCall, list_of_jobs, pending, pending_answer
+from comfyui.web.api.jobs import JobList, ListCall, SentAgain, list_of_jobs, pending, pending_answer, sent_again
 from comfyui.web.api.parameters import IN_HEADER, IN_HEADER_LIST, IN_PATH, Parameters, described, read
 from comfyui.web.api.preferences import Preferences, preferences
 from comfyui.web.front.errors import answer_error, json_response
@@ -122,6 +123,12 @@ class CancelCall(Parameters):
     prompt_id: PromptId
 
 
+class WebhookCall(Parameters):
+    """Which job is meant."""
+
+    prompt_id: PromptId
+
+
 @router.post(
     "/prompt_sync",
     summary="Run a workflow and wait for its files",
@@ -145,6 +152,8 @@ async def prompt_sync(request: Request) -> Response:
     preferred = asked.preferred(gateway.options)
     with await submission(request, waits=not preferred.respond_async) as submitted:
         body = submitted.request
+        if body.webhook is not None:
+            gateway.options.webhooks.check(body.webhook.url)
         if asked.idempotency_key is not None:
             if body.prompt_id is not None:
                 raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
@@ -290,6 +299,23 @@ async def cancel(request: Request) -> Response:
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     await gateway_of(request).handler.cancel(prompt_id)
     return json_response(200, Cancelled(prompt_id=prompt_id, status="cancelled"))
+
+
+@router.post(
+    "/prompt_sync/{prompt_id}/webhook",
+    summary="Send a job's webhooks again",
+    openapi_extra=operation(
+        "send_webhooks_again",
+        {202: Answer("They are sent at once, and tried again as at first.", json_of(SentAgain))},
+        (RequestError, ComfyUINotFoundError, ComfyUIConflictError, JournalError),
+        parameters=described(WebhookCall),
+    ),
+)
+async def send_webhooks_again(request: Request) -> Response:
+    """Of a job that has ended, with the ids that they had; those that were delivered, too."""
+    prompt_id = str(read(WebhookCall, request).prompt_id)
+    structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+    return await sent_again(request, prompt_id)
 
 
 def prompt_id_for_key(key: str, caller: UUID | None) -> UUID:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fastapi import Request
 from starlette.types import Scope
 
 from comfyui.handler import ComfyUIHandler
+from comfyui.jobs.webhooks.rules import WebhookRules
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
@@ -31,6 +32,7 @@ class WebOptions:
     """Jobs outlive the gateway: STATE_DIR is set."""
     public_url: str = ""
     """Where clients see the gateway, without a slash at its end; "": as each one writes it."""
+    webhooks: WebhookRules = field(default_factory=WebhookRules)
     keep_alive_s: float = 15.0
     """Between two signs of life in a stream of events."""
 

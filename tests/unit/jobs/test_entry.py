@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from comfyui.exceptions import JournalError
-from comfyui.jobs.entry import Entry, Origin
+from comfyui.jobs.entry import Entries, Entry, Origin
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.records import Kind, State
 from comfyui.jobs.journal.writes import Add, Finish, Write
@@ -39,7 +39,7 @@ class FullDisk(MemoryJournal):
 
 
 def entry_in(journal: MemoryJournal, kind: Kind, *, callers_id: bool) -> Entry:
-    return Entry(journal, prompt_id(1), Origin(), kind=kind, callers_id=callers_id)
+    return Entries(journal).new(prompt_id(1), Origin(), kind=kind, callers_id=callers_id)
 
 
 async def test_a_quick_call_without_an_id_is_written_twice() -> None:

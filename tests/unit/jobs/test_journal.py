@@ -11,7 +11,9 @@ import pytest
 from comfyui.exceptions import QueryError
 from comfyui.jobs.journal.protocol import RUNS_KEPT, Journal
 from comfyui.jobs.journal.records import (
+    Delivery,
     DeliveryState,
+    Due,
     Fence,
     JobFilter,
     JobRecord,
@@ -105,7 +107,7 @@ async def test_what_is_not_known_is_none_and_empty(journal: Journal) -> None:
     assert await journal.runs("?") == []
     assert await journal.deliveries("?") == []
     assert await journal.oldest_waiting() is None
-    assert await journal.next_due() is None
+    assert await journal.due(9.0, 10, 10) == Due((), None)
     assert set((await journal.counts()).values()) == {0}
     for write in (Tell("?"), Cancel("?", 1), Again("?", 1, "sync", 0.0), SendAgain("?", 0.0)):
         assert not await journal.write(write)
@@ -166,10 +168,9 @@ async def test_an_id_that_was_told_is_the_callers(journal: Journal) -> None:
 @pytest.mark.parametrize("body", [b"", b"x", b"x\x9c", b"{}", b"[1]" * 10_000])
 async def test_a_body_and_a_result_come_back_byte_for_byte(journal: Journal, body: bytes) -> None:
     await journal.write(Add(new_job(1, body=body)))
-    await end(journal, 1, result=body, deliveries=(delivery("d", payload=body),))
+    await end(journal, 1, result=body)
     assert await journal.body_of(prompt_id(1)) == body
     assert await journal.result_of(prompt_id(1)) == body
-    assert [one.payload for one in await journal.deliveries(prompt_id(1))] == [body]
 
 
 # Fences, losses and runs
@@ -458,33 +459,40 @@ async def test_the_newest_ends_are_kept_and_the_youngest_always(journal: Journal
 # Webhooks
 
 
+async def due_at(journal: Journal, now: float, *under_way: Delivery, limit: int = 50, each: int = 50) -> list[str]:
+    """Ids of the webhooks that are due."""
+    return [one.id for one in (await journal.due(now, limit, each, under_way)).deliveries]
+
+
 async def test_webhooks_of_one_job_are_due_one_after_the_other(journal: Journal) -> None:
     fence = await run(journal, 1)
-    started = delivery("started", event="prompt.started", due_at=1.0, payload=b"1")
+    started = delivery("started", event="prompt.started", due_at=1.0)
     assert await journal.write(Start(fence, 1.0, (started,)))
     ends = (delivery("ended", due_at=0.0), delivery("told", audience="operator", url="https://b.example", due_at=5.0))
     await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=1.0, deliveries=ends))
-    assert await journal.next_due() == 1.0
-    (claimed,) = await journal.claim(2.0, 50, until=10.0)
-    assert (claimed.id, claimed.payload, claimed.prompt_id, claimed.run) == ("started", b"1", fence.prompt_id, 1)
-    assert await journal.claim(2.0, 50, until=10.0) == [], "it is being sent"
-    assert await journal.next_due() == 5.0, "the operator's own"
+    assert await journal.due(0.5, 50, 50) == Due((), 1.0)
+    found = await journal.due(2.0, 50, 50)
+    (first,) = found.deliveries
+    assert (first.id, first.event, first.prompt_id, first.run) == ("started", "prompt.started", fence.prompt_id, 1)
+    assert found.next_at == 5.0, "the operator's own"
+    assert await journal.due(2.0, 50, 50, [first]) == Due((), 5.0), "it is being sent, and the next one waits for it"
     tried = Tried(id="started", at=2.0, answer="500", state=DeliveryState.WAITING, due_at=7.0)
     assert await journal.write(tried)
-    assert [one.id for one in await journal.claim(7.0, 50, until=10.0)] == ["told", "started"]
+    assert await due_at(journal, 7.0) == ["told", "started"]
     assert await journal.write(Tried(id="started", at=8.0, answer="410", state=DeliveryState.GIVEN_UP))
     assert not await journal.write(Tried(id="started", at=8.0, answer="200", state=DeliveryState.DELIVERED))
-    assert [one.id for one in await journal.claim(8.0, 50, until=10.0)] == ["ended"]
+    assert await due_at(journal, 8.0) == ["ended", "told"]
     first = (await journal.deliveries(fence.prompt_id))[0]
     assert (first.tries, first.tried_at, first.answer, first.state) == (2, 8.0, "410", DeliveryState.GIVEN_UP)
 
 
-async def test_a_claim_that_was_not_followed_up_comes_back(journal: Journal) -> None:
-    await journal.write(Add(new_job(1)))
-    await end(journal, 1, deliveries=(delivery("d"),))
-    assert len(await journal.claim(1.0, 50, until=60.0)) == 1
-    assert await journal.claim(59.0, 50, until=120.0) == []
-    assert len(await journal.claim(60.0, 50, until=120.0)) == 1
+async def test_webhooks_of_several_jobs_are_asked_for_at_once(journal: Journal) -> None:
+    for number in (1, 2, 3):
+        await journal.write(Add(new_job(number)))
+    for number in (3, 1, 2):
+        await end(journal, number, deliveries=(delivery(f"d{number}"),))
+    assert [one.id for one in await journal.deliveries(prompt_id(2), prompt_id(3), prompt_id(9))] == ["d3", "d2"]
+    assert await journal.deliveries() == []
 
 
 async def test_a_slow_receiver_takes_no_place_of_the_others(journal: Journal) -> None:
@@ -493,25 +501,32 @@ async def test_a_slow_receiver_takes_no_place_of_the_others(journal: Journal) ->
         await end(journal, number, deliveries=(delivery(f"slow-{number}", url="http://slow.example:80/a?b"),))
     await journal.write(Add(new_job(30)))
     await end(journal, 30, deliveries=(delivery("quick", url="https://quick.example/", due_at=0.5),))
-    assert len(await journal.claim(1.0, 10, until=60.0)) == 10
-    busy = {"slow.example:80"}
-    assert await journal.next_due(busy) == 0.5
-    assert [one.id for one in await journal.claim(1.0, 10, 60.0, busy)] == ["quick"]
+    await journal.write(Add(new_job(31)))
+    await end(journal, 31, deliveries=(delivery("late", url="https://quick.example/", due_at=3.0),))
+    found = await journal.due(1.0, 10, 3)
+    assert [one.id for one in found.deliveries] == ["slow-1", "slow-2", "slow-3", "quick"]
+    assert found.next_at == 3.0
+    slow = found.deliveries[:3]
+    assert await due_at(journal, 1.0, *slow, each=3) == ["quick"]
+    assert await due_at(journal, 1.0, *slow, each=4) == ["slow-4", "quick"]
+    assert await due_at(journal, 1.0, *slow, each=4, limit=1) == ["slow-4"]
+    assert await journal.due(1.0, 10, 3, found.deliveries) == Due((), 3.0)
 
 
 async def test_webhooks_are_sent_again_with_their_ids(journal: Journal) -> None:
     await journal.write(Add(new_job(1)))
-    await end(journal, 1, State.LOST, deliveries=(delivery("a"), delivery("b"), delivery("a", payload=b"other")))
-    assert not await journal.write(SendAgain(prompt_id(1), 9.0)), "they wait"
-    for name in ("a", "b"):
-        await journal.write(Tried(id=name, at=1.0, answer="200", state=DeliveryState.DELIVERED))
-    assert await journal.write(SendAgain(prompt_id(1), 9.0))
+    assert not await journal.write(SendAgain(prompt_id(1), 9.0)), "it has none"
+    url = "https://other.example"
+    await end(journal, 1, State.LOST, deliveries=(delivery("a"), delivery("b"), delivery("a", url=url)))
+    await journal.write(Tried(id="a", at=1.0, answer="200", state=DeliveryState.DELIVERED))
+    await journal.write(Tried(id="b", at=1.0, answer="500", state=DeliveryState.WAITING, due_at=99.0))
+    assert await journal.write(SendAgain(prompt_id(1), 9.0)), "also what waits for its next try"
     again = await journal.deliveries(prompt_id(1))
-    assert [(one.id, one.tries, one.due_at, one.payload) for one in again] == [
-        ("a", 0, 9.0, b"{}"),
-        ("b", 0, 9.0, b"{}"),
+    assert [(one.id, one.tries, one.due_at, one.url) for one in again] == [
+        ("a", 0, 9.0, "https://a.example/hook"),
+        ("b", 0, 9.0, "https://a.example/hook"),
     ]
-    assert [one.id for one in await journal.claim(9.0, 50, until=60.0)] == ["a"]
+    assert await due_at(journal, 9.0) == ["a"]
     await journal.write(Tried(id="a", at=9.0, answer="200", state=DeliveryState.DELIVERED))
     await journal.write(Again(prompt_id(1), 1, "async", 10.0))
     assert not await journal.write(SendAgain(prompt_id(1), 11.0)), "of the present run, which has none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +48,10 @@ _RUNS = st.integers(1, 3)
 _FENCES = st.builds(Fence, _NUMBERS.map(prompt_id), _RUNS, st.integers(0, 4))
 _AUDIENCES = ("caller", "operator")
 _DELIVERIES = st.lists(st.integers(1, 4), max_size=2).map(
-    lambda names: tuple(delivery(f"d{name}", due_at=name, audience=_AUDIENCES[name > 3]) for name in names)
+    lambda names: tuple(
+        delivery(f"d{name}", due_at=10 * name, audience=_AUDIENCES[name > 3], url=f"https://{name % 2}.example")
+        for name in names
+    )
 )
 _KINDS = st.sampled_from(["sync", "async"])
 # What follows a state within one run.
@@ -184,12 +188,18 @@ class JournalMachine(RuleBasedStateMachine):
     def send_again(self, number: int) -> None:
         self._write(SendAgain(prompt_id(number), self._time()), prompt_id(number))
 
-    @rule(limit=st.integers(1, 3), lease=st.integers(1, 5), busy=st.sampled_from([(), ("a.example:443",)]))
-    def claim(self, limit: int, lease: int, busy: tuple[str, ...]) -> None:
+    @rule(limit=st.integers(0, 3), each=st.integers(1, 3), sent=st.integers(0, 2))
+    def due(self, limit: int, each: int, sent: int) -> None:
         now = self._time()
-        claimed = self._same(*(self._do(one.claim(now, limit, now + lease, busy)) for one in self._journals))
-        assert len({(one.prompt_id, one.audience) for one in claimed}) == len(claimed)
-        self._same(*(self._do(one.next_due(busy)) for one in self._journals))
+        under_way = self._same(*(self._do(one.due(now, sent, each)) for one in self._journals)).deliveries
+        found = self._same(*(self._do(one.due(now, limit, each, under_way)) for one in self._journals))
+        assert len(found.deliveries) <= limit
+        of_jobs = [(one.prompt_id, one.audience) for one in (*under_way, *found.deliveries)]
+        assert len(set(of_jobs)) == len(of_jobs), "in order"
+        receivers = Counter(one.receiver for one in (*under_way, *found.deliveries))
+        assert max(receivers.values(), default=0) <= each
+        assert all(one.due_at <= now for one in found.deliveries)
+        assert found.next_at is None or found.next_at > now
 
     @rule(days=st.sampled_from([None, 0, 1, 2]), keep=st.sampled_from([None, 0, 1, 2]), later=st.integers(0, 30))
     def prune(self, days: float | None, keep: int | None, later: int) -> None:

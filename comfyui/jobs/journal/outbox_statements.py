@@ -1,0 +1,87 @@
+"""The webhooks of the journal in SQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+from comfyui import jsonio
+from comfyui.jobs.journal.records import Delivery, Due, Fence, NewDelivery
+from comfyui.jobs.journal.rows import DELIVERY_COLUMNS, INSERT_DELIVERY, delivery_of
+from comfyui.jobs.journal.writes import SendAgain, Tried
+
+_NEXT_RECEIVER = "SELECT MIN(receiver) FROM deliveries WHERE state = 'waiting' AND receiver > ?"
+# With the place behind them.
+_FIRST_OF_RECEIVER = (
+    f"SELECT {DELIVERY_COLUMNS}, place FROM deliveries AS d WHERE state = 'waiting' AND receiver = ? AND NOT EXISTS"  # noqa: S608
+    " (SELECT 1 FROM deliveries AS e WHERE e.seq = d.seq AND e.audience = d.audience AND e.state = 'waiting'"
+    " AND e.place < d.place) ORDER BY due_at, place LIMIT ?"
+)
+
+
+class OutboxStatements:
+    """The table `deliveries`. What writes needs the transaction of `Statements`."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._execute = database.execute
+        self._executemany = database.executemany
+
+    def add(self, fence: Fence, deliveries: Collection[NewDelivery]) -> None:
+        if not deliveries:
+            return
+        (seq,) = self._execute("SELECT seq FROM jobs WHERE prompt_id = ?", (fence.prompt_id,)).fetchone()
+        self._executemany(
+            INSERT_DELIVERY,
+            [
+                (one.id, seq, fence.run, one.event, one.audience, one.url, one.receiver, one.due_at)
+                for one in deliveries
+            ],
+        )
+
+    def tried(self, write: Tried) -> bool:
+        answer = jsonio.without_surrogates(write.answer)
+        changed = self._execute(
+            "UPDATE deliveries SET state = ?, due_at = ?, tried_at = ?, answer = ?, tries = tries + 1"
+            " WHERE id = ? AND state = 'waiting'",
+            (write.state.value, write.due_at, write.at, answer, write.id),
+        )
+        return changed.rowcount > 0
+
+    def send_again(self, write: SendAgain) -> bool:
+        changed = self._execute(
+            "UPDATE deliveries SET state = 'waiting', tries = 0, due_at = ?"
+            " WHERE (seq, run) = (SELECT seq, run FROM jobs WHERE prompt_id = ?)",
+            (write.at, write.prompt_id),
+        )
+        return changed.rowcount > 0
+
+    def due(self, now: float, limit: int, each: int, under_way: Collection[Delivery]) -> Due:
+        """One look into the index for each receiver, however many webhooks wait for it."""
+        taken = Counter(one.receiver for one in under_way)
+        ids = {one.id for one in under_way}
+        due: list[tuple[Any, ...]] = []
+        later: list[float] = []
+        receiver = ""
+        while (receiver := self._execute(_NEXT_RECEIVER, (receiver,)).fetchone()[0]) is not None:
+            free = each - taken[receiver]
+            if free <= 0:
+                continue
+            # Those that are being sent may be among them; one more shows when the next one is due.
+            rows = self._execute(_FIRST_OF_RECEIVER, (receiver, free + taken[receiver] + 1)).fetchall()
+            rows = [row for row in rows if row[0] not in ids]
+            ready = [row for row in rows if row[3] <= now]
+            due += ready[:free]
+            if len(ready) < free:
+                later += [row[3] for row in rows[len(ready) :]]
+        due.sort(key=lambda row: (row[3], row[-1]))
+        return Due(tuple(delivery_of(row) for row in due[:limit]), min(later, default=None))
+
+    def of(self, prompt_ids: Collection[str]) -> list[Delivery]:
+        rows = self._execute(
+            f"SELECT {DELIVERY_COLUMNS} FROM deliveries AS d WHERE seq IN"  # noqa: S608
+            f" (SELECT seq FROM jobs WHERE prompt_id IN ({', '.join('?' * len(prompt_ids))})) ORDER BY place",
+            tuple(prompt_ids),
+        )
+        return [delivery_of(row) for row in rows]

@@ -1,0 +1,173 @@
+"""`Outbox`: sends the webhooks that wait in the journal, until each is delivered or given up.
+
+The journal says what is due; it has only what is committed, so that no end is told that a power cut could take back.
+What is being sent is known here alone: a gateway that is killed sends it again after its start, with the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
+
+import structlog
+
+from comfyui.exceptions import JournalError
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.records import Delivery, DeliveryState, Due
+from comfyui.jobs.journal.writes import Tried
+from comfyui.jobs.webhooks.announcements import Announcements
+from comfyui.jobs.webhooks.plan import Jitter, wait_s
+from comfyui.jobs.webhooks.sending import Answer, WebhookSender
+from comfyui.jobs.webhooks.signing import Signer
+from comfyui.metrics import Metrics
+from comfyui.retrying import Backoff, retry
+from comfyui.tasks import SideTasks, happens_within
+
+_T = TypeVar("_T")
+# While the journal cannot be read or written.
+_JOURNAL_BACKOFF = Backoff(start_s=1.0, max_s=30.0)
+# The clock of the machine may be set while something waits.
+_LOOK_S = 60.0
+
+
+class Render(Protocol):
+    """Makes the body of a webhook, which is another at each try: its links end."""
+
+    def __call__(self, delivery: Delivery) -> Awaitable[bytes]:
+        """Raises `JournalError` when the journal cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxOptions:
+    """How much is sent at once.
+
+    Attributes:
+        at_once: tries under way, each with a body of up to 256 KB.
+        each: of these to one receiver, so that one that does not answer leaves places for the others.
+        bodies_at_once: that are being made; for each a whole result is in memory.
+        render_s: for making one body.
+    """
+
+    at_once: int = 64
+    each: int = 4
+    bodies_at_once: int = 2
+    render_s: float = 60.0
+
+
+class Outbox:
+    """Open it with ``async with``: from then on webhooks are sent. Sender and journal belong to whoever opened them.
+
+    Args:
+        clock: Unix time: when webhooks are due, and what they are signed with.
+        jitter: chooses a number between two.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        announcements: Announcements,
+        render: Render,
+        signer: Signer,
+        sender: WebhookSender,
+        metrics: Metrics,
+        options: OutboxOptions | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        jitter: Jitter = random.uniform,
+    ) -> None:
+        self._journal = journal
+        self._news = announcements.news
+        self._render = render
+        self._signer = signer
+        self._sender = sender
+        self._metrics = metrics
+        self._options = options = options or OutboxOptions()
+        self._clock = clock
+        self._jitter = jitter
+        self._under_way: dict[str, Delivery] = {}
+        self._bodies = asyncio.Semaphore(options.bodies_at_once)
+        self._tasks = SideTasks()
+        self._log = structlog.get_logger(__name__)
+
+    async def __aenter__(self) -> Self:
+        self._tasks.start(self._send_all(), "webhooks")
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        """What is being sent is cut off; the next gateway sends it again."""
+        await self._tasks.close()
+
+    async def _send_all(self) -> None:
+        while True:
+            self._news.clear()
+            due = await self._insist(self._due)
+            for delivery in due.deliveries:
+                self._under_way[delivery.id] = delivery
+                self._tasks.start(self._send(delivery), f"webhook {delivery.id}")
+            await happens_within(self._news, self._until(due.next_at))
+
+    async def _due(self) -> Due:
+        under_way = self._under_way.values()
+        free = self._options.at_once - len(under_way)
+        return await self._journal.due(self._clock(), free, self._options.each, under_way)
+
+    async def _insist(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """What the journal gives, once it can."""
+        return await retry(work, JournalError, _JOURNAL_BACKOFF, told=self._tell_journal)
+
+    def _tell_journal(self, error: JournalError, _failures: int) -> None:
+        self._log.error("webhooks.stand", reason=error.detail)
+
+    def _until(self, next_at: float | None) -> float | None:
+        return None if next_at is None else min(_LOOK_S, max(0.0, next_at - self._clock()))
+
+    async def _send(self, delivery: Delivery) -> None:
+        try:
+            answer = await self._try(delivery)
+            tried = self._followed(delivery, answer)
+            # It stays under way until that is written: else it would be sent again at once.
+            await self._insist(lambda: self._journal.write(tried))
+        finally:
+            del self._under_way[delivery.id]
+            self._news.set()
+
+    async def _try(self, delivery: Delivery) -> Answer:
+        try:
+            body = await self._insist(lambda: self._rendered(delivery))
+        except Exception:
+            self._log.exception("webhook.not_made", prompt_id=delivery.prompt_id, webhook_event=delivery.event)
+            return Answer("the gateway could not make the body; its log has the reason")
+        headers = self._signer.headers(delivery.id, self._clock(), body)
+        return await self._sender.post(delivery.url, headers, body, guarded=delivery.audience == "caller")
+
+    async def _rendered(self, delivery: Delivery) -> bytes:
+        async with self._bodies, asyncio.timeout(self._options.render_s):
+            return await self._render(delivery)
+
+    def _followed(self, delivery: Delivery, answer: Answer) -> Tried:
+        """What follows from the answer; counted and logged."""
+        now = self._clock()
+        tries = delivery.tries + 1
+        pause_s = None if answer.gone else wait_s(tries, answer.retry_after_s, self._jitter)
+        if answer.delivered:
+            state, outcome = DeliveryState.DELIVERED, "delivered"
+        elif pause_s is None:
+            state, outcome = DeliveryState.GIVEN_UP, "given_up"
+        else:
+            state, outcome = DeliveryState.WAITING, "refused" if answer.refused else "retried"
+        self._metrics.webhooks.labels(outcome).inc()
+        log = self._log.info if answer.delivered else self._log.warning
+        log(
+            f"webhook.{outcome}",
+            prompt_id=delivery.prompt_id,
+            webhook_id=delivery.id,
+            webhook_event=delivery.event,
+            receiver=delivery.receiver,
+            answer=answer.text,
+            tries=tries,
+        )
+        return Tried(id=delivery.id, at=now, answer=answer.text, state=state, due_at=now + (pause_s or 0.0))

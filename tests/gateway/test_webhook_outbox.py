@@ -1,0 +1,393 @@
+"""The outbox against receivers on real sockets that are slow, away, gone or hostile. The clock is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from standardwebhooks.webhooks import Webhook
+
+from comfyui.exceptions import JournalError
+from comfyui.jobs.journal.memory import MemoryJournal
+from comfyui.jobs.journal.records import DeliveryState, Fence, State, WebhookOrder
+from comfyui.jobs.journal.sqlite import SqliteJournal
+from comfyui.jobs.journal.writes import Add, Again, Finish, SendAgain, Start, Write
+from comfyui.jobs.webhooks.plan import DELAYS_S, LONGEST_WAIT_S
+from comfyui.jobs.webhooks.sending import SenderOptions
+from tests.support.clock import Clock
+from tests.support.journals import new_job, prompt_id
+from tests.support.names import Names
+from tests.support.receivers import (
+    OTHER_SECRET,
+    SECRET,
+    Receiver,
+    Reply,
+    close,
+    hang,
+    receiver,
+    sending,
+    with_status,
+)
+from tests.support.running import until
+
+_HOUR = 3600.0
+_DELIVERED, _WAITING, _GIVEN_UP = DeliveryState.DELIVERED, DeliveryState.WAITING, DeliveryState.GIVEN_UP
+
+
+async def test_a_webhook_is_delivered_once_and_verified(receiving: Receiver) -> None:
+    async with sending(MemoryJournal(), clock=now_clock()) as outbox:
+        job = await outbox.job(1, receiving.url("/hook?token=1"))
+        (came,) = await receiving.got(1)
+        tried = await outbox.tried(1, 1)
+    assert Webhook(SECRET).verify(came.body, came.headers) == {"type": "prompt.succeeded", "prompt_id": job, "made": 1}
+    assert came.headers["Content-Type"] == "application/json"
+    assert came.path == "/hook?token=1"
+    assert (tried.state, tried.answer, tried.tries) == (_DELIVERED, "HTTP 204", 1)
+    assert outbox.counted("delivered") == 1
+    assert len(receiving.received) == 1
+
+
+def now_clock() -> Clock:
+    """For a verifier, which has the machine's time."""
+    clock = Clock()
+    clock.now = time.time()
+    return clock
+
+
+async def test_during_a_rotation_both_secrets_verify(receiving: Receiver) -> None:
+    async with sending(MemoryJournal(), clock=now_clock(), secrets=(OTHER_SECRET, SECRET)) as outbox:
+        await outbox.job(1, receiving.url())
+        (came,) = await receiving.got(1)
+    for secret in (OTHER_SECRET, SECRET):
+        Webhook(secret).verify(came.body, came.headers)
+
+
+async def test_a_receiver_that_is_away_for_hours_gets_it_later_with_the_same_id_and_signed_anew() -> None:
+    async with receiver() as reserved:
+        port = reserved.port
+    clock = now_clock()
+    began = clock.now
+    async with sending(MemoryJournal(), clock=clock) as outbox:
+        await outbox.job(1, f"http://127.0.0.1:{port}/")
+        for times, delay_s in enumerate(DELAYS_S[:5], 1):
+            tried = await outbox.tried(1, times)
+            assert (tried.state, tried.answer) == (_WAITING, "no connection could be made")
+            assert tried.due_at == clock.now + delay_s
+            outbox.pass_time(delay_s - 1)
+            outbox.pass_time(1)
+        await outbox.tried(1, 6)
+        async with receiver(port=port) as back:
+            outbox.pass_time(2 * _HOUR)
+            (came,) = await back.got(1)
+            assert (await outbox.tried(1, 7)).state is _DELIVERED
+    assert float(came.headers["webhook-timestamp"]) == pytest.approx(clock.now, abs=1)
+    assert clock.now - began > 2 * _HOUR
+    assert set(outbox.made) == {came.id}
+    assert came.json["made"] == 7, "made anew at each try"
+    assert (outbox.counted("retried"), outbox.counted("delivered")) == (6, 1)
+
+
+async def test_after_ten_tries_it_is_given_up_and_can_be_asked_for_again(receiving: Receiver) -> None:
+    receiving.replies = [with_status(500)]
+    async with sending(MemoryJournal()) as outbox:
+        job = await outbox.job(1, receiving.url())
+        for times, delay_s in enumerate(DELAYS_S, 1):
+            assert (await outbox.tried(1, times)).state is _WAITING
+            outbox.pass_time(delay_s)
+        tried = await outbox.tried(1, 10)
+        assert (tried.state, tried.answer) == (_GIVEN_UP, "HTTP 500")
+        outbox.pass_time(100 * _HOUR)
+        receiving.replies = [with_status(200)]
+        assert await outbox.journal.write(SendAgain(job, outbox.clock()))
+        outbox.announcements.news.set()
+        await receiving.got(11)
+        await until(lambda: outbox.tried(1, 1), lambda one: one.state is _DELIVERED)
+    assert len({came.id for came in receiving.received}) == 1
+    assert (outbox.counted("retried"), outbox.counted("given_up"), outbox.counted("delivered")) == (9, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait_s"), [("600", 600.0), ("1", DELAYS_S[0]), ("99999999999", LONGEST_WAIT_S), ("soon", DELAYS_S[0])]
+)
+async def test_retry_after_is_honoured_within_bounds(receiving: Receiver, asked: str, wait_s: float) -> None:
+    receiving.replies = [with_status(503, Retry_After=asked)]
+    async with sending(MemoryJournal()) as outbox:
+        await outbox.job(1, receiving.url())
+        tried = await outbox.tried(1, 1)
+        assert (tried.state, tried.due_at) == (_WAITING, outbox.clock() + wait_s)
+
+
+async def test_410_ends_it_at_once(receiving: Receiver) -> None:
+    receiving.replies = [with_status(410)]
+    async with sending(MemoryJournal()) as outbox:
+        await outbox.job(1, receiving.url())
+        tried = await outbox.tried(1, 1)
+        assert (tried.state, tried.answer, tried.tries) == (_GIVEN_UP, "HTTP 410", 1)
+    assert outbox.counted("given_up") == 1
+
+
+async def test_a_redirect_is_not_followed(receiving: Receiver) -> None:
+    async with receiver("127.0.0.9") as inside:
+        receiving.replies = [with_status(307, Location=inside.url(host="127.0.0.9"))]
+        async with sending(MemoryJournal()) as outbox:
+            await outbox.job(1, receiving.url())
+            tried = await outbox.tried(1, 1)
+        assert inside.received == []
+    assert (tried.state, tried.answer) == (_WAITING, "HTTP 307; redirects are not followed")
+
+
+async def drip(request: web.Request) -> web.StreamResponse:
+    """A status at once, and then a body without end."""
+    response = web.StreamResponse(status=200)
+    await response.prepare(request)
+    while True:
+        await response.write(b"x" * 65536)
+        await asyncio.sleep(0)
+
+
+async def drip_head(request: web.Request) -> web.StreamResponse:
+    """A head without end."""
+    assert request.transport is not None
+    request.transport.write(b"HTTP/1.1 200 OK\r\n")
+    number = 0
+    while not request.transport.is_closing():
+        number += 1
+        request.transport.write(f"X-{number}: 1\r\n".encode())
+        await asyncio.sleep(0.02)
+    return web.Response()
+
+
+async def no_http(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+    request.transport.close()
+    return web.Response()
+
+
+@pytest.mark.parametrize(
+    ("reply", "state", "answer"),
+    [
+        (drip, _DELIVERED, "HTTP 200"),
+        (drip_head, _WAITING, "no answer within 0.5 s"),
+        (hang, _WAITING, "no answer within 0.5 s"),
+        (close, _WAITING, "the connection was closed without an answer"),
+        (no_http, _WAITING, "no proper HTTP answer"),
+    ],
+)
+async def test_what_a_receiver_does_costs_a_bounded_time(
+    receiving: Receiver, reply: Reply, state: DeliveryState, answer: str
+) -> None:
+    receiving.replies = [reply]
+    async with sending(MemoryJournal(), sender=SenderOptions(allow=("127.0.0.1",), timeout_s=0.5)) as outbox:
+        await outbox.job(1, receiving.url())
+        tried = await outbox.tried(1, 1)
+    assert (tried.state, tried.answer) == (state, answer)
+
+
+async def test_a_receiver_that_hangs_holds_up_nobody(receiving: Receiver, file_journal: SqliteJournal) -> None:
+    async with receiver() as slow:
+        slow.replies = [hang]
+        async with sending(file_journal, sender=SenderOptions(allow=("127.0.0.1",), timeout_s=60), each=3) as outbox:
+            for number in range(1, 31):
+                await outbox.job(number, slow.url())
+            for number in range(31, 61):
+                await outbox.job(number, receiving.url())
+            await receiving.got(30)
+            await slow.got(3)
+            for number in range(31, 61):
+                assert (await outbox.tried(number, 1)).state is _DELIVERED
+            assert len(slow.received) == 3, "no more than its places"
+
+
+async def test_a_job_s_webhooks_come_in_order(receiving: Receiver) -> None:
+    receiving.replies = [with_status(500), with_status(200)]
+    async with sending(MemoryJournal()) as outbox:
+        order = WebhookOrder(receiving.url(), ("prompt.started", "prompt.succeeded"))
+        fence, now = Fence(prompt_id(1), 1, 1), outbox.clock()
+        await outbox.journal.write(Add(new_job(1, webhook=order), "gpu-1"))
+        started = outbox.announcements.of_start(fence, order, now)
+        assert await outbox.journal.write(Start(fence, now, started))
+        ended = outbox.announcements.of_end(fence, order, State.SUCCEEDED, now)
+        await outbox.journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=now, result=b"{}", deliveries=ended))
+        outbox.announcements.news.set()
+        await outbox.tried(1, 1)
+        assert [came.json["type"] for came in receiving.received] == ["prompt.started"]
+        outbox.pass_time(DELAYS_S[0])
+        await receiving.got(3)
+    assert [came.json["type"] for came in receiving.received] == ["prompt.started"] * 2 + ["prompt.succeeded"]
+    assert len({came.id for came in receiving.received}) == 2
+
+
+async def test_each_run_is_told_by_an_id_of_its_own_to_caller_and_operator(receiving: Receiver) -> None:
+    async with (
+        receiver() as operator,
+        sending(
+            MemoryJournal(), operator_url=operator.url("/ops"), sender=SenderOptions(allow=("127.0.0.1",))
+        ) as outbox,
+    ):
+        job = await outbox.job(1, receiving.url(), state=State.CANCELED)
+        await outbox.journal.write(Again(job, 1, "async", 0.0))
+        order, fence = WebhookOrder(receiving.url()), Fence(job, 2, 0)
+        ended = outbox.announcements.of_end(fence, order, State.LOST, 0.0)
+        await outbox.journal.write(Finish(fence=fence, state=State.LOST, at=0.0, deliveries=ended))
+        outbox.announcements.news.set()
+        ids = {came.id for came in (*await receiving.got(2), *await operator.got(2))}
+    assert len(ids) == 4
+    assert not any("." in name for name in ids), "the signed text is divided by dots"
+    assert [came.json["type"] for came in operator.received] == ["prompt.canceled", "prompt.lost"]
+
+
+async def test_only_listed_events_are_told(receiving: Receiver) -> None:
+    async with sending(MemoryJournal()) as outbox:
+        await outbox.job(1, receiving.url(), events=("prompt.failed",))
+        await outbox.job(2, receiving.url(), events=("prompt.failed",), state=State.FAILED)
+        await outbox.tried(2, 1)
+        assert await outbox.journal.deliveries(prompt_id(1)) == []
+    assert [came.json["type"] for came in receiving.received] == ["prompt.failed"]
+
+
+# Addresses
+
+
+async def test_a_name_is_checked_at_each_try_and_the_checked_address_is_connected_to(receiving: Receiver) -> None:
+    """The name leads to a permitted address at the first look-up, and inside at every later one."""
+    names = Names(hook_example=[["127.0.0.1"], ["127.0.0.9"], ["10.0.0.1"], ["127.0.0.9", "127.0.0.1"]])
+    receiving.replies = [with_status(500), with_status(200)]
+    async with receiver("127.0.0.9", receiving.port) as inside:
+        options = SenderOptions(allow=("127.0.0.1",), timeout_s=5, resolver=names)
+        async with sending(MemoryJournal(), sender=options) as outbox:
+            await outbox.job(1, receiving.url(host="hook.example"))
+            assert (await outbox.tried(1, 1)).answer == "HTTP 500"
+            for times, delay_s in enumerate(DELAYS_S[:2], 2):
+                outbox.pass_time(delay_s)
+                tried = await outbox.tried(1, times)
+                assert (tried.state, tried.answer) == (_WAITING, "no address that may be connected to")
+            outbox.pass_time(DELAYS_S[2])
+            assert (await outbox.tried(1, 4)).state is _DELIVERED
+        assert inside.received == []
+    assert names.lookups == ["hook.example"] * 4
+    assert outbox.counted("refused") == 2
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.9", "127.9", "0x7f.9", "0177.0.0.9", "2130706441", "127.0.0.9.", "[::ffff:127.0.0.9]", "①②⑦.0.0.9"],
+)
+async def test_an_address_that_is_not_permitted_is_never_connected_to(host: str) -> None:
+    """Also where it came into the journal before the settings changed."""
+    async with receiver("127.0.0.9") as inside:
+        async with sending(MemoryJournal()) as outbox:
+            await outbox.job(1, f"http://{host}:{inside.port}/")
+            tried = await outbox.tried(1, 1)
+        assert inside.received == []
+    assert (tried.state, tried.answer) == (_WAITING, "no address that may be connected to")
+
+
+@pytest.mark.parametrize("url", ["http://user:pw@127.0.0.1/", "ftp://127.0.0.1/", "http://[", "nothing"])
+async def test_a_url_that_cannot_be_asked_is_no_crash(url: str) -> None:
+    async with sending(MemoryJournal()) as outbox:
+        await outbox.job(1, url)
+        assert (await outbox.tried(1, 1)).answer == "not a URL that can be asked"
+
+
+async def test_the_operators_url_may_be_inside(receiving: Receiver) -> None:
+    options = SenderOptions(allow=())
+    async with sending(MemoryJournal(), operator_url=receiving.url(), sender=options) as outbox:
+        await outbox.job(1, "http://127.0.0.9/")
+        (came,) = await receiving.got(1)
+    assert came.id.endswith("_operator")
+
+
+# The journal
+
+
+class Failing(MemoryJournal):
+    """Cannot be written while `full`."""
+
+    full = False
+
+    async def write(self, write: Write) -> bool:
+        if self.full:
+            raise JournalError("STATE_DIR: the disk is full")
+        return await super().write(write)
+
+
+async def test_what_was_delivered_is_not_sent_again_while_that_cannot_be_written(receiving: Receiver) -> None:
+    journal = Failing()
+
+    async def then_full(_request: web.Request) -> web.Response:
+        journal.full = True
+        return web.Response()
+
+    receiving.replies = [then_full]
+    async with sending(journal) as outbox:
+        await outbox.job(1, receiving.url())
+        await receiving.got(1)
+        outbox.pass_time(100 * _HOUR)
+        await asyncio.sleep(0)
+        journal.full = False
+        assert (await outbox.tried(1, 1)).state is _DELIVERED
+    assert len(receiving.received) == 1
+
+
+async def test_what_was_cut_off_is_sent_again_by_the_next_gateway(receiving: Receiver, tmp_path: Path) -> None:
+    receiving.replies = [hang, with_status(200)]
+    async with SqliteJournal(tmp_path) as first, sending(first) as outbox:
+        await outbox.job(1, receiving.url())
+        await receiving.got(1)
+    async with SqliteJournal(tmp_path) as second, sending(second) as outbox:
+        await receiving.got(2)
+        assert (await outbox.tried(1, 1)).state is _DELIVERED
+    assert len({came.id for came in receiving.received}) == 1
+
+
+async def test_an_end_is_not_told_before_it_is_committed(receiving: Receiver, tmp_path: Path) -> None:
+    """The file cannot be written: the job has not ended as far as anybody is told."""
+    async with SqliteJournal(tmp_path) as journal, sending(journal) as outbox:
+        order = WebhookOrder(receiving.url())
+        await journal.write(Add(new_job(1, webhook=order)))
+        fence = Fence(prompt_id(1), 1, 0)
+        refused = outbox.announcements.of_end(fence, order, State.FAILED, 0.0)
+        # No JSON: the write fails, and is rolled back with its webhook.
+        journal.write_behind(Finish(fence=fence, state=State.FAILED, at=0.0, error={"a": object()}, deliveries=refused))
+        outbox.announcements.news.set()
+        assert await journal.deliveries(prompt_id(1)) == []
+        await outbox.job(2, receiving.url())
+        assert (await outbox.tried(2, 1)).state is _DELIVERED
+    assert [came.json["prompt_id"] for came in receiving.received] == [prompt_id(2)]
+
+
+async def test_a_body_that_cannot_be_made_counts_as_a_try(receiving: Receiver) -> None:
+    async with sending(MemoryJournal(), not_made=1) as outbox:
+        await outbox.job(1, receiving.url())
+        tried = await outbox.tried(1, 1)
+        assert (tried.state, tried.answer) == (_WAITING, "the gateway could not make the body; its log has the reason")
+        assert receiving.received == []
+        outbox.pass_time(DELAYS_S[0])
+        assert (await outbox.tried(1, 2)).state is _DELIVERED
+
+
+async def test_with_nothing_to_send_the_journal_is_asked_once(receiving: Receiver) -> None:
+    journal = Asked()
+    async with sending(journal) as outbox:
+        await until(lambda: _count(journal), lambda count: count == 1)
+        await outbox.job(1, receiving.url())
+        await outbox.tried(1, 1)
+        asked = journal.asked
+        await asyncio.sleep(0.05)
+        assert journal.asked == asked <= 3
+
+
+class Asked(MemoryJournal):
+    asked = 0
+
+    async def due(self, *arguments: object, **options: object):  # type: ignore[no-untyped-def]
+        self.asked += 1
+        return await super().due(*arguments, **options)  # type: ignore[arg-type]
+
+
+async def _count(journal: Asked) -> int:
+    return journal.asked
