@@ -42,7 +42,6 @@ LONG = {
     "config.py": "every setting of the gateway, one after the other",
     "comfyui/exceptions.py": "every error of ours, one class after the other",
     "comfyui/client.py": "all verbs of ComfyUI in one place",
-    "comfyui/models.py": "all that crosses our boundary, one model after the other",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",
     "comfyui/workflows/convert/widgets.py": "the editor's widgets, kind by kind",
     "comfyui/workflows/preflight.py": "ComfyUI's checks, in ComfyUI's order",
