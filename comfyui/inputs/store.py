@@ -159,8 +159,11 @@ class InputStore:
                 folder = await self._open()
                 with disk_errors(self._label):
                     await finished_in_thread(functools.partial(_write, folder, content, moved=moved))
+            except asyncio.CancelledError:
+                # It was written all the same, mostly; else a sweep finds nothing to remove.
+                self._sizes[content.digest] = content.size
+                raise
             except BaseException:
-                # Also of a caller that was cancelled: the next one, or the next start, finds a file that is there.
                 if known is None:
                     self._bytes -= content.size
                 raise

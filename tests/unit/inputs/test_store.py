@@ -1,0 +1,225 @@
+"""The input store: whole files or none, once for each content, and only as long as somebody needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import stat
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from comfyui.exceptions import ComfyUIDiskError, ComfyUILimitError, ComfyUIOverloadedError
+from comfyui.inputs.content import Content
+from comfyui.inputs.store import InputStore
+
+
+def content(text: str) -> Content:
+    return Content.of_bytes(text.encode())
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def there(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def nothing() -> Collection[str]:
+    return set()
+
+
+async def put(store: InputStore, *texts: str) -> None:
+    with store.holding() as holding:
+        for text in texts:
+            await holding.put(content(text))
+
+
+async def test_a_file_is_there_once_under_its_hash_and_for_its_user_only(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "inputs"
+    async with InputStore(folder) as store:
+        await asyncio.gather(put(store, "one"), put(store, "one"), put(store, "two"))
+        assert there(folder) == sorted([digest("one"), digest("two")])
+        assert (store.files, store.bytes) == (2, 6)
+        assert (folder / digest("one")).read_text() == "one"
+        assert stat.S_IMODE((folder / digest("one")).stat().st_mode) == 0o600
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert b"".join([chunk async for chunk in store.kept(digest("two"), ".txt").chunks()]) == b"two"
+    async with InputStore(folder) as store:
+        assert (store.files, store.bytes) == (2, 6)
+
+
+async def test_a_file_that_comes_from_another_place_is_taken_away_from_there(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text("brought")
+    given.chmod(0o644)
+    async with InputStore(tmp_path / "inputs") as store:
+        with store.holding() as holding:
+            brought = await Content.of_hashed_file(given, digest("brought"))
+            await holding.put(brought, moved=True)
+    assert not given.exists()
+    assert there(tmp_path / "inputs") == [digest("brought")]
+    assert stat.S_IMODE((tmp_path / "inputs" / digest("brought")).stat().st_mode) == 0o600
+
+
+async def test_what_is_half_written_is_removed_at_the_start_and_what_is_not_ours_is_left(tmp_path: Path) -> None:
+    for name in ("new-0123", digest("kept"), "notes.txt", "A" * 64):
+        (tmp_path / name).write_text("kept")
+    (tmp_path / digest("link")).symlink_to("/etc/passwd")
+    async with InputStore(tmp_path) as store:
+        assert store.files == 1
+        await store.sweep(nothing)
+    assert there(tmp_path) == sorted([digest("link"), "notes.txt", "A" * 64])
+
+
+async def test_a_link_is_neither_read_nor_written_through(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("theirs")
+    folder = tmp_path / "inputs"
+    async with InputStore(folder) as store:
+        (folder / digest("one")).symlink_to(outside)
+        with pytest.raises(ComfyUIDiskError, match="STATE_DIR"):
+            _ = [chunk async for chunk in store.kept(digest("one"), ".txt").chunks()]
+        await put(store, "one")
+        assert (folder / digest("one")).read_text() == "one"
+    assert outside.read_text() == "theirs"
+    (tmp_path / "linked").symlink_to(folder)
+    with pytest.raises(ComfyUIDiskError, match="STATE_DIR"):
+        await InputStore(tmp_path / "linked").__aenter__()
+
+
+async def test_a_file_that_was_cut_or_removed_by_hand_is_written_again(tmp_path: Path) -> None:
+    async with InputStore(tmp_path) as store:
+        for spoil in (lambda path: path.write_text("o"), Path.unlink):
+            await put(store, "one")
+            spoil(tmp_path / digest("one"))
+            await put(store, "one")
+            assert (tmp_path / digest("one")).read_text() == "one"
+            assert store.bytes == 3
+
+
+async def test_what_is_held_or_named_stays(tmp_path: Path) -> None:
+    async with InputStore(tmp_path) as store:
+        await put(store, "named", "unused")
+
+        async def named() -> Collection[str]:
+            return {digest("named")}
+
+        with store.holding() as holding:
+            await holding.put(content("held"))
+            assert await store.sweep(named) == 1
+            assert there(tmp_path) == sorted([digest("named"), digest("held")])
+        assert await store.sweep(named) == 1
+        assert await store.sweep(nothing) == 1
+        assert (there(tmp_path), store.files, store.bytes) == ([], 0, 0)
+
+
+async def test_what_is_taken_while_a_sweep_asks_stays(tmp_path: Path) -> None:
+    """Its job is not among those that the sweep was told of, and holds it no more when the sweep goes on."""
+    async with InputStore(tmp_path) as store:
+        await put(store, "same", "old")
+
+        async def named() -> Collection[str]:
+            await put(store, "same", "new")
+            return set()
+
+        assert await store.sweep(named) == 1
+        assert there(tmp_path) == sorted([digest("same"), digest("new")])
+
+
+async def test_sweeps_and_submissions_at_once_lose_nothing(tmp_path: Path) -> None:
+    named: set[str] = set()
+    async with InputStore(tmp_path) as store:
+
+        async def submit(number: int) -> None:
+            text = f"input {number % 7}"
+            with store.holding() as holding:
+                await holding.put(content(text))
+                named.add(digest(text))
+            assert await asyncio.to_thread((tmp_path / digest(text)).exists)
+            await asyncio.sleep(0)
+            assert await asyncio.to_thread((tmp_path / digest(text)).exists)
+            named.discard(digest(text))
+
+        async def sweep() -> None:
+            while True:
+                await store.sweep(lambda: asyncio.sleep(0, set(named)))
+                await asyncio.sleep(0)
+
+        sweeping = asyncio.create_task(sweep())
+        for start in range(0, 140, 14):
+            # One job for each content at a time: `named` has no count.
+            await asyncio.gather(*(submit(number) for number in range(start, start + 7)))
+        sweeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sweeping
+        assert store.bytes == sum(len((tmp_path / name).read_bytes()) for name in there(tmp_path))
+
+
+async def test_a_file_is_kept_for_its_time(tmp_path: Path) -> None:
+    async with InputStore(tmp_path, keep_s=3600) as store:
+        await put(store, "young", "old")
+        os.utime(tmp_path / digest("old"), (1, 1))
+        assert await store.sweep(nothing) == 1
+        assert there(tmp_path) == [digest("young")]
+        os.utime(tmp_path / digest("young"), (1, 1))
+        await put(store, "young")
+        assert await store.sweep(nothing) == 0
+
+
+async def test_the_store_has_a_limit_and_dedup_needs_no_room(tmp_path: Path) -> None:
+    async with InputStore(tmp_path, max_bytes=10) as store:
+        await put(store, "12345678")
+        await put(store, "12345678")
+        with pytest.raises(ComfyUIOverloadedError, match="MAX_STORED_INPUTS_MB"):
+            await put(store, "abc")
+        with pytest.raises(ComfyUILimitError, match="MAX_STORED_INPUTS_MB"):
+            await put(store, "12345678901")
+        assert store.bytes == 8
+        await store.sweep(nothing)
+        await put(store, "abc")
+        assert there(tmp_path) == [digest("abc")]
+
+
+async def test_a_folder_that_is_a_file_is_named_by_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "inputs").write_text("")
+    with pytest.raises(ComfyUIDiskError, match="STATE_DIR") as refused:
+        await InputStore(tmp_path / "inputs").__aenter__()
+    assert str(tmp_path) not in refused.value.detail
+
+
+async def test_a_store_without_a_folder_ends_with_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    async with InputStore(None) as store:
+        assert there(tmp_path) == []
+        await put(store, "one")
+        (folder,) = tmp_path.iterdir()
+        assert there(folder) == [digest("one")]
+    assert there(tmp_path) == []
+
+
+async def test_a_large_store_is_opened_by_its_names(tmp_path: Path) -> None:
+    """Its contents are not read: a file of a terabyte that takes no place would take hours."""
+    for number in range(10_000):
+        (tmp_path / f"{number:064x}").touch()
+    with (tmp_path / f"{1:064x}").open("wb") as file:
+        file.truncate(1 << 40)
+    async with asyncio.timeout(20), InputStore(tmp_path, max_bytes=1) as store:
+        assert (store.files, store.bytes) == (10_000, 1 << 40)
+
+
+async def test_a_cancelled_caller_leaves_whole_files_only(tmp_path: Path) -> None:
+    async with InputStore(tmp_path) as store:
+        for _ in range(20):
+            task = asyncio.create_task(put(store, "x" * 100_000))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert {path.stat().st_size for path in tmp_path.iterdir()} <= {100_000}
+        await store.sweep(nothing)
+        assert (there(tmp_path), store.bytes) == ([], 0)
+        await put(store, "x" * 100_000)
+        assert store.bytes == 100_000
