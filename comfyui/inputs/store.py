@@ -34,6 +34,7 @@ FOLDER_NAME = "inputs"
 _STATE = "the folder of the jobs' inputs (STATE_DIR)"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NEW = "new-"
+_ONLY_US = 0o700
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 _DAY_S = 86_400.0
 # A sweep asks the journal: it waits for what else ends in this time.
@@ -121,6 +122,11 @@ class InputStore:
             yield holding
         finally:
             self.let_go(holding.digests)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a file was let go since the last sweep began."""
+        return self._stale.is_set()
 
     async def wait_until_stale(self) -> None:
         """Returns a moment after a file was let go: it may be of no use any more."""
@@ -234,10 +240,11 @@ def _new_folder() -> str:
 
 def _opened(path: Path) -> tuple[int, dict[str, int]]:
     """The folder, and the sizes of its files. What is half written is removed."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.mkdir(parents=True, exist_ok=True, mode=_ONLY_US)
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
     try:
-        os.fchmod(folder, 0o700)
+        if stat.S_IMODE(os.fstat(folder).st_mode) != _ONLY_US:
+            os.fchmod(folder, _ONLY_US)
         sizes: dict[str, int] = {}
         with os.scandir(folder) as entries:
             for entry in entries:

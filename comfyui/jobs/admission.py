@@ -161,7 +161,8 @@ class Admission:
                 self._queue.check_room()
                 if taken is None:
                     taken = await held.enter_async_context(self._inputs.taken(request, files))
-                    continue  # time has passed
+                    if taken.inputs:
+                        continue  # time has passed
                 new = await offloaded(
                     request.size,
                     new_job,

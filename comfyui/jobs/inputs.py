@@ -146,7 +146,7 @@ class JobInputs:
             raise error.in_field(item.where) from error
 
     async def _put(self, content: Content, holding: Holding, *, moved: bool = False) -> str:
-        if not self._store.has_room(content):
+        if self._store.is_stale and not self._store.has_room(content):
             await self.sweep()
         await holding.put(content, moved=moved)
         return content.digest + content.extension

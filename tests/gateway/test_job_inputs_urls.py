@@ -15,7 +15,7 @@ from aiohttp import web
 from comfyui.engine import Engine
 from comfyui.jobs.queue import QueueOptions
 from tests.support.job_api import free_port
-from tests.support.job_inputs import blocked, by_image, files_of, inverted, loading, picture, post, taken
+from tests.support.job_inputs import b64, blocked, by_image, files_of, inverted, loading, picture, post, taken
 from tests.support.jobs import fetch, listed, look, status_is, submit
 from tests.support.processes import engine_process, gateway_process
 from tests.support.running import (
@@ -271,7 +271,23 @@ async def test_the_next_gateway_fetches_what_was_not_fetched(engine: Engine, tmp
     assert executions(engine) == {prompt_id: 1}
 
 
-async def test_what_was_fetched_before_a_kill_is_not_fetched_again(engine: Engine, tmp_path: Path) -> None:
+async def test_a_url_waits_for_room_in_the_store(engine: Engine, tmp_path: Path) -> None:
+    options = handler_options(queue=QueueOptions(ahead=1))
+    settings: dict[str, Any] = {"state_dir": tmp_path, "max_stored_inputs_mb": len(picture(_COLOR)) / 1e6, **_ALLOW}
+    async with serve(give) as server, running_gateway(engine.url, changed=options, **settings) as gateway:
+        blocker = await submit(gateway.http, sleep_workflow(60))
+        await status_is(gateway.http, blocker, "running")
+        first = await taken(gateway.http, by_image(b64(picture((1, 1, 1)))))
+        second = await taken(gateway.http, by_image(server.url()))
+        await has_asked(server)
+        assert (await look(gateway.http, second))[1]["status"] == "queued"
+        for prompt_id in (first, blocker):
+            async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+                assert response.status == 200
+        assert await inverted(gateway.http, second) == _COLOR
+
+
+async def test_what_was_fetched_before_a_restart_is_not_fetched_again(engine: Engine, tmp_path: Path) -> None:
     settings = {"STATE_DIR": str(tmp_path), "SHUTDOWN_GRACE_SECONDS": "5", "INPUT_URL_ALLOW": "127.0.0.1"}
     async with serve(give) as server:
         async with gateway_process(engine.url, **settings) as gateway:

@@ -58,8 +58,9 @@ def form_of(workflow: dict[str, Any], files: dict[str, bytes], **fields: str) ->
 
 async def post(http: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
     """The answer to a body, or a form, of an async call."""
-    given = {"data": body} if isinstance(body, aiohttp.FormData) else {"json": body}
-    async with http.post("/prompt_sync", headers=ASYNC, **given) as response:
+    # aiohttp wants a file for what is long.
+    data = body if isinstance(body, aiohttp.FormData) else io.BytesIO(json.dumps(body).encode())
+    async with http.post("/prompt_sync", headers=ASYNC, data=data) as response:
         return response.status, await response.json()
 
 
