@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from comfyui.address import ServerAccess
-from comfyui.exceptions import JournalError, SettingsError
+from comfyui.exceptions import ComfyUIDiskError, SettingsError
 from comfyui.executors.quarantine import Quarantine
 from comfyui.fallback import fallback_engine
 from comfyui.handler import ComfyUIHandler
@@ -222,7 +222,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"comfyui-gateway cannot start:\n{error}", file=sys.stderr)
         return 2
-    except JournalError:
+    except ComfyUIDiskError:
         return _JOURNAL_UNUSABLE  # the log has said why
     except KeyboardInterrupt:
         return 130

@@ -285,23 +285,22 @@ class ComfyUIDescriptorsError(ComfyUIConnectionError):
 
 
 class ComfyUIDiskError(ComfyUIError):
-    """A folder of the gateway cannot be used: nothing was taken or sent. ``detail`` names the setting of the folder."""
+    """A folder of the gateway cannot be used: nothing was taken or sent. ``detail`` names the setting of the folder.
+
+    Attributes:
+        path: of the file, for the log; None where it does not matter.
+    """
 
     title = "The gateway's disk cannot be used"
     code = "disk_failed"
     status = 503
     retryable = True
     retry_after_s = 30
+    path: Path | None = None
 
 
 class JournalError(ComfyUIDiskError):
-    """The journal cannot be read or written: a full disk, say. What was to be written is not in it.
-
-    Attributes:
-        path: of the file, for the log; None where it does not matter.
-    """
-
-    path: Path | None = None
+    """The journal cannot be read or written: a full disk, say. What was to be written is not in it."""
 
 
 class ComfyUIServerError(ComfyUIError):

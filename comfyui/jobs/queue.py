@@ -148,19 +148,28 @@ class JobQueue:
     # Handing on
 
     async def _hand_on_all(self) -> None:
+        stands = False
         while True:
             self._wake.clear()
             if self._paused:
                 self._paused = False
                 await asyncio.sleep(_PAUSE_S)
+            problem = self._journal.problem
             try:
-                await self._expire()
-                await self._hand_on()
+                if problem is None:
+                    await self._expire()
+                    await self._hand_on()
             except JournalError as error:
-                self._log.error("queue.stands", reason=error.detail)
-                self._paused = True
+                problem = error.detail
+            if problem is None:
+                stands = False
+                await self._something_changed()
                 continue
-            await self._something_changed()
+            # To place a job is a write.
+            self._paused = True
+            if self._waiting and not stands:
+                stands = True
+                self._log.error("queue.stands", reason=problem)
 
     async def _something_changed(self) -> None:
         if self._free > 0 or not self._waiting:

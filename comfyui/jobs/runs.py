@@ -16,6 +16,7 @@ from comfyui.exceptions import (
     ComfyUINotFoundError,
     ComfyUIShutdownError,
     ComfyUITimeoutError,
+    JournalError,
 )
 from comfyui.executors.comfyui import PromptRunner
 from comfyui.inputs.content import BroughtFiles
@@ -174,7 +175,7 @@ class Runs:
         """What the run ended with, and whether it waits in our queue again."""
         if job.stays and job.request is None and isinstance(error, ComfyUINotFoundError):
             error = ComfyUIError(NEEDS_SECRETS)
-        if job.stays and isinstance(error, ComfyUIConnectionError) and not job.ended:
+        if job.stays and isinstance(error, ComfyUIConnectionError | JournalError) and not job.ended:
             self._log.warning("prompt.waits_again", prompt_id=job.prompt_id, detail=error.detail)
             job.put_back()
             return error.code, True

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from comfyui.exceptions import JournalError
+from comfyui.exceptions import ComfyUIDiskError
 from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.metrics import Metrics
@@ -143,7 +143,7 @@ class Gateway(FastAPI):
             return
 
         async def say(message: Message) -> None:
-            if message["type"] == "lifespan.startup.failed" and isinstance(self.failure, JournalError):
+            if message["type"] == "lifespan.startup.failed" and isinstance(self.failure, ComfyUIDiskError):
                 message = {**message, "message": ""}  # a traceback; the log has the reason already
             await send(message)
 
@@ -175,7 +175,7 @@ class Gateway(FastAPI):
                 life.cancel()
             await end_tasks(waiting)
             await asyncio.wait([life])
-        if not life.cancelled() and not isinstance(self.failure, JournalError):
+        if not life.cancelled() and not isinstance(self.failure, ComfyUIDiskError):
             life.result()
 
     async def _live(self, opened: asyncio.Event, stop: asyncio.Event) -> None:
@@ -187,7 +187,7 @@ class Gateway(FastAPI):
                 await stop.wait()
         except Exception as error:
             self.failure = error
-            if isinstance(error, JournalError):
+            if isinstance(error, ComfyUIDiskError):
                 _log.critical("gateway.cannot_start", detail=error.detail, file=str(error.path or ""))
             raise
 

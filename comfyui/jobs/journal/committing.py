@@ -35,11 +35,12 @@ class Batch:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one call: its value, or the error in its place."""
+    """What became of one call: its value, or the error in its place, and then the call."""
 
     future: asyncio.Future[Any] | None
     value: Any = None
     error: BaseException | None = None
+    work: Work | None = None
 
     def tell(self) -> None:
         """On the event loop. A caller that was cancelled is told nothing."""
@@ -163,7 +164,7 @@ class CommitThread:
             if len(writes) > 1 and not isinstance(error, sqlite3.OperationalError):
                 # One of them cannot be written, and the others do not suffer for it.
                 return [outcome for write in writes for outcome in self._written(sql, [write])]
-            return [Outcome(future, error=error) for _, future in writes]
+            return [Outcome(future, error=error, work=work) for work, future in writes]
         return outcomes
 
     def _tell(self, told: Callable[[], None]) -> None:

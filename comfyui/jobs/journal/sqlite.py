@@ -21,7 +21,7 @@ from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver
 from comfyui.jobs.journal.records import Delivery, Due, JobFilter, JobRecord, Page, RunRecord, State
 from comfyui.jobs.journal.schema import migrate
 from comfyui.jobs.journal.statements import Statements
-from comfyui.jobs.journal.writes import Write
+from comfyui.jobs.journal.writes import Finish, PutBack, Write
 
 FILE_NAME = "jobs.sqlite3"
 # How long a write behind may wait for others, so that they share a commit.
@@ -30,6 +30,9 @@ _LINGER_S = 0.01
 _HANDED_ON = 256
 _REMOVED_TOGETHER = 50
 _TOLD_EVERY_S = 60.0
+# Of the writes that are kept for later: how many, and bytes of their results.
+_MOST_LATER = 1000
+_MOST_LATER_BYTES = 64_000_000
 # Of the file, in memory; SQLite takes it as it needs it.
 _CACHE_KB = 8192
 
@@ -44,6 +47,7 @@ class SqliteJournal:
         folder: is made where it is not there; only this user may enter.
         lock_wait_s: how long the start waits for another process that has the file; `problem` says so meanwhile.
         max_behind: how many writes behind may wait for the disk; more are not kept.
+        look_again_s: how often it is tried whether a disk that refused writes takes them again.
         clock: seconds, for how often the log tells of what is not kept.
     """
 
@@ -53,12 +57,14 @@ class SqliteJournal:
         *,
         lock_wait_s: float = 0.0,
         max_behind: int = 10_000,
+        look_again_s: float = 2.0,
         observer: JournalObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = folder / FILE_NAME
         self._lock_wait_s = lock_wait_s
         self._max_behind = max_behind
+        self._look_again_s = look_again_s
         self._observer = observer
         self._clock = clock
         self._thread = CommitThread(self._connect, self._done)
@@ -68,6 +74,10 @@ class SqliteJournal:
         self._hurried = False
         self._behind = 0
         self._problem: str | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        # Ends of jobs, mostly: without them a job would seem to go on.
+        self._later: list[Write] = []
+        self._later_bytes = 0
         self._not_kept = 0
         self._told_at = float("-inf")
 
@@ -85,7 +95,10 @@ class SqliteJournal:
     async def __aexit__(self, *_exc: object) -> None:
         self._hand_on()
         self._open = False
+        if self._looking is not None:
+            self._looking.cancel()
         await self._thread.close()
+        self._not_kept += len(self._later)
         if self._not_kept:
             self._tell_lost("it was closed")
 
@@ -217,15 +230,57 @@ class SqliteJournal:
             outcome.error = journal_error(outcome.error) if outcome.error else None
         if written:
             disk = next((outcome.error for outcome in failed if isinstance(outcome.error, JournalError)), None)
-            self._problem = disk.detail if disk is not None else None
+            self._works() if disk is None else self._does_not_work(disk.detail)
         if self._observer is not None and seconds is not None and len(failed) < len(written):
             self._observer.committed(len(written) - len(failed), seconds)
         if self._observer is not None and failed:
             self._observer.failed(len(failed))
-        if lost := [outcome.error for outcome in behind if outcome.error is not None]:
-            self._lose(len(lost), str(lost[0]))
+        if lost := [outcome for outcome in behind if outcome.error is not None and not self._keep_for_later(outcome)]:
+            self._lose(len(lost), str(lost[0].error))
         for outcome in (*written, *read):
             outcome.tell()
+
+    # While the disk takes no writes
+
+    def _does_not_work(self, problem: str) -> None:
+        self._problem = problem
+        if self._looking is None and self._open:
+            self._looking = asyncio.get_running_loop().call_later(self._look_again_s, self._look_again)
+
+    def _works(self) -> None:
+        self._problem = None
+        later, self._later, self._later_bytes = self._later, [], 0
+        for write in later:
+            self.write_behind(write)
+
+    def _look_again(self) -> None:
+        """There may be no writes that would show it, since jobs are refused."""
+        self._looking = None
+        if self._problem is None or not self._open:
+            return
+        looked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        looked.add_done_callback(self._looked)
+        self._next.reads.append((_touch, looked))
+        self._hand_on()
+
+    def _looked(self, looked: asyncio.Future[None]) -> None:
+        error = None if looked.cancelled() else looked.exception()
+        if error is None:
+            self._works()
+        elif isinstance(error, JournalError):
+            self._does_not_work(error.detail)
+
+    def _keep_for_later(self, outcome: Outcome) -> bool:
+        """Whether it is a write that is made again when the disk takes writes."""
+        write = outcome.work.args[0] if isinstance(outcome.work, partial) else None
+        if not isinstance(write, Finish | PutBack) or not isinstance(outcome.error, JournalError):
+            return False
+        size = len(write.result or b"") if isinstance(write, Finish) else 0
+        if len(self._later) >= _MOST_LATER or self._later_bytes + size > _MOST_LATER_BYTES:
+            return False
+        self._later.append(write)
+        self._later_bytes += size
+        return True
 
     def _lose(self, writes: int, reason: str) -> None:
         """Writes behind have no caller that could be told."""
@@ -262,6 +317,11 @@ class SqliteJournal:
         except BaseException:
             database.close()
             raise
+
+
+def _touch(sql: Statements) -> None:
+    """Writes what is there already, to see whether it can be written."""
+    sql.database.execute("UPDATE counter SET value = value")
 
 
 def _apply(write: Write, sql: Statements) -> bool:

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.measures import measure_jobs
 from comfyui.offload import in_thread
 from comfyui.servers.pool import ServerReport
@@ -30,6 +31,11 @@ except PackageNotFoundError:
     VERSION = "0.1.0"
 
 
+Degraded = Annotated[
+    str, Field(description="Why async jobs are refused and nothing is kept, though sync calls are answered.")
+]
+
+
 class Health(TypedDict):
     """The gateway and every ComfyUI server behind it."""
 
@@ -43,6 +49,7 @@ class Health(TypedDict):
     version: str
     timestamp: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
     error: NotRequired[Annotated[str | None, Field(description="Why no server takes prompts.")]]
+    degraded: NotRequired[Degraded]
 
 
 class Liveness(TypedDict):
@@ -56,6 +63,13 @@ class Readiness(TypedDict):
 
     status: Literal["ready", "not ready"]
     reason: NotRequired[str]
+    degraded: NotRequired[Degraded]
+
+
+def _degraded(handler: ComfyUIHandler, *, in_detail: bool) -> str | None:
+    if (problem := handler.journal.problem) is None:
+        return None
+    return problem if in_detail else "STATE_DIR: the journal cannot be written"
 
 
 def timestamp() -> str:
@@ -116,6 +130,8 @@ async def health(request: Request) -> Response:
         "version": VERSION,
         "timestamp": timestamp(),
     }
+    if (degraded := _degraded(handler, in_detail=in_detail)) is not None:
+        body["degraded"] = degraded
     if not connected:
         body["error"] = handler.pool.why_not_ready(in_detail=in_detail)
     return json_response(200 if connected else 503, body)
@@ -145,11 +161,17 @@ async def live() -> Response:
     ),
 )
 async def ready(request: Request) -> Response:
-    """503 with the reason while ComfyUI starts, is down or cannot run prompts, or the gateway is full or draining."""
-    reason = gateway_of(request).handler.why_not_ready(in_detail=state_of(request.scope).in_detail)
-    if reason is None:
-        return json_response(200, Readiness(status="ready"))
-    return json_response(503, Readiness(status="not ready", reason=reason))
+    """503 with the reason while ComfyUI starts, is down or cannot run prompts, or the gateway is full or draining.
+
+    Still 200, with `degraded`, while the journal of jobs cannot be written: sync calls go on.
+    """
+    handler = gateway_of(request).handler
+    in_detail = state_of(request.scope).in_detail
+    reason = handler.why_not_ready(in_detail=in_detail)
+    body = Readiness(status="ready") if reason is None else Readiness(status="not ready", reason=reason)
+    if (degraded := _degraded(handler, in_detail=in_detail)) is not None:
+        body["degraded"] = degraded
+    return json_response(200 if reason is None else 503, body)
 
 
 @router.get(
