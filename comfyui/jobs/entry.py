@@ -270,13 +270,20 @@ class Entry:
             except JournalError as error:
                 _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=error.detail)
 
-    def succeeded(self, result: PromptResult, request: PromptRequest | None, fingerprint: str | None) -> None:
+    def succeeded(
+        self,
+        result: PromptResult,
+        request: PromptRequest | None,
+        fingerprint: str | None,
+        kept: bytes | None = None,
+    ) -> None:
+        """`kept`: the result as the journal keeps it, where that is made already."""
         if not self.added and request is not None and self._server is not None:
             # It was only watched at first.
             self._journal.write_behind(Add(self._new(request, fingerprint), self._server))
             self.fence = self.fence.next()
             self.added = True
-        self._finish(State.SUCCEEDED, result=result_to_bytes(result) if self.added else None)
+        self._finish(State.SUCCEEDED, result=(kept or result_to_bytes(result)) if self.added else None)
 
     def failed(
         self,

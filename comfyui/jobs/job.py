@@ -305,11 +305,11 @@ class Job:
             raise copy(error)  # the traceback of what is raised here has this job in it
         return self._outcome.result()
 
-    def finish(self, result: PromptResult) -> None:
-        """End the job with its result, unless it has ended already."""
+    def finish(self, result: PromptResult, kept: bytes | None = None) -> None:
+        """End the job with its result, unless it has ended already. `kept`: see `Entry.succeeded`."""
         if not self.ended:
             if self.entry is not None:
-                self.entry.succeeded(result, self.request, self.fingerprint)
+                self.entry.succeeded(result, self.request, self.fingerprint, kept)
             self._outcome.set_result(result)
             self._end(State.SUCCEEDED)
 

@@ -23,6 +23,7 @@ from comfyui.inputs.content import BroughtFiles
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job
+from comfyui.jobs.stored import large_result_to_bytes
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest
 from comfyui.offload import after_turns
@@ -146,8 +147,9 @@ class Runs:
             if job.stays and job.request is not None and self._deliverer is not None:
                 # Perhaps nobody asks for it: its files are stored now, where that is wanted.
                 result = await self._deliverer.delivered(result, Order.of(job.request))
+            kept = await large_result_to_bytes(result) if job.entry is not None else None
             outcome = "success"
-            job.finish(result)
+            job.finish(result, kept)
             timings = result.timings.stages
         except TimeoutError:
             outcome = ComfyUITimeoutError.code

@@ -15,23 +15,27 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
     error_body_of,
 )
-from comfyui.limits import JSON_OF_COMFYUI
+from comfyui.json_pieces import is_large, pieces
+from comfyui.limits import JSON_OF_COMFYUI, Limits
 from comfyui.models import (
     DeliveredFile,
     Delivery,
     ImageConversion,
+    OutputFile,
     OutputPlace,
     PromptRequest,
     PromptResult,
     Timings,
 )
-from comfyui.outputs.history import files_of
+from comfyui.offload import in_thread
 
 SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
 """What ComfyUI takes out of `extra_data` before it keeps a prompt, and so do we."""
 _RETRY_AFTER_S = 5
 # Kept as fields of the job, or not at all; with a token in its webhook no body would be kept once.
 _NOT_OF_THE_BODY = {"prompt", "extra_data", "prompt_id", "webhook"}
+# What was within the limit as ComfyUI's answer; a file takes half as many values again here.
+_KEPT = Limits(max_json_values=2 * JSON_OF_COMFYUI.max_json_values)
 # The outcome of these is the same however often the request is sent.
 _FINAL = (ComfyUITaskError, ComfyUIValidationError, ComfyUIInputError)
 
@@ -63,12 +67,24 @@ def with_secrets(request: PromptRequest, secrets: Mapping[str, Any]) -> PromptRe
     return request.model_copy(update={"extra_data": given}).of_size(request.size)
 
 
+async def large_result_to_bytes(result: PromptResult) -> bytes | None:
+    """As `result_to_bytes`, beside the event loop; None where the result is small, and that takes no time."""
+    if not is_large(result.outputs):
+        return None
+    return await in_thread(lambda: b"".join((_head_of(result), *pieces(result.outputs))))
+
+
 def result_to_bytes(result: PromptResult) -> bytes:
+    """A line of JSON with all but the outputs, and a line with these: whoever leaves them out need not read them."""
+    return _head_of(result) + jsonio.dumps(result.outputs)
+
+
+def _head_of(result: PromptResult) -> bytes:
     timings = result.timings
-    return jsonio.dumps(
+    fields = jsonio.dumps(
         {
             "server": result.server,
-            "outputs": result.outputs,
+            "files": [[file.node_id, file.key, file.filename, file.subfolder, file.type] for file in result.files],
             "timings": [timings.staging_s, timings.queued_s, timings.executing_s],
             "node_seconds": timings.nodes,
             "node_errors": result.node_errors,
@@ -76,22 +92,25 @@ def result_to_bytes(result: PromptResult) -> bytes:
             "delivery": _delivery_to_fields(result.delivery) if result.delivery is not None else None,
         }
     )
+    return fields + b"\n"
 
 
-def result_from_bytes(prompt_id: str, kept: bytes) -> PromptResult:
-    fields = big_json.load(kept, JSON_OF_COMFYUI)
+def result_from_bytes(prompt_id: str, kept: bytes, *, with_outputs: bool = True) -> PromptResult:
+    """What `result_to_bytes` was given. Not `with_outputs`: without them, but with the files."""
+    end = kept.index(b"\n")
+    fields = big_json.load(kept[:end], _KEPT)
     node_errors = {node_id: tuple(messages) for node_id, messages in fields["node_errors"].items()}
-    outputs = fields["outputs"]
+    outputs = big_json.load(kept[end + 1 :], _KEPT) if with_outputs else {}
     staging_s, queued_s, executing_s = fields["timings"]
     return PromptResult(
         prompt_id,
         fields["server"],
         outputs,
-        files_of(outputs),
+        tuple(OutputFile(*file) for file in fields["files"]),
         Timings(staging_s, queued_s, executing_s, nodes=fields.get("node_seconds")),
         node_errors,
         simulated=fields["simulated"],
-        delivery=_delivery_of(fields["delivery"]) if fields.get("delivery") else None,
+        delivery=_delivery_of(fields["delivery"]) if fields["delivery"] else None,
     )
 
 

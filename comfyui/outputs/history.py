@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import pybase64
 from comfyui import jsonio
 from comfyui.answer_json import AnswerHead, AnswerTail, ConversionNote, FileEntry, FileFacts, HeadWithoutOutputs
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
+from comfyui.json_pieces import is_large, pieces
 from comfyui.models import OutputFile, PromptResult
 from comfyui.replies import HistoryEntry
 from comfyui.transport.body import OpenBody
@@ -163,6 +165,23 @@ class _Base64:
         return pybase64.b64encode(b"".join(self._waiting))
 
 
+async def _head(result: PromptResult, *, with_outputs: bool) -> AsyncGenerator[bytes, None]:
+    """All before ``images``."""
+    if not with_outputs:
+        short: HeadWithoutOutputs = {"prompt_id": result.prompt_id, "status": "success", "outputs_omitted": True}
+        yield jsonio.dumps(short)[:-1]
+        return
+    head: AnswerHead = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
+    if not is_large(result.outputs):
+        yield jsonio.dumps(head)[:-1]
+        return
+    lead = jsonio.dumps({**head, "outputs": {}})[: -len(b"{}}")]
+    for piece in pieces(result.outputs):
+        yield lead + piece
+        lead = b""
+        await asyncio.sleep(0)
+
+
 async def result_json(
     result: PromptResult,
     entries: Sequence[FileEntry],
@@ -182,12 +201,9 @@ async def result_json(
         with_outputs: False leaves them out, and says so.
     """
     started = clock()
-    head: AnswerHead | HeadWithoutOutputs
-    if with_outputs:
-        head = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
-    else:
-        head = {"prompt_id": result.prompt_id, "status": "success", "outputs_omitted": True}
-    yield jsonio.dumps(head)[:-1] + b',"images":['
+    async for piece in _head(result, with_outputs=with_outputs):
+        yield piece
+    yield b',"images":['
     for index, (file, entry) in enumerate(zip(result.files, entries, strict=True)):
         if index:
             yield b","

@@ -35,9 +35,9 @@ class JobRenderer:
             owner: of the job; whose key signs the links.
             kept: the result, as `Journal.result_of` gives it.
         """
-        result = await offloaded(len(kept), result_from_bytes, prompt_id, kept)
-        entries = await self._deliverer.entries_to_tell(result, partial(self._tickets.link, owner))
         whole = len(kept) <= self._max_outputs_bytes
+        result = await offloaded(len(kept), result_from_bytes, prompt_id, kept, with_outputs=whole)
+        entries = await self._deliverer.entries_to_tell(result, partial(self._tickets.link, owner))
         body, turns = bytearray(), Turns()
         async for piece in self._deliverer.json(result, entries, Order(), with_outputs=whole):
             body += piece
