@@ -175,7 +175,9 @@ class PromptRequest(Given):
     convert: ImageConversion | None = Field(default=None, description="Still images in another format.")
     output: OutputPlace | None = Field(default=None, description="Put the files into object storage.")
     labels: Annotated[dict[str, str], AfterValidator(check_labels)] = Field(
-        default_factory=dict, description="Up to 16 pairs of text by which the list of jobs can be narrowed."
+        default_factory=dict,
+        description="Up to 16 pairs of text by which the list of jobs can be narrowed.",
+        examples=[{"order": "1234"}],
     )
     priority: Annotated[int, BeforeValidator(_not_bool)] = Field(
         default=0, ge=-1_000_000, le=1_000_000, description="Kept with the job; it has no effect yet."

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import jsonschema_rs
 import pytest
 from fastapi.routing import iter_route_contexts
 
@@ -17,7 +18,10 @@ from comfyui.web.front.openapi import operation
 from config import Settings
 from server import create_app
 from tests.support.described import Description, Document
+from tests.support.jobs import ASYNC
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
+
+JOB = "0b1c0000-0000-4000-8000-00000000000a"
 
 
 def operations(document: Document) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -86,6 +90,28 @@ def test_the_document_says_that_execution_time_includes_the_queue(document: Docu
     assert "queue included" in answer["properties"]["execution_time"]["description"]
 
 
+def test_the_examples_of_jobs_fit_their_schemas(document: Document) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("PendingJob", "ListedJob"):
+        validator = jsonschema_rs.Draft202012Validator({**schemas[name], "components": {"schemas": schemas}})
+        for example in schemas[name]["examples"]:
+            validator.validate(example)
+
+
+def test_the_query_says_how_labels_are_written(document: Document) -> None:
+    [labels] = [
+        parameter
+        for parameter in document["paths"]["/prompt_sync"]["get"]["parameters"]
+        if parameter["name"] == "labels"
+    ]
+    assert (labels["in"], labels["style"], labels["explode"]) == ("query", "form", True)
+    validator = jsonschema_rs.Draft202012Validator(labels["schema"])
+    assert validator.is_valid({"label.order": "1234"})
+    assert not validator.is_valid({"order": "1234"})
+    assert not validator.is_valid({"label.order": 1234})
+    assert all(validator.is_valid(example) for example in labels["schema"]["examples"])
+
+
 async def test_what_is_not_described_fails_a_test(gateway: RunningGateway, document: Document) -> None:
     description = Description(document)
     with pytest.raises(AssertionError, match="418 is not among 200"):
@@ -127,6 +153,24 @@ async def test_answers_of_every_kind_are_as_described(engine: Engine) -> None:
         (422, "GET", "/prompt_sync/not-an-id", {}),
         (422, "POST", "/prompt_sync", {"json": {"prompt": invert_workflow(), "colour": "red"}}),
         (504, "POST", "/prompt_sync?timeout=0.2", {"json": {"prompt": sleep_workflow(3)}}),
+        (202, "POST", "/prompt_sync", {"json": {"prompt": sleep_workflow(20), "prompt_id": JOB}, "headers": ASYNC}),
+        (202, "POST", "/prompt_sync?prefer=respond-async,wait%3D0.1", {"json": {"prompt": sleep_workflow(3, tag=1)}}),
+        (202, "GET", f"/prompt_sync/{JOB}?timeout=0", {}),
+        (202, "GET", f"/prompt_sync/{JOB}", {"headers": {"Prefer": "respond-async, wait=0.5"}}),
+        (409, "POST", "/prompt_sync", {"json": {"prompt": invert_workflow(), "prompt_id": JOB}, "headers": ASYNC}),
+        (200, "DELETE", f"/prompt_sync/{JOB}", {}),
+        (409, "GET", f"/prompt_sync/{JOB}?timeout=0", {}),
+        (200, "POST", "/prompt_sync?prefer=respond-async,wait%3D20", {"json": {"prompt": invert_workflow(5)}}),
+        (
+            422,
+            "POST",
+            "/prompt_sync",
+            {"json": {"prompt": invert_workflow()}, "headers": {"Prefer": "respond-async, wait"}},
+        ),
+        (200, "GET", "/prompt_sync?status=canceled,succeeded&label.a=&limit=1", {}),
+        (200, "GET", "/prompt_sync?limit=1", {}),
+        (400, "GET", "/prompt_sync?cursor=abc", {}),
+        (422, "GET", "/prompt_sync?limit=0", {}),
         (200, "POST", "/validate", {"json": bad_node}),
         (422, "POST", "/validate", {"json": []}),
         (200, "POST", "/prompt", {"json": {"prompt": invert_workflow(7)}}),

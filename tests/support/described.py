@@ -33,6 +33,7 @@ class Description:
             for path, operations in document["paths"].items()
             for method, operation in operations.items()
         ]
+        self.headers = frozenset(document["components"]["headers"])
         self._validator = functools.cache(self._made)
 
     def response(self, method: str, path: str, status: int) -> Response | None:
@@ -79,6 +80,8 @@ def described(*, with_keys: bool) -> type[aiohttp.ClientResponse]:
                 kind = self.content_type if "Content-Type" in self.headers else ""
                 known = next((known for known in content if fnmatchcase(kind, known)), "")
                 assert known or not (kind or content), f"{self.method} {self.url}: {kind} is not among {list(content)}"
+                unsaid = [name for name in description.headers if name in self.headers and name not in said["headers"]]
+                assert not unsaid, f"{self.method} {self.url}: {self.status} has {unsaid}, of which nothing is said"
                 self._said = said if known == _JSON else None
             return self
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired
 
 from fastapi import Request, Response
-from pydantic import Field
+from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from comfyui.exceptions import RequestError
@@ -21,7 +21,7 @@ from comfyui.web.api.preferences import Preferences
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.forwarded import prefix_of
 from comfyui.web.front.gateway_state import gateway_of
-from comfyui.web.front.openapi import Answer, json_of
+from comfyui.web.front.openapi import PROMPT_STATUS, Answer, json_of
 from comfyui.workflows.progress import NodeProgress, NodeStarted, ProgressTracker
 
 _RETRY_AFTER_S = 2
@@ -44,6 +44,33 @@ class JobProgress(TypedDict):
     max: Annotated[float | None, Field(description="Its steps.")]
 
 
+_EXAMPLE_ID = "5f0c1a2e-7d0b-4c39-9a36-0e3b6f0f8a11"
+_EXAMPLE_TIME = "2026-11-29T19:04:12.345Z"
+_RUNNING: dict[str, Any] = {
+    "prompt_id": _EXAMPLE_ID,
+    "status": "running",
+    "position": None,
+    "created_at": _EXAMPLE_TIME,
+    "started_at": _EXAMPLE_TIME,
+    "progress": {"overall": 0.25, "node": "3", "title": "KSampler", "value": 5, "max": 20},
+}
+_FAILED: dict[str, Any] = {
+    "prompt_id": _EXAMPLE_ID,
+    "status": "failed",
+    "kind": "async",
+    "run": 1,
+    "workflow": None,
+    "labels": {"order": "1234"},
+    "priority": 0,
+    "server": "gpu-1",
+    "created_at": _EXAMPLE_TIME,
+    "started_at": _EXAMPLE_TIME,
+    "ended_at": _EXAMPLE_TIME,
+    "error": {"type": "task_failed", "detail": "KSampler (node 3): RuntimeError: …"},
+}
+
+
+@with_config(json_schema_extra={"examples": [_RUNNING]})
 class PendingJob(TypedDict):
     """A job that has not ended."""
 
@@ -91,6 +118,7 @@ class SentAgain(TypedDict):
     webhook: ShownWebhooks
 
 
+@with_config(json_schema_extra={"examples": [_FAILED]})
 class ListedJob(TypedDict):
     """A job in a list."""
 
@@ -119,13 +147,19 @@ class JobList(TypedDict):
 class ListCall(Parameters):
     """Which jobs are wanted."""
 
-    status: str | None = Field(default=None, max_length=100, description="States, with commas between them.")
+    status: str | None = Field(
+        default=None,
+        max_length=100,
+        description=f"States, with commas between them: {', '.join(state.value for state in State)}.",
+        examples=["failed,lost"],
+    )
     workflow: str | None = Field(default=None, max_length=256, description="The name of a workflow.")
     limit: int = Field(default=_PER_PAGE, ge=1, le=_MOST_PER_PAGE, description="Jobs on a page.")
     cursor: str | None = Field(default=None, max_length=512, description="`next_cursor` of the page before.")
     labels: dict[str, str] = Field(
         default_factory=dict,
         description="`label.<key>=<value>`: jobs that have this label; all of them where several are given.",
+        examples=[{"label.order": "1234"}],
         json_schema_extra=IN_QUERY_LABELS,
     )
 
@@ -187,6 +221,7 @@ def pending(request: Request, look: Look, preferred: Preferences) -> Response:
     if not gateway_of(request).options.jobs_are_stored:
         body["stored"] = False
     headers = {
+        PROMPT_STATUS: look.state.value,
         "Location": link_to(f"/prompt_sync/{look.prompt_id}", request),
         "Retry-After": str(_RETRY_AFTER_S if look.state is State.RUNNING else _RETRY_AFTER_WAITING_S),
         "Cache-Control": "no-store",

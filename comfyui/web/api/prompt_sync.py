@@ -228,7 +228,7 @@ async def _ended(request: Request, gateway: GatewayState, call: Call, look: Look
     summary="List jobs",
     openapi_extra=operation(
         "list_jobs",
-        {200: Answer("Jobs, newest first.", json_of(JobList))},
+        {200: Answer("One page of jobs, newest first.", json_of(JobList))},
         (RequestError, JournalError),
         parameters=described(ListCall),
     ),

@@ -45,8 +45,8 @@ _HEADERS: Final[dict[str, tuple[str, Schema]]] = {
     "X-Request-ID": ("The request's id in every line of the log: the caller's own, or a new one.", TEXT),
     "X-Prompt-Id": ("ComfyUI's id of the prompt.", TEXT),
     PROMPT_STATUS: (
-        "How the job ended that this is the result of, or the error. Missing where the error is about the request.",
-        {"type": "string", "enum": ["succeeded", "failed", "canceled", "lost"]},
+        "How the job is that this answer is about. Missing where an error is about the request alone.",
+        {"type": "string", "enum": ["queued", "running", "canceling", "succeeded", "failed", "canceled", "lost"]},
     ),
     "X-Simulation": ("No real ComfyUI ran the prompt.", {"type": "string", "enum": ["true"]}),
     "Content-Disposition": ("The name of the file.", TEXT),

@@ -8,21 +8,27 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from datetime import datetime
 from io import BytesIO
 from uuid import UUID
 
 import gateway_client
 from gateway_client import AuthenticatedClient
 from gateway_client.api.health import health, health_ready
-from gateway_client.api.prompts import attach, cancel, prompt_sync
+from gateway_client.api.prompts import attach, cancel, list_jobs, prompt_sync
 from gateway_client.api.tickets import make_ticket
 from gateway_client.api.workflows import validate
 from gateway_client.models import (
     Cancelled,
     ErrorBody,
     Health,
+    JobList,
+    ListJobsLabels,
+    PendingJob,
+    PendingJobStatus,
     PromptAnswer,
     PromptRequest,
+    PromptRequestLabels,
     PromptRequestPrompt,
     Readiness,
     Ticket,
@@ -57,6 +63,21 @@ def main(url: str, key: str) -> None:
     assert file.content_type == "image/png"
     assert isinstance(file.base64, str)
     assert answer.timings.executing >= 0
+
+    labels = {"made-by": "generated"}
+    labelled = PromptRequest(prompt=workflow(), labels=PromptRequestLabels.from_dict(labels), priority=3)
+    taken = prompt_sync.sync(client=client, body=labelled, prefer_header="respond-async")
+    assert isinstance(taken, PendingJob), taken
+    assert taken.status in {PendingJobStatus.QUEUED, PendingJobStatus.RUNNING}
+    assert isinstance(taken.created_at, datetime)
+    waited = attach.sync(prompt_id=taken.prompt_id, client=client, timeout=20.0)
+    assert isinstance(waited, PromptAnswer), waited
+    asked = ListJobsLabels.from_dict({f"label.{key}": value for key, value in labels.items()})
+    page = list_jobs.sync(client=client, status="succeeded,failed", limit=1, labels=asked)
+    assert isinstance(page, JobList), page
+    (job,) = page.jobs
+    assert (job.prompt_id, job.labels.additional_properties, job.priority) == (taken.prompt_id, labels, 3)
+    assert isinstance(job.ended_at, datetime)
 
     form = PromptSyncFilesBody(
         workflow='{"1": {"class_type": "NoSuchNode"}}', images=[File(BytesIO(b"x"), "a.txt")], front=True

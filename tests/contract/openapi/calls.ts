@@ -18,6 +18,23 @@ export const query: NonNullable<operations["prompt_sync"]["parameters"]["query"]
 export const header: NonNullable<operations["prompt_sync"]["parameters"]["header"]> = { "Idempotency-Key": "order-1" };
 export const body: paths["/prompt_sync"]["post"]["requestBody"]["content"]["application/json"] = request;
 
+export const submitted: NonNullable<operations["prompt_sync"]["parameters"]["header"]> = { Prefer: "respond-async" };
+export const narrowed: NonNullable<operations["list_jobs"]["parameters"]["query"]> = {
+  status: "failed,lost", limit: 20, labels: { "label.order": "1234" },
+};
+// @ts-expect-error: labels are text
+export const wrongLabel: Schemas["PromptRequest"] = { prompt: {}, labels: { order: 1234 } };
+
+export function howFar(job: Sent<"attach">[202]["content"]["application/json"]): string {
+  // @ts-expect-error: there is no such state
+  if (job.status === "done") return "";
+  return job.status === "running" ? `${job.progress?.overall ?? 0}` : `${job.position ?? "?"} before it`;
+}
+
+export function reasons(page: Sent<"list_jobs">[200]["content"]["application/json"]): string[] {
+  return page.jobs.map((job) => `${job.prompt_id} ${job.labels["order"] ?? ""}: ${job.error?.detail ?? "-"}`);
+}
+
 export function filenames(answer: Sent<"prompt_sync">[200]["content"]["application/json"]): string[] {
   return answer.images.map((file) => `${file.node_id}: ${file.filename} ${file.size ?? ""}`);
 }
