@@ -25,7 +25,7 @@ from comfyui.sdk.errors import (
 )
 from comfyui.sdk.events import Event, Executing, Finished, Preview, Progress, Queued, Reconnecting
 from comfyui.sdk.files import safe_folder, safe_name
-from comfyui.sdk.jobs import Job, JobProgress, ListedJob
+from comfyui.sdk.jobs import Job, JobProgress, ListedJob, Webhook, WebhookEvent
 from comfyui.sdk.models import Health, InputFile, OutputFile, PromptResult, Timings
 
 __all__ = [
@@ -55,6 +55,8 @@ __all__ = [
     "Queued",
     "Reconnecting",
     "Timings",
+    "Webhook",
+    "WebhookEvent",
     "safe_folder",
     "safe_name",
 ]

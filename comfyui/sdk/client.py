@@ -23,7 +23,7 @@ from comfyui.sdk.errors import (
 )
 from comfyui.sdk.events import Event, Finished
 from comfyui.sdk.files import create_file
-from comfyui.sdk.jobs import Job, ListedJob, listed
+from comfyui.sdk.jobs import Job, ListedJob, Webhook, listed
 from comfyui.sdk.models import Health, InputFile, OutputFile, PromptResult
 from comfyui.sdk.waiting import GRACE_S, delay_s, job_events, job_of, look, run_events
 
@@ -127,6 +127,7 @@ class GatewayClient:
         images: Sequence[InputFile] = (),
         labels: Mapping[str, str] | None = None,
         priority: int = 0,
+        webhook: Webhook | str | None = None,
         prompt_id: str | None = None,
         idempotency_key: str | None = None,
         wait_s: float = 0.0,
@@ -139,6 +140,7 @@ class GatewayClient:
             images: inputs; each goes with the request, but for those that are a URL.
             labels: up to 16 pairs of text, by which `jobs` can be narrowed.
             priority: -1,000,000 to 1,000,000; kept with the job.
+            webhook: who is told when the job ends, or the URL alone. The gateway needs WEBHOOK_SECRET for it.
             prompt_id: a UUID; the same one again is the same job. A new one when not given.
             idempotency_key: any text of 1 to 255 characters in place of `prompt_id`, from which the gateway makes it.
             wait_s: seconds to wait for its end, which the job then has in it; 0: only until it is taken.
@@ -153,7 +155,8 @@ class GatewayClient:
             GatewayConnectionError: nothing answers, or the gateway cannot write the job down; where the reply was
                 lost, the job may be there all the same.
         """
-        more = {"labels": dict(labels or {}), "priority": priority}
+        told = Webhook(webhook) if isinstance(webhook, str) else webhook
+        more = {"labels": dict(labels or {}), "priority": priority, "webhook": told and told.to_json()}
         call = job_submission(workflow, images, prompt_id, idempotency_key, wait_s, more)
         attempt, lost_before = 0, False
         while True:

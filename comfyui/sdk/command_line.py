@@ -89,6 +89,7 @@ def _parser() -> _Parser:
         "--label", metavar="KEY=VALUE", type=_label, action="append", default=[], help="up to 16, for `list`"
     )
     submit.add_argument("--priority", metavar="N", type=int, default=0, help="-1000000 to 1000000, kept with the job")
+    submit.add_argument("--webhook", metavar="URL", help="is told when the job ends; the gateway needs WEBHOOK_SECRET")
     submit.add_argument(
         "--wait", metavar="SECONDS", type=_seconds, default=0.0, help="wait so long for its end before it is printed"
     )

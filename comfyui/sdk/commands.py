@@ -53,6 +53,7 @@ async def submit(gateway: GatewayClient, options: argparse.Namespace) -> Outcome
             images=images,
             labels=_labels(options.label),
             priority=options.priority,
+            webhook=options.webhook,
             prompt_id=prompt_id,
             wait_s=options.wait,
         )

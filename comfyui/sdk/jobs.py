@@ -15,6 +15,24 @@ ENDS: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "lost
 """States in which a job stays, until it is submitted again under its id."""
 
 
+WebhookEvent = Literal["prompt.started", "prompt.succeeded", "prompt.failed", "prompt.canceled", "prompt.lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Who is told of a job, at an http(s) URL.
+
+    Attributes:
+        events: of what; of its end, whichever it is, where there are none.
+    """
+
+    url: str
+    events: tuple[WebhookEvent, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"url": self.url, "events": list(self.events)} if self.events else {"url": self.url}
+
+
 @dataclass(frozen=True, slots=True)
 class JobProgress:
     """How far a job is that runs.

@@ -106,4 +106,4 @@ async def test_no_data_makes_an_answer_that_the_document_does_not_have(guarded: 
         PYTHONPATH=str(SOURCES),
         SCHEMATHESIS_HOOKS="checks",
     )
-    assert "Operations:       13 selected / 13 total" in said
+    assert "Operations:       14 selected / 14 total" in said

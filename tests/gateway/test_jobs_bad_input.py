@@ -181,6 +181,38 @@ async def test_a_field_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("webhook", "detail"),
+    [
+        ("https://a.example", "webhook: Input should be an object"),
+        ([], "webhook: Input should be an object"),
+        ({}, "webhook.url: Field required"),
+        ({"url": 7}, "webhook.url: Input should be a valid string"),
+        ({"url": ""}, "webhook.url: only http and https URLs are used"),
+        ({"url": "ftp://a.example/"}, "webhook.url: only http and https URLs are used"),
+        ({"url": "/hook"}, "webhook.url: only http and https URLs are used"),
+        ({"url": "http://127.0.0.1/"}, "webhook.url: the address is not public; WEBHOOK_URL_ALLOW lists exceptions"),
+        ({"url": "http://0x7f.1/"}, "webhook.url: the address is not public; WEBHOOK_URL_ALLOW lists exceptions"),
+        ({"url": "http://a:b@a.example/"}, "webhook.url: a URL with a user or password in it is not used"),
+        ({"url": "https://a.example/\n"}, "webhook.url: not a valid URL"),
+        ({"url": f"https://a.example/{'x' * 2048}"}, "webhook.url: String should have at most 2048 characters"),
+        ({"url": "https://a.example/", "events": "prompt.lost"}, "webhook.events: Input should be a list"),
+        (
+            {"url": "https://a.example/", "events": ["prompt.done"]},
+            "webhook.events[0]: Input should be 'prompt.started'",
+        ),
+        ({"url": "https://a.example/", "event": []}, "webhook.event: there is no such field"),
+        ({"url": "https://a.example/", "secret": "x"}, "webhook.secret: there is no such field"),
+    ],
+    ids=str,
+)
+async def test_a_webhook_is_refused_by_name(telling: RunningGateway, webhook: object, detail: str) -> None:
+    body = {"prompt": invert_workflow(), "webhook": webhook}
+    async with telling.http.post("/prompt_sync", json=body, headers=ASYNC) as response:
+        assert (response.status, (await response.json())["detail"][: len(detail)]) == (422, detail)
+    assert (await listed(telling.http))["jobs"] == []
+
+
+@pytest.mark.parametrize(
     ("headers", "status", "detail"),
     [
         ([("Idempotency-Key", "a")], 422, "give either prompt_id or the Idempotency-Key header, not both"),

@@ -42,6 +42,17 @@ CODES: Final = {
 """The code of a refusal by its status."""
 
 
+# pydantic's words for these are Python's.
+_IN_WORDS_OF_JSON: Final = {
+    "extra_forbidden": "there is no such field",
+    "dict_type": "Input should be an object",
+    "model_type": "Input should be an object",
+    "model_attributes_type": "Input should be an object",
+    "list_type": "Input should be a list",
+    "tuple_type": "Input should be a list",
+}
+
+
 def error_response(error: ComfyUIError, request_id: str | None, headers: Mapping[str, str] | None = None) -> Response:
     """`error` as the answer to a request, with `headers` beside its own."""
     found = {**(headers or {})}
@@ -131,8 +142,5 @@ def _describe(error: Mapping[str, Any]) -> str:
         del location[0]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = "there is no such field"
-    elif error["type"] == "dict_type":
-        message = "Input should be an object"
+    message = _IN_WORDS_OF_JSON.get(error["type"], message)
     return f"{name or 'body'}: {message}"

@@ -28,6 +28,7 @@ from comfyui.sdk import (
     JobProgress,
     JobStatus,
     Reconnecting,
+    Webhook,
 )
 from comfyui.sdk.command_line import Exit, main
 from tests.support.command_line import Ran, cli, cli_here, finish, start
@@ -89,6 +90,10 @@ async def test_submit_with_a_key_leaves_the_id_to_the_gateway(fake: FakeGateway,
     assert fake.asked[0].json() == {"prompt": WORKFLOW}
     assert fake.asked[0].headers["Idempotency-Key"] == "order 7"
     assert fake.asked[0].headers["Prefer"] == "respond-async"
+    await sdk_client.submit(
+        WORKFLOW, idempotency_key="order 8", webhook=Webhook("https://a.example/b", ("prompt.lost",))
+    )
+    assert fake.asked[1].json()["webhook"] == {"url": "https://a.example/b", "events": ["prompt.lost"]}
     with pytest.raises(ValueError, match="not both"):
         await sdk_client.submit(WORKFLOW, idempotency_key="order 7", prompt_id=PROMPT_ID)
 
@@ -269,18 +274,8 @@ async def test_submit_prints_the_id_alone(fake: FakeGateway, workflow_file: str,
     photo = tmp_path / "photo.png"
     photo.write_bytes(b"\x00\xff")
     ran = await cli(
-        *(
-            "submit",
-            workflow_file,
-            "--server",
-            fake.url,
-            "--label",
-            "order=7",
-            "--label",
-            "note=a=b",
-            "--priority",
-            "3",
-        ),
+        *("submit", workflow_file, "--server", fake.url, "--label", "order=7", "--label", "note=a=b"),
+        *("--priority", "3", "--webhook", "https://a.example/b"),
         *("--id", PROMPT_ID.upper(), "--set", "1.filename_prefix=b", "--image", f"photo.png={photo}", "--wait", "9"),
     )
     assert (ran.code, ran.out) == (Exit.OK, f"{PROMPT_ID}\n"), ran.err
@@ -290,6 +285,7 @@ async def test_submit_prints_the_id_alone(fake: FakeGateway, workflow_file: str,
     assert posted["prompt"]["1"]["inputs"] == {"filename_prefix": "b"}
     assert (posted["prompt_id"], posted["labels"], posted["priority"]) == (PROMPT_ID, {"order": "7", "note": "a=b"}, 3)
     assert posted["images"] == [{"name": "photo.png", "image": "AP8=", "subfolder": ""}]
+    assert posted["webhook"] == {"url": "https://a.example/b"}
     assert asked.headers["Prefer"] == "respond-async, wait=9"
 
 
