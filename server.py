@@ -25,7 +25,7 @@ from comfyui.jobs.measures import JournalMeasures
 from comfyui.jobs.pruning import pruning
 from comfyui.jobs.telling import Payloads
 from comfyui.jobs.webhooks.announcements import Announcements
-from comfyui.jobs.webhooks.outbox import Outbox
+from comfyui.jobs.webhooks.outbox import Outbox, some_wait
 from comfyui.jobs.webhooks.sending import WebhookSender
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
@@ -127,6 +127,8 @@ def create_app(
                 await stack.enter_async_context(
                     Outbox(journal, announcements, payloads, signer, sender, metrics, options.outbox)
                 )
+            elif await some_wait(journal):
+                _log.warning("webhooks.wait", detail="WEBHOOK_SECRET or PUBLIC_URL is not set: what waits is not sent")
             if warm_up is not None:
                 await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):

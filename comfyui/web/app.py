@@ -24,6 +24,7 @@ from comfyui.tasks import end_tasks
 from comfyui.web.api import ops, prompt_sync, tickets, workflows
 from comfyui.web.api.door import Door
 from comfyui.web.api.starting import Starting
+from comfyui.web.api.webhook_messages import WEBHOOKS
 from comfyui.web.comfyui import prompt
 from comfyui.web.comfyui.proxy import Relay, RelayOptions
 from comfyui.web.comfyui.upstreams import Upstreams
@@ -152,7 +153,8 @@ class Gateway(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The document of ``/openapi.json``, made when it is first asked for."""
         if self.openapi_schema is None:
-            self.openapi_schema = completed(super().openapi(), with_keys=bool(self.app_options.keys))
+            document = completed(super().openapi(), with_keys=bool(self.app_options.keys))
+            self.openapi_schema = {**document, "webhooks": WEBHOOKS}
         return self.openapi_schema
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -391,3 +392,49 @@ class Asked(MemoryJournal):
 
 async def _count(journal: Asked) -> int:
     return journal.asked
+
+
+async def test_a_stop_lets_the_tries_under_way_end(receiving: Receiver, tmp_path: Path) -> None:
+    """What is cut off may have arrived: each deployment would send it twice."""
+    answer = asyncio.Event()
+
+    async def later(_request: web.Request) -> web.Response:
+        await answer.wait()
+        return web.Response()
+
+    receiving.replies = [later]
+    async with SqliteJournal(tmp_path) as journal:
+        async with sending(journal) as outbox:
+            await outbox.job(1, receiving.url())
+            await receiving.got(1)
+            asyncio.get_running_loop().call_later(0.1, answer.set)
+        (delivery,) = await journal.deliveries(prompt_id(1))
+    assert delivery.state is _DELIVERED
+
+
+async def test_a_stop_waits_only_a_moment(receiving: Receiver) -> None:
+    receiving.replies = [hang]
+    async with asyncio.timeout(10):
+        async with sending(MemoryJournal(), last_s=0.1) as outbox:
+            await outbox.job(1, receiving.url())
+            await receiving.got(1)
+
+
+async def test_a_receiver_that_does_not_read_costs_a_bounded_time() -> None:
+    async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        writer.close()
+
+    server = await asyncio.start_server(ignore, "127.0.0.1", 0, limit=1)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        sending(
+            MemoryJournal(), padding=30_000_000, sender=SenderOptions(allow=("127.0.0.1",), timeout_s=0.5)
+        ) as outbox,
+    ):
+        await outbox.job(1, f"http://127.0.0.1:{port}/")
+        assert (await outbox.tried(1, 1)).answer == "no answer within 0.5 s"
+        server.close()

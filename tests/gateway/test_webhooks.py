@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import signal
 from pathlib import Path
@@ -18,6 +19,8 @@ from comfyui.engine import Engine
 from comfyui.jobs.queue import QueueOptions
 from comfyui.jobs.runs import RunLimits
 from config import Settings
+from server import create_app
+from tests.support.described import Description
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
 from tests.support.log_lines import Lines
 from tests.support.processes import gateway_process
@@ -37,8 +40,16 @@ VARIABLES = {name.upper(): value for name, value in SET.items()}
 ALL = ["prompt.started", "prompt.succeeded", "prompt.failed", "prompt.canceled", "prompt.lost"]
 
 
+@functools.cache
+def _messages() -> tuple[Description, Any]:
+    document = create_app(Settings()).openapi()
+    return Description(document), document["webhooks"]["jobChanged"]["post"]["requestBody"]
+
+
 def verified(came: Any) -> Any:
-    """What a receiver that uses the package of Standard Webhooks reads."""
+    """What a receiver that uses the package of Standard Webhooks reads; `/openapi.json` has it so."""
+    description, said = _messages()
+    description.check(said, came.body)
     return Webhook(SECRET).verify(came.body, came.headers)
 
 
@@ -322,6 +333,38 @@ async def test_without_webhooks_a_prompt_costs_no_statement_more(engine: Engine,
         await gateway.handler.journal._ask(lambda sql: sql.database.set_trace_callback(None))  # type: ignore[attr-defined]
     assert any("INSERT INTO jobs" in one for one in statements)
     assert not [one for one in statements if "deliveries" in one]
+
+
+async def test_a_result_that_is_too_long_is_told_without_its_outputs(engine: Engine, receiving: Receiver) -> None:
+    """Two hundred pictures with long names."""
+    async with running_gateway(engine.url, **SET) as gateway:
+        workflow = invert_workflow(prefix="a" * 200)
+        workflow["1"]["inputs"]["batch_size"] = 1000
+        workflow["1"]["inputs"]["width"] = workflow["1"]["inputs"]["height"] = 16
+        prompt_id = await submit(gateway.http, workflow, webhook={"url": receiving.url()})
+        (message,) = await told(receiving)
+        _, result = await fetch(gateway.http, prompt_id)
+    assert len(json.dumps(result["outputs"])) > 256_000
+    assert message["data"]["outputs_omitted"] is True
+    assert "outputs" not in message["data"]
+    assert len(message["data"]["images"]) == len(result["images"]) == 1000
+
+
+async def test_what_waits_when_the_secret_is_taken_away_is_kept_and_told_of(
+    engine: Engine, receiving: Receiver, tmp_path: Path, log_lines: Lines
+) -> None:
+    receiving.replies = [with_status(500), with_status(204)]
+    async with running_gateway(engine.url, **SET, state_dir=tmp_path) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
+        await told_as(gateway, prompt_id, "waiting")
+        await until(lambda: webhook_of(gateway, prompt_id), lambda shown: shown["deliveries"][0]["tries"] == 1)
+    async with running_gateway(engine.url, state_dir=tmp_path) as gateway:
+        assert (await webhook_of(gateway, prompt_id))["deliveries"][0]["state"] == "waiting"
+    assert [line["event"] for line in log_lines].count("webhooks.wait") == 1
+    async with running_gateway(engine.url, **SET, state_dir=tmp_path) as gateway:
+        async with gateway.http.post(f"/prompt_sync/{prompt_id}/webhook") as response:
+            assert response.status == 202
+        await told_as(gateway, prompt_id, "delivered")
 
 
 # Restarts

@@ -157,11 +157,12 @@ async def sending(
     sender: SenderOptions | None = None,
     clock: Clock | None = None,
     not_made: int = 0,
+    padding: int = 0,
     **options: Any,
 ) -> AsyncIterator[Sending]:
     """An outbox for receivers on loopback, whose bodies say which webhook they are of.
 
-    `not_made`: so many of the first bodies cannot be made.
+    `not_made`: so many of the first bodies cannot be made. `padding`: bytes that each has beside what it says.
     """
     clock, metrics, announcements = clock or Clock(), Metrics(), Announcements(operator_url)
     made: list[str] = []
@@ -170,7 +171,10 @@ async def sending(
         made.append(delivery.id)
         if len(made) <= not_made:
             raise LookupError("a body that cannot be made")
-        return json.dumps({"type": delivery.event, "prompt_id": delivery.prompt_id, "made": len(made)}).encode()
+        return (
+            json.dumps({"type": delivery.event, "prompt_id": delivery.prompt_id, "made": len(made)}).encode()
+            + b" " * padding
+        )
 
     chosen = sender or SenderOptions(allow=("127.0.0.1",), timeout_s=5)
     async with (

@@ -50,12 +50,20 @@ class OutboxOptions:
         each: of these to one receiver, so that one that does not answer leaves places for the others.
         bodies_at_once: that are being made; for each a whole result is in memory.
         render_s: for making one body.
+        last_s: at the end, for tries that are under way: what is cut off may have arrived, and is sent again.
     """
 
     at_once: int = 64
     each: int = 4
     bodies_at_once: int = 2
     render_s: float = 60.0
+    last_s: float = 5.0
+
+
+async def some_wait(journal: Journal) -> bool:
+    """Whether the journal has webhooks that are to be sent. Raises `JournalError`."""
+    due = await journal.due(0.0, 1, 1)
+    return due.next_at is not None
 
 
 class Outbox:
@@ -90,16 +98,17 @@ class Outbox:
         self._jitter = jitter
         self._under_way: dict[str, Delivery] = {}
         self._bodies = asyncio.Semaphore(options.bodies_at_once)
-        self._tasks = SideTasks()
+        self._loop, self._tasks = SideTasks(), SideTasks()
         self._log = structlog.get_logger(__name__)
 
     async def __aenter__(self) -> Self:
-        self._tasks.start(self._send_all(), "webhooks")
+        self._loop.start(self._send_all(), "webhooks")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        """What is being sent is cut off; the next gateway sends it again."""
-        await self._tasks.close()
+        """Nothing more is begun. What is cut off after a moment is sent again by the next gateway."""
+        await self._loop.close()
+        await self._tasks.close(patience_s=self._options.last_s)
 
     async def _send_all(self) -> None:
         while True:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from comfyui.retrying import retry_after_of
 from comfyui.transport.address_guard import AddressPolicy, GuardedResolver, parse_url
 
 _GONE = 410
+_AT_ONCE = 256 * 1024
 _NO_ADDRESS = "no address that may be connected to"
 
 
@@ -110,8 +112,10 @@ class WebhookSender:
             target = parse_url(url)
             if guarded:
                 target = self._policy.checked(target)
+            # A long one at once would hold up the event loop; aiohttp reads a file in pieces.
+            data = body if len(body) <= _AT_ONCE else io.BytesIO(body)
             async with session.post(
-                target, data=body, headers={**headers, "Content-Type": "application/json"}, allow_redirects=False
+                target, data=data, headers={**headers, "Content-Type": "application/json"}, allow_redirects=False
             ) as response:
                 response.close()  # unread
                 return self._answer(response.status, response.headers.get("Retry-After", ""))

@@ -1,0 +1,87 @@
+"""What ``/openapi.json`` says of the messages that receivers of webhooks get; docs/webhooks.md says it in words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from comfyui.answer_json import AnswerTail, FileEntry, HeadWithoutOutputs, PromptAnswer
+from comfyui.exceptions import ErrorBody
+from comfyui.web.front.openapi import json_of
+
+_Time = Annotated[str, Field(description="UTC: when it happened.", json_schema_extra={"format": "date-time"})]
+
+
+class ShortAnswer(HeadWithoutOutputs, AnswerTail):
+    """The result of a prompt whose `outputs` are too long for a message."""
+
+    images: Annotated[list[FileEntry], Field(description="In node order.")]
+
+
+class StartedJob(TypedDict):
+    """A job that runs."""
+
+    prompt_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Literal["running"]
+    created_at: _Time
+    started_at: _Time
+
+
+class StartMessage(TypedDict):
+    """ComfyUI has begun to execute a job."""
+
+    type: Literal["prompt.started"]
+    timestamp: _Time
+    data: StartedJob
+
+
+class ResultMessage(TypedDict):
+    """A job has a result."""
+
+    type: Literal["prompt.succeeded"]
+    timestamp: _Time
+    data: PromptAnswer | ShortAnswer
+
+
+class FailureMessage(TypedDict):
+    """A job has ended without a result."""
+
+    type: Literal["prompt.failed", "prompt.canceled", "prompt.lost"]
+    timestamp: _Time
+    data: ErrorBody
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": True, "schema": {"type": "string"}, "description": description}
+
+
+WEBHOOKS: Final[dict[str, Any]] = {
+    "jobChanged": {
+        "post": {
+            "operationId": "job_changed",
+            "tags": ["prompts"],
+            "summary": "A job has begun or ended",
+            "description": "Sent to `webhook.url` of a request, and to WEBHOOK_URL, as Standard Webhooks has it.",
+            "parameters": [
+                _header("webhook-id", "The same at each try; what was done for it is not done again."),
+                _header("webhook-timestamp", "Seconds since 1970, of this try."),
+                _header("webhook-signature", "`v1,` and the base64 of an HMAC-SHA256; several with a space between."),
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    media_type: {"schema": schema}
+                    for media_type, schema in json_of(StartMessage, ResultMessage, FailureMessage).items()
+                },
+            },
+            "responses": {
+                "2XX": {"description": "It was received."},
+                "410": {"description": "It is not wanted: it is not tried again."},
+                "default": {"description": "It is tried again."},
+            },
+        }
+    }
+}
+"""The section ``webhooks`` of the document."""
