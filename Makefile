@@ -99,6 +99,9 @@ format: setup ## let ruff rewrite what it can
 chaos: setup ## 500 prompts through two engines while faults strike at random for a minute
 	@$(BIN)/python -m tests.chaos
 
+kills: setup ## kill gateway, ComfyUI and both at each point of a job's life, for each kind of call
+	@$(BIN)/python -m tests.chaos.kills
+
 conversion: setup ## how many of ComfyUI's templates convert as its editor exports them (COMFYUI_TEST_URL=http://...)
 	@$(BIN)/python -m tests.contract.conversion
 
@@ -131,4 +134,4 @@ clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) $(VENV_OPENAPI) $(TYPES)/node_modules \
 		build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test test-main test-sdks lint manifests format chaos framing chaos-workers bench lock clean
+.PHONY: help setup demo run test test-main test-sdks lint manifests format chaos kills framing chaos-workers bench lock clean

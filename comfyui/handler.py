@@ -108,7 +108,9 @@ class ComfyUIHandler:
         self._queue = JobQueue(entries, pool, self._runs, brought, options.queue)
         self._admission = Admission(entries, self._runs, self._queue, brought)
         reattach_s = options.reattach_s
-        self._recovery = Recovery(entries, pool, self._runner, self._runs, self._queue, reattach_s=reattach_s)
+        self._recovery = Recovery(
+            entries, pool, self._runner, self._runs, self._queue, self._cancels, reattach_s=reattach_s
+        )
         self._waiting, self._draining = 0, False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -232,25 +234,23 @@ class ComfyUIHandler:
             ComfyUIError: ComfyUI could not be told, so that the prompt may go on there; it can be cancelled again.
         """
         error = ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id)
-        if await self._admission.cancel_waiting(prompt_id, error):
-            return
-        job = self._runs.live.get(prompt_id)
-        if job is not None:
+        entry = await self._admission.left_behind(prompt_id)
+        if (job := self._runs.live.get(prompt_id)) is not None:
             job.cancel(error)
             if not job.has_task:
                 self._queue.left(prompt_id)
                 self._runs.drop(job)
             failure = await asyncio.shield(self._cancels.begin(job, "request"))
-            await self._admission.settled(prompt_id)
-            if failure is not None:
-                raise failure
+        elif entry is not None:
+            if not entry.is_placed:
+                self._queue.left(prompt_id)
+            failure = await self._cancels.take_out(entry, error, "request")
+        else:
+            await self._cancels.take_out_unknown(prompt_id)
             return
-        backend, found = await self._runner.find(prompt_id)
-        if backend is None or not isinstance(found, QueueItem):
-            state = "is finished already" if found else "is not known"
-            raise ComfyUINotFoundError(f"the prompt {state}: there is nothing to cancel", prompt_id=prompt_id)
-        await backend.cancel(prompt_id)
-        self.metrics.cancelled.labels("request").inc()
+        await self._admission.settled(prompt_id)
+        if failure is not None:
+            raise failure
 
     async def queue_prompt_compatible(
         self, body: bytes, headers: Mapping[str, str], *, server: Backend | None = None

@@ -115,7 +115,7 @@ class PromptRunner:
             backend, found = await self.find(job.prompt_id, everywhere=job.request is None)
             if backend is not None and found is not None:
                 check_same(job, found)
-                if job.request is None or not was_cancelled(found):
+                if job.request is None or job.placed_before or not was_cancelled(found):
                     try:
                         return await self._resume(job, backend, found)
                     except ComfyUITaskCancelledError:
@@ -233,13 +233,18 @@ class PromptRunner:
             self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
 
     def _lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
-        """Count it, and what it did to ComfyUI; raises when it is not to be tried again."""
+        """Count it, and what it did to ComfyUI; raises when it is not to be tried again.
+
+        A prompt that only waited there is no worse for it: it is tried again without limit.
+        """
         watch, workflow = job.watch, job.request.prompt if job.request else None
-        if watch is not None and watch.ended_comfyui and workflow is not None:
+        ended_comfyui = watch is not None and watch.ended_comfyui
+        if ended_comfyui and workflow is not None:
             death = backend.last_death
             self._quarantine.ended_comfyui(workflow, death.how if death else "", death.lines if death else ())
             self._quarantine.check(workflow, job.prompt_id)
-        self._count_loss(job, error)
+        if job.begun or ended_comfyui:
+            self._count_loss(job, error)
 
     def _count_loss(self, job: Assignment, error: ComfyUIPromptLostError) -> None:
         job.lost(job.losses + 1)

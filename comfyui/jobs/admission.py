@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from comfyui.events import Event, QueuePosition
-from comfyui.exceptions import ComfyUINotFoundError, ComfyUITaskCancelledError, JournalError
+from comfyui.exceptions import ComfyUINotFoundError, JournalError
 from comfyui.inputs.content import SpooledFiles
 from comfyui.jobs.entry import Clock, Entries, Entry, Origin, new_job
 from comfyui.jobs.fingerprints import check_same
@@ -214,17 +214,12 @@ class Admission:
             raise ComfyUINotFoundError("the result of this prompt is not kept any more", prompt_id=record.prompt_id)
         return await offloaded(len(kept), result_from_bytes, record.prompt_id, kept)
 
-    async def cancel_waiting(self, prompt_id: str, error: ComfyUITaskCancelledError) -> bool:
-        """Cancel a job that waits in our queue and has no task; whether there is such a job."""
+    async def left_behind(self, prompt_id: str) -> Entry | None:
+        """The writer of a run that has no task: it waits in our queue, or a gateway before this one left it."""
         record = await self._known(prompt_id)
-        if record is None or record.kind != "async" or record.state is not State.QUEUED or record.server is not None:
-            return False
-        if prompt_id in self._runs.live:
-            return False
-        self._entries.of(record).failed(State.CANCELED, error)
-        self._queue.left(prompt_id)
-        await self.settled(prompt_id)
-        return True
+        if record is None or record.state.is_end or prompt_id in self._runs.live:
+            return None
+        return self._entries.of(record)
 
     async def settled(self, prompt_id: str) -> None:
         """Returns when all that was written of the job is committed, before a caller is told of it."""

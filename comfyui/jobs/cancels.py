@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITimeoutError
+from comfyui.exceptions import (
+    ComfyUIError,
+    ComfyUINotFoundError,
+    ComfyUITaskCancelledError,
+    ComfyUITimeoutError,
+)
 from comfyui.executors.comfyui import PromptRunner
+from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job, Reason
 from comfyui.metrics import Metrics
+from comfyui.replies import QueueItem
 from comfyui.tasks import SideTasks
 
 _log = structlog.get_logger(__name__)
@@ -34,17 +42,52 @@ class Cancels:
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._tasks = SideTasks()
 
-    def begin(self, job: Job, reason: Reason) -> asyncio.Task[ComfyUIError | None]:
-        """Cancel the job's prompt, unless that is under way already. The task returns why ComfyUI could not be told."""
+    def begin(
+        self, job: Job, reason: Reason, before: Callable[[], Awaitable[None]] | None = None
+    ) -> asyncio.Task[ComfyUIError | None]:
+        """Cancel the job's prompt, unless that is under way already. The task returns why ComfyUI could not be told.
+
+        Args:
+            before: what is waited for first.
+        """
         prompt_id = job.prompt_id
         if (under_way := self._under_way.get(prompt_id)) is not None:
             return under_way
         self._recent[prompt_id] = None
         while len(self._recent) > _REMEMBERED:
             self._recent.popitem(last=False)
-        task = self._under_way[prompt_id] = self._tasks.start(self._cancel(job, reason), f"cancel {prompt_id}")
+        task = self._under_way[prompt_id] = self._tasks.start(self._cancel(job, reason, before), f"cancel {prompt_id}")
         task.add_done_callback(lambda _: self._under_way.pop(prompt_id, None))
         return task
+
+    async def take_out(
+        self,
+        entry: Entry,
+        error: ComfyUIError,
+        reason: Reason,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> ComfyUIError | None:
+        """Cancel a run that is in the journal and has no task. Returns as the task of `begin` does."""
+        job = Job(entry.fence.prompt_id, entry=entry)
+        job.cancel(error)
+        if entry.is_placed:
+            return await asyncio.shield(self.begin(job, reason, before))
+        job.cancelled()
+        return None
+
+    async def take_out_unknown(self, prompt_id: str) -> None:
+        """Cancel a prompt that is no job of ours.
+
+        Raises:
+            ComfyUINotFoundError: it is in no queue of ComfyUI.
+            ComfyUIError: ComfyUI could not be told.
+        """
+        backend, found = await self._runner.find(prompt_id)
+        if backend is None or not isinstance(found, QueueItem):
+            state = "is finished already" if found else "is not known"
+            raise ComfyUINotFoundError(f"the prompt {state}: there is nothing to cancel", prompt_id=prompt_id)
+        await backend.cancel(prompt_id)
+        self._metrics.cancelled.labels("request").inc()
 
     def give_up(self, job: Job, reason: Reason) -> None:
         """Cancel the prompt of a job that nobody waits for any more."""
@@ -74,26 +117,32 @@ class Cancels:
         """Give the cancels that are under way a moment, then end them."""
         await self._tasks.close(patience_s=self._last_s)
 
-    async def _cancel(self, job: Job, reason: Reason) -> ComfyUIError | None:
-        """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came."""
+    async def _cancel(
+        self, job: Job, reason: Reason, before: Callable[[], Awaitable[None]] | None
+    ) -> ComfyUIError | None:
+        """End the job here, then in ComfyUI, where it may have arrived even if no reply to its submission came.
+
+        When this gateway ends meanwhile, the journal has it as being cancelled, and the next one goes on with that.
+        """
         await job.stopped()
+        if before is not None:
+            await before()
+        failure: ComfyUIError | None = None
         backend = job.backend
         try:
             if backend is None and (job.request is None or job.perhaps_known):
                 # It was still being looked for, and ComfyUI may have it from before.
                 backend, _ = await self._runner.find(job.prompt_id)
-            if backend is None:
-                return None
-            await backend.cancel(job.prompt_id)
-            self._metrics.cancelled.labels(reason).inc()
-            _log.info("prompt.cancelled", prompt_id=job.prompt_id, reason=reason, server=backend.name)
+            if backend is not None:
+                await backend.cancel(job.prompt_id)
+                self._metrics.cancelled.labels(reason).inc()
+                _log.info("prompt.cancelled", prompt_id=job.prompt_id, reason=reason, server=backend.name)
         except ComfyUIError as error:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
-            return error
-        finally:
-            job.cancelled()
-        return None
+            failure = error
+        job.cancelled()
+        return failure
 
 
 def given_up(reason: Reason, prompt_id: str) -> ComfyUIError:

@@ -132,9 +132,11 @@ class Entry:
         chosen: the caller made the id up, so that ComfyUI may know it from before.
         added: the job is in the journal.
         fence: of the present attempt.
-        losses: how often a server lost this run after it had begun.
-        begun: the run had begun on a server before this process took it up.
+        losses: how many attempts of this run a server had lost after they had begun, when this process took it up.
+        begun: the attempt had begun on a server when this process took it up.
+        state: how far the run was then.
         queued_at: when the run was queued.
+        started_at: when ComfyUI last began to execute it.
         handed_on: set once a server has taken the prompt, or it has ended.
     """
 
@@ -155,13 +157,14 @@ class Entry:
         self.fence = Fence(prompt_id, 1, 0)
         self.losses = 0
         self.begun = False
+        self.state = State.QUEUED
         self.queued_at = clock()
+        self.started_at: float | None = None
         self.handed_on = asyncio.Event()
         self._journal = journal
         self._origin = origin
         self._clock = clock
         self._server: str | None = None
-        self._started_at: float | None = None
         self._write_start: asyncio.TimerHandle | None = None
         self._announcements = announcements
         self._order: WebhookOrder | None = None
@@ -169,8 +172,8 @@ class Entry:
     def take_up(self, record: JobRecord) -> None:
         """The run is in the journal already, as this record has it."""
         self.added, self.fence, self.losses = True, record.fence, record.losses
-        self.begun = record.state is State.RUNNING and record.server is not None
-        self.queued_at, self._server = record.queued_at, record.server
+        self.begun, self.state, self._server = record.begun, record.state, record.server
+        self.queued_at, self.started_at = record.queued_at, record.started_at
         self._order = record.webhook
 
     @property
@@ -182,6 +185,11 @@ class Entry:
     def was_placed(self) -> bool:
         """Whether some server may have the prompt."""
         return self.fence.attempt > 0
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the present attempt is on a server, and does not wait with us."""
+        return self._server is not None
 
     def keep(self) -> None:
         """Nobody has to wait for the job any more."""
@@ -225,22 +233,21 @@ class Entry:
 
     def started(self) -> None:
         """ComfyUI has begun to run the prompt."""
+        self.started_at = self._clock()
         if not self.added:
             return
-        now = self._clock()
-        told = self._announcements.of_start(self.fence, self._order, now)
+        told = self._announcements.of_start(self.fence, self._order, self.started_at)
         if self.outlives_us or told:
-            self._tell(Start(self.fence, now, told))
+            self._tell(Start(self.fence, self.started_at, told))
         else:
             # Most end before anybody could look: one write less for each.
-            self._started_at = now
             self._write_start = asyncio.get_running_loop().call_later(_START_WAITS_S, self._start)
 
     def _start(self) -> None:
-        if self._write_start is not None and self._started_at is not None:
+        if self._write_start is not None and self.started_at is not None:
             self._write_start.cancel()
             self._write_start = None
-            self._journal.write_behind(Start(self.fence, self._started_at))
+            self._journal.write_behind(Start(self.fence, self.started_at))
 
     def put_back(self) -> None:
         """The attempt came to nothing: the job waits in our queue again."""
@@ -302,7 +309,7 @@ class Entry:
         self.handed_on.set()
         if self._write_start is not None:
             self._write_start.cancel()
-            fields["started_at"] = self._started_at
+            fields["started_at"] = self.started_at
         if self.added:
             now = self._clock()
             told = self._announcements.of_end(self.fence, self._order, state, now)

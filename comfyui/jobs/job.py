@@ -7,6 +7,8 @@ The handler says who waits for the job and how it ended; an executor says how fa
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from copy import copy
 from typing import Any, Literal
@@ -27,7 +29,7 @@ _log = structlog.get_logger(__name__)
 # Events that say how it is, and not only what happened: a listener that comes later is told the last one of each kind.
 _HOLDS_ON = frozenset({QueuePosition, ExecutionCached, Executing, ProgressState})
 
-Reason = Literal["timeout", "disconnect", "request", "shutdown"]
+Reason = Literal["timeout", "disconnect", "request", "shutdown", "restart"]
 """Why a prompt is cancelled."""
 Listener = Callable[[Event], None]
 
@@ -44,7 +46,8 @@ class Job:
         cancelled_before: the same id was cancelled a moment ago, and ComfyUI may not have ended that prompt yet.
         backend: the server that has the prompt, as soon as that is decided.
         watch: the watch of the present try, while the prompt is waited for on a server.
-        losses: how often ComfyUI lost the prompt, over all ways in which it can be lost.
+        begun: the present attempt has begun to run.
+        losses: how many attempts ComfyUI lost after they had begun, over all ways in which they can be lost.
         entry: writes each step into the journal; None while the job only watches.
         full: servers that have as many async jobs as they may, where it is one.
         waiters: how many requests wait for the outcome now.
@@ -71,7 +74,8 @@ class Job:
         self.fingerprint = fingerprint
         self.workflow: Mapping[str, Any] | None = request.prompt if request else None
         self.cancelled_before = cancelled_before
-        self.state = State.QUEUED
+        self.state = State.RUNNING if entry is not None and entry.state is State.RUNNING else State.QUEUED
+        self.begun = entry is not None and entry.begun
         self.backend: Backend | None = None
         self.watch: Watch | None = None
         self.losses = entry.losses if entry else 0
@@ -83,9 +87,9 @@ class Job:
         self._waiting: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._limit: asyncio.Timeout | None = None
-        self._cancelled_with: ComfyUIError | None = None
+        self._cancelled_with: tuple[State, ComfyUIError] | None = None
         self._max_execution_s = 0.0
-        self._has_started = False
+        self._has_started = self.state is State.RUNNING
 
     @property
     def file_names(self) -> Collection[str]:
@@ -99,9 +103,9 @@ class Job:
         return self.fingerprint is not None if entry is None else entry.chosen or entry.was_placed
 
     @property
-    def begun(self) -> bool:
-        """Whether the prompt had begun to run on a server when this process took it up."""
-        return self.entry is not None and self.entry.begun
+    def placed_before(self) -> bool:
+        """Whether this run was placed before, so that what ComfyUI has under its id is this run's."""
+        return self.entry is not None and self.entry.was_placed
 
     @property
     def stays(self) -> bool:
@@ -173,6 +177,9 @@ class Job:
         Returns when that is committed, where the job outlives this process. Raises as `Entry.placed` does.
         """
         self.backend = backend
+        if self.begun and self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(None)  # until it begins again
+        self.begun = False
         if self.entry is not None:
             await self.entry.placed(backend.name, self.request, self.fingerprint)
 
@@ -219,12 +226,7 @@ class Job:
         kind = type(event)
         if kind is ExecutionStart:
             self._latest.clear()
-            if self.state is State.QUEUED:
-                self.state, self._has_started = State.RUNNING, True
-                if self.entry is not None:
-                    self.entry.started()
-                if self._limit is not None:
-                    self._limit.reschedule(asyncio.get_running_loop().time() + self._max_execution_s)
+            self._start()
         elif kind in _HOLDS_ON:
             self._latest.pop(kind, None)
             self._latest[kind] = event
@@ -235,6 +237,20 @@ class Job:
                 # One reader's trouble with an event must not end the watcher that all prompts share.
                 self._listeners.discard(listener)
                 _log.exception("listener.failed", prompt_id=self.prompt_id)
+
+    def _start(self) -> None:
+        """ComfyUI runs it: it began now, or before this process took it up."""
+        if self.ended:
+            return
+        if self.state is State.QUEUED:
+            self.state, self._has_started = State.RUNNING, True
+        if not self.begun:
+            self.begun = True
+            if self.entry is not None:
+                self.entry.started()
+        if self._limit is not None and self.entry is not None and not self._limit.expired():
+            ran_s = max(0.0, time.time() - (self.entry.started_at or math.inf))
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._max_execution_s - ran_s)
 
     def keep_off(self, full: Collection[Backend]) -> None:
         """These servers are `full`."""
@@ -320,21 +336,21 @@ class Job:
         else:
             self._fail(error, State.LOST if isinstance(error, ComfyUIPromptLostError) else State.FAILED)
 
-    def cancel(self, error: ComfyUIError) -> None:
+    def cancel(self, error: ComfyUIError, state: State = State.CANCELED) -> None:
         """End the job because its prompt is taken out of ComfyUI; `error` is what those who wait are told.
 
-        The journal has it as being cancelled until `cancelled`.
+        The journal has it as being cancelled until `cancelled`, and then with `state` as its end.
         """
         if not self.ended:
-            self._cancelled_with = error
+            self._cancelled_with = state, error
             if self.entry is not None:
                 self.entry.canceling()
-            self._fail(error, State.CANCELED, written=False)
+            self._fail(error, state, written=False)
 
     def cancelled(self) -> None:
         """The prompt has been taken out of ComfyUI, as far as that could be done."""
         if self._cancelled_with is not None and self.entry is not None:
-            self.entry.failed(State.CANCELED, self._cancelled_with, self.request, self.fingerprint)
+            self.entry.failed(*self._cancelled_with, self.request, self.fingerprint)
 
     def abandon(self, error: ComfyUIError) -> None:
         """End the job for those who wait. In the journal it goes on."""

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError
+from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalError
 from comfyui.executors.comfyui import PromptRunner
+from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entries
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.queue import JobQueue
@@ -40,6 +41,7 @@ class Recovery:
         runner: PromptRunner,
         runs: Runs,
         queue: JobQueue,
+        cancels: Cancels,
         *,
         reattach_s: float,
     ) -> None:
@@ -49,6 +51,7 @@ class Recovery:
         self._runner = runner
         self._runs = runs
         self._queue = queue
+        self._cancels = cancels
         self._reattach_s = reattach_s
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
@@ -69,9 +72,10 @@ class Recovery:
         if orphans or awaited or resumed:
             self._log.info("jobs.found", resumed=resumed, awaited=len(awaited), canceled=len(orphans))
         for record in orphans:
-            self._cancel(record, "canceled: the gateway was restarted, and nobody knows its id")
-        if orphans:
-            self._tasks.start(self._take_out(orphans), "orphaned jobs")
+            why = "the gateway was restarted, and nobody knows its id"
+            if record.state is State.CANCELING:
+                why = "it was being cancelled when the gateway ended"
+            self._tasks.start(self._take_out(record, why), f"cancel {record.prompt_id}")
         if awaited:
             self._tasks.start(self._await_callers(awaited), "jobs that wait for their callers")
 
@@ -101,44 +105,36 @@ class Recovery:
         while not backend.ready and (left_s := deadline - time.monotonic()) > 0:
             await self._pool.wait_for_change(left_s)
 
-    def _cancel(self, record: JobRecord, detail: str) -> None:
-        error = ComfyUITaskCancelledError(detail, prompt_id=record.prompt_id)
-        self._entries.of(record).failed(State.CANCELED, error)
-
-    async def _take_out(self, records: list[JobRecord]) -> None:
-        for record in records:
-            if record.server is None:
-                continue
-            await self._server_is_up(record)
-            try:
-                backend, found = await self._runner.find(record.prompt_id)
-                if backend is not None and isinstance(found, QueueItem):
-                    await backend.cancel(record.prompt_id)
-            except ComfyUIError as error:
-                self._log.warning("prompt.cancel_failed", prompt_id=record.prompt_id, detail=error.detail)
+    async def _take_out(self, record: JobRecord, why: str) -> None:
+        """Cancel a run that nobody waits for, once the server that has it can be told."""
+        error = ComfyUITaskCancelledError(f"canceled: {why}", prompt_id=record.prompt_id)
+        entry = self._entries.of(record)
+        failure = await self._cancels.take_out(entry, error, "restart", before=lambda: self._server_is_up(record))
+        backend = self._pool.named(record.server or "")
+        if failure is not None and backend is not None:
+            # It is away for longer than we wait, and may still have the prompt when it comes back.
+            backend.moved(record.prompt_id)
 
     async def _await_callers(self, records: list[JobRecord]) -> None:
         await asyncio.sleep(self._reattach_s)
         for record in records:
-            try:
-                await self._end_without_caller(record.prompt_id)
-            except ComfyUIError as error:
-                self._log.warning("prompt.cancel_failed", prompt_id=record.prompt_id, detail=error.detail)
+            await self._end_without_caller(record.prompt_id)
 
     async def _end_without_caller(self, prompt_id: str) -> None:
         """Nobody came for the job: what has ended meanwhile is written down, the rest is canceled."""
-        record = await self._journal.get(prompt_id)
-        if record is None or record.state.is_end or record.kind == "async" or prompt_id in self._runs.live:
-            return
         try:
-            backend, found = await self._runner.find(prompt_id)
+            record = await self._journal.get(prompt_id)
+            if record is None or record.state is State.CANCELING or record.state.is_end or record.kind == "async":
+                return
+            _, found = await self._runner.find(prompt_id)
+        except JournalError as error:
+            self._log.error("journal.not_read", prompt_id=prompt_id, reason=error.detail)
+            return
         except ComfyUIError:
-            backend = found = None
-        if prompt_id in self._runs.live:
+            found = None
+        if record is None or prompt_id in self._runs.live:
             return
-        if backend is not None and found is not None and not isinstance(found, QueueItem):
+        if found is not None and not isinstance(found, QueueItem):
             self._runs.start(prompt_id, fingerprint=record.fingerprint, entry=self._entries.of(record))
-            return
-        self._cancel(record, f"canceled: its caller did not come back within REATTACH_SECONDS ({self._reattach_s:g})")
-        if backend is not None:
-            await backend.cancel(prompt_id)
+        else:
+            await self._take_out(record, f"its caller did not come back within REATTACH_SECONDS ({self._reattach_s:g})")

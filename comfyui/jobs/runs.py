@@ -23,6 +23,7 @@ from comfyui.inputs.content import BroughtFiles
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job
+from comfyui.jobs.journal.records import State
 from comfyui.jobs.stored import large_result_to_bytes
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest
@@ -187,7 +188,7 @@ class Runs:
     def _first_limit_s(self, job: Job) -> float | None:
         if not job.stays or job.entry is None:
             return self._limits.max_timeout_s
-        if not self._limits.max_queued_s:
+        if not self._limits.max_queued_s or job.started:
             return None
         return max(0.0, job.entry.queued_at + self._limits.max_queued_s - time.time())
 
@@ -197,7 +198,8 @@ class Runs:
             over = f"not begun within MAX_QUEUED_SECONDS ({limits.max_queued_s:g})"
             if job.started:
                 over = f"not finished within MAX_EXECUTION_SECONDS ({limits.max_execution_s:g})"
-            job.fail(ComfyUITimeoutError(f"{over}{delayed_by(job.backend)}", prompt_id=job.prompt_id))
+            error = ComfyUITimeoutError(f"{over}{delayed_by(job.backend)}", prompt_id=job.prompt_id)
+            job.cancel(error, State.FAILED)
             self._cancels.begin(job, "timeout")
             return
         detail = f"not finished within MAX_TIMEOUT{delayed_by(job.backend)}"

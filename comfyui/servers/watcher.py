@@ -277,12 +277,17 @@ class CompletionWatcher:
         self.give_up(reason)
 
     def _first_to_run(self) -> Watch | None:
-        """The prompt of ours that runs; where ComfyUI did not say so, the first in its order, or the one being sent."""
+        """The prompt of ours that runs; where ComfyUI did not say so, the first in its order, or the one being sent.
+
+        None also where ComfyUI has prompts of others, any of which may be the one that runs.
+        """
         running = self._watches.get(self._running_id or "")
         if running is not None and running.open:
             return running
         waiting = self._waiting()
         sent = [watch for watch in self._watches.values() if watch.sent and watch.open and not watch.collecting]
+        if self.queue_remaining > len(sent):
+            return None
         return waiting[0] if waiting else sent[0] if len(sent) == 1 else None
 
     def unwatch(self, watch: Watch) -> None:

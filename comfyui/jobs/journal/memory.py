@@ -112,6 +112,7 @@ class MemoryJournal:
             state=State.QUEUED,
             server=write.server,
             attempt=int(write.server is not None),
+            begun=False,
             losses=0,
             number=seq,
             end_number=None,
@@ -141,22 +142,23 @@ class MemoryJournal:
         job = self._current(write.fence.prompt_id, write.fence.run)
         if job is None or job.state not in _LIVE or write.fence.attempt <= job.attempt:
             return False
-        lost = job.state is State.RUNNING and job.server is not None
-        return self._change(job, server=write.server, attempt=write.fence.attempt, losses=job.losses + lost)
+        return self._change_server(job, write.server, write.fence.attempt)
 
     def _put_back(self, write: PutBack) -> bool:
         job = self._fenced(write.fence)
         if job is None or job.state not in _LIVE or job.server is None:
             return False
-        losses = job.losses + (job.state is State.RUNNING)
-        return self._change(job, server=None, attempt=write.fence.attempt + 1, losses=losses)
+        return self._change_server(job, None, write.fence.attempt + 1)
+
+    def _change_server(self, job: JobRecord, server: str | None, attempt: int) -> bool:
+        return self._change(job, server=server, attempt=attempt, begun=False, losses=job.losses + job.begun)
 
     def _start(self, write: Start) -> bool:
         job = self._fenced(write.fence)
         if job is None or job.state not in _LIVE or job.server is None:
             return False
         self._outbox.add(write.fence, write.deliveries)
-        return self._change(job, state=State.RUNNING, started_at=write.at, attempt=write.fence.attempt)
+        return self._change(job, state=State.RUNNING, begun=True, started_at=write.at, attempt=write.fence.attempt)
 
     def _cancel(self, write: Cancel) -> bool:
         job = self._current(write.prompt_id, write.run)
@@ -209,6 +211,7 @@ class MemoryJournal:
             state=State.QUEUED,
             server=None,
             attempt=0,
+            begun=False,
             losses=0,
             number=self._next_number(),
             end_number=None,

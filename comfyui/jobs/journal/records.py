@@ -135,7 +135,8 @@ class JobRecord(Submission):
         body_sha256: of the body, in hex; `Journal.body_of` has the body.
         run: counts from 1.
         server: where the present attempt is; None while the run waits with us.
-        losses: how often a server lost this run after it had begun to execute.
+        begun: the present attempt has begun to execute.
+        losses: how many attempts of this run a server lost after they had begun.
         number, end_number: when this run was queued, and when it ended, on one counter for all jobs.
         queued_at: when this run was queued.
         retryable: the same request may be sent again after this failure.
@@ -148,6 +149,7 @@ class JobRecord(Submission):
     state: State
     server: str | None
     attempt: int
+    begun: bool
     losses: int
     number: int
     end_number: int | None

@@ -27,7 +27,7 @@ INSERT_JOB = (
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
-    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error"
+    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun"
 )
 RUN_COLUMNS = "run, state, server, attempt, number, end_number, queued_at, started_at, ended_at, error"
 DELIVERY_COLUMNS = (
@@ -118,6 +118,7 @@ def job_of(row: tuple[Any, ...]) -> JobRecord:
         ended_at=row[27],
         retryable=bool(row[28]),
         error=jsonio.loads(row[29]) if row[29] is not None else None,
+        begun=bool(row[30]),
     )
 
 

@@ -58,8 +58,14 @@ CREATE INDEX jobs_waiting ON jobs (fetching, number)
     WHERE kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling';
 """
 
+# Whether the present attempt has begun to run.
+_VERSION_3 = """
+ALTER TABLE jobs ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;
+UPDATE jobs SET begun = 1 WHERE state = 'running' AND server IS NOT NULL;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
-MIGRATIONS = (_VERSION_1, _VERSION_2)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def migrate(database: sqlite3.Connection) -> None:

@@ -130,14 +130,14 @@ class Statements:
     def _place(self, write: Place) -> bool:
         prompt_id, run, attempt = write.fence
         return self._changed(
-            "UPDATE jobs SET losses = losses + (state = 'running' AND server IS NOT NULL), server = ?, attempt = ?"
+            "UPDATE jobs SET losses = losses + begun, begun = 0, server = ?, attempt = ?"
             " WHERE prompt_id = ? AND run = ? AND attempt < ? AND state IN ('queued', 'running')",
             (write.server, attempt, prompt_id, run, attempt),
         )
 
     def _put_back(self, write: PutBack) -> bool:
         return self._changed(
-            "UPDATE jobs SET losses = losses + (state = 'running'), server = NULL, attempt = ?"  # noqa: S608
+            "UPDATE jobs SET losses = losses + begun, begun = 0, server = NULL, attempt = ?"  # noqa: S608
             f" WHERE {_OF_THE_RUN} AND server IS NOT NULL",
             (write.fence.attempt + 1, *write.fence),
         )
@@ -145,7 +145,7 @@ class Statements:
     def _start(self, write: Start) -> bool:
         fence = write.fence
         started = self._changed(
-            f"UPDATE jobs SET state = 'running', started_at = ?, attempt = ? WHERE {_OF_THE_RUN}"  # noqa: S608
+            f"UPDATE jobs SET state = 'running', begun = 1, started_at = ?, attempt = ? WHERE {_OF_THE_RUN}"  # noqa: S608
             " AND server IS NOT NULL",
             (write.at, fence.attempt, *fence),
         )
@@ -202,9 +202,9 @@ class Statements:
         )
         self._execute("DELETE FROM runs WHERE seq = ? AND run <= ?", (seq, write.run - RUNS_KEPT))
         return self._changed(
-            "UPDATE jobs SET run = run + 1, kind = ?, state = 'queued', server = NULL, attempt = 0, losses = 0,"
-            " number = ?, end_number = NULL, queued_at = ?, started_at = NULL, ended_at = NULL, retryable = 0,"
-            " error = NULL, result = NULL WHERE seq = ?",
+            "UPDATE jobs SET run = run + 1, kind = ?, state = 'queued', server = NULL, attempt = 0, begun = 0,"
+            " losses = 0, number = ?, end_number = NULL, queued_at = ?, started_at = NULL, ended_at = NULL,"
+            " retryable = 0, error = NULL, result = NULL WHERE seq = ?",
             (write.kind, self._next_number(), write.at, seq),
         ) and self._brings(seq, write)
 

@@ -29,7 +29,7 @@ class Add:
 class Place:
     """An attempt begins on `server`, with a fence that is newer than the job's. Place: queued or running.
 
-    A job that was running stays so, and has one loss more.
+    A job that was running stays so. An attempt that had begun is one loss more.
     """
 
     fence: Fence
@@ -40,7 +40,7 @@ class Place:
 class PutBack:
     """The attempt is over and the run is not. The job waits with us again, with the next fence. Place: as for `Place`.
 
-    A job that was running stays so, and has one loss more.
+    A job that was running stays so. An attempt that had begun is one loss more.
     """
 
     fence: Fence

@@ -205,7 +205,10 @@ async def test_only_a_run_that_had_begun_has_losses(journal: Journal) -> None:
     await journal.write(Start(fence, 1.0))
     await journal.write(Place(fence.next(), "gpu-3"))
     assert ((await got(journal, 1)).losses, (await got(journal, 1)).state) == (1, State.RUNNING)
-    await journal.write(PutBack(fence.next()))
+    await journal.write(Place(fence.next().next(), "gpu-4"))
+    assert (await got(journal, 1)).losses == 1, "the attempt before had not begun"
+    await journal.write(Start(fence.next().next(), 2.0))
+    await journal.write(PutBack(fence.next().next()))
     put_back = await got(journal, 1)
     assert (put_back.losses, put_back.state, put_back.server) == (2, State.RUNNING, None)
     await journal.write(Place(put_back.fence.next(), "gpu-1"))

@@ -1,0 +1,1 @@
+"""The kill matrix: gateway, ComfyUI or both are killed at each point of a job's life."""

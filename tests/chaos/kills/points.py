@@ -1,0 +1,67 @@
+"""`Points`: each moment of a job's life at which a process can be killed, counted and told apart.
+
+The processes say where they are and go on only when they are told so: the gateway at each write to its journal, and
+the relay between gateway and ComfyUI at each request. One run records the points; each later run strikes at one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+When = Literal["before", "after"]
+"""After a write: it is committed. After a request: ComfyUI has answered, and the gateway has not got the answer yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """`what`: a write's name, or method and route; `number`: it is the first, second, … of its name."""
+
+    what: str
+    number: int
+    when: When
+
+    def __str__(self) -> str:
+        ordinal = f" ({self.number})" if self.number > 1 else ""
+        return f"{self.when} {self.what}{ordinal}"
+
+
+class Points:
+    """Counts from `begin` on. `strike` is called once, at the point `at`; the process stands still meanwhile."""
+
+    def __init__(self, at: Point | None, strike: Callable[[], Awaitable[None]]) -> None:
+        self.passed: list[tuple[str, int]] = []
+        self.struck = False
+        self.at = at
+        self._strike = strike
+        self._counted = Counter[str]()
+        self._counting = False
+
+    def begin(self) -> None:
+        self._counting = True
+
+    @property
+    def counted(self) -> Mapping[str, int]:
+        """How often each was reached."""
+        return self._counted
+
+    async def before(self, what: str) -> int:
+        """The number of this one; 0 before `begin`. Returns when the process may go on, or does not live any more."""
+        if not self._counting:
+            return 0
+        self._counted[what] += 1
+        number = self._counted[what]
+        self.passed.append((what, number))
+        await self._reached(Point(what, number, "before"))
+        return number
+
+    async def after(self, what: str, number: int) -> None:
+        """As `before`, for the end of what began there."""
+        await self._reached(Point(what, number, "after"))
+
+    async def _reached(self, point: Point) -> None:
+        if point == self.at and not self.struck:
+            self.struck = True
+            await self._strike()
