@@ -18,6 +18,7 @@ from comfyui.web.api.rendering import JobRenderer
 from tests.support.jobs import ASYNC, fetch, listed, status_is, submit
 from tests.support.keys import KEY
 from tests.support.object_store import OUTPUTS_BUCKET
+from tests.support.receivers import SECRET, Receiver
 from tests.support.running import (
     Change,
     RunningGateway,
@@ -95,6 +96,21 @@ async def test_what_nobody_asks_for_is_in_the_bucket_and_links_to_it_are_made_an
         assert image["view_url"] == said["view_url"].partition("&ticket=")[0]
         async with again.http.get(f"/prompt_sync/{prompt_id}?store=none") as response:
             assert (await response.json())["images"][0]["url"] == image["view_url"]
+
+
+async def test_a_webhook_names_the_stored_file(engine: Engine, receiving: Receiver, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "public_url": "https://example.org",
+        "webhook_secret": SECRET,
+        "webhook_url_allow": "127.0.0.1",
+    }
+    async with running_gateway(engine.url, changed=storing_in(WatchedStore(tmp_path)), **settings) as gateway:
+        await submit(gateway.http, invert_workflow(), output=_S3, webhook={"url": receiving.url()})
+        (came,) = await receiving.got(1)
+    (image,) = orjson.loads(came.body)["data"]["images"]
+    assert image["url"].startswith("http://files.test/")
+    assert image["view_url"].startswith("https://example.org/view?")
+    assert (tmp_path / image["key"]).read_bytes()[:4] == b"\x89PNG"
 
 
 async def test_storing_by_default_holds_for_async_jobs_and_can_be_declined(engine: Engine, tmp_path: Path) -> None:

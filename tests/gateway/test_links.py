@@ -19,6 +19,7 @@ from config import Settings
 from tests.support.jobs import ASYNC
 from tests.support.jobs import fetch as fetch_job
 from tests.support.keys import KEY, OTHER_KEY
+from tests.support.receivers import SECRET, Receiver
 from tests.support.relaying import fetch, raw_request
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
 from tests.support.sse import events_of
@@ -145,6 +146,39 @@ async def test_a_signed_link_opens_below_a_path(kind: str, engine: Engine, tmp_p
                 assert (response.status, (await response.read())[:4]) == (200, b"\x89PNG")
             async with http.get(f"{here}&x=1") as response:
                 assert response.status == 401
+
+
+async def test_who_gets_a_webhook_opens_its_files_without_a_key(
+    engine: Engine, receiving: Receiver, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {
+        "api_keys": KEY,
+        "public_url": f"https://example.org{PREFIX}/",
+        "webhook_secret": SECRET,
+        "webhook_url_allow": "127.0.0.1",
+        "log_level": "DEBUG",
+        "state_dir": tmp_path,
+    }
+    async with running_gateway(engine.url, **settings) as gateway:
+        body = {"prompt": invert_workflow(prefix="a b/c"), "webhook": {"url": receiving.url()}}
+        async with gateway.http.post("/prompt_sync", json=body, headers={**ASYNC, **_BEARER}) as response:
+            assert response.status == 202
+        (came,) = await receiving.got(1)
+        (image,) = orjson.loads(came.body)["data"]["images"]
+    link = image["url"]
+    assert link.startswith(f"https://example.org{PREFIX}/view?")
+    async with (
+        running_gateway(engine.url, **settings) as again,
+        behind("stripping", again.url, tmp_path) as address,
+        aiohttp.ClientSession() as http,
+    ):
+        here = link.replace(f"https://example.org{PREFIX}", address)
+        async with http.get(here) as response:
+            assert (response.status, (await response.read())[:4]) == (200, b"\x89PNG")
+        async with http.get(here.partition("&ticket=")[0]) as response:
+            assert response.status == 401
+    out = capsys.readouterr()
+    assert link.rpartition(".")[2] not in out.out + out.err
 
 
 async def test_every_answer_has_absolute_links_where_the_public_address_is_set(public_gateway: RunningGateway) -> None:
