@@ -66,13 +66,6 @@ async def test_prefer_may_stand_in_the_query_and_may_wait_first(gateway: Running
         assert response.status == 200
 
 
-async def test_a_preference_that_is_not_ours_changes_nothing(gateway: RunningGateway) -> None:
-    headers = {"Prefer": 'return=representation, wait=3; foo="bar"'}
-    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow()}, headers=headers) as response:
-        assert response.status == 200
-        assert "Preference-Applied" not in response.headers
-
-
 async def test_jobs_run_in_the_order_of_their_submission_and_few_are_handed_on(engine: Engine) -> None:
     options = handler_options(queue=QueueOptions(ahead=2))
     async with running_gateway(engine.url, changed=options) as gateway:
@@ -197,53 +190,6 @@ async def test_the_list_is_narrowed_by_state_and_labels_and_comes_in_pages(gatew
     assert [job["prompt_id"] for job in odd["jobs"]] == [ids[3], ids[1]]
     assert (odd["jobs"][0]["labels"], odd["jobs"][0]["priority"]) == ({"order": "1", "shop": "a"}, 3)
     assert (await listed(gateway.http, "?status=queued"))["jobs"] == []
-
-
-@pytest.mark.parametrize(
-    ("query", "named"),
-    [
-        ("?status=done", "status: there is no state 'done'"),
-        ("?limit=0", "limit"),
-        ("?limit=1000", "limit"),
-        ("?cursor=abc", "cursor"),
-        ("?label.a/b=1", "label.a/b"),
-        ("?labels=1", "labels: there is no such query parameter"),
-        ("?label.a=1&label.a=2", "label.a: this parameter may be given once only"),
-    ],
-)
-async def test_a_list_refuses_by_name(gateway: RunningGateway, query: str, named: str) -> None:
-    async with gateway.http.get(f"/prompt_sync{query}") as response:
-        body = await response.json()
-        assert response.status in {400, 422}
-        assert named in body["detail"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "headers", "named"),
-    [
-        ({"labels": {"a b": "1"}}, ASYNC, "labels"),
-        ({"labels": {"a": 1}}, ASYNC, "labels.a"),
-        ({"labels": {f"k{index}": "" for index in range(17)}}, {}, "labels"),
-        ({"priority": 1_000_001}, ASYNC, "priority"),
-        ({"priority": "high"}, {}, "priority"),
-        ({}, {"Prefer": "respond-async, wait=soon"}, "wait"),
-        ({}, {"Prefer": "respond-async, wait=1e9"}, "MAX_TIMEOUT"),
-        (
-            {"webhook": {"url": "https://example.org"}},
-            ASYNC,
-            "webhook: this gateway sends none, since WEBHOOK_SECRET and PUBLIC_URL are not set",
-        ),
-    ],
-)
-async def test_a_submission_is_refused_by_name(
-    gateway: RunningGateway, engine: Engine, fields: dict[str, object], headers: dict[str, str], named: str
-) -> None:
-    body = {"prompt": invert_workflow(), **fields}
-    async with gateway.http.post("/prompt_sync", json=body, headers=headers) as response:
-        answer = await response.json()
-        assert response.status in {400, 422}
-        assert named in answer["detail"]
-    assert (await listed(gateway.http))["jobs"] == []
 
 
 async def test_secrets_of_a_request_are_in_no_file(tmp_path: Path, engine: Engine) -> None:

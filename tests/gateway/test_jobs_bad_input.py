@@ -162,6 +162,7 @@ async def test_the_query_of_a_submission_is_refused_by_name(
         ({"priority": "high"}, "priority: Input should be a valid integer, unable to parse string as an integer"),
         ({"priority": []}, "priority: Input should be a valid integer"),
         ({"priorty": 1}, "priorty: there is no such field"),
+        ({"webhook": {"url": "https://a.example"}}, "webhook: this gateway sends none, since WEBHOOK_SECRET and"),
         ({"prompt_id": "7"}, "prompt_id: Input should be a valid UUID"),
         ({"prompt_id": 7}, "prompt_id: UUID input should be a string, bytes or UUID object"),
     ],
