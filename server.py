@@ -139,7 +139,7 @@ def create_app(
 
 def _journal(settings: Settings, metrics: Metrics) -> Journal:
     if settings.state_dir is None:
-        return MemoryJournal()
+        return MemoryJournal(keep=settings.jobs_keep)
     return SqliteJournal(
         settings.state_dir, lock_wait_s=settings.shutdown_grace_seconds, observer=JournalMeasures(metrics)
     )

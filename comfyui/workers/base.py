@@ -29,7 +29,9 @@ from comfyui.executors.comfyui import RunnerOptions
 from comfyui.executors.quarantine import Quarantine
 from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.inputs.staging import InputStager
+from comfyui.jobs.entry import Entries
 from comfyui.jobs.job import Listener
+from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.runs import RunLimits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
@@ -136,7 +138,12 @@ class ComfyUIWorker:
             ),
         )
         self._handler = ComfyUIHandler(
-            self.pool, self._stager, handler_options, metrics=self.metrics, quarantine=self.quarantine
+            self.pool,
+            self._stager,
+            handler_options,
+            metrics=self.metrics,
+            quarantine=self.quarantine,
+            entries=Entries(MemoryJournal(max_bytes=options.max_journal_bytes)),
         )
         self.connected = False
         self.folders = ComfyUIFolders(options.cleanup, self.forget_inputs)

@@ -27,6 +27,7 @@ class WorkerOptions:
         lost_prompt_retries: how often one job is rendered again because ComfyUI crashed or forgot it, in all.
         delivery_retries: how often a file that cannot be read or stored is tried again, with back-off.
         cancel_abandoned: a job whose `run` is cancelled or timed out is taken out of ComfyUI; else only a timeout does.
+        max_journal_bytes: about as much memory may take what is known of jobs that have ended. It is no setting.
         on_line: gets the child's output, line by line.
         cleanup: which of ComfyUI's folders are cleaned after jobs, and when.
     """
@@ -55,5 +56,6 @@ class WorkerOptions:
     cancel_abandoned: bool = True
     delivery_retries: int = 4
     delivery_backoff: Backoff = DELIVERY_BACKOFF
+    max_journal_bytes: int = 16_000_000
     on_line: Callable[[str], None] | None = None
     cleanup: CleanupOptions = field(default_factory=CleanupOptions)

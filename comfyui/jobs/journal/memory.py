@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left, bisect_right, insort
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Self
 
+import structlog
+
 from comfyui import jsonio
+from comfyui.exceptions import ComfyUIOverloadedError
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
+from comfyui.jobs.journal.memory_bodies import MemoryBodies
 from comfyui.jobs.journal.memory_outbox import MemoryOutbox
 from comfyui.jobs.journal.protocol import RUNS_KEPT, YOUNG_S
 from comfyui.jobs.journal.records import (
@@ -46,20 +48,41 @@ _RUN = tuple(field.name for field in fields(RunRecord))
 _LIVE = frozenset({State.QUEUED, State.RUNNING})
 
 
+# What a job weighs beside its body and result, and a webhook or an earlier run of it; measured.
+_RECORD_BYTES = 1500
+_PART_BYTES = 600
+# So many jobs with webhooks that wait are passed over for one that can go.
+_PASSED_OVER = 100
+
+_log = structlog.get_logger(__name__)
+
+
 class MemoryJournal:
-    """`Journal` in dictionaries. Bodies and results are compressed, bodies once for each content."""
+    """`Journal` in dictionaries. Bodies and results are compressed, bodies once for each content.
+
+    Args:
+        keep: how many jobs that have ended are kept at most, however young.
+        max_bytes: about as much memory it takes: the oldest jobs that have ended make room. Async jobs that wait may
+            have half of it; beyond that they are refused with `ComfyUIOverloadedError`.
+    """
 
     problem: str | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep: int = 100_000, max_bytes: int = 64_000_000) -> None:
+        self._keep = keep
+        self._max_bytes = max_bytes
+        # Of jobs that have ended, without their bodies.
+        self._bytes = 0
         self._counter = 0
         # By `seq`, which only grows: newest last.
         self._jobs: dict[int, JobRecord] = {}
         self._seqs: dict[str, int] = {}
-        # Those that have not ended.
-        self._unfinished: dict[int, None] = {}
-        self._bodies: dict[str, bytes] = {}
-        self._body_uses: defaultdict[str, int] = defaultdict(int)
+        # Those that have not ended, with the bytes of their bodies, and those that have, oldest first, with what they
+        # weigh without them.
+        self._unfinished: dict[int, int] = {}
+        self._unfinished_bytes = 0
+        self._ended: dict[int, int] = {}
+        self._bodies = MemoryBodies()
         self._results: dict[int, bytes] = {}
         self._runs: dict[int, list[RunRecord]] = {}
         self._counts = dict.fromkeys(State, 0)
@@ -81,6 +104,11 @@ class MemoryJournal:
             SendAgain: self._send_again,
         }
 
+    @property
+    def size(self) -> int:
+        """About how many bytes bodies, results and all jobs that have ended take."""
+        return self._bodies.size + self._bytes
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -99,8 +127,13 @@ class MemoryJournal:
         job = write.job
         if job.prompt_id in self._seqs:
             return False
+        if job.kind == "async" and self._unfinished_bytes + len(job.body) > self._max_bytes // 2:
+            raise ComfyUIOverloadedError(
+                f"the jobs that wait fill {self._max_bytes // 2_000_000} MB of memory; try again later, or keep them on"
+                " disk by STATE_DIR"
+            )
         seq = self._next_number()
-        digest = self._use_body(job.body)
+        digest = self._bodies.use(job.body)
         self._seqs[job.prompt_id] = seq
         given = {name: getattr(job, name) for name in _SUBMISSION}
         given |= {"labels": dict(job.labels), "inputs": dict(job.inputs)}
@@ -123,20 +156,8 @@ class MemoryJournal:
             error=None,
         )
         self._put(added, None)
-        self._unfinished[seq] = None
+        self._has_begun(added)
         return True
-
-    def _use_body(self, body: bytes) -> str:
-        digest = hashlib.sha256(body).hexdigest()
-        if digest not in self._bodies:
-            self._bodies[digest] = packed(body)
-        self._body_uses[digest] += 1
-        return digest
-
-    def _drop_body(self, digest: str) -> None:
-        self._body_uses[digest] -= 1
-        if not self._body_uses[digest]:
-            del self._body_uses[digest], self._bodies[digest]
 
     def _place(self, write: Place) -> bool:
         job = self._current(write.fence.prompt_id, write.fence.run)
@@ -171,8 +192,7 @@ class MemoryJournal:
         if write.result is not None:
             self._results[job.seq] = packed(write.result)
         self._outbox.add(write.fence, write.deliveries)
-        self._unfinished.pop(job.seq)
-        return self._change(
+        self._change(
             job,
             state=write.state,
             ended_at=write.at,
@@ -182,6 +202,8 @@ class MemoryJournal:
             error=None if write.error is None else jsonio.loads(jsonio.dumps(write.error)),
             attempt=write.fence.attempt,
         )
+        self._has_ended(job, len(self._results.get(job.seq, b"")) + (len(str(write.error)) if write.error else 0))
+        return True
 
     def _tell(self, write: Tell) -> bool:
         job = self._find(write.prompt_id)
@@ -197,12 +219,12 @@ class MemoryJournal:
         ended.append(RunRecord(**{name: getattr(job, name) for name in _RUN}))
         del ended[:-RUNS_KEPT]
         self._results.pop(job.seq, None)
-        self._unfinished[job.seq] = None
+        self._bytes -= self._ended.pop(job.seq)
         body = job.body_sha256
         if write.body is not None:
-            body = self._use_body(write.body)
-            self._drop_body(job.body_sha256)
-        return self._change(
+            body = self._bodies.use(write.body)
+            self._bodies.drop(job.body_sha256)
+        self._change(
             job,
             run=job.run + 1,
             kind=write.kind,
@@ -221,6 +243,8 @@ class MemoryJournal:
             retryable=False,
             error=None,
         )
+        self._has_begun(self._jobs[job.seq])
+        return True
 
     def _fetched(self, write: Fetched) -> bool:
         job = self._current(write.prompt_id, write.run)
@@ -241,13 +265,38 @@ class MemoryJournal:
             self._remove(job)
         return len(gone)
 
+    def _has_begun(self, job: JobRecord) -> None:
+        self._unfinished[job.seq] = self._bodies.size_of(job.body_sha256)
+        self._unfinished_bytes += self._unfinished[job.seq]
+
+    def _has_ended(self, job: JobRecord, more: int) -> None:
+        self._unfinished_bytes -= self._unfinished.pop(job.seq)
+        parts = len(self._runs.get(job.seq, ())) + len(self._outbox.of(job.prompt_id))
+        self._ended[job.seq] = _RECORD_BYTES + parts * _PART_BYTES + more
+        self._bytes += self._ended[job.seq]
+        while len(self._ended) > 1 and (
+            len(self._ended) > self._keep or self._bodies.size + self._bytes > self._max_bytes
+        ):
+            self._remove_oldest()
+
+    def _remove_oldest(self) -> None:
+        oldest = self._jobs[next(iter(self._ended))]
+        for seq in tuple(islice(self._ended, min(_PASSED_OVER, len(self._ended) - 1))):
+            if not self._outbox.waits_for(self._jobs[seq].prompt_id):
+                self._remove(self._jobs[seq])
+                return
+            self._ended[seq] = self._ended.pop(seq)
+        _log.warning("journal.memory_full", prompt_id=oldest.prompt_id, detail="its webhook is not sent any more")
+        self._remove(oldest)
+
     def _remove(self, job: JobRecord) -> None:
+        self._bytes -= self._ended.pop(job.seq)
         del self._jobs[job.seq], self._seqs[job.prompt_id]
         self._counts[job.state] -= 1
         self._results.pop(job.seq, None)
         self._runs.pop(job.seq, None)
         self._outbox.remove(job.prompt_id)
-        self._drop_body(job.body_sha256)
+        self._bodies.drop(job.body_sha256)
 
     # Jobs
 
@@ -256,7 +305,7 @@ class MemoryJournal:
 
     async def body_of(self, prompt_id: str) -> bytes | None:
         job = self._find(prompt_id)
-        return None if job is None else unpacked(self._bodies[job.body_sha256])
+        return None if job is None else self._bodies.of(job.body_sha256)
 
     async def result_of(self, prompt_id: str) -> bytes | None:
         return unpacked(self._results.get(self._seqs.get(prompt_id, 0)))
@@ -267,9 +316,7 @@ class MemoryJournal:
     async def page(self, narrowed: JobFilter, limit: int, cursor: str | None = None) -> Page:
         before = seq_of(cursor, narrowed)
         fitting = (
-            job
-            for job in reversed(self._jobs.values())
-            if (before is None or job.seq < before) and _fits(job, narrowed)
+            job for job in reversed(self._jobs.values()) if (before is None or job.seq < before) and narrowed.fits(job)
         )
         found = tuple(islice(fitting, limit + 1))
         more = len(found) > limit
@@ -346,12 +393,3 @@ class MemoryJournal:
 
 def _by_end(ended: tuple[float, int, JobRecord]) -> tuple[float, int]:
     return ended[:2]
-
-
-def _fits(job: JobRecord, narrowed: JobFilter) -> bool:
-    return (
-        (narrowed.owner is None or job.owner == narrowed.owner)
-        and (narrowed.workflow_name is None or job.workflow_name == narrowed.workflow_name)
-        and (not narrowed.states or job.state in narrowed.states)
-        and all(job.labels.get(key) == value for key, value in narrowed.labels.items())
-    )

@@ -93,6 +93,7 @@ class MemoryOutbox:
     def remove(self, prompt_id: str) -> None:
         for name in self._ids.pop(prompt_id, ()):
             del self._all[name], self._places[name]
+            self._waiting.pop(name, None)
 
     def _first_of_each(self) -> list[Delivery]:
         """The first that waits of each job and audience."""

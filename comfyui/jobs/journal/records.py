@@ -255,6 +255,14 @@ class JobFilter:
         labels = {jsonio.without_surrogates(key): jsonio.without_surrogates(self.labels[key]) for key in self.labels}
         object.__setattr__(self, "labels", labels)
 
+    def fits(self, job: JobRecord) -> bool:
+        return (
+            (self.owner is None or job.owner == self.owner)
+            and (self.workflow_name is None or job.workflow_name == self.workflow_name)
+            and (not self.states or job.state in self.states)
+            and all(job.labels.get(key) == value for key, value in self.labels.items())
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Page:

@@ -1,0 +1,43 @@
+"""The bodies of the journal that is only memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+from comfyui.jobs.journal.rows import packed, unpacked
+
+
+class MemoryBodies:
+    """Compressed, and once for each content, whose key is its SHA-256 in hex.
+
+    Attributes:
+        size: bytes that all of them take.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._all: dict[str, bytes] = {}
+        self._uses: Counter[str] = Counter()
+
+    def use(self, body: bytes) -> str:
+        """One more job has this body; its key."""
+        digest = hashlib.sha256(body).hexdigest()
+        if digest not in self._all:
+            self._all[digest] = packed(body)
+            self.size += len(self._all[digest])
+        self._uses[digest] += 1
+        return digest
+
+    def drop(self, digest: str) -> None:
+        """One job less has it."""
+        self._uses[digest] -= 1
+        if not self._uses[digest]:
+            self.size -= len(self._all.pop(digest))
+            del self._uses[digest]
+
+    def size_of(self, digest: str) -> int:
+        return len(self._all[digest])
+
+    def of(self, digest: str) -> bytes:
+        return unpacked(self._all[digest]) or b""
