@@ -14,7 +14,7 @@ import pytest
 
 from comfyui.engine import Engine
 from tests.support.job_api import free_port
-from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
+from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit, without_reading
 from tests.support.processes import GatewayProcess, engine_process, gateway_process
 from tests.support.running import executions, invert_workflow, queue_of, sleep_workflow, until
 
@@ -22,12 +22,6 @@ from tests.support.running import executions, invert_workflow, queue_of, sleep_w
 def state_of(folder: Path) -> dict[str, str]:
     """Settings of a gateway whose jobs outlive it."""
     return {"STATE_DIR": str(folder), "SHUTDOWN_GRACE_SECONDS": "5"}
-
-
-def without_reading(result: dict[str, Any]) -> dict[str, Any]:
-    """A result without the time that its files took to be read for this answer."""
-    timings = {stage: seconds for stage, seconds in result["timings"].items() if stage != "collecting"}
-    return {**result, "timings": timings, "execution_time": None}
 
 
 async def kill(gateway: GatewayProcess) -> None:

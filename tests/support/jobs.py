@@ -44,3 +44,9 @@ async def listed(http: aiohttp.ClientSession, query: str = "") -> Any:
     async with http.get(f"/prompt_sync{query}") as response:
         assert response.status == 200, await response.text()
         return await response.json()
+
+
+def without_reading(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without the time that its files took to be read for this answer."""
+    timings = {stage: seconds for stage, seconds in result["timings"].items() if stage != "collecting"}
+    return {**result, "timings": timings, "execution_time": None}
