@@ -300,7 +300,7 @@ class ComfyUIDiskError(ComfyUIError):
 
 
 class JournalError(ComfyUIDiskError):
-    """The journal cannot be read or written: a full disk, say. What was to be written is not in it."""
+    """The journal, or what lies beside it, cannot be read or written: a full disk, say. It is as it was before."""
 
 
 class ComfyUIServerError(ComfyUIError):

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Self
 from weakref import WeakValueDictionary
 
-from comfyui.exceptions import ComfyUIOverloadedError
+from comfyui.exceptions import ComfyUIDiskError, ComfyUIOverloadedError, JournalError
 from comfyui.inputs.content import CHUNK, TEMPORARY, Content, disk_errors
 from comfyui.limits import over
 from comfyui.offload import finished_in_thread
@@ -71,9 +71,18 @@ class InputStore:
         self._stale = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        """Looks at names and sizes only, however large the files are. Raises `ComfyUIDiskError`."""
+        """Looks at names and sizes only, however large the files are.
+
+        Raises:
+            JournalError: the folder cannot be used.
+        """
         if not self._is_temporary:
-            await self._open()
+            try:
+                await self._open()
+            except ComfyUIDiskError as error:
+                failure = JournalError(f"{error.detail}. It has to be a folder, not a link, that the gateway may use")
+                failure.path = self._path
+                raise failure from error
         return self
 
     async def __aexit__(self, *_exc: object) -> None:

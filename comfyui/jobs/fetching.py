@@ -7,7 +7,7 @@ the input store; the journal says so, and a gateway that is killed leaves the re
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from functools import partial
 from typing import Protocol
 
@@ -30,6 +30,7 @@ _AT_ONCE = 16
 # While the disk has no room.
 _BACKOFF = Backoff(start_s=1.0, max_s=10.0)
 _TRIES_WITHOUT_ROOM = 6
+_TRIES_FOR_DEFINITIONS = 5
 _LOOK_S = 5.0
 _PAUSE_S = 1.0
 _WITHOUT_ROOM = (ComfyUIDiskError, ComfyUIOverloadedError)
@@ -59,6 +60,8 @@ class InputFetching:
         self._turns = turns
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._without_definitions: list[str] = []
+        # How often a server was up, and said nothing of its nodes.
+        self._unanswered: Counter[str] = Counter()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks = SideTasks()
 
@@ -88,6 +91,7 @@ class InputFetching:
     def left(self, prompt_id: str) -> None:
         """The job has ended."""
         self._waiting.pop(prompt_id, None)
+        del self._unanswered[prompt_id]
         if (task := self._running.get(prompt_id)) is not None:
             task.cancel()
 
@@ -128,13 +132,17 @@ class InputFetching:
         if request is None:
             self._turns.inputs_failed(record, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
             return
-        async with self._inputs.fetched(record, request) as inputs:
+        prompt_id = record.prompt_id
+        last = self._unanswered[prompt_id] >= _TRIES_FOR_DEFINITIONS
+        async with self._inputs.fetched(record, request, last=last) as inputs:
             if inputs is None:
-                self._without_definitions.append(record.prompt_id)
+                self._unanswered[prompt_id] += bool(self._pool.ready)
+                self._without_definitions.append(prompt_id)
                 if len(self._without_definitions) == 1:
                     self._tasks.start(self._await_definitions(), "definitions for inputs")
                 return
-            await self._journal.write(Fetched(record.prompt_id, record.run, inputs))
+            await self._journal.write(Fetched(prompt_id, record.run, inputs))
+        del self._unanswered[prompt_id]
         self._turns.inputs_came()
 
     async def _await_definitions(self) -> None:

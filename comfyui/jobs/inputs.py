@@ -166,10 +166,13 @@ class JobInputs:
     # After the submission
 
     @asynccontextmanager
-    async def fetched(self, record: JobRecord, request: PromptRequest) -> AsyncIterator[Mapping[str, str] | None]:
+    async def fetched(
+        self, record: JobRecord, request: PromptRequest, *, last: bool
+    ) -> AsyncIterator[Mapping[str, str] | None]:
         """Fetches what the job still lacks. Gives its `inputs`; they stay in the store until the block ends.
 
-        None: no server says which texts of the workflow are inputs.
+        None: no server says which texts of the workflow are inputs. Where it is asked for the `last` time, they are
+        left to the turn of the job, as in a sync call.
 
         Raises:
             ComfyUIInputError: one cannot be fetched, as far as that can be told now.
@@ -179,11 +182,11 @@ class JobInputs:
         widgets: Sequence[tuple[str, str]] | None = ()
         if any(not where.startswith("images[") for where in lacking):
             widgets = await self._widgets(request)
-        if widgets is None:
+        if widgets is None and not last:
             yield None
             return
         kept = StoredFiles(self._store, record.inputs)
-        items = await offloaded(request.size, plan, request, widgets, kept.paths, self._limits, kept.kept)
+        items = await offloaded(request.size, plan, request, widgets or (), kept.paths, self._limits, kept.kept)
         wanted = [item for item in items if lacking.intersection(item.fields) and isinstance(item.source, str)]
         with self._store.holding() as holding:
             tasks = [asyncio.create_task(self._fetch(item, holding), name=f"fetch {item.where}") for item in wanted]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import signal
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from comfyui.engine import Engine
 from tests.support.job_inputs import (
+    Color,
     b64,
     blocked,
     by_image,
@@ -72,3 +76,39 @@ async def test_a_job_that_was_not_placed_has_its_input_after_a_kill(tmp_path: Pa
         await store_is(tmp_path, set())
         assert b64(_DATA) not in str(gateway.lines)
     assert executions(engine)[prompt_id] == 1
+
+
+async def test_each_job_that_was_taken_before_a_kill_runs_once_with_its_own_input(
+    tmp_path: Path, engine: Engine
+) -> None:
+    """Killed at whatever step of a submission: what got its 202 runs, and of the rest nothing stays."""
+    colors: dict[str, Color] = {}
+
+    async def submit_until_killed(gateway: GatewayProcess, first: int) -> None:
+        with contextlib.suppress(aiohttp.ClientError):
+            for number in range(first, 1000, 4):
+                color = (first, number % 256, number // 256)
+                data = picture(color)
+                form = number % 3 == 0
+                body = form_of(loading(), {"photo.png": data}) if form else by_image(b64(data))
+                colors[await taken(gateway.http, body)] = color
+
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        await blocked(gateway.http, 2)
+        submitting = [asyncio.create_task(submit_until_killed(gateway, first)) for first in range(4)]
+        await until(lambda: count_of(colors), lambda count: count >= 30)
+        await kill(gateway)
+        await asyncio.gather(*submitting)
+    # Files that were renamed for a submission that was not acknowledged, and what else a kill may leave.
+    (tmp_path / "inputs" / "new-half").write_bytes(b"half")
+    (tmp_path / "inputs" / hashlib.sha256(b"orphan").hexdigest()).write_bytes(b"orphan")
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        for prompt_id, color in colors.items():
+            assert await inverted(gateway.http, prompt_id) == color
+        await store_is(tmp_path, set())
+    ran = executions(engine)
+    assert {ran[prompt_id] for prompt_id in colors} == {1}
+
+
+async def count_of(found: Collection[Any]) -> int:
+    return len(found)

@@ -101,6 +101,15 @@ async def test_a_url_in_the_workflow_waits_for_a_server_that_says_whether_it_is_
         assert len(server.requests) == 1
 
 
+async def test_a_url_in_the_workflow_is_left_to_its_turn_where_no_server_says_what_it_is(engine: Engine) -> None:
+    async with serve(give) as server, running_gateway(engine.url, **_ALLOW) as gateway:
+        engine.faults.merge({"status": {"route": "/object_info*", "status": 500}})
+        prompt_id = await taken(gateway.http, {"prompt": loading(server.url())})
+        status, body = await fetch(gateway.http, prompt_id)
+        assert (status, body["type"]) == (502, "server_error")
+        assert server.requests == []
+
+
 async def test_a_job_whose_inputs_come_late_lets_others_pass_and_keeps_its_place(engine: Engine) -> None:
     come = asyncio.Event()
 

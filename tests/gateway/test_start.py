@@ -154,3 +154,21 @@ async def test_a_journal_that_cannot_be_used_ends_the_start_with_the_reason(
     assert not [line for line in lines if "Uvicorn running" in line["event"]]
     assert (tmp_path / FILE_NAME).read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+@pytest.mark.parametrize("made", ["file", "link"])
+async def test_inputs_that_cannot_be_used_end_the_start_with_the_reason(tmp_path: Path, made: str) -> None:
+    inputs, elsewhere = tmp_path / "state" / "inputs", tmp_path / "elsewhere"
+    inputs.parent.mkdir()
+    elsewhere.mkdir()
+    if made == "file":
+        inputs.write_text("")
+    else:
+        inputs.symlink_to(elsewhere)
+    status, lines = await started("127.0.0.1:9", tmp_path / "state")
+    assert status == UNUSABLE
+    (line,) = [line for line in lines if line["level"] == "critical"]
+    assert (line["event"], line["file"]) == ("gateway.cannot_start", str(inputs))
+    assert "the folder of the jobs' inputs (STATE_DIR)" in line["detail"]
+    assert_no_traceback(lines)
+    assert list(elsewhere.iterdir()) == []
