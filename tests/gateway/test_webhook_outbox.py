@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -16,6 +19,7 @@ from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.records import DeliveryState, Fence, State, WebhookOrder
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.writes import Add, Again, Finish, SendAgain, Start, Write
+from comfyui.jobs.webhooks.names import OwnThreadsResolver
 from comfyui.jobs.webhooks.plan import DELAYS_S, LONGEST_WAIT_S
 from comfyui.jobs.webhooks.sending import SenderOptions
 from tests.support.clock import Clock
@@ -302,6 +306,39 @@ async def test_the_operators_url_may_be_inside(receiving: Receiver) -> None:
     assert came.id.endswith("_operator")
 
 
+async def test_names_that_nobody_answers_take_no_threads_of_others() -> None:
+    silent = threading.Event()
+
+    def look_up(host: str, port: int, **_options: object) -> list[Any]:
+        if host == "silent.example":
+            silent.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    resolver = OwnThreadsResolver(40, lookup=look_up)
+    waiting = [asyncio.create_task(resolver.resolve("silent.example", 80)) for _ in range(39)]
+    try:
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0)
+            (found,) = await resolver.resolve("other.example", 8080)
+            assert (found["host"], found["port"], found["hostname"]) == ("127.0.0.1", 8080, "other.example")
+            assert await asyncio.to_thread(lambda: "free") == "free"
+    finally:
+        silent.set()
+        await asyncio.gather(*waiting)
+        await resolver.close()
+
+
+async def test_a_real_name_is_looked_up(receiving: Receiver) -> None:
+    options = SenderOptions(allow=("127.0.0.1", "::1"), timeout_s=5)
+    async with sending(MemoryJournal(), sender=options) as outbox:
+        await outbox.job(1, receiving.url(host="localhost"))
+        assert (await outbox.tried(1, 1)).state is _DELIVERED
+        await outbox.job(2, "http://no-such-name.invalid/")
+        assert (await outbox.tried(2, 1)).answer == "the host's name could not be looked up"
+        await outbox.job(3, f"http://{'a' * 64}.example/")
+        assert (await outbox.tried(3, 1)).answer == "the host is no valid name"
+
+
 # The journal
 
 
@@ -365,7 +402,10 @@ async def test_a_body_that_cannot_be_made_counts_as_a_try(receiving: Receiver) -
     async with sending(MemoryJournal(), not_made=1) as outbox:
         await outbox.job(1, receiving.url())
         tried = await outbox.tried(1, 1)
-        assert (tried.state, tried.answer) == (_WAITING, "the gateway could not make the body; its log has the reason")
+        assert (tried.state, tried.answer) == (
+            _WAITING,
+            "the gateway could not make or send it; its log has the reason",
+        )
         assert receiving.received == []
         outbox.pass_time(DELAYS_S[0])
         assert (await outbox.tried(1, 2)).state is _DELIVERED

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from pydantic import ValidationError
 from standardwebhooks.webhooks import Webhook
+from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.jobs.queue import QueueOptions
@@ -112,6 +113,16 @@ async def test_a_form_may_have_the_field(engine: Engine, receiving: Receiver) ->
             assert response.status == 200
         (message,) = await told(receiving)
     assert message["type"] == "prompt.succeeded"
+
+
+async def test_the_links_open_without_a_key(engine: Engine, receiving: Receiver) -> None:
+    async with running_gateway(engine.url, api_keys="key-of-the-test", **SET) as gateway:
+        gateway.http.headers["Authorization"] = "Bearer key-of-the-test"
+        await submit(gateway.http, invert_workflow(1), webhook={"url": receiving.url()})
+        (message,) = await told(receiving)
+        link = message["data"]["images"][0]["url"].removeprefix(PUBLIC)
+        async with aiohttp.ClientSession(gateway.url) as stranger, stranger.get(URL(link, encoded=True)) as response:
+            assert (response.status, response.content_type) == (200, "image/png")
 
 
 async def test_a_failure_tells_the_error_body(engine: Engine, receiving: Receiver) -> None:

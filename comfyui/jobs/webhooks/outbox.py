@@ -135,23 +135,21 @@ class Outbox:
         return None if next_at is None else min(_LOOK_S, max(0.0, next_at - self._clock()))
 
     async def _send(self, delivery: Delivery) -> None:
-        try:
-            answer = await self._try(delivery)
-            tried = self._followed(delivery, answer)
-            # It stays under way until that is written: else it would be sent again at once.
-            await self._insist(lambda: self._journal.write(tried))
-        finally:
-            del self._under_way[delivery.id]
-            self._news.set()
+        answer = await self._try(delivery)
+        tried = self._followed(delivery, answer)
+        # It stays under way until that is written: else it would be sent again at once.
+        await self._insist(lambda: self._journal.write(tried))
+        del self._under_way[delivery.id]
+        self._news.set()
 
     async def _try(self, delivery: Delivery) -> Answer:
         try:
             body = await self._insist(lambda: self._rendered(delivery))
+            headers = self._signer.headers(delivery.id, self._clock(), body)
+            return await self._sender.post(delivery.url, headers, body, guarded=delivery.audience == "caller")
         except Exception:
-            self._log.exception("webhook.not_made", prompt_id=delivery.prompt_id, webhook_event=delivery.event)
-            return Answer("the gateway could not make the body; its log has the reason")
-        headers = self._signer.headers(delivery.id, self._clock(), body)
-        return await self._sender.post(delivery.url, headers, body, guarded=delivery.audience == "caller")
+            self._log.exception("webhook.failed", prompt_id=delivery.prompt_id, webhook_event=delivery.event)
+            return Answer("the gateway could not make or send it; its log has the reason")
 
     async def _rendered(self, delivery: Delivery) -> bytes:
         async with self._bodies, asyncio.timeout(self._options.render_s):

@@ -18,10 +18,12 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from comfyui.exceptions import NoSuchNameError, NotPermittedError
+from comfyui.jobs.webhooks.names import OwnThreadsResolver
 from comfyui.retrying import retry_after_of
 from comfyui.transport.address_guard import AddressPolicy, GuardedResolver, parse_url
 
 _GONE = 410
+_NAMES_AT_ONCE = 64
 _AT_ONCE = 256 * 1024
 _NO_ADDRESS = "no address that may be connected to"
 
@@ -78,7 +80,7 @@ class WebhookSender:
         self._plain: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        resolver = self._names = self._resolver or aiohttp.DefaultResolver()
+        resolver = self._names = self._resolver or OwnThreadsResolver(_NAMES_AT_ONCE)
         self._guarded = self._session(GuardedResolver(self._policy, resolver))
         self._plain = self._session(resolver)
         return self
