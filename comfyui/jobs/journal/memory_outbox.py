@@ -80,7 +80,7 @@ class MemoryOutbox:
                 continue
             taken[one.receiver] += 1
             due.append(one)
-        return Due(tuple(due[:limit]), min(later, default=None))
+        return Due(tuple(due[:limit]), None if len(due) >= limit else min(later, default=None))
 
     def of(self, *prompt_ids: str) -> list[Delivery]:
         names = [name for prompt_id in prompt_ids for name in self._ids.get(prompt_id, ())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +13,13 @@ from comfyui.jobs.journal.records import Delivery, Due, Fence, NewDelivery
 from comfyui.jobs.journal.rows import DELIVERY_COLUMNS, INSERT_DELIVERY, delivery_of
 from comfyui.jobs.journal.writes import SendAgain, Tried
 
-_NEXT_RECEIVER = "SELECT MIN(receiver) FROM deliveries WHERE state = 'waiting' AND receiver > ?"
+# Each receiver with when its first webhook is due, by two looks into the index.
+_RECEIVERS = (
+    "WITH RECURSIVE waits(receiver) AS (SELECT MIN(receiver) FROM deliveries WHERE state = 'waiting' UNION ALL"
+    " SELECT (SELECT MIN(receiver) FROM deliveries WHERE state = 'waiting' AND receiver > waits.receiver) FROM waits"
+    " WHERE receiver IS NOT NULL) SELECT receiver, (SELECT MIN(due_at) FROM deliveries AS d WHERE d.state = 'waiting'"
+    " AND d.receiver = waits.receiver) AS first FROM waits WHERE receiver IS NOT NULL ORDER BY first"
+)
 # With the place behind them.
 _FIRST_OF_RECEIVER = (
     f"SELECT {DELIVERY_COLUMNS}, place FROM deliveries AS d WHERE state = 'waiting' AND receiver = ? AND NOT EXISTS"  # noqa: S608
@@ -58,13 +65,15 @@ class OutboxStatements:
         return changed.rowcount > 0
 
     def due(self, now: float, limit: int, each: int, under_way: Collection[Delivery]) -> Due:
-        """One look into the index for each receiver, however many webhooks wait for it."""
+        """A few looks into the index for each receiver, however many webhooks wait for it."""
         taken = Counter(one.receiver for one in under_way)
         ids = {one.id for one in under_way}
         due: list[tuple[Any, ...]] = []
-        later: list[float] = []
-        receiver = ""
-        while (receiver := self._execute(_NEXT_RECEIVER, (receiver,)).fetchone()[0]) is not None:
+        times: list[float] = []
+        next_at: float | None = None
+        for receiver, first in self._execute(_RECEIVERS).fetchall() if limit else ():
+            if bisect_left(times, first) >= limit or (next_at is not None and first >= max(now, next_at)):
+                break  # none of those that follow is among the first
             free = each - taken[receiver]
             if free <= 0:
                 continue
@@ -73,10 +82,12 @@ class OutboxStatements:
             rows = [row for row in rows if row[0] not in ids]
             ready = [row for row in rows if row[3] <= now]
             due += ready[:free]
-            if len(ready) < free:
-                later += [row[3] for row in rows[len(ready) :]]
+            times = sorted((*times, *(row[3] for row in ready[:free])))
+            if len(ready) < free and len(rows) > len(ready):
+                later = rows[len(ready)][3]
+                next_at = later if next_at is None else min(next_at, later)
         due.sort(key=lambda row: (row[3], row[-1]))
-        return Due(tuple(delivery_of(row) for row in due[:limit]), min(later, default=None))
+        return Due(tuple(delivery_of(row) for row in due[:limit]), None if len(due) >= limit else next_at)
 
     def of(self, prompt_ids: Collection[str]) -> list[Delivery]:
         rows = self._execute(

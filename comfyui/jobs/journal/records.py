@@ -232,7 +232,8 @@ class Due:
 
     Attributes:
         deliveries: those to be sent now, the one that has been due longest first.
-        next_at: when one more is due, if nothing else changes; None where none is.
+        next_at: when one more is due, if nothing else changes; None where none is, and where there are as many as were
+            asked for.
     """
 
     deliveries: tuple[Delivery, ...]
