@@ -51,8 +51,13 @@ def plain_data_uri(text: str) -> Content | None:
         content = decode(text, max_bytes=len(text))
     except ComfyUIInputError:
         return None
-    written = head_of_data_uri(text) + base64.b64encode(bytes(content.source)).decode()
-    return content if written == text else None
+    return content if head_of_data_uri(text) + base64_of(bytes(content.source)) == text else None
+
+
+def base64_of(data: bytes) -> str:
+    """In pieces, as all that may be long here."""
+    size = 3 * _PIECE // 4
+    return "".join(base64.b64encode(data[start : start + size]).decode() for start in range(0, len(data), size))
 
 
 def _says_base64(media_type: str) -> bool:

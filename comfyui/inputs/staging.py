@@ -16,7 +16,6 @@ many requests bring it at the same moment. Plain names are uploaded each time: s
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,7 +30,7 @@ from aiohttp.abc import AbstractResolver
 from comfyui.client import ComfyUIClient, may_pass
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIServerError
 from comfyui.inputs.content import BroughtFiles, Content
-from comfyui.inputs.decoding import decode
+from comfyui.inputs.decoding import base64_of, decode
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.inputs.plan import Item, Placed, field_of, is_url, named_by_hash, plan, rewritten
 from comfyui.limits import DEFAULT_LIMITS, Limits
@@ -226,8 +225,9 @@ async def _with_texts(request: PromptRequest, kept: Mapping[str, Content], items
         for input_name, value in node["inputs"].items():
             content = kept.get(where := field_of(node_id, input_name))
             if content is not None and where not in placed and value.endswith(content.digest):
-                data = b"".join([chunk async for chunk in content.chunks()])
-                text = value.removesuffix(named_by_hash(content.digest)) + (await in_thread(b64encode, data)).decode()
+                pieces = [chunk async for chunk in content.chunks()]
+                head = value.removesuffix(named_by_hash(content.digest))
+                text = head + await in_thread(base64_of, b"".join(pieces))
                 prompt[node_id] = {**prompt[node_id], "inputs": {**prompt[node_id]["inputs"], input_name: text}}
     return request.model_copy(update={"prompt": prompt}).of_size(request.size)
 

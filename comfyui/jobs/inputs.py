@@ -55,6 +55,9 @@ class StoredFiles:
         self._digests = [content.digest for content in found.values()]
         self.paths = {where[len(_FILE) :]: one for where, one in found.items() if where.startswith(_FILE)}
         self.kept = {where: one for where, one in found.items() if not where.startswith(_FILE)}
+        in_the_workflow = (one.size for where, one in found.items() if where.startswith("prompt."))
+        self.text_bytes = sum(in_the_workflow)
+        """What the workflow has more, at most, when it is sent."""
 
     def hold(self) -> None:
         self._store.hold(self._digests)

@@ -139,7 +139,9 @@ class JobQueue:
         body = await self._journal.body_of(record.prompt_id)
         if body is None or body == b"null" or (record.needs_secrets and not secrets):
             return None
-        return with_secrets(await offloaded(len(body), request_of, body), secrets)
+        request = with_secrets(await offloaded(len(body), request_of, body), secrets)
+        files = self.files_of(record)
+        return request if files is None else request.of_size(len(body) + files.text_bytes)
 
     def files_of(self, record: JobRecord) -> StoredFiles | None:
         """What a job brings beside its request."""

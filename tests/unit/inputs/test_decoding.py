@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -55,3 +56,15 @@ def test_a_data_uri_without_a_comma_is_no_long_search() -> None:
     assert not decoding.is_data_uri("data:" + "a" * 5_000)
     assert not decoding.is_data_uri(" " * 5_000 + "data:,x")
     assert decoding.is_data_uri("  data:image/png;base64,aaaa")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 786_431, 786_432, 786_433, 2_000_000])
+def test_a_data_uri_in_its_plain_form_is_written_again_letter_by_letter(size: int) -> None:
+    data = b"\x89PNG\r\n\x1a\n"[:size].ljust(size, b"x")
+    text = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    content = decoding.plain_data_uri(text)
+    assert content is not None
+    assert (content.source, decoding.head_of_data_uri(text) + decoding.base64_of(data)) == (data, text)
+    for other in (f" {text}", text.replace("data:", "DATA:"), f"{text}\n", text.replace("base64,", "base64,%20")):
+        assert decoding.plain_data_uri(other) is None
+    assert decoding.head_of_data_uri("data:text/plain,a%20b") == "data:text/plain;base64,"
