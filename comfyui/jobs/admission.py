@@ -12,7 +12,7 @@ import structlog
 
 from comfyui.events import Event, QueuePosition
 from comfyui.exceptions import ComfyUINotFoundError, JournalError
-from comfyui.inputs.content import SpooledFiles
+from comfyui.inputs.content import BroughtFiles, SpooledFiles
 from comfyui.jobs.entry import Clock, Entries, Entry, Origin, new_job
 from comfyui.jobs.fingerprints import check_same
 from comfyui.jobs.inputs import JobInputs, Taken
@@ -152,13 +152,14 @@ class Admission:
                 record = await self._journal.get(prompt_id) if callers_id else None
                 if (job := self._runs.live.get(prompt_id)) is not None:
                     check_same(prompt_id, job.fingerprint, fingerprint)
-                    job.keep()
-                    return await self.look(prompt_id)
-                if record is not None:
-                    check_same(prompt_id, record.fingerprint, fingerprint)
-                    if not record.state.is_end or not _may_run_again(record):
+                    if job.stays or job.ended:
                         return await self.look(prompt_id)
-                self._queue.check_room()
+                elif record is not None:
+                    check_same(prompt_id, record.fingerprint, fingerprint)
+                    if not (_was_left(record) or _may_run_again(record)):
+                        return await self.look(prompt_id)
+                if job is None and (record is None or record.state.is_end):
+                    self._queue.check_room()
                 if taken is None:
                     taken = await held.enter_async_context(self._inputs.taken(request, files))
                     if taken.inputs:
@@ -175,12 +176,25 @@ class Admission:
                     inputs=taken.inputs,
                     now=self._clock(),
                 )
+                if job is None and record is not None and _was_left(record):
+                    job = await self._unfinished(record, taken.request, self._inputs.files_of(new))
+                if job is not None:
+                    await self._keep(job, origin, taken.request, new)
+                    return await self.look(prompt_id)
                 write = Add(new) if record is None else self._again(record, new)
                 if await self._journal.write(write):
                     self._queue.added(prompt_id, secrets_of(request), fetching=new.is_fetching)
                     return await self.look(prompt_id)
                 # Another request with the same id came first.
                 callers_id = True
+
+    async def _keep(self, job: Job, origin: Origin, request: PromptRequest, new: NewJob) -> None:
+        """Make a sync job that is in flight the async job `new`, whoever waits for it. Raises `JournalError`."""
+        entry = self.new_entry(job.prompt_id, origin, callers_id=True)
+        job.adopt(request, self._inputs.files_of(new), new.fingerprint, entry)
+        # Before it is written: else the queue might hand on a job that has a task.
+        self._queue.kept(job, secrets_of(request))
+        await self._runs.keep(job, new)
 
     async def look(self, prompt_id: str) -> Look:
         """How the job is. Raises `ComfyUINotFoundError` where neither the journal nor this process knows it."""
@@ -239,7 +253,7 @@ class Admission:
             return Again(record.prompt_id, record.run, "sync", self._clock())
         return Again(record.prompt_id, record.run, "async", self._clock(), new.body, new.inputs)
 
-    async def _unfinished(self, record: JobRecord, request: PromptRequest | None, files: SpooledFiles | None) -> Job:
+    async def _unfinished(self, record: JobRecord, request: PromptRequest | None, files: BroughtFiles | None) -> Job:
         """A job that has no task: it waits in our queue, or was a sync call's before a restart."""
         given = request or (None if record.kind == "async" else await self._queue.request_of(record))
         live = self._runs.live.get(record.prompt_id)
@@ -249,6 +263,11 @@ class Admission:
         if record.kind == "async":
             return self._runs.add(record.prompt_id, None, None, record.fingerprint, entry=entry)
         return self._runs.start(record.prompt_id, given, files, record.fingerprint, entry=entry)
+
+
+def _was_left(record: JobRecord) -> bool:
+    """Whether it is a sync call's, whose task is not here any more."""
+    return record.kind == "sync" and record.state in {State.QUEUED, State.RUNNING}
 
 
 def _may_run_again(record: JobRecord) -> bool:

@@ -14,7 +14,7 @@ from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalE
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
-from comfyui.jobs.journal.writes import Add, Cancel, Finish, Place, PutBack, Start, Tell
+from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Tell
 from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
@@ -191,9 +191,23 @@ class Entry:
         """Whether the present attempt is on a server, and does not wait with us."""
         return self._server is not None
 
-    def keep(self) -> None:
-        """Nobody has to wait for the job any more."""
-        self.kind = "async"
+    async def keep(self, new: NewJob) -> None:
+        """Nobody has to wait for the job any more: from now on it is `new`. Returns when that is committed.
+
+        Raises:
+            JournalError: it cannot be written, and goes on as before.
+        """
+        self.kind, self.callers_id = "async", True
+        self._start()
+        add = not self.added
+        if add:
+            self.added, self._order = True, new.webhook
+        try:
+            await self._journal.write(Add(new) if add else Keep(new.prompt_id, self.fence.run, new.body, new.inputs))
+        except JournalError:
+            self.kind = "sync"
+            self.added = self.added and not add
+            raise
 
     async def placed(self, server: str, request: PromptRequest | None, fingerprint: str | None) -> None:
         """Returns when what has to be committed before the submission is.
@@ -204,12 +218,13 @@ class Entry:
         """
         self._server = server
         place: Add | Place
+        new = None if self.added or request is None else await offloaded(request.size, self._new, request, fingerprint)
         if self.added:
             place = Place(self.fence.next(), server)
-        elif request is None:
+        elif new is None:
             return  # somebody else's prompt
         else:
-            place = Add(await offloaded(request.size, self._new, request, fingerprint), server)
+            place = Add(new, server)
             self.added = True
         self.fence = self.fence.next()
         if not self.outlives_us:

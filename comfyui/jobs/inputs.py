@@ -24,7 +24,7 @@ from comfyui.inputs.plan import Item, field_of, image_field, inline_values, is_u
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import Holding, InputStore
 from comfyui.jobs.journal.protocol import Journal
-from comfyui.jobs.journal.records import JobRecord
+from comfyui.jobs.journal.records import JobRecord, Submission
 from comfyui.limits import Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import in_thread, offloaded
@@ -95,7 +95,7 @@ class JobInputs:
         """A job ended that had no task, and with that held nothing."""
         self._store.let_go(())
 
-    def files_of(self, record: JobRecord) -> StoredFiles | None:
+    def files_of(self, record: Submission) -> StoredFiles | None:
         """What the job has in the store."""
         return StoredFiles(self._store, record.inputs) if record.kind == "async" and record.inputs else None
 

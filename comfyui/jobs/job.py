@@ -7,6 +7,7 @@ The handler says who waits for the job and how it ended; an executor says how fa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -19,7 +20,7 @@ from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, Pr
 from comfyui.exceptions import ComfyUIError, ComfyUIPromptLostError, ComfyUITaskCancelledError
 from comfyui.inputs.content import BroughtFiles
 from comfyui.jobs.entry import Entry
-from comfyui.jobs.journal.records import State
+from comfyui.jobs.journal.records import NewJob, State
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.servers.backend import Backend
 from comfyui.servers.watcher import Watch
@@ -126,10 +127,21 @@ class Job:
     def has_task(self) -> bool:
         return self._task is not None
 
-    def keep(self) -> None:
-        """From now on it goes on however many requests leave, and is committed before ComfyUI is asked."""
-        if self.entry is not None:
-            self.entry.keep()
+    async def keep(self, new: NewJob, first_s: float | None) -> None:
+        """From now on it goes on however many requests leave. Returns when it is committed as the async job `new`.
+
+        `first_s` is how long it may take until it starts. Raises `JournalError` where it goes on as before.
+        """
+        if self.entry is None or self.stays:
+            return
+        await self.entry.keep(new)
+        if self._limit is None or self._limit.expired() or self.ended:
+            return
+        with contextlib.suppress(RuntimeError):  # what is limited is over: the result is being delivered
+            if self.begun:
+                self._limit_from_start(self._limit)
+            else:
+                self._limit.reschedule(None if first_s is None else asyncio.get_running_loop().time() + first_s)
 
     # The task
 
@@ -177,7 +189,7 @@ class Job:
         Returns when that is committed, where the job outlives this process. Raises as `Entry.placed` does.
         """
         self.backend = backend
-        if self.begun and self._limit is not None and not self._limit.expired():
+        if self.stays and self.begun and self._limit is not None and not self._limit.expired():
             self._limit.reschedule(None)  # until it begins again
         self.begun = False
         if self.entry is not None:
@@ -248,9 +260,13 @@ class Job:
             self.begun = True
             if self.entry is not None:
                 self.entry.started()
-        if self._limit is not None and self.entry is not None and not self._limit.expired():
-            ran_s = max(0.0, time.time() - (self.entry.started_at or math.inf))
-            self._limit.reschedule(asyncio.get_running_loop().time() + self._max_execution_s - ran_s)
+        if self.stays and self._limit is not None and not self._limit.expired():
+            self._limit_from_start(self._limit)
+
+    def _limit_from_start(self, limit: asyncio.Timeout) -> None:
+        began = self.entry.started_at if self.entry is not None else None
+        ran_s = max(0.0, time.time() - (began or math.inf))
+        limit.reschedule(asyncio.get_running_loop().time() + self._max_execution_s - ran_s)
 
     def keep_off(self, full: Collection[Backend]) -> None:
         """These servers are `full`."""
@@ -261,10 +277,8 @@ class Job:
 
         Use it without a name: a frame that is left by an exception would keep it, and it keeps the task.
         """
-        limit = asyncio.timeout(first_s)
-        if self.stays:
-            self._limit, self._max_execution_s = limit, max_execution_s
-        return limit
+        self._limit, self._max_execution_s = asyncio.timeout(first_s), max_execution_s
+        return self._limit
 
     def latest(self) -> list[Event]:
         """What holds on, oldest first."""

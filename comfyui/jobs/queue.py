@@ -128,6 +128,15 @@ class JobQueue:
         self._inputs.ended()
         self._wake.set()
 
+    def kept(self, job: Job, secrets: Mapping[str, Any]) -> None:
+        """A sync job that runs already becomes one of ours: it takes one of the places."""
+        if not job.has_task or job.prompt_id in self._in_hand:
+            return
+        self._in_hand[job.prompt_id] = job
+        if secrets:
+            self._secrets[job.prompt_id] = secrets
+        self._runs.tell_end(job, self._ended)
+
     def hold(self, job: Job, before: Callable[[], Awaitable[None]]) -> None:
         """Run a job that was handed on before a restart, after `before`: it takes one of the places."""
         self._in_hand[job.prompt_id] = job

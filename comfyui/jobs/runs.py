@@ -23,7 +23,7 @@ from comfyui.inputs.content import BroughtFiles
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job
-from comfyui.jobs.journal.records import State
+from comfyui.jobs.journal.records import NewJob, State
 from comfyui.jobs.stored import large_result_to_bytes
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest
@@ -71,6 +71,7 @@ class Runs:
         deliverer: Deliverer | None = None,
     ) -> None:
         self.live: dict[str, Job] = {}
+        self._ended: dict[Job, Callable[[Job], None]] = {}
         self._runner = runner
         self._cancels = cancels
         self._limits = limits
@@ -119,7 +120,16 @@ class Runs:
             ended: called when it has ended, or waits in our queue again.
             before: what the job's task waits for first.
         """
-        job.begin(self._run(job, ended, before))
+        self.tell_end(job, ended)
+        job.begin(self._run(job, before))
+
+    def tell_end(self, job: Job, ended: Callable[[Job], None]) -> None:
+        """`ended` is called when the job's task ends: the job has ended, or waits in our queue again."""
+        self._ended[job] = ended
+
+    async def keep(self, job: Job, new: NewJob) -> None:
+        """A sync job that runs is the async job `new` from now on; see `Job.keep`."""
+        await job.keep(new, self._limits.max_queued_s or None)
 
     def drop(self, job: Job) -> None:
         """Nobody waits for it any more, and it has no task."""
@@ -133,7 +143,6 @@ class Runs:
     async def _run(
         self,
         job: Job,
-        ended: Callable[[Job], None] | None = None,
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         started = time.monotonic()
@@ -166,7 +175,7 @@ class Runs:
             if not (again and job.waiters):
                 self.drop(job)
             job.let_go()
-            if ended is not None:
+            if (ended := self._ended.pop(job, None)) is not None:
                 ended(job)
             if not again:
                 outcome = outcome or job.failure_code  # cancelled: why, its waiters were told

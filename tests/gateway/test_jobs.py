@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aiohttp
@@ -261,3 +262,39 @@ async def test_a_caller_with_an_id_that_does_not_come_back_takes_its_prompt_with
         leaving.cancel()
         await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
         await until(lambda: listed(gateway.http), lambda page: page["jobs"][0]["status"] == "canceled")
+
+
+async def test_a_sync_call_in_flight_that_is_made_async_has_the_limits_of_an_async_job(
+    tmp_path: Path, engine: Engine
+) -> None:
+    limits: dict[str, Any] = {"default_timeout": 1, "max_timeout": 1, "max_execution_seconds": 60}
+    async with running_gateway(engine.url, state_dir=tmp_path, **limits) as gateway:
+        prompt_id, workflow = str(uuid4()), sleep_workflow(2.5)
+        call = asyncio.create_task(gateway.prompt_sync(workflow, prompt_id=prompt_id))
+        await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
+        assert await submit(gateway.http, workflow, prompt_id=prompt_id) == prompt_id
+        assert await submit(gateway.http, workflow, prompt_id=prompt_id) == prompt_id
+        async with gateway.http.post(
+            "/prompt_sync", json={"prompt": invert_workflow(), "prompt_id": prompt_id}, headers=ASYNC
+        ) as response:
+            assert response.status == 409
+        status, body = await call
+        assert (status, body["type"]) == (504, "timeout")
+        record = await gateway.handler.journal.get(prompt_id)
+        assert record is not None
+        assert (record.kind, record.callers_id, record.state.value) == ("async", True, "running")
+        _, result = await until(lambda: look(gateway.http, prompt_id), lambda found: found[0] == 200)
+        assert result["prompt_id"] == prompt_id
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_a_sync_call_in_flight_that_is_made_async_takes_one_of_the_places(engine: Engine) -> None:
+    async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=1))) as gateway:
+        prompt_id, workflow = str(uuid4()), sleep_workflow(0.7)
+        call = asyncio.create_task(gateway.prompt_sync(workflow, prompt_id=prompt_id))
+        await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
+        await submit(gateway.http, workflow, prompt_id=prompt_id)
+        later = await submit(gateway.http, invert_workflow(5))
+        assert await queue_of(engine) == ([prompt_id], [])
+        assert (await call)[0] == 200
+        assert (await fetch(gateway.http, later))[0] == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -183,4 +184,73 @@ async def test_an_id_of_ours_that_was_told_in_an_event_counts_as_the_callers(tmp
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         status, result = await fetch(gateway.http, prompt_id)
         assert (status, result["prompt_id"]) == (200, prompt_id)
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def sync_call(gateway: GatewayProcess, prompt_id: str, workflow: dict[str, Any], **fields: Any) -> None:
+    """A call that is in flight until the gateway is killed."""
+    with contextlib.suppress(aiohttp.ClientError):
+        body = {"prompt": workflow, "prompt_id": prompt_id, **fields}
+        async with gateway.http.post("/prompt_sync", json=body) as response:
+            await response.read()
+
+
+async def waiting_requests(gateway: GatewayProcess) -> int:
+    async with gateway.http.get("/health") as response:
+        waiting: int = (await response.json())["waiting_requests"]
+        return waiting
+
+
+async def test_a_sync_call_in_flight_that_is_made_async_goes_on_after_a_restart(tmp_path: Path, engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    workflow = sleep_workflow(8, tag=1)
+    workflow["1"]["_meta"] = {"title": "x" * 300_000}  # of a sync call no body of that size is kept
+    settings = {**state_of(tmp_path), "REATTACH_SECONDS": "0.1"}
+    async with gateway_process(engine.url, **settings) as gateway:
+        call = asyncio.create_task(sync_call(gateway, prompt_id, workflow))
+        await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
+        assert await submit(gateway.http, workflow, prompt_id=prompt_id) == prompt_id
+        (job,) = (await listed(gateway.http))["jobs"]
+        assert job["prompt_id"] == prompt_id
+        await kill(gateway)
+        await call
+    async with gateway_process(engine.url, **settings) as gateway:
+        status, body = await fetch(gateway.http, prompt_id)
+        assert (status, body["prompt_id"]) == (200, prompt_id)
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_a_sync_call_that_waits_for_a_server_and_is_made_async_is_run_after_a_restart(tmp_path: Path) -> None:
+    """It is in no ComfyUI yet: the journal alone has what it takes."""
+    prompt_id = str(uuid4())
+    port = str(free_port())
+    async with AsyncExitStack() as first:
+        async with engine_process("--port", port) as address:
+            gateway = await first.enter_async_context(gateway_process(address, **state_of(tmp_path)))
+        workflow = invert_workflow(1)
+        call = asyncio.create_task(sync_call(gateway, prompt_id, workflow))
+        await until(lambda: waiting_requests(gateway), lambda waiting: waiting == 1)
+        assert await submit(gateway.http, workflow, prompt_id=prompt_id) == prompt_id
+        await kill(gateway)
+        await call
+    async with (
+        engine_process("--port", port) as address,
+        gateway_process(address, **state_of(tmp_path)) as gateway,
+    ):
+        status, body = await fetch(gateway.http, prompt_id)
+        assert (status, body["prompt_id"]) == (200, prompt_id)
+
+
+async def test_a_sync_call_of_before_a_restart_can_be_made_async(tmp_path: Path, engine: Engine) -> None:
+    prompt_id = str(uuid4())
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        await interrupted_call(gateway, engine, prompt_id=prompt_id)
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        assert await submit(gateway.http, sleep_workflow(60, tag=1), prompt_id=prompt_id) == prompt_id
+        await kill(gateway)
+    async with gateway_process(engine.url, REATTACH_SECONDS="0", **state_of(tmp_path)) as gateway:
+        await status_is(gateway.http, prompt_id, "running")
+        assert await queue_of(engine) == ([prompt_id], [])
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200
     assert executions(engine) == {prompt_id: 1}

@@ -25,7 +25,7 @@ from comfyui.jobs.journal.records import (
     Page,
     RunRecord,
     State,
-    Submission,
+    first_record,
 )
 from comfyui.jobs.journal.rows import packed, unpacked
 from comfyui.jobs.journal.writes import (
@@ -34,6 +34,7 @@ from comfyui.jobs.journal.writes import (
     Cancel,
     Fetched,
     Finish,
+    Keep,
     Place,
     PutBack,
     SendAgain,
@@ -43,7 +44,6 @@ from comfyui.jobs.journal.writes import (
     Write,
 )
 
-_SUBMISSION = tuple(field.name for field in fields(Submission))
 _RUN = tuple(field.name for field in fields(RunRecord))
 _LIVE = frozenset({State.QUEUED, State.RUNNING})
 
@@ -69,7 +69,7 @@ class MemoryJournal:
     problem: str | None = None
 
     def __init__(self, *, keep: int = 100_000, max_bytes: int = 64_000_000) -> None:
-        self._keep = keep
+        self._most_ended = keep
         self._max_bytes = max_bytes
         # Of jobs that have ended, without their bodies.
         self._bytes = 0
@@ -99,6 +99,7 @@ class MemoryJournal:
             Finish: self._finish,
             Tell: self._tell,
             Again: self._again,
+            Keep: self._keep,
             Fetched: self._fetched,
             Tried: self._outbox.tried,
             SendAgain: self._send_again,
@@ -135,26 +136,7 @@ class MemoryJournal:
         seq = self._next_number()
         digest = self._bodies.use(job.body)
         self._seqs[job.prompt_id] = seq
-        given = {name: getattr(job, name) for name in _SUBMISSION}
-        given |= {"labels": dict(job.labels), "inputs": dict(job.inputs)}
-        added = JobRecord(
-            **given,
-            seq=seq,
-            body_sha256=digest,
-            run=1,
-            state=State.QUEUED,
-            server=write.server,
-            attempt=int(write.server is not None),
-            begun=False,
-            losses=0,
-            number=seq,
-            end_number=None,
-            queued_at=job.created_at,
-            started_at=None,
-            ended_at=None,
-            retryable=False,
-            error=None,
-        )
+        added = first_record(job, seq, digest, write.server)
         self._put(added, None)
         self._has_begun(added)
         return True
@@ -246,6 +228,17 @@ class MemoryJournal:
         self._has_begun(self._jobs[job.seq])
         return True
 
+    def _keep(self, write: Keep) -> bool:
+        job = self._current(write.prompt_id, write.run)
+        if job is None or job.kind == "async" or job.state not in _LIVE:
+            return False
+        body = self._bodies.use(write.body)
+        self._bodies.drop(job.body_sha256)
+        self._change(job, kind="async", callers_id=True, body_sha256=body, inputs=dict(write.inputs))
+        self._unfinished_bytes -= self._unfinished[job.seq]
+        self._has_begun(self._jobs[job.seq])
+        return True
+
     def _fetched(self, write: Fetched) -> bool:
         job = self._current(write.prompt_id, write.run)
         return job is not None and job.state in _LIVE and self._change(job, inputs=dict(write.inputs))
@@ -275,7 +268,7 @@ class MemoryJournal:
         self._ended[job.seq] = _RECORD_BYTES + parts * _PART_BYTES + more
         self._bytes += self._ended[job.seq]
         while len(self._ended) > 1 and (
-            len(self._ended) > self._keep or self._bodies.size + self._bytes > self._max_bytes
+            len(self._ended) > self._most_ended or self._bodies.size + self._bytes > self._max_bytes
         ):
             self._remove_oldest()
 

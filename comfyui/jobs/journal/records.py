@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -163,6 +163,30 @@ class JobRecord(Submission):
     def fence(self) -> Fence:
         """The fence of the present attempt."""
         return Fence(self.prompt_id, self.run, self.attempt)
+
+
+def first_record(job: NewJob, seq: int, body_sha256: str, server: str | None) -> JobRecord:
+    """The record of a job that is written now."""
+    given = {field.name: getattr(job, field.name) for field in fields(Submission)}
+    given |= {"labels": dict(job.labels), "inputs": dict(job.inputs)}
+    return JobRecord(
+        **given,
+        seq=seq,
+        body_sha256=body_sha256,
+        run=1,
+        state=State.QUEUED,
+        server=server,
+        attempt=int(server is not None),
+        begun=False,
+        losses=0,
+        number=seq,
+        end_number=None,
+        queued_at=job.created_at,
+        started_at=None,
+        ended_at=None,
+        retryable=False,
+        error=None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from comfyui.jobs.journal.writes import (
     Cancel,
     Fetched,
     Finish,
+    Keep,
     Place,
     PutBack,
     SendAgain,
@@ -74,6 +75,7 @@ class Statements:
             Finish: self._finish,
             Tell: self._tell,
             Again: self._again,
+            Keep: self._keep,
             Fetched: self._fetched,
             Tried: self.outbox.tried,
             SendAgain: self.outbox.send_again,
@@ -208,7 +210,15 @@ class Statements:
             (write.kind, self._next_number(), write.at, seq),
         ) and self._brings(seq, write)
 
-    def _brings(self, seq: int, write: Again) -> bool:
+    def _keep(self, write: Keep) -> bool:
+        found = self._execute(
+            "UPDATE jobs SET kind = 'async', callers_id = 1"
+            " WHERE prompt_id = ? AND run = ? AND kind = 'sync' AND state IN ('queued', 'running') RETURNING seq",
+            (write.prompt_id, write.run),
+        ).fetchall()
+        return bool(found) and self._brings(found[0][0], write)
+
+    def _brings(self, seq: int, write: Again | Keep) -> bool:
         if write.inputs is not None:
             self._has_inputs("seq = ?", (seq,), write.inputs)
         if write.body is not None:

@@ -112,6 +112,16 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """A sync job becomes async, with all that it takes to run it from the journal alone. Place: queued or running."""
+
+    prompt_id: str
+    run: int
+    body: bytes
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """The inputs of a run are there: `inputs` stands for what the job had. Place: queued or running."""
 
@@ -144,4 +154,4 @@ class SendAgain:
     at: float
 
 
-Write = Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Fetched | Tried | SendAgain
+Write = Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Keep | Fetched | Tried | SendAgain

@@ -31,6 +31,7 @@ from comfyui.jobs.journal.writes import (
     Again,
     Cancel,
     Finish,
+    Keep,
     Place,
     PutBack,
     SendAgain,
@@ -178,6 +179,17 @@ class JournalMachine(RuleBasedStateMachine):
             return
         open_again = before.state in {State.CANCELED, State.LOST} or (before.state is State.FAILED and before.retryable)
         assert after.run == before.run + (open_again and run == before.run)
+
+    @rule(number=_NUMBERS, run=_RUNS, fetching=st.booleans())
+    def keep(self, number: int, run: int, fetching: bool) -> None:
+        before = self._job(number)
+        inputs = {"images[0].image": "" if fetching else "0" * 64}
+        self._write(Keep(prompt_id(number), run, b"3", inputs), prompt_id(number))
+        after = self._job(number)
+        if before is None or after is None:
+            return
+        goes_on = run == before.run and before.state in {State.QUEUED, State.RUNNING}
+        assert (after.kind != before.kind) is (goes_on and before.kind == "sync")
 
     @rule(name=st.integers(1, 4), state=st.sampled_from(DeliveryState), later=st.integers(0, 5))
     def tried(self, name: int, state: DeliveryState, later: int) -> None:
