@@ -42,6 +42,8 @@ _SMALLEST_WORKFLOW = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "example"}},
 }
+SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
+"""What ComfyUI takes out of `extra_data` before it keeps a prompt, and so do we."""
 # Characters. All of a long text at once would hold up other threads.
 _HASHED_AT_ONCE = 1 << 20
 # What no query needs to quote.
@@ -200,15 +202,22 @@ class PromptRequest(Given):
     def fingerprint(self) -> str:
         """SHA-256 over what decides the result: two requests with the same id must agree in it.
 
-        A long `image` stands in it by its own SHA-256, which is made piece by piece.
+        A long `image` stands in it by its own SHA-256, which is made piece by piece. The secrets of `extra_data` are
+        not in it: a token that was renewed makes no other request.
         """
         of_the_answer = {"return_image_base64", "convert", "output", "labels", "priority", "webhook"}
         # pydantic would not dump what is nested deeply, and these two are JSON already.
-        as_posted = {"prompt": self.prompt, "extra_data": self.extra_data}
+        as_posted = {"prompt": self.prompt, "extra_data": _without_secrets(self.extra_data)}
         rest = self.model_dump(mode="json", exclude={"prompt_id", "client_id", *as_posted, *of_the_answer})
         for image in rest["images"]:
             image["image"] = _in_short(image["image"])
         return hashlib.sha256(jsonio.canonical(rest | as_posted)).hexdigest()
+
+
+def _without_secrets(extra_data: dict[str, Any] | None) -> dict[str, Any] | None:
+    if extra_data is None or not any(name in extra_data for name in SECRETS):
+        return extra_data
+    return {name: value for name, value in extra_data.items() if name not in SECRETS} or None
 
 
 def _in_short(text: str) -> str:

@@ -236,8 +236,15 @@ class Admission:
         return self._entries.of(record)
 
     async def settled(self, prompt_id: str) -> None:
-        """Returns when all that was written of the job is committed, before a caller is told of it."""
-        await self._known(prompt_id)
+        """Returns when all that was written of a job's cancel is committed, before a caller is told of it.
+
+        Raises `ComfyUINotFoundError` where the job had its result before.
+        """
+        record = await self._known(prompt_id)
+        if record is not None and record.state is State.SUCCEEDED:
+            raise ComfyUINotFoundError(
+                "the prompt is finished already: there is nothing to cancel", prompt_id=prompt_id
+            )
 
     async def _known(self, prompt_id: str) -> JobRecord | None:
         """What the journal has; None also where it cannot be read: sync calls go on without it."""
@@ -251,7 +258,7 @@ class Admission:
         """A new run: a sync call's, or that of the async job `new`, which has the same request."""
         if new is None:
             return Again(record.prompt_id, record.run, "sync", self._clock())
-        return Again(record.prompt_id, record.run, "async", self._clock(), new.body, new.inputs)
+        return Again(record.prompt_id, record.run, "async", self._clock(), new.body, new.inputs, new.needs_secrets)
 
     async def _unfinished(self, record: JobRecord, request: PromptRequest | None, files: BroughtFiles | None) -> Job:
         """A job that has no task: it waits in our queue, or was a sync call's before a restart."""

@@ -18,6 +18,7 @@ from comfyui.exceptions import (
 from comfyui.json_pieces import is_large, pieces
 from comfyui.limits import JSON_OF_COMFYUI, Limits
 from comfyui.models import (
+    SECRETS,
     DeliveredFile,
     Delivery,
     ImageConversion,
@@ -29,8 +30,6 @@ from comfyui.models import (
 )
 from comfyui.offload import in_thread
 
-SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
-"""What ComfyUI takes out of `extra_data` before it keeps a prompt, and so do we."""
 _RETRY_AFTER_S = 5
 # Kept as fields of the job, or not at all; with a token in its webhook no body would be kept once.
 _NOT_OF_THE_BODY = {"prompt", "extra_data", "prompt_id", "webhook"}

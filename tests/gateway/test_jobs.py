@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.queue import QueueOptions
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit, without_reading
 from tests.support.running import (
@@ -126,6 +127,26 @@ async def test_a_cancelled_job_is_canceled_and_may_run_again(engine: Engine, whe
                 assert response.status == 200
             assert (await fetch(gateway.http, waiting))[0] == 200
             assert (await listed(gateway.http, "?status=succeeded"))["jobs"][0]["run"] == 2
+
+
+async def test_a_cancel_that_comes_too_late_is_not_said_to_be_one(
+    gateway: RunningGateway, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job ends after DELETE has read that it runs, and before it looks for its task."""
+    prompt_id = await submit(gateway.http, sleep_workflow(0.3))
+    await status_is(gateway.http, prompt_id, "running")
+    read, journal = gateway.handler.journal.get, gateway.handler.journal
+    stale = await read(prompt_id)
+
+    async def read_before_the_end(wanted: str) -> JobRecord | None:
+        monkeypatch.setattr(journal, "get", read)
+        await until(lambda: read(wanted), lambda record: record is not None and record.state is State.SUCCEEDED)
+        return stale
+
+    monkeypatch.setattr(journal, "get", read_before_the_end)
+    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert (response.status, (await response.json())["type"]) == (404, "not_found")
+    assert (await fetch(gateway.http, prompt_id))[0] == 200
 
 
 async def test_a_refused_workflow_is_a_failed_job(gateway: RunningGateway, engine: Engine) -> None:

@@ -200,6 +200,7 @@ class MemoryJournal:
         ended = self._runs.setdefault(job.seq, [])
         ended.append(RunRecord(**{name: getattr(job, name) for name in _RUN}))
         del ended[:-RUNS_KEPT]
+        self._outbox.forget(job.prompt_id, job.run - RUNS_KEPT)
         self._results.pop(job.seq, None)
         self._bytes -= self._ended.pop(job.seq)
         body = job.body_sha256
@@ -212,6 +213,7 @@ class MemoryJournal:
             kind=write.kind,
             body_sha256=body,
             inputs=job.inputs if write.inputs is None else dict(write.inputs),
+            needs_secrets=job.needs_secrets if write.needs_secrets is None else write.needs_secrets,
             state=State.QUEUED,
             server=None,
             attempt=0,

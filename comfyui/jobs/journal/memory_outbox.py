@@ -90,6 +90,13 @@ class MemoryOutbox:
         """Whether a webhook of the job is still to be sent."""
         return any(name in self._waiting for name in self._ids.get(prompt_id, ()))
 
+    def forget(self, prompt_id: str, run: int) -> None:
+        """Remove the webhooks of a job's runs up to this one, but for those that wait."""
+        names = self._ids.get(prompt_id, [])
+        for name in [name for name in names if self._all[name].run <= run and name not in self._waiting]:
+            names.remove(name)
+            del self._all[name], self._places[name]
+
     def remove(self, prompt_id: str) -> None:
         for name in self._ids.pop(prompt_id, ()):
             del self._all[name], self._places[name]

@@ -64,6 +64,10 @@ class OutboxStatements:
         )
         return changed.rowcount > 0
 
+    def forget(self, seq: int, run: int) -> None:
+        """Remove the webhooks of a job's runs up to this one, but for those that wait."""
+        self._execute("DELETE FROM deliveries WHERE seq = ? AND run <= ? AND state <> 'waiting'", (seq, run))
+
     def due(self, now: float, limit: int, each: int, under_way: Collection[Delivery]) -> Due:
         """A few looks into the index for each receiver, however many webhooks wait for it."""
         taken = Counter(one.receiver for one in under_way)

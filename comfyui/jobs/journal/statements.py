@@ -203,11 +203,13 @@ class Statements:
             (seq,),
         )
         self._execute("DELETE FROM runs WHERE seq = ? AND run <= ?", (seq, write.run - RUNS_KEPT))
+        self.outbox.forget(seq, write.run - RUNS_KEPT)
         return self._changed(
             "UPDATE jobs SET run = run + 1, kind = ?, state = 'queued', server = NULL, attempt = 0, begun = 0,"
-            " losses = 0, number = ?, end_number = NULL, queued_at = ?, started_at = NULL, ended_at = NULL,"
+            " losses = 0, needs_secrets = COALESCE(?, needs_secrets), number = ?, end_number = NULL,"
+            " queued_at = ?, started_at = NULL, ended_at = NULL,"
             " retryable = 0, error = NULL, result = NULL WHERE seq = ?",
-            (write.kind, self._next_number(), write.at, seq),
+            (write.kind, write.needs_secrets, self._next_number(), write.at, seq),
         ) and self._brings(seq, write)
 
     def _keep(self, write: Keep) -> bool:

@@ -100,7 +100,7 @@ class Again:
     """A new run after the run `run`; how that one ended is kept. Place: canceled, lost, or failed and retryable.
 
     Attributes:
-        body, inputs: what the new run has in place of the earlier one's; None: the same.
+        body, inputs, needs_secrets: what the new run has in place of the earlier one's; None: the same.
     """
 
     prompt_id: str
@@ -109,6 +109,7 @@ class Again:
     at: float
     body: bytes | None = None
     inputs: Mapping[str, str] | None = None
+    needs_secrets: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,3 +29,12 @@ def test_a_fingerprint_is_that_of_the_gateways_before(fields: dict[str, object],
     assert PromptRequest.model_validate(fields).fingerprint() == fingerprint
     more = {**fields, "labels": {"a": "b"}, "priority": 5, "client_id": "c", "return_image_base64": True}
     assert PromptRequest.model_validate(more).fingerprint() == fingerprint
+
+
+def test_a_secret_makes_no_other_request() -> None:
+    def of(extra_data: dict[str, object] | None) -> str:
+        return PromptRequest.model_validate({**_PLAIN, "extra_data": extra_data}).fingerprint()
+
+    assert of({"auth_token_comfy_org": "old", "api_key_comfy_org": "k"}) == of({"auth_token_comfy_org": "new"})
+    assert of({"auth_token_comfy_org": "a"}) == of(None)
+    assert of({"auth_token_comfy_org": "a", "x": 1}) == of({"x": 1}) != of({"x": 2})

@@ -288,6 +288,20 @@ async def test_the_last_runs_are_kept(journal: Journal) -> None:
     assert [one.run for one in await journal.runs(prompt_id(1))] == list(range(4, RUNS_KEPT + 4))
 
 
+async def test_the_webhooks_of_the_last_runs_are_kept_and_all_that_wait(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    for number in range(1, RUNS_KEPT + 4):
+        told = delivery(f"d{number}")
+        await journal.write(Finish(fence=Fence(prompt_id(1), number, 0), state=State.LOST, at=1.0, deliveries=(told,)))
+        if number != 2:
+            await journal.write(Tried(id=told.id, at=1.0, answer="200", state=DeliveryState.DELIVERED))
+        assert await journal.write(Again(prompt_id(1), number, "async", 2.0))
+    kept = [2, *range(4, RUNS_KEPT + 4)]
+    assert [one.run for one in await journal.deliveries(prompt_id(1))] == kept
+    assert await due_at(journal, 9.0) == ["d2"]
+    assert await journal.prune(1e9, keep_days=0, keep=None) == 0
+
+
 def test_an_end_is_an_end() -> None:
     with pytest.raises(ValueError, match="running is no end"):
         Finish(fence=Fence(prompt_id(1), 1, 1), state=State.RUNNING, at=0.0)
@@ -617,6 +631,14 @@ async def test_a_new_run_brings_its_own_inputs(journal: Journal) -> None:
         assert record.inputs.get("images[0].image") == wanted
         assert len(await journal.fetching(0, 10)) == (wanted == "")
         assert len(await journal.waiting(0, 10)) == (wanted is None)
+
+
+async def test_a_new_run_says_whether_it_needs_secrets(journal: Journal) -> None:
+    assert await journal.write(Add(new_job(1, needs_secrets=True)))
+    for run_of, needs, wanted in ((1, None, True), (2, False, False), (3, True, True)):
+        assert await journal.write(Finish(fence=Fence(prompt_id(1), run_of, 0), state=State.CANCELED, at=1.0))
+        assert await journal.write(Again(prompt_id(1), run_of, "async", 2.0, needs_secrets=needs))
+        assert (await got(journal, 1)).needs_secrets is wanted
 
 
 async def test_unfinished_jobs_name_their_inputs(journal: Journal) -> None:
