@@ -59,6 +59,27 @@ async def test_a_folder_that_cannot_be_written_is_named_with_the_user(
     assert f"{tmp_path}/data/output cannot be written by user {os.getuid()}: mount a volume" in said
 
 
+async def test_jobs_lie_on_the_volume_and_nobody_else_may_read_them(
+    bare_container: dict[str, str], tmp_path: Path
+) -> None:
+    await _ends(bare_container | {"DEFAULT_TIMEOUT": "soon"})
+    assert (tmp_path / "data" / "state").stat().st_mode & 0o777 == 0o700
+
+
+async def test_an_empty_folder_of_jobs_stays_empty(bare_container: dict[str, str], tmp_path: Path) -> None:
+    await _ends(bare_container | {"DEFAULT_TIMEOUT": "soon", "STATE_DIR": ""})
+    assert not (tmp_path / "data" / "state").exists()
+
+
+async def test_a_folder_of_jobs_that_cannot_be_written_stops_the_start(
+    bare_container: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "jobs").write_text("a file where the folder should be")
+    status, said = await _ends(bare_container | {"STATE_DIR": str(tmp_path / "jobs")})
+    assert status == 73
+    assert f"STATE_DIR: {tmp_path}/jobs cannot be written by user {os.getuid()}" in said
+
+
 async def test_a_setting_that_cannot_be_used_stops_the_start_with_its_reason(bare_container: dict[str, str]) -> None:
     status, said = await _ends(bare_container | {"DEFAULT_TIMEOUT": "soon"})
     assert status == 64
