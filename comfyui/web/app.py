@@ -42,8 +42,9 @@ from comfyui.web.front.origins import Origins
 from comfyui.web.front.paths import OwnPaths
 from comfyui.web.front.tickets import Tickets
 
-# So long the start may take before the port is opened.
-_START_PATIENCE_S = 1.0
+# So long the start may take before the port is opened, where the journal does not say that it waits.
+_START_PATIENCE_S = 10.0
+_LOOK_EVERY_S = 0.2
 _log = structlog.get_logger("gateway")
 
 _ROUTERS = (prompt_sync.router, workflows.router, ops.router)
@@ -162,9 +163,8 @@ class Gateway(FastAPI):
         opened, stop = asyncio.Event(), asyncio.Event()
         life = asyncio.create_task(self._live(opened, stop), name="gateway")
         waiting = asyncio.create_task(opened.wait(), name="gateway opens")
-        patience_s = None if self._on_failed is None else _START_PATIENCE_S
         try:
-            await asyncio.wait([life, waiting], timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            await self._opened_or_waits(life, waiting)
             if life.done():
                 life.result()
             if not opened.is_set():
@@ -179,6 +179,16 @@ class Gateway(FastAPI):
             await asyncio.wait([life])
         if not life.cancelled() and not isinstance(self.failure, ComfyUIDiskError):
             life.result()
+
+    async def _opened_or_waits(self, *ends: asyncio.Task[Any]) -> None:
+        """Returns when one of the tasks has ended, or the port is to be opened before that."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _START_PATIENCE_S
+        while True:
+            done, _ = await asyncio.wait(ends, timeout=_LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            waits = self._journal.problem is not None or loop.time() >= deadline
+            if done or (waits and self._on_failed is not None):
+                return
 
     async def _live(self, opened: asyncio.Event, stop: asyncio.Event) -> None:
         """Everything is open from `opened` to `stop`."""
