@@ -309,6 +309,8 @@ class CompletionWatcher:
                 failures = 0 if spoke else failures + 1
             except ComfyUIConnectionError as error:
                 failures += 1
+                if not error.sent:
+                    self._nobody_listens()
                 if failures == 1:
                     self._log.warning("websocket.refused", detail=error.detail, until_then="polling")
             finally:
@@ -512,16 +514,20 @@ class CompletionWatcher:
                 self._epoch += 1
                 self._look_around = True
                 if not error.sent:
-                    # Nobody listens on its port: its process is gone, not only its memory.
-                    waiting = self._waiting()
-                    if self._live_id is None and not any(watch.suspect for watch in waiting):
-                        # No socket was there to tell what ran, since the process had just started.
-                        for watch in waiting[:1]:
-                            watch.suspect = True
-                    for watch in waiting:
-                        watch.ended_comfyui = watch.ended_comfyui or watch.suspect
+                    self._nobody_listens()
             if self._poll_failures == 1:
                 self._log.warning("poll.failed", detail=error.detail, waiting=self.waiting)
+
+    def _nobody_listens(self) -> None:
+        """ComfyUI's process is gone, not only its memory. It may be back before the next question."""
+        waiting = self._waiting()
+        if self._live_id is None and not any(watch.suspect for watch in waiting):
+            # No socket was there to tell what ran, since the process had just started.
+            suspect = self._first_to_run()
+            if suspect is not None:
+                suspect.suspect = True
+        for watch in waiting:
+            watch.ended_comfyui = watch.ended_comfyui or watch.suspect
 
     async def _poll(self) -> None:
         deaf = self._deaf(self._waiting())

@@ -1,0 +1,128 @@
+"""What counts when ComfyUI dies under a job: attempts that had begun, over restarts too, and deaths that it caused."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from comfyui.servers.process import ComfyUIProcess
+from tests.support.job_api import free_port
+from tests.support.jobs import fetch, listed, status_is, submit
+from tests.support.processes import ROOT, gateway_process
+from tests.support.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
+
+LIVES = 5
+
+
+@asynccontextmanager
+async def short_lived_engine(port: int, folder: Path, *options: str) -> AsyncIterator[str]:
+    """An engine that is killed by SIGKILL."""
+    command = (
+        *("-m", "comfyui.engine", "--port", str(port), "--executions-file", str(folder / "executions")),
+        *options,
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *command, cwd=ROOT, env={}, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout
+        await process.stdout.readline()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def restarted_engine(folder: Path) -> AsyncIterator[str]:
+    """An engine that is started again when it ends, as a supervisor does; its address."""
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "comfyui.engine", "--port", str(port)),
+        *("--base-directory", str(folder / "comfyui"), "--executions-file", str(folder / "executions")),
+    ]
+    async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20, restart_delay_s=0.05) as process:
+        await process.wait_until_ready()
+        yield f"http://127.0.0.1:{port}"
+
+
+def executions(folder: Path) -> Counter[str]:
+    """How often ComfyUI began to run each prompt, over all its lives."""
+    path = folder / "executions"
+    return Counter(path.read_text().split() if path.exists() else ())
+
+
+def crash_workflow(tag: int) -> Workflow:
+    workflow = invert_workflow(tag)
+    workflow["4"] = {"class_type": "SimulatedCrash", "inputs": {"how": "segfault", "after": 0.3, "value": ["2", 0]}}
+    workflow["3"]["inputs"]["images"] = ["4", 0]
+    return workflow
+
+
+async def remaining(gateway: RunningGateway) -> int:
+    return gateway.handler.pool.backends[0].watcher.queue_remaining
+
+
+async def test_a_prompt_that_only_waits_outlives_every_death_of_comfyui(tmp_path: Path) -> None:
+    port = free_port()
+    async with running_gateway(
+        f"127.0.0.1:{port}", ready=False, lost_prompt_retries=0, quarantine_after=1, state_dir=tmp_path / "state"
+    ) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow(1))
+        for _ in range(LIVES):
+            # Its thread is dead, so that what is queued waits: ours and, behind or before it, somebody else's.
+            async with short_lived_engine(port, tmp_path, "--fault", "prompt_thread_dead") as engine:
+                await until(lambda: remaining(gateway), lambda queued: queued == 1, timeout_s=30)
+                async with (
+                    aiohttp.ClientSession(engine) as http,
+                    http.post("/prompt", json={"prompt": sleep_workflow(60)}) as response,
+                ):
+                    assert response.status == 200
+                await until(lambda: remaining(gateway), lambda queued: queued == 2, timeout_s=30)
+        assert executions(tmp_path) == {}
+        async with short_lived_engine(port, tmp_path):
+            status, body = await fetch(gateway.http, prompt_id)
+            assert (status, body["prompt_id"]) == (200, prompt_id), body
+    assert executions(tmp_path) == {prompt_id: 1}
+
+
+async def test_a_job_that_ends_comfyui_each_time_is_lost_after_its_retries_over_restarts_of_the_gateway(
+    tmp_path: Path,
+) -> None:
+    settings = {"STATE_DIR": str(tmp_path / "state"), "QUARANTINE_AFTER": "0", "LOST_PROMPT_RETRIES": "1"}
+    async with restarted_engine(tmp_path) as engine:
+        async with gateway_process(engine, **settings) as gateway:
+            prompt_id = await submit(gateway.http, crash_workflow(1))
+            await status_is(gateway.http, prompt_id, "running")
+            gateway.process.kill()
+            await gateway.process.wait()
+        async with gateway_process(engine, **settings) as gateway:
+            status, body = await fetch(gateway.http, prompt_id)
+            assert (status, body["type"]) == (502, "prompt_lost"), body
+            job = (await listed(gateway.http, "?status=lost"))["jobs"][0]
+            assert job["prompt_id"] == prompt_id
+            assert (await fetch(gateway.http, await submit(gateway.http, invert_workflow(2))))[0] == 200
+    assert executions(tmp_path)[prompt_id] == 2
+
+
+async def test_a_job_that_ends_comfyui_twice_is_quarantined_with_all_of_its_workflow(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    async with (
+        restarted_engine(tmp_path) as engine,
+        running_gateway(engine, state_dir=state_dir, lost_prompt_retries=5) as gateway,
+    ):
+        first = await submit(gateway.http, crash_workflow(1))
+        status, body = await fetch(gateway.http, first)
+        assert (status, body["type"]) == (500, "prompt_quarantined"), body
+        second = await submit(gateway.http, crash_workflow(1))
+        status, body = await fetch(gateway.http, second)
+        assert (status, body["type"]) == (500, "prompt_quarantined"), body
+        assert (await fetch(gateway.http, await submit(gateway.http, invert_workflow(2))))[0] == 200
+    ran = executions(tmp_path)
+    assert (ran[first], ran[second]) == (2, 0)
