@@ -275,6 +275,45 @@ async def test_a_caller_with_an_id_that_lost_its_connection_may_come_back(
     assert executions(engine) == {prompt_id: 1}
 
 
+async def left(gateway: RunningGateway, engine: Engine) -> str:
+    """The id of a sync call that lost its client while its prompt ran."""
+    prompt_id = str(uuid4())
+    leaving = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30), prompt_id=prompt_id))
+    await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
+    leaving.cancel()
+    return prompt_id
+
+
+async def state_of(gateway: RunningGateway) -> str:
+    state: str = (await listed(gateway.http))["jobs"][0]["status"]
+    return state
+
+
+async def test_who_looks_at_a_prompt_or_lists_it_does_not_wait_for_it(engine: Engine) -> None:
+    async with running_gateway(engine.url, reattach_seconds=1) as gateway:
+        prompt_id = await left(gateway, engine)
+        # A look and a list all the time.
+        while await state_of(gateway) == "running":
+            await look(gateway.http, prompt_id)
+        assert await until(lambda: state_of(gateway), lambda state: state == "canceled")
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_who_waits_for_a_prompt_again_keeps_it_and_has_as_much_time_when_it_leaves(
+    engine: Engine, method: str
+) -> None:
+    async with running_gateway(engine.url, reattach_seconds=0.6, cancel_on_timeout=False) as gateway:
+        prompt_id = await left(gateway, engine)
+        body = {"prompt": sleep_workflow(30), "prompt_id": prompt_id} if method == "POST" else None
+        path = "/prompt_sync" if method == "POST" else f"/prompt_sync/{prompt_id}"
+        async with gateway.http.request(method, path, json=body, params={"timeout": "1.5"}) as response:
+            assert response.status == 504
+        assert await state_of(gateway) == "running", "it was waited for, over twice its time"
+        await until(lambda: state_of(gateway), lambda state: state == "canceled")
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+
+
 async def test_a_caller_with_an_id_that_does_not_come_back_takes_its_prompt_with_it(engine: Engine) -> None:
     prompt_id = str(uuid4())
     async with running_gateway(engine.url, reattach_seconds=0.3) as gateway:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from contextlib import AsyncExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -143,6 +144,68 @@ async def test_a_sync_call_with_an_id_is_canceled_when_its_caller_does_not_come_
         status, body = await until(lambda: look(gateway.http, prompt_id), lambda found: found[0] != 202)
         assert (status, body["type"]) == (409, "task_cancelled")
         assert "REATTACH_SECONDS" in body["detail"]
+
+
+async def test_a_sync_call_that_is_submitted_again_as_async_goes_on_over_restarts(
+    tmp_path: Path, engine: Engine
+) -> None:
+    prompt_id = str(uuid4())
+    settings = {"REATTACH_SECONDS": "1", **state_of(tmp_path)}
+    async with gateway_process(engine.url, **settings) as gateway:
+        await interrupted_call(gateway, engine, 6, prompt_id=prompt_id)
+    async with gateway_process(engine.url, **settings) as gateway:
+        assert await submit(gateway.http, sleep_workflow(6, tag=1), prompt_id=prompt_id) == prompt_id
+        await kill(gateway)
+    async with gateway_process(engine.url, **settings) as gateway:
+        status, body = await fetch(gateway.http, prompt_id)
+        assert (status, body["prompt_id"]) == (200, prompt_id), body
+        assert (await listed(gateway.http))["jobs"][0]["kind"] == "async"
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_a_call_that_ended_with_its_gateway_can_be_cancelled_and_is_not_run_by_a_get(
+    tmp_path: Path, engine: Engine
+) -> None:
+    prompt_id = str(uuid4())
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        await interrupted_call(gateway, engine, prompt_id=prompt_id)
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200
+        assert [job["status"] for job in (await listed(gateway.http))["jobs"]] == ["canceled"]
+        status, body = await fetch(gateway.http, prompt_id)
+        assert (status, body["type"]) == (409, "task_cancelled")
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+    assert executions(engine) == {prompt_id: 1}
+
+
+async def test_a_job_that_runs_when_the_gateway_is_killed_has_no_limit_of_waiting_after_it(
+    tmp_path: Path, engine: Engine
+) -> None:
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        running = await submit(gateway.http, sleep_workflow(4, tag=1))
+        await status_is(gateway.http, running, "running")
+        await kill(gateway)
+    async with gateway_process(engine.url, MAX_QUEUED_SECONDS="0.1", **state_of(tmp_path)) as gateway:
+        status, body = await fetch(gateway.http, running)
+        assert status == 200, body
+
+
+async def test_a_job_has_its_time_of_execution_over_restarts(tmp_path: Path, engine: Engine) -> None:
+    settings = {"MAX_EXECUTION_SECONDS": "3", **state_of(tmp_path)}
+    async with gateway_process(engine.url, **settings) as gateway:
+        running = await submit(gateway.http, sleep_workflow(600, tag=1))
+        body = await status_is(gateway.http, running, "running")
+        await kill(gateway)
+    async with gateway_process(engine.url, **settings) as gateway:
+        status, body = await fetch(gateway.http, running)
+        assert (status, body["type"]) == (504, "timeout")
+        assert "MAX_EXECUTION_SECONDS" in body["detail"]
+        job = (await listed(gateway.http, "?status=failed"))["jobs"][0]
+        ran_s = datetime.fromisoformat(job["ended_at"]) - datetime.fromisoformat(job["started_at"])
+        assert job["prompt_id"] == running
+        assert ran_s.total_seconds() >= 3
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
 
 
 async def test_the_shutdown_leaves_jobs_to_the_next_gateway(tmp_path: Path, engine: Engine) -> None:

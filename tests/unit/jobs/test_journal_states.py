@@ -170,6 +170,17 @@ class JournalMachine(RuleBasedStateMachine):
     def tell(self, number: int) -> None:
         self._write(Tell(prompt_id(number)), prompt_id(number))
 
+    @rule(number=_NUMBERS, run=_RUNS)
+    def keep(self, number: int, run: int) -> None:
+        self._write(Keep(prompt_id(number), run), prompt_id(number))
+        after = self._job(number)
+        assert (
+            after is None
+            or after.state not in {State.QUEUED, State.RUNNING}
+            or after.run != run
+            or (after.kind == "async")
+        )
+
     @rule(number=_NUMBERS, run=_RUNS, kind=_KINDS)
     def again(self, number: int, run: int, kind: Any) -> None:
         before = self._job(number)
@@ -223,6 +234,19 @@ class JournalMachine(RuleBasedStateMachine):
         """A file says the same after it was opened again."""
         sqlite, memory = self._journals
         self._do(sqlite.__aexit__())
+        sqlite = SqliteJournal(self._folder)
+        self._do(sqlite.__aenter__())
+        self._journals = (sqlite, memory)
+
+    @rule()
+    def kill(self) -> None:
+        """The file as it is at this moment, without having been closed, says the same."""
+        sqlite, memory = self._journals
+        copied = Path(tempfile.mkdtemp())
+        shutil.copytree(self._folder, copied, dirs_exist_ok=True)
+        self._do(sqlite.__aexit__())
+        shutil.rmtree(self._folder)
+        self._folder = copied
         sqlite = SqliteJournal(self._folder)
         self._do(sqlite.__aenter__())
         self._journals = (sqlite, memory)
