@@ -526,8 +526,8 @@ class CompletionWatcher:
             suspect = self._first_to_run()
             if suspect is not None:
                 suspect.suspect = True
-        for watch in waiting:
-            watch.ended_comfyui = watch.ended_comfyui or watch.suspect
+        for watch in self._watches.values():
+            watch.ended_comfyui = watch.ended_comfyui or (watch.open and watch.suspect)
 
     async def _poll(self) -> None:
         deaf = self._deaf(self._waiting())

@@ -152,14 +152,15 @@ async def test_a_sync_call_that_is_submitted_again_as_async_goes_on_over_restart
     prompt_id = str(uuid4())
     settings = {"REATTACH_SECONDS": "1", **state_of(tmp_path)}
     async with gateway_process(engine.url, **settings) as gateway:
-        await interrupted_call(gateway, engine, 6, prompt_id=prompt_id)
+        await interrupted_call(gateway, engine, prompt_id=prompt_id)
     async with gateway_process(engine.url, **settings) as gateway:
-        assert await submit(gateway.http, sleep_workflow(6, tag=1), prompt_id=prompt_id) == prompt_id
+        assert await submit(gateway.http, sleep_workflow(60, tag=1), prompt_id=prompt_id) == prompt_id
         await kill(gateway)
     async with gateway_process(engine.url, **settings) as gateway:
-        status, body = await fetch(gateway.http, prompt_id)
-        assert (status, body["prompt_id"]) == (200, prompt_id), body
+        await status_is(gateway.http, prompt_id, "running")
         assert (await listed(gateway.http))["jobs"][0]["kind"] == "async"
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200
     assert executions(engine) == {prompt_id: 1}
 
 
@@ -183,7 +184,7 @@ async def test_a_job_that_runs_when_the_gateway_is_killed_has_no_limit_of_waitin
     tmp_path: Path, engine: Engine
 ) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
-        running = await submit(gateway.http, sleep_workflow(4, tag=1))
+        running = await submit(gateway.http, sleep_workflow(8, tag=1))
         await status_is(gateway.http, running, "running")
         await kill(gateway)
     async with gateway_process(engine.url, MAX_QUEUED_SECONDS="0.1", **state_of(tmp_path)) as gateway:

@@ -28,6 +28,7 @@ KILLS = [
     *at("async, key", "Finish", "before", *_EVERYWHERE),
     # The attempt that was placed had not begun: it is no second loss.
     *at("async, forgotten once", "POST /prompt", "before", "gateway", number=2),
+    *at("async, forgotten once", "POST /prompt", "after", "ComfyUI", number=2),
     *at("DELETE, running", "Cancel", "after", *_EVERYWHERE),
     # The job of a call that ended with the gateway: it is cancelled in the journal, too, and no GET runs it.
     *at("DELETE, sync, prompt_id", "Cancel", "before", *_EVERYWHERE),

@@ -40,12 +40,13 @@ async def short_lived_engine(port: int, folder: Path, *options: str) -> AsyncIte
 
 
 @asynccontextmanager
-async def restarted_engine(folder: Path) -> AsyncIterator[str]:
+async def restarted_engine(folder: Path, *options: str) -> AsyncIterator[str]:
     """An engine that is started again when it ends, as a supervisor does; its address."""
     port = free_port()
     command = [
         *(sys.executable, "-m", "comfyui.engine", "--port", str(port)),
         *("--base-directory", str(folder / "comfyui"), "--executions-file", str(folder / "executions")),
+        *options,
     ]
     async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20, restart_delay_s=0.05) as process:
         await process.wait_until_ready()
@@ -126,3 +127,11 @@ async def test_a_job_that_ends_comfyui_twice_is_quarantined_with_all_of_its_work
         assert (await fetch(gateway.http, await submit(gateway.http, invert_workflow(2))))[0] == 200
     ran = executions(tmp_path)
     assert (ran[first], ran[second]) == (2, 0)
+
+
+async def test_a_job_that_ends_comfyui_at_its_submission_each_time_is_quarantined(tmp_path: Path) -> None:
+    crash = 'segfault={"route": "/prompt", "method": "POST"}'
+    async with restarted_engine(tmp_path, "--fault", crash) as engine, running_gateway(engine) as gateway:
+        status, body = await fetch(gateway.http, await submit(gateway.http, invert_workflow(1)), 50)
+        assert (status, body["type"]) == (500, "prompt_quarantined"), body
+    assert executions(tmp_path) == {}
