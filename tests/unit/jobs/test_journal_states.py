@@ -170,17 +170,6 @@ class JournalMachine(RuleBasedStateMachine):
     def tell(self, number: int) -> None:
         self._write(Tell(prompt_id(number)), prompt_id(number))
 
-    @rule(number=_NUMBERS, run=_RUNS)
-    def keep(self, number: int, run: int) -> None:
-        self._write(Keep(prompt_id(number), run), prompt_id(number))
-        after = self._job(number)
-        assert (
-            after is None
-            or after.state not in {State.QUEUED, State.RUNNING}
-            or after.run != run
-            or (after.kind == "async")
-        )
-
     @rule(number=_NUMBERS, run=_RUNS, kind=_KINDS)
     def again(self, number: int, run: int, kind: Any) -> None:
         before = self._job(number)
