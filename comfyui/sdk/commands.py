@@ -133,7 +133,11 @@ async def status(gateway: GatewayClient, options: argparse.Namespace) -> Outcome
                         pass
     except GatewayTimeoutError:
         told = "queued or executing" if state["status"] == "waiting" else state["status"]
-        more = [plain(f"{name} {value}") for name, value in state.items() if name not in {"prompt_id", "status"}]
+        more = [
+            plain(f"{name} {value}")
+            for name, value in state.items()
+            if name not in {"prompt_id", "status"} and value is not None
+        ]
         return Outcome(Exit.OK, state, [Text("  ".join([told, *more]))])
     raise AssertionError("a wait ends with a result or an error")
 

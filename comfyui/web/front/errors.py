@@ -130,7 +130,15 @@ def unexpected(request: Request) -> Response:
 
 def describe_validation(errors: Sequence[Any]) -> str:
     """pydantic's errors as one sentence each, with the field's name: ``prompt: Field required``."""
-    return "; ".join(_describe(error) for error in errors)
+    return "; ".join(_describe(error) for error in errors if not _follows(error, errors))
+
+
+def _follows(error: Mapping[str, Any], errors: Sequence[Any]) -> bool:
+    """pydantic counts the members of a list without those that it refused, and then finds too few of them."""
+    place = tuple(error["loc"])
+    return error["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and tuple(other["loc"][: len(place)]) == place for other in errors
+    )
 
 
 def _describe(error: Mapping[str, Any]) -> str:

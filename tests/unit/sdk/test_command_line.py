@@ -556,6 +556,14 @@ async def test_ctrl_c_cancels_the_prompt(fake: FakeGateway, workflow_file: str, 
     assert "was cancelled" in document["detail"]
 
 
+async def test_status_leaves_out_what_is_not_known(fake: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    timeout = b"event: error\ndata: " + json.dumps(error_body("timeout")).encode() + b"\n\n"
+    executing = sse("executing", node="3", title="KSampler", class_type="KSampler")
+    fake.on("GET /prompt_sync", event_stream(sse("queued", position=None), executing, timeout))
+    said = await cli_here(capsys, "status", PROMPT_ID, "--server", fake.url)
+    assert said.out.strip() == "executing  node 3  title KSampler"
+
+
 async def test_status_tells_how_far_a_prompt_is(
     fake: FakeGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
