@@ -190,17 +190,16 @@ class ComfyUIHandler:
         return await self.look_within(prompt_id, wait_s) if wait_s and not look.state.is_end else look
 
     async def look_within(self, prompt_id: str, wait_s: float) -> Look:
-        """As `look`, once the prompt has ended, or after so long."""
-        with contextlib.suppress(ComfyUIError):
-            await self.attach(prompt_id, timeout_s=wait_s)
+        """As `look`, once the prompt has ended, also in ComfyUI, or after so long."""
+        with contextlib.suppress(ComfyUIError, TimeoutError):
+            async with asyncio.timeout(wait_s):
+                with contextlib.suppress(ComfyUIError):
+                    await self.attach(prompt_id, timeout_s=wait_s)
+                await self._cancels.ended(prompt_id, wait_s)
         return await self.look(prompt_id)
 
     async def look(self, prompt_id: str) -> Look:
-        """How the prompt is now; ComfyUI is asked where we do not know it.
-
-        Raises:
-            ComfyUINotFoundError: neither we nor ComfyUI know it.
-        """
+        """How the prompt is now. Raises `ComfyUINotFoundError` where neither we nor ComfyUI know it."""
         try:
             return await self._admission.look(prompt_id)
         except ComfyUINotFoundError:

@@ -148,6 +148,7 @@ class Admission:
         """
         async with AsyncExitStack() as held:
             taken: Taken | None = None
+            has_room = False
             while True:
                 record = await self._journal.get(prompt_id) if callers_id else None
                 if (job := self._runs.live.get(prompt_id)) is not None:
@@ -158,8 +159,9 @@ class Admission:
                     check_same(prompt_id, record.fingerprint, fingerprint)
                     if not (_was_left(record) or _may_run_again(record)):
                         return await self.look(prompt_id)
-                if job is None and (record is None or record.state.is_end):
-                    self._queue.check_room()
+                if not has_room and job is None and (record is None or record.state.is_end):
+                    held.enter_context(self._queue.room())
+                    has_room = True
                 if taken is None:
                     taken = await held.enter_async_context(self._inputs.taken(request, files))
                     if taken.inputs:
@@ -184,9 +186,10 @@ class Admission:
                 write = Add(new) if record is None else self._again(record, new)
                 if await self._journal.write(write):
                     self._queue.added(prompt_id, secrets_of(request), fetching=new.is_fetching)
-                    return await self.look(prompt_id)
+                    break
                 # Another request with the same id came first.
                 callers_id = True
+        return await self.look(prompt_id)
 
     async def _keep(self, job: Job, origin: Origin, request: PromptRequest, new: NewJob) -> None:
         """Make a sync job that is in flight the async job `new`, whoever waits for it. Raises `JournalError`."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ class JobQueue:
         self._clock = clock
         self._in_hand: dict[str, Job] = {}
         self._secrets: dict[str, Mapping[str, Any]] = {}
-        self._waiting = 0
+        self._waiting = self._coming = 0
         self._wake = asyncio.Event()
         self._paused = False
         self._tasks = SideTasks()
@@ -93,12 +94,21 @@ class JobQueue:
         await self._fetching.close()
         await self._tasks.close()
 
-    def check_room(self) -> None:
-        """Raise `ComfyUIOverloadedError` where as many jobs wait as may."""
-        if self._waiting >= self._options.max_queued:
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Keeps a place for a job until the block ends: by then it was `added`, or refused.
+
+        Raises `ComfyUIOverloadedError` where as many jobs wait, or are about to, as may.
+        """
+        if self._waiting + self._coming >= self._options.max_queued:
             raise ComfyUIOverloadedError(
                 f"{self._options.max_queued} jobs are waiting already (MAX_QUEUED_JOBS); try again later"
             )
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     def added(self, prompt_id: str, secrets: Mapping[str, Any], *, fetching: bool) -> None:
         """A job waits in the journal. `secrets` are kept in memory, for as long as it is there.

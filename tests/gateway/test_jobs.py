@@ -192,6 +192,30 @@ async def test_limits_of_time_and_number(engine: Engine) -> None:
         blocker.cancel()
 
 
+async def test_so_many_wait_and_no_more_however_many_come_at_once(tmp_path: Path, engine: Engine) -> None:
+    async def came(http: aiohttp.ClientSession, tag: int) -> int:
+        async with http.post("/prompt_sync", json={"prompt": invert_workflow(tag)}, headers=ASYNC) as response:
+            return response.status
+
+    options = handler_options(queue=QueueOptions(ahead=0, max_queued=5))
+    async with running_gateway(engine.url, changed=options, state_dir=tmp_path) as gateway:
+        statuses = await asyncio.gather(*(came(gateway.http, tag) for tag in range(20)))
+        assert sorted(statuses) == [202] * 5 + [429] * 15
+        first = (await listed(gateway.http))["jobs"][0]["prompt_id"]
+        async with gateway.http.delete(f"/prompt_sync/{first}") as response:
+            assert response.status == 200
+        assert [await came(gateway.http, 20), await came(gateway.http, 21)] == [202, 429]
+
+
+async def test_who_waits_first_is_told_of_a_time_limit_when_it_is_the_end(engine: Engine) -> None:
+    async with running_gateway(engine.url, max_execution_seconds=0.4) as gateway:
+        await gateway.http.post(f"{engine.url}/engine/faults", json={"delay": {"route": "*/cancel", "seconds": 0.3}})
+        wait = {"Prefer": "respond-async, wait=20"}
+        async with gateway.http.post("/prompt_sync", json={"prompt": sleep_workflow(30)}, headers=wait) as response:
+            assert (response.status, response.headers["X-Prompt-Status"]) == (504, "failed")
+            assert "MAX_EXECUTION_SECONDS" in (await response.json())["detail"]
+
+
 async def test_the_list_is_narrowed_by_state_and_labels_and_comes_in_pages(gateway: RunningGateway) -> None:
     ids = [
         await submit(gateway.http, invert_workflow(tag), labels={"order": str(tag % 2), "shop": "a"}, priority=tag)
