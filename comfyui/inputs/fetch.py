@@ -36,6 +36,7 @@ from comfyui.inputs.content import Content, Spool, too_large
 from comfyui.retrying import Backoff, retry_after_of
 from comfyui.transport.address_guard import AddressPolicy, GuardedResolver, parse_url
 from comfyui.transport.inflate import Inflater, coding_of
+from comfyui.transport.interim import BoundedResponse
 
 _MAX_REDIRECTS = 5
 _MAX_DOWNLOADS = 32
@@ -92,6 +93,7 @@ class UrlFetcher:
         self._guard = GuardedResolver(self._policy, self._resolver or aiohttp.DefaultResolver())
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=_MAX_DOWNLOADS, resolver=self._guard, use_dns_cache=False),
+            response_class=BoundedResponse,
             cookie_jar=aiohttp.DummyCookieJar(),
             # Proxies and .netrc of the environment would connect for us, past the check.
             trust_env=False,

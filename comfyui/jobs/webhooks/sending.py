@@ -21,6 +21,7 @@ from comfyui.exceptions import NoSuchNameError, NotPermittedError
 from comfyui.jobs.webhooks.names import OwnThreadsResolver
 from comfyui.retrying import retry_after_of
 from comfyui.transport.address_guard import AddressPolicy, GuardedResolver, parse_url
+from comfyui.transport.interim import BoundedResponse
 
 _GONE = 410
 _NAMES_AT_ONCE = 64
@@ -97,6 +98,7 @@ class WebhookSender:
         return aiohttp.ClientSession(
             # A connection that is kept would go to an address that was checked some time ago.
             connector=aiohttp.TCPConnector(limit=0, resolver=resolver, use_dns_cache=False, force_close=True),
+            response_class=BoundedResponse,
             cookie_jar=aiohttp.DummyCookieJar(),
             # Proxies and .netrc of the environment would connect for us, past the check.
             trust_env=False,
