@@ -212,7 +212,7 @@ async def _again(world: World) -> Answer:
 async def _again_sync(world: World) -> Answer:
     """A second run of a sync call that ran when it was canceled."""
     prompt_id = str(uuid4())
-    body = {"prompt": workflow(world, _RUN_S * 2), "prompt_id": prompt_id}
+    body = {"prompt": workflow(world, _LONG_S), "prompt_id": prompt_id}
     calling = asyncio.create_task(world.call("POST", "/prompt_sync", json=body))
     await until(lambda: world.status_of(prompt_id), lambda status: status == "running")
     assert (await world.call("DELETE", f"/prompt_sync/{prompt_id}"))[0] == 200
