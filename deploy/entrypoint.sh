@@ -106,7 +106,7 @@ fi
 # The jobs that the gateway keeps: in its own folder, which belongs to root, they could not be written. A STATE_DIR that is
 # empty stays so: jobs are in memory then. They hold what callers sent, so nobody else may read the folder.
 if [[ "$WORKER" == gateway ]]; then
-    export STATE_DIR="${STATE_DIR-$DATA_DIR/state}"
+    export STATE_DIR="${STATE_DIR-$DATA_DIR/gateway}"
     [[ -z "$STATE_DIR" ]] || (umask 077 && writable "$STATE_DIR") ||
         fail 73 "STATE_DIR: $STATE_DIR cannot be written by user $(id -u): mount a volume at $DATA_DIR that this user" \
             "may write, or set STATE_DIR to another folder, or to nothing, which keeps jobs in memory"
