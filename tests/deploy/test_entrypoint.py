@@ -63,12 +63,12 @@ async def test_jobs_lie_on_the_volume_and_nobody_else_may_read_them(
     bare_container: dict[str, str], tmp_path: Path
 ) -> None:
     await _ends(bare_container | {"DEFAULT_TIMEOUT": "soon"})
-    assert (tmp_path / "data" / "state").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "data" / "gateway").stat().st_mode & 0o777 == 0o700
 
 
 async def test_an_empty_folder_of_jobs_stays_empty(bare_container: dict[str, str], tmp_path: Path) -> None:
     await _ends(bare_container | {"DEFAULT_TIMEOUT": "soon", "STATE_DIR": ""})
-    assert not (tmp_path / "data" / "state").exists()
+    assert not (tmp_path / "data" / "gateway").exists()
 
 
 async def test_a_folder_of_jobs_that_cannot_be_written_stops_the_start(
