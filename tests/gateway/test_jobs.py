@@ -72,11 +72,13 @@ async def test_prefer_may_stand_in_the_query_and_may_wait_first(gateway: Running
 async def test_jobs_run_in_the_order_of_their_submission_and_few_are_handed_on(engine: Engine) -> None:
     options = handler_options(queue=QueueOptions(ahead=2))
     async with running_gateway(engine.url, changed=options) as gateway:
-        first = await submit(gateway.http, sleep_workflow(0.6))
+        first = await submit(gateway.http, sleep_workflow(60))
         ids = [first, *[await submit(gateway.http, sleep_workflow(0.05, tag=tag)) for tag in range(1, 8)]]
         running, pending = await until(lambda: queue_of(engine), lambda queue: len(queue[0]) + len(queue[1]) == 2)
         assert running + pending == ids[:2]
         assert (await look(gateway.http, ids[-1]))[1]["position"] == 5
+        async with gateway.http.delete(f"/prompt_sync/{first}") as response:
+            assert response.status == 200
         assert (await fetch(gateway.http, ids[-1]))[0] == 200
     assert list(executions(engine)) == ids
     assert set(executions(engine).values()) == {1}

@@ -223,7 +223,7 @@ async def test_the_shutdown_leaves_jobs_to_the_next_gateway(tmp_path: Path, engi
 async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tmp_path: Path, engine: Engine) -> None:
     secret = {"api_key_comfy_org": "comfyui-secret-key"}
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
-        blocker = await submit(gateway.http, sleep_workflow(1, tag=1))
+        blocker = await submit(gateway.http, sleep_workflow(60, tag=1))
         ids = [await submit(gateway.http, invert_workflow(tag), extra_data=secret) for tag in range(2, 8)]
         async with gateway.http.post(
             "/prompt_sync", json={"prompt": invert_workflow(9), "extra_data": secret}, headers=ASYNC
@@ -232,6 +232,8 @@ async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tm
         await status_is(gateway.http, blocker, "running")
         await kill(gateway)
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        async with gateway.http.delete(f"/prompt_sync/{blocker}") as response:
+            assert response.status == 200
         status, body = await fetch(gateway.http, ids[-1])
         assert status == 500
         assert "extra_data" in body["detail"]
