@@ -124,8 +124,10 @@ class AddressPolicy:
         if url.raw_user is not None or url.raw_password is not None:
             raise ValueError("a URL with a user or password in it is not used")
         host, port = url.raw_host, url.port
-        if not host or not port:
+        if not host:
             raise ValueError("the URL has no host")
+        if not port:
+            raise ValueError("the URL has port 0, which nothing listens on")
         try:
             address = literal_address(host)
         except ValueError:

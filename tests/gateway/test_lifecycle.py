@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,6 +11,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import OLD_VERSION, Engine
+from tests.support.relaying import raw_client
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -83,6 +85,20 @@ async def test_a_client_that_goes_away_takes_its_prompt_with_it(
     await until(lambda: queue_of(either_engine), lambda queue: len(queue[0]) == 1)
     waiting.cancel()
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
+
+
+async def test_a_client_that_closes_its_sending_side_has_gone_away(
+    either_gateway: RunningGateway, either_engine: Engine
+) -> None:
+    """A close and a half close look the same until something is written, and a prompt must not run on for nobody."""
+    body = json.dumps({"prompt": sleep_workflow(30)}).encode()
+    head = b"POST /prompt_sync HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with raw_client(str(either_gateway.http._base_url)) as (reader, writer):
+        writer.write(head + body)
+        await until(lambda: queue_of(either_engine), lambda queue: len(queue[0]) == 1)
+        writer.write_eof()
+        assert await reader.read() == b""
+        await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
 
 
 async def test_a_prompt_that_others_wait_for_goes_on(either_gateway: RunningGateway, either_engine: Engine) -> None:
