@@ -46,11 +46,14 @@ class QueueOptions:
         ahead: unfinished async jobs on each server; 0: none is handed on.
         max_queued: that wait with us; beyond it submissions are refused.
         max_queued_s: how long a job may wait; 0: any time.
+        storing: jobs that wait for the store beside those on the servers, with their results in memory; further ones
+            keep their places.
     """
 
     ahead: int = 4
     max_queued: int = 10_000
     max_queued_s: float = 0.0
+    storing: int = 64
 
 
 class JobQueue:
@@ -75,6 +78,7 @@ class JobQueue:
         self._options = options
         self._clock = clock
         self._in_hand: dict[str, Job] = {}
+        self._storing: set[str] = set()
         self._secrets: dict[str, Mapping[str, Any]] = {}
         self._waiting = self._coming = 0
         self._wake = asyncio.Event()
@@ -145,12 +149,12 @@ class JobQueue:
         self._in_hand[job.prompt_id] = job
         if secrets:
             self._secrets[job.prompt_id] = secrets
-        self._runs.tell_end(job, self._ended)
+        self._runs.tell(job, self)
 
     def hold(self, job: Job, before: Callable[[], Awaitable[None]]) -> None:
         """Run a job that was handed on before a restart, after `before`: it takes one of the places."""
         self._in_hand[job.prompt_id] = job
-        self._runs.begin(job, self._ended, before)
+        self._runs.begin(job, self, before)
 
     async def request_of(self, record: JobRecord) -> PromptRequest | None:
         """The request of a job, from the journal; None where it is not kept, or its secrets are gone."""
@@ -241,12 +245,20 @@ class JobQueue:
         job.keep_off([backend for backend in self._pool.ready if placed[backend] >= self._options.ahead])
         self._waiting = max(0, self._waiting - 1)
         self._in_hand[job.prompt_id] = job
-        self._runs.begin(job, self._ended)
+        self._runs.begin(job, self)
         # One after the other, so that ComfyUI gets them in order.
         await happens_within(entry.handed_on, _IN_TURN_S)
 
-    def _ended(self, job: Job) -> None:
+    def rendered(self, job: Job) -> None:
+        """No server has it any more, and its files are being stored: while the store is away, others may render."""
+        if len(self._storing) < self._options.storing and self._in_hand.pop(job.prompt_id, None) is not None:
+            self._storing.add(job.prompt_id)
+            self._wake.set()
+
+    def ended(self, job: Job) -> None:
+        """It has ended, or waits in our queue again."""
         self._in_hand.pop(job.prompt_id, None)
+        self._storing.discard(job.prompt_id)
         if job.ended:
             self._secrets.pop(job.prompt_id, None)
         else:

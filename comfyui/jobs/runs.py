@@ -7,6 +7,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -55,6 +56,16 @@ class RunLimits:
     cancel_on_timeout: bool = True
 
 
+class Places(Protocol):
+    """Who counts the async jobs that are with the servers."""
+
+    def rendered(self, job: Job) -> None:
+        """No server has it any more; its files are being stored."""
+
+    def ended(self, job: Job) -> None:
+        """It has ended, or waits in our queue again."""
+
+
 class Runs:
     """`live` has the jobs by their id: each has a task, or stands for one that waits in our queue and is waited for.
 
@@ -71,7 +82,7 @@ class Runs:
         deliverer: Deliverer | None = None,
     ) -> None:
         self.live: dict[str, Job] = {}
-        self._ended: dict[Job, Callable[[Job], None]] = {}
+        self._places: dict[Job, Places] = {}
         self._runner = runner
         self._cancels = cancels
         self._limits = limits
@@ -111,21 +122,14 @@ class Runs:
         job.begin(self._run(job))
         return job
 
-    def begin(
-        self, job: Job, ended: Callable[[Job], None], before: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
-        """Run a job that was added.
-
-        Args:
-            ended: called when it has ended, or waits in our queue again.
-            before: what the job's task waits for first.
-        """
-        self.tell_end(job, ended)
+    def begin(self, job: Job, places: Places, before: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Run a job that was added, and tell `places` of it; `before` is what the job's task waits for first."""
+        self.tell(job, places)
         job.begin(self._run(job, before))
 
-    def tell_end(self, job: Job, ended: Callable[[Job], None]) -> None:
-        """`ended` is called when the job's task ends: the job has ended, or waits in our queue again."""
-        self._ended[job] = ended
+    def tell(self, job: Job, places: Places) -> None:
+        """Tell `places` how far the job is."""
+        self._places[job] = places
 
     async def keep(self, job: Job, new: NewJob) -> None:
         """A sync job that runs is the async job `new` from now on; see `Job.keep`."""
@@ -156,6 +160,8 @@ class Runs:
                 result = await self._runner.run(job)
             if job.stays and job.request is not None and self._deliverer is not None:
                 # Perhaps nobody asks for it: its files are stored now, where that is wanted.
+                if (places := self._places.get(job)) is not None:
+                    places.rendered(job)
                 result = await self._deliverer.delivered(result, Order.of(job.request))
             kept = await large_result_to_bytes(result) if job.entry is not None else None
             outcome = "success"
@@ -175,8 +181,8 @@ class Runs:
             if not (again and job.waiters):
                 self.drop(job)
             job.let_go()
-            if (ended := self._ended.pop(job, None)) is not None:
-                ended(job)
+            if (places := self._places.pop(job, None)) is not None:
+                places.ended(job)
             if not again:
                 outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
                 # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.

@@ -14,6 +14,7 @@ from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.exceptions import StorageError
+from comfyui.jobs.queue import QueueOptions
 from comfyui.web.api.rendering import JobRenderer
 from tests.support.jobs import ASYNC, fetch, listed, status_is, submit
 from tests.support.keys import KEY
@@ -23,6 +24,7 @@ from tests.support.running import (
     Change,
     RunningGateway,
     executions,
+    handler_options,
     invert_workflow,
     running_gateway,
     until,
@@ -53,6 +55,10 @@ async def told(gateway: RunningGateway, prompt_id: str) -> Any:
     assert kept is not None
     renderer = JobRenderer(running.deliverer, running.tickets)
     return orjson.loads(await renderer.succeeded(prompt_id, record.owner, kept))
+
+
+async def executions_of(engine: Engine) -> int:
+    return len(executions(engine))
 
 
 async def bytes_at(url: str) -> bytes:
@@ -209,6 +215,41 @@ async def test_a_job_that_is_being_stored_runs_can_be_waited_for_and_canceled(en
         go_on.set()
         status, result = await waiting
         assert (status, result["images"][0]["url"].startswith("http://files.test/")) == (200, True)
+
+
+async def test_jobs_that_wait_for_the_store_take_no_place_of_those_that_can_render(
+    engine: Engine, tmp_path: Path
+) -> None:
+    store = WatchedStore(tmp_path / "files")
+    store.failures = [StorageError("away")] * 1000
+    async with running_gateway(engine.url, changed=storing_in(store)) as gateway:
+        storing = [await submit(gateway.http, invert_workflow(number), output=_S3) for number in range(8)]
+        other = await submit(gateway.http, invert_workflow(8))
+        assert [job["prompt_id"] for job in await ended(gateway)] == [other]
+        for prompt_id in storing:
+            await status_is(gateway.http, prompt_id, "running")
+        store.failures.clear()
+        jobs = await ended(gateway, 9)
+        assert {job["status"] for job in jobs} == {"succeeded"}
+    assert executions(engine) == dict.fromkeys([*storing, other], 1)
+
+
+async def test_no_more_jobs_than_that_wait_for_the_store(engine: Engine, tmp_path: Path) -> None:
+    store, go_on = WatchedStore(tmp_path / "files"), asyncio.Event()
+
+    async def hold(_key: str) -> None:
+        await go_on.wait()
+
+    store.before = hold
+    few = handler_options(queue=QueueOptions(storing=2))
+    async with running_gateway(engine.url, changed=lambda made: few(storing_in(store)(made))) as gateway:
+        submitted = [await submit(gateway.http, invert_workflow(number), output=_S3) for number in range(8)]
+        for prompt_id in submitted[:6]:
+            await status_is(gateway.http, prompt_id, "running")
+        await until(lambda: executions_of(engine), lambda count: count == 6)
+        assert [job["status"] for job in (await listed(gateway.http, "?status=queued"))["jobs"]] == ["queued"] * 2
+        go_on.set()
+        assert {job["status"] for job in await ended(gateway, 8)} == {"succeeded"}
 
 
 async def test_an_upload_that_a_restart_broke_off_is_done_after_it_without_another_run(
