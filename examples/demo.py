@@ -86,6 +86,7 @@ def demo(logs: Path) -> None:
         "SERVER_HOST": "127.0.0.1",
         "SERVER_PORT": str(gateway_port),
         "COMFYUI_SERVER_ADDRESS": f"127.0.0.1:{engine_port}",
+        "STATE_DIR": str(logs / "jobs"),  # that of this folder may be another gateway's
     }
     with ExitStack() as stack:
         engine = running("engine", "-m", "comfyui.engine", "--port", str(engine_port), logs=logs)
@@ -107,7 +108,7 @@ def main() -> int:
             return 130
         except DemoError as error:
             print(f"the demo failed: {error}", file=sys.stderr)
-            for log in sorted(logs.iterdir()):
+            for log in sorted(path for path in logs.iterdir() if path.is_file()):
                 lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
                 print(f"--- {log.name}, last lines:", *lines, sep="\n", file=sys.stderr)
             return 1
