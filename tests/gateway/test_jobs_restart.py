@@ -202,7 +202,9 @@ async def test_a_job_has_its_time_of_execution_over_restarts(tmp_path: Path, eng
         status, body = await fetch(gateway.http, running)
         assert (status, body["type"]) == (504, "timeout")
         assert "MAX_EXECUTION_SECONDS" in body["detail"]
-        job = (await listed(gateway.http, "?status=failed"))["jobs"][0]
+        # Who waits is told before ComfyUI is; the job ends when that has been done.
+        failed = await until(lambda: listed(gateway.http, "?status=failed"), lambda found: bool(found["jobs"]))
+        job = failed["jobs"][0]
         ran_s = datetime.fromisoformat(job["ended_at"]) - datetime.fromisoformat(job["started_at"])
         assert job["prompt_id"] == running
         assert ran_s.total_seconds() >= 3

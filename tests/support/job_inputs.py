@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import sqlite3
@@ -88,8 +89,11 @@ async def inverted(http: aiohttp.ClientSession, prompt_id: str, timeout_s: float
 
 def files_of(state: Path) -> dict[str, bytes]:
     """The input store."""
-    folder = state / "inputs"
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+    found = {}
+    for path in sorted((state / "inputs").glob("*")):
+        with contextlib.suppress(FileNotFoundError):  # the gateway removed it meanwhile
+            found[path.name] = path.read_bytes()
+    return found
 
 
 def journal_has(state: Path, *texts: str) -> bool:

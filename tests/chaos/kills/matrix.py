@@ -115,8 +115,8 @@ def judged(
         wrong.append(f"told {said}, {body.get('detail')}")
     for prompt_id, count in executions.items():
         died = victim != "gateway" and world.begun_before[prompt_id] > 0
-        # That the last attempt had begun may not have been written when both died.
-        more = died + call.losable if victim == "both" else died or call.losable
+        # That the last attempt had begun may not have been heard when ComfyUI died, nor written when both did.
+        more = died + call.losable
         if count > call.runs + more:
             wrong.append(f"{prompt_id} ran {count} times")
     if point is not None and not world.points.struck:
