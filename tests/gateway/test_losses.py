@@ -48,7 +48,7 @@ async def restarted_engine(folder: Path, *options: str) -> AsyncIterator[str]:
         *("--base-directory", str(folder / "comfyui"), "--executions-file", str(folder / "executions")),
         *options,
     ]
-    async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20, restart_delay_s=0.05) as process:
+    async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20, restart_delay_s=1.0) as process:
         await process.wait_until_ready()
         yield f"http://127.0.0.1:{port}"
 

