@@ -81,8 +81,9 @@ async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(littlehorse_sha
 async def test_what_no_retry_would_help_is_an_exception_with_a_name(
     littlehorse_shared: Trio, workflow: Any, name: str, said: str
 ) -> None:
-    littlehorse_shared.fake.schedule(workflow, "bad")
-    report = await littlehorse_shared.fake.report("bad")
+    guid = f"{name} {said}"  # a refusal is given again for the same task
+    littlehorse_shared.fake.schedule(workflow, guid)
+    report = await littlehorse_shared.fake.report(guid)
     assert (report["status"], report["exception"]["name"]) == ("TASK_EXCEPTION", name)
     assert said in report["exception"]["message"]
     assert "failed: " in report["logOutput"]["str"]
@@ -132,7 +133,7 @@ async def test_an_input_that_cannot_be_fetched_now_is_an_ordinary_failure(
     """LittleHorse retries it; the error names the field that the task has."""
     workflow = invert_workflow()
     async with running_worker(
-        littlehorse_fake.ports[0], littlehorse_engine.url, input_url_allow="127.0.0.1", input_url_timeout=0.2
+        littlehorse_fake.ports[0], littlehorse_engine.url, input_url_allow="127.0.0.1", input_url_timeout=2
     ):
         url = f"http://127.0.0.1:{await free_port()}/a.png"
         workflow["1"] = {"class_type": "LoadImage", "inputs": {"image": url}}
