@@ -22,16 +22,16 @@ KILLS = [
     *at("sync, no id", "POST /prompt", "after", "ComfyUI"),
     *at("sync, no id", "Start", "before", "gateway", "both"),
     *at("sync, prompt_id", "Add", "after", *_EVERYWHERE),
-    *at("sync, key", "POST /prompt", "after", *_EVERYWHERE),
+    *at("sync, key", "POST /prompt", "after", "gateway", "both"),
     *at("sync, prompt_id, caller gone", "Start", "after", "gateway", "both"),
-    *at("async, key", "POST /prompt", "before", *_EVERYWHERE),
-    *at("async, key", "Finish", "before", *_EVERYWHERE),
+    *at("async, key", "POST /prompt", "before", "both"),
+    *at("async, key", "Finish", "before", "gateway", "ComfyUI"),
     # The attempt that was placed had not begun: it is no second loss.
     *at("async, forgotten once", "POST /prompt", "before", "gateway", number=2),
     *at("async, forgotten once", "POST /prompt", "after", "ComfyUI", number=2),
-    *at("DELETE, running", "Cancel", "after", *_EVERYWHERE),
+    *at("DELETE, running", "Cancel", "after", "gateway", "both"),
     # The job of a call that ended with the gateway: it is cancelled in the journal, too, and no GET runs it.
-    *at("DELETE, sync, prompt_id", "Cancel", "before", *_EVERYWHERE),
+    *at("DELETE, sync, prompt_id", "Cancel", "before", "gateway"),
     *at("DELETE, sync, prompt_id", "Finish", "before", "gateway"),
     *at("second run, sync", "Again", "after", "gateway", "both"),
 ]
