@@ -110,7 +110,7 @@ class Admission:
             check_same(prompt_id, record.fingerprint, fingerprint)
             if not record.state.is_end:
                 return await self._unfinished(record, request, files)
-            if request is None or not _may_run_again(record):
+            if request is None or not record.may_run_again:
                 return await self.outcome_of(record)
             try:
                 begun = await self._journal.write(self._again(record))
@@ -157,7 +157,7 @@ class Admission:
                         return await self.look(prompt_id)
                 elif record is not None:
                     check_same(prompt_id, record.fingerprint, fingerprint)
-                    if not (_was_left(record) or _may_run_again(record)):
+                    if not (_was_left(record) or record.may_run_again):
                         return await self.look(prompt_id)
                 if not has_room and job is None and (record is None or record.state.is_end):
                     held.enter_context(self._queue.room())
@@ -278,7 +278,3 @@ class Admission:
 def _was_left(record: JobRecord) -> bool:
     """Whether it is a sync call's, whose task is not here any more."""
     return record.kind == "sync" and record.state in {State.QUEUED, State.RUNNING}
-
-
-def _may_run_again(record: JobRecord) -> bool:
-    return record.state in {State.CANCELED, State.LOST} or (record.state is State.FAILED and record.retryable)

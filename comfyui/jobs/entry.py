@@ -15,14 +15,13 @@ from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
 from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Tell
-from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
+from comfyui.jobs.stored import NOT_KEPT, body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 
 # Of a sync call: its caller brings the request again when it comes back.
 _KEPT_OF_SYNC = 256 * 1024
-_NOT_KEPT = b"null"
 # So long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
 
@@ -71,7 +70,7 @@ def new_job(
         needs_secrets=bool(secrets_of(request)),
         priority=request.priority,
         webhook=order_of(request),
-        body=body_of(request) if kept else _NOT_KEPT,
+        body=body_of(request) if kept else NOT_KEPT,
     )
 
 

@@ -49,8 +49,7 @@ async def both(folder: Path, gateway_port: int, engine_port: int) -> AsyncIterat
     state = {"STATE_DIR": str(folder), "SERVER_PORT": str(gateway_port)}
     async with engine_process("--port", str(engine_port)) as address, gateway_process(address, **state) as gateway:
         yield gateway
-        gateway.signal(signal.SIGKILL)
-        await gateway.process.wait()
+        await gateway.kill()
 
 
 async def test_a_job_of_the_command_line_outlives_gateway_and_engine(tmp_path: Path) -> None:
@@ -122,8 +121,7 @@ async def test_wait_is_told_that_the_gateway_has_forgotten_the_job(engine: Engin
             assert not job.stored
             waiting = asyncio.create_task(client.wait(job.prompt_id))
             await status_is(gateway.http, job.prompt_id, "running")
-            gateway.signal(signal.SIGKILL)
-            await gateway.process.wait()
+            await gateway.kill()
         async with Engine() as other, gateway_process(other.url, SERVER_PORT=port):
             with pytest.raises(GatewayRefusedError) as caught:
                 await waiting

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import signal
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -28,20 +27,12 @@ from tests.support.job_inputs import (
     picture,
     taken,
 )
+from tests.support.jobs import state_of
 from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import executions, until
 
 _COLOR = (10, 200, 30)
 _DATA = picture(_COLOR)
-
-
-def state_of(folder: Path) -> dict[str, str]:
-    return {"STATE_DIR": str(folder), "SHUTDOWN_GRACE_SECONDS": "5"}
-
-
-async def kill(gateway: GatewayProcess) -> None:
-    gateway.signal(signal.SIGKILL)
-    await gateway.process.wait()
 
 
 async def store_is(state: Path, names: set[str]) -> None:
@@ -68,7 +59,7 @@ async def test_a_job_that_was_not_placed_has_its_input_after_a_kill(tmp_path: Pa
         posted = form_of(loading(), {"photo.png": _DATA}) if body == "form" else body
         prompt_id = await taken(gateway.http, posted)
         assert await asyncio.to_thread(files_of, tmp_path) == {digest: _DATA}
-        await kill(gateway)
+        await gateway.kill()
     assert not journal_has(tmp_path, b64(_DATA))
     assert journal_has(tmp_path, digest) is (body != "form")
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
@@ -97,7 +88,7 @@ async def test_each_job_that_was_taken_before_a_kill_runs_once_with_its_own_inpu
         await blocked(gateway.http, 2)
         submitting = [asyncio.create_task(submit_until_killed(gateway, first)) for first in range(4)]
         await until(lambda: count_of(colors), lambda count: count >= 30)
-        await kill(gateway)
+        await gateway.kill()
         await asyncio.gather(*submitting)
     # Files that were renamed for a submission that was not acknowledged, and what else a kill may leave.
     (tmp_path / "inputs" / "new-half").write_bytes(b"half")

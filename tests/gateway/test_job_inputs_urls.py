@@ -267,8 +267,7 @@ async def test_the_next_gateway_fetches_what_was_not_fetched(engine: Engine, tmp
             failing = await taken(gateway.http, by_image("http://127.0.0.9:1/a.png"))
             assert (await fetch(gateway.http, failing))[1]["type"] == "input_failed"
             await has_asked(server)
-            gateway.signal(signal.SIGKILL)
-            await gateway.process.wait()
+            await gateway.kill()
             logged = str(gateway.lines)
         assert await asyncio.to_thread(files_of, tmp_path) == {}
         come.set()

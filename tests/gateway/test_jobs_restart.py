@@ -16,19 +16,9 @@ import pytest
 
 from comfyui.engine import Engine
 from tests.support.job_api import free_port
-from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit, without_reading
+from tests.support.jobs import ASYNC, fetch, listed, look, state_of, status_is, submit, without_reading
 from tests.support.processes import GatewayProcess, engine_process, gateway_process
 from tests.support.running import executions, invert_workflow, queue_of, sleep_workflow, until
-
-
-def state_of(folder: Path) -> dict[str, str]:
-    """Settings of a gateway whose jobs outlive it."""
-    return {"STATE_DIR": str(folder), "SHUTDOWN_GRACE_SECONDS": "5"}
-
-
-async def kill(gateway: GatewayProcess) -> None:
-    gateway.signal(signal.SIGKILL)
-    await gateway.process.wait()
 
 
 async def test_jobs_outlive_the_gateway(tmp_path: Path, engine: Engine) -> None:
@@ -39,7 +29,7 @@ async def test_jobs_outlive_the_gateway(tmp_path: Path, engine: Engine) -> None:
         running = await submit(gateway.http, sleep_workflow(1.5, tag=2))
         await status_is(gateway.http, running, "running")
         waiting = [await submit(gateway.http, invert_workflow(tag)) for tag in range(3, 10)]
-        await kill(gateway)
+        await gateway.kill()
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         status, kept = await look(gateway.http, done)
         assert (status, without_reading(kept)) == (200, without_reading(result))
@@ -58,7 +48,7 @@ async def test_a_job_outlives_both(tmp_path: Path) -> None:
         running = await submit(gateway.http, sleep_workflow(2, tag=1))
         await status_is(gateway.http, running, "running")
         waiting = await submit(gateway.http, invert_workflow(2))
-        await kill(gateway)
+        await gateway.kill()
     async with engine_process("--port", port) as address, gateway_process(address, **state_of(tmp_path)) as gateway:
         for prompt_id in (running, waiting):
             status, body = await fetch(gateway.http, prompt_id)
@@ -73,7 +63,7 @@ async def test_a_job_that_was_lost_while_it_ran_has_its_retries_over_restarts(tm
         gateway = await first.enter_async_context(gateway_process(address, **settings))
         running = await submit(gateway.http, sleep_workflow(20, tag=1))
         await status_is(gateway.http, running, "running")
-        await kill(gateway)
+        await gateway.kill()
     async with engine_process("--port", port) as address, gateway_process(address, **settings) as gateway:
         status, body = await fetch(gateway.http, running)
         assert (status, body["type"]) == (502, "prompt_lost")
@@ -88,7 +78,7 @@ async def test_a_cancel_holds_over_a_restart(tmp_path: Path, engine: Engine) -> 
         for prompt_id in (waiting[-1], running):
             async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
                 assert response.status == 200
-        await kill(gateway)
+        await gateway.kill()
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         for prompt_id in (waiting[-1], running):
             status, body = await look(gateway.http, prompt_id)
@@ -104,7 +94,7 @@ async def interrupted_call(gateway: GatewayProcess, engine: Engine, seconds: flo
     )
     running, _ = await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
     await until(lambda: is_listed(gateway, running[0]), bool)
-    await kill(gateway)
+    await gateway.kill()
     with pytest.raises(aiohttp.ClientError):
         await call
     return running[0]
@@ -155,7 +145,7 @@ async def test_a_sync_call_that_is_submitted_again_as_async_goes_on_over_restart
         await interrupted_call(gateway, engine, prompt_id=prompt_id)
     async with gateway_process(engine.url, **settings) as gateway:
         assert await submit(gateway.http, sleep_workflow(60, tag=1), prompt_id=prompt_id) == prompt_id
-        await kill(gateway)
+        await gateway.kill()
     async with gateway_process(engine.url, **settings) as gateway:
         await status_is(gateway.http, prompt_id, "running")
         assert (await listed(gateway.http))["jobs"][0]["kind"] == "async"
@@ -186,7 +176,7 @@ async def test_a_job_that_runs_when_the_gateway_is_killed_has_no_limit_of_waitin
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         running = await submit(gateway.http, sleep_workflow(8, tag=1))
         await status_is(gateway.http, running, "running")
-        await kill(gateway)
+        await gateway.kill()
     async with gateway_process(engine.url, MAX_QUEUED_SECONDS="0.1", **state_of(tmp_path)) as gateway:
         status, body = await fetch(gateway.http, running)
         assert status == 200, body
@@ -197,7 +187,7 @@ async def test_a_job_has_its_time_of_execution_over_restarts(tmp_path: Path, eng
     async with gateway_process(engine.url, **settings) as gateway:
         running = await submit(gateway.http, sleep_workflow(600, tag=1))
         body = await status_is(gateway.http, running, "running")
-        await kill(gateway)
+        await gateway.kill()
     async with gateway_process(engine.url, **settings) as gateway:
         status, body = await fetch(gateway.http, running)
         assert (status, body["type"]) == (504, "timeout")
@@ -232,7 +222,7 @@ async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tm
         ) as response:
             assert "comfyui-secret-key" not in await response.text()
         await status_is(gateway.http, blocker, "running")
-        await kill(gateway)
+        await gateway.kill()
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         async with gateway.http.delete(f"/prompt_sync/{blocker}") as response:
             assert response.status == 200
@@ -248,7 +238,7 @@ async def test_an_id_of_ours_that_was_told_in_an_event_counts_as_the_callers(tmp
         async with gateway.http.post("/prompt_sync", json=body, headers=accept) as response:
             prompt_id = response.headers["X-Prompt-Id"]
             await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
-            await kill(gateway)
+            await gateway.kill()
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         status, result = await fetch(gateway.http, prompt_id)
         assert (status, result["prompt_id"]) == (200, prompt_id)
@@ -280,7 +270,7 @@ async def test_a_sync_call_in_flight_that_is_made_async_goes_on_after_a_restart(
         assert await submit(gateway.http, workflow, prompt_id=prompt_id) == prompt_id
         (job,) = (await listed(gateway.http))["jobs"]
         assert job["prompt_id"] == prompt_id
-        await kill(gateway)
+        await gateway.kill()
         await call
     async with gateway_process(engine.url, **settings) as gateway:
         status, body = await fetch(gateway.http, prompt_id)
@@ -299,7 +289,7 @@ async def test_a_sync_call_that_waits_for_a_server_and_is_made_async_is_run_afte
         call = asyncio.create_task(sync_call(gateway, prompt_id, workflow))
         await until(lambda: waiting_requests(gateway), lambda waiting: waiting == 1)
         assert await submit(gateway.http, workflow, prompt_id=prompt_id) == prompt_id
-        await kill(gateway)
+        await gateway.kill()
         await call
     async with (
         engine_process("--port", port) as address,
@@ -315,7 +305,7 @@ async def test_a_sync_call_of_before_a_restart_can_be_made_async(tmp_path: Path,
         await interrupted_call(gateway, engine, prompt_id=prompt_id)
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         assert await submit(gateway.http, sleep_workflow(60, tag=1), prompt_id=prompt_id) == prompt_id
-        await kill(gateway)
+        await gateway.kill()
     async with gateway_process(engine.url, REATTACH_SECONDS="0", **state_of(tmp_path)) as gateway:
         await status_is(gateway.http, prompt_id, "running")
         assert await queue_of(engine) == ([prompt_id], [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import signal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -390,8 +389,7 @@ async def test_a_gateway_that_is_killed_between_end_and_delivery_tells_after_its
         prompt_id = await submit(gateway.http, invert_workflow(), webhook={"url": receiving.url()})
         assert (await fetch(gateway.http, prompt_id))[0] == 200
         await receiving.got(1)
-        gateway.signal(signal.SIGKILL)
-        await gateway.process.wait()
+        await gateway.kill()
     async with gateway_process(engine.url, **settings) as gateway:
         first, second = await receiving.got(2)
         await until(lambda: listed(gateway.http), lambda found: "delivered" in json.dumps(found))
@@ -405,8 +403,7 @@ async def test_what_a_restart_canceled_is_told(tmp_path: Path, engine: Engine, r
         body = {"prompt": sleep_workflow(30), "webhook": {"url": receiving.url(), "events": ALL}}
         call = asyncio.create_task(gateway.http.post("/prompt_sync", json=body).__aenter__())
         await receiving.got(1)
-        gateway.signal(signal.SIGKILL)
-        await gateway.process.wait()
+        await gateway.kill()
         with pytest.raises(aiohttp.ClientError):
             await call
     async with gateway_process(engine.url, **settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -44,6 +45,11 @@ async def listed(http: aiohttp.ClientSession, query: str = "") -> Any:
     async with http.get(f"/prompt_sync{query}") as response:
         assert response.status == 200, await response.text()
         return await response.json()
+
+
+def state_of(folder: Path) -> dict[str, str]:
+    """Settings of a gateway whose jobs outlive it."""
+    return {"STATE_DIR": str(folder), "SHUTDOWN_GRACE_SECONDS": "5"}
 
 
 def without_reading(result: dict[str, Any]) -> dict[str, Any]:

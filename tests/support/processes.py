@@ -44,6 +44,11 @@ class GatewayProcess:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
 
+    async def kill(self) -> None:
+        """It gets no chance to do anything more. Returns when it is gone."""
+        self.signal(signal.SIGKILL)
+        await self.process.wait()
+
     def lines_of(self, *levels: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line.get("level") in levels]
 

@@ -193,9 +193,7 @@ class MemoryJournal:
 
     def _again(self, write: Again) -> bool:
         job = self._current(write.prompt_id, write.run)
-        if job is None or not (
-            job.state in {State.CANCELED, State.LOST} or (job.state is State.FAILED and job.retryable)
-        ):
+        if job is None or not job.may_run_again:
             return False
         ended = self._runs.setdefault(job.seq, [])
         ended.append(RunRecord(**{name: getattr(job, name) for name in _RUN}))

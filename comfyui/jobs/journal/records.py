@@ -164,6 +164,11 @@ class JobRecord(Submission):
         """The fence of the present attempt."""
         return Fence(self.prompt_id, self.run, self.attempt)
 
+    @property
+    def may_run_again(self) -> bool:
+        """Whether the same request begins a new run: the one before ended so that the next may end differently."""
+        return self.state in {State.CANCELED, State.LOST} or (self.state is State.FAILED and self.retryable)
+
 
 def first_record(job: NewJob, seq: int, body_sha256: str, server: str | None) -> JobRecord:
     """The record of a job that is written now."""
