@@ -16,7 +16,7 @@ import pytest
 
 from comfyui.engine import Engine
 from tests.support.job_api import free_port
-from tests.support.jobs import ASYNC, fetch, listed, look, state_of, status_is, submit, without_reading
+from tests.support.jobs import ASYNC, begins, fetch, listed, look, state_of, submit, without_reading
 from tests.support.processes import GatewayProcess, engine_process, gateway_process
 from tests.support.running import executions, invert_workflow, queue_of, sleep_workflow, until
 
@@ -27,7 +27,7 @@ async def test_jobs_outlive_the_gateway(tmp_path: Path, engine: Engine) -> None:
         _, result = await fetch(gateway.http, done)
         assert set(result["timings"]["nodes"]) == set(invert_workflow())
         running = await submit(gateway.http, sleep_workflow(1.5, tag=2))
-        await status_is(gateway.http, running, "running")
+        await begins(gateway.http, running)
         waiting = [await submit(gateway.http, invert_workflow(tag)) for tag in range(3, 10)]
         await gateway.kill()
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
@@ -46,7 +46,7 @@ async def test_a_job_outlives_both(tmp_path: Path) -> None:
         address = await first.enter_async_context(engine_process("--port", port))
         gateway = await first.enter_async_context(gateway_process(address, **state_of(tmp_path)))
         running = await submit(gateway.http, sleep_workflow(2, tag=1))
-        await status_is(gateway.http, running, "running")
+        await begins(gateway.http, running)
         waiting = await submit(gateway.http, invert_workflow(2))
         await gateway.kill()
     async with engine_process("--port", port) as address, gateway_process(address, **state_of(tmp_path)) as gateway:
@@ -62,7 +62,7 @@ async def test_a_job_that_was_lost_while_it_ran_has_its_retries_over_restarts(tm
         address = await first.enter_async_context(engine_process("--port", port))
         gateway = await first.enter_async_context(gateway_process(address, **settings))
         running = await submit(gateway.http, sleep_workflow(20, tag=1))
-        await status_is(gateway.http, running, "running")
+        await begins(gateway.http, running)
         await gateway.kill()
     async with engine_process("--port", port) as address, gateway_process(address, **settings) as gateway:
         status, body = await fetch(gateway.http, running)
@@ -73,7 +73,7 @@ async def test_a_job_that_was_lost_while_it_ran_has_its_retries_over_restarts(tm
 async def test_a_cancel_holds_over_a_restart(tmp_path: Path, engine: Engine) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         running = await submit(gateway.http, sleep_workflow(2, tag=1))
-        await status_is(gateway.http, running, "running")
+        await begins(gateway.http, running)
         waiting = [await submit(gateway.http, invert_workflow(tag)) for tag in range(2, 9)]
         for prompt_id in (waiting[-1], running):
             async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
@@ -147,7 +147,7 @@ async def test_a_sync_call_that_is_submitted_again_as_async_goes_on_over_restart
         assert await submit(gateway.http, sleep_workflow(60, tag=1), prompt_id=prompt_id) == prompt_id
         await gateway.kill()
     async with gateway_process(engine.url, **settings) as gateway:
-        await status_is(gateway.http, prompt_id, "running")
+        await begins(gateway.http, prompt_id)
         assert (await listed(gateway.http))["jobs"][0]["kind"] == "async"
         async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
             assert response.status == 200
@@ -175,7 +175,7 @@ async def test_a_job_that_runs_when_the_gateway_is_killed_has_no_limit_of_waitin
 ) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         running = await submit(gateway.http, sleep_workflow(8, tag=1))
-        await status_is(gateway.http, running, "running")
+        await begins(gateway.http, running)
         await gateway.kill()
     async with gateway_process(engine.url, MAX_QUEUED_SECONDS="0.1", **state_of(tmp_path)) as gateway:
         status, body = await fetch(gateway.http, running)
@@ -186,7 +186,7 @@ async def test_a_job_has_its_time_of_execution_over_restarts(tmp_path: Path, eng
     settings = {"MAX_EXECUTION_SECONDS": "3", **state_of(tmp_path)}
     async with gateway_process(engine.url, **settings) as gateway:
         running = await submit(gateway.http, sleep_workflow(600, tag=1))
-        body = await status_is(gateway.http, running, "running")
+        await begins(gateway.http, running)
         await gateway.kill()
     async with gateway_process(engine.url, **settings) as gateway:
         status, body = await fetch(gateway.http, running)
@@ -204,7 +204,7 @@ async def test_a_job_has_its_time_of_execution_over_restarts(tmp_path: Path, eng
 async def test_the_shutdown_leaves_jobs_to_the_next_gateway(tmp_path: Path, engine: Engine) -> None:
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         job = await submit(gateway.http, sleep_workflow(1.5, tag=1))
-        await status_is(gateway.http, job, "running")
+        await begins(gateway.http, job)
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_status() == 0
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
@@ -221,7 +221,7 @@ async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tm
             "/prompt_sync", json={"prompt": invert_workflow(9), "extra_data": secret}, headers=ASYNC
         ) as response:
             assert "comfyui-secret-key" not in await response.text()
-        await status_is(gateway.http, blocker, "running")
+        await begins(gateway.http, blocker)
         await gateway.kill()
     async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
         async with gateway.http.delete(f"/prompt_sync/{blocker}") as response:
@@ -307,7 +307,7 @@ async def test_a_sync_call_of_before_a_restart_can_be_made_async(tmp_path: Path,
         assert await submit(gateway.http, sleep_workflow(60, tag=1), prompt_id=prompt_id) == prompt_id
         await gateway.kill()
     async with gateway_process(engine.url, REATTACH_SECONDS="0", **state_of(tmp_path)) as gateway:
-        await status_is(gateway.http, prompt_id, "running")
+        await begins(gateway.http, prompt_id)
         assert await queue_of(engine) == ([prompt_id], [])
         async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
             assert response.status == 200

@@ -13,7 +13,7 @@ import aiohttp
 
 from comfyui.servers.process import ComfyUIProcess
 from tests.support.job_api import free_port
-from tests.support.jobs import fetch, listed, status_is, submit
+from tests.support.jobs import begins, fetch, listed, submit
 from tests.support.processes import ROOT, gateway_process
 from tests.support.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
 
@@ -100,7 +100,7 @@ async def test_a_job_that_ends_comfyui_each_time_is_lost_after_its_retries_over_
     async with restarted_engine(tmp_path) as engine:
         async with gateway_process(engine, **settings) as gateway:
             prompt_id = await submit(gateway.http, crash_workflow(1))
-            await status_is(gateway.http, prompt_id, "running")
+            await begins(gateway.http, prompt_id)
             gateway.process.kill()
             await gateway.process.wait()
         async with gateway_process(engine, **settings) as gateway:

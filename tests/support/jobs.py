@@ -47,6 +47,13 @@ async def listed(http: aiohttp.ClientSession, query: str = "") -> Any:
         return await response.json()
 
 
+async def begins(http: aiohttp.ClientSession, prompt_id: str) -> None:
+    """Until the job runs, and the journal has it so: a look tells it a moment before it is written."""
+    await status_is(http, prompt_id, "running")
+    running = {job["prompt_id"] for job in (await listed(http, "?status=running"))["jobs"]}
+    assert prompt_id in running
+
+
 def state_of(folder: Path) -> dict[str, str]:
     """Settings of a gateway whose jobs outlive it."""
     return {"STATE_DIR": str(folder), "SHUTDOWN_GRACE_SECONDS": "5"}

@@ -116,10 +116,11 @@ class World:
         writer.close()
 
     async def _strike(self) -> None:
-        self.begun_before = self.executions()
         if self._victim != "gateway":
             await self._engine.kill()
             self._relay.cut()
+        # Only now: until it is gone it may begin one more.
+        self.begun_before = self.executions()
         if self._victim != "ComfyUI":
             await self._gateway.kill()
         self.struck_at = time.monotonic()

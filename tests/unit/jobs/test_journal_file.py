@@ -111,8 +111,10 @@ async def test_a_kill_loses_no_job_that_was_acknowledged(tmp_path: Path) -> None
         process = started(_WRITER, str(tmp_path), str(1 + round_ * 100_000))
         told += [int(await read_line(process)) for _ in range(50 * (round_ + 1))]
         process.send_signal(signal.SIGKILL)
-        rest, _ = await asyncio.to_thread(process.communicate)
-        told += [int(line) for line in rest.splitlines(keepends=True) if line.endswith("\n")]
+        # Before `communicate`, which passes over what was read ahead for `read_line`.
+        while (line := await read_line(process)).endswith("\n"):
+            told.append(int(line))
+        await asyncio.to_thread(process.communicate)
     async with SqliteJournal(tmp_path) as journal:
         for number in told:
             assert await journal.get(prompt_id(number)) is not None, number
