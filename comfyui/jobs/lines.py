@@ -1,0 +1,268 @@
+"""`Lines`: the jobs that wait, so kept that the first one that a server can run is found without a look at the others.
+
+The order is: the highest priority; then the owner who has used the least, by weight; then the lowest number. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+
+from comfyui.jobs.shares import Share
+
+NO_NAMES: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """On which servers a job can run, by their names. Jobs with equal lanes are alike for each server.
+
+    Attributes:
+        yes: servers that have what the job needs.
+        no: servers that lack something. Of a server in neither it is not known.
+        avoid: servers where the job has just failed: taken only when no other one is up that may run it.
+    """
+
+    yes: frozenset[str] = NO_NAMES
+    no: frozenset[str] = NO_NAMES
+    avoid: frozenset[str] = NO_NAMES
+
+
+ANYWHERE = Lane()
+
+
+class Ticket:
+    """One job: in a line, or on a server.
+
+    Attributes:
+        number: order of the submission; no two jobs have the same.
+        front: before all others of its owner.
+        loaders: the model files that it loads.
+        shape: what `lane` was found from; kept for whoever found it.
+        passed_since: when the job was first passed over at the head of the line.
+        server: where it is; None while it is in a line.
+        placed_at, placing: when it got there, and how many jobs had got a place by then.
+        estimate_s: what its owner was charged for it, while it is on a server.
+        accepted: the server has it in its queue.
+        began: it runs, or has ended there.
+    """
+
+    __slots__ = (
+        "accepted", "began", "estimate_s", "front", "lane", "loaders", "number", "passed_since", "placed_at",
+        "placing", "priority", "prompt_id", "server", "shape", "share",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        prompt_id: str,
+        share: Share,
+        *,
+        number: int,
+        priority: int,
+        front: bool,
+        loaders: frozenset[str],
+        shape: Hashable,
+        lane: Lane,
+    ) -> None:
+        self.prompt_id = prompt_id
+        self.share = share
+        self.number = number
+        self.priority = priority
+        self.front = front
+        self.loaders = loaders
+        self.shape = shape
+        self.lane = lane
+        self.passed_since: float | None = None
+        self.server: str | None = None
+        self.estimate_s = self.placed_at = 0.0
+        self.placing = 0
+        self.accepted = self.began = False
+
+    @property
+    def order(self) -> int:
+        """The place among the jobs of its owner: the last one to the front is the first."""
+        return -self.number if self.front else self.number
+
+    def runs_on(self, lane: Lane) -> None:
+        """Not while it is in a line."""
+        self.lane = lane
+
+    def passed_over(self, now: float) -> None:
+        if self.passed_since is None:
+            self.passed_since = now
+
+    def put(self, server: str | None, now: float = 0.0, placing: int = 0) -> None:
+        """It goes to the server; None: it goes back into a line."""
+        self.server, self.placed_at, self.placing = server, now, placing
+        self.accepted = self.began = False
+        self.passed_since = None
+
+    def charge(self, estimate_s: float) -> None:
+        self.estimate_s = estimate_s
+
+    def accept(self) -> None:
+        self.accepted = True
+
+    def begin(self) -> None:
+        self.began = True
+
+
+# Used, number of the head, number of the owner: of an owner in a line.
+_Rank = tuple[float, int, int]
+
+
+class _Line:
+    """Jobs of one priority that are alike, by owner."""
+
+    __slots__ = ("_jobs", "_ranks", "_shares")
+
+    def __init__(self) -> None:
+        self._jobs: dict[Share, list[tuple[int, Ticket]]] = {}
+        self._ranks: dict[Share, _Rank] = {}
+        self._shares: list[tuple[_Rank, Share]] = []
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, ticket: Ticket) -> None:
+        insort(self._jobs.setdefault(ticket.share, []), (ticket.order, ticket))
+        ticket.share.join(self)
+        self.rank(ticket.share)
+
+    def remove(self, ticket: Ticket) -> None:
+        share = ticket.share
+        jobs = self._jobs[share]
+        del jobs[bisect_left(jobs, (ticket.order,))]
+        if not jobs:
+            del self._jobs[share]
+            share.leave(self)
+        self.rank(share)
+
+    def rank(self, share: Share) -> None:
+        """Put the owner where it belongs now."""
+        if (rank := self._ranks.pop(share, None)) is not None:
+            del self._shares[bisect_left(self._shares, (rank,))]
+        jobs = self._jobs.get(share)
+        if jobs and not share.account.is_full:
+            self._ranks[share] = rank = (share.used, jobs[0][1].number, share.number)
+            insort(self._shares, (rank, share))
+
+    @property
+    def head(self) -> tuple[_Rank, Ticket] | None:
+        """The first job whose owner is not at a limit."""
+        if not self._shares:
+            return None
+        rank, share = self._shares[0]
+        return rank, self._jobs[share][0][1]
+
+    def before(self, share: Share, order: int) -> int:
+        """How many jobs of the owner are before that place."""
+        return bisect_left(self._jobs.get(share, ()), (order,))
+
+    def tickets(self) -> Iterator[Ticket]:
+        for jobs in self._jobs.values():
+            for _, ticket in jobs:
+                yield ticket
+
+
+class _Level:
+    """All jobs of one priority; those that load the same files stand in lines of their own as well."""
+
+    __slots__ = ("alike", "counts", "lines")
+
+    def __init__(self) -> None:
+        self.counts: dict[Share, int] = {}
+        self.lines: dict[Lane, _Line] = {}
+        self.alike: dict[frozenset[str], dict[Lane, _Line]] = {}
+
+
+class Lines:
+    """All jobs that wait."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, _Level] = {}
+        self._priorities: list[int] = []
+
+    def add(self, ticket: Ticket) -> None:
+        level = self._levels.get(ticket.priority)
+        if level is None:
+            level = self._levels[ticket.priority] = _Level()
+            insort(self._priorities, ticket.priority)
+        share = ticket.share
+        level.counts[share] = level.counts.get(share, 0) + 1
+        share.count(waiting=1)
+        level.lines.setdefault(ticket.lane, _Line()).add(ticket)
+        if ticket.loaders:
+            level.alike.setdefault(ticket.loaders, {}).setdefault(ticket.lane, _Line()).add(ticket)
+
+    def remove(self, ticket: Ticket) -> None:
+        level = self._levels[ticket.priority]
+        share = ticket.share
+        share.count(waiting=-1)
+        level.counts[share] -= 1
+        if not level.counts[share]:
+            del level.counts[share]
+        _take_from(level.lines, ticket)
+        if ticket.loaders:
+            _take_from(level.alike[ticket.loaders], ticket)
+            if not level.alike[ticket.loaders]:
+                del level.alike[ticket.loaders]
+        if not level.counts:
+            del self._levels[ticket.priority]
+            del self._priorities[bisect_left(self._priorities, ticket.priority)]
+
+    def first(self, fits: Callable[[Lane], object]) -> Ticket | None:
+        """The job whose turn it is, among those with a lane that fits."""
+        for priority in reversed(self._priorities):
+            if (found := _first_of(self._levels[priority].lines, fits)) is not None:
+                return found
+        return None
+
+    def first_like(self, priority: int, loaders: frozenset[str], fits: Callable[[Lane], object]) -> Ticket | None:
+        """As `first`, among the jobs of this priority that load exactly these files."""
+        level = self._levels.get(priority)
+        return None if level is None else _first_of(level.alike.get(loaders, {}), fits)
+
+    def least_used(self) -> float | None:
+        """Of the owners who may have more now, the least that one used; None where there is none."""
+        heads = (line.head for level in self._levels.values() for line in level.lines.values())
+        return min((head[0][0] for head in heads if head is not None), default=None)
+
+    def tickets(self) -> Iterator[Ticket]:
+        """All jobs, in no order."""
+        for level in self._levels.values():
+            for line in level.lines.values():
+                yield from line.tickets()
+
+    def ahead_of(self, ticket: Ticket, mean_s: float) -> int:
+        """About how many jobs have their turn before it. `mean_s`: how long one takes whose owner had none yet."""
+        level = self._levels[ticket.priority]
+        share = ticket.share
+        own = sum(line.before(share, ticket.order) for line in level.lines.values())
+        turn = share.used + own * (share.mean_s or mean_s) / share.weight
+        ahead = own
+        for other, count in level.counts.items():
+            if other is not share:
+                jobs = math.ceil((turn - other.used) * other.weight / (other.mean_s or mean_s))
+                ahead += min(count, max(0, jobs))
+        for priority in self._priorities[bisect_left(self._priorities, ticket.priority + 1) :]:
+            ahead += sum(self._levels[priority].counts.values())
+        return ahead
+
+
+def _take_from(lines: dict[Lane, _Line], ticket: Ticket) -> None:
+    line = lines[ticket.lane]
+    line.remove(ticket)
+    if not line:
+        del lines[ticket.lane]
+
+
+def _first_of(lines: dict[Lane, _Line], fits: Callable[[Lane], object]) -> Ticket | None:
+    heads = [head for lane, line in lines.items() if (head := line.head) is not None and fits(lane)]
+    if not heads:
+        return None
+    _, first = min(heads, key=lambda head: head[0])
+    # The owner's turn is decided; which of its jobs that is, its own order says.
+    return min((ticket for _, ticket in heads if ticket.share is first.share), key=lambda ticket: ticket.order)

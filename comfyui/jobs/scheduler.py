@@ -1,0 +1,403 @@
+"""`Scheduler`: which job goes to which server, and which one is taken back. Pure: no I/O, and the time is handed in.
+
+A server runs one prompt and has a second one that waits, so that it never stands still between two. A job goes to a
+server that is idle before it goes behind another prompt, and to one that can run it before one of which that is not
+known. A job that waits behind another prompt is taken back when another server is idle that can run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane, Lines, Ticket
+from comfyui.jobs.shares import NO_TERMS, Shares, Terms
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """How it decides.
+
+    Attributes:
+        affinity_wait_s: how long the job at the head may be passed over by jobs whose models a server has loaded.
+        in_turn_s: a job gets its place behind another one when ComfyUI has taken that, or after so long.
+        takes_back: whether jobs are taken back.
+    """
+
+    affinity_wait_s: float = 10.0
+    in_turn_s: float = 5.0
+    takes_back: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that is to get a place.
+
+    Attributes:
+        number: order of the submission; no two jobs have the same.
+        owner: whose turn it takes.
+        front: before all others of its owner.
+        loaders: the model files that it loads.
+        shape: what `lane` was found from; given back by `Scheduler.shapes`.
+    """
+
+    prompt_id: str
+    number: int
+    owner: str | None = None
+    priority: int = 0
+    front: bool = False
+    loaders: frozenset[str] = NO_NAMES
+    shape: Hashable = None
+    lane: Lane = ANYWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The job goes to the server now."""
+
+    prompt_id: str
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBack:
+    """The job waits on `server` behind another prompt, and `idle` could run it.
+
+    Where it can be taken out of the queue of `server`, call `Scheduler.taken_back`; else `Scheduler.stays`.
+    """
+
+    prompt_id: str
+    server: str
+    idle: str
+
+
+class _Server:
+    """One server, and the jobs that it has from us in the order in which it got them."""
+
+    def __init__(self, name: str, index: int) -> None:
+        self.name = name
+        self._index = index
+        self.up = False
+        self._others = 0
+        self._places: int | None = 2
+        self._loaders: frozenset[str] = NO_NAMES
+        self._jobs: dict[str, Ticket] = {}
+        self._kept_for: str | None = None
+
+    @property
+    def loaders(self) -> frozenset[str]:
+        """What the last job loaded."""
+        return self._loaders
+
+    def set(self, *, up: bool, others: int, places: int | None) -> None:
+        self.up, self._others, self._places = up, others, places
+
+    @property
+    def jobs(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def load(self) -> int:
+        return len(self._jobs) + self._others
+
+    @property
+    def is_busy(self) -> bool:
+        return self.load > 0
+
+    def is_open(self, now: float, in_turn_s: float) -> bool:
+        """Whether a job could go there now."""
+        if not self.up or self._kept_for is not None or (self._places is not None and self.load >= self._places):
+            return False
+        return all(job.accepted or now - job.placed_at >= in_turn_s for job in self._jobs.values())
+
+    def wait_ends(self, in_turn_s: float) -> float:
+        """When it is open whether or not ComfyUI has taken what was sent."""
+        return max((job.placed_at + in_turn_s for job in self._jobs.values() if not job.accepted), default=0.0)
+
+    @property
+    def choice(self) -> tuple[int, int]:
+        return self.load, self._index
+
+    def put(self, ticket: Ticket) -> None:
+        self._jobs[ticket.prompt_id] = ticket
+        self._loaders = ticket.loaders
+
+    def take(self, ticket: Ticket) -> None:
+        self._jobs.pop(ticket.prompt_id, None)
+
+    def keep_for(self, prompt_id: str | None) -> None:
+        """While this job is taken back from another server no other one goes here."""
+        self._kept_for = prompt_id
+
+    def waiting(self) -> Iterator[Ticket]:
+        """Jobs that are behind another prompt, as far as is known."""
+        before = self._others
+        for job in self._jobs.values():
+            if before and job.accepted and not job.began:
+                yield job
+            before += 1
+
+
+class Scheduler:
+    """All jobs that wait and all servers. What happens is told by its methods; `decide` says what to do."""
+
+    def __init__(self, options: SchedulerOptions = SchedulerOptions()) -> None:
+        self._options = options
+        self._lines = Lines()
+        self._servers: dict[str, _Server] = {}
+        self._tickets: dict[str, Ticket] = {}
+        self._shares = Shares(self._lines.least_used)
+        self._taking: dict[str, _Server] = {}
+        self._placings = 0
+        self.paused = False
+
+    def pause(self, paused: bool) -> None:
+        """While it is paused nothing is placed, and nothing taken back."""
+        self.paused = paused
+
+    # Servers
+
+    def set_server(self, name: str, *, up: bool, others: int = 0, places: int | None = 2) -> None:
+        """How a server is now.
+
+        Args:
+            up: whether it takes prompts: it answers, and is not drained.
+            others: prompts on it that are not ours; they take places.
+            places: for prompts, with the one that runs; None: any number.
+        """
+        server = self._servers.get(name)
+        if server is None:
+            server = self._servers[name] = _Server(name, len(self._servers))
+        server.set(up=up, others=others, places=places)
+
+    # Jobs
+
+    def add(self, job: Waiting, terms: Terms = NO_TERMS) -> None:
+        """The job waits from now on."""
+        self._lines.add(self._ticket(job, terms))
+
+    def occupy(self, job: Waiting, server: str, now: float, terms: Terms = NO_TERMS) -> None:
+        """The job is on the server already."""
+        ticket = self._ticket(job, terms)
+        self._put(ticket, self._servers[server], now)
+        ticket.accept()
+
+    def knows(self, prompt_id: str) -> bool:
+        """Whether the job waits or is on a server."""
+        return prompt_id in self._tickets
+
+    def server_of(self, prompt_id: str) -> str | None:
+        """Where the job is; None while it waits, and where it is not known."""
+        ticket = self._tickets.get(prompt_id)
+        return None if ticket is None else ticket.server
+
+    def accepted(self, prompt_id: str) -> None:
+        """ComfyUI has the job in its queue."""
+        if (ticket := self._tickets.get(prompt_id)) is not None:
+            ticket.accept()
+
+    def began(self, prompt_id: str) -> None:
+        """ComfyUI runs the job: it is not taken back any more."""
+        if (ticket := self._tickets.get(prompt_id)) is not None:
+            ticket.begin()
+
+    def left(self, prompt_id: str, seconds: float = 0.0) -> None:
+        """The job has ended, or is not wanted any more. `seconds`: how long it was executed."""
+        ticket = self._tickets.pop(prompt_id, None)
+        if ticket is None:
+            return
+        self._free(prompt_id)
+        if ticket.server is None:
+            self._lines.remove(ticket)
+        else:
+            self._take(ticket, ticket.server, seconds)
+        self._shares.perhaps_idle(ticket.share)
+
+    def set_lane(self, prompt_id: str, lane: Lane) -> None:
+        """It has become known on which servers a job that waits can run."""
+        ticket = self._tickets.get(prompt_id)
+        if ticket is None or ticket.lane == lane:
+            return
+        if ticket.server is not None:
+            ticket.runs_on(lane)
+            return
+        self._lines.remove(ticket)
+        ticket.runs_on(lane)
+        self._lines.add(ticket)
+
+    def shapes(self) -> Iterator[tuple[str, Hashable, Lane]]:
+        """Id, shape and lane of each job that waits."""
+        for ticket in list(self._lines.tickets()):
+            yield ticket.prompt_id, ticket.shape, ticket.lane
+
+    def taken_back(self, prompt_id: str, now: float) -> list[Place]:
+        """The job is on its server no more; it goes where the place was kept for it, or waits again."""
+        kept = self._free(prompt_id)
+        ticket = self._tickets.get(prompt_id)
+        if ticket is None or ticket.server is None:
+            return []
+        if kept is None or not (kept.is_open(now, self._options.in_turn_s) and self._may_run(ticket.lane, kept.name)):
+            self._take(ticket, ticket.server, 0.0)
+            self._lines.add(ticket)
+            return []
+        self._servers[ticket.server].take(ticket)
+        self._placings += 1
+        ticket.put(kept.name, now, self._placings)
+        kept.put(ticket)
+        return [Place(prompt_id, kept.name)]
+
+    def stays(self, prompt_id: str) -> None:
+        """The job could not be taken back: it runs, or has ended."""
+        self._free(prompt_id)
+        self.began(prompt_id)
+
+    # Deciding
+
+    def decide(self, now: float) -> list[Place | TakeBack]:
+        """What is to be done now. What is said here counts as done."""
+        decisions: list[Place | TakeBack] = []
+        while not self.paused and (opened := self._open(now)):
+            best = self._best_of(opened)
+            head = self._lines.first(best)
+            if head is None:
+                decisions += self._for_idle(opened)
+                break
+            server = _for(head, best(head.lane))
+            if not server.is_busy and (back := self._take_back(server, head.priority)) is not None:
+                decisions.append(back)
+                continue
+            chosen = self._preferred(head, server, best, now)
+            self._lines.remove(chosen)
+            self._put(chosen, server, now)
+            decisions.append(Place(chosen.prompt_id, server.name))
+        return decisions
+
+    def next_look(self, now: float) -> float | None:
+        """When to decide again though nothing has happened; None when there is no such time."""
+        if not self.waiting:
+            return None
+        ends = (server.wait_ends(self._options.in_turn_s) for server in self._servers.values() if server.up)
+        return min((end for end in ends if end > now), default=None)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._tickets) - sum(server.jobs for server in self._servers.values())
+
+    def ahead_of(self, prompt_id: str) -> int | None:
+        """About how many jobs that wait have their turn before this one; None where it does not wait."""
+        ticket = self._tickets.get(prompt_id)
+        return (
+            None if ticket is None or ticket.server is not None else self._lines.ahead_of(ticket, self._shares.mean_s)
+        )
+
+    def _open(self, now: float) -> list[_Server]:
+        return [server for server in self._servers.values() if server.is_open(now, self._options.in_turn_s)]
+
+    def _may_run(self, lane: Lane, server: str) -> bool:
+        """Whether the job may be sent there: it is not known to be unable, or all are."""
+        return server not in lane.no or lane.no.issuperset(self._servers)
+
+    def _best_of(self, opened: Sequence[_Server]) -> Callable[[Lane], Sequence[_Server]]:
+        """For each lane the servers among these to which its jobs go first; none where they have to wait."""
+        known: dict[Lane, Sequence[_Server]] = {}
+
+        def best(lane: Lane) -> Sequence[_Server]:
+            found = known.get(lane)
+            if found is None:
+                found = known[lane] = self._best(lane, opened)
+            return found
+
+        return best
+
+    def _best(self, lane: Lane, opened: Sequence[_Server]) -> Sequence[_Server]:
+        able = [server for server in opened if self._may_run(lane, server.name)]
+        if lane.avoid and any(
+            server.up and name not in lane.avoid and self._may_run(lane, name) for name, server in self._servers.items()
+        ):
+            able = [server for server in able if server.name not in lane.avoid]
+        if len(able) < 2:
+            return able
+        ranks = [(server.is_busy, server.name not in lane.yes) for server in able]
+        least = min(ranks)
+        return [server for server, rank in zip(able, ranks, strict=True) if rank == least]
+
+    def _preferred(
+        self, head: Ticket, server: _Server, best: Callable[[Lane], Sequence[_Server]], now: float
+    ) -> Ticket:
+        """The job that the server is given: the head's, or one whose models it has loaded."""
+        wait_s = self._options.affinity_wait_s
+        if not server.loaders or head.loaders == server.loaders or wait_s <= 0:
+            return head
+        if head.passed_since is not None and now - head.passed_since >= wait_s:
+            return head
+        other = self._lines.first_like(head.priority, server.loaders, lambda lane: server in best(lane))
+        if other is None:
+            return head
+        head.passed_over(now)
+        return other
+
+    def _for_idle(self, opened: Sequence[_Server]) -> list[TakeBack]:
+        idle = (server for server in opened if not server.is_busy)
+        return [back for server in idle if (back := self._take_back(server, None)) is not None]
+
+    def _take_back(self, idle: _Server, priority: int | None) -> TakeBack | None:
+        """The first job that waits behind a prompt elsewhere, may run here, and has at least this priority."""
+        if not self._options.takes_back:
+            return None
+        found = [
+            ticket
+            for server in self._servers.values()
+            if server is not idle and server.up
+            for ticket in server.waiting()
+            if ticket.prompt_id not in self._taking
+            and (priority is None or ticket.priority >= priority)
+            and self._is_no_worse(ticket.lane, idle.name, server.name)
+        ]
+        if not found:
+            return None
+        first = min(found, key=lambda ticket: (-ticket.priority, ticket.placing))
+        idle.keep_for(first.prompt_id)
+        self._taking[first.prompt_id] = idle
+        return TakeBack(first.prompt_id, first.server or "", idle.name)
+
+    def _is_no_worse(self, lane: Lane, here: str, there: str) -> bool:
+        if not self._may_run(lane, here) or here in lane.avoid:
+            return False
+        return here in lane.yes or there not in lane.yes
+
+    def _ticket(self, job: Waiting, terms: Terms) -> Ticket:
+        ticket = self._tickets[job.prompt_id] = Ticket(
+            job.prompt_id,
+            self._shares.of(job.owner, terms),
+            number=job.number,
+            priority=job.priority,
+            front=job.front,
+            loaders=job.loaders,
+            shape=job.shape,
+            lane=job.lane,
+        )
+        return ticket
+
+    def _put(self, ticket: Ticket, server: _Server, now: float) -> None:
+        self._placings += 1
+        ticket.put(server.name, now, self._placings)
+        ticket.charge(self._shares.placed(ticket.share))
+        server.put(ticket)
+
+    def _take(self, ticket: Ticket, server: str, seconds: float) -> None:
+        self._servers[server].take(ticket)
+        ticket.put(None)
+        self._shares.left(ticket.share, ticket.estimate_s, seconds)
+
+    def _free(self, prompt_id: str) -> _Server | None:
+        """The server that was kept for the job is open again."""
+        kept = self._taking.pop(prompt_id, None)
+        if kept is not None:
+            kept.keep_for(None)
+        return kept
+
+
+def _for(head: Ticket, servers: Sequence[_Server]) -> _Server:
+    """The one that has the models of the job, else the one with the least to do."""
+    return min(servers, key=lambda server: (not head.loaders or server.loaders != head.loaders, *server.choice))

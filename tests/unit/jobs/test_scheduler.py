@@ -1,0 +1,517 @@
+"""What the scheduler promises, each promise as a property; then its targets in numbers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import tracemalloc
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comfyui.jobs.lines import Lane
+from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
+from comfyui.jobs.shares import Terms
+from tests.support.simulated_servers import Simulation
+
+OWNERS = ("ann", "bob", "cid")
+unhurried = settings(deadline=None, max_examples=100)
+some_seconds = st.floats(0.1, 20)
+weights = st.sampled_from([0.5, 1.0, 2.0, 5.0])
+
+
+def lanes(servers: int) -> st.SearchStrategy[Lane]:
+    names = [f"gpu-{index}" for index in range(servers)]
+    kinds = st.lists(st.sampled_from(["yes", "no", "unknown"]), min_size=servers, max_size=servers)
+
+    def lane(chosen: list[str]) -> Lane:
+        by_kind = {kind: frozenset(n for n, k in zip(names, chosen, strict=True) if k == kind) for kind in chosen}
+        return Lane(by_kind.get("yes", frozenset()), by_kind.get("no", frozenset()))
+
+    return kinds.map(lane)
+
+
+def placed(decisions: list[Place | TakeBack]) -> list[tuple[str, str]]:
+    return [(decision.prompt_id, decision.server) for decision in decisions if isinstance(decision, Place)]
+
+
+def one_server(*jobs: Waiting, options: SchedulerOptions | None = None) -> Scheduler:
+    """A server that is up and has nothing to do, and jobs that wait for it."""
+    scheduler = Scheduler(options or SchedulerOptions())
+    scheduler.set_server("gpu", up=True)
+    for job in jobs:
+        scheduler.add(job)
+    return scheduler
+
+
+def in_turn(scheduler: Scheduler) -> list[str]:
+    """The order in which the server gets the jobs, each of one second."""
+    order: list[str] = []
+    for ended in itertools.count():
+        while decisions := placed(scheduler.decide(float(ended))):
+            for prompt_id, _ in decisions:
+                order.append(prompt_id)
+                scheduler.accepted(prompt_id)
+        if ended == len(order):
+            break
+        scheduler.left(order[ended], 1.0)
+    return order
+
+
+# Order
+
+
+@unhurried
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=30))
+def test_the_jobs_of_one_owner_run_by_priority_then_front_then_number(jobs: list[tuple[int, bool]]) -> None:
+    waiting = [Waiting(str(n), n, priority=priority, front=front) for n, (priority, front) in enumerate(jobs, 1)]
+    expected = sorted(waiting, key=lambda job: (-job.priority, -job.number if job.front else job.number))
+    assert in_turn(one_server(*waiting)) == [job.prompt_id for job in expected]
+
+
+def test_front_is_before_the_same_owner_only() -> None:
+    jobs = [Waiting("a1", 1, "ann"), Waiting("b2", 2, "bob"), Waiting("b3", 3, "bob", front=True)]
+    assert in_turn(one_server(*jobs)) == ["a1", "b3", "b2"]
+
+
+@unhurried
+@given(st.data(), st.integers(1, 3))
+def test_no_job_is_placed_while_one_of_higher_priority_could_be(data: st.DataObject, servers: int) -> None:
+    made = st.tuples(st.integers(0, 2), lanes(servers), st.sampled_from(OWNERS))
+    jobs = data.draw(st.lists(made, min_size=1, max_size=20))
+    scheduler = Scheduler()
+    for index in range(servers):
+        scheduler.set_server(f"gpu-{index}", up=True)
+    waiting = {}
+    for number, (priority, lane, owner) in enumerate(jobs, 1):
+        waiting[str(number)] = job = Waiting(str(number), number, owner, priority=priority, lane=lane)
+        scheduler.add(job)
+    for prompt_id, server in placed(scheduler.decide(0.0)):
+        job = waiting.pop(prompt_id)
+        higher = [other for other in waiting.values() if other.priority > job.priority]
+        all_servers = {f"gpu-{index}" for index in range(servers)}
+        assert not [one for one in higher if server not in one.lane.no or one.lane.no == all_servers]
+
+
+# Fairness
+
+
+@unhurried
+@given(st.integers(1, 4), st.lists(st.sampled_from(OWNERS), min_size=2, max_size=60))
+def test_owners_with_equal_jobs_are_at_most_one_apart(servers: int, submitted: list[str]) -> None:
+    simulation = Simulation(servers)
+    for owner in submitted:
+        simulation.submit(owner)
+    simulation.run()
+    left = Counter(submitted)
+    given_places: Counter[str] = Counter()
+    for place in simulation.placed:
+        owner = simulation.jobs[place.prompt_id].owner or ""
+        given_places[owner] += 1
+        left[owner] -= 1
+        waiting = [other for other in left if left[other] > 0]
+        assert all(given_places[owner] - given_places[other] <= 1 for other in waiting)
+
+
+@unhurried
+@given(st.tuples(weights, weights), some_seconds, some_seconds)
+def test_owners_get_seconds_by_weight(weighted: tuple[float, float], ann_s: float, bob_s: float) -> None:
+    by_name = dict(zip(("ann", "bob"), weighted, strict=True))
+    seconds = {"ann": ann_s, "bob": bob_s}
+    simulation = Simulation(1, lambda i: seconds[i[:3]], terms=lambda owner: Terms(by_name[owner or ""]))
+    while len(simulation.begun) < 200:
+        for name in by_name:  # there is always a next one
+            while simulation.waiting_of(name) < 3:
+                simulation.submit(name)
+        simulation.step()
+    used = {name: simulation.begun_of(name) * seconds[name] / by_name[name] for name in by_name}
+    longest = max(seconds[name] / by_name[name] for name in by_name)
+    # The job that runs, the one that waits behind it, and the first two, of which was not known how long they take.
+    assert abs(used["ann"] - used["bob"]) <= 4 * longest
+
+
+def test_a_pause_saves_up_no_turns() -> None:
+    simulation = Simulation(1)
+    for _ in range(50):
+        simulation.submit("ann")
+    simulation.run(until_s=30)
+    for _ in range(20):
+        simulation.submit("bob")
+    simulation.run()
+    after = simulation.begun[32:]
+    shared = [simulation.jobs[prompt_id].owner for prompt_id in after[:10]]
+    assert 4 <= shared.count("bob") <= 6
+
+
+def test_ten_jobs_of_a_second_owner_are_done_before_the_first_owners_thirtieth_begins() -> None:
+    simulation = Simulation(4)
+    for _ in range(1000):
+        simulation.submit("ann")
+    simulation.decide()
+    second = [simulation.submit("bob") for _ in range(10)]
+    simulation.run(until_s=60)
+    thirtieth = [prompt_id for prompt_id in simulation.begun if prompt_id.startswith("ann")][29]
+    assert max(simulation.ends[prompt_id] for prompt_id in second) <= simulation.starts[thirtieth]
+
+
+@unhurried
+@given(st.integers(1, 3), st.lists(st.tuples(st.sampled_from(OWNERS), some_seconds), max_size=40), st.data())
+def test_every_job_runs_once(servers: int, jobs: list[tuple[str, float]], data: st.DataObject) -> None:
+    seconds: dict[str, float] = {}
+    simulation = Simulation(servers, seconds.__getitem__)
+    for owner, takes_s in jobs:
+        loaders = frozenset(data.draw(st.sets(st.sampled_from(["a.ckpt", "b.ckpt"]), max_size=1)))
+        prompt_id = simulation.submit(owner, lane=data.draw(lanes(servers)), loaders=loaders)
+        seconds[prompt_id] = takes_s
+    simulation.run()
+    assert simulation.times_begun() == Counter(dict.fromkeys(simulation.jobs, 1))
+
+
+@unhurried
+@given(st.integers(1, 4), st.floats(0.5, 5))
+def test_no_job_starves_while_others_keep_coming(servers: int, takes_s: float) -> None:
+    """An owner whose jobs never end to come, and whose models are loaded everywhere."""
+    simulation = Simulation(servers, lambda _: takes_s)
+    for _ in range(10 * servers):
+        simulation.submit("ann", loaders=frozenset({"a.ckpt"}))
+    simulation.run(until_s=3 * takes_s)
+    mine = simulation.submit("bob", loaders=frozenset({"b.ckpt"}))
+    came = simulation.now
+    while mine not in simulation.starts:
+        for _ in range(2 * servers):
+            simulation.submit("ann", loaders=frozenset({"a.ckpt"}))
+        simulation.step()
+        assert simulation.now - came <= 10 + 4 * takes_s
+    assert simulation.starts[mine] - came <= 10 + 4 * takes_s
+
+
+# Limits
+
+
+@unhurried
+@given(st.integers(1, 4), st.integers(1, 3), st.lists(st.sampled_from(["ann/x", "ann/y", "bob"]), max_size=40))
+def test_no_account_ever_has_more_on_servers_than_it_may(servers: int, limit: int, submitted: list[str]) -> None:
+    def terms(owner: str | None) -> Terms:
+        account = (owner or "").partition("/")[0]
+        return Terms(1.0, account, limit if account == "ann" else None)
+
+    simulation = Simulation(servers, terms=terms)
+    for owner in submitted:
+        simulation.submit(owner)
+    simulation.run()
+    assert len(simulation.ends) == len(submitted)
+    changes = [(at, 1) for i, at in simulation.starts.items() if i.startswith("ann")]
+    changes += [(at, -1) for i, at in simulation.ends.items() if i.startswith("ann")]
+    assert all(total <= limit for total in itertools.accumulate(change for _, change in sorted(changes)))
+
+
+def test_an_account_at_its_limit_holds_up_nobody_else() -> None:
+    scheduler = one_server()
+    scheduler.set_server("other", up=True)
+    for number in range(1, 4):
+        scheduler.add(Waiting(f"a{number}", number, "ann"), Terms(1.0, "ann", 1))
+    scheduler.add(Waiting("b", 4, "bob"))
+    assert placed(scheduler.decide(0.0)) == [("a1", "gpu"), ("b", "other")]
+    scheduler.left("a1", 1.0)
+    scheduler.accepted("b")
+    assert placed(scheduler.decide(1.0)) == [("a2", "gpu")]
+
+
+# Servers
+
+
+def test_a_server_gets_one_prompt_to_run_and_one_to_wait_and_the_second_once_the_first_is_taken() -> None:
+    scheduler = one_server(*(Waiting(str(number), number) for number in range(1, 5)))
+    assert placed(scheduler.decide(0.0)) == [("1", "gpu")]
+    assert scheduler.decide(4.0) == []
+    assert scheduler.next_look(4.0) == 5.0
+    scheduler.accepted("1")
+    assert placed(scheduler.decide(4.0)) == [("2", "gpu")]
+    scheduler.accepted("2")
+    assert scheduler.decide(100.0) == []
+
+
+def test_a_prompt_that_is_long_on_its_way_holds_up_nobody() -> None:
+    scheduler = one_server(Waiting("1", 1), Waiting("2", 2))
+    assert placed(scheduler.decide(0.0)) == [("1", "gpu")]
+    assert placed(scheduler.decide(5.0)) == [("2", "gpu")]
+
+
+@pytest.mark.parametrize(("others", "free"), [(0, 2), (1, 1), (2, 0), (7, 0)])
+def test_prompts_of_others_take_places(others: int, free: int) -> None:
+    scheduler = one_server(Waiting("1", 1), Waiting("2", 2), Waiting("3", 3))
+    scheduler.set_server("gpu", up=True, others=others)
+    got = placed(scheduler.decide(0.0)) + placed(scheduler.decide(10.0)) + placed(scheduler.decide(20.0))
+    assert [prompt_id for prompt_id, _ in got] == ["1", "2"][:free]
+
+
+@unhurried
+@given(st.data(), st.integers(1, 4), st.integers(1, 12))
+def test_nothing_waits_that_a_place_is_there_for_and_nothing_goes_behind_a_prompt_while_an_able_server_is_idle(
+    data: st.DataObject, servers: int, jobs: int
+) -> None:
+    scheduler = Scheduler()
+    names = [f"gpu-{index}" for index in range(servers)]
+    up = {name: data.draw(st.booleans()) for name in names}
+    load = {name: data.draw(st.integers(0, 2)) for name in names}
+    for name in names:
+        scheduler.set_server(name, up=up[name], others=load[name])
+    waiting = {}
+    for number in range(1, jobs + 1):
+        waiting[str(number)] = Waiting(str(number), number, lane=data.draw(lanes(servers)))
+        scheduler.add(waiting[str(number)])
+    while decisions := scheduler.decide(0.0):
+        for prompt_id, server in placed(decisions):
+            lane = waiting.pop(prompt_id).lane
+            everywhere = lane.no == set(names)
+            assert up[server]
+            assert load[server] < 2
+            assert server not in lane.no or everywhere
+            idle = [name for name in names if up[name] and not load[name]]
+            if load[server]:
+                assert not [name for name in idle if name not in lane.no or everywhere]
+            elif server not in lane.yes:
+                assert not [name for name in idle if name in lane.yes]
+            load[server] += 1
+            scheduler.accepted(prompt_id)
+    for job in waiting.values():
+        everywhere = job.lane.no == set(names)
+        able = [name for name in names if up[name] and load[name] < 2 and (name not in job.lane.no or everywhere)]
+        assert not able
+
+
+def test_a_job_that_only_a_server_that_is_down_can_run_waits_for_it() -> None:
+    scheduler = one_server(Waiting("1", 1, lane=Lane(yes=frozenset({"away"}), no=frozenset({"gpu"}))))
+    scheduler.set_server("away", up=False)
+    assert scheduler.decide(0.0) == []
+    scheduler.set_server("away", up=True)
+    assert placed(scheduler.decide(0.0)) == [("1", "away")]
+
+
+def test_a_job_that_no_server_can_run_is_told_so_by_the_least_loaded() -> None:
+    nowhere = Lane(no=frozenset({"gpu", "other"}))
+    scheduler = one_server(Waiting("1", 1, lane=nowhere))
+    scheduler.set_server("gpu", up=True, others=1)
+    scheduler.set_server("other", up=True)
+    assert placed(scheduler.decide(0.0)) == [("1", "other")]
+
+
+def test_a_server_where_the_job_has_just_failed_is_taken_only_when_no_other_is_up() -> None:
+    scheduler = one_server(Waiting("1", 1, lane=Lane(avoid=frozenset({"gpu"}))))
+    scheduler.set_server("other", up=True, others=2)
+    assert scheduler.decide(0.0) == []
+    scheduler.set_server("other", up=False)
+    assert placed(scheduler.decide(0.0)) == [("1", "gpu")]
+
+
+def test_while_it_is_paused_nothing_is_placed() -> None:
+    scheduler = one_server(Waiting("1", 1))
+    scheduler.pause(True)
+    assert scheduler.decide(0.0) == []
+    scheduler.pause(False)
+    assert placed(scheduler.decide(0.0)) == [("1", "gpu")]
+
+
+# Affinity
+
+A, B = frozenset({"a.ckpt"}), frozenset({"b.ckpt"})
+
+
+def _next(scheduler: Scheduler, now: float) -> str:
+    """The next one that the server gets, which is over at once."""
+    ((prompt_id, _),) = placed(scheduler.decide(now))
+    scheduler.left(prompt_id, 1.0)
+    return prompt_id
+
+
+def test_a_free_server_prefers_what_it_has_loaded_until_the_head_has_been_passed_over_for_ten_seconds() -> None:
+    scheduler = one_server(Waiting("a1", 1, loaders=A))
+    assert _next(scheduler, 0.0) == "a1"
+    scheduler.add(Waiting("b2", 2, loaders=B))
+    for number in range(3, 9):
+        scheduler.add(Waiting(f"a{number}", number, loaders=A))
+    # The wait counts from the first time that it is passed over, at 100.
+    got = [_next(scheduler, now) for now in (100.0, 105.0, 109.9, 110.0, 111.0)]
+    # Then b is loaded, and no other job wants it.
+    assert got == ["a3", "a4", "a5", "b2", "a6"]
+
+
+def test_affinity_never_passes_over_a_higher_priority() -> None:
+    scheduler = one_server(Waiting("a1", 1, loaders=A))
+    assert _next(scheduler, 0.0) == "a1"
+    scheduler.add(Waiting("a2", 2, loaders=A))
+    scheduler.add(Waiting("b3", 3, loaders=B, priority=1))
+    assert [_next(scheduler, 1.0), _next(scheduler, 2.0)] == ["b3", "a2"]
+
+
+def test_of_two_idle_servers_the_one_that_has_the_models_is_taken() -> None:
+    scheduler = one_server(Waiting("a1", 1, loaders=A))
+    assert _next(scheduler, 0.0) == "a1"
+    scheduler.set_server("gpu", up=True, others=1)
+    scheduler.set_server("other", up=True)
+    scheduler.add(Waiting("b2", 2, loaders=B))
+    assert placed(scheduler.decide(1.0)) == [("b2", "other")]
+    scheduler.left("b2", 1.0)
+    scheduler.set_server("gpu", up=True)
+    scheduler.add(Waiting("b3", 3, loaders=B))
+    assert placed(scheduler.decide(2.0)) == [("b3", "other")]
+
+
+# Taking back
+
+
+def two_on_one() -> Scheduler:
+    """One server runs a job and has another one that waits; a second server is down."""
+    scheduler = one_server(Waiting("1", 1), Waiting("2", 2))
+    scheduler.set_server("other", up=False)
+    for prompt_id in ("1", "2"):
+        assert placed(scheduler.decide(0.0)) == [(prompt_id, "gpu")]
+        scheduler.accepted(prompt_id)
+    scheduler.began("1")
+    return scheduler
+
+
+def test_what_waits_behind_a_prompt_is_taken_back_for_an_idle_server_and_goes_there() -> None:
+    scheduler = two_on_one()
+    scheduler.set_server("other", up=True)
+    assert scheduler.decide(1.0) == [TakeBack("2", "gpu", "other")]
+    assert scheduler.decide(1.0) == []
+    assert scheduler.taken_back("2", 1.1) == [Place("2", "other")]
+    assert scheduler.server_of("2") == "other"
+    assert scheduler.decide(2.0) == []
+
+
+def test_a_prompt_that_begins_while_it_is_taken_back_stays_and_the_place_is_free() -> None:
+    scheduler = two_on_one()
+    scheduler.set_server("other", up=True)
+    assert scheduler.decide(1.0) == [TakeBack("2", "gpu", "other")]
+    scheduler.add(Waiting("3", 3))
+    assert placed(scheduler.decide(1.0)) == []  # kept for it; behind the other two is no place
+    scheduler.stays("2")
+    assert placed(scheduler.decide(1.0)) == [("3", "other")]
+    scheduler.accepted("3")
+    assert scheduler.decide(2.0) == []
+
+
+def test_what_is_to_be_taken_back_goes_before_what_still_waits_unless_that_has_a_higher_priority() -> None:
+    scheduler = two_on_one()
+    scheduler.add(Waiting("3", 3))
+    scheduler.add(Waiting("4", 4, priority=1))
+    scheduler.set_server("other", up=True)
+    assert scheduler.decide(1.0) == [Place("4", "other")]
+    scheduler.left("4")
+    assert scheduler.decide(2.0) == [TakeBack("2", "gpu", "other"), Place("3", "other")][:1]
+
+
+def test_what_runs_what_is_on_its_way_and_what_the_other_server_cannot_run_is_not_taken_back() -> None:
+    scheduler = two_on_one()
+    scheduler.began("2")
+    scheduler.set_server("other", up=True)
+    assert scheduler.decide(1.0) == []
+    unable = two_on_one()
+    unable.set_lane("2", Lane(no=frozenset({"other"})))
+    unable.set_server("other", up=True)
+    assert unable.decide(1.0) == []
+    on_its_way = one_server(Waiting("1", 1), Waiting("2", 2))
+    on_its_way.set_server("other", up=False)
+    on_its_way.decide(0.0)
+    on_its_way.decide(5.0)
+    on_its_way.set_server("other", up=True)
+    assert on_its_way.decide(6.0) == []
+
+
+def test_a_job_that_was_taken_back_for_a_server_that_is_down_by_then_waits_in_its_place() -> None:
+    scheduler = two_on_one()
+    scheduler.set_server("other", up=True)
+    scheduler.decide(1.0)
+    scheduler.set_server("other", up=False)
+    scheduler.add(Waiting("3", 3))
+    assert scheduler.taken_back("2", 1.1) == []
+    assert placed(scheduler.decide(2.0)) == [("2", "gpu")]
+
+
+# Positions and figures
+
+
+@unhurried
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=20))
+def test_the_position_of_one_owners_jobs_is_the_order_in_which_they_run(priorities: list[int]) -> None:
+    scheduler = one_server(*(Waiting(str(n), n, priority=p) for n, p in enumerate(priorities, 1)))
+    positions = {str(n): scheduler.ahead_of(str(n)) for n in range(1, len(priorities) + 1)}
+    assert [positions[prompt_id] for prompt_id in in_turn(scheduler)] == list(range(len(priorities)))
+
+
+def test_the_position_counts_turns_and_not_submissions() -> None:
+    scheduler = one_server(*(Waiting(f"a{n}", n, "ann") for n in range(1, 101)), Waiting("b", 101, "bob"))
+    assert scheduler.ahead_of("b") == 0 or scheduler.ahead_of("b") == 1
+    assert scheduler.ahead_of("a100") == 100
+    assert scheduler.ahead_of("not known") is None
+
+
+def _ten_thousand(owners: int, kinds: int) -> Scheduler:
+    scheduler = Scheduler()
+    names = [f"gpu-{index}" for index in range(8)]
+    for name in names:
+        scheduler.set_server(name, up=True)
+    lane = [Lane(yes=frozenset(names[: 1 + kind % 8]), no=frozenset(names[1 + kind % 8 :])) for kind in range(kinds)]
+    files = [frozenset({f"model-{kind}.safetensors"}) for kind in range(kinds)]
+    for number in range(10_000):
+        kind = number % kinds
+        scheduler.add(
+            Waiting(
+                f"00000000-0000-4000-8000-{number:012}",
+                number,
+                f"owner {number % owners}",
+                priority=number % 3,
+                loaders=files[kind],
+                lane=lane[kind],
+            )
+        )
+    return scheduler
+
+
+@pytest.mark.parametrize(("owners", "kinds"), [(1, 1), (200, 20), (10_000, 20), (200, 1000)])
+def test_ten_thousand_jobs_wait_and_a_decision_takes_less_than_a_millisecond(owners: int, kinds: int) -> None:
+    scheduler = _ten_thousand(owners, kinds)
+    took = []
+    running: list[str] = []
+    for turn in range(300):
+        began = time.perf_counter()
+        decisions = scheduler.decide(float(turn))
+        took.append((time.perf_counter() - began) / max(1, len(decisions)))
+        for prompt_id, _ in placed(decisions):
+            scheduler.accepted(prompt_id)
+            running.append(prompt_id)
+        began = time.perf_counter()
+        scheduler.left(running.pop(0), 1.0)
+        took.append(time.perf_counter() - began)
+    assert sorted(took)[len(took) // 2] < 0.001
+
+
+def test_a_job_that_waits_takes_less_than_a_kilobyte() -> None:
+    tracemalloc.start()
+    try:
+        scheduler = _ten_thousand(200, 20)
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert scheduler.waiting == 10_000
+    assert size < 10_000 * 1000
+
+
+def test_owners_who_have_nothing_to_do_are_forgotten() -> None:
+    tracemalloc.start()
+    try:
+        scheduler = one_server()
+        sizes = []
+        for number in range(20_000):
+            scheduler.add(Waiting(str(number), number, f"owner {number}"))
+            assert placed(scheduler.decide(float(number)))
+            scheduler.left(str(number), 1.0)
+            if number in {9_999, 19_999}:
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] < sizes[0] * 1.1 + 10_000

@@ -1,0 +1,213 @@
+"""The scheduler against servers on which anything may happen in any order: what must hold after each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from comfyui.jobs.lines import Lane
+from comfyui.jobs.scheduler import Place, Scheduler, TakeBack, Waiting
+from comfyui.jobs.shares import Terms
+
+NAMES = ("gpu-0", "gpu-1", "gpu-2")
+LIMITS = {"ann": 2, "bob": None}
+kinds = st.lists(st.sampled_from(["yes", "no", "unknown"]), min_size=3, max_size=3)
+
+
+@dataclass
+class World:
+    """One ComfyUI. `queue`: what it has of ours, the first one runs when `running`; `sent`: ComfyUI has not got it."""
+
+    up: bool = True
+    others: int = 0
+    running: bool = False
+    queue: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+
+
+class Fleet(RuleBasedStateMachine):
+    """`runs`: how often each job was begun on any server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.scheduler = Scheduler()
+        self.worlds = {name: World() for name in NAMES}
+        self.jobs: dict[str, Waiting] = {}
+        self.waiting: set[str] = set()
+        self.runs: dict[str, int] = {}
+        self.taking: list[TakeBack] = []
+        for name in NAMES:
+            self.tell(name)
+
+    def tell(self, name: str) -> None:
+        world = self.worlds[name]
+        self.scheduler.set_server(name, up=world.up, others=world.others)
+
+    def load(self, name: str) -> int:
+        world = self.worlds[name]
+        return world.others + len(world.queue) + len(world.sent)
+
+    def may_run(self, prompt_id: str, name: str) -> bool:
+        lane = self.jobs[prompt_id].lane
+        return name not in lane.no or lane.no == set(NAMES)
+
+    # What callers and servers do
+
+    @rule(kinds=kinds, owner=st.sampled_from(["ann", "bob"]), priority=st.integers(0, 1), front=st.booleans())
+    def submit(self, kinds: list[str], owner: str, priority: int, front: bool) -> None:
+        by_kind = {kind: frozenset(n for n, k in zip(NAMES, kinds, strict=True) if k == kind) for kind in kinds}
+        lane = Lane(by_kind.get("yes", frozenset()), by_kind.get("no", frozenset()))
+        number = len(self.jobs) + 1
+        job = Waiting(str(number), number, owner, priority=priority, front=front, lane=lane)
+        self.jobs[job.prompt_id] = job
+        self.waiting.add(job.prompt_id)
+        self.scheduler.add(job, Terms(1.0, owner, LIMITS[owner]))
+
+    @rule(name=st.sampled_from(NAMES))
+    def arrives(self, name: str) -> None:
+        world = self.worlds[name]
+        if world.sent:
+            prompt_id = world.sent.pop(0)
+            world.queue.append(prompt_id)
+            self.scheduler.accepted(prompt_id)
+
+    @rule(name=st.sampled_from(NAMES))
+    def begins(self, name: str) -> None:
+        world = self.worlds[name]
+        if world.up and world.queue and not world.running and not world.others:
+            world.running = True
+            self.runs[world.queue[0]] = self.runs.get(world.queue[0], 0) + 1
+            self.scheduler.began(world.queue[0])
+
+    @rule(name=st.sampled_from(NAMES), seconds=st.floats(0.1, 50))
+    def ends(self, name: str, seconds: float) -> None:
+        world = self.worlds[name]
+        if world.running:
+            world.running = False
+            self.scheduler.left(world.queue.pop(0), seconds)
+
+    @rule(name=st.sampled_from(NAMES), others=st.integers(0, 2))
+    def others_come_and_go(self, name: str, others: int) -> None:
+        world = self.worlds[name]
+        if not world.running:
+            world.others = others
+            self.tell(name)
+
+    @rule(name=st.sampled_from(NAMES), up=st.booleans())
+    def goes_down_or_comes_up(self, name: str, up: bool) -> None:
+        self.worlds[name].up = up
+        self.tell(name)
+
+    @rule(data=st.data())
+    def is_cancelled(self, data: st.DataObject) -> None:
+        known = sorted(prompt_id for prompt_id in self.jobs if self.scheduler.knows(prompt_id))
+        if not known:
+            return
+        prompt_id = data.draw(st.sampled_from(known))
+        self.scheduler.left(prompt_id)
+        self.waiting.discard(prompt_id)
+        for world in self.worlds.values():
+            if world.running and world.queue[0] == prompt_id:
+                world.running = False
+            world.queue = [one for one in world.queue if one != prompt_id]
+            world.sent = [one for one in world.sent if one != prompt_id]
+
+    @precondition(lambda self: self.taking)
+    @rule()
+    def is_taken_back(self) -> None:
+        """It moves where it is still in the queue and has not begun; else it stays."""
+        back = self.taking.pop(0)
+        world = self.worlds[back.server]
+        waits = back.prompt_id in world.queue and not (world.running and world.queue[0] == back.prompt_id)
+        if waits and world.up:
+            world.queue.remove(back.prompt_id)
+            self.waiting.add(back.prompt_id)
+            self.place(self.scheduler.taken_back(back.prompt_id, self.now))
+        else:
+            self.scheduler.stays(back.prompt_id)
+
+    @rule(seconds=st.sampled_from([0.1, 5.0, 20.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    # What the scheduler does
+
+    @rule()
+    def decide(self) -> None:
+        for decision in self.scheduler.decide(self.now):
+            if isinstance(decision, Place):
+                self.check_order(decision)
+                self.place([decision])
+            else:
+                self.check_taking_back(decision)
+                self.taking.append(decision)
+        assert self.scheduler.decide(self.now) == []
+
+    def place(self, places: list[Place]) -> None:
+        for place in places:
+            world = self.worlds[place.server]
+            owner = self.jobs[place.prompt_id].owner or ""
+            assert world.up
+            assert self.load(place.server) < 2, "one runs and one waits"
+            assert self.may_run(place.prompt_id, place.server)
+            assert self.runs.get(place.prompt_id, 0) == 0, "it has run"
+            if self.load(place.server):
+                assert not self.idle_for(place.prompt_id), "a server that can run it is idle"
+            self.waiting.remove(place.prompt_id)
+            world.sent.append(place.prompt_id)
+            assert LIMITS[owner] is None or self.on_servers(owner) <= (LIMITS[owner] or 0)
+
+    def on_servers(self, owner: str) -> int:
+        on = [prompt_id for world in self.worlds.values() for prompt_id in (*world.queue, *world.sent)]
+        return sum(self.jobs[prompt_id].owner == owner for prompt_id in on)
+
+    def idle_for(self, prompt_id: str) -> list[str]:
+        kept = {back.idle for back in self.taking}
+        return [
+            name
+            for name, world in self.worlds.items()
+            if world.up and not self.load(name) and name not in kept and name in self.jobs[prompt_id].lane.yes
+        ]
+
+    def check_order(self, place: Place) -> None:
+        job = self.jobs[place.prompt_id]
+        for other in (self.jobs[prompt_id] for prompt_id in self.waiting - {place.prompt_id}):
+            limit = LIMITS[other.owner or ""]
+            if other.lane != job.lane or (limit is not None and self.on_servers(other.owner or "") >= limit):
+                continue
+            assert other.priority <= job.priority
+            if other.owner == job.owner and other.priority == job.priority:
+                assert _order(job) < _order(other)
+
+    def check_taking_back(self, back: TakeBack) -> None:
+        world = self.worlds[back.server]
+        assert back.prompt_id in world.queue
+        assert not (world.running and world.queue[0] == back.prompt_id)
+        assert self.load(back.server) > 1, "it waits behind something"
+        assert self.worlds[back.idle].up
+        assert self.load(back.idle) == 0
+        assert self.may_run(back.prompt_id, back.idle)
+        assert back.idle not in {other.idle for other in self.taking}
+        assert back.prompt_id not in {other.prompt_id for other in self.taking}
+
+    # What holds always
+
+    @invariant()
+    def nothing_is_lost_and_nothing_runs_twice(self) -> None:
+        on = [prompt_id for world in self.worlds.values() for prompt_id in (*world.queue, *world.sent)]
+        assert len(on) == len(set(on))
+        assert not self.waiting.intersection(on)
+        assert self.scheduler.waiting == len(self.waiting)
+        assert all(count == 1 for count in self.runs.values())
+
+
+def _order(job: Waiting) -> int:
+    return -job.number if job.front else job.number
+
+
+Fleet.TestCase.settings = settings(deadline=None, max_examples=150, stateful_step_count=40)
+TestFleet = Fleet.TestCase
