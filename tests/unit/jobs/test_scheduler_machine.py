@@ -14,7 +14,7 @@ from comfyui.jobs.shares import Terms
 
 NAMES = ("gpu-0", "gpu-1", "gpu-2")
 LIMITS = {"ann": 2, "bob": None}
-kinds = st.lists(st.sampled_from(["yes", "no", "unknown"]), min_size=3, max_size=3)
+kinds = st.one_of(st.just(["yes"] * 3), st.lists(st.sampled_from(["yes", "no", "unknown"]), min_size=3, max_size=3))
 
 
 @dataclass
@@ -29,7 +29,7 @@ class World:
 
 
 class Fleet(RuleBasedStateMachine):
-    """`runs`: how often each job was begun on any server."""
+    """`runs`: how often each job was begun on any server. `slow`: submissions take their time to arrive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,6 +40,7 @@ class Fleet(RuleBasedStateMachine):
         self.waiting: set[str] = set()
         self.runs: dict[str, int] = {}
         self.taking: list[TakeBack] = []
+        self.slow = False
         for name in NAMES:
             self.tell(name)
 
@@ -66,14 +67,19 @@ class Fleet(RuleBasedStateMachine):
         self.jobs[job.prompt_id] = job
         self.waiting.add(job.prompt_id)
         self.scheduler.add(job, Terms(1.0, owner, LIMITS[owner]))
+        self.decide()
+
+    def take_what_was_sent(self, name: str) -> None:
+        world = self.worlds[name]
+        for prompt_id in world.sent:
+            world.queue.append(prompt_id)
+            self.scheduler.accepted(prompt_id)
+        world.sent = []
 
     @rule(name=st.sampled_from(NAMES))
     def arrives(self, name: str) -> None:
-        world = self.worlds[name]
-        if world.sent:
-            prompt_id = world.sent.pop(0)
-            world.queue.append(prompt_id)
-            self.scheduler.accepted(prompt_id)
+        self.take_what_was_sent(name)
+        self.decide()
 
     @rule(name=st.sampled_from(NAMES))
     def begins(self, name: str) -> None:
@@ -82,6 +88,7 @@ class Fleet(RuleBasedStateMachine):
             world.running = True
             self.runs[world.queue[0]] = self.runs.get(world.queue[0], 0) + 1
             self.scheduler.began(world.queue[0])
+        self.decide()
 
     @rule(name=st.sampled_from(NAMES), seconds=st.floats(0.1, 50))
     def ends(self, name: str, seconds: float) -> None:
@@ -89,6 +96,7 @@ class Fleet(RuleBasedStateMachine):
         if world.running:
             world.running = False
             self.scheduler.left(world.queue.pop(0), seconds)
+        self.decide()
 
     @rule(name=st.sampled_from(NAMES), others=st.integers(0, 2))
     def others_come_and_go(self, name: str, others: int) -> None:
@@ -96,11 +104,13 @@ class Fleet(RuleBasedStateMachine):
         if not world.running:
             world.others = others
             self.tell(name)
+        self.decide()
 
     @rule(name=st.sampled_from(NAMES), up=st.booleans())
     def goes_down_or_comes_up(self, name: str, up: bool) -> None:
         self.worlds[name].up = up
         self.tell(name)
+        self.decide()
 
     @rule(data=st.data())
     def is_cancelled(self, data: st.DataObject) -> None:
@@ -115,6 +125,7 @@ class Fleet(RuleBasedStateMachine):
                 world.running = False
             world.queue = [one for one in world.queue if one != prompt_id]
             world.sent = [one for one in world.sent if one != prompt_id]
+        self.decide()
 
     @precondition(lambda self: self.taking)
     @rule()
@@ -129,23 +140,31 @@ class Fleet(RuleBasedStateMachine):
             self.place(self.scheduler.taken_back(back.prompt_id, self.now))
         else:
             self.scheduler.stays(back.prompt_id)
+        self.decide()
 
     @rule(seconds=st.sampled_from([0.1, 5.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-
-    # What the scheduler does
+        self.decide()
 
     @rule()
+    def submissions_become_slow_or_quick(self) -> None:
+        self.slow = not self.slow
+        self.decide()
+
+    # What the scheduler does: each time that anything has happened
+
     def decide(self) -> None:
-        for decision in self.scheduler.decide(self.now):
-            if isinstance(decision, Place):
-                self.check_order(decision)
-                self.place([decision])
-            else:
-                self.check_taking_back(decision)
-                self.taking.append(decision)
-        assert self.scheduler.decide(self.now) == []
+        while decisions := self.scheduler.decide(self.now):
+            for decision in decisions:
+                if isinstance(decision, Place):
+                    self.check_order(decision)
+                    self.place([decision])
+                else:
+                    self.check_taking_back(decision)
+                    self.taking.append(decision)
+            for name in () if self.slow else NAMES:
+                self.take_what_was_sent(name)
 
     def place(self, places: list[Place]) -> None:
         for place in places:
@@ -209,5 +228,5 @@ def _order(job: Waiting) -> int:
     return -job.number if job.front else job.number
 
 
-Fleet.TestCase.settings = settings(deadline=None, max_examples=150, stateful_step_count=40)
+Fleet.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=50)
 TestFleet = Fleet.TestCase
