@@ -186,6 +186,10 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     warmup_workflow: Path | None = Field(
         default=None, description="A workflow (API format) to run before the gateway says that it is ready."
     )
+    queue: Literal["auto", "gateway", "comfyui"] = Field(
+        default="auto",
+        description="Where prompts wait: in the gateway or in ComfyUI; auto: in ComfyUI where it is the only server.",
+    )
     state_dir: Path | None = Field(
         default=Path("gateway-state"),
         description="Folder of the jobs, which outlive the gateway there. One gateway at a time; empty: in memory.",
@@ -398,6 +402,15 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         return self
 
     @model_validator(mode="after")
+    def _one_server_for_its_own_queue(self) -> Self:
+        if self.queue == "comfyui" and (count := len(self.comfyui_server_address)) > 1:
+            raise ValueError(
+                f"QUEUE is comfyui, and COMFYUI_SERVER_ADDRESS has {count} servers, each with a queue of its own:"
+                " use auto or gateway"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _timeouts_agree(self) -> Self:
         if self.default_timeout > self.max_timeout:
             raise ValueError(f"DEFAULT_TIMEOUT ({self.default_timeout:g}) is above MAX_TIMEOUT ({self.max_timeout:g})")
@@ -473,7 +486,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 max_queued_s=self.max_queued_seconds,
                 cancel_on_timeout=self.cancel_on_timeout,
             ),
-            queue=QueueOptions(max_queued=self.max_queued_jobs, max_queued_s=self.max_queued_seconds),
+            queue=self._queue_options(),
             cancel_on_disconnect=self.cancel_on_disconnect,
             cancel_on_shutdown=self.cancel_on_shutdown,
             limits=self.limits(),
@@ -485,6 +498,18 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 limits=self.limits(),
                 remote=self.backend == "runpod",
             ),
+        )
+
+    def _queue_options(self) -> QueueOptions:
+        queue = self.queue
+        if queue == "auto":
+            queue = "gateway" if len(self.comfyui_server_address) > 1 else "comfyui"
+        return QueueOptions(
+            queue=queue,
+            # The endpoint has a queue of its own, and says to nobody how many of its workers are free.
+            places=None if self.backend == "runpod" else QueueOptions().places,
+            max_queued=self.max_queued_jobs,
+            max_queued_s=self.max_queued_seconds,
         )
 
     def _conversion_limits(self) -> ConversionLimits:

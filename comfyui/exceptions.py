@@ -65,6 +65,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 NodeErrors = Mapping[str, Sequence[str]]
+# Servers, and what each lacks, that an error names.
+_MAX_LACKS = 5
 
 
 class ComfyUIError(Exception):
@@ -120,6 +122,13 @@ class ComfyUIValidationError(ComfyUIError):
         super().__init__(detail, prompt_id=prompt_id, node_errors=node_errors)
         self.upstream = upstream
         self.codes = frozenset(codes)
+
+    def lacked_by(self, servers: Mapping[str, Sequence[str]]) -> Self:
+        """Says what each server lacks, where none has all that the workflow needs."""
+        if servers:
+            said = [f"{name} lacks {', '.join(lacks[:_MAX_LACKS])}" for name, lacks in servers.items()]
+            self.detail = f"{self.detail}; no server has all that it needs: {'; '.join(said[:_MAX_LACKS])}"
+        return self
 
 
 class ComfyUILimitError(ComfyUIValidationError):

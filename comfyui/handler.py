@@ -15,7 +15,6 @@ from typing import Any, Protocol, Self
 from uuid import uuid4
 
 from comfyui.exceptions import (
-    ComfyUIConnectionError,
     ComfyUIError,
     ComfyUINotFoundError,
     ComfyUIOverloadedError,
@@ -38,15 +37,14 @@ from comfyui.jobs.journal.records import State
 from comfyui.jobs.queue import JobQueue, QueueOptions
 from comfyui.jobs.recovery import Recovery
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
+from comfyui.jobs.turns import TermsOf, Turns
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.outputs.delivery import Deliverer
 from comfyui.replies import QueueItem
-from comfyui.servers.backend import Backend
-from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool, ServerReport
-from comfyui.transport.drivers import RawReply
+from comfyui.servers.pool import BackendPool, ServerReport
 from comfyui.workflows.api_format import check_api_format
 
 
@@ -79,6 +77,7 @@ class ComfyUIHandler:
     Args:
         also_ready: what must be ready beside the servers.
         entries, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
+        terms_of: what an owner may have of the servers.
     """
 
     def __init__(
@@ -93,6 +92,7 @@ class ComfyUIHandler:
         entries: Entries | None = None,
         inputs: InputStore | None = None,
         deliverer: Deliverer | None = None,
+        terms_of: TermsOf | None = None,
     ) -> None:
         self.pool = pool
         self.metrics = metrics or Metrics()
@@ -100,16 +100,19 @@ class ComfyUIHandler:
         self._also_ready = also_ready
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
-        self._runner = PromptRunner(pool, stager, options.runner, self.metrics, quarantine or Quarantine(after=0))
+        self._turns = Turns(pool, options.queue, terms_of)
+        self._runner = PromptRunner(
+            pool, self._turns, stager, options.runner, self.metrics, quarantine or Quarantine(after=0)
+        )
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics, deliverer)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
-        self._queue = JobQueue(entries, pool, self._runs, brought, options.queue)
-        self._admission = Admission(entries, self._runs, self._queue, brought)
+        self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
+        self._admission = Admission(entries, self._runs, self.queue, brought)
         reattach_s = options.reattach_s
         self._recovery = Recovery(
-            entries, pool, self._runner, self._runs, self._queue, self._cancels, reattach_s=reattach_s
+            entries, pool, self._runner, self._runs, self.queue, self._cancels, reattach_s=reattach_s
         )
         self._waiting, self._draining = 0, False
         self._idle = asyncio.Event()
@@ -117,17 +120,19 @@ class ComfyUIHandler:
 
     async def __aenter__(self) -> Self:
         """Takes up what the journal has. Raises `JournalError`."""
+        self._turns.open()
         await self._recovery.begin()
-        await self._queue.open()
+        await self.queue.open()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         self._draining = True
         await self._recovery.close()
-        await self._queue.close()
+        await self.queue.close()
         await self._answer_all()
         await self._runs.stop()
         await self._cancels.close()
+        await self._turns.close()
         if self._owns_inputs:
             await self._inputs.__aexit__(*_exc)
 
@@ -237,12 +242,12 @@ class ComfyUIHandler:
         if (job := self._runs.live.get(prompt_id)) is not None:
             job.cancel(error)
             if not job.has_task:
-                self._queue.left(prompt_id)
+                self.queue.left(prompt_id)
                 self._runs.drop(job)
             failure = await asyncio.shield(self._cancels.begin(job, "request"))
         elif entry is not None:
             if not entry.is_placed:
-                self._queue.left(prompt_id)
+                self.queue.left(prompt_id)
             failure = await self._cancels.take_out(entry, error, "request")
         else:
             await self._cancels.take_out_unknown(prompt_id)
@@ -250,21 +255,6 @@ class ComfyUIHandler:
         await self._admission.settled(prompt_id)
         if failure is not None:
             raise failure
-
-    async def queue_prompt_compatible(
-        self, body: bytes, headers: Mapping[str, str], *, server: Backend | None = None
-    ) -> RawReply:
-        """ComfyUI's own ``POST /prompt``: the body goes as it came, the reply comes back as it came.
-
-        `server`, while it is ready, is the one whose websocket the client watches.
-        """
-        self.refuse_when_draining()
-        backend = server if server and server.ready else await self.pool.choose(patience_s=CHOICE_PATIENCE_S)
-        try:
-            return await backend.client.forward_prompt(body, headers)
-        except ComfyUIConnectionError as error:
-            backend.failed(error)
-            raise
 
     def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
         """The workflow of a prompt in flight; None when it is not known (yet)."""

@@ -182,7 +182,7 @@ class PromptRequest(Given):
         examples=[{"order": "1234"}],
     )
     priority: Annotated[int, BeforeValidator(_not_bool)] = Field(
-        default=0, ge=-1_000_000, le=1_000_000, description="Kept with the job; it has no effect yet."
+        default=0, ge=-1_000_000, le=1_000_000, description="The highest runs first, where prompts wait in the gateway."
     )
     webhook: Webhook | None = Field(default=None, description="Who is told when the job ends; see docs/webhooks.md.")
     _size: int = PrivateAttr(default=0)

@@ -33,6 +33,7 @@ from comfyui.exceptions import (
 )
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, explained, problems_on
+from comfyui.executors.places import Places
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same
@@ -89,11 +90,18 @@ class RunnerOptions:
 
 
 class PromptRunner:
-    """The pool, the stager and the quarantine belong to whoever made them."""
+    """What it is made with belongs to whoever made that."""
 
     def __init__(
-        self, pool: BackendPool, stager: InputStager, options: RunnerOptions, metrics: Metrics, quarantine: Quarantine
+        self,
+        pool: BackendPool,
+        places: Places,
+        stager: InputStager,
+        options: RunnerOptions,
+        metrics: Metrics,
+        quarantine: Quarantine,
     ) -> None:
+        self._places = places
         self._quarantine = quarantine
         self._losses: OrderedDict[str, int] = OrderedDict()
         self._pool = pool
@@ -111,6 +119,12 @@ class PromptRunner:
             ComfyUIConflictError: ComfyUI knows it from another request.
             ComfyUIError: whatever else went wrong in the end.
         """
+        try:
+            return await self._run(job)
+        finally:
+            self._places.leave(job)
+
+    async def _run(self, job: Assignment) -> PromptResult:
         if job.request is None or job.perhaps_known:
             backend, found = await self.find(job.prompt_id, everywhere=job.request is None)
             if backend is not None and found is not None:
@@ -183,16 +197,19 @@ class PromptRunner:
             brings_inputs = await offloaded(request.size, _has_inline_inputs, prompt)
         while True:
             self._quarantine.check(request.prompt, job.prompt_id)
-            # Where the inputs come with the request, no server has them yet.
-            needs = None if brings_inputs else prompt
-            not_on = [*avoid, *job.full]
-            backend = await self._pool.choose(patience_s=patience_s, avoid=not_on, prompt=needs)
+            backend = await self._places.take(
+                job, request, brings_inputs=brings_inputs, avoid=avoid, patience_s=patience_s
+            )
             backend.takes(job.prompt_id)
             for left_behind in avoid:
                 if left_behind is not backend:
                     left_behind.moved(job.prompt_id)
             try:
-                result, entry = await self._try_on(backend, job, request, prompt, brings_inputs=brings_inputs)
+                outcome = await self._try_on(backend, job, request, prompt, brings_inputs=brings_inputs)
+                if outcome is None:
+                    self._log.info("prompt.taken_back", prompt_id=job.prompt_id, server=backend.name)
+                    continue
+                result, entry = outcome
                 self._quarantine.succeeded(request.prompt)
                 if defeated or not (gone := await nodes_without_files(backend, result, entry)):
                     return result
@@ -207,7 +224,8 @@ class PromptRunner:
                 # What is ours to say, preflight said already.
                 if not error.upstream or self._options.remote:
                     raise
-                raise await explained(error, backend, request, job.file_names, self._options.limits)  # noqa: B904
+                explanation = await explained(error, backend, request, job.file_names, self._options.limits)
+                raise explanation.lacked_by(self._places.lacking(job))  # noqa: B904
             except ComfyUITaskError as error:
                 reason = await self._after_task_error(backend, job, error)
                 if not left.get(reason):
@@ -270,8 +288,11 @@ class PromptRunner:
         prompt: Mapping[str, Any],
         *,
         brings_inputs: bool,
-    ) -> tuple[PromptResult, HistoryEntry]:
-        """One submission to one server; the result, and the history entry that it was read from."""
+    ) -> tuple[PromptResult, HistoryEntry] | None:
+        """One submission to one server; the result, and the history entry that it was read from.
+
+        None where the prompt was taken back from that server before it ran.
+        """
         await job.placed(backend)
         with backend.working():
             watch = backend.watcher.watch(job.prompt_id, job, client_id=request.client_id)
@@ -283,10 +304,13 @@ class PromptRunner:
                 if brings_inputs:
                     prompt = await self._stage(backend, job, request, prompt)
                 staged = time.monotonic()
+                prompt = self._places.spelled(job, backend, prompt)
                 number, node_errors = await self._submission.send(backend, job, watch, request, prompt)
                 backend.watcher.accepted(watch, number)
-                job.accepted()
+                self._places.accepted(job)
                 entry = await watch.finished()
+                if entry is None:
+                    return None
                 waited_s = time.monotonic() - staged
             finally:
                 backend.watcher.unwatch(watch)
@@ -298,13 +322,13 @@ class PromptRunner:
     async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:
         """Wait for a prompt that ComfyUI has already, in its queue or its history."""
         await job.attached(backend)
-        job.accepted()
         if not isinstance(found, QueueItem):
             return result_of(backend, job.prompt_id, found)
         if found.running:
             # Its own events went to whoever submitted it.
             job.publish(ExecutionStart(job.prompt_id))
         self._check_losses(job)
+        self._places.found(job, backend)
         started = time.monotonic()
         # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.
         job.found(found.prompt)
@@ -315,6 +339,8 @@ class PromptRunner:
             entry = await watch.finished()
         finally:
             backend.watcher.unwatch(watch)
+        if entry is None:
+            raise ComfyUITaskCancelledError("taken out of ComfyUI's queue", prompt_id=job.prompt_id)
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)
 
     async def _preflight(

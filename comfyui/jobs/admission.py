@@ -185,7 +185,9 @@ class Admission:
                     return await self.look(prompt_id)
                 write = Add(new) if record is None else self._again(record, new)
                 if await self._journal.write(write):
-                    self._queue.added(prompt_id, secrets_of(request), fetching=new.is_fetching)
+                    added = await self._journal.get(prompt_id)
+                    if added is not None and added.state is State.QUEUED:
+                        await self._queue.added(added, request)
                     break
                 # Another request with the same id came first.
                 callers_id = True
@@ -207,12 +209,12 @@ class Admission:
             if record is None:
                 raise ComfyUINotFoundError("the gateway does not know this prompt", prompt_id=prompt_id)
             waits = record.state is State.QUEUED and record.server is None and record.kind == "async"
-            position = await self._journal.ahead_of(record.number) if waits else None
+            position = await self._position(record) if waits else None
             return Look(prompt_id, record.state, record, position, deliveries=await self._deliveries(record))
         events = tuple(job.latest())
         position = next((event.position for event in events if isinstance(event, QueuePosition)), None)
         if record is not None and record.server is None and job.state is State.QUEUED:
-            position = await self._journal.ahead_of(record.number)
+            position = await self._position(record)
         running = job.state is not State.QUEUED
         told = await self._deliveries(record) if record is not None else ()
         return Look(prompt_id, job.state, record, None if running else position, events, told, job.workflow)
@@ -221,6 +223,11 @@ class Admission:
         if record.webhook is None or record.state.is_end:
             return ()
         return tuple(await self._journal.deliveries(record.prompt_id))
+
+    async def _position(self, record: JobRecord) -> int:
+        position = self._queue.position(record.prompt_id)
+        # One whose inputs are still being fetched has no turn yet.
+        return await self._journal.ahead_of(record.number) if position is None else position
 
     async def outcome_of(self, record: JobRecord) -> PromptResult:
         """The result of a job that has ended, or the error that it ended with, raised."""

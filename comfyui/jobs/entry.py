@@ -136,7 +136,7 @@ class Entry:
         state: how far the run was then.
         queued_at: when the run was queued.
         started_at: when ComfyUI last began to execute it.
-        handed_on: set once a server has taken the prompt, or it has ended.
+        origin: where the job came from.
     """
 
     def __init__(
@@ -159,9 +159,8 @@ class Entry:
         self.state = State.QUEUED
         self.queued_at = clock()
         self.started_at: float | None = None
-        self.handed_on = asyncio.Event()
         self._journal = journal
-        self._origin = origin
+        self.origin = origin
         self._clock = clock
         self._server: str | None = None
         self._write_start: asyncio.TimerHandle | None = None
@@ -269,7 +268,6 @@ class Entry:
             self._journal.write_behind(PutBack(self.fence))
             self.fence = self.fence.next()
         self._server = None
-        self.handed_on.set()
 
     def canceling(self) -> None:
         """The prompt is about to be taken out of ComfyUI."""
@@ -320,7 +318,6 @@ class Entry:
         self._finish(state, error=error_to_fields(error), retryable=may_run_again(error))
 
     def _finish(self, state: State, **fields: Any) -> None:
-        self.handed_on.set()
         if self._write_start is not None:
             self._write_start.cancel()
             fields["started_at"] = self.started_at
@@ -339,7 +336,7 @@ class Entry:
         return new_job(
             request,
             self.fence.prompt_id,
-            self._origin,
+            self.origin,
             fingerprint,
             kind=self.kind,
             callers_id=self.callers_id,

@@ -38,13 +38,13 @@ _WITHOUT_ROOM = (ComfyUIDiskError, ComfyUIOverloadedError)
 _log = structlog.get_logger(__name__)
 
 
-class Turns(Protocol):
+class Jobs(Protocol):
     """Who hands jobs on."""
 
     async def request_of(self, record: JobRecord) -> PromptRequest | None: ...
 
-    def inputs_came(self) -> None:
-        """A job may be handed on now."""
+    def inputs_came(self, prompt_id: str) -> None:
+        """The job may be handed on now."""
 
     def inputs_failed(self, record: JobRecord, error: ComfyUIError) -> None:
         """The job ends."""
@@ -53,11 +53,11 @@ class Turns(Protocol):
 class InputFetching:
     """`open` takes up what the journal has. Whoever opens it closes it."""
 
-    def __init__(self, journal: Journal, inputs: JobInputs, pool: BackendPool, turns: Turns) -> None:
+    def __init__(self, journal: Journal, inputs: JobInputs, pool: BackendPool, jobs: Jobs) -> None:
         self._journal = journal
         self._inputs = inputs
         self._pool = pool
-        self._turns = turns
+        self._jobs = jobs
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._without_definitions: list[str] = []
         # How often a server was up, and said nothing of its nodes.
@@ -77,11 +77,6 @@ class InputFetching:
         """What is not fetched by now is left to the next gateway."""
         self._waiting.clear()
         await self._tasks.close()
-
-    @property
-    def jobs(self) -> int:
-        """How many jobs wait for their inputs."""
-        return len(self._waiting) + len(self._running) + len(self._without_definitions)
 
     def added(self, prompt_id: str) -> None:
         """The job is in the journal, and has inputs to be fetched."""
@@ -121,16 +116,16 @@ class InputFetching:
             except ComfyUIError as error:
                 without_room += isinstance(error, _WITHOUT_ROOM)
                 if record is not None and not 0 < without_room < _TRIES_WITHOUT_ROOM:
-                    self._turns.inputs_failed(record, error)
+                    self._jobs.inputs_failed(record, error)
                     return
                 _log.warning("inputs.wait", prompt_id=prompt_id, reason=error.detail)
             failures += 1
             await asyncio.sleep(_BACKOFF.delay_s(failures))
 
     async def _fetch(self, record: JobRecord) -> None:
-        request = await self._turns.request_of(record)
+        request = await self._jobs.request_of(record)
         if request is None:
-            self._turns.inputs_failed(record, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
+            self._jobs.inputs_failed(record, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
             return
         prompt_id = record.prompt_id
         last = self._unanswered[prompt_id] >= _TRIES_FOR_DEFINITIONS
@@ -143,7 +138,7 @@ class InputFetching:
                 return
             await self._journal.write(Fetched(prompt_id, record.run, inputs))
         del self._unanswered[prompt_id]
-        self._turns.inputs_came()
+        self._jobs.inputs_came(prompt_id)
 
     async def _await_definitions(self) -> None:
         """Jobs that wait for a server to say which texts are inputs take no place of those that can be fetched."""

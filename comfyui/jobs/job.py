@@ -50,7 +50,7 @@ class Job:
         begun: the present attempt has begun to run.
         losses: how many attempts ComfyUI lost after they had begun, over all ways in which they can be lost.
         entry: writes each step into the journal; None while the job only watches.
-        full: servers that have as many async jobs as they may, where it is one.
+        began_at: when ComfyUI began to run the present try, on the event loop's clock.
         waiters: how many requests wait for the outcome now.
         joined: how many have waited or wait.
         cancel_wanted: why a request that left wanted the prompt cancelled. It could not have that while others waited;
@@ -69,7 +69,7 @@ class Job:
     ) -> None:
         self.prompt_id = prompt_id
         self.entry = entry
-        self.full: Collection[Backend] = ()
+        self.began_at: float | None = None
         self.request = request
         self.files = files
         self.fingerprint = fingerprint
@@ -112,6 +112,11 @@ class Job:
     def stays(self) -> bool:
         """Whether it goes on however many requests leave."""
         return self.entry is not None and self.entry.kind == "async"
+
+    @property
+    def owner(self) -> str | None:
+        """The name of the API key that it came with."""
+        return None if self.entry is None else self.entry.origin.owner
 
     @property
     def may_be_asked_for(self) -> bool:
@@ -188,7 +193,7 @@ class Job:
 
         Returns when that is committed, where the job outlives this process. Raises as `Entry.placed` does.
         """
-        self.backend = backend
+        self.backend, self.began_at = backend, None
         if self.stays and self.begun and self._limit is not None and not self._limit.expired():
             self._limit.reschedule(None)  # until it begins again
         self.begun = False
@@ -200,11 +205,6 @@ class Job:
         self.backend = backend
         if self.entry is not None:
             await self.entry.attached(backend.name, self.request, self.fingerprint)
-
-    def accepted(self) -> None:
-        """ComfyUI has taken the prompt."""
-        if self.entry is not None:
-            self.entry.handed_on.set()
 
     def put_back(self) -> None:
         """The attempt came to nothing, and the job waits in our queue again."""
@@ -237,6 +237,7 @@ class Job:
         """Tell all listeners, and keep what holds on for those that come later."""
         kind = type(event)
         if kind is ExecutionStart:
+            self.began_at = asyncio.get_running_loop().time()
             self._latest.clear()
             self._start()
         elif kind in _HOLDS_ON:
@@ -267,10 +268,6 @@ class Job:
         began = self.entry.started_at if self.entry is not None else None
         ran_s = max(0.0, time.time() - (began or math.inf))
         limit.reschedule(asyncio.get_running_loop().time() + self._max_execution_s - ran_s)
-
-    def keep_off(self, full: Collection[Backend]) -> None:
-        """These servers are `full`."""
-        self.full = full
 
     def limited(self, first_s: float | None, max_execution_s: float) -> asyncio.Timeout:
         """How long the task may take: `first_s` in all; of a job that stays, until it starts, and then so long again.

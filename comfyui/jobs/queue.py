@@ -1,68 +1,85 @@
-"""`JobQueue`: async jobs wait here, in the order of their submission, and are handed on few at a time.
+"""`JobQueue`: async jobs wait here until their turn has come.
 
-A job that waits is a row in the journal and nothing else: thousands may. It becomes a task when it is handed on. One
-whose inputs are still being fetched lets those behind it pass.
+A job that waits is a row in the journal and an entry of the scheduler, and nothing else: thousands may. It becomes a
+task when it is handed on. One whose inputs are still being fetched lets those behind it pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError, ComfyUIOverloadedError, ComfyUITimeoutError, JournalError
+from comfyui.exceptions import (
+    ComfyUIConflictError,
+    ComfyUIError,
+    ComfyUIOverloadedError,
+    ComfyUITimeoutError,
+    JournalError,
+)
 from comfyui.jobs.entry import Clock, Entries
 from comfyui.jobs.fetching import InputFetching
 from comfyui.jobs.inputs import JobInputs, StoredFiles
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import JobRecord, State
+from comfyui.jobs.journal.writes import Pause
 from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
-from comfyui.jobs.stored import NOT_KEPT, request_of, with_secrets
+from comfyui.jobs.scheduler import Waiting
+from comfyui.jobs.stored import NOT_KEPT, request_of, secrets_of, with_secrets
+from comfyui.jobs.turns import TurnOptions, Turns
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.servers.pool import BackendPool
-from comfyui.tasks import SideTasks, end_tasks, happens_within
+from comfyui.tasks import SideTasks
+from comfyui.workflows.needs import Needs
 
-# A job whose inputs take longer to place does not hold up those behind it.
-_IN_TURN_S = 5.0
 # After a job came back, or the journal could not be read.
 _PAUSE_S = 1.0
 # How often it is looked whether a job has waited too long.
 _LOOK_S = 5.0
+_PAGE = 500
+
+_Read = Callable[[int, int], Awaitable[list[JobRecord]]]
 
 
 @dataclass(frozen=True, slots=True)
-class QueueOptions:
-    """How many may be where.
+class QueueOptions(TurnOptions):
+    """Where jobs wait, as `TurnOptions` says, and how many.
 
     Attributes:
-        ahead: unfinished async jobs on each server; 0: none is handed on.
-        max_queued: that wait with us; beyond it submissions are refused.
+        max_queued: async jobs that wait with us; beyond it submissions are refused.
         max_queued_s: how long a job may wait; 0: any time.
-        storing: jobs that wait for the store beside those on the servers, with their results in memory; further ones
-            keep their places.
+        storing: async jobs that wait for the store, with their results in memory; while there are so many, none is
+            handed on.
     """
 
-    ahead: int = 4
     max_queued: int = 10_000
     max_queued_s: float = 0.0
     storing: int = 64
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A job that waits. `needs`: None where its workflow was not looked at yet."""
+
+    waiting: Waiting
+    needs: Needs | None = None
+
+
 class JobQueue:
-    """Open it with ``async with``: from then on jobs are handed on."""
+    """Call `open` once the turns are open: from then on jobs are handed on."""
 
     def __init__(
         self,
         entries: Entries,
         pool: BackendPool,
+        turns: Turns,
         runs: Runs,
         inputs: JobInputs,
         options: QueueOptions,
@@ -71,27 +88,42 @@ class JobQueue:
     ) -> None:
         self._journal = entries.journal
         self._entries = entries
-        self._pool = pool
+        self._turns = turns
         self._runs = runs
         self._inputs = inputs
         self._fetching = InputFetching(entries.journal, inputs, pool, self)
         self._options = options
         self._clock = clock
-        self._in_hand: dict[str, Job] = {}
+        self._rows: dict[str, _Row] = {}
+        self._in_hand: dict[str, _Row] = {}
+        self._coming = 0
         self._storing: set[str] = set()
+        self._may_store = asyncio.Event()
+        self._may_store.set()
+        self._standing: list[str] = []
         self._secrets: dict[str, Mapping[str, Any]] = {}
-        self._waiting = self._coming = 0
-        self._wake = asyncio.Event()
-        self._paused = False
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
 
     async def open(self) -> None:
-        """Begin to hand on. Raises `JournalError`."""
-        self._waiting = (await self._journal.counts())[State.QUEUED]
+        """Begin to hand on, unless it was paused before. Raises `JournalError`."""
+        if self._turns.are_all_here and await self._journal.is_paused():
+            self._turns.pause(True)
+            self._log.warning("queue.paused", detail="it was paused before the restart: POST /queue/resume ends that")
+        found = [
+            *[(record, False) async for record in _pages(self._journal.waiting)],
+            *[(record, True) async for record in _pages(self._journal.fetching)],
+        ]
+        for record, is_fetching in sorted(found, key=lambda one: one[0].number):
+            if record.prompt_id not in self._in_hand:
+                self._rows[record.prompt_id] = row = _Row(self._waiting_of(record))
+                if not is_fetching:
+                    self._turns.expect(row.waiting)
         await self._fetching.open()
         self._tasks.start(self._hand_on_all(), "job queue")
         self._tasks.start(sweep_inputs(self._inputs), "sweep inputs")
+        if self._options.max_queued_s:
+            self._tasks.start(self._expire_all(), "jobs that wait too long")
 
     async def close(self) -> None:
         """Hand on nothing more. What was handed on goes on."""
@@ -104,7 +136,7 @@ class JobQueue:
 
         Raises `ComfyUIOverloadedError` where as many jobs wait, or are about to, as may.
         """
-        if self._waiting + self._coming >= self._options.max_queued:
+        if len(self._rows) + self._coming >= self._options.max_queued:
             raise ComfyUIOverloadedError(
                 f"{self._options.max_queued} jobs are waiting already (MAX_QUEUED_JOBS); try again later"
             )
@@ -114,21 +146,24 @@ class JobQueue:
         finally:
             self._coming -= 1
 
-    def added(self, prompt_id: str, secrets: Mapping[str, Any], *, fetching: bool) -> None:
-        """A job waits in the journal. `secrets` are kept in memory, for as long as it is there.
+    async def added(self, record: JobRecord, request: PromptRequest) -> None:
+        """A job waits in the journal. Its secrets are kept in memory, for as long as it is there."""
+        if secrets := secrets_of(request):
+            self._secrets[record.prompt_id] = secrets
+        waiting = self._waiting_of(record, front=bool(request.front))
+        self._rows[record.prompt_id] = _Row(waiting)
+        needs = await self._turns.needs_of(request, brings_inputs=True)
+        if record.prompt_id not in self._rows:
+            return  # it has been cancelled
+        self._rows[record.prompt_id] = _Row(waiting, needs)
+        if record.is_fetching:
+            self._fetching.added(record.prompt_id)
+        else:
+            self._turns.expect(waiting, needs)
 
-        `fetching`: it has inputs that are still to be fetched.
-        """
-        self._waiting += 1
-        if secrets:
-            self._secrets[prompt_id] = secrets
-        if fetching:
-            self._fetching.added(prompt_id)
-        self._wake.set()
-
-    def inputs_came(self) -> None:
+    def inputs_came(self, prompt_id: str) -> None:
         """The inputs of a job are there now."""
-        self._wake.set()
+        self._wait_again(prompt_id)
 
     def inputs_failed(self, record: JobRecord, error: ComfyUIError) -> None:
         """The inputs of a job cannot be had."""
@@ -136,24 +171,50 @@ class JobQueue:
 
     def left(self, prompt_id: str) -> None:
         """A job that waited waits no more, and was not handed on."""
-        self._waiting = max(0, self._waiting - 1)
         self._secrets.pop(prompt_id, None)
+        if self._rows.pop(prompt_id, None) is not None:
+            self._turns.drop(prompt_id)
         self._fetching.left(prompt_id)
         self._inputs.ended()
-        self._wake.set()
 
     def kept(self, job: Job, secrets: Mapping[str, Any]) -> None:
         """A sync job that runs already becomes one of ours: it takes one of the places."""
         if not job.has_task or job.prompt_id in self._in_hand:
             return
-        self._in_hand[job.prompt_id] = job
+        priority = job.request.priority if job.request is not None else 0
+        waiting = Waiting(job.prompt_id, self._turns.next_number(), job.owner, priority=priority)
+        self._in_hand[job.prompt_id] = _Row(waiting)
         if secrets:
             self._secrets[job.prompt_id] = secrets
+        if job.backend is not None:
+            self._turns.resume(job, waiting, job.backend.name)
         self._runs.tell(job, self)
 
-    def hold(self, job: Job, before: Callable[[], Awaitable[None]]) -> None:
-        """Run a job that was handed on before a restart, after `before`: it takes one of the places."""
-        self._in_hand[job.prompt_id] = job
+    @property
+    def paused(self) -> bool:
+        return self._turns.paused
+
+    async def pause(self, paused: bool) -> None:
+        """While it is paused no job gets its turn; what runs ends. It stays so over restarts.
+
+        Raises:
+            ComfyUIConflictError: prompts wait in ComfyUI's own queue.
+            JournalError: it cannot be kept.
+        """
+        if not self._turns.are_all_here:
+            raise ComfyUIConflictError("QUEUE: prompts wait in ComfyUI's own queue, which cannot be paused")
+        await self._journal.write(Pause(paused))
+        self._turns.pause(paused)
+        self._log.info("queue.paused" if paused else "queue.resumed")
+
+    def position(self, prompt_id: str) -> int | None:
+        """About how many jobs have their turn before it; None where it does not wait."""
+        return self._turns.position(prompt_id)
+
+    def hold(self, job: Job, record: JobRecord, before: Callable[[], Awaitable[None]]) -> None:
+        """Run a job that was handed on before a restart, after `before`: it has its place on its server."""
+        self._in_hand[job.prompt_id] = row = _Row(self._waiting_of(record))
+        self._turns.resume(job, row.waiting, record.server or "")
         self._runs.begin(job, self, before)
 
     async def request_of(self, record: JobRecord) -> PromptRequest | None:
@@ -172,116 +233,105 @@ class JobQueue:
 
     # Handing on
 
+    def _waiting_of(self, record: JobRecord, *, front: bool = False) -> Waiting:
+        number = self._turns.next_number()
+        return Waiting(record.prompt_id, number, record.owner, priority=record.priority, front=front)
+
     async def _hand_on_all(self) -> None:
         stands = False
         while True:
-            self._wake.clear()
-            if self._paused:
-                self._paused = False
-                await asyncio.sleep(_PAUSE_S)
+            prompt_id = await self._turns.next_due()
+            await self._may_store.wait()
             problem = self._journal.problem
-            try:
-                if problem is None:
-                    await self._expire()
-                    await self._hand_on()
-            except JournalError as error:
-                problem = error.detail
             if problem is None:
-                stands = False
-                await self._something_changed()
-                continue
-            # To place a job is a write.
-            self._paused = True
-            if self._waiting and not stands:
+                try:
+                    await self._hand_on(prompt_id)
+                    stands = False
+                    continue
+                except JournalError as error:
+                    problem = error.detail
+            # To place a job is a write. Until it can be made, others have the place.
+            self._turns.drop(prompt_id)
+            if not stands:
                 stands = True
                 self._log.error("queue.stands", reason=problem)
+            if not self._standing:
+                self._tasks.start(self._stand(), "job queue stands")
+            self._standing.append(prompt_id)
+            await asyncio.sleep(0)
 
-    async def _something_changed(self) -> None:
-        if self._free > 0 or not self._waiting:
-            # A server that comes up makes no difference.
-            await happens_within(self._wake, _LOOK_S if self._options.max_queued_s and self._waiting else None)
+    async def _stand(self) -> None:
+        """Until the journal takes writes again, as far as is known."""
+        while True:
+            await asyncio.sleep(_PAUSE_S)
+            if self._journal.problem is None:
+                break
+        standing, self._standing = self._standing, []
+        for prompt_id in standing:
+            self._wait_again(prompt_id)
+
+    async def _hand_on(self, prompt_id: str) -> None:
+        record = await self._journal.get(prompt_id)
+        request = None if record is None else await self.request_of(record)
+        live = self._runs.live.get(prompt_id)
+        is_over = record is None or record.state is not State.QUEUED or (live is not None and live.ended)
+        if record is None or is_over or prompt_id not in self._rows:
+            self.left(prompt_id)
+            self._turns.drop(prompt_id)
             return
-        waits: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._wake.wait(), name="queue wakes"),
-            asyncio.create_task(self._pool.wait_for_change(_LOOK_S), name="queue watches servers"),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await end_tasks(*waits)
-
-    @property
-    def _free(self) -> int:
-        return self._options.ahead * len(self._pool.ready) - len(self._in_hand)
-
-    async def _hand_on(self) -> None:
-        while (free := self._free) > 0:
-            # Those in hand may not be placed yet.
-            first = await self._journal.waiting(0, free + len(self._in_hand))
-            new = [record for record in first if record.prompt_id not in self._in_hand]
-            if len(first) < free + len(self._in_hand):
-                self._waiting = len(new) + self._fetching.jobs  # these are all
-            new = new[:free]
-            if not new:
-                return
-            for record in new:
-                if self._free <= 0 or self._paused:
-                    return
-                await self._begin(record)
-
-    async def _begin(self, record: JobRecord) -> None:
-        request = await self.request_of(record)
-        live = self._runs.live.get(record.prompt_id)
-        if live is not None and live.ended:
-            return  # it is being cancelled
         if request is None:
-            self._end(record, ComfyUIError(NEEDS_SECRETS, prompt_id=record.prompt_id))
+            self._end(record, ComfyUIError(NEEDS_SECRETS, prompt_id=prompt_id))
             return
         entry = live.entry if live is not None and live.entry is not None else self._entries.of(record)
-        job = live or self._runs.add(record.prompt_id, entry=entry)
+        job = live or self._runs.add(prompt_id, entry=entry)
         job.adopt(request, self.files_of(record), record.fingerprint, entry)
-        # Those before it have been placed by now.
-        placed = Counter(other.backend for other in self._in_hand.values())
-        job.keep_off([backend for backend in self._pool.ready if placed[backend] >= self._options.ahead])
-        self._waiting = max(0, self._waiting - 1)
-        self._in_hand[job.prompt_id] = job
+        self._in_hand[prompt_id] = self._rows.pop(prompt_id)
         self._runs.begin(job, self)
-        # One after the other, so that ComfyUI gets them in order.
-        await happens_within(entry.handed_on, _IN_TURN_S)
 
     def rendered(self, job: Job) -> None:
-        """No server has it any more, and its files are being stored: while the store is away, others may render."""
-        if len(self._storing) < self._options.storing and self._in_hand.pop(job.prompt_id, None) is not None:
-            self._storing.add(job.prompt_id)
-            self._wake.set()
+        """Its files are being stored, and its result is in memory until they are."""
+        self._storing.add(job.prompt_id)
+        if len(self._storing) >= self._options.storing:
+            self._may_store.clear()
 
     def ended(self, job: Job) -> None:
         """It has ended, or waits in our queue again."""
-        self._in_hand.pop(job.prompt_id, None)
         self._storing.discard(job.prompt_id)
+        if len(self._storing) < self._options.storing:
+            self._may_store.set()
+        row = self._in_hand.pop(job.prompt_id)
         if job.ended:
             self._secrets.pop(job.prompt_id, None)
         else:
-            # No server took it: it waits again.
-            self._waiting += 1
-            self._paused = True
-        self._wake.set()
+            # No server took it.
+            self._rows[job.prompt_id] = row
+            asyncio.get_running_loop().call_later(_PAUSE_S, self._wait_again, job.prompt_id)
+
+    def _wait_again(self, prompt_id: str) -> None:
+        if (row := self._rows.get(prompt_id)) is not None:
+            self._turns.expect(row.waiting, row.needs)
+
+    async def _expire_all(self) -> None:
+        while True:
+            try:
+                await self._expire()
+            except JournalError as error:
+                self._log.error("queue.stands", reason=error.detail)
+            await asyncio.sleep(_LOOK_S)
 
     async def _expire(self) -> None:
         """End what has waited too long, in our queue or for its inputs."""
-        if self._options.max_queued_s:
-            await self._expire_of(self._journal.waiting)
-            await self._expire_of(self._journal.fetching)
+        await self._expire_of(self._journal.waiting)
+        await self._expire_of(self._journal.fetching)
 
-    async def _expire_of(self, waiting: Callable[[int, int], Awaitable[list[JobRecord]]]) -> None:
+    async def _expire_of(self, waiting: _Read) -> None:
         """The first of `waiting` has waited longest, but for a new run, which stands at its end."""
         while True:
             first = await waiting(0, 100)
             late = [
                 record
                 for record in first
-                if record.queued_at + self._options.max_queued_s <= self._clock()
-                and record.prompt_id not in self._in_hand
+                if record.queued_at + self._options.max_queued_s <= self._clock() and record.prompt_id in self._rows
             ]
             for record in late:
                 detail = f"not begun within MAX_QUEUED_SECONDS ({self._options.max_queued_s:g})"
@@ -297,3 +347,11 @@ class JobQueue:
         else:
             self._entries.of(record).failed(State.FAILED, error)
         self.left(record.prompt_id)
+
+
+async def _pages(read: _Read) -> AsyncIterator[JobRecord]:
+    after = 0
+    while page := await read(after, _PAGE):
+        for record in page:
+            yield record
+        after = page[-1].number

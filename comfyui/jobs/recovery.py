@@ -94,7 +94,7 @@ class Recovery:
         entry = self._entries.of(record)
         files = self._queue.files_of(record)
         job = self._runs.add(record.prompt_id, request, files, record.fingerprint, entry=entry)
-        self._queue.hold(job, before=lambda: self._server_is_up(record))
+        self._queue.hold(job, record, before=lambda: self._server_is_up(record))
 
     async def _server_is_up(self, record: JobRecord) -> None:
         """Until the server that had the job can be asked for it, or that has taken too long."""

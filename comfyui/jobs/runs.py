@@ -56,8 +56,8 @@ class RunLimits:
     cancel_on_timeout: bool = True
 
 
-class Places(Protocol):
-    """Who counts the async jobs that are with the servers."""
+class Follower(Protocol):
+    """Who is told how far an async job is."""
 
     def rendered(self, job: Job) -> None:
         """No server has it any more; its files are being stored."""
@@ -82,7 +82,7 @@ class Runs:
         deliverer: Deliverer | None = None,
     ) -> None:
         self.live: dict[str, Job] = {}
-        self._places: dict[Job, Places] = {}
+        self._followers: dict[Job, Follower] = {}
         self._runner = runner
         self._cancels = cancels
         self._limits = limits
@@ -122,14 +122,14 @@ class Runs:
         job.begin(self._run(job))
         return job
 
-    def begin(self, job: Job, places: Places, before: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Run a job that was added, and tell `places` of it; `before` is what the job's task waits for first."""
-        self.tell(job, places)
+    def begin(self, job: Job, follower: Follower, before: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Run a job that was added, and tell `follower` of it; `before` is what the job's task waits for first."""
+        self.tell(job, follower)
         job.begin(self._run(job, before))
 
-    def tell(self, job: Job, places: Places) -> None:
-        """Tell `places` how far the job is."""
-        self._places[job] = places
+    def tell(self, job: Job, follower: Follower) -> None:
+        """Tell `follower` how far the job is."""
+        self._followers[job] = follower
 
     async def keep(self, job: Job, new: NewJob) -> None:
         """A sync job that runs is the async job `new` from now on; see `Job.keep`."""
@@ -160,8 +160,8 @@ class Runs:
                 result = await self._runner.run(job)
             if job.stays and job.request is not None and self._deliverer is not None:
                 # Perhaps nobody asks for it: its files are stored now, where that is wanted.
-                if (places := self._places.get(job)) is not None:
-                    places.rendered(job)
+                if (follower := self._followers.get(job)) is not None:
+                    follower.rendered(job)
                 result = await self._deliverer.delivered(result, Order.of(job.request))
             kept = await large_result_to_bytes(result) if job.entry is not None else None
             outcome = "success"
@@ -181,8 +181,8 @@ class Runs:
             if not (again and job.waiters):
                 self.drop(job)
             job.let_go()
-            if (places := self._places.pop(job, None)) is not None:
-                places.ended(job)
+            if (follower := self._followers.pop(job, None)) is not None:
+                follower.ended(job)
             if not again:
                 outcome = outcome or job.failure_code  # cancelled: why, its waiters were told
                 # Who waits goes on before that: to write a line takes as long as a request to ComfyUI.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane, Lines, Ticket
+from comfyui.jobs.server_places import ServerPlaces
 from comfyui.jobs.shares import NO_TERMS, Shares, Terms
 
 
@@ -71,83 +72,16 @@ class TakeBack:
     idle: str
 
 
-class _Server:
-    """One server, and the jobs that it has from us in the order in which it got them."""
-
-    def __init__(self, name: str, index: int) -> None:
-        self.name = name
-        self._index = index
-        self.up = False
-        self._others = 0
-        self._places: int | None = 2
-        self._loaders: frozenset[str] = NO_NAMES
-        self._jobs: dict[str, Ticket] = {}
-        self._kept_for: str | None = None
-
-    @property
-    def loaders(self) -> frozenset[str]:
-        """What the last job loaded."""
-        return self._loaders
-
-    def set(self, *, up: bool, others: int, places: int | None) -> None:
-        self.up, self._others, self._places = up, others, places
-
-    @property
-    def jobs(self) -> int:
-        return len(self._jobs)
-
-    @property
-    def load(self) -> int:
-        return len(self._jobs) + self._others
-
-    @property
-    def is_busy(self) -> bool:
-        return self.load > 0
-
-    def is_open(self, now: float, in_turn_s: float) -> bool:
-        """Whether a job could go there now."""
-        if not self.up or self._kept_for is not None or (self._places is not None and self.load >= self._places):
-            return False
-        return all(job.accepted or now - job.placed_at >= in_turn_s for job in self._jobs.values())
-
-    def wait_ends(self, in_turn_s: float) -> float:
-        """When it is open whether or not ComfyUI has taken what was sent."""
-        return max((job.placed_at + in_turn_s for job in self._jobs.values() if not job.accepted), default=0.0)
-
-    @property
-    def choice(self) -> tuple[int, int]:
-        return self.load, self._index
-
-    def put(self, ticket: Ticket) -> None:
-        self._jobs[ticket.prompt_id] = ticket
-        self._loaders = ticket.loaders
-
-    def take(self, ticket: Ticket) -> None:
-        self._jobs.pop(ticket.prompt_id, None)
-
-    def keep_for(self, prompt_id: str | None) -> None:
-        """While this job is taken back from another server no other one goes here."""
-        self._kept_for = prompt_id
-
-    def waiting(self) -> Iterator[Ticket]:
-        """Jobs that are behind another prompt, as far as is known."""
-        before = self._others
-        for job in self._jobs.values():
-            if before and job.accepted and not job.began:
-                yield job
-            before += 1
-
-
 class Scheduler:
     """All jobs that wait and all servers. What happens is told by its methods; `decide` says what to do."""
 
     def __init__(self, options: SchedulerOptions = SchedulerOptions()) -> None:
         self._options = options
         self._lines = Lines()
-        self._servers: dict[str, _Server] = {}
+        self._servers: dict[str, ServerPlaces] = {}
         self._tickets: dict[str, Ticket] = {}
         self._shares = Shares(self._lines.least_used)
-        self._taking: dict[str, _Server] = {}
+        self._taking: dict[str, ServerPlaces] = {}
         self._placings = 0
         self.paused = False
 
@@ -167,7 +101,7 @@ class Scheduler:
         """
         server = self._servers.get(name)
         if server is None:
-            server = self._servers[name] = _Server(name, len(self._servers))
+            server = self._servers[name] = ServerPlaces(name, len(self._servers))
         server.set(up=up, others=others, places=places)
 
     # Jobs
@@ -177,10 +111,11 @@ class Scheduler:
         self._lines.add(self._ticket(job, terms))
 
     def occupy(self, job: Waiting, server: str, now: float, terms: Terms = NO_TERMS) -> None:
-        """The job is on the server already."""
+        """The job is on the server already, from where it is not taken back."""
         ticket = self._ticket(job, terms)
         self._put(ticket, self._servers[server], now)
         ticket.accept()
+        ticket.begin()
 
     def knows(self, prompt_id: str) -> bool:
         """Whether the job waits or is on a server."""
@@ -291,18 +226,18 @@ class Scheduler:
             None if ticket is None or ticket.server is not None else self._lines.ahead_of(ticket, self._shares.mean_s)
         )
 
-    def _open(self, now: float) -> list[_Server]:
+    def _open(self, now: float) -> list[ServerPlaces]:
         return [server for server in self._servers.values() if server.is_open(now, self._options.in_turn_s)]
 
     def _may_run(self, lane: Lane, server: str) -> bool:
         """Whether the job may be sent there: it is not known to be unable, or all are."""
         return server not in lane.no or lane.no.issuperset(self._servers)
 
-    def _best_of(self, opened: Sequence[_Server]) -> Callable[[Lane], Sequence[_Server]]:
+    def _best_of(self, opened: Sequence[ServerPlaces]) -> Callable[[Lane], Sequence[ServerPlaces]]:
         """For each lane the servers among these to which its jobs go first; none where they have to wait."""
-        known: dict[Lane, Sequence[_Server]] = {}
+        known: dict[Lane, Sequence[ServerPlaces]] = {}
 
-        def best(lane: Lane) -> Sequence[_Server]:
+        def best(lane: Lane) -> Sequence[ServerPlaces]:
             found = known.get(lane)
             if found is None:
                 found = known[lane] = self._best(lane, opened)
@@ -310,7 +245,7 @@ class Scheduler:
 
         return best
 
-    def _best(self, lane: Lane, opened: Sequence[_Server]) -> Sequence[_Server]:
+    def _best(self, lane: Lane, opened: Sequence[ServerPlaces]) -> Sequence[ServerPlaces]:
         able = [server for server in opened if self._may_run(lane, server.name)]
         if lane.avoid and any(
             server.up and name not in lane.avoid and self._may_run(lane, name) for name, server in self._servers.items()
@@ -323,7 +258,7 @@ class Scheduler:
         return [server for server, rank in zip(able, ranks, strict=True) if rank == least]
 
     def _preferred(
-        self, head: Ticket, server: _Server, best: Callable[[Lane], Sequence[_Server]], now: float
+        self, head: Ticket, server: ServerPlaces, best: Callable[[Lane], Sequence[ServerPlaces]], now: float
     ) -> Ticket:
         """The job that the server is given: the head's, or one whose models it has loaded."""
         wait_s = self._options.affinity_wait_s
@@ -337,11 +272,11 @@ class Scheduler:
         head.passed_over(now)
         return other
 
-    def _for_idle(self, opened: Sequence[_Server]) -> list[TakeBack]:
+    def _for_idle(self, opened: Sequence[ServerPlaces]) -> list[TakeBack]:
         idle = (server for server in opened if not server.is_busy)
         return [back for server in idle if (back := self._take_back(server, None)) is not None]
 
-    def _take_back(self, idle: _Server, priority: int | None) -> TakeBack | None:
+    def _take_back(self, idle: ServerPlaces, priority: int | None) -> TakeBack | None:
         """The first job that waits behind a prompt elsewhere, may run here, and has at least this priority."""
         if not self._options.takes_back:
             return None
@@ -379,7 +314,7 @@ class Scheduler:
         )
         return ticket
 
-    def _put(self, ticket: Ticket, server: _Server, now: float) -> None:
+    def _put(self, ticket: Ticket, server: ServerPlaces, now: float) -> None:
         self._placings += 1
         ticket.put(server.name, now, self._placings)
         ticket.charge(self._shares.placed(ticket.share))
@@ -390,7 +325,7 @@ class Scheduler:
         ticket.put(None)
         self._shares.left(ticket.share, ticket.estimate_s, seconds)
 
-    def _free(self, prompt_id: str) -> _Server | None:
+    def _free(self, prompt_id: str) -> ServerPlaces | None:
         """The server that was kept for the job is open again."""
         kept = self._taking.pop(prompt_id, None)
         if kept is not None:
@@ -398,6 +333,6 @@ class Scheduler:
         return kept
 
 
-def _for(head: Ticket, servers: Sequence[_Server]) -> _Server:
+def _for(head: Ticket, servers: Sequence[ServerPlaces]) -> ServerPlaces:
     """The one that has the models of the job, else the one with the least to do."""
     return min(servers, key=lambda server: (not head.loaders or server.loaders != head.loaders, *server.choice))

@@ -63,6 +63,7 @@ class Backend:
     Args:
         peers: all servers of the pool, which may still be added to: whether another one could take over is asked then.
         runs_elsewhere: what the server says of itself is not true of where its prompts run.
+        news: set when its health changes.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Backend:
         *,
         peers: Sequence[Backend] = (),
         runs_elsewhere: bool = False,
+        news: asyncio.Event | None = None,
     ) -> None:
         self.client = client
         self.watcher = watcher
@@ -92,6 +94,7 @@ class Backend:
         metrics.silent_seconds.labels(client.name).set_function(self._silent_s)
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._changed = asyncio.Event()
+        self._news = news or asyncio.Event()
         self._look_again = watcher.changed
         self._definitions = NodeDefinitions(client, within_s=options.definitions_within_s)
         self._doubted = False
@@ -210,6 +213,11 @@ class Backend:
         """
         return await self._definitions.get(max_age_s)
 
+    @property
+    def last_definitions(self) -> JSON | None:
+        """Its node definitions as it last told them, also while it is down; None where it never did."""
+        return self._definitions.last
+
     def soon(self) -> asyncio.Timeout:
         """Around a question about its nodes that others wait for: TimeoutError when it is not answered soon."""
         return asyncio.timeout(self._definitions.patience_s())
@@ -244,16 +252,18 @@ class Backend:
             health, reason = Health.DOWN, self._hold
         elif health is Health.READY and self._veto:
             health, reason = Health.BROKEN, self._veto
-        if health is not self.health:
-            log = self._log.info if health is Health.READY else self._log.warning
-            log("comfyui.health", health=health.value, was=self.health.value, reason=reason or None)
-            self._tell_change()
+        was = self.health
         self.health, self.reason = health, reason
+        if health is not was:
+            log = self._log.info if health is Health.READY else self._log.warning
+            log("comfyui.health", health=health.value, was=was.value, reason=reason or None)
+            self._tell_change()
         self._metrics.server_up.labels(self.name).set(health is Health.READY)
 
     def _tell_change(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self._news.set()
 
     async def _probe_loop(self) -> None:
         failures = 0

@@ -17,6 +17,8 @@ class NodeDefinitions:
         self._client = client
         self._within_s = within_s
         self._known: JSON | None = None
+        self.last: JSON | None = None
+        """The last answer, whether it still holds or not."""
         self._known_at = 0.0
         self._asking: asyncio.Task[JSON] | None = None
         self._asked_at = 0.0
@@ -49,6 +51,7 @@ class NodeDefinitions:
             answer = await self._client.object_info()
             if self._asking is asyncio.current_task():
                 self._known, self._known_at = answer, time.monotonic()
+                self.last = answer
             return answer
         finally:
             if self._asking is asyncio.current_task():

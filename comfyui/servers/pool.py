@@ -61,12 +61,17 @@ class ServerReport(ServerDetail):
 
 
 class BackendPool:
-    """All ComfyUI servers of a gateway or worker. Open it with ``async with``; it owns them."""
+    """All ComfyUI servers of a gateway or worker. Open it with ``async with``; it owns them.
 
-    def __init__(self, backends: Sequence[Backend]) -> None:
+    Args:
+        news: what the servers set when one comes up or goes down, or has more or fewer prompts of others.
+    """
+
+    def __init__(self, backends: Sequence[Backend], news: asyncio.Event | None = None) -> None:
         if not backends:
             raise ValueError("at least one ComfyUI server is needed")
         self.backends = tuple(backends)
+        self.news = news or asyncio.Event()
         self._stack = AsyncExitStack()
 
     @classmethod
@@ -84,7 +89,7 @@ class BackendPool:
         `name`: by which people know the server, where there is one that is not its address and runs prompts elsewhere.
         `access`: by address, what is needed beside it.
         """
-        metrics = metrics or Metrics()
+        metrics, news = metrics or Metrics(), asyncio.Event()
         backends: list[Backend] = []
         for address in addresses:
             client = ComfyUIClient(
@@ -102,9 +107,11 @@ class BackendPool:
                 silent_after_s=options.silent_after_s,
                 dead_after_s=options.dead_after_s,
             )
-            watcher = CompletionWatcher(client, options, worker=worker, metrics=metrics)
-            backends.append(Backend(client, watcher, metrics, options, peers=backends, runs_elsewhere=bool(name)))
-        return cls(backends)
+            watcher = CompletionWatcher(client, options, worker=worker, metrics=metrics, news=news)
+            backends.append(
+                Backend(client, watcher, metrics, options, peers=backends, runs_elsewhere=bool(name), news=news)
+            )
+        return cls(backends, news)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:

@@ -16,7 +16,7 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, Protocol, Self
 
@@ -84,7 +84,8 @@ class Audience(Protocol):
 class Watch:
     """One prompt that is waited for. Register it before the submission, so that no event is missed."""
 
-    def __init__(self, prompt_id: str, client_id: str, audience: Audience) -> None:
+    def __init__(self, prompt_id: str, client_id: str, audience: Audience, ours: set[Watch]) -> None:
+        self._ours = ours
         self.prompt_id = prompt_id
         self.client_id = client_id
         self.place = Place()
@@ -105,14 +106,17 @@ class Watch:
         self.ended_comfyui = False
         """It ran when ComfyUI's process ended, as far as anyone can tell."""
         self.collecting = False
+        self.perhaps_recalled = False
+        self.held = False
+        """It is being taken out of ComfyUI's queue, so that nobody is to wonder where it is."""
         self.id_in_frames = prompt_id.encode("utf-8", "replace")
         self.times = NodeTimes()
         self.unread: dict[bytes, bytes] = {}
         """By type, the last frames of how the prompt is, as long as nobody follows it; the newest stands last."""
-        self._done: asyncio.Future[HistoryEntry | ComfyUIError] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[HistoryEntry | ComfyUIError | None] = asyncio.get_running_loop().create_future()
 
-    async def finished(self) -> HistoryEntry:
-        """ComfyUI's history entry, once there is one.
+    async def finished(self) -> HistoryEntry | None:
+        """ComfyUI's history entry, once there is one; None once the prompt was taken back before it began.
 
         Raises:
             ComfyUIPromptLostError: ComfyUI restarted and forgot it.
@@ -139,12 +143,36 @@ class Watch:
     def submitted(self) -> None:
         """The prompt's submission is on its way to ComfyUI."""
         self.sent = True
+        self._ours.add(self)
 
     def catch_up(self) -> None:
         """Tell what was kept unread: somebody begins to follow the prompt."""
         frames, self.unread = self.unread, {}
         for frame in frames.values():
             self.tell(parse_text(frame))
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Meanwhile the prompt is being taken out of ComfyUI's queue."""
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+
+    def recalled(self) -> None:
+        """ComfyUI may still be on its way to take the prompt out of its queue, though its answer is lost."""
+        self.perhaps_recalled = True
+
+    @property
+    def may_be_moved(self) -> bool:
+        """Whether nothing is known of it but that ComfyUI took it."""
+        return self.open and not self.heard
+
+    def taken_back(self) -> None:
+        """The prompt is in ComfyUI no more, and has not begun there."""
+        if self.open:
+            self._done.set_result(None)
 
     def finish(self, entry: HistoryEntry) -> None:
         if self.open:
@@ -160,6 +188,7 @@ class CompletionWatcher:
 
     Args:
         worker: takes what is heard of ComfyUI's prompt worker.
+        news: set when `others` changes.
     """
 
     def __init__(
@@ -169,13 +198,16 @@ class CompletionWatcher:
         *,
         worker: PromptWorker | None = None,
         metrics: Metrics | None = None,
+        news: asyncio.Event | None = None,
     ) -> None:
         self._client = client
         self._options = options
+        self._news = news or asyncio.Event()
         self.worker = worker or PromptWorker()
         self._metrics = metrics or Metrics()
         self._log = structlog.get_logger(__name__).bind(server=client.name)
         self._watches: dict[str, Watch] = {}
+        self._ours: set[Watch] = set()
         self._positions = QueuePositions(self._waiting)
         self._tasks = SideTasks(self._died)
         self._wake = asyncio.Event()
@@ -200,6 +232,8 @@ class CompletionWatcher:
         self._retry_delay_s = 0.0
         self.queue_remaining = 0
         """ComfyUI's own figure, as last heard."""
+        self.others = 0
+        """Prompts in ComfyUI's queue that are not watched here."""
         self._told_silent: str | None = None
         self._told_dead = False
         self.changed = asyncio.Event()
@@ -248,13 +282,14 @@ class CompletionWatcher:
 
         `audience` gets the prompt's events, and its place in the queue while it is followed.
         """
-        watch = Watch(prompt_id, client_id or self.client_id, audience)
+        watch = Watch(prompt_id, client_id or self.client_id, audience, self._ours)
         self._watches[prompt_id] = watch
         return watch
 
     def accepted(self, watch: Watch, number: float) -> None:
         """ComfyUI took the prompt and gave it this place in the order."""
         watch.accepted, watch.number = True, number
+        self._ours.add(watch)
         watch.epoch, watch.done_number, watch.witness = self._epoch, self._done_number, self._last_finished_id
         if self._idle or watch.client_id != self._live_id:
             self._poll_soon()
@@ -262,6 +297,7 @@ class CompletionWatcher:
     def probed(self, remaining: int) -> None:
         """A probe was answered with ComfyUI's own figure of its queue, which may have come without a websocket."""
         self.queue_remaining = remaining
+        self._count_others()
 
     def give_up(self, reason: str) -> None:
         """Fail everything that was submitted with `ComfyUIPromptLostError`, also what is being collected."""
@@ -293,6 +329,9 @@ class CompletionWatcher:
     def unwatch(self, watch: Watch) -> None:
         if self._watches.get(watch.prompt_id) is watch:
             del self._watches[watch.prompt_id]
+        if watch in self._ours:
+            self._ours.remove(watch)
+            self._count_others()
 
     # The socket
 
@@ -415,10 +454,17 @@ class CompletionWatcher:
 
     def _remaining_is(self, remaining: int) -> None:
         self.queue_remaining = remaining
+        self._count_others()
         self._positions.heard(remaining)
         if not remaining:
             self.worker.emptied()
             self._tell_silence()
+
+    def _count_others(self) -> None:
+        others = max(0, self.queue_remaining - len(self._ours))
+        if others != self.others:
+            self.others = others
+            self._news.set()
 
     async def _collect(self, watch: Watch) -> None:
         """Fetch the history of a prompt that is said to be done, for as long as somebody waits for it."""
@@ -457,6 +503,10 @@ class CompletionWatcher:
         self._heard(watch.prompt_id)
         self._last_finished_id = watch.prompt_id
         self._done_number = max(self._done_number, watch.number)
+        self._ours.discard(watch)
+        if self._live_id is not None:
+            # The socket has told that the queue is shorter before it told of the end.
+            self._count_others()
         watch.finish(entry)
         return True
 
@@ -566,7 +616,11 @@ class CompletionWatcher:
 
     def _waiting(self) -> list[Watch]:
         """Submitted, not done, not being fetched: in the order in which ComfyUI runs them."""
-        waiting = [watch for watch in self._watches.values() if watch.accepted and watch.open and not watch.collecting]
+        waiting = [
+            watch
+            for watch in self._watches.values()
+            if watch.accepted and watch.open and not watch.collecting and not watch.held
+        ]
         waiting.sort(key=lambda watch: watch.number)
         return waiting
 
@@ -640,9 +694,9 @@ class CompletionWatcher:
             if watch.prompt_id in queue:
                 watch.misses, watch.done_number = 0, self._done_number
                 watch.suspect = watch.ended_comfyui = False
-            elif watch.open and not watch.collecting and not await self._history_of(watch):
+            elif watch.open and not watch.collecting and not watch.held and not await self._history_of(watch):
                 watch.misses += 1
-        gone = [watch for watch in waiting if watch.misses >= _MISSES_UNTIL_LOST and watch.open]
+        gone = [watch for watch in waiting if watch.misses >= _MISSES_UNTIL_LOST and watch.open and not watch.held]
         if not gone:
             return
         for watch in gone:
@@ -651,6 +705,8 @@ class CompletionWatcher:
             if not seen_all and await self._forgot_since(watch, queue):
                 self._log.warning("prompt.lost", prompt_id=watch.prompt_id)
                 watch.fail(ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=watch.prompt_id))
+            elif watch.perhaps_recalled:
+                watch.taken_back()
             else:
                 self._log.info("prompt.removed", prompt_id=watch.prompt_id)
                 detail = "the prompt was removed from ComfyUI's queue"

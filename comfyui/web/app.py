@@ -21,7 +21,7 @@ from comfyui.jobs.journal.protocol import Journal
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
 from comfyui.tasks import end_tasks
-from comfyui.web.api import ops, prompt_sync, tickets, workflows
+from comfyui.web.api import ops, prompt_sync, queue, tickets, workflows
 from comfyui.web.api.door import Door
 from comfyui.web.api.starting import Starting
 from comfyui.web.api.webhook_messages import WEBHOOKS
@@ -47,7 +47,7 @@ _START_PATIENCE_S = 10.0
 _LOOK_EVERY_S = 0.2
 _log = structlog.get_logger("gateway")
 
-_ROUTERS = (prompt_sync.router, workflows.router, ops.router)
+_ROUTERS = (prompt_sync.router, workflows.router, queue.router, ops.router)
 # ComfyUI has the same paths, or may come to have them: only these routes' own methods do not reach it.
 _SHARED_ROUTERS = (prompt.router, tickets.router)
 

@@ -40,7 +40,7 @@ from comfyui.workflows.node_definitions import (
 
 Severity = Literal["error", "warning"]
 
-_MODEL_ENDINGS = (
+MODEL_ENDINGS = (
     *(".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl", ".engine", ".patch"),
 )
 # Endings that every version of ComfyUI lists for an upload widget, so that a plain name with one must be in its list.
@@ -408,7 +408,7 @@ class _Check:
             code, message = "invalid_input_type", f"{spec.name} must be a file's name, not {_shown(value)}"
         elif spec.is_upload:
             code, message = "missing_input_file", f"The file {_shown(value)} is not in ComfyUI's input folder"
-            certain = self._is_plain(node_id) and _must_be_listed(spec, value)
+            certain = self._is_plain(node_id) and must_be_listed(spec, value)
         elif choices.names_models or _names_model(value):
             code, message = "missing_model_file", f"Missing model file {_shown(value)} for {spec.name}"
         else:
@@ -482,7 +482,7 @@ def _types_match(given: Any, spec: InputSpec) -> bool:
     return bool(kinds & wanted) or any(kind == "*" or kind.startswith(_SHAPELESS) for kind in kinds | wanted)
 
 
-def _must_be_listed(spec: InputSpec, value: Any) -> bool:
+def must_be_listed(spec: InputSpec, value: Any) -> bool:
     """A plain name of a common medium; one with a folder or a ``[output]`` mark may exist without being listed."""
     endings = [ending for option, listed in _LISTED_MEDIA.items() if spec.options.get(option) for ending in listed]
     name = str(value).lower()
@@ -560,7 +560,7 @@ def _names_by_title(info: ObjectInfo) -> dict[str, tuple[str, ...]]:
 
 
 def _names_model(name: Any) -> bool:
-    return isinstance(name, str) and name[-_LONGEST_NAME:].lower().endswith(_MODEL_ENDINGS)
+    return isinstance(name, str) and name[-_LONGEST_NAME:].lower().endswith(MODEL_ENDINGS)
 
 
 def _closest(name: str, existing: Sequence[Any]) -> tuple[str, ...]:

@@ -253,27 +253,6 @@ async def test_secrets_of_a_request_are_in_no_file(tmp_path: Path, engine: Engin
     assert secret.encode() not in kept
 
 
-async def test_no_server_has_more_jobs_ahead_than_it_may(engine: Engine) -> None:
-    async with Engine() as busy:
-        options = handler_options(queue=QueueOptions(ahead=1))
-        async with running_gateway(busy.url, engine.url, changed=options) as gateway:
-            async with aiohttp.ClientSession(busy.url) as http:
-                for tag in range(3):
-                    async with http.post("/prompt", json={"prompt": sleep_workflow(20, tag=tag)}) as response:
-                        assert response.status == 200
-            watcher = gateway.handler.pool.backends[0].watcher
-            await until(lambda: as_coroutine(watcher.queue_remaining), lambda remaining: remaining == 3)
-            first, second = [await submit(gateway.http, sleep_workflow(20, tag=tag)) for tag in (8, 9)]
-            _, pending = await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 3)
-            assert second in pending, "the other server has less to do, and as many jobs as it may"
-            assert await queue_of(engine) == ([first], [])
-
-
-async def as_coroutine(value: int) -> int:
-    """For `until`."""
-    return value
-
-
 async def test_a_look_tells_how_far_a_job_is(gateway: RunningGateway) -> None:
     prompt_id = await submit(gateway.http, sleep_workflow(1.5))
     _, body = await until(

@@ -35,6 +35,7 @@ from comfyui.jobs.journal.writes import (
     Fetched,
     Finish,
     Keep,
+    Pause,
     Place,
     PutBack,
     SendAgain,
@@ -74,6 +75,7 @@ class MemoryJournal:
         # Of jobs that have ended, without their bodies.
         self._bytes = 0
         self._counter = 0
+        self._paused = False
         # By `seq`, which only grows: newest last.
         self._jobs: dict[int, JobRecord] = {}
         self._seqs: dict[str, int] = {}
@@ -103,6 +105,7 @@ class MemoryJournal:
             Fetched: self._fetched,
             Tried: self._outbox.tried,
             SendAgain: self._send_again,
+            Pause: self._pause,
         }
 
     @property
@@ -247,6 +250,10 @@ class MemoryJournal:
         job = self._find(write.prompt_id)
         return job is not None and self._outbox.send_again(job.prompt_id, job.run, write.at)
 
+    def _pause(self, write: Pause) -> bool:
+        changes, self._paused = write.paused is not self._paused, write.paused
+        return changes
+
     async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
         ended = ((job.ended_at, job.end_number or 0, job) for job in self._jobs.values() if job.ended_at is not None)
         old = sorted((one for one in ended if one[0] < now - YOUNG_S), key=_by_end)
@@ -328,6 +335,9 @@ class MemoryJournal:
 
     async def named_inputs(self) -> set[str]:
         return {value for seq in self._unfinished for value in self._jobs[seq].inputs.values()}
+
+    async def is_paused(self) -> bool:
+        return self._paused
 
     async def ahead_of(self, number: int) -> int:
         return bisect_left(self._waiting, number)

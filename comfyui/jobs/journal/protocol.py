@@ -95,6 +95,9 @@ class Journal(Protocol):
     async def named_inputs(self) -> set[str]:
         """All values of the `inputs` of jobs that have not ended."""
 
+    async def is_paused(self) -> bool:
+        """Whether the last `Pause` said so."""
+
     # Webhooks
 
     async def due(self, now: float, limit: int, each: int, under_way: Collection[Delivery] = ()) -> Due:

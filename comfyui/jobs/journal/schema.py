@@ -64,8 +64,14 @@ ALTER TABLE jobs ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;
 UPDATE jobs SET begun = 1 WHERE state = 'running' AND server IS NOT NULL;
 """
 
+# What is said of the queue as a whole.
+_VERSION_4 = """
+CREATE TABLE queue (paused INTEGER NOT NULL);
+INSERT INTO queue VALUES (0);
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 
 
 def migrate(database: sqlite3.Connection) -> None:

@@ -170,6 +170,9 @@ class SqliteJournal:
     async def named_inputs(self) -> set[str]:
         return await self._ask(Statements.named_inputs)
 
+    async def is_paused(self) -> bool:
+        return await self._ask(Statements.is_paused)
+
     async def ahead_of(self, number: int) -> int:
         return await self._ask(lambda sql: sql.ahead_of(number))
 

@@ -37,6 +37,7 @@ from comfyui.jobs.journal.writes import (
     Fetched,
     Finish,
     Keep,
+    Pause,
     Place,
     PutBack,
     SendAgain,
@@ -79,6 +80,7 @@ class Statements:
             Fetched: self._fetched,
             Tried: self.outbox.tried,
             SendAgain: self.outbox.send_again,
+            Pause: self._pause,
         }
 
     def apply(self, write: Write) -> bool:
@@ -239,6 +241,9 @@ class Statements:
             (packed_inputs(inputs), "" in inputs.values(), *values),
         )
 
+    def _pause(self, write: Pause) -> bool:
+        return self._changed("UPDATE queue SET paused = ? WHERE paused <> ?", (write.paused, write.paused))
+
     # Removing
 
     def kept_from(self, keep: int) -> tuple[float, int] | None:
@@ -326,6 +331,9 @@ class Statements:
         first = f"SELECT number, queued_at FROM jobs WHERE {_WAITING} AND fetching = ? ORDER BY number LIMIT 1"  # noqa: S608
         found = [row for half in (0, 1) for row in self._execute(first, (half,))]
         return float(min(found)[1]) if found else None
+
+    def is_paused(self) -> bool:
+        return bool(self._value("SELECT paused FROM queue"))
 
     # Shorthand
 

@@ -155,4 +155,11 @@ class SendAgain:
     at: float
 
 
-Write = Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Keep | Fetched | Tried | SendAgain
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """No job is to get its turn, until a `Pause` with False. Place: where that is not so already."""
+
+    paused: bool
+
+
+Write = Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Keep | Fetched | Tried | SendAgain | Pause

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError
 from comfyui.headers import of_submission
 from comfyui.offload import offloaded
+from comfyui.servers.pool import CHOICE_PATIENCE_S
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.openapi import Answer, json_of, operation
 
@@ -68,5 +69,13 @@ async def prompt(request: Request) -> Response:
     body = await offloaded(sum(map(len, pieces)), b"".join, pieces)
     gateway = gateway_of(request)
     server = await gateway.sockets.backend_for(body)
-    reply = await gateway.handler.queue_prompt_compatible(body, of_submission(request.scope["headers"]), server=server)
+    gateway.handler.refuse_when_draining()
+    pool = gateway.handler.pool
+    # The server whose websocket the client watches, while it is ready.
+    backend = server if server and server.ready else await pool.choose(patience_s=CHOICE_PATIENCE_S)
+    try:
+        reply = await backend.client.forward_prompt(body, of_submission(request.scope["headers"]))
+    except ComfyUIConnectionError as error:
+        backend.failed(error)
+        raise
     return Response(reply.body, reply.status, {"Content-Type": reply.content_type})

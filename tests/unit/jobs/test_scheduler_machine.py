@@ -100,10 +100,8 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), others=st.integers(0, 2))
     def others_come_and_go(self, name: str, others: int) -> None:
-        world = self.worlds[name]
-        if not world.running:
-            world.others = others
-            self.tell(name)
+        self.worlds[name].others = others
+        self.tell(name)
         self.decide()
 
     @rule(name=st.sampled_from(NAMES), up=st.booleans())
@@ -120,6 +118,7 @@ class Fleet(RuleBasedStateMachine):
         prompt_id = data.draw(st.sampled_from(known))
         self.scheduler.left(prompt_id)
         self.waiting.discard(prompt_id)
+        self.taking = [back for back in self.taking if back.prompt_id != prompt_id]
         for world in self.worlds.values():
             if world.running and world.queue[0] == prompt_id:
                 world.running = False

@@ -1,0 +1,49 @@
+"""`Places`: who gives a prompt its place on a server, as an executor sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from comfyui.executors.assignment import Assignment
+from comfyui.models import PromptRequest
+from comfyui.servers.backend import Backend
+
+
+class Places(Protocol):
+    """A prompt has at most one place at a time. `comfyui.jobs.turns.Turns` gives them."""
+
+    async def take(
+        self,
+        job: Assignment,
+        request: PromptRequest,
+        *,
+        brings_inputs: bool,
+        avoid: Collection[Backend],
+        patience_s: float,
+    ) -> Backend:
+        """The server to which the prompt goes now; returns when its turn has come. A place from before is given up.
+
+        Args:
+            brings_inputs: files come with the request, so that no server has them yet.
+            avoid: servers where the prompt has just failed.
+            patience_s: how long to wait while no server is up.
+
+        Raises:
+            ComfyUIConnectionError: no server came up.
+        """
+
+    def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The workflow of a job that has a place there, with the names of files as that server writes them."""
+
+    def lacking(self, job: Assignment) -> Mapping[str, Sequence[str]]:
+        """By server what it lacks, where no server can run the job; else nothing."""
+
+    def found(self, job: Assignment, backend: Backend) -> None:
+        """The prompt is on that server from before, and has its place there."""
+
+    def accepted(self, job: Assignment) -> None:
+        """ComfyUI has the prompt in its queue."""
+
+    def leave(self, job: Assignment) -> None:
+        """The place of the prompt is free, where it has one."""

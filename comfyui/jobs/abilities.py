@@ -1,0 +1,108 @@
+"""`Abilities`: which servers can run a workflow, by their node definitions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from comfyui.exceptions import ComfyUIError
+from comfyui.jobs.lines import ANYWHERE, Lane
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import BackendPool
+from comfyui.tasks import SideTasks
+from comfyui.workflows.needs import Needs, Offer
+
+# Files come and go without a word: before no server is able, the lists are asked for that are no older than this.
+_FRESH_S = 5.0
+# Needs of which it is remembered whether a server has them.
+_REMEMBERED = 10_000
+
+
+class Abilities:
+    """Asks each server once for each connection. With one server there is nothing to ask: it is sent everything."""
+
+    def __init__(self, pool: BackendPool) -> None:
+        self._pool = pool
+        self._matters = len(pool.backends) > 1
+        self._names = frozenset(backend.name for backend in pool.backends)
+        self._offers: dict[str, tuple[Offer, dict[Needs, bool]]] = {}
+        self._asked: dict[str, int] = {}
+        self._asking: set[str] = set()
+        self._tasks = SideTasks()
+        self.generation = 0
+        """Grows when more or other definitions are known, so that lanes that were found before may be others."""
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    def is_known(self, backend: Backend) -> bool:
+        """Whether the server has been asked what it has. Where not, it is asked now, and the pool's `news` tell."""
+        if not self._matters or self._asked.get(backend.name) == backend.generation:
+            return True
+        if backend.name not in self._asking:
+            self._asking.add(backend.name)
+            self._tasks.start(self._ask(backend), f"abilities {backend.name}")
+        return False
+
+    def lane(self, needs: Needs | None, avoid: Collection[str] = ()) -> Lane:
+        """On which servers a workflow can run, as far as is known. Servers that are down count as they were."""
+        if not self._matters:
+            return ANYWHERE
+        avoided = frozenset(avoid)
+        if needs is None:
+            return Lane(avoid=avoided)
+        said = {backend.name: self._has(backend, needs) for backend in self._pool.backends}
+        yes = frozenset(name for name, has in said.items() if has)
+        return Lane(yes, frozenset(name for name, has in said.items() if has is False), avoided)
+
+    async def sure_lane(self, needs: Needs, avoid: Collection[str] = ()) -> Lane:
+        """As `lane`; before it says that no server is able it asks them for their lists of files anew."""
+        lane = self.lane(needs, avoid)
+        if not lane.no or lane.no != self._names:
+            return lane
+        await asyncio.gather(*(self._look(backend, _FRESH_S) for backend in self._pool.ready))
+        return self.lane(needs, avoid)
+
+    def lacking(self, needs: Needs) -> dict[str, list[str]]:
+        """What each server lacks, where none can run the workflow; else nothing."""
+        if not self._matters or self.lane(needs).no != self._names:
+            return {}
+        return {name: offer.lacking(needs) for name, (offer, _) in self._offers.items()}
+
+    def spelled(self, backend: Backend, needs: Needs, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The workflow with the names of files as the server writes them."""
+        known = self._offers.get(backend.name)
+        return prompt if known is None else known[0].spelled(needs, prompt)
+
+    def _has(self, backend: Backend, needs: Needs) -> bool | None:
+        definitions = backend.last_definitions
+        if definitions is None:
+            return None
+        known = self._offers.get(backend.name)
+        if known is None or known[0].object_info is not definitions:
+            known = self._offers[backend.name] = (Offer(definitions), {})
+            self.generation += 1
+        offer, said = known
+        if needs not in said:
+            if len(said) >= _REMEMBERED:
+                said.clear()
+            said[needs] = offer.has(needs)
+        return said[needs]
+
+    async def _ask(self, backend: Backend) -> None:
+        generation = backend.generation
+        try:
+            await self._look(backend, None)
+        finally:
+            self._asking.discard(backend.name)
+            self._asked[backend.name] = generation
+            self.generation += 1
+            self._pool.news.set()
+
+    async def _look(self, backend: Backend, max_age_s: float | None) -> None:
+        try:
+            async with backend.soon():
+                await (backend.object_info() if max_age_s is None else backend.object_info(max_age_s=max_age_s))
+        except (ComfyUIError, TimeoutError):
+            return  # it stays unknown, or what it was

@@ -1,0 +1,74 @@
+"""`ServerPlaces`: one server as the scheduler sees it: what is on it, and whether there is a place. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from comfyui.jobs.lines import NO_NAMES, Ticket
+
+
+class ServerPlaces:
+    """One server, and the jobs that it has from us in the order in which it got them."""
+
+    def __init__(self, name: str, index: int) -> None:
+        self.name = name
+        self._index = index
+        self.up = False
+        self._others = 0
+        self._places: int | None = 2
+        self._loaders: frozenset[str] = NO_NAMES
+        self._jobs: dict[str, Ticket] = {}
+        self._kept_for: str | None = None
+
+    @property
+    def loaders(self) -> frozenset[str]:
+        """What the last job loaded."""
+        return self._loaders
+
+    def set(self, *, up: bool, others: int, places: int | None) -> None:
+        self.up, self._others, self._places = up, others, places
+
+    @property
+    def jobs(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def load(self) -> int:
+        return len(self._jobs) + self._others
+
+    @property
+    def is_busy(self) -> bool:
+        return self.load > 0
+
+    def is_open(self, now: float, in_turn_s: float) -> bool:
+        """Whether a job could go there now."""
+        if not self.up or self._kept_for is not None or (self._places is not None and self.load >= self._places):
+            return False
+        return all(job.accepted or now - job.placed_at >= in_turn_s for job in self._jobs.values())
+
+    def wait_ends(self, in_turn_s: float) -> float:
+        """When it is open whether or not ComfyUI has taken what was sent."""
+        return max((job.placed_at + in_turn_s for job in self._jobs.values() if not job.accepted), default=0.0)
+
+    @property
+    def choice(self) -> tuple[int, int]:
+        return self.load, self._index
+
+    def put(self, ticket: Ticket) -> None:
+        self._jobs[ticket.prompt_id] = ticket
+        self._loaders = ticket.loaders
+
+    def take(self, ticket: Ticket) -> None:
+        self._jobs.pop(ticket.prompt_id, None)
+
+    def keep_for(self, prompt_id: str | None) -> None:
+        """While this job is taken back from another server no other one goes here."""
+        self._kept_for = prompt_id
+
+    def waiting(self) -> Iterator[Ticket]:
+        """Jobs that are behind another prompt, as far as is known."""
+        before = self._others
+        for job in self._jobs.values():
+            if before and job.accepted and not job.began:
+                yield job
+            before += 1

@@ -1,0 +1,381 @@
+"""`Turns`: has each job wait until its turn has come, and says to which server it goes. The `Scheduler` decides."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+
+from comfyui.events import QueuePosition
+from comfyui.exceptions import ComfyUIConnectionError
+from comfyui.executors.assignment import Assignment
+from comfyui.jobs.abilities import Abilities
+from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
+from comfyui.jobs.shares import NO_TERMS, Terms
+from comfyui.models import PromptRequest
+from comfyui.offload import offloaded
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import BackendPool
+from comfyui.servers.taking_back import take_back
+from comfyui.tasks import SideTasks
+from comfyui.workflows.needs import Needs, needs_of
+
+# A server that does not say sooner whether it gave a prompt back keeps the idle one no longer.
+_TAKE_BACK_S = 5.0
+# Positions are told so often, and less often where many wait.
+_TELL_S = 0.1
+_TELL_EACH_S = 0.001
+# Lanes that are found anew before others have their turn in the event loop.
+_AT_ONCE = 200
+
+TermsOf = Callable[[str | None], Terms]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOptions:
+    """Where jobs wait.
+
+    Attributes:
+        queue: gateway: all jobs wait here, and a server has one prompt that runs and one that waits. comfyui: sync jobs
+            go to ComfyUI's queue at once, and async ones wait here.
+        ahead: with queue comfyui: unfinished async jobs on each server; 0: none is handed on.
+        places: with queue gateway: prompts on each server, with the one that runs; None: any number, where the server
+            stands for many.
+        affinity_wait_s: see `SchedulerOptions`.
+    """
+
+    queue: Literal["gateway", "comfyui"] = "comfyui"
+    ahead: int = 4
+    places: int | None = 2
+    affinity_wait_s: float = 10.0
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """A job whose task waits for its turn. `patience_s`: while no server is up; None: for ever."""
+
+    turn: asyncio.Future[Backend]
+    patience_s: float | None
+    since: float
+    told: int | None = None
+
+
+class Turns:
+    """The `Places` of all jobs. Open it before jobs come.
+
+    Args:
+        terms_of: what an owner may have.
+    """
+
+    def __init__(self, pool: BackendPool, options: TurnOptions, terms_of: TermsOf | None = None) -> None:
+        self._pool = pool
+        self._options = options
+        self._terms_of = terms_of or _no_terms
+        self._is_ours = options.queue == "gateway"
+        wait_s = options.affinity_wait_s if self._is_ours else 0.0
+        self._scheduler = Scheduler(SchedulerOptions(affinity_wait_s=wait_s, takes_back=self._is_ours))
+        self._abilities = Abilities(pool)
+        self._lanes_of = 0
+        self._jobs: dict[str, Assignment] = {}
+        self._needs: dict[str, Needs] = {}
+        self._numbers: dict[str, int] = {}
+        self._last_number = 0
+        self._waiters: dict[str, _Waiter] = {}
+        self._granted: set[str] = set()
+        self._due: deque[str] = deque()
+        self._is_due = asyncio.Event()
+        self._down_since: float | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks = SideTasks()
+        self._log = structlog.get_logger(__name__)
+        for backend in pool.backends:
+            self._scheduler.set_server(backend.name, up=False)
+
+    def open(self) -> None:
+        """Begin to hear of the servers."""
+        self._tasks.start(self._listen(), "turns")
+
+    async def close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        await self._tasks.close()
+        await self._abilities.close()
+
+    # Jobs that wait without a task
+
+    def next_number(self) -> int:
+        """Later than all before it."""
+        self._last_number += 1
+        return self._last_number
+
+    async def needs_of(self, request: PromptRequest, *, brings_inputs: bool) -> Needs:
+        """What its workflow needs of a server."""
+        return await offloaded(request.size, functools.partial(needs_of, request.prompt, brings_inputs=brings_inputs))
+
+    def expect(self, job: Waiting, needs: Needs | None = None) -> None:
+        """The job waits from now on; `next_due` gives its id when its turn has come."""
+        self._add(job, needs, ())
+        self.decide()
+
+    async def next_due(self) -> str:
+        """The id of a job that was expected and has its turn: its task is to `take` the place, or it is dropped."""
+        while not self._due:
+            self._is_due.clear()
+            await self._is_due.wait()
+        return self._due.popleft()
+
+    def drop(self, prompt_id: str) -> None:
+        """The job waits no more, and does not need the place that it may have got."""
+        self._gone(prompt_id, 0.0)
+
+    def resume(self, job: Assignment, waiting: Waiting, server: str) -> None:
+        """A job that is on the server already takes a place there, unless it has one or waits for one."""
+        if self._pool.named(server) is not None and not self._scheduler.knows(job.prompt_id):
+            self._occupy(job, waiting, server)
+
+    def position(self, prompt_id: str) -> int | None:
+        """About how many jobs have their turn before it; None where it does not wait here."""
+        return 0 if prompt_id in self._granted else self._scheduler.ahead_of(prompt_id)
+
+    @property
+    def are_all_here(self) -> bool:
+        """Whether all jobs wait here, and none in ComfyUI's own queue."""
+        return self._is_ours
+
+    @property
+    def paused(self) -> bool:
+        return self._scheduler.paused
+
+    def pause(self, paused: bool) -> None:
+        """While it is paused no job gets its turn; those that have theirs go on."""
+        self._scheduler.pause(paused)
+        self.decide()
+
+    # Places
+
+    async def take(
+        self,
+        job: Assignment,
+        request: PromptRequest,
+        *,
+        brings_inputs: bool,
+        avoid: Collection[Backend],
+        patience_s: float,
+    ) -> Backend:
+        if not (self._is_ours or job.stays):
+            needed = None if brings_inputs else request.prompt
+            return await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needed)
+        prompt_id = job.prompt_id
+        self._jobs[prompt_id] = job
+        self._needs[prompt_id] = needs = await self.needs_of(request, brings_inputs=brings_inputs)
+        avoided = {backend.name for backend in avoid}
+        lane = await self._abilities.sure_lane(needs, avoided)
+        if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no | avoided:
+            return given
+        self._scheduler.left(prompt_id, _executed_s(job))
+        number = self._numbers.get(prompt_id) or self.next_number()
+        front = bool(request.front)
+        waiting = Waiting(prompt_id, number, job.owner, priority=request.priority, front=front)
+        self._add(waiting, needs, avoided)
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(loop.create_future(), None if job.stays else patience_s, loop.time())
+        self._waiters[prompt_id] = waiter
+        self.decide()
+        try:
+            return await waiter.turn
+        finally:
+            del self._waiters[prompt_id]
+
+    def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        needs = self._needs.get(job.prompt_id)
+        return prompt if needs is None else self._abilities.spelled(backend, needs, prompt)
+
+    def lacking(self, job: Assignment) -> Mapping[str, Sequence[str]]:
+        needs = self._needs.get(job.prompt_id)
+        return {} if needs is None else self._abilities.lacking(needs)
+
+    def found(self, job: Assignment, backend: Backend) -> None:
+        if (self._is_ours or job.stays) and self._scheduler.server_of(job.prompt_id) != backend.name:
+            self._scheduler.left(job.prompt_id)
+            self._occupy(job, Waiting(job.prompt_id, self.next_number(), job.owner), backend.name)
+
+    def accepted(self, job: Assignment) -> None:
+        if job.prompt_id in self._jobs:
+            self._scheduler.accepted(job.prompt_id)
+            self.decide()
+
+    def leave(self, job: Assignment) -> None:
+        if job.prompt_id in self._jobs:
+            self._gone(job.prompt_id, _executed_s(job))
+
+    def _given(self, prompt_id: str) -> Backend | None:
+        """The server where the job got a place that it has not taken up yet."""
+        if prompt_id not in self._granted:
+            return None
+        self._granted.discard(prompt_id)
+        return self._pool.named(self._scheduler.server_of(prompt_id) or "")
+
+    def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str]) -> None:
+        self._numbers[job.prompt_id] = job.number
+        lane = self._abilities.lane(needs, avoid)
+        self._scheduler.add(
+            Waiting(
+                job.prompt_id,
+                job.number,
+                job.owner,
+                job.priority,
+                job.front,
+                loaders=frozenset() if needs is None else needs.models,
+                shape=needs,
+                lane=lane,
+            ),
+            self._terms_of(job.owner),
+        )
+
+    def _occupy(self, job: Assignment, waiting: Waiting, server: str) -> None:
+        self._jobs[job.prompt_id] = job
+        self._numbers[job.prompt_id] = waiting.number
+        self._scheduler.occupy(waiting, server, _now(), self._terms_of(waiting.owner))
+
+    def _gone(self, prompt_id: str, seconds: float) -> None:
+        self._scheduler.left(prompt_id, seconds)
+        self._jobs.pop(prompt_id, None)
+        self._numbers.pop(prompt_id, None)
+        self._needs.pop(prompt_id, None)
+        self._granted.discard(prompt_id)
+        self.decide()
+
+    # Deciding
+
+    async def _listen(self) -> None:
+        """Servers that come up or go down, prompts of others that come and go, and definitions that become known."""
+        while True:
+            self._pool.news.clear()
+            while self._lanes_of != self._abilities.generation:
+                await self._find_lanes()
+            self.decide()
+            await self._pool.news.wait()
+
+    async def _find_lanes(self) -> None:
+        """Where the jobs that wait can run may be another matter now."""
+        generation = self._abilities.generation
+        for count, (prompt_id, needs, lane) in enumerate(self._scheduler.shapes()):
+            if isinstance(needs, Needs):
+                self._scheduler.set_lane(prompt_id, self._abilities.lane(needs, lane.avoid))
+            if count % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+        self._lanes_of = generation
+
+    def decide(self) -> None:
+        """Give places, where there are jobs and places."""
+        if self._lanes_of != self._abilities.generation:
+            self._pool.news.set()  # first the lanes are found
+            return
+        now = _now()
+        for backend in self._pool.backends:
+            up = backend.ready and self._abilities.is_known(backend)
+            if self._is_ours:
+                others = 0 if self._options.places is None else backend.watcher.others
+                self._scheduler.set_server(backend.name, up=up, others=others, places=self._options.places)
+            else:
+                self._scheduler.set_server(backend.name, up=up, places=self._options.ahead)
+        for decision in self._scheduler.decide(now):
+            self._do(decision)
+        if self._waiters:
+            self._check_patience(now)
+            self._in("tell", max(_TELL_S, _TELL_EACH_S * len(self._waiters)), self._tell_positions)
+        if (look_at := self._scheduler.next_look(now)) is not None:
+            self._in("look", look_at - now, self.decide)
+
+    def _do(self, decision: Place | TakeBack) -> None:
+        prompt_id = decision.prompt_id
+        if isinstance(decision, TakeBack):
+            self._tasks.start(self._take_back(decision), f"take back {prompt_id}")
+            return
+        waiter = self._waiters.get(prompt_id)
+        backend = self._pool.named(decision.server)
+        if waiter is not None and backend is not None and not waiter.turn.done():
+            waiter.turn.set_result(backend)
+            return
+        self._granted.add(prompt_id)
+        if prompt_id not in self._jobs:
+            self._due.append(prompt_id)
+            self._is_due.set()
+
+    async def _take_back(self, back: TakeBack) -> None:
+        prompt_id = back.prompt_id
+        job, backend = self._jobs.get(prompt_id), self._pool.named(back.server)
+        watch = None if job is None else job.watch
+        timer = asyncio.get_running_loop().call_later(_TAKE_BACK_S, self._scheduler.stays, prompt_id)
+        try:
+            moves = backend is not None and watch is not None and await take_back(backend, watch)
+        finally:
+            timer.cancel()
+        if not moves or watch is None or self._jobs.get(prompt_id) is not job:
+            self._scheduler.stays(prompt_id)
+        else:
+            self._log.info("prompt.moves", prompt_id=prompt_id, server=back.server, to=back.idle)
+            for place in self._scheduler.taken_back(prompt_id, _now()):
+                self._do(place)
+            watch.taken_back()
+        self.decide()
+
+    # Those who wait
+
+    def _check_patience(self, now: float) -> None:
+        """End those who wait too long for any server to come up."""
+        if self._pool.ready:
+            self._down_since = None
+            return
+        if self._down_since is None:
+            self._down_since = now
+        is_over = all(backend.abandoned for backend in self._pool.backends)
+        next_end: float | None = None
+        for waiter in self._waiters.values():
+            if waiter.patience_s is None or waiter.turn.done():
+                continue
+            end = max(self._down_since, waiter.since) + waiter.patience_s
+            if is_over or end <= now:
+                waiter.turn.set_exception(ComfyUIConnectionError(self._pool.why_not_ready()))
+            else:
+                next_end = end if next_end is None else min(next_end, end)
+        if next_end is not None:
+            self._in("patience", next_end - now, self.decide)
+
+    def _tell_positions(self) -> None:
+        for prompt_id, waiter in self._waiters.items():
+            position, job = self._scheduler.ahead_of(prompt_id), self._jobs.get(prompt_id)
+            if position is not None and job is not None and position != waiter.told:
+                waiter.told = position
+                job.publish(QueuePosition(prompt_id, position))
+
+    def _in(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        """Call it in so long, unless a call of that name is due before."""
+        at = _now() + max(0.0, seconds)
+        if (timer := self._timers.get(name)) is not None:
+            if timer.when() <= at:
+                return
+            timer.cancel()
+        self._timers[name] = asyncio.get_running_loop().call_at(at, self._ring, name, call)
+
+    def _ring(self, name: str, call: Callable[[], None]) -> None:
+        del self._timers[name]
+        call()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _executed_s(job: Assignment) -> float:
+    """How long its present try has been executed."""
+    return 0.0 if job.began_at is None else max(0.0, _now() - job.began_at)
+
+
+def _no_terms(_owner: str | None) -> Terms:
+    return NO_TERMS

@@ -1,0 +1,128 @@
+"""What a workflow needs of a server: node classes, and files that nodes let one choose. Pure.
+
+Workflows that differ in nothing else (texts, seeds, sizes) have equal needs, so that what is found out of one holds
+for all of them. A server that lacks a class or a file cannot run the workflow; the rest only ComfyUI can tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfyui.workflows.node_definitions import InputSpec, ObjectInfo, parse_input
+from comfyui.workflows.preflight import MODEL_ENDINGS, must_be_listed
+
+_FILE = re.compile(r"[^\n\r\t<>|?*\"]{1,255}\.[A-Za-z0-9]{1,11}")
+_URL = re.compile(r"\s*[a-z]{1,10}:", re.IGNORECASE)
+_LONGEST = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """`files`: class, input and value of each input that names a file. `models`: those files that are models."""
+
+    classes: frozenset[str]
+    files: frozenset[tuple[str, str, str]]
+    models: frozenset[str]
+
+
+def needs_of(prompt: Mapping[str, Any], *, brings_inputs: bool) -> Needs:
+    """The needs of a workflow in API format.
+
+    Args:
+        brings_inputs: files come with the request, so that only models have to be there before.
+    """
+    classes: set[str] = set()
+    files: set[tuple[str, str, str]] = set()
+    models: set[str] = set()
+    for node in prompt.values():
+        kind = node["class_type"]
+        classes.add(kind)
+        for name, value in node.get("inputs", {}).items():
+            if not isinstance(value, str) or len(value) > _LONGEST:
+                continue
+            if value.lower().endswith(MODEL_ENDINGS):
+                models.add(folded(value))
+            elif brings_inputs or _URL.match(value):
+                continue
+            if _FILE.fullmatch(value):
+                files.add((kind, name, value))
+    return Needs(frozenset(classes), frozenset(files), frozenset(models))
+
+
+class Offer:
+    """What a server has, by its node definitions. Files are compared with their separators folded."""
+
+    def __init__(self, object_info: ObjectInfo) -> None:
+        self.object_info = object_info
+        self._listed: dict[tuple[str, str], tuple[InputSpec, dict[str, str]] | None] = {}
+
+    def has(self, needs: Needs) -> bool:
+        """Whether the server may run a workflow with these needs."""
+        if not all(name in self.object_info for name in needs.classes):
+            return False
+        return not any(self._lacks(*file) for file in needs.files)
+
+    def lacking(self, needs: Needs) -> list[str]:
+        """What the server lacks, in words."""
+        classes = [f"the node class {name}" for name in sorted(needs.classes) if name not in self.object_info]
+        return [*classes, *(f"{file[2]} (for {file[0]})" for file in sorted(needs.files) if self._lacks(*file))]
+
+    def spelled(self, needs: Needs, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The workflow with the names of files as this server writes them; the same object where nothing differs."""
+        changed = {}
+        for kind, name, value in needs.files:
+            listed = self._choices(kind, name)
+            own = value if listed is None else listed[1].get(folded(value), value)
+            if own != value:
+                changed[kind, name, value] = own
+        if not changed:
+            return prompt
+        return {node_id: _renamed(node, changed) for node_id, node in prompt.items()}
+
+    def _lacks(self, kind: str, name: str, value: str) -> bool:
+        listed = self._choices(kind, name)
+        if listed is None or folded(value) in listed[1]:
+            return False
+        return not listed[0].is_upload or must_be_listed(listed[0], value)
+
+    def _choices(self, kind: str, name: str) -> tuple[InputSpec, dict[str, str]] | None:
+        """What the node lets one choose for that input, by folded names; None where it lets one write anything."""
+        if (kind, name) not in self._listed:
+            spec = _spec_of(self.object_info.get(kind), name)
+            if spec is None or spec.choices is None:
+                self._listed[kind, name] = None
+            else:
+                names = {folded(choice): choice for choice in spec.choices if isinstance(choice, str)}
+                # Where a server has both spellings, each is its own.
+                names |= {choice: choice for choice in names.values()}
+                self._listed[kind, name] = (spec, names)
+        return self._listed[kind, name]
+
+
+def _renamed(node: Mapping[str, Any], changed: Mapping[tuple[str, str, str], str]) -> Mapping[str, Any]:
+    kind, inputs = node["class_type"], node.get("inputs", {})
+    own = {
+        name: changed[kind, name, value]
+        for name, value in inputs.items()
+        if isinstance(value, str) and (kind, name, value) in changed
+    }
+    return {**node, "inputs": {**inputs, **own}} if own else node
+
+
+def folded(path: str) -> str:
+    """A name as it is compared: servers of different systems write separators in their own way."""
+    return path.replace("\\", "/")
+
+
+def _spec_of(definition: Any, name: str) -> InputSpec | None:
+    declared = definition.get("input") if isinstance(definition, Mapping) else None
+    if not isinstance(declared, Mapping):
+        return None
+    for section in ("required", "optional"):
+        inputs = declared.get(section)
+        if isinstance(inputs, Mapping) and name in inputs:
+            return parse_input(name, inputs[name], required=section == "required")
+    return None

@@ -1,0 +1,294 @@
+"""The gateway's own queue: whose turn it is, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from comfyui.engine import Engine, EngineOptions
+from config import Settings
+from tests.support.jobs import fetch, look, status_is, submit
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    queue_of,
+    requests,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+
+
+async def of_others(engine: Engine, *seconds: float) -> None:
+    """Prompts that somebody else queues on the engine."""
+    async with aiohttp.ClientSession(engine.url) as http:
+        for tag, takes_s in enumerate(seconds):
+            body = {"prompt": sleep_workflow(takes_s, tag=1000 + tag)}
+            async with http.post("/prompt", json=body) as response:
+                assert response.status == 200
+
+
+@asynccontextmanager
+async def engines(count: int) -> AsyncIterator[list[Engine]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Engine(EngineOptions())) for _ in range(count)]
+
+
+@asynccontextmanager
+async def lengths_of(*servers: Engine) -> AsyncIterator[list[int]]:
+    """How many prompts each server had, as it was seen again and again."""
+    seen: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            for server in servers:
+                running, pending = await queue_of(server)
+                seen.append(len(running) + len(pending))
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield seen
+    finally:
+        watching.cancel()
+
+
+async def busy_and_free(
+    gateway: RunningGateway, servers: list[Engine], seconds: float, *others: float
+) -> tuple[str, Engine, Engine]:
+    """A job runs for so long, and prompts of others on the other server: its id, its server and that other one."""
+    prompt_id = await submit(gateway.http, sleep_workflow(seconds))
+    queues = await until(lambda: _queues(servers), lambda queues: any(running for running, _ in queues))
+    busy, free = servers if queues[0][0] else reversed(servers)
+    await of_others(free, *others)
+    watcher = gateway.handler.pool.backends[servers.index(free)].watcher
+    await until(lambda: _now(watcher.others), lambda count: count == len(others))
+    return prompt_id, busy, free
+
+
+async def _queues(servers: list[Engine]) -> list[tuple[list[str], list[str]]]:
+    return [await queue_of(server) for server in servers]
+
+
+async def cancelled(gateway: RunningGateway, *prompt_ids: str) -> None:
+    for prompt_id in prompt_ids:
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200, await response.text()
+
+
+async def test_prompts_of_one_caller_are_spread_over_all_servers_with_one_that_runs_and_one_that_waits() -> None:
+    async with engines(3) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        async with lengths_of(*servers) as seen:
+            waiting = [gateway.prompt_sync(sleep_workflow(0.4, tag=tag)) for tag in range(12)]
+            answers = await asyncio.gather(*waiting)
+        assert [status for status, _ in answers] == [200] * 12
+        counts = [executions(server) for server in servers]
+        assert max(seen) == 2
+        assert sorted(len(count) for count in counts) == [4, 4, 4]
+        assert all(times == 1 for count in counts for times in count.values())
+        # One submission and one question for each prompt, as without a queue of ours; nothing is taken back.
+        assert sum(requests(server, "POST /prompt") for server in servers) == 12
+        assert sum(requests(server, "GET /history/{prompt_id}") for server in servers) == 12
+        assert sum(requests(server, "POST /queue") for server in servers) == 0
+
+
+async def test_jobs_run_by_priority_and_tell_their_position(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        first = await submit(gateway.http, sleep_workflow(0.6))
+        second = await submit(gateway.http, sleep_workflow(0.05, tag=1))
+        await until(lambda: queue_of(engine), lambda queue: queue == ([first], [second]))
+        jobs = {p: await submit(gateway.http, sleep_workflow(0.05, tag=10 + p), priority=p) for p in (0, 5, 3)}
+        assert (await look(gateway.http, jobs[5]))[1]["position"] == 0
+        assert (await look(gateway.http, jobs[0]))[1]["position"] == 2
+        sync = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.05, tag=30), priority=9))
+        for prompt_id in jobs.values():
+            assert (await fetch(gateway.http, prompt_id))[0] == 200
+        _, result = await sync
+        order = list(executions(engine))
+        assert order == [first, second, result["prompt_id"], jobs[5], jobs[3], jobs[0]]
+
+
+async def test_a_caller_that_waits_for_its_turn_is_told_its_position(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        first = [await submit(gateway.http, sleep_workflow(0.5, tag=tag)) for tag in range(4)]
+        headers = {"Accept": "text/event-stream"}
+        body = {"prompt": invert_workflow()}
+        async with gateway.http.post("/prompt_sync", json=body, headers=headers) as response:
+            told = (await response.text()).split("\n\n")
+        positions = [json.loads(event.partition("data: ")[2])["position"] for event in told if "event: queue" in event]
+        # Two are with ComfyUI, and two before it with us.
+        assert next(position for position in positions if position is not None) == 2, told
+        assert len(executions(engine)) == len(first) + 1
+
+
+async def test_prompts_of_others_take_places(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        await of_others(engine, 0.8, 0.3)
+        watcher = gateway.handler.pool.backends[0].watcher
+        await until(lambda: _now(watcher.others), lambda others: others == 2)
+        async with lengths_of(engine) as seen:
+            status, _ = await gateway.prompt_sync(invert_workflow())
+        assert status == 200
+        assert max(seen) == 2
+
+
+async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_becomes_free_and_runs_there_once() -> None:
+    async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        long, busy, free = await busy_and_free(gateway, servers, 30, 0.6, 0.2)
+        sync = asyncio.create_task(gateway.prompt_sync(invert_workflow(5)))
+        await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 1)
+        status, result = await sync
+        assert status == 200
+        assert executions(free)[result["prompt_id"]] == 1
+        assert await queue_of(busy) == ([long], [])
+        assert requests(busy, "POST /queue") == 1
+        assert requests(busy, "POST /interrupt") == 0
+        await cancelled(gateway, long)
+        assert result["prompt_id"] not in executions(busy)
+
+
+async def test_a_prompt_that_begins_while_it_is_taken_back_runs_once_where_it_is() -> None:
+    async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        short, busy, free = await busy_and_free(gateway, servers, 1.2, 0.4, 0.05)
+        # The request is under way for so long that the prompt begins meanwhile.
+        await busy.set_faults({"delay": {"route": "/queue", "method": "POST", "seconds": 1.5}})
+        sync = asyncio.create_task(gateway.prompt_sync(sleep_workflow(1.5, tag=7)))
+        await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 1)
+        status, result = await sync
+        assert status == 200
+        assert executions(busy) == {short: 1, result["prompt_id"]: 1}
+        assert result["prompt_id"] not in executions(free)
+        assert requests(busy, "POST /queue") == 1
+
+
+@pytest.mark.parametrize("fault", ["cut", "half_json"])
+async def test_a_prompt_runs_once_when_the_answer_to_taking_it_back_is_lost(fault: str) -> None:
+    async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        _, busy, free = await busy_and_free(gateway, servers, 2, 0.4, 0.05)
+        await busy.set_faults({fault: {"route": "/queue", "method": "POST"}})
+        status, result = await gateway.prompt_sync(invert_workflow(5))
+        assert status == 200
+        times = [executions(server).get(result["prompt_id"], 0) for server in (busy, free)]
+        assert sorted(times) == [0, 1]
+
+
+async def test_a_job_that_only_a_server_that_is_down_can_run_waits_for_it() -> None:
+    async with engines(2) as (lacking, having), running_gateway(lacking.url, having.url) as gateway:
+        Image.new("RGB", (8, 8), "red").save(having.folders.input / "only_there.png")
+        workflow = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": "only_there.png"}},
+            "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+        }
+        assert (await gateway.prompt_sync(workflow))[0] == 200
+        away = gateway.handler.pool.backends[1]
+        away.hold("away for this test")
+        prompt_id = await submit(gateway.http, {**workflow, "2": {**workflow["2"], "_meta": {"title": "again"}}})
+        assert (await gateway.prompt_sync(invert_workflow(3)))[0] == 200
+        assert (await look(gateway.http, prompt_id))[1]["status"] == "queued"
+        away.release()
+        assert (await fetch(gateway.http, prompt_id))[0] == 200
+        assert prompt_id not in executions(lacking)
+
+
+async def test_a_workflow_that_no_server_can_run_is_refused_by_one_and_the_error_names_what_each_lacks() -> None:
+    async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        for name, server in zip(("first.png", "second.png"), servers, strict=True):
+            Image.new("RGB", (8, 8), "red").save(server.folders.input / name)
+        workflow = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": "first.png"}},
+            "2": {"class_type": "LoadImage", "inputs": {"image": "second.png"}},
+            "3": {"class_type": "ImageBatch", "inputs": {"image1": ["1", 0], "image2": ["2", 0]}},
+            "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "x"}},
+        }
+        status, body = await gateway.prompt_sync(workflow)
+        assert (status, body["type"]) == (400, "validation_failed")
+        first, second = (backend.name for backend in gateway.handler.pool.backends)
+        assert f"{first} lacks second.png" in body["detail"]
+        assert f"{second} lacks first.png" in body["detail"]
+        assert sum(requests(server, "POST /prompt") for server in servers) == 1
+
+
+async def test_no_server_up_is_said_to_sync_callers_and_async_jobs_wait(tmp_path: Path) -> None:
+    async with engines(2) as gone:
+        addresses = [server.url for server in gone]
+    async with running_gateway(*addresses, ready=False, state_dir=tmp_path) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow())
+        status, body = await gateway.prompt_sync(invert_workflow())
+        assert (status, body["type"]) == (503, "connection_failed")
+        assert (await look(gateway.http, prompt_id))[1]["status"] == "queued"
+        async with gateway.http.get("/health/ready") as response:
+            assert response.status == 503
+
+
+async def test_a_paused_queue_takes_jobs_begins_none_and_stays_paused_over_a_restart(
+    tmp_path: Path, engine: Engine
+) -> None:
+    async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
+        running = await submit(gateway.http, sleep_workflow(0.5))
+        await status_is(gateway.http, running, "running")
+        async with gateway.http.post("/queue/pause") as response:
+            assert (response.status, await response.json()) == (200, {"status": "paused"})
+        waiting = await submit(gateway.http, invert_workflow(3))
+        assert (await fetch(gateway.http, running))[0] == 200
+        status, _ = await gateway.prompt_sync(invert_workflow(4), timeout=0.3)
+        assert status == 504
+    async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
+        assert (await look(gateway.http, waiting))[1]["status"] == "queued"
+        async with gateway.http.post("/queue/resume") as response:
+            assert (response.status, await response.json()) == (200, {"status": "running"})
+        assert (await fetch(gateway.http, waiting))[0] == 200
+    assert executions(engine) == {running: 1, waiting: 1}
+
+
+async def test_comfyuis_own_queue_cannot_be_paused(gateway: RunningGateway) -> None:
+    async with gateway.http.post("/queue/pause") as response:
+        body = await response.json()
+        assert (response.status, body["type"]) == (409, "conflict")
+        assert "QUEUE" in body["detail"]
+
+
+async def test_jobs_that_wait_are_in_their_order_after_a_restart(tmp_path: Path, engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
+        async with gateway.http.post("/queue/pause") as response:
+            assert response.status == 200
+        jobs = [await submit(gateway.http, invert_workflow(tag), priority=tag % 2) for tag in range(4)]
+    async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
+        async with gateway.http.post("/queue/resume") as response:
+            assert response.status == 200
+        for prompt_id in jobs:
+            assert (await fetch(gateway.http, prompt_id))[0] == 200
+    assert list(executions(engine)) == [jobs[1], jobs[3], jobs[0], jobs[2]]
+
+
+async def test_a_job_that_is_cancelled_while_it_waits_never_runs_and_its_place_is_free(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        first, second, third = [await submit(gateway.http, sleep_workflow(0.4, tag=tag)) for tag in range(3)]
+        await until(lambda: queue_of(engine), lambda queue: queue == ([first], [second]))
+        waiting = asyncio.create_task(gateway.prompt_sync(invert_workflow(8), prompt_id=str(uuid4())))
+        await cancelled(gateway, second, third)
+        assert (await waiting)[0] == 200
+        assert next(iter(executions(engine))) == first
+        assert len(executions(engine)) == 2
+
+
+def test_comfyuis_queue_is_for_one_server() -> None:
+    two = ("a:8188", "b:8188")
+    assert Settings(comfyui_server_address=("a:8188",)).options().handler.queue.queue == "comfyui"
+    assert Settings(comfyui_server_address=two).options().handler.queue.queue == "gateway"
+    assert Settings(comfyui_server_address=("a:8188",), queue="gateway").options().handler.queue.queue == "gateway"
+    with pytest.raises(ValueError, match="QUEUE is comfyui, and COMFYUI_SERVER_ADDRESS has 2 servers"):
+        Settings(comfyui_server_address=two, queue="comfyui")
+
+
+async def _now(value: Any) -> Any:
+    """For `until`."""
+    return value

@@ -1,0 +1,68 @@
+"""What a workflow needs of a server, and whether it is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfyui.workflows.needs import Offer, needs_of
+
+
+def workflow(text: str = "a cat", checkpoint: str = "sd\\v1.safetensors", image: str = "cat.png") -> dict[str, Any]:
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["1", 1]}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": image}},
+    }
+
+
+def offer(checkpoints: list[str], images: list[str]) -> Offer:
+    return Offer(
+        {
+            "CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [checkpoints]}}},
+            "CLIPTextEncode": {"input": {"required": {"text": ["STRING", {"multiline": True}], "clip": ["CLIP"]}}},
+            "LoadImage": {"input": {"required": {"image": [images, {"image_upload": True}]}}},
+        }
+    )
+
+
+def test_texts_make_no_difference_and_files_and_classes_do() -> None:
+    needs = needs_of(workflow("a cat"), brings_inputs=False)
+    assert needs_of(workflow("a dog"), brings_inputs=False) == needs
+    assert needs_of(workflow(checkpoint="other.ckpt"), brings_inputs=False) != needs
+    assert needs_of(workflow(image="dog.png"), brings_inputs=False) != needs
+    assert needs.models == {"sd/v1.safetensors"}
+
+
+def test_a_file_that_comes_with_the_request_has_to_be_nowhere_before() -> None:
+    needs = needs_of(workflow(), brings_inputs=True)
+    assert needs == needs_of(workflow(image="https://example.org/dog.png"), brings_inputs=True)
+    assert offer(["sd/v1.safetensors"], []).has(needs)
+
+
+def test_a_server_has_what_it_lists_however_it_writes_separators() -> None:
+    needs = needs_of(workflow(), brings_inputs=False)
+    assert offer(["sd/v1.safetensors"], ["cat.png"]).has(needs)
+    assert offer(["sd\\v1.safetensors"], ["cat.png"]).has(needs)
+    lacking = offer(["other.ckpt"], [])
+    assert not lacking.has(needs)
+    assert lacking.lacking(needs) == ["sd\\v1.safetensors (for CheckpointLoaderSimple)", "cat.png (for LoadImage)"]
+    without = Offer({"LoadImage": {}})
+    assert without.lacking(needs) == ["the node class CLIPTextEncode", "the node class CheckpointLoaderSimple"]
+
+
+def test_an_upload_that_comfyui_does_not_list_may_be_there() -> None:
+    has_model = offer(["sd/v1.safetensors"], [])
+    for image in ("sub/cat.png", "cat.png [output]", "cat.weird"):
+        assert has_model.has(needs_of(workflow(image=image), brings_inputs=False)), image
+
+
+def test_each_server_gets_its_own_spelling() -> None:
+    sent = workflow()
+    needs = needs_of(sent, brings_inputs=False)
+    spelled = offer(["sd/v1.safetensors"], ["cat.png"]).spelled(needs, sent)
+    assert spelled["1"]["inputs"]["ckpt_name"] == "sd/v1.safetensors"
+    assert {node_id: spelled[node_id] for node_id in ("2", "3")} == {node_id: sent[node_id] for node_id in ("2", "3")}
+    assert sent == workflow()
+    assert offer(["sd\\v1.safetensors"], ["cat.png"]).spelled(needs, sent) is sent
+    both = offer(["sd/v1.safetensors", "sd\\v1.safetensors"], ["cat.png"])
+    assert both.spelled(needs, sent) is sent
