@@ -211,6 +211,10 @@ class JobQueue:
         """About how many jobs have their turn before it; None where it does not wait."""
         return self._turns.position(prompt_id)
 
+    def waits_for(self, prompt_id: str) -> list[str]:
+        """See `Turns.waits_for`."""
+        return self._turns.waits_for(prompt_id)
+
     def hold(self, job: Job, record: JobRecord, before: Callable[[], Awaitable[None]]) -> None:
         """Run a job that was handed on before a restart, after `before`: it has its place on its server."""
         self._in_hand[job.prompt_id] = row = _Row(self._waiting_of(record))
@@ -317,7 +321,7 @@ class JobQueue:
                 await self._expire()
             except JournalError as error:
                 self._log.error("queue.stands", reason=error.detail)
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(min(_LOOK_S, self._options.max_queued_s))
 
     async def _expire(self) -> None:
         """End what has waited too long, in our queue or for its inputs."""

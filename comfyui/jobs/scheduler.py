@@ -107,11 +107,13 @@ class Scheduler:
     # Jobs
 
     def add(self, job: Waiting, terms: Terms = NO_TERMS) -> None:
-        """The job waits from now on."""
+        """The job waits from now on, wherever it was before."""
+        self.left(job.prompt_id)
         self._lines.add(self._ticket(job, terms))
 
     def occupy(self, job: Waiting, server: str, now: float, terms: Terms = NO_TERMS) -> None:
         """The job is on the server already, from where it is not taken back."""
+        self.left(job.prompt_id)
         ticket = self._ticket(job, terms)
         self._put(ticket, self._servers[server], now)
         ticket.accept()
@@ -218,6 +220,14 @@ class Scheduler:
     def waiting(self) -> int:
         """How many jobs wait."""
         return len(self._tickets) - sum(server.jobs for server in self._servers.values())
+
+    def waits_for(self, prompt_id: str) -> list[str]:
+        """The servers that may run a job that waits, where all of them are down; else none."""
+        ticket = self._tickets.get(prompt_id)
+        if ticket is None or ticket.server is not None:
+            return []
+        able = [server for name, server in self._servers.items() if self._may_run(ticket.lane, name)]
+        return [] if any(server.up for server in able) else [server.name for server in able]
 
     def ahead_of(self, prompt_id: str) -> int | None:
         """About how many jobs that wait have their turn before this one; None where it does not wait."""

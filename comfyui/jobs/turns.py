@@ -142,6 +142,10 @@ class Turns:
         """About how many jobs have their turn before it; None where it does not wait here."""
         return 0 if prompt_id in self._granted else self._scheduler.ahead_of(prompt_id)
 
+    def waits_for(self, prompt_id: str) -> list[str]:
+        """The servers that may run a job that waits here, where all of them are down; else none."""
+        return self._scheduler.waits_for(prompt_id)
+
     @property
     def are_all_here(self) -> bool:
         """Whether all jobs wait here, and none in ComfyUI's own queue."""
@@ -311,7 +315,7 @@ class Turns:
         prompt_id = back.prompt_id
         job, backend = self._jobs.get(prompt_id), self._pool.named(back.server)
         watch = None if job is None else job.watch
-        timer = asyncio.get_running_loop().call_later(_TAKE_BACK_S, self._scheduler.stays, prompt_id)
+        timer = asyncio.get_running_loop().call_later(_TAKE_BACK_S, self._give_up_taking_back, prompt_id)
         try:
             moves = backend is not None and watch is not None and await take_back(backend, watch)
         finally:
@@ -323,6 +327,10 @@ class Turns:
             for place in self._scheduler.taken_back(prompt_id, _now()):
                 self._do(place)
             watch.taken_back()
+        self.decide()
+
+    def _give_up_taking_back(self, prompt_id: str) -> None:
+        self._scheduler.stays(prompt_id)
         self.decide()
 
     # Those who wait
@@ -349,8 +357,9 @@ class Turns:
 
     def _tell_positions(self) -> None:
         for prompt_id, waiter in self._waiters.items():
-            position, job = self._scheduler.ahead_of(prompt_id), self._jobs.get(prompt_id)
-            if position is not None and job is not None and position != waiter.told:
+            job = self._jobs.get(prompt_id)
+            position = self._scheduler.ahead_of(prompt_id) if job is not None and job.followed else None
+            if job is not None and position is not None and position != waiter.told:
                 waiter.told = position
                 job.publish(QueuePosition(prompt_id, position))
 

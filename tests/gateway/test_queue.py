@@ -193,7 +193,8 @@ async def test_a_job_that_only_a_server_that_is_down_can_run_waits_for_it() -> N
         away.hold("away for this test")
         prompt_id = await submit(gateway.http, {**workflow, "2": {**workflow["2"], "_meta": {"title": "again"}}})
         assert (await gateway.prompt_sync(invert_workflow(3)))[0] == 200
-        assert (await look(gateway.http, prompt_id))[1]["status"] == "queued"
+        seen = (await look(gateway.http, prompt_id))[1]
+        assert (seen["status"], seen["waits_for"]) == ("queued", [away.name])
         away.release()
         assert (await fetch(gateway.http, prompt_id))[0] == 200
         assert prompt_id not in executions(lacking)

@@ -77,6 +77,9 @@ class PendingJob(TypedDict):
     prompt_id: Id
     status: Status
     position: Annotated[int | None, Field(description="Jobs before it; null where it runs, or nobody knows.")]
+    waits_for: NotRequired[
+        Annotated[list[str], Field(description="Servers: no other one may run it, and all of these are down.")]
+    ]
     created_at: Time | None
     started_at: NotRequired[Time | None]
     progress: NotRequired[JobProgress | None]
@@ -213,6 +216,8 @@ def pending(request: Request, look: Look, preferred: Preferences) -> Response:
         position=look.position,
         created_at=_time(record.created_at) if record else None,
     )
+    if servers := gateway_of(request).handler.queue.waits_for(look.prompt_id):
+        body["waits_for"] = servers
     if request.method == "GET":
         body["started_at"] = _time(record.started_at) if record else None
         body["progress"] = _progress(look)
