@@ -136,7 +136,6 @@ class Entry:
         state: how far the run was then.
         queued_at: when the run was queued.
         started_at: when ComfyUI last began to execute it.
-        origin: where the job came from.
     """
 
     def __init__(
@@ -160,7 +159,7 @@ class Entry:
         self.queued_at = clock()
         self.started_at: float | None = None
         self._journal = journal
-        self.origin = origin
+        self._origin = origin
         self._clock = clock
         self._server: str | None = None
         self._write_start: asyncio.TimerHandle | None = None
@@ -173,6 +172,10 @@ class Entry:
         self.begun, self.state, self._server = record.begun, record.state, record.server
         self.queued_at, self.started_at = record.queued_at, record.started_at
         self._order = record.webhook
+
+    @property
+    def owner(self) -> str | None:
+        return self._origin.owner
 
     @property
     def outlives_us(self) -> bool:
@@ -336,7 +339,7 @@ class Entry:
         return new_job(
             request,
             self.fence.prompt_id,
-            self.origin,
+            self._origin,
             fingerprint,
             kind=self.kind,
             callers_id=self.callers_id,

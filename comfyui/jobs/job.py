@@ -115,8 +115,8 @@ class Job:
 
     @property
     def owner(self) -> str | None:
-        """The name of the API key that it came with."""
-        return None if self.entry is None else self.entry.origin.owner
+        """The owner; None without keys, and for a prompt that is only watched."""
+        return None if self.entry is None else self.entry.owner
 
     @property
     def may_be_asked_for(self) -> bool:

@@ -28,6 +28,7 @@ from comfyui.jobs.journal.writes import (
     Cancel,
     Fetched,
     Finish,
+    Pause,
     Place,
     PutBack,
     SendAgain,
@@ -664,3 +665,11 @@ async def test_a_new_run_brings_its_own_body(journal: Journal) -> None:
     assert await journal.write(Finish(fence=Fence(prompt_id(1), 2, 0), state=State.CANCELED, at=3.0))
     assert await journal.prune(1e9, keep_days=0, keep=None) == 1
     assert await journal.body_of(prompt_id(2)) == BODY
+
+
+async def test_a_pause_stays_until_it_is_ended(journal: Journal) -> None:
+    assert await journal.is_paused() is False
+    assert [await journal.write(Pause(paused)) for paused in (False, True, True)] == [False, True, False]
+    assert await journal.is_paused() is True
+    assert await journal.write(Pause(False)) is True
+    assert await journal.is_paused() is False
