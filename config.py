@@ -51,6 +51,7 @@ from comfyui.web.front.forwarded import DEFAULT_PROXIES, parse_proxies
 from comfyui.web.front.gateway_state import WebOptions
 from comfyui.web.front.hosts import KnownHosts, parse_hosts
 from comfyui.web.front.keys import KeyRing
+from comfyui.web.front.keys_file import KeysFile, signing_secret
 from comfyui.web.front.middleware import BodyLimits
 from comfyui.web.front.paths import DEFAULT_DENY, PathRules, ProxyMode
 from comfyui.web.front.tickets import LINK_S
@@ -207,6 +208,9 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     max_stored_inputs_mb: float = Field(
         default=10_000, gt=0, description="Inputs of all async jobs that have not ended, in MB; beyond it 429."
     )
+    usage_keep_days: float = Field(
+        default=400, ge=1, allow_inf_nan=False, description="Days for which it is kept how much each key used."
+    )
     max_queued_jobs: int = Field(default=10_000, ge=1, description="Async jobs that may wait; beyond it 429.")
     reattach_seconds: float = Field(
         default=60,
@@ -256,6 +260,9 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     )
 
     api_keys: SecretList = Field(default=(), description="When set, every path but the probes needs one of these keys.")
+    keys_file: Path | None = Field(
+        default=None, description="A TOML file of keys with names, roles and limits, read again when it changes."
+    )
     login_hours: float = Field(default=168, gt=0, description="Hours that a browser stays signed in.")
     cors_allow_origins: CommaList = Field(
         default=(), description="Origins (https://example.org) whose pages may use the gateway; * for all."
@@ -300,7 +307,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         description="MB that may wait for all clients' websockets; beyond it the one most behind is dropped.",
     )
 
-    @field_validator("warmup_workflow", "state_dir", mode="before")
+    @field_validator("warmup_workflow", "state_dir", "keys_file", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return value or None
@@ -448,10 +455,12 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
 
     def _app_options(self) -> AppOptions:
         max_body_bytes = int(self.max_request_body_mb * MB)
+        keys, keys_file = self._keys()
         # PUBLIC_URL's own name is one of those by which the gateway may be called.
         public_host = urlsplit(self.public_url).hostname
         return AppOptions(
-            keys=KeyRing([key.get_secret_value() for key in self.api_keys], session_s=self.login_hours * 3600),
+            keys=keys,
+            keys_file=keys_file,
             link_s=self.link_seconds,
             trusted_proxies=self.forwarded_allow_ips,
             allowed_origins=frozenset(self.cors_allow_origins),
@@ -475,6 +484,21 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 webhooks=WebhookRules(self._missing_for_webhooks(), self.webhook_url_allow),
             ),
         )
+
+    def _keys(self) -> tuple[KeyRing, KeysFile | None]:
+        """Raises `SettingsError` for a KEYS_FILE that cannot be used."""
+        keys, session_s = [key.get_secret_value() for key in self.api_keys], self.login_hours * 3600
+        if self.keys_file is None:
+            return KeyRing(keys, session_s=session_s), None
+        file = KeysFile(self.keys_file, self.state_dir)
+        secret = signing_secret(self.state_dir)
+        try:
+            named = file.load()
+            ring = KeyRing(keys, session_s=session_s, named=named, secret=secret)
+            file.remember(named)
+        except ValueError as error:
+            raise SettingsError(f"KEYS_FILE ({self.keys_file}): {error}") from error
+        return ring, file
 
     def _handler_options(self) -> HandlerOptions:
         return HandlerOptions(

@@ -27,6 +27,7 @@ from comfyui.jobs.telling import Payloads
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.jobs.webhooks.outbox import Outbox, some_wait
 from comfyui.jobs.webhooks.sending import WebhookSender
+from comfyui.jobs.webhooks.signers import Signers
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
@@ -39,6 +40,7 @@ from comfyui.warmup import WarmUp
 from comfyui.web.api.ops import VERSION
 from comfyui.web.api.rendering import JobRenderer
 from comfyui.web.app import Gateway, Opened
+from comfyui.web.front import keys_command
 from comfyui.web.front.tickets import Tickets
 from comfyui.web.server.draining import draining_on_signal
 from comfyui.web.server.listening import bind, warn_of_strangers
@@ -46,6 +48,8 @@ from comfyui.web.server.serving import Server, relieve_the_collector, run
 from config import GatewayOptions, Settings
 
 _log = structlog.get_logger("gateway")
+# Of keys, in the line of the start.
+_NAMES_SHOWN = 100
 _JOURNAL_UNUSABLE = 74  # sysexits.h: EX_IOERR
 
 
@@ -89,7 +93,12 @@ def create_app(
             )
             await stack.enter_async_context(journal)
             await stack.enter_async_context(
-                pruning(journal, keep_days=settings.jobs_keep_days, keep=settings.jobs_keep)
+                pruning(
+                    journal,
+                    keep_days=settings.jobs_keep_days,
+                    keep=settings.jobs_keep,
+                    usage_keep_days=settings.usage_keep_days,
+                )
             )
             inputs = await stack.enter_async_context(_inputs(settings))
             if options.store is not None:
@@ -114,6 +123,7 @@ def create_app(
                     quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
                     also_ready=warm_up,
                     entries=Entries(journal, announcements),
+                    owners=options.app.keys,
                     inputs=inputs,
                     deliverer=deliverer,
                 )
@@ -121,11 +131,19 @@ def create_app(
             if options.runpod is None:
                 await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
             tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)
-            if signer is not None:
+            if signer is not None or (settings.keys_file is not None and settings.public_url):
                 sender = await stack.enter_async_context(WebhookSender(options.sender))
                 payloads = Payloads(journal, JobRenderer(deliverer, tickets))
                 await stack.enter_async_context(
-                    Outbox(journal, announcements, payloads, signer, sender, metrics, options.outbox)
+                    Outbox(
+                        journal,
+                        announcements,
+                        payloads,
+                        Signers(signer, options.app.keys),
+                        sender,
+                        metrics,
+                        options.outbox,
+                    )
                 )
             elif await some_wait(journal):
                 _log.warning("webhooks.wait", detail="WEBHOOK_SECRET or PUBLIC_URL is not set: what waits is not sent")
@@ -174,10 +192,10 @@ async def _serve(settings: Settings) -> None:
     options = settings.options()
     app = create_app(settings, options=options, metrics=metrics, on_drained=leave_to_connections, on_failed=stop)
     server = Server(app, options.serving, metrics, settings.shutdown_grace_seconds)
-    if not settings.api_keys:
+    if not options.app.keys:
         warn_of_strangers(settings.server_host, settings.server_port)
     runpod = settings.runpod_endpoint_id if settings.backend == "runpod" else None
-    keys = options.app.keys.shown_names() or None
+    keys = options.app.keys.shown_names()[:_NAMES_SHOWN] or None
     _log.info("gateway.starting", comfyui=settings.shown_addresses, runpod=runpod, keys=keys, version=VERSION)
     relieve_the_collector()
     try:
@@ -213,6 +231,8 @@ async def _main(*, with_fallback: bool) -> None:
 def main() -> int:
     """Serve until a signal comes. Exit status 2 when a setting cannot be used, 74 when the journal of jobs cannot."""
     parser = argparse.ArgumentParser(prog="comfyui-gateway", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    commands = parser.add_subparsers(dest="command", metavar="keys")
+    keys_command.add_arguments(commands.add_parser("keys", help="make API keys"))
     parser.add_argument(
         "--fallback-engine",
         action="store_true",
@@ -220,9 +240,15 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
+        if arguments.command == "keys":
+            settings = load(Settings, env_file=ENV_FILE)
+            print(keys_command.run(arguments, settings.keys_file, settings.state_dir))
+            return 0
         run(_main(with_fallback=arguments.fallback_engine))
     except SettingsError as error:
-        print(f"comfyui-gateway cannot start:\n{error}", file=sys.stderr)
+        print(
+            f"comfyui-gateway cannot {'start' if arguments.command is None else 'do that'}:\n{error}", file=sys.stderr
+        )
         return 2
     except ComfyUIDiskError:
         return _JOURNAL_UNUSABLE  # the log has said why

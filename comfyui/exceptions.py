@@ -481,6 +481,10 @@ class ComfyUIConflictError(ComfyUIError):
     status = 409
 
 
+TAKEN: Final = "this prompt_id is taken; choose another, or leave it out"
+"""For an id that is another owner's, of whom nothing is told."""
+
+
 class ComfyUINotFoundError(ComfyUIError):
     """Neither we nor ComfyUI know the prompt."""
 

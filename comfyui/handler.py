@@ -7,9 +7,8 @@ while one waits, and what happens when the last one leaves is a setting.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 from uuid import uuid4
@@ -27,13 +26,14 @@ from comfyui.executors.quarantine import Quarantine
 from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import InputStore
-from comfyui.jobs.admission import Admission, Look
+from comfyui.jobs.admission import UNKNOWN, Admission, Look
 from comfyui.jobs.cancels import Cancels, given_up
-from comfyui.jobs.entry import OURS, Entries, Origin
+from comfyui.jobs.entry import Entries
 from comfyui.jobs.fingerprints import fingerprint_of
 from comfyui.jobs.inputs import JobInputs
 from comfyui.jobs.job import Job, Listener, Reason
 from comfyui.jobs.journal.records import State
+from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue, QueueOptions
 from comfyui.jobs.recovery import Recovery
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
@@ -43,8 +43,9 @@ from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.outputs.delivery import Deliverer
+from comfyui.owners import OwnerRules
 from comfyui.replies import QueueItem
-from comfyui.servers.pool import BackendPool, ServerReport
+from comfyui.servers.pool import BackendPool
 from comfyui.workflows.api_format import check_api_format
 
 
@@ -90,6 +91,7 @@ class ComfyUIHandler:
         quarantine: Quarantine | None = None,
         also_ready: Readiness | None = None,
         entries: Entries | None = None,
+        owners: OwnerRules | None = None,
         inputs: InputStore | None = None,
         deliverer: Deliverer | None = None,
         terms_of: TermsOf | None = None,
@@ -101,19 +103,16 @@ class ComfyUIHandler:
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
         self._turns = Turns(pool, options.queue, terms_of)
-        self._runner = PromptRunner(
-            pool, self._turns, stager, options.runner, self.metrics, quarantine or Quarantine(after=0)
-        )
+        quarantine = quarantine or Quarantine(after=0)
+        self._runner = PromptRunner(pool, self._turns, stager, options.runner, self.metrics, quarantine, owners)
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics, deliverer)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
         self._admission = Admission(entries, self._runs, self.queue, brought)
-        reattach_s = options.reattach_s
-        self._recovery = Recovery(
-            entries, pool, self._runner, self._runs, self.queue, self._cancels, reattach_s=reattach_s
-        )
+        parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
+        self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
         self._waiting, self._draining = 0, False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -163,8 +162,10 @@ class ComfyUIHandler:
         with self._admitted():
             await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
+            request = origin.admitted(request)
             if request.prompt_id is None:
-                job = self._admission.start(prompt_id, origin, request, files, told=told)
+                async with self._admission.room_for(origin):
+                    job = self._admission.start(prompt_id, origin, request, files, told=told)
                 return await self._wait(job, timeout_s, listener, may_cancel=True)
             fingerprint = await offloaded(request.size, fingerprint_of, request, files)
             timeout_s = await self._cancels.ended(prompt_id, timeout_s)
@@ -187,58 +188,63 @@ class ComfyUIHandler:
         """
         self.refuse_when_draining()
         await offloaded(request.size, check_api_format, request.prompt, self._options.limits)
+        request = origin.admitted(request)
         prompt_id = str(request.prompt_id or fresh_id)
         fingerprint = await offloaded(request.size, fingerprint_of, request, files)
         await self._cancels.ended(prompt_id, self._options.run_limits.max_timeout_s)
         known = request.prompt_id is not None
         look = await self._admission.submit(prompt_id, origin, request, files, fingerprint, callers_id=known)
-        return await self.look_within(prompt_id, wait_s) if wait_s and not look.state.is_end else look
+        return await self.look_within(prompt_id, wait_s, origin) if wait_s and not look.state.is_end else look
 
-    async def look_within(self, prompt_id: str, wait_s: float) -> Look:
+    async def look_within(self, prompt_id: str, wait_s: float, origin: Origin = OURS) -> Look:
         """As `look`, once the prompt has ended, also in ComfyUI, or after so long."""
-        with contextlib.suppress(ComfyUIError, TimeoutError):
+        with suppress(ComfyUIError, TimeoutError):
             async with asyncio.timeout(wait_s):
-                with contextlib.suppress(ComfyUIError):
-                    await self.attach(prompt_id, timeout_s=wait_s)
+                with suppress(ComfyUIError):
+                    await self.attach(prompt_id, timeout_s=wait_s, origin=origin)
                 await self._cancels.ended(prompt_id, wait_s)
-        return await self.look(prompt_id)
+        return await self.look(prompt_id, origin)
 
-    async def look(self, prompt_id: str) -> Look:
+    async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:
         """How the prompt is now. Raises `ComfyUINotFoundError` where neither we nor ComfyUI know it."""
         try:
-            return await self._admission.look(prompt_id)
+            return await self._admission.look(prompt_id, origin)
         except ComfyUINotFoundError:
+            if not origin.sees(None):
+                raise
             _, found = await self._runner.find(prompt_id, everywhere=True)
         if found is None:
-            raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=prompt_id)
+            raise ComfyUINotFoundError(UNKNOWN, prompt_id=prompt_id)
         if isinstance(found, QueueItem):
             return Look(prompt_id, State.RUNNING if found.running else State.QUEUED, workflow=found.prompt)
         return Look(prompt_id, State.SUCCEEDED)
 
-    async def attach(self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None) -> PromptResult:
+    async def attach(
+        self, prompt_id: str, *, timeout_s: float, listener: Listener | None = None, origin: Origin = OURS
+    ) -> PromptResult:
         """Wait for a prompt that is queued, running or finished, whoever queued it, before a restart too.
 
         It only looks on: when this call times out or is given up, the prompt goes on.
 
         Raises:
-            ComfyUINotFoundError: neither we nor ComfyUI know it.
+            ComfyUINotFoundError: neither we nor ComfyUI know it, or it is another owner's.
         """
         with self._admitted():
             timeout_s = await self._cancels.ended(prompt_id, timeout_s)
-            found = await self._admission.to_wait_for(prompt_id, OURS)
+            found = await self._admission.to_wait_for(prompt_id, origin)
             if isinstance(found, PromptResult):
                 return found
             return await self._wait(found, timeout_s, listener, may_cancel=False)
 
-    async def cancel(self, prompt_id: str) -> None:
+    async def cancel(self, prompt_id: str, origin: Origin = OURS) -> None:
         """Take the prompt out of ComfyUI, for all who wait for it.
 
         Raises:
-            ComfyUINotFoundError: it is not in flight here, and in no queue of ComfyUI.
+            ComfyUINotFoundError: it is not in flight here, and in no queue of ComfyUI; or it is another owner's.
             ComfyUIError: ComfyUI could not be told, so that the prompt may go on there; it can be cancelled again.
         """
         error = ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id)
-        entry = await self._admission.left_behind(prompt_id)
+        entry = await self._admission.left_behind(prompt_id, origin)
         if (job := self._runs.live.get(prompt_id)) is not None:
             job.cancel(error)
             if not job.has_task:
@@ -294,13 +300,6 @@ class ComfyUIHandler:
         if self._waiting >= limit:
             self.metrics.rejected.labels("overloaded").inc()
             raise ComfyUIOverloadedError(f"{limit} requests are waiting already; try again later")
-
-    async def health_check(self, *, in_detail: bool = True) -> list[ServerReport]:
-        """Per-server state, as `BackendPool.report` has it; those without a working websocket are asked anew."""
-        for backend in self.pool.backends:
-            if not backend.watcher.connected:
-                backend.look_again()
-        return self.pool.report(in_detail=in_detail)
 
     # Shutdown
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from comfyui.owners import is_given_name, key_of
+
+_MOST_KEYS = 100
 _COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
@@ -23,6 +26,13 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.key_prompts = Counter(
+            "comfyui_gateway_key_prompts",
+            "Prompts that were answered, by the name of the key that submitted them and outcome.",
+            ["key", "outcome"],
+            registry=self.registry,
+        )
+        self._keys: set[str] = set()
         self.stage_seconds = Histogram(
             "comfyui_gateway_stage_seconds",
             "Time that a finished prompt spent in each stage: staging, queued, executing, collecting.",
@@ -127,7 +137,7 @@ class Metrics:
         self.rejected = Counter(
             "comfyui_gateway_rejected_requests",
             "Requests that were refused before any work, by reason: overloaded, draining, unauthorized, origin,"
-            " host, body_too_large, denied, slow_client.",
+            " host, body_too_large, denied, slow_client, rights, key_limit.",
             ["reason"],
             registry=self.registry,
         )
@@ -149,3 +159,13 @@ class Metrics:
             ["source"],
             registry=self.registry,
         )
+
+    def key_label(self, owner: str) -> str:
+        """The label of an owner's key: names of KEYS_FILE, so many at most, since each is a series of its own."""
+        name = key_of(owner)
+        if is_given_name(name):
+            return "API_KEYS"
+        if name not in self._keys and len(self._keys) >= _MOST_KEYS:
+            return "other"
+        self._keys.add(name)
+        return name

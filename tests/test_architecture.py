@@ -42,6 +42,8 @@ LONG = {
     "config.py": "every setting of the gateway, one after the other",
     "comfyui/exceptions.py": "every error of ours, one class after the other",
     "comfyui/client.py": "all verbs of ComfyUI in one place",
+    "comfyui/jobs/job.py": "one prompt from its first request to its end, with one writer",
+    "comfyui/jobs/journal/memory.py": "the whole of the journal over dictionaries",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",
     "comfyui/workflows/convert/widgets.py": "the editor's widgets, kind by kind",
     "comfyui/workflows/preflight.py": "ComfyUI's checks, in ComfyUI's order",
@@ -70,6 +72,9 @@ ONLY_IN = {
     "aiobotocore": ("comfyui/outputs/stores/s3.py",),
     "botocore": ("comfyui/outputs/stores/s3.py",),
     "supervisor": (),
+    # One writer, which keeps comments; who reads takes the standard library's.
+    "tomlkit": ("comfyui/web/front/keys_command.py",),
+    "tomllib": ("comfyui/web/front/keys_file.py",),
     # One reader and two writers for all that comes from ComfyUI or a caller: nothing else reads as ComfyUI writes.
     "orjson": ("comfyui/jsonio.py",),
     # Islands; a setting; and EXIF's ASCII form of a letter, which is no JSON text of a caller.
@@ -99,6 +104,7 @@ WRITTEN_BY_OTHERS = {
 # Objects of other packages that have an attribute named as one of ours, in the file that writes it.
 FOREIGN = {
     ("comfyui/exceptions.py", "error.args"),
+    ("comfyui/transport/interim.py", "protocol.read"),
     ("comfyui/web/server/client_side.py", "cycle.expected_content_length"),
     ("comfyui/workers/littlehorse/worker.py", "result.error.message"),
 }

@@ -14,6 +14,7 @@ from comfyui.exceptions import ComfyUIError
 from comfyui.metrics import Metrics
 from comfyui.sdk.errors import error_from
 from comfyui.settings import variables
+from comfyui.web.front.rights import TABLE, WEBSOCKET, Right
 from config import Settings
 from server import create_app
 from tests.support.settings import PROCESSES
@@ -94,6 +95,22 @@ def test_every_path_of_our_own_is_described(name: str) -> None:
     assert "/prompt_sync" in paths
     described = page(name)
     assert [path for path in sorted(paths) if path.partition("{")[0].rstrip("/") not in described] == []
+
+
+def rights_table() -> str:
+    """The table of rights as docs/keys.md has it: rows that are alike in one line."""
+    shown = {Right.NO: "403", Right.OWN: "own", Right.ALL: "yes"}
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for row in TABLE:
+        method = "websocket" if row.method == WEBSOCKET else row.method
+        lines.setdefault((method, shown[row.user], shown[row.read]), []).append(f"`{row.path}`")
+    table = ["| method | path | `user` | `read` |", "| --- | --- | --- | --- |"]
+    table += [f"| {method} | {', '.join(paths)} | {user} | {read} |" for (method, user, read), paths in lines.items()]
+    return "\n".join([*table, "| any | everything else | 403 | 403 |"])
+
+
+def test_the_table_of_rights_is_the_one_that_is_checked() -> None:
+    assert rights_table() in page("keys.md")
 
 
 def test_the_sdk_knows_the_status_of_every_error() -> None:

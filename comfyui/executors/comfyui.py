@@ -22,6 +22,8 @@ import structlog
 
 from comfyui.events import ExecutionStart
 from comfyui.exceptions import (
+    TAKEN,
+    ComfyUIConflictError,
     ComfyUIConnectionError,
     ComfyUICredentialsError,
     ComfyUIError,
@@ -33,6 +35,7 @@ from comfyui.exceptions import (
 )
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, explained, problems_on
+from comfyui.executors.own_files import check_own_files
 from comfyui.executors.places import Places
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
@@ -43,6 +46,7 @@ from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
+from comfyui.owners import OwnerRules, confined_to, folder_of
 from comfyui.replies import HistoryEntry, QueueItem
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
@@ -100,8 +104,10 @@ class PromptRunner:
         options: RunnerOptions,
         metrics: Metrics,
         quarantine: Quarantine,
+        owners: OwnerRules | None = None,
     ) -> None:
         self._places = places
+        self._owners = owners
         self._quarantine = quarantine
         self._losses: OrderedDict[str, int] = OrderedDict()
         self._pool = pool
@@ -128,6 +134,8 @@ class PromptRunner:
         if job.request is None or job.perhaps_known:
             backend, found = await self.find(job.prompt_id, everywhere=job.request is None)
             if backend is not None and found is not None:
+                if job.others_are_hidden:
+                    raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
                 check_same(job, found)
                 if job.request is None or job.placed_before or not was_cancelled(found):
                     try:
@@ -299,6 +307,7 @@ class PromptRunner:
             job.watched(watch)
             try:
                 started = time.monotonic()
+                await self._check_files(backend, job, request)
                 if self._options.preflight is not None:
                     await self._preflight(self._options.preflight, backend, job, request)
                 if brings_inputs:
@@ -343,6 +352,12 @@ class PromptRunner:
             raise ComfyUITaskCancelledError("taken out of ComfyUI's queue", prompt_id=job.prompt_id)
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)
 
+    async def _check_files(self, backend: Backend, job: Assignment, request: PromptRequest) -> None:
+        """Raise `ComfyUIValidationError` for a user's workflow that names files of others."""
+        if (key := confined_to(job.owner, self._owners)) is not None:
+            known = await backend.object_info()
+            await offloaded(request.size, check_own_files, request, known, key, job.file_names)
+
     async def _preflight(
         self, strictness: Strictness, backend: Backend, job: Assignment, request: PromptRequest
     ) -> None:
@@ -358,7 +373,8 @@ class PromptRunner:
         widgets = await offloaded(request.size, upload_inputs, prompt, await backend.object_info())
         if prompt is not request.prompt:
             request = request.model_copy(update={"prompt": dict(prompt)})
-        return await self._stager.stage(backend, request, widgets, job.files)
+        key = confined_to(job.owner, self._owners)
+        return await self._stager.stage(backend, request, widgets, job.files, folder_of(key) if key else "")
 
     # After the end
 

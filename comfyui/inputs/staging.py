@@ -16,6 +16,7 @@ many requests bring it at the same moment. Plain names are uploaded each time: s
 from __future__ import annotations
 
 import asyncio
+import posixpath
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -98,6 +99,7 @@ class InputStager:
         request: PromptRequest,
         upload_inputs: Sequence[tuple[str, str]] = (),
         files: BroughtFiles | None = None,
+        plain_folder: str = "",
     ) -> Mapping[str, Any]:
         """Place every input of `request` on the server.
 
@@ -105,6 +107,7 @@ class InputStager:
             upload_inputs: the ``(node id, input name)`` of this workflow whose widget uploads a file; data URIs and
                 URLs are taken from these inputs only.
             files: further inputs, which the caller holds until this returns.
+            plain_folder: below ComfyUI's input folder, where files are stored that keep their plain names.
 
         Returns:
             The workflow to submit: the request's own when nothing in it changes, else a copy of what changes.
@@ -124,7 +127,8 @@ class InputStager:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._place(server, item, slots), name=f"stage {item.where}") for item in items
+                    group.create_task(self._place(server, item, slots, plain_folder), name=f"stage {item.where}")
+                    for item in items
                 ]
         except asyncio.CancelledError as error:
             # The group has the task that keeps the error, and in Python 3.11 its frame has the error: with either in
@@ -144,12 +148,13 @@ class InputStager:
         """Upload everything to this server again; for when files were removed there. A new connection does the same."""
         self._stored.pop(server, None)
 
-    async def _place(self, server: Backend, item: Item, slots: asyncio.Semaphore) -> Placed:
+    async def _place(self, server: Backend, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
         try:
             async with slots, self.content(item) as content:
                 plain = by_content = ""
                 if item.plain:
-                    plain = await _upload(server.client, content, item.name, item.subfolder, overwrite=True)
+                    folder = posixpath.join(plain_folder, item.subfolder) if plain_folder else item.subfolder
+                    plain = await _upload(server.client, content, item.name, folder, overwrite=True)
                 if item.references:
                     by_content = await self._place_by_content(server, content)
                 return Placed(by_content, plain)

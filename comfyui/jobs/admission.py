@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
 from comfyui.events import Event, QueuePosition
-from comfyui.exceptions import ComfyUINotFoundError, JournalError
+from comfyui.exceptions import (
+    TAKEN,
+    ComfyUIConflictError,
+    ComfyUINotFoundError,
+    ComfyUIOverloadedError,
+    JournalError,
+)
 from comfyui.inputs.content import BroughtFiles, SpooledFiles
-from comfyui.jobs.entry import Clock, Entries, Entry, Origin, new_job
+from comfyui.jobs.entry import Clock, Entries, Entry, new_job
 from comfyui.jobs.fingerprints import check_same
 from comfyui.jobs.inputs import JobInputs, Taken
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import Delivery, JobRecord, NewJob, State
 from comfyui.jobs.journal.writes import Add, Again
+from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
 from comfyui.jobs.stored import error_from_fields, result_from_bytes, secrets_of
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
+from comfyui.owners import key_of
+
+UNKNOWN = "neither the gateway nor ComfyUI knows this prompt"
+NOTHING_TO_CANCEL = "the prompt is not known: there is nothing to cancel"
+
+# Without a limit of the key.
+_ROOM = nullcontext()
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +78,7 @@ class Admission:
         self._queue = queue
         self._inputs = inputs
         self._clock = clock
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def new_entry(self, prompt_id: str, origin: Origin, *, callers_id: bool) -> Entry:
         """The writer of a new sync job."""
@@ -75,6 +92,32 @@ class Admission:
         if told:
             entry.told()
         return self._runs.start(prompt_id, request, files, entry=entry)
+
+    def room_for(self, origin: Origin) -> AbstractAsyncContextManager[None]:
+        """A job of this origin may be begun inside the block.
+
+        Raises:
+            ComfyUIOverloadedError: as many jobs of its key wait as may (`max_queued`).
+        """
+        rules = origin.rules
+        return _ROOM if rules is None or rules.max_queued is None else self._room_of(rules.name, rules.max_queued)
+
+    @asynccontextmanager
+    async def _room_of(self, key: str, limit: int) -> AsyncIterator[None]:
+        # One after the other, so that no two of them take the last place.
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:
+            live = [job for job in self._runs.live.values() if job.owner is not None and key_of(job.owner) == key]
+            waiting = {job.prompt_id for job in live if job.state is State.QUEUED}
+            running = {job.prompt_id for job in live} - waiting
+            if len(waiting) < limit:
+                rows = await self._journal.queued_of(key, limit + len(running))
+                waiting |= set(rows) - running
+            if len(waiting) >= limit:
+                raise ComfyUIOverloadedError(
+                    f"{limit} jobs of the key {key!r} are waiting already (max_queued); try again later"
+                )
+            yield
 
     async def to_wait_for(
         self,
@@ -91,10 +134,13 @@ class Admission:
 
         Raises:
             ComfyUIConflictError: the id is another request's.
+            ComfyUINotFoundError: it is another owner's, and `request` is None; or nobody's that the caller may see.
             ComfyUIError: the job ended so, and is not run again.
         """
+        submits = request is not None
         while True:
             if (job := self._runs.live.get(prompt_id)) is not None:
+                check_seen(origin, job.owner, prompt_id, submits=submits)
                 check_same(prompt_id, job.fingerprint, fingerprint)
                 # What waits in our queue has its request, and its inputs, in the journal.
                 if request is not None and (job.has_task or not job.stays):
@@ -105,15 +151,23 @@ class Admission:
             if prompt_id in self._runs.live:
                 continue
             if record is None:
-                new = None if request is None else self.new_entry(prompt_id, origin, callers_id=True)
-                return self._runs.start(prompt_id, request, files, fingerprint, entry=new)
+                if request is None:
+                    check_seen(origin, None, prompt_id, submits=False)
+                    return self._runs.start(prompt_id, fingerprint=fingerprint)
+                async with self.room_for(origin):
+                    if prompt_id in self._runs.live:
+                        continue
+                    new = self.new_entry(prompt_id, origin, callers_id=True)
+                    return self._runs.start(prompt_id, request, files, fingerprint, entry=new)
+            check_seen(origin, record.owner, prompt_id, submits=submits)
             check_same(prompt_id, record.fingerprint, fingerprint)
             if not record.state.is_end:
                 return await self._unfinished(record, request, files)
             if request is None or not record.may_run_again:
                 return await self.outcome_of(record)
             try:
-                begun = await self._journal.write(self._again(record))
+                async with self.room_for(origin):
+                    begun = await self._journal.write(self._again(record))
             except JournalError as error:
                 _log.error("journal.not_written", prompt_id=prompt_id, reason=error.detail)
                 # As a call that the journal does not know: ComfyUI is asked for it.
@@ -152,10 +206,12 @@ class Admission:
             while True:
                 record = await self._journal.get(prompt_id) if callers_id else None
                 if (job := self._runs.live.get(prompt_id)) is not None:
+                    check_seen(origin, job.owner, prompt_id, submits=True)
                     check_same(prompt_id, job.fingerprint, fingerprint)
                     if job.stays or job.ended:
                         return await self.look(prompt_id)
                 elif record is not None:
+                    check_seen(origin, record.owner, prompt_id, submits=True)
                     check_same(prompt_id, record.fingerprint, fingerprint)
                     if not (_was_left(record) or record.may_run_again):
                         return await self.look(prompt_id)
@@ -184,7 +240,9 @@ class Admission:
                     await self._keep(job, origin, taken.request, new)
                     return await self.look(prompt_id)
                 write = Add(new) if record is None else self._again(record, new)
-                if await self._journal.write(write):
+                async with self.room_for(origin):
+                    begun = await self._journal.write(write)
+                if begun:
                     added = await self._journal.get(prompt_id)
                     if added is not None and added.state is State.QUEUED:
                         await self._queue.added(added, request)
@@ -201,10 +259,15 @@ class Admission:
         self._queue.kept(job, secrets_of(request))
         await self._runs.keep(job, new)
 
-    async def look(self, prompt_id: str) -> Look:
-        """How the job is. Raises `ComfyUINotFoundError` where neither the journal nor this process knows it."""
+    async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:
+        """How the job is.
+
+        Raises:
+            ComfyUINotFoundError: neither the journal nor this process knows it, or it is another owner's.
+        """
         record = await self._known(prompt_id)
         job = self._runs.live.get(prompt_id)
+        check_seen(origin, record.owner if record else job.owner if job else None, prompt_id, submits=False)
         if job is None or (record is not None and record.state.is_end):
             if record is None:
                 raise ComfyUINotFoundError("the gateway does not know this prompt", prompt_id=prompt_id)
@@ -238,9 +301,16 @@ class Admission:
             raise ComfyUINotFoundError("the result of this prompt is not kept any more", prompt_id=record.prompt_id)
         return await offloaded(len(kept), result_from_bytes, record.prompt_id, kept)
 
-    async def left_behind(self, prompt_id: str) -> Entry | None:
-        """The writer of a run that has no task: it waits in our queue, or a gateway before this one left it."""
+    async def left_behind(self, prompt_id: str, origin: Origin) -> Entry | None:
+        """The writer of a run that has no task: it waits in our queue, or a gateway before this one left it.
+
+        Raises:
+            ComfyUINotFoundError: whatever there is of this id, the caller may not know of it.
+        """
         record = await self._known(prompt_id)
+        job = self._runs.live.get(prompt_id)
+        owner = record.owner if record else job.owner if job else None
+        check_seen(origin, owner, prompt_id, submits=False, unknown=NOTHING_TO_CANCEL)
         if record is None or record.state.is_end or prompt_id in self._runs.live:
             return None
         return self._entries.of(record)
@@ -280,6 +350,20 @@ class Admission:
         if record.kind == "async":
             return self._runs.add(record.prompt_id, None, None, record.fingerprint, entry=entry)
         return self._runs.start(record.prompt_id, given, files, record.fingerprint, entry=entry)
+
+
+def check_seen(origin: Origin, owner: str | None, prompt_id: str, *, submits: bool, unknown: str = UNKNOWN) -> None:
+    """Refuse what is another owner's, without a word about whose it is.
+
+    Raises:
+        ComfyUIConflictError: a submission has the id of another's job.
+        ComfyUINotFoundError: a job is asked for that the caller may not know of; the text is as for an unknown one.
+    """
+    if origin.sees(owner):
+        return
+    if submits:
+        raise ComfyUIConflictError(TAKEN, prompt_id=prompt_id)
+    raise ComfyUINotFoundError(unknown, prompt_id=prompt_id)
 
 
 def _was_left(record: JobRecord) -> bool:

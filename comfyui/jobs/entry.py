@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalError
+from comfyui.exceptions import (
+    TAKEN,
+    ComfyUIConflictError,
+    ComfyUIError,
+    ComfyUITaskCancelledError,
+    JournalError,
+)
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
 from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Tell
+from comfyui.jobs.origin import Origin
 from comfyui.jobs.stored import NOT_KEPT, body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
+from comfyui.owners import place_of
 
 # Of a sync call: its caller brings the request again when it comes back.
 _KEPT_OF_SYNC = 256 * 1024
@@ -30,17 +37,6 @@ _NO_INPUTS: Mapping[str, str] = {}
 Clock = Callable[[], float]
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a job came from. `owner`: the name of the API key; None without keys."""
-
-    face: str = "prompt_sync"
-    owner: str | None = None
-
-
-OURS = Origin("")
 
 
 def new_job(
@@ -178,6 +174,11 @@ class Entry:
         return self._origin.owner
 
     @property
+    def others_are_hidden(self) -> bool:
+        """Whether a prompt that ComfyUI knows by this id is none of the caller's business: no journal has it as his."""
+        return not self.added and not self._origin.sees(None)
+
+    @property
     def outlives_us(self) -> bool:
         """Whether the job goes on after a restart, or waits for its caller."""
         return self.kind == "async" or self.callers_id
@@ -239,6 +240,10 @@ class Entry:
             # As without a journal: the caller waits, and has its answer from ComfyUI.
             _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=error.detail)
             return
+        if not has_place and isinstance(place, Add) and not self._origin.sees(None):
+            # Another owner took the id at this moment: that row is not to be written.
+            self.added = False
+            raise ComfyUIConflictError(TAKEN, prompt_id=self.fence.prompt_id)
         if not has_place and self.kind == "async":
             raise ComfyUITaskCancelledError("cancelled before it was submitted", prompt_id=self.fence.prompt_id)
 
@@ -305,7 +310,9 @@ class Entry:
             self._journal.write_behind(Add(self._new(request, fingerprint), self._server))
             self.fence = self.fence.next()
             self.added = True
-        self._finish(State.SUCCEEDED, result=(kept or result_to_bytes(result)) if self.added else None)
+        executing_s = result.timings.executing_s or None
+        stored = (kept or result_to_bytes(result)) if self.added else None
+        self._finish(State.SUCCEEDED, result=stored, executing_s=executing_s, files=self._made(result))
 
     def failed(
         self,
@@ -318,7 +325,13 @@ class Entry:
         if not self.added and request is not None and request.webhook is not None:
             self._journal.write_behind(Add(self._new(request, fingerprint)))
             self.added = True
-        self._finish(state, error=error_to_fields(error), retryable=may_run_again(error))
+        self._finish(state, error=error_to_fields(error), retryable=may_run_again(error), files=self._made(error.saved))
+
+    def _made(self, result: PromptResult | None) -> tuple[str, ...]:
+        """The files of the result, where they are to be somebody's."""
+        if result is None or self.owner is None:
+            return ()
+        return tuple(place_of(file.type, file.subfolder, file.filename) for file in result.files)
 
     def _finish(self, state: State, **fields: Any) -> None:
         if self._write_start is not None:

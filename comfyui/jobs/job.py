@@ -109,14 +109,19 @@ class Job:
         return self.entry is not None and self.entry.was_placed
 
     @property
-    def stays(self) -> bool:
-        """Whether it goes on however many requests leave."""
-        return self.entry is not None and self.entry.kind == "async"
-
-    @property
     def owner(self) -> str | None:
         """The owner; None without keys, and for a prompt that is only watched."""
         return None if self.entry is None else self.entry.owner
+
+    @property
+    def others_are_hidden(self) -> bool:
+        """Whether the caller may not join a prompt that ComfyUI has, and that no journal has as the caller's."""
+        return self.entry is not None and self.entry.others_are_hidden
+
+    @property
+    def stays(self) -> bool:
+        """Whether it goes on however many requests leave."""
+        return self.entry is not None and self.entry.kind == "async"
 
     @property
     def may_be_asked_for(self) -> bool:

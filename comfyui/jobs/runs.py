@@ -90,6 +90,7 @@ class Runs:
         self._metrics = metrics
         # Looking up a label takes longer than counting.
         self._prompts = functools.cache(metrics.prompts.labels)
+        self._key_prompts = functools.cache(metrics.key_prompts.labels)
         self._stage_seconds = functools.cache(metrics.stage_seconds.labels)
         self._log = structlog.get_logger(__name__)
 
@@ -229,12 +230,15 @@ class Runs:
         if outcome == ComfyUIShutdownError.code and job.stays:
             return  # it goes on
         self._prompts(outcome).inc()
+        if job.owner is not None:
+            self._key_prompts(self._metrics.key_label(job.owner), outcome).inc()
         for stage, stage_s in timings.items():
             self._stage_seconds(stage).observe(stage_s)
         self._log.info(
             "prompt.done",
             prompt_id=job.prompt_id,
             outcome=outcome,
+            key=job.owner,
             server=job.backend.name if job.backend else None,
             seconds=round(seconds, 3),
         )

@@ -190,6 +190,12 @@ class BackendPool:
             if not backend.ready
         )
 
+    def look_again(self) -> None:
+        """Servers without a working websocket are asked anew."""
+        for backend in self.backends:
+            if not backend.watcher.connected:
+                backend.look_again()
+
     def report(self, *, in_detail: bool = True) -> list[ServerReport]:
         """Per-server state for `/health`, from what is known: it asks nobody. Not `in_detail`: no names, no reasons."""
         return [_report(backend, _detail(backend) if in_detail else {}) for backend in self.backends]

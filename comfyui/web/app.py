@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from comfyui.exceptions import ComfyUIDiskError
 from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.usage import SentBytes
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
 from comfyui.tasks import end_tasks
-from comfyui.web.api import ops, prompt_sync, queue, tickets, workflows
+from comfyui.web.api import ops, prompt_sync, queue, tickets, usage, workflows
 from comfyui.web.api.door import Door
 from comfyui.web.api.starting import Starting
+from comfyui.web.api.uploads import own_upload
 from comfyui.web.api.webhook_messages import WEBHOOKS
 from comfyui.web.comfyui import prompt
+from comfyui.web.comfyui.owned import Owned
 from comfyui.web.comfyui.proxy import Relay, RelayOptions
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.front.auth import Guard
@@ -36,10 +39,12 @@ from comfyui.web.front.gateway_state import GatewayState, WebOptions
 from comfyui.web.front.guesses import Guesses, GuessLimits
 from comfyui.web.front.hosts import KnownHosts
 from comfyui.web.front.keys import KeyRing
+from comfyui.web.front.keys_file import KeysFile
 from comfyui.web.front.middleware import BodyLimit, BodyLimits, RequestContext, SlowClients
 from comfyui.web.front.openapi import completed
 from comfyui.web.front.origins import Origins
 from comfyui.web.front.paths import OwnPaths
+from comfyui.web.front.rates import SubmissionRates
 from comfyui.web.front.tickets import Tickets
 
 # So long the start may take before the port is opened, where the journal does not say that it waits.
@@ -47,7 +52,7 @@ _START_PATIENCE_S = 10.0
 _LOOK_EVERY_S = 0.2
 _log = structlog.get_logger("gateway")
 
-_ROUTERS = (prompt_sync.router, workflows.router, queue.router, ops.router)
+_ROUTERS = (prompt_sync.router, workflows.router, queue.router, usage.router, ops.router)
 # ComfyUI has the same paths, or may come to have them: only these routes' own methods do not reach it.
 _SHARED_ROUTERS = (prompt.router, tickets.router)
 
@@ -58,6 +63,7 @@ class AppOptions:
 
     Attributes:
         keys: who may call the gateway; empty: everybody.
+        keys_file: where some of the keys come from; None where all are settings.
         link_s: how long a signed link opens.
         trusted_proxies: addresses and CIDRs whose ``X-Forwarded-*`` is believed.
         allowed_origins: of pages that may call the gateway beside its own.
@@ -68,6 +74,7 @@ class AppOptions:
     """
 
     keys: KeyRing
+    keys_file: KeysFile | None
     link_s: int
     trusted_proxies: tuple[str, ...]
     allowed_origins: frozenset[str]
@@ -193,8 +200,13 @@ class Gateway(FastAPI):
     async def _live(self, opened: asyncio.Event, stop: asyncio.Event) -> None:
         """Everything is open from `opened` to `stop`."""
         try:
-            async with self._opening() as found, Upstreams(found.handler.pool) as upstreams:
-                self._serve_requests(found, upstreams)
+            async with (
+                self._opening() as found,
+                Upstreams(found.handler.pool) as upstreams,
+                _following(self.app_options),
+                SentBytes(found.handler.journal).writing() as sent,
+            ):
+                self._serve_requests(found, upstreams, sent)
                 opened.set()
                 await stop.wait()
         except Exception as error:
@@ -210,7 +222,7 @@ class Gateway(FastAPI):
         if not life.cancelled() and life.exception() is not None and self._on_failed is not None:
             self._on_failed()
 
-    def _serve_requests(self, opened: Opened, upstreams: Upstreams) -> None:
+    def _serve_requests(self, opened: Opened, upstreams: Upstreams, sent: SentBytes) -> None:
         self.running = GatewayState(
             options=self.app_options.web,
             handler=opened.handler,
@@ -218,6 +230,9 @@ class Gateway(FastAPI):
             sockets=upstreams,
             tickets=opened.tickets,
             metrics=self._metrics,
+            sent=sent,
+            keys=self.app_options.keys,
+            keys_file=self.app_options.keys_file,
         )
         app: ASGIApp = super().__call__
         for layer in reversed(self._layers(self.running, upstreams)):
@@ -234,7 +249,7 @@ class Gateway(FastAPI):
             # Who the client is and how it calls the gateway: what a trusted proxy says, and nobody else.
             Middleware(TrustedProxies, options.trusted_proxies),
             # Its id, in every line of the log, and the access log.
-            Middleware(RequestContext),
+            Middleware(RequestContext, running.sent),
             # From here on a client that does not move ends.
             Middleware(SlowClients, options.client_idle_s, options.min_body_rate, metrics),
             # From here on the caller may call: page, name, key or ticket have been checked.
@@ -246,9 +261,17 @@ class Gateway(FastAPI):
                 metrics,
                 tickets=running.tickets,
                 guesses=Guesses(options.guesses),
+                rates=SubmissionRates(),
             ),
             # From here on it is for the gateway: all else, and every websocket, goes to ComfyUI.
-            Middleware(Relay, self.own_paths(), upstreams, options.relay, metrics),
+            Middleware(
+                Relay,
+                self.own_paths(),
+                upstreams,
+                options.relay,
+                metrics,
+                owned=Owned(running.handler, own_upload, upstreams),
+            ),
             # From here on a body is unpacked and bounded.
             Middleware(BodyLimit, options.bodies, metrics),
             # `/prompt_sync` is answered here, and only described in FastAPI.
@@ -259,6 +282,11 @@ class Gateway(FastAPI):
         """What the gateway answers itself: every route that the application has."""
         shared = {path for router in _SHARED_ROUTERS for path, _ in _paths_of(router)}
         return OwnPaths(_paths_of(self.router), shared)
+
+
+def _following(options: AppOptions) -> AbstractAsyncContextManager[None]:
+    """Keeps the keys as KEYS_FILE has them."""
+    return nullcontext() if options.keys_file is None else options.keys_file.following(options.keys)
 
 
 def _paths_of(router: APIRouter) -> Iterator[tuple[str, str]]:

@@ -33,9 +33,10 @@ from comfyui.transport.http1 import Http1Client
 from comfyui.web.server.connections import Connections
 from config import Settings
 from server import create_app
+from tests.support.calls import Calls
 from tests.support.credentials import CERTIFICATE, TOKEN
 from tests.support.described import Document
-from tests.support.keys import KEY, OTHER_KEY
+from tests.support.keys import ALICE, BOB, KEY, KEYS, OTHER_KEY, ROOT, WATCHER, bearer, table, write_keys
 from tests.support.large_output import SIZE
 from tests.support.limits import SMALL_ANSWER_BYTES, SMALL_LIMITS
 from tests.support.log_lines import Lines
@@ -50,8 +51,10 @@ from tests.support.object_store import (
 )
 from tests.support.processes import engine_process
 from tests.support.receivers import SECRET, Receiver, receiver
+from tests.support.relaying import fetch
 from tests.support.running import (
     RunningGateway,
+    invert_workflow,
     running_gateway,
     sleep_workflow,
 )
@@ -404,3 +407,37 @@ async def telling(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway that sends webhooks, to public addresses only."""
     async with running_gateway(engine.url, webhook_secret=SECRET, public_url=PUBLIC) as running:
         yield running
+
+
+@pytest.fixture
+def keys_path(tmp_path: Path) -> Path:
+    """A file with two users' keys, one of role read and an admin's."""
+    return write_keys(tmp_path / "keys.toml", KEYS)
+
+
+@pytest.fixture
+async def calls(engine: Engine, keys_path: Path) -> AsyncIterator[Calls]:
+    async with running_gateway(engine.url, keys_file=keys_path) as gateway:
+        yield Calls(gateway)
+
+
+@pytest.fixture
+async def used(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """Alice has run two prompts, one for Eve, and failed with one; Bob has run one."""
+    path = write_keys(
+        tmp_path / "keys.toml",
+        table("alice", ALICE, user_header="X-User")
+        + table("bob", BOB)
+        + table("watcher", WATCHER, "read")
+        + table("root", ROOT, "admin"),
+    )
+    async with running_gateway(engine.url, keys_file=path, api_keys=KEY) as gateway:
+        for key, headers in ((ALICE, {}), (ALICE, {"X-User": "eve"}), (BOB, {})):
+            body = {"prompt": sleep_workflow(0.2, tag=len(headers)), "return_image_base64": True}
+            assert (
+                await fetch(gateway, "/prompt_sync", "POST", json=body, headers=bearer(key) | headers)
+            ).status == 200
+        await engine.set_faults({"node_error": {"message": "no", "times": 1}})
+        body = {"prompt": invert_workflow(9)}
+        assert (await fetch(gateway, "/prompt_sync", "POST", json=body, headers=bearer(ALICE))).status == 500
+        yield gateway

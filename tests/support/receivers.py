@@ -18,6 +18,7 @@ from comfyui.jobs.journal.writes import Add, Finish
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.jobs.webhooks.outbox import Outbox, OutboxOptions
 from comfyui.jobs.webhooks.sending import SenderOptions, WebhookSender
+from comfyui.jobs.webhooks.signers import Signers
 from comfyui.jobs.webhooks.signing import Signer
 from comfyui.metrics import Metrics
 from tests.support.clock import Clock
@@ -183,7 +184,7 @@ async def sending(
             journal,
             announcements,
             render,
-            Signer(secrets),
+            Signers(Signer(secrets)),
             opened,
             metrics,
             OutboxOptions(**options),

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
+from typing import Any
 
 from comfyui import jsonio
 from comfyui.exceptions import QueryError
@@ -37,5 +38,6 @@ def seq_of(cursor: str | None, narrowed: JobFilter) -> int | None:
 
 def _mark(narrowed: JobFilter) -> str:
     states = sorted(state.value for state in narrowed.states)
-    parts = [narrowed.owner, states, narrowed.workflow_name, dict(narrowed.labels)]
+    parts: list[Any] = [narrowed.owner, states, narrowed.workflow_name, dict(narrowed.labels)]
+    parts += [narrowed.key] if narrowed.key is not None else []
     return hashlib.sha256(jsonio.canonical(parts)).hexdigest()[:16]

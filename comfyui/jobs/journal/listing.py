@@ -13,16 +13,28 @@ from comfyui.jobs.journal.rows import JOB_COLUMNS
 _COUNTED = 10_000
 
 
+OF_KEY = "(owner = ? OR (owner >= ? AND owner < ?))"
+"""Of the jobs of a key: its own, and those of the persons behind it. Its values are those of `key_range`."""
+
+
+def key_range(key: str) -> tuple[str, str, str]:
+    return key, f"{key}/", f"{key}{chr(ord('/') + 1)}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Narrowing:
-    """One filter. `column` is None for a label, which has a table of its own."""
+    """One filter. `column` is None for a label, which has a table of its own. `of_key`: `values` are
+    those of `key_range`."""
 
     column: str | None
     values: tuple[str, ...]
+    of_key: bool = False
 
     @property
     def indexed(self) -> str:
         """The condition on the index of the filter, which is ordered by `seq` for each value."""
+        if self.of_key:
+            return OF_KEY
         return f"{self.column} IN ({', '.join('?' * len(self.values))})" if self.column else "key = ? AND value = ?"
 
     @property
@@ -33,6 +45,8 @@ class _Narrowing:
     @property
     def plain(self) -> str:
         """The condition on a job that was found otherwise; the sign keeps SQLite from the index of the column."""
+        if self.of_key:
+            return OF_KEY.replace("owner", "+jobs.owner")
         if self.column:
             return "+jobs." + self.indexed
         return f"EXISTS (SELECT 1 FROM labels AS l WHERE l.{self.indexed} AND l.seq = jobs.seq)"  # noqa: S608
@@ -70,6 +84,8 @@ def _narrowings(narrowed: JobFilter) -> list[_Narrowing]:
     found = []
     if narrowed.owner is not None:
         found.append(_Narrowing("owner", (narrowed.owner,)))
+    if narrowed.key is not None:
+        found.append(_Narrowing("owner", key_range(narrowed.key), of_key=True))
     if narrowed.workflow_name is not None:
         found.append(_Narrowing("workflow_name", (narrowed.workflow_name,)))
     if narrowed.states:

@@ -15,6 +15,7 @@ from comfyui.exceptions import ComfyUIOverloadedError
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.memory_bodies import MemoryBodies
 from comfyui.jobs.journal.memory_outbox import MemoryOutbox
+from comfyui.jobs.journal.memory_usage import MemoryUsage
 from comfyui.jobs.journal.protocol import RUNS_KEPT, YOUNG_S
 from comfyui.jobs.journal.records import (
     Delivery,
@@ -25,6 +26,8 @@ from comfyui.jobs.journal.records import (
     Page,
     RunRecord,
     State,
+    UsageQuery,
+    UsageRow,
     first_record,
 )
 from comfyui.jobs.journal.rows import packed, unpacked
@@ -39,6 +42,7 @@ from comfyui.jobs.journal.writes import (
     Place,
     PutBack,
     SendAgain,
+    Sent,
     Start,
     Tell,
     Tried,
@@ -92,6 +96,7 @@ class MemoryJournal:
         self._waiting: list[int] = []
         self._waiting_seqs: dict[int, int] = {}
         self._outbox = MemoryOutbox()
+        self._usage = MemoryUsage()
         self._appliers: dict[type, Callable[[Any], bool]] = {
             Add: self._add,
             Place: self._place,
@@ -106,6 +111,7 @@ class MemoryJournal:
             Tried: self._outbox.tried,
             SendAgain: self._send_again,
             Pause: self._pause,
+            Sent: self._usage.sent,
         }
 
     @property
@@ -177,11 +183,13 @@ class MemoryJournal:
         if write.result is not None:
             self._results[job.seq] = packed(write.result)
         self._outbox.add(write.fence, write.deliveries)
+        started_at = write.started_at if job.started_at is None else job.started_at
+        self._usage.ended(write, job.owner, job.workflow_name, started_at)
         self._change(
             job,
             state=write.state,
             ended_at=write.at,
-            started_at=write.started_at if job.started_at is None else job.started_at,
+            started_at=started_at,
             end_number=self._next_number(),
             retryable=write.retryable,
             error=None if write.error is None else jsonio.loads(jsonio.dumps(write.error)),
@@ -298,6 +306,9 @@ class MemoryJournal:
         self._outbox.remove(job.prompt_id)
         self._bodies.drop(job.body_sha256)
 
+    async def prune_usage(self, before: str, files_before: str) -> int:
+        return self._usage.remove(before, files_before)
+
     # Jobs
 
     async def get(self, prompt_id: str) -> JobRecord | None:
@@ -342,6 +353,11 @@ class MemoryJournal:
     async def ahead_of(self, number: int) -> int:
         return bisect_left(self._waiting, number)
 
+    async def queued_of(self, key: str, limit: int) -> list[str]:
+        narrowed = JobFilter(key=key, states=frozenset({State.QUEUED}))
+        queued = (job for seq in self._unfinished if narrowed.fits(job := self._jobs[seq]))
+        return [job.prompt_id for job in islice(queued, limit)]
+
     async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
         return [self._jobs[seq] for seq in sorted(self._unfinished) if seq > after][:limit]
 
@@ -350,6 +366,12 @@ class MemoryJournal:
 
     async def oldest_waiting(self) -> float | None:
         return self._jobs[self._waiting_seqs[self._waiting[0]]].queued_at if self._waiting else None
+
+    async def has_made(self, key: str, place: str) -> bool:
+        return self._usage.has_made(key, place)
+
+    async def usage(self, query: UsageQuery) -> list[UsageRow]:
+        return self._usage.rows(query)
 
     # Webhooks
 

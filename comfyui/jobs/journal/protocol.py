@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol, Self
 
-from comfyui.jobs.journal.records import Delivery, Due, JobFilter, JobRecord, Page, RunRecord, State
+from comfyui.jobs.journal.records import (
+    Delivery,
+    Due,
+    JobFilter,
+    JobRecord,
+    Page,
+    RunRecord,
+    State,
+    UsageQuery,
+    UsageRow,
+)
 from comfyui.jobs.journal.writes import Write
 
 RUNS_KEPT = 100
@@ -56,6 +66,9 @@ class Journal(Protocol):
         A job that ended less than 24 hours ago stays, and one with a webhook that waits.
         """
 
+    async def prune_usage(self, before: str, files_before: str) -> int:
+        """Removes what was used on days before `before`; returns how many rows. Whose files are is kept shorter."""
+
     # Jobs
 
     async def get(self, prompt_id: str) -> JobRecord | None: ...
@@ -83,6 +96,9 @@ class Journal(Protocol):
     async def ahead_of(self, number: int) -> int:
         """How many of `waiting` and `fetching` are before this number."""
 
+    async def queued_of(self, key: str, limit: int) -> list[str]:
+        """Ids of jobs of this key, of either kind and of all persons behind it, that are queued: so many at most."""
+
     async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
         """Jobs of both kinds that have not ended, by `seq`, from the one behind `after` on."""
 
@@ -97,6 +113,12 @@ class Journal(Protocol):
 
     async def is_paused(self) -> bool:
         """Whether the last `Pause` said so."""
+
+    async def has_made(self, key: str, place: str) -> bool:
+        """Whether a job of this key has made a file, see `comfyui.owners.place_of`."""
+
+    async def usage(self, query: UsageQuery) -> list[UsageRow]:
+        """In the order of `query.by`."""
 
     # Webhooks
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from comfyui import jsonio
 from comfyui.labels import check_labels
+from comfyui.owners import key_of
 
 Kind = Literal["sync", "async"]
 """Whether a caller waits for the job on its connection, or comes back for it."""
@@ -274,12 +276,14 @@ class JobFilter:
     """Which jobs a list has; what is not given does not narrow it. All must hold, and all of the labels."""
 
     owner: str | None = None
+    key: str | None = None
+    """The name of a key: its own jobs, and those of all persons behind it."""
     states: frozenset[State] = frozenset()
     workflow_name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("owner", "workflow_name"):
+        for name in ("owner", "key", "workflow_name"):
             if (text := getattr(self, name)) is not None:
                 object.__setattr__(self, name, jsonio.without_surrogates(text))
         labels = {jsonio.without_surrogates(key): jsonio.without_surrogates(self.labels[key]) for key in self.labels}
@@ -288,10 +292,53 @@ class JobFilter:
     def fits(self, job: JobRecord) -> bool:
         return (
             (self.owner is None or job.owner == self.owner)
+            and (self.key is None or (job.owner is not None and key_of(job.owner) == self.key))
             and (self.workflow_name is None or job.workflow_name == self.workflow_name)
             and (not self.states or job.state in self.states)
             and all(job.labels.get(key) == value for key, value in self.labels.items())
         )
+
+
+def day_of(at: float) -> str:
+    """The day of a time in UTC, as ``2026-11-29``."""
+    return datetime.fromtimestamp(at, UTC).date().isoformat()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageQuery:
+    """What was used, summed.
+
+    Attributes:
+        by: one row for each of these that differs: ``day``, ``key``, ``person``, ``workflow``; at least one.
+        since, until: days, both included.
+        key, person: of whom; None: of all.
+    """
+
+    by: tuple[str, ...]
+    since: str
+    until: str
+    key: str | None = None
+    person: str | None = None
+    limit: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """Runs by how they ended, the seconds that they kept a server, and the bytes that were sent.
+
+    What the rows are not told apart by is None; `key`, `person` and `workflow` are "" where there is none.
+    """
+
+    day: str | None
+    key: str | None
+    person: str | None
+    workflow: str | None
+    succeeded: int
+    failed: int
+    canceled: int
+    lost: int
+    gpu_s: float
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,8 +70,24 @@ CREATE TABLE queue (paused INTEGER NOT NULL);
 INSERT INTO queue VALUES (0);
 """
 
+# Whose jobs wait, what was used, and whose files are.
+_VERSION_5 = """
+-- What waits of one key, among all that has ended.
+CREATE INDEX jobs_unfinished_by_owner ON jobs (owner, state) WHERE ended_at IS NULL AND owner IS NOT NULL;
+
+-- What was used, by day (UTC), key and person: "" where there is none.
+CREATE TABLE usage (
+    day TEXT NOT NULL, key TEXT NOT NULL, person TEXT NOT NULL, workflow TEXT NOT NULL,
+    succeeded INTEGER NOT NULL, failed INTEGER NOT NULL, canceled INTEGER NOT NULL, lost INTEGER NOT NULL,
+    gpu_s REAL NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (day, key, person, workflow)
+) WITHOUT ROWID;
+
+-- Files that each key's jobs have made, see `comfyui.owners.place_of`.
+CREATE TABLE files (key TEXT NOT NULL, place TEXT NOT NULL, day TEXT NOT NULL, PRIMARY KEY (key, place)) WITHOUT ROWID;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5)
 
 
 def migrate(database: sqlite3.Connection) -> None:

@@ -15,10 +15,21 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from comfyui.exceptions import JournalError
+from comfyui.jobs.journal.by_owner import has_made, queued_of, remove_usage, usage
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver
-from comfyui.jobs.journal.records import Delivery, Due, JobFilter, JobRecord, Page, RunRecord, State
+from comfyui.jobs.journal.records import (
+    Delivery,
+    Due,
+    JobFilter,
+    JobRecord,
+    Page,
+    RunRecord,
+    State,
+    UsageQuery,
+    UsageRow,
+)
 from comfyui.jobs.journal.schema import migrate
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.writes import Finish, PutBack, Write
@@ -134,6 +145,9 @@ class SqliteJournal:
                 removed += await self._remove(now - YOUNG_S, up_to)
         return removed
 
+    async def prune_usage(self, before: str, files_before: str) -> int:
+        return await self._in_transaction(lambda sql: remove_usage(sql.database, before, files_before))
+
     async def _remove(self, before: float, up_to: tuple[float, int] | None) -> int:
         """In small steps: writes that come meanwhile do not wait for all of it."""
         removed = 0
@@ -176,6 +190,9 @@ class SqliteJournal:
     async def ahead_of(self, number: int) -> int:
         return await self._ask(lambda sql: sql.ahead_of(number))
 
+    async def queued_of(self, key: str, limit: int) -> list[str]:
+        return await self._ask(lambda sql: queued_of(sql.database, key, limit))
+
     async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
         return await self._ask(lambda sql: sql.unfinished(after, limit))
 
@@ -184,6 +201,12 @@ class SqliteJournal:
 
     async def oldest_waiting(self) -> float | None:
         return await self._ask(Statements.oldest_waiting)
+
+    async def has_made(self, key: str, place: str) -> bool:
+        return await self._ask(lambda sql: has_made(sql.database, key, place))
+
+    async def usage(self, query: UsageQuery) -> list[UsageRow]:
+        return await self._ask(lambda sql: usage(sql.database, query))
 
     # Webhooks
 

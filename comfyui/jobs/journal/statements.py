@@ -6,9 +6,11 @@ import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from comfyui import jsonio
+from comfyui.jobs.journal.by_owner import add_sent, add_usage
 from comfyui.jobs.journal.listing import page_of
 from comfyui.jobs.journal.outbox_statements import OutboxStatements
 from comfyui.jobs.journal.protocol import RUNS_KEPT
@@ -41,6 +43,7 @@ from comfyui.jobs.journal.writes import (
     Place,
     PutBack,
     SendAgain,
+    Sent,
     Start,
     Tell,
     Tried,
@@ -81,6 +84,7 @@ class Statements:
             Tried: self.outbox.tried,
             SendAgain: self.outbox.send_again,
             Pause: self._pause,
+            Sent: partial(add_sent, database),
         }
 
     def apply(self, write: Write) -> bool:
@@ -182,6 +186,7 @@ class Statements:
             ),
         )
         if finished:
+            add_usage(self.database, write)
             self.outbox.add(fence, write.deliveries)
             self._count_end(write.state.value, 1)
         else:

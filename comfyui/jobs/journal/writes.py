@@ -71,6 +71,8 @@ class Finish:
         error: as the error body has it.
         result: the result as JSON.
         started_at: when ComfyUI began to execute it, where no `Start` says so.
+        files: what the run has made, see `comfyui.owners.place_of`.
+        executing_s: how long ComfyUI executed it, where it says so; else it is the time from its start to its end.
         retryable: of the error; a run that failed with such an error may be followed by another.
     """
 
@@ -82,6 +84,14 @@ class Finish:
     started_at: float | None = None
     retryable: bool = False
     deliveries: tuple[NewDelivery, ...] = ()
+    executing_s: float | None = None
+    files: tuple[str, ...] = ()
+
+    def used_s(self, started_at: float | None) -> float:
+        """Seconds that the run kept a server, where it began at `started_at`."""
+        if self.executing_s is not None:
+            return self.executing_s
+        return 0.0 if started_at is None else max(0.0, self.at - started_at)
 
     def __post_init__(self) -> None:
         if not self.state.is_end:
@@ -148,6 +158,15 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """So many bytes of answers went to the callers of an owner, up to `at`. Place: always."""
+
+    owner: str | None
+    at: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class SendAgain:
     """The webhooks of the present run are sent again at `at`, as if never tried. Place: there are some."""
 
@@ -162,4 +181,6 @@ class Pause:
     paused: bool
 
 
-Write = Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Keep | Fetched | Tried | SendAgain | Pause
+Write = (
+    Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Keep | Fetched | Tried | SendAgain | Pause | Sent
+)

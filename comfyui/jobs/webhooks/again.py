@@ -11,6 +11,8 @@ from comfyui.jobs.journal.records import Delivery, JobRecord
 from comfyui.jobs.journal.writes import SendAgain
 from comfyui.jobs.webhooks.announcements import Announcements
 
+UNKNOWN_JOB = "the gateway does not know this job"
+
 
 async def send_again(
     journal: Journal, announcements: Announcements, prompt_id: str, *, clock: Callable[[], float] = time.time
@@ -24,7 +26,7 @@ async def send_again(
     """
     record = await journal.get(prompt_id)
     if record is None:
-        raise ComfyUINotFoundError("the gateway does not know this job", prompt_id=prompt_id)
+        raise ComfyUINotFoundError(UNKNOWN_JOB, prompt_id=prompt_id)
     if not record.state.is_end:
         raise ComfyUIConflictError("the job has not ended yet; its webhook is sent when it has", prompt_id=prompt_id)
     if not await journal.write(SendAgain(prompt_id, clock())):

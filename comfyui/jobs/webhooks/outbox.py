@@ -22,7 +22,7 @@ from comfyui.jobs.journal.writes import Tried
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.jobs.webhooks.plan import Jitter, wait_s
 from comfyui.jobs.webhooks.sending import Answer, WebhookSender
-from comfyui.jobs.webhooks.signing import Signer
+from comfyui.jobs.webhooks.signers import Signers
 from comfyui.metrics import Metrics
 from comfyui.retrying import Backoff, retry
 from comfyui.tasks import SideTasks, happens_within
@@ -79,7 +79,7 @@ class Outbox:
         journal: Journal,
         announcements: Announcements,
         render: Render,
-        signer: Signer,
+        signers: Signers,
         sender: WebhookSender,
         metrics: Metrics,
         options: OutboxOptions | None = None,
@@ -90,7 +90,7 @@ class Outbox:
         self._journal = journal
         self._news = announcements.news
         self._render = render
-        self._signer = signer
+        self._signers = signers
         self._sender = sender
         self._metrics = metrics
         self._options = options = options or OutboxOptions()
@@ -145,7 +145,11 @@ class Outbox:
     async def _try(self, delivery: Delivery) -> Answer:
         try:
             body = await self._insist(lambda: self._rendered(delivery))
-            headers = self._signer.headers(delivery.id, self._clock(), body)
+            record = await self._insist(lambda: self._journal.get(delivery.prompt_id))
+            signer = self._signers.of(record.owner if record else None, delivery.audience)
+            if signer is None:
+                return Answer("the job's key has no webhook_secret", refused=True)
+            headers = signer.headers(delivery.id, self._clock(), body)
             return await self._sender.post(delivery.url, headers, body, guarded=delivery.audience == "caller")
         except Exception:
             self._log.exception("webhook.failed", prompt_id=delivery.prompt_id, webhook_event=delivery.event)

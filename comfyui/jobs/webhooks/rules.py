@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from comfyui.exceptions import NotPermittedError, RequestError
+from comfyui.owners import KeyRules, is_given_name
 from comfyui.transport.address_guard import AddressPolicy, parse_url
+
+_BY_KEY = frozenset({"WEBHOOK_SECRET"})
 
 
 class WebhookRules:
@@ -20,18 +23,24 @@ class WebhookRules:
         self._missing = tuple(missing)
         self._policy = AddressPolicy(allow)
 
-    def check_enabled(self) -> None:
-        """Raise `RequestError` where the gateway sends no webhooks."""
-        if self._missing:
-            named = f"{' and '.join(self._missing)} {'are' if self._missing[1:] else 'is'}"
+    def check_enabled(self, rules: KeyRules | None) -> None:
+        """Raise `RequestError` where the gateway sends no webhooks for this key; None: without keys."""
+        missing = self._missing
+        if rules is not None and not is_given_name(rules.name):
+            # A key of KEYS_FILE has its own secret.
+            if rules.webhook_secret is None:
+                raise RequestError(f"webhook: the key {rules.name!r} has no webhook_secret in KEYS_FILE")
+            missing = tuple(name for name in missing if name not in _BY_KEY)
+        if missing:
+            named = f"{' and '.join(missing)} {'are' if missing[1:] else 'is'}"
             raise RequestError(f"webhook: this gateway sends none, since {named} not set")
 
-    def check(self, url: str) -> None:
+    def check(self, url: str, rules: KeyRules | None = None) -> None:
         """Raise `RequestError` for a URL that nothing would be sent to.
 
         A name is looked up only when it is connected to: it may have another address by then.
         """
-        self.check_enabled()
+        self.check_enabled(rules)
         if not url.isprintable() or " " in url:
             raise RequestError("webhook.url: not a valid URL")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -11,10 +12,11 @@ from fastapi import Request, Response
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from comfyui.exceptions import RequestError
+from comfyui.exceptions import ComfyUINotFoundError, RequestError
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.records import Delivery, JobFilter, JobRecord, State, WebhookOrder
-from comfyui.jobs.webhooks.again import send_again
+from comfyui.jobs.origin import Origin
+from comfyui.jobs.webhooks.again import UNKNOWN_JOB, send_again
 from comfyui.labels import MAX_LABELS, check_label
 from comfyui.web.api.parameters import IN_QUERY_LABELS, Parameters, read
 from comfyui.web.api.preferences import Preferences
@@ -22,6 +24,7 @@ from comfyui.web.front.errors import json_response
 from comfyui.web.front.forwarded import prefix_of
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.openapi import PROMPT_STATUS, Answer, json_of
+from comfyui.web.front.request_state import state_of
 from comfyui.workflows.progress import NodeProgress, NodeStarted, ProgressTracker
 
 _RETRY_AFTER_S = 2
@@ -184,11 +187,26 @@ class ListCall(Parameters):
         return JobFilter(states=states, workflow_name=self.workflow, labels=self.labels)
 
 
+def origin_of(request: Request) -> Origin:
+    """Who calls, for the job that the call makes or asks for."""
+    caller = state_of(request.scope).caller
+    return Origin() if caller is None else Origin(owner=caller.owner, rules=caller.rules)
+
+
+def _seen_by(request: Request, narrowed: JobFilter) -> JobFilter:
+    """The filter with what the caller may see: a user's own jobs, or those of the person behind a shared key."""
+    caller = state_of(request.scope).caller
+    if caller is None or caller.rules.role != "user":
+        return narrowed
+    whole_key = caller.rules.user_header is not None and not caller.person
+    return replace(narrowed, key=caller.rules.name) if whole_key else replace(narrowed, owner=caller.owner)
+
+
 async def list_of_jobs(request: Request) -> Response:
     """The answer to a list's request."""
     asked = read(ListCall, request)
     journal = gateway_of(request).handler.journal
-    page = await journal.page(asked.narrowed(), asked.limit, asked.cursor)
+    page = await journal.page(_seen_by(request, asked.narrowed()), asked.limit, asked.cursor)
     deliveries: defaultdict[str, list[Delivery]] = defaultdict(list)
     for delivery in await journal.deliveries(*(record.prompt_id for record in page.records)):
         deliveries[delivery.prompt_id].append(delivery)
@@ -201,8 +219,12 @@ async def list_of_jobs(request: Request) -> Response:
 async def sent_again(request: Request, prompt_id: str) -> Response:
     """The answer to a POST that wants a job's webhooks sent again."""
     gateway = gateway_of(request)
-    gateway.options.webhooks.check_enabled()
-    record, deliveries = await send_again(gateway.handler.journal, gateway.handler.entries.announcements, prompt_id)
+    journal, origin = gateway.handler.journal, origin_of(request)
+    known = await journal.get(prompt_id)
+    if known is not None and not origin.sees(known.owner):
+        raise ComfyUINotFoundError(UNKNOWN_JOB, prompt_id=prompt_id)
+    gateway.options.webhooks.check_enabled(gateway.keys.rules_of(known.owner) if known else origin.rules)
+    record, deliveries = await send_again(journal, gateway.handler.entries.announcements, prompt_id)
     shown = SentAgain(prompt_id=prompt_id, webhook=_webhooks(record.webhook, deliveries))
     return json_response(202, shown, {"Cache-Control": "no-store"})
 

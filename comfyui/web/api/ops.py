@@ -12,12 +12,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.measures import measure_jobs
 from comfyui.offload import in_thread
 from comfyui.servers.pool import ServerReport
 from comfyui.web.front.errors import json_response
-from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.openapi import TEXT, Answer, json_of, operation
 from comfyui.web.front.request_state import state_of
 
@@ -66,10 +65,13 @@ class Readiness(TypedDict):
     degraded: NotRequired[Degraded]
 
 
-def _degraded(handler: ComfyUIHandler, *, in_detail: bool) -> str | None:
-    if (problem := handler.journal.problem) is None:
-        return None
-    return problem if in_detail else "STATE_DIR: the journal cannot be written"
+def _degraded(gateway: GatewayState, *, in_detail: bool) -> str | None:
+    problems = []
+    if (problem := gateway.handler.journal.problem) is not None:
+        problems.append(problem if in_detail else "STATE_DIR: the journal cannot be written")
+    if gateway.keys_file is not None and (problem := gateway.keys_file.problem) is not None:
+        problems.append(problem if in_detail else "KEYS_FILE: it was changed and cannot be used")
+    return "; ".join(problems) or None
 
 
 def timestamp() -> str:
@@ -115,7 +117,8 @@ async def health(request: Request) -> Response:
     """
     handler = gateway_of(request).handler
     in_detail = state_of(request.scope).in_detail
-    servers = await handler.health_check(in_detail=in_detail)
+    handler.pool.look_again()
+    servers = handler.pool.report(in_detail=in_detail)
     remaining = sum(server["queue_remaining"] for server in servers)
     running = sum(1 for server in servers if server["queue_remaining"])
     connected = bool(handler.pool.ready)
@@ -130,7 +133,7 @@ async def health(request: Request) -> Response:
         "version": VERSION,
         "timestamp": timestamp(),
     }
-    if (degraded := _degraded(handler, in_detail=in_detail)) is not None:
+    if (degraded := _degraded(gateway_of(request), in_detail=in_detail)) is not None:
         body["degraded"] = degraded
     if not connected:
         body["error"] = handler.pool.why_not_ready(in_detail=in_detail)
@@ -163,13 +166,14 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """503 with the reason while ComfyUI starts, is down or cannot run prompts, or the gateway is full or draining.
 
-    Still 200, with `degraded`, while the journal of jobs cannot be written: sync calls go on.
+    Still 200, with `degraded`, while the journal of jobs cannot be written (sync calls go on), or a changed KEYS_FILE
+    cannot be used (the keys before hold).
     """
-    handler = gateway_of(request).handler
+    gateway = gateway_of(request)
     in_detail = state_of(request.scope).in_detail
-    reason = handler.why_not_ready(in_detail=in_detail)
+    reason = gateway.handler.why_not_ready(in_detail=in_detail)
     body = Readiness(status="ready") if reason is None else Readiness(status="not ready", reason=reason)
-    if (degraded := _degraded(handler, in_detail=in_detail)) is not None:
+    if (degraded := _degraded(gateway, in_detail=in_detail)) is not None:
         body["degraded"] = degraded
     return json_response(200 if reason is None else 503, body)
 

@@ -25,19 +25,27 @@ from comfyui.exceptions import (
 )
 from comfyui.inputs.content import SpooledFiles
 from comfyui.jobs.admission import Look
-from comfyui.jobs.entry import Origin
 from comfyui.jobs.journal.records import State
+from comfyui.jobs.origin import Origin
 from comfyui.models import ImageConversion, ImageFormat, Metadata, OutputPlace, PromptRequest, StoreName
 from comfyui.outputs.delivery import Order
 from comfyui.web.api.accept import accepted_by
 from comfyui.web.api.answers import Call, answer, result_answer
 from comfyui.web.api.bodies import FIELDS, submission, submission_body
-from comfyui.web.api.jobs import JobList, ListCall, SentAgain, list_of_jobs, pending, pending_answer, sent_again
+from comfyui.web.api.jobs import (
+    JobList,
+    ListCall,
+    SentAgain,
+    list_of_jobs,
+    origin_of,
+    pending,
+    pending_answer,
+    sent_again,
+)
 from comfyui.web.api.parameters import IN_HEADER, IN_HEADER_LIST, IN_PATH, Parameters, described, read
 from comfyui.web.api.preferences import Preferences, preferences
 from comfyui.web.front.errors import answer_error, json_response
 from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
-from comfyui.web.front.keys import shown_name
 from comfyui.web.front.openapi import PROMPT_STATUS, Answer, json_of, operation
 from comfyui.web.front.request_state import state_of
 
@@ -153,15 +161,16 @@ async def prompt_sync(request: Request) -> Response:
     with await submission(request, waits=not preferred.respond_async) as submitted:
         body = submitted.request
         if body.webhook is not None:
-            gateway.options.webhooks.check(body.webhook.url)
+            gateway.options.webhooks.check(body.webhook.url, origin_of(request).rules)
         if asked.idempotency_key is not None:
             if body.prompt_id is not None:
                 raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
-            own_id = prompt_id_for_key(asked.idempotency_key, state_of(request.scope).caller)
+            caller = state_of(request.scope).caller
+            own_id = prompt_id_for_key(asked.idempotency_key, None if caller is None else caller.namespace)
             body = body.model_copy(update={"prompt_id": own_id})
         prompt_id = str(body.prompt_id or uuid4())
         structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
-        origin = Origin(owner=_owner(request))
+        origin = origin_of(request)
         call = _call(request, gateway, asked, prompt_id, Order.of(body), timeout_s)
         if preferred.respond_async:
             return await _in_the_background(request, gateway, call, body, submitted.files, origin, preferred)
@@ -196,10 +205,10 @@ async def _in_the_background(
     )
     if not look.state.is_end:
         return pending(request, look, preferred)
-    return await _ended(request, gateway, call, look)
+    return await _ended(request, gateway, call, look, origin)
 
 
-async def _ended(request: Request, gateway: GatewayState, call: Call, look: Look) -> Response:
+async def _ended(request: Request, gateway: GatewayState, call: Call, look: Look, origin: Origin) -> Response:
     """The result of a job that has ended, or the error that it ended with: `X-Prompt-Status` tells it from others."""
     try:
         response = await answer(
@@ -207,13 +216,13 @@ async def _ended(request: Request, gateway: GatewayState, call: Call, look: Look
             gateway.deliverer,
             call,
             lambda listener: gateway.handler.attach(
-                call.prompt_id, timeout_s=gateway.options.default_timeout_s, listener=listener
+                call.prompt_id, timeout_s=gateway.options.default_timeout_s, listener=listener, origin=origin
             ),
         )
     except ComfyUIError as error:
         record = look.record
         if record is None or not record.state.is_end:
-            record = (await gateway.handler.look(call.prompt_id)).record
+            record = (await gateway.handler.look(call.prompt_id, origin)).record
         if record is None or record.error is None or record.error["detail"] != error.detail:
             raise
         response = await answer_error(request, error)
@@ -260,19 +269,20 @@ async def attach(request: Request) -> Response:
     preferred = asked.preferred(gateway.options)
     prompt_id = str(asked.prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+    origin = origin_of(request)
     call = _call(request, gateway, asked, prompt_id, asked.order(), timeout_s)
     if preferred.respond_async or asked.timeout == 0:
-        look = await gateway.handler.look(prompt_id)
+        look = await gateway.handler.look(prompt_id, origin)
         if preferred.wait_s and not look.state.is_end:
-            look = await gateway.handler.look_within(prompt_id, preferred.wait_s)
+            look = await gateway.handler.look_within(prompt_id, preferred.wait_s, origin)
         if not look.state.is_end:
             return pending(request, look, preferred)
-        return await _ended(request, gateway, call, look)
+        return await _ended(request, gateway, call, look, origin)
     return await answer(
         request,
         gateway.deliverer,
         call,
-        lambda listener: gateway.handler.attach(prompt_id, timeout_s=timeout_s, listener=listener),
+        lambda listener: gateway.handler.attach(prompt_id, timeout_s=timeout_s, listener=listener, origin=origin),
     )
 
 
@@ -297,7 +307,7 @@ async def cancel(request: Request) -> Response:
     """Removed from ComfyUI's queue, or interrupted if it is the one that runs; nobody else's prompt is touched."""
     prompt_id = str(read(CancelCall, request).prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
-    await gateway_of(request).handler.cancel(prompt_id)
+    await gateway_of(request).handler.cancel(prompt_id, origin_of(request))
     return json_response(200, Cancelled(prompt_id=prompt_id, status="cancelled"))
 
 
@@ -318,18 +328,13 @@ async def send_webhooks_again(request: Request) -> Response:
     return await sent_again(request, prompt_id)
 
 
-def prompt_id_for_key(key: str, caller: UUID | None) -> UUID:
+def prompt_id_for_key(key: str, namespace: UUID | None) -> UUID:
     """The same Idempotency-Key of the same caller gives the same id, in any process and after any restart.
 
-    `caller`: the name of the API key that was shown, so that nobody meets the prompts of others by chance; None where
-    no key is needed.
+    `namespace`: of the caller's API key, so that nobody meets the prompts of others by chance; None where no key is
+    needed.
     """
-    return uuid5(caller or _KEY_NAMESPACE, key)
-
-
-def _owner(request: Request) -> str | None:
-    caller = state_of(request.scope).caller
-    return None if caller is None else shown_name(caller)
+    return uuid5(namespace or _KEY_NAMESPACE, key)
 
 
 def _call(

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, NotRequired
+from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import Field, ValidationError
 from typing_extensions import TypedDict
 
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIServerError
+from comfyui import big_json
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIServerError,
+    ComfyUIValidationError,
+    JSONError,
+    RequestError,
+)
+from comfyui.executors.checking import problems_on
+from comfyui.executors.own_files import as_seen_by
 from comfyui.headers import of_submission
+from comfyui.jobs.origin import Origin
+from comfyui.limits import Limits
+from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.servers.pool import CHOICE_PATIENCE_S
-from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.comfyui.own_jobs import refusal_of
+from comfyui.web.front.errors import describe_validation, json_response
+from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.openapi import Answer, json_of, operation
+from comfyui.web.front.request_state import state_of
+from comfyui.workflows.api_format import check_api_format
+from comfyui.workflows.preflight import refusal
+
+# What is taken of a user's body.
+_OF_A_USER = ("prompt", "prompt_id", "client_id", "extra_data", "partial_execution_targets")
 
 router = APIRouter(default_response_class=Response)
 
@@ -68,6 +89,9 @@ async def prompt(request: Request) -> Response:
     pieces = [chunk async for chunk in request.stream()]
     body = await offloaded(sum(map(len, pieces)), b"".join, pieces)
     gateway = gateway_of(request)
+    caller = state_of(request.scope).caller
+    if caller is not None and caller.rules.role == "user":
+        return await _own_prompt(gateway, body, Origin("prompt", caller.owner, caller.rules))
     server = await gateway.sockets.backend_for(body)
     gateway.handler.refuse_when_draining()
     pool = gateway.handler.pool
@@ -79,3 +103,42 @@ async def prompt(request: Request) -> Response:
         backend.failed(error)
         raise
     return Response(reply.body, reply.status, {"Content-Type": reply.content_type})
+
+
+async def _own_prompt(gateway: GatewayState, body: bytes, origin: Origin) -> Response:
+    """A user's prompt is a job of its key. What ComfyUI would refuse is refused at once, where a server says so."""
+    try:
+        posted = await offloaded(len(body), _posted, body, gateway.options.limits)
+        request, files = posted, ()
+        ready = gateway.handler.pool.ready
+        if ready and origin.rules is not None:
+            known = await ready[0].object_info()
+            problems = await problems_on(ready[0], request, limits=gateway.options.limits)
+            seen = await offloaded(len(body), as_seen_by, origin.rules.name, problems, request, known, files)
+            if (refused := refusal(seen)) is not None:
+                raise refused
+        look = await gateway.handler.submit_async(request, None, fresh_id=str(uuid4()), origin=origin, wait_s=0.0)
+    except (ComfyUIValidationError, RequestError) as error:
+        return json_response(400, refusal_of(error))
+    number = look.record.number if look.record is not None else 0
+    return json_response(200, {"prompt_id": look.prompt_id, "number": number, "node_errors": {}})
+
+
+def _posted(body: bytes, limits: Limits) -> PromptRequest:
+    """Raises `RequestError`, and `ComfyUILimitError` for more than `limits` allow.
+
+    `number` and `front` are left out: a user goes before nobody.
+    """
+    try:
+        fields = big_json.load(body, limits)
+    except JSONError as error:
+        raise RequestError(f"the body is not JSON: {error}") from None
+    if not isinstance(fields, dict) or "prompt" not in fields:
+        raise RequestError("No prompt provided")
+    taken = {name: fields[name] for name in _OF_A_USER if fields.get(name) is not None}
+    try:
+        request = PromptRequest.model_validate(taken).of_size(len(body))
+    except ValidationError as error:
+        raise RequestError(describe_validation(error.errors(include_url=False, include_input=False))) from None
+    check_api_format(request.prompt, limits)
+    return request

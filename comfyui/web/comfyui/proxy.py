@@ -27,6 +27,7 @@ from comfyui.headers import to_client
 from comfyui.metrics import Metrics
 from comfyui.transport.body import IteratedBody, OpenBody, RequestBody
 from comfyui.transport.drivers import OpenReply
+from comfyui.web.comfyui.owned import Owned
 from comfyui.web.comfyui.redaction import SecretFilter, may_hold_secrets, without_secrets
 from comfyui.web.comfyui.relay_socket import SocketRelay
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
@@ -34,6 +35,7 @@ from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import header, public_address, request_headers
 from comfyui.web.front.paths import OwnPaths, PathRules, route_of, target_of
 from comfyui.web.front.request_state import state_of
+from comfyui.web.front.rights import Right
 from comfyui.web.server.client_side import ClientSide
 from comfyui.web.server.disconnect import ClientWatch
 
@@ -69,9 +71,16 @@ class Relay:
     """Middleware: the gateway's own paths go on to the application, all others and every websocket to ComfyUI."""
 
     def __init__(
-        self, app: ASGIApp, own: OwnPaths, upstreams: Upstreams, options: RelayOptions, metrics: Metrics
+        self,
+        app: ASGIApp,
+        own: OwnPaths,
+        upstreams: Upstreams,
+        options: RelayOptions,
+        metrics: Metrics,
+        owned: Owned,
     ) -> None:
         self._app = app
+        self._owned = owned
         self._own = own
         self._upstreams = upstreams
         self._options = options
@@ -100,11 +109,20 @@ class Relay:
             detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
             await refusal(scope, 404, detail)(scope, receive, send)
         elif kind == "websocket":
-            await self._sockets.relay(scope, receive, send, self._upstreams, target)
+            own_frames = None
+            if state_of(scope).right is Right.OWN:
+                own_frames = self._owned.frames(scope)
+                target = own_frames.target
+            await self._sockets.relay(scope, receive, send, self._upstreams, target, own_frames)
         else:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.
                 state_of(scope).quiet = True
+            if state_of(scope).right is Right.OWN:
+                own = await self._owned.target(scope, receive, send, raw_path)
+                if own is None:
+                    return
+                target = own
             exchange = _Exchange(scope, receive, send, self._options, self._counters, target, route_of(raw_path))
             await exchange.run(self._upstreams)
 

@@ -23,6 +23,7 @@ from comfyui.offload import Turns
 from comfyui.tasks import end_tasks
 from comfyui.transport.drivers import unreachable
 from comfyui.transport.frames import Frames
+from comfyui.web.comfyui.own_frames import OwnFrames
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
 from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import request_headers
@@ -62,8 +63,16 @@ class SocketRelay:
         self._idle_s = idle_s
         self._backlogs = _Backlogs(buffer_bytes)
 
-    async def relay(self, scope: Scope, receive: Receive, send: Send, upstreams: Upstreams, target: str) -> None:
-        """One client's websocket from its handshake to its end."""
+    async def relay(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        upstreams: Upstreams,
+        target: str,
+        own: OwnFrames | None = None,
+    ) -> None:
+        """One client's websocket from its handshake to its end. `own`: what of it a user may see."""
         await receive()  # websocket.connect
         upstream = upstreams.first()
         try:
@@ -88,6 +97,7 @@ class SocketRelay:
             await error_response(failure, state_of(scope).request_id)(scope, receive, send)
             return
         client_id = parse_qs(scope["query_string"].decode("latin-1")).get("clientId", [None])[0]
+        client_id = client_id if own is None else own.upstream_id
         self._metrics.relayed_websockets.inc()
         try:
             with upstreams.bound(client_id, upstream):
@@ -102,6 +112,7 @@ class SocketRelay:
                     idle_s=self._idle_s,
                     close_patience_s=self._close_patience_s,
                     too_long=upstream.backend.client.answers.frame_too_long,
+                    own=own,
                 )
                 with self._backlogs.of(bridge):
                     await bridge.run()
@@ -171,8 +182,10 @@ class _Bridge:
         idle_s: float,
         close_patience_s: float,
         too_long: str,
+        own: OwnFrames | None,
     ) -> None:
         self._scope = scope
+        self._own = own
         self._too_long = too_long
         self._receive = receive
         self._send = send
@@ -238,6 +251,8 @@ class _Bridge:
                 code = message.get("code", _NORMAL)
                 return (_NORMAL if code in _NEVER_SENT else code), message.get("reason") or ""
             text, data = message.get("text"), message.get("bytes") or b""
+            if self._own is not None and not self._own.may_send(text):
+                continue
             # After ComfyUI's end, which the other direction tells, nothing can be sent.
             with contextlib.suppress(aiohttp.ClientError, ConnectionError):
                 if text is not None:
@@ -252,17 +267,22 @@ class _Bridge:
         frames = Frames(self._comfyui)
         while True:
             message = await frames.next()
+            data = message.data
+            if self._own is not None and message.type in {_Message.TEXT, _Message.BINARY}:
+                data = await self._own.shown(data)
+                if data is None:
+                    continue
             if message.type is _Message.TEXT:
-                self._buffer.append(("text", message.data))
+                self._buffer.append(("text", data))
             elif message.type is _Message.BINARY:
-                self._buffer.append(("bytes", message.data))
+                self._buffer.append(("bytes", data))
             else:
                 reason = message.extra if message.type is _Message.CLOSE else ""
                 if message.type is _Message.ERROR and self._comfyui.close_code == _TOO_BIG:
                     reason = self._too_long
                     _log.error("relay.frame_too_long", path=self._scope["path"], detail=reason)
                 return (self._comfyui.close_code or _NORMAL), str(reason or "")
-            size = len(message.data) + _MESSAGE_OVERHEAD
+            size = len(data) + _MESSAGE_OVERHEAD
             self.buffered += size
             self._emptied.clear()
             self._filled.set()

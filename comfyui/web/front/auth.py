@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import base64
 import binascii
-from uuid import UUID
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from comfyui.exceptions import ComfyUIOverloadedError, RequestError
 from comfyui.metrics import Metrics
-from comfyui.web.front.errors import refusal
+from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.guesses import Guesses
 from comfyui.web.front.headers import header
 from comfyui.web.front.hosts import KnownHosts
-from comfyui.web.front.keys import KeyRing, session_in, without_session
+from comfyui.web.front.keys import Caller, KeyRing, session_in, without_session
 from comfyui.web.front.login import LOGIN, LOGOUT, answer_login, answer_logout, redirect_to_login
 from comfyui.web.front.origins import Origins, Page, answer_preflight, is_preflight, with_grant
-from comfyui.web.front.paths import PROBES
+from comfyui.web.front.paths import PROBES, target_of
+from comfyui.web.front.rates import SubmissionRates
 from comfyui.web.front.request_state import state_of
+from comfyui.web.front.rights import WEBSOCKET, verdict
 from comfyui.web.front.tickets import Tickets, carries_ticket, without_referrer
 
 _BEARER, _BASIC = b"bearer ", b"basic "
 _SHOWN_HOST = 100
+_LONGEST_PERSON = 128
 
 
 class Guard:
@@ -42,6 +45,7 @@ class Guard:
         *,
         tickets: Tickets,
         guesses: Guesses,
+        rates: SubmissionRates,
     ) -> None:
         self._app = app
         self._keys = keys
@@ -50,6 +54,7 @@ class Guard:
         self._metrics = metrics
         self._tickets = tickets
         self._guesses = guesses
+        self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         page = self._origins.page_of(scope)
@@ -58,9 +63,11 @@ class Guard:
             if not self._keys:
                 state_of(scope).in_detail = unknown_host is None
             else:
-                state_of(scope).in_detail = known = self._caller(scope, page) is not None
+                known = self._caller(scope, page)
+                # Addresses and reasons are the operator's.
+                state_of(scope).in_detail = known is not None and known.rules.role != "user"
                 # What it is not told says that the key is wrong, so here, too, a guess takes its time.
-                if not known and _shows_a_key(scope) and not await self._guesses.slow_down(scope):
+                if known is None and _shows_a_key(scope) and not await self._guesses.slow_down(scope):
                     await self._too_many_guesses(scope, receive, send)
                     return
             await self._app(scope, receive, send)
@@ -86,8 +93,7 @@ class Guard:
             send = with_grant(scope, send, page)
         if ticket is not None:
             caller, scope = ticket
-            state_of(scope).caller = caller
-            await self._app(self._without_credentials(scope), receive, without_referrer(send))
+            await self._let_in(caller, scope, receive, without_referrer(send))
         elif self._keys:
             await self._with_key(scope, receive, send, page)
         else:
@@ -107,8 +113,7 @@ class Guard:
                 return
             await response(scope, receive, send)
         elif (caller := self._caller(scope, page)) is not None:
-            state_of(scope).caller = caller
-            await self._app(self._without_credentials(scope), receive, send)
+            await self._let_in(caller, scope, receive, send)
         elif _is_navigation(scope):
             await redirect_to_login(scope)(scope, receive, send)
         else:
@@ -122,11 +127,37 @@ class Guard:
                 detail = f"the ticket is over, was used, or is for another address or method; {detail}"
             await refusal(scope, 401, detail, challenge)(scope, receive, send)
 
+    async def _let_in(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on what the caller's role may ask for. 403 for the rest, 422 for a person that is none."""
+        state = state_of(scope)
+        state.caller = caller
+        try:
+            state.caller = _with_person(caller, scope)
+        except RequestError as error:
+            await error_response(error, state.request_id)(scope, receive, send)
+            return
+        raw_path = target_of(scope["path"], scope.get("raw_path"), b"")
+        method = WEBSOCKET if scope["type"] == "websocket" else scope["method"]
+        found = verdict(caller.rules, method, raw_path)
+        if found.refusal is not None:
+            self._metrics.rejected.labels("rights").inc()
+            await refusal(scope, 403, found.refusal)(scope, receive, send)
+            return
+        if found.row is not None and found.row.counted and (wait_s := self._rates.take(caller.rules)):
+            self._metrics.rejected.labels("key_limit").inc()
+            detail = f"the key {caller.rules.name!r} may submit {caller.rules.per_minute} times a minute (per_minute)"
+            over = ComfyUIOverloadedError(detail, retry_after_s=wait_s)
+            # The body is not read.
+            await error_response(over, state.request_id, {"Connection": "close"})(scope, receive, send)
+            return
+        state.right = found.right
+        await self._app(self._without_credentials(scope), receive, send)
+
     async def _too_many_guesses(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = "too many wrong keys are waiting for their answer"
         await refusal(scope, 429, detail, {"Retry-After": "5", "Connection": "close"})(scope, receive, send)
 
-    def _caller(self, scope: Scope, page: Page) -> UUID | None:
+    def _caller(self, scope: Scope, page: Page) -> Caller | None:
         for name, value in scope["headers"]:
             caller = None
             # Where any page may ask, none may ask in the name of the user who is signed in: a browser sends by itself
@@ -163,6 +194,18 @@ def _key_in(name: bytes, value: bytes) -> bytes | None:
         except binascii.Error:
             return None
     return None
+
+
+def _with_person(caller: Caller, scope: Scope) -> Caller:
+    """The caller with the person whom the key's `user_header` names. Raises `RequestError` for a name that is none."""
+    wanted = caller.rules.user_header
+    value = None if wanted is None else header(scope, wanted.encode())
+    if not value or wanted is None:
+        return caller
+    person = value.decode("utf-8", errors="replace").strip()
+    if not person.isprintable() or "\ufffd" in person or len(person) > _LONGEST_PERSON:
+        raise RequestError(f"{wanted}: up to {_LONGEST_PERSON} printable characters are wanted")
+    return caller.acting_for(person)
 
 
 def _is_basic(name: bytes, value: bytes) -> bool:

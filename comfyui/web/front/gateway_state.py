@@ -9,10 +9,12 @@ from fastapi import Request
 from starlette.types import Scope
 
 from comfyui.handler import ComfyUIHandler
+from comfyui.jobs.usage import SentBytes
 from comfyui.jobs.webhooks.rules import WebhookRules
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
+from comfyui.owners import OwnerRules
 from comfyui.servers.backend import Backend
 from comfyui.web.front.tickets import Tickets
 
@@ -37,6 +39,14 @@ class WebOptions:
     """Between two signs of life in a stream of events."""
 
 
+class Warnings(Protocol):
+    """Something that an operator has to see to, though the gateway works."""
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, in words; None where nothing is."""
+
+
 class SocketServers(Protocol):
     """Knows on which server each client of ComfyUI has its websocket."""
 
@@ -54,6 +64,9 @@ class GatewayState:
     sockets: SocketServers
     tickets: Tickets
     metrics: Metrics
+    sent: SentBytes
+    keys: OwnerRules
+    keys_file: Warnings | None = None
 
 
 def set_gateway(scope: Scope, gateway: GatewayState) -> None:

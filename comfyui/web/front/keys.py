@@ -1,107 +1,199 @@
 """API keys, and the sessions of browsers that have shown one. Pure; nothing here is ever logged.
 
-A session is not the key but a statement signed with it: "somebody had this key, until then". So it survives a restart,
-holds on every gateway with the same keys, and ends when its key is taken off the list.
+A session is not the key but a statement signed for it: "somebody had this key, until then". So it survives a restart,
+and ends when its key is taken off the list. Of a key in API_KEYS the key itself signs, so a session holds on every
+gateway that has it. Of a key in KEYS_FILE only the hash is known: there a secret of the gateway signs, so that whoever
+reads the file cannot make sessions.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from uuid import UUID
+
+from comfyui.owners import KeyRules, key_of, owner_of
 
 COOKIE = "comfyui_gateway_session"
 _PURPOSE = b"comfyui-gateway session\0"
 _CALLER_PURPOSE = b"comfyui-gateway caller"
+_NAMED_PURPOSE = b"comfyui-gateway named key\0"
 # What is made of a caller's name stands in ComfyUI's queue, where others could try keys against it: some 15 ms each.
 _CALLER_ROUNDS = 50_000
 
 
-class KeyRing:
-    """The keys of API_KEYS; empty means that none is needed."""
+@dataclass(frozen=True, slots=True)
+class NamedKey:
+    """A key of KEYS_FILE. `digest`: the SHA-256 of the key."""
 
-    def __init__(self, keys: Sequence[str], *, session_s: float, clock: Callable[[], float] = time.time) -> None:
-        # Digests are compared, so that not even a key's length shows in the time that it takes.
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-        self._signers = [hashlib.sha256(_PURPOSE + key.encode()).digest() for key in keys]
-        self._callers = [_caller(key) for key in keys]
+    digest: bytes = field(repr=False)
+    rules: KeyRules
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as the shown key tells.
+
+    Attributes:
+        namespace: where the caller's Idempotency-Keys are names; nobody can have the key from it.
+        person: who is behind a shared key, by the key's `user_header`; "" where nobody is named.
+        named: whether the key stands in KEYS_FILE.
+    """
+
+    rules: KeyRules
+    namespace: UUID
+    signer: bytes = field(repr=False)
+    named: bool = False
+    person: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The owner of the jobs that this caller submits."""
+        return owner_of(self.rules.name, self.person)
+
+    def acting_for(self, person: str) -> Caller:
+        """The same key with a person behind it."""
+        return replace(self, person=person)
+
+
+class KeyRing:
+    """The keys of API_KEYS, each an admin's, and those of KEYS_FILE.
+
+    Args:
+        named: the keys of KEYS_FILE; None where there is no such file. No key is needed where there are none of both.
+        secret: signs for the keys of KEYS_FILE; one that ends with the process where none is given.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        *,
+        session_s: float,
+        named: Sequence[NamedKey] | None = None,
+        secret: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.session_s = session_s
         self._clock = clock
+        self._secret = secret or secrets.token_bytes(32)
+        self._lookup = secrets.token_bytes(32)
+        self._own = {self._place(hashlib.sha256(key.encode()).digest()): _admin(key) for key in keys}
+        self._by_place: dict[bytes, Caller] = dict(self._own)
+        self._by_name: dict[str, Caller] = {}
+        self._by_namespace: dict[str, Caller] = {}
+        self._asks = bool(keys) or named is not None
+        self.set_named(named or ())
 
     def __bool__(self) -> bool:
-        return bool(self._digests)
+        return self._asks
+
+    def check_named(self, named: Sequence[NamedKey]) -> None:
+        """Raise ValueError where one of these keys is in API_KEYS, too, or has the name of one that is."""
+        names = {caller.rules.name for caller in self._own.values()}
+        for key in named:
+            if self._place(key.digest) in self._own:
+                raise ValueError(
+                    f"[keys.{key.rules.name}]: the same key stands in API_KEYS; it can be in one place only"
+                )
+            if key.rules.name in names:
+                raise ValueError(f"[keys.{key.rules.name}]: a key of API_KEYS has this name; choose another")
+
+    def set_named(self, named: Sequence[NamedKey]) -> None:
+        """The keys of KEYS_FILE are these from now on. Raises as `check_named` does."""
+        self.check_named(named)
+        callers = {self._place(key.digest): self._caller_of(key) for key in named}
+        self._by_place = self._own | callers
+        self._by_name = {caller.rules.name: caller for caller in self._by_place.values()}
+        self._by_namespace = {caller.namespace.hex: caller for caller in callers.values()}
+
+    def _caller_of(self, key: NamedKey) -> Caller:
+        name = key.rules.name.encode()
+        # By the name and not by the key: a caller with a new key still finds what it ordered with the old one.
+        namespace = UUID(bytes=self._mac(b"caller\0" + name)[:16])
+        return Caller(key.rules, namespace, self._mac(b"signer\0" + name + b"\0" + key.digest), named=True)
+
+    def _place(self, digest: bytes) -> bytes:
+        """Where a key is looked for. It cannot be foreseen, so the time of a comparison says nothing about the keys."""
+        return hashlib.blake2b(digest, key=self._lookup, digest_size=16).digest()
+
+    def _mac(self, text: bytes) -> bytes:
+        return hmac.new(self._secret, _NAMED_PURPOSE + text, hashlib.sha256).digest()
 
     def shown_names(self) -> list[str]:
-        """The names that stand in the log, in the order of the keys."""
-        return [shown_name(caller) for caller in self._callers]
+        """The names that stand in the log: those of API_KEYS in their order, then those of KEYS_FILE."""
+        return [caller.rules.name for caller in self._by_place.values()]
+
+    def named(self) -> list[str]:
+        """The names of KEYS_FILE, in the order of the file."""
+        return [caller.rules.name for caller in self._by_place.values() if caller.named]
+
+    def rules_of(self, owner: str | None) -> KeyRules | None:
+        """See `comfyui.owners.OwnerRules`."""
+        caller = None if owner is None else self.caller_named(owner)
+        return None if caller is None else caller.rules
 
     def holds(self, key: bytes) -> bool:
-        """Is it one of ours? All are compared, whichever it is."""
-        return self._index(key) is not None
+        """Whether the key is one of ours."""
+        return self.caller(key) is not None
 
-    def caller(self, key: bytes) -> UUID | None:
-        """The name of whoever shows `key`, None when it is not ours: the same in every process that has this key,
-        wherever in the list, and the key cannot be had from it."""
-        index = self._index(key)
-        return None if index is None else self._callers[index]
+    def caller(self, key: bytes) -> Caller | None:
+        """Who shows `key`; None when it is not ours."""
+        return self._by_place.get(self._place(hashlib.sha256(key).digest()))
 
-    def caller_named(self, name: str) -> UUID | None:
-        """The caller whose key the log calls `name`, see `shown_name`; None when it is not ours."""
-        return next((caller for caller in self._callers if shown_name(caller) == name), None)
+    def caller_named(self, owner: str) -> Caller | None:
+        """The caller with the key of this owner; None when it is not there any more."""
+        return self._by_name.get(key_of(owner))
 
     def open_session(self, key: bytes) -> str | None:
-        """A session for somebody who shows `key`; None when it is not ours."""
-        index = self._index(key)
-        if index is None:
+        """A session for whoever shows `key`; None when it is not ours."""
+        caller = self.caller(key)
+        if caller is None:
             return None
         expiry = str(int(self._clock() + self.session_s))
-        return f"{expiry}.{_signature(self._signers[index], expiry)}"
+        return f"{expiry}.{self.sign(caller, expiry)}"
 
     def is_session(self, token: str) -> bool:
-        """Signed with one of our keys and not over."""
+        """Signed for one of our keys and not over."""
         return self.session_caller(token) is not None
 
-    def session_caller(self, token: str) -> UUID | None:
-        """The name of whoever opened the session, as `caller` gives it for the key; None when it is none, or over."""
+    def session_caller(self, token: str) -> Caller | None:
+        """Who opened the session, as `caller` gives it for the key; None when it is none, or over."""
         expiry, _, signature = token.partition(".")
         caller = self.signer_of(expiry, signature)
         # Only what we signed is sure to be a number that can be read.
         return caller if caller is not None and int(expiry) > self._clock() else None
 
-    def sign(self, caller: UUID, statement: str) -> str:
-        """A signature under `statement` with the key of this caller. It must not be one that a session could have."""
-        return _signature(self._signers[self._callers.index(caller)], statement)
+    def sign(self, caller: Caller, statement: str) -> str:
+        """A signature under `statement` for this caller. It must not be one that a session could have."""
+        signature = _signature(caller.signer, statement)
+        return f"{caller.namespace.hex}.{signature}" if caller.named else signature
 
-    def signer_of(self, statement: str, signature: str) -> UUID | None:
-        """The name of the caller whose key made this signature; None where none of ours did."""
-        caller = None
-        for signer, name in zip(self._signers, self._callers, strict=True):
-            if hmac.compare_digest(_signature(signer, statement).encode(), signature.encode()):
-                caller = name
-        return caller
+    def signer_of(self, statement: str, signature: str) -> Caller | None:
+        """The caller for whom this signature was made; None where it was for none of ours."""
+        namespace, dot, mac = signature.partition(".")
+        if dot:
+            caller = self._by_namespace.get(namespace)
+            return caller if caller is not None and _is_signed(caller, statement, mac) else None
+        return next((caller for caller in self._own.values() if _is_signed(caller, statement, signature)), None)
 
-    def _index(self, key: bytes) -> int | None:
-        digest = hashlib.sha256(key).digest()
-        found = None
-        for index, own in enumerate(self._digests):
-            if hmac.compare_digest(own, digest):
-                found = index
-        return found
+
+def _is_signed(caller: Caller, statement: str, signature: str) -> bool:
+    return hmac.compare_digest(_signature(caller.signer, statement).encode(), signature.encode())
 
 
 def _signature(signer: bytes, statement: str) -> str:
     return hmac.new(signer, statement.encode(), hashlib.sha256).hexdigest()
 
 
-def _caller(key: str) -> UUID:
-    return UUID(bytes=hashlib.pbkdf2_hmac("sha256", key.encode(), _CALLER_PURPOSE, _CALLER_ROUNDS, dklen=16))
-
-
-def shown_name(caller: UUID) -> str:
-    """The name of a key for logs, from what `KeyRing.caller` gives: as slow to try keys against as that."""
-    return f"key-{caller.hex[:8]}"
+def _admin(key: str) -> Caller:
+    namespace = UUID(bytes=hashlib.pbkdf2_hmac("sha256", key.encode(), _CALLER_PURPOSE, _CALLER_ROUNDS, dklen=16))
+    # For logs: as slow to try keys against as the namespace.
+    name = f"key-{namespace.hex[:8]}"
+    return Caller(KeyRules(name=name), namespace, hashlib.sha256(_PURPOSE + key.encode()).digest())
 
 
 def session_in(cookies: bytes) -> str | None:

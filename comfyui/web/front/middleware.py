@@ -19,10 +19,10 @@ from comfyui.exceptions import (
     SlowRequestError,
     StalledClientError,
 )
+from comfyui.jobs.usage import SentBytes
 from comfyui.metrics import Metrics
 from comfyui.web.front.decoding import decoded
 from comfyui.web.front.errors import error_response
-from comfyui.web.front.keys import shown_name
 from comfyui.web.front.request_state import RequestState, state_of
 from comfyui.web.server.client_side import bytes_sent
 
@@ -45,12 +45,13 @@ def is_form(scope: Scope) -> bool:
 class RequestContext:
     """Give each request an id (the caller's own ``X-Request-ID`` where it is harmless), bind it for logs, log one line.
 
-    The query is not logged: it may carry what a caller holds secret. The key stands there by its name, which
-    `comfyui.web.front.keys.shown_name` makes, and the client's address is the one that a trusted proxy tells.
+    The query is not logged: it may carry what a caller holds secret. The key stands there by its name, and the client's
+    address is the one that a trusted proxy tells. `counted` is told of the bytes that went to each key.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, counted: SentBytes | None = None) -> None:
         self._app = app
+        self._counted = counted
         self._debug = logging.getLogger("access").isEnabledFor(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,6 +73,8 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            if state.caller is not None and self._counted is not None and sent:
+                self._counted.add(state.caller.owner, sent)
             path = scope["path"]
             quiet = status < 400 and (path in _QUIET or state.quiet)
             if not quiet or self._debug:
@@ -333,7 +336,7 @@ def _client(scope: Scope) -> str | None:
 
 
 def _key(state: RequestState) -> str | None:
-    return None if state.caller is None else shown_name(state.caller)
+    return None if state.caller is None else state.caller.owner
 
 
 def _request_id(scope: Scope) -> str:

@@ -63,9 +63,9 @@ _REQUEST_ID: Final[Schema] = {
     "description": "An id of yours for logs and answers: up to 128 letters, digits and ._:/+=@-",
 }
 _SECURITY: Final[dict[str, Schema]] = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "One of API_KEYS."},
-    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "One of API_KEYS."},
-    "basic": {"type": "http", "scheme": "basic", "description": "The password is one of API_KEYS, the user any."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of the gateway."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of the gateway."},
+    "basic": {"type": "http", "scheme": "basic", "description": "The password is a key, the user any."},
     "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "What /login gives a browser."},
 }
 # What any request may be refused with before it comes to its endpoint, and one with a body.
@@ -157,7 +157,7 @@ def operation(
 
 
 def completed(document: Document, *, with_keys: bool) -> Document:
-    """FastAPI's document, with what is the same for all endpoints. `with_keys`: API_KEYS is set."""
+    """FastAPI's document, with what is the same for all endpoints. `with_keys`: the gateway asks for keys."""
     components = document.setdefault("components", {})
     components["schemas"] = _schemas()
     components["headers"] = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import UUID
 
 from starlette.types import Scope
+
+from comfyui.web.front.keys import Caller
+from comfyui.web.front.rights import Right
 
 _KEY = "comfyui_gateway.request"
 
@@ -24,7 +26,8 @@ class RequestState:
         prefix: the path below which the client sees the gateway (``/comfy``), as a trusted proxy tells it, or "". From
             `TrustedProxies`.
         peer: the address of the trusted proxy that told the client's; "" where none did. From `TrustedProxies`.
-        caller: the name of the API key that was shown; None where none is needed. From `Guard`.
+        caller: whose API key was shown; None where none is needed. From `Guard`.
+        right: what the caller may have of what it asks for. From `Guard`.
         in_detail: whether a probe may be told of addresses, as everybody else who gets through may be. From `Guard`.
         quiet: the line in the access log is for debugging only, unless the request failed. From `Relay`.
         hold: counts the bytes of a form that are kept in memory, where its files are kept on disk. From `BodyLimit`.
@@ -33,7 +36,8 @@ class RequestState:
     request_id: str | None = None
     prefix: str = ""
     peer: str = ""
-    caller: UUID | None = None
+    caller: Caller | None = None
+    right: Right = Right.ALL
     in_detail: bool = False
     quiet: bool = False
     hold: Callable[[int], None] = _not_counted

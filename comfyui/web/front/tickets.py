@@ -20,14 +20,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import unquote
-from uuid import UUID
 
 from pydantic import Field
 from starlette.types import Message, Scope, Send
 from typing_extensions import TypedDict
 
 from comfyui.exceptions import RequestError
-from comfyui.web.front.keys import KeyRing
+from comfyui.web.front.keys import Caller, KeyRing
 from comfyui.web.front.paths import target_of
 
 TICKET_S = 300
@@ -79,7 +78,7 @@ class Tickets:
         self._used: dict[str, float] = {}
         """Nonces of websockets, with the time at which their ticket ends."""
 
-    def make(self, caller: UUID, url: str, *, websocket: bool) -> Ticket:
+    def make(self, caller: Caller, url: str, *, websocket: bool) -> Ticket:
         """The answer of `POST /tickets`. Raises `RequestError` for an address that cannot have a ticket."""
         target = self._target(url)
         expiry = int(self._clock()) + TICKET_S
@@ -97,7 +96,7 @@ class Tickets:
         It is not signed where no key is needed, and for an owner whose key is not in the list any more.
 
         Args:
-            owner: the key's name, see `shown_name`.
+            owner: see `comfyui.owners.owner_of`.
             target: percent-encoded, such as `OutputFile.url`.
         """
         caller = None if owner is None else self._keys.caller_named(owner)
@@ -107,7 +106,7 @@ class Tickets:
             target = _with(self._signed(caller, _LINK, int(self._clock()) + self._link_s, _LINK, target), target)
         return f"{self._public_url}{target}"
 
-    def redeem(self, scope: Scope) -> tuple[UUID, Scope] | None:
+    def redeem(self, scope: Scope) -> tuple[Caller, Scope] | None:
         """Whose ticket opens this request, and the request without it; None where none does."""
         if _MARK not in scope["query_string"]:
             return None
@@ -132,7 +131,7 @@ class Tickets:
             return None
         return caller, {**scope, "query_string": query}
 
-    def _signed(self, caller: UUID, kind: str, expiry: int, nonce: str, target: str) -> str:
+    def _signed(self, caller: Caller, kind: str, expiry: int, nonce: str, target: str) -> str:
         signature = self._keys.sign(caller, self._statement(kind, str(expiry), nonce, target))
         return f"{expiry}.{nonce}.{signature}"
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from comfyui.exceptions import JournalError
-from comfyui.jobs.entry import Entries, Entry, Origin
+from comfyui.exceptions import ComfyUIConflictError, JournalError
+from comfyui.jobs.entry import Entries, Entry
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.records import Kind, State
 from comfyui.jobs.journal.writes import Add, Finish, Write
+from comfyui.jobs.origin import Origin
 from comfyui.models import PromptRequest, PromptResult, Timings
-from tests.support.journals import prompt_id
+from comfyui.owners import KeyRules
+from tests.support.journals import new_job, prompt_id
 
 _REQUEST = PromptRequest(prompt={"1": {"class_type": "A", "inputs": {}}})
 
@@ -62,3 +64,16 @@ async def test_a_sync_call_goes_on_when_the_disk_is_full() -> None:
 async def test_an_async_job_is_not_submitted_when_its_placing_cannot_be_written() -> None:
     with pytest.raises(JournalError, match="STATE_DIR"):
         await entry_in(FullDisk(), "async", callers_id=True).placed("gpu-1", _REQUEST, "f")
+
+
+async def test_an_id_that_another_owner_takes_at_this_moment_is_taken_and_its_row_is_left_alone() -> None:
+    journal = MemoryJournal()
+    await journal.write(Add(new_job(1, owner="bob")))
+    alice = Origin("prompt_sync", "alice", KeyRules(name="alice", role="user"))
+    entry = Entries(journal).new(prompt_id(1), alice, kind="sync", callers_id=True)
+    with pytest.raises(ComfyUIConflictError) as refused:
+        await entry.placed("gpu-1", _REQUEST, "f")
+    entry.failed(State.FAILED, refused.value)
+    record = await journal.get(prompt_id(1))
+    assert record is not None
+    assert (record.owner, record.state) == ("bob", State.QUEUED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,8 @@ from comfyui.jobs.journal.records import (
     NewJob,
     RunRecord,
     State,
+    UsageQuery,
+    UsageRow,
     WebhookOrder,
 )
 from comfyui.jobs.journal.writes import (
@@ -32,6 +35,7 @@ from comfyui.jobs.journal.writes import (
     Place,
     PutBack,
     SendAgain,
+    Sent,
     Start,
     Tell,
     Tried,
@@ -673,3 +677,85 @@ async def test_a_pause_stays_until_it_is_ended(journal: Journal) -> None:
     assert await journal.is_paused() is True
     assert await journal.write(Pause(False)) is True
     assert await journal.is_paused() is False
+
+
+# What was used
+
+
+def _used(journal: Journal, **query: Any) -> Any:
+    return journal.usage(UsageQuery(**{"by": ("key",), "since": "0000-00-00", "until": "9999-99-99", **query}))
+
+
+async def test_each_end_of_a_run_is_counted_once_for_its_day_key_person_and_workflow(journal: Journal) -> None:
+    for number, (owner, workflow, day) in enumerate(
+        [("alice", "a", 0), ("alice/eve", "a", 0), ("alice", "b", 1), ("bob", None, 1), (None, None, 1)]
+    ):
+        await journal.write(Add(new_job(number, owner=owner, workflow_name=workflow), "gpu-1"))
+        fence = Fence(prompt_id(number), 1, 1)
+        at = day * _DAY + 100.0
+        await journal.write(Start(fence, at - 10))
+        state = State.FAILED if number == 2 else State.SUCCEEDED
+        finish = Finish(fence=fence, state=state, at=at, executing_s=4.5 if number == 0 else None)
+        assert await journal.write(finish)
+        assert not await journal.write(finish)  # which ends it once
+    await journal.write(Sent("alice/eve", 100.0, 700))
+    await journal.write(Sent("alice/eve", 200.0, 300))
+
+    assert await _used(journal) == [
+        UsageRow(None, "", None, None, 1, 0, 0, 0, 10.0, 0),
+        UsageRow(None, "alice", None, None, 2, 1, 0, 0, 24.5, 1000),
+        UsageRow(None, "bob", None, None, 1, 0, 0, 0, 10.0, 0),
+    ]
+    assert await _used(journal, by=("day", "person"), key="alice") == [
+        UsageRow("1970-01-01", None, "", None, 1, 0, 0, 0, 4.5, 0),
+        UsageRow("1970-01-01", None, "eve", None, 1, 0, 0, 0, 10.0, 1000),
+        UsageRow("1970-01-02", None, "", None, 0, 1, 0, 0, 10.0, 0),
+    ]
+    assert await _used(journal, by=("workflow",), key="alice", person="eve", until="1970-01-01") == [
+        UsageRow(None, None, None, "", 0, 0, 0, 0, 0.0, 1000),
+        UsageRow(None, None, None, "a", 1, 0, 0, 0, 10.0, 0),
+    ]
+    assert len(await _used(journal, by=("day", "key", "workflow"), limit=2)) == 2
+    assert await journal.prune_usage("1970-01-02", "1970-01-01") == 3
+    assert [row.day for row in await _used(journal, by=("day",))] == ["1970-01-02"]
+
+
+async def test_what_was_used_stays_when_jobs_are_removed(journal: Journal) -> None:
+    await journal.write(Add(new_job(1, owner="alice")))
+    await end(journal, 1)
+    assert await journal.prune(10 * _DAY, keep_days=1, keep=None) == 1
+    assert [row.succeeded for row in await _used(journal)] == [1]
+
+
+async def test_a_key_s_jobs_are_its_own_and_those_of_its_persons_and_no_other_name_s(journal: Journal) -> None:
+    owners = ["app", "app/eve", "app-2", "app0", "ap", "app/a/b", "b"]
+    for number, owner in enumerate(owners):
+        await journal.write(Add(new_job(number, owner=owner)))
+    assert await numbers_of(journal, JobFilter(key="app")) == [5, 1, 0]
+    assert await numbers_of(journal, JobFilter(key="app", states=frozenset({State.QUEUED})), 2) == [5, 1, 0]
+    assert await numbers_of(journal, JobFilter(owner="app")) == [0]
+    assert sorted(await journal.queued_of("app", 10)) == [prompt_id(number) for number in (0, 1, 5)]
+    assert len(await journal.queued_of("app", 2)) == 2
+    await end(journal, 1)
+    await journal.write(Place(Fence(prompt_id(0), 1, 1), "gpu-1"))
+    await journal.write(Start(Fence(prompt_id(0), 1, 1), 0.0))
+    assert await journal.queued_of("app", 10) == [prompt_id(5)]
+
+
+async def test_a_file_is_the_key_s_whose_job_made_it(journal: Journal) -> None:
+    for number, (owner, files) in enumerate(
+        [("alice", ("output//a.png",)), ("bob/eve", ("output//a.png", "temp/x/\udc80.png")), (None, ("output//b.png",))]
+    ):
+        await journal.write(Add(new_job(number, owner=owner)))
+        assert await end(journal, number, at=number * _DAY, files=files)
+    owned = [
+        (key, place)
+        for key in ("alice", "bob", "eve", "")
+        for place in ("output//a.png", "output//b.png")
+        if await journal.has_made(key, place)
+    ]
+    assert owned == [("alice", "output//a.png"), ("bob", "output//a.png")]
+    assert await journal.has_made("bob", "temp/x/\udc80.png")
+    await journal.prune_usage("1970-01-01", "1970-01-02")
+    assert not await journal.has_made("alice", "output//a.png")
+    assert await journal.has_made("bob", "output//a.png")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from comfyui.models import OutputFile
-from comfyui.web.front.keys import KeyRing, shown_name
+from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.tickets import Tickets
 from tests.support.keys import KEY, OTHER_KEY
 
@@ -18,7 +18,7 @@ _PUBLIC = "https://example.org/comfy"
 _RING = KeyRing([KEY, OTHER_KEY], session_s=60)
 _CALLER = _RING.caller(KEY.encode())
 assert _CALLER is not None
-_OWNER = shown_name(_CALLER)
+_OWNER = _CALLER.owner
 _NOW = 1_000_000.0
 _FILE = OutputFile("9", "images", "a_00001_.png", "sub", "output")
 _names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)

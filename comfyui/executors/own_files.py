@@ -1,0 +1,128 @@
+"""Which files a user's workflow may read: those that come with it, and those that its key has uploaded.
+
+ComfyUI's nodes take any name of a file in its folders, and so would give one customer another's pictures. A workflow is
+held against the node definitions of the server that is to run it. Not held: what a custom node reads by itself.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from comfyui.exceptions import ComfyUIValidationError
+from comfyui.inputs.plan import is_inline
+from comfyui.models import PromptRequest
+from comfyui.owners import folder_of
+from comfyui.workflows.api_format import LONGEST_PATH, node_title, texts_in, upload_inputs
+from comfyui.workflows.node_definitions import input_specs
+from comfyui.workflows.preflight import Problem
+
+_FOLDERS = ("[input]", "[output]", "[temp]")
+# Inputs of ComfyUI's own nodes that name files or folders of its input folder, and that no upload widget marks.
+_UNMARKED: Mapping[str, tuple[str, ...]] = {
+    "LoadLatent": ("latent",),
+    "LoadImageSetFromFolderNode": ("folder",),
+    "LoadImageTextSetFromFolderNode": ("folder",),
+    "LoadImageDataSetFromFolder": ("folder",),
+    "LoadImageTextDataSetFromFolder": ("folder",),
+    "LoadTrainingDataset": ("folder_name",),
+}
+_HOW = "send the file with the workflow; this key has uploaded none of this name"
+_DETAIL = "the workflow names a file that does not come with it and that this key has not uploaded"
+
+
+def check_own_files(request: PromptRequest, object_info: Mapping[str, Any], key: str, files: Collection[str]) -> None:
+    """Raise `ComfyUIValidationError` for a workflow that names another's file, or one that does not exist: alike.
+
+    Args:
+        key: the name of the key that submits it.
+        files: names of further inputs that come with it.
+    """
+    messages: dict[str, list[str]] = {}
+    for node_id, input_name in _foreign(request.prompt, object_info, key, _brought(request, files)):
+        messages.setdefault(node_id, []).append(f"{input_name}: {_HOW}")
+    if messages:
+        raise ComfyUIValidationError(_DETAIL, node_errors=messages, codes={"file_not_own"})
+
+
+def _foreign(
+    prompt: Mapping[str, Any], object_info: Mapping[str, Any], key: str, brought: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    named = set(upload_inputs(prompt, object_info))
+    for node_id, node in prompt.items():
+        inputs = node.get("inputs") or {}
+        named |= {(node_id, name) for name in _UNMARKED.get(node["class_type"], ()) if name in inputs}
+        for name, value in inputs.items():
+            texts = [text for text in texts_in(value) if text]
+            if (node_id, name) in named:
+                wrong = any(not _is_own(text, key, brought) for text in texts)
+            else:
+                # A node that takes its file's name as plain text knows ComfyUI's suffixes, too.
+                wrong = any(
+                    len(text) <= LONGEST_PATH and text.rstrip().endswith(_FOLDERS) and not _is_own(text, key, brought)
+                    for text in texts
+                )
+            if wrong:
+                yield node_id, name
+
+
+def without_files(object_info: Mapping[str, Any]) -> dict[str, Any]:
+    """The node definitions without a name of a file that somebody has uploaded, wherever it stands as a choice."""
+    names: set[str] = set()
+    for class_type, definition in object_info.items():
+        unmarked = _UNMARKED.get(class_type, ())
+        for spec in input_specs(definition):
+            if spec.is_upload or spec.name in unmarked:
+                names |= {choice for choice in spec.choices or () if isinstance(choice, str)}
+    # "None" and the like are no files, and stand in lists of models, too.
+    files = {name for name in names if "." in name or "/" in name}
+    return {class_type: _without(definition, files) for class_type, definition in object_info.items()}
+
+
+def _without(value: Any, files: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: "" if name == "default" and isinstance(inner, str) and inner in files else _without(inner, files)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [_without(inner, files) for inner in value if not (isinstance(inner, str) and inner in files)]
+    return value
+
+
+def _brought(request: PromptRequest, files: Collection[str]) -> set[str]:
+    images = request.images
+    return {*files, *(image.name for image in images), *(f"{image.subfolder}/{image.name}" for image in images)}
+
+
+def _is_own(text: str, key: str, brought: Collection[str]) -> bool:
+    if is_inline(text):
+        return True
+    name = text.strip().removesuffix("[input]").rstrip()
+    return name in brought or is_below(folder_of(key), name)
+
+
+def is_below(folder: str, name: str) -> bool:
+    """Whether a path, as ComfyUI may read it, is below a folder."""
+    plain = name.replace("\\", "/")
+    return posixpath.normpath(plain) == plain and plain.startswith(f"{folder}/") and "\0" not in plain
+
+
+def as_seen_by(
+    key: str,
+    problems: Sequence[Problem],
+    request: PromptRequest,
+    object_info: Mapping[str, Any],
+    files: Collection[str],
+) -> list[Problem]:
+    """The problems of a user's workflow, without a word about files of others and their names."""
+    named = set(upload_inputs(request.prompt, object_info))
+    foreign = set(_foreign(request.prompt, object_info, key, _brought(request, files)))
+    kept = [problem for problem in problems if (problem.node_id, problem.input_name) not in named | foreign]
+    return [*kept, *(_not_own(request.prompt, *where) for where in sorted(foreign))]
+
+
+def _not_own(prompt: Mapping[str, Any], node_id: str, input_name: str) -> Problem:
+    class_type = prompt[node_id]["class_type"]
+    return Problem(node_id, node_title(prompt, node_id), class_type, input_name, "file_not_own", _HOW)

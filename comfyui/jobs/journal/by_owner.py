@@ -1,0 +1,75 @@
+"""What the journal's file says of one owner's jobs, and what each owner used. All on the journal's own thread."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from comfyui import jsonio
+from comfyui.jobs.journal.listing import OF_KEY, key_range
+from comfyui.jobs.journal.records import UsageQuery, UsageRow, day_of
+from comfyui.jobs.journal.writes import Finish, Sent
+from comfyui.owners import key_of, person_of
+
+_COUNTED = ("succeeded", "failed", "canceled", "lost", "gpu_s", "bytes")
+_SUMS = ", ".join(f"SUM({name})" for name in _COUNTED)
+
+
+def queued_of(database: sqlite3.Connection, key: str, limit: int) -> list[str]:
+    """See `Journal.queued_of`."""
+    query = f"SELECT prompt_id FROM jobs WHERE ended_at IS NULL AND state = 'queued' AND {OF_KEY} LIMIT ?"  # noqa: S608
+    return [row[0] for row in database.execute(query, (*key_range(key), limit))]
+
+
+def add_usage(database: sqlite3.Connection, write: Finish) -> None:
+    """Count the end of a run, and note whose its files are, in the transaction that writes it."""
+    owner, workflow, started_at = database.execute(
+        "SELECT owner, workflow_name, started_at FROM jobs WHERE prompt_id = ?", (write.fence.prompt_id,)
+    ).fetchone()
+    used = write.used_s(started_at)
+    day = day_of(write.at)
+    _add(database, day, owner, workflow or "", {write.state.value: 1, "gpu_s": used})
+    if write.files and owner is not None:
+        rows = [(key_of(owner), jsonio.without_surrogates(place), day) for place in write.files]
+        database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
+
+
+def add_sent(database: sqlite3.Connection, write: Sent) -> bool:
+    _add(database, day_of(write.at), write.owner, "", {"bytes": write.bytes})
+    return True
+
+
+def _add(database: sqlite3.Connection, day: str, owner: str | None, workflow: str, more: dict[str, float]) -> None:
+    place = (day, key_of(owner or ""), person_of(owner or ""), workflow)
+    database.execute(
+        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608
+        + ", ".join(f"{name} = {name} + excluded.{name}" for name in more),
+        (*place, *(more.get(name, 0) for name in _COUNTED)),
+    )
+
+
+def usage(database: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
+    """See `Journal.usage`."""
+    named = [name if name in query.by else "NULL" for name in ("day", "key", "person", "workflow")]
+    conditions, values = ["day >= ?", "day <= ?"], [query.since, query.until]
+    for name, value in (("key", query.key), ("person", query.person)):
+        if value is not None:
+            conditions.append(f"{name} = ?")
+            values.append(value)
+    grouped = f"GROUP BY {', '.join(query.by)} ORDER BY {', '.join(query.by)}"
+    rows = database.execute(
+        f"SELECT {', '.join(named)}, {_SUMS} FROM usage WHERE {' AND '.join(conditions)} {grouped} LIMIT ?",  # noqa: S608
+        (*values, query.limit),
+    )
+    return [UsageRow(*row) for row in rows]
+
+
+def has_made(database: sqlite3.Connection, key: str, place: str) -> bool:
+    """See `Journal.has_made`."""
+    found = database.execute("SELECT 1 FROM files WHERE key = ? AND place = ?", (key, jsonio.without_surrogates(place)))
+    return found.fetchone() is not None
+
+
+def remove_usage(database: sqlite3.Connection, before: str, files_before: str) -> int:
+    """Removes the rows of days before these; how many there were of what was used."""
+    database.execute("DELETE FROM files WHERE day < ?", (files_before,))
+    return database.execute("DELETE FROM usage WHERE day < ?", (before,)).rowcount

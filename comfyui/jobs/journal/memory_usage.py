@@ -1,0 +1,69 @@
+"""What was used, and whose files are, for `MemoryJournal`."""
+
+from __future__ import annotations
+
+from comfyui.jobs.journal.records import UsageQuery, UsageRow, day_of
+from comfyui.jobs.journal.writes import Finish, Sent
+from comfyui.owners import key_of, person_of
+
+_NAMED = ("day", "key", "person", "workflow")
+_COUNTED = ("succeeded", "failed", "canceled", "lost", "gpu_s", "bytes")
+# Beyond it the oldest are forgotten.
+_MOST_FILES = 100_000
+_Place = tuple[str, ...]
+
+
+class MemoryUsage:
+    """Sums by day, key, person and workflow."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, str], str] = {}
+        self._sums: dict[_Place, dict[str, float]] = {}
+
+    def ended(self, write: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
+        """Count the end of a run."""
+        if owner is not None:
+            while len(self._files) > _MOST_FILES:
+                del self._files[next(iter(self._files))]
+            self._files |= {(key_of(owner), place): day_of(write.at) for place in write.files}
+        self._add(day_of(write.at), owner, workflow or "", {write.state.value: 1, "gpu_s": write.used_s(started_at)})
+
+    def sent(self, write: Sent) -> bool:
+        self._add(day_of(write.at), write.owner, "", {"bytes": write.bytes})
+        return True
+
+    def _add(self, day: str, owner: str | None, workflow: str, more: dict[str, float]) -> None:
+        place = (day, key_of(owner or ""), person_of(owner or ""), workflow)
+        sums = self._sums.setdefault(place, dict.fromkeys(_COUNTED, 0))
+        for name, value in more.items():
+            sums[name] += value
+
+    def rows(self, query: UsageQuery) -> list[UsageRow]:
+        """See `Journal.usage`."""
+        groups: dict[_Place, dict[str, float]] = {}
+        for place, sums in self._sums.items():
+            named = dict(zip(_NAMED, place, strict=True))
+            wanted = query.key in {None, named["key"]} and query.person in {None, named["person"]}
+            if not wanted or not query.since <= named["day"] <= query.until:
+                continue
+            total = groups.setdefault(tuple(named[name] for name in query.by), dict.fromkeys(_COUNTED, 0))
+            for name, value in sums.items():
+                total[name] += value
+        found = []
+        for place in sorted(groups)[: query.limit]:
+            named = dict(zip(query.by, place, strict=True))
+            counts = {name: value if name == "gpu_s" else int(value) for name, value in groups[place].items()}
+            found.append(UsageRow(**{name: named.get(name) for name in _NAMED}, **counts))  # type: ignore[arg-type]
+        return found
+
+    def has_made(self, key: str, place: str) -> bool:
+        """See `Journal.has_made`."""
+        return (key, place) in self._files
+
+    def remove(self, before: str, files_before: str) -> int:
+        """Removes the days before these; how many rows there were of what was used."""
+        self._files = {file: day for file, day in self._files.items() if day >= files_before}
+        old = [place for place in self._sums if place[0] < before]
+        for place in old:
+            del self._sums[place]
+        return len(old)

@@ -1,0 +1,118 @@
+"""`GET /usage`: what each key used, by day and workflow."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, NotRequired
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from comfyui.exceptions import JournalError, RequestError
+from comfyui.jobs.journal.records import UsageQuery, UsageRow, day_of
+from comfyui.web.api.parameters import Parameters, described, read
+from comfyui.web.front.errors import json_response
+from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.openapi import Answer, json_of, operation
+from comfyui.web.front.request_state import state_of
+
+router = APIRouter(default_response_class=Response)
+
+_NAMES = ("day", "key", "person", "workflow")
+_DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
+_DAYS_SHOWN = 30
+_DAY_S = 24 * 3600.0
+_MOST_ROWS = 10_000
+
+
+class UsageCall(Parameters):
+    """What is wanted."""
+
+    by: str = Field(
+        default="key", max_length=64, description="What rows are told apart by: key, person, workflow, day."
+    )
+    since: str | None = Field(
+        default=None, pattern=_DAY, description="The first day, in UTC; 30 days ago if not given."
+    )
+    until: str | None = Field(default=None, pattern=_DAY, description="The last day, in UTC; today if not given.")
+
+    def names(self) -> tuple[str, ...]:
+        """Raises `RequestError` for what rows cannot be told apart by."""
+        names = [name.strip() for name in self.by.split(",")]
+        for name in names:
+            if name not in _NAMES:
+                raise RequestError(f"by: there is no {name[:20]!r}; there are {', '.join(_NAMES)}")
+        return tuple(dict.fromkeys(names))
+
+
+class PromptCounts(TypedDict):
+    """Runs by how they ended."""
+
+    succeeded: int
+    failed: int
+    canceled: int
+    lost: int
+
+
+class UsageEntry(TypedDict):
+    """What was used. Only what was asked for by `by` is named; it is "" where there is none."""
+
+    day: NotRequired[Annotated[str, Field(json_schema_extra={"format": "date"})]]
+    key: NotRequired[str]
+    person: NotRequired[str]
+    workflow: NotRequired[str]
+    prompts: PromptCounts
+    gpu_seconds: Annotated[float, Field(description="For which the runs kept a server.")]
+    bytes: Annotated[int, Field(description="Of answers to the key's callers; of no workflow.")]
+
+
+class Usage(TypedDict):
+    """What was used in these days."""
+
+    since: Annotated[str, Field(json_schema_extra={"format": "date"})]
+    until: Annotated[str, Field(json_schema_extra={"format": "date"})]
+    usage: list[UsageEntry]
+    more: NotRequired[Annotated[bool, Field(description="There are further rows: ask for fewer days.")]]
+
+
+@router.get(
+    "/usage",
+    summary="What each key used",
+    openapi_extra=operation(
+        "usage",
+        {200: Answer("In the order of `by`.", json_of(Usage))},
+        (RequestError, JournalError),
+        parameters=described(UsageCall),
+        tag="jobs",
+    ),
+)
+async def usage(request: Request) -> Response:
+    """Prompts by outcome, seconds on the GPU and bytes, summed by key, workflow or day. A user's key sees its own."""
+    asked = read(UsageCall, request)
+    gateway, now = gateway_of(request), time.time()
+    caller = state_of(request.scope).caller
+    own = caller is not None and caller.rules.role == "user"
+    query = UsageQuery(
+        by=asked.names(),
+        since=asked.since or day_of(now - _DAYS_SHOWN * _DAY_S),
+        until=asked.until or day_of(now),
+        key=caller.rules.name if caller is not None and own else None,
+        person=(caller.person or None) if caller is not None and own else None,
+        limit=_MOST_ROWS + 1,
+    )
+    gateway.sent.write()
+    rows = await gateway.handler.journal.usage(query)
+    answer = Usage(since=query.since, until=query.until, usage=[_entry(row) for row in rows[:_MOST_ROWS]])
+    if len(rows) > _MOST_ROWS:
+        answer["more"] = True
+    return json_response(200, answer, {"Cache-Control": "no-store"})
+
+
+def _entry(row: UsageRow) -> UsageEntry:
+    counts = PromptCounts(succeeded=row.succeeded, failed=row.failed, canceled=row.canceled, lost=row.lost)
+    entry = UsageEntry(prompts=counts, gpu_seconds=round(row.gpu_s, 3), bytes=row.bytes)
+    for name in _NAMES:
+        if (value := getattr(row, name)) is not None:
+            entry[name] = value  # type: ignore[literal-required] # one of the four
+    return entry

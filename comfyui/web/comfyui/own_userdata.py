@@ -1,0 +1,135 @@
+"""Settings and user data of a `user` key: a folder of its own among those that ComfyUI keeps for its user.
+
+ComfyUI's web frontend keeps workflows and settings there, and does not start without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urlencode
+from weakref import WeakValueDictionary
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfyui import jsonio
+from comfyui.exceptions import BodyTooLargeError, ComfyUIServerError, RequestError
+from comfyui.executors.own_files import is_below
+from comfyui.owners import KeyRules, folder_of
+from comfyui.web.comfyui.upstreams import Upstreams
+from comfyui.web.front.errors import json_response
+from comfyui.web.front.headers import request_headers
+
+_SETTINGS = "comfy.settings.json"
+_LISTING = ("recurse", "full_info", "split")
+_STORING = ("overwrite", "full_info")
+_LONGEST = 32_000_000
+_TIMEOUT_S = 30.0
+
+
+class OwnUserData:
+    """Asks the first server, which has everybody's."""
+
+    def __init__(self, upstreams: Upstreams) -> None:
+        self._upstreams = upstreams
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def listing(self, rules: KeyRules, query: Mapping[str, str]) -> str | Response:
+        """The target for the files of a folder of the key."""
+        wanted = query.get("dir", "").rstrip("/")
+        folder = folder_of(rules.name)
+        if not wanted:
+            return Response("Directory not provided", 400)
+        if not is_below(folder, f"{folder}/{wanted}"):
+            return Response("Invalid directory", 403)
+        kept = {name: query[name] for name in _LISTING if name in query}
+        return f"/userdata?{urlencode({'dir': f'{folder}/{wanted}', **kept})}"
+
+    def file(self, rules: KeyRules, raw_path: str) -> str | None:
+        """The target for one file, or a move of it, without a query; None for a name that leads elsewhere."""
+        parts = raw_path.removeprefix("/api").split("/")[2:]
+        if len(parts) not in {1, 3} or parts[1:2] not in ([], ["move"]):
+            return None
+        folder = folder_of(rules.name)
+        names = [f"{folder}/{unquote(part)}" for part in parts[::2]]
+        if not all(is_below(folder, name) for name in names):
+            return None
+        return "/userdata/" + "/move/".join(quote(name, safe="") for name in names)
+
+    async def store(self, request: Request, rules: KeyRules, raw_path: str, query: Mapping[str, str]) -> Response:
+        """Write or move a file; the answer names it as the key does."""
+        target = self.file(rules, raw_path)
+        if target is None:
+            return Response(status_code=403)
+        kept = {name: query[name] for name in _STORING if name in query}
+        status, body = await self._ask(request, "POST", f"{target}?{urlencode(kept)}", await _read(request))
+        if status != 200:
+            return Response(body, status)
+        return json_response(200, _without_folder(jsonio.loads(body), f"{folder_of(rules.name)}/"))
+
+    async def settings(self, request: Request, rules: KeyRules) -> dict[str, Any]:
+        """All settings of the key."""
+        target = f"/userdata/{quote(f'{folder_of(rules.name)}/{_SETTINGS}', safe='')}"
+        status, body = await self._ask(request, "GET", target, None)
+        if status == 404:
+            return {}
+        try:
+            found = jsonio.loads(body)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    async def change_settings(self, request: Request, rules: KeyRules, setting: str | None) -> Response:
+        """Write one setting, or those that are given."""
+        try:
+            given = jsonio.loads(await _read(request))
+        except ValueError:
+            raise RequestError("the body is not JSON") from None
+        if setting is None and not isinstance(given, dict):
+            raise RequestError("the body is not a JSON object")
+        lock = self._locks.setdefault(rules.name, asyncio.Lock())
+        async with lock:
+            settings = await self.settings(request, rules)
+            settings |= given if setting is None else {setting: given}
+            target = f"/userdata/{quote(f'{folder_of(rules.name)}/{_SETTINGS}', safe='')}?overwrite=true"
+            status, _ = await self._ask(request, "POST", target, jsonio.dumps(settings))
+        return Response(status_code=status)
+
+    async def _ask(self, request: Request, method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
+        upstream = self._upstreams.first()
+        headers = [
+            pair
+            for pair in request_headers(request.scope, upstream.base_url, upstream.credentials)
+            if pair[0].lower() not in {b"accept-encoding", b"content-encoding", b"if-none-match", b"if-modified-since"}
+        ]
+        headers.append((b"Accept-Encoding", b"identity"))
+        answer = await upstream.transport.request(method, target, headers, body, timeout_s=_TIMEOUT_S)
+        try:
+            content = bytearray()
+            async for piece in answer.body:
+                content += piece
+                if len(content) > _LONGEST:
+                    raise ComfyUIServerError("ComfyUI's answer about user data is too long")
+            return answer.status, bytes(content)
+        finally:
+            answer.close()
+
+
+async def _read(request: Request) -> bytes:
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
+        if len(content) > _LONGEST:
+            raise BodyTooLargeError(f"the body is larger than {_LONGEST / 1e6:g} MB")
+    return bytes(content)
+
+
+def _without_folder(told: Any, folder: str) -> Any:
+    """ComfyUI's answer about a file: its path, or its facts with the path among them."""
+    if isinstance(told, str):
+        return told.removeprefix(folder)
+    if isinstance(told, dict) and isinstance(told.get("path"), str):
+        return {**told, "path": told["path"].removeprefix(folder)}
+    return told

@@ -1,0 +1,35 @@
+"""How often a key may submit: `per_minute` of KEYS_FILE, counted over the last 60 seconds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from comfyui.owners import KeyRules
+
+_WINDOW_S = 60.0
+
+
+class SubmissionRates:
+    """Counts submissions by key. It holds as many times as its keys may submit within a minute."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._times: dict[str, deque[float]] = {}
+
+    def take(self, rules: KeyRules) -> int:
+        """Count one submission; 0 where it may go on, else the whole seconds after which one may."""
+        limit = rules.per_minute
+        if limit is None:
+            return 0
+        now = self._clock()
+        times = self._times.setdefault(rules.name, deque())
+        while times and times[0] <= now - _WINDOW_S:
+            times.popleft()
+        if len(times) < limit:
+            times.append(now)
+            return 0
+        # The limit may have been lowered: then more than one has to be over.
+        return max(1, math.ceil(times[len(times) - limit] + _WINDOW_S - now))

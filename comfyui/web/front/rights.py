@@ -1,0 +1,174 @@
+"""The table of rights: what a key of each role may ask for, by method and path. docs/keys.md shows it.
+
+An admin may do everything. For the other roles, what is not in the table is refused: a route that nobody has thought
+about, of the gateway, of a newer ComfyUI or of a custom node, is an admin's. A row with `OWN` is answered with what is
+the caller's; the code behind the row sees to that. `comfyui.web.front.auth.Guard` asks before anything else does.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import unquote
+
+from comfyui.owners import KeyRules
+from comfyui.web.front.paths import normalised
+from comfyui.web.front.short_cache import short_cache
+
+WEBSOCKET = "WEBSOCKET"
+"""Stands for the method of a websocket's handshake."""
+
+
+class Right(enum.Enum):
+    """What a role has of a row."""
+
+    NO = "no"
+    OWN = "own"
+    """What is the caller's own, as if there were nothing else."""
+    ALL = "all"
+
+
+NO, OWN, ALL = Right.NO, Right.OWN, Right.ALL
+Whose = Literal["gateway", "comfyui"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Paths with the same rights.
+
+    Attributes:
+        whose: the gateway's own paths are compared as they are; ComfyUI's as ComfyUI may read them, without ``/api``.
+        method: GET stands for HEAD as well.
+        path: ``*`` is one part of a path, ``**`` at the end is one or more.
+        graph: the body has a workflow: not for a key that may run named workflows only.
+        counted: it is a submission: `per_minute` counts it.
+    """
+
+    whose: Whose
+    method: str
+    path: str
+    user: Right
+    read: Right
+    graph: bool = False
+    counted: bool = False
+
+
+def _rows(whose: Whose, method: str, paths: str, user: Right, read: Right) -> Iterable[Row]:
+    return (Row(whose, method, path, user, read) for path in paths.split())
+
+
+TABLE: tuple[Row, ...] = (
+    # Jobs
+    Row("gateway", "POST", "/prompt_sync", OWN, NO, graph=True, counted=True),
+    *_rows("gateway", "GET", "/prompt_sync /prompt_sync/*", OWN, ALL),
+    *_rows("gateway", "DELETE", "/prompt_sync/*", OWN, NO),
+    *_rows("gateway", "POST", "/prompt_sync/*/webhook", OWN, NO),
+    *_rows("gateway", "GET", "/usage", OWN, ALL),
+    # Workflows
+    Row("gateway", "POST", "/validate", OWN, NO, graph=True),
+    Row("gateway", "POST", "/convert", ALL, NO, graph=True),
+    # About the gateway. A ticket opens for its bearer what its maker may open.
+    *_rows("gateway", "POST", "/tickets", ALL, NO),
+    *_rows("gateway", "GET", "/openapi.json /docs", ALL, ALL),
+    *_rows("gateway", "GET", "/metrics", NO, ALL),
+    # ComfyUI's web frontend and what nodes bring for it: static files
+    *_rows("comfyui", "GET", "/ /index.html /favicon.ico /user.css /materialdesignicons.min.css", ALL, ALL),
+    *_rows("comfyui", "GET", "/assets/** /scripts/** /lib/** /fonts/** /cursor/** /images/** /docs/**", ALL, ALL),
+    *_rows("comfyui", "GET", "/extensions /extensions/** /i18n /workflow_templates /workflow_templates/**", ALL, ALL),
+    *_rows("comfyui", "GET", "/templates/**", ALL, ALL),
+    # Models, definitions, the server
+    *_rows("comfyui", "GET", "/models /models/* /embeddings /view_metadata/*", ALL, ALL),
+    *_rows("comfyui", "GET", "/object_info /object_info/*", OWN, ALL),
+    *_rows("comfyui", "GET", "/experiment/models /experiment/models/*", ALL, ALL),
+    *_rows("comfyui", "GET", "/system_stats /features", ALL, ALL),
+    # Files: what the key's jobs have made, and what it has uploaded
+    *_rows("comfyui", "GET", "/view", OWN, ALL),
+    *_rows("comfyui", "POST", "/upload/image", OWN, NO),
+    # Queue and history
+    Row("comfyui", "POST", "/prompt", OWN, NO, graph=True, counted=True),
+    *_rows("comfyui", "GET", "/prompt /queue /history /history/*", OWN, ALL),
+    *_rows("comfyui", "POST", "/queue /interrupt", OWN, NO),
+    Row("comfyui", WEBSOCKET, "/ws", OWN, NO),
+    # Settings and user data: a folder for each key
+    *_rows("comfyui", "GET", "/users /settings /settings/* /userdata /userdata/**", OWN, NO),
+    *_rows("comfyui", "POST", "/settings /settings/* /userdata/**", OWN, NO),
+    *_rows("comfyui", "DELETE", "/userdata/**", OWN, NO),
+    # What no answer tells apart by owner yet
+    *_rows("comfyui", "GET", "/history_v2 /history_v2/* /jobs /jobs/*", NO, ALL),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a key may do with one request.
+
+    Attributes:
+        right: never `NO` where the request may go on.
+        refusal: why it may not, for the caller; None where it may.
+        row: the row that was found.
+    """
+
+    right: Right
+    refusal: str | None = None
+    row: Row | None = None
+
+
+_ALL = Verdict(ALL)
+
+
+def verdict(rules: KeyRules | None, method: str, raw_path: str) -> Verdict:
+    """What `rules` allow; all where no keys are asked for.
+
+    Args:
+        method: `WEBSOCKET` for a websocket.
+        raw_path: as it came, percent-encoded and without the query.
+    """
+    if rules is None:
+        return _ALL
+    if rules.role == "admin" and rules.workflows is None and rules.per_minute is None:
+        return _ALL
+    row = row_of(method, raw_path)
+    if row is not None and row.graph and rules.workflows is not None:
+        return Verdict(NO, f"the key {rules.name!r} may run named workflows only, and no workflow of its own", row)
+    if rules.role == "admin":
+        return Verdict(ALL, None, row)
+    right = NO if row is None else row.user if rules.role == "user" else row.read
+    if right is NO:
+        return Verdict(NO, f"the key {rules.name!r} has the role {rules.role!r}, which may not do this", row)
+    return Verdict(right, None, row)
+
+
+@short_cache(4096)
+def row_of(method: str, raw_path: str) -> Row | None:
+    """The row for a request; None where there is none.
+
+    A path must be spelt plainly: one that servers could read in two ways has no row.
+    """
+    path = normalised(raw_path)
+    decoded = unquote(raw_path, errors="replace")
+    if path is None or decoded not in {path, f"/api{path}"}:
+        return None
+    method = "GET" if method == "HEAD" else method
+    own = _find("gateway", method, decoded)
+    return own or _find("comfyui", method, path)
+
+
+def _find(whose: Whose, method: str, path: str) -> Row | None:
+    if (exact := _EXACT.get((whose, method, path))) is not None:
+        return exact
+    parts = path.split("/")
+    return next((row for row in _PATTERNS if (row.whose, row.method) == (whose, method) and _fits(row, parts)), None)
+
+
+def _fits(row: Row, parts: list[str]) -> bool:
+    pattern = row.path.split("/")
+    if pattern[-1] == "**":
+        head = pattern[:-1]
+        return len(parts) > len(head) and parts[: len(head)] == head
+    return len(parts) == len(pattern) and all(want in {"*", part} for want, part in zip(pattern, parts, strict=True))
+
+
+_EXACT = {(row.whose, row.method, row.path): row for row in TABLE if "*" not in row.path}
+_PATTERNS = [row for row in TABLE if "*" in row.path]

@@ -1,0 +1,79 @@
+"""ComfyUI's own web frontend in Chromium for two customers: each works as if it were alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine, EngineOptions
+from tests.support.browsing import browser, chromium, frontend_root
+from tests.support.keys import ALICE, BOB
+from tests.support.running import executions, invert_workflow, queue_of, running_gateway, sleep_workflow, until
+
+pytestmark = pytest.mark.timeout(240)
+
+_ICON = "/assets/images/favicon_progress_16x16/"
+_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
+_PICTURE = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
+# What a user's key may not have, and the frontend does without.
+_REFUSED = frozenset({"403 /internal/logs", "403 /internal/folder_paths", "403 /api/v2/userdata"})
+
+
+async def _open(running: Any, address: str, key: str, failed: set[str]) -> Any:
+    page = await (await running.new_context()).new_page()
+
+    def note(answer: Any) -> None:
+        if answer.status in {401, 403} or answer.status >= 500:
+            failed.add(f"{answer.status} {answer.url.replace(address, '').partition('?')[0]}")
+
+    await page.goto(f"{address}/")
+    await page.get_by_label("API key").fill(key)
+    await page.get_by_role("button", name="Sign in").click()
+    page.on("response", note)
+    await page.wait_for_function(_CONNECTED, timeout=120_000)
+    await page.wait_for_load_state("networkidle")
+    return page
+
+
+async def _queue(page: Any, workflow: Any) -> None:
+    await page.evaluate("workflow => window.app.loadApiJson(workflow, 'test.json')", workflow)
+    await page.evaluate("window.app.queuePrompt(0)")
+
+
+async def test_neither_of_two_customers_sees_or_stops_the_other_s_work(keys_path: Path) -> None:
+    chromium()
+    failed: set[str] = set()
+    async with (
+        Engine(EngineOptions(step_seconds=0.002, front_end_root=frontend_root())) as engine,
+        running_gateway(engine.url, keys_file=keys_path) as gateway,
+        browser() as running,
+    ):
+        alice = await _open(running, gateway.url, ALICE, failed)
+        bob = await _open(running, gateway.url, BOB, failed)
+        await _queue(alice, invert_workflow(1, width=96, height=64))
+        await alice.wait_for_function(_PICTURE, timeout=60_000)
+        assert await alice.evaluate(_PICTURE) == 96
+        assert await bob.evaluate("async () => (await window.app.api.getHistory()).History.length") == 0
+        assert await alice.evaluate("async () => (await window.app.api.getHistory()).History.length") == 1
+
+        await _queue(alice, sleep_workflow(600))
+        await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
+        running_now = (await queue_of(engine))[0]
+        assert await bob.evaluate("async () => (await window.app.api.getQueue()).Running.length") == 0
+        await bob.evaluate("window.app.api.interrupt()")
+        await bob.evaluate("window.app.api.clearItems('queue')")
+        assert (await queue_of(engine))[0] == running_now
+        await alice.evaluate("window.app.api.interrupt()")
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+
+        await _queue(bob, invert_workflow(2, width=48, height=64))
+        await bob.wait_for_function(_PICTURE, timeout=60_000)
+        assert await bob.evaluate(_PICTURE) == 48
+        # A setting of one is none of the other.
+        await alice.evaluate("window.app.api.storeSetting('test.mine', 'alice')")
+        assert await bob.evaluate("window.app.api.getSetting('test.mine')") is None
+        assert await alice.evaluate("window.app.api.getSetting('test.mine')") == "alice"
+    assert {one for one in failed if _ICON not in one} <= _REFUSED
+    assert len(executions(engine)) == 3

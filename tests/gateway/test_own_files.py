@@ -1,0 +1,135 @@
+"""A user's workflow reads its own files: what comes with it, and nothing that others have in ComfyUI's folders."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from comfyui.jobs.queue import QueueOptions
+from tests.support.calls import Calls
+from tests.support.keys import ALICE, BOB, ROOT, bearer
+from tests.support.running import executions, handler_options, running_gateway, sleep_workflow, until
+
+_PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+_ASYNC = {"Prefer": "respond-async"}
+
+
+def _load(name: Any, class_type: str = "LoadImage", widget: str = "image") -> dict[str, Any]:
+    return {
+        "1": {"class_type": class_type, "inputs": {widget: name}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test"}},
+    }
+
+
+async def _upload(calls: Calls, name: str, **fields: str) -> None:
+    form = aiohttp.FormData()
+    form.add_field("image", _PNG, filename=name, content_type="image/png")
+    for field, value in fields.items():
+        form.add_field(field, value)
+    async with calls.gateway.http.post("/upload/image", data=form, headers=bearer(ROOT)) as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "secret.png",
+            "secret.png [input]",
+            " secret.png",
+            "secret.png[input]",
+            "keys/bob/x.png",
+            "keys/alice/../bob/x.png",
+        ),
+        *("keys/alice/../../secret.png", "keys\\alice\\..\\bob\\x.png", "keys/alice", "keys/alicex/a.png"),
+        *("test_00001_.png [output]", "x.png [temp]", "/etc/passwd", "nothing.png", ["secret.png"]),
+    ],
+)
+async def test_another_s_file_is_refused_as_one_that_is_not_there(calls: Calls, engine: Engine, name: Any) -> None:
+    await _upload(calls, "secret.png")
+    await _upload(calls, "x.png", subfolder="keys/bob")
+    status, told = await calls.submit(ALICE, _load(name))
+    _, unknown = await calls.submit(ALICE, _load("nowhere.png"))
+    assert (status, told["type"]) == (400, "validation_failed")
+    assert (told["detail"], told["node_errors"]) == (unknown["detail"], unknown["node_errors"])
+    assert "secret" not in str(told)
+    assert executions(engine) == {}
+    status, told = await calls.call(ALICE, "POST", "/validate", {"prompt": _load(name)})
+    assert (status, told["valid"]) == (200, False)
+    assert [problem["code"] for problem in told["problems"]] == ["file_not_own"]
+    assert "secret" not in str(told["problems"][0]["closest"])
+
+
+async def test_what_comes_with_the_workflow_and_what_is_the_key_s_own_is_read(calls: Calls, engine: Engine) -> None:
+    await _upload(calls, "x.png", subfolder="keys/alice")
+    picture = base64.b64encode(_PNG).decode()
+    for fields in (
+        {"workflow": _load("mine.png"), "images": [{"name": "mine.png", "image": picture}]},
+        {"workflow": _load("sub/mine.png"), "images": [{"name": "mine.png", "image": picture, "subfolder": "sub"}]},
+        {"workflow": _load(f"data:image/png;base64,{picture}")},
+        {"workflow": _load("keys/alice/x.png")},
+    ):
+        workflow = fields.pop("workflow")
+        status, told = await calls.submit(ALICE, workflow, **fields)
+        assert status == 200, told
+        status, told = await calls.call(ALICE, "POST", "/validate", {"prompt": workflow, **fields})
+        assert told["valid"], told
+    # An admin's workflow reads all, as before there were names.
+    assert (await calls.submit(ROOT, _load("keys/alice/x.png")))[0] == 200
+
+
+async def test_a_file_with_a_plain_name_lands_in_the_key_s_own_folder(calls: Calls, engine: Engine) -> None:
+    """Where a node finds its file by itself the name is kept; it must not replace another's file."""
+    await _upload(calls, "plain.png")
+    before = (engine.folders.input / "plain.png").read_bytes()
+    picture = {"name": "plain.png", "image": base64.b64encode(_PNG + b"other").decode()}
+    assert (await calls.submit(ALICE, sleep_workflow(0), images=[picture]))[0] == 200
+    assert (engine.folders.input / "plain.png").read_bytes() == before
+    assert (engine.folders.input / "keys/alice/plain.png").read_bytes() == _PNG + b"other"
+
+
+async def test_a_job_that_waited_over_a_restart_is_held_to_it_too(
+    engine: Engine, keys_path: Path, tmp_path: Path
+) -> None:
+    held = handler_options(queue=QueueOptions(ahead=0))
+    settings: dict[str, Any] = {"keys_file": keys_path, "state_dir": tmp_path / "state"}
+    async with running_gateway(engine.url, changed=held, **settings) as gateway:
+        calls = Calls(gateway)
+        await _upload(calls, "secret.png")
+        job = (await calls.submit(ALICE, _load("secret.png"), _ASYNC))[1]["prompt_id"]
+    async with running_gateway(engine.url, **settings) as gateway:
+        calls = Calls(gateway)
+        status, told = await until(
+            lambda: calls.call(ALICE, "GET", f"/prompt_sync/{job}?timeout=0"), lambda answer: answer[0] != 202
+        )
+    assert (status, told["type"]) == (400, "validation_failed")
+    assert executions(engine) == {}
+
+
+@pytest.mark.parametrize("fields", [{"front": True}, {"number": -5}])
+async def test_a_user_goes_before_nobody(calls: Calls, fields: dict[str, Any]) -> None:
+    status, told = await calls.submit(ALICE, sleep_workflow(0), **fields)
+    assert (status, told["type"]) == (422, "invalid_request")
+    assert next(iter(fields)) in told["detail"]
+    assert (await calls.submit(ROOT, sleep_workflow(0), **fields))[0] == 200
+
+
+async def test_a_user_s_events_go_to_no_socket_of_others(calls: Calls) -> None:
+    """With another's client id, a prompt's events would show in the other's browser."""
+    async with calls.gateway.http.ws_connect("/ws?clientId=roots", headers=bearer(ROOT)) as websocket:
+        for extra in ({"client_id": "roots"}, {"extra_data": {"client_id": "roots"}}):
+            assert (await calls.submit(BOB, sleep_workflow(0, tag=len(extra)), **extra))[0] == 200
+        mine = (await calls.submit(ROOT, sleep_workflow(0, tag=9), client_id="roots"))[1]["prompt_id"]
+        seen: set[tuple[str, str]] = set()
+        while "execution_success" not in str(seen):
+            message = await websocket.receive_json(timeout=5)
+            if "prompt_id" in message["data"]:
+                seen.add((message["data"]["prompt_id"], message["type"]))
+        assert {prompt_id for prompt_id, _ in seen} == {mine}

@@ -1,0 +1,153 @@
+"""Files of a user's key: `/view`, uploads and the names in node definitions are its own, and no others."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.calls import Calls
+from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
+from tests.support.relaying import fetch
+from tests.support.running import invert_workflow
+
+
+async def _view(calls: Calls, key: str, query: str, **headers: str) -> Any:
+    return await fetch(calls.gateway, f"/view?{query}", headers={**bearer(key), **headers})
+
+
+@pytest.mark.parametrize("prefer", [{}, {"Prefer": "respond-async"}], ids=["sync", "async"])
+async def test_a_key_opens_the_files_of_its_own_jobs(calls: Calls, prefer: dict[str, str]) -> None:
+    prompt_id = (await calls.submit(ALICE, invert_workflow(1, prefix="a/b"), prefer))[1]["prompt_id"]
+    _, job = await calls.call(ALICE, "GET", f"/prompt_sync/{prompt_id}")
+    query = job["images"][0]["url"].partition("?")[2]
+    found = await _view(calls, ALICE, query)
+    assert (found.status, found.body[:4]) == (200, b"\x89PNG")
+    assert (await _view(calls, ALICE, query, Range="bytes=0-3")).body == b"\x89PNG"
+    assert (await fetch(calls.gateway, f"/api/view?{query}", headers=bearer(ALICE))).status == 200
+    assert (await _view(calls, ALICE, f"{query}&preview=webp;90")).headers["Content-Type"] == "image/webp"
+    assert [(await _view(calls, key, query)).status for key in (BOB, ROOT, WATCHER)] == [404, 200, 200]
+
+
+async def test_two_keys_with_the_same_picture_of_comfyui_s_cache_both_open_it(calls: Calls) -> None:
+    for key in (ALICE, BOB):
+        _, job = await calls.submit(key, invert_workflow(1))
+        assert (await _view(calls, key, job["images"][0]["url"].partition("?")[2])).status == 200
+
+
+async def test_no_spelling_opens_another_s_file(calls: Calls, engine: Engine) -> None:
+    _, theirs = await calls.submit(BOB, invert_workflow(1))
+    _, mine = await calls.submit(ALICE, invert_workflow(2))
+    name, own = theirs["images"][0]["filename"], mine["images"][0]["filename"]
+    for folder in ("keys/bob", "keys/alice"):
+        path = engine.folders.input / folder
+        path.mkdir(parents=True)
+        (path / "photo.png").write_bytes(folder.encode())
+    for query in (
+        {"filename": name},
+        {"filename": f"{name} [output]", "type": "input", "subfolder": "keys/alice"},
+        {"filename": f"{own} [output]"},
+        {"filename": f"x/../{name}"},
+        {"filename": f"keys/alice/{name}"},
+        {"filename": "photo.png", "type": "input", "subfolder": "keys/bob"},
+        {"filename": "photo.png", "type": "input", "subfolder": "keys/alice/../bob"},
+        {"filename": "photo.png", "type": "input", "subfolder": "keys//alice"},
+        {"filename": "../bob/photo.png", "type": "input", "subfolder": "keys/alice"},
+        {"filename": "..\\bob\\photo.png", "type": "input", "subfolder": "keys/alice"},
+        {"filename": "photo.png", "type": "input", "subfolder": "keys/alicex"},
+        {"filename": "photo.png", "type": "output", "subfolder": "keys/alice"},
+        {"filename": own, "type": "temp"},
+        {"type": "input", "subfolder": "keys/alice"},
+        {},
+    ):
+        assert (await _view(calls, ALICE, urlencode(query))).status == 404, query
+    # Where a name stands twice, what is checked is what ComfyUI is asked for.
+    assert (await _view(calls, ALICE, f"filename={name}&filename={own}")).status == 404
+    twice = await _view(calls, ALICE, f"filename={own}&filename={name}")
+    assert twice.body == (await _view(calls, ALICE, f"filename={own}")).body
+    opened = await _view(calls, ALICE, urlencode({"filename": "photo.png", "type": "input", "subfolder": "keys/alice"}))
+    assert opened.body == b"keys/alice"
+
+
+# Uploads
+
+
+async def _upload(calls: Calls, key: str, name: str, content: bytes = b"x", **fields: str) -> tuple[int, Any]:
+    form = aiohttp.FormData()
+    form.add_field("image", content, filename=name, content_type="image/png")
+    for field, value in fields.items():
+        form.add_field(field, value)
+    async with calls.gateway.http.post("/upload/image", data=form, headers=bearer(key)) as response:
+        return response.status, json.loads(await response.read() or b"null")
+
+
+async def test_an_upload_lands_in_the_folder_of_its_key_and_is_read_from_there(calls: Calls, engine: Engine) -> None:
+    status, told = await _upload(calls, ALICE, "photo.png", b"alice's")
+    assert (status, told) == (200, {"name": "photo.png", "subfolder": "keys/alice", "type": "input"})
+    # By ComfyUI's rule: another content under the same name gets another name, unless it is to be replaced.
+    assert (await _upload(calls, ALICE, "photo.png", b"another"))[1]["name"] == "photo (1).png"
+    assert (await _upload(calls, ALICE, "photo.png", b"newer", overwrite="true"))[1]["name"] == "photo.png"
+    assert (await _upload(calls, BOB, "photo.png", b"bob's"))[1]["subfolder"] == "keys/bob"
+    assert (engine.folders.input / "keys/alice/photo.png").read_bytes() == b"newer"
+    assert (engine.folders.input / "keys/bob/photo.png").read_bytes() == b"bob's"
+    query = urlencode({"filename": "photo.png", "subfolder": "keys/alice", "type": "input"})
+    assert [(await _view(calls, key, query)).status for key in (ALICE, BOB, ROOT)] == [200, 404, 200]
+    assert (await _upload(calls, ALICE, "a.png", subfolder="clips/1"))[1]["subfolder"] == "keys/alice/clips/1"
+    assert (await _upload(calls, ALICE, "b.png", subfolder="keys/alice"))[1]["subfolder"] == "keys/alice"
+    # An admin's lands where it always did.
+    assert (await _upload(calls, ROOT, "photo.png", b"root's"))[1]["subfolder"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("../bob/photo.png", {"overwrite": "true"}),
+        ("photo.png", {"subfolder": "../bob"}),
+        ("photo.png", {"subfolder": "/etc"}),
+        ("photo.png", {"subfolder": "a/../../bob"}),
+        ("photo.png", {"subfolder": "..\\bob"}),
+        ("photo.png", {"type": "output"}),
+        ("photo.png", {"type": "temp"}),
+    ],
+)
+async def test_no_upload_lands_elsewhere(calls: Calls, engine: Engine, name: str, fields: dict[str, str]) -> None:
+    await _upload(calls, BOB, "photo.png", b"bob's")
+    status, _ = await _upload(calls, ALICE, name, b"alice's", **fields)
+    assert status in {200, 422}
+    files = {path.relative_to(engine.folders.input).as_posix(): path for path in engine.folders.input.rglob("*.png")}
+    assert files.pop("keys/bob/photo.png").read_bytes() == b"bob's"
+    assert all(path.startswith("keys/alice/") for path in files)
+    assert not list(engine.folders.output.rglob("*.png"))
+
+
+async def test_an_upload_that_is_none_is_refused_by_name(calls: Calls) -> None:
+    answer = await fetch(calls.gateway, "/upload/image", "POST", json={}, headers=bearer(ALICE))
+    assert (answer.status, answer.error_type) == (422, "invalid_request")
+    assert (await fetch(calls.gateway, "/upload/mask", "POST", json={}, headers=bearer(ALICE))).status == 403
+    assert (await _upload(calls, WATCHER, "a.png"))[0] == 403
+
+
+# Node definitions
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+async def test_definitions_have_no_name_of_a_file_that_anybody_uploaded(calls: Calls, prefix: str) -> None:
+    await _upload(calls, ROOT, "secret-plan.png")
+    for path in (f"{prefix}/object_info", f"{prefix}/object_info/LoadImage"):
+        status, seen = await calls.call(ROOT, "GET", path)
+        assert "secret-plan.png" in json.dumps(seen)
+        status, mine = await calls.call(ALICE, "GET", path)
+        assert status == 200
+        assert "secret-plan" not in json.dumps(mine)
+        assert mine.keys() == seen.keys()
+        assert mine["LoadImage"]["input"]["required"]["image"][0] == []
+        assert mine["LoadImage"]["output"] == seen["LoadImage"]["output"]
+    assert (await calls.call(ALICE, "GET", "/object_info/NoSuchNode"))[1] == {}
+    _, all_of_it = await calls.call(ALICE, "GET", "/object_info")
+    _, of_admin = await calls.call(ROOT, "GET", "/object_info")
+    assert all_of_it["KSampler"] == of_admin["KSampler"]
+    assert all_of_it["CheckpointLoaderSimple"] == of_admin["CheckpointLoaderSimple"]

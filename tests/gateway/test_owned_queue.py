@@ -1,0 +1,168 @@
+"""ComfyUI's queue, history and interrupt for users: each sees and stops its own work and nobody else's."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from comfyui.engine import Engine
+from comfyui.jobs.queue import QueueOptions
+from tests.support.calls import Calls
+from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
+from tests.support.relaying import fetch
+from tests.support.running import (
+    executions,
+    handler_options,
+    invert_workflow,
+    queue_of,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+
+
+async def _post(calls: Calls, key: str, path: str, body: Any = None) -> int:
+    return (await fetch(calls.gateway, path, "POST", json=body, headers=bearer(key))).status
+
+
+async def _prompt(calls: Calls, key: str, workflow: Any, **fields: Any) -> str:
+    status, told = await calls.call(key, "POST", "/prompt", {"prompt": workflow, **fields})
+    assert status == 200, told
+    assert told.keys() == {"prompt_id", "number", "node_errors"}
+    prompt_id: str = told["prompt_id"]
+    return prompt_id
+
+
+async def _queue(calls: Calls, key: str) -> tuple[list[str], list[str]]:
+    _, queue = await calls.call(key, "GET", "/queue")
+    return [item[1] for item in queue["queue_running"]], [item[1] for item in queue["queue_pending"]]
+
+
+async def _history(calls: Calls, key: str, query: str = "") -> Any:
+    return (await calls.call(key, "GET", f"/history{query}"))[1]
+
+
+async def _ended(calls: Calls, key: str, prompt_id: str) -> Any:
+    found = await until(lambda: _history(calls, key, f"/{prompt_id}"), lambda entry: prompt_id in entry)
+    return found[prompt_id]
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+async def test_a_prompt_of_comfyui_s_own_way_is_a_job_of_its_key(calls: Calls, prefix: str) -> None:
+    workflow = invert_workflow(1)
+    status, told = await calls.call(
+        ALICE, "POST", f"{prefix}/prompt", {"prompt": workflow, "client_id": "tab", "extra_data": {"a": 1}}
+    )
+    assert status == 200
+    entry = await _ended(calls, ALICE, told["prompt_id"])
+    number, prompt_id, prompt, extra_data, outputs = entry["prompt"]
+    assert (prompt_id, prompt, outputs) == (told["prompt_id"], workflow, ["3"])
+    assert (extra_data["client_id"], extra_data["a"]) == ("tab", 1)
+    assert number > 0
+    assert entry["status"]["status_str"] == "success"
+    assert entry["status"]["completed"] is True
+    (image,) = entry["outputs"]["3"]["images"]
+    query = f"filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
+    assert (await fetch(calls.gateway, f"/view?{query}", headers=bearer(ALICE))).status == 200
+    # The same job by our own endpoint.
+    assert (await calls.call(ALICE, "GET", f"/prompt_sync/{prompt_id}"))[0] == 200
+    assert (await calls.call(ALICE, "GET", "/usage"))[1]["usage"][0]["prompts"]["succeeded"] == 1
+
+
+async def test_neither_queue_nor_history_tells_of_others(calls: Calls, engine: Engine) -> None:
+    theirs = await _prompt(calls, BOB, sleep_workflow(600))
+    await until(lambda: queue_of(engine), lambda queue: theirs in queue[0])
+    mine = [await _prompt(calls, ALICE, invert_workflow(number)) for number in range(2)]
+    assert await _queue(calls, ALICE) == ([], mine)
+    assert (await calls.call(ALICE, "GET", "/prompt"))[1] == {"exec_info": {"queue_remaining": 2}}
+    assert await until(lambda: _queue(calls, BOB), lambda queue: queue[0] == [theirs]) == ([theirs], [])
+    # An admin sees ComfyUI's own, with all of it; so does who reads.
+    for key in (ROOT, WATCHER):
+        assert theirs in (await _queue(calls, key))[0]
+    await _post(calls, BOB, "/interrupt")
+    for prompt_id in mine:
+        await _ended(calls, ALICE, prompt_id)
+    assert list(await _history(calls, ALICE)) == mine
+    assert list(await _history(calls, BOB)) == [theirs]
+    assert await _history(calls, BOB, f"/{mine[0]}") == {}
+    assert await _history(calls, ALICE, f"/{theirs}") == {}
+    assert list(await _history(calls, ALICE, "?max_items=1")) == mine[1:]
+    assert list(await _history(calls, ALICE, "?max_items=1&offset=0")) == mine[:1]
+    entry = (await _history(calls, BOB))[theirs]
+    assert entry["status"]["messages"][-1][0] == "execution_interrupted"
+
+
+async def test_nobody_stops_another_s_work(calls: Calls, engine: Engine) -> None:
+    running = await _prompt(calls, BOB, sleep_workflow(600))
+    await until(lambda: queue_of(engine), lambda queue: running in queue[0])
+    waiting = await _prompt(calls, BOB, invert_workflow(1))
+    await until(lambda: queue_of(engine), lambda queue: waiting in queue[1])
+    for path, body in (
+        ("/interrupt", None),
+        ("/interrupt", {"prompt_id": running}),
+        ("/api/interrupt", {"prompt_id": running}),
+        ("/queue", {"clear": True}),
+        ("/queue", {"delete": [waiting, running]}),
+        ("/api/queue", {"clear": True}),
+    ):
+        assert await _post(calls, ALICE, path, body) == 200
+    for path, body in (("/history", {"clear": True}), ("/free", {"unload_models": True})):
+        assert await _post(calls, ALICE, path, body) == 403
+    assert await queue_of(engine) == ([running], [waiting])
+    assert await _post(calls, BOB, "/queue", {"delete": [waiting]}) == 200
+    assert await queue_of(engine) == ([running], [])
+    assert await _post(calls, BOB, "/interrupt", {"prompt_id": str(uuid4())}) == 200
+    assert await queue_of(engine) == ([running], [])
+    assert await _post(calls, BOB, "/interrupt", {"prompt_id": running}) == 200
+    await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+
+
+async def test_clear_takes_what_waits_with_the_gateway_too(engine: Engine, keys_path: Any) -> None:
+    async with running_gateway(
+        engine.url, keys_file=keys_path, changed=handler_options(queue=QueueOptions(ahead=0))
+    ) as gateway:
+        calls = Calls(gateway)
+        mine = [await _prompt(calls, ALICE, invert_workflow(number)) for number in range(3)]
+        theirs = await _prompt(calls, BOB, invert_workflow(9))
+        assert await _queue(calls, ALICE) == ([], mine)
+        assert await _post(calls, ALICE, "/queue", {"delete": [mine[1], theirs, "x", 7]}) == 200
+        assert await _queue(calls, ALICE) == ([], [mine[0], mine[2]])
+        assert await _post(calls, ALICE, "/queue", {"clear": True}) == 200
+        assert (await _queue(calls, ALICE), await _queue(calls, BOB)) == (([], []), ([], [theirs]))
+    assert executions(engine) == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, "No prompt provided"),
+        ({"prompt": {"1": {"class_type": "NoSuchNode", "inputs": {}}}}, "NoSuchNode"),
+        ({"prompt": invert_workflow(), "prompt_id": "not-a-uuid"}, "prompt_id"),
+        ({"prompt": {"1": {"class_type": "LoadImage", "inputs": {"image": "secret.png"}}}}, "file"),
+    ],
+)
+async def test_what_is_refused_is_refused_in_comfyui_s_words(calls: Calls, body: Any, told: str) -> None:
+    status, answer = await calls.call(ALICE, "POST", "/prompt", body)
+    assert status == 400
+    assert answer.keys() == {"error", "node_errors"}
+    assert {"type", "message", "details", "extra_info"} == answer["error"].keys()
+    assert told in str(answer)
+
+
+async def test_a_user_s_number_and_front_put_it_before_nobody(calls: Calls, engine: Engine) -> None:
+    await _prompt(calls, BOB, sleep_workflow(600))
+    await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
+    first = await _prompt(calls, BOB, invert_workflow(1))
+    await until(lambda: queue_of(engine), lambda queue: first in queue[1])
+    second = await _prompt(calls, ALICE, invert_workflow(2), number=-1000, front=True)
+    assert (await until(lambda: queue_of(engine), lambda queue: second in queue[1]))[1] == [first, second]
+
+
+async def test_bodies_that_are_none_are_named(calls: Calls) -> None:
+    for path in ("/queue", "/interrupt"):
+        answer = await fetch(calls.gateway, path, "POST", data=b"{", headers=bearer(ALICE))
+        assert (answer.status, answer.error_type) == (422, "invalid_request")
+        answer = await fetch(calls.gateway, path, "POST", data=b"[" + b" " * 1_000_001, headers=bearer(ALICE))
+        assert answer.status == 413

@@ -1,0 +1,93 @@
+"""Settings and user data of users: each key has its own, as if it were alone on ComfyUI."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.calls import Calls
+from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
+from tests.support.relaying import fetch, raw_request
+
+
+async def _ask(calls: Calls, key: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    answer = await fetch(
+        calls.gateway, path, method, data=None if body is None else json.dumps(body), headers=bearer(key)
+    )
+    try:
+        return answer.status, json.loads(answer.body)
+    except ValueError:
+        return answer.status, answer.body
+
+
+async def _raw(calls: Calls, key: str, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """With the path as it stands here."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
+    answer = await raw_request(calls.gateway.url, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    head_bytes, _, content = answer.partition(b"\r\n\r\n")
+    return int(head_bytes.split(b" ", 2)[1]), content
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+async def test_each_key_has_its_own_settings(calls: Calls, prefix: str) -> None:
+    assert await _ask(calls, ALICE, "GET", f"{prefix}/settings") == (200, {})
+    assert (await _ask(calls, ALICE, "POST", f"{prefix}/settings", {"Comfy.A": 1, "Comfy.B": "x"}))[0] == 200
+    assert (await _ask(calls, ALICE, "POST", f"{prefix}/settings/Comfy.A", [2]))[0] == 200
+    assert await _ask(calls, ALICE, "GET", f"{prefix}/settings") == (200, {"Comfy.A": [2], "Comfy.B": "x"})
+    assert await _ask(calls, ALICE, "GET", f"{prefix}/settings/Comfy.A") == (200, [2])
+    assert await _ask(calls, ALICE, "GET", f"{prefix}/settings/none") == (200, None)
+    assert await _ask(calls, BOB, "GET", f"{prefix}/settings") == (200, {})
+    assert await _ask(calls, ROOT, "GET", f"{prefix}/settings") == (200, {})
+    assert (await _ask(calls, WATCHER, "GET", f"{prefix}/settings"))[0] == 403
+    for body in (b"{", b"[1]"):
+        assert (await _raw(calls, ALICE, "POST", f"{prefix}/settings", body))[0] == 422
+
+
+async def test_each_key_has_its_own_files(calls: Calls, engine: Engine) -> None:
+    stored = await _ask(calls, ALICE, "POST", "/api/userdata/workflows%2Fa.json?full_info=true", {"a": 1})
+    assert stored[0] == 200
+    assert stored[1]["path"] == "workflows/a.json"
+    assert (await _ask(calls, ALICE, "POST", "/api/userdata/workflows%2Fb%2525.json", {}))[0] == 403  # encoded twice
+    assert await _ask(calls, ALICE, "POST", "/userdata/workflows%2Fb.json", {"b": 1}) == (200, "workflows/b.json")
+    assert await _ask(calls, ALICE, "GET", "/userdata/workflows%2Fa.json") == (200, {"a": 1})
+    assert (await _ask(calls, ALICE, "POST", "/userdata/workflows%2Fa.json?overwrite=false", {}))[0] == 409
+    listed = await _ask(calls, ALICE, "GET", "/userdata?dir=workflows&recurse=true&split=false&full_info=true")
+    assert sorted(file["path"] for file in listed[1]) == ["a.json", "b.json"]
+    assert await _ask(calls, ALICE, "POST", "/userdata/workflows%2Fb.json/move/workflows%2Fc.json?overwrite=true") == (
+        200,
+        "workflows/c.json",
+    )
+    assert (await _ask(calls, ALICE, "DELETE", "/userdata/workflows%2Fc.json"))[0] == 204
+    assert (await _ask(calls, BOB, "GET", "/userdata/workflows%2Fa.json"))[0] == 404
+    assert (await _ask(calls, BOB, "GET", "/userdata?dir=workflows"))[0] == 404
+    assert await _ask(calls, ALICE, "GET", "/users") == (200, {"storage": "server", "migrated": True})
+    assert (engine.folders.user / "default/keys/alice/workflows/a.json").is_file()
+    # An admin's is where it always was.
+    assert (await _ask(calls, ROOT, "POST", "/userdata/workflows%2Fa.json", {"root": 1}))[0] == 200
+    assert (engine.folders.user / "default/workflows/a.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/userdata/..%2Fbob%2Fa.json", "/userdata/keys%2Fbob%2Fa.json", "/userdata/..%2F..%2Fa.json"),
+        *("/userdata/%2e%2e%2fbob%2fa.json", "/userdata/..%5Cbob%5Ca.json", "/userdata/x%2F..%2F..%2Fbob%2Fa.json"),
+        *("/userdata/%252e%252e%252fbob%252fa.json", "/userdata/a.json%00", "/userdata/", "/userdata/a/b/c/d"),
+        *("/userdata/x/move/..%2Fbob%2Fa.json", "/userdata/..%2Fbob%2Fa.json/move/x.json", "/userdata/%2Fetc%2Fpasswd"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_no_name_leads_to_another_s_files(calls: Calls, engine: Engine, path: str, method: str) -> None:
+    for key in (BOB, ROOT):
+        await _ask(calls, key, "POST", "/userdata/a.json", {"of": key})
+    home = engine.folders.user / "default"
+    before = {path: path.read_bytes() for path in (home / "a.json", home / "keys/bob/a.json")}
+    status, content = await _raw(calls, ALICE, method, path, b'{"evil": 1}')
+    assert status in {200, 403, 404}  # 200: a folder of that name among her own
+    assert b"of" not in content or b"role" in content
+    assert {path: path.read_bytes() for path in before} == before
+    for query in ("dir=../bob", "dir=..", "dir=/etc", "dir=.", "dir=", "dir=x/../../bob", "dir=..%5Cbob"):
+        assert (await _ask(calls, ALICE, "GET", f"/userdata?{query}"))[0] in {400, 403, 404}, query

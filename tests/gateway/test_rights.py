@@ -1,0 +1,58 @@
+"""The table of rights on sockets: each route of ComfyUI and of ours, by each method, for each role and spelling."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from comfyui.engine import NEW_VERSION, Engine, EngineOptions
+from comfyui.web.front.rights import NO, row_of
+from tests.support.keys import ALICE, ROOT, WATCHER, bearer
+from tests.support.relaying import raw_request
+from tests.support.running import RunningGateway, running_gateway
+from tests.unit.web.test_rights import COMFYUI_PATHS, OUR_PATHS
+
+_SPELLINGS = ("{0}", "/api{0}", "/{0}", "{0}/", "/x/..{0}", "/%2e{0}", "/api/api{0}", "{0}%00")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+async def _answer(gateway: RunningGateway, method: str, path: str, key: str) -> int:
+    head = f"{method} {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
+    answer = await raw_request(gateway.url, f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
+    return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize(("role", "key"), [("user", ALICE), ("read", WATCHER)])
+async def test_what_the_table_does_not_have_is_403_and_reaches_no_comfyui(keys_path: Path, role: str, key: str) -> None:
+    async with (
+        Engine(EngineOptions(comfyui_version=NEW_VERSION)) as engine,
+        running_gateway(engine.url, keys_file=keys_path) as gateway,
+    ):
+        paths = [path.replace("{prompt_id}", "1") for path in (*COMFYUI_PATHS, *OUR_PATHS) if "health" not in path]
+        engine.stats.reset()
+        allowed = 0
+        for path, method, spelling in itertools.product(paths, _METHODS, _SPELLINGS):
+            asked = spelling.format(path)
+            row = row_of(method, asked)
+            if row is None or (row.user if role == "user" else row.read) is NO:
+                assert await _answer(gateway, method, asked, key) == 403, (method, asked)
+            else:
+                allowed += 1
+        assert allowed > 20
+        # Beside what the gateway asks by itself.
+        told = {route for route in engine.stats.show()["requests"] if route not in {"GET /prompt", "GET /system_stats"}}
+        assert told == set()
+
+
+@pytest.mark.parametrize("path", ["/ws/", "/ws%00", "/%2577s", "/health", "/x", "/prompt_sync", "/servers/gpu-1/ws"])
+@pytest.mark.parametrize("key", [ALICE, WATCHER])
+async def test_any_other_websocket_is_an_admin_s(engine: Engine, keys_path: Path, path: str, key: str) -> None:
+    async with running_gateway(engine.url, keys_file=keys_path) as gateway:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await gateway.http.ws_connect(path, headers=bearer(key))
+        assert refused.value.status == 403
+        async with gateway.http.ws_connect("/ws", headers=bearer(ROOT)) as websocket:
+            assert "status" in await websocket.receive_str()

@@ -1,0 +1,73 @@
+"""`GET /usage`: what each key used, and who may see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.keys import ALICE, BOB, KEY, ROOT, WATCHER, bearer
+from tests.support.relaying import fetch
+from tests.support.running import RunningGateway, invert_workflow, running_gateway
+
+
+async def _usage(gateway: RunningGateway, key: str, query: str = "", headers: dict[str, str] | None = None) -> Any:
+    async with gateway.http.get(f"/usage{query}", headers=bearer(key) | (headers or {})) as response:
+        return response.status, await response.json()
+
+
+def _counts(row: dict[str, Any]) -> tuple[int, int]:
+    return row["prompts"]["succeeded"], row["prompts"]["failed"]
+
+
+@pytest.mark.parametrize("key", [ROOT, WATCHER, KEY])
+async def test_an_admin_and_who_reads_see_all(used: RunningGateway, key: str) -> None:
+    status, told = await _usage(used, key)
+    assert status == 200
+    rows = {row["key"]: row for row in told["usage"]}
+    assert (_counts(rows["alice"]), _counts(rows["bob"])) == ((2, 1), (1, 0))
+    assert 0.2 < rows["bob"]["gpu_seconds"] < 5
+    assert rows["alice"]["gpu_seconds"] > rows["bob"]["gpu_seconds"]
+    assert rows["bob"]["bytes"] > 100
+
+
+async def test_a_user_sees_its_own(used: RunningGateway) -> None:
+    for query in ("", "?by=key", "?by=day,key,person,workflow", "?by=workflow"):
+        _, told = await _usage(used, BOB, query)
+        assert {row.get("key", "bob") for row in told["usage"]} == {"bob"}
+        assert sum(row["prompts"]["succeeded"] for row in told["usage"]) == 1
+    _, told = await _usage(used, ALICE, "?by=person")
+    assert {row["person"]: _counts(row) for row in told["usage"]} == {"": (1, 1), "eve": (1, 0)}
+    _, told = await _usage(used, ALICE, "?by=key", {"X-User": "eve"})
+    assert [_counts(row) for row in told["usage"]] == [(1, 0)]
+
+
+async def test_days_narrow_it_and_what_cannot_be_asked_for_is_named(used: RunningGateway) -> None:
+    assert (await _usage(used, ROOT, "?since=2001-01-01&until=2001-01-02"))[1]["usage"] == []
+    for query, told in (
+        ("?by=colour", "by: there is no 'colour'; there are day, key, person, workflow"),
+        ("?since=yesterday", "since: String should match pattern"),
+        ("?form=2001-01-01", "form: there is no such query parameter"),
+    ):
+        status, body = await _usage(used, ROOT, query)
+        assert status in {400, 422}
+        assert told in body["detail"]
+
+
+async def test_keys_have_their_series_in_the_metrics(used: RunningGateway) -> None:
+    text = (await fetch(used, "/metrics", headers=bearer(ROOT))).body.decode()
+    assert 'comfyui_gateway_key_prompts_total{key="alice",outcome="success"} 2.0' in text
+    assert 'comfyui_gateway_key_prompts_total{key="bob",outcome="success"} 1.0' in text
+
+
+async def test_usage_outlives_the_gateway_and_without_keys_there_is_one_row(engine: Engine, tmp_path: Path) -> None:
+    async with running_gateway(engine.url, state_dir=tmp_path / "state") as gateway:
+        assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+    async with (
+        running_gateway(engine.url, state_dir=tmp_path / "state") as gateway,
+        gateway.http.get("/usage") as answer,
+    ):
+        (row,) = (await answer.json())["usage"]
+        assert (row["key"], _counts(row)) == ("", (1, 0))

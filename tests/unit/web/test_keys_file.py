@@ -1,0 +1,220 @@
+"""KEYS_FILE: what is read of it, what is refused and in which words, and names that are used again."""
+
+from __future__ import annotations
+
+import re
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from comfyui.exceptions import SettingsError
+from comfyui.web.front.keys import KeyRing
+from comfyui.web.front.keys_command import add_key
+from comfyui.web.front.keys_file import KeysFile, KnownNames, parse_keys, signing_secret
+from config import Settings
+from tests.support.keys import ALICE, BOB, KEY, KEYS, table, write_keys
+
+_HASH = "a" * 64
+
+
+def test_a_table_is_read_with_all_that_it_may_have() -> None:
+    (key,) = parse_keys(
+        table(
+            "acme",
+            ALICE,
+            webhook_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            max_queued=5,
+            per_minute=60,
+            max_running=2,
+            max_priority=-3,
+            weight=2.5,
+            user_header="X-User",
+            workflows=["portrait", "upscale"],
+        )
+    )
+    rules = key.rules
+    assert (rules.name, rules.role, rules.max_queued, rules.per_minute, rules.max_running) == ("acme", "user", 5, 60, 2)
+    assert (rules.max_priority, rules.weight, rules.user_header) == (-3, 2.5, "x-user")
+    assert rules.workflows == frozenset({"portrait", "upscale"})
+    assert "MfKQ9r8" not in repr(key)
+    assert key.digest.hex() not in repr(key)
+
+
+@pytest.mark.parametrize(("role", "highest"), [("user", 0), ("read", 1_000_000), ("admin", 1_000_000)])
+def test_a_user_goes_before_nobody_unless_its_table_says_so(role: str, highest: int) -> None:
+    assert parse_keys(table("a", ALICE, role))[0].rules.max_priority == highest
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[keys.alice]\nsha256 = \n", "not TOML: Invalid value (at line 2, column 10)"),
+        ("[alice]\n", "line 1: 'alice' is not known; keys are tables [keys.NAME]"),
+        ("keys = 3\n", "keys: tables [keys.NAME] are wanted"),
+        ("[keys]\nalice = 3\n", "line 2: keys.alice: a table [keys.alice] is wanted"),
+        (f'\n[keys.alice]\nsha256 = "{_HASH}"\n', "line 2: [keys.alice] role: Field required"),
+        (f'[keys.alice]\nsha256 = "{_HASH}"\nrole = "boss"\n', "line 3: [keys.alice] role: Input should be"),
+        (f'[keys.alice]\nrole = "user"\nsha256 = "{_HASH[1:]}"\n', "line 3: [keys.alice] sha256: String should match"),
+        (
+            '[keys.a]\nsha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"\nrole = "user"\n',
+            "line 2: [keys.a] sha256: this is the SHA-256 of an empty key",
+        ),
+        (table("alice", ALICE, colour="red"), "line 4: [keys.alice] colour: there is no such field"),
+        (table("alice", ALICE, per_minute=0), "line 4: [keys.alice] per_minute: Input should be greater"),
+        (table("alice", ALICE, max_queued="5"), "line 4: [keys.alice] max_queued: Input should be a valid integer"),
+        (table("alice", ALICE, user_header="Cookie"), "line 4: [keys.alice] user_header: this header has another"),
+        (table("alice", ALICE, webhook_secret="short"), "line 4: [keys.alice] webhook_secret: "),
+        (table("alice", ALICE, webhook_secret="no base64, but long enough"), "webhook_secret: a secret is not base64"),
+        (table("Alice", ALICE), "line 1: [keys.'Alice']: a name is 1 to 64 lower-case letters"),
+        (table("key-0123abcd", ALICE), "line 1: [keys.key-0123abcd]: the gateway gives this name itself"),
+        (table("external", ALICE), "line 1: [keys.external]: the gateway gives this name itself"),
+        (table("alice", ALICE) + table("bob", ALICE), "line 5: [keys.bob] has the same sha256 as [keys.alice]"),
+    ],
+)
+def test_what_cannot_be_used_is_told_with_its_line_key_and_field(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)) as refused:
+        parse_keys(text)
+    # Hashes are for guessing weak keys with, so no message has one.
+    assert _HASH[1:] not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\xff", "not text in UTF-8"),
+        (b"[keys.alice]\nrole = 'user'\n", "line 1: [keys.alice] sha256: Field required"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_broken_file_stops_the_start(tmp_path: Path, content: bytes | None, told: str) -> None:
+    path = tmp_path / "keys.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError) as refused:
+        Settings(keys_file=path, state_dir=None).options()
+    assert told in str(refused.value)
+    assert str(refused.value).startswith(f"KEYS_FILE ({path}): ")
+
+
+def test_a_key_stands_in_one_place_only(tmp_path: Path) -> None:
+    path = write_keys(tmp_path / "keys.toml", table("alice", KEY))
+    with pytest.raises(SettingsError, match="stands in API_KEYS; it can be in one place only"):
+        Settings(keys_file=path, state_dir=None, api_keys=KEY).options()  # type: ignore[arg-type]
+
+
+def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
+    """An empty file must not open the gateway to all."""
+    ring = Settings(keys_file=write_keys(tmp_path / "keys.toml", ""), state_dir=None).options().app.keys
+    assert ring
+    assert ring.caller(b"") is None
+
+
+# Names that are used again
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_removed_name_comes_back_with_its_own_key_and_with_no_other(tmp_path: Path, in_memory: bool) -> None:
+    path, state_dir = tmp_path / "keys.toml", None if in_memory else tmp_path / "state"
+    file = KeysFile(path, state_dir)
+
+    def use(text: str) -> None:
+        nonlocal file
+        if not in_memory:
+            file = KeysFile(path, state_dir)  # as after a restart
+        write_keys(path, text)
+        file.remember(file.load())
+
+    use(KEYS)
+    use(table("bob", BOB))
+    with pytest.raises(ValueError, match=r"\[keys.alice\]: this name was another key's before"):
+        use(table("bob", BOB) + table("alice", "of somebody else"))
+    use(table("bob", BOB) + table("alice", ALICE))
+    # A new key for a name that is there is the same customer's.
+    use(table("bob", "bob's new key") + table("alice", ALICE))
+    use(table("alice", ALICE))
+    use(table("alice", ALICE) + table("bob", "bob's new key"))
+
+
+def test_the_files_beside_the_jobs_are_for_this_user_only(tmp_path: Path) -> None:
+    file = KeysFile(write_keys(tmp_path / "keys.toml", KEYS), tmp_path / "state")
+    file.remember(file.load())
+    assert signing_secret(tmp_path / "state") == signing_secret(tmp_path / "state")
+    for path in (tmp_path / "state").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+# `keys add`
+
+
+def test_keys_add_keeps_comments_and_writes_what_the_gateway_reads(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(f"# Customers\n{table('alice', ALICE)}# the largest\n")
+    path.chmod(0o640)
+    key = add_key(path, None, "carol", {"role": "user", "max_queued": 3, "weight": None})
+    written = path.read_text()
+    assert written.startswith("# Customers\n[keys.alice]")
+    assert "# the largest" in written
+    assert key not in written
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert tomllib.loads(written)["keys"]["carol"].keys() == {"sha256", "role", "max_queued"}
+    caller = KeyRing([], session_s=60, named=parse_keys(written)).caller(key.encode())
+    assert caller is not None
+    assert (caller.rules.name, caller.rules.max_queued) == ("carol", 3)
+
+
+def test_keys_add_makes_a_file_that_only_its_user_reads(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "keys.toml"
+    keys = [add_key(path, None, name, {"role": "read"}) for name in ("a", "b")]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(set(keys)) == 2
+    assert [key.rules.name for key in parse_keys(path.read_text())] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["alice", "gone", "Not A Name", "key-0123abcd"])
+def test_keys_add_refuses_names_that_cannot_be_used_and_leaves_the_file(tmp_path: Path, name: str) -> None:
+    path, state_dir = write_keys(tmp_path / "keys.toml", table("alice", ALICE)), tmp_path / "state"
+    names = KnownNames(state_dir / "key-names.json")
+    names.take_over(parse_keys(table("gone", BOB)))
+    with pytest.raises(SettingsError):
+        add_key(path, state_dir, name, {"role": "user"})
+    assert path.read_text() == table("alice", ALICE)
+
+
+# Sessions and callers
+
+
+def test_whoever_reads_the_file_cannot_make_a_session(tmp_path: Path) -> None:
+    """The file has hashes; what signs is a secret that it has not."""
+    named = parse_keys(KEYS)
+    first, second = (KeyRing([], session_s=60, named=named, secret=secret) for secret in (b"a" * 32, b"b" * 32))
+    token = first.open_session(ALICE.encode())
+    assert token is not None
+    assert first.is_session(token)
+    assert not second.is_session(token)
+    assert KeyRing([], session_s=60, named=named, secret=b"a" * 32).is_session(token)  # as after a restart
+
+
+def test_a_session_ends_with_its_key_and_not_with_a_change_of_others() -> None:
+    ring = KeyRing([], session_s=60, named=parse_keys(KEYS))
+    token = ring.open_session(ALICE.encode())
+    assert token is not None
+    ring.set_named(parse_keys(table("alice", ALICE, max_queued=1)))
+    caller = ring.session_caller(token)
+    assert caller is not None
+    assert caller.rules.max_queued == 1
+    ring.set_named(parse_keys(table("alice", "another key")))
+    assert not ring.is_session(token)
+
+
+def test_idempotency_keys_belong_to_the_name_and_outlive_a_new_key() -> None:
+    ring = KeyRing([], session_s=60, named=parse_keys(KEYS))
+    alice, bob = (ring.caller(key.encode()) for key in (ALICE, BOB))
+    assert alice is not None
+    assert bob is not None
+    assert alice.namespace != bob.namespace
+    ring.set_named(parse_keys(table("alice", "another key")))
+    again = ring.caller(b"another key")
+    assert again is not None
+    assert again.namespace == alice.namespace

@@ -1,0 +1,147 @@
+"""The table of rights: fail closed, for each route, method, role and spelling."""
+
+from __future__ import annotations
+
+from itertools import product
+from urllib.parse import quote
+
+import pytest
+from fastapi.routing import iter_route_contexts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comfyui.owners import KeyRules, Role
+from comfyui.web.comfyui.owned import RULES
+from comfyui.web.front.paths import normalised
+from comfyui.web.front.rights import ALL, NO, OWN, TABLE, WEBSOCKET, row_of, verdict
+from config import Settings
+from server import create_app
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "PROPFIND", WEBSOCKET)
+# Every route of ComfyUI 0.3.64 and of 0.38, of ComfyUI-Manager, and some that custom nodes have.
+COMFYUI_PATHS = [
+    *("/", "/ws", "/embeddings", "/models", "/models/loras", "/extensions", "/extensions/pack/x.js", "/upload/image"),
+    *("/upload/mask", "/view", "/view_metadata/loras", "/system_stats", "/features", "/prompt", "/object_info"),
+    *("/object_info/KSampler", "/history", "/history/1", "/queue", "/interrupt", "/free", "/users", "/userdata"),
+    *("/v2/userdata", "/userdata/a.json", "/userdata/a.json/move/b.json", "/settings", "/settings/x", "/i18n"),
+    *("/experiment/models", "/experiment/models/loras", "/experiment/models/preview/loras/0/x.png", "/jobs", "/jobs/1"),
+    *("/workflow_templates", "/internal/logs", "/internal/logs/raw", "/internal/logs/subscribe", "/jobs/1/cancel"),
+    *("/internal/folder_paths", "/internal/files/output", "/jobs/cancel", "/assets", "/assets/1", "/tags"),
+    *("/assets/x.js", "/scripts/app.js", "/docs/x.md", "/templates/x.json", "/manager/reboot", "/manager/queue/start"),
+    *("/customnode/getlist", "/snapshot/save", "/pysssss/workflows", "/global_subgraphs", "/servers/gpu-1/free"),
+    *("/servers/gpu-1/ws", "/v1/models", "/mcp", "/usage/x", "/metrics/x", "/prompt_sync/1/2"),
+]
+OUR_ROUTES = [
+    (route.path or "/", route.methods or set()) for route in iter_route_contexts(create_app(Settings()).router.routes)
+]
+OUR_PATHS = sorted({path for path, _ in OUR_ROUTES})
+
+
+def rules(role: Role, **fields: object) -> KeyRules:
+    return KeyRules(name="alice", role=role, **fields)  # type: ignore[arg-type]
+
+
+def spelt(path: str) -> st.SearchStrategy[str]:
+    """The path in ways that servers may read as the same one."""
+    ways = [
+        path,
+        f"/api{path}",
+        f"//{path[1:]}",
+        f"{path}/",
+        f"/.{path}",
+        f"/x/..{path}",
+        f"/%2e{path}",
+        path.replace("/", "//"),
+        path.replace("/", "\\"),
+        path.replace("/", "%2F"),
+        path.replace("/", "%5c"),
+        f"/api/api{path}",
+        f"/API{path}",
+        path.upper(),
+        f"{path}%00.png",
+        f"{path}/..;/x",
+        quote(quote(path, safe=""), safe="/"),
+        "".join(f"%{ord(letter):02X}" if letter.isalpha() else letter for letter in path),
+        "".join(f"%25{ord(letter):02X}" if letter.isalpha() else letter for letter in path),
+    ]
+    return st.sampled_from(ways)
+
+
+PATHS = st.one_of(st.sampled_from(COMFYUI_PATHS + OUR_PATHS), st.text(min_size=1, max_size=20).map(lambda t: f"/{t}"))
+
+
+@settings(max_examples=2000, deadline=None)
+@given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS), role=st.sampled_from(["user", "read"]))
+def test_nothing_is_allowed_that_the_table_does_not_have(path: str, method: str, role: Role) -> None:
+    found = verdict(rules(role), method, path)
+    if found.refusal is None:
+        row = found.row
+        assert row is not None
+        right = row.user if role == "user" else row.read
+        assert found.right is right is not NO
+        assert row.method == method or (row.method, method) == ("GET", "HEAD")
+        # What the row says is what a server makes of it, however often it decodes.
+        meant = normalised(path)
+        assert meant is not None
+        parts, pattern = meant.split("/"), row.path.split("/")
+        assert len(parts) == len(pattern) or (pattern[-1] == "**" and len(parts) >= len(pattern))
+        assert all(want in {"*", "**", part} for want, part in zip(pattern, parts, strict=False))
+    else:
+        assert found.right is NO
+
+
+@settings(max_examples=500, deadline=None)
+@given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
+def test_who_reads_asks_with_get_and_nothing_else(path: str, method: str) -> None:
+    if verdict(rules("read"), method, path).refusal is None:
+        assert method in {"GET", "HEAD"}
+
+
+@settings(max_examples=300, deadline=None)
+@given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
+def test_an_admin_and_a_gateway_without_keys_are_refused_nothing(path: str, method: str) -> None:
+    assert verdict(rules("admin"), method, path).right is ALL
+    assert verdict(None, method, path).right is ALL
+
+
+def test_routes_that_stop_others_or_tell_of_them_are_not_a_user_s() -> None:
+    for method, path in product(
+        ("GET", "POST", "DELETE", "PATCH"),
+        (
+            *("/free", "/internal/logs", "/internal/files/output", "/manager/reboot", "/customnode/getlist"),
+            *("/servers/gpu-1/queue", "/metrics", "/assets", "/pysssss/workflows"),
+        ),
+    ):
+        assert verdict(rules("user"), method, path).right is NO, (method, path)
+        assert verdict(rules("user"), method, f"/api{path}").right is NO, (method, path)
+
+
+@pytest.mark.parametrize("path", ["/prompt_sync", "/validate", "/convert"])
+@pytest.mark.parametrize("role", ["user", "admin"])
+def test_a_key_with_workflows_may_send_no_graph_of_its_own(path: str, role: Role) -> None:
+    found = verdict(rules(role, workflows=frozenset({"portrait"})), "POST", path)
+    assert found.refusal is not None
+    assert "named workflows only" in found.refusal
+
+
+def test_every_route_of_our_own_has_its_row() -> None:
+    """A route that is added without one is an admin's; whoever adds it says so here."""
+    admins_only = {("POST", "/queue/pause"), ("POST", "/queue/resume")}
+    probes = {"/health", "/health/live", "/health/ready"}
+    assert set(OUR_PATHS) > {"/prompt_sync/{prompt_id}", "/metrics"}
+    for path, methods in OUR_ROUTES:
+        for method in methods - {"HEAD"} if path not in probes else ():
+            found = row_of(method, path.replace("{prompt_id}", "1"))
+            assert (found is None) == ((method, path) in admins_only), (method, path)
+
+
+def test_each_own_row_of_comfyui_s_has_its_rule_and_no_other_has() -> None:
+    """POST /prompt has an endpoint of ours, in `comfyui.web.comfyui.prompt`; a websocket has `Owned.frames`."""
+    own = {(row.method, row.path) for row in TABLE if row.whose == "comfyui" and row.user is OWN}
+    assert own - {("POST", "/prompt"), (WEBSOCKET, "/ws")} == RULES.keys()
+
+
+def test_no_row_says_the_same_as_another() -> None:
+    keys = [(row.whose, row.method, row.path) for row in TABLE]
+    assert len(keys) == len(set(keys))
+    assert {right for row in TABLE for right in (row.user, row.read)} == {ALL, OWN, NO}
