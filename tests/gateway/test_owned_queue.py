@@ -95,8 +95,10 @@ async def test_neither_queue_nor_history_tells_of_others(calls: Calls, engine: E
 
 
 async def test_nobody_stops_another_s_work(calls: Calls, engine: Engine) -> None:
-    running = await _prompt(calls, BOB, sleep_workflow(600))
+    # With the client id of a tab its events go there, and not to us.
+    running = await _prompt(calls, BOB, sleep_workflow(600), client_id="tab")
     await until(lambda: queue_of(engine), lambda queue: running in queue[0])
+    assert await _queue(calls, BOB) == ([running], [])
     waiting = await _prompt(calls, BOB, invert_workflow(1))
     await until(lambda: queue_of(engine), lambda queue: waiting in queue[1])
     for path, body in (

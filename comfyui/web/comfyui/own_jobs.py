@@ -42,7 +42,8 @@ class OwnJobs:
         records = await self._records(rules, _WAITING | _RUNNING, MOST_SHOWN)
         records.sort(key=lambda record: record.number)
         items = {record.prompt_id: await self._item(record) for record in records}
-        running = [record.prompt_id for record in records if await self._runs(record)]
+        runs = await self._running(records)
+        running = [record.prompt_id for record in records if record.prompt_id in runs]
         pending = [prompt_id for prompt_id in items if prompt_id not in set(running)]
         return {
             "queue_running": [items[prompt_id] for prompt_id in running],
@@ -80,22 +81,26 @@ class OwnJobs:
         """Cancel this job if it runs, or all that run."""
         if origin.rules is None:
             return
-        for record in await self._records(origin.rules, _WAITING | _RUNNING, MOST_SHOWN):
-            if prompt_id in {None, record.prompt_id} and await self._runs(record):
-                await self._cancel(record.prompt_id, origin)
+        records = await self._records(origin.rules, _WAITING | _RUNNING, MOST_SHOWN)
+        for running in await self._running(records):
+            if prompt_id in {None, running}:
+                await self._cancel(running, origin)
 
-    async def _runs(self, record: JobRecord) -> bool:
-        """As the server says now, which may be newer than what is written."""
-        return record.state in _RUNNING or (await self._handler.look(record.prompt_id)).state in _RUNNING
+    async def _running(self, records: Sequence[JobRecord]) -> list[str]:
+        """Ids of those that run. Of a prompt with a client's id we hear nothing: there ComfyUI's queue is asked."""
+        found = [record.prompt_id for record in records if record.state in _RUNNING]
+        unsure = [record for record in records if record.state in _WAITING and record.server is not None]
+        for server in {record.server for record in unsure}:
+            backend = self._handler.pool.named(server or "")
+            with contextlib.suppress(ComfyUIError):  # a server that is away runs nothing that could be stopped
+                queue = {} if backend is None else await backend.client.get_queue()
+                found += [one.prompt_id for one in unsure if one.prompt_id in queue and queue[one.prompt_id].running]
+        return found
 
     async def _cancel_waiting(self, prompt_id: str, origin: Origin) -> None:
         record = await self._journal.get(prompt_id)
-        if (
-            record is not None
-            and origin.sees(record.owner)
-            and record.state in _WAITING
-            and not await self._runs(record)
-        ):
+        waits = record is not None and origin.sees(record.owner) and record.state in _WAITING
+        if record is not None and waits and not await self._running([record]):
             await self._cancel(prompt_id, origin)
 
     async def _cancel(self, prompt_id: str, origin: Origin) -> None:
