@@ -316,7 +316,8 @@ class ComfyUIHandler:
         jobs = list(self._runs.live.values())
         if not self._options.cancel_on_shutdown:
             # Their callers are told the ids, and may come back with them.
-            await asyncio.gather(*(job.entry.tell() for job in jobs if job.entry is not None and not job.ended))
+            told = [job.entry.tell(job.request) for job in jobs if job.entry is not None and not job.ended]
+            await asyncio.gather(*told)
         for job in jobs:
             if self._options.cancel_on_shutdown and job.request is not None and not job.stays:
                 detail = "the gateway is shutting down; the prompt was cancelled"

@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 _LOOK_AGAIN_S = 0.5
 _VANISHED_AFTER_S = 15.0
 _BACKOFF = Backoff(start_s=0.4, max_s=2.0)
-# Our own entry in extra_data: what tells, after a restart of the gateway, whether an id was used with another body.
+# Our own entry in extra_data, for gateways after this one; see `comfyui.jobs.job.Job.mark`.
 _MARK = "comfyui_gateway"
 
 
@@ -124,9 +124,8 @@ def check_same(job: Assignment, found: HistoryEntry | QueueItem) -> None:
     Raises:
         ComfyUIConflictError: ComfyUI has the prompt from a request with another body.
     """
-    mark = found.extra_data.get(_MARK)
-    fingerprint = mark.get("fingerprint") if isinstance(mark, Mapping) else None
-    if not isinstance(fingerprint, str):
+    fingerprint = _marked(found, "fingerprint")
+    if fingerprint is None:
         return
     if job.fingerprint is None:
         job.identified(fingerprint)
@@ -134,11 +133,22 @@ def check_same(job: Assignment, found: HistoryEntry | QueueItem) -> None:
         raise ComfyUIConflictError("this prompt_id was used with another body", prompt_id=job.prompt_id)
 
 
+def journal_of(found: QueueItem) -> str | None:
+    """Identity of the journal of the gateway that sent the prompt with an id of its own."""
+    return _marked(found, "journal")
+
+
+def _marked(found: HistoryEntry | QueueItem, name: str) -> str | None:
+    mark = found.extra_data.get(_MARK)
+    value = mark.get(name) if isinstance(mark, Mapping) else None
+    return value if isinstance(value, str) else None
+
+
 def _body(job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], client_id: str) -> JSON:
     """The body for ComfyUI's ``POST /prompt``."""
     extra_data = dict(request.extra_data or {})
-    if job.fingerprint:
-        extra_data[_MARK] = {"fingerprint": job.fingerprint}
+    if job.mark:
+        extra_data[_MARK] = job.mark
     body: JSON = {"prompt": prompt, "prompt_id": job.prompt_id, "client_id": client_id}
     if extra_data:
         body["extra_data"] = extra_data

@@ -20,6 +20,7 @@ from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job, Reason
 from comfyui.metrics import Metrics
 from comfyui.replies import QueueItem
+from comfyui.servers.backend import Backend
 from comfyui.tasks import SideTasks
 
 _log = structlog.get_logger(__name__)
@@ -89,6 +90,11 @@ class Cancels:
         await backend.cancel(prompt_id)
         self._metrics.cancelled.labels("request").inc()
 
+    async def take_out_unwritten(self, prompt_id: str, backend: Backend) -> None:
+        """Cancel a prompt that a gateway before this one sent, and no journal knows. Raises `ComfyUIError`."""
+        await backend.cancel(prompt_id)
+        self._told_of(prompt_id, "restart", backend)
+
     def give_up(self, job: Job, reason: Reason) -> None:
         """Cancel the prompt of a job that nobody waits for any more."""
         job.cancel(given_up(reason, job.prompt_id))
@@ -135,14 +141,17 @@ class Cancels:
                 backend, _ = await self._runner.find(job.prompt_id)
             if backend is not None:
                 await backend.cancel(job.prompt_id)
-                self._metrics.cancelled.labels(reason).inc()
-                _log.info("prompt.cancelled", prompt_id=job.prompt_id, reason=reason, server=backend.name)
+                self._told_of(job.prompt_id, reason, backend)
         except ComfyUIError as error:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
             failure = error
         job.cancelled()
         return failure
+
+    def _told_of(self, prompt_id: str, reason: Reason, backend: Backend) -> None:
+        self._metrics.cancelled.labels(reason).inc()
+        _log.info("prompt.cancelled", prompt_id=prompt_id, reason=reason, server=backend.name)
 
 
 def given_up(reason: Reason, prompt_id: str) -> ComfyUIError:

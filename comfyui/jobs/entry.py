@@ -19,15 +19,15 @@ from comfyui.exceptions import (
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
-from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Tell
+from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Tell, Write
 from comfyui.jobs.origin import Origin
-from comfyui.jobs.stored import NOT_KEPT, body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
+from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.owners import place_of
 
-# Of a sync call: its caller brings the request again when it comes back.
+# Of a sync call whose caller knows the id: it brings the request again when it comes back.
 _KEPT_OF_SYNC = 256 * 1024
 # So long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
@@ -51,7 +51,7 @@ def new_job(
     inputs: Mapping[str, str] = _NO_INPUTS,
 ) -> NewJob:
     """The job as it is written at first. `inputs`: see `comfyui.jobs.inputs`."""
-    kept = kind == "async" or request.size <= _KEPT_OF_SYNC
+    kept = kind == "async" or (callers_id and request.size <= _KEPT_OF_SYNC)
     return NewJob(
         prompt_id=prompt_id,
         kind=kind,
@@ -66,7 +66,7 @@ def new_job(
         needs_secrets=bool(secrets_of(request)),
         priority=request.priority,
         webhook=order_of(request),
-        body=body_of(request) if kept else NOT_KEPT,
+        body=body_of(request) if kept else None,
     )
 
 
@@ -132,6 +132,7 @@ class Entry:
         state: how far the run was then.
         queued_at: when the run was queued.
         started_at: when ComfyUI last began to execute it.
+        journal_id: identity of the journal that it writes to.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class Entry:
         self.state = State.QUEUED
         self.queued_at = clock()
         self.started_at: float | None = None
+        self.journal_id = journal.identity
         self._journal = journal
         self._origin = origin
         self._clock = clock
@@ -230,7 +232,7 @@ class Entry:
             self.added = True
         self.fence = self.fence.next()
         if not self.outlives_us:
-            self._journal.write_behind(place)
+            self._write_behind(place)
             return
         try:
             has_place = await self._journal.write(place)
@@ -268,12 +270,12 @@ class Entry:
         if self._write_start is not None and self.started_at is not None:
             self._write_start.cancel()
             self._write_start = None
-            self._journal.write_behind(Start(self.fence, self.started_at))
+            self._write_behind(Start(self.fence, self.started_at))
 
     def put_back(self) -> None:
         """The attempt came to nothing: the job waits in our queue again."""
         if self.added and self._server is not None:
-            self._journal.write_behind(PutBack(self.fence))
+            self._write_behind(PutBack(self.fence))
             self.fence = self.fence.next()
         self._server = None
 
@@ -281,19 +283,21 @@ class Entry:
         """The prompt is about to be taken out of ComfyUI."""
         self._start()
         if self.added:
-            self._journal.write_behind(Cancel(self.fence.prompt_id, self.fence.run))
+            self._write_behind(Cancel(self.fence.prompt_id, self.fence.run))
 
     def told(self) -> None:
         """The caller is told the id at once, before anything is written."""
         self.callers_id = True
 
-    async def tell(self) -> None:
+    async def tell(self, request: PromptRequest | None) -> None:
         """The caller is about to be told the id, which from now on counts as its own."""
+        # Where it was the caller's before, the body is known.
+        kept = None if self.callers_id or request is None or request.size > _KEPT_OF_SYNC else body_of(request)
         self.callers_id = True
         self._start()
         if self.added:
             try:
-                await self._journal.write(Tell(self.fence.prompt_id))
+                await self._journal.write(Tell(self.fence.prompt_id, kept))
             except JournalError as error:
                 _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=error.detail)
 
@@ -307,7 +311,7 @@ class Entry:
         """`kept`: the result as the journal keeps it, where that is made already."""
         if not self.added and request is not None and self._server is not None:
             # It was only watched at first.
-            self._journal.write_behind(Add(self._new(request, fingerprint), self._server))
+            self._write_behind(Add(self._new(request, fingerprint), self._server))
             self.fence = self.fence.next()
             self.added = True
         executing_s = result.timings.executing_s or None
@@ -323,7 +327,7 @@ class Entry:
     ) -> None:
         """The run ends without a result. `request` and `fingerprint`: where they are known."""
         if not self.added and request is not None and request.webhook is not None:
-            self._journal.write_behind(Add(self._new(request, fingerprint)))
+            self._write_behind(Add(self._new(request, fingerprint)))
             self.added = True
         self._finish(state, error=error_to_fields(error), retryable=may_run_again(error), files=self._made(error.saved))
 
@@ -343,9 +347,13 @@ class Entry:
             self._tell(Finish(fence=self.fence, state=state, at=now, deliveries=told, **fields))
 
     def _tell(self, write: Start | Finish) -> None:
-        self._journal.write_behind(write)
+        self._write_behind(write, soon=bool(write.deliveries))
         if write.deliveries:
             self._announcements.news.set()
+
+    def _write_behind(self, write: Write, *, soon: bool = False) -> None:
+        """Whoever waits for the end of a job that outlives us may be in another place."""
+        self._journal.write_behind(write, soon=soon or self.outlives_us)
 
     def _new(self, request: PromptRequest, fingerprint: str | None) -> NewJob:
         self._order = order_of(request)

@@ -104,6 +104,16 @@ class Job:
         return self.fingerprint is not None if entry is None else entry.chosen or entry.was_placed
 
     @property
+    def mark(self) -> Mapping[str, str]:
+        """What ComfyUI keeps with the prompt for gateways after this one: whose it is, or with what body it was sent.
+
+        A caller's id may be used again with another body; an id of ours is looked for where the journal has no row yet.
+        """
+        if self.fingerprint is not None:
+            return {"fingerprint": self.fingerprint}
+        return {} if self.entry is None else {"journal": self.entry.journal_id}
+
+    @property
     def placed_before(self) -> bool:
         """Whether this run was placed before, so that what ComfyUI has under its id is this run's."""
         return self.entry is not None and self.entry.was_placed

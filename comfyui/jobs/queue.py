@@ -31,7 +31,7 @@ from comfyui.jobs.journal.writes import Pause
 from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
 from comfyui.jobs.scheduler import Waiting
-from comfyui.jobs.stored import NOT_KEPT, request_of, secrets_of, with_secrets
+from comfyui.jobs.stored import request_of, secrets_of, with_secrets
 from comfyui.jobs.turns import TurnOptions, Turns
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
@@ -225,7 +225,7 @@ class JobQueue:
         """The request of a job, from the journal; None where it is not kept, or its secrets are gone."""
         secrets = self._secrets.get(record.prompt_id, {})
         body = await self._journal.body_of(record.prompt_id)
-        if body is None or body == NOT_KEPT or (record.needs_secrets and not secrets):
+        if body is None or (record.needs_secrets and not secrets):
             return None
         request = with_secrets(await offloaded(len(body), request_of, body), secrets)
         files = self.files_of(record)

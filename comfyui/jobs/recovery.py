@@ -1,7 +1,8 @@
 """`Recovery`: what becomes of the jobs that a gateway before this one left unfinished.
 
 Async jobs go on: those that were placed are looked for on their servers, the others wait in the queue. A sync call's
-job waits a time for its caller, where the caller knows its id; else nobody can ask for it, and it is canceled.
+job waits a time for its caller, where the caller knows its id; else nobody can ask for it, and it is canceled, also
+where ComfyUI has it and the journal has not.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import structlog
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalError
 from comfyui.executors.comfyui import PromptRunner
+from comfyui.executors.submission import journal_of
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entries
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
 from comfyui.replies import QueueItem
+from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.tasks import SideTasks
 
 _PAGE = 200
+_LOOK_AGAIN_S = 60.0
 
 
 class Recovery:
@@ -78,6 +82,8 @@ class Recovery:
             self._tasks.start(self._take_out(record, why), f"cancel {record.prompt_id}")
         if awaited:
             self._tasks.start(self._await_callers(awaited), "jobs that wait for their callers")
+        for backend in self._pool.backends:
+            self._tasks.start(self._take_out_unwritten(backend), f"look for unwritten jobs on {backend.name}")
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -114,6 +120,25 @@ class Recovery:
         if failure is not None and backend is not None:
             # It is away for longer than we wait, and may still have the prompt when it comes back.
             backend.moved(record.prompt_id)
+
+    async def _take_out_unwritten(self, backend: Backend) -> None:
+        """Cancel prompts of sync calls that the gateway before this one had sent, and not written down, when it ended.
+
+        One look for each server, when it is first up: whoever sent them is gone by then.
+        """
+        while not backend.ready:
+            await self._pool.wait_for_change(_LOOK_AGAIN_S)
+        try:
+            found = await backend.client.get_queue() if await backend.client.get_queue_remaining() else {}
+            for prompt_id, item in found.items():
+                if journal_of(item) == self._journal.identity and not await self._is_known(prompt_id):
+                    await self._cancels.take_out_unwritten(prompt_id, backend)
+        except (ComfyUIError, JournalError) as error:
+            self._log.warning("jobs.not_looked_for", server=backend.name, detail=error.detail)
+
+    async def _is_known(self, prompt_id: str) -> bool:
+        """In this order: what ends meanwhile is written down first."""
+        return prompt_id in self._runs.live or await self._journal.get(prompt_id) is not None
 
     async def _await_callers(self, records: list[JobRecord]) -> None:
         await asyncio.sleep(self._reattach_s)

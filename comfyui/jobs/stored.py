@@ -30,8 +30,6 @@ from comfyui.models import (
 )
 from comfyui.offload import in_thread
 
-NOT_KEPT = b"null"
-"""In place of a request's body that the journal does not keep."""
 _RETRY_AFTER_S = 5
 # Kept as fields of the job, or not at all; with a token in its webhook no body would be kept once.
 _NOT_OF_THE_BODY = {"prompt", "extra_data", "prompt_id", "webhook"}

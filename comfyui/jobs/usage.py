@@ -32,7 +32,7 @@ class SentBytes:
         sent, self._bytes = self._bytes, Counter()
         for owner, size in sent.items():
             if size:
-                self._journal.write_behind(Sent(owner, time.time(), size))
+                self._journal.write_behind(Sent(owner, time.time(), size), soon=False)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Self]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from contextlib import AsyncExitStack
+import sqlite3
+from contextlib import AsyncExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from comfyui.jobs.journal.sqlite import FILE_NAME
 from tests.support.job_api import free_port
 from tests.support.jobs import ASYNC, begins, fetch, listed, look, state_of, submit, without_reading
 from tests.support.processes import GatewayProcess, engine_process, gateway_process
@@ -230,6 +232,35 @@ async def test_a_job_that_needs_its_secrets_fails_after_a_restart_and_says_so(tm
         assert status == 500
         assert "extra_data" in body["detail"]
     assert ids[-1] not in executions(engine)
+
+
+async def test_a_call_without_an_id_that_was_not_written_down_yet_is_taken_out_of_comfyui(
+    tmp_path: Path, engine: Engine
+) -> None:
+    """ComfyUI has what the journal has not; another gateway's prompts are left alone."""
+    others = {"prompt": sleep_workflow(600), "extra_data": {"comfyui_gateway": {"journal": "another"}}}
+    async with aiohttp.ClientSession(engine.url) as http, http.post("/prompt", json=others) as response:
+        other_id = (await response.json())["prompt_id"]
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        call = asyncio.create_task(call_without_id(gateway, invert_workflow(2)))
+        _, (ours,) = await until(lambda: queue_of(engine), lambda queue: len(queue[1]) == 1)
+        await gateway.kill()
+        await call
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database, database:
+        # Whether it was written when the kill came is chance.
+        database.execute("DELETE FROM jobs")
+    async with gateway_process(engine.url, **state_of(tmp_path)) as gateway:
+        told = await gateway.logged("prompt.cancelled")
+        assert (told["prompt_id"], told["reason"]) == (ours, "restart")
+        assert await queue_of(engine) == ([other_id], [])
+    assert ours not in executions(engine)
+
+
+async def call_without_id(gateway: GatewayProcess, workflow: dict[str, Any]) -> None:
+    """In flight until the gateway is killed."""
+    with contextlib.suppress(aiohttp.ClientError):
+        async with gateway.http.post("/prompt_sync", json={"prompt": workflow}) as response:
+            await response.read()
 
 
 async def test_an_id_of_ours_that_was_told_in_an_event_counts_as_the_callers(tmp_path: Path, engine: Engine) -> None:

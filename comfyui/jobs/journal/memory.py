@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Self
+from uuid import uuid4
 
 import structlog
 
@@ -74,6 +75,7 @@ class MemoryJournal:
     problem: str | None = None
 
     def __init__(self, *, keep: int = 100_000, max_bytes: int = 64_000_000) -> None:
+        self._identity = uuid4().hex[:16]
         self._most_ended = keep
         self._max_bytes = max_bytes
         # Of jobs that have ended, without their bodies.
@@ -130,14 +132,18 @@ class MemoryJournal:
     async def write(self, write: Write) -> bool:
         return self._appliers[type(write)](write)
 
-    def write_behind(self, write: Write) -> None:
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    def write_behind(self, write: Write, *, soon: bool = True) -> None:  # noqa: ARG002 - it takes no time
         self._appliers[type(write)](write)
 
     def _add(self, write: Add) -> bool:
         job = write.job
         if job.prompt_id in self._seqs:
             return False
-        if job.kind == "async" and self._unfinished_bytes + len(job.body) > self._max_bytes // 2:
+        if job.kind == "async" and self._unfinished_bytes + len(job.body or b"") > self._max_bytes // 2:
             raise ComfyUIOverloadedError(
                 f"the jobs that wait fill {self._max_bytes // 2_000_000} MB of memory; try again later, or keep them on"
                 " disk by STATE_DIR"
@@ -200,7 +206,15 @@ class MemoryJournal:
 
     def _tell(self, write: Tell) -> bool:
         job = self._find(write.prompt_id)
-        return job is not None and self._change(job, callers_id=True)
+        if job is None:
+            return False
+        body = job.body_sha256
+        if write.body is not None:
+            body = self._bodies.in_place_of(body, write.body)
+        self._change(job, callers_id=True, body_sha256=body)
+        if job.seq in self._unfinished:
+            self._has_another_body(self._jobs[job.seq])
+        return True
 
     def _again(self, write: Again) -> bool:
         job = self._current(write.prompt_id, write.run)
@@ -214,8 +228,7 @@ class MemoryJournal:
         self._bytes -= self._ended.pop(job.seq)
         body = job.body_sha256
         if write.body is not None:
-            body = self._bodies.use(write.body)
-            self._bodies.drop(job.body_sha256)
+            body = self._bodies.in_place_of(body, write.body)
         self._change(
             job,
             run=job.run + 1,
@@ -243,11 +256,9 @@ class MemoryJournal:
         job = self._current(write.prompt_id, write.run)
         if job is None or job.kind == "async" or job.state not in _LIVE:
             return False
-        body = self._bodies.use(write.body)
-        self._bodies.drop(job.body_sha256)
+        body = self._bodies.in_place_of(job.body_sha256, write.body)
         self._change(job, kind="async", callers_id=True, body_sha256=body, inputs=dict(write.inputs))
-        self._unfinished_bytes -= self._unfinished[job.seq]
-        self._has_begun(self._jobs[job.seq])
+        self._has_another_body(self._jobs[job.seq])
         return True
 
     def _fetched(self, write: Fetched) -> bool:
@@ -276,6 +287,10 @@ class MemoryJournal:
     def _has_begun(self, job: JobRecord) -> None:
         self._unfinished[job.seq] = self._bodies.size_of(job.body_sha256)
         self._unfinished_bytes += self._unfinished[job.seq]
+
+    def _has_another_body(self, job: JobRecord) -> None:
+        self._unfinished_bytes -= self._unfinished[job.seq]
+        self._has_begun(job)
 
     def _has_ended(self, job: JobRecord, more: int) -> None:
         self._unfinished_bytes -= self._unfinished.pop(job.seq)

@@ -20,8 +20,10 @@ class MemoryBodies:
         self._all: dict[str, bytes] = {}
         self._uses: Counter[str] = Counter()
 
-    def use(self, body: bytes) -> str:
+    def use(self, body: bytes | None) -> str | None:
         """One more job has this body; its key."""
+        if body is None:
+            return None
         digest = hashlib.sha256(body).hexdigest()
         if digest not in self._all:
             self._all[digest] = packed(body)
@@ -29,15 +31,23 @@ class MemoryBodies:
         self._uses[digest] += 1
         return digest
 
-    def drop(self, digest: str) -> None:
+    def drop(self, digest: str | None) -> None:
         """One job less has it."""
+        if digest is None:
+            return
         self._uses[digest] -= 1
         if not self._uses[digest]:
             self.size -= len(self._all.pop(digest))
             del self._uses[digest]
 
-    def size_of(self, digest: str) -> int:
-        return len(self._all[digest])
+    def in_place_of(self, digest: str | None, body: bytes | None) -> str | None:
+        """A job has this body instead; its key."""
+        new = self.use(body)
+        self.drop(digest)
+        return new
 
-    def of(self, digest: str) -> bytes:
-        return unpacked(self._all[digest]) or b""
+    def size_of(self, digest: str | None) -> int:
+        return 0 if digest is None else len(self._all[digest])
+
+    def of(self, digest: str | None) -> bytes | None:
+        return None if digest is None else unpacked(self._all[digest])

@@ -57,8 +57,15 @@ class Journal(Protocol):
         A caller that is cancelled does not undo it.
         """
 
-    def write_behind(self, write: Write) -> None:
-        """As `write`, committed a moment later, after all writes before it. The log says when it cannot be kept."""
+    @property
+    def identity(self) -> str:
+        """Of the journal, once it is open: the same as long as the file is there. No other journal has it."""
+
+    def write_behind(self, write: Write, *, soon: bool = True) -> None:
+        """As `write`, committed a moment later, after all writes before it. The log says when it cannot be kept.
+
+        Not `soon`: nobody is told of it. It waits for others, so that a commit is shared by more of them.
+        """
 
     async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
         """Removes jobs that ended more than `keep_days` ago, and the oldest beyond `keep`; returns how many.

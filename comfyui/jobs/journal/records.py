@@ -112,12 +112,14 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob(Submission):
-    """A job to be written. `body`: the request as canonical JSON, without secrets. Raises ValueError for bad labels.
+    """A job to be written. Raises ValueError for bad labels.
+
+    `body`: the request as canonical JSON, without secrets; None where only its caller has it.
 
     UTF-8 cannot carry lone surrogates; in the texts of a job U+FFFD stands in their place.
     """
 
-    body: bytes
+    body: bytes | None
 
     def __post_init__(self) -> None:
         if self.labels:
@@ -134,7 +136,7 @@ class JobRecord(Submission):
 
     Attributes:
         seq: order of submission. It stays when a new run begins.
-        body_sha256: of the body, in hex; `Journal.body_of` has the body.
+        body_sha256: of the body, in hex, where there is one; `Journal.body_of` has the body.
         run: counts from 1.
         server: where the present attempt is; None while the run waits with us.
         begun: the present attempt has begun to execute.
@@ -146,7 +148,7 @@ class JobRecord(Submission):
     """
 
     seq: int
-    body_sha256: str
+    body_sha256: str | None
     run: int
     state: State
     server: str | None
@@ -172,7 +174,7 @@ class JobRecord(Submission):
         return self.state in {State.CANCELED, State.LOST} or (self.state is State.FAILED and self.retryable)
 
 
-def first_record(job: NewJob, seq: int, body_sha256: str, server: str | None) -> JobRecord:
+def first_record(job: NewJob, seq: int, body_sha256: str | None, server: str | None) -> JobRecord:
     """The record of a job that is written now."""
     given = {field.name: getattr(job, field.name) for field in fields(Submission)}
     given |= {"labels": dict(job.labels), "inputs": dict(job.inputs)}

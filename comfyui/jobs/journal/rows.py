@@ -23,7 +23,7 @@ _SUBMISSION = (
 )
 INSERT_JOB = (
     f"INSERT INTO jobs ({_SUBMISSION}, fetching, seq, number, body_id, queued_at, server, attempt, run, state, losses,"  # noqa: S608
-    f" retryable) VALUES ({'?, ' * 23}1, 'queued', 0, 0)"
+    f" retryable) VALUES ({'?, ' * 23}1, 'queued', 0, 0) ON CONFLICT (prompt_id) DO NOTHING"
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608

@@ -86,8 +86,19 @@ CREATE TABLE usage (
 CREATE TABLE files (key TEXT NOT NULL, place TEXT NOT NULL, day TEXT NOT NULL, PRIMARY KEY (key, place)) WITHOUT ROWID;
 """
 
+# The identity: ComfyUI keeps it with each prompt whose job may not be written down yet. And a job without a body has
+# the body 0; it was one whose text is null.
+_VERSION_6 = """
+CREATE TABLE identity (id TEXT NOT NULL);
+INSERT INTO identity VALUES (lower(hex(randomblob(8))));
+UPDATE jobs SET body_id = 0 WHERE body_id IN (SELECT id FROM bodies WHERE data = CAST('null' AS BLOB));
+DELETE FROM bodies WHERE data = CAST('null' AS BLOB);
+DROP INDEX jobs_by_body;
+CREATE INDEX jobs_by_body ON jobs (body_id) WHERE body_id > 0;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6)
 
 
 def migrate(database: sqlite3.Connection) -> None:

@@ -56,7 +56,10 @@ _ENDED_AND_OPEN_AGAIN = "state IN ('canceled', 'lost') OR (state = 'failed' AND 
 # As in the index `jobs_waiting`, word for word.
 _WAITING = "kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling'"
 # Unless a job has it.
-_REMOVE_BODY = "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id)"
+_REMOVE_BODY = (
+    "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id AND body_id > 0)"
+)
+_NO_BODY = 0
 
 
 class Statements:
@@ -114,17 +117,20 @@ class Statements:
 
     def _add(self, write: Add) -> bool:
         job = write.job
-        if self._execute("SELECT 1 FROM jobs WHERE prompt_id = ?", (job.prompt_id,)).fetchone() is not None:
-            return False
         seq = self._next_number()
-        values = submission_values(job)
+        body = self._body_id(job.body)
         placed = (write.server, int(write.server is not None))
-        self._execute(INSERT_JOB, (*values, seq, seq, self._body_id(job.body), job.created_at, *placed))
+        if not self._changed(INSERT_JOB, (*submission_values(job), seq, seq, body, job.created_at, *placed)):
+            self._counter -= 1
+            self._execute(_REMOVE_BODY, (body,))
+            return False
         if job.labels:
             self._add_labels(job.labels.items(), seq)
         return True
 
-    def _body_id(self, body: bytes) -> int:
+    def _body_id(self, body: bytes | None) -> int:
+        if body is None:
+            return _NO_BODY
         digest = hashlib.sha256(body).digest()
         known = self._execute("SELECT id FROM bodies WHERE sha256 = ?", (digest,)).fetchone()
         if known is not None:
@@ -194,7 +200,12 @@ class Statements:
         return finished
 
     def _tell(self, write: Tell) -> bool:
-        return self._changed("UPDATE jobs SET callers_id = 1 WHERE prompt_id = ?", (write.prompt_id,))
+        found = self._execute(
+            "UPDATE jobs SET callers_id = 1 WHERE prompt_id = ? RETURNING seq", (write.prompt_id,)
+        ).fetchall()
+        if found and write.body is not None:
+            self._has_body(found[0][0], write.body)
+        return bool(found)
 
     def _again(self, write: Again) -> bool:
         found = self._execute(
@@ -231,10 +242,13 @@ class Statements:
         if write.inputs is not None:
             self._has_inputs("seq = ?", (seq,), write.inputs)
         if write.body is not None:
-            (before,) = self._execute("SELECT body_id FROM jobs WHERE seq = ?", (seq,)).fetchone()
-            self._execute("UPDATE jobs SET body_id = ? WHERE seq = ?", (self._body_id(write.body), seq))
-            self._execute(_REMOVE_BODY, (before,))
+            self._has_body(seq, write.body)
         return True
+
+    def _has_body(self, seq: int, body: bytes) -> None:
+        (before,) = self._execute("SELECT body_id FROM jobs WHERE seq = ?", (seq,)).fetchone()
+        self._execute("UPDATE jobs SET body_id = ? WHERE seq = ?", (self._body_id(body), seq))
+        self._execute(_REMOVE_BODY, (before,))
 
     def _fetched(self, write: Fetched) -> bool:
         where = "prompt_id = ? AND run = ? AND state IN ('queued', 'running')"
@@ -284,6 +298,9 @@ class Statements:
         return len(rows)
 
     # Questions
+
+    def identity(self) -> str:
+        return str(self._value("SELECT id FROM identity"))
 
     def one(self, prompt_id: str) -> JobRecord | None:
         return next(iter(self._jobs("prompt_id = ?", (prompt_id,))), None)

@@ -100,9 +100,14 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """The caller is about to be told an id of ours, which counts as the caller's from now on. Place: any known job."""
+    """The caller is about to be told an id of ours, which counts as the caller's from now on. Place: any known job.
+
+    Attributes:
+        body: what it takes to run the job again; None where that is not kept, or known.
+    """
 
     prompt_id: str
+    body: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ class Keep:
 
     prompt_id: str
     run: int
-    body: bytes
+    body: bytes | None
     inputs: Mapping[str, str]
 
 

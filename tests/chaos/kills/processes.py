@@ -58,10 +58,10 @@ class ReportingJournal:
         self._report(f"after {name} {number}")
         return changed
 
-    def write_behind(self, write: Write) -> None:
+    def write_behind(self, write: Write, *, soon: bool = True) -> None:
         name = type(write).__name__
         number, looked_for = self._report(f"before {name}").split()
-        self._journal.write_behind(write)
+        self._journal.write_behind(write, soon=soon)
         if looked_for == "watch":
             self._tasks.add(asyncio.create_task(self._committed(f"after {name} {number}")))
 

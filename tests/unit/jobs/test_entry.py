@@ -28,7 +28,7 @@ class Counting(MemoryJournal):
         self.kinds.append(type(write))
         return await super().write(write)
 
-    def write_behind(self, write: Write) -> None:
+    def write_behind(self, write: Write, *, soon: bool = True) -> None:
         self.kinds.append(type(write))
         super().write_behind(write)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from comfyui.exceptions import QueryError
+from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import RUNS_KEPT, Journal
 from comfyui.jobs.journal.records import (
     Delivery,
@@ -168,6 +169,32 @@ async def test_an_id_that_was_told_is_the_callers(journal: Journal) -> None:
     assert not (await got(journal, 1)).callers_id
     assert await journal.write(Tell(prompt_id(1)))
     assert (await got(journal, 1)).callers_id
+    assert await journal.body_of(prompt_id(1)) == BODY
+
+
+async def test_the_body_of_an_id_that_was_told_is_kept_from_then_on(journal: Journal) -> None:
+    await journal.write(Add(new_job(1, body=None)))
+    assert await journal.body_of(prompt_id(1)) is None
+    assert (await got(journal, 1)).body_sha256 is None
+    assert await journal.write(Tell(prompt_id(1), BODY))
+    assert await journal.body_of(prompt_id(1)) == BODY
+    await end(journal, 1)
+    assert await journal.write(Tell(prompt_id(1)))
+    assert await journal.body_of(prompt_id(1)) == BODY
+
+
+async def test_what_is_written_behind_and_told_to_nobody_is_read_at_once(journal: Journal) -> None:
+    journal.write_behind(Add(new_job(1), "gpu-1"), soon=False)
+    journal.write_behind(Cancel(prompt_id(1), 1))
+    journal.write_behind(Add(new_job(2), "gpu-1"), soon=False)
+    assert (await got(journal, 1)).state is State.CANCELING
+    assert (await got(journal, 2)).server == "gpu-1"
+
+
+async def test_each_journal_has_an_identity(journal: Journal) -> None:
+    async with MemoryJournal() as another:
+        assert len(journal.identity) == len(another.identity) == 16
+        assert journal.identity != another.identity
 
 
 @pytest.mark.parametrize("body", [b"", b"x", b"x\x9c", b"{}", b"[1]" * 10_000])

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -207,21 +208,42 @@ async def test_a_migration_that_fails_halfway_changes_nothing(tmp_path: Path, mo
 async def test_a_file_of_the_first_version_keeps_its_jobs_and_their_order(tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     database.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
-    database.execute("INSERT INTO bodies (id, sha256, data) VALUES (1, x'00', '{}')")
+    # The second stands for what is not kept.
+    database.execute("INSERT INTO bodies (id, sha256, data) VALUES (1, x'00', CAST('{}' AS BLOB))")
+    database.execute("INSERT INTO bodies (id, sha256, data) VALUES (2, x'01', CAST('null' AS BLOB))")
     for number in (1, 2):
         database.execute(
             "INSERT INTO jobs (seq, prompt_id, kind, callers_id, created_at, face, needs_secrets, priority, body_id,"
             " run, state, attempt, losses, number, queued_at, retryable)"
-            " VALUES (?, ?, 'async', 0, ?, '', 0, 0, 1, 1, 'queued', 0, 0, ?, ?, 0)",
-            (number, prompt_id(number), number, number, number),
+            " VALUES (?, ?, 'async', 0, ?, '', 0, 0, ?, 1, 'queued', 0, 0, ?, ?, 0)",
+            (number, prompt_id(number), number, number, number, number),
         )
     database.execute("UPDATE counter SET value = 2")
     database.close()
     async with SqliteJournal(tmp_path) as journal:
         assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 2]
+        assert [await journal.body_of(prompt_id(number)) for number in (1, 2)] == [b"{}", None]
         assert await journal.write(Add(new_job(3, inputs={"images[0].image": ""})))
         assert [record.number for record in await journal.fetching(0, 10)] == [3]
         assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 2]
+
+
+async def test_the_identity_is_the_files(tmp_path: Path) -> None:
+    identities = []
+    for folder in ("a", "a", "b"):
+        async with SqliteJournal(tmp_path / folder) as journal:
+            identities.append(journal.identity)
+    assert identities[0] == identities[1] != identities[2]
+
+
+async def test_of_a_job_that_is_known_already_no_body_is_left(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        assert await journal.write(Add(new_job(1)))
+        assert not await journal.write(Add(new_job(1, body=b"another")))
+        assert await journal.write(Add(new_job(2)))
+        assert [job.seq for job in (await journal.page(JobFilter(), 50)).records] == [2, 1]
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
+        assert database.execute("SELECT data FROM bodies").fetchall() == [(new_job(1).body,)]
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
