@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
+from collections.abc import Mapping
 
 from comfyui import jsonio
 from comfyui.jobs.journal.listing import OF_KEY, key_range
@@ -11,6 +13,8 @@ from comfyui.jobs.journal.writes import Finish, Sent
 from comfyui.owners import key_of, person_of
 
 _COUNTED = ("succeeded", "failed", "canceled", "lost", "gpu_s", "bytes")
+_MORE = ", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTED)
+_ADD = f"INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {_MORE}"  # noqa: S608
 _SUMS = ", ".join(f"SUM({name})" for name in _COUNTED)
 
 
@@ -20,31 +24,38 @@ def queued_of(database: sqlite3.Connection, key: str, limit: int) -> list[str]:
     return [row[0] for row in database.execute(query, (*key_range(key), limit))]
 
 
-def add_usage(database: sqlite3.Connection, write: Finish) -> None:
-    """Count the end of a run, and note whose its files are, in the transaction that writes it."""
-    owner, workflow, started_at = database.execute(
-        "SELECT owner, workflow_name, started_at FROM jobs WHERE prompt_id = ?", (write.fence.prompt_id,)
-    ).fetchone()
-    used = write.used_s(started_at)
-    day = day_of(write.at)
-    _add(database, day, owner, workflow or "", {write.state.value: 1, "gpu_s": used})
-    if write.files and owner is not None:
-        rows = [(key_of(owner), jsonio.without_surrogates(place), day) for place in write.files]
-        database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
+class Used:
+    """What was used, added up over a transaction: of many ends there are few rows."""
 
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._more: dict[tuple[str, str, str, str], Counter[str]] = {}
 
-def add_sent(database: sqlite3.Connection, write: Sent) -> bool:
-    _add(database, day_of(write.at), write.owner, "", {"bytes": write.bytes})
-    return True
+    def ended(self, write: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
+        """Count the end of a run, and note whose its files are."""
+        day = day_of(write.at)
+        self._add(day, owner, workflow or "", {write.state.value: 1, "gpu_s": write.used_s(started_at)})
+        if write.files and owner is not None:
+            rows = [(key_of(owner), jsonio.without_surrogates(place), day) for place in write.files]
+            self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
 
+    def sent(self, write: Sent) -> bool:
+        self._add(day_of(write.at), write.owner, "", {"bytes": write.bytes})
+        return True
 
-def _add(database: sqlite3.Connection, day: str, owner: str | None, workflow: str, more: dict[str, float]) -> None:
-    place = (day, key_of(owner or ""), person_of(owner or ""), workflow)
-    database.execute(
-        "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608
-        + ", ".join(f"{name} = {name} + excluded.{name}" for name in more),
-        (*place, *(more.get(name, 0) for name in _COUNTED)),
-    )
+    def write(self) -> None:
+        """As the last of a transaction."""
+        for place, more in self._more.items():
+            self._database.execute(_ADD, (*place, *(more[name] for name in _COUNTED)))
+        self._more.clear()
+
+    def forget(self) -> None:
+        """The transaction is rolled back."""
+        self._more.clear()
+
+    def _add(self, day: str, owner: str | None, workflow: str, more: Mapping[str, float]) -> None:
+        place = (day, key_of(owner or ""), person_of(owner or ""), workflow)
+        self._more.setdefault(place, Counter()).update(more)
 
 
 def usage(database: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:

@@ -6,11 +6,10 @@ import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from comfyui import jsonio
-from comfyui.jobs.journal.by_owner import add_sent, add_usage
+from comfyui.jobs.journal.by_owner import Used
 from comfyui.jobs.journal.listing import page_of
 from comfyui.jobs.journal.outbox_statements import OutboxStatements
 from comfyui.jobs.journal.protocol import RUNS_KEPT
@@ -68,6 +67,7 @@ class Statements:
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
         self.outbox = OutboxStatements(database)
+        self._used = Used(database)
         self._execute = database.execute
         self._counter: int = database.execute("SELECT value FROM counter").fetchone()[0]
         self._written_counter = self._counter
@@ -87,7 +87,7 @@ class Statements:
             Tried: self.outbox.tried,
             SendAgain: self.outbox.send_again,
             Pause: self._pause,
-            Sent: partial(add_sent, database),
+            Sent: self._used.sent,
         }
 
     def apply(self, write: Write) -> bool:
@@ -103,12 +103,14 @@ class Statements:
     def commit(self) -> None:
         if self._counter != self._written_counter:
             self._execute("UPDATE counter SET value = ?", (self._counter,))
+        self._used.write()
         self._execute("COMMIT")
         self._written_counter = self._counter
 
     def rollback(self) -> None:
         """The numbers that the transaction gave are left out."""
         self._ended = None
+        self._used.forget()
         # On a full disk SQLite has rolled back by itself, and a second time would hide the reason.
         if self.database.in_transaction:
             self._execute("ROLLBACK")
@@ -175,10 +177,11 @@ class Statements:
 
     def _finish(self, write: Finish) -> bool:
         fence = write.fence
-        finished = self._changed(
+        finished = self._execute(
             "UPDATE jobs SET state = ?, ended_at = ?, end_number = ?, retryable = ?, error = ?, result = ?,"
             " attempt = ?, started_at = COALESCE(started_at, ?)"
-            " WHERE prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running', 'canceling')",
+            " WHERE prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running', 'canceling')"
+            " RETURNING owner, workflow_name, started_at",
             (
                 write.state.value,
                 write.at,
@@ -190,14 +193,14 @@ class Statements:
                 write.started_at,
                 *fence,
             ),
-        )
+        ).fetchall()
         if finished:
-            add_usage(self.database, write)
+            self._used.ended(write, *finished[0])
             self.outbox.add(fence, write.deliveries)
             self._count_end(write.state.value, 1)
         else:
             self._counter -= 1
-        return finished
+        return bool(finished)
 
     def _tell(self, write: Tell) -> bool:
         found = self._execute(
