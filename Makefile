@@ -69,7 +69,7 @@ run: $(VENV_GATEWAY)/.ready ## serve: in front of COMFYUI_SERVER_ADDRESS where i
 
 test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready $(TYPES)/node_modules/.ready ## the whole suite (COMFYUI_TEST_URL=http://... also holds it against a real ComfyUI)
 	@$(MAKE) --no-print-directory --jobs 2 test-main test-sdks
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 
 # Tests wait more than they compute: one suite after the other would leave half of two cores idle.
 test-main:

@@ -110,15 +110,21 @@ FOREIGN = {
 }
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """Dotted names of the modules that a file imports, wherever in it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def relative(path: Path) -> str:
@@ -148,19 +154,19 @@ def dotted(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("path", core(), ids=relative)
-def test_imports_go_strictly_down(path: Path) -> None:
-    here = room(dotted(path))
-    assert here is not None
-    if here in ISLANDS:
-        return
-    assert dotted(path) in {f"comfyui.{here}", f"comfyui.{here}.{path.stem}"} or (
-        here == "ground" and path.parent == ROOT / "comfyui"
-    ), f"give the folder of {relative(path)} a floor of its own"
-    for name in imports(path):
-        there = room(name)
-        if there is not None and there != here and there not in ISLANDS:
-            assert floor(there) < floor(here), f"{here} imports {there}, which is not below it"
+def test_imports_go_strictly_down() -> None:
+    for path in core():
+        here = room(dotted(path))
+        assert here is not None
+        if here in ISLANDS:
+            continue
+        assert dotted(path) in {f"comfyui.{here}", f"comfyui.{here}.{path.stem}"} or (
+            here == "ground" and path.parent == ROOT / "comfyui"
+        ), f"give the folder of {relative(path)} a floor of its own"
+        for name in imports(path):
+            there = room(name)
+            if there is not None and there != here and there not in ISLANDS:
+                assert floor(there) < floor(here), f"{relative(path)}: {here} imports {there}, which is not below it"
 
 
 def test_every_floor_has_somebody_on_it() -> None:
@@ -175,24 +181,23 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     assert not below
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=relative)
-def test_a_long_module_has_its_reason(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= 400 or relative(path) in LONG, f"{lines} lines: cut it, or say in LONG why not"
-    assert lines > 400 or relative(path) not in LONG, f"{lines} lines: take it out of LONG"
+def test_a_long_module_has_its_reason() -> None:
+    long = {relative(path) for path in PRODUCT if len(path.read_text().splitlines()) > 400}
+    assert long - LONG.keys() == set(), "cut it, or say in LONG why not"
+    assert LONG.keys() - long == set(), "take it out of LONG"
 
 
 def errors_of(path: Path) -> set[str]:
     """Classes that are exceptions, by their own names or those of what they inherit from."""
-    classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    classes = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)]
     named = {node.name: [node.name, *map(ast.unparse, node.bases)] for node in classes}
     return {name for name, names in named.items() if any(one.endswith(("Error", "Exception")) for one in names)}
 
 
-@pytest.mark.parametrize("path", [path for path in PRODUCT if room(dotted(path)) not in ISLANDS], ids=relative)
-def test_every_error_is_in_the_one_tree(path: Path) -> None:
-    if relative(path) != "comfyui/exceptions.py":
-        assert errors_of(path) == set(OWN_ERRORS.get(relative(path), ())[:1])
+def test_every_error_is_in_the_one_tree() -> None:
+    paths = [path for path in PRODUCT if room(dotted(path)) not in ISLANDS and path.name != "exceptions.py"]
+    found = {relative(path): errors for path in paths if (errors := errors_of(path))}
+    assert found == {path: {name} for path, (name, _) in OWN_ERRORS.items()}
 
 
 def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
@@ -212,31 +217,31 @@ def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
     } == drawn
 
 
-@pytest.mark.parametrize("path", core(), ids=relative)
-def test_the_core_knows_neither_settings_nor_server(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & {"config", "server", "client"}
+def test_the_core_knows_neither_settings_nor_server() -> None:
+    for path in core():
+        assert not {name.split(".")[0] for name in imports(path)} & {"config", "server", "client"}, relative(path)
 
 
-@pytest.mark.parametrize("path", core(), ids=relative)
-def test_an_island_imports_nothing_of_ours_and_only_the_face_of_the_sdk_imports_it(path: Path) -> None:
+def test_an_island_imports_nothing_of_ours_and_only_the_face_of_the_sdk_imports_it() -> None:
     """The engine and the SDK would test themselves with what they are held against."""
-    here = room(dotted(path))
-    foreign = {name for name in imports(path) if (there := room(name)) and there != here}
-    if here in ISLANDS:
-        assert not foreign
-    assert "sdk" not in {room(name) for name in foreign}
+    for path in core():
+        here = room(dotted(path))
+        foreign = {name for name in imports(path) if (there := room(name)) and there != here}
+        if here in ISLANDS:
+            assert not foreign, relative(path)
+        assert "sdk" not in {room(name) for name in foreign}, relative(path)
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=relative)
-def test_each_library_stays_in_the_files_named_for_it(path: Path) -> None:
-    for name in imports(path):
-        allowed = ONLY_IN.get(name.split(".")[0])
-        assert allowed is None or relative(path).startswith(allowed), f"{relative(path)} imports {name}"
+def test_each_library_stays_in_the_files_named_for_it() -> None:
+    for path in PRODUCT:
+        for name in imports(path):
+            allowed = ONLY_IN.get(name.split(".")[0])
+            assert allowed is None or relative(path).startswith(allowed), f"{relative(path)} imports {name}"
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=relative)
-def test_only_the_two_ends_of_a_body_know_how_it_is_moved(path: Path) -> None:
-    assert relative(path).startswith(WITHIN_THE_FENCE) or not imports(path) & FENCED
+def test_only_the_two_ends_of_a_body_know_how_it_is_moved() -> None:
+    knowing = {relative(path) for path in PRODUCT if imports(path) & FENCED}
+    assert {path for path in knowing if not path.startswith(WITHIN_THE_FENCE)} == set()
 
 
 def test_the_fence_is_around_what_there_is() -> None:
@@ -248,14 +253,14 @@ def test_the_client_is_the_face_of_the_sdk() -> None:
     assert {room(name) for name in imports(ROOT / "client.py")} == {None, "sdk"}
 
 
-@pytest.mark.parametrize("path", core(), ids=relative)
-def test_nobody_reads_the_environment_at_import(path: Path) -> None:
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            continue
-        text = ast.unparse(node)
-        assert "os.environ" not in text
-        assert "getenv" not in text
+def test_nobody_reads_the_environment_at_import() -> None:
+    for path in core():
+        for node in parsed(path).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            text = ast.unparse(node)
+            assert "os.environ" not in text, relative(path)
+            assert "getenv" not in text, relative(path)
 
 
 # Tests that patch what only its own module knows, each with the reason why there is no option for it.
@@ -271,7 +276,7 @@ PATCHES_OF_OURS = {
 def patched_in(path: Path) -> set[tuple[str, str]]:
     """What a test file patches that is private to a module of ours, or that the file does not name."""
     found = set()
-    for call in ast.walk(ast.parse(path.read_text())):
+    for call in ast.walk(parsed(path)):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "setattr"):
             continue
         target, *rest = call.args
@@ -306,7 +311,7 @@ def fixtures_in(tree: ast.AST) -> list[str]:
 
 def test_fixtures_stand_in_the_conftest_of_their_folder() -> None:
     modules = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
-    assert {relative(path): names for path in modules if (names := fixtures_in(ast.parse(path.read_text())))} == {}
+    assert {relative(path): names for path in modules if (names := fixtures_in(parsed(path)))} == {}
 
 
 def test_the_check_sees_a_fixture_however_it_is_written() -> None:
@@ -368,19 +373,18 @@ OURS = [path for path in PRODUCT if "engine" not in path.parts]
 def owners() -> dict[str, set[str]]:
     known: dict[str, set[str]] = {}
     for path in OURS:
-        for attribute in attributes(ast.parse(path.read_text())):
+        for attribute in attributes(parsed(path)):
             known.setdefault(attribute, set()).add(relative(path))
     return known
 
 
-@pytest.mark.parametrize("path", OURS, ids=relative)
-def test_no_callback_waits_in_a_slot(path: Path) -> None:
-    assert not list(lambda_slots(ast.parse(path.read_text()))), "hand it to the constructor, as a protocol"
+def test_no_callback_waits_in_a_slot() -> None:
+    slots = {relative(path): lines for path in OURS if (lines := list(lambda_slots(parsed(path))))}
+    assert slots == {}, "hand it to the constructor, as a protocol"
 
 
-@pytest.mark.parametrize("path", OURS, ids=relative)
-def test_only_a_class_writes_its_attributes(path: Path) -> None:
-    assert not written_from_outside(path, ast.parse(path.read_text()), owners())
+def test_only_a_class_writes_its_attributes() -> None:
+    assert [line for path in OURS for line in written_from_outside(path, parsed(path), owners())] == []
 
 
 @pytest.mark.parametrize("name", WRITTEN_BY_OTHERS)
@@ -390,7 +394,7 @@ def test_what_others_may_write_they_do_write(name: str) -> None:
         attribute
         for path in OURS
         if relative(path) != name and relative(path).startswith(WRITTEN_BY_OTHERS[name][0])
-        for owner, attribute, _ in written(ast.parse(path.read_text()))
+        for owner, attribute, _ in written(parsed(path))
         if owner != "self"
     )
     assert attributes_there.intersection(foreign), "take it out of WRITTEN_BY_OTHERS"

@@ -60,7 +60,18 @@ def calls(draw: DrawFn, *, calm: bool, gateway: bool = False) -> Call:
     )
 
 
-def _run(examples: int, check: Callable[[st.DataObject], None], seed: int | None) -> None:
+class _DiffersError(BaseException):
+    """Ends the examples. hypothesis would look for more of them after any `Exception`, and run this one again."""
+
+
+def _run(tally: Tally, examples: int, check: Callable[[st.DataObject], None], seed: int | None) -> None:
+    """Ends with the first example that differs: a fault that leaves callers waiting takes its time with each one."""
+
+    def until_it_differs(data: st.DataObject) -> None:
+        check(data)
+        if tally.differences:
+            raise _DiffersError
+
     shrinks = (Phase.explicit, Phase.generate)
     options = settings(
         max_examples=examples,
@@ -71,12 +82,13 @@ def _run(examples: int, check: Callable[[st.DataObject], None], seed: int | None
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
     )
-    test = options(given(st.data())(check))
+    test = options(given(st.data())(until_it_differs))
     if seed is not None:
         from hypothesis import seed as seeded
 
         test = seeded(seed)(test)
-    test()
+    with contextlib.suppress(_DiffersError):
+        test()
 
 
 def read_answers(examples: int, seed: int | None = None) -> Tally:
@@ -89,7 +101,7 @@ def read_answers(examples: int, seed: int | None = None) -> Tally:
         ended = made.ends_with_connection or data.draw(st.booleans())
         check_reading(tally, method, data.draw(segments(made.data)), ended=ended, valid=made.valid)
 
-    _run(examples, check, seed)
+    _run(tally, examples, check, seed)
     return tally
 
 
@@ -115,7 +127,7 @@ def call_client(examples: int, seed: int | None = None, *, quick: bool = True) -
         arena.run(through_client(server, made, data.draw(st.integers(0, 3))))
 
     with contextlib.closing(arena):
-        _run(examples, check, seed)
+        _run(tally, examples, check, seed)
     return tally
 
 
@@ -132,7 +144,7 @@ def call_gateway(examples: int, seed: int | None = None, *, splice: bool = True)
 
     with contextlib.closing(arena), _splice(on=splice):
         gateway = arena.open(running_gateway(server.url, ready=False, http_retries=0))
-        _run(examples, check, seed)
+        _run(tally, examples, check, seed)
     return tally
 
 
