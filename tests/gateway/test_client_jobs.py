@@ -44,10 +44,13 @@ PATIENCE_S = 60.0
 
 
 @asynccontextmanager
-async def both(folder: Path, gateway_port: int, engine_port: int) -> AsyncIterator[GatewayProcess]:
-    """Gateway and engine, killed at the end."""
+async def both(folder: Path, gateway_port: int, engine_port: int, *options: str) -> AsyncIterator[GatewayProcess]:
+    """Gateway and engine, killed at the end; `options` are the engine's."""
     state = {"STATE_DIR": str(folder), "SERVER_PORT": str(gateway_port)}
-    async with engine_process("--port", str(engine_port)) as address, gateway_process(address, **state) as gateway:
+    async with (
+        engine_process("--port", str(engine_port), *options) as address,
+        gateway_process(address, **state) as gateway,
+    ):
         yield gateway
         await gateway.kill()
 
@@ -57,8 +60,10 @@ async def test_a_job_of_the_command_line_outlives_gateway_and_engine(tmp_path: P
     ports = free_port(), free_port()
     server = ("--server", f"http://127.0.0.1:{ports[0]}")
     slow = tmp_path / "slow.json"
-    slow.write_text(json.dumps(sleep_workflow(8)))
-    async with both(tmp_path / "state", *ports) as gateway:
+    slow.write_text(json.dumps(sleep_workflow(0.1)))
+    # The first engine never gets to the end of it, however long the commands take.
+    endless = ("--fault", 'hang={"class_type": "SimulatedSleep"}')
+    async with both(tmp_path / "state", *ports, *endless) as gateway:
         running = (await cli("submit", str(slow), "--label", "order=1", *server)).out.strip()
         await status_is(gateway.http, running, "running")
         waiting = (await cli("submit", INVERT, *server)).out.strip()
@@ -100,7 +105,7 @@ async def test_wait_goes_through_a_restart_of_the_gateway(tmp_path: Path, engine
 
     async with GatewayClient(f"127.0.0.1:{port}", timeout_s=PATIENCE_S) as client:
         async with gateway_process(engine.url, **settings) as gateway:
-            job = await client.submit(sleep_workflow(4))
+            job = await client.submit(sleep_workflow(2))
             waiting = asyncio.create_task(client.wait(job.prompt_id, show=told))
             await begun.wait()
             gateway.signal(how)
