@@ -175,7 +175,7 @@ def test_every_floor_has_somebody_on_it() -> None:
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
     known = {dotted(path): path for path in PRODUCT}
-    below: dict[str, set[str]] = {name: (imports(path) & known.keys()) - {name} for name, path in known.items()}
+    below: dict[str, frozenset[str]] = {name: (imports(path) & known.keys()) - {name} for name, path in known.items()}
     while free := {name for name, names in below.items() if not names}:
         below = {name: names - free for name, names in below.items() if name not in free}
     assert not below
