@@ -189,7 +189,8 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     )
     queue: Literal["auto", "gateway", "comfyui"] = Field(
         default="auto",
-        description="Where prompts wait: in the gateway or in ComfyUI; auto: in ComfyUI where it is the only server.",
+        description="Where prompts wait: in the gateway or in ComfyUI; auto: in ComfyUI where it is the only server,"
+        " without KEYS_FILE.",
     )
     state_dir: Path | None = Field(
         default=Path("gateway-state"),
@@ -410,9 +411,16 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
 
     @model_validator(mode="after")
     def _one_server_for_its_own_queue(self) -> Self:
-        if self.queue == "comfyui" and (count := len(self.comfyui_server_address)) > 1:
+        if self.queue != "comfyui":
+            return self
+        if (count := len(self.comfyui_server_address)) > 1:
             raise ValueError(
                 f"QUEUE is comfyui, and COMFYUI_SERVER_ADDRESS has {count} servers, each with a queue of its own:"
+                " use auto or gateway"
+            )
+        if self.keys_file is not None:
+            raise ValueError(
+                "QUEUE is comfyui, and KEYS_FILE is set: ComfyUI's own queue knows no owners, weights and limits;"
                 " use auto or gateway"
             )
         return self
@@ -527,7 +535,8 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     def _queue_options(self) -> QueueOptions:
         queue = self.queue
         if queue == "auto":
-            queue = "gateway" if len(self.comfyui_server_address) > 1 else "comfyui"
+            ours = len(self.comfyui_server_address) > 1 or self.keys_file is not None
+            queue = "gateway" if ours else "comfyui"
         return QueueOptions(
             queue=queue,
             # The endpoint has a queue of its own, and says to nobody how many of its workers are free.

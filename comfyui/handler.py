@@ -37,7 +37,7 @@ from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue, QueueOptions
 from comfyui.jobs.recovery import Recovery
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
-from comfyui.jobs.turns import TermsOf, Turns
+from comfyui.jobs.turns import Turns
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
@@ -78,7 +78,7 @@ class ComfyUIHandler:
     Args:
         also_ready: what must be ready beside the servers.
         entries, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
-        terms_of: what an owner may have of the servers.
+        owners: know what each owner may have and see; None: everything.
     """
 
     def __init__(
@@ -94,7 +94,6 @@ class ComfyUIHandler:
         owners: OwnerRules | None = None,
         inputs: InputStore | None = None,
         deliverer: Deliverer | None = None,
-        terms_of: TermsOf | None = None,
     ) -> None:
         self.pool = pool
         self.metrics = metrics or Metrics()
@@ -102,7 +101,7 @@ class ComfyUIHandler:
         self._also_ready = also_ready
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
-        self._turns = Turns(pool, options.queue, terms_of)
+        self._turns = Turns(pool, options.queue, owners)
         quarantine = quarantine or Quarantine(after=0)
         self._runner = PromptRunner(pool, self._turns, stager, options.runner, self.metrics, quarantine, owners)
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)

@@ -58,6 +58,10 @@ def confined_to(owner: str | None, rules: OwnerRules | None) -> str | None:
 class OwnerRules(Protocol):
     """Knows the rules of each owner, as the keys are now."""
 
+    @property
+    def version(self) -> int:
+        """Another number after each change."""
+
     def rules_of(self, owner: str | None) -> KeyRules | None:
         """The rules of the owner's key. None without keys, and for a key that is not there any more."""
 

@@ -27,7 +27,8 @@ from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.owners import place_of
 
-# Of a sync call whose caller knows the id: it brings the request again when it comes back.
+# Of a sync call whose caller knows the id, and brings the request again when it comes back, or of a user's, which
+# sees it in the queue and the history.
 _KEPT_OF_SYNC = 256 * 1024
 # So long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
@@ -51,7 +52,7 @@ def new_job(
     inputs: Mapping[str, str] = _NO_INPUTS,
 ) -> NewJob:
     """The job as it is written at first. `inputs`: see `comfyui.jobs.inputs`."""
-    kept = kind == "async" or (callers_id and request.size <= _KEPT_OF_SYNC)
+    kept = kind == "async" or ((callers_id or origin.is_confined) and request.size <= _KEPT_OF_SYNC)
     return NewJob(
         prompt_id=prompt_id,
         kind=kind,
@@ -117,9 +118,10 @@ class Entries:
 
 
 class Entry:
-    """One run. A sync job is in the journal from its first placing on; an async one is there before it is run.
+    """One run. An async job is in the journal before it is run, a sync one from when it is placed or has to wait for
+    its turn in our queue.
 
-    A sync job that cannot be placed leaves no row, unless its caller wants to be told of its end.
+    A sync job that was neither leaves no row, unless its caller wants to be told of its end.
 
     Attributes:
         kind: sync where a caller waits for the job on its connection.
@@ -213,12 +215,25 @@ class Entry:
             self.added = self.added and not add
             raise
 
+    async def waits(self, request: PromptRequest | None, fingerprint: str | None) -> None:
+        """The job waits for its turn in our queue. Returns when what has to be committed is.
+
+        Raises:
+            ComfyUIConflictError: the id is another owner's.
+        """
+        if self.added or request is None:
+            return
+        new = await offloaded(request.size, self._new, request, fingerprint)
+        self.added = True
+        await self._place(Add(new))
+
     async def placed(self, server: str, request: PromptRequest | None, fingerprint: str | None) -> None:
         """Returns when what has to be committed before the submission is.
 
         Raises:
             JournalError: it is async, and cannot be written.
             ComfyUITaskCancelledError: it was cancelled meanwhile.
+            ComfyUIConflictError: the id is another owner's.
         """
         self._server = server
         place: Add | Place
@@ -231,6 +246,9 @@ class Entry:
             place = Add(new, server)
             self.added = True
         self.fence = self.fence.next()
+        await self._place(place)
+
+    async def _place(self, place: Add | Place) -> None:
         if not self.outlives_us:
             self._write_behind(place)
             return

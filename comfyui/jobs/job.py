@@ -203,6 +203,11 @@ class Job:
 
     # What an executor says
 
+    async def waits(self) -> None:
+        """It waits for its turn in our queue. Returns and raises as `Entry.waits` does."""
+        if self.entry is not None:
+            await self.entry.waits(self.request, self.fingerprint)
+
     async def placed(self, backend: Backend) -> None:
         """`backend` is the server that has the prompt, or is about to get it.
 

@@ -41,12 +41,17 @@ class Origin:
     def _own(self, request: PromptRequest) -> PromptRequest:
         """The request with a client id that is the key's own: no user's events go to a socket of another's."""
         extra = request.extra_data or {}
-        if self.rules is None or self.rules.role != "user" or (request.client_id is None and "client_id" not in extra):
+        if self.rules is None or not self.is_confined or (request.client_id is None and "client_id" not in extra):
             return request
         named = None if request.client_id is None else client_id_of(self.rules.name, request.client_id)
         kept = {name: value for name, value in extra.items() if name != "client_id"}
         extra_data = None if request.extra_data is None else kept
         return request.model_copy(update={"client_id": named, "extra_data": extra_data}).of_size(request.size)
+
+    @property
+    def is_confined(self) -> bool:
+        """Whether the caller sees nothing but what the gateway has written down as its own."""
+        return self.rules is not None and self.rules.role == "user"
 
     def sees(self, owner: str | None) -> bool:
         """Whether it may know of a job of this owner; None: of one that the gateway did not take."""

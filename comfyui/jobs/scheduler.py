@@ -188,6 +188,12 @@ class Scheduler:
         self._free(prompt_id)
         self.began(prompt_id)
 
+    # Owners
+
+    def set_terms(self, terms_of: Callable[[str | None], Terms]) -> None:
+        """Each owner is on these terms from now on."""
+        self._shares.set_terms(terms_of)
+
     # Deciding
 
     def decide(self, now: float) -> list[Place | TakeBack]:

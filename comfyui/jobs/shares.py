@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from comfyui.owners import KeyRules, key_of
+
 # Of the seconds of an owner's jobs, how much the newest one counts.
 _NEWEST = 0.25
 # Before any job has ended.
@@ -33,6 +35,11 @@ class Terms:
 
 
 NO_TERMS = Terms()
+
+
+def terms_of(owner: str, rules: KeyRules | None) -> Terms:
+    """What the owner's key says; without limit where the key was taken away."""
+    return Terms(account=key_of(owner)) if rules is None else Terms(rules.weight, rules.name, rules.max_running)
 
 
 class Ranked(Protocol):
@@ -151,6 +158,13 @@ class Shares:
             # Nobody saves up turns for later: an owner who had nothing to do is level with those who wait.
             self._level(share)
         return share
+
+    def set_terms(self, terms_of: Callable[[str | None], Terms]) -> None:
+        """All owners are on these terms from now on. Whose account an owner has stays."""
+        for share in self._shares.values():
+            terms = terms_of(share.name)
+            share.weigh(terms.weight)
+            share.account.limit(terms.max_running)
 
     def placed(self, share: Share) -> float:
         """One of the owner's jobs goes to a server; the seconds that the owner is charged for it until it ends."""

@@ -16,9 +16,10 @@ from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.executors.assignment import Assignment
 from comfyui.jobs.abilities import Abilities
 from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
-from comfyui.jobs.shares import NO_TERMS, Terms
+from comfyui.jobs.shares import NO_TERMS, Terms, terms_of
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
+from comfyui.owners import OwnerRules
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.taking_back import take_back
@@ -30,10 +31,10 @@ _TAKE_BACK_S = 5.0
 # Positions are told so often, and less often where many wait.
 _TELL_S = 0.1
 _TELL_EACH_S = 0.001
+# So soon a change of the rules holds for jobs that wait, though nothing else happens.
+_RULES_S = 1.0
 # Lanes that are found anew before others have their turn in the event loop.
 _AT_ONCE = 200
-
-TermsOf = Callable[[str | None], Terms]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,13 @@ class Turns:
     """The `Places` of all jobs. Open it before jobs come.
 
     Args:
-        terms_of: what an owner may have.
+        owners: know what each owner may have; None: all the same.
     """
 
-    def __init__(self, pool: BackendPool, options: TurnOptions, terms_of: TermsOf | None = None) -> None:
+    def __init__(self, pool: BackendPool, options: TurnOptions, owners: OwnerRules | None = None) -> None:
         self._pool = pool
         self._options = options
-        self._terms_of = terms_of or _no_terms
+        self._owners, self._rules_version = owners, 0
         self._is_ours = options.queue == "gateway"
         wait_s = options.affinity_wait_s if self._is_ours else 0.0
         self._scheduler = Scheduler(SchedulerOptions(affinity_wait_s=wait_s, takes_back=self._is_ours))
@@ -191,6 +192,8 @@ class Turns:
         self._waiters[prompt_id] = waiter
         self.decide()
         try:
+            if not waiter.turn.done():
+                await job.waits()
             return await waiter.turn
         finally:
             del self._waiters[prompt_id]
@@ -246,6 +249,12 @@ class Turns:
         self._numbers[job.prompt_id] = waiting.number
         self._scheduler.occupy(waiting, server, _now(), self._terms_of(waiting.owner))
 
+    def _terms_of(self, owner: str | None) -> Terms:
+        """As the rules of its key are."""
+        if owner is None or self._owners is None:
+            return NO_TERMS
+        return terms_of(owner, self._owners.rules_of(owner))
+
     def _gone(self, prompt_id: str, seconds: float) -> None:
         self._scheduler.left(prompt_id, seconds)
         self._jobs.pop(prompt_id, None)
@@ -280,6 +289,9 @@ class Turns:
         if self._lanes_of != self._abilities.generation:
             self._pool.news.set()  # first the lanes are found
             return
+        if self._owners is not None and self._owners.version != self._rules_version:
+            self._rules_version = self._owners.version
+            self._scheduler.set_terms(self._terms_of)
         now = _now()
         for backend in self._pool.backends:
             up = backend.ready and self._abilities.is_known(backend)
@@ -293,6 +305,8 @@ class Turns:
         if self._waiters:
             self._check_patience(now)
             self._in("tell", max(_TELL_S, _TELL_EACH_S * len(self._waiters)), self._tell_positions)
+        if self._owners is not None and self._scheduler.waiting:
+            self._in("rules", _RULES_S, self.decide)
         if (look_at := self._scheduler.next_look(now)) is not None:
             self._in("look", look_at - now, self.decide)
 
@@ -384,7 +398,3 @@ def _now() -> float:
 def _executed_s(job: Assignment) -> float:
     """How long its present try has been executed."""
     return 0.0 if job.began_at is None else max(0.0, _now() - job.began_at)
-
-
-def _no_terms(_owner: str | None) -> Terms:
-    return NO_TERMS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -153,13 +154,31 @@ async def test_what_is_refused_is_refused_in_comfyui_s_words(calls: Calls, body:
     assert told in str(answer)
 
 
+async def test_a_user_s_sync_call_is_in_its_queue_and_history_with_its_workflow(calls: Calls) -> None:
+    workflow = invert_workflow(3)
+    await calls.gateway.handler.queue.pause(True)
+    waiting = asyncio.create_task(calls.submit(ALICE, workflow))
+
+    async def pending() -> list[Any]:
+        found: list[Any] = (await calls.call(ALICE, "GET", "/queue"))[1]["queue_pending"]
+        return found
+
+    (item,) = await until(pending, bool)
+    assert item[2] == workflow
+    await calls.gateway.handler.queue.pause(False)
+    status, result = await waiting
+    assert status == 200
+    assert (await _ended(calls, ALICE, result["prompt_id"]))["prompt"][2] == workflow
+
+
 async def test_a_user_s_number_and_front_put_it_before_nobody(calls: Calls, engine: Engine) -> None:
-    await _prompt(calls, BOB, sleep_workflow(600))
-    await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
-    first = await _prompt(calls, BOB, invert_workflow(1))
-    await until(lambda: queue_of(engine), lambda queue: first in queue[1])
+    await calls.gateway.handler.queue.pause(True)
+    first = await _prompt(calls, ALICE, invert_workflow(1))
     second = await _prompt(calls, ALICE, invert_workflow(2), number=-1000, front=True)
-    assert (await until(lambda: queue_of(engine), lambda queue: second in queue[1]))[1] == [first, second]
+    await calls.gateway.handler.queue.pause(False)
+    for prompt_id in (first, second):
+        assert (await calls.call(ALICE, "GET", f"/prompt_sync/{prompt_id}"))[0] == 200
+    assert list(executions(engine)) == [first, second]
 
 
 async def test_bodies_that_are_none_are_named(calls: Calls) -> None:

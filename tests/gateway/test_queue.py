@@ -13,10 +13,13 @@ from uuid import uuid4
 import aiohttp
 import pytest
 from PIL import Image
+from pydantic import SecretStr
 
 from comfyui.engine import Engine, EngineOptions
 from config import Settings
-from tests.support.jobs import fetch, look, status_is, submit
+from tests.support.calls import Calls
+from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
+from tests.support.keys import ALICE, BOB, table, write_keys
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -128,6 +131,40 @@ async def test_a_caller_that_waits_for_its_turn_is_told_its_position(engine: Eng
         # Two are with ComfyUI, and two before it with us.
         assert next(position for position in positions if position is not None) == 2, told
         assert len(executions(engine)) == len(first) + 1
+
+
+async def test_a_sync_call_that_waits_for_its_turn_is_in_the_list_and_can_be_canceled(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        await gateway.handler.queue.pause(True)
+        own = str(uuid4())
+        calls = [
+            asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=own)),
+            asyncio.create_task(gateway.prompt_sync(invert_workflow(1))),
+        ]
+        jobs = (await until(lambda: listed(gateway.http), lambda page: len(page["jobs"]) == 2))["jobs"]
+        assert {(job["status"], job["prompt_id"] == own) for job in jobs} == {("queued", True), ("queued", False)}
+        for job in jobs:
+            await cancelled(gateway, job["prompt_id"])
+        assert {(status, body["type"]) for status, body in await asyncio.gather(*calls)} == {(409, "task_cancelled")}
+        assert {job["status"] for job in (await listed(gateway.http))["jobs"]} == {"canceled"}
+    assert executions(engine) == {}
+
+
+async def test_a_sync_call_that_waited_when_the_gateway_ended_can_be_made_again(engine: Engine, tmp_path: Path) -> None:
+    own = str(uuid4())
+    async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
+        await gateway.handler.queue.pause(True)
+        calls = [
+            asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=own)),
+            asyncio.create_task(gateway.prompt_sync(invert_workflow(1))),
+        ]
+        await until(lambda: listed(gateway.http), lambda page: len(page["jobs"]) == 2)
+        await gateway.handler.drain(0.0)
+        assert [status for status, _ in await asyncio.gather(*calls)] == [503, 503]
+    async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
+        await gateway.handler.queue.pause(False)
+        status, _ = await gateway.prompt_sync(invert_workflow(), prompt_id=own)
+        assert (status, executions(engine)) == (200, {own: 1})
 
 
 async def test_prompts_of_others_take_places(engine: Engine) -> None:
@@ -290,6 +327,52 @@ def test_comfyuis_queue_is_for_one_server() -> None:
     assert Settings(comfyui_server_address=("a:8188",), queue="gateway").options().handler.queue.queue == "gateway"
     with pytest.raises(ValueError, match="QUEUE is comfyui, and COMFYUI_SERVER_ADDRESS has 2 servers"):
         Settings(comfyui_server_address=two, queue="comfyui")
+
+
+def test_keys_with_names_have_the_gateway_s_queue(keys_path: Path) -> None:
+    one = ("a:8188",)
+    assert Settings(comfyui_server_address=one, keys_file=keys_path).options().handler.queue.queue == "gateway"
+    assert Settings(comfyui_server_address=one, api_keys=(SecretStr("k"),)).options().handler.queue.queue == "comfyui"
+    with pytest.raises(ValueError, match="QUEUE is comfyui, and KEYS_FILE is set"):
+        Settings(comfyui_server_address=one, keys_file=keys_path, queue="comfyui")
+
+
+async def test_a_key_runs_no_more_at_once_than_it_may_whoever_stands_behind_it(
+    tmp_path: Path,
+) -> None:
+    def keys(max_running: int) -> str:
+        return table("alice", ALICE, max_running=max_running, user_header="X-User") + table("bob", BOB)
+
+    path = write_keys(tmp_path / "keys.toml", keys(1))
+    async with engines(2) as servers, running_gateway(*[one.url for one in servers], keys_file=path) as gateway:
+        calls = Calls(gateway)
+        for person in ("eve", "dan"):
+            status, _ = await calls.submit(ALICE, sleep_workflow(600), {**ASYNC, "X-User": person})
+            assert status == 202
+        bobs = (await calls.submit(BOB, invert_workflow()))[1]["prompt_id"]
+        assert any(bobs in executions(server) for server in servers)
+        alices = await calls.listed(ALICE)
+        assert (await calls.call(ALICE, "GET", f"/prompt_sync/{alices[0]}?timeout=0"))[1]["status"] == "queued"
+        queues = await _queues(servers)
+        assert sorted(len(running) + len(pending) for running, pending in queues) == [0, 1]
+        # What waits hears of the change, though nothing else happens.
+        write_keys(path, keys(2))
+        queues = await until(lambda: _queues(servers), lambda queues: all(running for running, _ in queues))
+        assert sorted(running[0] for running, _ in queues) == sorted(alices)
+
+
+async def test_a_key_of_twice_the_weight_gets_twice_as_much(engine: Engine, tmp_path: Path) -> None:
+    path = write_keys(tmp_path / "keys.toml", table("alice", ALICE, weight=2.0) + table("bob", BOB))
+    async with running_gateway(engine.url, keys_file=path) as gateway:
+        calls = Calls(gateway)
+        await gateway.handler.queue.pause(True)
+        for number in range(6):
+            for key in (ALICE, BOB):
+                assert (await calls.submit(key, sleep_workflow(0.3, tag=number), ASYNC))[0] == 202
+        alices = set(await calls.listed(ALICE))
+        await gateway.handler.queue.pause(False)
+        ran = await until(lambda: _now(list(executions(engine))), lambda ran: len(ran) == 12)
+        assert sum(prompt_id in alices for prompt_id in ran[:9]) in {5, 6}, "6 and 3, but for one job more or less"
 
 
 async def _now(value: Any) -> Any:

@@ -86,6 +86,7 @@ class KeyRing:
         self._by_name: dict[str, Caller] = {}
         self._by_namespace: dict[str, Caller] = {}
         self._asks = bool(keys) or named is not None
+        self._version = 0
         self.set_named(named or ())
 
     def __bool__(self) -> bool:
@@ -109,6 +110,7 @@ class KeyRing:
         self._by_place = self._own | callers
         self._by_name = {caller.rules.name: caller for caller in self._by_place.values()}
         self._by_namespace = {caller.namespace.hex: caller for caller in callers.values()}
+        self._version += 1
 
     def _caller_of(self, key: NamedKey) -> Caller:
         name = key.rules.name.encode()
@@ -130,6 +132,11 @@ class KeyRing:
     def named(self) -> list[str]:
         """The names of KEYS_FILE, in the order of the file."""
         return [caller.rules.name for caller in self._by_place.values() if caller.named]
+
+    @property
+    def version(self) -> int:
+        """See `comfyui.owners.OwnerRules`."""
+        return self._version
 
     def rules_of(self, owner: str | None) -> KeyRules | None:
         """See `comfyui.owners.OwnerRules`."""

@@ -19,11 +19,11 @@ import pytest
 import structlog
 
 from comfyui.exceptions import JournalError
-from comfyui.jobs.journal.records import Fence, JobFilter, State
+from comfyui.jobs.journal.records import Fence, JobFilter, State, UsageQuery
 from comfyui.jobs.journal.schema import MIGRATIONS
 from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
 from comfyui.jobs.journal.statements import Statements
-from comfyui.jobs.journal.writes import Add, Again, Finish, Place, Start
+from comfyui.jobs.journal.writes import Add, Again, Finish, Pause, Place, Start
 from comfyui.jobs.measures import JournalMeasures
 from comfyui.metrics import Metrics
 from tests.support.journals import delivery, end, new_job, prompt_id, run
@@ -244,6 +244,34 @@ async def test_of_a_job_that_is_known_already_no_body_is_left(tmp_path: Path) ->
         assert [job.seq for job in (await journal.page(JobFilter(), 50)).records] == [2, 1]
     with closing(sqlite3.connect(tmp_path / FILE_NAME)) as database:
         assert database.execute("SELECT data FROM bodies").fetchall() == [(new_job(1).body,)]
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+async def test_a_file_of_each_version_before_knows_of_pauses_owners_and_what_was_used(
+    tmp_path: Path, version: int
+) -> None:
+    database = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    database.executescript("".join(MIGRATIONS[:version]) + f"PRAGMA user_version = {version};")
+    database.execute("INSERT INTO bodies (id, sha256, data) VALUES (1, x'00', '{}')")
+    database.execute(
+        "INSERT INTO jobs (seq, prompt_id, kind, callers_id, created_at, face, needs_secrets, priority, body_id,"
+        " run, state, attempt, losses, number, queued_at, retryable, owner)"
+        " VALUES (1, ?, 'async', 0, 1, '', 0, 0, 1, 1, 'queued', 0, 0, 1, 1, 0, 'alice/eve')",
+        (prompt_id(1),),
+    )
+    database.execute("UPDATE counter SET value = 1")
+    database.close()
+    for paused in (False, True):
+        async with SqliteJournal(tmp_path) as journal:
+            assert await journal.is_paused() is paused
+            assert await journal.write(Pause(not paused))
+    async with SqliteJournal(tmp_path) as journal:
+        assert await journal.queued_of("alice", 10) == [prompt_id(1)]
+        fence = Fence(prompt_id(1), 1, 0)
+        assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=2, files=("output//a.png",)))
+        assert await journal.has_made("alice", "output//a.png")
+        used = await journal.usage(UsageQuery(by=("person",), since="1970-01-01", until="1970-01-01"))
+        assert [(row.person, row.succeeded) for row in used] == [("eve", 1)]
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])

@@ -218,3 +218,14 @@ def test_idempotency_keys_belong_to_the_name_and_outlive_a_new_key() -> None:
     again = ring.caller(b"another key")
     assert again is not None
     assert again.namespace == alice.namespace
+
+
+def test_the_rules_of_a_person_are_those_of_its_key_as_they_are_now() -> None:
+    ring = KeyRing(["own"], session_s=60, named=parse_keys(table("alice", ALICE, weight=2.0)))
+    before, rules = ring.version, ring.rules_of("alice/person")
+    assert rules is not None
+    assert (rules.name, rules.weight) == ("alice", 2.0)
+    assert ring.caller_named("alice/person") == ring.caller(ALICE.encode())
+    ring.set_named(parse_keys(table("bob", BOB)))
+    assert ring.rules_of("alice/person") is None
+    assert ring.version != before
