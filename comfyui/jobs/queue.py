@@ -191,6 +191,11 @@ class JobQueue:
         self._runs.tell(job, self)
 
     @property
+    def are_all_here(self) -> bool:
+        """Whether all prompts wait in the gateway, and none in ComfyUI's own queue."""
+        return self._turns.are_all_here
+
+    @property
     def paused(self) -> bool:
         return self._turns.paused
 

@@ -28,7 +28,7 @@ from comfyui.web.api.starting import Starting
 from comfyui.web.api.uploads import own_upload
 from comfyui.web.api.webhook_messages import WEBHOOKS
 from comfyui.web.comfyui import prompt
-from comfyui.web.comfyui.owned import Owned
+from comfyui.web.comfyui.face import Face
 from comfyui.web.comfyui.proxy import Relay, RelayOptions
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.front.auth import Guard
@@ -270,7 +270,7 @@ class Gateway(FastAPI):
                 upstreams,
                 options.relay,
                 metrics,
-                owned=Owned(running.handler, own_upload, upstreams),
+                face=Face(running.handler, own_upload, upstreams),
             ),
             # From here on a body is unpacked and bounded.
             Middleware(BodyLimit, options.bodies, metrics),

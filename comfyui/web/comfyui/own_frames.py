@@ -15,8 +15,9 @@ from uuid import uuid4
 from comfyui import jsonio
 from comfyui.exceptions import JournalError
 from comfyui.jobs.journal.protocol import Journal
-from comfyui.owners import KeyRules, client_id_of
-from comfyui.web.comfyui.own_jobs import OwnJobs
+from comfyui.owners import client_id_of
+from comfyui.web.comfyui.job_reads import JobReads
+from comfyui.web.comfyui.viewer import Viewer
 
 # Each says in its data which prompt it is about.
 _OF_A_PROMPT = frozenset(
@@ -49,12 +50,12 @@ class OwnFrames:
         upstream_id: its id at ComfyUI.
     """
 
-    def __init__(self, rules: KeyRules, journal: Journal, jobs: OwnJobs, client_id: str) -> None:
-        self._rules = rules
+    def __init__(self, viewer: Viewer, journal: Journal, jobs: JobReads, client_id: str) -> None:
+        self._viewer = viewer
         self._journal = journal
         self._jobs = jobs
         self._client_id = client_id or uuid4().hex
-        self.upstream_id = client_id_of(rules.name, self._client_id)
+        self.upstream_id = client_id_of(viewer.rules.name, self._client_id)
         self._own: OrderedDict[str, bool] = OrderedDict()
         self._running: str | None = None
         """The key's prompt whose frames came last; None where another's did, or it has ended."""
@@ -93,7 +94,7 @@ class OwnFrames:
         return text
 
     async def _status(self, data: dict[str, Any]) -> str:
-        remaining = await self._jobs.remaining(self._rules)
+        remaining = await self._jobs.count(self._viewer)
         told: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": remaining}}}
         if "sid" in data:
             told["sid"] = self._client_id
@@ -116,7 +117,7 @@ class OwnFrames:
         known = self._own.get(prompt_id)
         if known is None:
             record = await self._journal.get(prompt_id)
-            known = self._own[prompt_id] = record is not None and self._rules.sees(record.owner)
+            known = self._own[prompt_id] = record is not None and self._viewer.origin.sees(record.owner)
             if len(self._own) > _REMEMBERED:
                 self._own.popitem(last=False)
         return known

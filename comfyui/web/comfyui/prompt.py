@@ -25,7 +25,7 @@ from comfyui.limits import Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.servers.pool import CHOICE_PATIENCE_S
-from comfyui.web.comfyui.own_jobs import refusal_of
+from comfyui.web.comfyui.refusals import refusal_of
 from comfyui.web.front.errors import describe_validation, json_response
 from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.openapi import Answer, json_of, operation

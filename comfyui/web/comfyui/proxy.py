@@ -27,7 +27,7 @@ from comfyui.headers import to_client
 from comfyui.metrics import Metrics
 from comfyui.transport.body import IteratedBody, OpenBody, RequestBody
 from comfyui.transport.drivers import OpenReply
-from comfyui.web.comfyui.owned import Owned
+from comfyui.web.comfyui.face import Face
 from comfyui.web.comfyui.redaction import SecretFilter, may_hold_secrets, without_secrets
 from comfyui.web.comfyui.relay_socket import SocketRelay
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
@@ -77,10 +77,10 @@ class Relay:
         upstreams: Upstreams,
         options: RelayOptions,
         metrics: Metrics,
-        owned: Owned,
+        face: Face,
     ) -> None:
         self._app = app
-        self._owned = owned
+        self._face = face
         self._own = own
         self._upstreams = upstreams
         self._options = options
@@ -111,18 +111,18 @@ class Relay:
         elif kind == "websocket":
             own_frames = None
             if state_of(scope).right is Right.OWN:
-                own_frames = self._owned.frames(scope)
+                own_frames = self._face.frames(scope)
                 target = own_frames.target
             await self._sockets.relay(scope, receive, send, self._upstreams, target, own_frames)
         else:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.
                 state_of(scope).quiet = True
-            if state_of(scope).right is Right.OWN:
-                own = await self._owned.target(scope, receive, send, raw_path)
-                if own is None:
+            if self._face.answers(scope, raw_path):
+                asked = await self._face.target(scope, receive, send, raw_path)
+                if asked is None:
                     return
-                target = own
+                target = asked
             exchange = _Exchange(scope, receive, send, self._options, self._counters, target, route_of(raw_path))
             await exchange.run(self._upstreams)
 

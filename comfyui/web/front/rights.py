@@ -158,16 +158,17 @@ def row_of(method: str, raw_path: str) -> Row | None:
 def _find(whose: Whose, method: str, path: str) -> Row | None:
     if (exact := _EXACT.get((whose, method, path))) is not None:
         return exact
-    parts = path.split("/")
-    return next((row for row in _PATTERNS if (row.whose, row.method) == (whose, method) and _fits(row, parts)), None)
+    rows = (row for row in _PATTERNS if (row.whose, row.method) == (whose, method))
+    return next((row for row in rows if fits(row.path, path)), None)
 
 
-def _fits(row: Row, parts: list[str]) -> bool:
-    pattern = row.path.split("/")
-    if pattern[-1] == "**":
-        head = pattern[:-1]
+def fits(pattern: str, path: str) -> bool:
+    """Whether a path of a table stands for this one: ``*`` is one part of it, ``**`` at the end is one or more."""
+    wanted, parts = pattern.split("/"), path.split("/")
+    if wanted[-1] == "**":
+        head = wanted[:-1]
         return len(parts) > len(head) and parts[: len(head)] == head
-    return len(parts) == len(pattern) and all(want in {"*", part} for want, part in zip(pattern, parts, strict=True))
+    return len(parts) == len(wanted) and all(want in {"*", part} for want, part in zip(wanted, parts, strict=True))
 
 
 _EXACT = {(row.whose, row.method, row.path): row for row in TABLE if "*" not in row.path}

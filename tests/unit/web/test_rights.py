@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyui.owners import KeyRules, Role
-from comfyui.web.comfyui.owned import RULES
+from comfyui.web.comfyui.face import FACE, For, face_row_of
 from comfyui.web.front.paths import normalised
 from comfyui.web.front.rights import ALL, NO, OWN, TABLE, WEBSOCKET, row_of, verdict
 from config import Settings
@@ -135,10 +135,23 @@ def test_every_route_of_our_own_has_its_row() -> None:
             assert (found is None) == ((method, path) in admins_only), (method, path)
 
 
-def test_each_own_row_of_comfyui_s_has_its_rule_and_no_other_has() -> None:
-    """POST /prompt has an endpoint of ours, in `comfyui.web.comfyui.prompt`; a websocket has `Owned.frames`."""
+def test_each_own_row_of_comfyui_s_is_answered_by_the_face_and_no_other_is() -> None:
+    """POST /prompt has an endpoint of ours, in `comfyui.web.comfyui.prompt`; a websocket has `Face.frames`."""
     own = {(row.method, row.path) for row in TABLE if row.whose == "comfyui" and row.user is OWN}
-    assert own - {("POST", "/prompt"), (WEBSOCKET, "/ws")} == RULES.keys()
+    answered = {(row.method, row.path) for row in FACE if row.whom is not For.NOBODY}
+    assert own == answered
+    ruled = {(row.method, row.path) for row in FACE if row.rule is not None}
+    assert ruled == answered - {("POST", "/prompt"), (WEBSOCKET, "/ws")}
+
+
+@settings(max_examples=500, deadline=None)
+@given(path=PATHS.flatmap(spelt), method=st.sampled_from(METHODS))
+def test_what_a_user_may_see_of_its_own_has_the_same_row_in_both_tables(path: str, method: str) -> None:
+    row = row_of(method, path)
+    if row is not None and row.whose == "comfyui" and row.user is OWN:
+        found = face_row_of(method, path)
+        assert found is not None
+        assert (found.method, found.path) == (row.method, row.path)
 
 
 def test_no_row_says_the_same_as_another() -> None:

@@ -1,4 +1,4 @@
-"""ComfyUI's queue and history as one key may see them, made of the jobs that the gateway has written down."""
+"""ComfyUI's queue and history as the caller may see them, made of the jobs that the gateway has written down."""
 
 from __future__ import annotations
 
@@ -6,90 +6,81 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError
+from comfyui.exceptions import ComfyUIError, RequestError
 from comfyui.handler import ComfyUIHandler
-from comfyui.jobs.journal.records import ENDS, JobFilter, JobRecord, State
-from comfyui.jobs.origin import Origin
+from comfyui.jobs.journal.records import ENDS, JobRecord, State
 from comfyui.jobs.stored import result_from_bytes
 from comfyui.offload import offloaded
-from comfyui.owners import KeyRules, client_id_without
+from comfyui.owners import client_id_without
+from comfyui.web.comfyui.asked import last_part, query_of
+from comfyui.web.comfyui.viewer import Viewer
+from comfyui.web.front.errors import json_response
 from comfyui.workflows.api_format import last_nodes
 
 # Jobs in one answer, the newest; each has its whole workflow.
 MOST_SHOWN = 200
 _PAGE = 50
-_WAITING = frozenset({State.QUEUED})
-_RUNNING = frozenset({State.RUNNING, State.CANCELING})
+WAITING = frozenset({State.QUEUED})
+RUNNING = frozenset({State.RUNNING, State.CANCELING})
 
 Item = list[Any]
 """``[number, id, prompt, extra_data, outputs]``."""
 
 
-class OwnJobs:
-    """Asks the journal for the jobs of a key, and cancels them."""
+class JobReads:
+    """Answers from the journal, for whoever asks."""
 
     def __init__(self, handler: ComfyUIHandler) -> None:
         self._handler = handler
         self._journal = handler.journal
 
-    async def remaining(self, rules: KeyRules) -> int:
-        """How many jobs wait or run, up to `MOST_SHOWN`."""
-        return len(await self._records(rules, _WAITING | _RUNNING, MOST_SHOWN))
+    async def remaining(self, _request: Request, viewer: Viewer) -> str | Response:
+        """The answer of ``GET /prompt``: how many jobs wait or run."""
+        return json_response(200, {"exec_info": {"queue_remaining": await self.count(viewer)}})
 
-    async def queue(self, rules: KeyRules) -> dict[str, list[Item]]:
+    async def count(self, viewer: Viewer) -> int:
+        """How many jobs wait or run, up to `MOST_SHOWN`."""
+        return len(await self.records(viewer, WAITING | RUNNING, MOST_SHOWN))
+
+    async def queue(self, _request: Request, viewer: Viewer) -> str | Response:
         """The answer of ``GET /queue``."""
-        records = await self._records(rules, _WAITING | _RUNNING, MOST_SHOWN)
+        records = await self.records(viewer, WAITING | RUNNING, MOST_SHOWN)
         records.sort(key=lambda record: record.number)
         items = {record.prompt_id: await self._item(record) for record in records}
-        runs = await self._running(records)
+        runs = await self.running(records)
         running = [record.prompt_id for record in records if record.prompt_id in runs]
         pending = [prompt_id for prompt_id in items if prompt_id not in set(running)]
-        return {
+        shown = {
             "queue_running": [items[prompt_id] for prompt_id in running],
             "queue_pending": [items[prompt_id] for prompt_id in pending],
         }
+        return json_response(200, shown)
 
-    async def history(self, rules: KeyRules, max_items: int | None, offset: int) -> dict[str, Any]:
-        """The answer of ``GET /history``: in the order of their ends. `offset` -1: the last ones."""
+    async def history(self, request: Request, viewer: Viewer) -> str | Response:
+        """The answer of ``GET /history``: in the order of their ends. ``offset`` -1: the last ones."""
+        query = query_of(request.scope)
+        max_items, offset = _integer(query.get("max_items")), _integer(query.get("offset", "-1")) or 0
         wanted = MOST_SHOWN if max_items is None else max(0, min(max_items, MOST_SHOWN))
-        records = await self._records(rules, ENDS, MOST_SHOWN)
+        records = await self.records(viewer, ENDS, MOST_SHOWN)
         records.sort(key=lambda record: record.end_number or 0)
         chosen = records[-wanted:] if offset < 0 else records[offset : offset + wanted]
-        return {record.prompt_id: await self._entry(record) for record in chosen if wanted}
+        return json_response(200, {record.prompt_id: await self._entry(record) for record in chosen if wanted})
 
-    async def history_of(self, rules: KeyRules, prompt_id: str) -> dict[str, Any]:
+    async def history_entry(self, request: Request, viewer: Viewer) -> str | Response:
         """The answer of ``GET /history/{id}``: empty for what has not ended, and for another's."""
-        record = await self._journal.get(prompt_id)
-        if record is None or not rules.sees(record.owner) or not record.state.is_end:
-            return {}
-        return {prompt_id: await self._entry(record)}
+        record = await self._journal.get(last_part(request))
+        if record is None or not viewer.origin.sees(record.owner) or not record.state.is_end:
+            return json_response(200, {})
+        return json_response(200, {record.prompt_id: await self._entry(record)})
 
-    async def clear(self, origin: Origin) -> None:
-        """Cancel all that waits."""
-        if origin.rules is not None:
-            for record in await self._records(origin.rules, _WAITING, MOST_SHOWN):
-                await self._cancel_waiting(record.prompt_id, origin)
-
-    async def delete(self, origin: Origin, prompt_ids: Sequence[Any]) -> None:
-        """Cancel those that wait; of others nothing is said."""
-        for prompt_id in prompt_ids:
-            if isinstance(prompt_id, str):
-                await self._cancel_waiting(prompt_id, origin)
-
-    async def interrupt(self, origin: Origin, prompt_id: str | None) -> None:
-        """Cancel this job if it runs, or all that run."""
-        if origin.rules is None:
-            return
-        records = await self._records(origin.rules, _WAITING | _RUNNING, MOST_SHOWN)
-        for running in await self._running(records):
-            if prompt_id in {None, running}:
-                await self._cancel(running, origin)
-
-    async def _running(self, records: Sequence[JobRecord]) -> list[str]:
+    async def running(self, records: Sequence[JobRecord]) -> list[str]:
         """Ids of those that run. Of a prompt with a client's id we hear nothing: there ComfyUI's queue is asked."""
-        found = [record.prompt_id for record in records if record.state in _RUNNING]
-        unsure = [record for record in records if record.state in _WAITING and record.server is not None]
+        found = [record.prompt_id for record in records if record.state in RUNNING]
+        unsure = [record for record in records if record.state in WAITING and record.server is not None]
         for server in {record.server for record in unsure}:
             backend = self._handler.pool.named(server or "")
             with contextlib.suppress(ComfyUIError):  # a server that is away runs nothing that could be stopped
@@ -97,20 +88,10 @@ class OwnJobs:
                 found += [one.prompt_id for one in unsure if one.prompt_id in queue and queue[one.prompt_id].running]
         return found
 
-    async def _cancel_waiting(self, prompt_id: str, origin: Origin) -> None:
-        record = await self._journal.get(prompt_id)
-        waits = record is not None and origin.sees(record.owner) and record.state in _WAITING
-        if record is not None and waits and not await self._running([record]):
-            await self._cancel(prompt_id, origin)
-
-    async def _cancel(self, prompt_id: str, origin: Origin) -> None:
-        with contextlib.suppress(ComfyUINotFoundError):  # it has ended meanwhile
-            await self._handler.cancel(prompt_id, origin)
-
-    async def _records(self, rules: KeyRules, states: frozenset[State], most: int) -> list[JobRecord]:
+    async def records(self, viewer: Viewer, states: frozenset[State], most: int) -> list[JobRecord]:
         """The newest of the key's jobs in these states."""
         found: list[JobRecord] = []
-        narrowed, cursor = JobFilter(key=rules.name, states=states), None
+        narrowed, cursor = viewer.narrowed(states), None
         while len(found) < most:
             page = await self._journal.page(narrowed, min(_PAGE, most - len(found)), cursor)
             found += page.records
@@ -168,17 +149,8 @@ def _moment(record: JobRecord, at: float) -> dict[str, Any]:
     return {"prompt_id": record.prompt_id, "timestamp": int(at * 1000)}
 
 
-def refusal_of(error: ComfyUIError) -> dict[str, Any]:
-    """ComfyUI's answer to a workflow that is refused, with what we say of it."""
-    node_errors = {
-        node_id: {
-            "errors": [
-                {"type": error.code, "message": message, "details": "", "extra_info": {}} for message in messages
-            ],
-            "dependent_outputs": [],
-            "class_type": "",
-        }
-        for node_id, messages in error.node_errors.items()
-    }
-    whole = {"type": error.code, "message": error.detail, "details": "", "extra_info": {}}
-    return {"error": whole, "node_errors": node_errors}
+def _integer(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise RequestError("max_items, offset: whole numbers are wanted") from None

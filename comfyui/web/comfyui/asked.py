@@ -1,0 +1,61 @@
+"""What a request to ComfyUI's face asks for, read as ComfyUI reads it: the query, a small body, the id in the path."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from comfyui import jsonio
+from comfyui.exceptions import BodyTooLargeError, RequestError
+from comfyui.web.front.paths import target_of
+
+_MOST_PAIRS = 20
+# Of a body that says which jobs are meant.
+_LONGEST_BODY = 1_000_000
+
+
+def last_part(request: Request) -> str:
+    """The last part of the path: an id, or the name of a class or of a setting."""
+    path: str = request.scope["path"]
+    return path.rpartition("/")[2]
+
+
+def raw_path(scope: Scope) -> str:
+    """The path as it came, percent-encoded."""
+    return target_of(scope["path"], scope.get("raw_path"), b"")
+
+
+async def small_body(request: Request) -> dict[str, Any]:
+    """A small object; empty where there is no body, as ComfyUI takes it for ``/interrupt``."""
+    content = b""
+    async for piece in request.stream():
+        content += piece
+        if len(content) > _LONGEST_BODY:
+            raise BodyTooLargeError(f"the body is larger than {_LONGEST_BODY / 1e6:g} MB")
+    try:
+        body = jsonio.loads(content) if content.strip() else {}
+    except ValueError:
+        raise RequestError("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise RequestError("the body is not a JSON object")
+    return body
+
+
+def query_of(scope: Scope) -> dict[str, str]:
+    """The first value of each name, as ComfyUI reads it; empty where there are too many."""
+    try:
+        pairs = parse_qsl(
+            scope["query_string"].decode("latin-1"),
+            keep_blank_values=True,
+            max_num_fields=_MOST_PAIRS,
+            errors="surrogateescape",
+        )
+    except ValueError:
+        return {}
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        found.setdefault(name, value)
+    return found

@@ -1,0 +1,162 @@
+"""The merged face of ComfyUI: one ComfyUI out of many servers, and of one what each caller may see.
+
+`FACE` says for each of ComfyUI's paths how it is answered where prompts wait in the gateway (QUEUE=gateway: several
+servers, or a KEYS_FILE): by our own tables for everybody, or of what is the caller's own for a key of role `user`. What
+is not answered here is relayed to the first server that is ready. With one server and ComfyUI's own queue all is
+relayed, as it comes.
+
+Who may call a path at all is another table: `comfyui.web.front.rights`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from comfyui.exceptions import ComfyUIError
+from comfyui.handler import ComfyUIHandler
+from comfyui.web.comfyui.asked import query_of
+from comfyui.web.comfyui.job_changes import JobChanges
+from comfyui.web.comfyui.job_reads import JobReads
+from comfyui.web.comfyui.own_frames import OwnFrames
+from comfyui.web.comfyui.own_routes import OwnRoutes, Upload
+from comfyui.web.comfyui.upstreams import Upstreams
+from comfyui.web.comfyui.viewer import Viewer, viewer_of
+from comfyui.web.front.errors import error_response
+from comfyui.web.front.paths import normalised
+from comfyui.web.front.request_state import state_of
+from comfyui.web.front.rights import WEBSOCKET, Right, fits
+from comfyui.web.front.short_cache import short_cache
+
+Rule = Callable[[Request, Viewer], Awaitable[str | Response]]
+"""Gives the answer, or the target to ask ComfyUI for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What answers."""
+
+    reads: JobReads
+    changes: JobChanges
+    own: OwnRoutes
+
+
+class For(enum.Enum):
+    """For whom a row answers; what others ask for is relayed."""
+
+    ALL = "all"
+    """Everybody: a key of role `user` sees what is its own, all others see all."""
+    USERS = "users"
+    """Keys of role `user`."""
+    NOBODY = "nobody"
+
+
+@dataclass(frozen=True, slots=True)
+class FaceRow:
+    """How one path is answered.
+
+    Attributes:
+        method: GET stands for HEAD as well.
+        path: without ``/api``, unless ComfyUI has it below ``/api`` only; ``*`` and ``**`` as in the table of rights.
+        how: in words.
+        rule: answers it; None where an endpoint of ours does, or it is relayed.
+    """
+
+    method: str
+    path: str
+    whom: For
+    how: str
+    rule: Callable[[Parts], Rule] | None = None
+
+
+FACE: tuple[FaceRow, ...] = (
+    # The queue and history: our own tables
+    FaceRow("POST", "/prompt", For.USERS, "a job of the key: `comfyui.web.comfyui.prompt`"),
+    FaceRow("GET", "/prompt", For.USERS, "how many jobs wait or run", lambda on: on.reads.remaining),
+    FaceRow("GET", "/queue", For.USERS, "the jobs that wait or run", lambda on: on.reads.queue),
+    FaceRow("GET", "/history", For.USERS, "the jobs that have ended", lambda on: on.reads.history),
+    FaceRow("GET", "/history/*", For.USERS, "one job that has ended", lambda on: on.reads.history_entry),
+    FaceRow("POST", "/queue", For.USERS, "cancels what waits: all, or by id", lambda on: on.changes.change_queue),
+    FaceRow("POST", "/interrupt", For.USERS, "cancels what runs: all, or by id", lambda on: on.changes.interrupt),
+    FaceRow(WEBSOCKET, "/ws", For.USERS, "the first server's, with the key's own frames: `Face.frames`"),
+    FaceRow("POST", "/free", For.NOBODY, "the first server frees its memory"),
+    # Files
+    FaceRow("GET", "/view", For.USERS, "what the key's jobs made and what it uploaded", lambda on: on.own.view),
+    FaceRow("POST", "/upload/image", For.USERS, "into the key's own folder", lambda on: on.own.upload),
+    FaceRow("POST", "/upload/mask", For.NOBODY, "the first server's"),
+    FaceRow("GET", "/internal/files/*", For.NOBODY, "the first server's"),
+    # Definitions, models, the server
+    FaceRow("GET", "/object_info", For.USERS, "without uploaded files", lambda on: on.own.definitions),
+    FaceRow("GET", "/object_info/*", For.USERS, "without uploaded files", lambda on: on.own.definition),
+    FaceRow("GET", "/models/**", For.NOBODY, "the first server's"),
+    FaceRow("GET", "/embeddings", For.NOBODY, "the first server's"),
+    FaceRow("GET", "/view_metadata/*", For.NOBODY, "the first server's"),
+    FaceRow("GET", "/system_stats", For.NOBODY, "the first server's"),
+    FaceRow("GET", "/features", For.NOBODY, "the first server's"),
+    # Settings and user data: in a folder for each user on the first server
+    FaceRow("GET", "/users", For.USERS, "one user", lambda on: on.own.users),
+    FaceRow("GET", "/settings", For.USERS, "the key's own", lambda on: on.own.settings),
+    FaceRow("GET", "/settings/*", For.USERS, "the key's own", lambda on: on.own.setting),
+    FaceRow("POST", "/settings", For.USERS, "the key's own", lambda on: on.own.change_settings),
+    FaceRow("POST", "/settings/*", For.USERS, "the key's own", lambda on: on.own.change_setting),
+    FaceRow("GET", "/userdata", For.USERS, "the key's own", lambda on: on.own.list_userdata),
+    FaceRow("GET", "/userdata/**", For.USERS, "the key's own", lambda on: on.own.userdata),
+    FaceRow("DELETE", "/userdata/**", For.USERS, "the key's own", lambda on: on.own.userdata),
+    FaceRow("POST", "/userdata/**", For.USERS, "the key's own", lambda on: on.own.store_userdata),
+    # All else: the web frontend, static files, what custom nodes bring
+    FaceRow("GET", "/**", For.NOBODY, "the first server's; another one's while it is down"),
+)
+
+
+class Face:
+    """Answers ComfyUI's paths, where they are not relayed as they are."""
+
+    def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
+        reads = JobReads(handler)
+        self._parts = Parts(reads, JobChanges(handler, reads), OwnRoutes(handler, upload, upstreams))
+        self._journal = handler.journal
+        self._is_merged = handler.queue.are_all_here
+
+    def answers(self, scope: Scope, raw_path: str) -> bool:
+        """Whether the request is answered here; what is not, is relayed as it is."""
+        if state_of(scope).right is Right.OWN:
+            return True
+        if not self._is_merged:
+            return False
+        row = face_row_of(scope["method"], raw_path)
+        return row is not None and row.whom is For.ALL and row.rule is not None
+
+    async def target(self, scope: Scope, receive: Receive, send: Send, raw_path: str) -> str | None:
+        """What to ask ComfyUI for in place of what the caller asks; None where it has been answered."""
+        row = face_row_of(scope["method"], raw_path)
+        found: str | Response = Response(status_code=403)
+        if row is not None and row.rule is not None:
+            try:
+                found = await row.rule(self._parts)(Request(scope, receive), viewer_of(scope))
+            except ComfyUIError as error:
+                found = error_response(error, state_of(scope).request_id)
+        if isinstance(found, str):
+            return found
+        await found(scope, receive, send)
+        return None
+
+    def frames(self, scope: Scope) -> OwnFrames:
+        """What a websocket of a `user` is told."""
+        return OwnFrames(viewer_of(scope), self._journal, self._parts.reads, query_of(scope).get("clientId", ""))
+
+
+@short_cache(4096)
+def face_row_of(method: str, raw_path: str) -> FaceRow | None:
+    """The row for a request; None where there is none: a path that is not spelt plainly has none."""
+    path, decoded = normalised(raw_path), unquote(raw_path, errors="replace")
+    if path is None or decoded not in {path, f"/api{path}"}:
+        return None
+    method = "GET" if method == "HEAD" else method
+    ways = {decoded, path}
+    return next((row for row in FACE if row.method == method and any(fits(row.path, way) for way in ways)), None)

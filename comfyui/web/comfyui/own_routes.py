@@ -1,0 +1,118 @@
+"""What is of one `user` key alone, and no job: its files, node definitions without others' files, settings, user data.
+
+Each rule gives what is asked of ComfyUI in the caller's name, or the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfyui import jsonio
+from comfyui.executors.own_files import is_below, without_files
+from comfyui.handler import ComfyUIHandler
+from comfyui.offload import in_thread
+from comfyui.owners import KeyRules, folder_of, place_of
+from comfyui.servers.pool import CHOICE_PATIENCE_S
+from comfyui.web.comfyui.asked import last_part, query_of, raw_path
+from comfyui.web.comfyui.own_userdata import OwnUserData
+from comfyui.web.comfyui.upstreams import Upstreams
+from comfyui.web.comfyui.viewer import Viewer
+from comfyui.web.front.errors import json_response
+
+# What is passed on of a query of /view, beside the file.
+_OF_VIEW = ("preview", "channel")
+# Seconds for which node definitions are shown again without asking ComfyUI.
+_FRESH_S = 5.0
+
+
+class Upload(Protocol):
+    """Takes a file for a key's folder; `comfyui.web.api.uploads` does."""
+
+    async def __call__(self, request: Request, rules: KeyRules) -> Response:
+        """Raises `ComfyUIError` where it is not taken."""
+
+
+class OwnRoutes:
+    """Answers what only the owner may have."""
+
+    def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
+        self._userdata = OwnUserData(upstreams)
+        self._journal = handler.journal
+        self._pool = handler.pool
+        self._upload = upload
+        self._shown: tuple[Mapping[str, Any], dict[str, Any]] = ({}, {})
+        """The definitions that a server gave last, and what users see of them."""
+
+    async def view(self, request: Request, viewer: Viewer) -> str | Response:
+        """A file that a job of the key has made, or that the key has uploaded. All others are not there."""
+        query, rules = query_of(request.scope), viewer.rules
+        filename, subfolder = query.get("filename", ""), query.get("subfolder", "")
+        folder_type = query.get("type", "output")
+        uploaded = folder_type == "input" and is_below(folder_of(rules.name), f"{subfolder}/{filename}")
+        # A suffix such as " [output]" would lead to another folder.
+        if not filename or filename.rstrip().endswith("]"):
+            return Response(status_code=404)
+        if not uploaded and not await self._journal.has_made(rules.name, place_of(folder_type, subfolder, filename)):
+            return Response(status_code=404)
+        # Written anew: two servers may read the same query in two ways.
+        kept = {"filename": filename, "subfolder": subfolder, "type": folder_type}
+        kept |= {name: query[name] for name in _OF_VIEW if name in query}
+        return f"/view?{urlencode(kept, errors='surrogatepass')}"
+
+    async def upload(self, request: Request, viewer: Viewer) -> str | Response:
+        """A file for the key's own folder."""
+        return await self._upload(request, viewer.rules)
+
+    async def definitions(self, _request: Request, _viewer: Viewer) -> str | Response:
+        """All node definitions, without files that were uploaded."""
+        return Response(await in_thread(jsonio.dumps, await self._definitions()), media_type="application/json")
+
+    async def definition(self, request: Request, _viewer: Viewer) -> str | Response:
+        """One node's."""
+        class_type, known = last_part(request), await self._definitions()
+        return json_response(200, {class_type: known[class_type]} if class_type in known else {})
+
+    async def _definitions(self) -> dict[str, Any]:
+        backend = await self._pool.choose(patience_s=CHOICE_PATIENCE_S)
+        known = await backend.object_info(max_age_s=_FRESH_S)
+        if self._shown[0] is not known:
+            self._shown = known, await in_thread(without_files, known)
+        return self._shown[1]
+
+    async def users(self, _request: Request, _viewer: Viewer) -> str | Response:
+        """As a ComfyUI says it that has one user."""
+        return json_response(200, {"storage": "server", "migrated": True})
+
+    async def settings(self, request: Request, viewer: Viewer) -> str | Response:
+        """All settings of the key."""
+        return json_response(200, await self._userdata.settings(request, viewer.rules))
+
+    async def setting(self, request: Request, viewer: Viewer) -> str | Response:
+        """One setting, or null."""
+        found = (await self._userdata.settings(request, viewer.rules)).get(last_part(request))
+        return Response(jsonio.dumps(found), media_type="application/json")
+
+    async def change_settings(self, request: Request, viewer: Viewer) -> str | Response:
+        """Settings of the key."""
+        return await self._userdata.change_settings(request, viewer.rules, None)
+
+    async def change_setting(self, request: Request, viewer: Viewer) -> str | Response:
+        """One setting of the key."""
+        return await self._userdata.change_settings(request, viewer.rules, last_part(request))
+
+    async def list_userdata(self, request: Request, viewer: Viewer) -> str | Response:
+        """Files of a folder of the key."""
+        return await self._userdata.listing(viewer.rules, query_of(request.scope))
+
+    async def userdata(self, request: Request, viewer: Viewer) -> str | Response:
+        """One file of the key, to be read or removed."""
+        return self._userdata.file(viewer.rules, raw_path(request.scope)) or Response(status_code=403)
+
+    async def store_userdata(self, request: Request, viewer: Viewer) -> str | Response:
+        """One file of the key, to be written or moved."""
+        return await self._userdata.store(request, viewer.rules, raw_path(request.scope), query_of(request.scope))

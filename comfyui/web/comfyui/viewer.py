@@ -1,0 +1,47 @@
+"""`Viewer`: who asks ComfyUI's face, and which jobs it may see and change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from comfyui.jobs.journal.records import JobFilter, State
+from comfyui.jobs.origin import Origin
+from comfyui.owners import KeyRules
+from comfyui.web.front.request_state import state_of
+from comfyui.web.front.rights import Right
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who asks.
+
+    Attributes:
+        key: the name of the key whose jobs are all that it sees; None: it sees all jobs, those of no owner, too.
+        origin: of what it submits and cancels.
+    """
+
+    key: str | None
+    origin: Origin
+
+    @property
+    def rules(self) -> KeyRules:
+        """The rules of a key that sees its own only. Raises RuntimeError for everybody else."""
+        if self.key is None or self.origin.rules is None:
+            raise RuntimeError("somebody who sees all has no key of its own here")
+        return self.origin.rules
+
+    def narrowed(self, states: frozenset[State]) -> JobFilter:
+        """The jobs in these states that it sees."""
+        return JobFilter(key=self.key, states=states)
+
+
+def viewer_of(scope: Scope) -> Viewer:
+    """The viewer of a request that `Guard` has let through."""
+    state = state_of(scope)
+    caller = state.caller
+    if caller is None:
+        return Viewer(None, Origin("prompt"))
+    own = state.right is Right.OWN or caller.rules.role == "user"
+    return Viewer(caller.rules.name if own else None, Origin("prompt", caller.owner, caller.rules))
