@@ -40,4 +40,5 @@ def _mark(narrowed: JobFilter) -> str:
     states = sorted(state.value for state in narrowed.states)
     parts: list[Any] = [narrowed.owner, states, narrowed.workflow_name, dict(narrowed.labels)]
     parts += [narrowed.key] if narrowed.key is not None else []
+    parts += ["shown"] if narrowed.shown_only else []
     return hashlib.sha256(jsonio.canonical(parts)).hexdigest()[:16]

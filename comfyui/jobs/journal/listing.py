@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfyui.jobs.journal.records import JobFilter
-from comfyui.jobs.journal.rows import JOB_COLUMNS
+from comfyui.jobs.journal.rows import HIDDEN, JOB_COLUMNS
 
 # Entries of an index that are counted to compare filters, at most; a millisecond's work.
 _COUNTED = 10_000
@@ -70,6 +70,8 @@ def page_of(database: sqlite3.Connection, narrowed: JobFilter, before: int | Non
         if other is not first:
             conditions.append(other.plain)
             values += other.values
+    if narrowed.shown_only:
+        conditions.append(f"NOT {HIDDEN}")
     if before is not None:
         conditions.append(f"{seq} < ?")
         values.append(before)

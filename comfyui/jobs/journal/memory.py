@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Self
@@ -36,8 +36,10 @@ from comfyui.jobs.journal.writes import (
     Add,
     Again,
     Cancel,
+    ClearHistory,
     Fetched,
     Finish,
+    Hide,
     Keep,
     Pause,
     Place,
@@ -49,6 +51,7 @@ from comfyui.jobs.journal.writes import (
     Tried,
     Write,
 )
+from comfyui.owners import key_of
 
 _RUN = tuple(field.name for field in fields(RunRecord))
 _LIVE = frozenset({State.QUEUED, State.RUNNING})
@@ -82,6 +85,8 @@ class MemoryJournal:
         self._bytes = 0
         self._counter = 0
         self._paused = False
+        # The last end that ComfyUI's history does not show any more, by key; "" for all.
+        self._cleared: dict[str, int] = {}
         # By `seq`, which only grows: newest last.
         self._jobs: dict[int, JobRecord] = {}
         self._seqs: dict[str, int] = {}
@@ -114,6 +119,8 @@ class MemoryJournal:
             SendAgain: self._send_again,
             Pause: self._pause,
             Sent: self._usage.sent,
+            Hide: self._hide,
+            ClearHistory: self._clear_history,
         }
 
     @property
@@ -131,6 +138,9 @@ class MemoryJournal:
 
     async def write(self, write: Write) -> bool:
         return self._appliers[type(write)](write)
+
+    async def write_all(self, writes: Sequence[Write]) -> list[bool]:
+        return [self._appliers[type(write)](write) for write in writes]
 
     @property
     def identity(self) -> str:
@@ -248,6 +258,7 @@ class MemoryJournal:
             ended_at=None,
             retryable=False,
             error=None,
+            hidden=False,
         )
         self._has_begun(self._jobs[job.seq])
         return True
@@ -268,6 +279,17 @@ class MemoryJournal:
     def _send_again(self, write: SendAgain) -> bool:
         job = self._find(write.prompt_id)
         return job is not None and self._outbox.send_again(job.prompt_id, job.run, write.at)
+
+    def _hide(self, write: Hide) -> bool:
+        found = [self._find(prompt_id) for prompt_id in write.prompt_ids]
+        shown = [job for job in found if job is not None and job.state.is_end and not job.hidden]
+        for job in shown:
+            self._jobs[job.seq] = replace(job, hidden=True)
+        return bool(shown)
+
+    def _clear_history(self, write: ClearHistory) -> bool:
+        self._cleared[write.key or ""] = self._counter
+        return True
 
     def _pause(self, write: Pause) -> bool:
         changes, self._paused = write.paused is not self._paused, write.paused
@@ -327,7 +349,8 @@ class MemoryJournal:
     # Jobs
 
     async def get(self, prompt_id: str) -> JobRecord | None:
-        return self._find(prompt_id)
+        job = self._find(prompt_id)
+        return None if job is None else self._marked(job)
 
     async def body_of(self, prompt_id: str) -> bytes | None:
         job = self._find(prompt_id)
@@ -342,7 +365,9 @@ class MemoryJournal:
     async def page(self, narrowed: JobFilter, limit: int, cursor: str | None = None) -> Page:
         before = seq_of(cursor, narrowed)
         fitting = (
-            job for job in reversed(self._jobs.values()) if (before is None or job.seq < before) and narrowed.fits(job)
+            job
+            for job in map(self._marked, reversed(self._jobs.values()))
+            if (before is None or job.seq < before) and narrowed.fits(job)
         )
         found = tuple(islice(fitting, limit + 1))
         more = len(found) > limit
@@ -404,6 +429,14 @@ class MemoryJournal:
 
     def _find(self, prompt_id: str) -> JobRecord | None:
         return self._jobs.get(self._seqs.get(prompt_id, 0))
+
+    def _marked(self, job: JobRecord) -> JobRecord:
+        """The job, hidden where somebody has cleared the history since it ended."""
+        if job.end_number is None or not self._cleared:
+            return job
+        keys = ("", key_of(job.owner)) if job.owner is not None else ("",)
+        hidden = any(self._cleared.get(key, 0) >= job.end_number for key in keys)
+        return replace(job, hidden=True) if hidden else job
 
     def _current(self, prompt_id: str, run: int) -> JobRecord | None:
         job = self._find(prompt_id)

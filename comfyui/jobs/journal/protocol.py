@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, Self
 
 from comfyui.jobs.journal.records import (
@@ -60,6 +60,12 @@ class Journal(Protocol):
     @property
     def identity(self) -> str:
         """Of the journal, once it is open: the same as long as the file is there. No other journal has it."""
+
+    async def write_all(self, writes: Sequence[Write]) -> list[bool]:
+        """As `write`, all of them in one transaction: for each whether it changed anything.
+
+        Others wait meanwhile: for very many writes call it several times.
+        """
 
     def write_behind(self, write: Write, *, soon: bool = True) -> None:
         """As `write`, committed a moment later, after all writes before it. The log says when it cannot be kept.

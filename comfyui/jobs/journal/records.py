@@ -145,6 +145,7 @@ class JobRecord(Submission):
         queued_at: when this run was queued.
         retryable: the same request may be sent again after this failure.
         error: the error as the error body has it. `Journal.result_of` has the result.
+        hidden: it has ended, and ComfyUI's history does not show it any more.
     """
 
     seq: int
@@ -162,6 +163,7 @@ class JobRecord(Submission):
     ended_at: float | None
     retryable: bool
     error: Mapping[str, Any] | None
+    hidden: bool
 
     @property
     def fence(self) -> Fence:
@@ -195,6 +197,7 @@ def first_record(job: NewJob, seq: int, body_sha256: str | None, server: str | N
         ended_at=None,
         retryable=False,
         error=None,
+        hidden=False,
     )
 
 
@@ -283,6 +286,8 @@ class JobFilter:
     states: frozenset[State] = frozenset()
     workflow_name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    shown_only: bool = False
+    """Without those that are hidden from ComfyUI's history."""
 
     def __post_init__(self) -> None:
         for name in ("owner", "key", "workflow_name"):
@@ -297,6 +302,7 @@ class JobFilter:
             and (self.key is None or (job.owner is not None and key_of(job.owner) == self.key))
             and (self.workflow_name is None or job.workflow_name == self.workflow_name)
             and (not self.states or job.state in self.states)
+            and not (self.shown_only and job.hidden)
             and all(job.labels.get(key) == value for key, value in self.labels.items())
         )
 

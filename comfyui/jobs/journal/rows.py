@@ -21,13 +21,21 @@ _SUBMISSION = (
     "prompt_id, kind, callers_id, created_at, fingerprint, owner, face, workflow_name, client_id, labels, inputs,"
     " needs_secrets, priority, webhook, max_queued_s, max_execution_s"
 )
+# The key of the owner, see `comfyui.owners.key_of`.
+_KEY = "substr(jobs.owner, 1, instr(jobs.owner || '/', '/') - 1)"
+HIDDEN = (
+    "(jobs.hidden OR EXISTS (SELECT 1 FROM cleared AS c WHERE c.up_to >= jobs.end_number AND"  # noqa: S608
+    f" c.key IN ('', {_KEY})))"
+)
+"""Whether ComfyUI's history shows the job no more."""
 INSERT_JOB = (
     f"INSERT INTO jobs ({_SUBMISSION}, fetching, seq, number, body_id, queued_at, server, attempt, run, state, losses,"  # noqa: S608
     f" retryable) VALUES ({'?, ' * 23}1, 'queued', 0, 0) ON CONFLICT (prompt_id) DO NOTHING"
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
-    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun"
+    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun,"
+    f" {HIDDEN}"
 )
 RUN_COLUMNS = "run, state, server, attempt, number, end_number, queued_at, started_at, ended_at, error"
 DELIVERY_COLUMNS = (
@@ -119,6 +127,7 @@ def job_of(row: tuple[Any, ...]) -> JobRecord:
         retryable=bool(row[28]),
         error=jsonio.loads(row[29]) if row[29] is not None else None,
         begun=bool(row[30]),
+        hidden=bool(row[31]),
     )
 
 

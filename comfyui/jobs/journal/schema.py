@@ -97,8 +97,15 @@ DROP INDEX jobs_by_body;
 CREATE INDEX jobs_by_body ON jobs (body_id) WHERE body_id > 0;
 """
 
+# What ComfyUI's history does not show any more: single jobs, and all that had ended when somebody cleared it. A mark is
+# one row for a key ("" for all of them), however many jobs it hides.
+_VERSION_7 = """
+ALTER TABLE jobs ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE cleared (key TEXT PRIMARY KEY, up_to INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6)
+MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6, _VERSION_7)
 
 
 def migrate(database: sqlite3.Connection) -> None:

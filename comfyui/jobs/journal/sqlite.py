@@ -131,6 +131,9 @@ class SqliteJournal:
     async def write(self, write: Write) -> bool:
         return await self._in_transaction(partial(_apply, write))
 
+    async def write_all(self, writes: Sequence[Write]) -> list[bool]:
+        return await self._in_transaction(lambda sql: [sql.apply(write) for write in writes])
+
     def write_behind(self, write: Write, *, soon: bool = True) -> None:
         if not self._open or self._behind >= self._max_behind:
             self._lose(1, self._problem or "it is closed or slower than its writes")

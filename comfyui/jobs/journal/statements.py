@@ -35,8 +35,10 @@ from comfyui.jobs.journal.writes import (
     Add,
     Again,
     Cancel,
+    ClearHistory,
     Fetched,
     Finish,
+    Hide,
     Keep,
     Pause,
     Place,
@@ -88,6 +90,8 @@ class Statements:
             SendAgain: self.outbox.send_again,
             Pause: self._pause,
             Sent: self._used.sent,
+            Hide: self._hide,
+            ClearHistory: self._clear_history,
         }
 
     def apply(self, write: Write) -> bool:
@@ -229,7 +233,7 @@ class Statements:
             "UPDATE jobs SET run = run + 1, kind = ?, state = 'queued', server = NULL, attempt = 0, begun = 0,"
             " losses = 0, needs_secrets = COALESCE(?, needs_secrets), number = ?, end_number = NULL,"
             " queued_at = ?, started_at = NULL, ended_at = NULL,"
-            " retryable = 0, error = NULL, result = NULL WHERE seq = ?",
+            " retryable = 0, error = NULL, result = NULL, hidden = 0 WHERE seq = ?",
             (write.kind, write.needs_secrets, self._next_number(), write.at, seq),
         ) and self._brings(seq, write)
 
@@ -262,6 +266,14 @@ class Statements:
             f"UPDATE jobs SET inputs = ?, fetching = ? WHERE {where}",  # noqa: S608
             (packed_inputs(inputs), "" in inputs.values(), *values),
         )
+
+    def _hide(self, write: Hide) -> bool:
+        statement = "UPDATE jobs SET hidden = 1 WHERE prompt_id = ? AND ended_at IS NOT NULL AND NOT hidden"
+        return self.database.executemany(statement, [(one,) for one in write.prompt_ids]).rowcount > 0
+
+    def _clear_history(self, write: ClearHistory) -> bool:
+        self._execute("INSERT OR REPLACE INTO cleared VALUES (?, ?)", (write.key or "", self._counter))
+        return True
 
     def _pause(self, write: Pause) -> bool:
         return self._changed("UPDATE queue SET paused = ? WHERE paused <> ?", (write.paused, write.paused))

@@ -180,6 +180,23 @@ class SendAgain:
 
 
 @dataclass(frozen=True, slots=True)
+class Hide:
+    """ComfyUI's history does not show these jobs any more, until a new run of them has ended. Place: one is shown.
+
+    Jobs that have not ended are left as they are.
+    """
+
+    prompt_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClearHistory:
+    """As `Hide`, for all jobs of a key that have ended by now; None: for all jobs. Place: always."""
+
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """No job is to get its turn, until a `Pause` with False. Place: where that is not so already."""
 
@@ -187,5 +204,20 @@ class Pause:
 
 
 Write = (
-    Add | Place | PutBack | Start | Cancel | Finish | Tell | Again | Keep | Fetched | Tried | SendAgain | Pause | Sent
+    Add
+    | Place
+    | PutBack
+    | Start
+    | Cancel
+    | Finish
+    | Tell
+    | Again
+    | Keep
+    | Fetched
+    | Tried
+    | SendAgain
+    | Pause
+    | Sent
+    | Hide
+    | ClearHistory
 )

@@ -30,8 +30,10 @@ from comfyui.jobs.journal.writes import (
     Add,
     Again,
     Cancel,
+    ClearHistory,
     Fetched,
     Finish,
+    Hide,
     Pause,
     Place,
     PutBack,
@@ -786,3 +788,79 @@ async def test_a_file_is_the_key_s_whose_job_made_it(journal: Journal) -> None:
     await journal.prune_usage("1970-01-01", "1970-01-02")
     assert not await journal.has_made("alice", "output//a.png")
     assert await journal.has_made("bob", "output//a.png")
+
+
+# What ComfyUI's history shows
+
+
+async def shown(journal: Journal, **narrowed: Any) -> list[float]:
+    return await numbers_of(journal, JobFilter(shown_only=True, **narrowed))
+
+
+async def test_a_hidden_job_stays_listed_and_counted(journal: Journal) -> None:
+    for number in (1, 2, 3):
+        await journal.write(Add(new_job(number, owner="alice")))
+    await end(journal, 1)
+    await end(journal, 2)
+    assert await journal.write(Hide((prompt_id(2), prompt_id(3), prompt_id(9))))
+    assert not await journal.write(Hide((prompt_id(2), prompt_id(3)))), "the one is hidden, the other has not ended"
+    assert await shown(journal) == [3, 1]
+    assert await numbers_of(journal, JobFilter()) == [3, 2, 1]
+    assert [(await got(journal, number)).hidden for number in (1, 2, 3)] == [False, True, False]
+    (used,) = await journal.usage(UsageQuery(by=("key",), since="1970-01-01", until="1970-01-02"))
+    assert used.succeeded == 2
+
+
+async def test_a_cleared_history_shows_what_ends_later(journal: Journal) -> None:
+    owners = ("alice", "alice/eve", "alicea", "bob", None, "alice")
+    for number, owner in enumerate(owners, 1):
+        await journal.write(Add(new_job(number, owner=owner)))
+    for number in range(1, 6):
+        await end(journal, number)
+    await journal.write(ClearHistory("alice"))
+    assert await shown(journal) == [6, 5, 4, 3]
+    assert await shown(journal, key="alice") == [6]
+    assert (await got(journal, 2)).hidden
+    await end(journal, 6)
+    assert await shown(journal, key="alice") == [6]
+    await journal.write(ClearHistory(None))
+    assert await shown(journal) == []
+    assert len(await numbers_of(journal, JobFilter())) == 6
+
+
+@pytest.mark.parametrize("hides", [Hide((prompt_id(1),)), ClearHistory("alice")], ids=["one", "all"])
+async def test_a_new_run_of_a_hidden_job_is_shown(journal: Journal, hides: Hide | ClearHistory) -> None:
+    await journal.write(Add(new_job(1, owner="alice")))
+    await end(journal, 1, State.CANCELED)
+    await journal.write(hides)
+    assert (await got(journal, 1)).hidden
+    assert await journal.write(Again(prompt_id(1), 1, "async", 1.0))
+    assert not (await got(journal, 1)).hidden
+    await journal.write(Finish(fence=Fence(prompt_id(1), 2, 0), state=State.SUCCEEDED, at=2.0))
+    assert await shown(journal) == [1]
+
+
+async def test_a_cursor_of_all_jobs_is_not_one_of_those_that_are_shown(journal: Journal) -> None:
+    for number in (1, 2):
+        await journal.write(Add(new_job(number)))
+    page = await journal.page(JobFilter(), 1)
+    with pytest.raises(QueryError, match="cursor"):
+        await journal.page(JobFilter(shown_only=True), 1, page.next_cursor)
+
+
+# Many at once
+
+
+async def test_many_writes_are_made_together_and_each_says_what_it_did(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    await journal.write(Add(new_job(2)))
+    await journal.write(Place(Fence(prompt_id(2), 1, 1), "gpu-1"))
+    webhooks = (delivery("d1", event="prompt.canceled"),)
+    ends = [
+        Finish(fence=Fence(prompt_id(number), 1, 0), state=State.CANCELED, at=5.0, deliveries=webhooks)
+        for number in (1, 2, 3)
+    ]
+    assert await journal.write_all(ends) == [True, False, False], "the second has been placed, the third is not known"
+    assert [(await got(journal, number)).state for number in (1, 2)] == [State.CANCELED, State.QUEUED]
+    assert [one.prompt_id for one in await journal.deliveries(prompt_id(1), prompt_id(2))] == [prompt_id(1)]
+    assert await journal.write_all([]) == []

@@ -30,7 +30,9 @@ from comfyui.jobs.journal.writes import (
     Add,
     Again,
     Cancel,
+    ClearHistory,
     Finish,
+    Hide,
     Keep,
     Place,
     PutBack,
@@ -54,6 +56,7 @@ _DELIVERIES = st.lists(st.integers(1, 4), max_size=2).map(
         for name in names
     )
 )
+_OWNERS = ("alice", "bob/eve")
 _KINDS = st.sampled_from(["sync", "async"])
 # What follows a state within one run.
 _FORWARD = {
@@ -115,7 +118,8 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(number=_NUMBERS, kind=_KINDS, body=st.sampled_from([b"1", b"2"]))
     def add(self, number: int, kind: Any, body: bytes) -> None:
         known = self._job(number)
-        job = new_job(number, kind=kind, body=body, labels={"k": str(number % 2)}, created_at=self._time())
+        labels, owner = {"k": str(number % 2)}, _OWNERS[number % 2]
+        job = new_job(number, kind=kind, body=body, labels=labels, owner=owner, created_at=self._time())
         self._write(Add(job), job.prompt_id)
         assert known is None or self._job(number) == known
 
@@ -191,6 +195,17 @@ class JournalMachine(RuleBasedStateMachine):
         goes_on = run == before.run and before.state in {State.QUEUED, State.RUNNING}
         assert (after.kind != before.kind) is (goes_on and before.kind == "sync")
 
+    @rule(numbers=st.lists(_NUMBERS, max_size=2))
+    def hide(self, numbers: list[int]) -> None:
+        self._write(Hide(tuple(prompt_id(number) for number in numbers)), None)
+        assert all(job.hidden for number in numbers if (job := self._job(number)) is not None and job.state.is_end)
+
+    @rule(key=st.sampled_from([None, "alice", "bob"]))
+    def clear_history(self, key: str | None) -> None:
+        self._write(ClearHistory(key), None)
+        ended = [job for number in (1, 2, 3) if (job := self._job(number)) is not None and job.state.is_end]
+        assert all(job.hidden for job in ended if key in {None, _OWNERS[int(job.labels["k"])].partition("/")[0]})
+
     @rule(name=st.integers(1, 4), state=st.sampled_from(DeliveryState), later=st.integers(0, 5))
     def tried(self, name: int, state: DeliveryState, later: int) -> None:
         now = self._time()
@@ -253,6 +268,9 @@ class JournalMachine(RuleBasedStateMachine):
         page = self._same(*(self._do(one.page(JobFilter(), 50)) for one in self._journals))
         assert sum(counts.values()) == len(page.records)
         self._same(*(self._do(one.page(JobFilter(labels={"k": "1"}), 1)) for one in self._journals))
+        shown = self._same(*(self._do(one.page(JobFilter(shown_only=True), 50)) for one in self._journals))
+        assert shown.records == tuple(one for one in page.records if not one.hidden)
+        assert all(one.state.is_end for one in page.records if one.hidden)
         waiting = self._same(*(self._do(one.waiting(0, 50)) for one in self._journals))
         unfinished = self._same(*(self._do(one.unfinished(0, 50)) for one in self._journals))
         assert {one.seq for one in waiting} <= {one.seq for one in unfinished}
