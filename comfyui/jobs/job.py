@@ -111,7 +111,7 @@ class Job:
         """
         if self.fingerprint is not None:
             return {"fingerprint": self.fingerprint}
-        return {} if self.entry is None else {"journal": self.entry.journal_id}
+        return {"journal": self.entry.journal_id} if self.entry is not None and self.entry.journal_id else {}
 
     @property
     def placed_before(self) -> bool:

@@ -82,7 +82,7 @@ class Recovery:
             self._tasks.start(self._take_out(record, why), f"cancel {record.prompt_id}")
         if awaited:
             self._tasks.start(self._await_callers(awaited), "jobs that wait for their callers")
-        for backend in self._pool.backends:
+        for backend in self._pool.backends if self._journal.identity else ():
             self._tasks.start(self._take_out_unwritten(backend), f"look for unwritten jobs on {backend.name}")
 
     async def close(self) -> None:

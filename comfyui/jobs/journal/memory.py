@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Self
-from uuid import uuid4
 
 import structlog
 
@@ -76,9 +75,9 @@ class MemoryJournal:
     """
 
     problem: str | None = None
+    identity = ""
 
     def __init__(self, *, keep: int = 100_000, max_bytes: int = 64_000_000) -> None:
-        self._identity = uuid4().hex[:16]
         self._most_ended = keep
         self._max_bytes = max_bytes
         # Of jobs that have ended, without their bodies.
@@ -141,10 +140,6 @@ class MemoryJournal:
 
     async def write_all(self, writes: Sequence[Write]) -> list[bool]:
         return [self._appliers[type(write)](write) for write in writes]
-
-    @property
-    def identity(self) -> str:
-        return self._identity
 
     def write_behind(self, write: Write, *, soon: bool = True) -> None:  # noqa: ARG002 - it takes no time
         self._appliers[type(write)](write)

@@ -59,7 +59,10 @@ class Journal(Protocol):
 
     @property
     def identity(self) -> str:
-        """Of the journal, once it is open: the same as long as the file is there. No other journal has it."""
+        """Of the journal, once it is open: the same as long as the file is there. No other journal has it.
+
+        Empty where the journal ends with its gateway, and no later one could look for what it sent.
+        """
 
     async def write_all(self, writes: Sequence[Write]) -> list[bool]:
         """As `write`, all of them in one transaction: for each whether it changed anything.
