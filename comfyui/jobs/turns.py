@@ -95,6 +95,7 @@ class Turns:
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
         for backend in pool.backends:
+            backend.watcher.counts_others = self._is_ours
             self._scheduler.set_server(backend.name, up=False)
 
     def open(self) -> None:

@@ -233,7 +233,8 @@ class CompletionWatcher:
         self.queue_remaining = 0
         """ComfyUI's own figure, as last heard."""
         self.others = 0
-        """Prompts in ComfyUI's queue that are not watched here."""
+        """Prompts in ComfyUI's queue that are not watched here; kept up to date where `counts_others` is set."""
+        self.counts_others = False
         self._told_silent: str | None = None
         self._told_dead = False
         self.changed = asyncio.Event()
@@ -461,6 +462,8 @@ class CompletionWatcher:
             self._tell_silence()
 
     def _count_others(self) -> None:
+        if not self.counts_others:
+            return
         others = max(0, self.queue_remaining - len(self._ours))
         if others != self.others:
             self.others = others
