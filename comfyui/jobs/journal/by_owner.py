@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from collections.abc import Mapping
+from collections import defaultdict
 
 from comfyui import jsonio
 from comfyui.jobs.journal.listing import OF_KEY, key_range
@@ -29,18 +28,20 @@ class Used:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
-        self._more: dict[tuple[str, str, str, str], Counter[str]] = {}
+        self._more: dict[tuple[str, str, str, str], defaultdict[str, float]] = {}
 
     def ended(self, write: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
         """Count the end of a run, and note whose its files are."""
         day = day_of(write.at)
-        self._add(day, owner, workflow or "", {write.state.value: 1, "gpu_s": write.used_s(started_at)})
+        more = self._of(day, owner, workflow or "")
+        more[write.state.value] += 1
+        more["gpu_s"] += write.used_s(started_at)
         if write.files and owner is not None:
             rows = [(key_of(owner), jsonio.without_surrogates(place), day) for place in write.files]
             self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
 
     def sent(self, write: Sent) -> bool:
-        self._add(day_of(write.at), write.owner, "", {"bytes": write.bytes})
+        self._of(day_of(write.at), write.owner, "")["bytes"] += write.bytes
         return True
 
     def write(self) -> None:
@@ -53,9 +54,9 @@ class Used:
         """The transaction is rolled back."""
         self._more.clear()
 
-    def _add(self, day: str, owner: str | None, workflow: str, more: Mapping[str, float]) -> None:
-        place = (day, key_of(owner or ""), person_of(owner or ""), workflow)
-        self._more.setdefault(place, Counter()).update(more)
+    def _of(self, day: str, owner: str | None, workflow: str) -> defaultdict[str, float]:
+        place = (day, key_of(owner), person_of(owner), workflow) if owner else (day, "", "", workflow)
+        return self._more.setdefault(place, defaultdict(float))
 
 
 def usage(database: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:

@@ -159,7 +159,7 @@ class MemoryJournal:
         added = first_record(job, seq, digest, write.server)
         self._put(added, None)
         self._has_begun(added)
-        return True
+        return write.end is None or self._finish(write.end)
 
     def _place(self, write: Place) -> bool:
         job = self._current(write.fence.prompt_id, write.fence.run)

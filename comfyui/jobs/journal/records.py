@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -309,7 +310,13 @@ class JobFilter:
 
 def day_of(at: float) -> str:
     """The day of a time in UTC, as ``2026-11-29``."""
-    return datetime.fromtimestamp(at, UTC).date().isoformat()
+    return _day(int(at // 86_400))
+
+
+@functools.lru_cache(maxsize=64)
+def _day(number: int) -> str:
+    """Counted from the first one of Unix time."""
+    return datetime.fromtimestamp(number * 86_400, UTC).date().isoformat()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from comfyui.jobs.journal.records import (
     State,
     WebhookOrder,
 )
+from comfyui.jobs.journal.writes import Finish
 
 _SUBMISSION = (
     "prompt_id, kind, callers_id, created_at, fingerprint, owner, face, workflow_name, client_id, labels, inputs,"
@@ -28,9 +29,10 @@ HIDDEN = (
     f" c.key IN ('', {_KEY})))"
 )
 """Whether ComfyUI's history shows the job no more."""
+END_COLUMNS = ("attempt", "state", "ended_at", "end_number", "retryable", "error", "result", "started_at")
 INSERT_JOB = (
-    f"INSERT INTO jobs ({_SUBMISSION}, fetching, seq, number, body_id, queued_at, server, attempt, run, state, losses,"  # noqa: S608
-    f" retryable) VALUES ({'?, ' * 23}1, 'queued', 0, 0) ON CONFLICT (prompt_id) DO NOTHING"
+    f"INSERT INTO jobs ({_SUBMISSION}, fetching, seq, number, body_id, queued_at, server, {', '.join(END_COLUMNS)},"  # noqa: S608
+    f" run, losses) VALUES ({'?, ' * 30}1, 0) ON CONFLICT (prompt_id) DO NOTHING"
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
@@ -62,6 +64,20 @@ def packed(data: bytes) -> bytes:
 
 def unpacked(data: bytes | None) -> bytes | None:
     return zlib.decompress(data) if data and data[:1] == _COMPRESSED else data
+
+
+def end_values(end: Finish, number: int) -> tuple[Any, ...]:
+    """In the order of `END_COLUMNS`. `number` is the end's."""
+    return (
+        end.fence.attempt,
+        end.state.value,
+        end.at,
+        number,
+        end.retryable,
+        None if end.error is None else jsonio.dumps(end.error),
+        None if end.result is None else packed(end.result),
+        end.started_at,
+    )
 
 
 def submission_values(job: NewJob) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -32,7 +33,7 @@ from comfyui.jobs.journal.records import (
 )
 from comfyui.jobs.journal.schema import migrate
 from comfyui.jobs.journal.statements import Statements
-from comfyui.jobs.journal.writes import Finish, PutBack, Write
+from comfyui.jobs.journal.writes import Add, Finish, PutBack, Write, id_of
 
 FILE_NAME = "jobs.sqlite3"
 # How long a write behind may wait for others, so that they share a commit, and one of which nobody is told. A commit
@@ -84,6 +85,8 @@ class SqliteJournal:
         self._open = False
         self._identity = ""
         self._next = Batch()
+        # Where in it the jobs stand that are added at rest, and of which nothing else was written.
+        self._added: dict[str, tuple[int, Add]] = {}
         self._handing_on: asyncio.Handle | None = None
         self._at_rest = False
         self._hurried = False
@@ -129,6 +132,7 @@ class SqliteJournal:
     # Writing
 
     async def write(self, write: Write) -> bool:
+        self._added.pop(id_of(write) or "", None)
         return await self._in_transaction(partial(_apply, write))
 
     async def write_all(self, writes: Sequence[Write]) -> list[bool]:
@@ -140,6 +144,10 @@ class SqliteJournal:
             if self._observer is not None:
                 self._observer.failed(1)
             return
+        if self._added and self._ends_what_rests(write, soon):
+            return
+        if isinstance(write, Add) and not soon:
+            self._added[write.job.prompt_id] = (len(self._next.writes), write)
         self._behind += 1
         self._next.writes.append((partial(_apply, write), None))
         if len(self._next.writes) >= _HANDED_ON:
@@ -147,6 +155,15 @@ class SqliteJournal:
         elif self._handing_on is None or (soon and self._at_rest):
             self._hand_on_within(_LINGER_S if soon else _AT_REST_S)
             self._at_rest = not soon
+
+    def _ends_what_rests(self, write: Write, soon: bool) -> bool:
+        """Whether it ends a job whose `Add` rests here still: both become one row, which saves a third of the time."""
+        added = self._added.pop(id_of(write) or "", None)
+        if added is None or soon or not isinstance(write, Finish):
+            return False
+        place, add = added
+        self._next.writes[place] = (partial(_apply, replace(add, end=write)), None)
+        return True
 
     async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
         removed = 0
@@ -265,6 +282,7 @@ class SqliteJournal:
         if self._next.writes or self._next.reads:
             self._thread.give(self._next)
             self._next = Batch()
+            self._added.clear()
 
     def _done(self, written: Sequence[Outcome], read: Sequence[Outcome], seconds: float | None) -> None:
         behind = [outcome for outcome in written if outcome.future is None]

@@ -21,9 +21,11 @@ from comfyui.jobs.journal.records import (
     State,
 )
 from comfyui.jobs.journal.rows import (
+    END_COLUMNS,
     INSERT_JOB,
     JOB_COLUMNS,
     RUN_COLUMNS,
+    end_values,
     job_of,
     packed,
     packed_inputs,
@@ -61,6 +63,13 @@ _REMOVE_BODY = (
     "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id AND body_id > 0)"
 )
 _NO_BODY = 0
+_NOT_ENDED = (State.QUEUED.value, None, None, False, None, None, None)
+_FINISH_JOB = (
+    f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in END_COLUMNS[:-1])},"  # noqa: S608
+    f" {END_COLUMNS[-1]} = COALESCE({END_COLUMNS[-1]}, ?)"
+    " WHERE prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running', 'canceling')"
+    " RETURNING owner, workflow_name, started_at"
+)
 
 
 class Statements:
@@ -125,13 +134,18 @@ class Statements:
         job = write.job
         seq = self._next_number()
         body = self._body_id(job.body)
-        placed = (write.server, int(write.server is not None))
-        if not self._changed(INSERT_JOB, (*submission_values(job), seq, seq, body, job.created_at, *placed)):
-            self._counter -= 1
+        end = write.end
+        attempt = int(write.server is not None)
+        so_far = (attempt, *_NOT_ENDED) if end is None else end_values(end, self._next_number())
+        placed = (job.created_at, write.server, *so_far)
+        if not self._changed(INSERT_JOB, (*submission_values(job), seq, seq, body, *placed)):
+            self._counter = seq - 1
             self._execute(_REMOVE_BODY, (body,))
             return False
         if job.labels:
             self._add_labels(job.labels.items(), seq)
+        if end is not None:
+            self._has_ended(end, job.owner, job.workflow_name, end.started_at)
         return True
 
     def _body_id(self, body: bytes | None) -> int:
@@ -182,29 +196,19 @@ class Statements:
     def _finish(self, write: Finish) -> bool:
         fence = write.fence
         finished = self._execute(
-            "UPDATE jobs SET state = ?, ended_at = ?, end_number = ?, retryable = ?, error = ?, result = ?,"
-            " attempt = ?, started_at = COALESCE(started_at, ?)"
-            " WHERE prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running', 'canceling')"
-            " RETURNING owner, workflow_name, started_at",
-            (
-                write.state.value,
-                write.at,
-                self._next_number(),
-                write.retryable,
-                None if write.error is None else jsonio.dumps(write.error),
-                None if write.result is None else packed(write.result),
-                fence.attempt,
-                write.started_at,
-                *fence,
-            ),
+            _FINISH_JOB,
+            (*end_values(write, self._next_number()), *fence),
         ).fetchall()
         if finished:
-            self._used.ended(write, *finished[0])
-            self.outbox.add(fence, write.deliveries)
-            self._count_end(write.state.value, 1)
+            self._has_ended(write, *finished[0])
         else:
             self._counter -= 1
         return bool(finished)
+
+    def _has_ended(self, end: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
+        self._used.ended(end, owner, workflow, started_at)
+        self.outbox.add(end.fence, end.deliveries)
+        self._count_end(end.state.value, 1)
 
     def _tell(self, write: Tell) -> bool:
         found = self._execute(

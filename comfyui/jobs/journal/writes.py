@@ -19,10 +19,12 @@ class Add:
 
     Attributes:
         server: where its first attempt begins at once; None where it waits with us.
+        end: how its first run ended, where that is written with it; a `Finish` right after it does the same.
     """
 
     job: NewJob
     server: str | None = None
+    end: Finish | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,19 @@ class Pause:
     """No job is to get its turn, until a `Pause` with False. Place: where that is not so already."""
 
     paused: bool
+
+
+def id_of(write: Write) -> str | None:
+    """The job that it is about, where it is about one by its id."""
+    match write:
+        case Add():
+            return write.job.prompt_id
+        case Place() | PutBack() | Start() | Finish():
+            return write.fence.prompt_id
+        case Cancel() | Tell() | Again() | Keep() | Fetched() | SendAgain():
+            return write.prompt_id
+        case _:
+            return None
 
 
 Write = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -191,6 +192,42 @@ async def test_what_is_written_behind_and_told_to_nobody_is_read_at_once(journal
     journal.write_behind(Add(new_job(2), "gpu-1"), soon=False)
     assert (await got(journal, 1)).state is State.CANCELING
     assert (await got(journal, 2)).server == "gpu-1"
+
+
+async def test_a_job_that_is_written_with_its_end_is_as_one_that_ended_later(journal: Journal) -> None:
+    fence = Fence(prompt_id(1), 1, 1)
+    fields: dict[str, Any] = {"at": 9.0, "result": b'{"a": 1}', "started_at": 5.0, "executing_s": 3.0}
+    assert await journal.write(Add(new_job(1), "gpu-1"))
+    assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, **fields))
+    end_ = Finish(fence=fence._replace(prompt_id=prompt_id(2)), state=State.SUCCEEDED, **fields)
+    assert await journal.write(Add(new_job(2, created_at=1.0), "gpu-1", end_))
+    assert not await journal.write(Add(new_job(2, created_at=1.0), "gpu-1", end_))
+    first, second = await got(journal, 1), await got(journal, 2)
+    assert second == replace(first, seq=3, number=3, end_number=4, prompt_id=prompt_id(2))
+    assert await journal.result_of(prompt_id(2)) == b'{"a": 1}'
+    assert (await journal.counts())[State.SUCCEEDED] == 2
+    (used,) = await journal.usage(UsageQuery(by=("key",), since="1970-01-01", until="1970-01-02"))
+    assert (used.succeeded, used.gpu_s) == (2, 6.0)
+
+
+async def test_an_end_that_follows_at_rest_is_kept_with_all_between(journal: Journal) -> None:
+    """What came between the two is not passed over."""
+    between: dict[int, Start | Place] = {
+        2: Start(Fence(prompt_id(2), 1, 1), 4.0),
+        3: Place(Fence(prompt_id(3), 1, 2), "gpu-2"),
+    }
+    for number in (1, 2, 3, 4):
+        journal.write_behind(Add(new_job(number), "gpu-1"), soon=False)
+    for number, write in between.items():
+        journal.write_behind(write, soon=number == 2)
+    for number in (1, 2, 3):
+        fence = Fence(prompt_id(number), 1, 1 + (number == 3))
+        journal.write_behind(Finish(fence=fence, state=State.SUCCEEDED, at=9.0), soon=False)
+    journal.write_behind(Finish(fence=Fence(prompt_id(4), 1, 1), state=State.LOST, at=9.0))
+    records = [await got(journal, number) for number in (1, 2, 3, 4)]
+    assert [record.state for record in records] == [State.SUCCEEDED] * 3 + [State.LOST]
+    assert [record.started_at for record in records] == [None, 4.0, None, None]
+    assert [record.server for record in records] == ["gpu-1", "gpu-1", "gpu-2", "gpu-1"]
 
 
 async def test_a_journal_in_memory_has_no_identity() -> None:

@@ -228,6 +228,17 @@ async def test_a_file_of_the_first_version_keeps_its_jobs_and_their_order(tmp_pa
         assert [record.created_at for record in await journal.waiting(0, 10)] == [1, 2]
 
 
+async def test_a_job_that_ends_while_it_rests_is_one_write(tmp_path: Path) -> None:
+    metrics = Metrics()
+    async with SqliteJournal(tmp_path, observer=JournalMeasures(metrics)) as journal:
+        for number in range(1, 11):
+            journal.write_behind(Add(new_job(number), "gpu-1"), soon=False)
+            fence = Fence(prompt_id(number), 1, 1)
+            journal.write_behind(Finish(fence=fence, state=State.SUCCEEDED, at=9.0), soon=False)
+        assert (await journal.counts())[State.SUCCEEDED] == 10
+        assert metrics.journal_writes.labels("kept")._value.get() == 10
+
+
 async def test_the_identity_is_the_files(tmp_path: Path) -> None:
     identities = []
     for folder in ("a", "a", "b"):
