@@ -78,14 +78,12 @@ class Turns:
         self._options = options
         self._owners, self._rules_version = owners, 0
         self._is_ours = options.queue == "gateway"
-        wait_s = options.affinity_wait_s if self._is_ours else 0.0
-        self._scheduler = Scheduler(SchedulerOptions(affinity_wait_s=wait_s, takes_back=self._is_ours))
+        self._scheduler = Scheduler(SchedulerOptions(options.affinity_wait_s * self._is_ours, takes_back=self._is_ours))
         self._abilities = Abilities(pool)
-        self._lanes_of = 0
+        self._lanes_of = self._last_number = 0
         self._jobs: dict[str, Assignment] = {}
         self._needs: dict[str, Needs] = {}
         self._numbers: dict[str, int] = {}
-        self._last_number = 0
         self._waiters: dict[str, _Waiter] = {}
         self._granted: set[str] = set()
         self._due: deque[str] = deque()
@@ -95,8 +93,9 @@ class Turns:
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
         for backend in pool.backends:
-            backend.watcher.counts_others = self._is_ours
             self._scheduler.set_server(backend.name, up=False)
+            if self._is_ours:
+                backend.watcher.tell_of_others()
 
     def open(self) -> None:
         """Begin to hear of the servers."""

@@ -233,8 +233,8 @@ class CompletionWatcher:
         self.queue_remaining = 0
         """ComfyUI's own figure, as last heard."""
         self.others = 0
-        """Prompts in ComfyUI's queue that are not watched here; kept up to date where `counts_others` is set."""
-        self.counts_others = False
+        """Prompts in ComfyUI's queue that are not watched here; kept up to date once `tell_of_others` was called."""
+        self._tells_of_others = False
         self._told_silent: str | None = None
         self._told_dead = False
         self.changed = asyncio.Event()
@@ -298,6 +298,11 @@ class CompletionWatcher:
     def probed(self, remaining: int) -> None:
         """A probe was answered with ComfyUI's own figure of its queue, which may have come without a websocket."""
         self.queue_remaining = remaining
+        self._count_others()
+
+    def tell_of_others(self) -> None:
+        """Keep `others` up to date: it changes with each prompt, and each change is news."""
+        self._tells_of_others = True
         self._count_others()
 
     def give_up(self, reason: str) -> None:
@@ -462,7 +467,7 @@ class CompletionWatcher:
             self._tell_silence()
 
     def _count_others(self) -> None:
-        if not self.counts_others:
+        if not self._tells_of_others:
             return
         others = max(0, self.queue_remaining - len(self._ours))
         if others != self.others:

@@ -29,9 +29,14 @@ HIDDEN = (
     f" c.key IN ('', {_KEY})))"
 )
 """Whether ComfyUI's history shows the job no more."""
-END_COLUMNS = ("attempt", "state", "ended_at", "end_number", "retryable", "error", "result", "started_at")
+_END = ("attempt", "state", "ended_at", "end_number", "retryable", "error", "result", "started_at")
+FINISH_JOB = (
+    f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in _END[:-1])}, {_END[-1]} = COALESCE({_END[-1]}, ?)"  # noqa: S608
+    " WHERE prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running', 'canceling')"
+    " RETURNING owner, workflow_name, started_at"
+)
 INSERT_JOB = (
-    f"INSERT INTO jobs ({_SUBMISSION}, fetching, seq, number, body_id, queued_at, server, {', '.join(END_COLUMNS)},"  # noqa: S608
+    f"INSERT INTO jobs ({_SUBMISSION}, fetching, seq, number, body_id, queued_at, server, {', '.join(_END)},"  # noqa: S608
     f" run, losses) VALUES ({'?, ' * 30}1, 0) ON CONFLICT (prompt_id) DO NOTHING"
 )
 JOB_COLUMNS = (
@@ -67,7 +72,7 @@ def unpacked(data: bytes | None) -> bytes | None:
 
 
 def end_values(end: Finish, number: int) -> tuple[Any, ...]:
-    """In the order of `END_COLUMNS`. `number` is the end's."""
+    """In the order of `FINISH_JOB`, and of `INSERT_JOB`. `number` is the end's."""
     return (
         end.fence.attempt,
         end.state.value,

@@ -21,7 +21,7 @@ from comfyui.jobs.journal.records import (
     State,
 )
 from comfyui.jobs.journal.rows import (
-    END_COLUMNS,
+    FINISH_JOB,
     INSERT_JOB,
     JOB_COLUMNS,
     RUN_COLUMNS,
@@ -64,12 +64,6 @@ _REMOVE_BODY = (
 )
 _NO_BODY = 0
 _NOT_ENDED = (State.QUEUED.value, None, None, False, None, None, None)
-_FINISH_JOB = (
-    f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in END_COLUMNS[:-1])},"  # noqa: S608
-    f" {END_COLUMNS[-1]} = COALESCE({END_COLUMNS[-1]}, ?)"
-    " WHERE prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued', 'running', 'canceling')"
-    " RETURNING owner, workflow_name, started_at"
-)
 
 
 class Statements:
@@ -196,7 +190,7 @@ class Statements:
     def _finish(self, write: Finish) -> bool:
         fence = write.fence
         finished = self._execute(
-            _FINISH_JOB,
+            FINISH_JOB,
             (*end_values(write, self._next_number()), *fence),
         ).fetchall()
         if finished:
