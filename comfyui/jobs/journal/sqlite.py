@@ -85,7 +85,7 @@ class SqliteJournal:
         self._open = False
         self._identity = ""
         self._next = Batch()
-        # Where in it the jobs stand that are added at rest, and of which nothing else was written.
+        # Where in it the jobs stand that are added at rest: since then only other jobs' writes behind have come.
         self._added: dict[str, tuple[int, Add]] = {}
         self._handing_on: asyncio.Handle | None = None
         self._at_rest = False
@@ -132,10 +132,11 @@ class SqliteJournal:
     # Writing
 
     async def write(self, write: Write) -> bool:
-        self._added.pop(id_of(write) or "", None)
+        self._added.clear()
         return await self._in_transaction(partial(_apply, write))
 
     async def write_all(self, writes: Sequence[Write]) -> list[bool]:
+        self._added.clear()
         return await self._in_transaction(lambda sql: [sql.apply(write) for write in writes])
 
     def write_behind(self, write: Write, *, soon: bool = True) -> None:
@@ -158,7 +159,11 @@ class SqliteJournal:
 
     def _ends_what_rests(self, write: Write, soon: bool) -> bool:
         """Whether it ends a job whose `Add` rests here still: both become one row, which saves a third of the time."""
-        added = self._added.pop(id_of(write) or "", None)
+        prompt_id = id_of(write)
+        if prompt_id is None:
+            self._added.clear()
+            return False
+        added = self._added.pop(prompt_id, None)
         if added is None or soon or not isinstance(write, Finish):
             return False
         place, add = added
