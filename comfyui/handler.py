@@ -37,6 +37,7 @@ from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue, QueueOptions
 from comfyui.jobs.recovery import Recovery
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
+from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.turns import Turns
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
@@ -109,6 +110,7 @@ class ComfyUIHandler:
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
+        self.standing = StandingJobs(pool, self._turns, self._runs, self.queue)
         self._admission = Admission(entries, self._runs, self.queue, brought)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
