@@ -46,13 +46,13 @@ class Ticket:
         passed_since: when the job was first passed over at the head of the line.
         server: where it is; None while it is in a line.
         placed_at, placing: when it got there, and how many jobs had got a place by then.
-        estimate_s: what its owner was charged for it, while it is on a server.
+        charged: what its owner's use has in it of the job, while it is on a server.
         accepted: the server has it in its queue.
         began: it runs, or has ended there.
     """
 
     __slots__ = (
-        "accepted", "began", "estimate_s", "front", "lane", "loaders", "number", "passed_since", "placed_at",
+        "accepted", "began", "charged", "front", "lane", "loaders", "number", "passed_since", "placed_at",
         "placing", "priority", "prompt_id", "server", "shape", "share",
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ class Ticket:
         self.lane = lane
         self.passed_since: float | None = None
         self.server: str | None = None
-        self.estimate_s = self.placed_at = 0.0
+        self.charged = self.placed_at = 0.0
         self.placing = 0
         self.accepted = self.began = False
 
@@ -101,8 +101,8 @@ class Ticket:
         self.accepted = self.began = False
         self.passed_since = None
 
-    def charge(self, estimate_s: float) -> None:
-        self.estimate_s = estimate_s
+    def charge(self, charged: float) -> None:
+        self.charged = charged
 
     def accept(self) -> None:
         self.accepted = True

@@ -361,7 +361,7 @@ class Scheduler:
     def _take(self, ticket: Ticket, server: str, seconds: float) -> None:
         self._servers[server].take(ticket)
         ticket.put(None)
-        self._shares.left(ticket.share, ticket.estimate_s, seconds)
+        self._shares.left(ticket.share, ticket.charged, seconds)
 
     def _free(self, prompt_id: str) -> ServerPlaces | None:
         """The server that was kept for the job is open again."""

@@ -171,19 +171,19 @@ class Shares:
             share.account.limit(terms.max_running)
 
     def placed(self, share: Share) -> float:
-        """One of the owner's jobs goes to a server; the seconds that the owner is charged for it until it ends."""
+        """One of the owner's jobs goes to a server; what the owner's use has in it of the job until it ends."""
         self._used_now = max(self._used_now, share.used)
-        estimate_s = self.mean_s if share.mean_s is None else share.mean_s
-        share.use(share.used + estimate_s / share.weight)
+        charged = (self.mean_s if share.mean_s is None else share.mean_s) / share.weight
+        share.use(share.used + charged)
         self._count(share, 1)
-        return estimate_s
+        return charged
 
-    def left(self, share: Share, estimate_s: float, seconds: float) -> None:
-        """The job has left the server, and was executed for `seconds`."""
+    def left(self, share: Share, charged: float, seconds: float) -> None:
+        """The job has left the server, and was executed for `seconds`. `charged` is what `placed` gave for it."""
         if seconds > 0:
             share.took(seconds)
             self.mean_s = _mixed(self.mean_s, seconds)
-        share.use(share.used + (seconds - estimate_s) / share.weight)
+        share.use(share.used - charged + seconds / share.weight)
         self._count(share, -1)
 
     def perhaps_idle(self, share: Share) -> None:

@@ -132,6 +132,19 @@ def test_owners_get_seconds_by_weight(weighted: tuple[float, float], ann_s: floa
     assert abs(used["ann"] - used["bob"]) <= 4 * longest
 
 
+def test_a_weight_that_changes_while_jobs_run_is_no_credit_for_them() -> None:
+    scheduler = one_server(Waiting("a1", 1, "ann"))
+    assert [place.prompt_id for place in scheduler.decide(0.0) if isinstance(place, Place)] == ["a1"]
+    scheduler.left("a1", 100.0)  # so long ann's jobs take
+    scheduler.add(Waiting("a2", 2, "ann"))
+    scheduler.decide(100.0)
+    for number in range(3, 9):
+        scheduler.add(Waiting(f"{'ab'[number % 2]}{number}", number, ("ann", "bob")[number % 2]))
+    scheduler.set_terms(lambda owner: Terms(0.01 if owner == "ann" else 1.0))
+    scheduler.left("a2", 1.0)
+    assert sorted(in_turn(scheduler)[:3]) == ["b3", "b5", "b7"]
+
+
 def test_a_pause_saves_up_no_turns() -> None:
     simulation = Simulation(1)
     for _ in range(50):
