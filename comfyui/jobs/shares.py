@@ -37,9 +37,11 @@ class Terms:
 NO_TERMS = Terms()
 
 
-def terms_of(owner: str, rules: KeyRules | None) -> Terms:
-    """What the owner's key says; without limit where the key was taken away."""
-    return Terms(account=key_of(owner)) if rules is None else Terms(rules.weight, rules.name, rules.max_running)
+def terms_of(owner: str | None, rules: KeyRules | None) -> Terms:
+    """What the rules of the owner's key say; without limit where there are none, or the key was taken away."""
+    if rules is None:
+        return NO_TERMS if owner is None else Terms(account=key_of(owner))
+    return Terms(rules.weight, rules.name, rules.max_running)
 
 
 class Ranked(Protocol):

@@ -16,7 +16,7 @@ from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.executors.assignment import Assignment
 from comfyui.jobs.abilities import Abilities
 from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
-from comfyui.jobs.shares import NO_TERMS, Terms, terms_of
+from comfyui.jobs.shares import Terms, terms_of
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules
@@ -247,10 +247,7 @@ class Turns:
         self._scheduler.occupy(waiting, server, _now(), self._terms_of(waiting.owner))
 
     def _terms_of(self, owner: str | None) -> Terms:
-        """As the rules of its key are."""
-        if owner is None or self._owners is None:
-            return NO_TERMS
-        return terms_of(owner, self._owners.rules_of(owner))
+        return terms_of(owner, None if self._owners is None else self._owners.rules_of(owner))
 
     def _gone(self, prompt_id: str, seconds: float) -> None:
         self._scheduler.left(prompt_id, seconds)
@@ -283,6 +280,8 @@ class Turns:
 
     def decide(self) -> None:
         """Give places, where there are jobs and places."""
+        if not (self._is_ours or self._scheduler.waiting):
+            return  # ComfyUI's queue changes with each prompt that is relayed
         if self._lanes_of != self._abilities.generation:
             self._pool.news.set()  # first the lanes are found
             return
