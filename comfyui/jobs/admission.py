@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -279,6 +279,9 @@ class Admission:
         if record is not None and record.server is None and job.state is State.QUEUED:
             position = await self._position(record)
         running = job.state is not State.QUEUED
+        if record is not None and record.started_at is None and job.entry is not None:
+            # It may have started since the record was read.
+            record = replace(record, started_at=job.entry.started_at)
         told = await self._deliveries(record) if record is not None else ()
         return Look(prompt_id, job.state, record, None if running else position, events, told, job.workflow)
 
