@@ -100,6 +100,7 @@ class JobQueue:
         self._storing: set[str] = set()
         self._may_store = asyncio.Event()
         self._may_store.set()
+        self._late: set[str] = set()
         self._standing: list[str] = []
         self._secrets: dict[str, Mapping[str, Any]] = {}
         self._tasks = SideTasks()
@@ -117,7 +118,9 @@ class JobQueue:
         for record, is_fetching in sorted(found, key=lambda one: one[0].number):
             if record.prompt_id not in self._in_hand:
                 self._rows[record.prompt_id] = row = _Row(self._waiting_of(record))
-                if not is_fetching:
+                if is_fetching:
+                    self._late.add(record.prompt_id)
+                else:
                     self._turns.expect(row.waiting)
         await self._fetching.open()
         self._tasks.start(self._hand_on_all(), "job queue")
@@ -157,12 +160,14 @@ class JobQueue:
             return  # it has been cancelled
         self._rows[record.prompt_id] = _Row(waiting, needs)
         if record.is_fetching:
+            self._late.add(record.prompt_id)
             self._fetching.added(record.prompt_id)
         else:
             self._turns.expect(waiting, needs)
 
     def inputs_came(self, prompt_id: str) -> None:
         """The inputs of a job are there now."""
+        self._late.discard(prompt_id)
         self._wait_again(prompt_id)
 
     def inputs_failed(self, record: JobRecord, error: ComfyUIError) -> None:
@@ -172,6 +177,7 @@ class JobQueue:
     def left(self, prompt_id: str) -> None:
         """A job that waited waits no more, and was not handed on."""
         self._secrets.pop(prompt_id, None)
+        self._late.discard(prompt_id)
         if self._rows.pop(prompt_id, None) is not None:
             self._turns.drop(prompt_id)
         self._fetching.left(prompt_id)
@@ -214,7 +220,11 @@ class JobQueue:
 
     def position(self, prompt_id: str) -> int | None:
         """About how many jobs have their turn before it; None where it does not wait."""
-        return self._turns.position(prompt_id)
+        ahead, row = self._turns.position(prompt_id), self._rows.get(prompt_id)
+        if ahead is None or row is None:
+            return ahead
+        # Those that wait for their inputs keep their places.
+        return ahead + sum(self._rows[late].waiting.is_before(row.waiting) for late in self._late)
 
     def waits_for(self, prompt_id: str) -> list[str]:
         """See `Scheduler.waits_for`."""

@@ -53,6 +53,10 @@ class Waiting:
     shape: Hashable = None
     lane: Lane = ANYWHERE
 
+    def is_before(self, other: Waiting) -> bool:
+        """Whether it is first by priority and number, as if both were one owner's."""
+        return (-self.priority, self.number) < (-other.priority, other.number)
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -238,9 +238,10 @@ async def test_a_job_that_only_a_server_that_is_down_can_run_waits_for_it() -> N
 
 
 async def test_a_workflow_that_no_server_can_run_is_refused_by_one_and_the_error_names_what_each_lacks() -> None:
-    async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+    async with engines(2) as servers, AsyncExitStack() as stack:
         for name, server in zip(("first.png", "second.png"), servers, strict=True):
             Image.new("RGB", (8, 8), "red").save(server.folders.input / name)
+        gateway = await stack.enter_async_context(running_gateway(*(server.url for server in servers)))
         workflow = {
             "1": {"class_type": "LoadImage", "inputs": {"image": "first.png"}},
             "2": {"class_type": "LoadImage", "inputs": {"image": "second.png"}},
