@@ -12,9 +12,10 @@ from pathlib import Path
 import aiohttp
 
 from comfyui.servers.process import ComfyUIProcess
+from tests.support.forking import ROOT
 from tests.support.job_api import free_port
 from tests.support.jobs import begins, fetch, listed, submit
-from tests.support.processes import ROOT, gateway_process
+from tests.support.processes import gateway_process
 from tests.support.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
 
 LIVES = 5

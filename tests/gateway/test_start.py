@@ -18,8 +18,9 @@ import pytest
 
 from comfyui.engine import Engine
 from comfyui.jobs.journal.sqlite import FILE_NAME
+from tests.support.forking import ROOT
 from tests.support.jobs import ASYNC, fetch, submit
-from tests.support.processes import ROOT, GatewayProcess, gateway_process
+from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import executions, invert_workflow, until
 
 UNUSABLE = 74

@@ -6,22 +6,20 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
-ROOT = Path(__file__).parents[2]
+from tests.support.forking import ForkedProcess, forked
 
 
 class GatewayProcess:
     """`python server.py` with JSON logs on a free port."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: ForkedProcess) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
         self.http: aiohttp.ClientSession
@@ -29,8 +27,7 @@ class GatewayProcess:
         self._news = asyncio.Condition()
 
     async def read_log(self) -> None:
-        assert self.process.stderr
-        async for line in self.process.stderr:
+        async for line in self.process.output:
             async with self._news:
                 self.lines.append(json.loads(line))
                 self._news.notify_all()
@@ -76,38 +73,30 @@ async def gateway_process(comfyui: str, *arguments: str, **settings: str) -> Asy
         "STATE_DIR": "",
         **settings,
     }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "server.py", *arguments, cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
-    )
-    gateway = GatewayProcess(process)
-    reading = asyncio.create_task(gateway.read_log())
-    try:
-        running = await gateway.logged("Uvicorn running on")
-        gateway.url = next(word for word in running["event"].split() if word.startswith("http"))
-        async with aiohttp.ClientSession(gateway.url) as gateway.http:
-            await gateway.logged("comfyui.health")
-            yield gateway
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        await reading
+    async with forked("server.py", *arguments, environ=environ, descriptor=2) as process:
+        gateway = GatewayProcess(process)
+        reading = asyncio.create_task(gateway.read_log())
+        try:
+            running = await gateway.logged("Uvicorn running on")
+            gateway.url = next(word for word in running["event"].split() if word.startswith("http"))
+            async with aiohttp.ClientSession(gateway.url) as gateway.http:
+                await gateway.logged("comfyui.health")
+                yield gateway
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            await reading
 
 
 @asynccontextmanager
 async def engine_process(*options: str) -> AsyncIterator[str]:
     """The embedded engine as a process of its own; gives its address."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "comfyui.engine", "--port", "0", *options),
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"]},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stdout
-        line = (await process.stdout.readline()).decode()
-        yield next(word for word in line.split() if word.startswith("http"))
-    finally:
-        process.terminate()
-        await process.wait()
+    arguments, environ = ("--port", "0", *options), {"PATH": os.environ["PATH"]}
+    async with forked("comfyui.engine", *arguments, environ=environ, descriptor=1) as process:
+        line = (await process.output.readline()).decode()
+        try:
+            yield next(word for word in line.split() if word.startswith("http"))
+        finally:
+            process.terminate()
+            await process.wait()
