@@ -313,11 +313,11 @@ async def test_a_silent_store_holds_nobody_beyond_the_timeout(engine: Engine, an
         ) as gateway:
             loop = asyncio.get_running_loop()
             prompt_id = str(uuid4())
-            for path, method in (("/prompt_sync", "POST"), (f"/prompt_sync/{prompt_id}", "GET")):
+            for path, method, timeout_s in (("/prompt_sync", "POST", 2), (f"/prompt_sync/{prompt_id}", "GET", 1)):
                 body = {"prompt": workflow, "prompt_id": prompt_id} if method == "POST" else None
                 began = loop.time()
                 async with gateway.http.request(
-                    method, f"{path}?timeout=3", json=body, headers={"Accept": accept}
+                    method, f"{path}?timeout={timeout_s}", json=body, headers={"Accept": accept}
                 ) as response:
                     text = await response.text()
                 assert response.status == 200, text
