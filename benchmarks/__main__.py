@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import bombs, cost, jobs, journal, memory, speed
+from benchmarks import bombs, cost, fleet, jobs, journal, memory, speed, turns
 from benchmarks.processes import ROOT, BenchError
 from benchmarks.stage import Row, Stage, stage
 
@@ -34,6 +34,12 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "submissions": jobs.submissions,
     "waiting-jobs": jobs.waiting_jobs,
     "many-jobs": jobs.many_jobs,
+    "turns": turns.added_by_turns,
+    "placing": turns.placing,
+    "listing": turns.listing,
+    "six": fleet.six_prompts,
+    "cancel": fleet.cancels,
+    "fairness": fleet.fairness,
 }
 _RELAY = "relay"
 _LOG_LINES = 15
@@ -96,7 +102,7 @@ def _load() -> str:
 
 
 def _print_logs(folder: Path) -> None:
-    for log in sorted(folder.iterdir()):
+    for log in sorted(path for path in folder.iterdir() if path.is_file()):
         lines = [line[:_LINE] for line in log.read_text(errors="replace").splitlines()[-_LOG_LINES:]]
         print(f"--- {log.name}, last lines:", *lines, sep="\n")
 

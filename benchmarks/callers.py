@@ -90,6 +90,28 @@ class Pool:
         self._idle, self._open = [], []
 
 
+@asynccontextmanager
+async def pool_of(server: Server) -> AsyncIterator[Pool]:
+    """Closed when the block ends."""
+    pool = Pool(server)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+async def submitted(pool: Pool, prompt: Workflow, headers: str = "") -> str:
+    """The id of an async job that the gateway has taken."""
+    connection = await pool.take()
+    body = orjson.dumps({"prompt": prompt})
+    reply = await connection.request("POST", "/prompt_sync?prefer=respond-async", body, headers=headers)
+    pool.give(connection)
+    if reply.status != 202:
+        raise BenchError(f"an async submission got {reply.status}: {reply.body[:300].decode(errors='replace')}")
+    prompt_id: str = orjson.loads(reply.body)["prompt_id"]
+    return prompt_id
+
+
 class DirectClient:
     """One websocket for all calls; POST, wait until ComfyUI is done, GET history, GET view."""
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import orjson
 
 from benchmarks.against import Entrant, differences_ms, measure
-from benchmarks.callers import Pool, Workflow, all_of, forget_counts, request_counts, workflow
+from benchmarks.callers import Pool, all_of, forget_counts, pool_of, request_counts, submitted, workflow
 from benchmarks.journal import JOBS, fill
-from benchmarks.processes import BenchError, Server, free_port, running_gateway
+from benchmarks.processes import Server, free_port, running_gateway
 from benchmarks.stage import Row, Stage, percentile
 from comfyui.jobs.journal.sqlite import SqliteJournal
 
@@ -56,10 +54,10 @@ async def submissions(on: Stage) -> list[Row]:
     """Async jobs by 32 callers, durable when they are answered: with no server, and while they run."""
     count = 1000 if on.quick else 5000
     nowhere = Server(0, free_port())
-    async with running_gateway(nowhere, on.logs, "/health/live") as gateway, _pool(gateway) as pool:
-        alone = await _rate(pool, count)
-    async with running_gateway(on.engine, on.logs) as gateway, _pool(gateway) as pool:
-        running = await _rate(pool, count)
+    async with running_gateway(nowhere, on.logs, "/health/live") as gateway, pool_of(gateway) as pool:
+        alone = await submission_rate(pool, count)
+    async with running_gateway(on.engine, on.logs) as gateway, pool_of(gateway) as pool:
+        running = await submission_rate(pool, count)
         ended = await _ended(pool)
     return [
         Row(f"async submissions, {_CALLERS} callers, none handed on", f"{alone:,.0f}/s", "≥ 400/s", alone >= 400),
@@ -78,12 +76,12 @@ async def waiting_jobs(on: Stage) -> list[Row]:
     count = 2000 if on.quick else _WAITING
     async with (
         running_gateway(on.engine, on.logs, MAX_QUEUED_JOBS=str(count + _AHEAD)) as gateway,
-        _pool(gateway) as pool,
+        pool_of(gateway) as pool,
     ):
-        blockers = [await _submit(pool, workflow(3600.0)) for _ in range(_AHEAD)]
-        await _rate(pool, count // 10)
+        blockers = [await submitted(pool, workflow(3600.0)) for _ in range(_AHEAD)]
+        await submission_rate(pool, count // 10)
         before = gateway.rss_kb()
-        rate = await _rate(pool, count - count // 10)
+        rate = await submission_rate(pool, count - count // 10)
         after = gateway.rss_kb()
         await forget_counts(on.engine_pool)
         watched_s = 5.0
@@ -154,7 +152,7 @@ async def _start_s(on: Stage, folder: Path) -> float:
 async def _pages(gateway: Server, name: str, query: str) -> Row:
     took: list[float] = []
     found = 0
-    async with _pool(gateway) as pool:
+    async with pool_of(gateway) as pool:
         cursor = ""
         for _ in range(60):
             began = time.perf_counter()
@@ -173,36 +171,16 @@ async def _pages(gateway: Server, name: str, query: str) -> Row:
     )
 
 
-@asynccontextmanager
-async def _pool(gateway: Server) -> AsyncIterator[Pool]:
-    pool = Pool(gateway)
-    try:
-        yield pool
-    finally:
-        pool.close()
-
-
-async def _rate(pool: Pool, count: int) -> float:
-    """Submissions per second."""
+async def submission_rate(pool: Pool, count: int) -> float:
+    """Async jobs that do nothing, by 32 callers; submissions per second."""
 
     async def submit() -> float:
-        await _submit(pool, workflow())
+        await submitted(pool, workflow())
         return 0.0
 
     began = time.perf_counter()
     await all_of(count, _CALLERS, submit)
     return count / (time.perf_counter() - began)
-
-
-async def _submit(pool: Pool, prompt: Workflow) -> str:
-    connection = await pool.take()
-    body = orjson.dumps({"prompt": prompt})
-    reply = await connection.request("POST", "/prompt_sync?prefer=respond-async", body)
-    pool.give(connection)
-    if reply.status != 202:
-        raise BenchError(f"an async submission got {reply.status}: {reply.body[:300].decode(errors='replace')}")
-    prompt_id: str = orjson.loads(reply.body)["prompt_id"]
-    return prompt_id
 
 
 async def _ended(pool: Pool) -> int:

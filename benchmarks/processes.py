@@ -90,9 +90,9 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def running_engine(logs: Path) -> AsyncIterator[Server]:
+async def running_engine(logs: Path, name: str = "engine") -> AsyncIterator[Server]:
     port = free_port()
-    async with running_server("engine", ["-m", "comfyui.engine", "--port", str(port)], port, "/prompt", logs) as server:
+    async with running_server(name, ["-m", "comfyui.engine", "--port", str(port)], port, "/prompt", logs) as server:
         yield server
 
 

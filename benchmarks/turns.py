@@ -1,0 +1,252 @@
+"""What the gateway's own queue costs: a sync prompt over ComfyUI's queue, a place among many, and the list of all."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import orjson
+
+from benchmarks.against import Entrant, Side, differences_ms, measure
+from benchmarks.callers import Pool, pool_of, submitted, workflow
+from benchmarks.jobs import submission_rate
+from benchmarks.processes import BenchError, running_gateway
+from benchmarks.stage import Row, Stage, percentile
+from comfyui.jobs.lines import Lane
+from comfyui.jobs.scheduler import Place, Scheduler, Waiting
+from comfyui.jobs.shares import Terms
+from comfyui.jobs.turns import TurnOptions, Turns
+from comfyui.models import PromptRequest
+from comfyui.servers.pool import BackendPool
+
+_WAITING = 10_000
+_SERVERS = 8
+_LISTED_MB = 16
+"""By so much the memory may grow while a list is read, as with a file."""
+
+
+async def added_by_turns(on: Stage) -> list[Row]:
+    """A sync prompt of a gateway in which prompts wait, in turn with one behind which they wait in ComfyUI."""
+    entrants = (Entrant("gateway", settings={"QUEUE": "gateway"}), Entrant("comfyui", settings={"QUEUE": "comfyui"}))
+    pairs, blocks = (200, 4) if on.quick else (2000, 12)
+    ours, theirs = await measure(entrants, pairs=pairs, blocks=blocks, calls=400)
+    return _added(ours, theirs, pairs)
+
+
+def _added(ours: Side, theirs: Side, pairs: int) -> list[Row]:
+    added = percentile(ours.latency_ms, 50) - percentile(theirs.latency_ms, 50)
+    cpu = statistics.median(a - b for a, b in zip(ours.cpu_ms, theirs.cpu_ms, strict=True))
+    return [
+        Row(
+            f"/prompt_sync, added by the gateway's queue, {pairs:,} pairs",
+            f"{added:+.3f} ms at p50",
+            "≤ 1 ms over ComfyUI's queue",
+            added <= 1,
+            f"median of the pairs {differences_ms(ours, theirs):+.3f} ms;"
+            f" p95 {percentile(ours.latency_ms, 95):.2f}, ComfyUI's {percentile(theirs.latency_ms, 95):.2f} ms",
+        ),
+        Row(
+            "the same, CPU of the gateway a prompt, 32 callers",
+            f"{cpu:+.3f} ms",
+            detail=f"{statistics.median(ours.cpu_ms):.2f}, ComfyUI's {statistics.median(theirs.cpu_ms):.2f} ms;"
+            f" {statistics.median(ours.rates):.0f}, ComfyUI's {statistics.median(theirs.rates):.0f} prompts/s",
+        ),
+    ]
+
+
+# A place among many
+
+
+async def placing(on: Stage) -> list[Row]:
+    """CPU of this process; no server is asked."""
+    placings = 300 if on.quick else 3000
+    mixes = ((1, 1, 1), (200, 20, 3), (10_000, 20, 3), (200, 1000, 10))
+    rows = [_scheduled(*mix, placings) for mix in mixes]
+    rows.append(await _turned(200, 20, 3, placings))
+    return rows
+
+
+def _scheduled(owners: int, shapes: int, priorities: int, placings: int) -> Row:
+    """One ends, one comes, and the next one is placed, each time."""
+    scheduler = Scheduler()
+    names = [f"gpu-{index}" for index in range(_SERVERS)]
+    for name in names:
+        scheduler.set_server(name, up=True)
+    jobs = _jobs(names, owners, shapes, priorities)
+    for job in itertools.islice(jobs, _WAITING + 2 * _SERVERS):
+        scheduler.add(job, _terms(job))
+    on_servers: list[str] = []
+    took = []
+    for turn, job in enumerate(itertools.islice(jobs, placings + 2 * _SERVERS)):
+        began = time.thread_time()
+        scheduler.add(job, _terms(job))
+        if turn >= 2 * _SERVERS:
+            scheduler.left(on_servers.pop(0), 1.0 + turn % 7)
+        decisions = scheduler.decide(float(turn))
+        for decision in decisions:
+            scheduler.accepted(decision.prompt_id)
+        if turn >= 2 * _SERVERS:
+            took.append((time.thread_time() - began) * 1000)
+        on_servers += [decision.prompt_id for decision in decisions if isinstance(decision, Place)]
+    if scheduler.waiting < _WAITING or not on_servers:
+        raise BenchError(f"{scheduler.waiting} jobs waited at the end, and {len(on_servers)} were on servers")
+    name = f"a place among {_WAITING:,}: {owners:,} owners, {shapes:,} shapes, {priorities} priorities"
+    return _placing_row(name, took)
+
+
+def _jobs(names: list[str], owners: int, shapes: int, priorities: int) -> Iterator[Waiting]:
+    able = [names[: 1 + shape % len(names)] for shape in range(shapes)]
+    lanes = [Lane(frozenset(some), frozenset(names) - frozenset(some)) for some in able]
+    files = [frozenset({f"model-{shape}.safetensors"}) for shape in range(shapes)]
+    for number in itertools.count(1):
+        shape = number % shapes
+        yield Waiting(
+            f"00000000-0000-4000-8000-{number:012}",
+            number,
+            f"owner {number % owners}",
+            priority=number % priorities,
+            loaders=files[shape],
+            shape=shape,
+            lane=lanes[shape],
+        )
+
+
+def _terms(job: Waiting) -> Terms:
+    return Terms(1.0 + job.number % 3, job.owner, 4)
+
+
+def _placing_row(name: str, took: list[float]) -> Row:
+    p95 = percentile(took, 95)
+    return Row(name, f"p95 {p95:.3f} ms CPU", "≤ 1 ms", p95 <= 1, f"p50 {percentile(took, 50):.3f} ms")
+
+
+async def _turned(owners: int, shapes: int, priorities: int, placings: int) -> Row:
+    """As the queue of async jobs does it: with what a workflow needs, found out of its nodes."""
+    backends = tuple(_server(f"gpu-{index}", shapes) for index in range(_SERVERS))
+    pool = SimpleNamespace(
+        backends=backends,
+        ready=list(backends),
+        news=asyncio.Event(),
+        named={backend.name: backend for backend in backends}.get,
+    )
+    turns = Turns(cast("BackendPool", pool), TurnOptions("gateway"))
+    turns.open()
+    requests = [PromptRequest(prompt=_loading(f"model-{shape}.safetensors")) for shape in range(shapes)]
+    took: list[float] = []
+
+    async def come(number: int) -> None:
+        needs = await turns.needs_of(requests[number % shapes], brings_inputs=True)
+        owner, priority = f"owner {number % owners}", number % priorities
+        turns.expect(Waiting(str(number), turns.next_number(), owner, priority=priority), needs)
+
+    for number in range(_WAITING + 2 * _SERVERS):
+        await come(number)
+    placed = [await turns.next_due() for _ in range(_SERVERS)]
+    for number in range(placings):
+        began = time.thread_time()
+        await come(_WAITING + 2 * _SERVERS + number)
+        turns.drop(placed.pop(0))
+        placed.append(await turns.next_due())
+        took.append((time.thread_time() - began) * 1000)
+    await turns.close()
+    name = f"the same with what the workflow needs: {owners:,} owners, {shapes:,} shapes, {priorities} priorities"
+    return _placing_row(name, took)
+
+
+def _server(name: str, shapes: int) -> Any:
+    """A server that is up, is known, and has all models."""
+    models = [f"model-{shape}.safetensors" for shape in range(shapes)]
+    definitions = {
+        "CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [models]}}},
+        **{kind: {"input": {"required": {}}} for kind in ("CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage")},
+    }
+    watcher = SimpleNamespace(others=0, tell_of_others=lambda: None)
+    known = SimpleNamespace(name=name, ready=True, generation=1, last_definitions=definitions, watcher=watcher)
+
+    async def object_info(**_: object) -> dict[str, Any]:
+        return definitions
+
+    known.object_info, known.soon = object_info, lambda: asyncio.timeout(1)
+    return known
+
+
+def _loading(model: str) -> dict[str, Any]:
+    """A usual picture."""
+    nodes = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": model}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a house by the sea", "clip": ["1", 1]}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurred", "clip": ["1", 1]}},
+        "4": {"class_type": "KSampler", "inputs": {"seed": 5, "steps": 20, "model": ["1", 0], "positive": ["2", 0]}},
+        "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "house"}},
+    }
+    return dict(nodes)
+
+
+# The list of all
+
+
+async def listing(on: Stage) -> list[Row]:
+    """`GET /queue` while 10,000 wait: its time, the memory that it takes, and how other requests are answered."""
+    count = 2000 if on.quick else _WAITING
+    reads = 3 if on.quick else 5
+    async with (
+        running_gateway(on.engine, on.logs, QUEUE="gateway", MAX_QUEUED_JOBS=str(count + 2)) as gateway,
+        pool_of(gateway) as pool,
+    ):
+        for _ in range(2):
+            await submitted(pool, workflow(3600.0))
+        await submission_rate(pool, count)
+        alone = await _probed(pool, asyncio.create_task(asyncio.sleep(1.0)))
+        gateway.forget_peak()
+        before = gateway.rss_kb()
+        took, probes, size = [], [], 0
+        for _ in range(reads):
+            began = time.perf_counter()
+            reading = asyncio.create_task(pool.request("GET", "/queue"))
+            probes += await _probed(pool, reading)
+            took.append(time.perf_counter() - began)
+            reply = reading.result()
+            size = reply.size
+            pending = len(orjson.loads(reply.body)["queue_pending"])
+            if pending < count:
+                raise BenchError(f"GET /queue has {pending} of {count} prompts that are pending")
+        growth_mb = (gateway.peak_rss_kb() - before) / 1000
+    return [
+        Row(
+            f"GET /queue of {count:,}, memory",
+            f"{growth_mb:+.1f} MB at most",
+            f"≤ {_LISTED_MB} MB",
+            growth_mb <= _LISTED_MB,
+            f"{size / 1e6:.1f} MB are sent; VmRSS before {before / 1000:.1f} MB; {reads} times one after the other",
+        ),
+        Row(
+            f"GET /queue of {count:,}, time",
+            f"{statistics.median(took):.2f} s",
+            detail=f"{min(took):.2f} to {max(took):.2f} s",
+        ),
+        Row(
+            "the live probe meanwhile",
+            f"p95 {percentile(probes, 95):.1f} ms",
+            "≤ 50 ms",
+            percentile(probes, 95) <= 50,
+            f"at most {max(probes):.1f} ms; {len(probes)} answers; without a list p95 {percentile(alone, 95):.1f} ms",
+        ),
+    ]
+
+
+async def _probed(pool: Pool, meanwhile: asyncio.Task[Any]) -> list[float]:
+    """Milliseconds of the live probes until that is done."""
+    took = []
+    while not meanwhile.done():
+        began = time.perf_counter()
+        await pool.request("GET", "/health/live")
+        took.append((time.perf_counter() - began) * 1000)
+        await asyncio.sleep(0.002)
+    await meanwhile
+    return took
