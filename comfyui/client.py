@@ -211,13 +211,17 @@ class ComfyUIClient:
         """How many prompts are pending or running: the cheap load figure (``GET /prompt``). Not retried."""
         return await self._get("/prompt", "/prompt", replies.queue_remaining, retries=0)
 
-    async def delete_from_queue(self, prompt_id: str) -> None:
-        """Take it out of the pending ones; nothing happens when it is not pending."""
-        await self._post("/queue", {"delete": [prompt_id]})
+    async def delete_from_queue(self, *prompt_ids: str) -> None:
+        """Take these out of the pending ones; nothing happens to those that are not pending."""
+        await self._post("/queue", {"delete": prompt_ids})
 
-    async def delete_from_history(self, prompt_id: str) -> None:
-        """Forget how it ended, before the same id is submitted again; nothing happens when it is not there."""
-        await self._post("/history", {"delete": [prompt_id]})
+    async def clear_queue(self) -> None:
+        """Take all out that are pending, whoever submitted them."""
+        await self._post("/queue", {"clear": True})
+
+    async def delete_from_history(self, *prompt_ids: str) -> None:
+        """Forget how these ended, before an id is submitted again; nothing happens to those that are not there."""
+        await self._post("/history", {"delete": prompt_ids})
 
     async def interrupt(self, prompt_id: str) -> None:
         """Interrupt it if it is the one that runs. Never without an id: that would stop somebody else's."""

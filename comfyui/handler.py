@@ -18,7 +18,6 @@ from comfyui.exceptions import (
     ComfyUINotFoundError,
     ComfyUIOverloadedError,
     ComfyUIShutdownError,
-    ComfyUITaskCancelledError,
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner, RunnerOptions
@@ -30,14 +29,15 @@ from comfyui.jobs.admission import UNKNOWN, Admission, Look
 from comfyui.jobs.cancels import Cancels, given_up
 from comfyui.jobs.entry import Entries
 from comfyui.jobs.fingerprints import fingerprint_of
+from comfyui.jobs.history import JobHistory
 from comfyui.jobs.inputs import JobInputs
 from comfyui.jobs.job import Job, Listener, Reason
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue, QueueOptions
 from comfyui.jobs.recovery import Recovery
+from comfyui.jobs.removal import Removal
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
-from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.turns import Turns
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
@@ -110,8 +110,9 @@ class ComfyUIHandler:
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
-        self.standing = StandingJobs(pool, self._turns, self._runs, self.queue)
         self._admission = Admission(entries, self._runs, self.queue, brought)
+        self.history = JobHistory(self.journal, pool)
+        self.removal = Removal(entries, pool, self._admission, self._runs, self.queue, self._turns, self._cancels)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
         self._waiting, self._draining = 0, False
@@ -128,6 +129,7 @@ class ComfyUIHandler:
     async def __aexit__(self, *_exc: object) -> None:
         self._draining = True
         await self._recovery.close()
+        await self.removal.close()
         await self.queue.close()
         await self._answer_all()
         await self._runs.stop()
@@ -244,24 +246,7 @@ class ComfyUIHandler:
             ComfyUINotFoundError: it is not in flight here, and in no queue of ComfyUI; or it is another owner's.
             ComfyUIError: ComfyUI could not be told, so that the prompt may go on there; it can be cancelled again.
         """
-        error = ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id)
-        entry = await self._admission.left_behind(prompt_id, origin)
-        if (job := self._runs.live.get(prompt_id)) is not None:
-            job.cancel(error)
-            if not job.has_task:
-                self.queue.left(prompt_id)
-                self._runs.drop(job)
-            failure = await asyncio.shield(self._cancels.begin(job, "request"))
-        elif entry is not None:
-            if not entry.is_placed:
-                self.queue.left(prompt_id)
-            failure = await self._cancels.take_out(entry, error, "request")
-        else:
-            await self._cancels.take_out_unknown(prompt_id)
-            return
-        await self._admission.settled(prompt_id)
-        if failure is not None:
-            raise failure
+        await self.removal.cancel(prompt_id, origin)
 
     def workflow_of(self, prompt_id: str) -> Mapping[str, Any] | None:
         """The workflow of a prompt in flight; None when it is not known (yet)."""

@@ -349,6 +349,10 @@ class Entry:
             self.added = True
         self._finish(state, error=error_to_fields(error), retryable=may_run_again(error), files=self._made(error.saved))
 
+    def end(self, state: State, error: ComfyUIError) -> Finish:
+        """What ends a run that waits so, for those who write it together with others."""
+        return self._finish_of(state, error=error_to_fields(error), retryable=may_run_again(error))
+
     def _made(self, result: PromptResult | None) -> tuple[str, ...]:
         """The files of the result, where they are to be somebody's."""
         if result is None or self.owner is None:
@@ -360,9 +364,12 @@ class Entry:
             self._write_start.cancel()
             fields["started_at"] = self.started_at
         if self.added:
-            now = self._clock()
-            told = self._announcements.of_end(self.fence, self._order, state, now)
-            self._tell(Finish(fence=self.fence, state=state, at=now, deliveries=told, **fields))
+            self._tell(self._finish_of(state, **fields))
+
+    def _finish_of(self, state: State, **fields: Any) -> Finish:
+        now = self._clock()
+        told = self._announcements.of_end(self.fence, self._order, state, now)
+        return Finish(fence=self.fence, state=state, at=now, deliveries=told, **fields)
 
     def _tell(self, write: Start | Finish) -> None:
         self._write_behind(write, soon=bool(write.deliveries))

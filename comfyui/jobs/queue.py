@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +28,10 @@ from comfyui.jobs.inputs import JobInputs, StoredFiles
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.journal.writes import Pause
+from comfyui.jobs.origin import Origin
 from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
-from comfyui.jobs.scheduler import Standing, Waiting
+from comfyui.jobs.scheduler import Waiting
 from comfyui.jobs.stored import request_of, secrets_of, with_secrets
 from comfyui.jobs.turns import TurnOptions, Turns
 from comfyui.models import PromptRequest
@@ -183,6 +184,28 @@ class JobQueue:
         self._fetching.left(prompt_id)
         self._inputs.ended()
 
+    def ids_seen_by(self, origin: Origin, prompt_ids: Iterable[str] | None = None) -> list[str]:
+        """The jobs that wait here, of these or of all, of which a caller may know."""
+        named = self._rows if prompt_ids is None else prompt_ids
+        found = ((one, self._rows.get(one)) for one in named)
+        return [one for one, row in found if row is not None and origin.sees(row.waiting.owner)]
+
+    def hold_back(self, prompt_ids: Iterable[str]) -> dict[str, _Row]:
+        """Hand on none of these any more, until they are to `let_wait` again or have `gone`."""
+        return {prompt_id: row for prompt_id in prompt_ids if (row := self._rows.pop(prompt_id, None)) is not None}
+
+    def let_wait(self, held: Mapping[str, _Row]) -> None:
+        """Jobs that were held back wait again."""
+        self._rows |= held
+        for prompt_id in held.keys() - self._late:
+            self._wait_again(prompt_id)
+
+    def gone(self, prompt_ids: Sequence[str]) -> None:
+        """Jobs that were held back have ended."""
+        for prompt_id in prompt_ids:
+            self.left(prompt_id)
+        self._turns.drop(*prompt_ids)
+
     def kept(self, job: Job, secrets: Mapping[str, Any]) -> None:
         """A sync job that runs already becomes one of ours: it takes one of the places."""
         if not job.has_task or job.prompt_id in self._in_hand:
@@ -203,7 +226,7 @@ class JobQueue:
 
     @property
     def paused(self) -> bool:
-        return self._turns.scheduler.paused
+        return self._turns.paused
 
     async def pause(self, paused: bool) -> None:
         """While it is paused no job gets its turn; what runs ends. It stays so over restarts.
@@ -224,21 +247,12 @@ class JobQueue:
         if ahead is None or row is None:
             return ahead
         # Those that wait for their inputs keep their places.
-        return ahead + sum(self._rows[late].waiting.is_before(row.waiting) for late in self._late)
+        rows = (self._rows.get(late) for late in self._late)
+        return ahead + sum(late.waiting.is_before(row.waiting) for late in rows if late is not None)
 
     def waits_for(self, prompt_id: str) -> list[str]:
-        """See `Scheduler.waits_for`."""
-        return self._turns.scheduler.waits_for(prompt_id)
-
-    def waits(self, prompt_id: str) -> bool:
-        """Whether the job waits here, and is not in hand."""
-        return prompt_id in self._rows
-
-    def without_turn(self) -> Iterator[Standing]:
-        """Jobs that wait here and not for their turn: their inputs are fetched, or no server took them a moment ago."""
-        for prompt_id, row in self._rows.items():
-            if not self._turns.scheduler.knows(prompt_id):
-                yield Standing(prompt_id, row.waiting.owner)
+        """See `Turns.waits_for`."""
+        return self._turns.waits_for(prompt_id)
 
     def hold(self, job: Job, record: JobRecord, before: Callable[[], Awaitable[None]]) -> None:
         """Run a job that was handed on before a restart, after `before`: it has its place on its server."""

@@ -130,9 +130,11 @@ class Turns:
             await self._is_due.wait()
         return self._due.popleft()
 
-    def drop(self, prompt_id: str) -> None:
-        """The job waits no more, and does not need the place that it may have got."""
-        self._gone(prompt_id, 0.0)
+    def drop(self, *prompt_ids: str) -> None:
+        """These jobs wait no more, and do not need the places that they may have got."""
+        for prompt_id in prompt_ids:
+            self._gone(prompt_id, 0.0)
+        self.decide()
 
     def resume(self, job: Assignment, waiting: Waiting, server: str) -> None:
         """A job that is on the server already takes a place there, unless it has one or waits for one."""
@@ -143,15 +145,18 @@ class Turns:
         """About how many jobs have their turn before it; None where it does not wait here."""
         return 0 if prompt_id in self._granted else self._scheduler.ahead_of(prompt_id)
 
+    def waits_for(self, prompt_id: str) -> list[str]:
+        """The servers that may run a job that waits here, where all of them are down; else none."""
+        return self._scheduler.waits_for(prompt_id)
+
     @property
     def are_all_here(self) -> bool:
         """Whether all jobs wait here, and none in ComfyUI's own queue."""
         return self._is_ours
 
     @property
-    def scheduler(self) -> Scheduler:
-        """To be asked, and told nothing."""
-        return self._scheduler
+    def paused(self) -> bool:
+        return self._scheduler.paused
 
     def pause(self, paused: bool) -> None:
         """While it is paused no job gets its turn; those that have theirs go on."""
@@ -216,6 +221,7 @@ class Turns:
     def leave(self, job: Assignment) -> None:
         if job.prompt_id in self._jobs:
             self._gone(job.prompt_id, _executed_s(job))
+            self.decide()
 
     def _given(self, prompt_id: str) -> Backend | None:
         """The server where the job got a place that it has not taken up yet."""
@@ -255,7 +261,6 @@ class Turns:
         self._numbers.pop(prompt_id, None)
         self._needs.pop(prompt_id, None)
         self._granted.discard(prompt_id)
-        self.decide()
 
     # Deciding
 
@@ -291,11 +296,9 @@ class Turns:
         now = _now()
         for backend in self._pool.backends:
             up = backend.ready and self._abilities.is_known(backend)
-            if self._is_ours:
-                others = 0 if self._options.places is None else backend.watcher.others
-                self._scheduler.set_server(backend.name, up=up, others=others, places=self._options.places)
-            else:
-                self._scheduler.set_server(backend.name, up=up, places=self._options.ahead)
+            places = self._options.places if self._is_ours else self._options.ahead
+            others = backend.watcher.others if self._is_ours and places is not None else 0
+            self._scheduler.set_server(backend.name, up=up, others=others, places=places)
         for decision in self._scheduler.decide(now):
             self._do(decision)
         if self._waiters:

@@ -29,6 +29,8 @@ from comfyui.workflows.preflight import preflight
 _NO_ACCESS: Mapping[str, ServerAccess] = {}
 CHOICE_PATIENCE_S = 2.0
 """How long a new prompt waits for a server to come up: a moment, since its caller can try again."""
+# A server that does not say sooner that it frees its memory keeps nobody waiting.
+_FREE_S = 5.0
 # Files come and go without a word: before no server is able, look once with lists no older than this.
 _FRESH_S = 5.0
 # What another server may have: the rest is wrong with the workflow wherever it runs.
@@ -129,6 +131,24 @@ class BackendPool:
 
     def named(self, name: str) -> Backend | None:
         return next((backend for backend in self.backends if backend.name == name), None)
+
+    async def free(self, *, unload_models: bool, free_memory: bool) -> None:
+        """Have all servers that are up drop models and caches before their next prompts.
+
+        Raises:
+            ComfyUIError: none has taken it.
+        """
+        asked = [
+            asyncio.create_task(server.client.free(unload_models=unload_models, free_memory=free_memory))
+            for server in self.ready or self.backends
+        ]
+        try:
+            done, _ = await asyncio.wait(asked, timeout=_FREE_S)
+        finally:
+            await end_tasks(*asked)
+        failures = [error for task in done if (error := task.exception()) is not None]
+        if len(failures) == len(done):
+            raise failures[0] if failures else ComfyUIConnectionError(f"no server has answered within {_FREE_S:g} s")
 
     def open_file(self, result: PromptResult, file: OutputFile) -> AbstractAsyncContextManager[OpenBody]:
         """One file of a result, streamed from the server that made it; see `ComfyUIClient.view`."""

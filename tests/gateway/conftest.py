@@ -36,7 +36,6 @@ from server import create_app
 from tests.support.calls import Calls
 from tests.support.credentials import CERTIFICATE, TOKEN
 from tests.support.described import Document
-from tests.support.faces import Face
 from tests.support.keys import ALICE, BOB, KEY, KEYS, OTHER_KEY, ROOT, WATCHER, bearer, table, write_keys
 from tests.support.large_output import SIZE
 from tests.support.limits import SMALL_ANSWER_BYTES, SMALL_LIMITS
@@ -55,6 +54,7 @@ from tests.support.receivers import SECRET, Receiver, receiver
 from tests.support.relaying import fetch
 from tests.support.running import (
     RunningGateway,
+    engines,
     invert_workflow,
     running_gateway,
     sleep_workflow,
@@ -416,21 +416,20 @@ def keys_path(tmp_path: Path) -> Path:
     return write_keys(tmp_path / "keys.toml", KEYS)
 
 
+@pytest.fixture(params=[NEW_VERSION, OLD_VERSION])
+async def three_servers(request: pytest.FixtureRequest) -> AsyncIterator[tuple[RunningGateway, list[Engine]]]:
+    """A gateway without keys in front of three servers, which have `/api/jobs` or not."""
+    async with (
+        engines(3, comfyui_version=request.param) as servers,
+        running_gateway(*(server.url for server in servers)) as gateway,
+    ):
+        yield gateway, servers
+
+
 @pytest.fixture
 async def calls(engine: Engine, keys_path: Path) -> AsyncIterator[Calls]:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         yield Calls(gateway)
-
-
-@pytest.fixture(params=["one server with keys", "three servers"])
-async def face(request: pytest.FixtureRequest, keys_path: Path) -> AsyncIterator[Face]:
-    with_keys = request.param == "one server with keys"
-    async with AsyncExitStack() as stack:
-        options = EngineOptions(step_seconds=0.002)
-        engines = [await stack.enter_async_context(Engine(options)) for _ in range(1 if with_keys else 3)]
-        settings: dict[str, Any] = {"keys_file": keys_path} if with_keys else {}
-        gateway = await stack.enter_async_context(running_gateway(*(one.url for one in engines), **settings))
-        yield Face(gateway, engines, bearer(ROOT) if with_keys else {})
 
 
 @pytest.fixture

@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from comfyui.engine import Engine, EngineOptions
+from comfyui.engine import Engine
 from config import Settings
 from tests.support.calls import Calls
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
 from tests.support.keys import ALICE, BOB, table, write_keys
 from tests.support.running import (
     RunningGateway,
+    engines,
     executions,
     invert_workflow,
     queue_of,
@@ -39,12 +40,6 @@ async def of_others(engine: Engine, *seconds: float) -> None:
             body = {"prompt": sleep_workflow(takes_s, tag=1000 + tag)}
             async with http.post("/prompt", json=body) as response:
                 assert response.status == 200
-
-
-@asynccontextmanager
-async def engines(count: int) -> AsyncIterator[list[Engine]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(Engine(EngineOptions())) for _ in range(count)]
 
 
 @asynccontextmanager

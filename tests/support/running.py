@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import uvicorn
 
-from comfyui.engine import Engine
+from comfyui.engine import Engine, EngineOptions
 from comfyui.handler import ComfyUIHandler
 from comfyui.metrics import Metrics
 from comfyui.web.app import Gateway
@@ -157,6 +157,13 @@ async def running_gateway(
     finally:
         server.stop()
         await serving
+
+
+@asynccontextmanager
+async def engines(count: int, **options: Any) -> AsyncIterator[list[Engine]]:
+    """So many embedded engines with the same options."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Engine(EngineOptions(**options))) for _ in range(count)]
 
 
 def executions(engine: Engine) -> dict[str, int]:

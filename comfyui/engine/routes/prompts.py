@@ -108,11 +108,13 @@ class PromptRoutes:
         )
 
     async def post_queue(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        if body.get("clear"):
+        clear, named = _clear_and_delete(await request.json())
+        if clear:
             self._queue.clear()
-        for prompt_id in body.get("delete", ()):
-            self._queue.delete(prompt_id)
+        for prompt_id in named:
+            # ComfyUI compares them with the ids, whatever they are.
+            if isinstance(prompt_id, str):
+                self._queue.delete(prompt_id)
         return web.Response()
 
     async def get_history(self, request: web.Request) -> web.Response:
@@ -128,10 +130,10 @@ class PromptRoutes:
         return web.json_response({} if entry is None else {prompt_id: entry})
 
     async def post_history(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        if body.get("clear"):
+        clear, named = _clear_and_delete(await request.json())
+        if clear:
             self._queue.clear_history()
-        for prompt_id in body.get("delete", ()):
+        for prompt_id in named:
             self._queue.delete_history(prompt_id)
         return web.Response()
 
@@ -221,6 +223,12 @@ class InfoRoutes:
         if folder not in MODEL_FOLDERS:
             return web.Response(status=404)
         return web.json_response(MODEL_FOLDERS[folder])
+
+
+def _clear_and_delete(body: Any) -> tuple[Any, Any]:
+    """What is asked for. ComfyUI looks for the names in whatever the body is: a list without them asks for nothing."""
+    clear = body["clear"] if "clear" in body else False  # noqa: SIM401 - the same, but for what has no `get`
+    return clear, body["delete"] if "delete" in body else ()  # noqa: SIM401
 
 
 def is_canonical_uuid(value: Any) -> bool:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from comfyui import jsonio
-from comfyui.exceptions import BodyTooLargeError, RequestError
+from comfyui.exceptions import BodyTooLargeError, JSONError
 from comfyui.web.front.paths import target_of
 
 _MOST_PAIRS = 20
@@ -28,20 +28,22 @@ def raw_path(scope: Scope) -> str:
     return target_of(scope["path"], scope.get("raw_path"), b"")
 
 
-async def small_body(request: Request) -> dict[str, Any]:
-    """A small object; empty where there is no body, as ComfyUI takes it for ``/interrupt``."""
+async def json_body(request: Request) -> Any:
+    """A small body, whatever it says it is.
+
+    Raises:
+        JSONError: it is no JSON, or there is none.
+        BodyTooLargeError: it is longer than any list of ids that ComfyUI could know.
+    """
     content = b""
     async for piece in request.stream():
         content += piece
         if len(content) > _LONGEST_BODY:
             raise BodyTooLargeError(f"the body is larger than {_LONGEST_BODY / 1e6:g} MB")
     try:
-        body = jsonio.loads(content) if content.strip() else {}
-    except ValueError:
-        raise RequestError("the body is not JSON") from None
-    if not isinstance(body, dict):
-        raise RequestError("the body is not a JSON object")
-    return body
+        return jsonio.loads(content)
+    except ValueError as error:
+        raise JSONError(str(error)) from None
 
 
 def query_of(scope: Scope) -> dict[str, str]:

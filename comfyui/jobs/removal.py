@@ -1,0 +1,352 @@
+"""`Removal`: jobs that callers want gone: one, several, or all that wait or run.
+
+ComfyUI's own clients tell what waits from what runs: ``POST /queue`` leaves alone what runs, ``POST /interrupt`` what
+waits. A caller reaches the jobs that it may see. One that sees all reaches also prompts that came to a server past the
+gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, ComfyUITaskCancelledError, JournalError
+from comfyui.jobs.admission import Admission
+from comfyui.jobs.cancels import Cancels
+from comfyui.jobs.entry import Entries
+from comfyui.jobs.job import Job
+from comfyui.jobs.journal.records import JobRecord, State
+from comfyui.jobs.journal.writes import Finish
+from comfyui.jobs.origin import Origin
+from comfyui.jobs.queue import JobQueue
+from comfyui.jobs.runs import Runs
+from comfyui.jobs.turns import Turns
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import BackendPool
+from comfyui.servers.taking_back import take_back
+from comfyui.servers.watcher import Watch
+from comfyui.tasks import SideTasks
+
+# Jobs that end in one transaction. Others have their turn in the event loop, and in the journal, after each of them.
+_TOGETHER = 250
+# Jobs with tasks that end before others have their turn.
+_AT_ONCE = 50
+# A server that does not say sooner what became of a prompt keeps nobody waiting: the rest goes on without the caller.
+_PATIENCE_S = 5.0
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
+
+
+class Removal:
+    """Knows where each job is, and how it is taken away from there. Close it before what it was made with."""
+
+    def __init__(
+        self,
+        entries: Entries,
+        pool: BackendPool,
+        admission: Admission,
+        runs: Runs,
+        queue: JobQueue,
+        turns: Turns,
+        cancels: Cancels,
+    ) -> None:
+        self._entries = entries
+        self._journal = entries.journal
+        self._pool = pool
+        self._admission = admission
+        self._runs = runs
+        self._queue = queue
+        self._turns = turns
+        self._cancels = cancels
+        self._tasks = SideTasks()
+
+    async def close(self) -> None:
+        """End what still goes on after its caller was answered."""
+        await self._tasks.close()
+
+    async def cancel(self, prompt_id: str, origin: Origin) -> None:
+        """Take one prompt out of ComfyUI, for all who wait for it, whether it waits or runs.
+
+        Raises:
+            ComfyUINotFoundError: it is not in flight here, and in no queue of ComfyUI; or it is another owner's.
+            ComfyUIError: ComfyUI could not be told, so that the prompt may go on there; it can be cancelled again.
+        """
+        error = _cancelled(prompt_id)
+        entry = await self._admission.left_behind(prompt_id, origin)
+        if (job := self._runs.live.get(prompt_id)) is not None:
+            job.cancel(error)
+            if not job.has_task:
+                self._queue.left(prompt_id)
+                self._runs.drop(job)
+            failure = await asyncio.shield(self._cancels.begin(job, "request"))
+        elif entry is not None:
+            if not entry.is_placed:
+                self._queue.left(prompt_id)
+            failure = await self._cancels.take_out(entry, error, "request")
+        else:
+            await self._cancels.take_out_unknown(prompt_id)
+            return
+        await self._admission.settled(prompt_id)
+        if failure is not None:
+            raise failure
+
+    async def cancel_all(self, prompt_ids: Sequence[str], origin: Origin) -> bool:
+        """Cancel these, whether they wait or run; whether any did. Of others nothing is said."""
+        return await self._within(self._cancel_all(prompt_ids, origin))
+
+    async def delete(self, prompt_ids: Sequence[str], origin: Origin) -> None:
+        """Cancel those of these that wait, wherever that is."""
+        await self._within(self._delete(prompt_ids, origin))
+
+    async def clear(self, origin: Origin) -> None:
+        """Cancel all that waits. What ends meanwhile lets none of it begin.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
+        await self._within(self._clear(origin))
+
+    async def interrupt(self, prompt_id: str | None, origin: Origin) -> None:
+        """Cancel this prompt where it runs, or all that run."""
+        await self._within(self._interrupt(prompt_id, origin))
+
+    async def _within(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Do it to its end, also when the caller leaves; the caller waits for a time."""
+        task = self._tasks.start(_told(work), "removal")
+        done, _ = await asyncio.wait([task], timeout=_PATIENCE_S)
+        if not done:
+            return True
+        outcome = task.result()
+        if isinstance(outcome, ComfyUIError):
+            raise outcome
+        return outcome
+
+    # What is asked for
+
+    async def _clear(self, origin: Origin) -> bool:
+        rows = self._queue.ids_seen_by(origin)
+        jobs = [job for job in self._runs.live.values() if self._is_seen(job, origin) and job.has_task]
+        sweep = (self._everywhere(_clear_queue),) if origin.sees(None) else ()
+        await self._all(self._end_waiting(rows, jobs), *sweep)
+        _log.info("queue.cleared", key=origin.owner, jobs=len(rows))
+        return True
+
+    async def _delete(self, prompt_ids: Sequence[str], origin: Origin) -> bool:
+        rows, jobs, others = await self._sorted(prompt_ids, origin)
+        left = [
+            self._cancel_one(one, origin)
+            for one, record in others.items()
+            if record.state is State.QUEUED and origin.sees(record.owner)
+        ]
+        named = [one for one in dict.fromkeys(prompt_ids) if one not in self._runs.live]
+        sweep: tuple[Awaitable[Any], ...] = ()
+        if origin.sees(None) and (unknown := [one for one in named if one not in set(rows)]):
+            sweep = (self._everywhere(lambda backend: backend.client.delete_from_queue(*unknown)),)
+        await self._all(self._end_waiting(rows, jobs), *left, *sweep)
+        return True
+
+    async def _interrupt(self, prompt_id: str | None, origin: Origin) -> bool:
+        jobs = [
+            job
+            for job in self._runs.live.values()
+            if self._is_seen(job, origin) and prompt_id in {None, job.prompt_id} and not self._waits(job)
+        ]
+        works: list[Awaitable[Any]] = [self._stop_running(job) for job in jobs]
+        if origin.sees(None) and prompt_id is None:
+            works.append(self._everywhere(self._interrupt_others))
+        elif origin.sees(None) and prompt_id is not None and not self._is_ours(prompt_id):
+            works.append(self._everywhere(lambda backend: backend.client.interrupt(prompt_id)))
+        await self._all(*works)
+        return True
+
+    async def _cancel_all(self, prompt_ids: Sequence[str], origin: Origin) -> bool:
+        rows, jobs, others = await self._sorted(prompt_ids, origin)
+        known = {*rows, *others, *(job.prompt_id for job in jobs)}
+        works: list[Awaitable[Any]] = [self._end_waiting(rows, ())]
+        works += [self._stop(job) for job in jobs]
+        works += [
+            self._cancel_one(one, origin)
+            for one, record in others.items()
+            if not record.state.is_end and origin.sees(record.owner)
+        ]
+        unknown = {one for one in prompt_ids if one not in known and not self._is_ours(one)}
+        if origin.sees(None) and unknown:
+            works.append(self._everywhere(lambda backend: self._cancel_on(backend, unknown)))
+        return any(await self._all(*works))
+
+    async def _sorted(
+        self, prompt_ids: Sequence[str], origin: Origin
+    ) -> tuple[list[str], list[Job], dict[str, JobRecord]]:
+        """Of these, rows of our queue and jobs with tasks that the caller sees, and what only the journal knows."""
+        named = list(dict.fromkeys(prompt_ids))
+        rows = self._queue.ids_seen_by(origin, named)
+        live = [job for one in named if (job := self._runs.live.get(one)) is not None and job.has_task]
+        jobs = [job for job in live if self._is_seen(job, origin)]
+        waiting, others = set(rows), dict[str, JobRecord]()
+        for some in _slices([one for one in named if one not in waiting and one not in self._runs.live], _TOGETHER):
+            for record in await asyncio.gather(*map(self._journal.get, some)):
+                if record is not None:
+                    others[record.prompt_id] = record
+        return rows, jobs, others
+
+    def _is_ours(self, prompt_id: str) -> bool:
+        job = self._runs.live.get(prompt_id)
+        return job is not None and job.entry is not None
+
+    def _is_seen(self, job: Job, origin: Origin) -> bool:
+        """Whether the caller may know of a job of ours that has not ended."""
+        return job.entry is not None and not job.ended and origin.sees(job.owner)
+
+    def _waits(self, job: Job) -> bool:
+        """Whether it waits with us, and has not gone to a server with its present attempt."""
+        return self._turns.position(job.prompt_id) is not None
+
+    # Jobs that wait
+
+    async def _end_waiting(self, rows: Sequence[str], jobs: Sequence[Job]) -> bool:
+        """End rows of our queue, and those of these jobs that do not run; whether a row was among them."""
+        # A place that becomes free meanwhile is none of theirs.
+        held = self._queue.hold_back(rows)
+        try:
+            ended, _ = await asyncio.gather(self._end_rows(rows, held), self._end_jobs(jobs))
+        finally:
+            # The journal did not take their ends.
+            self._queue.let_wait(held)
+        return ended
+
+    async def _end_jobs(self, jobs: Sequence[Job]) -> None:
+        for some in _slices(jobs, _AT_ONCE):
+            await self._all(*map(self._end_job, some))
+
+    async def _end_rows(self, prompt_ids: Sequence[str], held: dict[str, Any]) -> bool:
+        ended = 0
+        for some in _slices(prompt_ids, _TOGETHER):
+            ended += await self._end_some(some)
+            for prompt_id in some:
+                held.pop(prompt_id, None)
+            self._queue.gone(some)
+            await asyncio.sleep(0)
+        return ended > 0
+
+    async def _end_some(self, prompt_ids: Sequence[str]) -> int:
+        ended = 0
+        ends: list[Finish] = []
+        for record in await asyncio.gather(*map(self._journal.get, prompt_ids)):
+            if record is None or record.state is not State.QUEUED or record.server is not None:
+                continue
+            error = _cancelled(record.prompt_id)
+            if (job := self._runs.live.get(record.prompt_id)) is not None:
+                # Somebody waits for it.
+                job.cancel(error)
+                job.cancelled()
+                self._runs.drop(job)
+                ended += 1
+            else:
+                ends.append(self._entries.of(record).end(State.CANCELED, error))
+        ended += sum(await self._journal.write_all(ends))
+        if any(end.deliveries for end in ends):
+            self._entries.announcements.news.set()
+        return ended
+
+    async def _end_job(self, job: Job) -> None:
+        """Cancel a job that has a task, unless it runs."""
+        backend, watch = job.backend, job.watch
+        if job.ended:
+            return
+        if backend is None and self._waits(job) and not (job.placed_before or (job.stays and job.perhaps_known)):
+            # No server has it, and none is asked. An async job with a place may still be looked for.
+            job.cancel(_cancelled(job.prompt_id))
+            await job.stopped()
+            job.cancelled()
+            return
+        is_there = not self._waits(job) and watch is not None and watch.accepted
+        if is_there and (job.begun or not await self._may_be_stopped(backend, watch)):
+            return
+        await self._stop(job)
+
+    async def _may_be_stopped(self, backend: Backend | None, watch: Watch | None) -> bool:
+        """Whether the prompt has left its server before it began there; nobody asks one that is down."""
+        return backend is None or watch is None or not backend.ready or await take_back(backend, watch)
+
+    # Jobs that run
+
+    async def _stop(self, job: Job) -> bool:
+        """Cancel the job wherever it is; whether it had not ended."""
+        if job.ended:
+            return False
+        job.cancel(_cancelled(job.prompt_id))
+        # What could not be told is in the log, and is told when the server is back.
+        await asyncio.shield(self._cancels.begin(job, "request"))
+        return True
+
+    async def _stop_running(self, job: Job) -> None:
+        if job.begun:
+            await self._stop(job)
+        elif job.backend is not None and job.watch is not None and job.watch.accepted:
+            # It may run unheard: ComfyUI tells others of a prompt with a client's own id.
+            await job.backend.client.interrupt(job.prompt_id)
+
+    async def _cancel_one(self, prompt_id: str, origin: Origin) -> bool:
+        try:
+            await self.cancel(prompt_id, origin)
+        except ComfyUINotFoundError:
+            return False
+        return True
+
+    # Prompts of others
+
+    async def _interrupt_others(self, backend: Backend) -> None:
+        if backend.watcher.others or not backend.watcher.connected:
+            running = [one for one, item in (await backend.client.get_queue()).items() if item.running]
+            await self._all(*(backend.client.interrupt(one) for one in running if not self._is_ours(one)))
+
+    async def _cancel_on(self, backend: Backend, prompt_ids: Collection[str]) -> bool:
+        there = [prompt_id for prompt_id in await backend.client.get_queue() if prompt_id in prompt_ids]
+        await self._all(*map(backend.cancel, there))
+        return bool(there)
+
+    async def _everywhere(self, ask: Callable[[Backend], Awaitable[Any]]) -> bool:
+        """Ask all servers that are up; whether any has answered with something that is true."""
+        return any(await self._all(*map(ask, self._pool.ready)))
+
+    async def _all(self, *works: Awaitable[_T]) -> list[_T]:
+        """Do all of these; what is in the way of one is not in the way of the others.
+
+        Raises what kept the journal from being written. What a server could not be told is in the log.
+        """
+        found: list[_T] = []
+        failure: BaseException | None = None
+        for outcome in await asyncio.gather(*works, return_exceptions=True):
+            if not isinstance(outcome, BaseException):
+                found.append(outcome)
+            elif isinstance(outcome, ComfyUIError) and not isinstance(outcome, JournalError):
+                _log.warning("prompt.cancel_failed", reason="request", detail=outcome.detail)
+            else:
+                failure = outcome
+        if failure is not None:
+            raise failure
+        return found
+
+
+async def _told(work: Coroutine[Any, Any, _T]) -> _T | ComfyUIError:
+    """An error of ours is for the caller, while there is one, and no crash."""
+    try:
+        return await work
+    except ComfyUIError as error:
+        return error
+
+
+def _slices(whole: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (whole[start : start + size] for start in range(0, len(whole), size))
+
+
+async def _clear_queue(backend: Backend) -> None:
+    await backend.client.clear_queue()
+
+
+def _cancelled(prompt_id: str) -> ComfyUITaskCancelledError:
+    return ComfyUITaskCancelledError("cancelled on request", prompt_id=prompt_id)

@@ -1,0 +1,409 @@
+"""ComfyUI's clears, deletes, cancels and interrupts, where prompts wait in the gateway: for one and three servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine
+from comfyui.jobs.journal.records import State
+from tests.support.calls import Calls
+from tests.support.jobs import ASYNC, begins, look, submit
+from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
+from tests.support.receivers import SECRET, Receiver
+from tests.support.running import (
+    RunningGateway,
+    engines,
+    executions,
+    invert_workflow,
+    queue_of,
+    requests,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+
+Body = Any
+LONG = sleep_workflow(600)
+
+
+async def post(gateway: RunningGateway, path: str, body: Body = None, key: str = "") -> tuple[int, str]:
+    """Status and text. A body of bytes is sent as it is."""
+    headers = bearer(key) if key else {}
+    sent = {"data": body} if isinstance(body, bytes | None) else {"json": body}
+    async with gateway.http.post(path, headers=headers, **sent) as response:
+        return response.status, await response.text()
+
+
+async def external(engine: Engine, workflow: Any, **fields: Any) -> str:
+    """A prompt that comes to a server past the gateway."""
+    async with (
+        aiohttp.ClientSession(engine.url) as http,
+        http.post("/prompt", json={"prompt": workflow, **fields}) as response,
+    ):
+        return str((await response.json())["prompt_id"])
+
+
+async def running(servers: list[Engine]) -> list[str]:
+    return [one for server in servers for one in (await queue_of(server))[0]]
+
+
+async def pending(servers: list[Engine]) -> list[str]:
+    return [one for server in servers for one in (await queue_of(server))[1]]
+
+
+async def all_run(servers: list[Engine], count: int) -> list[str]:
+    return await until(lambda: running(servers), lambda found: len(found) == count)
+
+
+async def state_of(gateway: RunningGateway, prompt_id: str) -> State | None:
+    record = await gateway.handler.journal.get(prompt_id)
+    return None if record is None else record.state
+
+
+async def told_of(gateway: RunningGateway, prompt_id: str) -> tuple[int, Any]:
+    status, told = await look(gateway.http, prompt_id)
+    return status, told.get("type")
+
+
+CANCELLED = (409, "task_cancelled")
+
+
+async def filled(gateway: RunningGateway, servers: list[Engine]) -> tuple[list[str], list[str], list[str]]:
+    """Three prompts run, three wait on the servers behind them, and three with the gateway."""
+    jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(9)]
+    runs = await all_run(servers, 3)
+    waits = await until(lambda: pending(servers), lambda found: len(found) == 3)
+    return runs, waits, [job for job in jobs if job not in {*runs, *waits}]
+
+
+# What waits
+
+
+async def test_clear_takes_all_that_waits_wherever_and_leaves_alone_what_runs(
+    three_servers: tuple[RunningGateway, list[Engine]],
+) -> None:
+    gateway, servers = three_servers
+    runs, waits, with_us = await filled(gateway, servers)
+    theirs = await external(servers[1], invert_workflow(7))
+    assert await post(gateway, "/queue", {"clear": True}) == (200, "")
+    assert (sorted(await running(servers)), await pending(servers)) == (sorted(runs), [])
+    for prompt_id in (*waits, *with_us):
+        assert await told_of(gateway, prompt_id) == CANCELLED
+    for prompt_id in runs:
+        assert await state_of(gateway, prompt_id) is State.RUNNING
+    await post(gateway, "/interrupt")
+    await all_run(servers, 0)
+    ran = {one for server in servers for one in executions(server)}
+    assert ran == set(runs), "neither ours that waited nor the other's has begun"
+    assert theirs not in ran
+
+
+async def test_delete_finds_each_id_wherever_it_waits(three_servers: tuple[RunningGateway, list[Engine]]) -> None:
+    gateway, servers = three_servers
+    runs, waits, with_us = await filled(gateway, servers)
+    theirs = await external(servers[2], invert_workflow(7))
+    body = {"delete": [with_us[0], waits[1], theirs, runs[0], str(uuid4()), 7, None]}
+    assert await post(gateway, "/api/queue", body) == (200, "")
+    assert sorted(await running(servers)) == sorted(runs)
+    assert theirs not in await pending(servers)
+    for prompt_id in (with_us[0], waits[1]):
+        assert await told_of(gateway, prompt_id) == CANCELLED
+    for prompt_id in (waits[0], waits[2], with_us[1], with_us[2]):
+        assert await state_of(gateway, prompt_id) is State.QUEUED
+    # The place that became free is another's.
+    assert len(await until(lambda: pending(servers), lambda found: len(found) == 3)) == 3
+
+
+async def test_what_a_clear_takes_away_does_not_begin_when_a_place_becomes_free_meanwhile() -> None:
+    async with engines(1) as servers, running_gateway(servers[0].url, queue="gateway") as gateway:
+        first = await submit(gateway.http, sleep_workflow(600))
+        await begins(gateway.http, first)
+        rest = [await submit(gateway.http, invert_workflow(tag)) for tag in range(600)]
+        # More than one transaction, with the place free from the first on.
+        await asyncio.gather(post(gateway, "/queue", {"clear": True}), post(gateway, "/interrupt"))
+        assert set(executions(servers[0])) <= {first, rest[0]}
+        assert await gateway.handler.journal.waiting(0, 10) == []
+
+
+@pytest.mark.parametrize("chosen", [True, False], ids=["with an id", "without"])
+async def test_callers_that_wait_are_told(three_servers: tuple[RunningGateway, list[Engine]], chosen: bool) -> None:
+    gateway, servers = three_servers
+    ids: list[dict[str, Any]] = [{"prompt_id": str(uuid4())} if chosen else {} for _ in range(9)]
+    calls = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag), **ids[tag])) for tag in range(9)]
+    await all_run(servers, 3)
+    await until(lambda: pending(servers), lambda found: len(found) == 3)
+    asked = [requests(server, "GET /history/{prompt_id}") for server in servers]
+    await post(gateway, "/queue", {"clear": True})
+    await until(lambda: _done(calls), lambda count: count == 6)
+    assert {(call.result()[0], call.result()[1]["type"]) for call in calls if call.done()} == {CANCELLED}
+    # No server is asked for what it never had: one look each for what was taken back.
+    more = [
+        requests(server, "GET /history/{prompt_id}") - before for server, before in zip(servers, asked, strict=True)
+    ]
+    assert max(more) <= 1
+    await post(gateway, "/interrupt")
+    assert {(await call)[1]["type"] for call in calls} == {"task_cancelled"}
+    await all_run(servers, 0)
+
+
+async def _done(calls: list[asyncio.Task[Any]]) -> int:
+    return sum(call.done() for call in calls)
+
+
+async def test_a_waiting_prompt_of_a_server_that_is_down_is_cancelled_and_the_server_told_later() -> None:
+    async with AsyncExitStack() as stack:
+        (engine,) = await stack.enter_async_context(engines(1))
+        async with running_gateway(engine.url, queue="gateway") as gateway:
+            first, second = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(2)]
+            await until(lambda: queue_of(engine), lambda queue: queue == ([first], [second]))
+            await engine.set_faults({"status": {"status": 503}, "ws_refuse": {}})
+            await engine.set_faults({"ws_drop": {}})
+            await until(lambda: _ready(gateway), lambda ready: not ready)
+            await post(gateway, "/queue", {"clear": True})
+            await post(gateway, "/interrupt", {"prompt_id": first})
+            assert await told_of(gateway, second) == CANCELLED
+            assert await told_of(gateway, first) == CANCELLED
+            engine.faults.clear()
+            await until(lambda: queue_of(engine), lambda queue: queue == ([], []), timeout_s=20)
+
+
+async def _ready(gateway: RunningGateway) -> int:
+    return len(gateway.handler.pool.ready)
+
+
+# What runs
+
+
+async def test_interrupt_stops_one_or_all_on_all_servers_and_nothing_that_waits(
+    three_servers: tuple[RunningGateway, list[Engine]],
+) -> None:
+    gateway, servers = three_servers
+    runs, waits, with_us = await filled(gateway, servers)
+    assert await post(gateway, "/interrupt", {"prompt_id": waits[0]}) == (200, "")
+    assert await post(gateway, "/interrupt", {"prompt_id": with_us[0]}) == (200, "")
+    assert await post(gateway, "/interrupt", {"prompt_id": str(uuid4())}) == (200, "")
+    assert sorted(await running(servers)) == sorted(runs)
+    assert await post(gateway, "/interrupt", {"prompt_id": runs[1]}) == (200, "")
+    assert await told_of(gateway, runs[1]) == CANCELLED
+    await until(lambda: running(servers), lambda now: runs[1] not in now and len(now) == 3)
+    assert await post(gateway, "/queue", {"clear": True}) == (200, "")
+    left = await running(servers)
+    assert await post(gateway, "/interrupt") == (200, "")
+    await all_run(servers, 0)
+    for prompt_id in left:
+        assert await told_of(gateway, prompt_id) == CANCELLED
+
+
+async def test_interrupt_reaches_prompts_that_came_past_the_gateway(
+    three_servers: tuple[RunningGateway, list[Engine]],
+) -> None:
+    gateway, servers = three_servers
+    theirs = [await external(server, LONG, prompt_id=str(uuid4())) for server in servers]
+    await all_run(servers, 3)
+    others = [backend.watcher for backend in gateway.handler.pool.backends]
+    await until(lambda: _sum(others), lambda count: count == 3)
+    await post(gateway, "/interrupt", {"prompt_id": theirs[2]})
+    assert sorted(await all_run(servers, 2)) == sorted(theirs[:2])
+    await post(gateway, "/interrupt", {})
+    await all_run(servers, 0)
+
+
+async def _sum(watchers: list[Any]) -> int:
+    return sum(watcher.others for watcher in watchers)
+
+
+async def test_a_cancel_names_each_job_once(three_servers: tuple[RunningGateway, list[Engine]]) -> None:
+    gateway, servers = three_servers
+    runs, waits, with_us = await filled(gateway, servers)
+    theirs = await external(servers[0], LONG)
+    for prompt_id in (theirs, with_us[0], waits[0], runs[0]):
+        path = f"/api/jobs/{prompt_id}/cancel"
+        assert await post(gateway, path) == (200, '{"cancelled":true}')
+        assert await post(gateway, path) == (200, '{"cancelled":false}')
+    for prompt_id in (runs[0], waits[0], with_us[0]):
+        assert await told_of(gateway, prompt_id) == CANCELLED
+    for unknown in (str(uuid4()), "x"):
+        assert await post(gateway, f"/api/jobs/{unknown}/cancel") == (200, '{"cancelled":false}')
+    many = {"job_ids": [runs[1], with_us[1], str(uuid4()), runs[0]]}
+    assert await post(gateway, "/api/jobs/cancel", many) == (200, '{"cancelled":true}')
+    assert await post(gateway, "/api/jobs/cancel", many) == (200, '{"cancelled":false}')
+    assert [await told_of(gateway, one) for one in (runs[1], with_us[1])] == [CANCELLED] * 2
+    assert theirs not in [*await pending(servers), *await running(servers)]
+    await post(gateway, "/queue", {"clear": True})
+    await post(gateway, "/interrupt")
+
+
+@asynccontextmanager
+async def listening(engine: Engine, client_id: str) -> AsyncIterator[list[str]]:
+    """The prompts of whose interruption a websocket of the server was told."""
+    heard: list[str] = []
+    async with aiohttp.ClientSession(engine.url) as http, http.ws_connect(f"/ws?clientId={client_id}") as socket:
+
+        async def listen() -> None:
+            async for message in socket:
+                told = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {}
+                if told.get("type") == "execution_interrupted":
+                    heard.append(told["data"]["prompt_id"])
+
+        task = asyncio.create_task(listen())
+        try:
+            yield heard
+        finally:
+            task.cancel()
+
+
+async def test_a_cancel_reaches_a_running_prompt_at_once_though_a_thousand_wait(receiving: Receiver) -> None:
+    settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": receiving.url()}
+    settings |= {"webhook_url_allow": "127.0.0.1", "public_url": "https://comfy.example"}
+    async with engines(3) as servers, running_gateway(*(one.url for one in servers), **settings) as gateway:
+        called = asyncio.create_task(gateway.prompt_sync(LONG, prompt_id=str(uuid4())))
+        (called_id,) = await all_run(servers, 1)
+        # ComfyUI tells the gateway nothing of it.
+        watched_id = await submit(gateway.http, sleep_workflow(600, tag=2), client_id="tab")
+        await all_run(servers, 2)
+        for tag in range(1000):
+            await submit(gateway.http, sleep_workflow(600, tag=10 + tag))
+        (queued_id,) = set(await all_run(servers, 3)) - {called_id, watched_id}
+        took: list[float] = []
+        async with AsyncExitStack() as stack:
+            heard = [await stack.enter_async_context(listening(server, "tab")) for server in servers]
+            for prompt_id, path in (
+                (called_id, "/interrupt"),
+                (watched_id, "/interrupt"),
+                (queued_id, f"/api/jobs/{queued_id}/cancel"),
+            ):
+                began = time.monotonic()
+                assert (await post(gateway, path, {"prompt_id": prompt_id}))[0] == 200
+                await until(lambda: running(servers), partial(_lacks, prompt_id))
+                took.append(time.monotonic() - began)
+            # The best of three, for a machine that has other work.
+            assert min(took) < 0.5, took
+            await until(lambda: _all_of(heard), lambda told: told == [watched_id])
+        assert (await called)[0] == 409
+        assert (await called)[1]["type"] == "task_cancelled"
+        for prompt_id in (watched_id, queued_id):
+            await until(partial(told_of, gateway, prompt_id), lambda told: told == CANCELLED)
+        ended = [(one.json["type"], one.json["data"]["prompt_id"]) for one in await receiving.got(3)]
+        assert set(ended) == {("prompt.canceled", one) for one in (called_id, watched_id, queued_id)}
+        assert (await post(gateway, "/queue", {"clear": True}))[0] == 200
+        await post(gateway, "/interrupt")
+        await receiving.got(2 + 1000)
+
+
+def _lacks(prompt_id: str, found: list[str]) -> bool:
+    return prompt_id not in found
+
+
+async def _all_of(heard: list[list[str]]) -> list[str]:
+    return [one for some in heard for one in some]
+
+
+# Whose it is
+
+
+async def test_nobody_stops_another_s_work_nor_is_told_of_it(calls: Calls, engine: Engine) -> None:
+    gateway = calls.gateway
+    theirs = [(await calls.submit(BOB, sleep_workflow(600, tag=tag), ASYNC))[1]["prompt_id"] for tag in range(3)]
+    await until(lambda: queue_of(engine), lambda queue: queue == (theirs[:1], theirs[1:2]))
+    past = await external(engine, invert_workflow(8))
+    for path, body, told in (
+        ("/queue", {"clear": True}, ""),
+        ("/queue", {"delete": [*theirs, past]}, ""),
+        ("/interrupt", None, ""),
+        ("/interrupt", {"prompt_id": theirs[0]}, ""),
+        *((f"/api/jobs/{one}/cancel", None, '{"cancelled":false}') for one in (*theirs, past)),
+        ("/api/jobs/cancel", {"job_ids": theirs}, '{"cancelled":false}'),
+    ):
+        assert await post(gateway, path, body, ALICE) == (200, told), path
+    assert await queue_of(engine) == (theirs[:1], [theirs[1], past])
+    for path, body in (
+        ("/queue", {"clear": True}),
+        ("/history", {"clear": True}),
+        ("/interrupt", None),
+        (f"/api/jobs/{theirs[0]}/cancel", None),
+        ("/api/jobs/cancel", {"job_ids": theirs}),
+        ("/free", {}),
+    ):
+        assert (await post(gateway, path, body, WATCHER))[0] == 403, path
+    assert (await post(gateway, "/free", {"free_memory": True}, ALICE))[0] == 403
+    # Its owner may, and who may do everything.
+    assert await post(gateway, f"/api/jobs/{theirs[2]}/cancel", None, BOB) == (200, '{"cancelled":true}')
+    assert await post(gateway, "/queue", {"clear": True}, BOB) == (200, "")
+    assert await queue_of(engine) == (theirs[:1], [past])
+    assert await post(gateway, "/queue", {"clear": True}, ROOT) == (200, "")
+    assert await queue_of(engine) == (theirs[:1], [])
+    assert await post(gateway, "/interrupt", None, ROOT) == (200, "")
+    assert (await calls.call(BOB, "GET", f"/prompt_sync/{theirs[0]}"))[0] == 409
+    assert await queue_of(engine) == ([], [])
+
+
+# Memory
+
+
+async def test_all_servers_free_their_memory_and_one_that_is_down_is_no_reason_to_fail() -> None:
+    async with engines(3) as servers, running_gateway(*(one.url for one in servers)) as gateway:
+        assert await post(gateway, "/free", {"unload_models": True}) == (200, "")
+        assert [requests(server, "POST /free") for server in servers] == [1, 1, 1]
+        await servers[0].set_faults({"status": {"status": 500, "route": "/free"}})
+        assert await post(gateway, "/api/free", {"free_memory": True}) == (200, "")
+        for server in servers[1:]:
+            await server.set_faults({"status": {"status": 500, "route": "/free"}})
+        status, told = await post(gateway, "/free", {})
+        assert (status, json.loads(told)["type"]) == (502, "server_error")
+
+
+# Bodies that ComfyUI cannot use
+
+
+BODIES: list[Body] = [b"", b"{", b"[]", b"5", b"null", b'"x"', b"{}", b'["clear"]', b'"clear"']
+BODIES += [{"clear": False}, {"clear": 0}, {"clear": None}, {"clear": "x"}, {"delete": None}, {"delete": 5}]
+BODIES += [{"delete": "abc"}, {"delete": {"a": 1}}, {"delete": [1, None, "x"]}, {"delete": [{}]}, {"delete": []}]
+BODIES += [{"prompt_id": 5}, {"prompt_id": []}, {"prompt_id": ""}, {"unload_models": "yes"}, {"job_ids": 5}]
+BODIES += [
+    {"job_ids": []},
+    {"job_ids": [5]},
+    {"job_ids": ["x", {}]},
+    {"job_ids": [str(uuid4())]},
+    {"job_ids": [str(uuid4()).upper()]},
+]
+PATHS = ("/queue", "/history", "/interrupt", "/free", "/api/jobs/cancel", "/api/jobs/x/cancel", "/api/queue")
+
+
+async def _answers(url: str, key: str = "") -> dict[tuple[str, str], tuple[int, Any]]:
+    found: dict[tuple[str, str], tuple[int, Any]] = {}
+    async with aiohttp.ClientSession(url, headers=bearer(key) if key else {}) as http:
+        for path in PATHS:
+            for body in BODIES:
+                sent: Any = {"data": body} if isinstance(body, bytes) else {"json": body}
+                async with http.post(path, **sent) as response:
+                    text = await response.text()
+                    is_json = response.content_type == "application/json"
+                    told = json.loads(text) if is_json else text.partition("\n")[0]
+                    found[path, repr(body)] = response.status, told
+    return found
+
+
+async def test_bodies_get_the_answers_of_a_single_comfyui(engine: Engine, calls: Calls) -> None:
+    """In the text of a 500 only the first line is ComfyUI's."""
+    alone = await _answers(engine.url)
+    assert {status for status, _ in alone.values()} == {200, 400, 500}
+    for key in (ROOT, ALICE):
+        behind = await _answers(calls.gateway.url, key)
+        wanted = {one: answer for one, answer in alone.items() if key == ROOT or one[0] != "/free"}
+        assert {one: behind[one] for one in wanted} == wanted
+    async with engines(3) as servers, running_gateway(*(one.url for one in servers)) as gateway:
+        assert await _answers(gateway.url) == alone
+
+
+async def test_a_body_that_is_too_long_is_refused(calls: Calls) -> None:
+    assert (await post(calls.gateway, "/queue", b"[" + b" " * 1_000_001, ALICE))[0] == 413
