@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
+from operator import itemgetter
 
 from comfyui.jobs.shares import Share
 
@@ -161,6 +163,10 @@ class _Line:
         """How many jobs of the owner are before that place."""
         return bisect_left(self._jobs.get(share, ()), (order,))
 
+    def by_share(self) -> Iterable[tuple[Share, list[tuple[int, Ticket]]]]:
+        """The jobs of each owner, with the place of each among them."""
+        return self._jobs.items()
+
     def tickets(self) -> Iterator[Ticket]:
         for jobs in self._jobs.values():
             for _, ticket in jobs:
@@ -236,6 +242,24 @@ class Lines:
             for line in level.lines.values():
                 yield from line.tickets()
 
+    def in_turn(self, mean_s: float) -> Iterator[Ticket]:
+        """All jobs, about in the order in which they have their turn. `mean_s` as for `ahead_of`.
+
+        It is what comes of the order where each job takes as long as its owner's last ones did.
+        """
+        used: dict[Share, float] = {}
+        for priority in reversed(self._priorities):
+            by_share: dict[Share, list[tuple[int, Ticket]]] = {}
+            for line in self._levels[priority].lines.values():
+                for share, jobs in line.by_share():
+                    by_share[share] = by_share[share] + jobs if share in by_share else jobs
+            turns = []
+            for share, jobs in by_share.items():
+                before, took = used.get(share, share.used), (share.mean_s or mean_s) / share.weight
+                used[share] = before + len(jobs) * took
+                turns.append(_turns(share.number, sorted(jobs, key=itemgetter(0)), before, took))
+            yield from (ticket for _, ticket in merge(*turns))
+
     def ahead_of(self, ticket: Ticket, mean_s: float) -> int:
         """About how many jobs have their turn before it. `mean_s`: how long one takes whose owner had none yet."""
         level = self._levels[ticket.priority]
@@ -250,6 +274,12 @@ class Lines:
         for priority in self._priorities[bisect_left(self._priorities, ticket.priority + 1) :]:
             ahead += sum(self._levels[priority].counts.values())
         return ahead
+
+
+def _turns(owner: int, jobs: list[tuple[int, Ticket]], used: float, took: float) -> Iterator[tuple[_Rank, Ticket]]:
+    """The jobs of one owner, each with its rank by then; each one takes `took`."""
+    for place, (_, ticket) in enumerate(jobs):
+        yield (used + place * took, ticket.number, owner), ticket
 
 
 def _take_from(lines: dict[Lane, _Line], ticket: Ticket) -> None:

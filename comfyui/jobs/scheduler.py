@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane, Lines, Ticket
 from comfyui.jobs.server_places import ServerPlaces
@@ -74,6 +76,15 @@ class TakeBack:
     prompt_id: str
     server: str
     idle: str
+
+
+class Standing(NamedTuple):
+    """Where a job stands that has not ended. `server`: None where it waits; `accepted`: ComfyUI has it in its queue."""
+
+    prompt_id: str
+    owner: str | None
+    server: str | None = None
+    accepted: bool = False
 
 
 class Scheduler:
@@ -230,6 +241,17 @@ class Scheduler:
     def waiting(self) -> int:
         """How many jobs wait."""
         return len(self._tickets) - sum(server.jobs for server in self._servers.values())
+
+    def standing(self) -> list[Standing]:
+        """All jobs: those on servers in the order in which they came there, then the others about in turn."""
+        placed = [ticket for ticket in self._tickets.values() if ticket.server is not None]
+        placed.sort(key=lambda ticket: ticket.placing)
+        waiting = self._lines.in_turn(self._shares.mean_s)
+        return [Standing(one.prompt_id, one.share.name, one.server, one.accepted) for one in chain(placed, waiting)]
+
+    def count(self, owns: Callable[[str | None], bool]) -> int:
+        """How many jobs wait or are on a server, of owners that `owns` picks."""
+        return sum(share.waiting + share.placed for share in self._shares.all() if owns(share.name))
 
     def waits_for(self, prompt_id: str) -> list[str]:
         """The servers that may run a job that waits, where all of them are down; else none."""

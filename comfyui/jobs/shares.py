@@ -5,7 +5,7 @@ An owner is charged in executed seconds, divided by its weight. While a job runs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -160,6 +160,10 @@ class Shares:
             # Nobody saves up turns for later: an owner who had nothing to do is level with those who wait.
             self._level(share)
         return share
+
+    def all(self) -> Iterable[Share]:
+        """Of all owners that are remembered."""
+        return self._shares.values()
 
     def set_terms(self, terms_of: Callable[[str | None], Terms]) -> None:
         """All owners are on these terms from now on. Whose account an owner has stays."""

@@ -528,3 +528,42 @@ def test_owners_who_have_nothing_to_do_are_forgotten() -> None:
     finally:
         tracemalloc.stop()
     assert sizes[1] < sizes[0] * 1.1 + 10_000
+
+
+@unhurried
+@given(
+    jobs=st.lists(st.tuples(st.sampled_from(OWNERS), st.integers(-1, 1), st.booleans()), max_size=30),
+    weight=weights,
+)
+def test_jobs_are_listed_in_the_order_in_which_they_run(jobs: list[tuple[str, int, bool]], weight: float) -> None:
+    scheduler = one_server()
+    for number, (owner, priority, front) in enumerate(jobs, 1):
+        job = Waiting(f"{number}", number, owner, priority=priority, front=front)
+        scheduler.add(job, Terms(weight if owner == "ann" else 1.0))
+    listed = [standing.prompt_id for standing in scheduler.standing()]
+    assert [standing.owner for standing in scheduler.standing()] == [jobs[int(name) - 1][0] for name in listed]
+    assert scheduler.count(lambda owner: owner == "ann") == sum(owner == "ann" for owner, _, _ in jobs)
+    order = in_turn(scheduler)
+    # Each job takes one second, as is assumed of owners of whom nothing is known.
+    assert listed == order
+
+
+def test_what_is_on_servers_is_listed_before_what_waits() -> None:
+    scheduler = one_server(*(Waiting(f"{number}", number, "ann") for number in range(1, 5)))
+    assert [place.prompt_id for place in scheduler.decide(0.0) if isinstance(place, Place)] == ["1"]
+    scheduler.accepted("1")
+    scheduler.decide(0.0)
+    listed = scheduler.standing()
+    assert [(one.prompt_id, one.server, one.accepted) for one in listed] == [
+        ("1", "gpu", True),
+        ("2", "gpu", False),
+        ("3", None, False),
+        ("4", None, False),
+    ]
+
+
+def test_listing_10_000_jobs_takes_some_milliseconds() -> None:
+    scheduler = one_server(*(Waiting(f"{number}", number, f"owner {number % 200}") for number in range(10_000)))
+    began = time.perf_counter()
+    assert len(scheduler.standing()) == 10_000
+    assert time.perf_counter() - began < 1.0
