@@ -38,6 +38,7 @@ from comfyui.jobs.queue import JobQueue, QueueOptions
 from comfyui.jobs.recovery import Recovery
 from comfyui.jobs.removal import Removal
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
+from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.turns import Turns
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
@@ -110,6 +111,7 @@ class ComfyUIHandler:
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
+        self.standing = StandingJobs(pool, self._turns, self._runs, self.queue)
         self._admission = Admission(entries, self._runs, self.queue, brought)
         self.history = JobHistory(self.journal, pool)
         self.removal = Removal(entries, pool, self._admission, self._runs, self.queue, self._turns, self._cancels)

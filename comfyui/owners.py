@@ -91,9 +91,9 @@ def client_id_of(key: str, client_id: str) -> str:
     return f"{key}:{client_id}"
 
 
-def client_id_without(client_id: str) -> str:
-    """What the client calls itself, of what `client_id_of` made of it."""
-    return client_id.partition(":")[2] or client_id
+def client_id_without(client_id: str, owner: str | None) -> str:
+    """What the client calls itself, of what `client_id_of` may have made of it for this owner of its prompt."""
+    return client_id if owner is None else client_id.removeprefix(f"{key_of(owner)}:")
 
 
 def is_given_name(name: str) -> bool:

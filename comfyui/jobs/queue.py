@@ -31,7 +31,7 @@ from comfyui.jobs.journal.writes import Pause
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
-from comfyui.jobs.scheduler import Waiting
+from comfyui.jobs.scheduler import Standing, Waiting
 from comfyui.jobs.stored import request_of, secrets_of, with_secrets
 from comfyui.jobs.turns import TurnOptions, Turns
 from comfyui.models import PromptRequest
@@ -226,7 +226,7 @@ class JobQueue:
 
     @property
     def paused(self) -> bool:
-        return self._turns.paused
+        return self._turns.scheduler.paused
 
     async def pause(self, paused: bool) -> None:
         """While it is paused no job gets its turn; what runs ends. It stays so over restarts.
@@ -251,8 +251,18 @@ class JobQueue:
         return ahead + sum(late.waiting.is_before(row.waiting) for late in rows if late is not None)
 
     def waits_for(self, prompt_id: str) -> list[str]:
-        """See `Turns.waits_for`."""
-        return self._turns.waits_for(prompt_id)
+        """See `Scheduler.waits_for`."""
+        return self._turns.scheduler.waits_for(prompt_id)
+
+    def waits(self, prompt_id: str) -> bool:
+        """Whether the job waits here, and is not in hand."""
+        return prompt_id in self._rows
+
+    def without_turn(self) -> Iterator[Standing]:
+        """Jobs that wait here and not for their turn: their inputs are fetched, or no server took them a moment ago."""
+        for prompt_id, row in self._rows.items():
+            if not self._turns.scheduler.knows(prompt_id):
+                yield Standing(prompt_id, row.waiting.owner)
 
     def hold(self, job: Job, record: JobRecord, before: Callable[[], Awaitable[None]]) -> None:
         """Run a job that was handed on before a restart, after `before`: it has its place on its server."""

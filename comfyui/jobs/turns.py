@@ -145,18 +145,15 @@ class Turns:
         """About how many jobs have their turn before it; None where it does not wait here."""
         return 0 if prompt_id in self._granted else self._scheduler.ahead_of(prompt_id)
 
-    def waits_for(self, prompt_id: str) -> list[str]:
-        """The servers that may run a job that waits here, where all of them are down; else none."""
-        return self._scheduler.waits_for(prompt_id)
-
     @property
     def are_all_here(self) -> bool:
         """Whether all jobs wait here, and none in ComfyUI's own queue."""
         return self._is_ours
 
     @property
-    def paused(self) -> bool:
-        return self._scheduler.paused
+    def scheduler(self) -> Scheduler:
+        """To be asked, and told nothing."""
+        return self._scheduler
 
     def pause(self, paused: bool) -> None:
         """While it is paused no job gets its turn; those that have theirs go on."""

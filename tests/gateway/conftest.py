@@ -36,6 +36,7 @@ from server import create_app
 from tests.support.calls import Calls
 from tests.support.credentials import CERTIFICATE, TOKEN
 from tests.support.described import Document
+from tests.support.faces import Face
 from tests.support.keys import ALICE, BOB, KEY, KEYS, OTHER_KEY, ROOT, WATCHER, bearer, table, write_keys
 from tests.support.large_output import SIZE
 from tests.support.limits import SMALL_ANSWER_BYTES, SMALL_LIMITS
@@ -430,6 +431,17 @@ async def three_servers(request: pytest.FixtureRequest) -> AsyncIterator[tuple[R
 async def calls(engine: Engine, keys_path: Path) -> AsyncIterator[Calls]:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         yield Calls(gateway)
+
+
+@pytest.fixture(params=["one server with keys", "three servers"])
+async def face(request: pytest.FixtureRequest, keys_path: Path) -> AsyncIterator[Face]:
+    with_keys = request.param == "one server with keys"
+    async with AsyncExitStack() as stack:
+        options = EngineOptions(step_seconds=0.002)
+        engines = [await stack.enter_async_context(Engine(options)) for _ in range(1 if with_keys else 3)]
+        settings: dict[str, Any] = {"keys_file": keys_path} if with_keys else {}
+        gateway = await stack.enter_async_context(running_gateway(*(one.url for one in engines), **settings))
+        yield Face(gateway, engines, bearer(ROOT) if with_keys else {})
 
 
 @pytest.fixture

@@ -20,9 +20,11 @@ from comfyui.jobs.journal.protocol import RUNS_KEPT, YOUNG_S
 from comfyui.jobs.journal.records import (
     Delivery,
     Due,
+    EndedJob,
     Fence,
     JobFilter,
     JobRecord,
+    KeptJob,
     Page,
     RunRecord,
     State,
@@ -395,6 +397,32 @@ class MemoryJournal:
 
     async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
         return [self._jobs[seq] for seq in sorted(self._unfinished) if seq > after][:limit]
+
+    async def ended(self, key: str | None, limit: int) -> list[EndedJob]:
+        narrowed = JobFilter(key=key)
+        last = (job for seq in reversed(self._ended) if narrowed.fits(job := self._jobs[seq]))
+        found = sorted(islice(last, limit), key=lambda job: job.end_number or 0)
+        return [EndedJob(job.prompt_id, job.state, job.queued_at, job.started_at, job.ended_at or 0.0) for job in found]
+
+    async def queued_since(self, key: str | None) -> dict[str, float]:
+        narrowed = JobFilter(key=key)
+        fitting = (job for seq in self._unfinished if narrowed.fits(job := self._jobs[seq]))
+        return {job.prompt_id: job.queued_at for job in fitting}
+
+    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
+        found: list[KeptJob | None] = []
+        size = 0
+        for prompt_id in prompt_ids:
+            if (job := self._find(prompt_id)) is None:
+                found.append(None)
+                continue
+            result = unpacked(self._results.get(job.seq)) if results else None
+            body = self._bodies.of(job.body_sha256)
+            found.append(KeptJob(job, body, result))
+            size += len(body or b"") + len(result or b"")
+            if size >= most_bytes:
+                break
+        return found
 
     async def counts(self) -> Mapping[State, int]:
         return dict(self._counts)

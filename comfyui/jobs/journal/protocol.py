@@ -8,8 +8,10 @@ from typing import Protocol, Self
 from comfyui.jobs.journal.records import (
     Delivery,
     Due,
+    EndedJob,
     JobFilter,
     JobRecord,
+    KeptJob,
     Page,
     RunRecord,
     State,
@@ -117,6 +119,18 @@ class Journal(Protocol):
 
     async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
         """Jobs of both kinds that have not ended, by `seq`, from the one behind `after` on."""
+
+    async def ended(self, key: str | None, limit: int) -> list[EndedJob]:
+        """The last `limit` jobs to end, of this key and all persons behind it; None: of all. In the order of ends."""
+
+    async def queued_since(self, key: str | None) -> dict[str, float]:
+        """When the present run was queued, of each job that has not ended, of this key as for `ended`."""
+
+    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
+        """The first of these jobs, with what they were asked and with `results` what they gave: None for an unknown id.
+
+        So many that they have about `most_bytes` together, and at least one.
+        """
 
     async def counts(self) -> Mapping[State, int]:
         """How many jobs are in each state."""

@@ -356,6 +356,24 @@ class UsageRow:
     bytes: int
 
 
+class EndedJob(NamedTuple):
+    """Of a job that has ended, what it is found and sorted by. The fields are those of `JobRecord`."""
+
+    prompt_id: str
+    state: State
+    queued_at: float
+    started_at: float | None
+    ended_at: float
+
+
+class KeptJob(NamedTuple):
+    """A job with its request as `Journal.body_of` gives it, and its result where that was asked for."""
+
+    record: JobRecord
+    body: bytes | None
+    result: bytes | None
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Jobs, newest first. `next_cursor` is None on the last page."""

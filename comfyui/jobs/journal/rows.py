@@ -58,7 +58,7 @@ INSERT_DELIVERY = (
 _SHORT = 512
 _COMPRESSED = b"x"
 
-_STATES = {state.value: state for state in State}
+STATES = {state.value: state for state in State}
 _DELIVERY_STATES = {state.value: state for state in DeliveryState}
 
 
@@ -136,7 +136,7 @@ def job_of(row: tuple[Any, ...]) -> JobRecord:
         seq=row[16],
         body_sha256=row[17],
         run=row[18],
-        state=_STATES[row[19]],
+        state=STATES[row[19]],
         server=row[20],
         attempt=row[21],
         losses=row[22],
@@ -156,7 +156,7 @@ def run_of(row: tuple[Any, ...]) -> RunRecord:
     """Of a row of `RUN_COLUMNS`."""
     return RunRecord(
         run=row[0],
-        state=_STATES[row[1]],
+        state=STATES[row[1]],
         server=row[2],
         attempt=row[3],
         number=row[4],

@@ -23,8 +23,10 @@ from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver
 from comfyui.jobs.journal.records import (
     Delivery,
     Due,
+    EndedJob,
     JobFilter,
     JobRecord,
+    KeptJob,
     Page,
     RunRecord,
     State,
@@ -32,6 +34,7 @@ from comfyui.jobs.journal.records import (
     UsageRow,
 )
 from comfyui.jobs.journal.schema import migrate
+from comfyui.jobs.journal.showing import ended, kept, queued_since
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.writes import Add, Finish, PutBack, Write, id_of
 
@@ -230,6 +233,15 @@ class SqliteJournal:
 
     async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
         return await self._ask(lambda sql: sql.unfinished(after, limit))
+
+    async def ended(self, key: str | None, limit: int) -> list[EndedJob]:
+        return await self._ask(lambda sql: ended(sql.database, key, limit))
+
+    async def queued_since(self, key: str | None) -> dict[str, float]:
+        return await self._ask(lambda sql: queued_since(sql.database, key))
+
+    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
+        return await self._ask(lambda sql: kept(sql.database, prompt_ids, most_bytes, results=results))
 
     async def counts(self) -> Mapping[State, int]:
         return await self._ask(Statements.counts)

@@ -23,6 +23,7 @@ from comfyui.exceptions import ComfyUIError
 from comfyui.handler import ComfyUIHandler
 from comfyui.web.comfyui.asked import query_of
 from comfyui.web.comfyui.job_changes import JobChanges
+from comfyui.web.comfyui.job_list import JobList
 from comfyui.web.comfyui.job_reads import JobReads
 from comfyui.web.comfyui.own_frames import OwnFrames
 from comfyui.web.comfyui.own_routes import OwnRoutes, Upload
@@ -43,6 +44,7 @@ class Parts:
     """What answers."""
 
     reads: JobReads
+    list: JobList
     changes: JobChanges
     own: OwnRoutes
 
@@ -78,15 +80,17 @@ class FaceRow:
 FACE: tuple[FaceRow, ...] = (
     # The queue and history: our own tables
     FaceRow("POST", "/prompt", For.USERS, "a job of the key: `comfyui.web.comfyui.prompt`"),
-    FaceRow("GET", "/prompt", For.USERS, "how many jobs wait or run", lambda on: on.reads.remaining),
-    FaceRow("GET", "/queue", For.USERS, "the jobs that wait or run", lambda on: on.reads.queue),
-    FaceRow("GET", "/history", For.USERS, "the jobs that have ended", lambda on: on.reads.history),
-    FaceRow("GET", "/history/*", For.USERS, "one job that has ended", lambda on: on.reads.history_entry),
+    FaceRow("GET", "/prompt", For.ALL, "how many jobs wait or run", lambda on: on.reads.remaining),
+    FaceRow("GET", "/queue", For.ALL, "the jobs that wait or run, in turn", lambda on: on.reads.queue),
+    FaceRow("GET", "/history", For.ALL, "the jobs that have ended, in order of end", lambda on: on.reads.history),
+    FaceRow("GET", "/history/*", For.ALL, "one job that has ended", lambda on: on.reads.history_entry),
+    FaceRow("GET", "/api/jobs", For.ALL, "all jobs, sorted and in pages", lambda on: on.list.jobs),
+    FaceRow("GET", "/api/jobs/*", For.ALL, "one job, however far it is", lambda on: on.list.job),
     FaceRow("POST", "/queue", For.ALL, "cancels what waits: all, or by id", lambda on: on.changes.change_queue),
     FaceRow("POST", "/history", For.ALL, "hides what has ended: all, or by id", lambda on: on.changes.change_history),
     FaceRow("POST", "/interrupt", For.ALL, "cancels what runs: all, or by id", lambda on: on.changes.interrupt),
-    FaceRow("POST", "/jobs/*/cancel", For.ALL, "cancels what waits or runs", lambda on: on.changes.cancel),
-    FaceRow("POST", "/jobs/cancel", For.ALL, "cancels several of them", lambda on: on.changes.cancel_many),
+    FaceRow("POST", "/api/jobs/*/cancel", For.ALL, "cancels what waits or runs", lambda on: on.changes.cancel),
+    FaceRow("POST", "/api/jobs/cancel", For.ALL, "cancels several of them", lambda on: on.changes.cancel_many),
     FaceRow(WEBSOCKET, "/ws", For.USERS, "the first server's, with the key's own frames: `Face.frames`"),
     FaceRow("POST", "/free", For.ALL, "all servers free their memory", lambda on: on.changes.free),
     # Files
@@ -122,7 +126,7 @@ class Face:
 
     def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
         reads = JobReads(handler)
-        self._parts = Parts(reads, JobChanges(handler), OwnRoutes(handler, upload, upstreams))
+        self._parts = Parts(reads, JobList(handler), JobChanges(handler), OwnRoutes(handler, upload, upstreams))
         self._journal = handler.journal
         self._is_merged = handler.queue.are_all_here
 
@@ -138,7 +142,8 @@ class Face:
     async def target(self, scope: Scope, receive: Receive, send: Send, raw_path: str) -> str | None:
         """What to ask ComfyUI for in place of what the caller asks; None where it has been answered."""
         row = face_row_of(scope["method"], raw_path)
-        found: str | Response = Response(status_code=403)
+        # What a `user` may have of its own, and nothing answers: a path that ComfyUI does not have.
+        found: str | Response = Response(status_code=404)
         if row is not None and row.rule is not None:
             try:
                 found = await row.rule(self._parts)(Request(scope, receive), viewer_of(scope))

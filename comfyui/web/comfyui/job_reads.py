@@ -1,156 +1,129 @@
-"""ComfyUI's queue and history as the caller may see them, made of the jobs that the gateway has written down."""
+"""ComfyUI's queue and history as the caller may see them, made of our own jobs: no server is asked for them."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIError, RequestError
+from comfyui.exceptions import RequestError
 from comfyui.handler import ComfyUIHandler
-from comfyui.jobs.journal.records import ENDS, JobRecord, State
-from comfyui.jobs.stored import result_from_bytes
-from comfyui.offload import offloaded
-from comfyui.owners import client_id_without
-from comfyui.web.comfyui.asked import last_part, query_of
+from comfyui.jobs.journal.records import EndedJob
+from comfyui.jobs.scheduler import Standing
+from comfyui.json_pieces import is_large, pieces
+from comfyui.web.comfyui.asked import last_part, query_of, raw_path
+from comfyui.web.comfyui.externals import Externals
+from comfyui.web.comfyui.job_items import ShownJob, history_entry
+from comfyui.web.comfyui.job_pages import JobPages
+from comfyui.web.comfyui.json_stream import JSONStream
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.front.errors import json_response
-from comfyui.workflows.api_format import last_nodes
 
-# Jobs in one answer, the newest; each has its whole workflow.
-MOST_SHOWN = 200
-_PAGE = 50
-WAITING = frozenset({State.QUEUED})
-RUNNING = frozenset({State.RUNNING, State.CANCELING})
-
-Item = list[Any]
-"""``[number, id, prompt, extra_data, outputs]``."""
+MAXIMUM_HISTORY_SIZE = 10_000
+"""As many prompts ComfyUI keeps; of more jobs that have ended the last ones are shown."""
 
 
 class JobReads:
-    """Answers from the journal, for whoever asks."""
+    """Answers for whoever asks."""
 
     def __init__(self, handler: ComfyUIHandler) -> None:
-        self._handler = handler
         self._journal = handler.journal
+        self._standing = handler.standing
+        self._pages = JobPages(handler)
+        self._externals = Externals(handler)
+
+    def count(self, viewer: Viewer) -> int:
+        """How many prompts wait or run, of those that the viewer sees."""
+        own = self._standing.count(viewer.sees)
+        return own if viewer.key is not None else own + self._externals.count()
 
     async def remaining(self, _request: Request, viewer: Viewer) -> str | Response:
-        """The answer of ``GET /prompt``: how many jobs wait or run."""
-        return json_response(200, {"exec_info": {"queue_remaining": await self.count(viewer)}})
-
-    async def count(self, viewer: Viewer) -> int:
-        """How many jobs wait or run, up to `MOST_SHOWN`."""
-        return len(await self.records(viewer, WAITING | RUNNING, MOST_SHOWN))
+        """The answer of ``GET /prompt``."""
+        return json_response(200, {"exec_info": {"queue_remaining": self.count(viewer)}})
 
     async def queue(self, _request: Request, viewer: Viewer) -> str | Response:
-        """The answer of ``GET /queue``."""
-        records = await self.records(viewer, WAITING | RUNNING, MOST_SHOWN)
-        records.sort(key=lambda record: record.number)
-        items = {record.prompt_id: await self._item(record) for record in records}
-        runs = await self.running(records)
-        running = [record.prompt_id for record in records if record.prompt_id in runs]
-        pending = [prompt_id for prompt_id in items if prompt_id not in set(running)]
-        shown = {
-            "queue_running": [items[prompt_id] for prompt_id in running],
-            "queue_pending": [items[prompt_id] for prompt_id in pending],
-        }
-        return json_response(200, shown)
+        """The answer of ``GET /queue``: what runs, and what is pending in the order of the turns."""
+        return await JSONStream(self._queue_pieces(viewer)).begin()
 
     async def history(self, request: Request, viewer: Viewer) -> str | Response:
-        """The answer of ``GET /history``: in the order of their ends. ``offset`` -1: the last ones."""
+        """The answer of ``GET /history``: in the order of their ends."""
         query = query_of(request.scope)
-        max_items, offset = _integer(query.get("max_items")), _integer(query.get("offset", "-1")) or 0
-        wanted = MOST_SHOWN if max_items is None else max(0, min(max_items, MOST_SHOWN))
-        records = await self.records(viewer, ENDS, MOST_SHOWN)
-        records.sort(key=lambda record: record.end_number or 0)
-        chosen = records[-wanted:] if offset < 0 else records[offset : offset + wanted]
-        return json_response(200, {record.prompt_id: await self._entry(record) for record in chosen if wanted})
+        max_items, offset = _integer(query, "max_items"), _integer(query, "offset")
+        ended = await self._journal.ended(viewer.key, MAXIMUM_HISTORY_SIZE)
+        ids = [job.prompt_id for job in _cut(ended, max_items, -1 if offset is None else offset)]
+        return await JSONStream(self._history_pieces(ids, viewer)).begin()
 
     async def history_entry(self, request: Request, viewer: Viewer) -> str | Response:
-        """The answer of ``GET /history/{id}``: empty for what has not ended, and for another's."""
-        record = await self._journal.get(last_part(request))
-        if record is None or not viewer.origin.sees(record.owner) or not record.state.is_end:
-            return json_response(200, {})
-        return json_response(200, {record.prompt_id: await self._entry(record)})
+        """The answer of ``GET /history/{id}``: empty for what has not ended, and for another's.
 
-    async def running(self, records: Sequence[JobRecord]) -> list[str]:
-        """Ids of those that run. Of a prompt with a client's id we hear nothing: there ComfyUI's queue is asked."""
-        found = [record.prompt_id for record in records if record.state in RUNNING]
-        unsure = [record for record in records if record.state in WAITING and record.server is not None]
-        for server in {record.server for record in unsure}:
-            backend = self._handler.pool.named(server or "")
-            with contextlib.suppress(ComfyUIError):  # a server that is away runs nothing that could be stopped
-                queue = {} if backend is None else await backend.client.get_queue()
-                found += [one.prompt_id for one in unsure if one.prompt_id in queue and queue[one.prompt_id].running]
-        return found
+        What the journal does not know is looked for on the servers, for those who see all.
+        """
+        prompt_id = last_part(request)
+        if viewer.key is None and await self._journal.get(prompt_id) is None:
+            return raw_path(request.scope)
+        return await JSONStream(self._history_pieces([prompt_id], viewer)).begin()
 
-    async def records(self, viewer: Viewer, states: frozenset[State], most: int) -> list[JobRecord]:
-        """The newest of the key's jobs in these states."""
-        found: list[JobRecord] = []
-        narrowed, cursor = viewer.narrowed(states), None
-        while len(found) < most:
-            page = await self._journal.page(narrowed, min(_PAGE, most - len(found)), cursor)
-            found += page.records
-            cursor = page.next_cursor
-            if cursor is None:
-                break
-        return found
+    async def _queue_pieces(self, viewer: Viewer) -> AsyncIterator[bytes]:
+        now = self._standing.now(viewer.sees)
+        running, pending = ([], []) if viewer.key is not None else await self._externals.all()
+        yield b'{"queue_running": ['
+        async for piece in self._items(now.running, running, viewer):
+            yield piece
+        yield b'], "queue_pending": ['
+        async for piece in self._items(now.pending, pending, viewer):
+            yield piece
+        yield b"]}"
 
-    async def _item(self, record: JobRecord) -> Item:
-        body = await self._journal.body_of(record.prompt_id)
-        fields: Mapping[str, Any] = {}
-        if body is not None:
-            fields = await offloaded(len(body), jsonio.loads, body) or {}
-        prompt = fields.get("prompt") or {}
-        extra_data = dict(fields.get("extra_data") or {})
-        if record.client_id is not None:
-            extra_data["client_id"] = client_id_without(record.client_id)
-        extra_data["create_time"] = int(record.created_at * 1000)
-        targets = fields.get("partial_execution_targets")
-        return [record.number, record.prompt_id, prompt, extra_data, targets or sorted(last_nodes(prompt))]
+    async def _items(
+        self, listed: Sequence[Standing], others: Sequence[ShownJob], viewer: Viewer
+    ) -> AsyncIterator[bytes]:
+        def made(job: ShownJob) -> bytes | None:
+            # It may have ended meanwhile; then it is in the history.
+            if job.record is not None and job.record.state.is_end:
+                return None
+            return jsonio.dumps(job.item(with_owner=viewer.key is None))
 
-    async def _entry(self, record: JobRecord) -> dict[str, Any]:
-        item = await self._item(record)
-        item[0] = record.end_number
-        outputs: Any = {}
-        kept = await self._journal.result_of(record.prompt_id) if record.state is State.SUCCEEDED else None
-        if kept is not None:
-            outputs = (await offloaded(len(kept), result_from_bytes, record.prompt_id, kept)).outputs
-        return {"prompt": item, "outputs": outputs, "status": _status(record), "meta": {}}
+        lead = b""
+        async for page in self._pages.each([one.prompt_id for one in listed], made):
+            if items := [item for item in page if item is not None]:
+                yield lead + b", ".join(items)
+                lead = b", "
+        if others:
+            yield lead + b", ".join(jsonio.dumps(job.item(with_owner=True)) for job in others)
 
+    async def _history_pieces(self, prompt_ids: Sequence[str], viewer: Viewer) -> AsyncIterator[bytes]:
+        def made(job: ShownJob) -> list[bytes]:
+            record = job.record
+            if record is None or not record.state.is_end or not viewer.sees(record.owner):
+                return []
+            entry = history_entry(job, record, with_owner=viewer.key is None)
+            name = jsonio.dumps(job.prompt_id) + b": "
+            return [name, *pieces(entry)] if is_large(entry) else [name + jsonio.dumps(entry)]
 
-def _status(record: JobRecord) -> dict[str, Any]:
-    """As ComfyUI words the end of a prompt."""
-    messages: list[list[Any]] = []
-    if record.started_at is not None:
-        messages.append(["execution_start", _moment(record, record.started_at)])
-    ended = _moment(record, record.ended_at or 0.0)
-    succeeded = record.state is State.SUCCEEDED
-    if succeeded:
-        messages.append(["execution_success", ended])
-    elif record.state is State.CANCELED:
-        messages.append(["execution_interrupted", {**ended, "node_id": None, "node_type": None, "executed": []}])
-    else:
-        error = record.error or {}
-        told: dict[str, Any] = {
-            "exception_type": error.get("type"),
-            "exception_message": error.get("detail"),
-            "traceback": [],
-        }
-        messages.append(["execution_error", {**ended, "node_id": None, "node_type": None, "executed": [], **told}])
-    return {"status_str": "success" if succeeded else "error", "completed": succeeded, "messages": messages}
+        lead = b"{"
+        async for page in self._pages.each(prompt_ids, made, results=True):
+            for entry in page:
+                if entry:
+                    yield lead
+                    for piece in entry:
+                        yield piece
+                    lead = b", "
+        yield b"{}" if lead == b"{" else b"}"
 
 
-def _moment(record: JobRecord, at: float) -> dict[str, Any]:
-    return {"prompt_id": record.prompt_id, "timestamp": int(at * 1000)}
+def _cut(ended: list[EndedJob], max_items: int | None, offset: int) -> list[EndedJob]:
+    """As ComfyUI cuts it, to the letter: with an offset there is one entry at least, and without the last ones are."""
+    if offset < 0:
+        return ended if max_items is None else ended[len(ended) - min(len(ended), max(0, max_items)) :]
+    return ended[offset:] if max_items is None else ended[offset : offset + max(max_items, 1)]
 
 
-def _integer(text: str | None) -> int | None:
+def _integer(query: dict[str, str], name: str) -> int | None:
+    if name not in query:
+        return None
     try:
-        return None if text is None else int(text)
+        return int(query[name])
     except ValueError:
-        raise RequestError("max_items, offset: whole numbers are wanted") from None
+        raise RequestError(f"{name}: a whole number is wanted") from None

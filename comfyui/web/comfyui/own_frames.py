@@ -83,7 +83,7 @@ class OwnFrames:
         if not isinstance(data, dict):
             return None
         if kind == "status":
-            return await self._status(data)
+            return self._status(data)
         if kind == "feature_flags":
             return text
         if kind not in _OF_A_PROMPT or not await self._is_own(data.get("prompt_id")):
@@ -93,8 +93,8 @@ class OwnFrames:
         self._running = None if ended else data["prompt_id"]
         return text
 
-    async def _status(self, data: dict[str, Any]) -> str:
-        remaining = await self._jobs.count(self._viewer)
+    def _status(self, data: dict[str, Any]) -> str:
+        remaining = self._jobs.count(self._viewer)
         told: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": remaining}}}
         if "sid" in data:
             told["sid"] = self._client_id
@@ -117,7 +117,7 @@ class OwnFrames:
         known = self._own.get(prompt_id)
         if known is None:
             record = await self._journal.get(prompt_id)
-            known = self._own[prompt_id] = record is not None and self._viewer.origin.sees(record.owner)
+            known = self._own[prompt_id] = record is not None and self._viewer.sees(record.owner)
             if len(self._own) > _REMEMBERED:
                 self._own.popitem(last=False)
         return known

@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from comfyui.jobs.journal.records import JobFilter, State
 from comfyui.jobs.origin import Origin
-from comfyui.owners import KeyRules
+from comfyui.owners import KeyRules, key_of
 from comfyui.web.front.request_state import state_of
 from comfyui.web.front.rights import Right
 
@@ -31,6 +31,10 @@ class Viewer:
         if self.key is None or self.origin.rules is None:
             raise RuntimeError("somebody who sees all has no key of its own here")
         return self.origin.rules
+
+    def sees(self, owner: str | None) -> bool:
+        """Whether it sees a job of this owner; None: of nobody."""
+        return self.key is None or (owner is not None and key_of(owner) == self.key)
 
     def narrowed(self, states: frozenset[State]) -> JobFilter:
         """The jobs in these states that it sees."""

@@ -88,7 +88,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("comfyui", "POST", "/upload/image", OWN, NO),
     # Queue and history
     Row("comfyui", "POST", "/prompt", OWN, NO, graph=True, counted=True),
-    *_rows("comfyui", "GET", "/prompt /queue /history /history/*", OWN, ALL),
+    *_rows("comfyui", "GET", "/prompt /queue /history /history/* /jobs /jobs/*", OWN, ALL),
     *_rows("comfyui", "POST", "/queue /history /interrupt /jobs/*/cancel /jobs/cancel", OWN, NO),
     Row("comfyui", WEBSOCKET, "/ws", OWN, NO),
     # Settings and user data: a folder for each key
@@ -96,7 +96,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("comfyui", "POST", "/settings /settings/* /userdata/**", OWN, NO),
     *_rows("comfyui", "DELETE", "/userdata/**", OWN, NO),
     # What no answer tells apart by owner yet
-    *_rows("comfyui", "GET", "/history_v2 /history_v2/* /jobs /jobs/*", NO, ALL),
+    *_rows("comfyui", "GET", "/history_v2 /history_v2/*", NO, ALL),
 )
 
 

@@ -901,3 +901,44 @@ async def test_many_writes_are_made_together_and_each_says_what_it_did(journal: 
     assert [(await got(journal, number)).state for number in (1, 2)] == [State.CANCELED, State.QUEUED]
     assert [one.prompt_id for one in await journal.deliveries(prompt_id(1), prompt_id(2))] == [prompt_id(1)]
     assert await journal.write_all([]) == []
+
+
+# Lists of ComfyUI's face
+
+
+async def test_the_last_to_end_are_listed_in_the_order_of_their_ends(journal: Journal) -> None:
+    for number, owner in ((1, "ann"), (2, "ann/eve"), (3, "ann2"), (4, None), (5, "ann")):
+        await journal.write(Add(new_job(number, owner=owner)))
+    for at, number in enumerate((5, 4, 2, 1)):
+        await end(journal, number, at=100.0 + at)
+    assert [job.prompt_id for job in await journal.ended(None, 9)] == [prompt_id(number) for number in (5, 4, 2, 1)]
+    assert [job.prompt_id for job in await journal.ended(None, 2)] == [prompt_id(number) for number in (2, 1)]
+    assert [job.prompt_id for job in await journal.ended("ann", 9)] == [prompt_id(number) for number in (5, 2, 1)]
+    assert [job.prompt_id for job in await journal.ended("ann", 1)] == [prompt_id(1)]
+    assert await journal.ended("an", 9) == []
+    record = await got(journal, 1)
+    (last,) = await journal.ended(None, 1)
+    assert last == (record.prompt_id, record.state, record.queued_at, record.started_at, record.ended_at)
+    assert await journal.queued_since(None) == {prompt_id(3): (await got(journal, 3)).queued_at}
+    assert await journal.queued_since("ann") == {}
+    assert list(await journal.queued_since("ann2")) == [prompt_id(3)]
+
+
+async def test_jobs_are_read_with_their_bodies_as_far_as_there_is_room(journal: Journal) -> None:
+    for number in range(1, 5):
+        await journal.write(Add(new_job(number, body=b'{"n": "%d"}' % number + b" " * 1000)))
+    await journal.write(Add(new_job(5)))
+    await end(journal, 5, at=9.0, result=b"{}")
+    ids = [prompt_id(1), "?", prompt_id(2), prompt_id(3), prompt_id(4)]
+    found = await journal.kept(ids, 2000)
+    assert [None if job is None else job.record.prompt_id for job in found] == [prompt_id(1), None, prompt_id(2)]
+    assert [job.body == await journal.body_of(job.record.prompt_id) for job in found if job is not None] == [True] * 2
+    assert len(await journal.kept(ids, 1)) == 1
+    assert len(await journal.kept(ids, 1_000_000)) == 5
+    (ended,) = await journal.kept([prompt_id(5)], 1)
+    assert ended is not None
+    assert (ended.record, ended.result) == (await got(journal, 5), None)
+    (ended,) = await journal.kept([prompt_id(5)], 1, results=True)
+    assert ended is not None
+    assert ended.result == await journal.result_of(prompt_id(5))
+    assert await journal.kept([], 1) == []

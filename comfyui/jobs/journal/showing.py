@@ -1,0 +1,58 @@
+"""What the journal's file tells of many jobs at a time, for lists: little of each, or all of few. On its own thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from comfyui.jobs.journal.listing import OF_KEY, key_range
+from comfyui.jobs.journal.records import EndedJob, KeptJob
+from comfyui.jobs.journal.rows import JOB_COLUMNS, STATES, job_of, unpacked
+
+_ENDED = "SELECT prompt_id, state, queued_at, started_at, ended_at, end_number FROM jobs WHERE ended_at IS NOT NULL"
+# The order of the indexes; a clock that was set back does not undo it within one answer.
+_LAST = "ORDER BY ended_at DESC, end_number DESC LIMIT ?"
+
+
+def ended(database: sqlite3.Connection, key: str | None, limit: int) -> list[EndedJob]:
+    """See `Journal.ended`."""
+    if key is None:
+        rows = database.execute(f"{_ENDED} {_LAST}", (limit,)).fetchall()
+    else:
+        # Each half by an index: with OR all jobs of the key would be sorted.
+        name, after, before = key_range(key)
+        halves = (
+            f"SELECT * FROM ({_ENDED} AND owner = ? {_LAST}) UNION ALL"  # noqa: S608
+            f" SELECT * FROM ({_ENDED} AND owner >= ? AND owner < ? {_LAST}) {_LAST}"
+        )
+        rows = database.execute(halves, (name, limit, after, before, limit, limit)).fetchall()
+    return [EndedJob(row[0], STATES[row[1]], *row[2:5]) for row in reversed(rows)]
+
+
+def queued_since(database: sqlite3.Connection, key: str | None) -> dict[str, float]:
+    """See `Journal.queued_since`."""
+    query = "SELECT prompt_id, queued_at FROM jobs WHERE ended_at IS NULL"
+    if key is None:
+        return dict(database.execute(query))
+    return dict(database.execute(f"{query} AND {OF_KEY}", key_range(key)))
+
+
+def kept(
+    database: sqlite3.Connection, prompt_ids: Sequence[str], most_bytes: int, *, results: bool
+) -> list[KeptJob | None]:
+    """See `Journal.kept`."""
+    query = (
+        f"SELECT {JOB_COLUMNS}, (SELECT data FROM bodies WHERE id = body_id),"  # noqa: S608
+        f" {'result' if results else 'NULL'} FROM jobs WHERE prompt_id = ?"
+    )
+    found: list[KeptJob | None] = []
+    size = 0
+    for prompt_id in prompt_ids:
+        row = database.execute(query, (prompt_id,)).fetchone()
+        job = None if row is None else KeptJob(job_of(row[:-2]), unpacked(row[-2]), unpacked(row[-1]))
+        found.append(job)
+        if job is not None:
+            size += len(job.body or b"") + len(job.result or b"")
+            if size >= most_bytes:
+                break
+    return found

@@ -1,0 +1,89 @@
+"""`StandingJobs`: all jobs that have not ended, as ComfyUI's queue shows prompts: what runs, and what is pending."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from comfyui.jobs.job import Job
+from comfyui.jobs.journal.records import State
+from comfyui.jobs.queue import JobQueue
+from comfyui.jobs.runs import Runs
+from comfyui.jobs.scheduler import Standing
+from comfyui.jobs.turns import Turns
+from comfyui.servers.pool import BackendPool
+
+Owns = Callable[[str | None], bool]
+"""Picks jobs by their owner."""
+
+
+class StandingNow(NamedTuple):
+    """Both in the order in which they are shown. `running` has one job for each server at most."""
+
+    running: list[Standing]
+    pending: list[Standing]
+
+
+class StandingJobs:
+    """Asks the scheduler, the queue and the jobs in hand; it keeps nothing."""
+
+    def __init__(self, pool: BackendPool, turns: Turns, runs: Runs, queue: JobQueue) -> None:
+        self._pool = pool
+        self._scheduler = turns.scheduler
+        self._live = runs.live
+        self._queue = queue
+
+    def count(self, owns: Owns) -> int:
+        """How many there are."""
+        return self._scheduler.count(owns) + sum(owns(one.owner) for one in self._without_turn())
+
+    def now(self, owns: Owns) -> StandingNow:
+        """All of them. A job that ran, and is placed again, is the first of those that are pending."""
+        listed = self._scheduler.standing()
+        running = self._running(listed)
+        ids = {one.prompt_id for one in running}
+        pending = [one for one in (*listed, *self._without_turn()) if owns(one.owner) and one.prompt_id not in ids]
+        pending.sort(key=self._is_new)
+        return StandingNow([one for one in running if owns(one.owner)], pending)
+
+    def job(self, prompt_id: str) -> Job | None:
+        """The job in hand, where there is one: it knows what the journal may not have yet."""
+        return self._live.get(prompt_id)
+
+    def _running(self, listed: list[Standing]) -> list[Standing]:
+        by_server: dict[str, list[Standing]] = {}
+        for one in listed:
+            if one.server is None:
+                break  # servers' jobs come first
+            by_server.setdefault(one.server, []).append(one)
+        found = (self._first_running(server, jobs) for server, jobs in by_server.items())
+        return [one for one in found if one is not None]
+
+    def _first_running(self, server: str, listed: list[Standing]) -> Standing | None:
+        began = next((one for one in listed if self._has_begun(one)), None)
+        if began is not None:
+            return began
+        # We hear nothing of a prompt that was sent with its client's own id: what ComfyUI took first runs.
+        first, backend = listed[0], self._pool.named(server)
+        watch = job.watch if (job := self._live.get(first.prompt_id)) is not None else None
+        if backend is None or watch is None or backend.watcher.others or not first.accepted:
+            return None
+        return first if watch.client_id != backend.watcher.client_id and not watch.heard else None
+
+    def _has_begun(self, one: Standing) -> bool:
+        job = self._live.get(one.prompt_id)
+        return job is not None and job.began_at is not None
+
+    def _is_new(self, one: Standing) -> bool:
+        """Whether it never ran."""
+        job = self._live.get(one.prompt_id)
+        return job is None or not (job.started and job.state is State.RUNNING)
+
+    def _without_turn(self) -> Iterator[Standing]:
+        """Jobs whose inputs are still to be fetched, and those that are about to ask for their turn."""
+        yield from self._queue.without_turn()
+        for prompt_id, job in self._live.items():
+            # Without a request and a server somebody only asks for it.
+            is_one = not job.ended and (job.request is not None or job.backend is not None)
+            if is_one and not self._scheduler.knows(prompt_id) and not self._queue.waits(prompt_id):
+                yield Standing(prompt_id, job.owner, None if job.backend is None else job.backend.name)

@@ -1,0 +1,246 @@
+"""Our jobs in ComfyUI's shapes: an item of the queue, an entry of the history, a job of ``/api/jobs``. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfyui import jsonio
+from comfyui.jobs.job import Job
+from comfyui.jobs.journal.records import JobRecord, KeptJob, State
+from comfyui.jobs.stored import result_from_bytes
+from comfyui.models import SECRETS
+from comfyui.owners import client_id_without
+from comfyui.workflows.api_format import last_nodes
+
+JSON = dict[str, Any]
+Item = list[Any]
+"""``[number, id, prompt, extra_data, outputs]``."""
+
+STATUSES = {
+    State.SUCCEEDED: "completed",
+    State.FAILED: "failed",
+    State.LOST: "failed",
+    State.CANCELED: "cancelled",
+}
+"""The words of ``/api/jobs`` for how a job has ended."""
+_PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
+_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
+
+
+@dataclass(frozen=True, slots=True)
+class ShownJob:
+    """A job as far as it is known.
+
+    Attributes:
+        prompt: the workflow; empty where it is not kept.
+        record: None for a sync job that is not written down yet.
+        result: as `Journal.result_of` gives it.
+    """
+
+    prompt_id: str
+    owner: str | None
+    client_id: str | None
+    queued_at: float
+    prompt: Mapping[str, Any]
+    extra_data: Mapping[str, Any]
+    targets: list[str] | None
+    record: JobRecord | None = None
+    result: bytes | None = None
+
+    def item(self, *, with_owner: bool) -> Item:
+        """As ComfyUI lists it in its queue and history. `with_owner`: the viewer is told whose it is."""
+        extra_data = {name: value for name, value in self.extra_data.items() if name not in SECRETS}
+        if self.client_id is not None:
+            extra_data["client_id"] = client_id_without(self.client_id, self.owner)
+        extra_data["create_time"] = int(self.queued_at * 1000)
+        if with_owner and self.owner is not None:
+            extra_data["owner"] = self.owner
+        return [self.number, self.prompt_id, self.prompt, extra_data, self.targets or sorted(last_nodes(self.prompt))]
+
+    @property
+    def number(self) -> float:
+        """Of its end, where it has ended: the web frontend takes the newest by it."""
+        if self.record is None:
+            return 0
+        return self.record.number if self.record.end_number is None else self.record.end_number
+
+    @property
+    def workflow_id(self) -> Any:
+        """What the web frontend calls the workflow."""
+        found: Any = self.extra_data
+        for name in ("extra_pnginfo", "workflow", "id"):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found
+
+
+def shown(kept: KeptJob | None, job: Job | None, prompt_id: str) -> ShownJob | None:
+    """What is known of a job: from the journal, and where that has no body from the job in hand."""
+    record = None if kept is None else kept.record
+    if record is None and job is None:
+        return None
+    fields: Mapping[str, Any] = {}
+    if kept is not None and kept.body is not None:
+        fields = jsonio.loads(kept.body)
+    elif job is not None and job.request is not None:
+        request = job.request
+        fields = {
+            "prompt": request.prompt,
+            "extra_data": request.extra_data,
+            "client_id": request.client_id,
+            "partial_execution_targets": request.partial_execution_targets,
+        }
+    elif job is not None and job.workflow is not None:
+        fields = {"prompt": job.workflow}
+    entry = None if job is None else job.entry
+    queued_at = record.queued_at if record is not None else entry.queued_at if entry is not None else 0.0
+    return ShownJob(
+        prompt_id,
+        record.owner if record is not None else None if job is None else job.owner,
+        record.client_id if record is not None else fields.get("client_id"),
+        queued_at,
+        fields.get("prompt") or {},
+        fields.get("extra_data") or {},
+        fields.get("partial_execution_targets"),
+        record,
+        None if kept is None else kept.result,
+    )
+
+
+def history_entry(job: ShownJob, record: JobRecord, *, with_owner: bool) -> JSON:
+    """As ComfyUI's history has a prompt that has ended."""
+    outputs = _outputs(job)
+    meta = {
+        node_id: {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
+        for node_id in outputs
+    }
+    return {
+        "prompt": job.item(with_owner=with_owner),
+        "outputs": outputs,
+        "status": _status(record, list(outputs)),
+        "meta": meta,
+    }
+
+
+def _outputs(job: ShownJob) -> Mapping[str, Any]:
+    return {} if job.result is None else result_from_bytes(job.prompt_id, job.result).outputs
+
+
+def _status(record: JobRecord, executed: list[str]) -> JSON:
+    """As ComfyUI words the end of a prompt."""
+    messages: list[list[Any]] = []
+    if record.started_at is not None:
+        messages.append(["execution_start", _moment(record, record.started_at)])
+    succeeded = record.state is State.SUCCEEDED
+    messages.append(_end(record, executed))
+    return {"status_str": "success" if succeeded else "error", "completed": succeeded, "messages": messages}
+
+
+def _end(record: JobRecord, executed: list[str]) -> list[Any]:
+    ended = _moment(record, record.ended_at or 0.0)
+    if record.state is State.SUCCEEDED:
+        return ["execution_success", ended]
+    where = {"node_id": None, "node_type": None, "executed": executed}
+    if record.state is State.CANCELED:
+        return ["execution_interrupted", {**ended, **where}]
+    error = record.error or {}
+    told = {
+        "exception_message": error.get("detail"),
+        "exception_type": error.get("type"),
+        "traceback": [],
+        "current_inputs": {},
+        "current_outputs": [],
+        **({"node_errors": error["node_errors"]} if error.get("node_errors") else {}),
+    }
+    return ["execution_error", {**ended, **where, **told}]
+
+
+def _moment(record: JobRecord, at: float) -> JSON:
+    return {"prompt_id": record.prompt_id, "timestamp": int(at * 1000)}
+
+
+def standing_job(job: ShownJob, status: str) -> JSON:
+    """As ``/api/jobs`` has a prompt that waits or runs."""
+    return {
+        **_pruned(
+            id=job.prompt_id,
+            status=status,
+            priority=job.number,
+            create_time=int(job.queued_at * 1000),
+            workflow_id=job.workflow_id,
+        ),
+        "outputs_count": 0,
+        "previewable_outputs_count": 0,
+    }
+
+
+def ended_job(job: ShownJob, record: JobRecord) -> JSON:
+    """As ``/api/jobs`` has a prompt that has ended."""
+    files = list(_files(_outputs(job)))
+    previewable = [file for file in files if _is_previewable(file)]
+    kind, end = _end(record, [])
+    started_at = record.started_at
+    return {
+        **_pruned(
+            id=job.prompt_id,
+            status=STATUSES[record.state],
+            priority=job.number,
+            create_time=int(job.queued_at * 1000),
+            execution_start_time=None if started_at is None else int(started_at * 1000),
+            execution_end_time=end["timestamp"],
+            execution_error=end if kind == "execution_error" else None,
+            preview_output=next((file for file in previewable if file.get("type") == "output"), None)
+            or next(iter(previewable), None),
+            workflow_id=job.workflow_id,
+        ),
+        "outputs_count": len(files),
+        "previewable_outputs_count": len(previewable),
+    }
+
+
+def with_outputs(job: ShownJob, record: JobRecord) -> JSON:
+    """What ``/api/jobs/{id}`` says beside `ended_job`."""
+    entry = history_entry(job, record, with_owner=False)
+    outputs = {node_id: _normalised(output) for node_id, output in entry["outputs"].items()}
+    return {"outputs": outputs, "execution_status": entry["status"]}
+
+
+def _pruned(**values: Any) -> JSON:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _files(outputs: Mapping[str, Any]) -> Iterator[JSON]:
+    """What of the outputs counts as one."""
+    for node_id, output in outputs.items():
+        for key, items in output.items() if isinstance(output, dict) else ():
+            for item in items if isinstance(items, list) and key != "animated" else ():
+                if isinstance(found := _as_file(item), dict):
+                    yield {"mediaType": key, **found, "nodeId": node_id}
+
+
+def _as_file(item: Any) -> Any:
+    """Some nodes name the model that they made in place of a file."""
+    if isinstance(item, str) and item.lower().endswith(_3D):
+        return {"filename": item, "type": "output", "subfolder": "", "mediaType": "3d"}
+    return item
+
+
+def _normalised(output: Any) -> Any:
+    if not isinstance(output, dict):
+        return output
+    return {
+        key: [_as_file(item) for item in items if item is not None]
+        if isinstance(items, list) and key != "animated"
+        else items
+        for key, items in output.items()
+    }
+
+
+def _is_previewable(file: JSON) -> bool:
+    kind, name = file.get("format"), file.get("filename")
+    return (
+        file["mediaType"] in _PREVIEWABLE
+        or (isinstance(kind, str) and kind.startswith(("video/", "audio/")))
+        or (isinstance(name, str) and name.lower().endswith(_3D))
+    )
