@@ -399,8 +399,8 @@ class MemoryJournal:
         return [self._jobs[seq] for seq in sorted(self._unfinished) if seq > after][:limit]
 
     async def ended(self, key: str | None, limit: int) -> list[EndedJob]:
-        narrowed = JobFilter(key=key)
-        last = (job for seq in reversed(self._ended) if narrowed.fits(job := self._jobs[seq]))
+        narrowed = JobFilter(key=key, shown_only=True)
+        last = (job for seq in reversed(self._ended) if narrowed.fits(job := self._marked(self._jobs[seq])))
         found = sorted(islice(last, limit), key=lambda job: job.end_number or 0)
         return [EndedJob(job.prompt_id, job.state, job.queued_at, job.started_at, job.ended_at or 0.0) for job in found]
 
@@ -418,7 +418,7 @@ class MemoryJournal:
                 continue
             result = unpacked(self._results.get(job.seq)) if results else None
             body = self._bodies.of(job.body_sha256)
-            found.append(KeptJob(job, body, result))
+            found.append(KeptJob(self._marked(job), body, result))
             size += len(body or b"") + len(result or b"")
             if size >= most_bytes:
                 break

@@ -121,7 +121,10 @@ class Journal(Protocol):
         """Jobs of both kinds that have not ended, by `seq`, from the one behind `after` on."""
 
     async def ended(self, key: str | None, limit: int) -> list[EndedJob]:
-        """The last `limit` jobs to end, of this key and all persons behind it; None: of all. In the order of ends."""
+        """The last `limit` jobs to end, of this key and all persons behind it; None: of all. In the order of ends.
+
+        Without those that ComfyUI's history does not show any more.
+        """
 
     async def queued_since(self, key: str | None) -> dict[str, float]:
         """When the present run was queued, of each job that has not ended, of this key as for `ended`."""

@@ -7,25 +7,30 @@ from collections.abc import Sequence
 
 from comfyui.jobs.journal.listing import OF_KEY, key_range
 from comfyui.jobs.journal.records import EndedJob, KeptJob
-from comfyui.jobs.journal.rows import JOB_COLUMNS, STATES, job_of, unpacked
+from comfyui.jobs.journal.rows import HIDDEN, JOB_COLUMNS, STATES, job_of, unpacked
 
-_ENDED = "SELECT prompt_id, state, queued_at, started_at, ended_at, end_number FROM jobs WHERE ended_at IS NOT NULL"
-# The order of the indexes; a clock that was set back does not undo it within one answer.
-_LAST = "ORDER BY ended_at DESC, end_number DESC LIMIT ?"
+_ENDED = (
+    "SELECT prompt_id, state, queued_at, started_at, ended_at, end_number FROM jobs"  # noqa: S608
+    f" WHERE ended_at IS NOT NULL AND end_number > ? AND NOT {HIDDEN}"
+)
+_LAST = "ORDER BY end_number DESC LIMIT ?"
 
 
 def ended(database: sqlite3.Connection, key: str | None, limit: int) -> list[EndedJob]:
     """See `Journal.ended`."""
+    # What has been cleared need not be read.
+    floor = "SELECT COALESCE(MAX(up_to), 0) FROM cleared WHERE key IN ('', ?)"
+    (after,) = database.execute(floor, (key or "",)).fetchone()
     if key is None:
-        rows = database.execute(f"{_ENDED} {_LAST}", (limit,)).fetchall()
+        rows = database.execute(f"{_ENDED} {_LAST}", (after, limit)).fetchall()
     else:
         # Each half by an index: with OR all jobs of the key would be sorted.
-        name, after, before = key_range(key)
+        name, first, end = key_range(key)
         halves = (
             f"SELECT * FROM ({_ENDED} AND owner = ? {_LAST}) UNION ALL"  # noqa: S608
             f" SELECT * FROM ({_ENDED} AND owner >= ? AND owner < ? {_LAST}) {_LAST}"
         )
-        rows = database.execute(halves, (name, limit, after, before, limit, limit)).fetchall()
+        rows = database.execute(halves, (after, name, limit, after, first, end, limit, limit)).fetchall()
     return [EndedJob(row[0], STATES[row[1]], *row[2:5]) for row in reversed(rows)]
 
 

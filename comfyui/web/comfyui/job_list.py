@@ -84,7 +84,7 @@ class JobList:
         job = await self._pages.one(last_part(request), results=True)
         if job is None and viewer.key is None:
             return raw_path(request.scope)
-        if job is None or not viewer.sees(job.owner):
+        if job is None or not viewer.sees(job.owner) or (job.record is not None and job.record.hidden):
             return json_response(404, _NONE_SUCH)
         item = job.item(with_owner=viewer.key is None)
         found: JSON = {"workflow": {"prompt": item[2], "extra_data": item[3]}}

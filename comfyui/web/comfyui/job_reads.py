@@ -96,7 +96,7 @@ class JobReads:
     async def _history_pieces(self, prompt_ids: Sequence[str], viewer: Viewer) -> AsyncIterator[bytes]:
         def made(job: ShownJob) -> list[bytes]:
             record = job.record
-            if record is None or not record.state.is_end or not viewer.sees(record.owner):
+            if record is None or not record.state.is_end or record.hidden or not viewer.sees(record.owner):
                 return []
             entry = history_entry(job, record, with_owner=viewer.key is None)
             name = jsonio.dumps(job.prompt_id) + b": "
