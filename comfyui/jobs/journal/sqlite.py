@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +16,7 @@ from comfyui.exceptions import JournalError
 from comfyui.jobs.journal.by_owner import has_made, queued_of, remove_usage, usage
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
+from comfyui.jobs.journal.opening import connect
 from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver
 from comfyui.jobs.journal.records import (
     Delivery,
@@ -33,7 +31,6 @@ from comfyui.jobs.journal.records import (
     UsageQuery,
     UsageRow,
 )
-from comfyui.jobs.journal.schema import migrate
 from comfyui.jobs.journal.showing import ended, kept, queued_since
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.writes import Add, Finish, PutBack, Write, id_of
@@ -50,8 +47,6 @@ _TOLD_EVERY_S = 60.0
 # Of the writes that are kept for later: how many, and bytes of their results.
 _MOST_LATER = 1000
 _MOST_LATER_BYTES = 64_000_000
-# Of the file, in memory; SQLite takes it as it needs it.
-_CACHE_KB = 8192
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
@@ -375,27 +370,7 @@ class SqliteJournal:
     # On the thread
 
     def _connect(self) -> Statements:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # SQLite gives its other files the mode of this one.
-        # A file that is there is not opened: to close it again would take the lock from a journal of this process.
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        self._path.chmod(0o600)
-        database = sqlite3.connect(self._path, timeout=0.0, isolation_level=None, check_same_thread=False)
-        try:
-            # A second gateway would take the same jobs up again. No other process can even read while this one runs.
-            database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            database.execute("PRAGMA journal_mode = WAL")
-            # An acknowledged job is still there after a power cut.
-            database.execute("PRAGMA synchronous = FULL")
-            database.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("COMMIT")
-            migrate(database)
-            return Statements(database)
-        except BaseException:
-            database.close()
-            raise
+        return Statements(connect(self._path))
 
 
 def _touch(sql: Statements) -> None:
