@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -353,6 +353,14 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What ComfyUI's history says of a prompt beside its outputs: ``messages`` as kind and data, and ``meta``."""
+
+    messages: Sequence[tuple[str, Mapping[str, Any]]]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class PromptResult:
     """A finished prompt.
 
@@ -363,6 +371,7 @@ class PromptResult:
         server: the name (`ComfyUIClient.name`) of the ComfyUI server that ran it and holds its files.
         simulated: that server is a simulation, such as the embedded engine.
         delivery: None where no file was stored when the job ended.
+        told: None where it is not known, or too much to be kept.
     """
 
     prompt_id: str
@@ -373,3 +382,4 @@ class PromptResult:
     node_errors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     simulated: bool = False
     delivery: Delivery | None = None
+    told: Told | None = None

@@ -45,6 +45,7 @@ class HistoryEntry:
     Attributes:
         outputs: verbatim, node id to what the node showed.
         messages: kind and data of each, in ComfyUI's order.
+        meta: verbatim, node id to which node of the workflow it stands for.
         number, prompt, extra_data, output_nodes: the prompt as it stood in the queue.
     """
 
@@ -55,6 +56,7 @@ class HistoryEntry:
     prompt: Mapping[str, Any] = field(default_factory=dict)
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     output_nodes: Sequence[str] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 def queued(answer: Mapping[str, Any]) -> Queued:
@@ -117,6 +119,7 @@ def history_entry(answer: Mapping[str, Any], prompt_id: str) -> HistoryEntry | N
         prompt,
         extra_data,
         output_nodes,
+        _object(entry.get("meta")),
     )
 
 

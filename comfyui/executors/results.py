@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import structlog
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
-from comfyui.models import OutputFile, PromptResult, Timings
+from comfyui.models import OutputFile, PromptResult, Timings, Told
 from comfyui.outputs.history import cached_nodes, executing_s, files_of, raise_if_failed
 from comfyui.replies import HistoryEntry, QueueItem
 from comfyui.servers.backend import Backend
@@ -36,6 +36,7 @@ def result_of(
         timings,
         node_errors or {},
         simulated=backend.simulated,
+        told=Told(entry.messages, entry.meta),
     )
     try:
         raise_if_failed(entry, prompt_id)

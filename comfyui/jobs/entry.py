@@ -347,7 +347,14 @@ class Entry:
         if not self.added and request is not None and request.webhook is not None:
             self._write_behind(Add(self._new(request, fingerprint)))
             self.added = True
-        self._finish(state, error=error_to_fields(error), retryable=may_run_again(error), files=self._made(error.saved))
+        saved: PromptResult | None = error.saved
+        self._finish(
+            state,
+            error=error_to_fields(error),
+            retryable=may_run_again(error),
+            files=self._made(saved),
+            result=None if saved is None or not self.added else result_to_bytes(saved),
+        )
 
     def end(self, state: State, error: ComfyUIError) -> Finish:
         """What ends a run that waits so, for those who write it together with others."""

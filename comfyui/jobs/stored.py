@@ -27,10 +27,13 @@ from comfyui.models import (
     PromptRequest,
     PromptResult,
     Timings,
+    Told,
 )
 from comfyui.offload import in_thread
 
 _RETRY_AFTER_S = 5
+# Bytes of what ComfyUI said of a prompt beside its outputs; more is not kept.
+_MOST_TOLD = 64 * 1024
 # Kept as fields of the job, or not at all; with a token in its webhook no body would be kept once.
 _NOT_OF_THE_BODY = {"prompt", "extra_data", "prompt_id", "webhook"}
 # What was within the limit as ComfyUI's answer; a file takes half as many values again here.
@@ -91,7 +94,9 @@ def _head_of(result: PromptResult) -> bytes:
             "delivery": _delivery_to_fields(result.delivery) if result.delivery is not None else None,
         }
     )
-    return fields + b"\n"
+    told = b"null" if result.told is None else jsonio.dumps([list(result.told.messages), result.told.meta])
+    # It is told beside the outputs; what nodes are given may be anything.
+    return fields[:-1] + b', "told": ' + (told if len(told) <= _MOST_TOLD else b"null") + b"}\n"
 
 
 def result_from_bytes(prompt_id: str, kept: bytes, *, with_outputs: bool = True) -> PromptResult:
@@ -109,8 +114,13 @@ def result_from_bytes(prompt_id: str, kept: bytes, *, with_outputs: bool = True)
         Timings(staging_s, queued_s, executing_s, nodes=fields.get("node_seconds")),
         node_errors,
         simulated=fields["simulated"],
+        told=_told_of(fields.get("told")),
         delivery=_delivery_of(fields["delivery"]) if fields["delivery"] else None,
     )
+
+
+def _told_of(kept: Any) -> Told | None:
+    return None if kept is None else Told([(kind, data) for kind, data in kept[0]], kept[1])
 
 
 def _delivery_to_fields(delivery: Delivery) -> dict[str, Any]:

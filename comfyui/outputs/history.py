@@ -115,7 +115,22 @@ def _where(data: Mapping[str, Any]) -> str:
 def _tail(traceback: Any) -> list[str]:
     text = "".join(str(part) for part in traceback) if isinstance(traceback, list) else ""
     lines = text.splitlines()[-_TRACEBACK_LINES:]
-    return [_PATH.sub(lambda match: f'File "{PurePath(match[1]).name}"', line) for line in lines]
+    return [_named(line) for line in lines]
+
+
+def _named(text: str) -> str:
+    """A piece of a traceback, with names in place of paths."""
+    return _PATH.sub(lambda match: f'File "{PurePath(match[1]).name}"', text)
+
+
+def without_paths(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The data of a message, with names of files in place of paths of the server."""
+    shown = dict(data)
+    if isinstance(message := data.get("exception_message"), str):
+        shown["exception_message"] = _SERVER_PATH.sub(r"\1", message)
+    if isinstance(traceback := data.get("traceback"), list):
+        shown["traceback"] = [_named(str(part)) for part in traceback]
+    return shown
 
 
 def executing_s(entry: HistoryEntry) -> float:

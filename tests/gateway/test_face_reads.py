@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from comfyui.engine import NEW_VERSION, Engine, EngineOptions
 from comfyui.jobs.queue import QueueOptions
@@ -160,13 +162,17 @@ async def test_an_entry_tells_how_the_prompt_ended(face: Face) -> None:
     assert succeeded["meta"]["3"]["node_id"] == "3"
 
     failing = invert_workflow()
-    failing["2"] = {"class_type": "SimulatedError", "inputs": {"exception_type": "ValueError", "message": "it broke"}}
+    inputs = {"value": ["1", 0], "exception_type": "ValueError", "message": "it broke"}
+    failing["4"] = {"class_type": "SimulatedError", "inputs": inputs}
+    failing["5"] = {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "never"}}
     failed = await face.ended(await face.submit(failing))
     assert failed["status"]["status_str"] == "error"
     assert failed["status"]["completed"] is False
     name, told = failed["status"]["messages"][-1]
     assert name == "execution_error"
     assert "it broke" in told["exception_message"]
+    assert (told["node_id"], told["node_type"], told["exception_type"]) == ("4", "SimulatedError", "ValueError")
+    assert told["traceback"]
 
     prompt_id = await face.submit(sleep_workflow(600))
     await face.runs(prompt_id)
@@ -184,6 +190,22 @@ async def test_an_id_that_only_a_server_knows_is_found_there(face: Face) -> None
     assert (await face.ended(theirs))["status"]["status_str"] == "success"
     if face.headers:
         assert await face.get(f"/history/{theirs}", ALICE) == (200, {})
+
+
+async def test_a_user_is_told_no_paths_of_the_server(keys_path: Path) -> None:
+    workflow = invert_workflow()
+    workflow["2"] = {
+        "class_type": "SimulatedError",
+        "inputs": {"value": ["1", 0], "exception_type": "ValueError", "message": "no /srv/comfy/x.py"},
+    }
+    async with Engine(EngineOptions()) as engine, running_gateway(engine.url, keys_file=keys_path) as gateway:
+        face = Face(gateway, [engine], bearer(ROOT))
+        prompt_id = await face.submit(workflow, ALICE)
+        (_, told) = (await face.ended(prompt_id))["status"]["messages"][-1]
+        assert "/srv/comfy/x.py" in told["exception_message"]
+        (_, told) = (await face.get(f"/history/{prompt_id}", ALICE))[1][prompt_id]["status"]["messages"][-1]
+        assert told["exception_message"].strip() == "no x.py"
+        assert "/" not in "".join(re.findall(r'File "([^"]+)"', "".join(told["traceback"])))
 
 
 # /api/jobs
@@ -223,9 +245,16 @@ async def test_jobs_are_listed_by_status_time_and_duration(face: Face) -> None:
     assert page["pagination"] == {"offset": total - 1, "limit": None, "total": total, "has_more": False}
 
 
-async def test_a_job_is_what_a_new_comfyui_says_of_it(face: Face) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_job_is_what_a_new_comfyui_says_of_it(face: Face, fails: bool) -> None:
     """Names and values as one ComfyUI has them, but for times and numbers."""
     workflow = invert_workflow(7)
+    if fails:
+        workflow["2"] = {
+            "class_type": "SimulatedError",
+            "inputs": {"value": ["1", 0], "exception_type": "ValueError", "message": "it broke"},
+        }
+        workflow["4"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "before"}}
     extra = {"extra_pnginfo": {"workflow": {"id": "mine"}}}
     prompt_id = await face.submit(workflow, extra_data=extra)
     await face.ended(prompt_id)
@@ -268,9 +297,9 @@ def _normalised(value: Any) -> Any:
         gone |= {"current_inputs", "current_outputs", "client_id"}
         return {name: _normalised(one) for name, one in value.items() if name not in gone}
     if isinstance(value, list):
-        # The number of an item, and what was cached.
+        # The number of an item.
         kept = value[1:] if len(value) == 5 and isinstance(value[0], int | float) else value
-        return [_normalised(one) for one in kept if not (isinstance(one, list) and one[:1] == ["execution_cached"])]
+        return [_normalised(one) for one in kept]
     return value
 
 

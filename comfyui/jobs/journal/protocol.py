@@ -94,7 +94,7 @@ class Journal(Protocol):
     async def body_of(self, prompt_id: str) -> bytes | None: ...
 
     async def result_of(self, prompt_id: str) -> bytes | None:
-        """The result of the present run, where it ended with one."""
+        """The result of the present run, where it ended with one; of one that failed, what nodes had made before."""
 
     async def runs(self, prompt_id: str) -> list[RunRecord]:
         """The last 100 earlier runs, oldest first."""

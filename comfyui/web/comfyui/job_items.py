@@ -10,7 +10,8 @@ from comfyui import jsonio
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import JobRecord, KeptJob, State
 from comfyui.jobs.stored import result_from_bytes
-from comfyui.models import SECRETS
+from comfyui.models import SECRETS, PromptResult, Told
+from comfyui.outputs.history import without_paths
 from comfyui.owners import client_id_without
 from comfyui.workflows.api_format import last_nodes
 
@@ -25,6 +26,7 @@ STATUSES = {
     State.CANCELED: "cancelled",
 }
 """The words of ``/api/jobs`` for how a job has ended."""
+_ENDS = ("execution_success", "execution_error", "execution_interrupted")
 _PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
 _3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 
@@ -109,31 +111,40 @@ def shown(kept: KeptJob | None, job: Job | None, prompt_id: str) -> ShownJob | N
 
 
 def history_entry(job: ShownJob, record: JobRecord, *, with_owner: bool) -> JSON:
-    """As ComfyUI's history has a prompt that has ended."""
-    outputs = _outputs(job)
-    meta = {
-        node_id: {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
-        for node_id in outputs
-    }
+    """As ComfyUI's history has a prompt that has ended. `with_owner`: the viewer sees all, and servers' paths."""
+    result = _result(job)
+    outputs = {} if result is None else result.outputs
+    told = None if result is None else result.told
     return {
         "prompt": job.item(with_owner=with_owner),
         "outputs": outputs,
-        "status": _status(record, list(outputs)),
-        "meta": meta,
+        "status": _status(record, told, list(outputs), with_paths=with_owner),
+        "meta": told.meta if told is not None and told.meta else _meta(outputs),
     }
 
 
-def _outputs(job: ShownJob) -> Mapping[str, Any]:
-    return {} if job.result is None else result_from_bytes(job.prompt_id, job.result).outputs
+def _result(job: ShownJob) -> PromptResult | None:
+    return None if job.result is None else result_from_bytes(job.prompt_id, job.result)
 
 
-def _status(record: JobRecord, executed: list[str]) -> JSON:
-    """As ComfyUI words the end of a prompt."""
-    messages: list[list[Any]] = []
-    if record.started_at is not None:
-        messages.append(["execution_start", _moment(record, record.started_at)])
+def _meta(outputs: Mapping[str, Any]) -> JSON:
+    """What it is for a node that stands in the workflow itself."""
+    return {
+        node_id: {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
+        for node_id in outputs
+    }
+
+
+def _status(record: JobRecord, told: Told | None, executed: list[str], *, with_paths: bool) -> JSON:
+    """How the prompt ended, in ComfyUI's own messages, or in such as it would have had."""
     succeeded = record.state is State.SUCCEEDED
-    messages.append(_end(record, executed))
+    messages: list[list[Any]] = []
+    if told is not None and told.messages:
+        messages = [[kind, data if with_paths else without_paths(data)] for kind, data in told.messages]
+    else:
+        if record.started_at is not None:
+            messages.append(["execution_start", _moment(record, record.started_at)])
+        messages.append(_end(record, executed))
     return {"status_str": "success" if succeeded else "error", "completed": succeeded, "messages": messages}
 
 
@@ -175,21 +186,22 @@ def standing_job(job: ShownJob, status: str) -> JSON:
     }
 
 
-def ended_job(job: ShownJob, record: JobRecord) -> JSON:
-    """As ``/api/jobs`` has a prompt that has ended."""
-    files = list(_files(_outputs(job)))
+def ended_job(job: ShownJob, record: JobRecord, *, with_owner: bool, in_detail: bool = False) -> JSON:
+    """As ``/api/jobs`` has a prompt that has ended; `in_detail`: as ``/api/jobs/{id}`` has it."""
+    entry = history_entry(job, record, with_owner=with_owner)
+    outputs, messages = entry["outputs"], dict(entry["status"]["messages"])
+    files = list(_files(outputs))
     previewable = [file for file in files if _is_previewable(file)]
-    kind, end = _end(record, [])
-    started_at = record.started_at
-    return {
+    end: JSON = next((messages[kind] for kind in _ENDS if kind in messages), {})
+    found = {
         **_pruned(
             id=job.prompt_id,
             status=STATUSES[record.state],
             priority=job.number,
             create_time=int(job.queued_at * 1000),
-            execution_start_time=None if started_at is None else int(started_at * 1000),
-            execution_end_time=end["timestamp"],
-            execution_error=end if kind == "execution_error" else None,
+            execution_start_time=messages.get("execution_start", {}).get("timestamp"),
+            execution_end_time=end.get("timestamp"),
+            execution_error=messages.get("execution_error"),
             preview_output=next((file for file in previewable if file.get("type") == "output"), None)
             or next(iter(previewable), None),
             workflow_id=job.workflow_id,
@@ -197,13 +209,10 @@ def ended_job(job: ShownJob, record: JobRecord) -> JSON:
         "outputs_count": len(files),
         "previewable_outputs_count": len(previewable),
     }
-
-
-def with_outputs(job: ShownJob, record: JobRecord) -> JSON:
-    """What ``/api/jobs/{id}`` says beside `ended_job`."""
-    entry = history_entry(job, record, with_owner=False)
-    outputs = {node_id: _normalised(output) for node_id, output in entry["outputs"].items()}
-    return {"outputs": outputs, "execution_status": entry["status"]}
+    if in_detail:
+        found["outputs"] = {node_id: _normalised(output) for node_id, output in outputs.items()}
+        found["execution_status"] = entry["status"]
+    return found
 
 
 def _pruned(**values: Any) -> JSON:

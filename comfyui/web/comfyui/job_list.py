@@ -17,7 +17,7 @@ from comfyui.jobs.scheduler import Standing
 from comfyui.json_pieces import is_large, pieces
 from comfyui.web.comfyui.asked import last_part, query_of, raw_path
 from comfyui.web.comfyui.externals import Externals
-from comfyui.web.comfyui.job_items import JSON, STATUSES, ShownJob, ended_job, standing_job, with_outputs
+from comfyui.web.comfyui.job_items import JSON, STATUSES, ShownJob, ended_job, standing_job
 from comfyui.web.comfyui.job_pages import JobPages
 from comfyui.web.comfyui.job_reads import MAXIMUM_HISTORY_SIZE
 from comfyui.web.comfyui.json_stream import JSONStream
@@ -77,7 +77,7 @@ class JobList:
             "total": len(rows),
             "has_more": asked.offset + len(page) < len(rows),
         }
-        return await JSONStream(self._pieces(page, pagination)).begin()
+        return await JSONStream(self._pieces(page, pagination, with_owner=viewer.key is None)).begin()
 
     async def job(self, request: Request, viewer: Viewer) -> str | Response:
         """The answer of ``GET /api/jobs/{id}``. What the journal does not know is looked for on the servers."""
@@ -89,10 +89,10 @@ class JobList:
         item = job.item(with_owner=viewer.key is None)
         found: JSON = {"workflow": {"prompt": item[2], "extra_data": item[3]}}
         if job.record is not None and job.record.state.is_end:
-            found = {**ended_job(job, job.record), **with_outputs(job, job.record), **found}
+            found |= ended_job(job, job.record, with_owner=viewer.key is None, in_detail=True)
         else:
             runs = any(one.prompt_id == job.prompt_id for one in self._standing.now(viewer.sees).running)
-            found = {**standing_job(job, _RUNNING if runs else _PENDING), **found}
+            found |= standing_job(job, _RUNNING if runs else _PENDING)
         return await JSONStream(_in_pieces(found)).begin()
 
     async def _rows(self, viewer: Viewer, statuses: frozenset[str]) -> list[_Row]:
@@ -126,13 +126,13 @@ class JobList:
             found.update(page)
         return [row for row in rows if row.prompt_id in found]
 
-    async def _pieces(self, rows: list[_Row], pagination: JSON) -> AsyncIterator[bytes]:
+    async def _pieces(self, rows: list[_Row], pagination: JSON, *, with_owner: bool) -> AsyncIterator[bytes]:
         statuses = {row.prompt_id: row.status for row in rows}
 
         def made(job: ShownJob) -> bytes:
             record = job.record
             if record is not None and record.state.is_end:
-                return jsonio.dumps(ended_job(job, record))
+                return jsonio.dumps(ended_job(job, record, with_owner=with_owner))
             # One that has begun anew since it was listed waits.
             status = statuses[job.prompt_id]
             return jsonio.dumps(standing_job(job, status if status in {_PENDING, _RUNNING} else _PENDING))
