@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from comfyui.jobs.entry import Clock, Entries
 from comfyui.jobs.fetching import InputFetching
 from comfyui.jobs.inputs import JobInputs, StoredFiles
 from comfyui.jobs.job import Job
+from comfyui.jobs.journal.paging import Read, pages
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.journal.writes import Pause
 from comfyui.jobs.origin import Origin
@@ -44,9 +45,6 @@ from comfyui.workflows.needs import Needs
 _PAUSE_S = 1.0
 # How often it is looked whether a job has waited too long.
 _LOOK_S = 5.0
-_PAGE = 500
-
-_Read = Callable[[int, int], Awaitable[list[JobRecord]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +111,8 @@ class JobQueue:
             self._turns.pause(True)
             self._log.warning("queue.paused", detail="it was paused before the restart: POST /queue/resume ends that")
         found = [
-            *[(record, False) async for record in _pages(self._journal.waiting)],
-            *[(record, True) async for record in _pages(self._journal.fetching)],
+            *[(record, False) async for record in pages(self._journal.waiting)],
+            *[(record, True) async for record in pages(self._journal.fetching)],
         ]
         for record, is_fetching in sorted(found, key=lambda one: one[0].number):
             if record.prompt_id not in self._in_hand:
@@ -254,10 +252,6 @@ class JobQueue:
         """See `Scheduler.waits_for`."""
         return self._turns.scheduler.waits_for(prompt_id)
 
-    def waits(self, prompt_id: str) -> bool:
-        """Whether the job waits here, and is not in hand."""
-        return prompt_id in self._rows
-
     def without_turn(self) -> Iterator[Standing]:
         """Jobs that wait here and not for their turn: their inputs are fetched, or no server took them a moment ago."""
         for prompt_id, row in self._rows.items():
@@ -377,7 +371,7 @@ class JobQueue:
         await self._expire_of(self._journal.waiting)
         await self._expire_of(self._journal.fetching)
 
-    async def _expire_of(self, waiting: _Read) -> None:
+    async def _expire_of(self, waiting: Read) -> None:
         """The first of `waiting` has waited longest, but for a new run, which stands at its end."""
         while True:
             first = await waiting(0, 100)
@@ -400,11 +394,3 @@ class JobQueue:
         else:
             self._entries.of(record).failed(State.FAILED, error)
         self.left(record.prompt_id)
-
-
-async def _pages(read: _Read) -> AsyncIterator[JobRecord]:
-    after = 0
-    while page := await read(after, _PAGE):
-        for record in page:
-            yield record
-        after = page[-1].number

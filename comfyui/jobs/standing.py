@@ -83,7 +83,7 @@ class StandingJobs:
         """Jobs whose inputs are still to be fetched, and those that are about to ask for their turn."""
         yield from self._queue.without_turn()
         for prompt_id, job in self._live.items():
-            # Without a request and a server somebody only asks for it.
-            is_one = not job.ended and (job.request is not None or job.backend is not None)
-            if is_one and not self._scheduler.knows(prompt_id) and not self._queue.waits(prompt_id):
+            # Without a task it stands for one of the queue; without a request and a server somebody only asks for it.
+            is_one = job.has_task and not job.ended and (job.request is not None or job.backend is not None)
+            if is_one and not self._scheduler.knows(prompt_id):
                 yield Standing(prompt_id, job.owner, None if job.backend is None else job.backend.name)
