@@ -6,7 +6,6 @@ import asyncio
 import base64
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, urljoin
@@ -21,6 +20,7 @@ from comfyui.exceptions import SettingsError
 from comfyui.settings import load
 from comfyui.web.front.keys import COOKIE, KeyRing
 from config import Settings
+from tests.support.forking import forked, serve_gateway
 from tests.support.keys import KEY, OTHER_KEY
 from tests.support.relaying import Fetched, answer_ok, fetch, raw_request, relayed
 from tests.support.running import RunningGateway, executions, invert_workflow, running_gateway, until
@@ -504,27 +504,14 @@ def test_an_origin_that_is_none_stops_the_start(value: str, monkeypatch: pytest.
     ("host", "keys", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "k", False), ("127.0.0.1", "", False)]
 )
 async def test_the_start_warns_of_a_gateway_that_is_open_to_others(host: str, keys: str, warned: bool) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "server.py",
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "SERVER_HOST": host,
-            "SERVER_PORT": "0",
-            "API_KEYS": keys,
-            "LOG_OUTPUT": "json",
-            "STATE_DIR": "",
-        },
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
+    variables = {"SERVER_HOST": host, "SERVER_PORT": "0", "API_KEYS": keys, "LOG_OUTPUT": "json", "STATE_DIR": ""}
     seen = ""
-    async with asyncio.timeout(20):
+    async with (
+        asyncio.timeout(20),
+        forked(serve_gateway, environ=os.environ | variables, descriptor=2) as process,
+    ):
         while "gateway.starting" not in seen:
-            seen += (await process.stderr.readline()).decode()
-    process.kill()
-    await process.wait()
+            seen += (await process.output.readline()).decode()
     assert ("gateway.open" in seen) is warned
     if warned:
         line = next(line for line in seen.splitlines() if "gateway.open" in line)

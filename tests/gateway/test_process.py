@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from tests.support.forking import forked, serve_gateway
 from tests.support.processes import gateway_process
 from tests.support.running import (
     executions,
@@ -220,16 +221,10 @@ async def test_logs_go_to_a_file_that_is_named(engine: Engine, tmp_path: Path) -
     ],
 )
 async def test_a_bad_setting_stops_the_start_with_its_name_and_reason(name: str, value: str, says: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "server.py",
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], name: value},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, stderr = await process.communicate()
-    assert process.returncode == 2
-    text = stderr.decode()
+    environ = {"PATH": os.environ["PATH"], name: value}
+    async with forked(serve_gateway, environ=environ, descriptor=2) as process:
+        text = (await process.output.read()).decode()
+        assert await process.wait() == 2
     assert "Traceback" not in text
     assert re.search(says, text), text
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from comfyui.engine import Engine
 from comfyui.jobs.journal.sqlite import FILE_NAME
-from tests.support.forking import ROOT
+from tests.support.forking import forked, serve_gateway
 from tests.support.jobs import ASYNC, fetch, submit
 from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import executions, invert_workflow, until
@@ -112,13 +111,9 @@ async def started(comfyui: str, state_dir: Path) -> tuple[int, list[dict[str, An
         "LOG_OUTPUT": "json",
         "STATE_DIR": str(state_dir),
     }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "server.py", cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(20):
-        _, log = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, [json.loads(line) for line in log.splitlines()]
+    async with asyncio.timeout(20), forked(serve_gateway, environ=environ, descriptor=2) as process:
+        log = await process.output.read()
+        return await process.wait(), [json.loads(line) for line in log.splitlines()]
 
 
 def _newer(folder: Path) -> None:

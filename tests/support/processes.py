@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from tests.support.forking import ForkedProcess, forked
+from tests.support.forking import ForkedProcess, forked, serve_engine, serve_gateway
 
 
 class GatewayProcess:
@@ -73,7 +73,7 @@ async def gateway_process(comfyui: str, *arguments: str, **settings: str) -> Asy
         "STATE_DIR": "",
         **settings,
     }
-    async with forked("server.py", *arguments, environ=environ, descriptor=2) as process:
+    async with forked(serve_gateway, *arguments, environ=environ, descriptor=2) as process:
         gateway = GatewayProcess(process)
         reading = asyncio.create_task(gateway.read_log())
         try:
@@ -83,8 +83,7 @@ async def gateway_process(comfyui: str, *arguments: str, **settings: str) -> Asy
                 await gateway.logged("comfyui.health")
                 yield gateway
         finally:
-            if process.returncode is None:
-                process.kill()
+            process.kill()
             await process.wait()
             await reading
 
@@ -93,7 +92,7 @@ async def gateway_process(comfyui: str, *arguments: str, **settings: str) -> Asy
 async def engine_process(*options: str) -> AsyncIterator[str]:
     """The embedded engine as a process of its own; gives its address."""
     arguments, environ = ("--port", "0", *options), {"PATH": os.environ["PATH"]}
-    async with forked("comfyui.engine", *arguments, environ=environ, descriptor=1) as process:
+    async with forked(serve_engine, *arguments, environ=environ, descriptor=1) as process:
         line = (await process.output.readline()).decode()
         try:
             yield next(word for word in line.split() if word.startswith("http"))

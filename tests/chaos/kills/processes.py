@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import multiprocessing
 import os
 import signal
 import socket
@@ -25,9 +24,7 @@ from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.web.server.serving import run
 from config import GatewayOptions, Settings
-
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
+from tests.support.forking import FORKS
 
 
 class ReportingJournal:
@@ -124,7 +121,7 @@ class Killable:
     """A process that is started again and again."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        self._make = functools.partial(_FORKS.Process, target=target, args=arguments, daemon=True)
+        self._make = functools.partial(FORKS.Process, target=target, args=arguments, daemon=True)
         self._process: Any = None
 
     async def start(self) -> None:
