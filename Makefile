@@ -10,6 +10,8 @@ VENV_MANIFESTS := .venv-manifests
 VENV_LITTLEHORSE := .venv-littlehorse
 VENV_OPENAPI := .venv-openapi
 TYPES := tests/contract/openapi
+# The tests start hundreds of processes, each of which would compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 

@@ -62,6 +62,14 @@ def test_the_image_has_what_it_copies_and_every_role_has_requirements() -> None:
             assert (ROOT / "comfyui" / "workers" / f"{role}_worker.py").is_file()
 
 
+def test_each_image_has_the_bytecode_of_our_modules() -> None:
+    stages = re.split(r"^FROM ", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    with_code = [stage.partition("COPY comfyui ")[2] for stage in stages if "COPY comfyui " in stage]
+    assert len(with_code) == 2
+    for after in with_code:
+        assert "\nRUN /opt/venv/gateway/bin/python -m compileall -q /opt/gateway\n" in after
+
+
 def test_what_the_image_installs_has_hashes() -> None:
     for name in ("image", "gateway", "runpod", "littlehorse", "postgres"):
         lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
