@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
 from tests.support.running import (
     handler_options,
     invert_workflow,
+    queue_of,
     requests,
     running_gateway,
     sleep_workflow,
@@ -82,6 +84,26 @@ async def test_a_sync_call_stands_in_the_queue_with_its_workflow(face: Face) -> 
         for one in calls:
             one.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_a_job_that_is_placed_again_stands_first_among_the_pending() -> None:
+    async with AsyncExitStack() as stack:
+        stays = await stack.enter_async_context(Engine(EngineOptions()))
+        mortal = Engine(EngineOptions())
+        async with AsyncExitStack() as life:
+            await life.enter_async_context(mortal)
+            gateway = await stack.enter_async_context(running_gateway(mortal.url, stays.url))
+            face = Face(gateway, [mortal, stays], {})
+            running = [await face.submit(sleep_workflow(600, tag=tag)) for tag in range(2)]
+            await face.runs(*running)
+            waiting = [await face.submit(sleep_workflow(600, tag=10 + tag)) for tag in range(4)]
+            lost = (await queue_of(mortal))[0][0]
+        (left,) = set(running) - {lost}
+        _, pending = await until(face.queue, lambda queue: queue[0] == [left] and len(queue[1]) == 5, timeout_s=30)
+        assert pending[0] == lost
+        assert set(pending[1:]) == set(waiting)
+        _, job = await face.get(f"/api/jobs/{lost}")
+        assert job["status"] == "pending"
 
 
 async def test_others_prompts_take_places_and_are_shown_as_external(face: Face) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -126,7 +126,7 @@ class JobList:
             found.update(page)
         return [row for row in rows if row.prompt_id in found]
 
-    async def _pieces(self, rows: list[_Row], pagination: JSON, *, with_owner: bool) -> AsyncIterator[bytes]:
+    async def _pieces(self, rows: list[_Row], pagination: JSON, *, with_owner: bool) -> AsyncGenerator[bytes, None]:
         statuses = {row.prompt_id: row.status for row in rows}
 
         def made(job: ShownJob) -> bytes:
@@ -159,7 +159,7 @@ def _groups(rows: list[_Row]) -> Iterator[tuple[list[tuple[ShownJob, str]], list
             yield [], [row.prompt_id for row in group]
 
 
-async def _in_pieces(found: JSON) -> AsyncIterator[bytes]:
+async def _in_pieces(found: JSON) -> AsyncGenerator[bytes, None]:
     for piece in pieces(found) if is_large(found) else (jsonio.dumps(found),):
         yield piece
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -65,7 +65,7 @@ class JobReads:
             return raw_path(request.scope)
         return await JSONStream(self._history_pieces([prompt_id], viewer)).begin()
 
-    async def _queue_pieces(self, viewer: Viewer) -> AsyncIterator[bytes]:
+    async def _queue_pieces(self, viewer: Viewer) -> AsyncGenerator[bytes, None]:
         now = self._standing.now(viewer.sees)
         running, pending = ([], []) if viewer.key is not None else await self._externals.all()
         yield b'{"queue_running": ['
@@ -78,7 +78,7 @@ class JobReads:
 
     async def _items(
         self, listed: Sequence[Standing], others: Sequence[ShownJob], viewer: Viewer
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         def made(job: ShownJob) -> bytes | None:
             # It may have ended meanwhile; then it is in the history.
             if job.record is not None and job.record.state.is_end:
@@ -93,7 +93,7 @@ class JobReads:
         if others:
             yield lead + b", ".join(jsonio.dumps(job.item(with_owner=True)) for job in others)
 
-    async def _history_pieces(self, prompt_ids: Sequence[str], viewer: Viewer) -> AsyncIterator[bytes]:
+    async def _history_pieces(self, prompt_ids: Sequence[str], viewer: Viewer) -> AsyncGenerator[bytes, None]:
         def made(job: ShownJob) -> list[bytes]:
             record = job.record
             if record is None or not record.state.is_end or record.hidden or not viewer.sees(record.owner):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
+import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from comfyui.exceptions import ComfyUIError
+
 # An answer up to this size is made first, and has its Content-Length. An error until then has its own answer.
 _MADE_FIRST = 256 * 1024
+
+_log = structlog.get_logger("relay")
 
 
 class JSONStream(Response):
@@ -17,9 +23,7 @@ class JSONStream(Response):
     Call `begin` first: it raises what `pieces` raise at their beginning. What they raise later cuts the answer off.
     """
 
-    media_type = "application/json"
-
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
         super().__init__()
         self._pieces = pieces
         self._first = b""
@@ -41,12 +45,18 @@ class JSONStream(Response):
         headers = [(b"content-type", b"application/json")]
         if self._is_whole:
             headers.append((b"content-length", str(len(self._first)).encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        is_last = self._is_whole or scope["method"] == "HEAD"
-        await send({"type": "http.response.body", "body": self._first, "more_body": not is_last})
-        if is_last:
-            return
-        self._first = b""
-        async for piece in self._pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async with aclosing(self._pieces):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            is_last = self._is_whole or scope["method"] == "HEAD"
+            await send({"type": "http.response.body", "body": self._first, "more_body": not is_last})
+            self._first = b""
+            if is_last:
+                return
+            try:
+                async for piece in self._pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            except ComfyUIError as error:
+                # Not completing the answer makes the server cut the connection: the client sees that it is not whole.
+                _log.warning("relay.cut", path=scope["path"], detail=error.detail)
+                return
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
