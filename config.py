@@ -17,7 +17,7 @@ from comfyui.exceptions import SettingsError
 from comfyui.executors.checking import AS_COMFYUI
 from comfyui.executors.comfyui import RunnerOptions
 from comfyui.handler import HandlerOptions
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from comfyui.jobs.runs import RunLimits
 from comfyui.jobs.webhooks.outbox import OutboxOptions
 from comfyui.jobs.webhooks.rules import WebhookRules

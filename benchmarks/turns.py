@@ -18,9 +18,10 @@ from benchmarks.jobs import submission_rate
 from benchmarks.processes import BenchError, running_gateway
 from benchmarks.stage import Row, Stage, percentile
 from comfyui.jobs.lines import Lane
+from comfyui.jobs.queue_options import TurnOptions
 from comfyui.jobs.scheduler import Place, Scheduler, Waiting
 from comfyui.jobs.shares import Terms
-from comfyui.jobs.turns import TurnOptions, Turns
+from comfyui.jobs.turns import Turns
 from comfyui.models import PromptRequest
 from comfyui.servers.pool import BackendPool
 
@@ -142,7 +143,7 @@ async def _turned(owners: int, shapes: int, priorities: int, placings: int) -> R
     async def come(number: int) -> None:
         needs = await turns.needs_of(requests[number % shapes], brings_inputs=True)
         owner, priority = f"owner {number % owners}", number % priorities
-        turns.expect(Waiting(str(number), turns.next_number(), owner, priority=priority), needs)
+        turns.expect(Waiting(str(number), turns.numbers.next(), owner, priority=priority), needs)
 
     for number in range(_WAITING + 2 * _SERVERS):
         await come(number)

@@ -103,12 +103,17 @@ class ComfyUIValidationError(ComfyUIError):
 
     Attributes:
         upstream: ComfyUI's own body where it was ComfyUI.
+        lacks: what each server lacks by its name, where none has all that the workflow needs.
+        answer: what ComfyUI would say of it, where it was not asked.
         codes: what is wrong, as `comfyui.workflows.preflight.Problem` names it; empty where it was not looked for.
     """
 
     title = "Workflow validation failed"
     code = "validation_failed"
     status = 400
+    upstream: Mapping[str, Any] | None = None
+    answer: Mapping[str, Any] | None = None
+    lacks: Mapping[str, Sequence[str]] = {}
 
     def __init__(
         self,
@@ -117,14 +122,16 @@ class ComfyUIValidationError(ComfyUIError):
         prompt_id: str | None = None,
         node_errors: NodeErrors | None = None,
         upstream: Mapping[str, Any] | None = None,
+        answer: Mapping[str, Any] | None = None,
         codes: Collection[str] = (),
     ) -> None:
         super().__init__(detail, prompt_id=prompt_id, node_errors=node_errors)
-        self.upstream = upstream
+        self.upstream, self.answer = upstream, answer
         self.codes = frozenset(codes)
 
     def lacked_by(self, servers: Mapping[str, Sequence[str]]) -> Self:
         """Says what each server lacks, where none has all that the workflow needs."""
+        self.lacks = servers
         if servers:
             said = [f"{name} lacks {', '.join(lacks[:_MAX_LACKS])}" for name, lacks in servers.items()]
             self.detail = f"{self.detail}; no server has all that it needs: {'; '.join(said[:_MAX_LACKS])}"

@@ -34,12 +34,15 @@ from comfyui.jobs.inputs import JobInputs
 from comfyui.jobs.job import Job, Listener, Reason
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.origin import OURS, Origin
-from comfyui.jobs.queue import JobQueue, QueueOptions
+from comfyui.jobs.queue import JobQueue
+from comfyui.jobs.queue_options import QueueOptions
 from comfyui.jobs.recovery import Recovery
+from comfyui.jobs.refusals import Refusals
 from comfyui.jobs.removal import Removal
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
 from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.turns import Turns
+from comfyui.jobs.verdicts import Verdicts
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
@@ -81,6 +84,9 @@ class ComfyUIHandler:
         also_ready: what must be ready beside the servers.
         entries, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
         owners: know what each owner may have and see; None: everything.
+
+    Attributes:
+        verdicts: take prompts as ComfyUI's own endpoint does.
     """
 
     def __init__(
@@ -104,8 +110,9 @@ class ComfyUIHandler:
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
         self._turns = Turns(pool, options.queue, owners)
-        quarantine = quarantine or Quarantine(after=0)
-        self._runner = PromptRunner(pool, self._turns, stager, options.runner, self.metrics, quarantine, owners)
+        self._runner = PromptRunner(
+            pool, self._turns, stager, options.runner, self.metrics, quarantine or Quarantine(after=0), owners
+        )
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics, deliverer)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
@@ -115,6 +122,8 @@ class ComfyUIHandler:
         self._admission = Admission(entries, self._runs, self.queue, brought)
         self.history = JobHistory(self.journal, pool)
         self.removal = Removal(entries, pool, self._admission, self._runs, self.queue, self._turns, self._cancels)
+        refusals = Refusals(pool, self._turns.abilities, options.limits, options.runner.preflight)
+        self.verdicts = Verdicts(self._admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
         self._waiting, self._draining = 0, False

@@ -199,6 +199,12 @@ class PromptRequest(Given):
         self._size = size
         return self
 
+    def without_order(self) -> Self:
+        """This request, without the place that it asked for."""
+        if not self.front and self.number is None:
+            return self
+        return self.model_copy(update={"front": False, "number": None}).of_size(self.size)
+
     def fingerprint(self) -> str:
         """SHA-256 over what decides the result: two requests with the same id must agree in it.
 

@@ -160,6 +160,18 @@ def flat_node_errors(node_errors: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
+def node_errors_of(messages: Mapping[str, Sequence[str]], kind: str = "invalid_input") -> dict[str, Any]:
+    """Messages by node in the shape of ComfyUI's ``node_errors``."""
+    return {
+        node_id: {
+            "errors": [{"type": kind, "message": text, "details": "", "extra_info": {}} for text in texts],
+            "dependent_outputs": [],
+            "class_type": "",
+        }
+        for node_id, texts in messages.items()
+    }
+
+
 def _said(error: Mapping[str, Any]) -> str:
     return ": ".join(str(part) for part in (error.get("message"), error.get("details")) if part)
 

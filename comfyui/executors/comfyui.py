@@ -40,14 +40,14 @@ from comfyui.executors.places import Places
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same
-from comfyui.inputs.plan import is_inline
+from comfyui.inputs.plan import has_inline_values
 from comfyui.inputs.staging import InputStager
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules, confined_to, folder_of
-from comfyui.replies import HistoryEntry, QueueItem
+from comfyui.replies import HistoryEntry, QueueItem, flat_node_errors
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 from comfyui.tasks import end_tasks
@@ -202,7 +202,7 @@ class PromptRunner:
         patience_s = CHOICE_PATIENCE_S
         brings_inputs = bool(request.images or job.files)
         if not brings_inputs:
-            brings_inputs = await offloaded(request.size, _has_inline_inputs, prompt)
+            brings_inputs = await offloaded(request.size, has_inline_values, prompt)
         while True:
             self._quarantine.check(request.prompt, job.prompt_id)
             backend = await self._places.take(
@@ -230,6 +230,8 @@ class PromptRunner:
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
                 # What is ours to say, preflight said already.
+                if job.awaits_verdict:
+                    raise error.lacked_by(self._places.lacking(job))  # noqa: B904
                 if not error.upstream or self._options.remote:
                     raise
                 explanation = await explained(error, backend, request, job.file_names, self._options.limits)
@@ -314,9 +316,11 @@ class PromptRunner:
                     prompt = await self._stage(backend, job, request, prompt)
                 staged = time.monotonic()
                 prompt = self._places.spelled(job, backend, prompt)
-                number, node_errors = await self._submission.send(backend, job, watch, request, prompt)
+                ordered = request.without_order() if self._places.are_all_here else request
+                number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)
                 backend.watcher.accepted(watch, number)
                 self._places.accepted(job)
+                job.accepted(node_errors)
                 entry = await watch.finished()
                 if entry is None:
                     return None
@@ -325,7 +329,8 @@ class PromptRunner:
                 backend.watcher.unwatch(watch)
         # A server that only stands for others tells of the nodes that it happened to see.
         node_seconds = None if self._options.remote else watch.times.seconds()
-        result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, node_errors, node_seconds)
+        left_out = flat_node_errors(node_errors)
+        result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, left_out, node_seconds)
         return result, entry
 
     async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:
@@ -392,8 +397,3 @@ class PromptRunner:
         except ComfyUIError as failure:
             self._log.warning("comfyui.free_failed", server=backend.name, detail=failure.detail)
         return "out_of_memory"
-
-
-def _has_inline_inputs(prompt: Mapping[str, Any]) -> bool:
-    """Whether any value could be an input to place: only then are the node definitions needed."""
-    return any(is_inline(value) for node in prompt.values() for value in node.get("inputs", {}).values())

@@ -7,7 +7,7 @@ held against the node definitions of the server that is to run it. Not held: wha
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from comfyui.exceptions import ComfyUIValidationError
@@ -69,6 +69,44 @@ def _foreign(
 
 def without_files(object_info: Mapping[str, Any]) -> dict[str, Any]:
     """The node definitions without a name of a file that somebody has uploaded, wherever it stands as a choice."""
+    files = _uploaded(object_info)
+    return {class_type: _without(definition, files) for class_type, definition in object_info.items()}
+
+
+def answer_without_files(answer: Mapping[str, Any], known: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """ComfyUI's refusal as a user may read it: a list of choices that names uploaded files is told by its length.
+
+    ComfyUI itself does so with long lists. `known`: the node definitions of the servers.
+    """
+    files = set[str]().union(*(_uploaded(object_info) for object_info in known))
+    error, node_errors = answer.get("error"), answer.get("node_errors")
+    if not isinstance(node_errors, dict):
+        return dict(answer)
+    details = error.get("details") if isinstance(error, dict) else None
+    told = {}
+    for node_id, node in node_errors.items():
+        shown = [_without_choices(one, files) for one in node.get("errors", ())]
+        told[node_id] = {**node, "errors": shown}
+        for before, after in zip(node.get("errors", ()), shown, strict=True):
+            if before is not after and isinstance(details, str):
+                details = details.replace(before["details"], after["details"])
+    whole = {**error, "details": details} if isinstance(error, dict) else error
+    return {**answer, "error": whole, "node_errors": told}
+
+
+def _without_choices(error: Any, files: Collection[str]) -> Any:
+    extra_info = error.get("extra_info") if isinstance(error, dict) else None
+    config = extra_info.get("input_config") if isinstance(extra_info, dict) else None
+    if not isinstance(extra_info, dict) or not isinstance(config, list) or _without(config, files) == config:
+        return error
+    choices = config[0] if isinstance(config[0], list) else config[1].get("options", ())
+    value = extra_info.get("received_value")
+    details = f"{extra_info.get('input_name')}: {value!r} not in (list of length {len(choices)})"
+    return {**error, "details": details, "extra_info": {**extra_info, "input_config": None}}
+
+
+def _uploaded(object_info: Mapping[str, Any]) -> set[str]:
+    """Names of uploaded files, as far as upload widgets list them."""
     names: set[str] = set()
     for class_type, definition in object_info.items():
         unmarked = _UNMARKED.get(class_type, ())
@@ -76,8 +114,7 @@ def without_files(object_info: Mapping[str, Any]) -> dict[str, Any]:
             if spec.is_upload or spec.name in unmarked:
                 names |= {choice for choice in spec.choices or () if isinstance(choice, str)}
     # "None" and the like are no files, and stand in lists of models, too.
-    files = {name for name in names if "." in name or "/" in name}
-    return {class_type: _without(definition, files) for class_type, definition in object_info.items()}
+    return {name for name in names if "." in name or "/" in name}
 
 
 def _without(value: Any, files: Collection[str]) -> Any:

@@ -36,6 +36,10 @@ class Places(Protocol):
     def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """The workflow of a job that has a place there, with the names of files as that server writes them."""
 
+    @property
+    def are_all_here(self) -> bool:
+        """Whether no prompt waits for its turn in ComfyUI's own queue, which heeds `number` and `front`."""
+
     def lacking(self, job: Assignment) -> Mapping[str, Sequence[str]]:
         """By server what it lacks, where no server can run the job; else nothing."""
 

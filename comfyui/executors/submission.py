@@ -23,7 +23,7 @@ from comfyui.exceptions import (
 from comfyui.executors.assignment import Assignment
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest
-from comfyui.replies import JSON, HistoryEntry, QueueItem, flat_node_errors
+from comfyui.replies import JSON, HistoryEntry, QueueItem
 from comfyui.retrying import Backoff
 from comfyui.servers.backend import Backend
 from comfyui.servers.watcher import Watch
@@ -46,11 +46,11 @@ class Submission:
 
     async def send(
         self, backend: Backend, job: Assignment, watch: Watch, request: PromptRequest, prompt: Mapping[str, Any]
-    ) -> tuple[float, Mapping[str, tuple[str, ...]]]:
+    ) -> tuple[float, Mapping[str, Any]]:
         """Queue `prompt`, which is the request's workflow with its inputs placed.
 
         Returns:
-            The prompt's number in ComfyUI's order, and the errors of nodes that are left out.
+            The prompt's number in ComfyUI's order, and ComfyUI's `node_errors`: of outputs that are left out.
 
         Raises:
             ComfyUIPromptLostError: ComfyUI may have run the prompt, and has forgotten it.
@@ -73,7 +73,7 @@ class Submission:
                     raise  # an answer, and a refusal: no reply was lost
                 reason = error
             else:
-                return queued.number, flat_node_errors(queued.node_errors)
+                return queued.number, queued.node_errors
             _log.warning("submission.reply_lost", prompt_id=job.prompt_id, detail=reason.detail, tries=attempt + 1)
             found = await self._look_for(backend, job.prompt_id, deaths)
             if found is not None:

@@ -86,6 +86,11 @@ def is_inline(value: object) -> bool:
     return isinstance(value, str) and (is_url(value) or is_data_uri(value))
 
 
+def has_inline_values(prompt: Mapping[str, Any]) -> bool:
+    """Whether any value could be an input to place: only then are the node definitions needed."""
+    return any(is_inline(value) for node in prompt.values() for value in _inputs(node).values())
+
+
 def inline_values(prompt: Mapping[str, Any]) -> dict[str, str]:
     """The texts of the workflow that may be inputs themselves, by their field: see `is_inline`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ class Abilities:
         self._offers: dict[str, tuple[Offer, dict[Needs, bool]]] = {}
         self._asked: dict[str, int] = {}
         self._asking: set[str] = set()
+        self._said = asyncio.Event()
         self._tasks = SideTasks()
         self.generation = 0
         """Grows when more or other definitions are known, so that lanes that were found before may be others."""
@@ -44,6 +46,14 @@ class Abilities:
             self._asking.add(backend.name)
             self._tasks.start(self._ask(backend), f"abilities {backend.name}")
         return False
+
+    async def one_is_known(self, within_s: float) -> None:
+        """Returns once a server that is up has been asked what it has, after so long, and where none is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while (ready := self._pool.ready) and not any(self.is_known(backend) for backend in ready):
+                    self._said.clear()
+                    await self._said.wait()
 
     def lane(self, needs: Needs | None, avoid: Collection[str] = ()) -> Lane:
         """On which servers a workflow can run, as far as is known. Servers that are down count as they were."""
@@ -98,6 +108,7 @@ class Abilities:
             self._asking.discard(backend.name)
             self._asked[backend.name] = generation
             self.generation += 1
+            self._said.set()
             self._pool.news.set()
 
     async def _look(self, backend: Backend, max_age_s: float | None) -> None:

@@ -21,12 +21,13 @@ from comfyui.exceptions import (
     JournalError,
 )
 from comfyui.inputs.content import BroughtFiles, SpooledFiles
-from comfyui.jobs.entry import Clock, Entries, Entry, new_job
+from comfyui.jobs.entry import Clock, Entries, Entry
 from comfyui.jobs.fingerprints import check_same
 from comfyui.jobs.inputs import JobInputs, Taken
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import Delivery, JobRecord, NewJob, State
 from comfyui.jobs.journal.writes import Add, Again
+from comfyui.jobs.new_job import new_job
 from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
@@ -67,22 +68,26 @@ class Look:
 
 
 class Admission:
-    """Asks the journal, and takes jobs into it."""
+    """Asks the journal, and takes jobs into it.
+
+    Attributes:
+        entries, runs, queue: what it is made with; they belong to whoever made them.
+    """
 
     def __init__(
         self, entries: Entries, runs: Runs, queue: JobQueue, inputs: JobInputs, *, clock: Clock = time.time
     ) -> None:
         self._journal = entries.journal
-        self._entries = entries
-        self._runs = runs
-        self._queue = queue
+        self.entries = entries
+        self.runs = runs
+        self.queue = queue
         self._inputs = inputs
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def new_entry(self, prompt_id: str, origin: Origin, *, callers_id: bool) -> Entry:
         """The writer of a new sync job."""
-        return self._entries.new(prompt_id, origin, kind="sync", callers_id=callers_id)
+        return self.entries.new(prompt_id, origin, kind="sync", callers_id=callers_id)
 
     def start(
         self, prompt_id: str, origin: Origin, request: PromptRequest, files: SpooledFiles | None, *, told: bool
@@ -91,7 +96,7 @@ class Admission:
         entry = self.new_entry(prompt_id, origin, callers_id=False)
         if told:
             entry.told()
-        return self._runs.start(prompt_id, request, files, entry=entry)
+        return self.runs.start(prompt_id, request, files, entry=entry)
 
     def room_for(self, origin: Origin) -> AbstractAsyncContextManager[None]:
         """A job of this origin may be begun inside the block.
@@ -107,7 +112,7 @@ class Admission:
         # One after the other, so that no two of them take the last place.
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
-            live = [job for job in self._runs.live.values() if job.owner is not None and key_of(job.owner) == key]
+            live = [job for job in self.runs.live.values() if job.owner is not None and key_of(job.owner) == key]
             waiting = {job.prompt_id for job in live if job.state is State.QUEUED}
             running = {job.prompt_id for job in live} - waiting
             if len(waiting) < limit:
@@ -139,7 +144,7 @@ class Admission:
         """
         submits = request is not None
         while True:
-            if (job := self._runs.live.get(prompt_id)) is not None:
+            if (job := self.runs.live.get(prompt_id)) is not None:
                 check_seen(origin, job.owner, prompt_id, submits=submits)
                 check_same(prompt_id, job.fingerprint, fingerprint)
                 # What waits in our queue has its request, and its inputs, in the journal.
@@ -148,17 +153,17 @@ class Admission:
                     job.adopt(request, files, fingerprint, entry)
                 return job
             record = await self._known(prompt_id)
-            if prompt_id in self._runs.live:
+            if prompt_id in self.runs.live:
                 continue
             if record is None:
                 if request is None:
                     check_seen(origin, None, prompt_id, submits=False)
-                    return self._runs.start(prompt_id, fingerprint=fingerprint)
+                    return self.runs.start(prompt_id, fingerprint=fingerprint)
                 async with self.room_for(origin):
-                    if prompt_id in self._runs.live:
+                    if prompt_id in self.runs.live:
                         continue
                     new = self.new_entry(prompt_id, origin, callers_id=True)
-                    return self._runs.start(prompt_id, request, files, fingerprint, entry=new)
+                    return self.runs.start(prompt_id, request, files, fingerprint, entry=new)
             check_seen(origin, record.owner, prompt_id, submits=submits)
             check_same(prompt_id, record.fingerprint, fingerprint)
             if not record.state.is_end:
@@ -171,13 +176,13 @@ class Admission:
             except JournalError as error:
                 _log.error("journal.not_written", prompt_id=prompt_id, reason=error.detail)
                 # As a call that the journal does not know: ComfyUI is asked for it.
-                return self._runs.start(
+                return self.runs.start(
                     prompt_id, request, files, fingerprint, entry=self.new_entry(prompt_id, origin, callers_id=True)
                 )
             if begun and (newer := await self._known(prompt_id)) is not None:
-                if prompt_id in self._runs.live:
+                if prompt_id in self.runs.live:
                     continue
-                return self._runs.start(prompt_id, request, files, fingerprint, entry=self._entries.of(newer))
+                return self.runs.start(prompt_id, request, files, fingerprint, entry=self.entries.of(newer))
 
     async def submit(
         self,
@@ -188,11 +193,13 @@ class Admission:
         fingerprint: str,
         *,
         callers_id: bool,
+        server: str | None = None,
     ) -> Look:
         """Take a job that nobody waits for. Returns when it is committed, and its inputs are in their store.
 
         Args:
             files: further inputs, which are taken away from where they are.
+            server: the one to which it is kept, see `Turns.keep_to`.
 
         Raises:
             ComfyUIConflictError: the id is another request's.
@@ -205,7 +212,7 @@ class Admission:
             has_room = False
             while True:
                 record = await self._journal.get(prompt_id) if callers_id else None
-                if (job := self._runs.live.get(prompt_id)) is not None:
+                if (job := self.runs.live.get(prompt_id)) is not None:
                     check_seen(origin, job.owner, prompt_id, submits=True)
                     check_same(prompt_id, job.fingerprint, fingerprint)
                     if job.stays or job.ended:
@@ -216,7 +223,7 @@ class Admission:
                     if not (_was_left(record) or record.may_run_again):
                         return await self.look(prompt_id)
                 if not has_room and job is None and (record is None or record.state.is_end):
-                    held.enter_context(self._queue.room())
+                    held.enter_context(self.queue.room())
                     has_room = True
                 if taken is None:
                     taken = await held.enter_async_context(self._inputs.taken(request, files))
@@ -245,7 +252,7 @@ class Admission:
                 if begun:
                     added = await self._journal.get(prompt_id)
                     if added is not None and added.state is State.QUEUED:
-                        await self._queue.added(added, request)
+                        await self.queue.added(added, request, server)
                     break
                 # Another request with the same id came first.
                 callers_id = True
@@ -256,8 +263,8 @@ class Admission:
         entry = self.new_entry(job.prompt_id, origin, callers_id=True)
         job.adopt(request, self._inputs.files_of(new), new.fingerprint, entry)
         # Before it is written: else the queue might hand on a job that has a task.
-        self._queue.kept(job, secrets_of(request))
-        await self._runs.keep(job, new)
+        self.queue.kept(job, secrets_of(request))
+        await self.runs.keep(job, new)
 
     async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:
         """How the job is.
@@ -266,7 +273,7 @@ class Admission:
             ComfyUINotFoundError: neither the journal nor this process knows it, or it is another owner's.
         """
         record = await self._known(prompt_id)
-        job = self._runs.live.get(prompt_id)
+        job = self.runs.live.get(prompt_id)
         check_seen(origin, record.owner if record else job.owner if job else None, prompt_id, submits=False)
         if job is None or (record is not None and record.state.is_end):
             if record is None:
@@ -291,7 +298,7 @@ class Admission:
         return tuple(await self._journal.deliveries(record.prompt_id))
 
     async def _position(self, record: JobRecord) -> int:
-        position = self._queue.position(record.prompt_id)
+        position = self.queue.position(record.prompt_id)
         # One whose inputs are still being fetched has no turn yet.
         return await self._journal.ahead_of(record.number) if position is None else position
 
@@ -311,12 +318,12 @@ class Admission:
             ComfyUINotFoundError: whatever there is of this id, the caller may not know of it.
         """
         record = await self._known(prompt_id)
-        job = self._runs.live.get(prompt_id)
+        job = self.runs.live.get(prompt_id)
         owner = record.owner if record else job.owner if job else None
         check_seen(origin, owner, prompt_id, submits=False, unknown=NOTHING_TO_CANCEL)
-        if record is None or record.state.is_end or prompt_id in self._runs.live:
+        if record is None or record.state.is_end or prompt_id in self.runs.live:
             return None
-        return self._entries.of(record)
+        return self.entries.of(record)
 
     async def settled(self, prompt_id: str) -> None:
         """Returns when all that was written of a job's cancel is committed, before a caller is told of it.
@@ -345,14 +352,14 @@ class Admission:
 
     async def _unfinished(self, record: JobRecord, request: PromptRequest | None, files: BroughtFiles | None) -> Job:
         """A job that has no task: it waits in our queue, or was a sync call's before a restart."""
-        given = request or (None if record.kind == "async" else await self._queue.request_of(record))
-        live = self._runs.live.get(record.prompt_id)
+        given = request or (None if record.kind == "async" else await self.queue.request_of(record))
+        live = self.runs.live.get(record.prompt_id)
         if live is not None:
             return live
-        entry = self._entries.of(record)
+        entry = self.entries.of(record)
         if record.kind == "async":
-            return self._runs.add(record.prompt_id, None, None, record.fingerprint, entry=entry)
-        return self._runs.start(record.prompt_id, given, files, record.fingerprint, entry=entry)
+            return self.runs.add(record.prompt_id, None, None, record.fingerprint, entry=entry)
+        return self.runs.start(record.prompt_id, given, files, record.fingerprint, entry=entry)
 
 
 def check_seen(origin: Origin, owner: str | None, prompt_id: str, *, submits: bool, unknown: str = UNKNOWN) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -19,62 +19,21 @@ from comfyui.exceptions import (
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
-from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Tell, Write
+from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Tell, Withdraw, Write
+from comfyui.jobs.new_job import KEPT_OF_SYNC, new_job, order_of
 from comfyui.jobs.origin import Origin
-from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes, secrets_of
+from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.owners import place_of
 
-# Of a sync call whose caller knows the id, and brings the request again when it comes back, or of a user's, which
-# sees it in the queue and the history.
-_KEPT_OF_SYNC = 256 * 1024
 # So long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
-
-_NO_INPUTS: Mapping[str, str] = {}
 
 Clock = Callable[[], float]
 
 _log = structlog.get_logger(__name__)
-
-
-def new_job(
-    request: PromptRequest,
-    prompt_id: str,
-    origin: Origin,
-    fingerprint: str | None,
-    *,
-    kind: Kind,
-    callers_id: bool,
-    now: float,
-    inputs: Mapping[str, str] = _NO_INPUTS,
-) -> NewJob:
-    """The job as it is written at first. `inputs`: see `comfyui.jobs.inputs`."""
-    kept = kind == "async" or ((callers_id or origin.is_confined) and request.size <= _KEPT_OF_SYNC)
-    return NewJob(
-        prompt_id=prompt_id,
-        kind=kind,
-        callers_id=callers_id,
-        created_at=now,
-        fingerprint=fingerprint,
-        owner=origin.owner,
-        face=origin.face,
-        client_id=request.client_id,
-        labels=request.labels,
-        inputs=inputs,
-        needs_secrets=bool(secrets_of(request)),
-        priority=request.priority,
-        webhook=order_of(request),
-        body=body_of(request) if kept else None,
-    )
-
-
-def order_of(request: PromptRequest) -> WebhookOrder | None:
-    """Where the caller wants to be told."""
-    wanted = request.webhook
-    return None if wanted is None else WebhookOrder(wanted.url, tuple(dict.fromkeys(wanted.events or ())))
 
 
 class Entries:
@@ -134,6 +93,7 @@ class Entry:
         state: how far the run was then.
         queued_at: when the run was queued.
         started_at: when ComfyUI last began to execute it.
+        shown_number: the job's number as ComfyUI's clients are told it, once it is in the journal.
         journal_id: identity of the journal that it writes to.
     """
 
@@ -157,6 +117,7 @@ class Entry:
         self.state = State.QUEUED
         self.queued_at = clock()
         self.started_at: float | None = None
+        self.shown_number: float = 0
         self.journal_id = journal.identity
         self._journal = journal
         self._origin = origin
@@ -165,12 +126,15 @@ class Entry:
         self._write_start: asyncio.TimerHandle | None = None
         self._announcements = announcements
         self._order: WebhookOrder | None = None
+        self._is_just_placed = False
+        self._committing: asyncio.Task[None] | None = None
 
     def take_up(self, record: JobRecord) -> None:
         """The run is in the journal already, as this record has it."""
         self.added, self.fence, self.losses = True, record.fence, record.losses
         self.begun, self.state, self._server = record.begun, record.state, record.server
         self.queued_at, self.started_at = record.queued_at, record.started_at
+        self.shown_number = record.shown_number
         self._order = record.webhook
 
     @property
@@ -190,7 +154,7 @@ class Entry:
     @property
     def was_placed(self) -> bool:
         """Whether some server may have the prompt."""
-        return self.fence.attempt > 0
+        return self.fence.attempt > 0 and not self._is_just_placed
 
     @property
     def is_placed(self) -> bool:
@@ -235,6 +199,11 @@ class Entry:
             ComfyUITaskCancelledError: it was cancelled meanwhile.
             ComfyUIConflictError: the id is another owner's.
         """
+        if self._is_just_placed and server == self._server:
+            self._is_just_placed = False
+            if self.chosen:
+                await self.committed()
+            return
         self._server = server
         place: Add | Place
         new = None if self.added or request is None else await offloaded(request.size, self._new, request, fingerprint)
@@ -248,20 +217,40 @@ class Entry:
         self.fence = self.fence.next()
         await self._place(place)
 
+    def place_now(self, server: str, request: PromptRequest, fingerprint: str | None) -> None:
+        """As `placed`, of a new job. It is being committed: `committed` says when that is done.
+
+        An id of ours may be submitted meanwhile. Should the gateway end between the two, the next one takes the prompt
+        out of ComfyUI.
+        """
+        self.added, self._server, self.fence = True, server, self.fence.next()
+        place = self._place(Add(self._new(request, fingerprint), server))
+        self._committing = asyncio.create_task(place, name=f"commit {self.fence.prompt_id}")
+        self._committing.add_done_callback(_heeded)
+        self._is_just_placed = True
+
+    async def committed(self) -> None:
+        """Returns when the job is in the journal. Raises as `placed`."""
+        if self._committing is not None:
+            await self._committing
+
     async def _place(self, place: Add | Place) -> None:
         if not self.outlives_us:
             self._write_behind(place)
             return
         try:
             has_place = await self._journal.write(place)
-        except JournalError as error:
-            if self.kind == "async":
+        except ComfyUIError as error:
+            if self.kind == "async" or not isinstance(error, JournalError):
+                self.added = isinstance(place, Place)
                 raise
             # As without a journal: the caller waits, and has its answer from ComfyUI.
             _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=error.detail)
             return
-        if not has_place and isinstance(place, Add) and not self._origin.sees(None):
-            # Another owner took the id at this moment: that row is not to be written.
+        if isinstance(place, Add):
+            self.shown_number = has_place if (turn := place.job.turn_at(has_place)) is None else turn
+        if not has_place and isinstance(place, Add) and (self.kind == "async" or not self._origin.sees(None)):
+            # Another request took the id at this moment: that row is not to be written.
             self.added = False
             raise ComfyUIConflictError(TAKEN, prompt_id=self.fence.prompt_id)
         if not has_place and self.kind == "async":
@@ -297,6 +286,11 @@ class Entry:
             self.fence = self.fence.next()
         self._server = None
 
+    def withdraw(self) -> None:
+        """A server refused the prompt as it came: it was no job."""
+        if self.added:
+            self._write_behind(Withdraw(self.fence))
+
     def canceling(self) -> None:
         """The prompt is about to be taken out of ComfyUI."""
         self._start()
@@ -310,7 +304,7 @@ class Entry:
     async def tell(self, request: PromptRequest | None) -> None:
         """The caller is about to be told the id, which from now on counts as its own."""
         # Where it was the caller's before, the body is known.
-        kept = None if self.callers_id or request is None or request.size > _KEPT_OF_SYNC else body_of(request)
+        kept = None if self.callers_id or request is None or request.size > KEPT_OF_SYNC else body_of(request)
         self.callers_id = True
         self._start()
         if self.added:
@@ -398,3 +392,9 @@ class Entry:
             callers_id=self.callers_id,
             now=self._clock(),
         )
+
+
+def _heeded(committing: asyncio.Task[None]) -> None:
+    """A prompt that is refused meanwhile has nobody who waits for its commit, nor for why it failed."""
+    if not committing.cancelled():
+        committing.exception()

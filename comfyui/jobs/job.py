@@ -50,6 +50,9 @@ class Job:
         begun: the present attempt has begun to run.
         losses: how many attempts ComfyUI lost after they had begun, over all ways in which they can be lost.
         entry: writes each step into the journal; None while the job only watches.
+        node_errors: what ComfyUI said when it took the prompt, of outputs that it leaves out.
+        awaits_verdict: a caller of ComfyUI's own endpoint waits for what a server says of the prompt. Refused by it,
+            the prompt was no job.
         began_at: when ComfyUI began to run the present try, on the event loop's clock.
         waiters: how many requests wait for the outcome now.
         joined: how many have waited or wait.
@@ -80,12 +83,15 @@ class Job:
         self.backend: Backend | None = None
         self.watch: Watch | None = None
         self.losses = entry.losses if entry else 0
+        self.node_errors: Mapping[str, Any] = {}
+        self.awaits_verdict = False
         self.waiters = self.joined = 0
         self.cancel_wanted: Reason | None = None
         self._outcome: asyncio.Future[PromptResult] = asyncio.get_running_loop().create_future()
         self._listeners: set[Listener] = set()
         self._latest: dict[type[Event], Event] = {}
         self._waiting: set[asyncio.Future[None]] = set()
+        self._asking: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._limit: asyncio.Timeout | None = None
         self._cancelled_with: tuple[State, ComfyUIError] | None = None
@@ -109,9 +115,9 @@ class Job:
 
         A caller's id may be used again with another body; an id of ours is looked for where the journal has no row yet.
         """
-        if self.fingerprint is not None:
-            return {"fingerprint": self.fingerprint}
-        return {"journal": self.entry.journal_id} if self.entry is not None and self.entry.journal_id else {}
+        marks = {} if self.fingerprint is None else {"fingerprint": self.fingerprint}
+        of_ours = self.entry is not None and not self.entry.chosen and self.entry.journal_id
+        return {**marks, "journal": of_ours} if of_ours else marks
 
     @property
     def placed_before(self) -> bool:
@@ -205,8 +211,14 @@ class Job:
 
     async def waits(self) -> None:
         """It waits for its turn in our queue. Returns and raises as `Entry.waits` does."""
+        self._answer()
         if self.entry is not None:
             await self.entry.waits(self.request, self.fingerprint)
+
+    def place_now(self, server: str) -> None:
+        """It is about to go to `server`. See `Entry.place_now`."""
+        if self.entry is not None and self.request is not None:
+            self.entry.place_now(server, self.request, self.fingerprint)
 
     async def placed(self, backend: Backend) -> None:
         """`backend` is the server that has the prompt, or is about to get it.
@@ -228,9 +240,15 @@ class Job:
 
     def put_back(self) -> None:
         """The attempt came to nothing, and the job waits in our queue again."""
+        self._answer()
         self.backend = None
         if self.entry is not None:
             self.entry.put_back()
+
+    def accepted(self, node_errors: Mapping[str, Any]) -> None:
+        """ComfyUI has taken the prompt, without the outputs that `node_errors` are about."""
+        self.node_errors = node_errors
+        self._answer()
 
     def watched(self, watch: Watch) -> None:
         """`watch` is how this try waits for the prompt."""
@@ -339,6 +357,27 @@ class Job:
             self._waiting.discard(woken)
         return self.ended
 
+    # The verdict
+
+    def ask(self) -> None:
+        """A caller is to be told what a server says of the prompt."""
+        self.awaits_verdict = True
+
+    async def verdict(self) -> None:
+        """Returns once a server has taken or refused the prompt, or it has to wait for its turn after all."""
+        if self.awaits_verdict and not self.ended:
+            asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._asking.add(asked)
+            try:
+                await asked
+            finally:
+                self._asking.discard(asked)
+
+    def _answer(self) -> None:
+        self.awaits_verdict = False
+        for asked in self._asking:
+            _set(asked)
+
     # The outcome
 
     @property
@@ -394,14 +433,17 @@ class Job:
         kept = copy(error)
         kept.prompt_id = kept.prompt_id or self.prompt_id
         if written and self.entry is not None:
-            self.entry.failed(state, kept, self.request, self.fingerprint)
+            if self.awaits_verdict and state is State.FAILED:
+                self.entry.withdraw()
+            else:
+                self.entry.failed(state, kept, self.request, self.fingerprint)
         self._outcome.set_exception(kept)
         self._outcome.exception()  # no request may be waiting any more
         self._end(state)
 
     def _end(self, state: State) -> None:
         self.state = state
-        for woken in self._waiting:
+        for woken in (*self._waiting, *self._asking):
             _set(woken)
 
     @property

@@ -33,6 +33,8 @@ class Lane:
 
 
 ANYWHERE = Lane()
+Order = tuple[float, int]
+"""Where the job's caller wants it among its own, and then the order of the submission."""
 
 
 class Ticket:
@@ -40,7 +42,7 @@ class Ticket:
 
     Attributes:
         number: order of the submission; no two jobs have the same.
-        front: before all others of its owner.
+        order: the place among the jobs of its owner.
         loaders: the model files that it loads.
         shape: what `lane` was found from; kept for whoever found it.
         passed_since: when the job was first passed over at the head of the line.
@@ -52,7 +54,7 @@ class Ticket:
     """
 
     __slots__ = (
-        "accepted", "began", "charged", "front", "lane", "loaders", "number", "passed_since", "placed_at",
+        "accepted", "began", "charged", "lane", "loaders", "number", "order", "passed_since", "placed_at",
         "placing", "priority", "prompt_id", "server", "shape", "share",
     )  # fmt: skip
 
@@ -63,7 +65,7 @@ class Ticket:
         *,
         number: int,
         priority: int,
-        front: bool,
+        turn: float | None,
         loaders: frozenset[str],
         shape: Hashable,
         lane: Lane,
@@ -72,7 +74,7 @@ class Ticket:
         self.share = share
         self.number = number
         self.priority = priority
-        self.front = front
+        self.order: Order = (number if turn is None else turn, number)
         self.loaders = loaders
         self.shape = shape
         self.lane = lane
@@ -81,11 +83,6 @@ class Ticket:
         self.charged = self.placed_at = 0.0
         self.placing = 0
         self.accepted = self.began = False
-
-    @property
-    def order(self) -> int:
-        """The place among the jobs of its owner: the last one to the front is the first."""
-        return -self.number if self.front else self.number
 
     def runs_on(self, lane: Lane) -> None:
         """Not while it is in a line."""
@@ -121,7 +118,7 @@ class _Line:
     __slots__ = ("_jobs", "_ranks", "_shares")
 
     def __init__(self) -> None:
-        self._jobs: dict[Share, list[tuple[int, Ticket]]] = {}
+        self._jobs: dict[Share, list[tuple[Order, Ticket]]] = {}
         self._ranks: dict[Share, _Rank] = {}
         self._shares: list[tuple[_Rank, Share]] = []
 
@@ -159,11 +156,11 @@ class _Line:
         rank, share = self._shares[0]
         return rank, self._jobs[share][0][1]
 
-    def before(self, share: Share, order: int) -> int:
+    def before(self, share: Share, order: Order) -> int:
         """How many jobs of the owner are before that place."""
         return bisect_left(self._jobs.get(share, ()), (order,))
 
-    def by_share(self) -> Iterable[tuple[Share, list[tuple[int, Ticket]]]]:
+    def by_share(self) -> Iterable[tuple[Share, list[tuple[Order, Ticket]]]]:
         """The jobs of each owner, with the place of each among them."""
         return self._jobs.items()
 
@@ -249,7 +246,7 @@ class Lines:
         """
         used: dict[Share, float] = {}
         for priority in reversed(self._priorities):
-            by_share: dict[Share, list[tuple[int, Ticket]]] = {}
+            by_share: dict[Share, list[tuple[Order, Ticket]]] = {}
             for line in self._levels[priority].lines.values():
                 for share, jobs in line.by_share():
                     by_share[share] = by_share[share] + jobs if share in by_share else jobs
@@ -276,7 +273,7 @@ class Lines:
         return ahead
 
 
-def _turns(owner: int, jobs: list[tuple[int, Ticket]], used: float, took: float) -> Iterator[tuple[_Rank, Ticket]]:
+def _turns(owner: int, jobs: list[tuple[Order, Ticket]], used: float, took: float) -> Iterator[tuple[_Rank, Ticket]]:
     """The jobs of one owner, each with its rank by then; each one takes `took`."""
     for place, (_, ticket) in enumerate(jobs):
         yield (used + place * took, ticket.number, owner), ticket

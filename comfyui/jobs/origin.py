@@ -34,9 +34,6 @@ class Origin:
         if request.priority > rules.max_priority:
             detail = f"the key {rules.name!r} may ask for {rules.max_priority} at most (max_priority)"
             raise RequestError(f"priority: {detail}")
-        if rules.role == "user" and (request.front or request.number is not None):
-            name = "front" if request.front else "number"
-            raise RequestError(f"{name}: a key of role 'user' may not go before others; see priority")
 
     def _own(self, request: PromptRequest) -> PromptRequest:
         """The request with a client id that is the key's own: no user's events go to a socket of another's."""

@@ -7,10 +7,11 @@ task when it is handed on. One whose inputs are still being fetched lets those b
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -19,22 +20,24 @@ from comfyui.exceptions import (
     ComfyUIConflictError,
     ComfyUIError,
     ComfyUIOverloadedError,
-    ComfyUITimeoutError,
     JournalError,
 )
 from comfyui.jobs.entry import Clock, Entries
+from comfyui.jobs.expiry import ending_late
 from comfyui.jobs.fetching import InputFetching
 from comfyui.jobs.inputs import JobInputs, StoredFiles
 from comfyui.jobs.job import Job
-from comfyui.jobs.journal.paging import Read, pages
+from comfyui.jobs.journal.paging import pages
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.journal.writes import Pause
+from comfyui.jobs.lines import Lane
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.pruning import sweep_inputs
+from comfyui.jobs.queue_options import QueueOptions
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
 from comfyui.jobs.scheduler import Standing, Waiting
 from comfyui.jobs.stored import request_of, secrets_of, with_secrets
-from comfyui.jobs.turns import TurnOptions, Turns
+from comfyui.jobs.turns import Turns
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.servers.pool import BackendPool
@@ -43,24 +46,6 @@ from comfyui.workflows.needs import Needs
 
 # After a job came back, or the journal could not be read.
 _PAUSE_S = 1.0
-# How often it is looked whether a job has waited too long.
-_LOOK_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class QueueOptions(TurnOptions):
-    """Where jobs wait, as `TurnOptions` says, and how many.
-
-    Attributes:
-        max_queued: async jobs that wait with us; beyond it submissions are refused.
-        max_queued_s: how long a job may wait; 0: any time.
-        storing: async jobs that wait for the store, with their results in memory; while there are so many, none is
-            handed on.
-    """
-
-    max_queued: int = 10_000
-    max_queued_s: float = 0.0
-    storing: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +110,8 @@ class JobQueue:
         self._tasks.start(self._hand_on_all(), "job queue")
         self._tasks.start(sweep_inputs(self._inputs), "sweep inputs")
         if self._options.max_queued_s:
-            self._tasks.start(self._expire_all(), "jobs that wait too long")
+            expiring = ending_late(self._journal, self._options.max_queued_s, self._clock, self._waits, self._end)
+            self._tasks.start(expiring, "jobs that wait too long")
 
     async def close(self) -> None:
         """Hand on nothing more. What was handed on goes on."""
@@ -148,11 +134,36 @@ class JobQueue:
         finally:
             self._coming -= 1
 
-    async def added(self, record: JobRecord, request: PromptRequest) -> None:
-        """A job waits in the journal. Its secrets are kept in memory, for as long as it is there."""
+    async def ready_for(self, request: PromptRequest) -> tuple[Needs, Lane]:
+        """What `at_once` needs to know of a workflow that brings no inputs."""
+        needs = await self._turns.needs_of(request, brings_inputs=False)
+        return needs, await self._turns.lane_of(needs)
+
+    def at_once(self, job: Job, request: PromptRequest, needs: Needs, server: str | None) -> bool:
+        """Run a new job now, where its turn has come; whether that is so. `server`: see `Turns.keep_to`."""
+        if not self._may_store.is_set() or self._journal.problem is not None:
+            return False
+        self._turns.keep_to(job.prompt_id, server)
+        turn = request.number if request.number is not None else -math.inf if request.front else math.inf
+        waiting = Waiting(job.prompt_id, self._turns.numbers.next(), job.owner, request.priority, turn)
+        if not self._turns.place(job, waiting, needs):
+            return False
+        self._in_hand[job.prompt_id] = _Row(waiting, needs)
+        if secrets := secrets_of(request):
+            self._secrets[job.prompt_id] = secrets
+        job.place_now(self._turns.scheduler.server_of(job.prompt_id) or "")
+        self._runs.begin(job, self)
+        return True
+
+    async def added(self, record: JobRecord, request: PromptRequest, server: str | None = None) -> None:
+        """A job waits in the journal. Its secrets are kept in memory, for as long as it is there.
+
+        `server` is the one to which it is kept, see `Turns.keep_to`.
+        """
         if secrets := secrets_of(request):
             self._secrets[record.prompt_id] = secrets
-        waiting = self._waiting_of(record, front=bool(request.front))
+        self._turns.keep_to(record.prompt_id, server)
+        waiting = self._waiting_of(record)
         self._rows[record.prompt_id] = _Row(waiting)
         needs = await self._turns.needs_of(request, brings_inputs=True)
         if record.prompt_id not in self._rows:
@@ -208,8 +219,8 @@ class JobQueue:
         """A sync job that runs already becomes one of ours: it takes one of the places."""
         if not job.has_task or job.prompt_id in self._in_hand:
             return
-        priority = job.request.priority if job.request is not None else 0
-        waiting = Waiting(job.prompt_id, self._turns.next_number(), job.owner, priority=priority)
+        number, priority = self._turns.numbers.next(), job.request.priority if job.request is not None else 0
+        waiting = Waiting(job.prompt_id, number, job.owner, priority=priority)
         self._in_hand[job.prompt_id] = _Row(waiting)
         if secrets:
             self._secrets[job.prompt_id] = secrets
@@ -248,6 +259,9 @@ class JobQueue:
         rows = (self._rows.get(late) for late in self._late)
         return ahead + sum(late.waiting.is_before(row.waiting) for late in rows if late is not None)
 
+    def _waits(self, prompt_id: str) -> bool:
+        return prompt_id in self._rows
+
     def waits_for(self, prompt_id: str) -> list[str]:
         """See `Scheduler.waits_for`."""
         return self._turns.scheduler.waits_for(prompt_id)
@@ -280,9 +294,10 @@ class JobQueue:
 
     # Handing on
 
-    def _waiting_of(self, record: JobRecord, *, front: bool = False) -> Waiting:
-        number = self._turns.next_number()
-        return Waiting(record.prompt_id, number, record.owner, priority=record.priority, front=front)
+    def _waiting_of(self, record: JobRecord) -> Waiting:
+        self._turns.numbers.seen(record.number)
+        number = self._turns.numbers.next()
+        return Waiting(record.prompt_id, number, record.owner, record.priority, record.shown_number)
 
     async def _hand_on_all(self) -> None:
         stands = False
@@ -351,40 +366,13 @@ class JobQueue:
             self._secrets.pop(job.prompt_id, None)
         else:
             # No server took it.
-            self._rows[job.prompt_id] = row
+            turn = row.waiting.turn if job.entry is None else job.entry.shown_number
+            self._rows[job.prompt_id] = replace(row, waiting=replace(row.waiting, turn=turn))
             asyncio.get_running_loop().call_later(_PAUSE_S, self._wait_again, job.prompt_id)
 
     def _wait_again(self, prompt_id: str) -> None:
         if (row := self._rows.get(prompt_id)) is not None:
             self._turns.expect(row.waiting, row.needs)
-
-    async def _expire_all(self) -> None:
-        while True:
-            try:
-                await self._expire()
-            except JournalError as error:
-                self._log.error("queue.stands", reason=error.detail)
-            await asyncio.sleep(min(_LOOK_S, self._options.max_queued_s))
-
-    async def _expire(self) -> None:
-        """End what has waited too long, in our queue or for its inputs."""
-        await self._expire_of(self._journal.waiting)
-        await self._expire_of(self._journal.fetching)
-
-    async def _expire_of(self, waiting: Read) -> None:
-        """The first of `waiting` has waited longest, but for a new run, which stands at its end."""
-        while True:
-            first = await waiting(0, 100)
-            late = [
-                record
-                for record in first
-                if record.queued_at + self._options.max_queued_s <= self._clock() and record.prompt_id in self._rows
-            ]
-            for record in late:
-                detail = f"not begun within MAX_QUEUED_SECONDS ({self._options.max_queued_s:g})"
-                self._end(record, ComfyUITimeoutError(detail, prompt_id=record.prompt_id))
-            if len(late) < len(first) or not first:
-                return
 
     def _end(self, record: JobRecord, error: ComfyUIError) -> None:
         """A job that waits fails, also for those who wait for it."""

@@ -194,7 +194,8 @@ class Runs:
         """What the run ended with, and whether it waits in our queue again."""
         if job.stays and job.request is None and isinstance(error, ComfyUINotFoundError):
             error = ComfyUIError(NEEDS_SECRETS)
-        if job.stays and isinstance(error, ComfyUIConnectionError | JournalError) and not job.ended:
+        may_wait = job.stays and job.entry is not None and job.entry.added and not job.ended
+        if may_wait and isinstance(error, ComfyUIConnectionError | JournalError):
             self._log.warning("prompt.waits_again", prompt_id=job.prompt_id, detail=error.detail)
             job.put_back()
             return error.code, True

@@ -39,7 +39,7 @@ class Waiting:
     Attributes:
         number: order of the submission; no two jobs have the same.
         owner: whose turn it takes.
-        front: before all others of its owner.
+        turn: its place among the jobs of its owner, the lowest first; None: its number.
         loaders: the model files that it loads.
         shape: what `lane` was found from; given back by `Scheduler.shapes`.
     """
@@ -48,7 +48,7 @@ class Waiting:
     number: int
     owner: str | None = None
     priority: int = 0
-    front: bool = False
+    turn: float | None = None
     loaders: frozenset[str] = NO_NAMES
     shape: Hashable = None
     lane: Lane = ANYWHERE
@@ -349,7 +349,7 @@ class Scheduler:
             self._shares.of(job.owner, terms),
             number=job.number,
             priority=job.priority,
-            front=job.front,
+            turn=job.turn,
             loaders=job.loaders,
             shape=job.shape,
             lane=job.lane,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -15,13 +15,17 @@ from comfyui.events import QueuePosition
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.executors.assignment import Assignment
 from comfyui.jobs.abilities import Abilities
+from comfyui.jobs.lines import Lane
+from comfyui.jobs.numbers import Numbers
+from comfyui.jobs.queue_options import TurnOptions
 from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
 from comfyui.jobs.shares import Terms, terms_of
+from comfyui.jobs.timers import Timers
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules
 from comfyui.servers.backend import Backend
-from comfyui.servers.pool import BackendPool
+from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 from comfyui.servers.taking_back import take_back
 from comfyui.tasks import SideTasks
 from comfyui.workflows.needs import Needs, needs_of
@@ -35,25 +39,6 @@ _TELL_EACH_S = 0.001
 _RULES_S = 1.0
 # Lanes that are found anew before others have their turn in the event loop.
 _AT_ONCE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class TurnOptions:
-    """Where jobs wait.
-
-    Attributes:
-        queue: gateway: all jobs wait here, and a server has one prompt that runs and one that waits. comfyui: sync jobs
-            go to ComfyUI's queue at once, and async ones wait here.
-        ahead: with queue comfyui: unfinished async jobs on each server; 0: none is handed on.
-        places: with queue gateway: prompts on each server, with the one that runs; None: any number, where the server
-            stands for many.
-        affinity_wait_s: see `SchedulerOptions`.
-    """
-
-    queue: Literal["gateway", "comfyui"] = "comfyui"
-    ahead: int = 4
-    places: int | None = 2
-    affinity_wait_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -71,6 +56,10 @@ class Turns:
 
     Args:
         owners: know what each owner may have; None: all the same.
+
+    Attributes:
+        numbers: the order in which jobs come.
+        abilities: which servers can run what.
     """
 
     def __init__(self, pool: BackendPool, options: TurnOptions, owners: OwnerRules | None = None) -> None:
@@ -79,17 +68,19 @@ class Turns:
         self._owners, self._rules_version = owners, 0
         self._is_ours = options.queue == "gateway"
         self._scheduler = Scheduler(SchedulerOptions(options.affinity_wait_s * self._is_ours, takes_back=self._is_ours))
-        self._abilities = Abilities(pool)
-        self._lanes_of = self._last_number = 0
+        self.abilities = Abilities(pool)
+        self._lanes_of = 0
         self._jobs: dict[str, Assignment] = {}
         self._needs: dict[str, Needs] = {}
-        self._numbers: dict[str, int] = {}
+        self.numbers = Numbers()
+        self._orders: dict[str, tuple[float, int]] = {}
+        self._kept_to: dict[str, str] = {}
         self._waiters: dict[str, _Waiter] = {}
         self._granted: set[str] = set()
         self._due: deque[str] = deque()
         self._is_due = asyncio.Event()
         self._down_since: float | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers = Timers()
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
         for backend in pool.backends:
@@ -102,17 +93,16 @@ class Turns:
         self._tasks.start(self._listen(), "turns")
 
     async def close(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
+        self._timers.close()
         await self._tasks.close()
-        await self._abilities.close()
+        await self.abilities.close()
 
     # Jobs that wait without a task
 
-    def next_number(self) -> int:
-        """Later than all before it."""
-        self._last_number += 1
-        return self._last_number
+    def keep_to(self, prompt_id: str, server: str | None) -> None:
+        """The job is to run on this server as long as that is up and can run it. Until it has left its place."""
+        if server is not None:
+            self._kept_to[prompt_id] = server
 
     async def needs_of(self, request: PromptRequest, *, brings_inputs: bool) -> Needs:
         """What its workflow needs of a server."""
@@ -120,8 +110,27 @@ class Turns:
 
     def expect(self, job: Waiting, needs: Needs | None = None) -> None:
         """The job waits from now on; `next_due` gives its id when its turn has come."""
-        self._add(job, needs, ())
+        self._add(job, needs, self._others_for(job.prompt_id))
         self.decide()
+
+    async def lane_of(self, needs: Needs) -> Lane:
+        """On which servers a workflow can run, so that it could be placed now."""
+        await self.abilities.one_is_known(CHOICE_PATIENCE_S)
+        lane = await self.abilities.sure_lane(needs)
+        while self._lanes_of != self.abilities.generation:
+            await self._find_lanes()
+        return lane
+
+    def place(self, job: Assignment, waiting: Waiting, needs: Needs) -> bool:
+        """Gives a job its place now, where its turn has come: its task is to `take` it. Else the job is not here."""
+        prompt_id = job.prompt_id
+        self._jobs[prompt_id], self._needs[prompt_id] = job, needs
+        self._add(waiting, needs, self._others_for(prompt_id))
+        self.decide()
+        if prompt_id in self._granted:
+            return True
+        self.drop(prompt_id)
+        return False
 
     async def next_due(self) -> str:
         """The id of a job that was expected and has its turn: its task is to `take` the place, or it is dropped."""
@@ -175,17 +184,18 @@ class Turns:
             needed = None if brings_inputs else request.prompt
             return await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needed)
         prompt_id = job.prompt_id
+        placed = not avoid and prompt_id in self._jobs
+        if placed and (given := self._given(prompt_id)) is not None and given.ready:
+            return given
         self._jobs[prompt_id] = job
         self._needs[prompt_id] = needs = await self.needs_of(request, brings_inputs=brings_inputs)
-        avoided = {backend.name for backend in avoid}
-        lane = await self._abilities.sure_lane(needs, avoided)
+        avoided = {backend.name for backend in avoid} or self._others_for(prompt_id)
+        lane = await self.abilities.sure_lane(needs, avoided)
         if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no | avoided:
             return given
         self._scheduler.left(prompt_id, _executed_s(job))
-        number = self._numbers.get(prompt_id) or self.next_number()
-        front = bool(request.front)
-        waiting = Waiting(prompt_id, number, job.owner, priority=request.priority, front=front)
-        self._add(waiting, needs, avoided)
+        turn, number = self._orders.get(prompt_id) or self.numbers.order_of(request)
+        self._add(Waiting(prompt_id, number, job.owner, priority=request.priority, turn=turn), needs, avoided)
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop.create_future(), None if job.stays else patience_s, loop.time())
         self._waiters[prompt_id] = waiter
@@ -199,16 +209,16 @@ class Turns:
 
     def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         needs = self._needs.get(job.prompt_id)
-        return prompt if needs is None else self._abilities.spelled(backend, needs, prompt)
+        return prompt if needs is None else self.abilities.spelled(backend, needs, prompt)
 
     def lacking(self, job: Assignment) -> Mapping[str, Sequence[str]]:
         needs = self._needs.get(job.prompt_id)
-        return {} if needs is None else self._abilities.lacking(needs)
+        return {} if needs is None else self.abilities.lacking(needs)
 
     def found(self, job: Assignment, backend: Backend) -> None:
         if (self._is_ours or job.stays) and self._scheduler.server_of(job.prompt_id) != backend.name:
             self._scheduler.left(job.prompt_id)
-            self._occupy(job, Waiting(job.prompt_id, self.next_number(), job.owner), backend.name)
+            self._occupy(job, Waiting(job.prompt_id, self.numbers.next(), job.owner), backend.name)
 
     def accepted(self, job: Assignment) -> None:
         if job.prompt_id in self._jobs:
@@ -227,26 +237,20 @@ class Turns:
         self._granted.discard(prompt_id)
         return self._pool.named(self._scheduler.server_of(prompt_id) or "")
 
+    def _others_for(self, prompt_id: str) -> set[str]:
+        """The servers that a job is to be kept from."""
+        kept_to = self._kept_to.get(prompt_id)
+        return set() if kept_to is None else {backend.name for backend in self._pool.backends} - {kept_to}
+
     def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str]) -> None:
-        self._numbers[job.prompt_id] = job.number
-        lane = self._abilities.lane(needs, avoid)
-        self._scheduler.add(
-            Waiting(
-                job.prompt_id,
-                job.number,
-                job.owner,
-                job.priority,
-                job.front,
-                loaders=frozenset() if needs is None else needs.models,
-                shape=needs,
-                lane=lane,
-            ),
-            self._terms_of(job.owner),
-        )
+        self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
+        lane = self.abilities.lane(needs, avoid)
+        models = frozenset() if needs is None else needs.models
+        self._scheduler.add(replace(job, loaders=models, shape=needs, lane=lane), self._terms_of(job.owner))
 
     def _occupy(self, job: Assignment, waiting: Waiting, server: str) -> None:
         self._jobs[job.prompt_id] = job
-        self._numbers[job.prompt_id] = waiting.number
+        self._orders[job.prompt_id] = (waiting.number if waiting.turn is None else waiting.turn, waiting.number)
         self._scheduler.occupy(waiting, server, _now(), self._terms_of(waiting.owner))
 
     def _terms_of(self, owner: str | None) -> Terms:
@@ -255,7 +259,8 @@ class Turns:
     def _gone(self, prompt_id: str, seconds: float) -> None:
         self._scheduler.left(prompt_id, seconds)
         self._jobs.pop(prompt_id, None)
-        self._numbers.pop(prompt_id, None)
+        self._orders.pop(prompt_id, None)
+        self._kept_to.pop(prompt_id, None)
         self._needs.pop(prompt_id, None)
         self._granted.discard(prompt_id)
 
@@ -265,17 +270,17 @@ class Turns:
         """Servers that come up or go down, prompts of others that come and go, and definitions that become known."""
         while True:
             self._pool.news.clear()
-            while self._lanes_of != self._abilities.generation:
+            while self._lanes_of != self.abilities.generation:
                 await self._find_lanes()
             self.decide()
             await self._pool.news.wait()
 
     async def _find_lanes(self) -> None:
         """Where the jobs that wait can run may be another matter now."""
-        generation = self._abilities.generation
+        generation = self.abilities.generation
         for count, (prompt_id, needs, lane) in enumerate(self._scheduler.shapes()):
             if isinstance(needs, Needs):
-                self._scheduler.set_lane(prompt_id, self._abilities.lane(needs, lane.avoid))
+                self._scheduler.set_lane(prompt_id, self.abilities.lane(needs, lane.avoid))
             if count % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         self._lanes_of = generation
@@ -284,7 +289,7 @@ class Turns:
         """Give places, where there are jobs and places."""
         if not (self._is_ours or self._scheduler.waiting):
             return  # ComfyUI's queue changes with each prompt that is relayed
-        if self._lanes_of != self._abilities.generation:
+        if self._lanes_of != self.abilities.generation:
             self._pool.news.set()  # first the lanes are found
             return
         if self._owners is not None and self._owners.version != self._rules_version:
@@ -292,7 +297,7 @@ class Turns:
             self._scheduler.set_terms(self._terms_of)
         now = _now()
         for backend in self._pool.backends:
-            up = backend.ready and self._abilities.is_known(backend)
+            up = backend.ready and self.abilities.is_known(backend)
             places = self._options.places if self._is_ours else self._options.ahead
             others = backend.watcher.others if self._is_ours and places is not None else 0
             self._scheduler.set_server(backend.name, up=up, others=others, places=places)
@@ -300,11 +305,11 @@ class Turns:
             self._do(decision)
         if self._waiters:
             self._check_patience(now)
-            self._in("tell", max(_TELL_S, _TELL_EACH_S * len(self._waiters)), self._tell_positions)
+            self._timers.within("tell", max(_TELL_S, _TELL_EACH_S * len(self._waiters)), self._tell_positions)
         if self._owners is not None and self._scheduler.waiting:
-            self._in("rules", _RULES_S, self.decide)
+            self._timers.within("rules", _RULES_S, self.decide)
         if (look_at := self._scheduler.next_look(now)) is not None:
-            self._in("look", look_at - now, self.decide)
+            self._timers.within("look", look_at - now, self.decide)
 
     def _do(self, decision: Place | TakeBack) -> None:
         prompt_id = decision.prompt_id
@@ -363,7 +368,7 @@ class Turns:
             else:
                 next_end = end if next_end is None else min(next_end, end)
         if next_end is not None:
-            self._in("patience", next_end - now, self.decide)
+            self._timers.within("patience", next_end - now, self.decide)
 
     def _tell_positions(self) -> None:
         for prompt_id, waiter in self._waiters.items():
@@ -372,19 +377,6 @@ class Turns:
             if job is not None and position is not None and position != waiter.told:
                 waiter.told = position
                 job.publish(QueuePosition(prompt_id, position))
-
-    def _in(self, name: str, seconds: float, call: Callable[[], None]) -> None:
-        """Call it in so long, unless a call of that name is due before."""
-        at = _now() + max(0.0, seconds)
-        if (timer := self._timers.get(name)) is not None:
-            if timer.when() <= at:
-                return
-            timer.cancel()
-        self._timers[name] = asyncio.get_running_loop().call_at(at, self._ring, name, call)
-
-    def _ring(self, name: str, call: Callable[[], None]) -> None:
-        del self._timers[name]
-        call()
 
 
 def _now() -> float:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from comfyui.engine import Engine
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from comfyui.sdk import (
     Event,
     Executing,

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import NEW_VERSION, Engine, EngineOptions
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.faces import Face
 from tests.support.jobs import fetch as finished
 from tests.support.jobs import submit

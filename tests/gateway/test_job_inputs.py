@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 
 from comfyui.engine import Engine
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.job_inputs import (
     b64,
     blocked,

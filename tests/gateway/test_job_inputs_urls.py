@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from comfyui.engine import Engine
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.job_api import free_port
 from tests.support.job_inputs import b64, blocked, by_image, files_of, inverted, loading, picture, post, taken
 from tests.support.jobs import fetch, listed, look, status_is, submit

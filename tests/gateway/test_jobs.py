@@ -12,7 +12,7 @@ import pytest
 
 from comfyui.engine import Engine
 from comfyui.jobs.journal.records import JobRecord, State
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit, without_reading
 from tests.support.running import (
     RunningGateway,

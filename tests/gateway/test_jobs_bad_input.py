@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from comfyui.engine import Engine
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.jobs import ASYNC, fetch, listed, submit
 from tests.support.running import (
     RunningGateway,

@@ -14,7 +14,7 @@ from yarl import URL
 
 from comfyui.engine import Engine
 from comfyui.exceptions import StorageError
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from comfyui.web.api.rendering import JobRenderer
 from tests.support.jobs import ASYNC, fetch, listed, status_is, submit
 from tests.support.keys import KEY

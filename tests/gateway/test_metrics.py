@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from comfyui.engine import Engine
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.measures import measure_jobs
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from comfyui.metrics import Metrics
 from comfyui.runpod.bridge import RunPodBridge
 from comfyui.runpod.options import RunPodOptions

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.calls import Calls
 from tests.support.keys import ALICE, BOB, ROOT, bearer
 from tests.support.running import executions, handler_options, running_gateway, sleep_workflow, until

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from comfyui.engine import Engine
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.calls import Calls
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
 from tests.support.relaying import fetch
@@ -170,14 +170,23 @@ async def test_a_user_s_sync_call_is_in_its_queue_and_history_with_its_workflow(
     assert (await _ended(calls, ALICE, result["prompt_id"]))["prompt"][2] == workflow
 
 
-async def test_a_user_s_number_and_front_put_it_before_nobody(calls: Calls, engine: Engine) -> None:
+async def test_a_user_s_number_and_front_put_it_before_its_own_only(calls: Calls, engine: Engine) -> None:
     await calls.gateway.handler.queue.pause(True)
+    theirs = await _prompt(calls, BOB, invert_workflow(0))
     first = await _prompt(calls, ALICE, invert_workflow(1))
-    second = await _prompt(calls, ALICE, invert_workflow(2), number=-1000, front=True)
+    second = await _prompt(calls, ALICE, invert_workflow(2), number=-1000)
+    third = await _prompt(calls, ALICE, invert_workflow(3), front=True)
     await calls.gateway.handler.queue.pause(False)
-    for prompt_id in (first, second):
+    for prompt_id in (first, second, third):
         assert (await calls.call(ALICE, "GET", f"/prompt_sync/{prompt_id}"))[0] == 200
-    assert list(executions(engine)) == [first, second]
+    await until(lambda: _ran(engine), lambda ran: len(ran) == 4)
+    ran = await _ran(engine)
+    assert [prompt_id for prompt_id in ran if prompt_id != theirs] == [second, third, first]
+    assert ran[0] == theirs
+
+
+async def _ran(engine: Engine) -> list[str]:
+    return list(executions(engine))
 
 
 async def test_bodies_that_are_none_are_named(calls: Calls) -> None:

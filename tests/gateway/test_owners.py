@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from comfyui.engine import Engine
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.calls import Calls
 from tests.support.keys import ALICE, BOB, KEY, KEYS, ROOT, WATCHER, bearer, table, write_keys
 from tests.support.running import (

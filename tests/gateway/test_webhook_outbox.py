@@ -347,7 +347,7 @@ class Failing(MemoryJournal):
 
     full = False
 
-    async def write(self, write: Write) -> bool:
+    async def write(self, write: Write) -> int:
         if self.full:
             raise JournalError("STATE_DIR: the disk is full")
         return await super().write(write)

@@ -16,7 +16,7 @@ from standardwebhooks.webhooks import Webhook
 from yarl import URL
 
 from comfyui.engine import Engine
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from comfyui.jobs.runs import RunLimits
 from config import Settings
 from server import create_app

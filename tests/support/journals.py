@@ -45,7 +45,7 @@ def delivery(name: str, **fields: Any) -> NewDelivery:
     return NewDelivery(id=name, **given | fields)
 
 
-async def end(journal: Journal, number: int, state: State = State.SUCCEEDED, at: float = 0.0, **fields: Any) -> bool:
+async def end(journal: Journal, number: int, state: State = State.SUCCEEDED, at: float = 0.0, **fields: Any) -> int:
     """Ends the first run of a job that was not placed."""
     return await journal.write(Finish(fence=Fence(prompt_id(number), 1, 0), state=state, at=at, **fields))
 

@@ -50,6 +50,7 @@ from comfyui.jobs.journal.writes import (
     Start,
     Tell,
     Tried,
+    Withdraw,
     Write,
 )
 from comfyui.owners import key_of
@@ -105,8 +106,9 @@ class MemoryJournal:
         self._waiting_seqs: dict[int, int] = {}
         self._outbox = MemoryOutbox()
         self._usage = MemoryUsage()
-        self._appliers: dict[type, Callable[[Any], bool]] = {
+        self._appliers: dict[type, Callable[[Any], int]] = {
             Add: self._add,
+            Withdraw: self._withdraw,
             Place: self._place,
             PutBack: self._put_back,
             Start: self._start,
@@ -137,19 +139,19 @@ class MemoryJournal:
 
     # Writing
 
-    async def write(self, write: Write) -> bool:
+    async def write(self, write: Write) -> int:
         return self._appliers[type(write)](write)
 
-    async def write_all(self, writes: Sequence[Write]) -> list[bool]:
+    async def write_all(self, writes: Sequence[Write]) -> list[int]:
         return [self._appliers[type(write)](write) for write in writes]
 
     def write_behind(self, write: Write, *, soon: bool = True) -> None:  # noqa: ARG002 - it takes no time
         self._appliers[type(write)](write)
 
-    def _add(self, write: Add) -> bool:
+    def _add(self, write: Add) -> int:
         job = write.job
         if job.prompt_id in self._seqs:
-            return False
+            return 0
         if job.kind == "async" and self._unfinished_bytes + len(job.body or b"") > self._max_bytes // 2:
             raise ComfyUIOverloadedError(
                 f"the jobs that wait fill {self._max_bytes // 2_000_000} MB of memory; try again later, or keep them on"
@@ -161,7 +163,18 @@ class MemoryJournal:
         added = first_record(job, seq, digest, write.server)
         self._put(added, None)
         self._has_begun(added)
-        return write.end is None or self._finish(write.end)
+        if write.end is not None:
+            self._finish(write.end)
+        return seq
+
+    def _withdraw(self, write: Withdraw) -> bool:
+        job = self._fenced(write.fence)
+        if job is None or job.state is not State.QUEUED or job.run > 1 or job.losses:
+            return False
+        self._unfinished_bytes -= self._unfinished.pop(job.seq)
+        self._stops_waiting(job)
+        self._forget(job)
+        return True
 
     def _place(self, write: Place) -> bool:
         job = self._current(write.fence.prompt_id, write.fence.run)
@@ -333,6 +346,9 @@ class MemoryJournal:
 
     def _remove(self, job: JobRecord) -> None:
         self._bytes -= self._ended.pop(job.seq)
+        self._forget(job)
+
+    def _forget(self, job: JobRecord) -> None:
         del self._jobs[job.seq], self._seqs[job.prompt_id]
         self._counts[job.state] -= 1
         self._results.pop(job.seq, None)
@@ -480,11 +496,14 @@ class MemoryJournal:
         self._counts[job.state] += 1
         if before is not None:
             self._counts[before.state] -= 1
-            if self._waiting_seqs.pop(before.number, None) is not None:
-                del self._waiting[bisect_left(self._waiting, before.number)]
+            self._stops_waiting(before)
         if job.kind == "async" and job.server is None and job.state in _LIVE:
             self._waiting_seqs[job.number] = job.seq
             insort(self._waiting, job.number)
+
+    def _stops_waiting(self, job: JobRecord) -> None:
+        if self._waiting_seqs.pop(job.number, None) is not None:
+            del self._waiting[bisect_left(self._waiting, job.number)]
 
 
 def _by_end(ended: tuple[float, int, JobRecord]) -> tuple[float, int]:

@@ -53,8 +53,8 @@ class Journal(Protocol):
 
     # Writing
 
-    async def write(self, write: Write) -> bool:
-        """Returns when the write is committed: whether it changed anything.
+    async def write(self, write: Write) -> int:
+        """Returns when the write is committed: 0 where it changed nothing, and of an `Add` the job's number.
 
         A caller that is cancelled does not undo it.
         """
@@ -66,8 +66,8 @@ class Journal(Protocol):
         Empty where the journal ends with its gateway, and no later one could look for what it sent.
         """
 
-    async def write_all(self, writes: Sequence[Write]) -> list[bool]:
-        """As `write`, all of them in one transaction: for each whether it changed anything.
+    async def write_all(self, writes: Sequence[Write]) -> list[int]:
+        """As `write`, all of them in one transaction: what it returns for each.
 
         Others wait meanwhile: for very many writes call it several times.
         """

@@ -86,6 +86,7 @@ class Submission:
             stands for one that is still to be fetched.
         needs_secrets: the request had secrets, which are not kept; it cannot be run from the journal alone.
         max_queued_s, max_execution_s: limits of this job in place of the settings.
+        turn: its place among the jobs of its owner, where the caller asked for one; else its number is that.
     """
 
     prompt_id: str
@@ -104,6 +105,7 @@ class Submission:
     webhook: WebhookOrder | None = None
     max_queued_s: float | None = None
     max_execution_s: float | None = None
+    turn: float | None = None
 
     @property
     def is_fetching(self) -> bool:
@@ -115,12 +117,19 @@ class Submission:
 class NewJob(Submission):
     """A job to be written. Raises ValueError for bad labels.
 
-    `body`: the request as canonical JSON, without secrets; None where only its caller has it.
+    Attributes:
+        body: the request as canonical JSON, without secrets; None where only its caller has it.
+        front: it goes before all jobs of its owner that wait: its turn is its number, negative.
 
     UTF-8 cannot carry lone surrogates; in the texts of a job U+FFFD stands in their place.
     """
 
     body: bytes | None
+    front: bool = False
+
+    def turn_at(self, number: int) -> float | None:
+        """Its turn, where it is given this number."""
+        return -number if self.front and self.turn is None else self.turn
 
     def __post_init__(self) -> None:
         if self.labels:
@@ -172,6 +181,13 @@ class JobRecord(Submission):
         return Fence(self.prompt_id, self.run, self.attempt)
 
     @property
+    def shown_number(self) -> float:
+        """The number that ComfyUI's clients are told."""
+        if self.turn is None:
+            return self.number
+        return int(self.turn) if self.turn == -self.number else self.turn
+
+    @property
     def may_run_again(self) -> bool:
         """Whether the same request begins a new run: the one before ended so that the next may end differently."""
         return self.state in {State.CANCELED, State.LOST} or (self.state is State.FAILED and self.retryable)
@@ -180,7 +196,7 @@ class JobRecord(Submission):
 def first_record(job: NewJob, seq: int, body_sha256: str | None, server: str | None) -> JobRecord:
     """The record of a job that is written now."""
     given = {field.name: getattr(job, field.name) for field in fields(Submission)}
-    given |= {"labels": dict(job.labels), "inputs": dict(job.inputs)}
+    given |= {"labels": dict(job.labels), "inputs": dict(job.inputs), "turn": job.turn_at(seq)}
     return JobRecord(
         **given,
         seq=seq,

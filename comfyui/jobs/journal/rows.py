@@ -36,12 +36,12 @@ FINISH_JOB = (
     " RETURNING owner, workflow_name, started_at"
 )
 INSERT_JOB = (
-    f"INSERT INTO jobs ({_SUBMISSION}, fetching, seq, number, body_id, queued_at, server, {', '.join(_END)},"  # noqa: S608
-    f" run, losses) VALUES ({'?, ' * 30}1, 0) ON CONFLICT (prompt_id) DO NOTHING"
+    f"INSERT INTO jobs ({_SUBMISSION}, fetching, turn, seq, number, body_id, queued_at, server,"  # noqa: S608
+    f" {', '.join(_END)}, run, losses) VALUES ({'?, ' * 31}1, 0) ON CONFLICT (prompt_id) DO NOTHING"
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
-    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun,"
+    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun, turn,"
     f" {HIDDEN}"
 )
 RUN_COLUMNS = "run, state, server, attempt, number, end_number, queued_at, started_at, ended_at, error"
@@ -85,8 +85,8 @@ def end_values(end: Finish, number: int) -> tuple[Any, ...]:
     )
 
 
-def submission_values(job: NewJob) -> tuple[Any, ...]:
-    """In the order of `INSERT_JOB`, up to its numbers."""
+def submission_values(job: NewJob, number: int) -> tuple[Any, ...]:
+    """In the order of `INSERT_JOB`, up to its numbers, of which `number` is the first."""
     webhook = None if job.webhook is None else jsonio.dumps([job.webhook.url, job.webhook.events]).decode()
     return (
         job.prompt_id,
@@ -106,6 +106,7 @@ def submission_values(job: NewJob) -> tuple[Any, ...]:
         job.max_queued_s,
         job.max_execution_s,
         job.is_fetching,
+        job.turn_at(number),
     )
 
 
@@ -148,7 +149,8 @@ def job_of(row: tuple[Any, ...]) -> JobRecord:
         retryable=bool(row[28]),
         error=jsonio.loads(row[29]) if row[29] is not None else None,
         begun=bool(row[30]),
-        hidden=bool(row[31]),
+        turn=row[31],
+        hidden=bool(row[32]),
     )
 
 

@@ -110,8 +110,23 @@ CREATE INDEX jobs_by_end_number ON jobs (end_number) WHERE ended_at IS NOT NULL;
 CREATE INDEX jobs_by_owner_and_end ON jobs (owner, end_number) WHERE ended_at IS NOT NULL AND owner IS NOT NULL;
 """
 
+# Where the caller asked for a place among its jobs.
+_VERSION_9 = """
+ALTER TABLE jobs ADD COLUMN turn REAL;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
-MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6, _VERSION_7, _VERSION_8)
+MIGRATIONS = (
+    _VERSION_1,
+    _VERSION_2,
+    _VERSION_3,
+    _VERSION_4,
+    _VERSION_5,
+    _VERSION_6,
+    _VERSION_7,
+    _VERSION_8,
+    _VERSION_9,
+)
 
 
 def migrate(database: sqlite3.Connection) -> None:

@@ -129,11 +129,11 @@ class SqliteJournal:
 
     # Writing
 
-    async def write(self, write: Write) -> bool:
+    async def write(self, write: Write) -> int:
         self._added.clear()
         return await self._in_transaction(partial(_apply, write))
 
-    async def write_all(self, writes: Sequence[Write]) -> list[bool]:
+    async def write_all(self, writes: Sequence[Write]) -> list[int]:
         self._added.clear()
         return await self._in_transaction(lambda sql: [sql.apply(write) for write in writes])
 
@@ -378,5 +378,5 @@ def _touch(sql: Statements) -> None:
     sql.database.execute("UPDATE counter SET value = value")
 
 
-def _apply(write: Write, sql: Statements) -> bool:
+def _apply(write: Write, sql: Statements) -> int:
     return sql.apply(write)

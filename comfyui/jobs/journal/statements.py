@@ -20,6 +20,7 @@ from comfyui.jobs.journal.records import (
     RunRecord,
     State,
 )
+from comfyui.jobs.journal.removing import REMOVE_BODY, remove_labels, withdraw
 from comfyui.jobs.journal.rows import (
     FINISH_JOB,
     INSERT_JOB,
@@ -50,6 +51,7 @@ from comfyui.jobs.journal.writes import (
     Start,
     Tell,
     Tried,
+    Withdraw,
     Write,
 )
 
@@ -58,10 +60,6 @@ _OF_THE_RUN = "prompt_id = ? AND run = ? AND attempt <= ? AND state IN ('queued'
 _ENDED_AND_OPEN_AGAIN = "state IN ('canceled', 'lost') OR (state = 'failed' AND retryable)"
 # As in the index `jobs_waiting`, word for word.
 _WAITING = "kind = 'async' AND server IS NULL AND ended_at IS NULL AND state <> 'canceling'"
-# Unless a job has it.
-_REMOVE_BODY = (
-    "DELETE FROM bodies WHERE id = ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE body_id = bodies.id AND body_id > 0)"
-)
 _NO_BODY = 0
 _NOT_ENDED = (State.QUEUED.value, None, None, False, None, None, None)
 
@@ -78,8 +76,9 @@ class Statements:
         self._written_counter = self._counter
         # How many have ended, by how; None until that is asked for. There may be very many of them.
         self._ended: Counter[str] | None = None
-        self._appliers: dict[type, Callable[[Any], bool]] = {
+        self._appliers: dict[type, Callable[[Any], int]] = {
             Add: self._add,
+            Withdraw: self._withdraw,
             Place: self._place,
             PutBack: self._put_back,
             Start: self._start,
@@ -97,8 +96,8 @@ class Statements:
             ClearHistory: self._clear_history,
         }
 
-    def apply(self, write: Write) -> bool:
-        """Whether the write had a place."""
+    def apply(self, write: Write) -> int:
+        """Whether the write had a place; of an `Add` the number that the job was given."""
         return self._appliers[type(write)](write)
 
     # Transactions
@@ -124,7 +123,7 @@ class Statements:
 
     # Writes
 
-    def _add(self, write: Add) -> bool:
+    def _add(self, write: Add) -> int:
         job = write.job
         seq = self._next_number()
         body = self._body_id(job.body)
@@ -132,15 +131,18 @@ class Statements:
         attempt = int(write.server is not None)
         so_far = (attempt, *_NOT_ENDED) if end is None else end_values(end, self._next_number())
         placed = (job.created_at, write.server, *so_far)
-        if not self._changed(INSERT_JOB, (*submission_values(job), seq, seq, body, *placed)):
+        if not self._changed(INSERT_JOB, (*submission_values(job, seq), seq, seq, body, *placed)):
             self._counter = seq - 1
-            self._execute(_REMOVE_BODY, (body,))
-            return False
+            self._execute(REMOVE_BODY, (body,))
+            return 0
         if job.labels:
             self._add_labels(job.labels.items(), seq)
         if end is not None:
             self._has_ended(end, job.owner, job.workflow_name, end.started_at)
-        return True
+        return seq
+
+    def _withdraw(self, write: Withdraw) -> bool:
+        return withdraw(self.database, write.fence)
 
     def _body_id(self, body: bytes | None) -> int:
         if body is None:
@@ -253,7 +255,7 @@ class Statements:
     def _has_body(self, seq: int, body: bytes) -> None:
         (before,) = self._execute("SELECT body_id FROM jobs WHERE seq = ?", (seq,)).fetchone()
         self._execute("UPDATE jobs SET body_id = ? WHERE seq = ?", (self._body_id(body), seq))
-        self._execute(_REMOVE_BODY, (before,))
+        self._execute(REMOVE_BODY, (before,))
 
     def _fetched(self, write: Fetched) -> bool:
         where = "prompt_id = ? AND run = ? AND state IN ('queued', 'running')"
@@ -300,12 +302,9 @@ class Statements:
         many = self.database.executemany
         many("DELETE FROM deliveries WHERE seq = ?", seqs)
         many("DELETE FROM runs WHERE seq = ?", seqs)
-        many(
-            "DELETE FROM labels WHERE key = ? AND value = ? AND seq = ?",
-            [(*label, seq) for seq, _, labels, _ in rows if labels for label in jsonio.loads(labels).items()],
-        )
+        remove_labels(self.database, ((seq, labels) for seq, _, labels, _ in rows))
         many("DELETE FROM jobs WHERE seq = ?", seqs)
-        many(_REMOVE_BODY, [(body_id,) for body_id in {row[1] for row in rows}])
+        many(REMOVE_BODY, [(body_id,) for body_id in {row[1] for row in rows}])
         for row in rows:
             self._count_end(row[3], -1)
         return len(rows)

@@ -28,6 +28,13 @@ class Add:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """A job is none after all: it leaves no trace. Place: it is queued, in its first run, and never began."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """An attempt begins on `server`, with a fence that is newer than the job's. Place: queued or running.
 
@@ -220,6 +227,7 @@ def id_of(write: Write) -> str | None:
 
 Write = (
     Add
+    | Withdraw
     | Place
     | PutBack
     | Start

@@ -79,7 +79,7 @@ class FaceRow:
 
 FACE: tuple[FaceRow, ...] = (
     # The queue and history: our own tables
-    FaceRow("POST", "/prompt", For.USERS, "a job of the key: `comfyui.web.comfyui.prompt`"),
+    FaceRow("POST", "/prompt", For.ALL, "a job: `comfyui.web.comfyui.prompt`"),
     FaceRow("GET", "/prompt", For.ALL, "how many jobs wait or run", lambda on: on.reads.remaining),
     FaceRow("GET", "/queue", For.ALL, "the jobs that wait or run, in turn", lambda on: on.reads.queue),
     FaceRow("GET", "/history", For.ALL, "the jobs that have ended, in order of end", lambda on: on.reads.history),

@@ -66,7 +66,7 @@ class ShownJob:
         """Of its end, where it has ended: the web frontend takes the newest by it."""
         if self.record is None:
             return 0
-        return self.record.number if self.record.end_number is None else self.record.end_number
+        return self.record.shown_number if self.record.end_number is None else self.record.end_number
 
     @property
     def workflow_id(self) -> Any:

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, ValidationError
 from typing_extensions import TypedDict
 
-from comfyui import big_json
+from comfyui import big_json, jsonio
 from comfyui.exceptions import (
     ComfyUIConnectionError,
+    ComfyUIError,
     ComfyUIServerError,
     ComfyUIValidationError,
     JSONError,
     RequestError,
 )
-from comfyui.executors.checking import problems_on
-from comfyui.executors.own_files import as_seen_by
+from comfyui.executors.own_files import answer_without_files
 from comfyui.headers import of_submission
 from comfyui.jobs.origin import Origin
-from comfyui.limits import Limits
 from comfyui.models import PromptRequest
-from comfyui.offload import offloaded
+from comfyui.offload import in_thread, offloaded
+from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S
-from comfyui.web.comfyui.refusals import refusal_of
+from comfyui.transport.drivers import RawReply
+from comfyui.web.comfyui.viewer import viewer_of
+from comfyui.web.front.comfyui_errors import comfyui_error, error_of
 from comfyui.web.front.errors import describe_validation, json_response
 from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.openapi import Answer, json_of, operation
-from comfyui.web.front.request_state import state_of
-from comfyui.workflows.api_format import check_api_format
-from comfyui.workflows.preflight import refusal
+from comfyui.workflows.api_format import is_ui_format
 
-# What is taken of a user's body.
-_OF_A_USER = ("prompt", "prompt_id", "client_id", "extra_data", "partial_execution_targets")
+# What ComfyUI reads of a body, but for `front`.
+_READ = ("prompt", "prompt_id", "client_id", "extra_data", "number", "partial_execution_targets")
+# Of what cannot be a prompt so many bytes are sent on, for ComfyUI to say so.
+_ASKED_ABOUT = 1_000_000
+# ComfyUI's words.
+_ID_DETAILS = (
+    "prompt_id must be a UUID string in canonical lowercase hyphenated form; omit it to let the server generate one"
+)
 
 router = APIRouter(default_response_class=Response)
 
@@ -85,60 +93,101 @@ def _operation(name: str) -> dict[str, Any]:
     "/api/prompt", summary="The same, as ComfyUI's editor calls it", openapi_extra=_operation("queue_api_prompt")
 )
 async def prompt(request: Request) -> Response:
-    """The body goes to ComfyUI as it came, and the reply comes back as it came."""
+    """Where prompts wait in the gateway it becomes a job. Else body and reply are passed on as they come."""
     pieces = [chunk async for chunk in request.stream()]
     body = await offloaded(sum(map(len, pieces)), b"".join, pieces)
-    gateway = gateway_of(request)
-    caller = state_of(request.scope).caller
-    if caller is not None and caller.rules.role == "user":
-        return await _own_prompt(gateway, body, Origin("prompt", caller.owner, caller.rules))
-    server = await gateway.sockets.backend_for(body)
+    gateway, viewer = gateway_of(request), viewer_of(request.scope)
+    if gateway.handler.queue.are_all_here or viewer.key is not None:
+        try:
+            return await _as_job(gateway, body, viewer.origin)
+        except ComfyUIError as error:
+            return comfyui_error(error)
     gateway.handler.refuse_when_draining()
-    pool = gateway.handler.pool
-    # The server whose websocket the client watches, while it is ready.
-    backend = server if server and server.ready else await pool.choose(patience_s=CHOICE_PATIENCE_S)
+    backend = await gateway.handler.pool.choose(patience_s=CHOICE_PATIENCE_S)
+    return _relayed(await _forwarded(backend, body, of_submission(request.scope["headers"])))
+
+
+async def _forwarded(backend: Backend, body: bytes, headers: Mapping[str, str]) -> RawReply:
     try:
-        reply = await backend.client.forward_prompt(body, of_submission(request.scope["headers"]))
+        return await backend.client.forward_prompt(body, headers)
     except ComfyUIConnectionError as error:
         backend.failed(error)
         raise
+
+
+def _relayed(reply: RawReply) -> Response:
     return Response(reply.body, reply.status, {"Content-Type": reply.content_type})
 
 
-async def _own_prompt(gateway: GatewayState, body: bytes, origin: Origin) -> Response:
-    """A user's prompt is a job of its key. What ComfyUI would refuse is refused at once, where a server says so."""
+async def _as_job(gateway: GatewayState, body: bytes, origin: Origin) -> Response:
+    """Raises `ComfyUIError` where it is not taken."""
+    gateway.handler.refuse_when_draining()
     try:
-        posted = await offloaded(len(body), _posted, body, gateway.options.limits)
-        request, files = posted, ()
-        ready = gateway.handler.pool.ready
-        if ready and origin.rules is not None:
-            known = await ready[0].object_info()
-            problems = await problems_on(ready[0], request, limits=gateway.options.limits)
-            seen = await offloaded(len(body), as_seen_by, origin.rules.name, problems, request, known, files)
-            if (refused := refusal(seen)) is not None:
-                raise refused
-        look = await gateway.handler.submit_async(request, None, fresh_id=str(uuid4()), origin=origin, wait_s=0.0)
-    except (ComfyUIValidationError, RequestError) as error:
-        return json_response(400, refusal_of(error))
-    number = look.record.number if look.record is not None else 0
-    return json_response(200, {"prompt_id": look.prompt_id, "number": number, "node_errors": {}})
-
-
-def _posted(body: bytes, limits: Limits) -> PromptRequest:
-    """Raises `RequestError`, and `ComfyUILimitError` for more than `limits` allow.
-
-    `number` and `front` are left out: a user goes before nobody.
-    """
-    try:
-        fields = big_json.load(body, limits)
+        fields = await offloaded(len(body), big_json.load, body, gateway.options.limits)
     except JSONError as error:
-        raise RequestError(f"the body is not JSON: {error}") from None
-    if not isinstance(fields, dict) or "prompt" not in fields:
-        raise RequestError("No prompt provided")
-    taken = {name: fields[name] for name in _OF_A_USER if fields.get(name) is not None}
+        return await _refused_by_comfyui(gateway, body, f"the body is not JSON: {error}")
+    if isinstance(fields, dict) and "prompt" in fields and not _has_good_id(fields):
+        return json_response(400, error_of("invalid_prompt_id", "prompt_id must be a valid UUID", _ID_DETAILS))
+    if _is_never_taken(fields):
+        return await _refused_by_comfyui(gateway, body, "the body has no prompt that could be run")
+    posted = _posted(fields).of_size(len(body))
     try:
-        request = PromptRequest.model_validate(taken).of_size(len(body))
+        taken = await gateway.handler.verdicts.on(
+            posted, fresh_id=str(uuid4()), origin=origin, server_of=gateway.sockets.server_of
+        )
+    except ComfyUIValidationError as error:
+        if error.upstream is not None and origin.is_confined:
+            known = [found.last_definitions for found in gateway.handler.pool.backends]
+            definitions = [found for found in known if found is not None]
+            error.upstream = await in_thread(answer_without_files, error.upstream, definitions)
+        raise
+    answer = {"prompt_id": taken.prompt_id, "number": taken.number, "node_errors": taken.node_errors}
+    return json_response(200, answer)
+
+
+async def _refused_by_comfyui(gateway: GatewayState, body: bytes, why: str) -> Response:
+    """ComfyUI's own answer to what it surely does not take; ours where no server is up."""
+    ready = gateway.handler.pool.ready
+    if ready and len(body) <= _ASKED_ABOUT:
+        reply = await _forwarded(ready[0], body, of_submission(()))
+        if reply.status >= 400:
+            return _relayed(reply)
+        # A node pack made a prompt of it. It is in no journal.
+        with contextlib.suppress(ComfyUIError, JSONError, KeyError, TypeError):
+            await ready[0].cancel(str(jsonio.loads(reply.body)["prompt_id"]))
+    return json_response(400, error_of("invalid_prompt", why))
+
+
+def _has_good_id(fields: Mapping[str, Any]) -> bool:
+    """As newer versions of ComfyUI want it; older ones take anything."""
+    prompt_id = fields.get("prompt_id")
+    if prompt_id is None:
+        return True
+    try:
+        return isinstance(prompt_id, str) and str(UUID(prompt_id)) == prompt_id
+    except ValueError:
+        return False
+
+
+def _is_never_taken(fields: Any) -> bool:
+    """Whether each ComfyUI refuses it, or fails, before it looks at anything else of it."""
+    prompt = fields.get("prompt") if isinstance(fields, dict) else None
+    if not isinstance(prompt, dict) or not prompt:
+        return True
+    if is_ui_format(prompt):
+        return False  # what to do about it is ours to say
+    return any(not isinstance(node, dict) or not isinstance(node.get("class_type"), str) for node in prompt.values())
+
+
+def _posted(fields: dict[str, Any]) -> PromptRequest:
+    """What ComfyUI reads of a body. Raises `RequestError`."""
+    taken = {name: fields[name] for name in _READ if fields.get(name) is not None}
+    if "number" not in taken:
+        taken["front"] = bool(fields.get("front"))
+    extra_data = taken.get("extra_data")
+    if "client_id" not in taken and isinstance(extra_data, dict) and isinstance(extra_data.get("client_id"), str):
+        taken["client_id"] = extra_data["client_id"]
+    try:
+        return PromptRequest.model_validate(taken)
     except ValidationError as error:
         raise RequestError(describe_validation(error.errors(include_url=False, include_input=False))) from None
-    check_api_format(request.prompt, limits)
-    return request

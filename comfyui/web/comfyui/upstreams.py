@@ -10,10 +10,6 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Self
 
-from comfyui import big_json
-from comfyui.exceptions import ComfyUILimitError, JSONError
-from comfyui.limits import DEFAULT_LIMITS
-from comfyui.offload import offloaded
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.transport.relay import RelayTransport
@@ -84,17 +80,7 @@ class Upstreams:
             if not backends and self._bound.get(client_id) is backends:
                 del self._bound[client_id]
 
-    async def backend_for(self, submission: bytes) -> Backend | None:
-        """The server that holds the websocket of the client that submits this; None when any will do.
-
-        Any will do, too, for a submission that has more values than a request of ours may have.
-        """
-        if not self._bound:
-            return None
-        try:
-            body = await offloaded(len(submission), big_json.load, submission, DEFAULT_LIMITS)
-            client_id = body.get("client_id")
-        except (JSONError, AttributeError, ComfyUILimitError):
-            return None  # ComfyUI says what is wrong with it
-        backends = self._bound.get(client_id) if isinstance(client_id, str) else None
-        return backends[-1] if backends else None
+    def server_of(self, client_id: str | None) -> str | None:
+        """The name of the server that holds the websocket of this client; None when any server will do."""
+        backends = self._bound.get(client_id) if client_id is not None else None
+        return backends[-1].name if backends else None

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIOverloadedError, RequestError
 from comfyui.metrics import Metrics
+from comfyui.web.front import comfyui_errors
 from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.guesses import Guesses
 from comfyui.web.front.headers import header
@@ -147,8 +148,12 @@ class Guard:
             self._metrics.rejected.labels("key_limit").inc()
             detail = f"the key {caller.rules.name!r} may submit {caller.rules.per_minute} times a minute (per_minute)"
             over = ComfyUIOverloadedError(detail, retry_after_s=wait_s)
-            # The body is not read.
-            await error_response(over, state.request_id, {"Connection": "close"})(scope, receive, send)
+            headers = {"Connection": "close"}  # the body is not read
+            if scope["path"] in comfyui_errors.PATHS:
+                answer = comfyui_errors.comfyui_error(over, headers)
+            else:
+                answer = error_response(over, state.request_id, headers)
+            await answer(scope, receive, send)
             return
         state.right = found.right
         await self._app(self._without_credentials(scope), receive, send)

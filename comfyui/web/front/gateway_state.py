@@ -15,7 +15,6 @@ from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
 from comfyui.owners import OwnerRules
-from comfyui.servers.backend import Backend
 from comfyui.web.front.tickets import Tickets
 
 _KEY = "comfyui_gateway.gateway"
@@ -50,8 +49,8 @@ class Warnings(Protocol):
 class SocketServers(Protocol):
     """Knows on which server each client of ComfyUI has its websocket."""
 
-    async def backend_for(self, submission: bytes) -> Backend | None:
-        """The server that tells the submission's client of it; None where any server will do."""
+    def server_of(self, client_id: str | None) -> str | None:
+        """The name of the server that tells this client of its prompts; None where any server will do."""
 
 
 @dataclass(frozen=True, slots=True)

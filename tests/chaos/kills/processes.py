@@ -19,7 +19,7 @@ from comfyui.engine import Engine, EngineOptions
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.writes import Write
-from comfyui.jobs.queue import QueueOptions
+from comfyui.jobs.queue_options import QueueOptions
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.web.server.serving import run
@@ -48,7 +48,7 @@ class ReportingJournal:
     async def __aexit__(self, *exc: object) -> None:
         await self._journal.__aexit__(*exc)
 
-    async def write(self, write: Write) -> bool:
+    async def write(self, write: Write) -> int:
         name = type(write).__name__
         number, _ = self._report(f"before {name}").split()
         changed = await self._journal.write(write)

@@ -24,7 +24,7 @@ class Counting(MemoryJournal):
         super().__init__()
         self.kinds: list[type] = []
 
-    async def write(self, write: Write) -> bool:
+    async def write(self, write: Write) -> int:
         self.kinds.append(type(write))
         return await super().write(write)
 
@@ -36,7 +36,7 @@ class Counting(MemoryJournal):
 class FullDisk(MemoryJournal):
     """Keeps nothing."""
 
-    async def write(self, write: Write) -> bool:
+    async def write(self, write: Write) -> int:
         raise JournalError("STATE_DIR: the disk is full")
 
 

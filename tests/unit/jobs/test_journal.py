@@ -43,6 +43,7 @@ from comfyui.jobs.journal.writes import (
     Start,
     Tell,
     Tried,
+    Withdraw,
 )
 from tests.support.journals import BODY, delivery, end, new_job, prompt_id, run
 
@@ -89,16 +90,64 @@ async def test_a_job_comes_back_as_it_was_written(journal: Journal) -> None:
         webhook=WebhookOrder("https://a.example/?token=1", ("prompt.started",)),
         max_queued_s=1.5,
         max_execution_s=600.0,
+        turn=12.5,
         body=BODY,
     )
     assert await journal.write(Add(job))
     record = await got(journal, 7)
-    for name in NewJob.__dataclass_fields__.keys() - {"body"}:
+    for name in NewJob.__dataclass_fields__.keys() - {"body", "front"}:
         assert getattr(record, name) == getattr(job, name), name
     assert (record.run, record.state, record.server, record.attempt) == (1, State.QUEUED, None, 0)
     assert (record.queued_at, record.started_at, record.ended_at, record.error) == (job.created_at, None, None, None)
     assert await journal.body_of(job.prompt_id) == BODY
     assert await journal.result_of(job.prompt_id) is None
+
+
+async def test_a_job_is_told_the_number_that_it_was_given_or_asked_for(journal: Journal) -> None:
+    assert await journal.write(Add(new_job(1))) == 1
+    assert await journal.write(Add(new_job(2, front=True))) == 2
+    assert await journal.write(Add(new_job(3, turn=0.5))) == 3
+    shown = [(await got(journal, number)).shown_number for number in (1, 2, 3)]
+    assert shown == [1, -2, 0.5]
+    assert [type(number) for number in shown] == [int, int, float]
+    assert not await journal.write(Add(new_job(3)))
+
+
+async def test_a_job_that_is_withdrawn_leaves_no_trace(journal: Journal) -> None:
+    kept = new_job(1, labels={"a": "b"})
+    await journal.write(Add(kept))
+    await journal.write(Add(new_job(2, labels={"a": "b"}), "gpu-1"))
+    await journal.write(Add(new_job(3, body=b'{"other": 1}')))
+    assert await journal.write(Withdraw(Fence(prompt_id(2), 1, 1)))
+    assert await journal.write(Withdraw(Fence(prompt_id(3), 1, 0)))
+    for number in (2, 3):
+        assert await journal.get(prompt_id(number)) is None
+        assert await journal.body_of(prompt_id(number)) is None
+        assert not await journal.write(Withdraw(Fence(prompt_id(number), 1, 1)))
+    assert [record.prompt_id for record in (await journal.page(JobFilter(labels={"a": "b"}), 5)).records] == [
+        kept.prompt_id
+    ]
+    assert [record.prompt_id for record in await journal.waiting(0, 5)] == [kept.prompt_id]
+    assert (await journal.counts())[State.QUEUED] == 1
+    assert await journal.body_of(kept.prompt_id) == BODY
+    # The id is free again.
+    assert await journal.write(Add(new_job(2)))
+
+
+@pytest.mark.parametrize("began", [True, False])
+async def test_a_job_that_began_or_has_ended_is_not_withdrawn(journal: Journal, began: bool) -> None:
+    fence = await run(journal, 1) if began else Fence(prompt_id(1), 1, 0)
+    if not began:
+        await journal.write(Add(new_job(1)))
+        await end(journal, 1, State.FAILED)
+    assert not await journal.write(Withdraw(fence))
+    assert await journal.get(prompt_id(1)) is not None
+
+
+async def test_an_attempt_that_is_over_withdraws_nothing(journal: Journal) -> None:
+    await journal.write(Add(new_job(1), "gpu-1"))
+    await journal.write(Place(Fence(prompt_id(1), 1, 2), "gpu-2"))
+    assert not await journal.write(Withdraw(Fence(prompt_id(1), 1, 1)))
 
 
 async def test_a_second_job_with_the_same_id_changes_nothing(journal: Journal) -> None:

@@ -40,6 +40,7 @@ from comfyui.jobs.journal.writes import (
     Start,
     Tell,
     Tried,
+    Withdraw,
     Write,
 )
 from tests.support.journals import delivery, new_job, prompt_id
@@ -122,6 +123,13 @@ class JournalMachine(RuleBasedStateMachine):
         job = new_job(number, kind=kind, body=body, labels=labels, owner=owner, created_at=self._time())
         self._write(Add(job), job.prompt_id)
         assert known is None or self._job(number) == known
+
+    @rule(number=_NUMBERS, attempt=st.integers(0, 2))
+    def withdraw(self, number: int, attempt: int) -> None:
+        before = self._job(number)
+        self._write(Withdraw(Fence(prompt_id(number), 1, attempt)), prompt_id(number))
+        if before is not None and (before.state is not State.QUEUED or before.run > 1 or before.attempt > attempt):
+            assert self._job(number) == before
 
     @rule(fence=_FENCES, server=st.sampled_from(["a", "b"]))
     def place(self, fence: Fence, server: str) -> None:

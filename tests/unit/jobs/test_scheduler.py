@@ -66,13 +66,15 @@ def in_turn(scheduler: Scheduler) -> list[str]:
 @unhurried
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=30))
 def test_the_jobs_of_one_owner_run_by_priority_then_front_then_number(jobs: list[tuple[int, bool]]) -> None:
-    waiting = [Waiting(str(n), n, priority=priority, front=front) for n, (priority, front) in enumerate(jobs, 1)]
-    expected = sorted(waiting, key=lambda job: (-job.priority, -job.number if job.front else job.number))
+    waiting = [
+        Waiting(str(n), n, priority=priority, turn=-n if front else None) for n, (priority, front) in enumerate(jobs, 1)
+    ]
+    expected = sorted(waiting, key=lambda job: (-job.priority, job.number if job.turn is None else job.turn))
     assert in_turn(one_server(*waiting)) == [job.prompt_id for job in expected]
 
 
 def test_front_is_before_the_same_owner_only() -> None:
-    jobs = [Waiting("a1", 1, "ann"), Waiting("b2", 2, "bob"), Waiting("b3", 3, "bob", front=True)]
+    jobs = [Waiting("a1", 1, "ann"), Waiting("b2", 2, "bob"), Waiting("b3", 3, "bob", turn=-3)]
     assert in_turn(one_server(*jobs)) == ["a1", "b3", "b2"]
 
 
@@ -538,7 +540,7 @@ def test_owners_who_have_nothing_to_do_are_forgotten() -> None:
 def test_jobs_are_listed_in_the_order_in_which_they_run(jobs: list[tuple[str, int, bool]], weight: float) -> None:
     scheduler = one_server()
     for number, (owner, priority, front) in enumerate(jobs, 1):
-        job = Waiting(f"{number}", number, owner, priority=priority, front=front)
+        job = Waiting(f"{number}", number, owner, priority=priority, turn=-number if front else None)
         scheduler.add(job, Terms(weight if owner == "ann" else 1.0))
     listed = [standing.prompt_id for standing in scheduler.standing()]
     assert [standing.owner for standing in scheduler.standing()] == [jobs[int(name) - 1][0] for name in listed]

@@ -63,7 +63,7 @@ class Fleet(RuleBasedStateMachine):
         by_kind = {kind: frozenset(n for n, k in zip(NAMES, kinds, strict=True) if k == kind) for kind in kinds}
         lane = Lane(by_kind.get("yes", frozenset()), by_kind.get("no", frozenset()))
         number = len(self.jobs) + 1
-        job = Waiting(str(number), number, owner, priority=priority, front=front, lane=lane)
+        job = Waiting(str(number), number, owner, priority=priority, turn=-number if front else None, lane=lane)
         self.jobs[job.prompt_id] = job
         self.waiting.add(job.prompt_id)
         self.scheduler.add(job, Terms(1.0, owner, LIMITS[owner]))
@@ -223,8 +223,8 @@ class Fleet(RuleBasedStateMachine):
         assert all(count == 1 for count in self.runs.values())
 
 
-def _order(job: Waiting) -> int:
-    return -job.number if job.front else job.number
+def _order(job: Waiting) -> float:
+    return job.number if job.turn is None else job.turn
 
 
 Fleet.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=50)

@@ -1,0 +1,75 @@
+"""What the gateway's queue adds to ComfyUI's own `POST /prompt`, against the relay in front of the same engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+
+from benchmarks.callers import workflow
+from benchmarks.http import Connection
+from benchmarks.processes import BenchError, Server, running_gateway
+from benchmarks.stage import Row, Stage, percentile
+
+_TARGET_MS = 1.0
+
+
+@dataclass(slots=True)
+class _Caller:
+    """Posts through one server; `engine` is asked when the prompt is done, so that the next one finds it idle."""
+
+    through: Connection
+    engine: Connection
+    gateway: Server
+
+    async def post(self) -> float:
+        """Seconds until the answer."""
+        body = json.dumps({"prompt": workflow()}).encode()
+        began = time.perf_counter()
+        reply = await self.through.request("POST", "/prompt", body)
+        seconds = time.perf_counter() - began
+        if reply.status != 200:
+            raise BenchError(f"POST /prompt: HTTP {reply.status}: {reply.body[:200]!r}")
+        prompt_id = json.loads(reply.body)["prompt_id"]
+        while (await self.engine.request("GET", f"/history/{prompt_id}")).size <= len(b"{}"):  # noqa: ASYNC110 - as a client does
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.003)  # until the gateway has heard of it, too
+        return seconds
+
+
+async def added_by_the_queue(on: Stage) -> list[Row]:
+    """One caller, in turn: through the relay, through the gateway's queue."""
+    pairs = 150 if on.quick else 400
+    async with (
+        running_gateway(on.engine, on.logs, QUEUE="comfyui") as relay,
+        running_gateway(on.engine, on.logs, QUEUE="gateway") as queue,
+    ):
+        engine = await Connection.open(on.engine.port)
+        callers = [_Caller(await Connection.open(server.port), engine, server) for server in (relay, queue)]
+        times: tuple[list[float], list[float]] = ([], [])
+        cpu = []
+        for turn in range(pairs + 30):
+            if turn == 30:
+                for measured in times:
+                    measured.clear()
+                cpu = [caller.gateway.cpu_s() for caller in callers]
+            for caller, measured in zip(callers, times, strict=True):
+                measured.append(await caller.post())
+        spent = [(caller.gateway.cpu_s() - before) / pairs * 1000 for caller, before in zip(callers, cpu, strict=True)]
+        for caller in callers:
+            caller.through.close()
+        engine.close()
+    p50 = [percentile(measured, 50) * 1000 for measured in times]
+    p95 = [percentile(measured, 95) * 1000 for measured in times]
+    added = p50[1] - p50[0]
+    return [
+        Row(
+            "POST /prompt, added by the gateway's queue",
+            f"{added:.2f} ms at p50",
+            f"≤ {_TARGET_MS:g} ms over the relay",
+            added <= _TARGET_MS,
+            f"relay {p50[0]:.2f}, queue {p50[1]:.2f}; p95 {p95[0]:.2f}, {p95[1]:.2f}; CPU of the gateway a prompt"
+            f" {spent[0]:.2f}, {spent[1]:.2f} ms",
+        )
+    ]

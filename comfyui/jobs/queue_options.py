@@ -1,0 +1,41 @@
+"""Where jobs wait, how many of them may, and how many go to a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOptions:
+    """Where jobs wait.
+
+    Attributes:
+        queue: gateway: all jobs wait here, and a server has one prompt that runs and one that waits. comfyui: sync jobs
+            go to ComfyUI's queue at once, and async ones wait here.
+        ahead: with queue comfyui: unfinished async jobs on each server; 0: none is handed on.
+        places: with queue gateway: prompts on each server, with the one that runs; None: any number, where the server
+            stands for many.
+        affinity_wait_s: see `SchedulerOptions`.
+    """
+
+    queue: Literal["gateway", "comfyui"] = "comfyui"
+    ahead: int = 4
+    places: int | None = 2
+    affinity_wait_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOptions(TurnOptions):
+    """Where jobs wait, as `TurnOptions` says, and how many.
+
+    Attributes:
+        max_queued: async jobs that wait with us; beyond it submissions are refused.
+        max_queued_s: how long a job may wait; 0: any time.
+        storing: async jobs that wait for the store, with their results in memory; while there are so many, none is
+            handed on.
+    """
+
+    max_queued: int = 10_000
+    max_queued_s: float = 0.0
+    storing: int = 64
