@@ -44,7 +44,9 @@ class JobHistory:
             some = named[start : start + _TOGETHER]
             of_server: defaultdict[str, list[str]] = defaultdict(list)
             hidden: list[str] = []
-            for prompt_id, record in zip(some, await asyncio.gather(*map(self._journal.get, some)), strict=True):
+            known = {record.prompt_id: record for record in await self._journal.get_all(some)}
+            for prompt_id in some:
+                record = known.get(prompt_id)
                 if record is None and origin.sees(None):
                     for backend in self._pool.ready:
                         of_server[backend.name].append(prompt_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -200,20 +200,16 @@ class JobQueue:
         return [one for one, row in found if row is not None and origin.sees(row.waiting.owner)]
 
     def hold_back(self, prompt_ids: Iterable[str]) -> dict[str, _Row]:
-        """Hand on none of these any more, until they are to `let_wait` again or have `gone`."""
-        return {prompt_id: row for prompt_id in prompt_ids if (row := self._rows.pop(prompt_id, None)) is not None}
+        """None of these has a turn any more, until they are to `let_wait` again or have `left`."""
+        held = {prompt_id: row for prompt_id in prompt_ids if (row := self._rows.pop(prompt_id, None)) is not None}
+        self._turns.drop(*held)
+        return held
 
     def let_wait(self, held: Mapping[str, _Row]) -> None:
         """Jobs that were held back wait again."""
         self._rows |= held
         for prompt_id in held.keys() - self._late:
             self._wait_again(prompt_id)
-
-    def gone(self, prompt_ids: Sequence[str]) -> None:
-        """Jobs that were held back have ended."""
-        for prompt_id in prompt_ids:
-            self.left(prompt_id)
-        self._turns.drop(*prompt_ids)
 
     def kept(self, job: Job, secrets: Mapping[str, Any]) -> None:
         """A sync job that runs already becomes one of ours: it takes one of the places."""

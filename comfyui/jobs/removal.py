@@ -8,17 +8,17 @@ gateway.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, ComfyUITaskCancelledError, JournalError
+from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, ComfyUITaskCancelledError
 from comfyui.jobs.admission import Admission
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entries
 from comfyui.jobs.job import Job
-from comfyui.jobs.journal.records import JobRecord, State
+from comfyui.jobs.journal.records import State
 from comfyui.jobs.journal.writes import Finish
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.queue import JobQueue
@@ -31,7 +31,7 @@ from comfyui.servers.watcher import Watch
 from comfyui.tasks import SideTasks
 
 # Jobs that end in one transaction. Others have their turn in the event loop, and in the journal, after each of them.
-_TOGETHER = 250
+_TOGETHER = 100
 # Jobs with tasks that end before others have their turn.
 _AT_ONCE = 50
 # A server that does not say sooner what became of a prompt keeps nobody waiting: the rest goes on without the caller.
@@ -96,11 +96,11 @@ class Removal:
 
     async def cancel_all(self, prompt_ids: Sequence[str], origin: Origin) -> bool:
         """Cancel these, whether they wait or run; whether any did. Of others nothing is said."""
-        return await self._within(self._cancel_all(prompt_ids, origin))
+        return await self._whole(self._cancel_all(prompt_ids, origin))
 
     async def delete(self, prompt_ids: Sequence[str], origin: Origin) -> None:
         """Cancel those of these that wait, wherever that is."""
-        await self._within(self._delete(prompt_ids, origin))
+        await self._whole(self._delete(prompt_ids, origin))
 
     async def clear(self, origin: Origin) -> None:
         """Cancel all that waits. What ends meanwhile lets none of it begin.
@@ -108,19 +108,15 @@ class Removal:
         Raises:
             JournalError: it cannot be written.
         """
-        await self._within(self._clear(origin))
+        await self._whole(self._clear(origin))
 
     async def interrupt(self, prompt_id: str | None, origin: Origin) -> None:
         """Cancel this prompt where it runs, or all that run."""
-        await self._within(self._interrupt(prompt_id, origin))
+        await self._whole(self._interrupt(prompt_id, origin))
 
-    async def _within(self, work: Coroutine[Any, Any, bool]) -> bool:
-        """Do it to its end, also when the caller leaves; the caller waits for a time."""
-        task = self._tasks.start(_told(work), "removal")
-        done, _ = await asyncio.wait([task], timeout=_PATIENCE_S)
-        if not done:
-            return True
-        outcome = task.result()
+    async def _whole(self, work: Coroutine[Any, Any, bool]) -> bool:
+        """Do it to its end, also when the caller leaves."""
+        outcome = await asyncio.shield(self._tasks.start(_told(work), "removal"))
         if isinstance(outcome, ComfyUIError):
             raise outcome
         return outcome
@@ -131,22 +127,18 @@ class Removal:
         rows = self._queue.ids_seen_by(origin)
         jobs = [job for job in self._runs.live.values() if self._is_seen(job, origin) and job.has_task]
         sweep = (self._everywhere(_clear_queue),) if origin.sees(None) else ()
-        await self._all(self._end_waiting(rows, jobs), *sweep)
+        await self._end_rows(rows, self._end_jobs(jobs), *sweep)
         _log.info("queue.cleared", key=origin.owner, jobs=len(rows))
         return True
 
     async def _delete(self, prompt_ids: Sequence[str], origin: Origin) -> bool:
         rows, jobs, others = await self._sorted(prompt_ids, origin)
-        left = [
-            self._cancel_one(one, origin)
-            for one, record in others.items()
-            if record.state is State.QUEUED and origin.sees(record.owner)
-        ]
-        named = [one for one in dict.fromkeys(prompt_ids) if one not in self._runs.live]
-        sweep: tuple[Awaitable[Any], ...] = ()
-        if origin.sees(None) and (unknown := [one for one in named if one not in set(rows)]):
-            sweep = (self._everywhere(lambda backend: backend.client.delete_from_queue(*unknown)),)
-        await self._all(self._end_waiting(rows, jobs), *left, *sweep)
+        works: list[Coroutine[Any, Any, Any]] = [self._end_jobs(jobs)]
+        works += [self._cancel_one(one, origin) for one, state in others.items() if state is State.QUEUED]
+        unknown = [one for one in set(prompt_ids).difference(rows) if one not in self._runs.live]
+        if origin.sees(None) and unknown:
+            works.append(self._everywhere(lambda backend: backend.client.delete_from_queue(*unknown)))
+        await self._end_rows(rows, *works)
         return True
 
     async def _interrupt(self, prompt_id: str | None, origin: Origin) -> bool:
@@ -155,7 +147,7 @@ class Removal:
             for job in self._runs.live.values()
             if self._is_seen(job, origin) and prompt_id in {None, job.prompt_id} and not self._waits(job)
         ]
-        works: list[Awaitable[Any]] = [self._stop_running(job) for job in jobs]
+        works: list[Coroutine[Any, Any, Any]] = [self._stop_running(job) for job in jobs]
         if origin.sees(None) and prompt_id is None:
             works.append(self._everywhere(self._interrupt_others))
         elif origin.sees(None) and prompt_id is not None and not self._is_ours(prompt_id):
@@ -165,32 +157,23 @@ class Removal:
 
     async def _cancel_all(self, prompt_ids: Sequence[str], origin: Origin) -> bool:
         rows, jobs, others = await self._sorted(prompt_ids, origin)
-        known = {*rows, *others, *(job.prompt_id for job in jobs)}
-        works: list[Awaitable[Any]] = [self._end_waiting(rows, ())]
-        works += [self._stop(job) for job in jobs]
-        works += [
-            self._cancel_one(one, origin)
-            for one, record in others.items()
-            if not record.state.is_end and origin.sees(record.owner)
-        ]
-        unknown = {one for one in prompt_ids if one not in known and not self._is_ours(one)}
+        works: list[Coroutine[Any, Any, Any]] = [self._stop(job) for job in jobs]
+        works += [self._cancel_one(one, origin) for one, state in others.items() if not state.is_end]
+        unknown = {one for one in set(prompt_ids).difference(rows, others) if not self._is_ours(one)}
         if origin.sees(None) and unknown:
             works.append(self._everywhere(lambda backend: self._cancel_on(backend, unknown)))
-        return any(await self._all(*works))
+        return any(await self._end_rows(rows, *works))
 
-    async def _sorted(
-        self, prompt_ids: Sequence[str], origin: Origin
-    ) -> tuple[list[str], list[Job], dict[str, JobRecord]]:
-        """Of these, rows of our queue and jobs with tasks that the caller sees, and what only the journal knows."""
+    async def _sorted(self, prompt_ids: Sequence[str], origin: Origin) -> tuple[list[str], list[Job], dict[str, State]]:
+        """Of these jobs that the caller sees: rows of our queue, jobs with tasks, and what only the journal knows."""
         named = list(dict.fromkeys(prompt_ids))
         rows = self._queue.ids_seen_by(origin, named)
         live = [job for one in named if (job := self._runs.live.get(one)) is not None and job.has_task]
         jobs = [job for job in live if self._is_seen(job, origin)]
-        waiting, others = set(rows), dict[str, JobRecord]()
+        waiting, others = set(rows), dict[str, State]()
         for some in _slices([one for one in named if one not in waiting and one not in self._runs.live], _TOGETHER):
-            for record in await asyncio.gather(*map(self._journal.get, some)):
-                if record is not None:
-                    others[record.prompt_id] = record
+            seen = (record for record in await self._journal.get_all(some) if origin.sees(record.owner))
+            others |= {record.prompt_id: record.state for record in seen}
         return rows, jobs, others
 
     def _is_ours(self, prompt_id: str) -> bool:
@@ -207,36 +190,35 @@ class Removal:
 
     # Jobs that wait
 
-    async def _end_waiting(self, rows: Sequence[str], jobs: Sequence[Job]) -> bool:
-        """End rows of our queue, and those of these jobs that do not run; whether a row was among them."""
-        # A place that becomes free meanwhile is none of theirs.
-        held = self._queue.hold_back(rows)
+    async def _end_rows(self, prompt_ids: Sequence[str], *works: Coroutine[Any, Any, Any]) -> list[Any]:
+        """End rows of our queue, many with one write, and do `works` meanwhile.
+
+        Returns whether any row has ended, and what the works found. Raises `JournalError`; those that have not ended
+        wait on then.
+        """
+        held = self._queue.hold_back(prompt_ids)
+        doing = self._tasks.start(self._all(*works), "removal")
+        ended = 0
         try:
-            ended, _ = await asyncio.gather(self._end_rows(rows, held), self._end_jobs(jobs))
+            for some in _slices(prompt_ids, _TOGETHER):
+                ended += await self._end_some(some)
+                for prompt_id in some:
+                    held.pop(prompt_id, None)
+                    self._queue.left(prompt_id)
+                await asyncio.sleep(0)
         finally:
-            # The journal did not take their ends.
             self._queue.let_wait(held)
-        return ended
+        return [ended > 0, *await doing]
 
     async def _end_jobs(self, jobs: Sequence[Job]) -> None:
         for some in _slices(jobs, _AT_ONCE):
             await self._all(*map(self._end_job, some))
 
-    async def _end_rows(self, prompt_ids: Sequence[str], held: dict[str, Any]) -> bool:
-        ended = 0
-        for some in _slices(prompt_ids, _TOGETHER):
-            ended += await self._end_some(some)
-            for prompt_id in some:
-                held.pop(prompt_id, None)
-            self._queue.gone(some)
-            await asyncio.sleep(0)
-        return ended > 0
-
     async def _end_some(self, prompt_ids: Sequence[str]) -> int:
         ended = 0
         ends: list[Finish] = []
-        for record in await asyncio.gather(*map(self._journal.get, prompt_ids)):
-            if record is None or record.state is not State.QUEUED or record.server is not None:
+        for record in await self._journal.get_all(prompt_ids):
+            if record.state is not State.QUEUED or record.server is not None:
                 continue
             error = _cancelled(record.prompt_id)
             if (job := self._runs.live.get(record.prompt_id)) is not None:
@@ -309,27 +291,27 @@ class Removal:
         await self._all(*map(backend.cancel, there))
         return bool(there)
 
-    async def _everywhere(self, ask: Callable[[Backend], Awaitable[Any]]) -> bool:
+    async def _everywhere(self, ask: Callable[[Backend], Coroutine[Any, Any, Any]]) -> bool:
         """Ask all servers that are up; whether any has answered with something that is true."""
         return any(await self._all(*map(ask, self._pool.ready)))
 
-    async def _all(self, *works: Awaitable[_T]) -> list[_T]:
-        """Do all of these; what is in the way of one is not in the way of the others.
+    async def _all(self, *works: Coroutine[Any, Any, _T]) -> list[_T]:
+        """Do all of these at the same time; the caller waits for them for a time, and what takes longer goes on.
 
-        Raises what kept the journal from being written. What a server could not be told is in the log.
+        What a server could not be told is in the log, and in the way of nothing else.
         """
-        found: list[_T] = []
-        failure: BaseException | None = None
-        for outcome in await asyncio.gather(*works, return_exceptions=True):
-            if not isinstance(outcome, BaseException):
-                found.append(outcome)
-            elif isinstance(outcome, ComfyUIError) and not isinstance(outcome, JournalError):
-                _log.warning("prompt.cancel_failed", reason="request", detail=outcome.detail)
-            else:
-                failure = outcome
-        if failure is not None:
-            raise failure
-        return found
+        tasks = [self._tasks.start(_tried(work), "removal") for work in works]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_PATIENCE_S)
+        return [found for task in tasks if task.done() and (found := task.result()) is not None]
+
+
+async def _tried(work: Coroutine[Any, Any, _T]) -> _T | None:
+    try:
+        return await work
+    except ComfyUIError as error:
+        _log.warning("prompt.cancel_failed", reason="request", detail=error.detail)
+        return None
 
 
 async def _told(work: Coroutine[Any, Any, _T]) -> _T | ComfyUIError:

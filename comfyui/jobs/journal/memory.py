@@ -365,6 +365,9 @@ class MemoryJournal:
         job = self._find(prompt_id)
         return None if job is None else self._marked(job)
 
+    async def get_all(self, prompt_ids: Sequence[str]) -> list[JobRecord]:
+        return [self._marked(job) for one in prompt_ids if (job := self._find(one)) is not None]
+
     async def body_of(self, prompt_id: str) -> bytes | None:
         job = self._find(prompt_id)
         return None if job is None else self._bodies.of(job.body_sha256)

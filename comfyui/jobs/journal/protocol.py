@@ -91,6 +91,9 @@ class Journal(Protocol):
 
     async def get(self, prompt_id: str) -> JobRecord | None: ...
 
+    async def get_all(self, prompt_ids: Sequence[str]) -> list[JobRecord]:
+        """Those of these jobs that there are, in this order."""
+
     async def body_of(self, prompt_id: str) -> bytes | None: ...
 
     async def result_of(self, prompt_id: str) -> bytes | None:

@@ -193,6 +193,9 @@ class SqliteJournal:
     async def get(self, prompt_id: str) -> JobRecord | None:
         return await self._ask(lambda sql: sql.one(prompt_id))
 
+    async def get_all(self, prompt_ids: Sequence[str]) -> list[JobRecord]:
+        return await self._ask(lambda sql: [job for one in prompt_ids if (job := sql.one(one)) is not None])
+
     async def body_of(self, prompt_id: str) -> bytes | None:
         return await self._ask(lambda sql: sql.body(prompt_id))
 
