@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,8 +17,9 @@ import pytest
 
 from comfyui.engine import Engine
 from comfyui.jobs.journal.records import State
+from comfyui.jobs.journal.sqlite import SqliteJournal
 from tests.support.calls import Calls
-from tests.support.jobs import ASYNC, begins, look, submit
+from tests.support.jobs import ASYNC, begins, fetch, listed, look, submit
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
 from tests.support.receivers import SECRET, Receiver
 from tests.support.running import (
@@ -345,6 +347,150 @@ async def test_nobody_stops_another_s_work_nor_is_told_of_it(calls: Calls, engin
     assert await post(gateway, "/interrupt", None, ROOT) == (200, "")
     assert (await calls.call(BOB, "GET", f"/prompt_sync/{theirs[0]}"))[0] == 409
     assert await queue_of(engine) == ([], [])
+
+
+# The history
+
+
+async def history(gateway: RunningGateway, key: str = "", query: str = "") -> list[str]:
+    headers = bearer(key) if key else {}
+    async with gateway.http.get(f"/history{query}", headers=headers) as response:
+        return list(await response.json())
+
+
+async def jobs_of(gateway: RunningGateway, key: str = "") -> list[str]:
+    """As `/api/jobs` lists them."""
+    async with gateway.http.get("/api/jobs", headers=bearer(key) if key else {}) as response:
+        return [job["id"] for job in (await response.json())["jobs"]]
+
+
+async def test_what_is_taken_out_of_the_history_stays_listed_and_runs_anew_as_another(
+    three_servers: tuple[RunningGateway, list[Engine]],
+) -> None:
+    gateway, servers = three_servers
+    chosen = [str(uuid4()) for _ in range(3)]
+    for tag, prompt_id in enumerate(chosen):
+        assert (await gateway.prompt_sync(invert_workflow(tag), prompt_id=prompt_id))[0] == 200
+    stopped_id = await submit(gateway.http, LONG, prompt_id=str(uuid4()))
+    await begins(gateway.http, stopped_id)
+    waits_id = await submit(gateway.http, sleep_workflow(600, tag=1))
+    await all_run(servers, 2)
+    assert await post(gateway, f"/api/jobs/{stopped_id}/cancel") == (200, '{"cancelled":true}')
+    assert await history(gateway) == [*chosen, stopped_id]
+
+    delete = {"delete": [chosen[1], stopped_id, waits_id, str(uuid4()), 7]}
+    assert await post(gateway, "/history", delete) == (200, "")
+    assert await history(gateway) == [chosen[0], chosen[2]]
+    assert await history(gateway, query=f"/{chosen[1]}") == []
+    assert chosen[1] not in await jobs_of(gateway)
+    on_servers = [await _entry(server, one) for server in servers for one in (chosen[1], stopped_id)]
+    assert not any(on_servers), "no server gives it out any more"
+    everything = {job["prompt_id"] for job in (await listed(gateway.http))["jobs"]}
+    assert everything == {*chosen, stopped_id, waits_id}
+    assert (await gateway.prompt_sync(invert_workflow(1), prompt_id=chosen[1]))[0] == 200, "given again"
+    assert sum(counts.get(chosen[1], 0) for counts in map(executions, servers)) == 1
+
+    # The same id, sent again, is a new run: not the one that was interrupted.
+    again = asyncio.create_task(gateway.prompt_sync(LONG, prompt_id=stopped_id))
+    assert stopped_id in await all_run(servers, 2)
+    assert await post(gateway, "/api/history", {"clear": True}) == (200, "")
+    assert await history(gateway) == []
+    await post(gateway, "/interrupt")
+    assert (await again)[1]["type"] == "task_cancelled"
+    assert sorted(await history(gateway)) == sorted([stopped_id, waits_id])
+
+
+async def _entry(engine: Engine, prompt_id: str) -> Any:
+    async with aiohttp.ClientSession(engine.url) as http, http.get(f"/history/{prompt_id}") as response:
+        return await response.json()
+
+
+async def test_a_user_clears_its_own_history_and_who_may_do_everything_all(calls: Calls) -> None:
+    gateway = calls.gateway
+    mine = [(await calls.submit(ALICE, invert_workflow(tag)))[1]["prompt_id"] for tag in range(2)]
+    theirs = [(await calls.submit(BOB, invert_workflow(tag)))[1]["prompt_id"] for tag in range(2)]
+    assert await post(gateway, "/history", {"delete": [theirs[0], mine[0]]}, ALICE) == (200, "")
+    assert (await history(gateway, ALICE), await history(gateway, BOB)) == (mine[1:], theirs)
+    assert await history(gateway, ROOT) == [mine[1], *theirs]
+    assert await post(gateway, "/history", {"clear": True}, ALICE) == (200, "")
+    assert (await history(gateway, ALICE), await history(gateway, BOB)) == ([], theirs)
+    assert await history(gateway, WATCHER) == theirs
+    assert await calls.listed(ALICE) == mine[::-1]
+    assert (await calls.call(ALICE, "GET", "/usage"))[1]["usage"][0]["prompts"]["succeeded"] == 2
+    assert await post(gateway, "/history", {"clear": True}, ROOT) == (200, "")
+    assert await history(gateway, BOB) == []
+    assert (await calls.call(BOB, "GET", f"/prompt_sync/{theirs[0]}"))[0] == 200
+
+
+async def test_a_prompt_that_came_past_the_gateway_is_taken_out_of_its_server_s_history() -> None:
+    async with engines(2) as servers, running_gateway(*(one.url for one in servers)) as gateway:
+        theirs = await external(servers[1], invert_workflow(1))
+        await until(lambda: _entry(servers[1], theirs), bool)
+        assert await post(gateway, "/history", {"delete": [theirs]}) == (200, "")
+        assert await _entry(servers[1], theirs) == {}
+
+
+# Very many
+
+
+@pytest.mark.parametrize("folder", ["", "state"], ids=["in memory", "in a file"])
+async def test_a_thousand_jobs_end_with_few_writes_each_told_to_its_receiver(
+    receiving: Receiver, folder: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": receiving.url()}
+    settings |= {"webhook_url_allow": "127.0.0.1", "public_url": "https://comfy.example"}
+    settings["state_dir"] = str(tmp_path / folder) if folder else ""
+    async with engines(1) as servers, running_gateway(servers[0].url, queue="gateway", **settings) as gateway:
+        first = await submit(gateway.http, LONG)
+        await begins(gateway.http, first)
+        second = await submit(gateway.http, sleep_workflow(600, tag=1))
+        await until(lambda: pending(servers), lambda found: found == [second])
+        waiting = [await submit(gateway.http, sleep_workflow(600, tag=2 + tag)) for tag in range(1000)]
+        waited = asyncio.create_task(_waited(gateway, waiting[500]))
+        await until(lambda: _waiters(gateway), lambda count: count == 1)
+        before = commits(gateway)
+        assert await post(gateway, "/queue", {"delete": [*waiting, first]}) == (200, "")
+        assert commits(gateway) - before < 100, "not one for each"
+        assert (await waited)[1]["type"] == "task_cancelled"
+        told = [one.json["data"]["prompt_id"] for one in await receiving.got(1000, timeout_s=60)]
+        assert (sorted(told), await queue_of(servers[0])) == (sorted(waiting), ([first], [second]))
+        assert set(executions(servers[0])) == {first}
+        await post(gateway, "/queue", {"clear": True})
+        await post(gateway, "/interrupt")
+
+
+async def _waited(gateway: RunningGateway, prompt_id: str) -> tuple[int, Any]:
+    async with gateway.http.get(f"/prompt_sync/{prompt_id}?timeout=60") as response:
+        return response.status, await response.json()
+
+
+async def _waiters(gateway: RunningGateway) -> int:
+    return gateway.handler.waiting
+
+
+def commits(gateway: RunningGateway) -> float:
+    """Transactions of the journal up to now; none in memory."""
+    (metric,) = gateway.handler.metrics.journal_commit_seconds.collect()
+    return next(sample.value for sample in metric.samples if sample.name.endswith("_count"))
+
+
+async def test_where_the_journal_takes_no_end_all_wait_on(tmp_path: Path) -> None:
+    async with (
+        engines(1) as servers,
+        running_gateway(servers[0].url, queue="gateway", state_dir=str(tmp_path)) as gateway,
+    ):
+        first = await submit(gateway.http, LONG)
+        await begins(gateway.http, first)
+        waiting = [await submit(gateway.http, invert_workflow(tag)) for tag in range(5)]
+        journal = gateway.handler.journal
+        assert isinstance(journal, SqliteJournal)
+        await journal._ask(lambda sql: sql.database.execute("PRAGMA query_only = 1"))
+        status, told = await post(gateway, "/queue", {"delete": waiting[1:]})
+        assert (status, json.loads(told)["type"]) == (503, "disk_failed")
+        await journal._ask(lambda sql: sql.database.execute("PRAGMA query_only = 0"))
+        await post(gateway, "/interrupt")
+        for prompt_id in waiting:
+            assert (await fetch(gateway.http, prompt_id))[0] == 200
 
 
 # Memory
