@@ -10,8 +10,8 @@ from comfyui.jobs.journal.records import EndedJob, KeptJob
 from comfyui.jobs.journal.rows import HIDDEN, JOB_COLUMNS, STATES, job_of, unpacked
 
 _ENDED = (
-    "SELECT prompt_id, state, queued_at, started_at, ended_at, end_number FROM jobs"  # noqa: S608
-    f" WHERE ended_at IS NOT NULL AND end_number > ? AND NOT {HIDDEN}"
+    "SELECT prompt_id, state, queued_at, started_at, ended_at, end_number FROM jobs"
+    " WHERE ended_at IS NOT NULL AND end_number > ?"
 )
 _LAST = "ORDER BY end_number DESC LIMIT ?"
 
@@ -19,16 +19,17 @@ _LAST = "ORDER BY end_number DESC LIMIT ?"
 def ended(database: sqlite3.Connection, key: str | None, limit: int) -> list[EndedJob]:
     """See `Journal.ended`."""
     # What has been cleared need not be read.
-    floor = "SELECT COALESCE(MAX(up_to), 0) FROM cleared WHERE key IN ('', ?)"
-    (after,) = database.execute(floor, (key or "",)).fetchone()
+    cleared = dict(database.execute("SELECT key, up_to FROM cleared").fetchall())
+    after = max(cleared.get("", 0), cleared.get(key or "", 0))
     if key is None:
-        rows = database.execute(f"{_ENDED} {_LAST}", (after, limit)).fetchall()
+        hidden = HIDDEN if cleared.keys() - {""} else "jobs.hidden"
+        rows = database.execute(f"{_ENDED} AND NOT {hidden} {_LAST}", (after, limit)).fetchall()
     else:
         # Each half by an index: with OR all jobs of the key would be sorted.
         name, first, end = key_range(key)
         halves = (
-            f"SELECT * FROM ({_ENDED} AND owner = ? {_LAST}) UNION ALL"  # noqa: S608
-            f" SELECT * FROM ({_ENDED} AND owner >= ? AND owner < ? {_LAST}) {_LAST}"
+            f"SELECT * FROM ({_ENDED} AND NOT hidden AND owner = ? {_LAST}) UNION ALL"  # noqa: S608
+            f" SELECT * FROM ({_ENDED} AND NOT hidden AND owner >= ? AND owner < ? {_LAST}) {_LAST}"
         )
         rows = database.execute(halves, (after, name, limit, after, first, end, limit, limit)).fetchall()
     return [EndedJob(row[0], STATES[row[1]], *row[2:5]) for row in reversed(rows)]

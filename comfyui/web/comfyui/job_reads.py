@@ -51,8 +51,11 @@ class JobReads:
         """The answer of ``GET /history``: in the order of their ends."""
         query = query_of(request.scope)
         max_items, offset = _integer(query, "max_items"), _integer(query, "offset")
-        ended = await self._journal.ended(viewer.key, MAXIMUM_HISTORY_SIZE)
-        ids = [job.prompt_id for job in _cut(ended, max_items, -1 if offset is None else offset)]
+        offset, most = -1 if offset is None else offset, MAXIMUM_HISTORY_SIZE
+        if max_items is not None and offset < 0:
+            most = max(0, min(max_items, most))
+        ended = await self._journal.ended(viewer.key, most)
+        ids = [job.prompt_id for job in _cut(ended, max_items, offset)]
         return await JSONStream(self._history_pieces(ids, viewer)).begin()
 
     async def history_entry(self, request: Request, viewer: Viewer) -> str | Response:

@@ -973,6 +973,24 @@ async def test_the_last_to_end_are_listed_in_the_order_of_their_ends(journal: Jo
     assert list(await journal.queued_since("ann2")) == [prompt_id(3)]
 
 
+async def test_what_history_shows_no_more_is_not_among_the_last_to_end(journal: Journal) -> None:
+    for number, owner in ((1, "ann"), (2, "bob"), (3, "ann/eve"), (4, None), (5, "ann")):
+        await journal.write(Add(new_job(number, owner=owner)))
+        await end(journal, number, at=100.0 + number)
+
+    async def shown(key: str | None) -> list[int]:
+        return [int(job.prompt_id[-2:]) for job in await journal.ended(key, 9)]
+
+    await journal.write(Hide((prompt_id(4),)))
+    assert (await shown(None), await shown("ann")) == ([1, 2, 3, 5], [1, 3, 5])
+    await journal.write(ClearHistory("ann"))
+    await journal.write(Add(new_job(6, owner="ann")))
+    await end(journal, 6, at=200.0)
+    assert (await shown(None), await shown("ann"), await shown("bob")) == ([2, 6], [6], [2])
+    await journal.write(ClearHistory(None))
+    assert (await shown(None), await shown("ann"), await shown("bob")) == ([], [], [])
+
+
 async def test_jobs_are_read_with_their_bodies_as_far_as_there_is_room(journal: Journal) -> None:
     for number in range(1, 5):
         await journal.write(Add(new_job(number, body=b'{"n": "%d"}' % number + b" " * 1000)))
