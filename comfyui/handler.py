@@ -114,7 +114,8 @@ class ComfyUIHandler:
             pool, self._turns, stager, options.runner, self.metrics, quarantine or Quarantine(after=0), owners
         )
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
-        self._runs = Runs(self._runner, self._cancels, options.run_limits, self.metrics, deliverer)
+        limits, ours = options.run_limits, options.queue.queue == "gateway"
+        self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -70,6 +70,7 @@ class Runs:
     """`live` has the jobs by their id: each has a task, or stands for one that waits in our queue and is waited for.
 
     Args:
+        shows_history: whether ComfyUI's history is answered from the journal, and not by ComfyUI.
         deliverer: stores the files of async jobs when they end; None where there is no place for them.
     """
 
@@ -80,6 +81,8 @@ class Runs:
         limits: RunLimits,
         metrics: Metrics,
         deliverer: Deliverer | None = None,
+        *,
+        shows_history: bool = False,
     ) -> None:
         self.live: dict[str, Job] = {}
         self._followers: dict[Job, Follower] = {}
@@ -87,6 +90,7 @@ class Runs:
         self._cancels = cancels
         self._limits = limits
         self._deliverer = deliverer
+        self._shows_history = shows_history
         self._metrics = metrics
         # Looking up a label takes longer than counting.
         self._prompts = functools.cache(metrics.prompts.labels)
@@ -164,6 +168,8 @@ class Runs:
                 if (follower := self._followers.get(job)) is not None:
                     follower.rendered(job)
                 result = await self._deliverer.delivered(result, Order.of(job.request))
+            if not self._shows_history:
+                result = replace(result, told=None)
             kept = await large_result_to_bytes(result) if job.entry is not None else None
             outcome = "success"
             job.finish(result, kept)
