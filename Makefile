@@ -114,6 +114,9 @@ chaos-workers: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## ComfyUI
 	@$(VENV_RUNPOD)/bin/python -m tests.chaos.workers --platform runpod
 	@$(VENV_LITTLEHORSE)/bin/python -m tests.chaos.workers --platform littlehorse
 
+rights: setup ## write docs/rights.md: what a running gateway answers each role
+	@$(BIN)/python -m tests.support.rights_page docs/rights.md
+
 bench: setup ## figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks
 
@@ -136,4 +139,4 @@ clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) $(VENV_OPENAPI) $(TYPES)/node_modules \
 		build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test test-main test-sdks lint manifests format chaos kills framing chaos-workers bench lock clean
+.PHONY: help setup demo run test test-main test-sdks lint manifests format chaos kills framing chaos-workers rights bench lock clean

@@ -9,9 +9,10 @@ import aiohttp
 import pytest
 
 from comfyui.engine import NEW_VERSION, Engine, EngineOptions
-from comfyui.web.front.rights import NO, row_of
+from comfyui.web.front.rights import NO, TABLE, row_of
 from tests.support.keys import ALICE, ROOT, WATCHER, bearer
 from tests.support.relaying import raw_request
+from tests.support.rights_page import PROBES, asked, page_of
 from tests.support.running import RunningGateway, running_gateway
 from tests.unit.web.test_rights import COMFYUI_PATHS, OUR_PATHS
 
@@ -56,3 +57,20 @@ async def test_any_other_websocket_is_an_admin_s(engine: Engine, keys_path: Path
         assert refused.value.status == 403
         async with gateway.http.ws_connect("/ws", headers=bearer(ROOT)) as websocket:
             assert "status" in await websocket.receive_str()
+
+
+async def test_the_page_of_rights_has_what_a_gateway_answers_each_role() -> None:
+    """`make rights` writes it."""
+    lines = await asked()
+    assert [line.row for line in lines if line.row is not None] == list(TABLE)
+    for line in lines:
+        if line.example.target in PROBES:
+            continue
+        rights = (NO, NO) if line.row is None else (line.row.user, line.row.read)
+        assert line.no_key == 401, line
+        assert [status == 403 for status in (line.user, line.another, line.read)] == [
+            right is NO for right in (rights[0], *rights)
+        ], line
+        assert line.admin not in {401, 403} or line.example.target.startswith("/internal/"), line  # PROXY_DENY
+    written = Path(__file__).parents[2] / "docs" / "rights.md"
+    assert written.read_text() == page_of(lines), "make rights"

@@ -1,0 +1,226 @@
+"""docs/rights.md: what a running gateway answers each role, for each row of the table of rights.
+
+python -m tests.support.rights_page > docs/rights.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from comfyui.engine import NEW_VERSION, Engine, EngineOptions
+from comfyui.web.front.rights import TABLE, WEBSOCKET, Row
+from tests.support.keys import ALICE, BOB, KEYS, ROOT, WATCHER, bearer
+from tests.support.running import RunningGateway, invert_workflow, running_gateway
+from tests.support.url_server import PNG
+
+_HEAD = """\
+# Rights: what each role is answered
+
+`make rights` writes this page. It starts a gateway with a `KEYS_FILE` and keys of each role, asks for an example of
+each row of the table of rights (`comfyui/web/front/rights.py`), and notes the statuses; a test does the same and
+compares. [keys.md](keys.md) says what the roles are for.
+
+`{job}` is a job of the first `user` key that has ended, and `{file}` is what it made. Another user gets for them what
+it would get if they did not exist, which ComfyUI answers with 200 on some paths; the column has a `–` where the
+request names neither. 404 for an admin means that the ComfyUI of this test has no such thing.
+
+| request | no key | `user` | another `user` | `read` | `admin` |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+_NOWHERE = "00000000-0000-4000-8000-000000000000"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One request for a row. `{job}` and `{file}` in it are what the first user has.
+
+    Attributes:
+        form: the body is a form with a picture.
+    """
+
+    method: str
+    target: str
+    body: Any = None
+    form: bool = False
+
+    @property
+    def is_of_a_job(self) -> bool:
+        text = self.target + json.dumps(self.body)
+        return "{job}" in text or "{file}" in text
+
+    @property
+    def name(self) -> str:
+        """As the page has it."""
+        if self.body is None:
+            return f"{self.method} `{self.target}`"
+        sent = "a workflow" if "prompt" in self.body or "workflow" in self.body else f"`{json.dumps(self.body)}`"
+        return f"{self.method} `{self.target}` with {sent}"
+
+
+_WORKFLOW = {"prompt": invert_workflow()}
+_DRAWN = {
+    "workflow": {
+        "nodes": [
+            {"id": 1, "type": "EmptyImage", "mode": 0, "widgets_values": [16, 12, 1, 0], "outputs": [{"links": [1]}]},
+            {"id": 2, "type": "PreviewImage", "mode": 0, "inputs": [{"name": "images", "link": 1}], "outputs": []},
+        ],
+        "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+        "version": 0.4,
+    }
+}
+_TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
+    ("POST", "/prompt_sync"): ("/prompt_sync", _WORKFLOW),
+    ("GET", "/prompt_sync/*"): ("/prompt_sync/{job}", None),
+    ("DELETE", "/prompt_sync/*"): ("/prompt_sync/{job}", None),
+    ("POST", "/prompt_sync/*/webhook"): ("/prompt_sync/{job}/webhook", None),
+    ("POST", "/validate"): ("/validate", _WORKFLOW),
+    ("POST", "/convert"): ("/convert", _DRAWN),
+    ("POST", "/tickets"): ("/tickets", {"url": "/view?{file}"}),
+    ("GET", "/models/*"): ("/models/checkpoints", None),
+    ("GET", "/view_metadata/*"): ("/view_metadata/loras?filename=x.safetensors", None),
+    ("GET", "/object_info/*"): ("/object_info/KSampler", None),
+    ("GET", "/experiment/models/*"): ("/experiment/models/checkpoints", None),
+    ("GET", "/view"): ("/view?{file}", None),
+    ("POST", "/prompt"): ("/prompt", _WORKFLOW),
+    ("GET", "/history/*"): ("/history/{job}", None),
+    ("GET", "/history_v2/*"): ("/history_v2/{job}", None),
+    ("GET", "/jobs"): ("/api/jobs", None),
+    ("GET", "/jobs/*"): ("/api/jobs/{job}", None),
+    ("POST", "/queue"): ("/queue", {"delete": ["{job}"]}),
+    ("POST", "/history"): ("/history", {"delete": [_NOWHERE]}),
+    ("POST", "/interrupt"): ("/interrupt", {"prompt_id": "{job}"}),
+    ("POST", "/jobs/*/cancel"): ("/api/jobs/{job}/cancel", None),
+    ("POST", "/jobs/cancel"): ("/api/jobs/cancel", {"job_ids": ["{job}"]}),
+    ("POST", "/settings"): ("/settings", {"Comfy.Locale": "en"}),
+    ("POST", "/settings/*"): ("/settings/Comfy.Locale", "en"),
+    ("GET", "/settings/*"): ("/settings/Comfy.Locale", None),
+    ("GET", "/userdata"): ("/userdata?dir=workflows", None),
+    ("POST", "/userdata/**"): ("/userdata/a.json", {"a": 1}),
+    ("GET", "/userdata/**"): ("/userdata/a.json", None),
+    ("DELETE", "/userdata/**"): ("/userdata/a.json", None),
+}
+_FORMS = {("POST", "/upload/image")}
+# What is in no row.
+_ELSE = (
+    *(
+        Example("POST", "/queue/pause"),
+        Example("POST", "/queue/resume"),
+        Example("POST", "/free", {"free_memory": True}),
+    ),
+    *(Example("GET", "/internal/logs"), Example("POST", "/upload/mask"), Example("GET", "/v2/userdata")),
+    *(Example("GET", "/manager/reboot"), Example("GET", "/route-of-a-custom-node")),
+)
+# Open to everybody.
+PROBES = ("/health", "/health/live", "/health/ready")
+
+
+def example_of(row: Row) -> Example:
+    """The request that stands for the row."""
+    asked = (row.method, row.path)
+    target, body = _TARGETS.get(asked, (row.path.replace("**", "x").replace("*", "x"), None))
+    return Example("websocket" if row.method == WEBSOCKET else row.method, target, body, form=asked in _FORMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What was answered. `row`: None for what the table does not have."""
+
+    example: Example
+    row: Row | None
+    no_key: int
+    user: int
+    another: int
+    read: int
+    admin: int
+
+    def __str__(self) -> str:
+        another = self.another if self.example.is_of_a_job else "–"
+        return f"| {self.example.name} | {self.no_key} | {self.user} | {another} | {self.read} | {self.admin} |"
+
+
+@dataclass(slots=True)
+class _Asking:
+    """Sends the examples. `job` and `file` are the first user's."""
+
+    gateway: RunningGateway
+    http: aiohttp.ClientSession
+    job: str = ""
+    file: str = ""
+    lines: list[Line] = field(default_factory=list)
+
+    async def begin(self) -> None:
+        # Of no other key's prompts, so that ComfyUI's cache gives nobody else the same file.
+        workflow = invert_workflow(7, prefix="alice")
+        async with self.http.post("/prompt_sync", json={"prompt": workflow}, headers=bearer(ALICE)) as response:
+            answer = await response.json()
+        self.job, self.file = answer["prompt_id"], answer["images"][0]["url"].partition("?")[2]
+
+    async def each(self, row: Row | None, example: Example) -> None:
+        # Who may do less asks first: what an admin deletes is gone.
+        no_key, read, another, user, admin = [
+            await self._status(example, key) for key in ("", WATCHER, BOB, ALICE, ROOT)
+        ]
+        self.lines.append(Line(example, row, no_key, user, another, read, admin))
+
+    async def _status(self, example: Example, key: str) -> int:
+        headers = bearer(key) if key else {}
+        target = self._filled(example.target)
+        if example.method == "websocket":
+            try:
+                async with self.http.ws_connect(target, headers=headers):
+                    return 101
+            except aiohttp.WSServerHandshakeError as error:
+                return error.status
+        data: Any = None
+        if example.form:
+            data = aiohttp.FormData()
+            data.add_field("image", PNG, filename="a.png", content_type="image/png")
+        elif example.body is not None:
+            data = self._filled(json.dumps(example.body))
+            headers |= {"Content-Type": "application/json"}
+        async with self.http.request(
+            example.method, target, data=data, headers=headers, allow_redirects=False
+        ) as response:
+            await response.read()
+            return response.status
+
+    def _filled(self, text: str) -> str:
+        return text.replace("{job}", self.job).replace("{file}", self.file)
+
+
+async def asked() -> list[Line]:
+    """Of each row, and of what is in none, what a new gateway answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys.toml"
+        keys.write_text(KEYS)
+        async with (
+            Engine(EngineOptions(comfyui_version=NEW_VERSION)) as engine,
+            running_gateway(engine.url, keys_file=keys) as gateway,
+            aiohttp.ClientSession(gateway.url) as http,
+        ):
+            asking = _Asking(gateway, http)
+            await asking.begin()
+            for row in TABLE:
+                await asking.each(row, example_of(row))
+            for example in (*_ELSE, *(Example("GET", path) for path in PROBES)):
+                await asking.each(None, example)
+            return asking.lines
+
+
+def page_of(lines: Iterable[Line]) -> str:
+    """docs/rights.md."""
+    return _HEAD + "".join(f"{line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page_of(asyncio.run(asked())))
