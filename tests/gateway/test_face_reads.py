@@ -61,6 +61,29 @@ async def test_an_item_is_what_was_submitted_without_secrets(face: Face) -> None
     assert "secret-1" not in json.dumps(queue)
 
 
+async def test_prompts_of_comfyui_s_own_way_are_listed_with_the_numbers_of_their_answers(face: Face) -> None:
+    async def prompt(tag: int, **fields: Any) -> tuple[str, float]:
+        body = {"prompt": sleep_workflow(600, tag=tag), "client_id": "tab", **fields}
+        async with face.gateway.http.post("/prompt", json=body, headers=face.headers) as response:
+            told = await response.json()
+            assert response.status == 200, told
+            return told["prompt_id"], told["number"]
+
+    running = [await prompt(tag) for tag in range(len(face.engines))]
+    await face.runs(*(prompt_id for prompt_id, _ in running))
+    waiting = [await prompt(10 + tag) for tag in range(len(face.engines) + 2)]
+    first = await prompt(90, front=True)
+    _, queue = await face.get("/queue")
+    shown = [(item[1], item[0]) for item in (*queue["queue_running"], *queue["queue_pending"])]
+    assert dict(shown) == dict([*running, *waiting, first])
+    assert first[1] < 0
+    placed = len(face.engines)
+    assert shown[2 * placed :] == [first, *[one for one in waiting if one not in shown[placed : 2 * placed]]]
+    assert {item[3]["client_id"] for item in queue["queue_pending"]} == {"tab"}
+    _, jobs = await face.get(f"/api/jobs/{first[0]}")
+    assert (jobs["priority"], jobs["status"]) == (first[1], "pending")
+
+
 async def test_a_sync_call_stands_in_the_queue_with_its_workflow(face: Face) -> None:
     workflows = [sleep_workflow(600, tag=tag) for tag in range(2 * len(face.engines) + 2)]
 
