@@ -117,6 +117,9 @@ chaos-workers: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## ComfyUI
 rights: setup ## write docs/rights.md: what a running gateway answers each role
 	@$(BIN)/python -m tests.support.rights_page docs/rights.md
 
+scheduler: setup ## the scheduler's properties in 2,000 long runs each, with counts of what was checked
+	@$(BIN)/python -m tests.scheduling
+
 bench: setup ## figures as ratios to a direct client, interleaved in one run
 	@$(BIN)/python -m benchmarks
 
@@ -139,4 +142,4 @@ clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) $(VENV_OPENAPI) $(TYPES)/node_modules \
 		build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test test-main test-sdks lint manifests format chaos kills framing chaos-workers rights bench lock clean
+.PHONY: help setup demo run test test-main test-sdks lint manifests format chaos kills framing chaos-workers rights scheduler bench lock clean

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from comfyui.jobs.shares import Terms
 NAMES = ("gpu-0", "gpu-1", "gpu-2")
 LIMITS = {"ann": 2, "bob": None}
 kinds = st.one_of(st.just(["yes"] * 3), st.lists(st.sampled_from(["yes", "no", "unknown"]), min_size=3, max_size=3))
+some_job = st.tuples(kinds, st.sampled_from(["ann", "bob"]), st.integers(0, 1), st.booleans())
 
 
 @dataclass
@@ -29,10 +32,16 @@ class World:
 
 
 class Fleet(RuleBasedStateMachine):
-    """`runs`: how often each job was begun on any server. `slow`: submissions take their time to arrive."""
+    """`runs`: how often each job was begun on any server. `slow`: submissions take their time to arrive.
+
+    `checked`: of all runs together, what was held against the rules how often.
+    """
+
+    checked: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
+        self.checked["runs"] += 1
         self.now = 0.0
         self.scheduler = Scheduler()
         self.worlds = {name: World() for name in NAMES}
@@ -58,16 +67,18 @@ class Fleet(RuleBasedStateMachine):
 
     # What callers and servers do
 
-    @rule(kinds=kinds, owner=st.sampled_from(["ann", "bob"]), priority=st.integers(0, 1), front=st.booleans())
-    def submit(self, kinds: list[str], owner: str, priority: int, front: bool) -> None:
-        by_kind = {kind: frozenset(n for n, k in zip(NAMES, kinds, strict=True) if k == kind) for kind in kinds}
-        lane = Lane(by_kind.get("yes", frozenset()), by_kind.get("no", frozenset()))
-        number = len(self.jobs) + 1
-        job = Waiting(str(number), number, owner, priority=priority, turn=-number if front else None, lane=lane)
-        self.jobs[job.prompt_id] = job
-        self.waiting.add(job.prompt_id)
-        self.scheduler.add(job, Terms(1.0, owner, LIMITS[owner]))
-        self.decide()
+    @rule(jobs=st.lists(some_job, min_size=1, max_size=4))
+    def submit(self, jobs: list[tuple[list[str], str, int, bool]]) -> None:
+        for kinds, owner, priority, front in jobs:
+            by_kind = {kind: frozenset(n for n, k in zip(NAMES, kinds, strict=True) if k == kind) for kind in kinds}
+            lane = Lane(by_kind.get("yes", frozenset()), by_kind.get("no", frozenset()))
+            number = len(self.jobs) + 1
+            job = Waiting(str(number), number, owner, priority=priority, turn=-number if front else None, lane=lane)
+            self.checked["jobs"] += 1
+            self.jobs[job.prompt_id] = job
+            self.waiting.add(job.prompt_id)
+            self.scheduler.add(job, Terms(1.0, owner, LIMITS[owner]))
+            self.decide()
 
     def take_what_was_sent(self, name: str) -> None:
         world = self.worlds[name]
@@ -81,41 +92,48 @@ class Fleet(RuleBasedStateMachine):
         self.take_what_was_sent(name)
         self.decide()
 
-    @rule(name=st.sampled_from(NAMES))
-    def begins(self, name: str) -> None:
-        world = self.worlds[name]
-        if world.up and world.queue and not world.running and not world.others:
-            world.running = True
-            self.runs[world.queue[0]] = self.runs.get(world.queue[0], 0) + 1
-            self.scheduler.began(world.queue[0])
+    def can_begin(self) -> list[str]:
+        return [
+            n for n, world in self.worlds.items() if world.up and world.queue and not (world.running or world.others)
+        ]
+
+    @precondition(lambda self: self.can_begin())
+    @rule(data=st.data())
+    def begins(self, data: st.DataObject) -> None:
+        world = self.worlds[data.draw(st.sampled_from(self.can_begin()))]
+        world.running = True
+        self.checked["prompts begun"] += 1
+        self.runs[world.queue[0]] = self.runs.get(world.queue[0], 0) + 1
+        self.scheduler.began(world.queue[0])
         self.decide()
 
-    @rule(name=st.sampled_from(NAMES), seconds=st.floats(0.1, 50))
-    def ends(self, name: str, seconds: float) -> None:
-        world = self.worlds[name]
-        if world.running:
-            world.running = False
-            self.scheduler.left(world.queue.pop(0), seconds)
+    @precondition(lambda self: any(world.running for world in self.worlds.values()))
+    @rule(data=st.data(), seconds=st.floats(0.1, 50))
+    def ends(self, data: st.DataObject, seconds: float) -> None:
+        world = data.draw(st.sampled_from([world for world in self.worlds.values() if world.running]))
+        world.running = False
+        self.scheduler.left(world.queue.pop(0), seconds)
         self.decide()
 
-    @rule(name=st.sampled_from(NAMES), others=st.integers(0, 2))
+    @rule(name=st.sampled_from(NAMES), others=st.sampled_from([0, 0, 0, 1, 2]))
     def others_come_and_go(self, name: str, others: int) -> None:
         self.worlds[name].others = others
         self.tell(name)
         self.decide()
 
-    @rule(name=st.sampled_from(NAMES), up=st.booleans())
+    @rule(name=st.sampled_from(NAMES), up=st.sampled_from([True, True, True, False]))
     def goes_down_or_comes_up(self, name: str, up: bool) -> None:
         self.worlds[name].up = up
         self.tell(name)
         self.decide()
 
+    def known(self) -> list[str]:
+        return sorted(prompt_id for prompt_id in self.jobs if self.scheduler.knows(prompt_id))
+
+    @precondition(lambda self: self.known())
     @rule(data=st.data())
     def is_cancelled(self, data: st.DataObject) -> None:
-        known = sorted(prompt_id for prompt_id in self.jobs if self.scheduler.knows(prompt_id))
-        if not known:
-            return
-        prompt_id = data.draw(st.sampled_from(known))
+        prompt_id = data.draw(st.sampled_from(self.known()))
         self.scheduler.left(prompt_id)
         self.waiting.discard(prompt_id)
         self.taking = [back for back in self.taking if back.prompt_id != prompt_id]
@@ -167,6 +185,7 @@ class Fleet(RuleBasedStateMachine):
 
     def place(self, places: list[Place]) -> None:
         for place in places:
+            self.checked["places"] += 1
             world = self.worlds[place.server]
             owner = self.jobs[place.prompt_id].owner or ""
             assert world.up
@@ -202,6 +221,7 @@ class Fleet(RuleBasedStateMachine):
                 assert _order(job) < _order(other)
 
     def check_taking_back(self, back: TakeBack) -> None:
+        self.checked["taken back"] += 1
         world = self.worlds[back.server]
         assert back.prompt_id in world.queue
         assert not (world.running and world.queue[0] == back.prompt_id)
@@ -216,6 +236,7 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_and_nothing_runs_twice(self) -> None:
+        self.checked["steps"] += 1
         on = [prompt_id for world in self.worlds.values() for prompt_id in (*world.queue, *world.sent)]
         assert len(on) == len(set(on))
         assert not self.waiting.intersection(on)
