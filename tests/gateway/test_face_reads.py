@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import re
 from contextlib import AsyncExitStack
@@ -27,6 +29,7 @@ from tests.support.running import (
     sleep_workflow,
     until,
 )
+from tests.support.url_server import PNG
 
 # The queue
 
@@ -127,6 +130,39 @@ async def test_a_job_that_is_placed_again_stands_first_among_the_pending() -> No
         assert set(pending[1:]) == set(waiting)
         _, job = await face.get(f"/api/jobs/{lost}")
         assert job["status"] == "pending"
+
+
+async def test_neither_contents_nor_secrets_of_inputs_are_shown(face: Face) -> None:
+    running = [await face.submit(sleep_workflow(600, tag=tag)) for tag in range(2 * len(face.engines))]
+    await until(face.queue, lambda queue: sum(map(len, queue)) == len(running))
+    workflow = invert_workflow()
+    workflow["8"] = {"class_type": "LoadImage", "inputs": {"image": f"data:image/png;base64,{'QUJD' * 100_000}"}}
+    workflow["9"] = {
+        "class_type": "LoadImage",
+        "inputs": {"image": "http://me:secret-5@127.0.0.1:9/a.png?token=secret-3#secret-4"},
+    }
+
+    async def call() -> None:
+        async with face.gateway.http.post(
+            "/prompt_sync", data=io.BytesIO(json.dumps({"prompt": workflow}).encode()), headers=face.headers
+        ):
+            pass
+
+    waits = asyncio.create_task(call())
+    try:
+        _, queue = await until(lambda: face.get("/queue"), lambda answer: "a.png" in json.dumps(answer[1]))
+    finally:
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+    prompt = queue["queue_pending"][-1][2]
+    assert prompt["8"]["inputs"]["image"] == "data:image/png;base64,…"
+    assert prompt["9"]["inputs"]["image"] == "http://127.0.0.1:9/a.png"
+    # An async job whose input cannot be fetched.
+    workflow["8"]["inputs"]["image"] = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    ended = await face.ended(await face.submit(workflow))
+    assert ended["status"]["status_str"] == "error"
+    assert "secret-" not in json.dumps(ended)
+    assert ended["prompt"][2]["8"]["inputs"]["image"].startswith("data:image/png;base64,")
 
 
 async def test_others_prompts_take_places_and_are_shown_as_external(face: Face) -> None:

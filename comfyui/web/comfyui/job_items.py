@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from comfyui import jsonio
+from comfyui.inputs.decoding import head_of_data_uri
+from comfyui.inputs.plan import field_of, has_inline_values, is_inline, is_url
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import JobRecord, KeptJob, State
 from comfyui.jobs.stored import result_from_bytes
@@ -27,6 +30,10 @@ STATUSES = {
 }
 """The words of ``/api/jobs`` for how a job has ended."""
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
+# Of a URL, who is to fetch it.
+_USER = re.compile(r"^(\w+://)[^/@]*@")
+# Characters of a data URI; one that stands for a content of the input store is shorter.
+_LONGEST_VALUE = 200
 _PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
 _3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 
@@ -59,7 +66,27 @@ class ShownJob:
         extra_data["create_time"] = int(self.queued_at * 1000)
         if with_owner and self.owner is not None:
             extra_data["owner"] = self.owner
-        return [self.number, self.prompt_id, self.prompt, extra_data, self.targets or sorted(last_nodes(self.prompt))]
+        prompt = self._shown_prompt()
+        return [self.number, self.prompt_id, prompt, extra_data, self.targets or sorted(last_nodes(prompt))]
+
+    def _shown_prompt(self) -> Mapping[str, Any]:
+        """The workflow without the contents of inputs, and without the secrets that URLs of inputs may have."""
+        if not has_inline_values(self.prompt):
+            return self.prompt
+        shown = {}
+        for node_id, node in self.prompt.items():
+            inputs = {
+                name: self._shown_value(field_of(node_id, name), value) if is_inline(value) else value
+                for name, value in node["inputs"].items()
+            }
+            shown[node_id] = {**node, "inputs": inputs}
+        return shown
+
+    def _shown_value(self, field: str, value: str) -> str:
+        if not is_url(value):
+            return value if len(value) <= _LONGEST_VALUE else f"{head_of_data_uri(value)}…"
+        is_text = self.record is not None and self.record.kind == "async" and field not in self.record.inputs
+        return value if is_text else _USER.sub(r"\1", value.partition("#")[0].partition("?")[0])
 
     @property
     def number(self) -> float:
