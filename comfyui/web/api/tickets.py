@@ -45,7 +45,9 @@ async def make_ticket(request: Request) -> Response:
     wanted = _wanted(await request.body(), gateway.options.limits)
     caller = state_of(request.scope).caller
     if caller is None:
-        raise ComfyUINotFoundError("there are no tickets, since no keys are asked for: use the address as it is")
+        raise ComfyUINotFoundError(
+            "there are no tickets, since no keys are asked for (API_KEYS, KEYS_FILE): use the address as it is"
+        )
     return json_response(
         200, gateway.tickets.make(caller, wanted.url, websocket=wanted.websocket), {"Cache-Control": "no-store"}
     )
