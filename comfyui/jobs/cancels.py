@@ -146,9 +146,6 @@ class Cancels:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
             failure = error
-            if backend is not None:
-                # Told once it answers again.
-                backend.moved(job.prompt_id)
         job.cancelled()
         return failure
 

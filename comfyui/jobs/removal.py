@@ -8,7 +8,8 @@ gateway.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -128,7 +129,7 @@ class Removal:
         jobs = [job for job in self._runs.live.values() if self._is_seen(job, origin) and job.has_task]
         sweep = (self._everywhere(_clear_queue),) if origin.sees(None) else ()
         await self._end_rows(rows, self._end_jobs(jobs), *sweep)
-        _log.info("queue.cleared", key=origin.owner, jobs=len(rows))
+        _log.info("queue.cleared", key=origin.owner, jobs=len(rows) + len(jobs))
         return True
 
     async def _delete(self, prompt_ids: Sequence[str], origin: Origin) -> bool:
@@ -211,8 +212,28 @@ class Removal:
         return [ended > 0, *await doing]
 
     async def _end_jobs(self, jobs: Sequence[Job]) -> None:
+        """Cancel those of these jobs that have tasks and do not run."""
+        there: defaultdict[Backend, dict[Watch, Job]] = defaultdict(dict)
+        away: list[Job] = []
+        for job in jobs:
+            backend, watch = job.backend, job.watch
+            if self._waits(job) or backend is None or watch is None or not watch.accepted:
+                away.append(job)
+            elif not job.begun and backend.ready:
+                there[backend][watch] = job
+            elif not job.begun:
+                # Nobody asks a server that is down. It is told when it is back.
+                away.append(job)
+        await self._all(self._end_away(away), *(self._end_on(backend, some) for backend, some in there.items()))
+
+    async def _end_on(self, backend: Backend, jobs: Mapping[Watch, Job]) -> None:
+        """Of jobs that wait on a server, or have begun there unheard, cancel those that wait."""
+        out = await take_back(backend, *jobs)
+        await self._all(*(self._stop(job) for watch, job in jobs.items() if watch in out))
+
+    async def _end_away(self, jobs: Sequence[Job]) -> None:
         for some in _slices(jobs, _AT_ONCE):
-            await self._all(*map(self._end_job, some))
+            await self._all(*map(self._end_one_away, some))
 
     async def _end_some(self, prompt_ids: Sequence[str]) -> int:
         ended = 0
@@ -234,25 +255,17 @@ class Removal:
             self._entries.announcements.news.set()
         return ended
 
-    async def _end_job(self, job: Job) -> None:
-        """Cancel a job that has a task, unless it runs."""
-        backend, watch = job.backend, job.watch
+    async def _end_one_away(self, job: Job) -> None:
+        """Cancel a job that no server has accepted, or whose server is down."""
         if job.ended:
             return
-        if backend is None and self._waits(job) and not (job.placed_before or (job.stays and job.perhaps_known)):
+        if job.backend is None and self._waits(job) and not (job.placed_before or (job.stays and job.perhaps_known)):
             # No server has it, and none is asked. An async job with a place may still be looked for.
             job.cancel(_cancelled(job.prompt_id))
             await job.stopped()
             job.cancelled()
-            return
-        is_there = not self._waits(job) and watch is not None and watch.accepted
-        if is_there and (job.begun or not await self._may_be_stopped(backend, watch)):
-            return
-        await self._stop(job)
-
-    async def _may_be_stopped(self, backend: Backend | None, watch: Watch | None) -> bool:
-        """Whether the prompt has left its server before it began there; nobody asks one that is down."""
-        return backend is None or watch is None or not backend.ready or await take_back(backend, watch)
+        else:
+            await self._stop(job)
 
     # Jobs that run
 
@@ -261,8 +274,10 @@ class Removal:
         if job.ended:
             return False
         job.cancel(_cancelled(job.prompt_id))
-        # What could not be told is in the log, and is told when the server is back.
-        await asyncio.shield(self._cancels.begin(job, "request"))
+        failure = await asyncio.shield(self._cancels.begin(job, "request"))
+        if failure is not None and job.backend is not None:
+            # The server is told when it is back.
+            job.backend.moved(job.prompt_id)
         return True
 
     async def _stop_running(self, job: Job) -> None:

@@ -332,7 +332,7 @@ class Turns:
         watch = None if job is None else job.watch
         timer = asyncio.get_running_loop().call_later(_TAKE_BACK_S, self._give_up_taking_back, prompt_id)
         try:
-            moves = backend is not None and watch is not None and await take_back(backend, watch)
+            moves = backend is not None and watch is not None and watch in await take_back(backend, watch)
         finally:
             timer.cancel()
         if not moves or watch is None or self._jobs.get(prompt_id) is not job:

@@ -1,8 +1,10 @@
-"""Taking a prompt that waits on one server back, so that it can run on another: never one that runs."""
+"""Taking prompts that wait on a server back, so that they can run on another, or nowhere: never one that runs."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
 from comfyui.retrying import Backoff
@@ -12,32 +14,36 @@ from comfyui.servers.watcher import Watch
 _BACKOFF = Backoff(start_s=0.2, max_s=3.0)
 
 
-async def take_back(backend: Backend, watch: Watch) -> bool:
-    """Takes a prompt out of ComfyUI's queue; whether it is out and has not begun.
+async def take_back(backend: Backend, *watches: Watch) -> set[Watch]:
+    """Takes prompts out of ComfyUI's queue; those that are out and have not begun.
 
     Only ``POST /queue {delete}`` is sent, which leaves alone what runs. A prompt can begin at that moment: so the queue
-    is read after that, then the history, and the prompt is out only when it is in neither. Once the request may have
-    arrived, this returns only when that is known, or when the prompt has another outcome.
+    is read after that, then the history, and a prompt is out only when it is in neither. Once the request may have
+    arrived, this returns only when that is known, or when the prompts have other outcomes.
     """
-    with watch.holding():
+    with ExitStack() as held:
+        for watch in watches:
+            held.enter_context(watch.holding())
         try:
-            await backend.client.delete_from_queue(watch.prompt_id)
-        except ComfyUIConnectionError as error:
-            if not error.sent:
-                return False
-            watch.recalled()
-        except ComfyUIError:
-            watch.recalled()
+            await backend.client.delete_from_queue(*(watch.prompt_id for watch in watches))
+        except ComfyUIError as error:
+            if isinstance(error, ComfyUIConnectionError) and not error.sent:
+                return set()
+            for watch in watches:
+                watch.recalled()
         failures = 0
-        while watch.may_be_moved:
+        while unsure := [watch for watch in watches if watch.may_be_moved]:
             try:
-                if watch.prompt_id in await backend.client.get_queue():
-                    return False
-                if await backend.client.get_history(watch.prompt_id) is not None:
-                    return False
+                return await _out(backend, unsure)
             except ComfyUIError:
                 failures += 1
                 await asyncio.sleep(_BACKOFF.delay_s(failures))
-            else:
-                return watch.may_be_moved
-        return False
+        return set()
+
+
+async def _out(backend: Backend, watches: Sequence[Watch]) -> set[Watch]:
+    """Those of which ComfyUI knows nothing. Raises `ComfyUIError` where it does not say."""
+    queue = await backend.client.get_queue()
+    gone = [watch for watch in watches if watch.prompt_id not in queue]
+    entries = await asyncio.gather(*(backend.client.get_history(watch.prompt_id) for watch in gone))
+    return {watch for watch, entry in zip(gone, entries, strict=True) if entry is None and watch.may_be_moved}

@@ -18,6 +18,7 @@ import pytest
 from comfyui.engine import Engine
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.journal.sqlite import SqliteJournal
+from comfyui.jobs.queue_options import QueueOptions
 from tests.support.calls import Calls
 from tests.support.jobs import ASYNC, begins, fetch, listed, look, submit
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
@@ -26,6 +27,7 @@ from tests.support.running import (
     RunningGateway,
     engines,
     executions,
+    handler_options,
     invert_workflow,
     queue_of,
     requests,
@@ -160,6 +162,19 @@ async def test_callers_that_wait_are_told(three_servers: tuple[RunningGateway, l
 
 async def _done(calls: list[asyncio.Task[Any]]) -> int:
     return sum(call.done() for call in calls)
+
+
+async def test_prompts_that_wait_on_one_server_are_taken_back_together(engine: Engine) -> None:
+    places = handler_options(queue=QueueOptions(queue="gateway", places=None))
+    async with running_gateway(engine.url, queue="gateway", changed=places) as gateway:
+        jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(40)]
+        await until(lambda: queue_of(engine), lambda queue: (len(queue[0]), len(queue[1])) == (1, 39))
+        asked = requests(engine, "GET /queue")
+        assert await post(gateway, "/queue", {"clear": True}) == (200, "")
+        assert requests(engine, "GET /queue") - asked == 1
+        assert await queue_of(engine) == (jobs[:1], [])
+        assert {await told_of(gateway, one) for one in jobs[1:]} == {CANCELLED}
+        await post(gateway, "/interrupt")
 
 
 async def test_a_waiting_prompt_of_a_server_that_is_down_is_cancelled_and_the_server_told_later() -> None:
@@ -377,6 +392,7 @@ async def test_what_is_taken_out_of_the_history_stays_listed_and_runs_anew_as_an
     await all_run(servers, 2)
     assert await post(gateway, f"/api/jobs/{stopped_id}/cancel") == (200, '{"cancelled":true}')
     assert await history(gateway) == [*chosen, stopped_id]
+    await all_run(servers, 1)
 
     delete = {"delete": [chosen[1], stopped_id, waits_id, str(uuid4()), 7]}
     assert await post(gateway, "/history", delete) == (200, "")
