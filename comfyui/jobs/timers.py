@@ -17,15 +17,13 @@ class Timers:
         for timer in self._timers.values():
             timer.cancel()
 
-    def within(self, name: str, seconds: float, call: Callable[[], None]) -> None:
-        """Call it in so long, unless a call of that name is due before."""
-        loop = asyncio.get_running_loop()
-        at = loop.time() + max(0.0, seconds)
+    def by(self, name: str, at: float, call: Callable[[], None]) -> None:
+        """Call it at this time of the loop, unless a call of that name is due before."""
         if (timer := self._timers.get(name)) is not None:
             if timer.when() <= at:
                 return
             timer.cancel()
-        self._timers[name] = loop.call_at(at, self._ring, name, call)
+        self._timers[name] = asyncio.get_running_loop().call_at(at, self._ring, name, call)
 
     def _ring(self, name: str, call: Callable[[], None]) -> None:
         del self._timers[name]

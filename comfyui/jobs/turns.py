@@ -67,7 +67,9 @@ class Turns:
         self._options = options
         self._owners, self._rules_version = owners, 0
         self._is_ours = options.queue == "gateway"
-        self._scheduler = Scheduler(SchedulerOptions(options.affinity_wait_s * self._is_ours, takes_back=self._is_ours))
+        self._takes_back = self._is_ours and len(pool.backends) > 1
+        affinity_wait_s = options.affinity_wait_s if self._is_ours else 0.0
+        self._scheduler = Scheduler(SchedulerOptions(affinity_wait_s, takes_back=self._takes_back))
         self.abilities = Abilities(pool)
         self._lanes_of = 0
         self._jobs: dict[str, Assignment] = {}
@@ -286,9 +288,12 @@ class Turns:
         self._lanes_of = generation
 
     def decide(self) -> None:
-        """Give places, where there are jobs and places."""
-        if not (self._is_ours or self._scheduler.waiting):
-            return  # ComfyUI's queue changes with each prompt that is relayed
+        """Give places, where there are jobs and places.
+
+        Called at each change: of a queue of ComfyUI's, too, which changes with each prompt of whoever.
+        """
+        if not (self._scheduler.waiting or self._takes_back):
+            return
         if self._lanes_of != self.abilities.generation:
             self._pool.news.set()  # first the lanes are found
             return
@@ -305,11 +310,11 @@ class Turns:
             self._do(decision)
         if self._waiters:
             self._check_patience(now)
-            self._timers.within("tell", max(_TELL_S, _TELL_EACH_S * len(self._waiters)), self._tell_positions)
+            self._timers.by("tell", now + max(_TELL_S, _TELL_EACH_S * len(self._waiters)), self._tell_positions)
         if self._owners is not None and self._scheduler.waiting:
-            self._timers.within("rules", _RULES_S, self.decide)
+            self._timers.by("rules", now + _RULES_S, self.decide)
         if (look_at := self._scheduler.next_look(now)) is not None:
-            self._timers.within("look", look_at - now, self.decide)
+            self._timers.by("look", look_at, self.decide)
 
     def _do(self, decision: Place | TakeBack) -> None:
         prompt_id = decision.prompt_id
@@ -368,7 +373,7 @@ class Turns:
             else:
                 next_end = end if next_end is None else min(next_end, end)
         if next_end is not None:
-            self._timers.within("patience", next_end - now, self.decide)
+            self._timers.by("patience", next_end, self.decide)
 
     def _tell_positions(self) -> None:
         for prompt_id, waiter in self._waiters.items():
