@@ -220,6 +220,11 @@ class ComfyUIHandler:
                 await self._cancels.ended(prompt_id, wait_s)
         return await self.look(prompt_id, origin)
 
+    async def ended(self, prompt_id: str, within_s: float) -> None:
+        """Returns when a prompt that is in flight here has ended, or after so long."""
+        if (job := self._runs.live.get(prompt_id)) is not None:
+            await job.wait(within_s)
+
     async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:
         """How the prompt is now. Raises `ComfyUINotFoundError` where neither we nor ComfyUI know it."""
         try:

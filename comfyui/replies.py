@@ -160,11 +160,12 @@ def flat_node_errors(node_errors: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
-def node_errors_of(messages: Mapping[str, Sequence[str]], kind: str = "invalid_input") -> dict[str, Any]:
+def node_errors_of(messages: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Messages by node in the shape of ComfyUI's ``node_errors``."""
+    failed = {"type": "custom_validation_failed", "message": "Custom validation failed for node", "extra_info": {}}
     return {
         node_id: {
-            "errors": [{"type": kind, "message": text, "details": "", "extra_info": {}} for text in texts],
+            "errors": [{**failed, "details": text} for text in texts],
             "dependent_outputs": [],
             "class_type": "",
         }

@@ -458,6 +458,23 @@ class CompletionWatcher:
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
             self._start(self._collect(watch), f"collect {watch.prompt_id}")
 
+    def overheard(self, event: Event) -> None:
+        """ComfyUI told it to the client under whose id the prompt was submitted."""
+        watch = self._watches.get(prompt_id_of(event) or "")
+        if watch is not None and watch.client_id != self._live_id:
+            self._dispatch(event)
+
+    def ended_unseen(self, remaining: int) -> str | None:
+        """The prompt that has ended where ComfyUI's queue is so short, and we wait for more; None where we do not."""
+        waiting = self._waiting()
+        return waiting[0].prompt_id if len(waiting) > remaining else None
+
+    def perhaps_ended(self, prompt_id: str) -> None:
+        """ComfyUI's history may have the prompt by now."""
+        watch = self._watches.get(prompt_id)
+        if watch is not None and watch.open and not watch.collecting:
+            self._start(self._collect(watch), f"collect {prompt_id}")
+
     def _remaining_is(self, remaining: int) -> None:
         self.queue_remaining = remaining
         self._count_others()

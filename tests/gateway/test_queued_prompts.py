@@ -369,6 +369,85 @@ async def test_prompts_of_a_client_with_a_websocket_run_where_that_is_and_move_w
         assert (await result_of(gateway.http, told["prompt_id"]))[0] == 200
 
 
+@asynccontextmanager
+async def _behind(kind: str, folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    """What a client of ComfyUI talks to: one server, as a user, or three."""
+    keys = write_keys(folder / "keys.toml", table("alice", ALICE))
+    settings: dict[str, Any] = {"keys_file": keys} if kind == "a user" else {}
+    async with (
+        engines(1 if kind == "a user" else 3) as servers,
+        running_gateway(*(server.url for server in servers), **settings) as gateway,
+        aiohttp.ClientSession(gateway.url, headers=bearer(ALICE) if settings else None) as http,
+    ):
+        yield http
+
+
+async def _json(http: aiohttp.ClientSession, path: str) -> Any:
+    async with http.get(path) as response:
+        return await response.json()
+
+
+@pytest.mark.parametrize("kind", ["a user", "three servers"])
+async def test_who_is_told_of_an_end_finds_it_in_queue_and_history(kind: str, tmp_path: Path) -> None:
+    """ComfyUI's clients wait for that frame, and then read once."""
+    async with (
+        _behind(kind, tmp_path) as http,
+        http.ws_connect("/ws?clientId=tab") as tab,
+        http.ws_connect("/ws") as other,
+    ):
+        for tag in range(8):
+            prompt_id = (await _post(http, invert_workflow(tag), client_id="tab"))["prompt_id"]
+            async with asyncio.timeout(10):
+                while True:
+                    told = json.loads((await tab.receive()).data)
+                    if told["type"] == "executing" and told["data"]["node"] is None:
+                        break
+                    if told["type"] == "execution_start":
+                        running = [item[1] for item in (await _json(http, "/queue"))["queue_running"]]
+                        assert running in ([prompt_id], [])
+            assert told["data"]["prompt_id"] == prompt_id
+            entry = (await _json(http, f"/history/{prompt_id}"))[prompt_id]
+            assert entry["status"]["completed"]
+            assert list(await _json(http, "/history?max_items=1")) == [prompt_id]
+            assert (await _json(http, "/queue")) == {"queue_running": [], "queue_pending": []}
+            # Another tab is told that the queue is empty, and not what it was before.
+            async with asyncio.timeout(10):
+                while True:
+                    told = json.loads((await other.receive()).data)
+                    if told["type"] == "status" and told["data"]["status"]["exec_info"]["queue_remaining"] == 0:
+                        break
+
+
+async def test_two_customers_on_three_servers_see_the_frames_of_their_own_prompts(tmp_path: Path) -> None:
+    keys = write_keys(tmp_path / "keys.toml", table("alice", ALICE) + table("bob", BOB))
+    async with three(keys_file=keys) as (gateway, servers):
+        calls, connect = Calls(gateway), gateway.http.ws_connect
+        async with (
+            connect("/ws?clientId=tab", headers=bearer(ALICE)) as a,
+            connect("/ws?clientId=tab", headers=bearer(BOB)) as b,
+        ):
+            ids: dict[str, list[str]] = {ALICE: [], BOB: []}
+            for tag in range(3):
+                for number, key in enumerate((ALICE, BOB)):
+                    body = {"prompt": invert_workflow(10 * number + tag), "client_id": "tab"}
+                    status, told = await calls.call(key, "POST", "/prompt", body)
+                    assert status == 200, told
+                    ids[key].append(told["prompt_id"])
+            for key, tab in ((ALICE, a), (BOB, b)):
+                ended: list[str] = []
+                seen: set[str] = set()
+                async with asyncio.timeout(10):
+                    while len(ended) < 3:
+                        told = json.loads((await tab.receive()).data)
+                        seen |= {told["data"]["prompt_id"]} if "prompt_id" in told["data"] else set()
+                        if told["type"] == "executing" and told["data"]["node"] is None:
+                            ended.append(told["data"]["prompt_id"])
+                assert (ended, seen) == (ids[key], set(ids[key]))
+                for prompt_id in ended:
+                    assert prompt_id in (await calls.call(key, "GET", f"/history/{prompt_id}"))[1]
+        assert [len(executions(server)) for server in servers] == [6, 0, 0]
+
+
 # Limits
 
 

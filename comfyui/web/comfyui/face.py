@@ -21,10 +21,12 @@ from starlette.types import Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIError
 from comfyui.handler import ComfyUIHandler
+from comfyui.servers.backend import Backend
 from comfyui.web.comfyui.asked import query_of
 from comfyui.web.comfyui.job_changes import JobChanges
 from comfyui.web.comfyui.job_list import JobList
 from comfyui.web.comfyui.job_reads import JobReads
+from comfyui.web.comfyui.overheard import Overheard
 from comfyui.web.comfyui.own_frames import OwnFrames
 from comfyui.web.comfyui.own_routes import OwnRoutes, Upload
 from comfyui.web.comfyui.upstreams import Upstreams
@@ -127,6 +129,7 @@ class Face:
     def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
         reads = JobReads(handler)
         self._parts = Parts(reads, JobList(handler), JobChanges(handler), OwnRoutes(handler, upload, upstreams))
+        self._handler = handler
         self._journal = handler.journal
         self._is_merged = handler.queue.are_all_here
 
@@ -153,6 +156,10 @@ class Face:
             return found
         await found(scope, receive, send)
         return None
+
+    def overheard(self, backend: Backend) -> Overheard | None:
+        """Hears what a websocket of that server tells its client; None where our tables answer for nothing."""
+        return Overheard(self._handler, backend) if self._is_merged else None
 
     def frames(self, scope: Scope) -> OwnFrames:
         """What a websocket of a `user` is told."""

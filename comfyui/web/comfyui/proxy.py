@@ -113,7 +113,8 @@ class Relay:
             if state_of(scope).right is Right.OWN:
                 own_frames = self._face.frames(scope)
                 target = own_frames.target
-            await self._sockets.relay(scope, receive, send, self._upstreams, target, own_frames)
+            overheard = self._face.overheard
+            await self._sockets.relay(scope, receive, send, self._upstreams, target, overheard, own_frames)
         else:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs
 
 import aiohttp
@@ -20,9 +20,11 @@ from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError, ComfyUITim
 from comfyui.headers import as_text
 from comfyui.metrics import Metrics
 from comfyui.offload import Turns
+from comfyui.servers.backend import Backend
 from comfyui.tasks import end_tasks
 from comfyui.transport.drivers import unreachable
 from comfyui.transport.frames import Frames
+from comfyui.web.comfyui.overheard import Overheard
 from comfyui.web.comfyui.own_frames import OwnFrames
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
 from comfyui.web.front.errors import error_response, refusal
@@ -70,9 +72,13 @@ class SocketRelay:
         send: Send,
         upstreams: Upstreams,
         target: str,
+        overheard: Callable[[Backend], Overheard | None],
         own: OwnFrames | None = None,
     ) -> None:
-        """One client's websocket from its handshake to its end. `own`: what of it a user may see."""
+        """One client's websocket from its handshake to its end.
+
+        `overheard` is who hears what that server tells the client; `own`: what of it a user may see.
+        """
         await receive()  # websocket.connect
         upstream = upstreams.first()
         try:
@@ -112,6 +118,7 @@ class SocketRelay:
                     idle_s=self._idle_s,
                     close_patience_s=self._close_patience_s,
                     too_long=upstream.backend.client.answers.frame_too_long,
+                    overheard=overheard(upstream.backend),
                     own=own,
                 )
                 with self._backlogs.of(bridge):
@@ -182,9 +189,11 @@ class _Bridge:
         idle_s: float,
         close_patience_s: float,
         too_long: str,
+        overheard: Overheard | None,
         own: OwnFrames | None,
     ) -> None:
         self._scope = scope
+        self._overheard = overheard
         self._own = own
         self._too_long = too_long
         self._receive = receive
@@ -268,6 +277,8 @@ class _Bridge:
         while True:
             message = await frames.next()
             data = message.data
+            if self._overheard is not None and message.type is _Message.TEXT:
+                await self._overheard.heard(data)
             if self._own is not None and message.type in {_Message.TEXT, _Message.BINARY}:
                 data = await self._own.shown(data)
                 if data is None:

@@ -33,9 +33,13 @@ def error_of(kind: str, message: str, details: str = "") -> dict[str, Any]:
 
 def _body(error: ComfyUIError) -> dict[str, Any]:
     said = (error.upstream or error.answer) if isinstance(error, ComfyUIValidationError) else None
-    body = dict(said) if said is not None else error_of(error.code, error.detail)
-    if said is None:
-        body["node_errors"] = node_errors_of(error.node_errors, error.code)
+    if said is not None:
+        body = dict(said)
+    elif error.node_errors:
+        body = error_of("prompt_outputs_failed_validation", "Prompt outputs failed validation", error.detail)
+        body["node_errors"] = node_errors_of(error.node_errors)
+    else:
+        body = error_of(error.code, error.detail)
     whole = body.get("error")
     if isinstance(error, ComfyUIValidationError) and error.lacks and isinstance(whole, dict):
         lacks = {name: list(lacking) for name, lacking in error.lacks.items()}
