@@ -31,7 +31,7 @@ STATUSES = {
 """The words of ``/api/jobs`` for how a job has ended."""
 _ENDS = ("execution_success", "execution_error", "execution_interrupted")
 # Of a URL, who is to fetch it.
-_USER = re.compile(r"^(\w+://)[^/@]*@")
+_USER = re.compile(r"^(\s*\w+://)[^/]*@")
 # Characters of a data URI; one that stands for a content of the input store is shorter.
 _LONGEST_VALUE = 200
 _PREVIEWABLE = frozenset({"images", "video", "audio", "3d", "text"})
