@@ -540,7 +540,8 @@ class CompletionWatcher:
     async def _poll_loop(self) -> None:
         last_poll = time.monotonic()
         while True:
-            waiting = self._waiting()
+            # Nobody wakes this when a prompt is held no more.
+            waiting = self._waiting(also_held=True)
             self._idle = not waiting
             self._deaf_waiting = bool(self._deaf(waiting))
             self._wake.clear()
@@ -639,12 +640,12 @@ class CompletionWatcher:
             await self._look_for(waiting, remaining)
             self._look_around = False
 
-    def _waiting(self) -> list[Watch]:
+    def _waiting(self, *, also_held: bool = False) -> list[Watch]:
         """Submitted, not done, not being fetched: in the order in which ComfyUI runs them."""
         waiting = [
             watch
             for watch in self._watches.values()
-            if watch.accepted and watch.open and not watch.collecting and not watch.held
+            if watch.accepted and watch.open and not watch.collecting and (also_held or not watch.held)
         ]
         waiting.sort(key=lambda watch: watch.number)
         return waiting

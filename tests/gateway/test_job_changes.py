@@ -325,6 +325,32 @@ async def _all_of(heard: list[list[str]]) -> list[str]:
     return [one for some in heard for one in some]
 
 
+async def test_prompts_that_came_by_comfyui_s_own_endpoint_are_reached_alike(
+    three_servers: tuple[RunningGateway, list[Engine]],
+) -> None:
+    gateway, servers = three_servers
+    jobs = []
+    for tag in range(9):
+        body = {"prompt": sleep_workflow(600, tag=tag), "client_id": "tab", "prompt_id": str(uuid4())}
+        status, told = await post(gateway, "/prompt", body)
+        assert status == 200, told
+        jobs.append(json.loads(told)["prompt_id"])
+    runs = await all_run(servers, 3)
+    waits = await until(lambda: pending(servers), lambda found: len(found) == 3)
+    with_us = [job for job in jobs if job not in {*runs, *waits}]
+    assert await post(gateway, "/queue", {"delete": [waits[0], with_us[0]]}) == (200, "")
+    assert await post(gateway, f"/api/jobs/{with_us[1]}/cancel") == (200, '{"cancelled":true}')
+    assert await post(gateway, "/interrupt", {"prompt_id": runs[2]}) == (200, "")
+    assert await post(gateway, "/queue", {"clear": True}) == (200, "")
+    assert await post(gateway, "/interrupt") == (200, "")
+    await all_run(servers, 0)
+    await until(lambda: history(gateway), lambda found: len(found) == 9)
+    assert sorted(await history(gateway)) == sorted(jobs)
+    async with gateway.http.get("/api/jobs?status=cancelled") as response:
+        assert sorted(job["id"] for job in (await response.json())["jobs"]) == sorted(jobs)
+    assert {one for server in servers for one in executions(server)} <= {*runs, *waits, *with_us[2:]}
+
+
 # Whose it is
 
 
