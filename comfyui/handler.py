@@ -119,7 +119,7 @@ class ComfyUIHandler:
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
-        self.standing = StandingJobs(pool, self._turns, self._runs, self.queue)
+        self.standing = StandingJobs(pool, self._turns, self._runs, self.queue, self._cancels)
         self._admission = Admission(entries, self._runs, self.queue, brought)
         self.history = JobHistory(self.journal, pool)
         self.removal = Removal(entries, pool, self._admission, self._runs, self.queue, self._turns, self._cancels)

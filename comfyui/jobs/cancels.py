@@ -33,12 +33,16 @@ class Cancels:
 
     Args:
         last_s: at the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
+
+    Attributes:
+        jobs: whose cancels are under way, by their ids.
     """
 
     def __init__(self, runner: PromptRunner, metrics: Metrics, *, last_s: float) -> None:
         self._runner = runner
         self._metrics = metrics
         self._last_s = last_s
+        self.jobs: dict[str, Job] = {}
         self._under_way: dict[str, asyncio.Task[ComfyUIError | None]] = {}
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._tasks = SideTasks()
@@ -58,8 +62,12 @@ class Cancels:
         while len(self._recent) > _REMEMBERED:
             self._recent.popitem(last=False)
         task = self._under_way[prompt_id] = self._tasks.start(self._cancel(job, reason, before), f"cancel {prompt_id}")
-        task.add_done_callback(lambda _: self._under_way.pop(prompt_id, None))
+        self.jobs[prompt_id] = job
+        task.add_done_callback(lambda _: self._done(prompt_id))
         return task
+
+    def _done(self, prompt_id: str) -> None:
+        del self._under_way[prompt_id], self.jobs[prompt_id]
 
     async def take_out(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.queue import JobQueue
@@ -27,19 +28,22 @@ class StandingNow(NamedTuple):
 class StandingJobs:
     """Asks the scheduler, the queue and the jobs in hand; it keeps nothing."""
 
-    def __init__(self, pool: BackendPool, turns: Turns, runs: Runs, queue: JobQueue) -> None:
+    def __init__(self, pool: BackendPool, turns: Turns, runs: Runs, queue: JobQueue, cancels: Cancels) -> None:
         self._pool = pool
         self._scheduler = turns.scheduler
         self._live = runs.live
+        self._canceling = cancels.jobs
         self._queue = queue
 
     def count(self, owns: Owns) -> int:
         """How many there are."""
-        return self._scheduler.count(owns) + sum(owns(one.owner) for one in self._without_turn())
+        others = (*self._being_cancelled(), *self._without_turn())
+        return self._scheduler.count(owns) + sum(owns(one.owner) for one in others)
 
     def now(self, owns: Owns) -> StandingNow:
         """All of them. A job that ran, and is placed again, is the first of those that are pending."""
-        listed = self._scheduler.standing()
+        # What is being cancelled has left the scheduler, and is no end yet.
+        listed = [*self._being_cancelled(), *self._scheduler.standing()]
         running = self._running(listed)
         ids = {one.prompt_id for one in running}
         pending = [one for one in (*listed, *self._without_turn()) if owns(one.owner) and one.prompt_id not in ids]
@@ -48,7 +52,7 @@ class StandingJobs:
 
     def job(self, prompt_id: str) -> Job | None:
         """The job in hand, where there is one: it knows what the journal may not have yet."""
-        return self._live.get(prompt_id)
+        return self._live.get(prompt_id) or self._canceling.get(prompt_id)
 
     def _running(self, listed: list[Standing]) -> list[Standing]:
         by_server: dict[str, list[Standing]] = {}
@@ -71,13 +75,19 @@ class StandingJobs:
         return first if watch.client_id != backend.watcher.client_id and not watch.heard else None
 
     def _has_begun(self, one: Standing) -> bool:
-        job = self._live.get(one.prompt_id)
+        job = self.job(one.prompt_id)
         return job is not None and job.began_at is not None
 
     def _is_new(self, one: Standing) -> bool:
         """Whether it never ran."""
-        job = self._live.get(one.prompt_id)
+        job = self.job(one.prompt_id)
         return job is None or not (job.started and job.state is State.RUNNING)
+
+    def _being_cancelled(self) -> Iterator[Standing]:
+        """Jobs that a server is being told to give up."""
+        for prompt_id, job in self._canceling.items():
+            if job.backend is not None and not self._scheduler.knows(prompt_id):
+                yield Standing(prompt_id, job.owner, job.backend.name, accepted=True)
 
     def _without_turn(self) -> Iterator[Standing]:
         """Jobs whose inputs are still to be fetched, and those that are about to ask for their turn."""

@@ -132,6 +132,28 @@ async def test_a_job_that_is_placed_again_stands_first_among_the_pending() -> No
         assert job["status"] == "pending"
 
 
+async def test_a_job_that_is_being_cancelled_is_in_the_queue_until_it_is_in_the_history(face: Face) -> None:
+    running = [await face.submit(sleep_workflow(600, tag=tag)) for tag in range(len(face.engines))]
+    await face.runs(*running)
+    for engine in face.engines:
+        await engine.set_faults({"delay": {"method": "POST", "seconds": 0.3}})
+
+    async def cancel() -> int:
+        async with face.gateway.http.delete(f"/prompt_sync/{running[0]}", headers=face.headers) as response:
+            return response.status
+
+    cancelling = asyncio.create_task(cancel())
+    seen: list[tuple[bool, bool]] = []
+    while not seen or not seen[-1][1]:
+        queued = running[0] in (await face.queue())[0]
+        seen.append((queued, running[0] in (await face.get(f"/history/{running[0]}"))[1]))
+    assert await cancelling == 200
+    # The history was read after the queue.
+    assert all(queued or ended for queued, ended in seen)
+    assert seen[0][0]
+    assert (await face.get("/prompt"))[1]["exec_info"]["queue_remaining"] >= len(running) - 1
+
+
 async def test_neither_contents_nor_secrets_of_inputs_are_shown(face: Face) -> None:
     running = [await face.submit(sleep_workflow(600, tag=tag)) for tag in range(2 * len(face.engines))]
     await until(face.queue, lambda queue: sum(map(len, queue)) == len(running))
