@@ -7,10 +7,14 @@ from comfyui.models import PromptRequest
 
 class Numbers:
     """No two jobs get the same number. A *turn* is what orders the jobs of one owner: the journal's number, or the one
-    that the caller asked for; of a job that is not in the journal yet it is the number that it is about to get."""
+    that the caller asked for; of a job that is not in the journal yet it is the number that it is about to get.
+
+    Attributes:
+        last_turn: of the last job that came, where it did not ask for another one.
+    """
 
     def __init__(self) -> None:
-        self._last = self._last_turn = 0
+        self._last = self.last_turn = 0
 
     def next(self) -> int:
         """Later than all before it."""
@@ -19,12 +23,12 @@ class Numbers:
 
     def seen(self, number: int) -> None:
         """The journal has given this number to a job: the turns of those that come later are after it."""
-        self._last_turn = max(self._last_turn, number)
+        self.last_turn = max(self.last_turn, number)
 
     def order_of(self, request: PromptRequest) -> tuple[float, int]:
         """Turn and number of a job that is not in the journal yet."""
         number = self.next()
-        self._last_turn += 1
+        self.last_turn += 1
         if request.number is not None:
             return request.number, number
-        return (-self._last_turn if request.front else self._last_turn), number
+        return (-self.last_turn if request.front else self.last_turn), number

@@ -362,8 +362,12 @@ class JobQueue:
             self._secrets.pop(job.prompt_id, None)
         else:
             # No server took it.
-            turn = row.waiting.turn if job.entry is None else job.entry.shown_number
-            self._rows[job.prompt_id] = replace(row, waiting=replace(row.waiting, turn=turn))
+            if row.waiting.turn is not None:
+                # It has its number now, or is about to get it.
+                number = 0.0 if job.entry is None else job.entry.shown_number
+                turn = number or self._turns.numbers.last_turn
+                row = replace(row, waiting=replace(row.waiting, turn=turn))
+            self._rows[job.prompt_id] = row
             asyncio.get_running_loop().call_later(_PAUSE_S, self._wait_again, job.prompt_id)
 
     def _wait_again(self, prompt_id: str) -> None:

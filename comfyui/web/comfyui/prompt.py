@@ -48,7 +48,7 @@ router = APIRouter(default_response_class=Response)
 
 
 class QueueRequest(TypedDict):
-    """What ComfyUI reads of a body; further members are passed on."""
+    """What ComfyUI reads of a body."""
 
     prompt: Annotated[dict[str, Any], Field(description="The workflow in API format.")]
     prompt_id: NotRequired[str]
@@ -88,7 +88,7 @@ def _operation(name: str) -> dict[str, Any]:
     )
 
 
-@router.post("/prompt", summary="ComfyUI's own endpoint, unchanged", openapi_extra=_operation("queue_prompt"))
+@router.post("/prompt", summary="ComfyUI's own endpoint", openapi_extra=_operation("queue_prompt"))
 @router.post(
     "/api/prompt", summary="The same, as ComfyUI's editor calls it", openapi_extra=_operation("queue_api_prompt")
 )

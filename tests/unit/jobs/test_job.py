@@ -23,8 +23,11 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.inputs.content import SpooledFiles
+from comfyui.jobs.entry import Entries
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
+from comfyui.jobs.journal.sqlite import SqliteJournal
+from comfyui.jobs.origin import Origin
 from comfyui.models import PromptRequest, PromptResult, Timings
 
 _ID = "0b9b1f9e-5d4c-4b8a-9f4e-3f1f0a2c5d6e"
@@ -207,3 +210,13 @@ def test_a_copy_of_an_error_is_the_same_error_without_where_it_was_raised() -> N
     same = copy(error)
     assert (type(same), same.args, vars(same)) == (type(error), error.args, vars(error))
     assert (same.__traceback__, same.__cause__, same.__context__) == (None, None, None)
+
+
+async def test_an_id_of_ours_is_marked_with_the_journal_also_where_it_has_a_fingerprint(tmp_path: Path) -> None:
+    """A gateway that ended while it committed and submitted a prompt has no row of it: the next one takes it out."""
+    async with SqliteJournal(tmp_path) as journal:
+        entries = Entries(journal)
+        for callers_id in (False, True):
+            entry = entries.new(_ID, Origin("prompt"), kind="async", callers_id=callers_id)
+            marks = dict(Job(_ID, _REQUEST, None, "f", entry=entry).mark)
+            assert marks == {"fingerprint": "f"} | ({} if callers_id else {"journal": journal.identity})
