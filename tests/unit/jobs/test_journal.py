@@ -279,6 +279,24 @@ async def test_an_end_that_follows_at_rest_is_kept_with_all_between(journal: Jou
     assert [record.server for record in records] == ["gpu-1", "gpu-1", "gpu-2", "gpu-1"]
 
 
+async def test_a_place_that_follows_at_rest_is_kept_where_no_end_comes_and_where_a_start_does(journal: Journal) -> None:
+    for number in (1, 2, 3):
+        journal.write_behind(Add(new_job(number)), soon=False)
+        fence = Fence(prompt_id(number), 1, 1)
+        journal.write_behind(Place(fence, f"gpu-{number}"), soon=False)
+        if number == 2:
+            journal.write_behind(Start(fence, 4.0), soon=False)
+        if number == 3:
+            journal.write_behind(PutBack(fence), soon=False)
+            journal.write_behind(Place(Fence(prompt_id(3), 1, 3), "gpu-4"), soon=False)
+    records = [await got(journal, number) for number in (1, 2, 3)]
+    assert [(record.state, record.server, record.fence.attempt) for record in records] == [
+        (State.QUEUED, "gpu-1", 1),
+        (State.RUNNING, "gpu-2", 1),
+        (State.QUEUED, "gpu-4", 3),
+    ]
+
+
 async def test_a_journal_in_memory_has_no_identity() -> None:
     """No later gateway could look in ComfyUI for what it sent, so that none asks ComfyUI at its start."""
     async with MemoryJournal() as journal:

@@ -239,6 +239,22 @@ async def test_a_job_that_ends_while_it_rests_is_one_write(tmp_path: Path) -> No
         assert metrics.journal_writes.labels("kept")._value.get() == 10
 
 
+async def test_a_job_that_waits_is_placed_and_ends_while_it_rests_is_one_write(tmp_path: Path) -> None:
+    metrics = Metrics()
+    async with SqliteJournal(tmp_path, observer=JournalMeasures(metrics)) as journal:
+        for number in range(1, 11):
+            journal.write_behind(Add(new_job(number)), soon=False)
+        for number in range(1, 11):
+            fence = Fence(prompt_id(number), 1, 1)
+            journal.write_behind(Place(fence, "gpu-1"), soon=False)
+            journal.write_behind(Finish(fence=fence, state=State.SUCCEEDED, at=9.0), soon=False)
+        ended = (await journal.page(JobFilter(), 50)).records
+        assert {(record.state, record.server, record.fence.attempt) for record in ended} == {
+            (State.SUCCEEDED, "gpu-1", 1)
+        }
+        assert metrics.journal_writes.labels("kept")._value.get() == 10
+
+
 async def test_the_identity_is_the_files(tmp_path: Path) -> None:
     identities = []
     for folder in ("a", "a", "b"):
