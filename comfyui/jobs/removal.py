@@ -136,7 +136,7 @@ class Removal:
         rows, jobs, others = await self._sorted(prompt_ids, origin)
         works: list[Coroutine[Any, Any, Any]] = [self._end_jobs(jobs)]
         works += [self._cancel_one(one, origin) for one, state in others.items() if state is State.QUEUED]
-        unknown = [one for one in set(prompt_ids).difference(rows) if one not in self._runs.live]
+        unknown = [one for one in set(prompt_ids).difference(rows) if not self._is_ours(one)]
         if origin.sees(None) and unknown:
             works.append(self._everywhere(lambda backend: backend.client.delete_from_queue(*unknown)))
         await self._end_rows(rows, *works)

@@ -116,10 +116,13 @@ async def test_delete_finds_each_id_wherever_it_waits(three_servers: tuple[Runni
     gateway, servers = three_servers
     runs, waits, with_us = await filled(gateway, servers)
     theirs = await external(servers[2], invert_workflow(7))
+    watched = asyncio.create_task(_waited(gateway, theirs))
+    await until(lambda: _waiters(gateway), lambda count: count == 1)
     body = {"delete": [with_us[0], waits[1], theirs, runs[0], str(uuid4()), 7, None]}
     assert await post(gateway, "/api/queue", body) == (200, "")
     assert sorted(await running(servers)) == sorted(runs)
     assert theirs not in await pending(servers)
+    watched.cancel()
     for prompt_id in (with_us[0], waits[1]):
         assert await told_of(gateway, prompt_id) == CANCELLED
     for prompt_id in (waits[0], waits[2], with_us[1], with_us[2]):
