@@ -55,7 +55,8 @@ meant. An answer without such a value stays as it is. The new one is `value`, or
 NaN, infinities and lone surrogates. `raw`, in place of both, is the whole text.
 
 On the process, which must be one of its own (`python -m comfyui.engine`). With `class_type` or `node_id` they strike
-that node, without either the first node that runs; with `route` or `method` a request; with `at` "start" the start:
+that node, without either the first node that runs; with `route` or `method` a request; with `at` "start" the start, and
+with `at` "validation" a submission, before the prompt is queued, when it has such a node:
 
     segfault                      the process ends by SIGSEGV; it writes `message` before, if there is one
     exit                          the process ends with exit status `status` (1); `message` as above
@@ -110,7 +111,7 @@ NAMES = INSTANT | {
 _PATTERNS = frozenset({"route", "method", "match"})
 _EXACT = frozenset({"class_type", "node_id", "type"})
 _STAGED = frozenset({*CRASHES, "hang"})
-"""These strike at the start, at a request or at a node; `_stage` tells which."""
+"""These strike at the start, at a request, when a prompt is validated or at a node; `_stage` tells which."""
 
 
 class FaultError(ValueError):
@@ -173,7 +174,7 @@ class Faults:
     def take(self, name: str, stage: str = "request", **facts: str) -> Config | None:
         """The configuration that strikes now, counted against its `times`; None where none matches the facts.
 
-        `stage` is what asks, "start", "request" or "node", for the faults that strike at more than one.
+        `stage` is what asks, "start", "request", "validation" or "node", for the faults that strike at more than one.
         """
         if name not in self._configs:
             return None
@@ -236,8 +237,8 @@ def parse_config(name: str, config: Any) -> list[Config]:
 
 def _stage(name: str, config: Config) -> str:
     """What a fault that can strike at several stages is meant for."""
-    if config.get("at") == "start":
-        return "start"
+    if config.get("at") in {"start", "validation"}:
+        return str(config["at"])
     if config.keys() & {"route", "method"}:
         return "request"
     if config.keys() & _EXACT:

@@ -88,7 +88,7 @@ class Engine:
         self._folders = Folders(await stack.enter_async_context(_base_directory(self.options.base_directory)))
         await asyncio.to_thread(self._folders.create)
         self._queue = PromptQueue(self._tell_status)
-        self._prompts = PromptRoutes(self._queue, self._folders, self.options)
+        self._prompts = PromptRoutes(self._queue, self._folders, self.options, self.faults)
         self._hub = Hub(asyncio.get_running_loop(), self.faults, self._prompts.queue_info)
         self._executor = Executor(
             self._queue,

@@ -152,6 +152,7 @@ class PromptRunner:
                 await backend.client.delete_from_history(job.prompt_id)
             elif job.begun:
                 # Where it ran, nothing is left of it: ComfyUI was restarted while we were away.
+                job.suspect(ended_comfyui=False)
                 self._count_loss(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
                 self._metrics.resubmissions.labels("prompt_lost").inc()
         # Looked at only now: a caller may have brought it while ComfyUI was asked.
@@ -208,6 +209,7 @@ class PromptRunner:
             backend = await self._places.take(
                 job, request, brings_inputs=brings_inputs, avoid=avoid, patience_s=patience_s
             )
+            await self._places.cleared(job, backend)
             backend.takes(job.prompt_id)
             for left_behind in avoid:
                 if left_behind is not backend:
@@ -261,17 +263,16 @@ class PromptRunner:
             self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
 
     def _lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
-        """Count it, and what it did to ComfyUI; raises when it is not to be tried again.
-
-        A prompt that only waited there is no worse for it: it is tried again without limit.
-        """
+        """Count it; raises when it is not to be tried again. One that only waited is tried again without limit."""
         watch, workflow = job.watch, job.request.prompt if job.request else None
         ended_comfyui = watch is not None and watch.ended_comfyui
+        if job.begun or ended_comfyui or (watch is not None and watch.being_sent):
+            job.suspect(ended_comfyui=ended_comfyui)
         if ended_comfyui and workflow is not None:
             death = backend.last_death
             self._quarantine.ended_comfyui(workflow, death.how if death else "", death.lines if death else ())
             self._quarantine.check(workflow, job.prompt_id)
-        if job.begun or ended_comfyui:
+        if job.begun:
             self._count_loss(job, error)
 
     def _count_loss(self, job: Assignment, error: ComfyUIPromptLostError) -> None:

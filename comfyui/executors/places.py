@@ -33,6 +33,9 @@ class Places(Protocol):
             ComfyUIConnectionError: no server came up.
         """
 
+    async def cleared(self, job: Assignment, backend: Backend) -> None:
+        """Returns when a job that was given a place on that server may be sent there."""
+
     def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """The workflow of a job that has a place there, with the names of files as that server writes them."""
 

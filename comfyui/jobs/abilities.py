@@ -55,16 +55,16 @@ class Abilities:
                     self._said.clear()
                     await self._said.wait()
 
-    def lane(self, needs: Needs | None, avoid: Collection[str] = ()) -> Lane:
+    def lane(self, needs: Needs | None, avoid: Collection[str] = (), *, alone: bool = False) -> Lane:
         """On which servers a workflow can run, as far as is known. Servers that are down count as they were."""
         if not self._matters:
-            return ANYWHERE
+            return Lane(alone=True) if alone else ANYWHERE
         avoided = frozenset(avoid)
         if needs is None:
-            return Lane(avoid=avoided)
+            return Lane(avoid=avoided, alone=alone)
         said = {backend.name: self._has(backend, needs) for backend in self._pool.backends}
         yes = frozenset(name for name, has in said.items() if has)
-        return Lane(yes, frozenset(name for name, has in said.items() if has is False), avoided)
+        return Lane(yes, frozenset(name for name, has in said.items() if has is False), avoided, alone)
 
     async def sure_lane(self, needs: Needs, avoid: Collection[str] = ()) -> Lane:
         """As `lane`; before it says that no server is able it asks them for their lists of files anew."""

@@ -9,17 +9,11 @@ from typing import Any
 
 import structlog
 
-from comfyui.exceptions import (
-    TAKEN,
-    ComfyUIConflictError,
-    ComfyUIError,
-    ComfyUITaskCancelledError,
-    JournalError,
-)
+from comfyui.exceptions import TAKEN, ComfyUIConflictError, ComfyUIError, ComfyUITaskCancelledError, JournalError
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
-from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Tell, Withdraw, Write
+from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Suspect, Tell, Withdraw, Write
 from comfyui.jobs.new_job import KEPT_OF_SYNC, new_job, order_of
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes
@@ -45,11 +39,7 @@ class Entries:
     """
 
     def __init__(
-        self,
-        journal: Journal | None = None,
-        announcements: Announcements | None = None,
-        *,
-        clock: Clock = time.time,
+        self, journal: Journal | None = None, announcements: Announcements | None = None, *, clock: Clock = time.time
     ) -> None:
         self.journal = journal or MemoryJournal()
         self._clock = clock
@@ -90,6 +80,7 @@ class Entry:
         fence: of the present attempt.
         losses: how many attempts of this run a server had lost after they had begun, when this process took it up.
         begun: the attempt had begun on a server when this process took it up.
+        alone: the run was under suspicion then; see `suspect`.
         state: how far the run was then.
         queued_at: when the run was queued.
         started_at: when ComfyUI last began to execute it.
@@ -113,7 +104,7 @@ class Entry:
         self.added = False
         self.fence = Fence(prompt_id, 1, 0)
         self.losses = 0
-        self.begun = False
+        self.begun = self.alone = False
         self.state = State.QUEUED
         self.queued_at = clock()
         self.started_at: float | None = None
@@ -133,6 +124,7 @@ class Entry:
         """The run is in the journal already, as this record has it."""
         self.added, self.fence, self.losses = True, record.fence, record.losses
         self.begun, self.state, self._server = record.begun, record.state, record.server
+        self.alone = record.alone
         self.queued_at, self.started_at = record.queued_at, record.started_at
         self.shown_number = record.shown_number
         self._order = record.webhook
@@ -278,6 +270,12 @@ class Entry:
             self._write_start.cancel()
             self._write_start = None
             self._write_behind(Start(self.fence, self.started_at))
+
+    def suspect(self, *, begun: bool) -> None:
+        """The server died while it had the prompt, or was being sent it. `begun`: it counts as begun there."""
+        self._start()
+        if self.added:
+            self._write_behind(Suspect(self.fence, begun))
 
     def put_back(self) -> None:
         """The attempt came to nothing: the job waits in our queue again."""

@@ -48,6 +48,8 @@ class Job:
         backend: the server that has the prompt, as soon as that is decided.
         watch: the watch of the present try, while the prompt is waited for on a server.
         begun: the present attempt has begun to run.
+        alone: a server died while the prompt had begun there, or was being sent there: it may do that again, so it is
+            placed only where no other prompt is.
         losses: how many attempts ComfyUI lost after they had begun, over all ways in which they can be lost.
         entry: writes each step into the journal; None while the job only watches.
         node_errors: what ComfyUI said when it took the prompt, of outputs that it leaves out.
@@ -80,6 +82,7 @@ class Job:
         self.cancelled_before = cancelled_before
         self.state = State.RUNNING if entry is not None and entry.state is State.RUNNING else State.QUEUED
         self.begun = entry is not None and entry.begun
+        self.alone = entry is not None and entry.alone
         self.backend: Backend | None = None
         self.watch: Watch | None = None
         self.losses = entry.losses if entry else 0
@@ -261,6 +264,14 @@ class Job:
     def identified(self, fingerprint: str) -> None:
         """ComfyUI was sent the prompt with this fingerprint: requests that join later are compared with it."""
         self.fingerprint = fingerprint
+
+    def suspect(self, *, ended_comfyui: bool) -> None:
+        """The server died while it had the prompt, or was being sent it. `ended_comfyui`: as far as anyone can tell,
+        of this prompt, which counts as begun then."""
+        self.alone = True
+        self.begun = self.begun or ended_comfyui
+        if self.entry is not None:
+            self.entry.suspect(begun=self.begun)
 
     def lost(self, times: int) -> None:
         """ComfyUI has lost the prompt so often in all, as far as is known."""

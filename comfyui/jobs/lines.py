@@ -25,11 +25,13 @@ class Lane:
         yes: servers that have what the job needs.
         no: servers that lack something. Of a server in neither it is not known.
         avoid: servers where the job has just failed: taken only when no other one is up that may run it.
+        alone: it goes only to a server that has no other prompt: it may end what it runs on.
     """
 
     yes: frozenset[str] = NO_NAMES
     no: frozenset[str] = NO_NAMES
     avoid: frozenset[str] = NO_NAMES
+    alone: bool = False
 
 
 ANYWHERE = Lane()

@@ -293,7 +293,8 @@ class JobQueue:
     def _waiting_of(self, record: JobRecord) -> Waiting:
         self._turns.numbers.seen(record.number)
         number = self._turns.numbers.next()
-        return Waiting(record.prompt_id, number, record.owner, record.priority, record.shown_number)
+        lane = Lane(alone=record.alone)
+        return Waiting(record.prompt_id, number, record.owner, record.priority, record.shown_number, lane=lane)
 
     async def _hand_on_all(self) -> None:
         stands = False
@@ -362,12 +363,12 @@ class JobQueue:
             self._secrets.pop(job.prompt_id, None)
         else:
             # No server took it.
-            if row.waiting.turn is not None:
+            turn, lane = row.waiting.turn, Lane(alone=job.alone)
+            if turn is not None:
                 # It has its number now, or is about to get it.
                 number = 0.0 if job.entry is None else job.entry.shown_number
                 turn = number or self._turns.numbers.last_turn
-                row = replace(row, waiting=replace(row.waiting, turn=turn))
-            self._rows[job.prompt_id] = row
+            self._rows[job.prompt_id] = replace(row, waiting=replace(row.waiting, turn=turn, lane=lane))
             asyncio.get_running_loop().call_later(_PAUSE_S, self._wait_again, job.prompt_id)
 
     def _wait_again(self, prompt_id: str) -> None:

@@ -3,11 +3,14 @@
 A server runs one prompt and has a second one that waits, so that it never stands still between two. A job goes to a
 server that is idle before it goes behind another prompt, and to one that can run it before one of which that is not
 known. A job that waits behind another prompt is taken back when another server is idle that can run it.
+
+A job that may end its server goes to an idle one only. When its turn has come and none is idle, one is cleared for it:
+that one gets nothing more. Others may wait behind such a job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -97,6 +100,8 @@ class Scheduler:
         self._tickets: dict[str, Ticket] = {}
         self._shares = Shares(self._lines.least_used)
         self._taking: dict[str, ServerPlaces] = {}
+        # By the lane of the job for which it is cleared, as the last decision said.
+        self._cleared: dict[Lane, ServerPlaces] = {}
         self._placings = 0
         self.paused = False
 
@@ -188,7 +193,8 @@ class Scheduler:
         ticket = self._tickets.get(prompt_id)
         if ticket is None or ticket.server is None:
             return []
-        if kept is None or not (kept.is_open(now, self._options.in_turn_s) and self._may_run(ticket.lane, kept.name)):
+        is_idle = kept is not None and not kept.is_busy and kept.is_open(now, self._options.in_turn_s)
+        if kept is None or not is_idle or not self._may_run(ticket.lane, kept.name):
             self._take(ticket, ticket.server, 0.0)
             self._lines.add(ticket)
             return []
@@ -214,20 +220,26 @@ class Scheduler:
     def decide(self, now: float) -> list[Place | TakeBack]:
         """What is to be done now. What is said here counts as done."""
         decisions: list[Place | TakeBack] = []
-        while not self.paused and (opened := self._open(now)):
-            best = self._best_of(opened)
+        cleared: dict[Lane, ServerPlaces] = {}
+        while not self.paused and (opened := self._open(now, cleared)):
+            best = self._best_of(opened, cleared)
             head = self._lines.first(best)
             if head is None:
                 decisions += self._for_idle(opened)
                 break
             server = _for(head, best(head.lane))
-            if not server.is_busy and (back := self._take_back(server, head.priority)) is not None:
+            if head.lane.alone and server.is_busy:
+                cleared[head.lane] = server
+                continue
+            # What waits behind a prompt elsewhere came before the head; but the server may have been cleared for that.
+            if not server.is_busy and (back := self._take_back(server, head.priority + head.lane.alone)) is not None:
                 decisions.append(back)
                 continue
             chosen = self._preferred(head, server, best, now)
             self._lines.remove(chosen)
             self._put(chosen, server, now)
             decisions.append(Place(chosen.prompt_id, server.name))
+        self._cleared = cleared
         return decisions
 
     def next_look(self, now: float) -> float | None:
@@ -268,16 +280,22 @@ class Scheduler:
             None if ticket is None or ticket.server is not None else self._lines.ahead_of(ticket, self._shares.mean_s)
         )
 
-    def _open(self, now: float) -> list[ServerPlaces]:
-        return [server for server in self._servers.values() if server.is_open(now, self._options.in_turn_s)]
+    def _open(self, now: float, cleared: Mapping[Lane, ServerPlaces]) -> list[ServerPlaces]:
+        servers = (server for server in self._servers.values() if server not in cleared.values())
+        return [server for server in servers if server.is_open(now, self._options.in_turn_s)]
 
     def _may_run(self, lane: Lane, server: str) -> bool:
         """Whether the job may be sent there: it is not known to be unable, or all are."""
         return server not in lane.no or lane.no.issuperset(self._servers)
 
-    def _best_of(self, opened: Sequence[ServerPlaces]) -> Callable[[Lane], Sequence[ServerPlaces]]:
-        """For each lane the servers among these to which its jobs go first; none where they have to wait."""
-        known: dict[Lane, Sequence[ServerPlaces]] = {}
+    def _best_of(
+        self, opened: Sequence[ServerPlaces], cleared: Mapping[Lane, ServerPlaces]
+    ) -> Callable[[Lane], Sequence[ServerPlaces]]:
+        """For each lane the servers among these to which its jobs go first; none where they have to wait.
+
+        For jobs that go alone these may be busy ones, one of which is to be cleared.
+        """
+        known: dict[Lane, Sequence[ServerPlaces]] = dict.fromkeys(cleared, ())
 
         def best(lane: Lane) -> Sequence[ServerPlaces]:
             found = known.get(lane)
@@ -293,6 +311,8 @@ class Scheduler:
             server.up and name not in lane.avoid and self._may_run(lane, name) for name, server in self._servers.items()
         ):
             able = [server for server in able if server.name not in lane.avoid]
+        if lane.alone and (before := self._cleared.get(lane)) in able and all(server.is_busy for server in able):
+            return [before]
         if len(able) < 2:
             return able
         ranks = [(server.is_busy, server.name not in lane.yes) for server in able]
@@ -304,7 +324,7 @@ class Scheduler:
     ) -> Ticket:
         """The job that the server is given: the head's, or one whose models it has loaded."""
         wait_s = self._options.affinity_wait_s
-        if not server.loaders or head.loaders == server.loaders or wait_s <= 0:
+        if head.lane.alone or not server.loaders or head.loaders == server.loaders or wait_s <= 0:
             return head
         if head.passed_since is not None and now - head.passed_since >= wait_s:
             return head
@@ -350,7 +370,7 @@ class Scheduler:
             number=job.number,
             priority=job.priority,
             turn=job.turn,
-            loaders=job.loaders,
+            loaders=NO_NAMES if job.lane.alone else job.loaders,
             shape=job.shape,
             lane=job.lane,
         )

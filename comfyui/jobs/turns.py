@@ -15,6 +15,7 @@ from comfyui.events import QueuePosition
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.executors.assignment import Assignment
 from comfyui.jobs.abilities import Abilities
+from comfyui.jobs.clearing import Clearing
 from comfyui.jobs.lines import Lane
 from comfyui.jobs.numbers import Numbers
 from comfyui.jobs.queue_options import TurnOptions
@@ -71,6 +72,7 @@ class Turns:
         affinity_wait_s = options.affinity_wait_s if self._is_ours else 0.0
         self._scheduler = Scheduler(SchedulerOptions(affinity_wait_s, takes_back=self._takes_back))
         self.abilities = Abilities(pool)
+        self._clearing = Clearing()
         self._lanes_of = 0
         self._jobs: dict[str, Assignment] = {}
         self._needs: dict[str, Needs] = {}
@@ -197,7 +199,8 @@ class Turns:
             return given
         self._scheduler.left(prompt_id, _executed_s(job))
         turn, number = self._orders.get(prompt_id) or self.numbers.order_of(request)
-        self._add(Waiting(prompt_id, number, job.owner, priority=request.priority, turn=turn), needs, avoided)
+        waiting = Waiting(prompt_id, number, job.owner, request.priority, turn, lane=Lane(alone=job.alone))
+        self._add(waiting, needs, avoided)
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop.create_future(), None if job.stays else patience_s, loop.time())
         self._waiters[prompt_id] = waiter
@@ -208,6 +211,10 @@ class Turns:
             return await waiter.turn
         finally:
             del self._waiters[prompt_id]
+
+    async def cleared(self, job: Assignment, backend: Backend) -> None:
+        if not self._is_ours:
+            await self._clearing.admit(job, backend)
 
     def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         needs = self._needs.get(job.prompt_id)
@@ -223,11 +230,13 @@ class Turns:
             self._occupy(job, Waiting(job.prompt_id, self.numbers.next(), job.owner), backend.name)
 
     def accepted(self, job: Assignment) -> None:
+        self._clearing.accepted(job.prompt_id)
         if job.prompt_id in self._jobs:
             self._scheduler.accepted(job.prompt_id)
             self.decide()
 
     def leave(self, job: Assignment) -> None:
+        self._clearing.left(job.prompt_id)
         if job.prompt_id in self._jobs:
             self._gone(job.prompt_id, _executed_s(job))
             self.decide()
@@ -246,7 +255,9 @@ class Turns:
 
     def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str]) -> None:
         self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
-        lane = self.abilities.lane(needs, avoid)
+        # Only here are all prompts of a server known; and one that stands for many has them apart.
+        alone = job.lane.alone and self._is_ours and self._options.places is not None
+        lane = self.abilities.lane(needs, avoid, alone=alone)
         models = frozenset() if needs is None else needs.models
         self._scheduler.add(replace(job, loaders=models, shape=needs, lane=lane), self._terms_of(job.owner))
 
@@ -282,7 +293,7 @@ class Turns:
         generation = self.abilities.generation
         for count, (prompt_id, needs, lane) in enumerate(self._scheduler.shapes()):
             if isinstance(needs, Needs):
-                self._scheduler.set_lane(prompt_id, self.abilities.lane(needs, lane.avoid))
+                self._scheduler.set_lane(prompt_id, self.abilities.lane(needs, lane.avoid, alone=lane.alone))
             if count % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         self._lanes_of = generation

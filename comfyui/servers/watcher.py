@@ -165,6 +165,11 @@ class Watch:
         self.perhaps_recalled = True
 
     @property
+    def being_sent(self) -> bool:
+        """Whether its submission was begun, and no answer to it has come."""
+        return self.sent and not self.accepted
+
+    @property
     def may_be_moved(self) -> bool:
         """Whether nothing is known of it but that ComfyUI took it."""
         return self.open and not self.heard
@@ -290,7 +295,10 @@ class CompletionWatcher:
     def accepted(self, watch: Watch, number: float) -> None:
         """ComfyUI took the prompt and gave it this place in the order."""
         watch.accepted, watch.number = True, number
-        self._ours.add(watch)
+        if watch not in self._ours:
+            # It was found in ComfyUI's queue, where it had counted as somebody else's.
+            self._ours.add(watch)
+            self._count_others()
         watch.epoch, watch.done_number, watch.witness = self._epoch, self._done_number, self._last_finished_id
         if self._idle or watch.client_id != self._live_id:
             self._poll_soon()

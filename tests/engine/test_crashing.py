@@ -90,6 +90,23 @@ async def test_a_fault_ends_the_process_at_a_request_and_at_the_start(tmp_path: 
         assert await ended(process) == 1
 
 
+async def test_a_fault_ends_the_process_when_a_prompt_with_its_node_is_validated(tmp_path: Path) -> None:
+    """What runs meanwhile ends with it; a prompt without such a node is queued."""
+    fault = json.dumps({"at": "validation", "class_type": "ImageInvert"})
+    executed = tmp_path / "executions"
+    async with engine_process("--executions-file", str(executed), "--fault", f"segfault={fault}") as (process, url):
+        await queue(url, {"1": node("SimulatedSleep", seconds=60.0, steps=1), "2": node("PreviewAny", source=["1", 0])})
+        async with asyncio.timeout(20):
+            while not executed.exists():
+                await asyncio.sleep(0.01)
+        picture = node("EmptyImage", width=8, height=8, batch_size=1, color=0)
+        await queue(
+            url, {"1": picture, "2": node("ImageInvert", image=["1", 0]), "3": node("PreviewImage", images=["2", 0])}
+        )
+        assert await ended(process) == -signal.SIGSEGV
+    assert len(executed.read_text().split()) == 1
+
+
 async def test_a_node_that_hangs_heeds_no_interrupt_but_the_engine_stops(target: Target, engine: Engine) -> None:
     await engine.set_faults({"hang": {"class_type": "PrimitiveString", "seconds": 0.3}})
     prompt_id = await submitted(

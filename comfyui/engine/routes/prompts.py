@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
+from comfyui.engine.crashing import CRASHES, crash
+from comfyui.engine.faults import Faults
 from comfyui.engine.files import MODEL_FOLDERS, Folders
 from comfyui.engine.nodes.registry import NODES
 from comfyui.engine.options import EngineOptions
@@ -28,10 +30,11 @@ _ID_DETAILS = (
 
 
 class PromptRoutes:
-    def __init__(self, queue: PromptQueue, folders: Folders, options: EngineOptions) -> None:
+    def __init__(self, queue: PromptQueue, folders: Folders, options: EngineOptions, faults: Faults) -> None:
         self._queue = queue
         self._folders = folders
         self._options = options
+        self._faults = faults
         self._number = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -68,6 +71,7 @@ class PromptRoutes:
             return _refusal("invalid_prompt_id", "prompt_id must be a valid UUID", _ID_DETAILS)
         prompt = body["prompt"]
         targets = body.get("partial_execution_targets")
+        self._perhaps_crash(prompt)
         # In a thread, for it looks at the input files.
         verdict = await asyncio.to_thread(
             validate_prompt, prompt, targets, self._folders, modern=self._options.is_modern
@@ -81,6 +85,15 @@ class PromptRoutes:
             extra_data["create_time"] = int(time.time() * 1000)
         self._queue.put(QueuedPrompt(number, prompt_id, prompt, extra_data, verdict.outputs))
         return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors})
+
+    def _perhaps_crash(self, prompt: Any) -> None:
+        """As a custom node does whose validation ends the process."""
+        nodes = prompt.items() if isinstance(prompt, dict) else ()
+        for node_id, node in nodes:
+            facts = {"node_id": node_id, "class_type": str(node.get("class_type")) if isinstance(node, dict) else ""}
+            for how in CRASHES:
+                if (config := self._faults.take(how, "validation", **facts)) is not None:
+                    crash(how, config)
 
     def _next_number(self, body: dict[str, Any]) -> float:
         if "number" in body:

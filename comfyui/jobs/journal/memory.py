@@ -48,6 +48,7 @@ from comfyui.jobs.journal.writes import (
     SendAgain,
     Sent,
     Start,
+    Suspect,
     Tell,
     Tried,
     Withdraw,
@@ -112,6 +113,7 @@ class MemoryJournal:
             Place: self._place,
             PutBack: self._put_back,
             Start: self._start,
+            Suspect: self._suspect,
             Cancel: self._cancel,
             Finish: self._finish,
             Tell: self._tell,
@@ -198,6 +200,12 @@ class MemoryJournal:
         self._outbox.add(write.fence, write.deliveries)
         return self._change(job, state=State.RUNNING, begun=True, started_at=write.at, attempt=write.fence.attempt)
 
+    def _suspect(self, write: Suspect) -> bool:
+        job = self._fenced(write.fence)
+        if job is None or job.state not in _LIVE or job.server is None:
+            return False
+        return self._change(job, alone=True, begun=job.begun or write.begun, attempt=write.fence.attempt)
+
     def _cancel(self, write: Cancel) -> bool:
         job = self._current(write.prompt_id, write.run)
         return job is not None and job.state in _LIVE and self._change(job, state=State.CANCELING)
@@ -260,6 +268,7 @@ class MemoryJournal:
             server=None,
             attempt=0,
             begun=False,
+            alone=False,
             losses=0,
             number=self._next_number(),
             end_number=None,

@@ -150,6 +150,7 @@ class JobRecord(Submission):
         run: counts from 1.
         server: where the present attempt is; None while the run waits with us.
         begun: the present attempt has begun to execute.
+        alone: a server died while it had the run: see `comfyui.jobs.job.Job.alone`.
         losses: how many attempts of this run a server lost after they had begun.
         number, end_number: when this run was queued, and when it ended, on one counter for all jobs.
         queued_at: when this run was queued.
@@ -165,6 +166,7 @@ class JobRecord(Submission):
     server: str | None
     attempt: int
     begun: bool
+    alone: bool = False
     losses: int
     number: int
     end_number: int | None

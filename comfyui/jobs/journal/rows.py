@@ -41,7 +41,7 @@ INSERT_JOB = (
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
-    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun, turn,"
+    " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun, turn, alone,"
     f" {HIDDEN}"
 )
 RUN_COLUMNS = "run, state, server, attempt, number, end_number, queued_at, started_at, ended_at, error"
@@ -150,7 +150,8 @@ def job_of(row: tuple[Any, ...]) -> JobRecord:
         error=jsonio.loads(row[29]) if row[29] is not None else None,
         begun=bool(row[30]),
         turn=row[31],
-        hidden=bool(row[32]),
+        alone=bool(row[32]),
+        hidden=bool(row[33]),
     )
 
 

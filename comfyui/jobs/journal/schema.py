@@ -115,6 +115,11 @@ _VERSION_9 = """
 ALTER TABLE jobs ADD COLUMN turn REAL;
 """
 
+# Whether the run may have ended a server, so that it is placed only where no other is.
+_VERSION_10 = """
+ALTER TABLE jobs ADD COLUMN alone INTEGER NOT NULL DEFAULT 0;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -126,6 +131,7 @@ MIGRATIONS = (
     _VERSION_7,
     _VERSION_8,
     _VERSION_9,
+    _VERSION_10,
 )
 
 

@@ -13,13 +13,7 @@ from comfyui.jobs.journal.by_owner import Used
 from comfyui.jobs.journal.listing import page_of
 from comfyui.jobs.journal.outbox_statements import OutboxStatements
 from comfyui.jobs.journal.protocol import RUNS_KEPT
-from comfyui.jobs.journal.records import (
-    ENDS,
-    JobFilter,
-    JobRecord,
-    RunRecord,
-    State,
-)
+from comfyui.jobs.journal.records import ENDS, JobFilter, JobRecord, RunRecord, State
 from comfyui.jobs.journal.removing import REMOVE_BODY, remove_labels, withdraw
 from comfyui.jobs.journal.rows import (
     FINISH_JOB,
@@ -49,6 +43,7 @@ from comfyui.jobs.journal.writes import (
     SendAgain,
     Sent,
     Start,
+    Suspect,
     Tell,
     Tried,
     Withdraw,
@@ -82,6 +77,7 @@ class Statements:
             Place: self._place,
             PutBack: self._put_back,
             Start: self._start,
+            Suspect: self._suspect,
             Cancel: self._cancel,
             Finish: self._finish,
             Tell: self._tell,
@@ -183,6 +179,12 @@ class Statements:
             self.outbox.add(fence, write.deliveries)
         return started
 
+    def _suspect(self, write: Suspect) -> bool:
+        return self._changed(
+            f"UPDATE jobs SET alone = 1, begun = begun OR ?, attempt = ? WHERE {_OF_THE_RUN} AND server IS NOT NULL",  # noqa: S608
+            (write.begun, write.fence.attempt, *write.fence),
+        )
+
     def _cancel(self, write: Cancel) -> bool:
         return self._changed(
             "UPDATE jobs SET state = 'canceling' WHERE prompt_id = ? AND run = ? AND state IN ('queued', 'running')",
@@ -231,7 +233,7 @@ class Statements:
         self.outbox.forget(seq, write.run - RUNS_KEPT)
         return self._changed(
             "UPDATE jobs SET run = run + 1, kind = ?, state = 'queued', server = NULL, attempt = 0, begun = 0,"
-            " losses = 0, needs_secrets = COALESCE(?, needs_secrets), number = ?, end_number = NULL,"
+            " alone = 0, losses = 0, needs_secrets = COALESCE(?, needs_secrets), number = ?, end_number = NULL,"
             " queued_at = ?, started_at = NULL, ended_at = NULL,"
             " retryable = 0, error = NULL, result = NULL, hidden = 0 WHERE seq = ?",
             (write.kind, write.needs_secrets, self._next_number(), write.at, seq),

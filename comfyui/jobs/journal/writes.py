@@ -65,6 +65,20 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """The server died while it had the attempt, or was being sent it: the run is placed alone from now on.
+
+    Place: queued or running, where it is placed.
+
+    Attributes:
+        begun: the attempt counts as begun, though ComfyUI may not have said so.
+    """
+
+    fence: Fence
+    begun: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """The job is being taken out. Place: queued or running; whoever asks for it needs no fence."""
 
@@ -231,6 +245,7 @@ Write = (
     | Place
     | PutBack
     | Start
+    | Suspect
     | Cancel
     | Finish
     | Tell

@@ -41,6 +41,7 @@ from comfyui.jobs.journal.writes import (
     SendAgain,
     Sent,
     Start,
+    Suspect,
     Tell,
     Tried,
     Withdraw,
@@ -351,6 +352,25 @@ async def test_only_a_run_that_had_begun_has_losses(journal: Journal) -> None:
     assert (put_back.losses, put_back.state, put_back.server) == (2, State.RUNNING, None)
     await journal.write(Place(put_back.fence.next(), "gpu-1"))
     assert (await got(journal, 1)).losses == 2, "what was put back is counted once"
+
+
+async def test_a_run_that_may_have_ended_its_server_is_alone_until_its_next_run(journal: Journal) -> None:
+    await journal.write(Add(new_job(1)))
+    placed = Fence(prompt_id(1), 1, 1)
+    assert not await journal.write(Suspect(placed, begun=True)), "it is on no server"
+    await journal.write(Place(placed, "gpu-1"))
+    assert await journal.write(Suspect(placed, begun=False))
+    sent = await got(journal, 1)
+    assert (sent.alone, sent.begun, sent.state) == (True, False, State.QUEUED)
+    assert await journal.write(Suspect(placed, begun=True))
+    await journal.write(Place(placed.next(), "gpu-2"))
+    blamed = await got(journal, 1)
+    assert (blamed.alone, blamed.losses, blamed.state) == (True, 1, State.QUEUED)
+    assert not await journal.write(Suspect(placed, begun=True)), "an older attempt"
+    await journal.write(Finish(fence=blamed.fence, state=State.LOST, at=9.0))
+    assert (await got(journal, 1)).alone
+    assert await journal.write(Again(prompt_id(1), 1, "async", 10.0))
+    assert not (await got(journal, 1)).alone
 
 
 async def test_an_attempt_that_was_put_back_says_nothing_more(journal: Journal) -> None:

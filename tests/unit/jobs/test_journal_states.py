@@ -38,6 +38,7 @@ from comfyui.jobs.journal.writes import (
     PutBack,
     SendAgain,
     Start,
+    Suspect,
     Tell,
     Tried,
     Withdraw,
@@ -107,7 +108,8 @@ class JournalMachine(RuleBasedStateMachine):
             return
         assert after.state in _FORWARD[before.state]
         assert after.attempt >= before.attempt
-        if changed and isinstance(write, Place | PutBack | Start | Finish):
+        assert after.alone >= before.alone, "suspicion ends with the run"
+        if changed and isinstance(write, Place | PutBack | Start | Suspect | Finish):
             assert write.fence.run == before.run
             assert write.fence.attempt >= before.attempt
             assert before.state not in ENDS
@@ -151,6 +153,10 @@ class JournalMachine(RuleBasedStateMachine):
     def start(self, fence: Fence, deliveries: tuple[NewDelivery, ...]) -> None:
         self._write(Start(fence, self._time(), deliveries), fence.prompt_id)
 
+    @rule(fence=_FENCES, begun=st.booleans())
+    def suspect(self, fence: Fence, begun: bool) -> None:
+        self._write(Suspect(fence, begun), fence.prompt_id)
+
     @rule(number=_NUMBERS, run=_RUNS)
     def cancel(self, number: int, run: int) -> None:
         self._write(Cancel(prompt_id(number), run), prompt_id(number))
@@ -189,6 +195,7 @@ class JournalMachine(RuleBasedStateMachine):
         after = self._job(number)
         if before is None or after is None:
             return
+        assert not (after.alone and after.run > before.run)
         open_again = before.state in {State.CANCELED, State.LOST} or (before.state is State.FAILED and before.retryable)
         assert after.run == before.run + (open_again and run == before.run)
 

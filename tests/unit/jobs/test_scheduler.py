@@ -98,6 +98,57 @@ def test_no_job_is_placed_while_one_of_higher_priority_could_be(data: st.DataObj
         assert not [one for one in higher if server not in one.lane.no or one.lane.no == all_servers]
 
 
+# Jobs that may end their server
+
+
+def test_a_job_that_goes_alone_waits_for_an_idle_server_and_is_not_overtaken_there() -> None:
+    scheduler = one_server(Waiting("a", 1))
+    assert placed(scheduler.decide(0.0)) == [("a", "gpu")]
+    scheduler.accepted("a")
+    scheduler.add(Waiting("alone", 2, lane=Lane(alone=True)))
+    scheduler.add(Waiting("b", 3))
+    assert scheduler.decide(1.0) == [], "the server is cleared for it"
+    scheduler.left("a", 1.0)
+    assert placed(scheduler.decide(2.0)) == [("alone", "gpu")]
+    scheduler.accepted("alone")
+    assert placed(scheduler.decide(2.0)) == [("b", "gpu")], "behind it another one may wait"
+
+
+def test_one_server_only_is_cleared_for_a_job_that_goes_alone() -> None:
+    scheduler = one_server(Waiting("a", 1))
+    scheduler.set_server("other", up=True)
+    scheduler.add(Waiting("b", 2))
+    for prompt_id, _ in placed(scheduler.decide(0.0)):
+        scheduler.accepted(prompt_id)
+    scheduler.add(Waiting("alone", 3, lane=Lane(alone=True, avoid=frozenset({"gpu"}))))
+    scheduler.add(Waiting("c", 4))
+    scheduler.add(Waiting("d", 5))
+    assert placed(scheduler.decide(1.0)) == [("c", "gpu")]
+    scheduler.accepted("c")
+    scheduler.left("a", 1.0)
+    assert placed(scheduler.decide(2.0)) == [("d", "gpu")]
+    scheduler.left("b", 1.0)
+    assert placed(scheduler.decide(3.0)) == [("alone", "other")]
+
+
+def test_prompts_of_others_keep_a_job_that_goes_alone_away() -> None:
+    scheduler = one_server(Waiting("alone", 1, lane=Lane(alone=True)))
+    scheduler.set_server("gpu", up=True, others=1)
+    assert scheduler.decide(0.0) == []
+    scheduler.set_server("gpu", up=True)
+    assert placed(scheduler.decide(1.0)) == [("alone", "gpu")]
+
+
+def test_a_job_of_higher_priority_goes_where_one_was_to_go_alone() -> None:
+    scheduler = one_server(Waiting("a", 1))
+    scheduler.decide(0.0)
+    scheduler.accepted("a")
+    scheduler.add(Waiting("alone", 2, lane=Lane(alone=True)))
+    scheduler.decide(1.0)
+    scheduler.add(Waiting("urgent", 3, priority=1))
+    assert placed(scheduler.decide(2.0)) == [("urgent", "gpu")]
+
+
 # Fairness
 
 

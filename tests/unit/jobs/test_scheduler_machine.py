@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from hypothesis import settings
@@ -15,7 +15,7 @@ from comfyui.jobs.scheduler import Place, Scheduler, TakeBack, Waiting
 from comfyui.jobs.shares import Terms
 
 NAMES = ("gpu-0", "gpu-1", "gpu-2")
-LIMITS = {"ann": 2, "bob": None}
+LIMITS = {"ann": 2, "bob": None, "cid": None}
 kinds = st.one_of(st.just(["yes"] * 3), st.lists(st.sampled_from(["yes", "no", "unknown"]), min_size=3, max_size=3))
 some_job = st.tuples(kinds, st.sampled_from(["ann", "bob"]), st.integers(0, 1), st.booleans())
 
@@ -100,7 +100,9 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: self.can_begin())
     @rule(data=st.data())
     def begins(self, data: st.DataObject) -> None:
-        world = self.worlds[data.draw(st.sampled_from(self.can_begin()))]
+        self.begin(self.worlds[data.draw(st.sampled_from(self.can_begin()))])
+
+    def begin(self, world: World) -> None:
         world.running = True
         self.checked["prompts begun"] += 1
         self.runs[world.queue[0]] = self.runs.get(world.queue[0], 0) + 1
@@ -110,7 +112,9 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: any(world.running for world in self.worlds.values()))
     @rule(data=st.data(), seconds=st.floats(0.1, 50))
     def ends(self, data: st.DataObject, seconds: float) -> None:
-        world = data.draw(st.sampled_from([world for world in self.worlds.values() if world.running]))
+        self.end(data.draw(st.sampled_from([world for world in self.worlds.values() if world.running])), seconds)
+
+    def end(self, world: World, seconds: float) -> None:
         world.running = False
         self.scheduler.left(world.queue.pop(0), seconds)
         self.decide()
@@ -125,6 +129,30 @@ class Fleet(RuleBasedStateMachine):
     def goes_down_or_comes_up(self, name: str, up: bool) -> None:
         self.worlds[name].up = up
         self.tell(name)
+        self.decide()
+
+    def can_die(self) -> list[str]:
+        return [name for name, world in self.worlds.items() if world.running]
+
+    @precondition(lambda self: self.can_die())
+    @rule(data=st.data(), seconds=st.floats(0.1, 50))
+    def dies(self, data: st.DataObject, seconds: float) -> None:
+        """It is started again at once. What ran there may have ended it; what waited there did not."""
+        name = data.draw(st.sampled_from(self.can_die()))
+        self.checked["deaths"] += 1
+        world = self.worlds[name]
+        lost = [*world.queue, *world.sent]
+        self.taking = [back for back in self.taking if back.prompt_id not in lost]
+        for prompt_id in lost:
+            job = self.jobs[prompt_id]
+            began = prompt_id == world.queue[0]
+            lane = replace(job.lane, avoid=job.lane.avoid | {name}, alone=job.lane.alone or began)
+            self.jobs[prompt_id] = job = replace(job, lane=lane)
+            self.scheduler.left(prompt_id, seconds if began else 0.0)
+            self.runs.pop(prompt_id, None)
+            self.waiting.add(prompt_id)
+            self.scheduler.add(job, Terms(1.0, job.owner, LIMITS[job.owner or ""]))
+        world.running, world.queue, world.sent = False, [], []
         self.decide()
 
     def known(self) -> list[str]:
@@ -192,6 +220,9 @@ class Fleet(RuleBasedStateMachine):
             assert self.load(place.server) < 2, "one runs and one waits"
             assert self.may_run(place.prompt_id, place.server)
             assert self.runs.get(place.prompt_id, 0) == 0, "it has run"
+            if self.jobs[place.prompt_id].lane.alone:
+                self.checked["places alone"] += 1
+                assert not self.load(place.server), "it may end what it is sent to, with all that is there"
             if self.load(place.server):
                 assert not self.idle_for(place.prompt_id), "a server that can run it is idle"
             self.waiting.remove(place.prompt_id)
@@ -203,11 +234,11 @@ class Fleet(RuleBasedStateMachine):
         return sum(self.jobs[prompt_id].owner == owner for prompt_id in on)
 
     def idle_for(self, prompt_id: str) -> list[str]:
-        kept = {back.idle for back in self.taking}
+        kept, lane = {back.idle for back in self.taking}, self.jobs[prompt_id].lane
         return [
             name
             for name, world in self.worlds.items()
-            if world.up and not self.load(name) and name not in kept and name in self.jobs[prompt_id].lane.yes
+            if world.up and not self.load(name) and name not in kept and name in lane.yes - lane.avoid
         ]
 
     def check_order(self, place: Place) -> None:
@@ -231,6 +262,28 @@ class Fleet(RuleBasedStateMachine):
         assert self.may_run(back.prompt_id, back.idle)
         assert back.idle not in {other.idle for other in self.taking}
         assert back.prompt_id not in {other.prompt_id for other in self.taking}
+
+    # What holds in the end
+
+    def teardown(self) -> None:
+        """Jobs that go alone get their turn, though others come without end, so that no server is ever idle."""
+        self.slow = False
+        for name, world in self.worlds.items():
+            world.up, world.others = True, 0
+            self.tell(name)
+        for step in range(400):
+            if not any(self.jobs[prompt_id].lane.alone for prompt_id in self.waiting):
+                return
+            self.submit([(["yes"] * 3, "cid", 0, False)] * 3)
+            while self.taking:
+                self.is_taken_back()
+            for name in NAMES:
+                self.arrives(name)
+            for name in self.can_begin():
+                self.begin(self.worlds[name])
+            if (world := self.worlds[NAMES[step % 3]]).running:
+                self.end(world, 50.0)
+        raise AssertionError("a job that goes alone is never placed")
 
     # What holds always
 

@@ -1,0 +1,167 @@
+"""A prompt that may have ended its server is sent again only where no other is, so that it takes nothing with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+
+from comfyui.engine import Engine
+from tests.gateway.test_losses import crash_workflow, executions, restarted_engine
+from tests.support.jobs import begins, fetch, look, submit
+from tests.support.processes import gateway_process
+from tests.support.running import Workflow, invert_workflow, queue_of, requests, running_gateway, sleep_workflow, until
+from tests.support.running import executions as executed_by
+
+# A custom node whose validation ends the process: the submission does it, with all that runs there.
+ENDS_AT_ITS_SUBMISSION = json.dumps({"at": "validation", "class_type": "SimulatedError"})
+
+
+def poison() -> Workflow:
+    workflow = invert_workflow()
+    workflow["4"] = {
+        "class_type": "SimulatedError",
+        "inputs": {"exception_type": "RuntimeError", "message": "never runs", "value": ["2", 0]},
+    }
+    workflow["3"]["inputs"]["images"] = ["4", 0]
+    return workflow
+
+
+async def queued_at(url: str) -> list[str]:
+    """Ids in the queue of a server, the one that runs first."""
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/queue") as response:
+        queue = await response.json()
+    return [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])]
+
+
+async def lost(http: aiohttp.ClientSession) -> bool:
+    """Whether a prompt was lost and is to be placed again."""
+    async with http.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return any(line.startswith('comfyui_gateway_resubmissions_total{reason="prompt_lost"} 1') for line in lines)
+
+
+async def cancel(http: aiohttp.ClientSession, prompt_id: str) -> None:
+    async with http.delete(f"/prompt_sync/{prompt_id}") as response:
+        assert response.status == 200, await response.text()
+
+
+async def test_a_prompt_that_ends_each_comfyui_takes_no_other_with_it(tmp_path: Path) -> None:
+    fault = ("--fault", f"segfault={ENDS_AT_ITS_SUBMISSION}")
+    async with AsyncExitStack() as stack:
+        folders = [tmp_path / "a", tmp_path / "b"]
+        for folder in folders:
+            folder.mkdir()
+        one, other = [await stack.enter_async_context(restarted_engine(folder, *fault)) for folder in folders]
+        gateway = await stack.enter_async_context(running_gateway(one, other, state_dir=tmp_path / "state"))
+        innocent = await submit(gateway.http, sleep_workflow(60))
+        await begins(gateway.http, innocent)
+        ends = await submit(gateway.http, poison())
+        await until(lambda: lost(gateway.http), bool, timeout_s=30)
+        # It waits for the server where the innocent one runs: where it failed, others run.
+        assert (await gateway.prompt_sync(invert_workflow(2), timeout=30))[0] == 200
+        assert [innocent] in (await queued_at(one), await queued_at(other))
+        await cancel(gateway.http, innocent)
+        status, body = await fetch(gateway.http, ends)
+        assert (status, body["type"]) == (500, "prompt_quarantined"), body
+    ran = executions(folders[0]) + executions(folders[1])
+    assert (ran[innocent], ran[ends]) == (1, 0)
+
+
+async def test_a_prompt_that_was_running_is_placed_alone_after_a_restart_of_the_gateway_too(tmp_path: Path) -> None:
+    """Its server is away for good; the other one has something to do."""
+    settings = {"STATE_DIR": str(tmp_path / "state"), "QUARANTINE_AFTER": "0", "REATTACH_SECONDS": "1"}
+    async with AsyncExitStack() as stack:
+        folders = [tmp_path / "a", tmp_path / "b"]
+        for folder in folders:
+            folder.mkdir()
+        other = await stack.enter_async_context(restarted_engine(folders[1]))
+        async with AsyncExitStack() as until_then:
+            one = await until_then.enter_async_context(restarted_engine(folders[0]))
+            names = f"one={one},other={other}"
+            gateway = await until_then.enter_async_context(gateway_process(names, **settings))
+            suspect = await submit(gateway.http, sleep_workflow(5))
+            await begins(gateway.http, suspect)
+            runs = await submit(gateway.http, sleep_workflow(60, tag=1))
+            await begins(gateway.http, runs)
+            assert (await queued_at(one), await queued_at(other)) == ([suspect], [runs])
+            await gateway.kill()
+        async with gateway_process(names, **settings) as gateway:
+            await until(lambda: lost(gateway.http), bool, timeout_s=30)
+            behind = await submit(gateway.http, invert_workflow(3))
+            await until(lambda: look(gateway.http, behind), lambda found: found[1].get("position") == 1)
+            assert await queued_at(other) == [runs]
+            await cancel(gateway.http, runs)
+            assert (await fetch(gateway.http, suspect))[0] == 200
+            assert (await fetch(gateway.http, behind))[0] == 200
+    assert executions(folders[1]) == {runs: 1, suspect: 1, behind: 1}
+
+
+async def test_with_comfyui_s_own_queue_it_is_sent_when_nothing_else_is_there_and_others_go_on(engine: Engine) -> None:
+    """ComfyUI forgets all of it: one ran, two waited; and others come without end until it is done."""
+    async with running_gateway(engine.url, queue="comfyui") as gateway:
+
+        async def status_of(workflow: Workflow) -> int:
+            return (await gateway.prompt_sync(workflow))[0]
+
+        seen: list[list[str]] = []
+
+        async def keep_looking() -> None:
+            while True:
+                seen.append(await queued_at(engine.url))
+                await asyncio.sleep(0.01)
+
+        first = asyncio.create_task(status_of(sleep_workflow(0.6)))
+        (suspect,), _ = await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
+        others = [asyncio.create_task(status_of(sleep_workflow(0.3, tag=tag))) for tag in (1, 2)]
+        await until(lambda: queue_of(engine), lambda queue: len(queue[1]) == 2)
+        looking = asyncio.create_task(keep_looking())
+        await engine.set_faults({"forget": {}})
+        while not first.done():
+            others.append(asyncio.create_task(status_of(sleep_workflow(0.1, tag=10 + len(others)))))
+            await asyncio.sleep(0.05)
+        assert set(await asyncio.gather(first, *others)) == {200}
+        looking.cancel()
+        assert executed_by(engine)[suspect] == 2
+    again = [queue for queue in seen if suspect in queue]
+    assert again
+    assert all(queue[0] == suspect for queue in again), again
+
+
+async def test_with_comfyui_s_own_queue_prompts_of_others_are_waited_for(engine: Engine, tmp_path: Path) -> None:
+    """An async job that is gone from ComfyUI after a restart of both: somebody else's prompt runs there now."""
+    settings = {"STATE_DIR": str(tmp_path / "state"), "QUEUE": "comfyui"}
+    async with gateway_process(engine.url, **settings) as gateway:
+        suspect = await submit(gateway.http, sleep_workflow(0.5))
+        await begins(gateway.http, suspect)
+        await gateway.kill()
+    await engine.set_faults({"forget": {}})
+    async with aiohttp.ClientSession(engine.url) as http:
+        async with http.post("/prompt", json={"prompt": sleep_workflow(60, tag=9)}) as response:
+            other = (await response.json())["prompt_id"]
+        async with gateway_process(engine.url, **settings) as gateway:
+            await until(lambda: lost(gateway.http), bool, timeout_s=30)
+            before = requests(engine, "GET /queue")
+            await until(lambda: _asked(engine), lambda asked: asked >= before + 2)
+            assert await queued_at(engine.url) == [other]
+            async with http.post("/interrupt", json={"prompt_id": other}):
+                pass
+            assert (await fetch(gateway.http, suspect))[0] == 200
+    assert executed_by(engine) == {suspect: 2, other: 1}
+
+
+async def _asked(engine: Engine) -> int:
+    return requests(engine, "GET /queue")
+
+
+async def test_a_prompt_that_ends_comfyui_while_it_runs_is_no_harm_to_what_comes_behind_it(tmp_path: Path) -> None:
+    async with restarted_engine(tmp_path) as engine, running_gateway(engine, queue="gateway") as gateway:
+        ends = await submit(gateway.http, crash_workflow(1))
+        others = [await submit(gateway.http, invert_workflow(tag)) for tag in (2, 3)]
+        status, body = await fetch(gateway.http, ends, 50)
+        assert (status, body["type"]) == (500, "prompt_quarantined"), body
+        assert [(await fetch(gateway.http, other))[0] for other in others] == [200, 200]
+    assert executions(tmp_path) == {ends: 2, others[0]: 1, others[1]: 1}
