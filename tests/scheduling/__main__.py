@@ -41,7 +41,7 @@ def main() -> int:
     machine = test_scheduler_machine.Fleet
     began = time.monotonic()
     run_state_machine_as_test(machine, settings=settings.get_profile("long"))
-    _print("any step in any order: servers, owners, others, cancels", machine.checked, time.monotonic() - began)
+    _print("any step in any order: servers, owners, others, cancels, deaths", machine.checked, time.monotonic() - began)
     return 0
 
 
