@@ -116,7 +116,9 @@ class Fleet(RuleBasedStateMachine):
 
     def end(self, world: World, seconds: float) -> None:
         world.running = False
-        self.scheduler.left(world.queue.pop(0), seconds)
+        ended = world.queue.pop(0)
+        self.taking = [back for back in self.taking if back.prompt_id != ended]
+        self.scheduler.left(ended, seconds)
         self.decide()
 
     @rule(name=st.sampled_from(NAMES), others=st.sampled_from([0, 0, 0, 1, 2]))
