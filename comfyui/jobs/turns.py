@@ -71,8 +71,7 @@ class Turns:
         self._takes_back = self._is_ours and len(pool.backends) > 1
         affinity_wait_s = options.affinity_wait_s if self._is_ours else 0.0
         self._scheduler = Scheduler(SchedulerOptions(affinity_wait_s, takes_back=self._takes_back))
-        self.abilities = Abilities(pool)
-        self._clearing = Clearing()
+        self.abilities, self._clearing = Abilities(pool), Clearing()
         self._lanes_of = 0
         self._jobs: dict[str, Assignment] = {}
         self._needs: dict[str, Needs] = {}
@@ -188,8 +187,7 @@ class Turns:
             needed = None if brings_inputs else request.prompt
             return await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needed)
         prompt_id = job.prompt_id
-        placed = not avoid and prompt_id in self._jobs
-        if placed and (given := self._given(prompt_id)) is not None and given.ready:
+        if not avoid and prompt_id in self._jobs and (given := self._given(prompt_id)) is not None and given.ready:
             return given
         self._jobs[prompt_id] = job
         self._needs[prompt_id] = needs = await self.needs_of(request, brings_inputs=brings_inputs)
@@ -199,11 +197,10 @@ class Turns:
             return given
         self._scheduler.left(prompt_id, _executed_s(job))
         turn, number = self._orders.get(prompt_id) or self.numbers.order_of(request)
-        waiting = Waiting(prompt_id, number, job.owner, request.priority, turn, lane=Lane(alone=job.alone))
-        self._add(waiting, needs, avoided)
-        loop = asyncio.get_running_loop()
-        waiter = _Waiter(loop.create_future(), None if job.stays else patience_s, loop.time())
-        self._waiters[prompt_id] = waiter
+        lane = Lane(alone=job.alone)
+        self._add(Waiting(prompt_id, number, job.owner, request.priority, turn, lane=lane), needs, avoided)
+        came = asyncio.get_running_loop().create_future()
+        self._waiters[prompt_id] = waiter = _Waiter(came, None if job.stays else patience_s, _now())
         self.decide()
         try:
             if not waiter.turn.done():
@@ -255,7 +252,6 @@ class Turns:
 
     def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str]) -> None:
         self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
-        # Only here are all prompts of a server known; and one that stands for many has them apart.
         alone = job.lane.alone and self._is_ours and self._options.places is not None
         lane = self.abilities.lane(needs, avoid, alone=alone)
         models = frozenset() if needs is None else needs.models
