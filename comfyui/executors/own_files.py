@@ -137,7 +137,7 @@ def _is_own(text: str, key: str, brought: Collection[str]) -> bool:
     if is_inline(text):
         return True
     name = text.strip().removesuffix("[input]").rstrip()
-    return name in brought or is_below(folder_of(key), name)
+    return name in brought or (is_below(folder_of(key), name) and not name.endswith(_FOLDERS))
 
 
 def is_below(folder: str, name: str) -> bool:

@@ -64,7 +64,7 @@ async def nodes_without_files(backend: Backend, result: PromptResult, entry: His
 
     A file that was just written is there, and a node that ran and shows nothing has nothing to show.
     """
-    cached = cached_nodes(entry)
+    cached = cached_nodes(entry.messages)
     if not result.outputs:
         return set(cached.intersection(entry.output_nodes))
     files = [file for file in result.files if file.node_id in cached]

@@ -16,11 +16,10 @@ from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, 
 from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Suspect, Tell, Withdraw, Write
 from comfyui.jobs.new_job import KEPT_OF_SYNC, new_job, order_of
 from comfyui.jobs.origin import Origin
-from comfyui.jobs.stored import body_of, error_to_fields, may_run_again, result_to_bytes
+from comfyui.jobs.stored import body_of, error_to_fields, files_made, may_run_again, result_to_bytes
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
-from comfyui.owners import place_of
 
 # So long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
@@ -326,7 +325,7 @@ class Entry:
             self.added = True
         executing_s = result.timings.executing_s or None
         stored = (kept or result_to_bytes(result)) if self.added else None
-        self._finish(State.SUCCEEDED, result=stored, executing_s=executing_s, files=self._made(result))
+        self._finish(State.SUCCEEDED, result=stored, executing_s=executing_s, files=files_made(result, self.owner))
 
     def failed(
         self,
@@ -344,19 +343,13 @@ class Entry:
             state,
             error=error_to_fields(error),
             retryable=may_run_again(error),
-            files=self._made(saved),
+            files=files_made(saved, self.owner),
             result=None if saved is None or not self.added else result_to_bytes(saved),
         )
 
     def end(self, state: State, error: ComfyUIError) -> Finish:
         """What ends a run that waits so, for those who write it together with others."""
         return self._finish_of(state, error=error_to_fields(error), retryable=may_run_again(error))
-
-    def _made(self, result: PromptResult | None) -> tuple[str, ...]:
-        """The files of the result, where they are to be somebody's."""
-        if result is None or self.owner is None:
-            return ()
-        return tuple(place_of(file.type, file.subfolder, file.filename) for file in result.files)
 
     def _finish(self, state: State, **fields: Any) -> None:
         if self._write_start is not None:

@@ -15,6 +15,7 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
     error_body_of,
 )
+from comfyui.jobs.journal.writes import MadeFile
 from comfyui.json_pieces import is_large, pieces
 from comfyui.limits import JSON_OF_COMFYUI, Limits
 from comfyui.models import (
@@ -30,6 +31,8 @@ from comfyui.models import (
     Told,
 )
 from comfyui.offload import in_thread
+from comfyui.outputs.history import cached_nodes
+from comfyui.owners import place_of
 
 _RETRY_AFTER_S = 5
 # Bytes of what ComfyUI said of a prompt beside its outputs; more is not kept.
@@ -162,6 +165,17 @@ def error_from_fields(fields: Mapping[str, Any]) -> ComfyUIError:
 def may_run_again(error: ComfyUIError) -> bool:
     """Whether the same request may have another outcome: not after a node's error or a refusal."""
     return isinstance(error, ComfyUIInputUnavailableError) or not isinstance(error, _FINAL)
+
+
+def files_made(result: PromptResult | None, owner: str | None) -> tuple[MadeFile, ...]:
+    """The files of a result, as it is written down that they are this owner's."""
+    if result is None or owner is None:
+        return ()
+    cached = cached_nodes(result.told.messages if result.told else ())
+    return tuple(
+        MadeFile(result.server, place_of(file.type, file.subfolder, file.filename), file.node_id not in cached)
+        for file in result.files
+    )
 
 
 def _tree(kind: type[ComfyUIError]) -> Iterator[type[ComfyUIError]]:

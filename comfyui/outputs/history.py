@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -143,9 +143,9 @@ def executing_s(entry: HistoryEntry) -> float:
     return max(0.0, (times[-1] - times[0]) / 1000) if len(times) > 1 else 0.0
 
 
-def cached_nodes(entry: HistoryEntry) -> frozenset[str]:
-    """The nodes that ComfyUI did not run but served from its cache."""
-    for kind, data in entry.messages:
+def cached_nodes(messages: Iterable[tuple[str, Mapping[str, Any]]]) -> frozenset[str]:
+    """The nodes that ComfyUI did not run but served from its cache, by the messages of its history."""
+    for kind, data in messages:
         if kind == "execution_cached":
             nodes = data.get("nodes")
             return frozenset(filter(_is_text, nodes if isinstance(nodes, list) else ()))

@@ -49,7 +49,14 @@ async def _upload(calls: Calls, name: str, **fields: str) -> None:
             "keys/alice/../bob/x.png",
         ),
         *("keys/alice/../../secret.png", "keys\\alice\\..\\bob\\x.png", "keys/alice", "keys/alicex/a.png"),
-        *("test_00001_.png [output]", "x.png [temp]", "/etc/passwd", "nothing.png", ["secret.png"]),
+        *(
+            "test_00001_.png [output]",
+            "x.png [temp]",
+            "keys/alice/x.png [output]",
+            "/etc/passwd",
+            "nothing.png",
+            ["secret.png"],
+        ),
     ],
 )
 async def test_another_s_file_is_refused_as_one_that_is_not_there(calls: Calls, engine: Engine, name: Any) -> None:

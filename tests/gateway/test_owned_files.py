@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,9 +12,10 @@ import pytest
 
 from comfyui.engine import Engine
 from tests.support.calls import Calls
+from tests.support.jobs import ASYNC
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
 from tests.support.relaying import fetch
-from tests.support.running import invert_workflow
+from tests.support.running import engines, invert_workflow, queue_of, running_gateway, sleep_workflow, until
 
 
 async def _view(calls: Calls, key: str, query: str, **headers: str) -> Any:
@@ -37,6 +39,33 @@ async def test_two_keys_with_the_same_picture_of_comfyui_s_cache_both_open_it(ca
     for key in (ALICE, BOB):
         _, job = await calls.submit(key, invert_workflow(1))
         assert (await _view(calls, key, job["images"][0]["url"].partition("?")[2])).status == 200
+
+
+async def test_a_file_is_opened_on_the_server_that_has_made_it_and_on_no_other(keys_path: Path) -> None:
+    async with engines(2) as servers, running_gateway(*(one.url for one in servers), keys_file=keys_path) as gateway:
+        calls = Calls(gateway)
+        await calls.submit(ROOT, sleep_workflow(600), ASYNC)
+        await until(lambda: queue_of(servers[0]), lambda queue: len(queue[0]) == 1)
+        _, job = await calls.submit(ALICE, invert_workflow(1, prefix="same"))
+        name, query = job["images"][0]["filename"], job["images"][0]["url"].partition("?")[2]
+        assert (servers[1].folders.output / name).exists()
+        (servers[0].folders.output / name).write_bytes(b"another's")
+        assert (await _view(calls, ALICE, query)).body == (servers[1].folders.output / name).read_bytes()
+        assert (await _view(calls, BOB, query)).status == 404
+        # On no other one either when it is gone there.
+        (servers[1].folders.output / name).unlink()
+        assert (await _view(calls, ALICE, query)).status == 404
+
+
+async def test_a_name_that_another_s_job_got_after_the_file_was_gone_is_the_other_s(
+    calls: Calls, engine: Engine
+) -> None:
+    _, first = await calls.submit(ALICE, invert_workflow(1, prefix="same"))
+    (engine.folders.output / first["images"][0]["filename"]).unlink()
+    _, second = await calls.submit(BOB, invert_workflow(2, prefix="same"))
+    assert first["images"][0]["filename"] == second["images"][0]["filename"]
+    query = second["images"][0]["url"].partition("?")[2]
+    assert [(await _view(calls, key, query)).status for key in (ALICE, BOB)] == [404, 200]
 
 
 async def test_no_spelling_opens_another_s_file(calls: Calls, engine: Engine) -> None:

@@ -37,8 +37,11 @@ class Used:
         more[write.state.value] += 1
         more["gpu_s"] += write.used_s(started_at)
         if write.files and owner is not None:
-            rows = [(key_of(owner), jsonio.without_surrogates(place), day) for place in write.files]
-            self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
+            places = [(jsonio.without_surrogates(file.place), file.server) for file in write.files]
+            written = [place for place, file in zip(places, write.files, strict=True) if file.anew]
+            self._database.executemany("DELETE FROM files WHERE place = ? AND server = ?", written)
+            rows = [(*place, key_of(owner), day, write.at) for place in places]
+            self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
 
     def sent(self, write: Sent) -> bool:
         self._of(day_of(write.at), write.owner, "")["bytes"] += write.bytes
@@ -75,10 +78,10 @@ def usage(database: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
     return [UsageRow(*row) for row in rows]
 
 
-def has_made(database: sqlite3.Connection, key: str, place: str) -> bool:
-    """See `Journal.has_made`."""
-    found = database.execute("SELECT 1 FROM files WHERE key = ? AND place = ?", (key, jsonio.without_surrogates(place)))
-    return found.fetchone() is not None
+def holders(database: sqlite3.Connection, key: str, place: str) -> list[str]:
+    """See `Journal.holders`."""
+    query = "SELECT server FROM files WHERE place = ? AND key = ? ORDER BY at DESC"
+    return [row[0] for row in database.execute(query, (jsonio.without_surrogates(place), key))]
 
 
 def remove_usage(database: sqlite3.Connection, before: str, files_before: str) -> int:

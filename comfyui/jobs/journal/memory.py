@@ -458,8 +458,8 @@ class MemoryJournal:
     async def oldest_waiting(self) -> float | None:
         return self._jobs[self._waiting_seqs[self._waiting[0]]].queued_at if self._waiting else None
 
-    async def has_made(self, key: str, place: str) -> bool:
-        return self._usage.has_made(key, place)
+    async def holders(self, key: str, place: str) -> list[str]:
+        return self._usage.holders(key, place)
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         return self._usage.rows(query)

@@ -17,7 +17,8 @@ class MemoryUsage:
     """Sums by day, key, person and workflow."""
 
     def __init__(self) -> None:
-        self._files: dict[tuple[str, str], str] = {}
+        self._files: dict[str, dict[tuple[str, str], str]] = {}
+        """The days on which keys made the files of each place, by server and key, oldest first."""
         self._sums: dict[_Place, dict[str, float]] = {}
 
     def ended(self, write: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
@@ -25,7 +26,11 @@ class MemoryUsage:
         if owner is not None:
             while len(self._files) > _MOST_FILES:
                 del self._files[next(iter(self._files))]
-            self._files |= {(key_of(owner), place): day_of(write.at) for place in write.files}
+            for file in write.files:
+                made = self._files.pop(file.place, {})
+                kept = {by: day for by, day in made.items() if not file.anew or by[0] != file.server}
+                kept.pop((file.server, key_of(owner)), None)
+                self._files[file.place] = {**kept, (file.server, key_of(owner)): day_of(write.at)}
         self._add(day_of(write.at), owner, workflow or "", {write.state.value: 1, "gpu_s": write.used_s(started_at)})
 
     def sent(self, write: Sent) -> bool:
@@ -56,14 +61,16 @@ class MemoryUsage:
             found.append(UsageRow(**{name: named.get(name) for name in _NAMED}, **counts))  # type: ignore[arg-type]
         return found
 
-    def has_made(self, key: str, place: str) -> bool:
-        """See `Journal.has_made`."""
-        return (key, place) in self._files
+    def holders(self, key: str, place: str) -> list[str]:
+        """See `Journal.holders`."""
+        return [server for server, maker in reversed(self._files.get(place, {})) if maker == key]
 
     def remove(self, before: str, files_before: str) -> int:
         """Removes the days before these; how many rows there were of what was used."""
-        self._files = {file: day for file, day in self._files.items() if day >= files_before}
-        old = [place for place in self._sums if place[0] < before]
-        for place in old:
-            del self._sums[place]
+        for place, made in list(self._files.items()):
+            self._files[place] = {by: day for by, day in made.items() if day >= files_before}
+        self._files = {place: made for place, made in self._files.items() if made}
+        old = [sums for sums in self._sums if sums[0] < before]
+        for sums in old:
+            del self._sums[sums]
         return len(old)

@@ -150,8 +150,12 @@ class Journal(Protocol):
     async def is_paused(self) -> bool:
         """Whether the last `Pause` said so."""
 
-    async def has_made(self, key: str, place: str) -> bool:
-        """Whether a job of this key has made a file, see `comfyui.owners.place_of`."""
+    async def holders(self, key: str, place: str) -> list[str]:
+        """The servers where what has this name is what a job of this key made, the newest first.
+
+        `place`: see `comfyui.owners.place_of`. Another key's job may have made a file of the same name on another
+        server, or on the same one after the first was gone.
+        """
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """In the order of `query.by`."""

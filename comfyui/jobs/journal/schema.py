@@ -120,6 +120,15 @@ _VERSION_10 = """
 ALTER TABLE jobs ADD COLUMN alone INTEGER NOT NULL DEFAULT 0;
 """
 
+# On which server each file is: two of them may have files of the same name.
+_VERSION_11 = """
+DROP TABLE files;
+CREATE TABLE files (
+    place TEXT NOT NULL, server TEXT NOT NULL, key TEXT NOT NULL, day TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (place, server, key)
+) WITHOUT ROWID;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -132,6 +141,7 @@ MIGRATIONS = (
     _VERSION_8,
     _VERSION_9,
     _VERSION_10,
+    _VERSION_11,
 )
 
 

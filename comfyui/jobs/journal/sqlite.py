@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from comfyui.exceptions import JournalError
-from comfyui.jobs.journal.by_owner import has_made, queued_of, remove_usage, usage
+from comfyui.jobs.journal.by_owner import holders, queued_of, remove_usage, usage
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.opening import connect
@@ -258,8 +258,8 @@ class SqliteJournal:
     async def oldest_waiting(self) -> float | None:
         return await self._ask(Statements.oldest_waiting)
 
-    async def has_made(self, key: str, place: str) -> bool:
-        return await self._ask(lambda sql: has_made(sql.database, key, place))
+    async def holders(self, key: str, place: str) -> list[str]:
+        return await self._ask(lambda sql: holders(sql.database, key, place))
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         return await self._ask(lambda sql: usage(sql.database, query))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfyui.jobs.journal.records import DeliveryState, Fence, Kind, NewDelivery, NewJob, State
 
@@ -86,6 +86,18 @@ class Cancel:
     run: int
 
 
+class MadeFile(NamedTuple):
+    """A file of a run, on the server `server`; `place`: see `comfyui.owners.place_of`.
+
+    `anew`: the run has written it, so whatever had this name there before is gone. Else it came from ComfyUI's cache,
+    and is that of others, too, who have run the same.
+    """
+
+    server: str
+    place: str
+    anew: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
     """The run ends in one of the four ends. Place: queued, running or canceling.
@@ -94,7 +106,7 @@ class Finish:
         error: as the error body has it.
         result: the result as JSON.
         started_at: when ComfyUI began to execute it, where no `Start` says so.
-        files: what the run has made, see `comfyui.owners.place_of`.
+        files: what the run has made, where that is to be somebody's.
         executing_s: how long ComfyUI executed it, where it says so; else it is the time from its start to its end.
         retryable: of the error; a run that failed with such an error may be followed by another.
     """
@@ -108,7 +120,7 @@ class Finish:
     retryable: bool = False
     deliveries: tuple[NewDelivery, ...] = ()
     executing_s: float | None = None
-    files: tuple[str, ...] = ()
+    files: tuple[MadeFile, ...] = ()
 
     def used_s(self, started_at: float | None) -> float:
         """Seconds that the run kept a server, where it began at `started_at`."""

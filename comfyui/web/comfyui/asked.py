@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -15,6 +15,13 @@ from comfyui.web.front.paths import target_of
 _MOST_PAIRS = 20
 # Of a body that says which jobs are meant.
 _LONGEST_BODY = 1_000_000
+
+
+class Asked(NamedTuple):
+    """What to ask ComfyUI for: path and query. `server`: the name of the only one to ask; None: any."""
+
+    target: str
+    server: str | None = None
 
 
 def last_part(request: Request) -> str:

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from comfyui.exceptions import ComfyUIError
 from comfyui.handler import ComfyUIHandler
 from comfyui.servers.backend import Backend
-from comfyui.web.comfyui.asked import query_of
+from comfyui.web.comfyui.asked import Asked, query_of
 from comfyui.web.comfyui.job_changes import JobChanges
 from comfyui.web.comfyui.job_list import JobList
 from comfyui.web.comfyui.job_reads import JobReads
@@ -37,7 +37,7 @@ from comfyui.web.front.request_state import state_of
 from comfyui.web.front.rights import WEBSOCKET, Right, fits
 from comfyui.web.front.short_cache import short_cache
 
-Rule = Callable[[Request, Viewer], Awaitable[str | Response]]
+Rule = Callable[[Request, Viewer], Awaitable[str | Asked | Response]]
 """Gives the answer, or the target to ask ComfyUI for."""
 
 
@@ -142,18 +142,18 @@ class Face:
         row = face_row_of(scope["method"], raw_path)
         return row is not None and row.whom is For.ALL and row.rule is not None
 
-    async def target(self, scope: Scope, receive: Receive, send: Send, raw_path: str) -> str | None:
+    async def target(self, scope: Scope, receive: Receive, send: Send, raw_path: str) -> Asked | None:
         """What to ask ComfyUI for in place of what the caller asks; None where it has been answered."""
         row = face_row_of(scope["method"], raw_path)
         # What a `user` may have of its own, and nothing answers: a path that ComfyUI does not have.
-        found: str | Response = Response(status_code=404)
+        found: str | Asked | Response = Response(status_code=404)
         if row is not None and row.rule is not None:
             try:
                 found = await row.rule(self._parts)(Request(scope, receive), viewer_of(scope))
             except ComfyUIError as error:
                 found = error_response(error, state_of(scope).request_id)
-        if isinstance(found, str):
-            return found
+        if isinstance(found, str | Asked):
+            return Asked(found) if isinstance(found, str) else found
         await found(scope, receive, send)
         return None
 

@@ -18,7 +18,7 @@ from comfyui.handler import ComfyUIHandler
 from comfyui.offload import in_thread
 from comfyui.owners import KeyRules, folder_of, place_of
 from comfyui.servers.pool import CHOICE_PATIENCE_S
-from comfyui.web.comfyui.asked import last_part, query_of, raw_path
+from comfyui.web.comfyui.asked import Asked, last_part, query_of, raw_path
 from comfyui.web.comfyui.own_userdata import OwnUserData
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer
@@ -44,12 +44,16 @@ class OwnRoutes:
         self._userdata = OwnUserData(upstreams)
         self._journal = handler.journal
         self._pool = handler.pool
+        self._names = frozenset(backend.name for backend in handler.pool.backends)
         self._upload = upload
         self._shown: tuple[Mapping[str, Any], dict[str, Any]] = ({}, {})
         """The definitions that a server gave last, and what users see of them."""
 
-    async def view(self, request: Request, viewer: Viewer) -> str | Response:
-        """A file that a job of the key has made, or that the key has uploaded. All others are not there."""
+    async def view(self, request: Request, viewer: Viewer) -> Asked | Response:
+        """A file that a job of the key has made, or that the key has uploaded. All others are not there.
+
+        One that was made is on one server only: what has its name on another one may be somebody else's.
+        """
         query, rules = query_of(request.scope), viewer.rules
         filename, subfolder = query.get("filename", ""), query.get("subfolder", "")
         folder_type = query.get("type", "output")
@@ -57,12 +61,16 @@ class OwnRoutes:
         # A suffix such as " [output]" would lead to another folder.
         if not filename or filename.rstrip().endswith("]"):
             return Response(status_code=404)
-        if not uploaded and not await self._journal.has_made(rules.name, place_of(folder_type, subfolder, filename)):
+        servers: list[str | None] = [None]
+        if not uploaded:
+            holders = await self._journal.holders(rules.name, place_of(folder_type, subfolder, filename))
+            servers = [server for server in holders if server in self._names]
+        if not servers:
             return Response(status_code=404)
         # Written anew: two servers may read the same query in two ways.
         kept = {"filename": filename, "subfolder": subfolder, "type": folder_type}
         kept |= {name: query[name] for name in _OF_VIEW if name in query}
-        return f"/view?{urlencode(kept, errors='surrogatepass')}"
+        return Asked(f"/view?{urlencode(kept, errors='surrogatepass')}", servers[0])
 
     async def upload(self, request: Request, viewer: Viewer) -> str | Response:
         """A file for the key's own folder."""

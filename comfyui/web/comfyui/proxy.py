@@ -119,13 +119,14 @@ class Relay:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.
                 state_of(scope).quiet = True
+            server = None
             if self._face.answers(scope, raw_path):
                 asked = await self._face.target(scope, receive, send, raw_path)
                 if asked is None:
                     return
-                target = asked
+                target, server = asked.target, asked.server
             exchange = _Exchange(scope, receive, send, self._options, self._counters, target, route_of(raw_path))
-            await exchange.run(self._upstreams)
+            await exchange.run(self._upstreams, server)
 
 
 class _Counters:
@@ -164,11 +165,12 @@ class _Exchange:
         self._received = 0
         self._guarded = may_hold_secrets(self._method, route)
 
-    async def run(self, upstreams: Upstreams) -> None:
+    async def run(self, upstreams: Upstreams, server: str | None) -> None:
+        """`server`: the name of the only one that may be asked; None: any may."""
         try:
             with ClientWatch(self._receive, lambda: self._body_read):
                 body = await self._body()
-                upstream, answer = await self._open(upstreams, body)
+                upstream, answer = await self._open(upstreams, body, server)
                 try:
                     await self._answer(upstream, answer)
                 finally:
@@ -229,9 +231,12 @@ class _Exchange:
             self._counters.too_large.inc()
             raise BodyTooLargeError(f"the body is larger than {limit / 1e6:g} MB (MAX_UPLOAD_MB)")
 
-    async def _open(self, upstreams: Upstreams, body: RequestBody | None) -> tuple[Upstream, OpenReply]:
-        upstream = upstreams.first()
-        if not upstreams.several or isinstance(body, OpenBody):
+    async def _open(
+        self, upstreams: Upstreams, body: RequestBody | None, server: str | None
+    ) -> tuple[Upstream, OpenReply]:
+        only = None if server is None else upstreams.named(server)
+        upstream = only or upstreams.first()
+        if only is not None or not upstreams.several or isinstance(body, OpenBody):
             return upstream, await self._request(upstream, body)
         elsewhere = upstreams.others(upstream)
         while True:

@@ -61,6 +61,10 @@ class Upstreams:
                 return upstream
         return next(iter(self._upstreams.values()))
 
+    def named(self, server: str) -> Upstream | None:
+        """The server of this name; None where there is none any more."""
+        return next((upstream for backend, upstream in self._upstreams.items() if backend.name == server), None)
+
     def others(self, than: Upstream) -> list[Upstream]:
         """Further servers that may have what `than` has not."""
         return [upstream for backend, upstream in self._upstreams.items() if upstream is not than and backend.ready]

@@ -35,6 +35,7 @@ from comfyui.jobs.journal.writes import (
     Fetched,
     Finish,
     Hide,
+    MadeFile,
     Pause,
     Place,
     PutBack,
@@ -896,22 +897,32 @@ async def test_a_key_s_jobs_are_its_own_and_those_of_its_persons_and_no_other_na
 
 
 async def test_a_file_is_the_key_s_whose_job_made_it(journal: Journal) -> None:
-    for number, (owner, files) in enumerate(
-        [("alice", ("output//a.png",)), ("bob/eve", ("output//a.png", "temp/x/\udc80.png")), (None, ("output//b.png",))]
-    ):
-        await journal.write(Add(new_job(number, owner=owner)))
-        assert await end(journal, number, at=number * _DAY, files=files)
-    owned = [
-        (key, place)
-        for key in ("alice", "bob", "eve", "")
-        for place in ("output//a.png", "output//b.png")
-        if await journal.has_made(key, place)
+    made = [
+        ("alice", [("gpu-1", "output//a.png", True)]),
+        ("bob/eve", [("gpu-2", "output//a.png", True), ("gpu-2", "temp/x/\udc80.png", True)]),
+        ("alice", [("gpu-3", "output//a.png", True)]),
+        (None, [("gpu-1", "output//b.png", True)]),
     ]
-    assert owned == [("alice", "output//a.png"), ("bob", "output//a.png")]
-    assert await journal.has_made("bob", "temp/x/\udc80.png")
+    for number, (owner, files) in enumerate(made):
+        await journal.write(Add(new_job(number, owner=owner)))
+        assert await end(journal, number, at=number * _DAY, files=tuple(MadeFile(*file) for file in files))
+    assert await journal.holders("alice", "output//a.png") == ["gpu-3", "gpu-1"]
+    assert await journal.holders("bob", "output//a.png") == ["gpu-2"]
+    assert await journal.holders("bob", "temp/x/\udc80.png") == ["gpu-2"]
+    assert [await journal.holders(key, "output//a.png") for key in ("eve", "")] == [[], []]
+    assert [await journal.holders(key, "output//b.png") for key in ("alice", "bob", "")] == [[], [], []]
     await journal.prune_usage("1970-01-01", "1970-01-02")
-    assert not await journal.has_made("alice", "output//a.png")
-    assert await journal.has_made("bob", "output//a.png")
+    assert await journal.holders("alice", "output//a.png") == ["gpu-3"]
+    assert await journal.holders("bob", "output//a.png") == ["gpu-2"]
+
+
+async def test_a_file_that_another_s_job_has_written_anew_is_not_the_first_one_s_any_more(journal: Journal) -> None:
+    made = [("alice", "gpu-1", True), ("bob", "gpu-1", False), ("bob", "gpu-2", True), ("eve", "gpu-2", True)]
+    for number, (owner, server, anew) in enumerate(made):
+        await journal.write(Add(new_job(number, owner=owner)))
+        assert await end(journal, number, at=float(number), files=(MadeFile(server, "output//a.png", anew),))
+    found = {key: await journal.holders(key, "output//a.png") for key in ("alice", "bob", "eve")}
+    assert found == {"alice": ["gpu-1"], "bob": ["gpu-1"], "eve": ["gpu-2"]}
 
 
 # What ComfyUI's history shows

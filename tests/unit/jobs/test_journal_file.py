@@ -23,7 +23,7 @@ from comfyui.jobs.journal.records import Fence, JobFilter, State, UsageQuery
 from comfyui.jobs.journal.schema import MIGRATIONS
 from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
 from comfyui.jobs.journal.statements import Statements
-from comfyui.jobs.journal.writes import Add, Again, Finish, Pause, Place, Start
+from comfyui.jobs.journal.writes import Add, Again, Finish, MadeFile, Pause, Place, Start
 from comfyui.jobs.measures import JournalMeasures
 from comfyui.metrics import Metrics
 from tests.support.journals import delivery, end, new_job, prompt_id, run
@@ -295,8 +295,10 @@ async def test_a_file_of_each_version_before_knows_of_pauses_owners_and_what_was
     async with SqliteJournal(tmp_path) as journal:
         assert await journal.queued_of("alice", 10) == [prompt_id(1)]
         fence = Fence(prompt_id(1), 1, 0)
-        assert await journal.write(Finish(fence=fence, state=State.SUCCEEDED, at=2, files=("output//a.png",)))
-        assert await journal.has_made("alice", "output//a.png")
+        assert await journal.write(
+            Finish(fence=fence, state=State.SUCCEEDED, at=2, files=(MadeFile("gpu-1", "output//a.png", True),))
+        )
+        assert await journal.holders("alice", "output//a.png") == ["gpu-1"]
         used = await journal.usage(UsageQuery(by=("person",), since="1970-01-01", until="1970-01-01"))
         assert [(row.person, row.succeeded) for row in used] == [("eve", 1)]
 
