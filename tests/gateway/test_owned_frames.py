@@ -95,6 +95,9 @@ async def test_what_comfyui_tells_to_all_is_not_told_to_users(calls: Calls, engi
             told["data"]["status"]["exec_info"]["queue_remaining"] for told in alice.texts if told["type"] == "status"
         ]
         assert set(lengths) <= {0, 1}
+        first_own = next(place for place, told in enumerate(alice.texts) if told["data"].get("prompt_id") == mine)
+        before = [told["data"]["status"]["exec_info"]["queue_remaining"] for told in alice.texts[1:first_own]]
+        assert 0 not in before, "nothing is told while only others have prompts"
         assert {told["type"] for told in alice.texts} <= {
             *("status", "execution_start", "execution_cached", "executing", "progress", "progress_state", "executed"),
             "execution_success",

@@ -59,6 +59,8 @@ class OwnFrames:
         self._own: OrderedDict[str, bool] = OrderedDict()
         self._running: str | None = None
         """The key's prompt whose frames came last; None where another's did, or it has ended."""
+        self._has_news = False
+        """Whether the length of the queue may have changed for the key since it was told."""
 
     @property
     def target(self) -> str:
@@ -90,11 +92,15 @@ class OwnFrames:
             self._running = None
             return None
         ended = kind in _ENDS or (kind == "executing" and data.get("node") is None)
+        self._has_news = True
         self._running = None if ended else data["prompt_id"]
         return text
 
-    def _status(self, data: dict[str, Any]) -> str:
+    def _status(self, data: dict[str, Any]) -> str | None:
         remaining = self._jobs.count(self._viewer)
+        if "sid" not in data and not (remaining or self._has_news):
+            return None  # it is about others: when they work is not the key's to know
+        self._has_news = remaining > 0
         told: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": remaining}}}
         if "sid" in data:
             told["sid"] = self._client_id
