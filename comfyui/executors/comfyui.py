@@ -236,8 +236,8 @@ class PromptRunner:
                     raise error.lacked_by(self._places.lacking(job))  # noqa: B904
                 if not error.upstream or self._options.remote:
                     raise
-                explanation = await explained(error, backend, request, job.file_names, self._options.limits)
-                raise explanation.lacked_by(self._places.lacking(job))  # noqa: B904
+                told = explained(error, backend, request, job.file_names, self._options.limits)
+                raise (await told).lacked_by(self._places.lacking(job))  # noqa: B904 - nameless: it has this frame
             except ComfyUITaskError as error:
                 reason = await self._after_task_error(backend, job, error)
                 if not left.get(reason):
