@@ -166,7 +166,6 @@ class Fleet(RuleBasedStateMachine):
         prompt_id = data.draw(st.sampled_from(self.known()))
         self.scheduler.left(prompt_id)
         self.waiting.discard(prompt_id)
-        self.taking = [back for back in self.taking if back.prompt_id != prompt_id]
         for world in self.worlds.values():
             if world.running and world.queue[0] == prompt_id:
                 world.running = False
@@ -231,6 +230,10 @@ class Fleet(RuleBasedStateMachine):
             world.sent.append(place.prompt_id)
             assert LIMITS[owner] is None or self.on_servers(owner) <= (LIMITS[owner] or 0)
 
+    def underway(self) -> list[TakeBack]:
+        """Without those whose prompt has ended or was cancelled: for them no place is kept, though no answer came."""
+        return [back for back in self.taking if self.scheduler.knows(back.prompt_id)]
+
     def on_servers(self, owner: str) -> int:
         on = [prompt_id for world in self.worlds.values() for prompt_id in (*world.queue, *world.sent)]
         return sum(self.jobs[prompt_id].owner == owner for prompt_id in on)
@@ -262,8 +265,8 @@ class Fleet(RuleBasedStateMachine):
         assert self.worlds[back.idle].up
         assert self.load(back.idle) == 0
         assert self.may_run(back.prompt_id, back.idle)
-        assert back.idle not in {other.idle for other in self.taking}
-        assert back.prompt_id not in {other.prompt_id for other in self.taking}
+        assert back.idle not in {other.idle for other in self.underway()}
+        assert back.prompt_id not in {other.prompt_id for other in self.underway()}
 
     # What holds in the end
 
