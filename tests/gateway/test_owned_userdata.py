@@ -89,5 +89,6 @@ async def test_no_name_leads_to_another_s_files(calls: Calls, engine: Engine, pa
     assert status in {200, 403, 404}  # 200: a folder of that name among her own
     assert b"of" not in content or b"role" in content
     assert {path: path.read_bytes() for path in before} == before
+    assert (await _ask(calls, ALICE, "GET", "/userdata?dir=%ff"))[0] == 404
     for query in ("dir=../bob", "dir=..", "dir=/etc", "dir=.", "dir=", "dir=x/../../bob", "dir=..%5Cbob"):
         assert (await _ask(calls, ALICE, "GET", f"/userdata?{query}"))[0] in {400, 403, 404}, query

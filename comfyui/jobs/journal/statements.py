@@ -317,7 +317,8 @@ class Statements:
         return str(self._value("SELECT id FROM identity"))
 
     def one(self, prompt_id: str) -> JobRecord | None:
-        return next(iter(self._jobs("prompt_id = ?", (prompt_id,))), None)
+        # Callers name any text; what SQLite cannot be asked for is no job's.
+        return next(iter(self._jobs("prompt_id = ?", (jsonio.without_surrogates(prompt_id),))), None)
 
     def body(self, prompt_id: str) -> bytes | None:
         stored: bytes | None = self._value(

@@ -45,7 +45,7 @@ class OwnUserData:
         if not is_below(folder, f"{folder}/{wanted}"):
             return Response("Invalid directory", 403)
         kept = {name: query[name] for name in _LISTING if name in query}
-        return f"/userdata?{urlencode({'dir': f'{folder}/{wanted}', **kept})}"
+        return f"/userdata?{urlencode({'dir': f'{folder}/{wanted}', **kept}, errors='surrogateescape')}"
 
     def file(self, rules: KeyRules, raw_path: str) -> str | None:
         """The target for one file, or a move of it, without a query; None for a name that leads elsewhere."""
@@ -64,7 +64,9 @@ class OwnUserData:
         if target is None:
             return Response(status_code=403)
         kept = {name: query[name] for name in _STORING if name in query}
-        status, body = await self._ask(request, "POST", f"{target}?{urlencode(kept)}", await _read(request))
+        status, body = await self._ask(
+            request, "POST", f"{target}?{urlencode(kept, errors='surrogateescape')}", await _read(request)
+        )
         if status != 200:
             return Response(body, status)
         return json_response(200, _without_folder(jsonio.loads(body), f"{folder_of(rules.name)}/"))

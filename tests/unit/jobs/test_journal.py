@@ -199,6 +199,8 @@ async def test_lone_surrogates_of_a_caller_stop_no_job(journal: Journal) -> None
         "f\ufffd",
     )
     assert await numbers_of(journal, JobFilter(workflow_name="w\ud800", labels={"\ud800": "\ud800"})) == []
+    assert await journal.get("\ud800") is None
+    assert [found.number for found in await journal.get_all(["\ud800", prompt_id(1)])] == [record.number]
 
 
 async def test_writes_behind_are_read_in_their_order(journal: Journal) -> None:
