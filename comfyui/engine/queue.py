@@ -119,8 +119,9 @@ class PromptQueue:
         return [] if running is None else [running]
 
     def pending(self) -> list[QueuedPrompt]:
+        """In the order of ComfyUI's heap: the next one is the first, and the others are in no order that means anything."""
         with self._changed:
-            return list(self._pending.values())
+            return [self._pending[key] for _, _, key in self._order if key in self._pending]
 
     def find_pending(self, prompt_id: str) -> QueuedPrompt | None:
         with self._changed:

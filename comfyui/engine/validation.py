@@ -47,8 +47,8 @@ def _refused(kind: str, message: str, details: str, node_errors: dict[str, Any] 
     return Verdict(error, [], node_errors or {})
 
 
-def _refused_node(node_id: str, node: dict[str, Any], *, modern: bool) -> Verdict:
-    class_type = node.get("class_type")
+def _refused_node(node_id: str, node: Any, *, modern: bool) -> Verdict:
+    class_type = node["class_type"] if "class_type" in node else None  # noqa: SIM401 - a list may stand there
     details = f"Node ID '#{node_id}'"
     if not modern:
         reason = (

@@ -269,7 +269,7 @@ async def test_pending_prompts_are_listed_deleted_and_leave_no_trace(target: Tar
         _, second = await target.submit(inverted(target.prefix), front=True)
         queue = await target.get_json("/api/queue")
         pending = {item[1]: item for item in queue["queue_pending"]}
-        assert set(pending) == {first["prompt_id"], second["prompt_id"]}
+        assert list(pending) == [second["prompt_id"], first["prompt_id"]], "what runs next stands first"
         number, _, prompt, extra_data, outputs = pending[first["prompt_id"]]
         assert (number, prompt, outputs) == (first["number"], inverted(target.prefix), ["3"])
         assert ("api_key_comfy_org" in extra_data) == (not target.is_modern)

@@ -67,10 +67,23 @@ async def test_a_body_without_prompt_is_named(target: Target, body: str) -> None
         }
 
 
-@pytest.mark.parametrize("body", ["no json", '{"prompt": null}', '{"prompt": "text"}', '{"prompt": {"1": 5}}'])
+@pytest.mark.parametrize(
+    "body",
+    ["no json", "null", "7", '"prompt"', '{"prompt": null}', '{"prompt": "text"}', '{"prompt": {"1": 5}}'],
+)
 async def test_nonsense_is_answered_500_as_comfyui_does(target: Target, body: str) -> None:
     async with target.session.post("/prompt", data=body) as response:
         assert response.status == 500
+
+
+async def test_a_node_that_is_a_list_has_no_class_type_for_an_old_comfyui(target: Target) -> None:
+    async with target.session.post("/prompt", json={"prompt": {"1": []}}) as response:
+        if target.is_modern:
+            assert response.status == 500
+        else:
+            assert response.status == 400
+            message = "Cannot execute because a node is missing the class_type property."
+            assert (await response.json())["error"]["message"] == message
 
 
 @pytest.mark.parametrize("prompt", [{}, [], {"1": empty()}])

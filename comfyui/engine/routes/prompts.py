@@ -60,9 +60,8 @@ class PromptRoutes:
         return web.json_response(self.queue_info())
 
     async def post_prompt(self, request: web.Request) -> web.Response:
+        # ComfyUI looks for names in whatever the body is: a list has none of them, and a number cannot be asked.
         body = await request.json()
-        if not isinstance(body, dict):
-            body = {}
         number = self._next_number(body)
         if "prompt" not in body:
             return _refusal("no_prompt", "No prompt provided", "No prompt provided")
@@ -95,10 +94,10 @@ class PromptRoutes:
                 if (config := self._faults.take(how, "validation", **facts)) is not None:
                     crash(how, config)
 
-    def _next_number(self, body: dict[str, Any]) -> float:
+    def _next_number(self, body: Any) -> float:
         if "number" in body:
             return float(body["number"])
-        number = -self._number if body.get("front") else self._number
+        number = -self._number if "front" in body and body["front"] else self._number
         self._number += 1
         return number
 
