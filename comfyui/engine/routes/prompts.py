@@ -97,7 +97,8 @@ class PromptRoutes:
     def _next_number(self, body: Any) -> float:
         if "number" in body:
             return float(body["number"])
-        number = -self._number if "front" in body and body["front"] else self._number
+        front = body["front"] if "front" in body else False  # noqa: SIM401 - a list has no `get`
+        number = -self._number if front else self._number
         self._number += 1
         return number
 
