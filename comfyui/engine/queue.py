@@ -119,7 +119,7 @@ class PromptQueue:
         return [] if running is None else [running]
 
     def pending(self) -> list[QueuedPrompt]:
-        """In the order of ComfyUI's heap: the next one is the first, and the others are in no order that means anything."""
+        """In the order of ComfyUI's heap: the next one is the first, and the order of the others means nothing."""
         with self._changed:
             return [self._pending[key] for _, _, key in self._order if key in self._pending]
 
