@@ -196,6 +196,17 @@ def last_nodes(prompt: Prompt) -> set[str]:
     return {node_id for node_id in prompt if node_id not in used}
 
 
+def needed_by(prompt: Prompt, node_id: str) -> set[str]:
+    """The node and all that feed it, near and far."""
+    found, left = set[str](), [node_id]
+    while left:
+        one = left.pop()
+        if one not in found and one in prompt:
+            found.add(one)
+            left += [value[0] for value in prompt[one]["inputs"].values() if is_link(value)]
+    return found
+
+
 def nodes_on_cycles(parents: Mapping[str, set[str]]) -> set[str]:
     """The nodes that are part of a cycle, or lie between two; `parents` is node id to the ids that it depends on."""
     entangled = _without_starts(parents)

@@ -16,7 +16,7 @@ from comfyui.jobs.stored import result_from_bytes
 from comfyui.models import SECRETS, PromptResult, Told
 from comfyui.outputs.history import without_paths
 from comfyui.owners import client_id_without
-from comfyui.workflows.api_format import last_nodes
+from comfyui.workflows.api_format import last_nodes, needed_by
 
 JSON = dict[str, Any]
 Item = list[Any]
@@ -44,6 +44,7 @@ class ShownJob:
 
     Attributes:
         prompt: the workflow; empty where it is not kept.
+        output_classes: the classes of output nodes; empty where no server has told.
         record: None for a sync job that is not written down yet.
         result: as `Journal.result_of` gives it.
     """
@@ -55,6 +56,7 @@ class ShownJob:
     prompt: Mapping[str, Any]
     extra_data: Mapping[str, Any]
     targets: list[str] | None
+    output_classes: frozenset[str] = frozenset()
     record: JobRecord | None = None
     result: bytes | None = None
 
@@ -67,7 +69,14 @@ class ShownJob:
         if with_owner and self.owner is not None:
             extra_data["owner"] = self.owner
         prompt = self._shown_prompt()
-        return [self.number, self.prompt_id, prompt, extra_data, self.targets or sorted(last_nodes(prompt))]
+        return [self.number, self.prompt_id, prompt, extra_data, self._outputs(prompt)]
+
+    def _outputs(self, prompt: Mapping[str, Any]) -> list[str]:
+        """The output nodes that are to run, as ComfyUI finds them."""
+        named = sorted(node_id for node_id in prompt if prompt[node_id]["class_type"] in self.output_classes)
+        if self.targets is not None:
+            return [node_id for node_id in named if node_id in self.targets] or self.targets
+        return named or sorted(last_nodes(prompt))
 
     def _shown_prompt(self) -> Mapping[str, Any]:
         """The workflow without the contents of inputs, and without the secrets that URLs of inputs may have."""
@@ -104,7 +113,9 @@ class ShownJob:
         return found
 
 
-def shown(kept: KeptJob | None, job: Job | None, prompt_id: str) -> ShownJob | None:
+def shown(
+    kept: KeptJob | None, job: Job | None, prompt_id: str, output_classes: frozenset[str] = frozenset()
+) -> ShownJob | None:
     """What is known of a job: from the journal, and where that has no body from the job in hand."""
     record = None if kept is None else kept.record
     if record is None and job is None:
@@ -132,6 +143,7 @@ def shown(kept: KeptJob | None, job: Job | None, prompt_id: str) -> ShownJob | N
         fields.get("prompt") or {},
         fields.get("extra_data") or {},
         fields.get("partial_execution_targets"),
+        output_classes,
         record,
         None if kept is None else kept.result,
     )
@@ -142,8 +154,12 @@ def history_entry(job: ShownJob, record: JobRecord, *, with_owner: bool) -> JSON
     result = _result(job)
     outputs = {} if result is None else result.outputs
     told = None if result is None else result.told
+    item = job.item(with_owner=with_owner)
+    if result is not None and result.node_errors:
+        refused = result.node_errors.keys()
+        item[4] = [node_id for node_id in item[4] if not refused & needed_by(job.prompt, node_id)]
     return {
-        "prompt": job.item(with_owner=with_owner),
+        "prompt": item,
         "outputs": outputs,
         "status": _status(record, told, list(outputs), with_paths=with_owner),
         "meta": told.meta if told is not None and told.meta else _meta(outputs),
