@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
 from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine, EngineOptions
 from tests.contract.conversion import (
@@ -22,6 +24,7 @@ from tests.support import browsing
 from tests.support.described import KEY
 from tests.support.pairs import Pair
 from tests.support.running import RunningGateway, running_gateway
+from tests.support.same_ways import REAL_WAYS, WAYS, Bare, Sides, open_way
 from tests.support.target import Target, any_color, inverted
 from tests.support.visits import Visit
 
@@ -124,3 +127,25 @@ async def pair(target: Target) -> AsyncIterator[Pair]:
     view = f"filename={file['filename']}&subfolder={file['subfolder'].replace('/', '%2F')}&type=output"
     async with running_gateway(target.url) as gateway:
         yield Pair(target.url, gateway.url, view)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bare_comfyui() -> AsyncIterator[Bare]:
+    async with AsyncExitStack() as stack:
+        yield Bare(stack)
+
+
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
+    params=[*WAYS, *(pytest.param(way, marks=pytest.mark.real) for way in REAL_WAYS)],
+    ids=str,
+)
+async def sides(
+    request: pytest.FixtureRequest, bare_comfyui: Bare, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Sides]:
+    """ComfyUI itself, and each way through the gateway in turn."""
+    if request.param.version == _REAL and not os.environ.get("COMFYUI_TEST_URL"):
+        pytest.skip("COMFYUI_TEST_URL does not name a real ComfyUI")
+    async with open_way(bare_comfyui, request.param, tmp_path_factory.mktemp("keys")) as opened:
+        yield opened

@@ -1,0 +1,194 @@
+"""Scripts about ``POST /prompt``."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from tests.support.same_answers import Caller, Instead
+from tests.support.target import empty, inverted, node
+
+_ONE_RUN = "FLEET.md, the same `prompt_id` again: the same answer and one run; ComfyUI runs it twice (trap 10)"
+_MALFORMED = Instead(
+    "`check_api_format`: ComfyUI never sees a workflow of this kind, since its prompt worker may end by one",
+    400,
+    "Not a workflow in API format: see node",
+)
+_ON_THE_SERVER = Instead(
+    "JOBS.md section 3: a server has one that runs and one that waits, and this one is not taken back for another",
+    200,
+    "<waiting>",
+)
+_ID = "5f0c0000-aaaa-4000-8000-00000000000a"
+_CANONICAL = Instead(
+    "FLEET.md, hard cases: ids are canonical UUIDs upstream, also where a ComfyUI of 0.3.64 would take anything",
+    400,
+    '"type": "invalid_prompt_id"',
+)
+_TYPED = (
+    "JOBS.md section 1: a job's fields have types, and null is not given; SPEC.md section 6: an error names the field; "
+    "ComfyUI's code fails at these, or keeps what no client sends"
+)
+_OTHER_BODY = "FLEET.md, the same `prompt_id` again: an other body is 409; ComfyUI runs both (trap 10)"
+
+
+async def a_good_prompt(who: Caller) -> None:
+    one = await who.submit(
+        "one", who.quick(), client_id="tab", extra_data={"a": [1], "extra_pnginfo": {"workflow": {}}}
+    )
+    await who.ended(one)
+    await who.get(f"/history/{one}")
+    await who.get("/prompt")
+    await who.get("/queue")
+
+
+async def an_id_of_the_caller_s_own(who: Caller) -> None:
+    mine = who.named(str(uuid.uuid4()), "mine")
+    assert await who.submit("mine", who.quick(), prompt_id=mine) == mine
+    await who.ended(mine)
+    await who.get(f"/history/{mine}")
+
+
+async def the_same_id_again(who: Caller) -> None:
+    mine, workflow = who.named(str(uuid.uuid4()), "mine"), who.quick()
+    first = await who.post("/prompt", {"prompt": workflow, "prompt_id": mine})
+    await who.ended(mine)
+    again = await who.ask(
+        "POST", "/prompt", {"prompt": workflow, "prompt_id": mine}, gateway=Instead(_ONE_RUN, 200, "number 0")
+    )
+    assert who.role == "comfyui" or again == first
+    other = {"prompt": who.quick(), "prompt_id": mine}
+    await who.post("/prompt", other, gateway=Instead(_OTHER_BODY, 409, '"error": {"type": '))
+
+
+async def workflows_that_are_refused(who: Caller) -> None:
+    good = inverted("refused")
+    for workflow in (
+        {},
+        {"1": empty()},
+        {"1": {"class_type": "NoSuchNode", "inputs": {}}},
+        {**good, "7": {"class_type": "NoSuchNode", "inputs": {}}},
+        {**good, "3": node("SaveImage", images=["2", 0])},
+        {**good, "3": node("SaveImage", images=["1", 5], filename_prefix="x")},
+        {**good, "1": node("ImageInvert", image=["2", 0])},
+        {**good, "1": empty(width=0)},
+        {**good, "1": empty(width=1 << 20)},
+        {**good, "1": node("EmptyImage", width="wide", height=8, batch_size=1, color=0)},
+        {**good, "1": node("EmptyImage", height=8, batch_size=1, color=0)},
+        {**good, "2": node("ImageScale", image=["1", 0], upscale_method="no", width=8, height=8, crop="disabled")},
+        {
+            **good,
+            "3": node("SaveImage", images=["4", 0], filename_prefix="x"),
+            "4": node("EmptyLatentImage", width=8, height=8, batch_size=1),
+        },
+    ):
+        await who.post("/prompt", {"prompt": workflow})
+    for workflow in (
+        {**good, "3": node("SaveImage", images=["9", 0], filename_prefix="x")},
+        {**good, "2": node("ImageInvert", image=["9", 0])},
+        {"1": {"class_type": "SaveImage"}},
+        {"1": {"class_type": "SaveImage", "inputs": []}},
+    ):
+        await who.post("/prompt", {"prompt": workflow}, gateway=_MALFORMED)
+    await who.get("/queue")
+    await who.get("/history")
+
+
+async def good_outputs_beside_refused_ones(who: Caller) -> None:
+    one = await who.submit("one", {**who.quick(), "4": node("SaveImage", images=["1", 0])})
+    await who.ended(one)
+    await who.get(f"/history/{one}")
+
+
+async def only_some_outputs(who: Caller) -> None:
+    workflow = {**who.quick(), "4": node("PreviewImage", images=["1", 0])}
+    one = await who.submit("one", workflow, partial_execution_targets=["4"])
+    await who.ended(one)
+    await who.get(f"/history/{one}")
+    for targets in (["nope"], ["1"], []):
+        await who.post("/prompt", {"prompt": who.quick(), "partial_execution_targets": targets})
+
+
+async def bodies_that_are_none(who: Caller) -> None:
+    odd: tuple[Any, ...] = (b"", b"{", b"[]", b"null", b"7", b'"prompt"', b"\xff\xfe", {}, {"workflow": {}})
+    for body in odd:
+        await who.post("/prompt", body)
+
+
+async def prompts_that_are_none(who: Caller) -> None:
+    odd: tuple[Any, ...] = (None, [], "text", 7, True, {"1": None}, {"1": []}, {"1": {}}, {"1": {"class_type": 3}})
+    for prompt in odd:
+        await who.post("/prompt", {"prompt": prompt})
+
+
+async def ids_that_are_none(who: Caller) -> None:
+    refused = None if who.is_modern else _CANONICAL
+    odd: tuple[Any, ...] = ("nope", "", 7, [], _ID.upper(), _ID.replace("-", ""))
+    for prompt_id in odd:
+        await who.post("/prompt", {"prompt": who.quick(), "prompt_id": prompt_id}, gateway=refused)
+    await who.post("/prompt", {"prompt": {}, "prompt_id": "nope"}, gateway=refused)
+
+
+async def fields_of_a_wrong_type(who: Caller) -> None:
+    refused: tuple[tuple[str, Any], ...] = (
+        ("number", "first"),
+        ("number", []),
+        ("extra_data", []),
+        ("extra_data", "text"),
+        ("partial_execution_targets", "3"),
+        ("partial_execution_targets", 3),
+        ("client_id", 7),
+    )
+    for name, value in refused:
+        body = {"prompt": who.quick(), name: value}
+        await who.post("/prompt", {"client_id": "tab", **body}, gateway=Instead(_TYPED, 400, f'"message": "{name}: '))
+    # ComfyUI's code fails at null for these, and not for the others.
+    for name in ("number", "extra_data"):
+        body = {"prompt": who.quick(), name: None, "client_id": "tab"}
+        await who.post("/prompt", body, gateway=Instead(_TYPED, 200, '"node_errors": {}'))
+
+
+async def fields_of_odd_values(who: Caller) -> None:
+    for name, value in (
+        ("partial_execution_targets", None),
+        ("client_id", None),
+        ("front", "yes"),
+        ("front", 0),
+        ("number", "7.5"),
+        ("a field that nobody knows", 1),
+    ):
+        await who.post("/prompt", {"prompt": who.quick(), name: value})
+
+
+async def before_and_behind_others(who: Caller) -> None:
+    running = await who.submit("running", who.long())
+    await who.runs(running)
+    waiting = await who.submit("waiting", who.pinned())
+    await who.waits(waiting)
+    for name, fields in (
+        ("first", {}),
+        ("second", {}),
+        ("front", {"front": True}),
+        ("number 1000000", {"number": 1000000}),
+        ("third", {}),
+    ):
+        await who.submit(name, who.pinned(), **fields)
+    await who.get("/queue", gateway=_ON_THE_SERVER)
+    await who.post("/queue", {"delete": [waiting]})
+    await who.get("/queue")
+
+
+CASES = (
+    a_good_prompt,
+    an_id_of_the_caller_s_own,
+    the_same_id_again,
+    workflows_that_are_refused,
+    good_outputs_beside_refused_ones,
+    only_some_outputs,
+    bodies_that_are_none,
+    prompts_that_are_none,
+    ids_that_are_none,
+    fields_of_a_wrong_type,
+    fields_of_odd_values,
+    before_and_behind_others,
+)
