@@ -154,7 +154,7 @@ async def fields_of_odd_values(who: Caller) -> None:
         ("client_id", None),
         ("front", "yes"),
         ("front", 0),
-        ("number", "7.5"),
+        ("number", "-1000000.5"),
         ("a field that nobody knows", 1),
     ):
         await who.post("/prompt", {"prompt": who.quick(), name: value})
