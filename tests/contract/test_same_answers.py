@@ -20,6 +20,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 )
 async def test_the_gateway_answers_as_comfyui(sides: Sides, case: Case) -> None:
     if sides.way.version != NEW_VERSION and case in jobs.CASES:
-        return  # this ComfyUI has no job routes; the gateway has them all the same (FLEET.md)
+        return  # this ComfyUI has no job routes; the gateway has them all the same (fleet contract)
     theirs = await sides.of_comfyui(case)
     assert differences(theirs, await sides.of_the_gateway(case)) == {}

@@ -26,10 +26,10 @@ _OF_THE_CODE: Final = frozenset({"traceback"})
 _OF_SETS: Final = frozenset({"nodes", "executed", "current_outputs"})
 # Where a prompt was when it was stopped, which is chance.
 _WHERE_IT_WAS: Final = frozenset({"node_id", "node_type", "executed"})
-# What the gateway adds. `owner`: in `extra_data`, for who sees all (JOBS.md section 3: "shown to admins as owner").
-# `servers`: in `extra_info`, what each server lacks (JOBS.md section 3).
+# What the gateway adds (jobs contract, section 3). `owner`: in `extra_data`, for who sees all.
+# `servers`: in `extra_info`, what each server lacks.
 _ADDED: Final = frozenset({"owner", "servers"})
-# What it adds where ComfyUI is older than that: FLEET.md, `/api/jobs` also over servers that lack it.
+# What it adds where ComfyUI is older than that: fleet contract, `/api/jobs` also over servers that lack it.
 _ADDED_TO_OLD: Final = _ADDED | {"create_time"}
 CHECKPOINT: Final = "v1-5-pruned-emaonly.safetensors"
 """On the engines of `tests.contract.conftest` only the first has it."""
@@ -264,7 +264,7 @@ class Caller:
             if plain == "/history" and method == "GET":
                 body = {**body, "in this order": list(body)}
             if plain == "/queue" and self.role == "comfyui" and answer.status == 200:
-                # FLEET.md: pending by turn. ComfyUI shows its heap, of which only the first has its place.
+                # fleet contract: pending by turn. ComfyUI shows its heap, of which only the first has its place.
                 body = {**body, "queue_pending": sorted(body["queue_pending"], key=lambda item: item[0])}
             if plain.startswith("/history"):
                 body = _with_numbers(body, EndNumber)
@@ -297,7 +297,7 @@ class Caller:
         if name in _OF_THE_CODE and isinstance(value, list):
             return "<lines>"
         if name == "messages" and value and value[-1][0] == "execution_interrupted":
-            # JOBS.md section 2: a cancel is told at once, before ComfyUI says what it did until then.
+            # jobs contract section 2: a cancel is told at once, before ComfyUI says what it did until then.
             return self._without(value[-1:])
         if name in _OF_SETS and isinstance(value, list):
             return sorted(value)

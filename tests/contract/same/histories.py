@@ -9,7 +9,7 @@ from tests.support.same_answers import Caller, Instead
 from tests.support.target import node
 
 _NAMED = Instead(
-    "SPEC.md section 6: an error that names the field; ComfyUI's code fails", 422, "a whole number is wanted"
+    "product contract section 6: an error that names the field; ComfyUI's code fails", 422, "a whole number is wanted"
 )
 
 

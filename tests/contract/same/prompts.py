@@ -8,28 +8,28 @@ from typing import Any
 from tests.support.same_answers import Caller, Instead
 from tests.support.target import empty, inverted, node
 
-_ONE_RUN = "FLEET.md, the same `prompt_id` again: the same answer and one run; ComfyUI runs it twice (trap 10)"
+_ONE_RUN = "fleet contract, the same `prompt_id` again: the same answer and one run; ComfyUI runs it twice (trap 10)"
 _MALFORMED = Instead(
     "`check_api_format`: ComfyUI never sees a workflow of this kind, since its prompt worker may end by one",
     400,
     "Not a workflow in API format: see node",
 )
 _ON_THE_SERVER = Instead(
-    "JOBS.md section 3: a server has one that runs and one that waits, and this one is not taken back for another",
+    "jobs contract section 3: a server has one that runs and one that waits, which is taken back for no other",
     200,
     "<waiting>",
 )
 _ID = "5f0c0000-aaaa-4000-8000-00000000000a"
 _CANONICAL = Instead(
-    "FLEET.md, hard cases: ids are canonical UUIDs upstream, also where a ComfyUI of 0.3.64 would take anything",
+    "fleet contract, hard cases: ids are canonical UUIDs upstream, also where a ComfyUI of 0.3.64 would take anything",
     400,
     '"type": "invalid_prompt_id"',
 )
 _TYPED = (
-    "JOBS.md section 1: a job's fields have types, and null is not given; SPEC.md section 6: an error names the field; "
+    "jobs contract section 1: fields have types; product contract section 6: an error names its field; "
     "ComfyUI's code fails at these, or keeps what no client sends"
 )
-_OTHER_BODY = "FLEET.md, the same `prompt_id` again: an other body is 409; ComfyUI runs both (trap 10)"
+_OTHER_BODY = "fleet contract, the same `prompt_id` again: an other body is 409; ComfyUI runs both (trap 10)"
 
 
 async def a_good_prompt(who: Caller) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 from tests.support.same_answers import Caller, Instead
 
-_FREE = "JOBS.md section 4, roles: `/free` is 403 for a `user`, as all servers would load their models again"
+_FREE = "jobs contract section 4, roles: `/free` is 403 for a `user`, as all servers would load their models again"
 _FORBIDDEN = Instead(_FREE, 403, '"type": "forbidden"')
 _NO_ROW = Instead("issue 19: what is not in the table of rights is 403 for a `user`", 403, '"type": "forbidden"')
 TOLD_ALIKE = Instead(
-    "FLEET.md, frames, 3: every end is told alike, that of a waiting prompt that is cancelled too: a history entry",
+    "fleet contract, frames, 3: every end is told alike, also the cancel of a waiting prompt: a history entry",
     200,
     "execution_interrupted",
 )
