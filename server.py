@@ -120,7 +120,7 @@ def create_app(
                     stager,
                     options.handler,
                     metrics=metrics,
-                    quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds),
+                    quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds, journal),
                     also_ready=warm_up,
                     entries=Entries(journal, announcements),
                     owners=options.app.keys,

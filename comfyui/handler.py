@@ -110,9 +110,8 @@ class ComfyUIHandler:
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
         self._turns = Turns(pool, options.queue, owners)
-        self._runner = PromptRunner(
-            pool, self._turns, stager, options.runner, self.metrics, quarantine or Quarantine(after=0), owners
-        )
+        self._quarantine = quarantine or Quarantine(after=0)
+        self._runner = PromptRunner(pool, self._turns, stager, options.runner, self.metrics, self._quarantine, owners)
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         limits, ours = options.run_limits, options.queue.queue == "gateway"
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
@@ -133,6 +132,7 @@ class ComfyUIHandler:
 
     async def __aenter__(self) -> Self:
         """Takes up what the journal has. Raises `JournalError`."""
+        await self._quarantine.open()
         self._turns.open()
         await self._recovery.begin()
         await self.queue.open()

@@ -146,7 +146,7 @@ class PromptRunner:
                     except ComfyUIPromptLostError as error:
                         if job.request is None:
                             raise
-                        self._lost(backend, job, error)
+                        await self._lost(backend, job, error)
                         self._metrics.resubmissions.labels("prompt_lost").inc()
                 # How it ended before would be taken for the end of the new run.
                 await backend.client.delete_from_history(job.prompt_id)
@@ -227,7 +227,7 @@ class PromptRunner:
                 reason = "output_gone"
             except ComfyUIPromptLostError as error:
                 reason = "prompt_lost"
-                self._lost(backend, job, error)
+                await self._lost(backend, job, error)
                 avoid.append(backend)
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
@@ -262,7 +262,7 @@ class PromptRunner:
             self._metrics.resubmissions.labels(reason).inc()
             self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
 
-    def _lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
+    async def _lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
         """Count it; raises when it is not to be tried again. One that only waited is tried again without limit."""
         watch, workflow = job.watch, job.request.prompt if job.request else None
         ended_comfyui = watch is not None and watch.ended_comfyui
@@ -270,7 +270,7 @@ class PromptRunner:
             job.suspect(ended_comfyui=ended_comfyui)
         if ended_comfyui and workflow is not None:
             death = backend.last_death
-            self._quarantine.ended_comfyui(workflow, death.how if death else "", death.lines if death else ())
+            await self._quarantine.ended_comfyui(workflow, death.how if death else "", death.lines if death else ())
             self._quarantine.check(workflow, job.prompt_id)
         if job.begun:
             self._count_loss(job, error)

@@ -14,8 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIPromptQuarantinedError
+from comfyui.exceptions import ComfyUIPromptQuarantinedError, JournalError
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.writes import Died, Forgive
 
 _REMEMBERED = 1000
 _LINES = 12
@@ -23,6 +27,8 @@ _LINES = 12
 _PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 
 Clock = Callable[[], float]
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -40,16 +46,40 @@ class Quarantine:
     Args:
         after: a workflow is refused once it ended ComfyUI so often within `seconds`; 0: never.
         seconds: how long it is refused, counted from the last time.
+        journal: keeps what is found out for processes after this one. Open it before this.
+        wall_clock: Unix time, for the journal.
     """
 
-    def __init__(self, after: int = 2, seconds: float = 600.0, *, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        after: int = 2,
+        seconds: float = 600.0,
+        journal: Journal | None = None,
+        *,
+        clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
+    ) -> None:
         self._after = after
         self._seconds = seconds
+        self._journal = journal
         self._clock = clock
+        self._wall_clock = wall_clock
+        # The one whose last death is longest ago is the first.
         self._records: OrderedDict[str, _Record] = OrderedDict()
 
-    def ended_comfyui(self, workflow: Mapping[str, Any], how: str = "", lines: Sequence[str] = ()) -> None:
-        """The workflow was running when ComfyUI's process ended.
+    async def open(self) -> None:
+        """Take up what the journal has. Raises `JournalError`."""
+        if self._journal is None or not self._after:
+            return
+        self._records.clear()
+        now, at_now = self._clock(), self._wall_clock()
+        for workflow, at in await self._journal.deaths(at_now - self._seconds):
+            record = self._records.pop(workflow, None) or _Record()
+            record.times.append(now - max(0.0, at_now - at))
+            self._records[workflow] = record
+
+    async def ended_comfyui(self, workflow: Mapping[str, Any], how: str = "", lines: Sequence[str] = ()) -> None:
+        """The workflow was running when ComfyUI's process ended. Returns when the journal has it, where it can be kept.
 
         Args:
             how: a clause such as "it was ended by SIGSEGV"; "" where nobody saw it.
@@ -64,17 +94,23 @@ class Quarantine:
         self._records[key] = record
         while len(self._records) > _REMEMBERED:
             self._records.popitem(last=False)
+        if self._journal is not None:
+            at = self._wall_clock()
+            try:
+                await self._journal.write(Died(key, at, at - self._seconds))
+            except JournalError as error:
+                _log.error("journal.not_written", reason=error.detail)
 
     def check(self, workflow: Mapping[str, Any], prompt_id: str | None = None) -> None:
         """Raise `ComfyUIPromptQuarantinedError` for a workflow that is refused now."""
+        while self._records and next(iter(self._records.values())).times[-1] + self._seconds <= self._clock():
+            self._records.popitem(last=False)
         if not self._records:
             return  # to hash a large workflow takes longer than all else here
         record = self._records.get(workflow_hash(workflow))
         if record is None or len(record.times) < self._after:
             return
         left_s = record.times[-1] + self._seconds - self._clock()
-        if left_s <= 0:
-            return
         how = f" (the last time {record.how})" if record.how else ""
         raise ComfyUIPromptQuarantinedError(
             f"this workflow ended ComfyUI's process {len(record.times)} times{how}; it is refused for another"
@@ -85,8 +121,11 @@ class Quarantine:
 
     def succeeded(self, workflow: Mapping[str, Any]) -> None:
         """The workflow ran to its end: what was held against it was not its fault."""
-        if self._records:
-            self._records.pop(workflow_hash(workflow), None)
+        if not self._records:
+            return
+        key = workflow_hash(workflow)
+        if self._records.pop(key, None) is not None and self._journal is not None:
+            self._journal.write_behind(Forgive(key))
 
 
 def workflow_hash(workflow: Mapping[str, Any]) -> str:

@@ -110,7 +110,8 @@ class ComfyUIWorker:
         self.options = options
         self.metrics = metrics or Metrics()
         self.process: ComfyUIProcess | None = _process(options) if options.command else None
-        self.quarantine = Quarantine(options.quarantine_after, options.quarantine_s)
+        journal = MemoryJournal(max_bytes=options.max_journal_bytes)
+        self.quarantine = Quarantine(options.quarantine_after, options.quarantine_s, journal)
         self.pool = BackendPool.connect(
             [options.server_address],
             ServerOptions(
@@ -143,7 +144,7 @@ class ComfyUIWorker:
             handler_options,
             metrics=self.metrics,
             quarantine=self.quarantine,
-            entries=Entries(MemoryJournal(max_bytes=options.max_journal_bytes)),
+            entries=Entries(journal),
         )
         self.connected = False
         self.folders = ComfyUIFolders(options.cleanup, self.forget_inputs)
@@ -317,7 +318,9 @@ class ComfyUIWorker:
                     return
             if loop.time() >= deadline:
                 self._log.error("comfyui.hung", prompt_id=prompt_id, cancelled_s=self.options.hung_after_s)
-                self.quarantine.ended_comfyui(request.prompt, "it hung and heeded no interrupt", process.recent_lines)
+                await self.quarantine.ended_comfyui(
+                    request.prompt, "it hung and heeded no interrupt", process.recent_lines
+                )
                 await process.restart()
                 return
             await asyncio.sleep(_LOOK_EVERY_S)

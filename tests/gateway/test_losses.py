@@ -130,6 +130,26 @@ async def test_a_job_that_ends_comfyui_twice_is_quarantined_with_all_of_its_work
     assert (ran[first], ran[second]) == (2, 0)
 
 
+async def test_a_workflow_that_ends_comfyui_is_quarantined_though_its_gateway_is_killed(
+    tmp_path: Path,
+) -> None:
+    settings = {"STATE_DIR": str(tmp_path / "state"), "LOST_PROMPT_RETRIES": "0"}
+    async with restarted_engine(tmp_path) as engine:
+        async with gateway_process(engine, **settings) as gateway:
+            status, body = await gateway.prompt_sync(crash_workflow(1))
+            assert (status, body["type"]) == (502, "prompt_lost"), body
+            await gateway.kill()
+        async with gateway_process(engine, **settings) as gateway:
+            status, body = await gateway.prompt_sync(crash_workflow(1))
+            assert (status, body["type"]) == (500, "prompt_quarantined"), body
+            await gateway.kill()
+        async with gateway_process(engine, **settings) as gateway:
+            status, body = await gateway.prompt_sync(crash_workflow(1))
+            assert (status, body["type"]) == (500, "prompt_quarantined"), body
+            assert (await gateway.prompt_sync(invert_workflow(2)))[0] == 200
+    assert len(executions(tmp_path)) == 3
+
+
 async def test_a_job_that_ends_comfyui_at_its_submission_each_time_is_quarantined(tmp_path: Path) -> None:
     crash = 'segfault={"route": "/prompt", "method": "POST"}'
     async with restarted_engine(tmp_path, "--fault", crash) as engine, running_gateway(engine) as gateway:

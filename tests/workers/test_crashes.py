@@ -21,6 +21,7 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.quarantine import Quarantine, workflow_hash
+from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.models import PromptRequest
 from comfyui.servers.process import ProcessState
 from comfyui.workers.base import ComfyUIWorker
@@ -159,17 +160,17 @@ async def test_a_cancelled_prompt_that_heeds_it_costs_no_restart(tmp_path: Path)
         assert worker.process.pid == pid
 
 
-def test_quarantine_counts_within_its_time_and_forgets_after_it() -> None:
+async def test_quarantine_counts_within_its_time_and_forgets_after_it() -> None:
     now = 0.0
     quarantine = Quarantine(after=2, seconds=10, clock=lambda: now)
     poison, other = invert_workflow(1), invert_workflow(2)
-    quarantine.ended_comfyui(poison, "it was ended by SIGSEGV", ["in /opt/comfyui/nodes.py", "end"])
+    await quarantine.ended_comfyui(poison, "it was ended by SIGSEGV", ["in /opt/comfyui/nodes.py", "end"])
     quarantine.check(poison)
     now = 11.0  # the first is too old to count
-    quarantine.ended_comfyui(poison)
+    await quarantine.ended_comfyui(poison)
     quarantine.check(poison)
     now = 12.0
-    quarantine.ended_comfyui(poison, "it was ended by SIGKILL", ["in /opt/comfyui/nodes.py"])
+    await quarantine.ended_comfyui(poison, "it was ended by SIGKILL", ["in /opt/comfyui/nodes.py"])
     with pytest.raises(
         ComfyUIPromptQuarantinedError, match=r"2 times \(the last time it was ended by SIGKILL\)"
     ) as error:
@@ -181,11 +182,54 @@ def test_quarantine_counts_within_its_time_and_forgets_after_it() -> None:
     quarantine.check(poison)
 
 
-def test_quarantine_can_be_switched_off_and_lifted_by_success() -> None:
+async def test_quarantine_goes_on_where_a_process_before_it_ended() -> None:
+    poison, other = crash_workflow(), invert_workflow(1)
+    journal = MemoryJournal()
+    wall, now = 1000.0, 5.0
+
+    async def next_process() -> Quarantine:
+        quarantine = Quarantine(2, 10, journal, clock=lambda: now, wall_clock=lambda: wall)
+        await quarantine.open()
+        return quarantine
+
+    first = await next_process()
+    await first.ended_comfyui(poison)
+    await first.ended_comfyui(other)
+    first.succeeded(other)
+    wall, now = 1004.0, 77.0  # another boot
+    second = await next_process()
+    second.check(poison)
+    await second.ended_comfyui(other)
+    second.check(other)
+    await second.ended_comfyui(poison)
+    with pytest.raises(ComfyUIPromptQuarantinedError, match="refused for another 10 s"):
+        second.check(poison)
+    wall, now = 1010.0, 3.0
+    third = await next_process()
+    with pytest.raises(ComfyUIPromptQuarantinedError, match="2 times; it is refused for another 4 s"):
+        third.check(poison)
+    wall = 900.0  # somebody set the clock back: nothing is refused for longer than it may be
+    with pytest.raises(ComfyUIPromptQuarantinedError, match="refused for another 10 s"):
+        (await next_process()).check(poison)
+    wall, now = 1014.5, 9.0
+    (await next_process()).check(poison)
+
+
+async def test_a_quarantine_whose_time_is_over_hashes_no_workflow_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    quarantine = Quarantine(after=1, seconds=10, clock=lambda: now)
+    await quarantine.ended_comfyui(crash_workflow())
+    now = 10.0
+    monkeypatch.setattr("comfyui.executors.quarantine.workflow_hash", None)
+    quarantine.check(invert_workflow(1))
+    quarantine.succeeded(invert_workflow(1))
+
+
+async def test_quarantine_can_be_switched_off_and_lifted_by_success() -> None:
     off = Quarantine(after=0)
     once = Quarantine(after=1)
     for quarantine in (off, once):
-        quarantine.ended_comfyui(invert_workflow(1))
+        await quarantine.ended_comfyui(invert_workflow(1))
     off.check(invert_workflow(1))
     once.succeeded(invert_workflow(1))
     once.check(invert_workflow(1))

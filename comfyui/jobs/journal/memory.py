@@ -13,6 +13,7 @@ import structlog
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIOverloadedError
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
+from comfyui.jobs.journal.deaths import Death, MemoryDeaths
 from comfyui.jobs.journal.memory_bodies import MemoryBodies
 from comfyui.jobs.journal.memory_outbox import MemoryOutbox
 from comfyui.jobs.journal.memory_usage import MemoryUsage
@@ -38,8 +39,10 @@ from comfyui.jobs.journal.writes import (
     Again,
     Cancel,
     ClearHistory,
+    Died,
     Fetched,
     Finish,
+    Forgive,
     Hide,
     Keep,
     Pause,
@@ -107,6 +110,7 @@ class MemoryJournal:
         self._waiting_seqs: dict[int, int] = {}
         self._outbox = MemoryOutbox()
         self._usage = MemoryUsage()
+        self._deaths = MemoryDeaths()
         self._appliers: dict[type, Callable[[Any], int]] = {
             Add: self._add,
             Withdraw: self._withdraw,
@@ -114,6 +118,8 @@ class MemoryJournal:
             PutBack: self._put_back,
             Start: self._start,
             Suspect: self._suspect,
+            Died: self._deaths.died,
+            Forgive: self._deaths.forgive,
             Cancel: self._cancel,
             Finish: self._finish,
             Tell: self._tell,
@@ -414,6 +420,9 @@ class MemoryJournal:
 
     async def is_paused(self) -> bool:
         return self._paused
+
+    async def deaths(self, since: float) -> list[Death]:
+        return self._deaths.since(since)
 
     async def ahead_of(self, number: int) -> int:
         return bisect_left(self._waiting, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, Self
 
+from comfyui.jobs.journal.deaths import Death
 from comfyui.jobs.journal.records import (
     Delivery,
     Due,
@@ -146,6 +147,12 @@ class Journal(Protocol):
 
     async def named_inputs(self) -> set[str]:
         """All values of the `inputs` of jobs that have not ended."""
+
+    async def deaths(self, since: float) -> list[Death]:
+        """Under which workflows, by their hash, ComfyUI's process ended from then on, the oldest first.
+
+        The last 1,000 are kept.
+        """
 
     async def is_paused(self) -> bool:
         """Whether the last `Pause` said so."""

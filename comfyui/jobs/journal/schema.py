@@ -129,6 +129,11 @@ CREATE TABLE files (
 ) WITHOUT ROWID;
 """
 
+# Under which workflows, by their hash, ComfyUI's process ended.
+_VERSION_12 = """
+CREATE TABLE deaths (number INTEGER PRIMARY KEY, workflow TEXT NOT NULL, at REAL NOT NULL);
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -142,6 +147,7 @@ MIGRATIONS = (
     _VERSION_9,
     _VERSION_10,
     _VERSION_11,
+    _VERSION_12,
 )
 
 

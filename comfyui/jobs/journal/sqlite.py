@@ -16,6 +16,7 @@ from comfyui.exceptions import JournalError
 from comfyui.jobs.journal.by_owner import holders, queued_of, remove_usage, usage
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
+from comfyui.jobs.journal.deaths import Death, deaths
 from comfyui.jobs.journal.opening import connect
 from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver
 from comfyui.jobs.journal.records import (
@@ -233,6 +234,9 @@ class SqliteJournal:
 
     async def is_paused(self) -> bool:
         return await self._ask(Statements.is_paused)
+
+    async def deaths(self, since: float) -> list[Death]:
+        return await self._ask(lambda sql: deaths(sql.database, since))
 
     async def ahead_of(self, number: int) -> int:
         return await self._ask(lambda sql: sql.ahead_of(number))

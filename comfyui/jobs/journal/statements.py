@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sqlite3
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 
 from comfyui import jsonio
 from comfyui.jobs.journal.by_owner import Used
+from comfyui.jobs.journal.deaths import died, forgive, suspect
 from comfyui.jobs.journal.listing import page_of
 from comfyui.jobs.journal.outbox_statements import OutboxStatements
 from comfyui.jobs.journal.protocol import RUNS_KEPT
@@ -33,8 +35,10 @@ from comfyui.jobs.journal.writes import (
     Again,
     Cancel,
     ClearHistory,
+    Died,
     Fetched,
     Finish,
+    Forgive,
     Hide,
     Keep,
     Pause,
@@ -77,7 +81,9 @@ class Statements:
             Place: self._place,
             PutBack: self._put_back,
             Start: self._start,
-            Suspect: self._suspect,
+            Suspect: functools.partial(suspect, database),
+            Died: functools.partial(died, database),
+            Forgive: functools.partial(forgive, database),
             Cancel: self._cancel,
             Finish: self._finish,
             Tell: self._tell,
@@ -178,12 +184,6 @@ class Statements:
         if started:
             self.outbox.add(fence, write.deliveries)
         return started
-
-    def _suspect(self, write: Suspect) -> bool:
-        return self._changed(
-            f"UPDATE jobs SET alone = 1, begun = begun OR ?, attempt = ? WHERE {_OF_THE_RUN} AND server IS NOT NULL",  # noqa: S608
-            (write.begun, write.fence.attempt, *write.fence),
-        )
 
     def _cancel(self, write: Cancel) -> bool:
         return self._changed(

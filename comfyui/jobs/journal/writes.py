@@ -79,6 +79,22 @@ class Suspect:
 
 
 @dataclass(frozen=True, slots=True)
+class Died:
+    """ComfyUI's process ended under a workflow. Deaths before `before` are forgotten. Place: always."""
+
+    workflow: str
+    at: float
+    before: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forgive:
+    """The workflow ran to its end: the deaths under it are forgotten. Place: there are some."""
+
+    workflow: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """The job is being taken out. Place: queued or running; whoever asks for it needs no fence."""
 
@@ -258,6 +274,8 @@ Write = (
     | PutBack
     | Start
     | Suspect
+    | Died
+    | Forgive
     | Cancel
     | Finish
     | Tell

@@ -32,8 +32,10 @@ from comfyui.jobs.journal.writes import (
     Again,
     Cancel,
     ClearHistory,
+    Died,
     Fetched,
     Finish,
+    Forgive,
     Hide,
     MadeFile,
     Pause,
@@ -355,6 +357,23 @@ async def test_only_a_run_that_had_begun_has_losses(journal: Journal) -> None:
     assert (put_back.losses, put_back.state, put_back.server) == (2, State.RUNNING, None)
     await journal.write(Place(put_back.fence.next(), "gpu-1"))
     assert (await got(journal, 1)).losses == 2, "what was put back is counted once"
+
+
+async def test_deaths_are_kept_by_workflow_until_they_are_old_or_forgiven(journal: Journal) -> None:
+    assert await journal.deaths(0.0) == []
+    for workflow, at in (("a", 10.0), ("b", 20.0), ("a", 30.0)):
+        assert await journal.write(Died(workflow, at, before=0.0))
+    assert await journal.deaths(0.0) == [("a", 10.0), ("b", 20.0), ("a", 30.0)]
+    assert await journal.deaths(20.0) == [("b", 20.0), ("a", 30.0)]
+    assert await journal.write(Died("c", 40.0, before=20.0))
+    assert await journal.deaths(0.0) == [("b", 20.0), ("a", 30.0), ("c", 40.0)]
+    assert await journal.write(Forgive("a"))
+    assert not await journal.write(Forgive("a"))
+    assert await journal.deaths(0.0) == [("b", 20.0), ("c", 40.0)]
+    for number in range(1001):
+        journal.write_behind(Died("d", 100.0 + number, before=0.0))
+    found = await journal.deaths(0.0)
+    assert (len(found), found[0], found[-1]) == (1000, ("d", 101.0), ("d", 1100.0))
 
 
 async def test_a_run_that_may_have_ended_its_server_is_alone_until_its_next_run(journal: Journal) -> None:
