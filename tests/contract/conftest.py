@@ -22,6 +22,7 @@ from tests.contract.conversion import (
 )
 from tests.support import browsing
 from tests.support.described import KEY
+from tests.support.keys import ALICE, KEYS, write_keys
 from tests.support.pairs import Pair
 from tests.support.running import RunningGateway, running_gateway
 from tests.support.same_ways import REAL_WAYS, WAYS, Bare, Sides, open_way
@@ -127,6 +128,26 @@ async def pair(target: Target) -> AsyncIterator[Pair]:
     view = f"filename={file['filename']}&subfolder={file['subfolder'].replace('/', '%2F')}&type=output"
     async with running_gateway(target.url) as gateway:
         yield Pair(target.url, gateway.url, view)
+
+
+@pytest.fixture
+async def three_servers() -> AsyncIterator[RunningGateway]:
+    """A gateway without keys before three servers."""
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(Engine()) for _ in range(3)]
+        yield await stack.enter_async_context(running_gateway(*(engine.url for engine in engines)))
+
+
+@pytest.fixture(params=["one server, a user's key", "three servers"])
+async def merged(
+    request: pytest.FixtureRequest, three_servers: RunningGateway, engine: Engine, tmp_path: Path
+) -> AsyncIterator[tuple[RunningGateway, str]]:
+    """A gateway where prompts wait, and the key that it wants, or ""."""
+    if request.param == "three servers":
+        yield three_servers, ""
+        return
+    async with running_gateway(engine.url, keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as gateway:
+        yield gateway, ALICE
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

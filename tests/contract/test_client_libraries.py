@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from comfyui.engine import NEW_VERSION
 from tests.support.running import RunningGateway
 from tests.support.target import Target, any_color, inverted
 
@@ -30,12 +31,21 @@ def _size(picture: bytes) -> tuple[int, int]:
 
 async def test_comfy_api_simplified(gateway: RunningGateway, tmp_path: Path) -> None:
     """requests and websockets."""
+    await _comfy_api_simplified(gateway.url, "", tmp_path)
+
+
+async def test_comfy_api_simplified_at_the_merged_face(merged: tuple[RunningGateway, str], tmp_path: Path) -> None:
+    gateway, key = merged
+    await _comfy_api_simplified(gateway.url, key, tmp_path)
+
+
+async def _comfy_api_simplified(url: str, key: str, tmp_path: Path) -> None:
     library = pytest.importorskip("comfy_api_simplified")
     picture = tmp_path / f"{uuid.uuid4().hex}.png"
     Image.new("RGB", (8, 8), any_color()).save(picture)
 
     def use() -> None:
-        api = library.ComfyApiWrapper(gateway.url)
+        api = library.ComfyApiWrapper(url, user="any" if key else "", password=key)
         workflow = library.ComfyWorkflowWrapper.__new__(library.ComfyWorkflowWrapper)
         workflow.update(_workflow())
         for node in workflow.values():
@@ -57,6 +67,15 @@ async def test_comfy_api_simplified(gateway: RunningGateway, tmp_path: Path) -> 
 
 async def test_comfyui_utils(gateway: RunningGateway) -> None:
     """aiohttp; it posts first, opens its websocket then and looks at the whole queue and history."""
+    await _comfyui_utils(gateway.url.removeprefix("http://"))
+
+
+async def test_comfyui_utils_at_the_merged_face(merged: tuple[RunningGateway, str]) -> None:
+    gateway, key = merged
+    await _comfyui_utils(f"{f'any:{key}@' if key else ''}{gateway.url.removeprefix('http://')}")
+
+
+async def _comfyui_utils(address: str) -> None:
     library = pytest.importorskip("comfyui_utils.comfy")
     outputs: list[dict[str, Any]] = []
     pictures: list[bytes] = []
@@ -72,7 +91,7 @@ async def test_comfyui_utils(gateway: RunningGateway) -> None:
     async def keep(file: io.BytesIO) -> None:
         pictures.append(file.read())
 
-    api = library.ComfyAPI(gateway.url.removeprefix("http://"))
+    api = library.ComfyAPI(address)
     await asyncio.wait_for(api.submit(_workflow(), Callbacks()), 20)
     await api.fetch(outputs[0]["images"][0], keep)
 
@@ -81,6 +100,14 @@ async def test_comfyui_utils(gateway: RunningGateway) -> None:
 
 async def test_stable_canvas_comfyui_client(gateway: RunningGateway, target: Target) -> None:
     """Node: fetch and ws."""
+    await _stable_canvas_comfyui_client(gateway, target.version)
+
+
+async def test_stable_canvas_comfyui_client_before_three_servers(three_servers: RunningGateway) -> None:
+    await _stable_canvas_comfyui_client(three_servers, NEW_VERSION)
+
+
+async def _stable_canvas_comfyui_client(gateway: RunningGateway, version: str) -> None:
     node = shutil.which("node")
     if node is None or not (_NODE_CLIENT / "node_modules").is_dir():
         pytest.skip(f"no Node or no packages: npm install --no-package-lock in {_NODE_CLIENT.name}/")
@@ -97,7 +124,7 @@ async def test_stable_canvas_comfyui_client(gateway: RunningGateway, target: Tar
 
     assert process.returncode == 0, errors.decode()
     seen = json.loads(out.decode().splitlines()[-1])
-    assert seen["version"] == target.version
+    assert seen["version"] == version
     assert seen["nodes"] > 10
     assert seen["history"] > 0
     assert f"http://{host}" in seen["images"][0]["data"]

@@ -16,7 +16,7 @@ from tests.support.running import until
 from tests.support.target import Prompt, any_color, empty, inverted, node
 
 JSON = Any
-_TEMPORARY = re.compile(r"ComfyUI_temp_[a-z]{5}_")
+_TEMPORARY = re.compile(r"ComfyUI_temp_[a-z]{5}_\d{5}_")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # Milliseconds of a clock: that they are numbers is compared.
 _TIMES: Final = frozenset({"timestamp", "create_time", "execution_start_time", "execution_end_time"})
@@ -185,6 +185,8 @@ class Caller:
         await until(stopped, lambda queue: not queue["queue_running"] and not queue["queue_pending"], timeout_s=30)
         await self._answer("POST", "/history", {"clear": True})
         await until(lambda: self._look("/history"), lambda entries: entries == {}, timeout_s=5)
+        # What was stopped may run to the end of its node, and is somebody else's for the gateway meanwhile.
+        await until(lambda: self._look("/prompt"), lambda told: told == {"exec_info": {"queue_remaining": 0}})
 
     # Workflows
 
