@@ -279,6 +279,8 @@ class Caller:
     def _without(self, value: JSON) -> JSON:
         if isinstance(value, dict):
             added = _ADDED if self.is_modern else _ADDED_TO_OLD
+            if value.get("status") == "cancelled":
+                added |= {"execution_start_time"}  # it may be stopped before the gateway is told that it has begun
             return {self._hidden(name): self._field(name, one) for name, one in value.items() if name not in added}
         if isinstance(value, list):
             if value[:1] == ["execution_interrupted"]:
