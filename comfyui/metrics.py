@@ -62,6 +62,11 @@ class Metrics:
             "For how long the first of the async jobs that are on no server has waited; 0 when none waits.",
             registry=self.registry,
         )
+        self.queue_paused = Gauge(
+            "comfyui_gateway_queue_paused",
+            "1 while the gateway's queue is paused, so that nothing begins that waits there.",
+            registry=self.registry,
+        )
         self.journal_writes = Counter(
             "comfyui_gateway_journal_writes",
             "Writes to the journal of jobs in STATE_DIR, by outcome: kept, failed.",

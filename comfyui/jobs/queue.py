@@ -246,6 +246,17 @@ class JobQueue:
         self._turns.pause(paused)
         self._log.info("queue.paused" if paused else "queue.resumed")
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs are on no server: they wait for their turn, for inputs, or for a server to take them."""
+        return self._turns.scheduler.waiting + sum(1 for _ in self.without_turn())
+
+    def is_held(self, prompt_id: str) -> bool:
+        """Whether the job waits here and the pause keeps it from its turn."""
+        scheduler = self._turns.scheduler
+        waits = prompt_id in self._rows or scheduler.knows(prompt_id)
+        return self.paused and waits and scheduler.server_of(prompt_id) is None
+
     def position(self, prompt_id: str) -> int | None:
         """About how many jobs have their turn before it; None where it does not wait."""
         ahead, row = self._turns.position(prompt_id), self._rows.get(prompt_id)

@@ -127,6 +127,7 @@ async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(
     shown = orjson.loads(full.body)["servers"][0]
     told = ("state", "websocket", "queue_remaining", "in_flight", "simulation")
     assert short["servers"] == [{key: shown[key] for key in told}]
+    assert ("queue" in short, orjson.loads(full.body)["queue"]["paused"]) == (False, False)
     assert short["status"] == orjson.loads(full.body)["status"]
     expected = {
         "healthy": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from comfyui.engine import Engine
+from comfyui.jobs.queue_options import QueueOptions
 from config import Settings
 from tests.support.calls import Calls
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
@@ -24,6 +26,7 @@ from tests.support.running import (
     RunningGateway,
     engines,
     executions,
+    handler_options,
     invert_workflow,
     queue_of,
     requests,
@@ -271,16 +274,56 @@ async def test_a_paused_queue_takes_jobs_begins_none_and_stays_paused_over_a_res
         await status_is(gateway.http, running, "running")
         async with gateway.http.post("/queue/pause") as response:
             assert (response.status, await response.json()) == (200, {"status": "paused"})
+        assert "paused" not in (await look(gateway.http, running))[1]
         waiting = await submit(gateway.http, invert_workflow(3))
         assert (await fetch(gateway.http, running))[0] == 200
         status, _ = await gateway.prompt_sync(invert_workflow(4), timeout=0.3)
         assert status == 504
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
-        assert (await look(gateway.http, waiting))[1]["status"] == "queued"
+        held = (await look(gateway.http, waiting))[1]
+        assert (held["status"], held["position"], held["paused"]) == ("queued", 0, True)
         async with gateway.http.post("/queue/resume") as response:
             assert (response.status, await response.json()) == (200, {"status": "running"})
         assert (await fetch(gateway.http, waiting))[0] == 200
     assert executions(engine) == {running: 1, waiting: 1}
+
+
+async def _told_of_the_queue(gateway: RunningGateway) -> tuple[str, dict[str, Any], str]:
+    """By `GET /queue/pause`, `/health` and the metric."""
+    async with gateway.http.get("/queue/pause") as response:
+        state = (await response.json())["status"]
+    async with gateway.http.get("/health") as response:
+        health = (await response.json())["queue"]
+    async with gateway.http.get("/metrics") as response:
+        (paused,) = re.findall(r"^comfyui_gateway_queue_paused (.+)$", await response.text(), re.MULTILINE)
+    return state, health, paused
+
+
+async def test_a_pause_is_seen_in_the_health_the_metrics_and_the_look_at_a_job(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        assert await _told_of_the_queue(gateway) == ("running", {"paused": False, "waiting": 0}, "0.0")
+        running, behind, waiting = [await submit(gateway.http, sleep_workflow(30, tag=tag)) for tag in range(3)]
+        await until(lambda: queue_of(engine), lambda queue: queue == ([running], [behind]))
+        assert "paused" not in (await look(gateway.http, waiting))[1]
+        async with gateway.http.post("/queue/pause") as response:
+            assert response.status == 200
+        assert await _told_of_the_queue(gateway) == ("paused", {"paused": True, "waiting": 1}, "1.0")
+        # What is in ComfyUI's queue goes on.
+        paused = {name: (await look(gateway.http, name))[1].get("paused") for name in (running, behind, waiting)}
+        assert paused == {running: None, behind: None, waiting: True}
+        async with gateway.http.post("/queue/resume") as response:
+            assert response.status == 200
+        assert "paused" not in (await look(gateway.http, waiting))[1]
+        assert await _told_of_the_queue(gateway) == ("running", {"paused": False, "waiting": 1}, "0.0")
+
+
+async def test_jobs_that_wait_for_their_turn_in_front_of_comfyuis_own_queue_are_told(engine: Engine) -> None:
+    options = handler_options(queue=QueueOptions(ahead=1))
+    async with running_gateway(engine.url, queue="comfyui", changed=options) as gateway:
+        running = await submit(gateway.http, sleep_workflow(30))
+        await status_is(gateway.http, running, "running")
+        await submit(gateway.http, invert_workflow(1))
+        assert await _told_of_the_queue(gateway) == ("running", {"paused": False, "waiting": 1}, "0.0")
 
 
 async def test_comfyuis_own_queue_cannot_be_paused(gateway: RunningGateway) -> None:

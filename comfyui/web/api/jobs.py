@@ -80,6 +80,9 @@ class PendingJob(TypedDict):
     prompt_id: Id
     status: Status
     position: Annotated[int | None, Field(description="Jobs before it; null where it runs, or nobody knows.")]
+    paused: NotRequired[
+        Annotated[Literal[True], Field(description="The queue is paused: the job waits until it is resumed.")]
+    ]
     waits_for: NotRequired[
         Annotated[list[str], Field(description="Servers: no other one may run it, and all of these are down.")]
     ]
@@ -238,7 +241,10 @@ def pending(request: Request, look: Look, preferred: Preferences) -> Response:
         position=look.position,
         created_at=_time(record.created_at) if record else None,
     )
-    if servers := gateway_of(request).handler.queue.waits_for(look.prompt_id):
+    queue = gateway_of(request).handler.queue
+    if queue.is_held(look.prompt_id):
+        body["paused"] = True
+    if servers := queue.waits_for(look.prompt_id):
         body["waits_for"] = servers
     if request.method == "GET":
         body["started_at"] = _time(record.started_at) if record else None

@@ -35,13 +35,23 @@ Degraded = Annotated[
 ]
 
 
+class GatewayQueue(TypedDict):
+    """What waits in the gateway, and is on no server yet."""
+
+    paused: Annotated[bool, Field(description="Nothing gets its turn until `POST /queue/resume`.")]
+    waiting: Annotated[int, Field(description="Jobs and sync calls that wait in the gateway.")]
+
+
 class Health(TypedDict):
     """The gateway and every ComfyUI server behind it."""
 
     status: Literal["healthy", "unhealthy"]
     comfyui_server: Literal["connected", "disconnected"]
-    queue_running: int
-    queue_pending: int
+    queue_running: Annotated[int, Field(description="Servers whose ComfyUI has prompts.")]
+    queue_pending: Annotated[
+        int, Field(description="Prompts that wait in ComfyUI's own queues; `queue` has those that wait in the gateway.")
+    ]
+    queue: NotRequired[Annotated[GatewayQueue, Field(description="Told to whoever is told of addresses.")]]
     waiting_requests: Annotated[int, Field(description="Requests that wait for a prompt now.")]
     simulation: Annotated[bool, Field(description="One of the servers is a simulation, such as the embedded engine.")]
     servers: list[ServerReport]
@@ -109,7 +119,9 @@ def unhealthy(error: str) -> Health:
     ),
 )
 async def health(request: Request) -> Response:
-    """503 when no ComfyUI answers. The queue figures are ComfyUI's own, as it last told them.
+    """503 when no ComfyUI answers. `queue_running` and `queue_pending` are ComfyUI's own, as it last told them.
+
+    `queue` has what waits in the gateway, and whether that is paused.
 
     `simulation` is true when one of the servers is a simulation, such as the embedded engine.
 
@@ -135,6 +147,8 @@ async def health(request: Request) -> Response:
     }
     if (degraded := _degraded(gateway_of(request), in_detail=in_detail)) is not None:
         body["degraded"] = degraded
+    if in_detail:
+        body["queue"] = GatewayQueue(paused=handler.queue.paused, waiting=handler.queue.waiting)
     if not connected:
         body["error"] = handler.pool.why_not_ready(in_detail=in_detail)
     return json_response(200 if connected else 503, body)
@@ -186,6 +200,7 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Needs a key where there are keys: Prometheus can send one (``authorization`` in its scrape configuration)."""
     gateway = gateway_of(request)
+    gateway.metrics.queue_paused.set(gateway.handler.queue.paused)
     await measure_jobs(gateway.handler.journal, gateway.metrics)
     return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

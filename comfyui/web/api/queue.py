@@ -1,4 +1,4 @@
-"""The gateway's own queue as a whole: pause it, and have it go on."""
+"""The gateway's own queue as a whole: pause it, have it go on, and ask which it does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from comfyui.exceptions import ComfyUIConflictError, JournalError
+from comfyui.exceptions import ComfyUIConflictError, ComfyUIError, JournalError
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.openapi import Answer, json_of, operation
@@ -22,16 +22,24 @@ class QueueState(TypedDict):
     status: Annotated[Literal["paused", "running"], Field(description="paused: what waits goes on waiting.")]
 
 
-def _described(name: str, answer: str) -> dict[str, object]:
-    return operation(
-        name, {200: Answer(answer, json_of(QueueState))}, (ComfyUIConflictError, JournalError), tag="queue"
-    )
+def _described(name: str, answer: str, *errors: type[ComfyUIError]) -> dict[str, object]:
+    return operation(name, {200: Answer(answer, json_of(QueueState))}, errors, tag="queue")
+
+
+@router.get(
+    "/queue/pause",
+    summary="Whether the queue is paused",
+    openapi_extra=_described("queue_state", "Whether it is."),
+)
+async def state(request: Request) -> Response:
+    """Where prompts wait in ComfyUI's own queue (QUEUE), it is always running."""
+    return _answer(request)
 
 
 @router.post(
     "/queue/pause",
     summary="Let nothing begin that waits in the gateway",
-    openapi_extra=_described("pause_queue", "It is paused."),
+    openapi_extra=_described("pause_queue", "It is paused.", ComfyUIConflictError, JournalError),
 )
 async def pause(request: Request) -> Response:
     """What runs ends, and submissions are taken. It stays paused over restarts of the gateway.
@@ -44,7 +52,7 @@ async def pause(request: Request) -> Response:
 @router.post(
     "/queue/resume",
     summary="Let the queue go on",
-    openapi_extra=_described("resume_queue", "It goes on."),
+    openapi_extra=_described("resume_queue", "It goes on.", ComfyUIConflictError, JournalError),
 )
 async def resume(request: Request) -> Response:
     """Nothing happens when it is not paused."""
@@ -53,4 +61,9 @@ async def resume(request: Request) -> Response:
 
 async def _set(request: Request, *, paused: bool) -> Response:
     await gateway_of(request).handler.queue.pause(paused)
-    return json_response(200, QueueState(status="paused" if paused else "running"))
+    return _answer(request)
+
+
+def _answer(request: Request) -> Response:
+    paused = gateway_of(request).handler.queue.paused
+    return json_response(200, QueueState(status="paused" if paused else "running"), {"Cache-Control": "no-store"})

@@ -72,7 +72,7 @@ TABLE: tuple[Row, ...] = (
     # About the gateway. A ticket opens for its bearer what its maker may open.
     *_rows("gateway", "POST", "/tickets", ALL, NO),
     *_rows("gateway", "GET", "/openapi.json /docs", ALL, ALL),
-    *_rows("gateway", "GET", "/metrics", NO, ALL),
+    *_rows("gateway", "GET", "/metrics /queue/pause", NO, ALL),
     # ComfyUI's web frontend and what nodes bring for it: static files
     *_rows("comfyui", "GET", "/ /index.html /favicon.ico /user.css /materialdesignicons.min.css", ALL, ALL),
     *_rows("comfyui", "GET", "/assets/** /scripts/** /lib/** /fonts/** /cursor/** /images/** /docs/**", ALL, ALL),
