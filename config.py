@@ -260,7 +260,10 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         default="none", description="Where the files of requests go that do not say; s3 needs S3_BUCKET."
     )
 
-    api_keys: SecretList = Field(default=(), description="When set, every path but the probes needs one of these keys.")
+    api_keys: SecretList = Field(
+        default=(),
+        description="Keys that may do everything; with these or KEYS_FILE, every path but the probes needs a key.",
+    )
     keys_file: Path | None = Field(
         default=None, description="A TOML file of keys with names, roles and limits, read again when it changes."
     )
@@ -270,7 +273,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     )
     allowed_hosts: Annotated[CommaList, AfterValidator(parse_hosts)] = Field(
         default=(),
-        description="Without API_KEYS: further names by which the gateway may be called (*.example.org); * for all.",
+        description="Without keys: further names by which the gateway may be called (*.example.org); * for all.",
     )
     public_url: WebUrl = Field(
         default="",
@@ -280,7 +283,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         default=LINK_S,
         ge=1,
         le=_LONGEST_LINK_S,
-        description="Seconds that the links to files in a webhook open without a key, where API_KEYS is set.",
+        description="Seconds that the links to files in a webhook open without a key, where keys are asked for.",
     )
     forwarded_allow_ips: CommaList = Field(
         default=DEFAULT_PROXIES,
