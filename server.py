@@ -230,9 +230,15 @@ async def _main(*, with_fallback: bool) -> None:
 
 def main() -> int:
     """Serve until a signal comes. Exit status 2 when a setting cannot be used, 74 when the journal of jobs cannot."""
-    parser = argparse.ArgumentParser(prog="comfyui-gateway", description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    commands = parser.add_subparsers(dest="command", metavar="keys")
-    keys_command.add_arguments(commands.add_parser("keys", help="make API keys"))
+    prog = "comfyui-gateway"
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [-h] [--fallback-engine]\n       {prog} keys add NAME --role ROLE ...",
+        description="Serves the gateway. Its settings are environment variables: docs/configuration.md.",
+    )
+    # Without its own `prog` a command's help would begin with both lines of the usage.
+    commands = parser.add_subparsers(prog=prog, dest="command", metavar="keys", title="instead of serving")
+    keys_command.add_arguments(commands.add_parser("keys", help="make API keys in KEYS_FILE: see keys add --help"))
     parser.add_argument(
         "--fallback-engine",
         action="store_true",

@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
+from server import main
 from tests.support.forking import forked, serve_gateway
 from tests.support.processes import gateway_process
 from tests.support.running import (
@@ -265,3 +266,21 @@ async def test_an_embedded_engine_does_not_take_the_place_of_a_comfyui_that_answ
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
     assert requests(engine, "POST /prompt") == 1
     assert not [line for line in gateway.lines if line["event"] == "engine.embedded"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        ((), "usage: comfyui-gateway [-h] [--fallback-engine]\n       comfyui-gateway keys add NAME --role ROLE ...\n"),
+        (("keys",), "usage: comfyui-gateway keys [-h] add ...\n"),
+        (("keys", "add"), "usage: comfyui-gateway keys add [-h] --role {"),
+    ],
+)
+def test_the_help_shows_that_keys_is_another_command_and_not_required(
+    arguments: tuple[str, ...], usage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["server.py", *arguments, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(usage)

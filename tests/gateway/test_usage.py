@@ -46,9 +46,16 @@ async def test_a_user_sees_its_own(used: RunningGateway) -> None:
 
 async def test_days_narrow_it_and_what_cannot_be_asked_for_is_named(used: RunningGateway) -> None:
     assert (await _usage(used, ROOT, "?since=2001-01-01&until=2001-01-02"))[1]["usage"] == []
+    for until, since in (("2001-01-31", "2001-01-01"), ("0001-01-02", "0001-01-01")):
+        assert await _usage(used, ROOT, f"?until={until}") == (200, {"since": since, "until": until, "usage": []})
     for query, told in (
         ("?by=colour", "by: there is no 'colour'; there are day, key, person, workflow"),
-        ("?since=yesterday", "since: String should match pattern"),
+        ("?since=yesterday", "since: a day, such as 2026-11-01, is wanted"),
+        ("?until=2026-02-30", "until: a day, such as 2026-11-01, is wanted"),
+        ("?until=20260201", "until: a day, such as 2026-11-01, is wanted"),
+        ("?since=2026-11-01%0A", "since: a day, such as 2026-11-01, is wanted"),
+        ("?since=2026-11-02&until=2026-11-01", "since: 2026-11-02 is after until, 2026-11-01"),
+        ("?since=9999-01-01", "since: 9999-01-01 is after today, "),
         ("?form=2001-01-01", "form: there is no such query parameter"),
     ):
         status, body = await _usage(used, ROOT, query)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
+from datetime import date
 from typing import Annotated, NotRequired
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from comfyui.exceptions import JournalError, RequestError
@@ -20,10 +22,28 @@ from comfyui.web.front.request_state import state_of
 router = APIRouter(default_response_class=Response)
 
 _NAMES = ("day", "key", "person", "workflow")
-_DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
+_DAY = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _DAYS_SHOWN = 30
-_DAY_S = 24 * 3600.0
 _MOST_ROWS = 10_000
+
+
+def _a_day(value: str) -> str:
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        is_day = False
+    else:
+        is_day = re.fullmatch(_DAY, value) is not None  # a day may be written in other ways, too
+    if not is_day:
+        raise ValueError("a day, such as 2026-11-01, is wanted")
+    return value
+
+
+_Day = Annotated[
+    str,
+    AfterValidator(_a_day),
+    WithJsonSchema({"type": "string", "format": "date", "pattern": f"^{_DAY}$"}),
+]
 
 
 class UsageCall(Parameters):
@@ -32,10 +52,10 @@ class UsageCall(Parameters):
     by: str = Field(
         default="key", max_length=64, description="What rows are told apart by: key, person, workflow, day."
     )
-    since: str | None = Field(
-        default=None, pattern=_DAY, description="The first day, in UTC; 30 days ago if not given."
+    since: _Day | None = Field(
+        default=None, description="The first day, in UTC; 30 days before the last one if not given."
     )
-    until: str | None = Field(default=None, pattern=_DAY, description="The last day, in UTC; today if not given.")
+    until: _Day | None = Field(default=None, description="The last day, in UTC; today if not given.")
 
     def names(self) -> tuple[str, ...]:
         """Raises `RequestError` for what rows cannot be told apart by."""
@@ -44,6 +64,17 @@ class UsageCall(Parameters):
             if name not in _NAMES:
                 raise RequestError(f"by: there is no {name[:20]!r}; there are {', '.join(_NAMES)}")
         return tuple(dict.fromkeys(names))
+
+    def days(self, today: str) -> tuple[str, str]:
+        """The first and the last day. Raises `RequestError` where the first one is later."""
+        until = self.until or today
+        if self.since is None:
+            first = max(date.min.toordinal(), date.fromisoformat(until).toordinal() - _DAYS_SHOWN)
+            return date.fromordinal(first).isoformat(), until
+        if self.since > until:
+            last = f"until, {until}" if self.until else f"today, {today}, which is the last day without until"
+            raise RequestError(f"since: {self.since} is after {last}; give an earlier day")
+        return self.since, until
 
 
 class PromptCounts(TypedDict):
@@ -90,13 +121,14 @@ class Usage(TypedDict):
 async def usage(request: Request) -> Response:
     """Prompts by outcome, seconds on the GPU and bytes, summed by key, workflow or day. A user's key sees its own."""
     asked = read(UsageCall, request)
-    gateway, now = gateway_of(request), time.time()
+    gateway = gateway_of(request)
+    since, until = asked.days(day_of(time.time()))
     caller = state_of(request.scope).caller
     own = caller is not None and caller.rules.role == "user"
     query = UsageQuery(
         by=asked.names(),
-        since=asked.since or day_of(now - _DAYS_SHOWN * _DAY_S),
-        until=asked.until or day_of(now),
+        since=since,
+        until=until,
         key=caller.rules.name if caller is not None and own else None,
         person=(caller.person or None) if caller is not None and own else None,
         limit=_MOST_ROWS + 1,

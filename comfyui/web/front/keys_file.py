@@ -31,6 +31,8 @@ _log = structlog.get_logger("gateway")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 """Of a key. It stands in logs and metrics, and is a part of file names that every file system tells apart."""
 NAME_IS = "a name is 1 to 64 lower-case letters, digits, - and _, and begins with a letter or digit"
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 _NO_PERSON_IN = frozenset({"authorization", "cookie", "x-api-key", "host", "origin"})
 _MAX_BYTES = 4_000_000
@@ -45,7 +47,7 @@ class KeyTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
+    sha256: str
     role: Literal["user", "read", "admin"]
     webhook_secret: Annotated[str, Field(min_length=16, max_length=512)] | None = None
     max_queued: Count | None = None
@@ -53,12 +55,14 @@ class KeyTable(BaseModel):
     max_running: Count | None = None
     max_priority: Annotated[int, Field(ge=-HIGHEST_PRIORITY, le=HIGHEST_PRIORITY)] | None = None
     weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
-    user_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    user_header: str | None = None
     workflows: list[Annotated[str, Field(min_length=1, max_length=256)]] | None = None
 
     @field_validator("sha256")
     @classmethod
     def _of_a_key(cls, value: str) -> str:
+        if not _SHA256.fullmatch(value):
+            raise ValueError(f"64 hex digits are wanted, as sha256sum prints them; these are {len(value)} characters")
         if value.lower() == _EMPTY_SHA256:
             raise ValueError("this is the SHA-256 of an empty key")
         return value.lower()
@@ -73,6 +77,8 @@ class KeyTable(BaseModel):
     @field_validator("user_header")
     @classmethod
     def _not_a_key_s(cls, value: str | None) -> str | None:
+        if value is not None and not _HEADER.fullmatch(value):
+            raise ValueError("a header's name is wanted, such as X-User: 1 to 64 letters, digits and -")
         if value is not None and value.lower() in _NO_PERSON_IN:
             raise ValueError("this header has another meaning; name one of your own, such as X-User")
         return value

@@ -56,7 +56,15 @@ def test_a_user_goes_before_nobody_unless_its_table_says_so(role: str, highest: 
         ("[keys]\nalice = 3\n", "line 2: keys.alice: a table [keys.alice] is wanted"),
         (f'\n[keys.alice]\nsha256 = "{_HASH}"\n', "line 2: [keys.alice] role: Field required"),
         (f'[keys.alice]\nsha256 = "{_HASH}"\nrole = "boss"\n', "line 3: [keys.alice] role: Input should be"),
-        (f'[keys.alice]\nrole = "user"\nsha256 = "{_HASH[1:]}"\n', "line 3: [keys.alice] sha256: String should match"),
+        (
+            f'[keys.alice]\nrole = "user"\nsha256 = "{_HASH[1:]}"\n',
+            "line 3: [keys.alice] sha256: 64 hex digits are wanted",
+        ),
+        (
+            f'[keys.alice]\nsha256 = "{_HASH}\\n"\nrole = "user"\n',
+            "line 2: [keys.alice] sha256: 64 hex digits are wanted",
+        ),
+        (table("alice", ALICE, user_header="X User"), "line 4: [keys.alice] user_header: a header's name is wanted"),
         (
             '[keys.a]\nsha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"\nrole = "user"\n',
             "line 2: [keys.a] sha256: this is the SHA-256 of an empty key",
