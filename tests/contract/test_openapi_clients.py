@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -106,4 +107,4 @@ async def test_no_data_makes_an_answer_that_the_document_does_not_have(guarded: 
         PYTHONPATH=str(SOURCES),
         SCHEMATHESIS_HOOKS="checks",
     )
-    assert "Operations:       14 selected / 14 total" in said
+    assert re.search(r"Operations: +(\d+) selected / \1 total", said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import threading
 import time
@@ -461,11 +460,14 @@ async def test_a_stop_waits_only_a_moment(receiving: Receiver) -> None:
 
 
 async def test_a_receiver_that_does_not_read_costs_a_bounded_time() -> None:
+    # A task that waits for what only it knows is garbage.
+    over, closed = asyncio.Event(), asyncio.Event()
+
     async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reader._transport.pause_reading()  # type: ignore[attr-defined]
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+        await over.wait()
         writer.close()
+        closed.set()
 
     server = await asyncio.start_server(ignore, "127.0.0.1", 0, limit=1)
     port = server.sockets[0].getsockname()[1]
@@ -477,4 +479,5 @@ async def test_a_receiver_that_does_not_read_costs_a_bounded_time() -> None:
     ):
         await outbox.job(1, f"http://127.0.0.1:{port}/")
         assert (await outbox.tried(1, 1)).answer == "no answer within 0.5 s"
-        server.close()
+        over.set()
+        await closed.wait()

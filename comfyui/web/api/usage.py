@@ -98,7 +98,7 @@ class UsageEntry(TypedDict):
     bytes: Annotated[int, Field(description="Of answers to the key's callers; of no workflow.")]
 
 
-class Usage(TypedDict):
+class UsageReport(TypedDict):
     """What was used in these days."""
 
     since: Annotated[str, Field(json_schema_extra={"format": "date"})]
@@ -112,7 +112,7 @@ class Usage(TypedDict):
     summary="What each key used",
     openapi_extra=operation(
         "usage",
-        {200: Answer("In the order of `by`.", json_of(Usage))},
+        {200: Answer("In the order of `by`.", json_of(UsageReport))},
         (RequestError, JournalError),
         parameters=described(UsageCall),
         tag="jobs",
@@ -135,7 +135,7 @@ async def usage(request: Request) -> Response:
     )
     gateway.sent.write()
     rows = await gateway.handler.journal.usage(query)
-    answer = Usage(since=query.since, until=query.until, usage=[_entry(row) for row in rows[:_MOST_ROWS]])
+    answer = UsageReport(since=query.since, until=query.until, usage=[_entry(row) for row in rows[:_MOST_ROWS]])
     if len(rows) > _MOST_ROWS:
         answer["more"] = True
     return json_response(200, answer, {"Cache-Control": "no-store"})
