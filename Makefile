@@ -75,7 +75,7 @@ test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready $(TYPES)/node_modul
 
 # Tests wait more than they compute: one suite after the other would leave half of two cores idle.
 test-main:
-	$(BIN)/python -m pytest -m "not alone" --numprocesses 3 --dist worksteal
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 4 --dist worksteal
 
 # Only what the first suite skips. The output of each comes in one piece, when it has ended.
 test-sdks:

@@ -20,6 +20,8 @@ from comfyui.tasks import SideTasks
 from comfyui.workflows.api_format import check_api_format
 
 _PATIENCE_S = 60.0
+# A server whose node definitions are not known yet gets none in the first one.
+_ROUNDS = 3
 _BACKOFF = Backoff(start_s=1.0, max_s=30.0)
 
 _log = structlog.get_logger(__name__)
@@ -73,14 +75,11 @@ class WarmUp:
             try:
                 await handler.pool.choose(patience_s=_PATIENCE_S)
                 started = time.monotonic()
-                # The least busy server is chosen for each, so that every one gets one.
-                runs = [
-                    handler.submit_prompt_sync(PromptRequest(prompt=self._workflow), timeout_s=self._timeout_s)
-                    for _ in handler.pool.ready
-                ]
-                for outcome in await asyncio.gather(*runs, return_exceptions=True):
-                    if isinstance(outcome, BaseException):
-                        raise outcome
+                warm: set[str] = set()
+                for _ in range(_ROUNDS):
+                    warm |= await self._run_on_all(handler)
+                    if warm >= {backend.name for backend in handler.pool.ready}:
+                        break
             except ComfyUIShutdownError:
                 return
             except ComfyUIError as error:
@@ -93,3 +92,17 @@ class WarmUp:
                 self._missing = None
                 _log.info("warmup.done", seconds=round(time.monotonic() - started, 1))
                 return
+
+    async def _run_on_all(self, handler: ComfyUIHandler) -> set[str]:
+        """The names of the servers that have run it. Raises what the first run failed with."""
+        # The least busy server is chosen for each, so that every one gets one.
+        runs = [
+            handler.submit_prompt_sync(PromptRequest(prompt=self._workflow), timeout_s=self._timeout_s)
+            for _ in handler.pool.ready
+        ]
+        warm = set()
+        for outcome in await asyncio.gather(*runs, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            warm.add(outcome.server)
+        return warm

@@ -217,8 +217,10 @@ async def test_a_prompt_runs_once_when_the_answer_to_taking_it_back_is_lost(faul
 
 
 async def test_a_job_that_only_a_server_that_is_down_can_run_waits_for_it() -> None:
-    async with engines(2) as (lacking, having), running_gateway(lacking.url, having.url) as gateway:
+    async with engines(2) as (lacking, having), AsyncExitStack() as stack:
         Image.new("RGB", (8, 8), "red").save(having.folders.input / "only_there.png")
+        # Now: it asks the servers for their definitions at once.
+        gateway = await stack.enter_async_context(running_gateway(lacking.url, having.url))
         workflow = {
             "1": {"class_type": "LoadImage", "inputs": {"image": "only_there.png"}},
             "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
