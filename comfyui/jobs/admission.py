@@ -16,6 +16,7 @@ from comfyui.events import Event, QueuePosition
 from comfyui.exceptions import (
     TAKEN,
     ComfyUIConflictError,
+    ComfyUIError,
     ComfyUINotFoundError,
     ComfyUIOverloadedError,
     JournalError,
@@ -167,7 +168,10 @@ class Admission:
             check_seen(origin, record.owner, prompt_id, submits=submits)
             check_same(prompt_id, record.fingerprint, fingerprint)
             if not record.state.is_end:
-                return await self._unfinished(record, request, files)
+                job = await self._unfinished(record, request, files)
+                if not job.has_task:
+                    await self._end_what_has_ended(job)
+                return job
             if request is None or not record.may_run_again:
                 return await self.outcome_of(record)
             try:
@@ -291,6 +295,17 @@ class Admission:
             record = replace(record, started_at=job.entry.started_at)
         told = await self._deliveries(record) if record is not None else ()
         return Look(prompt_id, job.state, record, None if running else position, events, told, job.workflow)
+
+    async def _end_what_has_ended(self, job: Job) -> None:
+        """A job without a task may have ended while it was asked for; then nobody else would tell those who wait."""
+        record = await self._known(job.prompt_id)
+        if record is None or not record.state.is_end or job.ended or job.has_task:
+            return
+        try:
+            job.finish(await self.outcome_of(record))
+        except ComfyUIError as error:
+            job.fail(error)
+        self.runs.drop(job)
 
     async def _deliveries(self, record: JobRecord) -> tuple[Delivery, ...]:
         if record.webhook is None or record.state.is_end:

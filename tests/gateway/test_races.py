@@ -9,6 +9,9 @@ from uuid import uuid4
 import pytest
 
 from comfyui.engine import Engine
+from comfyui.jobs.journal.records import JobRecord
+from comfyui.jobs.queue_options import QueueOptions
+from tests.support.jobs import fetch, submit
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -168,3 +171,22 @@ async def asked(engine: Engine, route: str) -> int:
 
 async def waiting(gateway: RunningGateway) -> int:
     return gateway.handler.waiting
+
+
+async def test_a_job_that_ends_while_it_is_asked_for_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the journal's answer and the wait; nobody would end that one later."""
+    async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=0))) as gateway:
+        prompt_id = await submit(gateway.http, invert_workflow())
+        journal = gateway.handler.journal
+        get = journal.get
+
+        async def get_and_end(asked: str) -> JobRecord | None:
+            record = await get(asked)
+            monkeypatch.setattr(journal, "get", get)
+            async with gateway.http.delete(f"/prompt_sync/{asked}") as response:
+                assert response.status == 200
+            return record
+
+        monkeypatch.setattr(journal, "get", get_and_end)
+        status, body = await fetch(gateway.http, prompt_id, 5)
+        assert (status, body["type"]) == (409, "task_cancelled")

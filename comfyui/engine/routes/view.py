@@ -80,10 +80,19 @@ class FileRoutes:
         return folder / subfolder / os.path.basename(filename)  # noqa: PTH119 (of a name, as it came)
 
     async def upload_image(self, request: web.Request) -> web.Response:
-        return await self._upload(await request.post(), as_mask=False)
+        return await self._posted(request, as_mask=False)
 
     async def upload_mask(self, request: web.Request) -> web.Response:
-        return await self._upload(await request.post(), as_mask=True)
+        return await self._posted(request, as_mask=True)
+
+    async def _posted(self, request: web.Request, *, as_mask: bool) -> web.Response:
+        post = await request.post()
+        try:
+            return await self._upload(post, as_mask=as_mask)
+        finally:
+            for value in post.values():
+                if isinstance(value, web.FileField):
+                    value.file.close()
 
     async def _upload(self, post: Any, *, as_mask: bool) -> web.Response:
         image = post.get("image")
