@@ -190,7 +190,7 @@ async def queue_of(engine: Engine) -> tuple[list[str], list[str]]:
     return [item[1] for item in queue["queue_running"]], [item[1] for item in queue["queue_pending"]]
 
 
-async def until(ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *, timeout_s: float = 10) -> T:
+async def until(ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *, timeout_s: float = 25) -> T:
     """Ask again and again until the answer is accepted."""
     async with asyncio.timeout(timeout_s):
         while not accept(answer := await ask()):
