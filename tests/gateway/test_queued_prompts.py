@@ -515,15 +515,20 @@ async def test_secrets_reach_comfyui_and_no_disk(tmp_path: Path) -> None:
             assert not path.is_file() or b"token-of-alice" not in path.read_bytes(), path
 
 
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal takes no more writes."""
+
+    def full(*_args: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("comfyui.jobs.journal.statements.Statements.apply", full)
+
+
 async def test_a_prompt_that_cannot_be_written_down_is_not_submitted(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
-
-        def full(*_args: Any) -> Any:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr("comfyui.jobs.journal.statements.Statements.apply", full)
+        fill_the_disk(monkeypatch)
         body = {"prompt": invert_workflow(), "prompt_id": str(uuid4())}
         status, told = await _posted(gateway.http, body)
         assert (status, told["error"]["type"], told["node_errors"]) == (503, "disk_failed", {})
@@ -536,11 +541,7 @@ async def test_a_prompt_with_an_id_of_ours_that_cannot_be_written_down_is_taken_
 ) -> None:
     """It is committed while it is submitted."""
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
-
-        def full(*_args: Any) -> Any:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr("comfyui.jobs.journal.statements.Statements.apply", full)
+        fill_the_disk(monkeypatch)
         status, told = await _posted(gateway.http, {"prompt": sleep_workflow(600)})
         assert (status, told["error"]["type"]) == (503, "disk_failed")
         await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
