@@ -209,3 +209,8 @@ def _outcome(sql: Statements, work: Work, future: asyncio.Future[Any] | None) ->
         return Outcome(future, work(sql))
     except Exception as error:
         return Outcome(future, error=error)
+
+
+def touch(sql: Statements) -> None:
+    """Writes what is there already, to see whether it can be written."""
+    sql.database.execute("UPDATE counter SET value = value")

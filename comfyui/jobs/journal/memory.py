@@ -34,6 +34,7 @@ from comfyui.jobs.journal.records import (
     first_record,
 )
 from comfyui.jobs.journal.rows import packed, unpacked
+from comfyui.jobs.journal.uploads import MemoryUploads
 from comfyui.jobs.journal.writes import (
     Add,
     Again,
@@ -45,6 +46,7 @@ from comfyui.jobs.journal.writes import (
     Forgive,
     Hide,
     Keep,
+    KeptUpload,
     Pause,
     Place,
     PutBack,
@@ -111,6 +113,7 @@ class MemoryJournal:
         self._outbox = MemoryOutbox()
         self._usage = MemoryUsage()
         self._deaths = MemoryDeaths()
+        self._uploads = MemoryUploads()
         self._appliers: dict[type, Callable[[Any], int]] = {
             Add: self._add,
             Withdraw: self._withdraw,
@@ -132,6 +135,7 @@ class MemoryJournal:
             Sent: self._usage.sent,
             Hide: self._hide,
             ClearHistory: self._clear_history,
+            **self._uploads.appliers,
         }
 
     @property
@@ -420,6 +424,9 @@ class MemoryJournal:
 
     async def is_paused(self) -> bool:
         return self._paused
+
+    async def uploads(self) -> list[KeptUpload]:
+        return self._uploads.all()
 
     async def deaths(self, since: float) -> list[Death]:
         return self._deaths.since(since)

@@ -19,7 +19,7 @@ from comfyui.jobs.journal.records import (
     UsageQuery,
     UsageRow,
 )
-from comfyui.jobs.journal.writes import Write
+from comfyui.jobs.journal.writes import KeptUpload, Write
 
 RUNS_KEPT = 100
 """Earlier runs of one job."""
@@ -163,6 +163,9 @@ class Journal(Protocol):
         `place`: see `comfyui.owners.place_of`. Another key's job may have made a file of the same name on another
         server, or on the same one after the first was gone.
         """
+
+    async def uploads(self) -> list[KeptUpload]:
+        """All files that clients uploaded, the one that was used longest ago first."""
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """In the order of `query.by`."""

@@ -134,6 +134,14 @@ _VERSION_12 = """
 CREATE TABLE deaths (number INTEGER PRIMARY KEY, workflow TEXT NOT NULL, at REAL NOT NULL);
 """
 
+# Files that clients uploaded: see `comfyui.jobs.journal.writes.KeptUpload`.
+_VERSION_13 = """
+CREATE TABLE uploads (
+    key TEXT NOT NULL, place TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, used_at REAL NOT NULL,
+    PRIMARY KEY (key, place)
+) WITHOUT ROWID;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -148,6 +156,7 @@ MIGRATIONS = (
     _VERSION_10,
     _VERSION_11,
     _VERSION_12,
+    _VERSION_13,
 )
 
 

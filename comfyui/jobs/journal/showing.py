@@ -1,4 +1,7 @@
-"""What the journal's file tells of many jobs at a time, for lists: little of each, or all of few. On its own thread."""
+"""What the journal's file tells of many jobs at a time, for lists: little of each, or all of few. And what hides one.
+
+On its own thread.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Sequence
 from comfyui.jobs.journal.listing import OF_KEY, key_range
 from comfyui.jobs.journal.records import EndedJob, KeptJob
 from comfyui.jobs.journal.rows import HIDDEN, JOB_COLUMNS, STATES, job_of, unpacked
+from comfyui.jobs.journal.writes import Hide
 
 _ENDED = (
     "SELECT prompt_id, state, queued_at, started_at, ended_at, end_number FROM jobs"
@@ -33,6 +37,12 @@ def ended(database: sqlite3.Connection, key: str | None, limit: int) -> list[End
         )
         rows = database.execute(halves, (after, name, limit, after, first, end, limit, limit)).fetchall()
     return [EndedJob(row[0], STATES[row[1]], *row[2:5]) for row in reversed(rows)]
+
+
+def hide(database: sqlite3.Connection, write: Hide) -> bool:
+    """See `comfyui.jobs.journal.writes.Hide`."""
+    statement = "UPDATE jobs SET hidden = 1 WHERE prompt_id = ? AND ended_at IS NOT NULL AND NOT hidden"
+    return database.executemany(statement, [(one,) for one in write.prompt_ids]).rowcount > 0
 
 
 def queued_since(database: sqlite3.Connection, key: str | None) -> dict[str, float]:

@@ -14,7 +14,7 @@ import structlog
 
 from comfyui.exceptions import JournalError
 from comfyui.jobs.journal.by_owner import holders, queued_of, remove_usage, usage
-from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error
+from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error, touch
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
 from comfyui.jobs.journal.opening import connect
@@ -35,7 +35,8 @@ from comfyui.jobs.journal.records import (
 )
 from comfyui.jobs.journal.showing import ended, kept, queued_since
 from comfyui.jobs.journal.statements import Statements
-from comfyui.jobs.journal.writes import Add, Finish, Place, PutBack, Write, id_of
+from comfyui.jobs.journal.uploads import uploads
+from comfyui.jobs.journal.writes import Add, Finish, KeptUpload, Place, PutBack, Write, id_of
 
 FILE_NAME = "jobs.sqlite3"
 # How long a write behind may wait for others, so that they share a commit, and one of which nobody is told. A commit
@@ -238,6 +239,9 @@ class SqliteJournal:
     async def deaths(self, since: float) -> list[Death]:
         return await self._ask(lambda sql: deaths(sql.database, since))
 
+    async def uploads(self) -> list[KeptUpload]:
+        return await self._ask(lambda sql: uploads(sql.database))
+
     async def ahead_of(self, number: int) -> int:
         return await self._ask(lambda sql: sql.ahead_of(number))
 
@@ -352,7 +356,7 @@ class SqliteJournal:
             return
         looked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         looked.add_done_callback(self._looked)
-        self._next.reads.append((_touch, looked))
+        self._next.reads.append((touch, looked))
         self._hand_on()
 
     def _looked(self, looked: asyncio.Future[None]) -> None:
@@ -389,11 +393,6 @@ class SqliteJournal:
 
     def _connect(self) -> Statements:
         return Statements(connect(self._path))
-
-
-def _touch(sql: Statements) -> None:
-    """Writes what is there already, to see whether it can be written."""
-    sql.database.execute("UPDATE counter SET value = value")
 
 
 def _apply(write: Write, sql: Statements) -> int:

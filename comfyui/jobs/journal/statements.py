@@ -30,6 +30,8 @@ from comfyui.jobs.journal.rows import (
     submission_values,
     unpacked,
 )
+from comfyui.jobs.journal.showing import hide
+from comfyui.jobs.journal.uploads import upload_appliers
 from comfyui.jobs.journal.writes import (
     Add,
     Again,
@@ -94,8 +96,9 @@ class Statements:
             SendAgain: self.outbox.send_again,
             Pause: self._pause,
             Sent: self._used.sent,
-            Hide: self._hide,
+            Hide: functools.partial(hide, database),
             ClearHistory: self._clear_history,
+            **upload_appliers(database),
         }
 
     def apply(self, write: Write) -> int:
@@ -268,10 +271,6 @@ class Statements:
             f"UPDATE jobs SET inputs = ?, fetching = ? WHERE {where}",  # noqa: S608
             (packed_inputs(inputs), "" in inputs.values(), *values),
         )
-
-    def _hide(self, write: Hide) -> bool:
-        statement = "UPDATE jobs SET hidden = 1 WHERE prompt_id = ? AND ended_at IS NOT NULL AND NOT hidden"
-        return self.database.executemany(statement, [(one,) for one in write.prompt_ids]).rowcount > 0
 
     def _clear_history(self, write: ClearHistory) -> bool:
         self._execute("INSERT OR REPLACE INTO cleared VALUES (?, ?)", (write.key or "", self._counter))

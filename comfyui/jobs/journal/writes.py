@@ -254,6 +254,46 @@ class Pause:
     paused: bool
 
 
+class KeptUpload(NamedTuple):
+    """A file that a client has uploaded. Its bytes lie in the store of inputs, by their hash.
+
+    Attributes:
+        key: whose it is: the name of a key of role `user`; "" for all who see everything.
+        place: the type of ComfyUI's folder, then subfolder and name: ``input/a/b.png``.
+        digest: SHA-256 of its bytes, in hex.
+        used_at: when it was uploaded or named by a prompt last, within the hour.
+    """
+
+    key: str
+    place: str
+    digest: str
+    size: int
+    used_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class KeepUpload:
+    """From now on the name stands for these bytes. Place: always."""
+
+    upload: KeptUpload
+
+
+@dataclass(frozen=True, slots=True)
+class UseUpload:
+    """A prompt has named the file. Place: there is one of this name, and it was not used later."""
+
+    key: str
+    place: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DropUploads:
+    """These names, each with its key, stand for nothing any more. Place: there is one of them."""
+
+    names: tuple[tuple[str, str], ...]
+
+
 def id_of(write: Write) -> str | None:
     """The job that it is about, where it is about one by its id."""
     match write:
@@ -288,4 +328,7 @@ Write = (
     | Sent
     | Hide
     | ClearHistory
+    | KeepUpload
+    | UseUpload
+    | DropUploads
 )

@@ -33,10 +33,13 @@ from comfyui.jobs.journal.writes import (
     Cancel,
     ClearHistory,
     Died,
+    DropUploads,
     Fetched,
     Finish,
     Forgive,
     Hide,
+    KeepUpload,
+    KeptUpload,
     MadeFile,
     Pause,
     Place,
@@ -47,6 +50,7 @@ from comfyui.jobs.journal.writes import (
     Suspect,
     Tell,
     Tried,
+    UseUpload,
     Withdraw,
 )
 from tests.support.journals import BODY, delivery, end, new_job, prompt_id, run
@@ -374,6 +378,26 @@ async def test_deaths_are_kept_by_workflow_until_they_are_old_or_forgiven(journa
         journal.write_behind(Died("d", 100.0 + number, before=0.0))
     found = await journal.deaths(0.0)
     assert (len(found), found[0], found[-1]) == (1000, ("d", 101.0), ("d", 1100.0))
+
+
+async def test_an_upload_is_kept_by_whose_it_is_and_its_name(journal: Journal) -> None:
+    assert await journal.uploads() == []
+    mine = KeptUpload("alice", "input/é b.png", "1" * 64, 5, 20.0)
+    theirs = mine._replace(key="", digest="2" * 64, used_at=10.0)
+    for upload in (mine, theirs):
+        assert await journal.write(KeepUpload(upload))
+    assert await journal.uploads() == [theirs, mine], "the one that was used longest ago is first"
+    # Other bytes under the same name.
+    newer = theirs._replace(digest="3" * 64, size=7, used_at=15.0)
+    assert await journal.write(KeepUpload(newer))
+    assert await journal.write(UseUpload("alice", mine.place, 30.0))
+    assert not await journal.write(UseUpload("alice", mine.place, 25.0)), "it was used later"
+    assert not await journal.write(UseUpload("bob", mine.place, 40.0))
+    assert await journal.uploads() == [newer, mine._replace(used_at=30.0)]
+    gone = (("", mine.place), ("bob", mine.place))
+    assert await journal.write(DropUploads(gone))
+    assert not await journal.write(DropUploads(gone))
+    assert await journal.uploads() == [mine._replace(used_at=30.0)]
 
 
 async def test_a_run_that_may_have_ended_its_server_is_alone_until_its_next_run(journal: Journal) -> None:
