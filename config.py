@@ -458,7 +458,11 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
             ),
             handler=self._handler_options(),
             conversion=self._conversion_limits(),
-            delivery=DeliveryOptions(store_by_default=self.output_store == "s3", public_url=self.public_url),
+            delivery=DeliveryOptions(
+                merged=self._whose_queue() == "gateway",
+                store_by_default=self.output_store == "s3",
+                public_url=self.public_url,
+            ),
             store=self._object_store(),
             runpod=self._runpod_options(),
             sender=SenderOptions(allow=self.webhook_url_allow),
@@ -535,13 +539,15 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
             ),
         )
 
-    def _queue_options(self) -> QueueOptions:
-        queue = self.queue
-        if queue == "auto":
+    def _whose_queue(self) -> Literal["gateway", "comfyui"]:
+        if self.queue == "auto":
             ours = len(self.comfyui_server_address) > 1 or self.keys_file is not None
-            queue = "gateway" if ours else "comfyui"
+            return "gateway" if ours else "comfyui"
+        return self.queue
+
+    def _queue_options(self) -> QueueOptions:
         return QueueOptions(
-            queue=queue,
+            queue=self._whose_queue(),
             # The endpoint has a queue of its own, and says to nobody how many of its workers are free.
             places=None if self.backend == "runpod" else QueueOptions().places,
             max_queued=self.max_queued_jobs,

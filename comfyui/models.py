@@ -6,7 +6,7 @@ import hashlib
 import mimetypes
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, cast
@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from comfyui import jsonio
 from comfyui.answer_json import FileEntry, FileFacts, TimingsEntry
 from comfyui.labels import check_labels
+from comfyui.merged_files import merged_subfolder
 
 # Types that Python's table lacks or that differ between systems; everything a ComfyUI node is known to save.
 _CONTENT_TYPES = {
@@ -280,6 +281,10 @@ class OutputFile:
     def url(self) -> str:
         """Where the gateway serves it, relative to the gateway's own address."""
         return f"/view?{view_query(self.filename, self.subfolder, self.type)}"
+
+    def of_prompt(self, prompt_id: str) -> OutputFile:
+        """The file as clients name it where many servers are one ComfyUI: see `comfyui.merged_files`."""
+        return replace(self, subfolder=merged_subfolder(prompt_id, self.subfolder))
 
     def to_json(self) -> FileEntry:
         return {

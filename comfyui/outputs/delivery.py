@@ -56,6 +56,8 @@ class DeliveryOptions:
     """Where output files go.
 
     Attributes:
+        merged: clients see many servers as one ComfyUI, so that files are named by their prompts. Keys in the store are
+            the same either way.
         store_by_default: to the store also for requests that do not ask for it.
         public_url: where clients see the gateway, for the addresses of files; empty: as paths.
         last_uploads_s: at the end, for uploads that were given up to remove what they had sent.
@@ -63,6 +65,7 @@ class DeliveryOptions:
         at_end: how often each of them is tried again.
     """
 
+    merged: bool = False
     store_by_default: bool = False
     public_url: str = ""
     last_uploads_s: float = 5.0
@@ -107,10 +110,10 @@ class Deliverer:
             note: ConversionNote = (
                 {"converted": False, "reason": _NOTHING_TO_CONVERT} if order.convert and not order.with_base64 else {}
             )
-            return await _entries(result, self._public, note)
+            return await self._entries(result, self._public, note)
         files = await self._stored(result, order, placement, deadline)
         return [
-            _entry_of_stored(_entry(file, self._public), stored)
+            _entry_of_stored(self._entry(result, file, self._public), stored)
             for file, stored in zip(result.files, files, strict=True)
         ]
 
@@ -122,7 +125,7 @@ class Deliverer:
         """
         if result.delivery is not None:
             return await self._delivered_entries(result, result.delivery, link)
-        return await _entries(result, link)
+        return await self._entries(result, link)
 
     async def delivered(self, result: PromptResult, order: Order) -> PromptResult:
         """The result of a job that perhaps nobody waits for, with its files where the order wants them.
@@ -155,7 +158,8 @@ class Deliverer:
     ) -> AsyncGenerator[bytes, None]:
         """The JSON answer in pieces: see `outputs.result_json`."""
         open_file = (lambda file: self.open(result, file, order)) if order.with_base64 else None
-        return result_json(result, entries, open_file=open_file, with_outputs=with_outputs)
+        merged = self._options.merged
+        return result_json(result, entries, open_file=open_file, with_outputs=with_outputs, merged=merged)
 
     def zip(self, result: PromptResult, order: Order) -> AsyncGenerator[bytes, None]:
         """All files as an archive: see `zipping.zip_pieces`."""
@@ -201,7 +205,7 @@ class Deliverer:
         placement = Placement(presign_seconds=seconds)
         entries: list[FileEntry] = []
         for file, delivered in zip(result.files, delivery.files, strict=True):
-            entry = _entry(file, link)
+            entry = self._entry(result, file, link)
             try:
                 if delivered.error:
                     raise StorageError(delivered.error)
@@ -213,16 +217,15 @@ class Deliverer:
             await asyncio.sleep(0)  # to sign takes a fraction of a millisecond
         return entries
 
+    async def _entries(self, result: PromptResult, link: Link, note: ConversionNote | None = None) -> list[FileEntry]:
+        """Of files that are nowhere but at ComfyUI."""
+        more: ConversionNote = note or {}
+        size = len(result.files) * _ENTRY_BYTES
+        return await offloaded(size, lambda: [{**self._entry(result, file, link), **more} for file in result.files])
 
-async def _entries(result: PromptResult, link: Link, note: ConversionNote | None = None) -> list[FileEntry]:
-    """Of files that are nowhere but at ComfyUI."""
-    more: ConversionNote = note or {}
-    size = len(result.files) * _ENTRY_BYTES
-    return await offloaded(size, lambda: [{**_entry(file, link), **more} for file in result.files])
-
-
-def _entry(file: OutputFile, link: Link) -> FileEntry:
-    return {**file.to_json(), "url": link(file.url)}
+    def _entry(self, result: PromptResult, file: OutputFile, link: Link) -> FileEntry:
+        shown = file.of_prompt(result.prompt_id) if self._options.merged else file
+        return {**shown.to_json(), "url": link(shown.url)}
 
 
 def _entry_of_stored(entry: FileEntry, stored: Stored | ComfyUIError) -> FileEntry:

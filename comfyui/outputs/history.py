@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,9 @@ from comfyui import jsonio
 from comfyui.answer_json import AnswerHead, AnswerTail, ConversionNote, FileEntry, FileFacts, HeadWithoutOutputs
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
 from comfyui.json_pieces import is_large, pieces
+from comfyui.merged_files import merged_outputs
 from comfyui.models import OutputFile, PromptResult
+from comfyui.offload import in_thread
 from comfyui.replies import HistoryEntry
 from comfyui.transport.body import OpenBody
 from comfyui.workflows.api_format import node_order
@@ -180,18 +183,22 @@ class _Base64:
         return pybase64.b64encode(b"".join(self._waiting))
 
 
-async def _head(result: PromptResult, *, with_outputs: bool) -> AsyncGenerator[bytes, None]:
+async def _head(result: PromptResult, *, with_outputs: bool, merged: bool) -> AsyncGenerator[bytes, None]:
     """All before ``images``."""
     if not with_outputs:
         short: HeadWithoutOutputs = {"prompt_id": result.prompt_id, "status": "success", "outputs_omitted": True}
         yield jsonio.dumps(short)[:-1]
         return
-    head: AnswerHead = {"prompt_id": result.prompt_id, "status": "success", "outputs": result.outputs}
-    if not is_large(result.outputs):
+    outputs, large = result.outputs, is_large(result.outputs)
+    if merged:
+        made = functools.partial(merged_outputs, result.prompt_id, outputs)
+        outputs = await in_thread(made) if large else made()
+    head: AnswerHead = {"prompt_id": result.prompt_id, "status": "success", "outputs": outputs}
+    if not large:
         yield jsonio.dumps(head)[:-1]
         return
     lead = jsonio.dumps({**head, "outputs": {}})[: -len(b"{}}")]
-    for piece in pieces(result.outputs):
+    for piece in pieces(outputs):
         yield lead + piece
         lead = b""
         await asyncio.sleep(0)
@@ -203,6 +210,7 @@ async def result_json(
     *,
     open_file: OpenFile | None = None,
     with_outputs: bool = True,
+    merged: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[bytes, None]:
     """The body of a `/prompt_sync` answer in pieces. With `open_file` each file's base64 streams through it.
@@ -214,9 +222,10 @@ async def result_json(
     Args:
         entries: what ``images`` says of each file of `result`, in the same order.
         with_outputs: False leaves them out, and says so.
+        merged: whether files in them are named by the prompt: see `comfyui.merged_files`.
     """
     started = clock()
-    async for piece in _head(result, with_outputs=with_outputs):
+    async for piece in _head(result, with_outputs=with_outputs, merged=merged):
         yield piece
     yield b',"images":['
     for index, (file, entry) in enumerate(zip(result.files, entries, strict=True)):

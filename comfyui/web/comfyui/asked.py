@@ -35,6 +35,11 @@ def raw_path(scope: Scope) -> str:
     return target_of(scope["path"], scope.get("raw_path"), b"")
 
 
+def raw_target(scope: Scope) -> str:
+    """Path and query as they came."""
+    return target_of(scope["path"], scope.get("raw_path"), scope["query_string"])
+
+
 async def json_body(request: Request) -> Any:
     """A small body, whatever it says it is.
 

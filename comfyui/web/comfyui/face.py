@@ -31,6 +31,7 @@ from comfyui.web.comfyui.own_frames import OwnFrames
 from comfyui.web.comfyui.own_routes import OwnRoutes, Upload
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer, viewer_of
+from comfyui.web.comfyui.views import Views
 from comfyui.web.front.errors import error_response
 from comfyui.web.front.paths import normalised
 from comfyui.web.front.request_state import state_of
@@ -49,6 +50,7 @@ class Parts:
     list: JobList
     changes: JobChanges
     own: OwnRoutes
+    views: Views
 
 
 class For(enum.Enum):
@@ -96,7 +98,7 @@ FACE: tuple[FaceRow, ...] = (
     FaceRow(WEBSOCKET, "/ws", For.USERS, "the first server's, with the key's own frames: `Face.frames`"),
     FaceRow("POST", "/free", For.ALL, "all servers free their memory", lambda on: on.changes.free),
     # Files
-    FaceRow("GET", "/view", For.USERS, "what the key's jobs made and what it uploaded", lambda on: on.own.view),
+    FaceRow("GET", "/view", For.ALL, "the server where the file's prompt ran", lambda on: on.views.view),
     FaceRow("POST", "/upload/image", For.USERS, "into the key's own folder", lambda on: on.own.upload),
     FaceRow("POST", "/upload/mask", For.NOBODY, "the first server's"),
     FaceRow("GET", "/internal/files/*", For.NOBODY, "the first server's"),
@@ -128,7 +130,8 @@ class Face:
 
     def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
         reads = JobReads(handler)
-        self._parts = Parts(reads, JobList(handler), JobChanges(handler), OwnRoutes(handler, upload, upstreams))
+        own = OwnRoutes(handler, upload, upstreams)
+        self._parts = Parts(reads, JobList(handler), JobChanges(handler), own, Views(handler))
         self._handler = handler
         self._journal = handler.journal
         self._is_merged = handler.queue.are_all_here

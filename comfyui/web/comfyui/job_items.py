@@ -13,6 +13,7 @@ from comfyui.inputs.plan import field_of, has_inline_values, is_inline, is_url
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import JobRecord, KeptJob, State
 from comfyui.jobs.stored import result_from_bytes
+from comfyui.merged_files import merged_outputs
 from comfyui.models import SECRETS, PromptResult, Told
 from comfyui.outputs.history import without_paths
 from comfyui.owners import client_id_without
@@ -152,7 +153,7 @@ def shown(
 def history_entry(job: ShownJob, record: JobRecord, *, with_owner: bool) -> JSON:
     """As ComfyUI's history has a prompt that has ended. `with_owner`: the viewer sees all, and servers' paths."""
     result = _result(job)
-    outputs = {} if result is None else result.outputs
+    outputs = {} if result is None else merged_outputs(job.prompt_id, result.outputs)
     told = None if result is None else result.told
     item = job.item(with_owner=with_owner)
     if result is not None and result.node_errors:
@@ -233,7 +234,7 @@ def ended_job(job: ShownJob, record: JobRecord, *, with_owner: bool, in_detail: 
     """As ``/api/jobs`` has a prompt that has ended; `in_detail`: as ``/api/jobs/{id}`` has it."""
     entry = history_entry(job, record, with_owner=with_owner)
     outputs, messages = entry["outputs"], dict(entry["status"]["messages"])
-    files = list(_files(outputs))
+    files = list(_files(outputs, job.prompt_id))
     previewable = [file for file in files if _is_previewable(file)]
     end: JSON = next((messages[kind] for kind in _ENDS if kind in messages), {})
     found = {
@@ -253,7 +254,7 @@ def ended_job(job: ShownJob, record: JobRecord, *, with_owner: bool, in_detail: 
         "previewable_outputs_count": len(previewable),
     }
     if in_detail:
-        found["outputs"] = {node_id: _normalised(output) for node_id, output in outputs.items()}
+        found["outputs"] = {node_id: _normalised(output, job.prompt_id) for node_id, output in outputs.items()}
         found["execution_status"] = entry["status"]
     return found
 
@@ -262,27 +263,28 @@ def _pruned(**values: Any) -> JSON:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _files(outputs: Mapping[str, Any]) -> Iterator[JSON]:
+def _files(outputs: Mapping[str, Any], prompt_id: str) -> Iterator[JSON]:
     """What of the outputs counts as one."""
     for node_id, output in outputs.items():
         for key, items in output.items() if isinstance(output, dict) else ():
             for item in items if isinstance(items, list) and key != "animated" else ():
-                if isinstance(found := _as_file(item), dict):
+                if isinstance(found := _as_file(item, prompt_id), dict):
                     yield {"mediaType": key, **found, "nodeId": node_id}
 
 
-def _as_file(item: Any) -> Any:
+def _as_file(item: Any, prompt_id: str) -> Any:
     """Some nodes name the model that they made in place of a file."""
     if isinstance(item, str) and item.lower().endswith(_3D):
-        return {"filename": item, "type": "output", "subfolder": "", "mediaType": "3d"}
+        name = item.removeprefix(f"{prompt_id}/")
+        return {"filename": name, "type": "output", "subfolder": prompt_id, "mediaType": "3d"}
     return item
 
 
-def _normalised(output: Any) -> Any:
+def _normalised(output: Any, prompt_id: str) -> Any:
     if not isinstance(output, dict):
         return output
     return {
-        key: [_as_file(item) for item in items if item is not None]
+        key: [_as_file(item, prompt_id) for item in items if item is not None]
         if isinstance(items, list) and key != "animated"
         else items
         for key, items in output.items()

@@ -1,4 +1,4 @@
-"""What is of one `user` key alone, and no job: its files, node definitions without others' files, settings, user data.
+"""What is of one `user` key alone, and no job: uploads, node definitions without others' files, settings, user data.
 
 Each rule gives what is asked of ComfyUI in the caller's name, or the answer.
 """
@@ -7,25 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol
-from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
-from comfyui.executors.own_files import is_below, without_files
+from comfyui.executors.own_files import without_files
 from comfyui.handler import ComfyUIHandler
 from comfyui.offload import in_thread
-from comfyui.owners import KeyRules, folder_of, place_of
+from comfyui.owners import KeyRules
 from comfyui.servers.pool import CHOICE_PATIENCE_S
-from comfyui.web.comfyui.asked import Asked, last_part, query_of, raw_path
+from comfyui.web.comfyui.asked import last_part, query_of, raw_path
 from comfyui.web.comfyui.own_userdata import OwnUserData
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.front.errors import json_response
 
-# What is passed on of a query of /view, beside the file.
-_OF_VIEW = ("preview", "channel")
 # Seconds for which node definitions are shown again without asking ComfyUI.
 _FRESH_S = 5.0
 
@@ -42,35 +39,10 @@ class OwnRoutes:
 
     def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
         self._userdata = OwnUserData(upstreams)
-        self._journal = handler.journal
         self._pool = handler.pool
-        self._names = frozenset(backend.name for backend in handler.pool.backends)
         self._upload = upload
         self._shown: tuple[Mapping[str, Any], dict[str, Any]] = ({}, {})
         """The definitions that a server gave last, and what users see of them."""
-
-    async def view(self, request: Request, viewer: Viewer) -> Asked | Response:
-        """A file that a job of the key has made, or that the key has uploaded. All others are not there.
-
-        One that was made is on one server only: what has its name on another one may be somebody else's.
-        """
-        query, rules = query_of(request.scope), viewer.rules
-        filename, subfolder = query.get("filename", ""), query.get("subfolder", "")
-        folder_type = query.get("type", "output")
-        uploaded = folder_type == "input" and is_below(folder_of(rules.name), f"{subfolder}/{filename}")
-        # A suffix such as " [output]" would lead to another folder.
-        if not filename or filename.rstrip().endswith("]"):
-            return Response(status_code=404)
-        servers: list[str | None] = [None]
-        if not uploaded:
-            holders = await self._journal.holders(rules.name, place_of(folder_type, subfolder, filename))
-            servers = [server for server in holders if server in self._names]
-        if not servers:
-            return Response(status_code=404)
-        # Written anew: two servers may read the same query in two ways.
-        kept = {"filename": filename, "subfolder": subfolder, "type": folder_type}
-        kept |= {name: query[name] for name in _OF_VIEW if name in query}
-        return Asked(f"/view?{urlencode(kept, errors='surrogatepass')}", servers[0])
 
     async def upload(self, request: Request, viewer: Viewer) -> str | Response:
         """A file for the key's own folder."""

@@ -1,0 +1,95 @@
+"""``GET /view`` of the merged face: a file is where its prompt ran, and its subfolder says which prompt that is.
+
+A subfolder that names no prompt which the caller may see is one of ComfyUI's own: home is asked, then the others. For a
+key of role `user` there is nothing then but what its jobs made and what it uploaded. It is told nothing else: a prompt
+of another key, one that does not exist, and a file that a prompt did not make have one answer.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfyui.exceptions import ComfyUINotFoundError
+from comfyui.executors.own_files import is_below
+from comfyui.handler import ComfyUIHandler
+from comfyui.merged_files import from_merged
+from comfyui.owners import folder_of, place_of
+from comfyui.web.comfyui.asked import Asked, query_of, raw_target
+from comfyui.web.comfyui.viewer import Viewer
+
+# What is passed on of a query of /view, beside the file.
+_OF_VIEW = ("preview", "channel")
+
+
+class Views:
+    """Answers for whoever asks."""
+
+    def __init__(self, handler: ComfyUIHandler) -> None:
+        self._journal = handler.journal
+        self._standing = handler.standing
+        self._pool = handler.pool
+
+    async def view(self, request: Request, viewer: Viewer) -> str | Asked | Response:
+        """What is asked of which server for the file; 404 where there is none for this caller."""
+        query = query_of(request.scope)
+        found = from_merged(query.get("subfolder", ""))
+        if found is not None:
+            is_known, server = await self._server_of(found.prompt_id, viewer)
+            if is_known:
+                return await self._made(query, viewer, found.prompt_id, found.subfolder, server)
+        if viewer.key is None:
+            return raw_target(request.scope)
+        return await self._own(query, viewer)
+
+    async def _server_of(self, prompt_id: str, viewer: Viewer) -> tuple[bool, str | None]:
+        """Whether the caller may know of the prompt, and where it ran last, or runs."""
+        job = self._standing.job(prompt_id)
+        if job is not None and job.backend is not None:
+            return viewer.sees(job.owner), job.backend.name
+        record = await self._journal.get(prompt_id)
+        return record is not None and viewer.sees(record.owner), None if record is None else record.server
+
+    async def _made(
+        self, query: dict[str, str], viewer: Viewer, prompt_id: str, subfolder: str, server: str | None
+    ) -> Asked | Response:
+        """A file of a prompt that the caller may see. No other server is asked: it may have another's of this name."""
+        if server is None:
+            return Response(status_code=404)
+        if viewer.key is not None:
+            place = _place(query, subfolder)
+            if place is None or server not in await self._journal.holders(viewer.key, place):
+                return Response(status_code=404)
+        if self._pool.named(server) is None:
+            detail = "the server that made this file is not in COMFYUI_SERVER_ADDRESS any more"
+            raise ComfyUINotFoundError(detail, prompt_id=prompt_id)
+        return _asked(query, subfolder, server)
+
+    async def _own(self, query: dict[str, str], viewer: Viewer) -> Asked | Response:
+        """A file that a job of the key has made, or that the key has uploaded. All others are not there."""
+        rules, subfolder = viewer.rules, query.get("subfolder", "")
+        place = _place(query, subfolder)
+        if place is None:
+            return Response(status_code=404)
+        if query.get("type") == "input" and is_below(folder_of(rules.name), f"{subfolder}/{query['filename']}"):
+            return _asked(query, subfolder, None)
+        holders = await self._journal.holders(rules.name, place)
+        server = next((one for one in holders if self._pool.named(one) is not None), None)
+        return Response(status_code=404) if server is None else _asked(query, subfolder, server)
+
+
+def _place(query: dict[str, str], subfolder: str) -> str | None:
+    """By what the journal knows the file; None for what is no plain name of one."""
+    filename = query.get("filename", "")
+    # A suffix such as " [output]" would lead to another folder.
+    if not filename or filename.rstrip().endswith("]"):
+        return None
+    return place_of(query.get("type", "output"), subfolder, filename)
+
+
+def _asked(query: dict[str, str], subfolder: str, server: str | None) -> Asked:
+    # Written anew: two servers may read the same query in two ways.
+    named = {name: query[name] for name in ("filename", "type", *_OF_VIEW) if name in query}
+    return Asked(f"/view?{urlencode({**named, 'subfolder': subfolder}, errors='surrogatepass')}", server)

@@ -1,0 +1,317 @@
+"""`/view` of the merged face: three servers with folders of their own, and each name leads to its own prompt's file."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from PIL import Image
+
+from comfyui.engine import Engine
+from comfyui.merged_files import from_merged
+from tests.support.faces import Face
+from tests.support.keys import ALICE, BOB, ROOT, bearer
+from tests.support.running import engines, running_gateway
+from tests.support.target import inverted, node
+
+UNKNOWN = "5f0c0000-0000-4000-8000-000000000000"
+
+
+@asynccontextmanager
+async def three(keys_path: Path | None = None, **settings: Any) -> AsyncIterator[Face]:
+    if keys_path is not None:
+        settings["keys_file"] = keys_path
+    async with engines(3) as servers, running_gateway(*(one.url for one in servers), **settings) as gateway:
+        yield Face(gateway, servers, {} if keys_path is None else bearer(ROOT))
+
+
+async def view(face: Face, query: str, key: str | None = None, **headers: str) -> tuple[int, bytes]:
+    sent = {**(face.headers if key is None else bearer(key)), **headers}
+    async with face.gateway.http.get(f"/view?{query}", headers=sent) as response:
+        return response.status, await response.read()
+
+
+def query_of(file: dict[str, str], **more: str) -> str:
+    named = {name: file[name] for name in ("filename", "subfolder", "type")}
+    return urlencode({**named, **more})
+
+
+def color_of(picture: bytes) -> int:
+    """Of the first pixel, as it was asked of `inverted`."""
+    with Image.open(io.BytesIO(picture)) as image:
+        red, green, blue = image.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
+    return 0xFFFFFF - (red << 16 | green << 8 | blue)
+
+
+def only_file(entry: dict[str, Any], node_id: str = "3") -> dict[str, str]:
+    (file,) = entry["outputs"][node_id]["images"]
+    found: dict[str, str] = file
+    return found
+
+
+async def sync(face: Face, color: int, key: str | None = None, **fields: Any) -> dict[str, Any]:
+    headers = face.headers if key is None else bearer(key)
+    body = {"prompt": inverted("ComfyUI", color=color), **fields}
+    async with face.gateway.http.post("/prompt_sync", json=body, headers=headers) as response:
+        assert response.status == 200, await response.text()
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+COLORS = [0x10_20_30 * (number + 1) for number in range(8)]
+
+
+async def test_eight_concurrent_callers_each_get_their_own_picture_by_the_link() -> None:
+    """Each server counts its files by itself, so that all of them have a ComfyUI_00001_.png."""
+    async with three() as face:
+        answers = await asyncio.gather(*(sync(face, color) for color in COLORS))
+        names = [answer["images"][0]["filename"] for answer in answers]
+        assert len(set(names)) < len(names), "the servers must have files of the same names"
+        pictures = await asyncio.gather(*(view(face, one["images"][0]["url"].partition("?")[2]) for one in answers))
+        assert [status for status, _ in pictures] == [200] * 8
+        assert [color_of(picture) for _, picture in pictures] == COLORS
+
+
+async def test_eight_concurrent_callers_each_get_their_own_picture_by_the_history() -> None:
+    async with three() as face:
+
+        async def picture(color: int) -> tuple[int, ...]:
+            body = {"prompt": inverted("ComfyUI", color=color)}
+            async with face.gateway.http.post("/prompt", json=body) as response:
+                prompt_id = (await response.json())["prompt_id"]
+            entry = await face.ended(prompt_id)
+            _, job = await face.get(f"/api/jobs/{prompt_id}")
+            _, jobs = await face.get("/api/jobs")
+            (listed,) = (one for one in jobs["jobs"] if one["id"] == prompt_id)
+            seen = []
+            for file in (only_file(entry), only_file(job), job["preview_output"], listed["preview_output"]):
+                assert file["subfolder"] == prompt_id
+                seen.append(color_of((await view(face, query_of(file)))[1]))
+            return tuple(seen)
+
+        assert await asyncio.gather(*(picture(color) for color in COLORS)) == [(color,) * 4 for color in COLORS]
+
+
+async def test_our_own_answers_name_the_prompt_as_comfyui_s_do() -> None:
+    async with three() as face:
+        answer = await sync(face, 0x112233)
+        prompt_id = answer["prompt_id"]
+        (image,) = answer["images"]
+        assert (image["subfolder"], only_file(answer)["subfolder"]) == (prompt_id, prompt_id)
+        assert image["url"] == f"/view?{query_of(image)}"
+        async with face.gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
+            again = await response.json()
+        assert (again["images"], again["outputs"]) == (answer["images"], answer["outputs"])
+        assert only_file((await face.get(f"/history/{prompt_id}"))[1][prompt_id]) == only_file(answer)
+
+
+async def test_one_server_without_keys_has_comfyui_s_own_names(engine: Engine) -> None:
+    async with running_gateway(engine.url) as gateway:
+        _, answer = await gateway.prompt_sync(inverted("ComfyUI"))
+        assert (answer["images"][0]["subfolder"], only_file(answer)["subfolder"]) == ("", "")
+        async with gateway.http.get(f"/history/{answer['prompt_id']}") as response:
+            assert only_file((await response.json())[answer["prompt_id"]])["subfolder"] == ""
+
+
+async def test_what_is_asked_of_a_file_is_answered_as_one_comfyui_does() -> None:
+    workflow = {
+        **inverted("deep/er/ComfyUI", color=0x123456),
+        "4": node("PreviewImage", images=["1", 0]),
+    }
+    # A job keeps its workflow with sorted names, and pictures have it in them.
+    workflow = json.loads(json.dumps(workflow, sort_keys=True))
+    async with three() as face, Engine() as alone, aiohttp.ClientSession(alone.url) as http:
+        prompt_id = await face.submit(workflow)
+        entry = await face.ended(prompt_id)
+        async with http.post("/prompt", json={"prompt": workflow, "prompt_id": prompt_id}) as response:
+            assert response.status == 200
+        theirs: dict[str, Any] = {}
+        async with asyncio.timeout(30):
+            while prompt_id not in theirs:
+                async with http.get(f"/history/{prompt_id}") as response:
+                    theirs = await response.json()
+        for node_id in ("3", "4"):
+            our_file, their_file = only_file(entry, node_id), only_file(theirs[prompt_id], node_id)
+            assert from_merged(our_file["subfolder"]) == (prompt_id, their_file["subfolder"])
+            for method, more, headers in (
+                ("GET", {}, {}),
+                ("HEAD", {}, {}),
+                ("GET", {}, {"Range": "bytes=0-99"}),
+                ("GET", {}, {"Range": "bytes=-7"}),
+                ("GET", {}, {"Range": "bytes=99999999-"}),
+                ("GET", {"preview": "webp;50"}, {}),
+                ("GET", {"preview": "jpeg"}, {}),
+                ("GET", {"channel": "rgb"}, {}),
+                ("GET", {"channel": "a"}, {}),
+                ("GET", {"rand": "0.5"}, {}),
+            ):
+                ours, wanted = [
+                    await _answered(session, method, query_of(file, **more), headers)
+                    for session, file in ((face.gateway.http, our_file), (http, their_file))
+                ]
+                assert ours == wanted, (method, more, headers)
+
+
+async def _answered(http: aiohttp.ClientSession, method: str, query: str, headers: dict[str, str]) -> Any:
+    async with http.request(method, f"/view?{query}", headers=headers) as response:
+        told = {name: response.headers.get(name) for name in ("Content-Type", "Content-Length", "Content-Range")}
+        body = await response.read()
+        # The names of temporary files are made up at the start of a server.
+        return response.status, told, body, "Content-Disposition" in response.headers
+
+
+# As one ComfyUI is asked. For the merged face its subfolder `a` is `<id>/a`.
+_NOT_THERE: tuple[dict[str, str], ...] = (
+    {},
+    {"filename": ""},
+    {"subfolder": ""},
+    {"filename": "nothing.png", "subfolder": ""},
+    {"filename": "nothing.png", "subfolder": "no/such"},
+    {"filename": "/etc/passwd", "subfolder": ""},
+    {"filename": "../main.py", "subfolder": ""},
+    {"filename": "<name>", "subfolder": "../.."},
+    {"filename": "<name>", "subfolder": "/etc"},
+    {"filename": "<name>", "subfolder": "\0"},
+    {"filename": "<name>\0", "subfolder": ""},
+    {"filename": "<name>", "subfolder": "", "type": "elsewhere"},
+    {"filename": "<name>", "subfolder": "", "type": "input"},
+    {"filename": "<name>", "subfolder": "", "type": "temp"},
+    {"filename": "<name> [temp]", "subfolder": ""},
+)
+
+
+async def test_what_is_not_there_or_elsewhere_is_answered_as_one_comfyui_does() -> None:
+    async with three() as face, Engine() as alone, aiohttp.ClientSession(alone.url) as http:
+        answer = await sync(face, 1)
+        (image,) = answer["images"]
+        (alone.folders.output / image["filename"]).write_bytes(b"a picture")
+        for asked in _NOT_THERE:
+            named = {name: value.replace("<name>", image["filename"]) for name, value in asked.items()}
+            theirs = await _answered(http, "GET", urlencode(named), {})
+            if "subfolder" in named:
+                named["subfolder"] = f"{answer['prompt_id']}/{named['subfolder']}".rstrip("/")
+            ours = await _answered(face.gateway.http, "GET", urlencode(named), {})
+            assert (ours[0], ours[2]) == (theirs[0], theirs[2]), asked
+            assert ours[0] >= 400
+        for odd in (f"./{answer['prompt_id']}", f"{answer['prompt_id']}\\", f"{answer['prompt_id']}/"):
+            query = urlencode({"filename": image["filename"], "subfolder": odd})
+            assert (await view(face, query))[0] == 404
+
+
+async def test_a_subfolder_that_names_no_prompt_is_looked_for_at_home_and_then_at_the_others() -> None:
+    async with three() as face:
+        home, _, last = face.engines
+        for folder in (UNKNOWN, "plain", ""):
+            for engine, content in ((home, b"home"), (last, b"last")):
+                path = engine.folders.output / folder
+                path.mkdir(exist_ok=True)
+                (path / "there.png").write_bytes(content)
+                (path / f"{content.decode()}.png").write_bytes(content)
+            for name, wanted in (("there.png", (200, b"home")), ("last.png", (200, b"last")), ("no.png", (404, b""))):
+                assert await view(face, urlencode({"filename": name, "subfolder": folder})) == wanted
+
+
+async def test_a_file_of_a_prompt_is_asked_of_no_other_server(keys_path: Path) -> None:
+    async with three(keys_path) as face:
+        answer = await sync(face, 0x445566, ALICE)
+        (image,) = answer["images"]
+        for engine in face.engines:
+            path = engine.folders.output / image["filename"]
+            if path.exists():
+                path.unlink()
+            else:
+                path.write_bytes(b"another's")
+        for key in (ALICE, ROOT, BOB):
+            assert await view(face, query_of(image), key) == (404, b"")
+
+
+# Whose it is
+
+
+async def test_a_user_opens_its_own_and_learns_of_no_other(keys_path: Path) -> None:
+    async with three(keys_path) as face:
+        mine, theirs = await sync(face, 1, ALICE), await sync(face, 2, BOB)
+        (own,), (other,) = mine["images"], theirs["images"]
+        assert color_of((await view(face, query_of(own), ALICE))[1]) == 1
+        assert color_of((await view(face, query_of(other), ROOT))[1]) == 2
+        name = other["filename"]
+        wanted = await _whole(face, urlencode({"filename": name, "subfolder": UNKNOWN}))
+        assert wanted[0] == 404
+        for subfolder in (
+            theirs["prompt_id"],
+            f"{theirs['prompt_id']}/",
+            f"{theirs['prompt_id']}/.",
+            f"{mine['prompt_id']}/../{theirs['prompt_id']}",
+            f"{mine['prompt_id']}/..",
+            f"{mine['prompt_id']}/../output",
+            f"{mine['prompt_id']}\\..\\{theirs['prompt_id']}",
+            f"{theirs['prompt_id']}\0",
+            f"{mine['prompt_id']}/\0",
+            theirs["prompt_id"].upper(),
+            "./",
+        ):
+            for folder_type in ("output", "temp", "input", "elsewhere"):
+                query = urlencode({"filename": name, "subfolder": subfolder, "type": folder_type})
+                assert await _whole(face, query) == wanted, (subfolder, folder_type)
+        for odd in ("nothing.png", f"{name} [output]", f"x/{name}", f"../output/{name}", "/etc/passwd"):
+            assert await _whole(face, urlencode({"filename": odd, "subfolder": mine["prompt_id"]})) == wanted, odd
+        # Where a name stands twice, what is checked is what ComfyUI is asked for.
+        twice = f"{query_of(own)}&subfolder={theirs['prompt_id']}&filename=x"
+        assert color_of((await view(face, twice, ALICE))[1]) == 1
+        double = quote(quote(mine["prompt_id"]), safe="").replace("-", "%252D")
+        assert await _whole(face, f"filename={name}&subfolder={double}") == wanted
+
+
+async def _whole(face: Face, query: str) -> tuple[int, dict[str, str], bytes]:
+    """All that Alice is told."""
+    async with face.gateway.http.get(f"/view?{query}", headers=bearer(ALICE)) as response:
+        kept = {name: value for name, value in response.headers.items() if name not in {"X-Request-ID", "Date"}}
+        return response.status, kept, await response.read()
+
+
+async def test_a_preview_of_a_user_s_prompt_is_its_own_too(keys_path: Path) -> None:
+    workflow = {"1": inverted("x", color=7)["1"], "2": node("PreviewImage", images=["1", 0])}
+    async with three(keys_path) as face:
+        prompt_id = await face.submit(workflow, ALICE)
+        file = only_file(await face.ended(prompt_id), "2")
+        assert (file["type"], file["subfolder"]) == ("temp", prompt_id)
+        assert [(await view(face, query_of(file), key))[0] for key in (ALICE, BOB, ROOT)] == [200, 404, 200]
+
+
+# Servers that are gone
+
+
+async def test_a_file_whose_server_is_not_configured_any_more_is_said_to_be_gone(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with engines(2) as servers:
+        async with running_gateway(*(one.url for one in servers), state_dir=state) as gateway:
+            (image,) = (await sync(Face(gateway, servers, {}), 9))["images"]
+        (owner,) = (one for one in servers if (one.folders.output / image["filename"]).exists())
+        (other,) = (one for one in servers if one is not owner)
+        (other.folders.output / image["filename"]).write_bytes(b"another's")
+        async with running_gateway(other.url, state_dir=state, queue="gateway") as gateway:
+            status, body = await view(Face(gateway, [other], {}), query_of(image))
+    assert status == 404
+    assert b"is not in COMFYUI_SERVER_ADDRESS any more" in body
+    assert owner.url.encode() not in body
+
+
+async def test_a_file_whose_server_is_down_is_not_looked_for_elsewhere() -> None:
+    async with three() as face:
+        answer = await sync(face, 9)
+        (image,) = answer["images"]
+        (owner,) = (one for one in face.engines if (one.folders.output / image["filename"]).exists())
+        for other in face.engines:
+            if other is not owner:
+                (other.folders.output / image["filename"]).write_bytes(b"another's")
+        await owner.__aexit__(None, None, None)
+        status, body = await view(face, query_of(image))
+        assert status == 503
+        assert b"connection_failed" in body
