@@ -46,6 +46,8 @@ from comfyui.settings import (
 from comfyui.transport.address_guard import AddressPolicy
 from comfyui.warmup import load_workflow
 from comfyui.web.app import AppOptions
+from comfyui.web.comfyui.hub.hub import HubOptions
+from comfyui.web.comfyui.hub.session import SessionLimits
 from comfyui.web.comfyui.proxy import RelayOptions
 from comfyui.web.front.forwarded import DEFAULT_PROXIES, parse_proxies
 from comfyui.web.front.gateway_state import WebOptions
@@ -488,6 +490,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 max_form_bytes=int(self.max_multipart_mb * MB),
             ),
             relay=self._relay_options(),
+            hub=self._hub_options(),
             web=WebOptions(
                 default_timeout_s=self.default_timeout,
                 max_timeout_s=self.max_timeout,
@@ -559,6 +562,12 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
             max_pixels=int(self.convert_max_megapixels * 1_000_000),
             at_once=self.convert_at_once,
             max_memory=int(self.convert_memory_mb * MB),
+        )
+
+    def _hub_options(self) -> HubOptions:
+        return HubOptions(
+            buffer_bytes=int(self.websocket_buffer_mb * MB),
+            sessions=SessionLimits(idle_s=self.client_idle_seconds),
         )
 
     def _relay_options(self) -> RelayOptions:

@@ -56,6 +56,8 @@ _CONNECTIONS = 100
 _LAST_WORD_S = 5.0
 _JSON = {"Content-Type": "application/json"}
 _FRAME_HEARTBEAT_S = 20.0
+# ComfyUI reads it where it is the first message.
+_OUR_FEATURES = '{"type": "feature_flags", "data": {"supports_preview_metadata": true}}'
 
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -340,13 +342,15 @@ class ComfyUIClient:
     async def connect_websocket(self, client_id: str) -> ServerSocket:
         """Open ``/ws`` under `client_id`, to be read by `Frames`; text comes as bytes.
 
+        ComfyUI is told that we know previews with metadata, and answers with its own features.
+
         Raises:
             ComfyUIConnectionError: also when ComfyUI refuses the upgrade.
         """
         if self._session is None:
             raise _not_open()
         with aiohttp_errors(self.name, f"websocket to {self.name}"):
-            return await self._session.ws_connect(
+            socket = await self._session.ws_connect(
                 (self.base_url / "ws").with_query(clientId=client_id),
                 max_msg_size=self.answers.max_frame_bytes,
                 heartbeat=_FRAME_HEARTBEAT_S,
@@ -354,6 +358,12 @@ class ComfyUIClient:
                 decode_text=False,
                 timeout=aiohttp.ClientWSTimeout(ws_close=5.0),
             )
+            try:
+                await socket.send_str(_OUR_FEATURES)
+            except BaseException:
+                await socket.close()
+                raise
+        return socket
 
     # Requests
 

@@ -21,9 +21,7 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner, RunnerOptions
-from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
-from comfyui.inputs.catalogue import Catalogue
 from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import InputStore
@@ -44,7 +42,6 @@ from comfyui.jobs.removal import Removal
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
 from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.turns import Turns
-from comfyui.jobs.uploads import Uploads
 from comfyui.jobs.verdicts import Verdicts
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
@@ -90,7 +87,6 @@ class ComfyUIHandler:
 
     Attributes:
         verdicts: take prompts as ComfyUI's own endpoint does.
-        uploads: files that clients uploaded, where prompts wait in the gateway.
     """
 
     def __init__(
@@ -113,24 +109,20 @@ class ComfyUIHandler:
         self._also_ready = also_ready
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
-        self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
-        catalogue = Catalogue(self.journal, self._inputs, owners)
-        self.uploads = Uploads(catalogue, self._inputs, self.journal, pool)
-        self._turns = Turns(pool, options.queue, catalogue, owners)
-        self._quarantine = quarantine = quarantine or Quarantine(after=0)
-        runner = options.runner
-        preparation = Preparation(stager, catalogue, owners, runner.preflight, runner.limits)
-        self._runner = PromptRunner(pool, self._turns, preparation, runner, self.metrics, quarantine)
+        self._turns = Turns(pool, options.queue, owners)
+        self._quarantine = quarantine or Quarantine(after=0)
+        self._runner = PromptRunner(pool, self._turns, stager, options.runner, self.metrics, self._quarantine, owners)
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         limits, ours = options.run_limits, options.queue.queue == "gateway"
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
-        brought = JobInputs(self._inputs, stager, pool, self.uploads, options.limits)
+        self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
+        brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
         self.standing = StandingJobs(pool, self._turns, self._runs, self.queue, self._cancels)
         self._admission = Admission(entries, self._runs, self.queue, brought)
         self.history = JobHistory(self.journal, pool)
         self.removal = Removal(entries, pool, self._admission, self._runs, self.queue, self._turns, self._cancels)
-        refusals = Refusals(pool, self._turns.abilities, catalogue, options.limits, runner.preflight)
+        refusals = Refusals(pool, self._turns.abilities, options.limits, options.runner.preflight)
         self.verdicts = Verdicts(self._admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
@@ -140,7 +132,6 @@ class ComfyUIHandler:
 
     async def __aenter__(self) -> Self:
         """Takes up what the journal has. Raises `JournalError`."""
-        await self.uploads.open()
         await self._quarantine.open()
         self._turns.open()
         await self._recovery.begin()
@@ -228,11 +219,6 @@ class ComfyUIHandler:
                     await self.attach(prompt_id, timeout_s=wait_s, origin=origin)
                 await self._cancels.ended(prompt_id, wait_s)
         return await self.look(prompt_id, origin)
-
-    async def ended(self, prompt_id: str, within_s: float) -> None:
-        """Returns when a prompt that is in flight here has ended, or after so long."""
-        if (job := self._runs.live.get(prompt_id)) is not None:
-            await job.wait(within_s)
 
     async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:
         """How the prompt is now. Raises `ComfyUINotFoundError` where neither we nor ComfyUI know it."""

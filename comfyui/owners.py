@@ -86,16 +86,6 @@ def place_of(folder_type: str, subfolder: str, filename: str) -> str:
     return f"{folder_type}/{subfolder}/{filename}"
 
 
-def client_id_of(key: str, client_id: str) -> str:
-    """What ComfyUI is told as the client id of a user, so that two keys with the same one are two clients."""
-    return f"{key}:{client_id}"
-
-
-def client_id_without(client_id: str, owner: str | None) -> str:
-    """What the client calls itself, of what `client_id_of` may have made of it for this owner of its prompt."""
-    return client_id if owner is None else client_id.removeprefix(f"{key_of(owner)}:")
-
-
 def is_given_name(name: str) -> bool:
     """Whether the gateway gives this name itself: to a key of API_KEYS, or to what came to a server past it."""
     return _GIVEN.fullmatch(name) is not None

@@ -197,13 +197,11 @@ class Admission:
         fingerprint: str,
         *,
         callers_id: bool,
-        server: str | None = None,
     ) -> Look:
         """Take a job that nobody waits for. Returns when it is committed, and its inputs are in their store.
 
         Args:
             files: further inputs, which are taken away from where they are.
-            server: the one to which it is kept, see `Turns.keep_to`.
 
         Raises:
             ComfyUIConflictError: the id is another request's.
@@ -256,7 +254,7 @@ class Admission:
                 if begun:
                     added = await self._journal.get(prompt_id)
                     if added is not None and added.state is State.QUEUED:
-                        await self.queue.added(added, request, server)
+                        await self.queue.added(added, request)
                     break
                 # Another request with the same id came first.
                 callers_id = True

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from comfyui.exceptions import RequestError
 from comfyui.models import PromptRequest
-from comfyui.owners import KeyRules, client_id_of
+from comfyui.owners import KeyRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +24,11 @@ class Origin:
 
     def admitted(self, request: PromptRequest) -> PromptRequest:
         """The request as this key may send it. Raises `RequestError` for what its rules do not allow."""
-        self._check(request)
-        return self._own(request)
-
-    def _check(self, request: PromptRequest) -> None:
         rules = self.rules
-        if rules is None:
-            return
-        if request.priority > rules.max_priority:
+        if rules is not None and request.priority > rules.max_priority:
             detail = f"the key {rules.name!r} may ask for {rules.max_priority} at most (max_priority)"
             raise RequestError(f"priority: {detail}")
-
-    def _own(self, request: PromptRequest) -> PromptRequest:
-        """The request with a client id that is the key's own: no user's events go to a socket of another's."""
-        extra = request.extra_data or {}
-        if self.rules is None or not self.is_confined or (request.client_id is None and "client_id" not in extra):
-            return request
-        named = None if request.client_id is None else client_id_of(self.rules.name, request.client_id)
-        kept = {name: value for name, value in extra.items() if name != "client_id"}
-        extra_data = None if request.extra_data is None else kept
-        return request.model_copy(update={"client_id": named, "extra_data": extra_data}).of_size(request.size)
+        return request
 
     @property
     def is_confined(self) -> bool:

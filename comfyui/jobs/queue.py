@@ -134,16 +134,15 @@ class JobQueue:
         finally:
             self._coming -= 1
 
-    async def ready_for(self, request: PromptRequest, owner: str | None) -> tuple[Needs, Lane]:
+    async def ready_for(self, request: PromptRequest) -> tuple[Needs, Lane]:
         """What `at_once` needs to know of a workflow that brings no inputs."""
-        needs = await self._turns.needs_of(request, owner, brings_inputs=False)
+        needs = await self._turns.needs_of(request, brings_inputs=False)
         return needs, await self._turns.lane_of(needs)
 
-    def at_once(self, job: Job, request: PromptRequest, needs: Needs, server: str | None) -> bool:
-        """Run a new job now, where its turn has come; whether that is so. `server`: see `Turns.keep_to`."""
+    def at_once(self, job: Job, request: PromptRequest, needs: Needs) -> bool:
+        """Run a new job now, where its turn has come; whether that is so."""
         if not self._may_store.is_set() or self._journal.problem is not None:
             return False
-        self._turns.keep_to(job.prompt_id, server)
         turn = request.number if request.number is not None else -math.inf if request.front else math.inf
         waiting = Waiting(job.prompt_id, self._turns.numbers.next(), job.owner, request.priority, turn)
         if not self._turns.place(job, waiting, needs):
@@ -155,17 +154,13 @@ class JobQueue:
         self._runs.begin(job, self)
         return True
 
-    async def added(self, record: JobRecord, request: PromptRequest, server: str | None = None) -> None:
-        """A job waits in the journal. Its secrets are kept in memory, for as long as it is there.
-
-        `server` is the one to which it is kept, see `Turns.keep_to`.
-        """
+    async def added(self, record: JobRecord, request: PromptRequest) -> None:
+        """A job waits in the journal. Its secrets are kept in memory, for as long as it is there."""
         if secrets := secrets_of(request):
             self._secrets[record.prompt_id] = secrets
-        self._turns.keep_to(record.prompt_id, server)
         waiting = self._waiting_of(record)
         self._rows[record.prompt_id] = _Row(waiting)
-        needs = await self._turns.needs_of(request, record.owner, brings_inputs=True)
+        needs = await self._turns.needs_of(request, brings_inputs=True)
         if record.prompt_id not in self._rows:
             return  # it has been cancelled
         self._rows[record.prompt_id] = _Row(waiting, needs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ import structlog
 from comfyui.events import QueuePosition
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.executors.assignment import Assignment
-from comfyui.inputs.catalogue import Catalogue
 from comfyui.jobs.abilities import Abilities
 from comfyui.jobs.clearing import Clearing
 from comfyui.jobs.lines import Lane
@@ -63,11 +63,9 @@ class Turns:
         abilities: which servers can run what.
     """
 
-    def __init__(
-        self, pool: BackendPool, options: TurnOptions, catalogue: Catalogue, owners: OwnerRules | None = None
-    ) -> None:
+    def __init__(self, pool: BackendPool, options: TurnOptions, owners: OwnerRules | None = None) -> None:
         self._pool = pool
-        self._options, self._catalogue = options, catalogue
+        self._options = options
         self._owners, self._rules_version = owners, 0
         self._is_ours = options.queue == "gateway"
         self._takes_back = self._is_ours and len(pool.backends) > 1
@@ -79,11 +77,13 @@ class Turns:
         self._needs: dict[str, Needs] = {}
         self.numbers = Numbers()
         self._orders: dict[str, tuple[float, int]] = {}
-        self._kept_to, self._granted = dict[str, str](), set[str]()
         self._waiters: dict[str, _Waiter] = {}
-        self._due, self._is_due = deque[str](), asyncio.Event()
+        self._granted: set[str] = set()
+        self._due: deque[str] = deque()
+        self._is_due = asyncio.Event()
         self._down_since: float | None = None
-        self._timers, self._tasks = Timers(), SideTasks()
+        self._timers = Timers()
+        self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
         for backend in pool.backends:
             self._scheduler.set_server(backend.name, up=False)
@@ -101,19 +101,13 @@ class Turns:
 
     # Jobs that wait without a task
 
-    def keep_to(self, prompt_id: str, server: str | None) -> None:
-        """The job is to run on this server as long as that is up and can run it. Until it has left its place."""
-        if server is not None:
-            self._kept_to[prompt_id] = server
-
-    async def needs_of(self, request: PromptRequest, owner: str | None, *, brings_inputs: bool) -> Needs:
-        """What the workflow of a job of that owner needs of a server."""
-        uploads = self._catalogue.texts_in(request.prompt, owner)
-        return await offloaded(request.size, needs_of, request.prompt, brings_inputs, uploads)
+    async def needs_of(self, request: PromptRequest, *, brings_inputs: bool) -> Needs:
+        """What its workflow needs of a server."""
+        return await offloaded(request.size, functools.partial(needs_of, request.prompt, brings_inputs=brings_inputs))
 
     def expect(self, job: Waiting, needs: Needs | None = None) -> None:
         """The job waits from now on; `next_due` gives its id when its turn has come."""
-        self._add(job, needs, self._others_for(job.prompt_id))
+        self._add(job, needs)
         self.decide()
 
     async def lane_of(self, needs: Needs) -> Lane:
@@ -128,7 +122,7 @@ class Turns:
         """Gives a job its place now, where its turn has come: its task is to `take` it. Else the job is not here."""
         prompt_id = job.prompt_id
         self._jobs[prompt_id], self._needs[prompt_id] = job, needs
-        self._add(waiting, needs, self._others_for(prompt_id))
+        self._add(waiting, needs)
         self.decide()
         if prompt_id in self._granted:
             return True
@@ -190,8 +184,8 @@ class Turns:
         if not avoid and prompt_id in self._jobs and (given := self._given(prompt_id)) is not None and given.ready:
             return given
         self._jobs[prompt_id] = job
-        self._needs[prompt_id] = needs = await self.needs_of(request, job.owner, brings_inputs=brings_inputs)
-        avoided = {backend.name for backend in avoid} or self._others_for(prompt_id)
+        self._needs[prompt_id] = needs = await self.needs_of(request, brings_inputs=brings_inputs)
+        avoided = {backend.name for backend in avoid}
         lane = await self.abilities.sure_lane(needs, avoided)
         if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no | avoided:
             return given
@@ -245,12 +239,7 @@ class Turns:
         self._granted.discard(prompt_id)
         return self._pool.named(self._scheduler.server_of(prompt_id) or "")
 
-    def _others_for(self, prompt_id: str) -> set[str]:
-        """The servers that a job is to be kept from."""
-        kept_to = self._kept_to.get(prompt_id)
-        return set() if kept_to is None else {backend.name for backend in self._pool.backends} - {kept_to}
-
-    def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str]) -> None:
+    def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> None:
         self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
         alone = job.lane.alone and self._is_ours and self._options.places is not None
         lane = self.abilities.lane(needs, avoid, alone=alone)
@@ -269,7 +258,6 @@ class Turns:
         self._scheduler.left(prompt_id, seconds)
         self._jobs.pop(prompt_id, None)
         self._orders.pop(prompt_id, None)
-        self._kept_to.pop(prompt_id, None)
         self._needs.pop(prompt_id, None)
         self._granted.discard(prompt_id)
 

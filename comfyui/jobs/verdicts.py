@@ -6,7 +6,7 @@ Else it is held against the definitions of the servers: what surely none takes i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,9 +42,6 @@ class Verdict:
     node_errors: Mapping[str, Any]
 
 
-ServerOf = Callable[[str | None], str | None]
-
-
 class Verdicts:
     """What it is made with belongs to whoever made that."""
 
@@ -64,12 +61,11 @@ class Verdicts:
         self._run_limits = run_limits
         self._limits = limits
 
-    async def on(self, request: PromptRequest, *, fresh_id: str, origin: Origin, server_of: ServerOf) -> Verdict:
+    async def on(self, request: PromptRequest, *, fresh_id: str, origin: Origin) -> Verdict:
         """Take the prompt. It is in the journal when this returns.
 
         Args:
             fresh_id: a new UUID, to use when the request has no ``prompt_id``.
-            server_of: says for a client id on which server the prompt is to run, as long as that is up and can run it.
 
         Raises:
             ComfyUIValidationError: a server has refused it, or all would. It is no job.
@@ -78,7 +74,6 @@ class Verdicts:
         """
         await offloaded(request.size, check_api_format, request.prompt, self._limits)
         request = origin.admitted(request)
-        server = server_of(request.client_id)
         fingerprint = await offloaded(request.size, fingerprint_of, request, None)
         prompt_id, callers_id = str(request.prompt_id or fresh_id), request.prompt_id is not None
         if callers_id:
@@ -88,21 +83,21 @@ class Verdicts:
                 return known
             job = None
             if self._queue.are_all_here and not await offloaded(request.size, has_inline_values, request.prompt):
-                needs, lane = await self._queue.ready_for(request, origin.owner)
+                needs, lane = await self._queue.ready_for(request)
                 async with self._admission.room_for(origin):
                     if prompt_id in self._runs.live:
                         continue
                     entry = self._entries.new(prompt_id, origin, kind="async", callers_id=callers_id)
                     job = self._runs.add(prompt_id, request, None, fingerprint, entry=entry)
                     job.ask()
-                    if not self._queue.at_once(job, request, needs, server):
+                    if not self._queue.at_once(job, request, needs):
                         self._runs.drop(job)
                         job = None
                 if job is None:
                     await self._refusals.check(request, origin, needs, lane)
             if job is None:
                 look = await self._admission.submit(
-                    prompt_id, origin, request, None, fingerprint, callers_id=callers_id, server=server
+                    prompt_id, origin, request, None, fingerprint, callers_id=callers_id
                 )
                 return Verdict(prompt_id, look.record.shown_number if look.record is not None else 0, {})
             try:

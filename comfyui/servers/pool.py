@@ -15,10 +15,12 @@ from typing_extensions import TypedDict
 from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError
+from comfyui.feed import Feed
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptResult
 from comfyui.offload import in_thread
 from comfyui.servers.backend import Backend, Health
+from comfyui.servers.frame_listener import FrameListener
 from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.prompt_worker import PromptWorker
 from comfyui.servers.watcher import CompletionWatcher
@@ -67,13 +69,20 @@ class BackendPool:
 
     Args:
         news: what the servers set when one comes up or goes down, or has more or fewer prompts of others.
+        frames: tells of the frames of all servers.
     """
 
-    def __init__(self, backends: Sequence[Backend], news: asyncio.Event | None = None) -> None:
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        news: asyncio.Event | None = None,
+        frames: Feed[FrameListener] | None = None,
+    ) -> None:
         if not backends:
             raise ValueError("at least one ComfyUI server is needed")
         self.backends = tuple(backends)
         self.news = news or asyncio.Event()
+        self.frames = frames or Feed()
         self._stack = AsyncExitStack()
 
     @classmethod
@@ -92,6 +101,7 @@ class BackendPool:
         `access`: by address, what is needed beside it.
         """
         metrics, news = metrics or Metrics(), asyncio.Event()
+        frames: Feed[FrameListener] = Feed()
         backends: list[Backend] = []
         for address in addresses:
             client = ComfyUIClient(
@@ -109,11 +119,11 @@ class BackendPool:
                 silent_after_s=options.silent_after_s,
                 dead_after_s=options.dead_after_s,
             )
-            watcher = CompletionWatcher(client, options, worker=worker, metrics=metrics, news=news)
+            watcher = CompletionWatcher(client, options, worker=worker, metrics=metrics, news=news, listeners=frames)
             backends.append(
                 Backend(client, watcher, metrics, options, peers=backends, runs_elsewhere=bool(name), news=news)
             )
-        return cls(backends, news)
+        return cls(backends, news, frames)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:

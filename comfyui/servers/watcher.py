@@ -30,6 +30,7 @@ from comfyui.events import (
     ExecutionStart,
     Preview,
     Status,
+    Unknown,
     parse_binary,
     parse_text,
     prompt_id_of,
@@ -42,10 +43,12 @@ from comfyui.exceptions import (
     ComfyUITaskCancelledError,
     ComfyUIUnreadableError,
 )
+from comfyui.feed import Feed
 from comfyui.metrics import Metrics
 from comfyui.offload import offloaded
 from comfyui.replies import HistoryEntry, QueueItem
 from comfyui.retrying import Backoff
+from comfyui.servers.frame_listener import FrameListener
 from comfyui.servers.node_times import NodeTimes
 from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.positions import Place, QueuePositions
@@ -69,6 +72,7 @@ _FOR_FOLLOWERS = {
     b"progress": False, b"executed": False, b"execution_success": False,
 }  # fmt: skip
 """Frames of a prompt that mean nothing to one that nobody follows; True: who follows it later is told the last one."""
+_START = b"execution_start"
 
 
 class Audience(Protocol):
@@ -111,8 +115,9 @@ class Watch:
         """It is being taken out of ComfyUI's queue, so that nobody is to wonder where it is."""
         self.id_in_frames = prompt_id.encode("utf-8", "replace")
         self.times = NodeTimes()
-        self.unread: dict[bytes, bytes] = {}
-        """By type, the last frames of how the prompt is, as long as nobody follows it; the newest stands last."""
+        self.latest: dict[bytes, bytes] = {}
+        """By type, the last frames of how the present run is, from its start on; the newest stands last."""
+        self._unread: set[bytes] = set()
         self._done: asyncio.Future[HistoryEntry | ComfyUIError | None] = asyncio.get_running_loop().create_future()
 
     async def finished(self) -> HistoryEntry | None:
@@ -147,9 +152,23 @@ class Watch:
 
     def catch_up(self) -> None:
         """Tell what was kept unread: somebody begins to follow the prompt."""
-        frames, self.unread = self.unread, {}
-        for frame in frames.values():
-            self.tell(parse_text(frame))
+        unread, self._unread = self._unread, set()
+        for kind, frame in self.latest.items():
+            if kind in unread:
+                self.tell(parse_text(frame))
+
+    def began(self, frame: bytes) -> None:
+        """ComfyUI begins to run it."""
+        self.latest = {_START: frame}
+        self._unread.clear()
+        self.times.started()
+
+    def keep(self, kind: bytes, frame: bytes) -> None:
+        """This is how it is now."""
+        self.latest.pop(kind, None)
+        self.latest[kind] = frame
+        if not self.followed:
+            self._unread.add(kind)
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
@@ -194,6 +213,7 @@ class CompletionWatcher:
     Args:
         worker: takes what is heard of ComfyUI's prompt worker.
         news: set when `others` changes.
+        listeners: hear the frames of prompts that are watched.
     """
 
     def __init__(
@@ -204,10 +224,12 @@ class CompletionWatcher:
         worker: PromptWorker | None = None,
         metrics: Metrics | None = None,
         news: asyncio.Event | None = None,
+        listeners: Feed[FrameListener] | None = None,
     ) -> None:
         self._client = client
         self._options = options
         self._news = news or asyncio.Event()
+        self._listeners = listeners or Feed()
         self.worker = worker or PromptWorker()
         self._metrics = metrics or Metrics()
         self._log = structlog.get_logger(__name__).bind(server=client.name)
@@ -235,6 +257,8 @@ class CompletionWatcher:
         self._poll_failures = 0
         self._poll_backoff = Backoff(start_s=2 * _FASTEST_POLL_S, max_s=2 * options.poll_interval_s)
         self._retry_delay_s = 0.0
+        self.features: Mapping[str, Any] | None = None
+        """ComfyUI's own feature flags, as last heard; None where it has told of none."""
         self.queue_remaining = 0
         """ComfyUI's own figure, as last heard."""
         self.others = 0
@@ -277,6 +301,12 @@ class CompletionWatcher:
     def signs(self) -> int:
         """Grows with all that ComfyUI says; it tells everyone of each change of its queue, whoever made it."""
         return self._frames
+
+    @property
+    def running(self) -> Watch | None:
+        """The prompt of ours that runs, as ComfyUI has told; None where it has told of none."""
+        watch = self._watches.get(self._running_id or "")
+        return watch if watch is not None and watch.open and _START in watch.latest else None
 
     @property
     def waiting(self) -> int:
@@ -386,7 +416,7 @@ class CompletionWatcher:
             if not spoke:
                 spoke = True
                 self._went_live(client_id)
-            self._dispatch(event)
+            self._dispatch(event, message.data)
         if socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
             self._log.error("websocket.frame_too_long", detail=self._client.answers.frame_too_long)
         return spoke
@@ -407,13 +437,15 @@ class CompletionWatcher:
             watch.times.ended(time.monotonic())
         elif kind == b"executing":
             watch.times.executing(frame, time.monotonic())
-        if is_end or watch.followed:
+        if holds_on and not is_end:
+            watch.keep(kind, frame)
+        if is_end or watch.followed or self._is_wanted(watch.prompt_id):
             return False
-        if holds_on:
-            watch.unread.pop(kind, None)
-            watch.unread[kind] = frame
         self._heard(watch.prompt_id)
         return True
+
+    def _is_wanted(self, prompt_id: str) -> bool:
+        return any(listener.wants(prompt_id) for listener in self._listeners)
 
     def _went_live(self, client_id: str) -> None:
         self._live_id = self._last_id = client_id
@@ -441,12 +473,15 @@ class CompletionWatcher:
         if socket is not None:
             await socket.close()
 
-    def _dispatch(self, event: Event) -> None:
+    def _dispatch(self, event: Event, frame: bytes) -> None:
         match event:
             case Status():
                 self._remaining_is(event.queue_remaining)
                 if self._deaf_waiting:
                     self._poll_soon()
+                return
+            case Unknown():
+                self._pass_on(event, frame)
                 return
             case ExecutionStart():
                 self._running_id = event.prompt_id
@@ -460,28 +495,26 @@ class CompletionWatcher:
             return
         watch.heard = True
         if isinstance(event, ExecutionStart):
-            watch.unread.clear()
-            watch.times.started()
+            watch.began(frame)
         watch.tell(event)
+        for listener in self._listeners:
+            if isinstance(event, ExecutionStart) or listener.wants(prompt_id):
+                listener.heard(self._client.name, prompt_id, event, frame)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
             self._start(self._collect(watch), f"collect {watch.prompt_id}")
 
-    def overheard(self, event: Event) -> None:
-        """ComfyUI told it to the client under whose id the prompt was submitted."""
-        watch = self._watches.get(prompt_id_of(event) or "")
-        if watch is not None and watch.client_id != self._live_id:
-            self._dispatch(event)
-
-    def ended_unseen(self, remaining: int) -> str | None:
-        """The prompt that has ended where ComfyUI's queue is so short, and we wait for more; None where we do not."""
-        waiting = self._waiting()
-        return waiting[0].prompt_id if len(waiting) > remaining else None
-
-    def perhaps_ended(self, prompt_id: str) -> None:
-        """ComfyUI's history may have the prompt by now."""
-        watch = self._watches.get(prompt_id)
-        if watch is not None and watch.open and not watch.collecting:
-            self._start(self._collect(watch), f"collect {prompt_id}")
+    def _pass_on(self, event: Unknown, frame: bytes) -> None:
+        """What is not ComfyUI's own, as custom nodes tell it; and text of the node that runs."""
+        if event.type == "feature_flags" and isinstance(event.data, dict):
+            self.features = event.data
+            return
+        named = event.data.get("prompt_id") if isinstance(event.data, dict) else None
+        watch = self._watches.get(named if isinstance(named, str) else self._running_id or "")
+        if watch is None and named is not None:
+            return
+        for listener in self._listeners:
+            if watch is None or listener.wants(watch.prompt_id):
+                listener.heard(self._client.name, None if watch is None else watch.prompt_id, event, frame)
 
     def _remaining_is(self, remaining: int) -> None:
         self.queue_remaining = remaining
@@ -498,6 +531,8 @@ class CompletionWatcher:
         if others != self.others:
             self.others = others
             self._news.set()
+            for listener in self._listeners:
+                listener.others_changed()
 
     async def _collect(self, watch: Watch) -> None:
         """Fetch the history of a prompt that is said to be done, for as long as somebody waits for it."""

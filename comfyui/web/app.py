@@ -29,6 +29,7 @@ from comfyui.web.api.uploads import own_upload
 from comfyui.web.api.webhook_messages import WEBHOOKS
 from comfyui.web.comfyui import prompt
 from comfyui.web.comfyui.face import Face
+from comfyui.web.comfyui.hub.hub import Hub, HubOptions
 from comfyui.web.comfyui.proxy import Relay, RelayOptions
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.front.auth import Guard
@@ -83,6 +84,7 @@ class AppOptions:
     min_body_rate: float
     bodies: BodyLimits
     relay: RelayOptions
+    hub: HubOptions
     web: WebOptions
     guesses: GuessLimits = field(default_factory=GuessLimits)
 
@@ -203,10 +205,11 @@ class Gateway(FastAPI):
             async with (
                 self._opening() as found,
                 Upstreams(found.handler.pool) as upstreams,
+                Hub(found.handler, self._metrics, self.app_options.hub) as hub,
                 _following(self.app_options),
                 SentBytes(found.handler.journal).writing() as sent,
             ):
-                self._serve_requests(found, upstreams, sent)
+                self._serve_requests(found, upstreams, hub, sent)
                 opened.set()
                 await stop.wait()
         except Exception as error:
@@ -222,12 +225,11 @@ class Gateway(FastAPI):
         if not life.cancelled() and life.exception() is not None and self._on_failed is not None:
             self._on_failed()
 
-    def _serve_requests(self, opened: Opened, upstreams: Upstreams, sent: SentBytes) -> None:
+    def _serve_requests(self, opened: Opened, upstreams: Upstreams, hub: Hub, sent: SentBytes) -> None:
         self.running = GatewayState(
             options=self.app_options.web,
             handler=opened.handler,
             deliverer=opened.deliverer,
-            sockets=upstreams,
             tickets=opened.tickets,
             metrics=self._metrics,
             sent=sent,
@@ -235,11 +237,11 @@ class Gateway(FastAPI):
             keys_file=self.app_options.keys_file,
         )
         app: ASGIApp = super().__call__
-        for layer in reversed(self._layers(self.running, upstreams)):
+        for layer in reversed(self._layers(self.running, upstreams, hub)):
             app = layer.cls(app, *layer.args, **layer.kwargs)
         self._front = app
 
-    def _layers(self, running: GatewayState, upstreams: Upstreams) -> list[Middleware]:
+    def _layers(self, running: GatewayState, upstreams: Upstreams, hub: Hub) -> list[Middleware]:
         """What a request passes on its way to FastAPI, the outermost layer first; the order is part of the security."""
         options, metrics = self.app_options, self._metrics
         origins = Origins(options.allowed_origins)
@@ -271,6 +273,7 @@ class Gateway(FastAPI):
                 options.relay,
                 metrics,
                 face=Face(running.handler, own_upload, upstreams),
+                hub=hub,
             ),
             # From here on a body is unpacked and bounded.
             Middleware(BodyLimit, options.bodies, metrics),

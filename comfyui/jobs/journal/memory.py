@@ -12,12 +12,13 @@ import structlog
 
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIOverloadedError
+from comfyui.feed import Feed
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, MemoryDeaths
 from comfyui.jobs.journal.memory_bodies import MemoryBodies
 from comfyui.jobs.journal.memory_outbox import MemoryOutbox
 from comfyui.jobs.journal.memory_usage import MemoryUsage
-from comfyui.jobs.journal.protocol import RUNS_KEPT, YOUNG_S
+from comfyui.jobs.journal.protocol import RUNS_KEPT, YOUNG_S, WriteListener
 from comfyui.jobs.journal.records import (
     Delivery,
     Due,
@@ -87,6 +88,7 @@ class MemoryJournal:
     identity = ""
 
     def __init__(self, *, keep: int = 100_000, max_bytes: int = 64_000_000) -> None:
+        self.writes: Feed[WriteListener] = Feed()
         self._most_ended = keep
         self._max_bytes = max_bytes
         # Of jobs that have ended, without their bodies.
@@ -152,13 +154,19 @@ class MemoryJournal:
     # Writing
 
     async def write(self, write: Write) -> int:
-        return self._appliers[type(write)](write)
+        return self._write(write)
 
     async def write_all(self, writes: Sequence[Write]) -> list[int]:
-        return [self._appliers[type(write)](write) for write in writes]
+        return [self._write(write) for write in writes]
 
     def write_behind(self, write: Write, *, soon: bool = True) -> None:  # noqa: ARG002 - it takes no time
-        self._appliers[type(write)](write)
+        self._write(write)
+
+    def _write(self, write: Write) -> int:
+        if changed := self._appliers[type(write)](write):
+            for listener in self.writes:
+                listener.wrote(write)
+        return changed
 
     def _add(self, write: Add) -> int:
         job = write.job

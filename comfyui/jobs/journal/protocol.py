@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, Self
 
+from comfyui.feed import Feed
 from comfyui.jobs.journal.deaths import Death
 from comfyui.jobs.journal.records import (
     Delivery,
@@ -37,6 +38,13 @@ class JournalObserver(Protocol):
         """So many writes were not kept."""
 
 
+class WriteListener(Protocol):
+    """Is told of writes, on the event loop, when what is read has them. It returns at once."""
+
+    def wrote(self, write: Write) -> None:
+        """One write; of a write behind, whether or not it had a place."""
+
+
 class Journal(Protocol):
     """Open it with ``async with``; leaving it commits what is behind. Used from one event loop, and never blocks it.
 
@@ -47,6 +55,10 @@ class Journal(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *_exc: object) -> None: ...
+
+    @property
+    def writes(self) -> Feed[WriteListener]:
+        """Tells of each write."""
 
     @property
     def problem(self) -> str | None:

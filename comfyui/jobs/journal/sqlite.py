@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import structlog
-
 from comfyui.exceptions import JournalError
+from comfyui.feed import Feed
 from comfyui.jobs.journal.by_owner import holders, queued_of, remove_usage, usage
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error, touch
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
+from comfyui.jobs.journal.not_kept import NotKept
 from comfyui.jobs.journal.opening import connect
-from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver
+from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver, WriteListener
 from comfyui.jobs.journal.records import (
     Delivery,
     Due,
@@ -46,13 +46,11 @@ _AT_REST_S = 0.25
 # So many writes behind wait no longer for others.
 _HANDED_ON = 256
 _REMOVED_TOGETHER = 50
-_TOLD_EVERY_S = 60.0
 # Of the writes that are kept for later: how many, and bytes of their results.
 _MOST_LATER = 1000
 _MOST_LATER_BYTES = 64_000_000
 
 _T = TypeVar("_T")
-_log = structlog.get_logger(__name__)
 
 
 class SqliteJournal:
@@ -76,12 +74,12 @@ class SqliteJournal:
         observer: JournalObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.writes: Feed[WriteListener] = Feed()
         self._path = folder / FILE_NAME
         self._lock_wait_s = lock_wait_s
         self._max_behind = max_behind
         self._look_again_s = look_again_s
         self._observer = observer
-        self._clock = clock
         self._thread = CommitThread(self._connect, self._done)
         self._open = False
         self._identity = ""
@@ -97,8 +95,7 @@ class SqliteJournal:
         # Ends of jobs, mostly: without them a job would seem to go on.
         self._later: list[Write] = []
         self._later_bytes = 0
-        self._not_kept = 0
-        self._told_at = float("-inf")
+        self._not_kept = NotKept(clock)
 
     async def __aenter__(self) -> Self:
         try:
@@ -118,9 +115,8 @@ class SqliteJournal:
         if self._looking is not None:
             self._looking.cancel()
         await self._thread.close()
-        self._not_kept += len(self._later)
-        if self._not_kept:
-            self._tell_lost("it was closed")
+        self._not_kept.lose(len(self._later), "it was closed")
+        self._not_kept.tell("it was closed")
 
     @property
     def identity(self) -> str:
@@ -133,21 +129,31 @@ class SqliteJournal:
     # Writing
 
     async def write(self, write: Write) -> int:
-        self._added.clear()
-        return await self._in_transaction(partial(_apply, write))
+        return (await self.write_all([write]))[0]
 
     async def write_all(self, writes: Sequence[Write]) -> list[int]:
         self._added.clear()
-        return await self._in_transaction(lambda sql: [sql.apply(write) for write in writes])
+        changed = await self._in_transaction(lambda sql: [sql.apply(write) for write in writes])
+        for write, has_place in zip(writes, changed, strict=True):
+            if has_place:
+                self._tell(write)
+        return changed
+
+    def _tell(self, write: Write) -> None:
+        for listener in self.writes:
+            listener.wrote(write)
 
     def write_behind(self, write: Write, *, soon: bool = True) -> None:
         if not self._open or self._behind >= self._max_behind:
-            self._lose(1, self._problem or "it is closed or slower than its writes")
+            self._not_kept.lose(1, self._problem or "it is closed or slower than its writes")
             if self._observer is not None:
                 self._observer.failed(1)
             return
-        if self._added and self._joins_what_rests(write, soon):
-            return
+        if not (self._added and self._joins_what_rests(write, soon)):
+            self._append(write, soon)
+        self._tell(write)
+
+    def _append(self, write: Write, soon: bool) -> None:
         if isinstance(write, Add) and not soon:
             self._added[write.job.prompt_id] = (len(self._next.writes), write)
         self._behind += 1
@@ -332,7 +338,7 @@ class SqliteJournal:
         if self._observer is not None and failed:
             self._observer.failed(len(failed))
         if lost := [outcome for outcome in behind if outcome.error is not None and not self._keep_for_later(outcome)]:
-            self._lose(len(lost), str(lost[0].error))
+            self._not_kept.lose(len(lost), str(lost[0].error))
         for outcome in (*written, *read):
             outcome.tell()
 
@@ -377,17 +383,6 @@ class SqliteJournal:
         self._later.append(write)
         self._later_bytes += size
         return True
-
-    def _lose(self, writes: int, reason: str) -> None:
-        """Writes behind have no caller that could be told."""
-        self._not_kept += writes
-        if self._clock() - self._told_at >= _TOLD_EVERY_S:
-            self._tell_lost(reason)
-
-    def _tell_lost(self, reason: str) -> None:
-        _log.error("journal.writes_not_kept", writes=self._not_kept, reason=reason)
-        self._told_at = self._clock()
-        self._not_kept = 0
 
     # On the thread
 

@@ -21,13 +21,10 @@ from starlette.types import Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIError
 from comfyui.handler import ComfyUIHandler
-from comfyui.servers.backend import Backend
-from comfyui.web.comfyui.asked import Asked, query_of
+from comfyui.web.comfyui.asked import Asked
 from comfyui.web.comfyui.job_changes import JobChanges
 from comfyui.web.comfyui.job_list import JobList
 from comfyui.web.comfyui.job_reads import JobReads
-from comfyui.web.comfyui.overheard import Overheard
-from comfyui.web.comfyui.own_frames import OwnFrames
 from comfyui.web.comfyui.own_routes import OwnRoutes, Upload
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer, viewer_of
@@ -95,7 +92,7 @@ FACE: tuple[FaceRow, ...] = (
     FaceRow("POST", "/interrupt", For.ALL, "cancels what runs: all, or by id", lambda on: on.changes.interrupt),
     FaceRow("POST", "/api/jobs/*/cancel", For.ALL, "cancels what waits or runs", lambda on: on.changes.cancel),
     FaceRow("POST", "/api/jobs/cancel", For.ALL, "cancels several of them", lambda on: on.changes.cancel_many),
-    FaceRow(WEBSOCKET, "/ws", For.USERS, "the first server's, with the key's own frames: `Face.frames`"),
+    FaceRow(WEBSOCKET, "/ws", For.ALL, "the frames of the client's prompts: `comfyui.web.comfyui.hub`"),
     FaceRow("POST", "/free", For.ALL, "all servers free their memory", lambda on: on.changes.free),
     # Files
     FaceRow("GET", "/view", For.ALL, "the server where the file's prompt ran", lambda on: on.views.view),
@@ -132,8 +129,6 @@ class Face:
         reads = JobReads(handler)
         own = OwnRoutes(handler, upload, upstreams)
         self._parts = Parts(reads, JobList(handler), JobChanges(handler), own, Views(handler))
-        self._handler = handler
-        self._journal = handler.journal
         self._is_merged = handler.queue.are_all_here
 
     def answers(self, scope: Scope, raw_path: str) -> bool:
@@ -160,13 +155,10 @@ class Face:
         await found(scope, receive, send)
         return None
 
-    def overheard(self, backend: Backend) -> Overheard | None:
-        """Hears what a websocket of that server tells its client; None where our tables answer for nothing."""
-        return Overheard(self._handler, backend) if self._is_merged else None
-
-    def frames(self, scope: Scope) -> OwnFrames:
-        """What a websocket of a `user` is told."""
-        return OwnFrames(viewer_of(scope), self._journal, self._parts.reads, query_of(scope).get("clientId", ""))
+    def has_websocket(self, raw_path: str) -> bool:
+        """Whether a websocket is ours, and not a server's."""
+        row = face_row_of(WEBSOCKET, raw_path)
+        return self._is_merged and row is not None and row.whom is For.ALL
 
 
 @short_cache(4096)

@@ -16,7 +16,6 @@ from comfyui.jobs.stored import result_from_bytes
 from comfyui.merged_files import merged_outputs
 from comfyui.models import SECRETS, PromptResult, Told
 from comfyui.outputs.history import without_paths
-from comfyui.owners import client_id_without
 from comfyui.workflows.api_format import last_nodes, needed_by
 
 JSON = dict[str, Any]
@@ -65,7 +64,7 @@ class ShownJob:
         """As ComfyUI lists it in its queue and history. `with_owner`: the viewer is told whose it is."""
         extra_data = {name: value for name, value in self.extra_data.items() if name not in SECRETS}
         if self.client_id is not None:
-            extra_data["client_id"] = client_id_without(self.client_id, self.owner)
+            extra_data["client_id"] = self.client_id
         extra_data["create_time"] = int(self.queued_at * 1000)
         if with_owner and self.owner is not None:
             extra_data["owner"] = self.owner

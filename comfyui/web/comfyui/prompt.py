@@ -132,9 +132,7 @@ async def _as_job(gateway: GatewayState, body: bytes, origin: Origin) -> Respons
         return await _refused_by_comfyui(gateway, body, "the body has no prompt that could be run")
     posted = _posted(fields).of_size(len(body))
     try:
-        taken = await gateway.handler.verdicts.on(
-            posted, fresh_id=str(uuid4()), origin=origin, server_of=gateway.sockets.server_of
-        )
+        taken = await gateway.handler.verdicts.on(posted, fresh_id=str(uuid4()), origin=origin)
     except ComfyUIValidationError as error:
         if error.upstream is not None and origin.is_confined:
             known = [found.last_definitions for found in gateway.handler.pool.backends]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,7 +36,6 @@ from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import header, public_address, request_headers
 from comfyui.web.front.paths import OwnPaths, PathRules, route_of, target_of
 from comfyui.web.front.request_state import state_of
-from comfyui.web.front.rights import Right
 from comfyui.web.server.client_side import ClientSide
 from comfyui.web.server.disconnect import ClientWatch
 
@@ -67,8 +67,15 @@ class RelayOptions:
     close_patience_s: float = 2.0
 
 
+class Websockets(Protocol):
+    """Serves the websockets of the merged face; `comfyui.web.comfyui.hub.hub.Hub` does."""
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One of them, from its handshake to its end."""
+
+
 class Relay:
-    """Middleware: the gateway's own paths go on to the application, all others and every websocket to ComfyUI."""
+    """Middleware: the gateway's own paths go on to the application, all others and their websockets to ComfyUI."""
 
     def __init__(
         self,
@@ -78,9 +85,11 @@ class Relay:
         options: RelayOptions,
         metrics: Metrics,
         face: Face,
+        hub: Websockets,
     ) -> None:
         self._app = app
         self._face = face
+        self._hub = hub
         self._own = own
         self._upstreams = upstreams
         self._options = options
@@ -109,12 +118,10 @@ class Relay:
             detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
             await refusal(scope, 404, detail)(scope, receive, send)
         elif kind == "websocket":
-            own_frames = None
-            if state_of(scope).right is Right.OWN:
-                own_frames = self._face.frames(scope)
-                target = own_frames.target
-            overheard = self._face.overheard
-            await self._sockets.relay(scope, receive, send, self._upstreams, target, overheard, own_frames)
+            if self._face.has_websocket(raw_path):
+                await self._hub.serve(scope, receive, send)
+            else:
+                await self._sockets.relay(scope, receive, send, self._upstreams, target)
         else:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.

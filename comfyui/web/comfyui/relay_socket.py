@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from urllib.parse import parse_qs
+from collections.abc import Iterator
 
 import aiohttp
 import structlog
@@ -20,30 +19,30 @@ from comfyui.exceptions import ComfyUICredentialsError, ComfyUIError, ComfyUITim
 from comfyui.headers import as_text
 from comfyui.metrics import Metrics
 from comfyui.offload import Turns
-from comfyui.servers.backend import Backend
 from comfyui.tasks import end_tasks
 from comfyui.transport.drivers import unreachable
 from comfyui.transport.frames import Frames
-from comfyui.web.comfyui.overheard import Overheard
-from comfyui.web.comfyui.own_frames import OwnFrames
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
+from comfyui.web.comfyui.websocket_ends import (
+    GOING_AWAY,
+    NEVER_SENT,
+    NORMAL,
+    TOO_BIG,
+    TRY_AGAIN_LATER,
+    SlowReader,
+    end_client,
+)
 from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import request_headers
 from comfyui.web.front.request_state import state_of
-from comfyui.web.server.socket import server_socket_of
 
 _log = structlog.get_logger("relay")
 
 _Message = aiohttp.WSMsgType
 # Long: ComfyUI's event loop stands still while it loads a model, and that is no reason to hang up.
 _HEARTBEAT_S = 120.0
-_NORMAL, _GOING_AWAY, _TOO_BIG, _INTERNAL_ERROR, _TRY_AGAIN_LATER = 1000, 1001, 1009, 1011, 1013
-# Codes that say how a connection ended; no endpoint may send them.
-_NO_CODE = 1005
-_NEVER_SENT = frozenset({0, 1004, _NO_CODE, 1006, 1015})
 # What a message costs beside its bytes: without it, a million empty ones would be free.
 _MESSAGE_OVERHEAD = 256
-_LOOKS_WITHIN_IDLE = 10
 
 
 class SocketRelay:
@@ -72,13 +71,8 @@ class SocketRelay:
         send: Send,
         upstreams: Upstreams,
         target: str,
-        overheard: Callable[[Backend], Overheard | None],
-        own: OwnFrames | None = None,
     ) -> None:
-        """One client's websocket from its handshake to its end.
-
-        `overheard` is who hears what that server tells the client; `own`: what of it a user may see.
-        """
+        """One client's websocket from its handshake to its end."""
         await receive()  # websocket.connect
         upstream = upstreams.first()
         try:
@@ -102,33 +96,28 @@ class SocketRelay:
                 upstream.backend.failed(failure)
             await error_response(failure, state_of(scope).request_id)(scope, receive, send)
             return
-        client_id = parse_qs(scope["query_string"].decode("latin-1")).get("clientId", [None])[0]
-        client_id = client_id if own is None else own.upstream_id
         self._metrics.relayed_websockets.inc()
         try:
-            with upstreams.bound(client_id, upstream):
-                await send({"type": "websocket.accept", "subprotocol": comfyui.protocol})
-                bridge = _Bridge(
-                    scope,
-                    receive,
-                    send,
-                    comfyui,
-                    self._metrics,
-                    self._backlogs,
-                    idle_s=self._idle_s,
-                    close_patience_s=self._close_patience_s,
-                    too_long=upstream.backend.client.answers.frame_too_long,
-                    overheard=overheard(upstream.backend),
-                    own=own,
-                )
-                with self._backlogs.of(bridge):
-                    await bridge.run()
+            await send({"type": "websocket.accept", "subprotocol": comfyui.protocol})
+            bridge = _Bridge(
+                scope,
+                receive,
+                send,
+                comfyui,
+                self._metrics,
+                self._backlogs,
+                idle_s=self._idle_s,
+                close_patience_s=self._close_patience_s,
+                too_long=upstream.backend.client.answers.frame_too_long,
+            )
+            with self._backlogs.of(bridge):
+                await bridge.run()
         finally:
             self._metrics.relayed_websockets.dec()
             # aiohttp waits for each message before the close frame anew, and ComfyUI may have many.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._close_patience_s):
-                    await comfyui.close(code=_GOING_AWAY)
+                    await comfyui.close(code=GOING_AWAY)
 
 
 async def _connect(
@@ -189,12 +178,8 @@ class _Bridge:
         idle_s: float,
         close_patience_s: float,
         too_long: str,
-        overheard: Overheard | None,
-        own: OwnFrames | None,
     ) -> None:
         self._scope = scope
-        self._overheard = overheard
-        self._own = own
         self._too_long = too_long
         self._receive = receive
         self._send = send
@@ -239,7 +224,7 @@ class _Bridge:
                 code, reason = reading.result()
                 await self._comfyui.close(code=code, message=reason.encode())
                 return
-            end = (_TRY_AGAIN_LATER, "the client does not read what it is sent")
+            end = (TRY_AGAIN_LATER, "the client does not read what it is sent")
             if not dropped.done():
                 end = draining.result()
                 # The client gets what came before the end, for as long as it takes it.
@@ -247,7 +232,7 @@ class _Bridge:
                 await asyncio.wait((waiting, reading, dropped), return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
             writing.cancel()
-            await self._end_client(*end)
+            await end_client(self._scope, self._send, *end, self._close_patience_s)
         finally:
             await end_tasks(*tasks)
 
@@ -257,11 +242,9 @@ class _Bridge:
         while True:
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
-                code = message.get("code", _NORMAL)
-                return (_NORMAL if code in _NEVER_SENT else code), message.get("reason") or ""
+                code = message.get("code", NORMAL)
+                return (NORMAL if code in NEVER_SENT else code), message.get("reason") or ""
             text, data = message.get("text"), message.get("bytes") or b""
-            if self._own is not None and not self._own.may_send(text):
-                continue
             # After ComfyUI's end, which the other direction tells, nothing can be sent.
             with contextlib.suppress(aiohttp.ClientError, ConnectionError):
                 if text is not None:
@@ -277,22 +260,16 @@ class _Bridge:
         while True:
             message = await frames.next()
             data = message.data
-            if self._overheard is not None and message.type is _Message.TEXT:
-                await self._overheard.heard(data)
-            if self._own is not None and message.type in {_Message.TEXT, _Message.BINARY}:
-                data = await self._own.shown(data)
-                if data is None:
-                    continue
             if message.type is _Message.TEXT:
                 self._buffer.append(("text", data))
             elif message.type is _Message.BINARY:
                 self._buffer.append(("bytes", data))
             else:
                 reason = message.extra if message.type is _Message.CLOSE else ""
-                if message.type is _Message.ERROR and self._comfyui.close_code == _TOO_BIG:
+                if message.type is _Message.ERROR and self._comfyui.close_code == TOO_BIG:
                     reason = self._too_long
                     _log.error("relay.frame_too_long", path=self._scope["path"], detail=reason)
-                return (self._comfyui.close_code or _NORMAL), str(reason or "")
+                return (self._comfyui.close_code or NORMAL), str(reason or "")
             size = len(data) + _MESSAGE_OVERHEAD
             self.buffered += size
             self._emptied.clear()
@@ -320,28 +297,6 @@ class _Bridge:
 
     async def _watch_client(self) -> None:
         """Drops the client when something waits for it and it has taken nothing for long."""
-        socket = server_socket_of(self._scope)
-        loop = asyncio.get_running_loop()
-        taken_before, since = -1, loop.time()
-        while True:
-            await asyncio.sleep(self._idle_s / _LOOKS_WITHIN_IDLE)
-            unsent = socket.unsent if socket is not None else 0
-            taken = self._written - unsent
-            if taken != taken_before or not (self._buffer or unsent):
-                taken_before, since = taken, loop.time()
-            elif loop.time() - since >= self._idle_s:
-                self.drop()
-                return
-
-    async def _end_client(self, code: int, reason: str) -> None:
-        socket = server_socket_of(self._scope)
-        if socket is not None:
-            if code in _NEVER_SENT - {_NO_CODE}:
-                socket.cut()
-            else:
-                socket.drop(_NORMAL if code == _NO_CODE else code, reason)
-            return
-        close = {"type": "websocket.close", "code": _INTERNAL_ERROR if code in _NEVER_SENT else code, "reason": reason}
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(self._close_patience_s):
-                await self._send(close)
+        reader = SlowReader(self._scope, self._idle_s)
+        await reader.takes_nothing(lambda: self._written, lambda: bool(self._buffer))
+        self.drop()

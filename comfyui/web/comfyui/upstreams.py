@@ -6,8 +6,7 @@ see the first one that is ready, as long as it is. Prompts and files live where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from typing import Self
 
 from comfyui.servers.backend import Backend
@@ -38,7 +37,6 @@ class Upstreams:
     def __init__(self, pool: BackendPool) -> None:
         self._pool = pool
         self._upstreams: dict[Backend, Upstream] = {}
-        self._bound: dict[str, list[Backend]] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -68,23 +66,3 @@ class Upstreams:
     def others(self, than: Upstream) -> list[Upstream]:
         """Further servers that may have what `than` has not."""
         return [upstream for backend, upstream in self._upstreams.items() if upstream is not than and backend.ready]
-
-    @contextmanager
-    def bound(self, client_id: str | None, upstream: Upstream) -> Iterator[None]:
-        """While a client's websocket is open, its prompts go to the server that tells it of them."""
-        if client_id is None or not self.several:
-            yield
-            return
-        backends = self._bound.setdefault(client_id, [])
-        backends.append(upstream.backend)
-        try:
-            yield
-        finally:
-            backends.remove(upstream.backend)
-            if not backends and self._bound.get(client_id) is backends:
-                del self._bound[client_id]
-
-    def server_of(self, client_id: str | None) -> str | None:
-        """The name of the server that holds the websocket of this client; None when any server will do."""
-        backends = self._bound.get(client_id) if client_id is not None else None
-        return backends[-1].name if backends else None

@@ -46,13 +46,6 @@ class Warnings(Protocol):
         """What is wrong, in words; None where nothing is."""
 
 
-class SocketServers(Protocol):
-    """Knows on which server each client of ComfyUI has its websocket."""
-
-    def server_of(self, client_id: str | None) -> str | None:
-        """The name of the server that tells this client of its prompts; None where any server will do."""
-
-
 @dataclass(frozen=True, slots=True)
 class GatewayState:
     """The running gateway, as its endpoints see it."""
@@ -60,7 +53,6 @@ class GatewayState:
     options: WebOptions
     handler: ComfyUIHandler
     deliverer: Deliverer
-    sockets: SocketServers
     tickets: Tickets
     metrics: Metrics
     sent: SentBytes

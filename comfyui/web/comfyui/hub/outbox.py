@@ -1,0 +1,136 @@
+"""`Outbox`: what waits to be sent to one websocket; and `Shelf`, where it lies when it is too much for memory."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import IO, Self
+
+from comfyui.offload import finished_in_thread
+from comfyui.web.comfyui.hub.frames import PASSING, Frame, Kind
+
+# From so much on a client is behind, and is told only the newest of what passes.
+_BEHIND_FRAMES, _BEHIND_BYTES = 1000, 1_000_000
+
+
+class Outbox:
+    """Frames in the order in which they are sent. Nothing but progress is ever left out."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Frame] = deque()
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+        self._thin_at = _BEHIND_FRAMES, _BEHIND_BYTES
+        self.bytes = 0
+        """Of what waits and is in memory, about."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self._waiting)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, frame: Frame) -> None:
+        self._waiting.append(frame)
+        self.bytes += frame.held
+        self._filled.set()
+        self._emptied.clear()
+        if len(self._waiting) > self._thin_at[0] or self.bytes > self._thin_at[1]:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Leave out what has passed: of each prompt's progress the newest is told."""
+        seen: set[tuple[str | None, Kind]] = set()
+        left: deque[Frame] = deque()
+        for frame in reversed(self._waiting):
+            if frame.kind in PASSING:
+                if (frame.prompt_id, frame.kind) in seen:
+                    continue
+                seen.add((frame.prompt_id, frame.kind))
+            left.appendleft(frame)
+        self._waiting = left
+        self.count()
+        self._thin_at = len(left) + _BEHIND_FRAMES, self.bytes + _BEHIND_BYTES
+
+    def count(self) -> None:
+        """Some of it may have been put away."""
+        self.bytes = sum(frame.held for frame in self._waiting)
+
+    async def first(self) -> Frame:
+        """Waits for a frame. It stays the first until it is `taken`."""
+        while not self._waiting:
+            self._thin_at = _BEHIND_FRAMES, _BEHIND_BYTES
+            self._emptied.set()
+            self._filled.clear()
+            await self._filled.wait()
+        return self._waiting[0]
+
+    def taken(self, frame: Frame) -> None:
+        """The frame was sent."""
+        if self._waiting and self._waiting[0] is frame:
+            self._waiting.popleft()
+            self.bytes -= frame.held
+
+    async def emptied(self) -> None:
+        """Returns when all was taken."""
+        await self._emptied.wait()
+
+
+class Shelf:
+    """A file of one websocket. It is made when it is first needed, and gone when the context ends."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self._turn = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        async with self._turn:
+            if (file := self._file) is not None:
+                self._file = None
+                await finished_in_thread(file.close)
+
+    async def put(self, frames: Sequence[Frame], *, anew: bool) -> None:
+        """Take the bytes of these frames out of memory. `anew`: nothing that lies there is wanted. Raises OSError."""
+        async with self._turn:
+            if anew:
+                self._end = 0
+            contents = [frame.data for frame in frames if frame.data is not None]
+            place = await finished_in_thread(lambda: self._written(contents))
+            for frame in frames:
+                if frame.data is not None:
+                    frame.put_away(place)
+                    place += frame.size
+
+    def _written(self, contents: Sequence[bytes]) -> int:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="comfyui-gateway-frames-")  # noqa: SIM115 - closed by `__aexit__`
+        place = self._end
+        self._file.seek(place)
+        for content in contents:
+            self._file.write(content)
+        self._file.truncate()
+        self._end = self._file.tell()
+        return place
+
+    async def read(self, frame: Frame) -> bytes:
+        """The bytes of a frame, wherever they are. Raises OSError."""
+        if frame.data is not None:
+            return frame.data
+        async with self._turn:
+            return await finished_in_thread(lambda: self._read(frame))
+
+    def _read(self, frame: Frame) -> bytes:
+        if self._file is None:
+            raise OSError("the file of a websocket is closed")
+        self._file.seek(frame.place)
+        return self._file.read(frame.size)
