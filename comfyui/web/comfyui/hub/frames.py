@@ -22,6 +22,7 @@ from comfyui.events import (
     Unknown,
 )
 from comfyui.exceptions import JSONError
+from comfyui.merged_files import merged_outputs
 from comfyui.outputs.history import without_paths
 
 # A binary frame begins with its type, and the first kind of picture goes on with its format.
@@ -77,11 +78,12 @@ class Frame:
         data: as ComfyUI wrote it, or we; None while it is put away.
         prompt_id: None where it is about no prompt.
         node: of which it tells something, where it is one.
+        is_merged: names of files in it lead to its prompt, as in the history.
         size: bytes, wherever they are.
         place: where it is put away.
     """
 
-    __slots__ = ("data", "is_text", "kind", "node", "place", "prompt_id", "size")
+    __slots__ = ("data", "is_merged", "is_text", "kind", "node", "place", "prompt_id", "size")
 
     def __init__(
         self,
@@ -91,12 +93,14 @@ class Frame:
         node: str | None = None,
         *,
         is_text: bool = True,
+        is_merged: bool = False,
     ) -> None:
         self.kind = kind
         self.data: bytes | None = data
         self.prompt_id = prompt_id
         self.node = node
         self.is_text = is_text
+        self.is_merged = is_merged
         self.size = len(data)
         self.place = -1
 
@@ -132,7 +136,7 @@ def message(
     kind: Kind, name: str, data: Mapping[str, Any], prompt_id: str | None = None, node: str | None = None
 ) -> Frame:
     """A frame of ours."""
-    return Frame(kind, jsonio.dumps({"type": name, "data": data}), prompt_id, node)
+    return Frame(kind, jsonio.dumps({"type": name, "data": data}), prompt_id, node, is_merged=True)
 
 
 def done(prompt_id: str) -> Frame:
@@ -154,6 +158,18 @@ def without_metadata(data: bytes) -> bytes:
         metadata = None
     is_png = isinstance(metadata, dict) and metadata.get("image_type") == "image/png"
     return _HEAD.pack(_PICTURE, _PNG if is_png else _JPEG) + data[start:]
+
+
+def with_merged_files(data: bytes, prompt_id: str) -> bytes:
+    """An `executed` of a server, with the names of files by which clients ask for them."""
+    try:
+        told = jsonio.loads(data)
+        output = merged_outputs(prompt_id, told["data"]["output"])
+        if output is told["data"]["output"]:
+            return data
+        return jsonio.dumps({**told, "data": {**told["data"], "output": output}})
+    except (JSONError, KeyError, TypeError):
+        return data
 
 
 def for_users(data: bytes) -> bytes:

@@ -331,4 +331,4 @@ def _named(frames: Iterable[Frame]) -> list[Frame]:
 
 def _copies(frames: Iterable[Frame]) -> list[Frame]:
     """Each socket puts its own frames away."""
-    return [Frame(one.kind, one.data or b"", one.prompt_id, one.node, is_text=one.is_text) for one in frames]
+    return [Frame(one.kind, one.data or b"", one.prompt_id, one.node, is_merged=one.is_merged) for one in frames]

@@ -20,7 +20,7 @@ from comfyui.offload import Turns, offloaded
 from comfyui.tasks import end_tasks
 from comfyui.web.comfyui.hub.budget import Budget
 from comfyui.web.comfyui.hub.focus import Narration
-from comfyui.web.comfyui.hub.frames import Frame, Kind, for_users, without_metadata
+from comfyui.web.comfyui.hub.frames import Frame, Kind, for_users, with_merged_files, without_metadata
 from comfyui.web.comfyui.hub.outbox import Outbox, Shelf
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.comfyui.websocket_ends import TRY_AGAIN_LATER, SlowReader, end_client
@@ -192,6 +192,8 @@ class Session:
         data = await self._shelf.read(frame)
         if not frame.is_text and not self._knows_metadata:
             return without_metadata(data)
+        if frame.kind is Kind.EXECUTED and not frame.is_merged and frame.prompt_id is not None:
+            return await offloaded(frame.size, with_merged_files, data, frame.prompt_id)
         if frame.kind is Kind.FAILURE and self.viewer.key is not None:
             return await offloaded(frame.size, for_users, data)
         return data
