@@ -248,7 +248,9 @@ class Executor:
         }
         self._send(execution, "progress_state", {"nodes": execution.progress})
 
-    def step(self, execution: _Execution, node_id: str, value: int, maximum: int, preview: Image.Image | None) -> None:
+    def step(
+        self, execution: _Execution, node_id: str, value: int, maximum: int, preview: tuple[Image.Image, str] | None
+    ) -> None:
         """Progress within a node, in ComfyUI's order of messages."""
         self._show_progress(execution, node_id, "running", value, maximum)
         self._send(execution, "progress", {"value": value, "max": maximum, "node": node_id})
@@ -260,7 +262,7 @@ class Executor:
                 "parent_node_id": None,
                 "real_node_id": node_id,
             }
-            self._hub.send_preview(preview, metadata, execution.client_id)
+            self._hub.send_preview(*preview, metadata, execution.client_id)
 
     @property
     def folders(self) -> Folders:
@@ -295,9 +297,12 @@ class _Run:
         if self._executor.interrupted.is_set():
             raise Interrupted
 
-    def progress(self, value: int, maximum: int, preview: Image.Image | None = None) -> None:
+    def progress(
+        self, value: int, maximum: int, preview: Image.Image | None = None, image_format: str = "JPEG"
+    ) -> None:
         self.check_interrupted()
-        self._executor.step(self._execution, self.node_id, value, maximum, preview)
+        shown = None if preview is None else (preview, image_format)
+        self._executor.step(self._execution, self.node_id, value, maximum, shown)
 
     def sleep(self, seconds: float) -> None:
         if self._executor.interrupted.wait(seconds):

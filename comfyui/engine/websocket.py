@@ -27,7 +27,7 @@ MAX_UPLOAD_BYTES = 100 * 1024 * 1024
 FEATURES = {"supports_preview_metadata": True, "max_upload_size": MAX_UPLOAD_BYTES}
 
 _PREVIEW_IMAGE, _PREVIEW_WITH_METADATA = 1, 4
-_JPEG = 1
+_FORMATS = {"JPEG": 1, "PNG": 2}
 # A frame's first byte, and the length from which it has a longer head.
 _FINAL, _LONG_FRAME = 0x80, 126
 
@@ -53,23 +53,28 @@ class Hub:
         return len(self._open)
 
     def send(self, event: str, data: dict[str, Any], client_id: str | None = None) -> None:
+        self._post(self._message(event, data), client_id)
+
+    def _message(self, event: str, data: dict[str, Any]) -> str:
         message = json.dumps({"type": event, "data": data})
         wrong = self._faults.take("ws_wrong_value", type=event)
-        self._post(message if wrong is None else with_wrong_value(wrong, message), client_id)
+        return message if wrong is None else with_wrong_value(wrong, message)
 
     def send_status(self) -> None:
         self.send("status", {"status": self._queue_info()})
 
-    def send_preview(self, image: Image.Image, metadata: dict[str, Any], client_id: str | None) -> None:
+    def send_preview(
+        self, image: Image.Image, image_format: str, metadata: dict[str, Any], client_id: str | None
+    ) -> None:
         if not self._open:
             return
         encoded = BytesIO()
-        image.save(encoded, "JPEG", quality=95)
+        image.save(encoded, image_format, quality=95, compress_level=1)
         if client_id is not None and self._wants_preview_metadata(client_id):
-            described = json.dumps({**metadata, "image_type": "image/jpeg"}).encode()
+            described = json.dumps({**metadata, "image_type": f"image/{image_format.lower()}"}).encode()
             head = struct.pack(">II", _PREVIEW_WITH_METADATA, len(described)) + described
         else:
-            head = struct.pack(">II", _PREVIEW_IMAGE, _JPEG)
+            head = struct.pack(">II", _PREVIEW_IMAGE, _FORMATS[image_format])
         self._post(head + encoded.getvalue(), client_id)
 
     def _wants_preview_metadata(self, client_id: str) -> bool:
@@ -135,7 +140,7 @@ class Hub:
                 flags = data.get("data")
                 self._features[client_id] = flags if isinstance(flags, dict) else {}
                 if not self._faults.is_on("ws_silent"):
-                    await _send(socket, json.dumps({"type": "feature_flags", "data": FEATURES}))
+                    await _send(socket, self._message("feature_flags", FEATURES))
             first = False
 
     def flood(self, config: Config) -> None:

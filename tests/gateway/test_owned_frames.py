@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import struct
 from typing import Any
 
@@ -14,36 +12,7 @@ from comfyui.engine import Engine
 from tests.support.calls import Calls
 from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
 from tests.support.running import invert_workflow, queue_of, sleep_workflow, until
-
-_ENDED = "executing None"
-
-
-class Tab:
-    """What one websocket was told."""
-
-    def __init__(self, websocket: aiohttp.ClientWebSocketResponse[bool]) -> None:
-        self.websocket = websocket
-        self.texts: list[Any] = []
-        self.pictures: list[bytes] = []
-
-    async def read_until(self, kind: str, prompt_id: str | None = None) -> Any:
-        async with asyncio.timeout(30):
-            while True:
-                message = await self.websocket.receive()
-                if message.type is aiohttp.WSMsgType.BINARY:
-                    self.pictures.append(message.data)
-                    continue
-                assert message.type is aiohttp.WSMsgType.TEXT, message
-                told = json.loads(message.data)
-                self.texts.append(told)
-                data = told["data"]
-                name = _ENDED if told["type"] == "executing" and data.get("node") is None else told["type"]
-                if name == kind and prompt_id in {None, data.get("prompt_id")}:
-                    return data
-
-    @property
-    def prompts(self) -> set[str]:
-        return {told["data"]["prompt_id"] for told in self.texts if "prompt_id" in told["data"]}
+from tests.support.tabs import ENDED, Tab
 
 
 async def _prompt(calls: Calls, key: str, workflow: Any, client_id: str | None) -> str:
@@ -66,8 +35,8 @@ async def test_two_keys_with_one_client_id_see_their_own_prompts_only(calls: Cal
             assert status == {"status": {"exec_info": {"queue_remaining": 0}}, "sid": "tab"}
         mine = await _prompt(calls, ALICE, sleep_workflow(0.1, tag=1), "tab")
         theirs = await _prompt(calls, BOB, sleep_workflow(0.1, tag=2), "tab")
-        await alice.read_until(_ENDED, mine)
-        await bob.read_until(_ENDED, theirs)
+        await alice.read_until(ENDED, mine)
+        await bob.read_until(ENDED, theirs)
         kinds = [told["type"] for told in alice.texts if told["data"].get("prompt_id") == mine]
         assert {"execution_start", "executing", "executed", "execution_success"} <= set(kinds)
         assert (alice.prompts, bob.prompts) == ({mine}, {theirs})
@@ -89,7 +58,7 @@ async def test_what_comfyui_tells_to_all_is_not_told_to_users(calls: Calls, engi
         assert (await fetch_status(calls, ROOT, "/interrupt")) == 200
         await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
         mine = await _prompt(calls, ALICE, invert_workflow(3), first["sid"])
-        await alice.read_until(_ENDED, mine)
+        await alice.read_until(ENDED, mine)
         assert alice.prompts == {mine}
         lengths = [
             told["data"]["status"]["exec_info"]["queue_remaining"] for told in alice.texts if told["type"] == "status"
@@ -140,10 +109,10 @@ async def test_previews_are_shown_of_the_own_prompt_only(calls: Calls, engine: E
         alice, bob = Tab(a), Tab(b)
         await alice.read_until("feature_flags")
         mine = await _prompt(calls, ALICE, workflow, "t")
-        await alice.read_until(_ENDED, mine)
+        await alice.read_until(ENDED, mine)
         workflow["4"]["inputs"]["seed"] = 2
         theirs = await _prompt(calls, BOB, workflow, "t")
-        await bob.read_until(_ENDED, theirs)
+        await bob.read_until(ENDED, theirs)
         assert alice.pictures
         assert bob.pictures
         assert {struct.unpack(">I", picture[:4])[0] for picture in alice.pictures} == {4}

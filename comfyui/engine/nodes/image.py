@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import string
+import time
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +349,18 @@ def _exif(image: Image.Image, run: NodeRun) -> Image.Exif:
     for offset, (key, value) in enumerate((run.extra_pnginfo or {}).items()):
         exif[make_tag - offset] = f"{key}:{json.dumps(value)}"
     return exif
+
+
+@node(
+    "SaveImageWebsocket",
+    category="api/image",
+    module="custom_nodes.websocket_image_save",
+    required={"images": ["IMAGE"]},
+    output_node=True,
+    fingerprint=lambda _folders, **_: str(time.monotonic_ns()),
+)
+def save_image_websocket(run: NodeRun, images: Images) -> Values:
+    """The pictures go to the websocket, whole, and nowhere else."""
+    for number, image in enumerate(images):
+        run.progress(number, len(images), image, "PNG")
+    return ()

@@ -44,7 +44,9 @@ class NodeRun(Protocol):
     folders: Folders
     step_seconds: float
 
-    def progress(self, value: int, maximum: int, preview: Image.Image | None = None) -> None: ...
+    def progress(
+        self, value: int, maximum: int, preview: Image.Image | None = None, image_format: str = "JPEG"
+    ) -> None: ...
 
     def sleep(self, seconds: float) -> None: ...
 

@@ -1,0 +1,371 @@
+"""The websocket of many servers: each client is told as if there were one ComfyUI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine, EngineOptions
+from comfyui.engine.websocket import FEATURES
+from tests.support.engine_workflows import txt2img
+from tests.support.keys import ALICE, BOB, bearer, table, write_keys
+from tests.support.relaying import eventually
+from tests.support.running import RunningGateway, engines, invert_workflow, running_gateway, sleep_workflow, until
+from tests.support.tabs import ENDED, Tab, in_short
+
+_WAITS_FOREVER = 600.0
+
+
+@asynccontextmanager
+async def _three(**settings: Any) -> AsyncIterator[tuple[RunningGateway, list[Engine]]]:
+    async with (
+        engines(3, step_seconds=0.002) as servers,
+        running_gateway(*(server.url for server in servers), **settings) as gateway,
+    ):
+        yield gateway, servers
+
+
+@asynccontextmanager
+async def _tab(http: aiohttp.ClientSession, path: str = "/ws?clientId=tab", **options: Any) -> AsyncIterator[Tab]:
+    async with http.ws_connect(path, max_msg_size=0, **options) as websocket:
+        tab = Tab(websocket)
+        await tab.read_until("status")
+        yield tab
+
+
+async def _post(http: aiohttp.ClientSession, workflow: Any, client_id: str | None = "tab", **fields: Any) -> str:
+    body = {"prompt": workflow, **fields} | ({} if client_id is None else {"client_id": client_id})
+    async with http.post("/prompt", json=body) as response:
+        told = await response.json()
+        assert response.status == 200, told
+        return str(told["prompt_id"])
+
+
+async def _entry(http: aiohttp.ClientSession, prompt_id: str) -> Any:
+    async with http.get(f"/history/{prompt_id}") as response:
+        return (await response.json()).get(prompt_id)
+
+
+async def _cancel(http: aiohttp.ClientSession, prompt_id: str) -> None:
+    async with http.post(f"/api/jobs/{prompt_id}/cancel") as response:
+        assert response.status == 200
+
+
+def _sent_pictures(color: int) -> Any:
+    workflow = invert_workflow(color, width=64, height=48)
+    workflow["5"] = {"class_type": "SaveImageWebsocket", "inputs": {"images": ["2", 0]}}
+    return workflow
+
+
+# One ComfyUI is the expectation
+
+
+async def _told_by_comfyui(workflows: list[Any], *, declares: bool) -> list[str]:
+    async with Engine(EngineOptions(step_seconds=0.002)) as engine, aiohttp.ClientSession(engine.url) as http:
+        return await _told(http, workflows, declares=declares)
+
+
+async def _told(http: aiohttp.ClientSession, workflows: list[Any], *, declares: bool) -> list[str]:
+    """What a client is told of prompts that it queues one after the other, each when the one before has ended."""
+    async with _tab(http) as tab:
+        if declares:
+            await tab.declare()
+        for workflow in workflows:
+            await tab.ended([await _post(http, workflow)])
+        return tab.told_of(*"abcdefgh")
+
+
+def _failing() -> Any:
+    workflow = invert_workflow(4)
+    error = {"exception_type": "ValueError", "message": "no such luck", "value": ["2", 0]}
+    workflow["6"] = {"class_type": "SimulatedError", "inputs": error}
+    workflow["3"]["inputs"]["images"] = ["6", 0]
+    return workflow
+
+
+@pytest.mark.parametrize("declares", [True, False], ids=["with metadata", "as older clients"])
+@pytest.mark.parametrize("kind", ["one with keys", "three"])
+async def test_the_frames_are_those_of_one_comfyui(kind: str, declares: bool, tmp_path: Any) -> None:
+    workflows = [invert_workflow(1), txt2img(), _sent_pictures(2), _failing(), sleep_workflow(0.01, tag=3)]
+    expected = await _told_by_comfyui(workflows, declares=declares)
+    keys: dict[str, Any] = {"keys_file": write_keys(tmp_path / "keys.toml", table("alice", ALICE))}
+    async with (
+        engines(1 if kind == "one with keys" else 3, step_seconds=0.002) as servers,
+        running_gateway(*(server.url for server in servers), **(keys if kind == "one with keys" else {})) as gateway,
+        aiohttp.ClientSession(gateway.url, headers=bearer(ALICE)) as http,
+    ):
+        told = await _told(http, workflows, declares=declares)
+    assert told == expected
+
+
+async def test_prompts_that_follow_each_other_on_one_server_are_told_as_by_comfyui(tmp_path: Any) -> None:
+    """The second one begins before the journal has the end of the first."""
+    workflows = [sleep_workflow(0.02, tag=tag) for tag in range(5)]
+
+    async def told(http: aiohttp.ClientSession) -> list[str]:
+        async with _tab(http) as tab:
+            await tab.ended([await _post(http, workflow) for workflow in workflows])
+            return tab.told_of(*"abcde")
+
+    async with Engine(EngineOptions()) as engine, aiohttp.ClientSession(engine.url) as http:
+        expected = await told(http)
+    keys = write_keys(tmp_path / "keys.toml", table("alice", ALICE))
+    async with (
+        Engine(EngineOptions()) as engine,
+        running_gateway(engine.url, keys_file=keys, state_dir=tmp_path / "state") as gateway,
+        aiohttp.ClientSession(gateway.url, headers=bearer(ALICE)) as http,
+    ):
+        assert await told(http) == expected
+
+
+# The focus
+
+
+async def test_the_first_that_started_keeps_its_progress_and_the_other_comes_in_one_piece() -> None:
+    async with _three() as (gateway, _), _tab(gateway.http) as tab:
+        await tab.declare()
+        steps = sleep_workflow(_WAITS_FOREVER, tag=1)
+        first = await _post(gateway.http, steps)
+        await tab.read_until("executing", first)
+        while tab.texts[-1]["data"].get("node") != "4":
+            await tab.read_until("executing", first)
+        second = await _post(gateway.http, _sent_pictures(2))
+        await tab.read_until(ENDED, second)
+        assert (await _entry(gateway.http, second))["status"]["completed"]
+        await _cancel(gateway.http, first)
+        await tab.read_until(ENDED, first)
+        short = in_short(tab.frames, [first, second])
+        piece = [one for one in short[short.index("execution_start 1") :] if "progress" not in one]
+        made = piece[: piece.index("execution_success 1")]
+        # ComfyUI chooses which of the two output nodes runs first.
+        assert sorted(made) == sorted(
+            ["execution_start 1", "execution_cached 1", "executed 1 3", "executing 1 5", "picture"]
+        )
+        assert made[made.index("executing 1 5") + 1] == "picture"
+        assert piece[len(made) :] == [
+            *("execution_success 1", f"{ENDED} 1"),
+            *("execution_start 0", "executing 0 4"),
+            *("execution_interrupted 0", f"{ENDED} 0"),
+        ]
+        assert not any(one.startswith("progress") and one.endswith("1") for one in short)
+
+
+async def test_everything_as_it_comes_for_those_who_want_it() -> None:
+    async with _three() as (gateway, _), _tab(gateway.http, "/ws?clientId=tab&frames=all") as tab:
+        first = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=1))
+        await tab.read_until("progress_state", first)
+        second = await _post(gateway.http, sleep_workflow(0.01, tag=2))
+        await tab.read_until("progress", second)
+        await tab.read_until(ENDED, second)
+        await _cancel(gateway.http, first)
+        await tab.read_until(ENDED, first)
+        short = in_short(tab.frames, [first, second])
+        assert short.count("execution_start 0") == 1
+        assert {"executing 1 1", "executing 1 4", "progress 1", "executed 1 3"} <= set(short)
+
+
+# Ends
+
+
+async def test_each_end_is_told_alike_and_the_history_has_it_before() -> None:
+    """Also of what was cancelled while it waited, and of what a server refused later."""
+    async with _three() as (gateway, servers), _tab(gateway.http) as tab:
+        busy = [await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=tag), None) for tag in range(6)]
+        waiting = await _post(gateway.http, invert_workflow(1))
+        workflow = {**invert_workflow(2), "1": {"class_type": "LoadImage", "inputs": {"image": "sub/none.png"}}}
+        refused = await _post(gateway.http, workflow)
+        async with gateway.http.post("/queue", json={"delete": [waiting]}) as response:
+            assert response.status == 200
+        await tab.read_until(ENDED, waiting)
+        assert (await _entry(gateway.http, waiting))["status"]["messages"][-1][0] == "execution_interrupted"
+        assert in_short(tab.frames, [waiting]) == [f"{ENDED} 0"]
+        for prompt_id in busy:
+            await _cancel(gateway.http, prompt_id)
+        await tab.ended([refused])
+        entry = await _entry(gateway.http, refused)
+        assert entry["status"]["status_str"] == "error"
+        told = [one for one in tab.texts if one["data"].get("prompt_id") == refused]
+        assert [one["type"] for one in told][-2:] == ["execution_error", "executing"]
+        assert "sub/none.png" in json.dumps(told[-2])
+        assert len(servers) == 3
+
+
+async def test_a_prompt_that_fails_is_told_once_and_a_user_sees_no_paths(tmp_path: Any) -> None:
+    keys = write_keys(tmp_path / "keys.toml", table("alice", ALICE))
+    faults = {"node_error": {"message": "no such luck", "node_id": "2"}}
+    async with (
+        Engine(EngineOptions(faults=faults)) as engine,
+        running_gateway(engine.url, keys_file=keys) as gateway,
+        aiohttp.ClientSession(gateway.url, headers=bearer(ALICE)) as http,
+        _tab(http) as tab,
+    ):
+        prompt_id = await _post(http, invert_workflow(1))
+        await tab.read_until(ENDED, prompt_id)
+        (error,) = [one["data"] for one in tab.texts if one["type"] == "execution_error"]
+        assert error["exception_message"].strip() == "no such luck"
+        assert error["traceback"]
+        assert "/" not in json.dumps(error["traceback"])
+
+
+async def test_a_prompt_that_is_tried_again_has_one_end() -> None:
+    """Its first try ran out of memory."""
+    faults = {"out_of_memory": {"times": 1}}
+    async with (
+        Engine(EngineOptions(faults=faults)) as engine,
+        running_gateway(engine.url, queue="gateway", oom_retries=1) as gateway,
+        _tab(gateway.http) as tab,
+    ):
+        prompt_id = await _post(gateway.http, invert_workflow(1))
+        await tab.read_until(ENDED, prompt_id)
+        short = in_short(tab.frames, [prompt_id])
+        assert short.count("execution_start 0") == 2
+        assert [one for one in short if one in {"execution_error 0", "execution_success 0"}] == ["execution_success 0"]
+
+
+# Who
+
+
+async def test_prompts_of_a_socket_without_a_client_id_are_its_own_by_the_sid() -> None:
+    async with _three() as (gateway, _), _tab(gateway.http, "/ws") as tab, _tab(gateway.http, "/api/ws") as other:
+        sid = tab.texts[0]["data"]["sid"]
+        assert sid
+        assert sid != other.texts[0]["data"]["sid"]
+        prompt_id = await _post(gateway.http, invert_workflow(1), sid)
+        foreign = await _post(gateway.http, invert_workflow(2), None)
+        await tab.read_until(ENDED, prompt_id)
+        await until(lambda: _entry(gateway.http, foreign), bool)
+        assert tab.prompts == {prompt_id}
+        # A prompt without a client id is told to nobody; the others hear that the queue has changed.
+        await other.read_until("status")
+        assert other.prompts == set()
+
+
+async def test_two_sockets_with_one_client_id_get_the_frames_both() -> None:
+    async with _three() as (gateway, _), _tab(gateway.http) as one, _tab(gateway.http) as two:
+        ids = [await _post(gateway.http, invert_workflow(color)) for color in range(4)]
+        await one.ended(ids)
+        await two.ended(ids)
+        assert one.told_of(*"abcd") == two.told_of(*"abcd")
+
+
+async def test_persons_behind_one_key_are_clients_of_their_own(tmp_path: Any) -> None:
+    keys = write_keys(tmp_path / "keys.toml", table("app", ALICE, user_header="X-Person") + table("bob", BOB))
+    async with (
+        Engine(EngineOptions()) as engine,
+        running_gateway(engine.url, keys_file=keys) as gateway,
+        aiohttp.ClientSession(gateway.url, headers={**bearer(ALICE), "X-Person": "ann"}) as ann,
+        aiohttp.ClientSession(gateway.url, headers={**bearer(ALICE), "X-Person": "ben"}) as ben,
+        aiohttp.ClientSession(gateway.url, headers=bearer(ALICE)) as app,
+        aiohttp.ClientSession(gateway.url, headers=bearer(BOB)) as bob,
+        _tab(ann) as of_ann,
+        _tab(ben) as of_ben,
+        _tab(app) as of_app,
+        _tab(bob) as of_bob,
+    ):
+        first, second = await _post(ann, invert_workflow(1)), await _post(ben, invert_workflow(2))
+        await of_ann.ended([first])
+        await of_ben.ended([second])
+        await of_app.ended([first, second])
+        third = await _post(bob, invert_workflow(3))
+        await of_bob.ended([third])
+        assert (of_ann.prompts, of_ben.prompts, of_bob.prompts) == ({first}, {second}, {third})
+        assert of_app.prompts == {first, second}
+
+
+# A socket that comes late
+
+
+async def test_a_socket_that_is_opened_while_a_prompt_runs_is_told_where_it_is() -> None:
+    async with _three() as (gateway, _):
+        async with _tab(gateway.http) as tab:
+            prompt_id = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=1))
+            while tab.texts[-1]["data"].get("node") != "4":
+                await tab.read_until("executing", prompt_id)
+        async with _tab(gateway.http) as again:
+            await again.read_until("progress_state", prompt_id)
+            assert in_short(again.frames, [prompt_id]) == ["execution_start 0", "executing 0 4", "progress_state 0"]
+            await _cancel(gateway.http, prompt_id)
+            await again.read_until(ENDED, prompt_id)
+
+
+async def test_what_a_late_socket_has_missed_is_told_at_the_end() -> None:
+    workflow = sleep_workflow(_WAITS_FOREVER, tag=1)
+    workflow["7"] = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "early"}}
+    workflow["4"]["inputs"]["seconds"] = 0.5
+    async with _three() as (gateway, _):
+        async with _tab(gateway.http) as tab:
+            prompt_id = await _post(gateway.http, workflow)
+            while tab.texts[-1]["data"].get("node") != "4":
+                await tab.read_until("executing", prompt_id)
+        async with _tab(gateway.http) as again:
+            await again.read_until(ENDED, prompt_id)
+            executed = [one["data"]["node"] for one in again.texts if one["type"] == "executed"]
+            assert sorted(executed) == ["3", "7"]
+            assert in_short(again.frames, [prompt_id])[-2:] == ["execution_success 0", f"{ENDED} 0"]
+
+
+# Servers that go
+
+
+async def test_the_socket_stays_while_servers_go_and_a_prompt_is_made_elsewhere() -> None:
+    async with _three() as (gateway, servers), _tab(gateway.http) as tab:
+        prompt_id = await _post(gateway.http, sleep_workflow(1.0, tag=1))
+        await tab.read_until("execution_start", prompt_id)
+        (running,) = [one for one in gateway.handler.pool.backends if one.watcher.running is not None]
+        (server,) = [one for one in servers if one.url.endswith(running.name)]
+        await server.__aexit__(None, None, None)
+        await tab.read_until(ENDED, prompt_id)
+        assert (await _entry(gateway.http, prompt_id))["status"]["completed"]
+        short = in_short(tab.frames, [prompt_id])
+        assert short[-2:] == ["execution_success 0", f"{ENDED} 0"]
+        assert short.count(f"{ENDED} 0") == 1
+
+
+async def test_an_end_is_told_when_a_server_s_socket_broke_meanwhile() -> None:
+    async with _three() as (gateway, servers), _tab(gateway.http) as tab:
+        prompt_id = await _post(gateway.http, sleep_workflow(0.5, tag=1))
+        await tab.read_until("execution_start", prompt_id)
+        for server in servers:
+            async with aiohttp.ClientSession(server.url) as http:
+                await http.post("/engine/faults", json={"ws_drop": {"abrupt": True}})
+        await tab.read_until(ENDED, prompt_id)
+        assert [one["data"]["node"] for one in tab.texts if one["type"] == "executed"] == ["3"]
+
+
+# Status and features
+
+
+async def test_status_counts_the_whole_queue_five_times_a_second_at_most() -> None:
+    async with _three() as (gateway, _), _tab(gateway.http) as tab:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        ids = [await _post(gateway.http, invert_workflow(color), None) for color in range(20)]
+        for prompt_id in ids:
+            await until(lambda one=prompt_id: _entry(gateway.http, one), bool)  # type: ignore[misc]
+        counts: list[int] = []
+        async with asyncio.timeout(30):
+            while not counts or counts[-1] > 0:
+                data = await tab.read_until("status")
+                counts.append(data["status"]["exec_info"]["queue_remaining"])
+        assert len(counts) <= 5 * (loop.time() - began) + 2
+        assert max(counts) > 0
+
+
+async def test_features_are_what_all_servers_can_do() -> None:
+    async with _three() as (gateway, servers):
+        async with aiohttp.ClientSession(servers[1].url) as http:
+            wrong = {"type": "feature_flags", "path": ["data", "supports_preview_metadata"], "value": False}
+            await http.post("/engine/faults", json={"ws_wrong_value": wrong})
+            await http.post("/engine/faults", json={"ws_drop": {}})
+        watcher = gateway.handler.pool.backends[1].watcher
+        await eventually(lambda: watcher.features not in (None, FEATURES), within_s=30)
+        async with _tab(gateway.http) as tab:
+            features = await tab.declare()
+            assert features["supports_preview_metadata"] is False
+            assert features["max_upload_size"] == FEATURES["max_upload_size"]
