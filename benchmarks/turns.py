@@ -17,6 +17,9 @@ from benchmarks.callers import Pool, pool_of, submitted, workflow
 from benchmarks.jobs import submission_rate
 from benchmarks.processes import BenchError, running_gateway
 from benchmarks.stage import Row, Stage, percentile
+from comfyui.inputs.catalogue import Catalogue
+from comfyui.inputs.store import InputStore
+from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.lines import Lane
 from comfyui.jobs.queue_options import TurnOptions
 from comfyui.jobs.scheduler import Place, Scheduler, Waiting
@@ -135,13 +138,13 @@ async def _turned(owners: int, shapes: int, priorities: int, placings: int) -> R
         news=asyncio.Event(),
         named={backend.name: backend for backend in backends}.get,
     )
-    turns = Turns(cast("BackendPool", pool), TurnOptions("gateway"))
+    turns = Turns(cast("BackendPool", pool), TurnOptions("gateway"), Catalogue(MemoryJournal(), InputStore(None)))
     turns.open()
     requests = [PromptRequest(prompt=_loading(f"model-{shape}.safetensors")) for shape in range(shapes)]
     took: list[float] = []
 
     async def come(number: int) -> None:
-        needs = await turns.needs_of(requests[number % shapes], brings_inputs=True)
+        needs = await turns.needs_of(requests[number % shapes], None, brings_inputs=True)
         owner, priority = f"owner {number % owners}", number % priorities
         turns.expect(Waiting(str(number), turns.numbers.next(), owner, priority=priority), needs)
 

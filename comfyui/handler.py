@@ -21,7 +21,9 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner, RunnerOptions
+from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
+from comfyui.inputs.catalogue import Catalogue
 from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import InputStore
@@ -42,6 +44,7 @@ from comfyui.jobs.removal import Removal
 from comfyui.jobs.runs import RunLimits, Runs, delayed_by
 from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.turns import Turns
+from comfyui.jobs.uploads import Uploads
 from comfyui.jobs.verdicts import Verdicts
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
@@ -87,6 +90,7 @@ class ComfyUIHandler:
 
     Attributes:
         verdicts: take prompts as ComfyUI's own endpoint does.
+        uploads: files that clients uploaded, where prompts wait in the gateway.
     """
 
     def __init__(
@@ -109,20 +113,24 @@ class ComfyUIHandler:
         self._also_ready = also_ready
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
-        self._turns = Turns(pool, options.queue, owners)
-        self._quarantine = quarantine or Quarantine(after=0)
-        self._runner = PromptRunner(pool, self._turns, stager, options.runner, self.metrics, self._quarantine, owners)
+        self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
+        catalogue = Catalogue(self.journal, self._inputs, owners)
+        self.uploads = Uploads(catalogue, self._inputs, self.journal, pool)
+        self._turns = Turns(pool, options.queue, catalogue, owners)
+        self._quarantine = quarantine = quarantine or Quarantine(after=0)
+        runner = options.runner
+        preparation = Preparation(stager, catalogue, owners, runner.preflight, runner.limits)
+        self._runner = PromptRunner(pool, self._turns, preparation, runner, self.metrics, quarantine)
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         limits, ours = options.run_limits, options.queue.queue == "gateway"
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
-        self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
-        brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)
+        brought = JobInputs(self._inputs, stager, pool, self.uploads, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
         self.standing = StandingJobs(pool, self._turns, self._runs, self.queue, self._cancels)
         self._admission = Admission(entries, self._runs, self.queue, brought)
         self.history = JobHistory(self.journal, pool)
         self.removal = Removal(entries, pool, self._admission, self._runs, self.queue, self._turns, self._cancels)
-        refusals = Refusals(pool, self._turns.abilities, options.limits, options.runner.preflight)
+        refusals = Refusals(pool, self._turns.abilities, catalogue, options.limits, runner.preflight)
         self.verdicts = Verdicts(self._admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
@@ -132,6 +140,7 @@ class ComfyUIHandler:
 
     async def __aenter__(self) -> Self:
         """Takes up what the journal has. Raises `JournalError`."""
+        await self.uploads.open()
         await self._quarantine.open()
         self._turns.open()
         await self._recovery.begin()

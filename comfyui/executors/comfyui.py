@@ -34,25 +34,22 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
 )
 from comfyui.executors.assignment import Assignment
-from comfyui.executors.checking import Strictness, explained, problems_on
-from comfyui.executors.own_files import check_own_files
+from comfyui.executors.checking import Strictness, explained
 from comfyui.executors.places import Places
+from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same
 from comfyui.inputs.plan import has_inline_values
-from comfyui.inputs.staging import InputStager
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
-from comfyui.owners import OwnerRules, confined_to, folder_of
 from comfyui.replies import HistoryEntry, QueueItem, flat_node_errors
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 from comfyui.tasks import end_tasks
-from comfyui.workflows.api_format import defeat_cache, upload_inputs
-from comfyui.workflows.preflight import refusal
+from comfyui.workflows.api_format import defeat_cache
 
 # ComfyUI's prompt worker reads that it is to free memory when it has nothing to run: a prompt that is queued right
 # behind that request runs first, and out of memory again.
@@ -100,18 +97,16 @@ class PromptRunner:
         self,
         pool: BackendPool,
         places: Places,
-        stager: InputStager,
+        preparation: Preparation,
         options: RunnerOptions,
         metrics: Metrics,
         quarantine: Quarantine,
-        owners: OwnerRules | None = None,
     ) -> None:
         self._places = places
-        self._owners = owners
         self._quarantine = quarantine
         self._losses: OrderedDict[str, int] = OrderedDict()
         self._pool = pool
-        self._stager = stager
+        self._preparation = preparation
         self._options = options
         self._metrics = metrics
         self._submission = Submission(options.submission_retries, metrics)
@@ -236,7 +231,8 @@ class PromptRunner:
                     raise error.lacked_by(self._places.lacking(job))  # noqa: B904
                 if not error.upstream or self._options.remote:
                     raise
-                told = explained(error, backend, request, job.file_names, self._options.limits)
+                names = self._preparation.names(job, request)
+                told = explained(error, backend, request, names, self._options.limits)
                 raise (await told).lacked_by(self._places.lacking(job))  # noqa: B904 - nameless: it has this frame
             except ComfyUITaskError as error:
                 reason = await self._after_task_error(backend, job, error)
@@ -311,11 +307,7 @@ class PromptRunner:
             job.watched(watch)
             try:
                 started = time.monotonic()
-                await self._check_files(backend, job, request)
-                if self._options.preflight is not None:
-                    await self._preflight(self._options.preflight, backend, job, request)
-                if brings_inputs:
-                    prompt = await self._stage(backend, job, request, prompt)
+                prompt = await self._preparation.prepared(backend, job, request, prompt, brings_inputs=brings_inputs)
                 staged = time.monotonic()
                 prompt = self._places.spelled(job, backend, prompt)
                 ordered = request.without_order() if self._places.are_all_here else request
@@ -357,30 +349,6 @@ class PromptRunner:
         if entry is None:
             raise ComfyUITaskCancelledError("taken out of ComfyUI's queue", prompt_id=job.prompt_id)
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)
-
-    async def _check_files(self, backend: Backend, job: Assignment, request: PromptRequest) -> None:
-        """Raise `ComfyUIValidationError` for a user's workflow that names files of others."""
-        if (key := confined_to(job.owner, self._owners)) is not None:
-            known = await backend.object_info()
-            await offloaded(request.size, check_own_files, request, known, key, job.file_names)
-
-    async def _preflight(
-        self, strictness: Strictness, backend: Backend, job: Assignment, request: PromptRequest
-    ) -> None:
-        """Raise `ComfyUIValidationError` for what this server would refuse."""
-        limits = self._options.limits
-        problems = await problems_on(backend, request, job.file_names, strictness=strictness, limits=limits)
-        if found := refusal(problems):
-            raise found
-
-    async def _stage(
-        self, backend: Backend, job: Assignment, request: PromptRequest, prompt: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        widgets = await offloaded(request.size, upload_inputs, prompt, await backend.object_info())
-        if prompt is not request.prompt:
-            request = request.model_copy(update={"prompt": dict(prompt)})
-        key = confined_to(job.owner, self._owners)
-        return await self._stager.stage(backend, request, widgets, job.files, folder_of(key) if key else "")
 
     # After the end
 

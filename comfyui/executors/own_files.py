@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from comfyui.exceptions import ComfyUIValidationError
-from comfyui.inputs.plan import is_inline
+from comfyui.inputs.plan import brought_names, is_inline
 from comfyui.models import PromptRequest
 from comfyui.owners import folder_of
 from comfyui.workflows.api_format import LONGEST_PATH, node_title, texts_in, upload_inputs
@@ -40,7 +40,7 @@ def check_own_files(request: PromptRequest, object_info: Mapping[str, Any], key:
         files: names of further inputs that come with it.
     """
     messages: dict[str, list[str]] = {}
-    for node_id, input_name in _foreign(request.prompt, object_info, key, _brought(request, files)):
+    for node_id, input_name in _foreign(request.prompt, object_info, key, brought_names(request, files)):
         messages.setdefault(node_id, []).append(f"{input_name}: {_HOW}")
     if messages:
         raise ComfyUIValidationError(_DETAIL, node_errors=messages, codes={"file_not_own"})
@@ -128,11 +128,6 @@ def _without(value: Any, files: Collection[str]) -> Any:
     return value
 
 
-def _brought(request: PromptRequest, files: Collection[str]) -> set[str]:
-    images = request.images
-    return {*files, *(image.name for image in images), *(f"{image.subfolder}/{image.name}" for image in images)}
-
-
 def _is_own(text: str, key: str, brought: Collection[str]) -> bool:
     if is_inline(text):
         return True
@@ -155,7 +150,7 @@ def as_seen_by(
 ) -> list[Problem]:
     """The problems of a user's workflow, without a word about files of others and their names."""
     named = set(upload_inputs(request.prompt, object_info))
-    foreign = set(_foreign(request.prompt, object_info, key, _brought(request, files)))
+    foreign = set(_foreign(request.prompt, object_info, key, brought_names(request, files)))
     kept = [problem for problem in problems if (problem.node_id, problem.input_name) not in named | foreign]
     return [*kept, *(_not_own(request.prompt, *where) for where in sorted(foreign))]
 

@@ -23,6 +23,21 @@ from comfyui.workflows.api_format import LONGEST_PATH, texts_in
 # With the blanks and line ends that stand before it where it was pasted.
 _URL = re.compile(r"\s{0,1000}https?://", re.IGNORECASE)
 _NONE: Mapping[str, Content] = {}
+_NO_UPLOADS: Mapping[str, Upload] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that a client has uploaded before, to be placed.
+
+    Attributes:
+        path: its subfolder and name.
+        plain: it may stand under this path in ComfyUI's input folder.
+    """
+
+    content: Content
+    path: str
+    plain: bool
 
 
 @dataclass(slots=True)
@@ -34,6 +49,7 @@ class Item:
         references: the ``(node id, input name)`` of upload widgets whose value it is.
         mentions: further inputs that have its name in a text; whether they mean the file is not known.
         plain: to be stored under its own name, too.
+        upload: what it is, where the caller has uploaded it before.
     """
 
     where: str
@@ -43,10 +59,16 @@ class Item:
     references: list[tuple[str, str]] = field(default_factory=list)
     mentions: list[tuple[str, str]] = field(default_factory=list)
     plain: bool = False
+    upload: Upload | None = None
 
     @property
     def path(self) -> str:
         return f"{self.subfolder}/{self.name}" if self.subfolder else self.name
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether anything finds it: one key's upload has no plain name on a server."""
+        return self.upload is None or self.upload.plain or bool(self.references)
 
     @property
     def fields(self) -> Sequence[str]:
@@ -56,7 +78,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The names by which ComfyUI has an item: by its content, and under its own; empty where it was not so stored."""
+    """The names by which ComfyUI has an item: by its content, and under its own; empty where it was not so stored.
+
+    Of an upload `by_content` may be its own name, and there is no other.
+    """
 
     by_content: str = ""
     plain: str = ""
@@ -124,18 +149,26 @@ def brought_inputs(
     return {reference for item in items for reference in item.references}
 
 
+def brought_names(request: PromptRequest, files: Collection[str]) -> set[str]:
+    """The names by which a workflow may mean what comes with it; `files`: those of further inputs."""
+    images = request.images
+    return {*files, *(image.name for image in images), *(f"{image.subfolder}/{image.name}" for image in images)}
+
+
 def plan(
     request: PromptRequest,
     upload_inputs: Sequence[tuple[str, str]],
     files: Mapping[str, Path | Content],
     limits: Limits,
     kept: Mapping[str, Content] = _NONE,
+    uploads: Mapping[str, Upload] = _NO_UPLOADS,
 ) -> Sequence[Item]:
     """What is to be placed, each with its references.
 
     Args:
         files: further inputs by ``name`` or ``subfolder/name``.
         kept: contents that we have already, by their field; they count in place of what stands there.
+        uploads: what was uploaded before, by `path_in` of what the workflow says. An input of that name goes before it.
 
     Raises:
         ComfyUIInputError: two entries claim one name.
@@ -147,6 +180,10 @@ def plan(
         if first.source != item.source:
             reason = f"{first.where} has the same name {item.path!r} and other content"
             raise ComfyUIInputError(reason, field=item.where)
+    brought = len(named)
+    for text, upload in uploads.items():
+        folder, _, name = text.rpartition("/")
+        named.setdefault(text, Item(f"upload {text!r}", upload.content, name, folder, upload=upload))
     inline: dict[object, Item] = {}
     for reference in dict.fromkeys(upload_inputs):
         node_id, input_name = reference
@@ -162,10 +199,10 @@ def plan(
             key = value.strip() if is_url(value) else reference
             item = inline.setdefault(key, Item(where, kept.get(where) or value.strip()))
             item.references.append(reference)
-    if len(named) + len(inline) > limits.max_inputs:
+    if brought + len(inline) > limits.max_inputs:
         raise over("the request brings more than {limit} inputs", limits.max_inputs, "MAX_INPUTS")
     _mark_plain(request.prompt, named)
-    return [*named.values(), *inline.values()]
+    return [*(item for item in named.values() if item.is_of_use), *inline.values()]
 
 
 def _entries(
@@ -199,11 +236,14 @@ def _mark_plain(prompt: Mapping[str, Any], named: Mapping[str, Item]) -> None:
 
 def _named(named: Mapping[str, Item], value: str) -> Item | None:
     """The entry that `value` refers to. The length is looked at first: hashing an inline video would take a while."""
-    return named.get(_path_in(value)) if len(value) <= LONGEST_PATH else None
+    return named.get(path_in(value)) if len(value) <= LONGEST_PATH else None
 
 
-def _path_in(value: str) -> str:
-    """What a loader takes for the path of a file: without ComfyUI's suffix, with the folders of Windows as ours."""
+def path_in(value: str) -> str:
+    """What a loader takes for the path of a file: without ComfyUI's suffix, with the folders of Windows as ours.
+
+    Of a file of another folder than ComfyUI's input folder the suffix, such as `` [temp]``, is part of it.
+    """
     return value.removesuffix(" [input]").replace("\\", "/")
 
 
@@ -222,7 +262,7 @@ def rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[Item, Placed]]) 
         changed[node_id] = {**node, "inputs": {**node["inputs"], input_name: value}}
 
     for item, names in placed:
-        for reference in item.references:
+        for reference in item.references if names.by_content != item.path else ():
             change(reference, names.by_content)
         if names.plain and names.plain != item.path:
             for node_id, input_name in item.mentions:
@@ -234,7 +274,7 @@ def rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[Item, Placed]]) 
 def _renamed(value: Any, old: str, new: str) -> Any:
     """`value` with every text that is the path `old` as `new`, however deep it stands."""
     if isinstance(value, str):
-        return new if _path_in(value) == old else value
+        return new if path_in(value) == old else value
     if isinstance(value, Mapping):
         return {key: _renamed(part, old, new) for key, part in value.items()}
     return [_renamed(part, old, new) for part in value] if isinstance(value, list) else value

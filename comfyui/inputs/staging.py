@@ -9,6 +9,9 @@ touched. Where the name also stands somewhere else in the workflow, or nowhere (
 itself), the file is stored under its plain name as ComfyUI would do it, and there the last caller wins. The name that
 ComfyUI answers is the one that counts: where it is another than the asked one, the workflow's texts follow it.
 
+**Uploads.** What a client has uploaded before keeps its plain name where no other bytes have that name on the server,
+so that the workflow is submitted as it came. Else, and where it is one key's alone, it is ``gateway/<sha256>/<name>``.
+
 **Once.** What is stored under its content's name is uploaded once per ComfyUI server and then remembered, also when
 many requests bring it at the same moment. Plain names are uploaded each time: somebody else may have overwritten them.
 """
@@ -16,6 +19,7 @@ many requests bring it at the same moment. Plain names are uploaded each time: s
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import posixpath
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
@@ -29,11 +33,11 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from aiohttp.abc import AbstractResolver
 
 from comfyui.client import ComfyUIClient, may_pass
-from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIServerError
+from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUINotFoundError, ComfyUIServerError
 from comfyui.inputs.content import BroughtFiles, Content
 from comfyui.inputs.decoding import base64_of, decode
 from comfyui.inputs.fetch import UrlFetcher
-from comfyui.inputs.plan import Item, Placed, field_of, is_url, named_by_hash, plan, rewritten
+from comfyui.inputs.plan import Item, Placed, Upload, field_of, is_url, named_by_hash, plan, rewritten
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import ON_LOOP_BYTES, in_thread, offloaded
@@ -45,11 +49,13 @@ _FOLDER = "gateway"
 # ComfyUI's 3D loaders offer what lies anywhere below input/3d, and accept nothing else.
 _MODEL_FOLDER = "3d/gateway"
 _MODEL_EXTENSIONS = frozenset({".glb", ".gltf", ".obj", ".fbx", ".stl", ".ply"})
+_OURS = (f"{_FOLDER}/", f"{_MODEL_FOLDER}/")
 _REMEMBERED = 4096
 _UPLOAD_RETRIES = 3
 _BACKOFF = Backoff(start_s=0.1, max_s=5.0)
 # Of one request. Each decodes up to `ON_LOOP_BYTES` on the event loop, in the same turn as the others.
 _PLACED_AT_ONCE = 16
+_NO_UPLOADS: Mapping[str, Upload] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,7 @@ class InputStager:
         upload_inputs: Sequence[tuple[str, str]] = (),
         files: BroughtFiles | None = None,
         plain_folder: str = "",
+        uploads: Mapping[str, Upload] = _NO_UPLOADS,
     ) -> Mapping[str, Any]:
         """Place every input of `request` on the server.
 
@@ -108,6 +115,7 @@ class InputStager:
                 URLs are taken from these inputs only.
             files: further inputs, which the caller holds until this returns.
             plain_folder: below ComfyUI's input folder, where files are stored that keep their plain names.
+            uploads: what was uploaded before and is to be there: see `comfyui.inputs.plan.plan`.
 
         Returns:
             The workflow to submit: the request's own when nothing in it changes, else a copy of what changes.
@@ -118,7 +126,7 @@ class InputStager:
             ComfyUIConnectionError, ComfyUIServerError: from the upload, after retries.
         """
         paths, kept = (files.paths, files.kept) if files else ({}, {})
-        items = await offloaded(request.size, plan, request, upload_inputs, paths, self._limits, kept)
+        items = await offloaded(request.size, plan, request, upload_inputs, paths, self._limits, kept, uploads)
         if kept:
             request = await _with_texts(request, kept, items)
         if not items:
@@ -151,6 +159,8 @@ class InputStager:
     async def _place(self, server: Backend, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
         try:
             async with slots, self.content(item) as content:
+                if item.upload is not None:
+                    return Placed(await self.place_upload(server, item.upload))
                 plain = by_content = ""
                 if item.plain:
                     folder = posixpath.join(plain_folder, item.subfolder) if plain_folder else item.subfolder
@@ -197,11 +207,56 @@ class InputStager:
                 stored.popitem(last=False)
             return stored[name]
 
+    async def place_upload(self, server: Backend, upload: Upload) -> str:
+        """Has an upload on the server; the name by which a workflow refers to it there, below the input folder."""
+        content, path = upload.content, upload.path
+        stored, place = self._stored_on(server), f"{upload.content.digest}/{path}"
+        lock = self._locks.setdefault((id(server), path), asyncio.Lock())
+        async with lock:
+            if place in stored:
+                stored.move_to_end(place)
+                return stored[place]
+            folder, _, name = path.rpartition("/")
+            there = None
+            if not upload.plain or f"{folder}/".startswith(_OURS):
+                there = ""
+            else:
+                there = await digest_there(server.client, path, content.size)
+            if there == content.digest:
+                stored[place] = path
+            else:
+                if there is not None:
+                    below = _MODEL_FOLDER if content.extension.lower() in _MODEL_EXTENSIONS else _FOLDER
+                    folder = f"{below}/{content.digest}"
+                # ComfyUI's answer counts: somebody else may have taken the name just now.
+                stored[place] = await _upload(server.client, content, name, folder, overwrite=False)
+            if len(stored) > _REMEMBERED:
+                stored.popitem(last=False)
+            return stored[place]
+
     def _stored_on(self, server: Backend) -> OrderedDict[str, str]:
         known = self._stored.get(server)
         if known is None or known.generation != server.generation:
             known = self._stored[server] = _Stored(server.generation)
         return known.names
+
+
+async def digest_there(client: ComfyUIClient, path: str, size: int) -> str | None:
+    """SHA-256 of the file with this path below ComfyUI's input folder: None where there is none.
+
+    "" for a file of another size, of which nothing is read.
+    """
+    folder, _, name = path.rpartition("/")
+    digest = hashlib.sha256()
+    try:
+        async with client.view(name, folder, "input") as body:
+            if body.length not in {None, size}:
+                return ""
+            async for chunk in body:
+                await in_thread(digest.update, chunk)
+    except ComfyUINotFoundError:
+        return None
+    return digest.hexdigest()
 
 
 async def _upload(client: ComfyUIClient, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:

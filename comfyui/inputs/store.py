@@ -1,8 +1,8 @@
-"""`InputStore`: inputs of async jobs on the disk, each under its SHA-256, so that the same bytes are there once.
+"""`InputStore`: inputs of async jobs and uploads, on the disk by their SHA-256, so that the same bytes are there once.
 
 A file comes under a temporary name, is synced and renamed, and its folder is synced: under a hash stands a whole file
-or none. Who brings or uses a file holds it; the store removes what is neither held nor named by an unfinished job.
-It knows no jobs: whoever sweeps says which files they name.
+or none. Who brings or uses a file holds it; the store removes what is neither held nor named by an unfinished job or
+an upload. It knows neither: whoever sweeps says which files they name.
 """
 
 from __future__ import annotations
@@ -94,6 +94,11 @@ class InputStore:
             await asyncio.to_thread(shutil.rmtree, self._path, True)
 
     @property
+    def max_bytes(self) -> int:
+        """Of all files together, at most."""
+        return self._max_bytes
+
+    @property
     def files(self) -> int:
         return len(self._sizes)
 
@@ -101,6 +106,10 @@ class InputStore:
     def bytes(self) -> int:
         """Of all files together, and of those that are being written."""
         return self._bytes
+
+    def has(self, digest: str) -> bool:
+        """Whether the file is here."""
+        return digest in self._sizes
 
     def kept(self, digest: str, extension: str) -> Content:
         """The file, to be uploaded while it is held. If it is gone, reading it raises `ComfyUIDiskError`."""
@@ -159,14 +168,14 @@ class InputStore:
             ComfyUIDiskError: it cannot be written.
         """
         if content.size > self._max_bytes:
-            raise over("an input of an async job is larger than {limit} bytes", self._max_bytes, "MAX_STORED_INPUTS_MB")
+            raise over("the file is larger than {limit} bytes", self._max_bytes, "MAX_STORED_INPUTS_MB")
         lock = self._locks.setdefault(content.digest, asyncio.Lock())
         async with lock:
             known = self._sizes.get(content.digest)
             if known is None:
                 if not self.has_room(content):
                     raise ComfyUIOverloadedError(
-                        f"the inputs of async jobs fill {self._max_bytes / 1e6:g} MB (MAX_STORED_INPUTS_MB);"
+                        f"inputs of async jobs and uploads fill {self._max_bytes / 1e6:g} MB (MAX_STORED_INPUTS_MB);"
                         " try again later"
                     )
                 self._bytes += content.size

@@ -23,8 +23,8 @@ from comfyui.inputs.decoding import head_of_data_uri, is_data_uri, plain_data_ur
 from comfyui.inputs.plan import Item, field_of, image_field, inline_values, is_url, named_by_hash, plan
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import Holding, InputStore
-from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import JobRecord, Submission
+from comfyui.jobs.uploads import DIGEST, Uploads
 from comfyui.limits import Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import in_thread, offloaded
@@ -33,7 +33,6 @@ from comfyui.tasks import end_tasks
 from comfyui.workflows.api_format import upload_inputs
 
 _FILE = "files:"
-_DIGEST = 64
 # Downloads for jobs. Sync calls have as many places again that jobs never take.
 _DOWNLOADS = 16
 
@@ -51,7 +50,7 @@ class StoredFiles:
 
     def __init__(self, store: InputStore, inputs: Mapping[str, str]) -> None:
         self._store = store
-        found = {where: store.kept(value[:_DIGEST], value[_DIGEST:]) for where, value in inputs.items() if value}
+        found = {where: store.kept(value[:DIGEST], value[DIGEST:]) for where, value in inputs.items() if value}
         self._digests = [content.digest for content in found.values()]
         self.paths = {where[len(_FILE) :]: one for where, one in found.items() if where.startswith(_FILE)}
         self.kept = {where: one for where, one in found.items() if not where.startswith(_FILE)}
@@ -70,22 +69,18 @@ class JobInputs:
     """The store, the stager and the pool belong to whoever made them."""
 
     def __init__(
-        self, store: InputStore, stager: InputStager, pool: BackendPool, journal: Journal, limits: Limits
+        self, store: InputStore, stager: InputStager, pool: BackendPool, uploads: Uploads, limits: Limits
     ) -> None:
         self._store = store
         self._stager = stager
         self._pool = pool
-        self._journal = journal
+        self._uploads = uploads
         self._limits = limits
         self._downloads = asyncio.Semaphore(_DOWNLOADS)
 
     async def sweep(self) -> int:
-        """Remove the files that no unfinished job has; how many. Raises `JournalError` and `ComfyUIDiskError`."""
-
-        async def named() -> set[str]:
-            return {value[:_DIGEST] for value in await self._journal.named_inputs()}
-
-        return await self._store.sweep(named)
+        """As `Uploads.sweep`."""
+        return await self._uploads.sweep()
 
     async def wait_until_stale(self) -> None:
         """As `InputStore.wait_until_stale`."""
@@ -149,8 +144,7 @@ class JobInputs:
             raise error.in_field(item.where) from error
 
     async def _put(self, content: Content, holding: Holding, *, moved: bool = False) -> str:
-        if self._store.is_stale and not self._store.has_room(content):
-            await self.sweep()
+        await self._uploads.make_room(content)
         await holding.put(content, moved=moved)
         return content.digest + content.extension
 
@@ -232,11 +226,11 @@ def _by_hash(request: PromptRequest, inputs: Mapping[str, str]) -> PromptRequest
     images = list(request.images)
     for index, image in enumerate(images):
         if value := inputs.get(image_field(index)):
-            images[index] = image.model_copy(update={"image": named_by_hash(value[:_DIGEST])})
+            images[index] = image.model_copy(update={"image": named_by_hash(value[:DIGEST])})
     prompt: dict[str, Any] = {}
     for node_id, node in request.prompt.items():
         short = {
-            name: head_of_data_uri(node["inputs"][name]) + named_by_hash(value[:_DIGEST])
+            name: head_of_data_uri(node["inputs"][name]) + named_by_hash(value[:DIGEST])
             for name in node["inputs"]
             if (value := inputs.get(field_of(node_id, name))) and is_data_uri(node["inputs"][name])
         }

@@ -134,9 +134,9 @@ class JobQueue:
         finally:
             self._coming -= 1
 
-    async def ready_for(self, request: PromptRequest) -> tuple[Needs, Lane]:
+    async def ready_for(self, request: PromptRequest, owner: str | None) -> tuple[Needs, Lane]:
         """What `at_once` needs to know of a workflow that brings no inputs."""
-        needs = await self._turns.needs_of(request, brings_inputs=False)
+        needs = await self._turns.needs_of(request, owner, brings_inputs=False)
         return needs, await self._turns.lane_of(needs)
 
     def at_once(self, job: Job, request: PromptRequest, needs: Needs) -> bool:
@@ -160,7 +160,7 @@ class JobQueue:
             self._secrets[record.prompt_id] = secrets
         waiting = self._waiting_of(record)
         self._rows[record.prompt_id] = _Row(waiting)
-        needs = await self._turns.needs_of(request, brings_inputs=True)
+        needs = await self._turns.needs_of(request, record.owner, brings_inputs=True)
         if record.prompt_id not in self._rows:
             return  # it has been cancelled
         self._rows[record.prompt_id] = _Row(waiting, needs)

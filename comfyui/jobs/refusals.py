@@ -7,6 +7,7 @@ import functools
 from comfyui.exceptions import ComfyUIError, ComfyUIValidationError
 from comfyui.executors.checking import AS_COMFYUI, Strictness, problems_on
 from comfyui.executors.own_files import as_seen_by
+from comfyui.inputs.catalogue import Catalogue
 from comfyui.jobs.abilities import Abilities
 from comfyui.jobs.lines import Lane
 from comfyui.jobs.origin import Origin
@@ -27,9 +28,17 @@ class Refusals:
         strictness: see `RunnerOptions.preflight`.
     """
 
-    def __init__(self, pool: BackendPool, abilities: Abilities, limits: Limits, strictness: Strictness | None) -> None:
+    def __init__(
+        self,
+        pool: BackendPool,
+        abilities: Abilities,
+        catalogue: Catalogue,
+        limits: Limits,
+        strictness: Strictness | None,
+    ) -> None:
         self._pool = pool
         self._abilities = abilities
+        self._catalogue = catalogue
         self._limits = limits
         self._strictness = strictness or AS_COMFYUI
 
@@ -54,14 +63,15 @@ class Refusals:
     ) -> ComfyUIValidationError | None:
         if not backend.ready:
             return None
+        named = self._catalogue.named_in(request.prompt, origin.owner)
         try:
             async with backend.soon():
-                problems = await problems_on(backend, request, strictness=self._strictness, limits=self._limits)
+                problems = await problems_on(backend, request, named, strictness=self._strictness, limits=self._limits)
                 known = await backend.object_info()
         except (ComfyUIError, TimeoutError):
             return None
         if origin.is_confined and origin.rules is not None:
-            own = functools.partial(as_seen_by, origin.rules.name, problems, request, known, ())
+            own = functools.partial(as_seen_by, origin.rules.name, problems, request, known, named)
             problems = await offloaded(request.size, own)
         error = refusal(problems)
         if error is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import structlog
 from comfyui.events import QueuePosition
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.executors.assignment import Assignment
+from comfyui.inputs.catalogue import Catalogue
 from comfyui.jobs.abilities import Abilities
 from comfyui.jobs.clearing import Clearing
 from comfyui.jobs.lines import Lane
@@ -63,9 +63,11 @@ class Turns:
         abilities: which servers can run what.
     """
 
-    def __init__(self, pool: BackendPool, options: TurnOptions, owners: OwnerRules | None = None) -> None:
+    def __init__(
+        self, pool: BackendPool, options: TurnOptions, catalogue: Catalogue, owners: OwnerRules | None = None
+    ) -> None:
         self._pool = pool
-        self._options = options
+        self._options, self._catalogue = options, catalogue
         self._owners, self._rules_version = owners, 0
         self._is_ours = options.queue == "gateway"
         self._takes_back = self._is_ours and len(pool.backends) > 1
@@ -101,9 +103,10 @@ class Turns:
 
     # Jobs that wait without a task
 
-    async def needs_of(self, request: PromptRequest, *, brings_inputs: bool) -> Needs:
-        """What its workflow needs of a server."""
-        return await offloaded(request.size, functools.partial(needs_of, request.prompt, brings_inputs=brings_inputs))
+    async def needs_of(self, request: PromptRequest, owner: str | None, *, brings_inputs: bool) -> Needs:
+        """What the workflow of a job of that owner needs of a server."""
+        uploads = self._catalogue.texts_in(request.prompt, owner)
+        return await offloaded(request.size, needs_of, request.prompt, brings_inputs, uploads)
 
     def expect(self, job: Waiting, needs: Needs | None = None) -> None:
         """The job waits from now on; `next_due` gives its id when its turn has come."""
@@ -184,7 +187,7 @@ class Turns:
         if not avoid and prompt_id in self._jobs and (given := self._given(prompt_id)) is not None and given.ready:
             return given
         self._jobs[prompt_id] = job
-        self._needs[prompt_id] = needs = await self.needs_of(request, brings_inputs=brings_inputs)
+        self._needs[prompt_id] = needs = await self.needs_of(request, job.owner, brings_inputs=brings_inputs)
         avoided = {backend.name for backend in avoid}
         lane = await self.abilities.sure_lane(needs, avoided)
         if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no | avoided:

@@ -7,7 +7,7 @@ for all of them. A server that lacks a class or a file cannot run the workflow; 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,12 @@ class Needs:
     models: frozenset[str]
 
 
-def needs_of(prompt: Mapping[str, Any], *, brings_inputs: bool) -> Needs:
+def needs_of(prompt: Mapping[str, Any], brings_inputs: bool, placed: Collection[str] = ()) -> Needs:
     """The needs of a workflow in API format.
 
     Args:
         brings_inputs: files come with the request, so that only models have to be there before.
+        placed: texts that name files which are brought there.
     """
     classes: set[str] = set()
     files: set[tuple[str, str, str]] = set()
@@ -45,7 +46,7 @@ def needs_of(prompt: Mapping[str, Any], *, brings_inputs: bool) -> Needs:
                 continue
             if value.lower().endswith(MODEL_ENDINGS):
                 models.add(folded(value))
-            elif brings_inputs or _URL.match(value):
+            elif brings_inputs or value in placed or _URL.match(value):
                 continue
             if _FILE.fullmatch(value):
                 files.add((kind, name, value))

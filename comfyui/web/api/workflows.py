@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NotRequired
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -18,6 +18,7 @@ from comfyui.exceptions import (
 )
 from comfyui.executors.checking import problems_on
 from comfyui.executors.own_files import as_seen_by
+from comfyui.inputs.plan import brought_names
 from comfyui.limits import Limits
 from comfyui.offload import in_thread, offloaded
 from comfyui.servers.backend import Backend
@@ -105,7 +106,10 @@ async def validate(request: Request, posted: Posted) -> Response:
         return json_response(200, Validation(valid=False, problems=_shown(_of_format(error, prompt))))
     caller = state_of(request.scope).caller
     key = caller.rules.name if caller is not None and caller.rules.role == "user" else None
-    reports = await _reports(pool, posted, limits, key)
+    files, owner = posted.files.paths if posted.files else (), caller.owner if caller is not None else None
+    uploads = gateway.handler.uploads.catalogue.named_in(prompt, owner, brought_names(posted.request, files))
+    names = {*files, *uploads}
+    reports = await _reports(pool, posted, limits, key, names)
     best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
     answer = Validation(valid=best["valid"], problems=best["problems"])
     if len(pool.backends) > 1:
@@ -171,12 +175,16 @@ def _held(whole: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, whole.get(name)) for name in ("workflow", "prompt")] + inside
 
 
-async def _reports(pool: BackendPool, posted: Submission, limits: Limits, key: str | None) -> list[ServerValidation]:
+async def _reports(
+    pool: BackendPool, posted: Submission, limits: Limits, key: str | None, names: Collection[str]
+) -> list[ServerValidation]:
     """One for each server that answers. Raises the reason of the first one when none does."""
     await pool.choose(patience_s=_PATIENCE_S)
     asked = pool.ready
     report = _report if len(asked) < 2 else _report_soon
-    found = await asyncio.gather(*(report(backend, posted, limits, key) for backend in asked), return_exceptions=True)
+    found = await asyncio.gather(
+        *(report(backend, posted, limits, key, names) for backend in asked), return_exceptions=True
+    )
     reports = [report for report in found if isinstance(report, dict)]
     failures = [failure for failure in found if isinstance(failure, BaseException)]
     for failure in failures:
@@ -188,21 +196,24 @@ async def _reports(pool: BackendPool, posted: Submission, limits: Limits, key: s
     return reports
 
 
-async def _report_soon(backend: Backend, posted: Submission, limits: Limits, key: str | None) -> ServerValidation:
+async def _report_soon(
+    backend: Backend, posted: Submission, limits: Limits, key: str | None, names: Collection[str]
+) -> ServerValidation:
     """Where others can be asked, one that hangs does not hold them up."""
     try:
         async with backend.soon():
-            return await _report(backend, posted, limits, key)
+            return await _report(backend, posted, limits, key, names)
     except TimeoutError as error:
         raise ComfyUIConnectionError(f"{backend.name} does not say what it has") from error
 
 
-async def _report(backend: Backend, posted: Submission, limits: Limits, key: str | None) -> ServerValidation:
-    files = posted.files.paths if posted.files else ()
-    problems = await problems_on(backend, posted.request, files, limits=limits)
+async def _report(
+    backend: Backend, posted: Submission, limits: Limits, key: str | None, names: Collection[str]
+) -> ServerValidation:
+    problems = await problems_on(backend, posted.request, names, limits=limits)
     if key is not None:
         known = await backend.object_info()
-        problems = await offloaded(posted.request.size, as_seen_by, key, problems, posted.request, known, files)
+        problems = await offloaded(posted.request.size, as_seen_by, key, problems, posted.request, known, names)
     refused = any(problem.severity == "error" for problem in problems)
     return {"server": backend.name, "valid": not refused, "problems": _shown(problems)}
 

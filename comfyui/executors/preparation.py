@@ -1,0 +1,94 @@
+"""`Preparation`: before a prompt is submitted to a server its workflow is checked there, and its files are placed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from comfyui.executors.assignment import Assignment
+from comfyui.executors.checking import Strictness, problems_on
+from comfyui.executors.own_files import check_own_files
+from comfyui.inputs.catalogue import Catalogue
+from comfyui.inputs.plan import brought_names
+from comfyui.inputs.staging import InputStager
+from comfyui.jobs.journal.writes import KeptUpload
+from comfyui.limits import Limits
+from comfyui.models import PromptRequest
+from comfyui.offload import offloaded
+from comfyui.owners import OwnerRules, confined_to, folder_of
+from comfyui.servers.backend import Backend
+from comfyui.workflows.api_format import upload_inputs
+from comfyui.workflows.preflight import refusal
+
+
+class Preparation:
+    """What it is made with belongs to whoever made that.
+
+    Args:
+        strictness: see `RunnerOptions.preflight`.
+    """
+
+    def __init__(
+        self,
+        stager: InputStager,
+        catalogue: Catalogue,
+        owners: OwnerRules | None,
+        strictness: Strictness | None,
+        limits: Limits,
+    ) -> None:
+        self._stager = stager
+        self._catalogue = catalogue
+        self._owners = owners
+        self._strictness = strictness
+        self._limits = limits
+
+    def names(self, job: Assignment, request: PromptRequest) -> set[str]:
+        """Names of files that the server need not have: they come with the workflow, or were uploaded before."""
+        return {*job.file_names, *self._named(job, request)}
+
+    async def prepared(
+        self,
+        backend: Backend,
+        job: Assignment,
+        request: PromptRequest,
+        prompt: Mapping[str, Any],
+        *,
+        brings_inputs: bool,
+    ) -> Mapping[str, Any]:
+        """The workflow to submit there: `prompt`, which is the request's own or nearly so, with its inputs placed.
+
+        An upload has the bytes that it has now: ComfyUI reads files when it runs a prompt, not when it is queued.
+
+        Raises:
+            ComfyUIValidationError: it names files of others, or this server would refuse it.
+            ComfyUIError: an input cannot be placed, or the server does not answer.
+        """
+        named = self._named(job, request)
+        names = {*job.file_names, *named}
+        key = confined_to(job.owner, self._owners)
+        if key is not None:
+            known = await backend.object_info()
+            await offloaded(request.size, check_own_files, request, known, key, names)
+        if self._strictness is not None:
+            await self._check(self._strictness, backend, request, names)
+        if not (brings_inputs or named):
+            return prompt
+        widgets = await offloaded(request.size, upload_inputs, prompt, await backend.object_info())
+        if prompt is not request.prompt:
+            request = request.model_copy(update={"prompt": dict(prompt)})
+        folder = folder_of(key) if key else ""
+        with self._catalogue.held(named.values()):
+            uploads = self._catalogue.to_place(named)
+            return await self._stager.stage(backend, request, widgets, job.files, folder, uploads)
+
+    def _named(self, job: Assignment, request: PromptRequest) -> Mapping[str, KeptUpload]:
+        """The uploads that the workflow names, beside what comes with it."""
+        return self._catalogue.named_in(request.prompt, job.owner, brought_names(request, job.file_names))
+
+    async def _check(
+        self, strictness: Strictness, backend: Backend, request: PromptRequest, names: Collection[str]
+    ) -> None:
+        """Raise `ComfyUIValidationError` for what this server would refuse."""
+        problems = await problems_on(backend, request, names, strictness=strictness, limits=self._limits)
+        if found := refusal(problems):
+            raise found

@@ -1,0 +1,121 @@
+"""`Uploads`: files that clients uploaded are kept while there is room; then those of which no job is in need go first.
+
+The store of inputs has them beside the inputs of async jobs. Here is said what of it is still of use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError
+from comfyui.inputs.catalogue import Catalogue, NewName
+from comfyui.inputs.content import Content
+from comfyui.inputs.staging import digest_there
+from comfyui.inputs.store import InputStore
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.writes import KeptUpload
+from comfyui.jobs.stored import request_of
+from comfyui.offload import offloaded
+from comfyui.servers.pool import BackendPool
+
+DIGEST = 64
+# Of the store: so much is freed at once, since all unfinished jobs are looked at for it.
+_FREED_SHARE = 10
+_PAGE = 100
+
+_log = structlog.get_logger(__name__)
+
+
+class Uploads:
+    """What it is made with belongs to whoever made that."""
+
+    def __init__(self, catalogue: Catalogue, store: InputStore, journal: Journal, pool: BackendPool) -> None:
+        self.catalogue = catalogue
+        self._store = store
+        self._journal = journal
+        self._pool = pool
+        self._freeing = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Raises `JournalError`."""
+        await self.catalogue.open()
+
+    async def add(self, wanted: NewName, content: Content, *, like: str = "", moved: bool = False) -> str:
+        """As `Catalogue.add`, of a content that is not in the store yet.
+
+        Args:
+            moved: its file may be taken away from where it is.
+
+        Raises:
+            ComfyUILimitError, ComfyUIOverloadedError, ComfyUIDiskError: as `InputStore.put`.
+            JournalError: it cannot be kept.
+        """
+        with self._store.holding() as holding:
+            await self.make_room(content)
+            await holding.put(content, moved=moved)
+
+            async def elsewhere(place: str) -> str | None:
+                return await self._digest_at_home(place, content.size) if wanted.is_shared else None
+
+            return await self.catalogue.add(wanted, content, elsewhere, like=like)
+
+    async def _digest_at_home(self, place: str, size: int) -> str | None:
+        """What has the name in the input folder of the first server, where that says so soon."""
+        folder_type, _, path = place.partition("/")
+        home = self._pool.backends[0]
+        if folder_type != "input" or not home.ready:
+            return None
+        try:
+            async with home.soon():
+                return await digest_there(home.client, path, size)
+        except (ComfyUIError, TimeoutError):
+            return None
+
+    async def sweep(self) -> int:
+        """Remove the files that neither an unfinished job nor an upload has; how many.
+
+        Raises `JournalError` and `ComfyUIDiskError`.
+        """
+
+        async def named() -> set[str]:
+            jobs = {value[:DIGEST] for value in await self._journal.named_inputs()}
+            return jobs | self.catalogue.digests()
+
+        return await self._store.sweep(named)
+
+    async def make_room(self, content: Content) -> None:
+        """Has uploads go that were not used for longest, where the content has no room beside them."""
+        if self._store.has_room(content):
+            return
+        async with self._freeing:
+            if self._store.is_stale and not self._store.has_room(content):
+                await self.sweep()
+            if self._store.has_room(content) or content.size > self._store.max_bytes:
+                return
+            wanted = max(content.size, self._store.max_bytes // _FREED_SHARE)
+            needed, gone, freed = await self._named_by_jobs(), list[KeptUpload](), 0
+            for kept in self.catalogue.oldest():
+                if freed >= wanted:
+                    break
+                if kept.digest not in needed:
+                    gone.append(kept)
+                    freed += kept.size
+            if gone:
+                await self.catalogue.drop(gone)
+                _log.info("uploads.removed", files=len(gone), reason="MAX_STORED_INPUTS_MB")
+                await self.sweep()
+
+    async def _named_by_jobs(self) -> set[str]:
+        """The uploads that jobs need which have not ended, by their hashes."""
+        needed: set[str] = set()
+        after = 0
+        while page := await self._journal.unfinished(after, _PAGE):
+            for record in page:
+                body = await self._journal.body_of(record.prompt_id)
+                if body is not None:
+                    request = await offloaded(len(body), request_of, body)
+                    needed |= {kept.digest for kept in self.catalogue.named_in(request.prompt, record.owner).values()}
+            after = page[-1].seq
+        return needed
