@@ -122,7 +122,7 @@ def create_app(
                     metrics=metrics,
                     quarantine=Quarantine(settings.quarantine_after, settings.quarantine_seconds, journal),
                     also_ready=warm_up,
-                    entries=Entries(journal, announcements),
+                    entries=Entries(journal, announcements, keep_files=options.delivery.merged),
                     owners=options.app.keys,
                     inputs=inputs,
                     deliverer=deliverer,

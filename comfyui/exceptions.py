@@ -178,7 +178,7 @@ class ComfyUIInputError(ComfyUIError):
 
 
 class ComfyUIInputUnavailableError(ComfyUIInputError):
-    """An input's URL could not be fetched for a reason that may pass: its server fails, or cannot be reached.
+    """An input could not be fetched for a reason that may pass: the server that has it fails, or cannot be reached.
 
     It was tried again already. The status is still 400: what failed is not the gateway, and another gateway would not
     do better.

@@ -21,6 +21,7 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner, RunnerOptions
+from comfyui.executors.made_files import MadeFiles
 from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
 from comfyui.inputs.catalogue import Catalogue
@@ -90,7 +91,7 @@ class ComfyUIHandler:
 
     Attributes:
         verdicts: take prompts as ComfyUI's own endpoint does.
-        uploads: files that clients uploaded, where prompts wait in the gateway.
+        made, uploads: files that prompts have made, and that clients uploaded, where prompts wait in the gateway.
     """
 
     def __init__(
@@ -107,10 +108,9 @@ class ComfyUIHandler:
         inputs: InputStore | None = None,
         deliverer: Deliverer | None = None,
     ) -> None:
-        self.pool = pool
+        self.pool, self._also_ready = pool, also_ready
         self.metrics = metrics or Metrics()
         self._options = options = options or HandlerOptions()
-        self._also_ready = also_ready
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
@@ -118,11 +118,11 @@ class ComfyUIHandler:
         self.uploads = Uploads(catalogue, self._inputs, self.journal, pool)
         self._turns = Turns(pool, options.queue, catalogue, owners)
         self._quarantine = quarantine = quarantine or Quarantine(after=0)
-        runner = options.runner
-        preparation = Preparation(stager, catalogue, owners, runner.preflight, runner.limits)
+        runner, limits, ours = options.runner, options.run_limits, options.queue.queue == "gateway"
+        self.made = MadeFiles(self.journal, pool, max_bytes=stager.max_bytes) if ours else None
+        preparation = Preparation(stager, catalogue, self.made, owners, runner.preflight, runner.limits)
         self._runner = PromptRunner(pool, self._turns, preparation, runner, self.metrics, quarantine)
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
-        limits, ours = options.run_limits, options.queue.queue == "gateway"
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
         brought = JobInputs(self._inputs, stager, pool, self.uploads, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
@@ -130,7 +130,7 @@ class ComfyUIHandler:
         self._admission = Admission(entries, self._runs, self.queue, brought)
         self.history = JobHistory(self.journal, pool)
         self.removal = Removal(entries, pool, self._admission, self._runs, self.queue, self._turns, self._cancels)
-        refusals = Refusals(pool, self._turns.abilities, catalogue, options.limits, runner.preflight)
+        refusals = Refusals(pool, self._turns.abilities, catalogue, self.made, options.limits, runner.preflight)
         self.verdicts = Verdicts(self._admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, problems_on
+from comfyui.executors.made_files import Brought, MadeFiles
 from comfyui.executors.own_files import check_own_files
 from comfyui.inputs.catalogue import Catalogue
 from comfyui.inputs.plan import brought_names
@@ -25,6 +26,7 @@ class Preparation:
     """What it is made with belongs to whoever made that.
 
     Args:
+        made: finds files that prompts have made; None where each server knows its own by itself.
         strictness: see `RunnerOptions.preflight`.
     """
 
@@ -32,12 +34,14 @@ class Preparation:
         self,
         stager: InputStager,
         catalogue: Catalogue,
+        made: MadeFiles | None,
         owners: OwnerRules | None,
         strictness: Strictness | None,
         limits: Limits,
     ) -> None:
         self._stager = stager
         self._catalogue = catalogue
+        self._made = made
         self._owners = owners
         self._strictness = strictness
         self._limits = limits
@@ -63,23 +67,42 @@ class Preparation:
             ComfyUIValidationError: it names files of others, or this server would refuse it.
             ComfyUIError: an input cannot be placed, or the server does not answer.
         """
-        named = self._named(job, request)
-        names = {*job.file_names, *named}
         key = confined_to(job.owner, self._owners)
+        if self._made is None:
+            return await self._placed(backend, job, request, prompt, Brought(), key, brings_inputs=brings_inputs)
+        others = {*brought_names(request, job.file_names), *self._named(job, request)}
+        async with self._made.brought(backend, prompt, key, others) as made:
+            return await self._placed(backend, job, request, prompt, made, key, brings_inputs=brings_inputs)
+
+    async def _placed(
+        self,
+        backend: Backend,
+        job: Assignment,
+        request: PromptRequest,
+        prompt: Mapping[str, Any],
+        made: Brought,
+        key: str | None,
+        *,
+        brings_inputs: bool,
+    ) -> Mapping[str, Any]:
+        named = self._named(job, request)
+        names = {*job.file_names, *named, *made.names}
         if key is not None:
             known = await backend.object_info()
             await offloaded(request.size, check_own_files, request, known, key, names)
         if self._strictness is not None:
             await self._check(self._strictness, backend, request, names)
-        if not (brings_inputs or named):
+        prompt = made.renamed(prompt)
+        if not (brings_inputs or named or made.uploads):
             return prompt
         widgets = await offloaded(request.size, upload_inputs, prompt, await backend.object_info())
         if prompt is not request.prompt:
             request = request.model_copy(update={"prompt": dict(prompt)})
         folder = folder_of(key) if key else ""
         with self._catalogue.held(named.values()):
-            uploads = self._catalogue.to_place(named)
-            return await self._stager.stage(backend, request, widgets, job.files, folder, uploads)
+            uploads = {**self._catalogue.to_place(named), **made.uploads}
+            inputs = [*widgets, *made.references] if made.uploads else widgets
+            return await self._stager.stage(backend, request, inputs, job.files, folder, uploads)
 
     def _named(self, job: Assignment, request: PromptRequest) -> Mapping[str, KeptUpload]:
         """The uploads that the workflow names, beside what comes with it."""

@@ -92,6 +92,11 @@ class InputStager:
         self._stored: WeakKeyDictionary[Backend, _Stored] = WeakKeyDictionary()
         self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
 
+    @property
+    def max_bytes(self) -> int:
+        """Of one input, decoded."""
+        return self._max_bytes
+
     async def __aenter__(self) -> Self:
         await self._fetcher.__aenter__()
         return self

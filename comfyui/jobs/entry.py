@@ -35,12 +35,19 @@ class Entries:
     Attributes:
         journal: open; belongs to whoever opened it. In memory where none is given.
         announcements: say whom the start and the end of a job are told.
+        keep_files: which files a run has made is written down, too.
     """
 
     def __init__(
-        self, journal: Journal | None = None, announcements: Announcements | None = None, *, clock: Clock = time.time
+        self,
+        journal: Journal | None = None,
+        announcements: Announcements | None = None,
+        *,
+        keep_files: bool = False,
+        clock: Clock = time.time,
     ) -> None:
         self.journal = journal or MemoryJournal()
+        self.keep_files = keep_files
         self._clock = clock
         self.announcements = announcements or Announcements()
 
@@ -53,6 +60,7 @@ class Entries:
             kind=kind,
             callers_id=callers_id,
             announcements=self.announcements,
+            keep_files=self.keep_files,
             clock=self._clock,
         )
 
@@ -96,6 +104,7 @@ class Entry:
         kind: Kind,
         callers_id: bool,
         announcements: Announcements,
+        keep_files: bool,
         clock: Clock = time.time,
     ) -> None:
         self.kind: Kind = kind
@@ -115,6 +124,7 @@ class Entry:
         self._server: str | None = None
         self._write_start: asyncio.TimerHandle | None = None
         self._announcements = announcements
+        self._keep_files = keep_files
         self._order: WebhookOrder | None = None
         self._is_just_placed = False
         self._committing: asyncio.Task[None] | None = None
@@ -325,7 +335,7 @@ class Entry:
             self.added = True
         executing_s = result.timings.executing_s or None
         stored = (kept or result_to_bytes(result)) if self.added else None
-        self._finish(State.SUCCEEDED, result=stored, executing_s=executing_s, files=files_made(result, self.owner))
+        self._finish(State.SUCCEEDED, result, result=stored, executing_s=executing_s)
 
     def failed(
         self,
@@ -339,24 +349,19 @@ class Entry:
             self._write_behind(Add(self._new(request, fingerprint)))
             self.added = True
         saved: PromptResult | None = error.saved
-        self._finish(
-            state,
-            error=error_to_fields(error),
-            retryable=may_run_again(error),
-            files=files_made(saved, self.owner),
-            result=None if saved is None or not self.added else result_to_bytes(saved),
-        )
+        stored = None if saved is None or not self.added else result_to_bytes(saved)
+        self._finish(state, saved, error=error_to_fields(error), retryable=may_run_again(error), result=stored)
 
     def end(self, state: State, error: ComfyUIError) -> Finish:
         """What ends a run that waits so, for those who write it together with others."""
         return self._finish_of(state, error=error_to_fields(error), retryable=may_run_again(error))
 
-    def _finish(self, state: State, **fields: Any) -> None:
+    def _finish(self, state: State, made: PromptResult | None, **fields: Any) -> None:
         if self._write_start is not None:
             self._write_start.cancel()
             fields["started_at"] = self.started_at
         if self.added:
-            self._tell(self._finish_of(state, **fields))
+            self._tell(self._finish_of(state, files=files_made(made, kept=self._keep_files), **fields))
 
     def _finish_of(self, state: State, **fields: Any) -> Finish:
         now = self._clock()

@@ -6,6 +6,7 @@ import functools
 
 from comfyui.exceptions import ComfyUIError, ComfyUIValidationError
 from comfyui.executors.checking import AS_COMFYUI, Strictness, problems_on
+from comfyui.executors.made_files import MadeFiles
 from comfyui.executors.own_files import as_seen_by
 from comfyui.inputs.catalogue import Catalogue
 from comfyui.jobs.abilities import Abilities
@@ -33,12 +34,14 @@ class Refusals:
         pool: BackendPool,
         abilities: Abilities,
         catalogue: Catalogue,
+        made: MadeFiles | None,
         limits: Limits,
         strictness: Strictness | None,
     ) -> None:
         self._pool = pool
         self._abilities = abilities
         self._catalogue = catalogue
+        self._made = made
         self._limits = limits
         self._strictness = strictness or AS_COMFYUI
 
@@ -63,7 +66,9 @@ class Refusals:
     ) -> ComfyUIValidationError | None:
         if not backend.ready:
             return None
-        named = self._catalogue.named_in(request.prompt, origin.owner)
+        named = {*self._catalogue.named_in(request.prompt, origin.owner)}
+        if origin.is_confined and origin.rules is not None and self._made is not None:
+            named |= await self._made.texts_in(request.prompt, origin.rules.name)
         try:
             async with backend.soon():
                 problems = await problems_on(backend, request, named, strictness=self._strictness, limits=self._limits)

@@ -167,9 +167,9 @@ def may_run_again(error: ComfyUIError) -> bool:
     return isinstance(error, ComfyUIInputUnavailableError) or not isinstance(error, _FINAL)
 
 
-def files_made(result: PromptResult | None, owner: str | None) -> tuple[MadeFile, ...]:
-    """The files of a result, as it is written down that they are this owner's."""
-    if result is None or owner is None:
+def files_made(result: PromptResult | None, *, kept: bool) -> tuple[MadeFile, ...]:
+    """The files of a result, as it is written down that its prompt has made them, where that is `kept`."""
+    if result is None or not kept:
         return ()
     cached = cached_nodes(result.told.messages if result.told else ())
     return tuple(

@@ -232,6 +232,17 @@ async def test_a_file_of_a_prompt_is_asked_of_no_other_server(keys_path: Path) -
             assert await view(face, query_of(image), key) == (404, b"")
 
 
+async def test_a_name_that_another_prompt_got_after_the_file_was_gone_is_the_other_s(engine: Engine) -> None:
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        face = Face(gateway, [engine], {})
+        (first,) = (await sync(face, 1))["images"]
+        (engine.folders.output / first["filename"]).unlink()
+        (second,) = (await sync(face, 2))["images"]
+        assert first["filename"] == second["filename"]
+        assert await view(face, query_of(first)) == (404, b"")
+        assert color_of((await view(face, query_of(second)))[1]) == 2
+
+
 # Whose it is
 
 

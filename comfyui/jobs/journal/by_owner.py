@@ -31,17 +31,17 @@ class Used:
         self._more: dict[tuple[str, str, str, str], defaultdict[str, float]] = {}
 
     def ended(self, write: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
-        """Count the end of a run, and note whose its files are."""
+        """Count the end of a run, and note which files it has made."""
         day = day_of(write.at)
         more = self._of(day, owner, workflow or "")
         more[write.state.value] += 1
         more["gpu_s"] += write.used_s(started_at)
-        if write.files and owner is not None:
+        if write.files:
             places = [(jsonio.without_surrogates(file.place), file.server) for file in write.files]
             written = [place for place, file in zip(places, write.files, strict=True) if file.anew]
-            self._database.executemany("DELETE FROM files WHERE place = ? AND server = ?", written)
-            rows = [(*place, key_of(owner), day, write.at) for place in places]
-            self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+            self._database.executemany("DELETE FROM made WHERE place = ? AND server = ?", written)
+            rows = [(*place, key_of(owner or ""), write.fence.prompt_id, day, write.at) for place in places]
+            self._database.executemany("INSERT OR REPLACE INTO made VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def sent(self, write: Sent) -> bool:
         self._of(day_of(write.at), write.owner, "")["bytes"] += write.bytes
@@ -78,13 +78,7 @@ def usage(database: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:
     return [UsageRow(*row) for row in rows]
 
 
-def holders(database: sqlite3.Connection, key: str, place: str) -> list[str]:
-    """See `Journal.holders`."""
-    query = "SELECT server FROM files WHERE place = ? AND key = ? ORDER BY at DESC"
-    return [row[0] for row in database.execute(query, (jsonio.without_surrogates(place), key))]
-
-
 def remove_usage(database: sqlite3.Connection, before: str, files_before: str) -> int:
     """Removes the rows of days before these; how many there were of what was used."""
-    database.execute("DELETE FROM files WHERE day < ?", (files_before,))
+    database.execute("DELETE FROM made WHERE day < ?", (files_before,))
     return database.execute("DELETE FROM usage WHERE day < ?", (before,)).rowcount

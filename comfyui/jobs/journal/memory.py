@@ -15,6 +15,7 @@ from comfyui.exceptions import ComfyUIOverloadedError
 from comfyui.feed import Feed
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, MemoryDeaths
+from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.memory_bodies import MemoryBodies
 from comfyui.jobs.journal.memory_outbox import MemoryOutbox
 from comfyui.jobs.journal.memory_usage import MemoryUsage
@@ -482,8 +483,8 @@ class MemoryJournal:
     async def oldest_waiting(self) -> float | None:
         return self._jobs[self._waiting_seqs[self._waiting[0]]].queued_at if self._waiting else None
 
-    async def holders(self, key: str, place: str) -> list[str]:
-        return self._usage.holders(key, place)
+    async def made(self, narrowed: MadeFilter, limit: int) -> list[Made]:
+        return self._usage.made(narrowed, limit)
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         return self._usage.rows(query)

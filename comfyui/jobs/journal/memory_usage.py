@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from comfyui import jsonio
+from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.records import UsageQuery, UsageRow, day_of
 from comfyui.jobs.journal.writes import Finish, Sent
 from comfyui.owners import key_of, person_of
@@ -17,20 +19,21 @@ class MemoryUsage:
     """Sums by day, key, person and workflow."""
 
     def __init__(self) -> None:
-        self._files: dict[str, dict[tuple[str, str], str]] = {}
-        """The days on which keys made the files of each place, by server and key, oldest first."""
+        self._files: dict[str, dict[tuple[str, str, str], float]] = {}
+        """When the files of each place were made, by server, key and prompt, oldest first."""
         self._sums: dict[_Place, dict[str, float]] = {}
 
     def ended(self, write: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
         """Count the end of a run."""
-        if owner is not None:
-            while len(self._files) > _MOST_FILES:
-                del self._files[next(iter(self._files))]
-            for file in write.files:
-                made = self._files.pop(file.place, {})
-                kept = {by: day for by, day in made.items() if not file.anew or by[0] != file.server}
-                kept.pop((file.server, key_of(owner)), None)
-                self._files[file.place] = {**kept, (file.server, key_of(owner)): day_of(write.at)}
+        while len(self._files) > _MOST_FILES:
+            del self._files[next(iter(self._files))]
+        for file in write.files:
+            place = jsonio.without_surrogates(file.place)
+            made = self._files.pop(place, {})
+            kept = {by: at for by, at in made.items() if not file.anew or by[0] != file.server}
+            by = (file.server, key_of(owner or ""), write.fence.prompt_id)
+            kept.pop(by, None)
+            self._files[place] = {**kept, by: write.at}
         self._add(day_of(write.at), owner, workflow or "", {write.state.value: 1, "gpu_s": write.used_s(started_at)})
 
     def sent(self, write: Sent) -> bool:
@@ -61,14 +64,21 @@ class MemoryUsage:
             found.append(UsageRow(**{name: named.get(name) for name in _NAMED}, **counts))  # type: ignore[arg-type]
         return found
 
-    def holders(self, key: str, place: str) -> list[str]:
-        """See `Journal.holders`."""
-        return [server for server, maker in reversed(self._files.get(place, {})) if maker == key]
+    def made(self, narrowed: MadeFilter, limit: int) -> list[Made]:
+        """See `Journal.made`."""
+        places = list(self._files) if narrowed.place is None else [narrowed.place]
+        found = [
+            one
+            for place in places
+            for (server, key, prompt_id), at in self._files.get(place, {}).items()
+            if narrowed.fits(key, one := Made(place, server, prompt_id, at))
+        ]
+        return sorted(found, key=lambda one: one.at, reverse=True)[:limit]
 
     def remove(self, before: str, files_before: str) -> int:
         """Removes the days before these; how many rows there were of what was used."""
         for place, made in list(self._files.items()):
-            self._files[place] = {by: day for by, day in made.items() if day >= files_before}
+            self._files[place] = {by: at for by, at in made.items() if day_of(at) >= files_before}
         self._files = {place: made for place, made in self._files.items() if made}
         old = [sums for sums in self._sums if sums[0] < before]
         for sums in old:

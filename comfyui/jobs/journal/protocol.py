@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 from comfyui.feed import Feed
 from comfyui.jobs.journal.deaths import Death
+from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.records import (
     Delivery,
     Due,
@@ -169,15 +170,11 @@ class Journal(Protocol):
     async def is_paused(self) -> bool:
         """Whether the last `Pause` said so."""
 
-    async def holders(self, key: str, place: str) -> list[str]:
-        """The servers where what has this name is what a job of this key made, the newest first.
-
-        `place`: see `comfyui.owners.place_of`. Another key's job may have made a file of the same name on another
-        server, or on the same one after the first was gone.
-        """
-
     async def uploads(self) -> list[KeptUpload]:
         """All files that clients uploaded, the one that was used longest ago first."""
+
+    async def made(self, narrowed: MadeFilter, limit: int) -> list[Made]:
+        """Files that prompts have made, those last that were made first: so many at most."""
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         """In the order of `query.by`."""

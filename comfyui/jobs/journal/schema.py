@@ -142,6 +142,18 @@ CREATE TABLE uploads (
 ) WITHOUT ROWID;
 """
 
+# Which prompt made each file; those of before have "" there.
+_VERSION_14 = """
+CREATE TABLE made (
+    place TEXT NOT NULL, server TEXT NOT NULL, key TEXT NOT NULL, prompt_id TEXT NOT NULL, day TEXT NOT NULL,
+    at REAL NOT NULL, PRIMARY KEY (place, server, key, prompt_id)
+) WITHOUT ROWID;
+INSERT INTO made SELECT place, server, key, '', day, at FROM files;
+DROP TABLE files;
+-- What was made last of each key.
+CREATE INDEX made_by_key ON made (key, at);
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -157,6 +169,7 @@ MIGRATIONS = (
     _VERSION_11,
     _VERSION_12,
     _VERSION_13,
+    _VERSION_14,
 )
 
 

@@ -12,10 +12,11 @@ from typing import Any, Self, TypeVar
 
 from comfyui.exceptions import JournalError
 from comfyui.feed import Feed
-from comfyui.jobs.journal.by_owner import holders, queued_of, remove_usage, usage
+from comfyui.jobs.journal.by_owner import queued_of, remove_usage, usage
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error, touch
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
+from comfyui.jobs.journal.made import Made, MadeFilter, made
 from comfyui.jobs.journal.not_kept import NotKept
 from comfyui.jobs.journal.opening import connect
 from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver, WriteListener
@@ -272,8 +273,8 @@ class SqliteJournal:
     async def oldest_waiting(self) -> float | None:
         return await self._ask(Statements.oldest_waiting)
 
-    async def holders(self, key: str, place: str) -> list[str]:
-        return await self._ask(lambda sql: holders(sql.database, key, place))
+    async def made(self, narrowed: MadeFilter, limit: int) -> list[Made]:
+        return await self._ask(lambda sql: made(sql.database, narrowed, limit))
 
     async def usage(self, query: UsageQuery) -> list[UsageRow]:
         return await self._ask(lambda sql: usage(sql.database, query))

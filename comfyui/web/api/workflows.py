@@ -109,6 +109,8 @@ async def validate(request: Request, posted: Posted) -> Response:
     files, owner = posted.files.paths if posted.files else (), caller.owner if caller is not None else None
     uploads = gateway.handler.uploads.catalogue.named_in(prompt, owner, brought_names(posted.request, files))
     names = {*files, *uploads}
+    if key is not None and (made := gateway.handler.made) is not None:
+        names |= await made.texts_in(prompt, key)
     reports = await _reports(pool, posted, limits, key, names)
     best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
     answer = Validation(valid=best["valid"], problems=best["problems"])

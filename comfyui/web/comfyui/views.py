@@ -15,7 +15,7 @@ from starlette.responses import Response
 from comfyui.exceptions import ComfyUINotFoundError
 from comfyui.executors.own_files import is_below
 from comfyui.handler import ComfyUIHandler
-from comfyui.merged_files import from_merged
+from comfyui.merged_files import OfPrompt, from_merged
 from comfyui.owners import folder_of, place_of
 from comfyui.web.comfyui.asked import Asked, query_of, raw_target
 from comfyui.web.comfyui.viewer import Viewer
@@ -31,52 +31,54 @@ class Views:
         self._journal = handler.journal
         self._standing = handler.standing
         self._pool = handler.pool
+        self._made = handler.made
 
     async def view(self, request: Request, viewer: Viewer) -> str | Asked | Response:
         """What is asked of which server for the file; 404 where there is none for this caller."""
         query = query_of(request.scope)
         found = from_merged(query.get("subfolder", ""))
         if found is not None:
-            is_known, server = await self._server_of(found.prompt_id, viewer)
-            if is_known:
-                return await self._made(query, viewer, found.prompt_id, found.subfolder, server)
+            known = await self._server_of(found.prompt_id, viewer)
+            if known is not None:
+                return await self._of_prompt(query, viewer, found, *known)
         if viewer.key is None:
             return raw_target(request.scope)
         return await self._own(query, viewer)
 
-    async def _server_of(self, prompt_id: str, viewer: Viewer) -> tuple[bool, str | None]:
-        """Whether the caller may know of the prompt, and where it ran last, or runs."""
+    async def _server_of(self, prompt_id: str, viewer: Viewer) -> tuple[str | None, str | None] | None:
+        """Where the prompt runs, or ran last, and its owner. None where the caller knows of no such prompt."""
         job = self._standing.job(prompt_id)
         if job is not None and job.backend is not None:
-            return viewer.sees(job.owner), job.backend.name
+            return (job.backend.name, job.owner) if viewer.sees(job.owner) else None
         record = await self._journal.get(prompt_id)
-        return record is not None and viewer.sees(record.owner), None if record is None else record.server
+        return (record.server, record.owner) if record is not None and viewer.sees(record.owner) else None
 
-    async def _made(
-        self, query: dict[str, str], viewer: Viewer, prompt_id: str, subfolder: str, server: str | None
+    async def _of_prompt(
+        self, query: dict[str, str], viewer: Viewer, prompt: OfPrompt, server: str | None, owner: str | None
     ) -> Asked | Response:
         """A file of a prompt that the caller may see. No other server is asked: it may have another's of this name."""
-        if server is None:
+        place = _place(query, prompt.subfolder)
+        if server is None or self._made is None or (place is None and viewer.key is not None):
             return Response(status_code=404)
-        if viewer.key is not None:
-            place = _place(query, subfolder)
-            if place is None or server not in await self._journal.holders(viewer.key, place):
+        if place is not None:
+            is_own = await self._made.is_of(prompt.prompt_id, owner, server, place)
+            # Of what no prompt is known to have made, who sees all is told what there is.
+            if is_own is False or (is_own is None and viewer.key is not None):
                 return Response(status_code=404)
         if self._pool.named(server) is None:
             detail = "the server that made this file is not in COMFYUI_SERVER_ADDRESS any more"
-            raise ComfyUINotFoundError(detail, prompt_id=prompt_id)
-        return _asked(query, subfolder, server)
+            raise ComfyUINotFoundError(detail, prompt_id=prompt.prompt_id)
+        return _asked(query, prompt.subfolder, server)
 
     async def _own(self, query: dict[str, str], viewer: Viewer) -> Asked | Response:
         """A file that a job of the key has made, or that the key has uploaded. All others are not there."""
         rules, subfolder = viewer.rules, query.get("subfolder", "")
         place = _place(query, subfolder)
-        if place is None:
+        if place is None or self._made is None:
             return Response(status_code=404)
         if query.get("type") == "input" and is_below(folder_of(rules.name), f"{subfolder}/{query['filename']}"):
             return _asked(query, subfolder, None)
-        holders = await self._journal.holders(rules.name, place)
-        server = next((one for one in holders if self._pool.named(one) is not None), None)
+        server = await self._made.newest(rules.name, place)
         return Response(status_code=404) if server is None else _asked(query, subfolder, server)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from comfyui.exceptions import QueryError
+from comfyui.jobs.journal.made import MadeFilter
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import RUNS_KEPT, Journal
 from comfyui.jobs.journal.records import (
@@ -941,32 +942,53 @@ async def test_a_key_s_jobs_are_its_own_and_those_of_its_persons_and_no_other_na
     assert await journal.queued_of("app", 10) == [prompt_id(5)]
 
 
-async def test_a_file_is_the_key_s_whose_job_made_it(journal: Journal) -> None:
+async def makers(journal: Journal, key: str | None, place: str | None = "output//a.png", **more: Any) -> list[Any]:
+    found = await journal.made(MadeFilter(key=key, place=place, **more), 10)
+    return [(made.server, made.prompt_id) for made in found]
+
+
+async def test_a_file_is_the_prompt_s_that_made_it(journal: Journal) -> None:
     made = [
         ("alice", [("gpu-1", "output//a.png", True)]),
         ("bob/eve", [("gpu-2", "output//a.png", True), ("gpu-2", "temp/x/\udc80.png", True)]),
         ("alice", [("gpu-3", "output//a.png", True)]),
-        (None, [("gpu-1", "output//b.png", True)]),
+        (None, [("gpu-1", "output//b.png", True), ("gpu-1", "output/sub/b.png", True)]),
     ]
+    ids = [prompt_id(number) for number in range(len(made))]
     for number, (owner, files) in enumerate(made):
         await journal.write(Add(new_job(number, owner=owner)))
         assert await end(journal, number, at=number * _DAY, files=tuple(MadeFile(*file) for file in files))
-    assert await journal.holders("alice", "output//a.png") == ["gpu-3", "gpu-1"]
-    assert await journal.holders("bob", "output//a.png") == ["gpu-2"]
-    assert await journal.holders("bob", "temp/x/\udc80.png") == ["gpu-2"]
-    assert [await journal.holders(key, "output//a.png") for key in ("eve", "")] == [[], []]
-    assert [await journal.holders(key, "output//b.png") for key in ("alice", "bob", "")] == [[], [], []]
+    assert await makers(journal, "alice") == [("gpu-3", ids[2]), ("gpu-1", ids[0])]
+    assert await makers(journal, "bob") == [("gpu-2", ids[1])]
+    assert await makers(journal, None) == [("gpu-3", ids[2]), ("gpu-2", ids[1]), ("gpu-1", ids[0])]
+    assert await makers(journal, "bob", "temp/x/\udc80.png") == [("gpu-2", ids[1])]
+    assert [await makers(journal, key) for key in ("eve", "")] == [[], []]
+    assert [await makers(journal, key, "output//b.png") for key in ("alice", "")] == [[], [("gpu-1", ids[3])]]
+    assert await makers(journal, "alice", server="gpu-1", prompt_id=ids[0]) == [("gpu-1", ids[0])]
+    assert await makers(journal, "alice", server="gpu-3", prompt_id=ids[0]) == []
+    assert await makers(journal, "bob", prompt_id=ids[0]) == []
+    # The newest in a folder itself.
+    listed = await journal.made(MadeFilter(folder="output"), 10)
+    assert [(one.name, one.server) for one in listed] == [
+        ("b.png", "gpu-1"),
+        ("a.png", "gpu-3"),
+        ("a.png", "gpu-2"),
+        ("a.png", "gpu-1"),
+    ]
+    assert await journal.made(MadeFilter(folder="output"), 2) == listed[:2]
+    assert await makers(journal, "alice", None, folder="output") == [("gpu-3", ids[2]), ("gpu-1", ids[0])]
+    assert await makers(journal, None, None, folder="temp") == []
     await journal.prune_usage("1970-01-01", "1970-01-02")
-    assert await journal.holders("alice", "output//a.png") == ["gpu-3"]
-    assert await journal.holders("bob", "output//a.png") == ["gpu-2"]
+    assert await makers(journal, "alice") == [("gpu-3", ids[2])]
+    assert await makers(journal, "bob") == [("gpu-2", ids[1])]
 
 
-async def test_a_file_that_another_s_job_has_written_anew_is_not_the_first_one_s_any_more(journal: Journal) -> None:
+async def test_a_file_that_another_job_has_written_anew_is_not_the_first_one_s_any_more(journal: Journal) -> None:
     made = [("alice", "gpu-1", True), ("bob", "gpu-1", False), ("bob", "gpu-2", True), ("eve", "gpu-2", True)]
     for number, (owner, server, anew) in enumerate(made):
         await journal.write(Add(new_job(number, owner=owner)))
         assert await end(journal, number, at=float(number), files=(MadeFile(server, "output//a.png", anew),))
-    found = {key: await journal.holders(key, "output//a.png") for key in ("alice", "bob", "eve")}
+    found = {key: [server for server, _ in await makers(journal, key)] for key in ("alice", "bob", "eve")}
     assert found == {"alice": ["gpu-1"], "bob": ["gpu-1"], "eve": ["gpu-2"]}
 
 

@@ -19,6 +19,7 @@ import pytest
 import structlog
 
 from comfyui.exceptions import JournalError
+from comfyui.jobs.journal.made import MadeFilter
 from comfyui.jobs.journal.records import Fence, JobFilter, State, UsageQuery
 from comfyui.jobs.journal.schema import MIGRATIONS
 from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
@@ -298,7 +299,8 @@ async def test_a_file_of_each_version_before_knows_of_pauses_owners_and_what_was
         assert await journal.write(
             Finish(fence=fence, state=State.SUCCEEDED, at=2, files=(MadeFile("gpu-1", "output//a.png", True),))
         )
-        assert await journal.holders("alice", "output//a.png") == ["gpu-1"]
+        found = await journal.made(MadeFilter(key="alice", place="output//a.png"), 9)
+        assert [(made.server, made.prompt_id) for made in found] == [("gpu-1", prompt_id(1))]
         used = await journal.usage(UsageQuery(by=("person",), since="1970-01-01", until="1970-01-01"))
         assert [(row.person, row.succeeded) for row in used] == [("eve", 1)]
 
@@ -505,3 +507,16 @@ async def test_jobs_are_counted_without_reading_those_that_have_ended(tmp_path: 
         assert await journal.counts() == counted
         (query,) = [scan for scan in scans if "COUNT" in scan]
         assert "succeeded" not in query
+
+
+async def test_files_that_were_noted_without_their_prompts_stay_their_key_s(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    database.executescript("".join(MIGRATIONS[:13]) + "PRAGMA user_version = 13;")
+    database.execute("INSERT INTO files VALUES ('output//a.png', 'gpu-1', 'alice', '2026-11-30', 5)")
+    database.close()
+    async with SqliteJournal(tmp_path) as journal:
+        for wanted, found in (
+            (MadeFilter(key="alice", place="output//a.png", prompt_id=prompt_id(1)), ["gpu-1"]),
+            (MadeFilter(key="bob", place="output//a.png", prompt_id=prompt_id(1)), []),
+        ):
+            assert [made.server for made in await journal.made(wanted, 9)] == found

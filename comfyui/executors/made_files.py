@@ -1,0 +1,216 @@
+"""`MadeFiles`: files that prompts have made, found by name on the server that has them, and brought to another.
+
+A workflow names such a file as ``<prompt_id>/x.png [output]`` (see `comfyui.merged_files`) or, as with one ComfyUI, as
+``x.png [output]``: then it is the newest of that name which whoever asks may see.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIInputError,
+    ComfyUIInputUnavailableError,
+    ComfyUINotFoundError,
+)
+from comfyui.inputs.content import Content, Spool
+from comfyui.inputs.plan import Upload, field_of, path_in
+from comfyui.jobs.journal.made import MadeFilter
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.merged_files import from_merged
+from comfyui.owners import key_of, place_of
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import BackendPool
+from comfyui.workflows.api_format import LONGEST_PATH
+
+_FOLDERS = ("output", "temp")
+# Servers where a plain name was made; the newest that is configured counts.
+_MOST_SERVERS = 100
+
+
+class Source(NamedTuple):
+    """A file as its server knows it. `type`: of ComfyUI's folder."""
+
+    server: str
+    type: str
+    subfolder: str
+    filename: str
+
+    @property
+    def text(self) -> str:
+        """How a workflow names it there."""
+        return f"{posixpath.join(self.subfolder, self.filename)} [{self.type}]"
+
+
+Reference = tuple[str, str]
+"""Node id and input name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a workflow names of such files, for one server.
+
+    Attributes:
+        references: the inputs that name one.
+        there: what the server itself has, by the text in the workflow: how that server names it.
+        uploads: what it is to be given, by `path_in` of the text.
+    """
+
+    references: list[Reference] = field(default_factory=list)
+    there: dict[str, str] = field(default_factory=dict)
+    uploads: dict[str, Upload] = field(default_factory=dict)
+
+    @property
+    def names(self) -> set[str]:
+        """By which the workflow names what can be had."""
+        return {*map(path_in, self.there), *self.uploads}
+
+    def renamed(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The workflow with the names that the server has for its own files."""
+        changed = dict(prompt)
+        for node_id, name in self.references:
+            node = changed[node_id]
+            text = node["inputs"][name]
+            if self.there.get(text, text) != text:
+                changed[node_id] = {**node, "inputs": {**node["inputs"], name: self.there[text]}}
+        return changed if any(changed[node_id] is not prompt[node_id] for node_id in changed) else prompt
+
+
+class MadeFiles:
+    """Asks the journal. It and the pool belong to whoever made them.
+
+    In all questions `key` is the name of the key whose files alone count; None: of whoever sees all.
+
+    Args:
+        max_bytes: of one file that is brought to another server.
+    """
+
+    def __init__(self, journal: Journal, pool: BackendPool, *, max_bytes: int) -> None:
+        self._journal = journal
+        self._pool = pool
+        self._max_bytes = max_bytes
+
+    async def is_of(self, prompt_id: str, owner: str | None, server: str, place: str) -> bool | None:
+        """Whether what has this place on a server (see `place_of`) was made by that prompt of that owner.
+
+        None: no prompt is known to have made it.
+        """
+        if await self._journal.made(
+            MadeFilter(key=key_of(owner or ""), place=place, server=server, prompt_id=prompt_id), 1
+        ):
+            return True
+        return False if await self._journal.made(MadeFilter(place=place, server=server), 1) else None
+
+    async def newest(self, key: str | None, place: str) -> str | None:
+        """The server that has the newest file of this place, of those that are configured."""
+        made = await self._journal.made(MadeFilter(key=key, place=place), _MOST_SERVERS)
+        return next((one.server for one in made if self._pool.named(one.server) is not None), None)
+
+    async def texts_in(self, prompt: Mapping[str, Any], key: str | None) -> set[str]:
+        """By `path_in`, the texts in the workflow's inputs that name a file which a prompt has made."""
+        found = set()
+        for text in {text for text, _ in _annotated(prompt)}:
+            if await self._source(text, key) is not None:
+                found.add(path_in(text))
+        return found
+
+    @asynccontextmanager
+    async def brought(
+        self, backend: Backend, prompt: Mapping[str, Any], key: str | None, others: Collection[str]
+    ) -> AsyncIterator[Brought]:
+        """What the workflow names of such files, as `backend` needs it; what is fetched stays until the block ends.
+
+        A name of a file that is not there is left out: what is said of it is the server's to say.
+
+        Args:
+            others: by `path_in`, names that mean something else.
+
+        Raises:
+            ComfyUIInputError: a file is too large, or its server does not answer.
+        """
+        brought = Brought()
+        async with AsyncExitStack() as stack:
+            for text, reference in list(_annotated(prompt)):
+                if path_in(text) in others:
+                    continue
+                if text not in brought.there and path_in(text) not in brought.uploads:
+                    source = await self._source(text, key) or self._at_home(text, key)
+                    if source is None:
+                        continue
+                    if source.server == backend.name:
+                        brought.there[text] = source.text
+                    else:
+                        content = await self._fetched(stack, source, field_of(*reference))
+                        if content is None:
+                            continue
+                        brought.uploads[path_in(text)] = Upload(content, source.filename, plain=False)
+                brought.references.append(reference)
+            yield brought
+
+    async def _source(self, text: str, key: str | None) -> Source | None:
+        named = _parsed(text)
+        if named is None:
+            return None
+        folder_type, subfolder, filename = named
+        of_prompt = from_merged(subfolder)
+        if of_prompt is not None and (record := await self._journal.get(of_prompt.prompt_id)) is not None:
+            owner, server = record.owner, record.server
+            if server is None or (key is not None and (owner is None or key_of(owner) != key)):
+                return None
+            source = Source(server, folder_type, of_prompt.subfolder, filename)
+            is_own = await self.is_of(record.prompt_id, owner, server, place_of(*source[1:]))
+            return source if is_own or (is_own is None and key is None) else None
+        newest = await self.newest(key, place_of(folder_type, subfolder, filename))
+        return None if newest is None else Source(newest, folder_type, subfolder, filename)
+
+    def _at_home(self, text: str, key: str | None) -> Source | None:
+        """Of what no prompt of ours has made: what the first server has of this name."""
+        named = _parsed(text)
+        home = self._pool.backends[0]
+        return None if named is None or key is not None or not home.ready else Source(home.name, *named)
+
+    async def _fetched(self, stack: AsyncExitStack, source: Source, where: str) -> Content | None:
+        """The file; None where its server does not have it."""
+        backend = self._pool.named(source.server)
+        if backend is None:
+            raise ComfyUIInputUnavailableError("the server that made it is not configured any more", field=where)
+        spool = await stack.enter_async_context(Spool(self._max_bytes))
+        try:
+            async with backend.client.view(source.filename, source.subfolder, source.type) as body:
+                async for chunk in body:
+                    await spool.write(chunk)
+            return await spool.finish(posixpath.splitext(source.filename)[1])
+        except ComfyUINotFoundError:
+            return None
+        except ComfyUIInputError as error:
+            raise error.in_field(where) from error
+        except ComfyUIConnectionError as error:
+            raise ComfyUIInputUnavailableError("the server that made it does not answer", field=where) from error
+
+
+def _annotated(prompt: Mapping[str, Any]) -> Iterator[tuple[str, Reference]]:
+    """Texts that end as names of files in other folders than that of inputs, and where they stand."""
+    for node_id, node in prompt.items():
+        for name, value in node["inputs"].items():
+            if isinstance(value, str) and value.endswith("]") and _parsed(value) is not None:
+                yield value, (node_id, name)
+
+
+def _parsed(text: str) -> tuple[str, str, str] | None:
+    """Type, subfolder and name; None for what is no plain path below such a folder."""
+    for folder_type in _FOLDERS:
+        suffix = f" [{folder_type}]"
+        if text.endswith(suffix) and len(text) <= LONGEST_PATH:
+            path = text.removesuffix(suffix).replace("\\", "/")
+            if not path or path.startswith("/") or posixpath.normpath(path) != path or "\0" in path:
+                return None
+            if path == ".." or path.startswith("../"):
+                return None
+            subfolder, _, filename = path.rpartition("/")
+            return folder_type, subfolder, filename
+    return None
