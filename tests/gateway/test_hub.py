@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.engine.websocket import FEATURES
+from comfyui.events import Preview
 from tests.support.engine_workflows import txt2img
 from tests.support.keys import ALICE, BOB, bearer, table, write_keys
 from tests.support.relaying import eventually
@@ -369,3 +371,37 @@ async def test_features_are_what_all_servers_can_do() -> None:
             features = await tab.declare()
             assert features["supports_preview_metadata"] is False
             assert features["max_upload_size"] == FEATURES["max_upload_size"]
+
+
+# Who reads slowly
+
+
+async def test_a_client_that_takes_nothing_is_dropped_and_slows_nobody() -> None:
+    async with (
+        _three(client_idle_seconds=1.0) as (gateway, _),
+        _tab(gateway.http) as slow,
+        _tab(gateway.http) as quick,
+    ):
+        connection = slow.websocket._response.connection
+        assert connection is not None
+        assert isinstance(connection.transport, asyncio.Transport)
+        connection.transport.pause_reading()
+        prompt_id = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=1))
+        await quick.read_until("execution_start", prompt_id)
+        (server,) = [one for one in gateway.handler.pool.backends if one.watcher.running is not None]
+        reading = asyncio.create_task(quick.read_until(ENDED, prompt_id))
+        picture = struct.pack(">II", 1, 1) + bytes(500_000)
+        for _ in range(40):
+            for listener in gateway.handler.pool.frames:
+                # Of an output node: it is a result, and is not left out.
+                listener.heard(server.name, prompt_id, Preview("image/jpeg", b"", prompt_id, "3"), picture)
+        rejected = gateway.app.running.metrics.rejected.labels("slow_client")
+        await eventually(lambda: rejected._value.get() == 1, within_s=30)
+        await _cancel(gateway.http, prompt_id)
+        await reading
+        assert len(quick.pictures) == 40
+        connection.transport.resume_reading()
+        async with asyncio.timeout(30):
+            while (message := await slow.websocket.receive()).type is not aiohttp.WSMsgType.CLOSE:
+                pass
+        assert message.data == 1013
