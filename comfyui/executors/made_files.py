@@ -31,6 +31,7 @@ from comfyui.workflows.api_format import LONGEST_PATH
 _FOLDERS = ("output", "temp")
 # Servers where a plain name was made; the newest that is configured counts.
 _MOST_SERVERS = 100
+_MOST_LISTED = 10_000
 
 
 class Source(NamedTuple):
@@ -110,6 +111,18 @@ class MadeFiles:
         """The server that has the newest file of this place, of those that are configured."""
         made = await self._journal.made(MadeFilter(key=key, place=place), _MOST_SERVERS)
         return next((one.server for one in made if self._pool.named(one.server) is not None), None)
+
+    async def listed(self, key: str | None, folder: str) -> list[str]:
+        """Names of the files in one of ComfyUI's folders itself, and not below it, the newest first.
+
+        Each begins with the id of the prompt that made it last.
+        """
+        seen: dict[tuple[str, str], str] = {}
+        for one in await self._journal.made(MadeFilter(key=key, folder=folder), _MOST_LISTED):
+            if self._pool.named(one.server) is not None:
+                name = posixpath.join(one.prompt_id, one.name)
+                seen.setdefault((one.server, one.place), name)
+        return list(seen.values())
 
     async def texts_in(self, prompt: Mapping[str, Any], key: str | None) -> set[str]:
         """By `path_in`, the texts in the workflow's inputs that name a file which a prompt has made."""

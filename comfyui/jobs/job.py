@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import structlog
 
-from comfyui.events import Event, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
+from comfyui.events import Event, Executed, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
 from comfyui.exceptions import ComfyUIError, ComfyUIPromptLostError, ComfyUITaskCancelledError
 from comfyui.inputs.content import BroughtFiles
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.journal.records import NewJob, State
 from comfyui.models import PromptRequest, PromptResult
+from comfyui.outputs.history import files_of
+from comfyui.owners import place_of
 from comfyui.servers.backend import Backend
 from comfyui.servers.watcher import Watch
 
@@ -93,6 +95,7 @@ class Job:
         self._outcome: asyncio.Future[PromptResult] = asyncio.get_running_loop().create_future()
         self._listeners: set[Listener] = set()
         self._latest: dict[type[Event], Event] = {}
+        self._shown: set[str] = set()
         self._waiting: set[asyncio.Future[None]] = set()
         self._asking: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -126,6 +129,10 @@ class Job:
     def placed_before(self) -> bool:
         """Whether this run was placed before, so that what ComfyUI has under its id is this run's."""
         return self.entry is not None and self.entry.was_placed
+
+    def has_shown(self, place: str) -> bool:
+        """Whether a node of an owner's prompt has told of this file already: see `comfyui.owners.place_of`."""
+        return place in self._shown
 
     @property
     def owner(self) -> str | None:
@@ -292,6 +299,8 @@ class Job:
         elif kind in _HOLDS_ON:
             self._latest.pop(kind, None)
             self._latest[kind] = event
+        elif isinstance(event, Executed) and self.owner is not None:
+            self._shown.update(_places_in(event))
         for listener in tuple(self._listeners):
             try:
                 listener(event)
@@ -467,3 +476,8 @@ class Job:
 def _set(woken: asyncio.Future[None]) -> None:
     if not woken.done():
         woken.set_result(None)
+
+
+def _places_in(executed: Executed) -> set[str]:
+    files = files_of({executed.node: executed.output})
+    return {place_of(file.type, file.subfolder, file.filename) for file in files}

@@ -296,6 +296,34 @@ async def test_a_preview_of_a_user_s_prompt_is_its_own_too(keys_path: Path) -> N
         assert [(await view(face, query_of(file), key))[0] for key in (ALICE, BOB, ROOT)] == [200, 404, 200]
 
 
+async def test_what_a_running_prompt_has_made_is_its_user_s_already(keys_path: Path) -> None:
+    """A web page asks for a picture when it is told of it, and that is before the prompt ends."""
+    workflow = {
+        **inverted("ComfyUI", color=0x123456),
+        "8": node("SimulatedSleep", value=["2", 0], seconds=600, steps=1),
+        "9": node("PreviewImage", images=["8", 0]),
+    }
+    async with (
+        three(keys_path) as face,
+        face.gateway.http.ws_connect("/ws?clientId=tab", headers=bearer(ALICE)) as websocket,
+    ):
+        body = {"prompt": workflow, "client_id": "tab"}
+        async with face.gateway.http.post("/prompt", json=body, headers=bearer(ALICE)) as response:
+            prompt_id = (await response.json())["prompt_id"]
+        async with asyncio.timeout(30):
+            while True:
+                message = await websocket.receive_json()
+                if message["type"] == "executed" and message["data"]["node"] == "3":
+                    break
+        (file,) = message["data"]["output"]["images"]
+        assert file["subfolder"] == prompt_id
+        seen = [await view(face, query_of(file), key) for key in (ALICE, BOB, ROOT)]
+        assert [status for status, _ in seen] == [200, 404, 200]
+        assert color_of(seen[0][1]) == 0x123456
+        other = query_of({**file, "filename": "ComfyUI_00009_.png"})
+        assert await view(face, other, ALICE) == (404, b"")
+
+
 # Servers that are gone
 
 

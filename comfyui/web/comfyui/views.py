@@ -7,6 +7,7 @@ of another key, one that does not exist, and a file that a prompt did not make h
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from comfyui.exceptions import ComfyUINotFoundError
 from comfyui.executors.own_files import is_below
 from comfyui.handler import ComfyUIHandler
+from comfyui.jobs.job import Job
 from comfyui.merged_files import OfPrompt, from_merged
 from comfyui.owners import folder_of, place_of
 from comfyui.web.comfyui.asked import Asked, query_of, raw_target
@@ -22,6 +24,14 @@ from comfyui.web.comfyui.viewer import Viewer
 
 # What is passed on of a query of /view, beside the file.
 _OF_VIEW = ("preview", "channel")
+
+
+class _Known(NamedTuple):
+    """A prompt: where it runs, or ran last, whose it is, and its job while it runs."""
+
+    server: str | None
+    owner: str | None
+    job: Job | None = None
 
 
 class Views:
@@ -38,30 +48,31 @@ class Views:
         query = query_of(request.scope)
         found = from_merged(query.get("subfolder", ""))
         if found is not None:
-            known = await self._server_of(found.prompt_id, viewer)
+            known = await self._known(found.prompt_id, viewer)
             if known is not None:
-                return await self._of_prompt(query, viewer, found, *known)
+                return await self._of_prompt(query, viewer, found, known)
         if viewer.key is None:
             return raw_target(request.scope)
         return await self._own(query, viewer)
 
-    async def _server_of(self, prompt_id: str, viewer: Viewer) -> tuple[str | None, str | None] | None:
-        """Where the prompt runs, or ran last, and its owner. None where the caller knows of no such prompt."""
+    async def _known(self, prompt_id: str, viewer: Viewer) -> _Known | None:
+        """None where the caller knows of no such prompt."""
         job = self._standing.job(prompt_id)
         if job is not None and job.backend is not None:
-            return (job.backend.name, job.owner) if viewer.sees(job.owner) else None
+            return _Known(job.backend.name, job.owner, job) if viewer.sees(job.owner) else None
         record = await self._journal.get(prompt_id)
-        return (record.server, record.owner) if record is not None and viewer.sees(record.owner) else None
+        return _Known(record.server, record.owner) if record is not None and viewer.sees(record.owner) else None
 
     async def _of_prompt(
-        self, query: dict[str, str], viewer: Viewer, prompt: OfPrompt, server: str | None, owner: str | None
+        self, query: dict[str, str], viewer: Viewer, prompt: OfPrompt, known: _Known
     ) -> Asked | Response:
         """A file of a prompt that the caller may see. No other server is asked: it may have another's of this name."""
-        place = _place(query, prompt.subfolder)
+        place, server = _place(query, prompt.subfolder), known.server
         if server is None or self._made is None or (place is None and viewer.key is not None):
             return Response(status_code=404)
-        if place is not None:
-            is_own = await self._made.is_of(prompt.prompt_id, owner, server, place)
+        # While a prompt runs, its client is told of files already.
+        if place is not None and not (known.job is not None and known.job.has_shown(place)):
+            is_own = await self._made.is_of(prompt.prompt_id, known.owner, server, place)
             # Of what no prompt is known to have made, who sees all is told what there is.
             if is_own is False or (is_own is None and viewer.key is not None):
                 return Response(status_code=404)
