@@ -175,6 +175,18 @@ class ComfyUIClient:
             raise ComfyUICredentialsError("POST /prompt", upstream_status=reply.status)
         return reply
 
+    async def forward_get(self, target: str, route: str) -> RawReply:
+        """``GET`` of a path that is not ours to read; any status is an answer.
+
+        Args:
+            target: path and query, percent-encoded.
+            route: the path in the metrics.
+        """
+        reply = await self._fetch("GET", target, route=route)
+        if reply.status == 401 and self.credentials:
+            raise ComfyUICredentialsError(f"GET {route}", upstream_status=reply.status)
+        return reply
+
     async def get_history(self, prompt_id: str) -> HistoryEntry | None:
         """The history entry, None while ComfyUI has none (queued, running, unknown or forgotten: trap 6).
 

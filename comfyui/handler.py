@@ -54,6 +54,7 @@ from comfyui.offload import offloaded
 from comfyui.outputs.delivery import Deliverer
 from comfyui.owners import OwnerRules
 from comfyui.replies import QueueItem
+from comfyui.servers.fleet import Fleet
 from comfyui.servers.pool import BackendPool
 from comfyui.workflows.api_format import check_api_format
 
@@ -92,6 +93,7 @@ class ComfyUIHandler:
     Attributes:
         verdicts: take prompts as ComfyUI's own endpoint does.
         made, uploads: files that prompts have made, and that clients uploaded, where prompts wait in the gateway.
+        fleet: what the servers have, as if they were one.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class ComfyUIHandler:
         inputs: InputStore | None = None,
         deliverer: Deliverer | None = None,
     ) -> None:
-        self.pool, self._also_ready = pool, also_ready
+        self.pool, self.fleet, self._also_ready = pool, Fleet(pool), also_ready
         self.metrics = metrics or Metrics()
         self._options = options = options or HandlerOptions()
         self.entries = entries = entries or Entries()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import mimetypes
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _ANNOTATIONS = {"[output]": "output", "[input]": "input", "[temp]": "temp"}
@@ -54,6 +55,13 @@ class SavePath:
 @dataclass(frozen=True, slots=True)
 class Folders:
     base: Path
+    other_models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By folder, what stands in place of the files of `MODEL_FOLDERS`."""
+
+    @property
+    def models(self) -> dict[str, Sequence[str]]:
+        """The kinds of models with their files."""
+        return {**MODEL_FOLDERS, **self.other_models}
 
     @property
     def output(self) -> Path:

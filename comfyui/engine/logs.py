@@ -13,7 +13,7 @@ from typing import Self
 
 from aiohttp import web
 
-from comfyui.engine.files import MODEL_FOLDERS, Folders
+from comfyui.engine.files import Folders
 
 _KEPT_LINES = 300
 
@@ -66,7 +66,7 @@ class LogRoutes:
 
     async def folder_paths(self, _request: web.Request) -> web.Response:
         models = self._folders.base / "models"
-        return web.json_response({name: [str(models / name)] for name in MODEL_FOLDERS})
+        return web.json_response({name: [str(models / name)] for name in self._folders.models})
 
     async def files(self, request: web.Request) -> web.Response:
         folder = self._folders.by_type(request.match_info["directory_type"])

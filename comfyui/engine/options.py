@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ class EngineOptions:
     """A request without these is answered 401, as by a proxy before ComfyUI that asks for credentials."""
     front_end_root: Path | None = None
     """Folder with ComfyUI's web frontend (`index.html` and what it loads), as with `--front-end-root`."""
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By folder (``checkpoints``), the names of model files in place of those that every engine has."""
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """Feature flags beside, or in place of, those that every engine has."""
     certificate: Path | None = None
     """Certificate and key, in PEM: it speaks https, as ComfyUI does with `--tls-certfile`."""
     executions_file: Path | None = None

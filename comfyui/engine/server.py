@@ -37,7 +37,7 @@ from comfyui.engine.routes.prompts import InfoRoutes, PromptRoutes
 from comfyui.engine.routes.userdata import UserRoutes
 from comfyui.engine.routes.view import FileRoutes
 from comfyui.engine.stats import Stats
-from comfyui.engine.websocket import MAX_UPLOAD_BYTES, Hub
+from comfyui.engine.websocket import FEATURES, MAX_UPLOAD_BYTES, Hub
 
 _log = logging.getLogger(__name__)
 
@@ -85,11 +85,15 @@ class Engine:
             self._hub.flood(instant["ws_flood"])
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        self._folders = Folders(await stack.enter_async_context(_base_directory(self.options.base_directory)))
+        self._folders = Folders(
+            await stack.enter_async_context(_base_directory(self.options.base_directory)), self.options.models
+        )
         await asyncio.to_thread(self._folders.create)
         self._queue = PromptQueue(self._tell_status)
         self._prompts = PromptRoutes(self._queue, self._folders, self.options, self.faults)
-        self._hub = Hub(asyncio.get_running_loop(), self.faults, self._prompts.queue_info)
+        self._hub = Hub(
+            asyncio.get_running_loop(), self.faults, self._prompts.queue_info, {**FEATURES, **self.options.features}
+        )
         self._executor = Executor(
             self._queue,
             self._hub,

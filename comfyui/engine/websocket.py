@@ -12,7 +12,7 @@ import json
 import logging
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -33,10 +33,17 @@ _FINAL, _LONG_FRAME = 0x80, 126
 
 
 class Hub:
-    """`send*` may be called from any thread; `client_id` None reaches every socket, as in ComfyUI."""
+    """`send*` may be called from any thread; `client_id` None reaches every socket, as in ComfyUI.
+
+    `flags` are what a client is told that begins with its own feature flags.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, faults: Faults, queue_info: Callable[[], dict[str, Any]]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        faults: Faults,
+        queue_info: Callable[[], dict[str, Any]],
+        flags: Mapping[str, Any],
     ) -> None:
         self._loop = loop
         self._faults = faults
@@ -44,6 +51,7 @@ class Hub:
         self._outbox: asyncio.Queue[tuple[str | bytes, str | None]] = asyncio.Queue()
         self._sockets: dict[str, web.WebSocketResponse] = {}
         self._open: dict[web.WebSocketResponse, web.Request] = {}
+        self._flags = flags
         self._features: dict[str, dict[str, Any]] = {}
         self._seen: set[str] = set()
         self.executing: tuple[str, str] | None = None  # client id and node, told to that client when it reconnects
@@ -140,7 +148,7 @@ class Hub:
                 flags = data.get("data")
                 self._features[client_id] = flags if isinstance(flags, dict) else {}
                 if not self._faults.is_on("ws_silent"):
-                    await _send(socket, self._message("feature_flags", FEATURES))
+                    await _send(socket, self._message("feature_flags", self._flags))
             first = False
 
     def flood(self, config: Config) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from comfyui.client import ComfyUIClient
+from comfyui.offload import in_thread
 from comfyui.replies import JSON
 from comfyui.tasks import SideTasks
 
@@ -49,6 +50,8 @@ class NodeDefinitions:
     async def _ask(self) -> JSON:
         try:
             answer = await self._client.object_info()
+            if self.last is not None and await in_thread(_are_equal, answer, self.last):
+                answer = self.last  # what was found out of it holds
             if self._asking is asyncio.current_task():
                 self._known, self._known_at = answer, time.monotonic()
                 self.last = answer
@@ -56,3 +59,8 @@ class NodeDefinitions:
         finally:
             if self._asking is asyncio.current_task():
                 self._asking = None
+
+
+def _are_equal(answer: JSON, other: JSON) -> bool:
+    """In many short steps: see `comfyui.offload`."""
+    return answer.keys() == other.keys() and all(answer[name] == other[name] for name in answer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from comfyui.engine import NEW_VERSION
-from tests.contract.same import histories, jobs, prompts, queues
+from tests.contract.same import histories, infos, jobs, prompts, queues
 from tests.support.same_answers import Case, differences
 from tests.support.same_ways import Sides
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.mark.parametrize(
-    "case", [*prompts.CASES, *queues.CASES, *histories.CASES, *jobs.CASES], ids=lambda case: case.__name__
+    "case", [*prompts.CASES, *queues.CASES, *histories.CASES, *jobs.CASES, *infos.CASES], ids=lambda case: case.__name__
 )
 async def test_the_gateway_answers_as_comfyui(sides: Sides, case: Case) -> None:
     if sides.way.version != NEW_VERSION and case in jobs.CASES:

@@ -22,7 +22,7 @@ _WITHOUT_CHECKPOINT = {
     "wrong_value": {
         "route": "/object_info",
         "path": ["CheckpointLoaderSimple", "input", "required", "ckpt_name", 0],
-        "value": ["another.safetensors"],
+        "value": ["sd_xl_base_1.0.safetensors"],
     }
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageFilter
 
-from comfyui.engine.files import CHECKPOINTS, LORAS
+from comfyui.engine.files import Folders
 from comfyui.engine.nodes.painter import paint, stamp
 from comfyui.engine.nodes.pixels import Images
 from comfyui.engine.nodes.registry import MAX_RESOLUTION, NodeRun, Values, node
@@ -61,7 +61,7 @@ def _latent_side() -> list[Any]:
     "CheckpointLoaderSimple",
     category="loaders",
     display_name="Load Checkpoint",
-    required={"ckpt_name": [list(CHECKPOINTS), {}]},
+    required=lambda folders: {"ckpt_name": [list(folders.models["checkpoints"]), {}]},
     outputs=("MODEL", "CLIP", "VAE"),
 )
 def checkpoint_loader_simple(_run: NodeRun, ckpt_name: str) -> Values:
@@ -69,17 +69,21 @@ def checkpoint_loader_simple(_run: NodeRun, ckpt_name: str) -> Values:
     return model, model, model
 
 
+def _lora_inputs(folders: Folders) -> dict[str, list[Any]]:
+    return {
+        "model": ["MODEL", {}],
+        "clip": ["CLIP", {}],
+        "lora_name": [list(folders.models["loras"]), {}],
+        "strength_model": ["FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}],
+        "strength_clip": ["FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}],
+    }
+
+
 @node(
     "LoraLoader",
     category="loaders",
     display_name="Load LoRA",
-    required={
-        "model": ["MODEL", {}],
-        "clip": ["CLIP", {}],
-        "lora_name": [list(LORAS), {}],
-        "strength_model": ["FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}],
-        "strength_clip": ["FLOAT", {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}],
-    },
+    required=_lora_inputs,
     outputs=("MODEL", "CLIP"),
 )
 def lora_loader(

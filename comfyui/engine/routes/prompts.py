@@ -10,13 +10,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 from aiohttp import web
 
 from comfyui.engine.crashing import CRASHES, crash
 from comfyui.engine.faults import Faults
-from comfyui.engine.files import MODEL_FOLDERS, Folders
+from comfyui.engine.files import Folders
 from comfyui.engine.nodes.registry import NODES
 from comfyui.engine.options import EngineOptions
 from comfyui.engine.queue import PromptQueue, QueuedPrompt
@@ -183,12 +184,15 @@ class InfoRoutes:
             web.get("/object_info/{node_class}", self.object_info),
             web.get("/system_stats", self.system_stats),
             web.get("/features", self.features),
-            web.get("/embeddings", self.empty_list),
+            web.get("/embeddings", self.embeddings),
             web.get("/extensions", self.empty_list),
             web.get("/i18n", self.empty_object),
             web.get("/workflow_templates", self.empty_object),
             web.get("/models", self.models),
             web.get("/models/{folder}", self.models_in),
+            web.get("/experiment/models", self.model_folders),
+            web.get("/experiment/models/{folder}", self.model_files),
+            web.get("/view_metadata/{folder}", self.view_metadata),
         ]
 
     async def object_info(self, request: web.Request) -> web.Response:
@@ -220,7 +224,7 @@ class InfoRoutes:
         return web.json_response({"system": system, "devices": [device]})
 
     async def features(self, _request: web.Request) -> web.Response:
-        return web.json_response(FEATURES)
+        return web.json_response({**FEATURES, **self._options.features})
 
     async def empty_list(self, _request: web.Request) -> web.Response:
         return web.json_response([])
@@ -229,13 +233,35 @@ class InfoRoutes:
         return web.json_response({})
 
     async def models(self, _request: web.Request) -> web.Response:
-        return web.json_response(list(MODEL_FOLDERS))
+        return web.json_response(list(self._folders.models))
+
+    async def embeddings(self, _request: web.Request) -> web.Response:
+        return web.json_response([PurePath(name).stem for name in self._folders.models["embeddings"]])
 
     async def models_in(self, request: web.Request) -> web.Response:
         folder = request.match_info["folder"]
-        if folder not in MODEL_FOLDERS:
+        if folder not in self._folders.models:
             return web.Response(status=404)
-        return web.json_response(MODEL_FOLDERS[folder])
+        return web.json_response(self._folders.models[folder])
+
+    async def model_folders(self, _request: web.Request) -> web.Response:
+        models = self._folders.base / "models"
+        names = (name for name in self._folders.models if name not in {"configs", "custom_nodes"})
+        return web.json_response([{"name": name, "folders": [str(models / name)]} for name in names])
+
+    async def model_files(self, request: web.Request) -> web.Response:
+        """There is no file behind a name: sizes and times are made up."""
+        folder = request.match_info["folder"]
+        if folder not in self._folders.models:
+            return web.Response(status=404)
+        facts = {"pathIndex": 0, "modified": 0.0, "created": 0.0, "size": 0}
+        return web.json_response([{"name": name, **facts} for name in self._folders.models[folder]])
+
+    async def view_metadata(self, request: web.Request) -> web.Response:
+        name = request.query.get("filename", "")
+        if not name.endswith(".safetensors") or name not in self._folders.models.get(request.match_info["folder"], ()):
+            return web.Response(status=404)
+        return web.json_response({"modelspec.title": name, "simulation": "true"})
 
 
 def _clear_and_delete(body: Any) -> tuple[Any, Any]:

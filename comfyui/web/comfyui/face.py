@@ -25,6 +25,7 @@ from comfyui.web.comfyui.asked import Asked
 from comfyui.web.comfyui.job_changes import JobChanges
 from comfyui.web.comfyui.job_list import JobList
 from comfyui.web.comfyui.job_reads import JobReads
+from comfyui.web.comfyui.merged_reads import MergedReads
 from comfyui.web.comfyui.own_routes import OwnRoutes, Upload
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer, viewer_of
@@ -46,6 +47,7 @@ class Parts:
     reads: JobReads
     list: JobList
     changes: JobChanges
+    merged: MergedReads
     own: OwnRoutes
     views: Views
 
@@ -99,14 +101,18 @@ FACE: tuple[FaceRow, ...] = (
     FaceRow("POST", "/upload/image", For.USERS, "into the key's own folder", lambda on: on.own.upload),
     FaceRow("POST", "/upload/mask", For.NOBODY, "the first server's"),
     FaceRow("GET", "/internal/files/*", For.NOBODY, "the first server's"),
-    # Definitions, models, the server
-    FaceRow("GET", "/object_info", For.USERS, "without uploaded files", lambda on: on.own.definitions),
-    FaceRow("GET", "/object_info/*", For.USERS, "without uploaded files", lambda on: on.own.definition),
-    FaceRow("GET", "/models/**", For.NOBODY, "the first server's"),
-    FaceRow("GET", "/embeddings", For.NOBODY, "the first server's"),
-    FaceRow("GET", "/view_metadata/*", For.NOBODY, "the first server's"),
-    FaceRow("GET", "/system_stats", For.NOBODY, "the first server's"),
-    FaceRow("GET", "/features", For.NOBODY, "the first server's"),
+    # Definitions, models, the server: of all servers
+    FaceRow("GET", "/object_info", For.ALL, "a union; for users no uploaded files", lambda on: on.merged.definitions),
+    FaceRow("GET", "/object_info/*", For.ALL, "one class of that", lambda on: on.merged.definition),
+    FaceRow("GET", "/models", For.ALL, "a union", lambda on: on.merged.names),
+    FaceRow("GET", "/models/*", For.ALL, "a union", lambda on: on.merged.names),
+    FaceRow("GET", "/experiment/models", For.ALL, "a union", lambda on: on.merged.folders),
+    FaceRow("GET", "/experiment/models/*", For.ALL, "a union", lambda on: on.merged.files),
+    FaceRow("GET", "/experiment/models/**", For.ALL, "of a server that has it", lambda on: on.merged.one_that_has),
+    FaceRow("GET", "/embeddings", For.ALL, "a union", lambda on: on.merged.names),
+    FaceRow("GET", "/view_metadata/*", For.ALL, "of a server that has the file", lambda on: on.merged.one_that_has),
+    FaceRow("GET", "/system_stats", For.ALL, "the first server's, and all devices", lambda on: on.merged.stats),
+    FaceRow("GET", "/features", For.ALL, "what all servers can do", lambda on: on.merged.features),
     # Settings and user data: in a folder for each user on the first server
     FaceRow("GET", "/users", For.USERS, "one user", lambda on: on.own.users),
     FaceRow("GET", "/settings", For.USERS, "the key's own", lambda on: on.own.settings),
@@ -127,8 +133,8 @@ class Face:
 
     def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
         reads = JobReads(handler)
-        own = OwnRoutes(handler, upload, upstreams)
-        self._parts = Parts(reads, JobList(handler), JobChanges(handler), own, Views(handler))
+        merged, own = MergedReads(handler, upstreams), OwnRoutes(handler, upload, upstreams)
+        self._parts = Parts(reads, JobList(handler), JobChanges(handler), merged, own, Views(handler))
         self._is_merged = handler.queue.are_all_here
 
     def answers(self, scope: Scope, raw_path: str) -> bool:

@@ -1,30 +1,23 @@
-"""What is of one `user` key alone, and no job: uploads, node definitions without others' files, settings, user data.
+"""What is of one `user` key alone, and no job: its uploads, its settings, its user data.
 
 Each rule gives what is asked of ComfyUI in the caller's name, or the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
-from comfyui.executors.own_files import without_files
 from comfyui.handler import ComfyUIHandler
-from comfyui.offload import in_thread
 from comfyui.owners import KeyRules
-from comfyui.servers.pool import CHOICE_PATIENCE_S
 from comfyui.web.comfyui.asked import last_part, query_of, raw_path
 from comfyui.web.comfyui.own_userdata import OwnUserData
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.front.errors import json_response
-
-# Seconds for which node definitions are shown again without asking ComfyUI.
-_FRESH_S = 5.0
 
 
 class Upload(Protocol):
@@ -39,30 +32,11 @@ class OwnRoutes:
 
     def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
         self._userdata = OwnUserData(upstreams)
-        self._pool = handler.pool
         self._upload = upload
-        self._shown: tuple[Mapping[str, Any], dict[str, Any]] = ({}, {})
-        """The definitions that a server gave last, and what users see of them."""
 
     async def upload(self, request: Request, viewer: Viewer) -> str | Response:
         """A file for the key's own folder."""
         return await self._upload(request, viewer.rules)
-
-    async def definitions(self, _request: Request, _viewer: Viewer) -> str | Response:
-        """All node definitions, without files that were uploaded."""
-        return Response(await in_thread(jsonio.dumps, await self._definitions()), media_type="application/json")
-
-    async def definition(self, request: Request, _viewer: Viewer) -> str | Response:
-        """One node's."""
-        class_type, known = last_part(request), await self._definitions()
-        return json_response(200, {class_type: known[class_type]} if class_type in known else {})
-
-    async def _definitions(self) -> dict[str, Any]:
-        backend = await self._pool.choose(patience_s=CHOICE_PATIENCE_S)
-        known = await backend.object_info(max_age_s=_FRESH_S)
-        if self._shown[0] is not known:
-            self._shown = known, await in_thread(without_files, known)
-        return self._shown[1]
 
     async def users(self, _request: Request, _viewer: Viewer) -> str | Response:
         """As a ComfyUI says it that has one user."""

@@ -12,6 +12,7 @@ from typing import Self
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.transport.relay import RelayTransport
+from comfyui.web.comfyui.everywhere import Everywhere
 
 
 class Upstream:
@@ -38,8 +39,11 @@ class Upstreams:
         self._pool = pool
         self._upstreams: dict[Backend, Upstream] = {}
         self._stack = AsyncExitStack()
+        self.everywhere = Everywhere(pool)
+        """Asks all of them at once."""
 
     async def __aenter__(self) -> Self:
+        self._stack.push_async_callback(self.everywhere.close)
         for backend in self._pool.backends:
             upstream = self._upstreams[backend] = Upstream(backend)
             self._stack.push_async_callback(upstream.close)

@@ -1,0 +1,138 @@
+"""Node definitions, models and facts about the servers, where several stand behind one gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from comfyui.engine import Engine, EngineOptions
+from tests.support.keys import ALICE, KEYS, bearer, write_keys
+from tests.support.running import RunningGateway, requests, running_gateway, until
+
+_MODELS: tuple[dict[str, Any], ...] = (
+    {"checkpoints": ("z.safetensors", "a.safetensors"), "loras": (), "embeddings": ("first.pt",)},
+    {"checkpoints": ("a.safetensors", "b.safetensors"), "loras": ("only.safetensors",), "embeddings": ("second.pt",)},
+    {"checkpoints": ("c.safetensors",), "loras": (), "embeddings": (), "more": ("x.bin",)},
+)
+_FEATURES: tuple[dict[str, Any], ...] = ({"flag": True}, {"flag": False, "max_upload_size": 7}, {"flag": True})
+
+
+@asynccontextmanager
+async def three(**settings: Any) -> AsyncIterator[tuple[list[Engine], RunningGateway]]:
+    """A gateway before gpu-1, gpu-2 and gpu-3, which have other models and features each."""
+    async with (
+        Engine(EngineOptions(models=_MODELS[0], features=_FEATURES[0])) as first,
+        Engine(EngineOptions(models=_MODELS[1], features=_FEATURES[1])) as second,
+        Engine(EngineOptions(models=_MODELS[2], features=_FEATURES[2])) as third,
+    ):
+        engines = [first, second, third]
+        named = [f"gpu-{number}={engine.url}" for number, engine in enumerate(engines, 1)]
+        async with running_gateway(*named, **settings) as gateway:
+            await until(lambda: _ready(gateway), lambda count: count == 3)
+            yield engines, gateway
+
+
+async def _ready(gateway: RunningGateway) -> int:
+    return len(gateway.handler.pool.ready)
+
+
+async def get(gateway: RunningGateway, path: str, key: str | None = None) -> Any:
+    async with gateway.http.get(path, headers={} if key is None else bearer(key)) as response:
+        assert response.status == 200, await response.text()
+        return await response.json()
+
+
+async def checkpoints(gateway: RunningGateway, path: str = "/object_info") -> list[str]:
+    listed: list[str] = (await get(gateway, path))["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
+    return listed
+
+
+async def test_node_definitions_offer_the_models_of_all_in_the_order_of_the_first() -> None:
+    async with three() as (engines, gateway):
+        wanted = [f"{name}.safetensors" for name in "zabc"]
+        assert await checkpoints(gateway) == wanted
+        assert await checkpoints(gateway, "/api/object_info/CheckpointLoaderSimple") == wanted
+        assert await get(gateway, "/object_info/NoSuchNode") == {}
+        for _ in range(20):
+            await get(gateway, "/object_info")
+        asked = [requests(engine, "GET /object_info") for engine in engines]
+    assert max(asked) < 10  # not one for each request
+
+
+async def test_a_server_that_goes_or_comes_changes_the_union() -> None:
+    async with three() as (engines, gateway):
+        assert "b.safetensors" in await checkpoints(gateway)
+        await engines[1].set_faults({"ws_refuse": {}, "status": {"status": 503}, "ws_drop": {}})
+        await until(lambda: checkpoints(gateway), lambda listed: "b.safetensors" not in listed)
+        assert await get(gateway, "/models/loras") == []
+        engines[1].faults.clear()
+        assert await until(lambda: checkpoints(gateway), lambda listed: "b.safetensors" in listed)
+        assert await until(lambda: get(gateway, "/models/loras"), lambda listed: listed == ["only.safetensors"])
+
+
+async def test_where_no_server_is_up_the_definitions_are_those_of_all_that_were() -> None:
+    async with three() as (engines, gateway):
+        before = await get(gateway, "/object_info")
+        for engine in engines:
+            await engine.set_faults({"ws_refuse": {}, "status": {"status": 503}, "ws_drop": {}})
+        await until(lambda: _ready(gateway), lambda count: count == 0)
+        assert await get(gateway, "/object_info") == before
+
+
+async def test_lists_of_models_are_a_union() -> None:
+    async with three() as (_, gateway):
+        assert (await get(gateway, "/models"))[-1] == "more"
+        assert await get(gateway, "/models/checkpoints") == [f"{name}.safetensors" for name in "zabc"]
+        assert await get(gateway, "/api/models/more") == ["x.bin"]
+        assert await get(gateway, "/embeddings") == ["first", "second"]
+        files = await get(gateway, "/experiment/models/checkpoints")
+        assert [file["name"] for file in files] == [f"{name}.safetensors" for name in "zabc"]
+        (folders,) = [one["folders"] for one in await get(gateway, "/experiment/models") if one["name"] == "loras"]
+        assert len(folders) == 3
+        async with gateway.http.get("/models/nothing") as response:
+            assert (response.status, await response.read()) == (404, b"")
+
+
+async def test_the_metadata_of_a_file_comes_from_a_server_that_has_it() -> None:
+    async with three() as (_, gateway):
+        found = await get(gateway, "/view_metadata/loras?filename=only.safetensors")
+        assert found["modelspec.title"] == "only.safetensors"
+        async with gateway.http.get("/view_metadata/loras?filename=none.safetensors") as response:
+            assert response.status == 404
+
+
+async def test_the_system_is_the_first_servers_with_the_devices_of_all() -> None:
+    async with three() as (_, gateway):
+        stats = await get(gateway, "/system_stats")
+        assert stats["system"]["simulation"] is True
+        assert [(one["index"], one["name"]) for one in stats["devices"]] == [
+            (0, "gpu-1: simulation"),
+            (1, "gpu-2: simulation"),
+            (2, "gpu-3: simulation"),
+        ]
+
+
+async def test_features_are_what_all_can_do() -> None:
+    async with three() as (_, gateway):
+        assert await get(gateway, "/features") == {
+            "supports_preview_metadata": True,
+            "max_upload_size": 7,
+            "flag": False,
+        }
+
+
+async def test_a_server_that_does_not_answer_is_left_out_of_a_list() -> None:
+    async with three() as (engines, gateway):
+        await engines[2].set_faults({"status": {"route": "/models/*", "status": 500}})
+        assert await get(gateway, "/models/checkpoints") == [f"{name}.safetensors" for name in "zab"]
+
+
+async def test_a_user_sees_the_models_of_all_and_no_uploaded_file(tmp_path: Path) -> None:
+    async with three(keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as (engines, gateway):
+        (engines[1].folders.input / "another's.png").write_bytes(b"")
+        shown = await get(gateway, "/object_info", ALICE)
+    loader = shown["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"]
+    assert loader[0] == [f"{name}.safetensors" for name in "zabc"]
+    assert shown["LoadImage"]["input"]["required"]["image"][0] == []

@@ -1,0 +1,44 @@
+"""What several servers say of themselves, as one would say it."""
+
+from __future__ import annotations
+
+from comfyui.web.comfyui.merging import merged_features, merged_files, merged_folders, merged_names, merged_stats
+
+
+def test_a_feature_is_there_where_all_have_it_and_a_number_is_the_least() -> None:
+    first = {"preview": True, "max_upload_size": 200, "old": False, "name": "a", "extension": {"manager": True, "n": 2}}
+    other = {"preview": True, "max_upload_size": 100, "old": True, "new": True, "name": "b", "extension": {"n": 1}}
+    assert merged_features([first, other]) == {
+        "preview": True,
+        "max_upload_size": 100,
+        "old": False,
+        "name": "a",
+        "extension": {"manager": False, "n": 1},
+        "new": False,
+    }
+    assert merged_features([first, {}])["preview"] is False
+
+
+def test_devices_are_those_of_all_numbered_anew() -> None:
+    def stats(os: str, *names: str) -> dict[str, object]:
+        devices = [{"name": name, "type": "cuda", "index": index, "vram_free": 1} for index, name in enumerate(names)]
+        return {"system": {"os": os}, "devices": devices}
+
+    merged = merged_stats([("gpu-1", stats("a", "cuda:0 X")), ("gpu-2", stats("b", "cuda:0 Y", "cuda:1 Y"))])
+    assert merged["system"] == {"os": "a"}
+    assert [(device["index"], device["name"]) for device in merged["devices"]] == [
+        (0, "gpu-1: cuda:0 X"),
+        (1, "gpu-2: cuda:0 Y"),
+        (2, "gpu-2: cuda:1 Y"),
+    ]
+
+
+def test_lists_have_each_name_once() -> None:
+    assert merged_names([["b", "a"], ["a", "c"], None]) == ["b", "a", "c"]
+    assert merged_folders(
+        [[{"name": "loras", "folders": ["/a"]}], [{"name": "loras", "folders": ["/a", "/b"]}, {"name": "vae"}]]
+    ) == [{"name": "loras", "folders": ["/a", "/b"]}, {"name": "vae"}]
+    assert merged_files([[{"name": "x", "size": 1}], [{"name": "x", "size": 2}, {"name": "y", "size": 3}]]) == [
+        {"name": "x", "size": 1},
+        {"name": "y", "size": 3},
+    ]

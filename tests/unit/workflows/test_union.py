@@ -1,0 +1,104 @@
+"""The node definitions of several servers as those of one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from comfyui.workflows.union import Differences, choices_united, differences, union_of
+
+
+def declared(**inputs: Any) -> dict[str, Any]:
+    """A class with these required inputs."""
+    return {"input": {"required": inputs}, "output": ["IMAGE"], "output_node": False, "description": "home's"}
+
+
+def test_it_has_the_classes_of_all_in_the_order_of_the_first() -> None:
+    first, second = {"B": declared(), "A": declared()}, {"C": declared(), "A": declared()}
+    assert list(union_of([first, second])) == ["B", "A", "C"]
+
+
+def test_choices_are_those_of_all_in_the_order_of_the_first() -> None:
+    first = {"Load": declared(name=[["z", "a"], {"default": "z"}])}
+    second = {"Load": declared(name=[["a", "b"], {"default": "a"}])}
+    third = {"Load": declared(name=[["c", "z"], {}])}
+    before = copy.deepcopy([first, second, third])
+    union = union_of([first, second, third])
+    assert union["Load"]["input"]["required"]["name"] == [["z", "a", "b", "c"], {"default": "z"}]
+    assert [first, second, third] == before
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "united"),
+    [
+        (["COMBO", {"options": ["a"]}], ["COMBO", {"options": ["b"]}], ["COMBO", {"options": ["a", "b"]}]),
+        ([["a"], {}], ["COMBO", {"options": ["b"]}], [["a", "b"], {}]),
+        (["COMBO", {"options": ["a"]}], [["b"]], ["COMBO", {"options": ["a", "b"]}]),
+        ([["a"]], [["b"], {"tooltip": "other"}], [["a", "b"]]),
+        # What has no list, or none on one side, is the first one's.
+        (["COMBO", {"remote": {"route": "/x"}}], ["COMBO", {"options": ["b"]}], ["COMBO", {"remote": {"route": "/x"}}]),
+        (["INT", {"max": 1}], ["INT", {"max": 2}], ["INT", {"max": 1}]),
+        (["INT", {}], [["a"], {}], ["INT", {}]),
+    ],
+)
+def test_both_ways_to_declare_choices_are_united(first: Any, other: Any, united: Any) -> None:
+    union = union_of([{"N": declared(x=first)}, {"N": declared(x=other)}])
+    assert union["N"]["input"]["required"]["x"] == united
+
+
+def test_choices_within_inputs_that_depend_on_the_workflow_are_united() -> None:
+    def node(names: list[str], keys: list[str]) -> dict[str, Any]:
+        inner = {"required": {"name": ["COMBO", {"options": names}]}}
+        return declared(
+            mode=["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": key, "inputs": inner} for key in keys]}],
+            slot=["COMFY_DYNAMICSLOT_V3", {"inputs": inner}],
+            grown=["COMFY_AUTOGROW_V3", {"template": {"min": 1, "input": inner}}],
+            group=["COMFY_DYNAMICGROUP_V3", {"template": inner}],
+        )
+
+    union = union_of([{"N": node(["a"], ["one"])}, {"N": node(["b"], ["one", "two"])}])
+    both = node(["a", "b"], ["one"])
+    both["input"]["required"]["mode"][1]["options"].append(
+        {"key": "two", "inputs": {"required": {"name": ["COMBO", {"options": ["b"]}]}}}
+    )
+    assert union == {"N": both}
+
+
+def test_a_class_that_differs_is_the_first_ones() -> None:
+    first = {"N": declared(x=["INT", {"max": 1}], name=[["a"], {}])}
+    other = {"N": {**declared(x=["FLOAT", {}], y=["INT", {}], name=[["b"], {}]), "description": "the other's"}}
+    assert union_of([first, other]) == {"N": declared(x=["INT", {"max": 1}], name=[["a", "b"], {}])}
+
+
+def test_what_is_no_definition_is_no_error() -> None:
+    assert union_of([{"N": None, "M": {"input": []}}, {"N": {"input": {}}, "M": declared(x=[])}]) == {
+        "N": None,
+        "M": {"input": []},
+    }
+
+
+def test_equal_values_of_other_types_are_other_choices() -> None:
+    listed = [[1, "1"], [True, 1.0, 1], [{"a": 1}], [{"a": 1}, None]]
+    assert choices_united(listed) == [1, "1", True, 1.0, {"a": 1}, None]
+
+
+def test_differences_are_of_inputs_and_outputs_and_not_of_files_or_words() -> None:
+    home = {
+        "Same": declared(x=["INT", {"max": 1, "tooltip": "here"}], name=[["a"], {"default": "a"}]),
+        "Changed": declared(x=["INT", {"max": 1}]),
+        "Combo": declared(name=["COMBO", {"options": ["a"], "default": "a"}]),
+        "Gone": declared(),
+    }
+    other = {
+        "Same": {
+            **declared(x=["INT", {"max": 1, "tooltip": "there"}], name=[["b"], {"default": "b"}]),
+            "description": "the other's",
+        },
+        "Changed": declared(x=["INT", {"max": 2}]),
+        "Combo": declared(name=["COMBO", {"options": ["b"], "default": "b"}]),
+        "New": declared(),
+    }
+    assert differences(home, other) == Differences(lacks=("Gone",), adds=("New",), differs=("Changed",))
+    assert not differences(home, home)
