@@ -135,13 +135,14 @@ class Face:
         reads = JobReads(handler)
         merged, own = MergedReads(handler, upstreams), OwnRoutes(handler, upload, upstreams)
         self._parts = Parts(reads, JobList(handler), JobChanges(handler), merged, own, Views(handler))
-        self._is_merged = handler.queue.are_all_here
+        self.is_merged = handler.queue.are_all_here
+        """Whether prompts wait in the gateway, so that this table holds for everybody."""
 
     def answers(self, scope: Scope, raw_path: str) -> bool:
         """Whether the request is answered here; what is not, is relayed as it is."""
         if state_of(scope).right is Right.OWN:
             return True
-        if not self._is_merged:
+        if not self.is_merged:
             return False
         row = face_row_of(scope["method"], raw_path)
         return row is not None and row.whom is For.ALL and row.rule is not None
@@ -164,7 +165,7 @@ class Face:
     def has_websocket(self, raw_path: str) -> bool:
         """Whether a websocket is ours, and not a server's."""
         row = face_row_of(WEBSOCKET, raw_path)
-        return self._is_merged and row is not None and row.whom is For.ALL
+        return self.is_merged and row is not None and row.whom is For.ALL
 
 
 @short_cache(4096)

@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
+from urllib.parse import quote
 
 import structlog
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.exceptions import (
@@ -34,7 +36,7 @@ from comfyui.web.comfyui.relay_socket import SocketRelay
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
 from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import header, public_address, request_headers
-from comfyui.web.front.paths import OwnPaths, PathRules, route_of, target_of
+from comfyui.web.front.paths import OwnPaths, PathRules, ServerPath, route_of, server_path, target_of
 from comfyui.web.front.request_state import state_of
 from comfyui.web.server.client_side import ClientSide
 from comfyui.web.server.disconnect import ClientWatch
@@ -110,18 +112,23 @@ class Relay:
             return
         target = target_of(scope["path"], scope.get("raw_path"), scope["query_string"])
         raw_path = target.partition("?")[0]
+        one = server_path(raw_path) if self._face.is_merged else None
         verdict = self._options.rules.verdict(raw_path)
+        if one is not None and verdict != "denied":
+            verdict = self._options.rules.verdict(one.rest)
         if verdict == "denied":
             self._metrics.rejected.labels("denied").inc()
             await refusal(scope, 403, "this path of ComfyUI is not for clients (PROXY_DENY)")(scope, receive, send)
         elif verdict == "not_relayed":
             detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
             await refusal(scope, 404, detail)(scope, receive, send)
+        elif one is not None:
+            await self._to_one(one, scope, receive, send)
         elif kind == "websocket":
             if self._face.has_websocket(raw_path):
                 await self._hub.serve(scope, receive, send)
             else:
-                await self._sockets.relay(scope, receive, send, self._upstreams, target)
+                await self._sockets.relay(scope, receive, send, self._upstreams.first(), target)
         else:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.
@@ -134,6 +141,29 @@ class Relay:
                 target, server = asked.target, asked.server
             exchange = _Exchange(scope, receive, send, self._options, self._counters, target, route_of(raw_path))
             await exchange.run(self._upstreams, server)
+
+    async def _to_one(self, asked: ServerPath, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is asked of exactly one server is relayed to it as it is."""
+        upstream = self._upstreams.named(asked.name)
+        if upstream is None:
+            names = ", ".join(self._upstreams.names)
+            detail = f"there is no server {asked.name!r}; there are {names}"
+            await refusal(scope, 404, detail)(scope, receive, send)
+            return
+        if not asked.rest:
+            # Where a page is below a path, what it loads is, too.
+            slash = Response(status_code=307, headers={"Location": f"{quote(asked.name, safe='')}/"})
+            await slash(scope, receive, send)
+            return
+        query = scope["query_string"].decode("latin-1")
+        target = f"{asked.rest}?{query}" if query else asked.rest
+        if scope["type"] == "websocket":
+            await self._sockets.relay(scope, receive, send, upstream, target)
+            return
+        below = f"/servers/{quote(asked.name, safe='')}"
+        route = route_of(asked.rest)
+        exchange = _Exchange(scope, receive, send, self._options, self._counters, target, route, below)
+        await exchange.run(self._upstreams, asked.name)
 
 
 class _Counters:
@@ -158,7 +188,9 @@ class _Exchange:
         counters: _Counters,
         target: str,
         route: str,
+        below: str = "",
     ) -> None:
+        """`below`: the path below which the client sees the server."""
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -166,6 +198,7 @@ class _Exchange:
         self._counters = counters
         self._target = target
         self._route = route
+        self._below = below
         self._method: str = scope["method"]
         self._started = False
         self._body_read = False
@@ -297,7 +330,7 @@ class _Exchange:
     # The answer
 
     async def _answer(self, upstream: Upstream, answer: OpenReply) -> None:
-        public = public_address(self._scope, self._options.public_url)
+        public = public_address(self._scope, self._options.public_url) + self._below
         headers = to_client(answer.headers, answer.status, upstream.base_url, public)
         client = ClientSide(self._scope, self._send)
         try:

@@ -22,7 +22,7 @@ from comfyui.offload import Turns
 from comfyui.tasks import end_tasks
 from comfyui.transport.drivers import unreachable
 from comfyui.transport.frames import Frames
-from comfyui.web.comfyui.upstreams import Upstream, Upstreams
+from comfyui.web.comfyui.upstreams import Upstream
 from comfyui.web.comfyui.websocket_ends import (
     GOING_AWAY,
     NEVER_SENT,
@@ -69,12 +69,11 @@ class SocketRelay:
         scope: Scope,
         receive: Receive,
         send: Send,
-        upstreams: Upstreams,
+        upstream: Upstream,
         target: str,
     ) -> None:
         """One client's websocket from its handshake to its end."""
         await receive()  # websocket.connect
-        upstream = upstreams.first()
         try:
             async with asyncio.timeout(self._timeout_s or None) as patience:
                 comfyui = await _connect(upstream, scope, target, self._close_patience_s)

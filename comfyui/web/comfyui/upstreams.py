@@ -56,6 +56,11 @@ class Upstreams:
     def several(self) -> bool:
         return len(self._upstreams) > 1
 
+    @property
+    def names(self) -> list[str]:
+        """Of all servers, as they are configured."""
+        return [backend.name for backend in self._upstreams]
+
     def first(self) -> Upstream:
         """Where clients' state is: the first server that is ready, else the first, whose failure is the answer."""
         for backend, upstream in self._upstreams.items():

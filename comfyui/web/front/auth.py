@@ -18,7 +18,7 @@ from comfyui.web.front.hosts import KnownHosts
 from comfyui.web.front.keys import Caller, KeyRing, session_in, without_session
 from comfyui.web.front.login import LOGIN, LOGOUT, answer_login, answer_logout, redirect_to_login
 from comfyui.web.front.origins import Origins, Page, answer_preflight, is_preflight, with_grant
-from comfyui.web.front.paths import PROBES, target_of
+from comfyui.web.front.paths import PROBES, server_path, target_of
 from comfyui.web.front.rates import SubmissionRates
 from comfyui.web.front.request_state import state_of
 from comfyui.web.front.rights import WEBSOCKET, verdict
@@ -140,6 +140,9 @@ class Guard:
         raw_path = target_of(scope["path"], scope.get("raw_path"), b"")
         method = WEBSOCKET if scope["type"] == "websocket" else scope["method"]
         found = verdict(caller.rules, method, raw_path)
+        if found.refusal is None and (addressed := server_path(raw_path)) is not None:
+            # A submission to exactly one server is one as any other.
+            found = verdict(caller.rules, method, addressed.rest)
         if found.refusal is not None:
             self._metrics.rejected.labels("rights").inc()
             await refusal(scope, 403, found.refusal)(scope, receive, send)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote, unquote
 
 from comfyui.web.front.short_cache import short_cache
@@ -89,6 +89,7 @@ _ROUTES = frozenset(
     ]
 )
 _MAX_DECODINGS = 5
+_SERVERS = "/servers/"
 
 
 class OwnPaths:
@@ -99,7 +100,8 @@ class OwnPaths:
 
     Args:
         routes: path and method of every route, the path as the route writes it: ``/prompt_sync/{prompt_id}``.
-        shared: paths that ComfyUI has, too, or may have: of these only the methods of `routes` are the gateway's own.
+        shared: paths that ComfyUI has, too, or may have: of these only the methods of `routes` are the gateway's own,
+            and nothing that is below them.
 
     Raises:
         ValueError: a route begins with a parameter, and so has every path.
@@ -108,6 +110,7 @@ class OwnPaths:
     def __init__(self, routes: Iterable[tuple[str, str]], shared: Collection[str] = ()) -> None:
         routes = list(routes)
         own = {path for path, _ in routes if path not in shared}
+        self._shared_patterns = [(_pattern(path), method) for path, method in routes if path in shared and "{" in path]
         self._exact = frozenset(path for path in own if "{" not in path)
         self._below = tuple({path.partition("{")[0] for path in own if "{" in path})
         if "/" in self._below:
@@ -115,7 +118,31 @@ class OwnPaths:
         self._shared = frozenset((path, method) for path, method in routes if path in shared)
 
     def has(self, method: str, path: str) -> bool:
-        return path in self._exact or path.startswith(self._below) or (path, method) in self._shared
+        if path in self._exact or path.startswith(self._below) or (path, method) in self._shared:
+            return True
+        return any(own == method and pattern.fullmatch(path) for pattern, own in self._shared_patterns)
+
+
+def _pattern(route: str) -> re.Pattern[str]:
+    """The paths of a route with parameters: ``{name:path}`` is any part of a path, ``{name}`` has no slash."""
+    parts = re.split(r"(\{[^}]*\})", route)
+    written = (re.escape(part) if part[:1] != "{" else ".+" if part.endswith(":path}") else "[^/]+" for part in parts)
+    return re.compile("".join(written))
+
+
+class ServerPath(NamedTuple):
+    """A path of exactly one server: its name, and the path as that server is asked, percent-encoded."""
+
+    name: str
+    rest: str
+
+
+def server_path(raw_path: str) -> ServerPath | None:
+    """What a path below ``/servers/`` stands for; None for any other. It must be spelt plainly."""
+    if not raw_path.startswith(_SERVERS):
+        return None
+    name, slash, rest = raw_path.removeprefix(_SERVERS).partition("/")
+    return ServerPath(unquote(name, errors="replace"), f"{slash}{rest}")
 
 
 @short_cache(2048)

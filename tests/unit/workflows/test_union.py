@@ -80,7 +80,7 @@ def test_what_is_no_definition_is_no_error() -> None:
 
 
 def test_equal_values_of_other_types_are_other_choices() -> None:
-    listed = [[1, "1"], [True, 1.0, 1], [{"a": 1}], [{"a": 1}, None]]
+    listed: list[list[Any]] = [[1, "1"], [True, 1.0, 1], [{"a": 1}], [{"a": 1}, None]]
     assert choices_united(listed) == [1, "1", True, 1.0, {"a": 1}, None]
 
 
