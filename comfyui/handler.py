@@ -110,11 +110,11 @@ class ComfyUIHandler:
         inputs: InputStore | None = None,
         deliverer: Deliverer | None = None,
     ) -> None:
-        self.pool, self.fleet, self._also_ready = pool, Fleet(pool), also_ready
-        self.metrics = metrics or Metrics()
+        self.pool, self.metrics, self._also_ready = pool, metrics or Metrics(), also_ready
         self._options = options = options or HandlerOptions()
         self.entries = entries = entries or Entries()
         self.journal = entries.journal
+        self.fleet = Fleet(pool, self.journal)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         catalogue = Catalogue(self.journal, self._inputs, owners)
         self.uploads = Uploads(catalogue, self._inputs, self.journal, pool)
@@ -142,6 +142,7 @@ class ComfyUIHandler:
 
     async def __aenter__(self) -> Self:
         """Takes up what the journal has. Raises `JournalError`."""
+        await self.fleet.open()
         await self.uploads.open()
         await self._quarantine.open()
         self._turns.open()
@@ -158,6 +159,7 @@ class ComfyUIHandler:
         await self._runs.stop()
         await self._cancels.close()
         await self._turns.close()
+        await self.fleet.close()
         if self._owns_inputs:
             await self._inputs.__aexit__(*_exc)
 
@@ -283,17 +285,13 @@ class ComfyUIHandler:
         """Requests that wait now."""
         return self._waiting
 
-    @property
-    def draining(self) -> bool:
-        return self._draining
-
     def why_not_ready(self, *, in_detail: bool = True) -> str | None:
         """Why a prompt would not be accepted now; None when it would. Not `in_detail`: no addresses, no messages."""
         if self._draining:
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
             return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
-        if not self.pool.ready:
+        if not any(backend.takes_prompts for backend in self.pool.backends):
             return self.pool.why_not_ready(in_detail=in_detail)
         return self._also_ready.why_not_ready(in_detail=in_detail) if self._also_ready is not None else None
 

@@ -103,6 +103,12 @@ class Metrics:
             ["server"],
             registry=self.registry,
         )
+        self.server_drained = Gauge(
+            "comfyui_gateway_server_drained",
+            "1 while this ComfyUI server is to get no more prompts.",
+            ["server"],
+            registry=self.registry,
+        )
         self.silent_seconds = Gauge(
             "comfyui_gateway_silent_seconds",
             "Seconds for which ComfyUI has run a prompt without any event; 0 when it does not.",

@@ -92,7 +92,7 @@ class JobQueue:
 
     async def open(self) -> None:
         """Begin to hand on, unless it was paused before. Raises `JournalError`."""
-        if self._turns.are_all_here and await self._journal.is_paused():
+        if self._turns.are_all_here and (await self._journal.held()).paused:
             self._turns.pause(True)
             self._log.warning("queue.paused", detail="it was paused before the restart: POST /queue/resume ends that")
         found = [

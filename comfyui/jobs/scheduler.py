@@ -111,18 +111,21 @@ class Scheduler:
 
     # Servers
 
-    def set_server(self, name: str, *, up: bool, others: int = 0, places: int | None = 2) -> None:
+    def set_server(
+        self, name: str, *, up: bool, drained: bool = False, others: int = 0, places: int | None = 2
+    ) -> None:
         """How a server is now.
 
         Args:
-            up: whether it takes prompts: it answers, and is not drained.
+            up: whether it answers.
+            drained: it gets no more prompts, and those that wait there behind another one are taken back.
             others: prompts on it that are not ours; they take places.
             places: for prompts, with the one that runs; None: any number.
         """
         server = self._servers.get(name)
         if server is None:
             server = self._servers[name] = ServerPlaces(name, len(self._servers))
-        server.set(up=up, others=others, places=places)
+        server.set(up=up and not drained, gives_back=up, others=others, places=places)
 
     # Jobs
 
@@ -160,8 +163,7 @@ class Scheduler:
 
     def left(self, prompt_id: str, seconds: float = 0.0) -> None:
         """The job has ended, or is not wanted any more. `seconds`: how long it was executed."""
-        ticket = self._tickets.pop(prompt_id, None)
-        if ticket is None:
+        if (ticket := self._tickets.pop(prompt_id, None)) is None:
             return
         self._free(prompt_id)
         if ticket.server is None:
@@ -225,7 +227,8 @@ class Scheduler:
             best = self._best_of(opened, cleared)
             head = self._lines.first(best)
             if head is None:
-                decisions += self._for_idle(opened)
+                idle = (server for server in opened if not server.is_busy)
+                decisions += [back for server in idle if (back := self._take_back(server, None)) is not None]
                 break
             server = _for(head, best(head.lane))
             if head.lane.alone and server.is_busy:
@@ -334,10 +337,6 @@ class Scheduler:
         head.passed_over(now)
         return other
 
-    def _for_idle(self, opened: Sequence[ServerPlaces]) -> list[TakeBack]:
-        idle = (server for server in opened if not server.is_busy)
-        return [back for server in idle if (back := self._take_back(server, None)) is not None]
-
     def _take_back(self, idle: ServerPlaces, priority: int | None) -> TakeBack | None:
         """The first job that waits behind a prompt elsewhere, may run here, and has at least this priority."""
         if not self._options.takes_back:
@@ -345,7 +344,7 @@ class Scheduler:
         found = [
             ticket
             for server in self._servers.values()
-            if server is not idle and server.up
+            if server is not idle and server.gives_back
             for ticket in server.waiting()
             if ticket.prompt_id not in self._taking
             and (priority is None or ticket.priority >= priority)

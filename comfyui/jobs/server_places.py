@@ -13,7 +13,7 @@ class ServerPlaces:
     def __init__(self, name: str, index: int) -> None:
         self.name = name
         self._index = index
-        self.up = False
+        self.up = self.gives_back = False
         self._others = 0
         self._places: int | None = 2
         self._loaders: frozenset[str] = NO_NAMES
@@ -25,8 +25,8 @@ class ServerPlaces:
         """What the last job loaded."""
         return self._loaders
 
-    def set(self, *, up: bool, others: int, places: int | None) -> None:
-        self.up, self._others, self._places = up, others, places
+    def set(self, *, up: bool, gives_back: bool, others: int, places: int | None) -> None:
+        self.up, self.gives_back, self._others, self._places = up, gives_back, others, places
 
     @property
     def jobs(self) -> int:

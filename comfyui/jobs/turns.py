@@ -303,7 +303,7 @@ class Turns:
             up = backend.ready and self.abilities.is_known(backend)
             places = self._options.places if self._is_ours else self._options.ahead
             others = backend.watcher.others if self._is_ours and places is not None else 0
-            self._scheduler.set_server(backend.name, up=up, others=others, places=places)
+            self._scheduler.set_server(backend.name, up=up, drained=backend.drained, others=others, places=places)
         for decision in self._scheduler.decide(now):
             self._do(decision)
         if self._waiters:

@@ -80,8 +80,10 @@ class Backend:
         self.client = client
         self.watcher = watcher
         self.health = Health.STARTING
-        self.reason = "not reached yet"
+        self.reason: str = "not reached yet"
         self.in_flight = 0
+        self.drained = False
+        """It is to get no more prompts; see `comfyui.servers.fleet`. What runs there ends."""
         self.simulated = False
         """Whether it says of itself that it is a simulation, as the embedded engine does."""
         self.generation = 0
@@ -138,6 +140,17 @@ class Backend:
     @property
     def ready(self) -> bool:
         return self.health is Health.READY and self.watcher.crashed is None
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether it may get a new prompt."""
+        return self.ready and not self.drained
+
+    def drain(self, drained: bool) -> None:
+        """Let it have no more prompts, or again."""
+        self.drained = drained
+        self._metrics.server_drained.labels(self.name).set(drained)
+        self._tell_change()
 
     def _silent_s(self) -> float:
         silence = self.watcher.worker.silence

@@ -3,37 +3,83 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping
 
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError
+import structlog
+
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.writes import Drain
 from comfyui.offload import in_thread
 from comfyui.replies import JSON
 from comfyui.servers.backend import Backend
-from comfyui.servers.pool import BackendPool
+from comfyui.servers.pool import BackendPool, OtherDefinitions
+from comfyui.tasks import SideTasks
 from comfyui.workflows.node_definitions import ObjectInfo
 from comfyui.workflows.union import Differences, differences, union_of
 
 # Seconds for which node definitions, with the lists of files in them, are shown again without a question to a server.
 _FRESH_S = 1.0
+# Classes of each kind that a report has by name.
+_NAMED = 20
 
 
 class Fleet:
-    """What the servers have, united. It asks each server once for all who want to know, and works beside the loop."""
+    """What the servers have, united. It asks each server once for all who want to know, and works beside the loop.
 
-    def __init__(self, pool: BackendPool) -> None:
+    Call `open` before prompts are placed: a server that was drained stays so over restarts.
+    """
+
+    def __init__(self, pool: BackendPool, journal: Journal) -> None:
         self._pool = pool
+        self._journal = journal
+        self._log = structlog.get_logger(__name__)
         self._united: tuple[list[JSON], ObjectInfo] = ([], {})
-        self._compared: tuple[list[JSON], Mapping[str, Differences]] = ([], {})
+        self._compared: tuple[list[JSON], Mapping[str, OtherDefinitions]] = ([], {})
         self._uniting = asyncio.Lock()
+        self._learning: set[str] = set()
+        self._tasks = SideTasks()
+
+    async def open(self) -> None:
+        """Raises `JournalError`."""
+        for name in sorted((await self._journal.held()).drained):
+            if (backend := self._pool.named(name)) is not None:
+                backend.drain(True)
+                how = f"it was drained before the restart: POST /servers/{name}/resume ends that"
+                self._log.warning("server.drained", server=name, detail=how)
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    def _learnt(self, name: str, _task: asyncio.Task[JSON | None]) -> None:
+        self._learning.discard(name)
+
+    async def drain(self, name: str, drained: bool) -> Backend:
+        """Let a server have no more prompts, or let it have some again. What runs there ends. It is written down.
+
+        Raises:
+            ComfyUINotFoundError: there is no such server.
+            JournalError: it cannot be kept.
+        """
+        backend = self._pool.named(name)
+        if backend is None:
+            names = ", ".join(each.name for each in self._pool.backends)
+            raise ComfyUINotFoundError(f"there is no server {name!r}; there are {names}")
+        await self._journal.write(Drain(name, drained))
+        if backend.drained != drained:
+            backend.drain(drained)
+            self._log.info("server.drained" if drained else "server.resumed", server=name)
+        return backend
 
     async def definitions(self) -> ObjectInfo:
-        """The node definitions of all servers that are up; where none is, of all that were. As long as no server says
-        anything else, it is the same object.
+        """The node definitions of all servers that take prompts; where none does, of all that did. As long as no server
+        says anything else, it is the same object.
 
         Raises:
             ComfyUIConnectionError: no server has ever said what it has.
         """
-        asked = await asyncio.gather(*(_definitions_of(backend) for backend in self._pool.ready))
+        asked = await asyncio.gather(*(_definitions_of(one) for one in self._pool.backends if one.takes_prompts))
         known = [one for one in asked if one is not None]
         if not known:
             known = [one for backend in self._pool.backends if (one := backend.last_definitions) is not None]
@@ -46,19 +92,34 @@ class Fleet:
                 self._united = known, united
             return united
 
-    async def differences(self) -> Mapping[str, Differences]:
+    async def differences(self) -> Mapping[str, OtherDefinitions]:
         """By server, how its definitions differ from those of the first server that has told its own.
 
-        It asks no server: what is not known yet is left out, and a server that is down counts as it was.
+        It waits for no server: what is not known yet is left out, and a server that is down counts as it was.
         """
+        for backend in self._pool.ready:
+            if backend.last_definitions is None and backend.name not in self._learning:
+                self._learning.add(backend.name)
+                self._tasks.start(_definitions_of(backend), f"definitions {backend.name}").add_done_callback(
+                    functools.partial(self._learnt, backend.name)
+                )
         told = [(backend.name, one) for backend in self._pool.backends if (one := backend.last_definitions) is not None]
         known = [one for _, one in told]
         async with self._uniting:
             before, found = self._compared
             if not _are_same(before, known):
-                found = {name: how for name, one in told[1:] if (how := await in_thread(differences, known[0], one))}
+                found = {}
+                for name, one in told[1:]:
+                    if how := await in_thread(differences, known[0], one):
+                        found[name] = _report(how)
                 self._compared = known, found
             return found
+
+
+def _report(how: Differences) -> OtherDefinitions:
+    kinds = [list(names[:_NAMED]) for names in (how.lacks, how.adds, how.differs)]
+    count = len(how.lacks) + len(how.adds) + len(how.differs)
+    return {"lacks": kinds[0], "adds": kinds[1], "differs": kinds[2], "count": count}
 
 
 def _are_same(first: list[JSON], second: list[JSON]) -> bool:

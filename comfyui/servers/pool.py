@@ -8,8 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from comfyui.address import ServerAccess
@@ -46,12 +47,22 @@ class SilentPrompt(TypedDict):
     seconds: float
 
 
+class OtherDefinitions(TypedDict):
+    """How a server's node definitions differ from those of the first server: names of classes, of each the first 20."""
+
+    lacks: Annotated[list[str], Field(description="Only the first server has them.")]
+    adds: Annotated[list[str], Field(description="The first server does not have them.")]
+    differs: Annotated[list[str], Field(description="They have other inputs or outputs. Lists of files do not count.")]
+    count: Annotated[int, Field(description="How many classes there are of all three kinds.")]
+
+
 class ServerDetail(TypedDict, total=False):
     """What a server's report has only for callers who may be told of addresses and reasons."""
 
     server: str
     reason: str | None
     silent: SilentPrompt | None
+    definitions: Annotated[OtherDefinitions, Field(description="Missing where they do not differ, or are not known.")]
 
 
 class ServerReport(ServerDetail):
@@ -61,6 +72,7 @@ class ServerReport(ServerDetail):
     websocket: Literal["connected", "silent", "disconnected"]
     queue_remaining: int
     in_flight: int
+    drained: Annotated[bool, Field(description="It gets no more prompts until `POST /servers/{name}/resume`.")]
     simulation: bool
 
 
@@ -210,14 +222,12 @@ class BackendPool:
     def why_not_ready(self, *, in_detail: bool = True) -> str:
         """One sentence for each server that is not in rotation; not `in_detail`: how many are in which state."""
         if not in_detail:
-            counts = Counter(backend.health for backend in self.backends if not backend.ready)
-            # One that is connected and not ready: our own watcher of it has failed.
-            said = (f"{count} {'failed' if at is Health.READY else at.value}" for at, count in counts.items())
-            return f"ComfyUI servers: {', '.join(said)}"
+            counts = Counter(_state(backend) for backend in self.backends if not backend.takes_prompts)
+            return f"ComfyUI servers: {', '.join(f'{count} {state}' for state, count in counts.items())}"
         return "; ".join(
-            backend.reason if backend.name in backend.reason else f"{backend.name}: {backend.reason or 'not ready'}"
+            reason if backend.name in (reason := _reason(backend)) else f"{backend.name}: {reason or 'not ready'}"
             for backend in self.backends
-            if not backend.ready
+            if not backend.takes_prompts
         )
 
     def look_again(self) -> None:
@@ -250,14 +260,29 @@ def _report(backend: Backend, detail: ServerDetail) -> ServerReport:
         "websocket": "connected" if watcher.connected else "silent" if watcher.silent else "disconnected",
         "queue_remaining": watcher.queue_remaining,
         "in_flight": backend.in_flight,
+        "drained": backend.drained,
         "simulation": backend.simulated,
     }
+
+
+def _state(backend: Backend) -> str:
+    if backend.health is not Health.READY:
+        return str(backend.health.value)
+    # One that is connected and takes nothing is drained, or our own watcher of it has failed.
+    return "drained" if backend.ready else "failed"
+
+
+def _reason(backend: Backend) -> str:
+    """Why it gets no prompts; "" where it gets some."""
+    if backend.ready and backend.drained:
+        return f"drained: POST /servers/{backend.name}/resume lets it have prompts again"
+    return backend.reason
 
 
 def _detail(backend: Backend) -> ServerDetail:
     silence = backend.watcher.worker.silence
     return {
         "server": backend.name,
-        "reason": backend.reason or None,
+        "reason": _reason(backend) or None,
         "silent": None if silence is None else {"prompt_id": silence.prompt_id, "seconds": round(silence.seconds, 1)},
     }

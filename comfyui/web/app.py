@@ -22,7 +22,7 @@ from comfyui.jobs.usage import SentBytes
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
 from comfyui.tasks import end_tasks
-from comfyui.web.api import ops, prompt_sync, queue, tickets, usage, workflows
+from comfyui.web.api import ops, prompt_sync, queue, servers, tickets, usage, workflows
 from comfyui.web.api.door import Door
 from comfyui.web.api.starting import Starting
 from comfyui.web.api.uploads import own_upload
@@ -55,7 +55,7 @@ _log = structlog.get_logger("gateway")
 
 _ROUTERS = (prompt_sync.router, workflows.router, queue.router, usage.router, ops.router)
 # ComfyUI has the same paths, or may come to have them: only these routes' own methods do not reach it.
-_SHARED_ROUTERS = (prompt.router, tickets.router)
+_SHARED_ROUTERS = (prompt.router, tickets.router, servers.router)
 
 
 @dataclass(frozen=True, slots=True)

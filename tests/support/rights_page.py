@@ -118,6 +118,8 @@ _ELSE = (
         Example("POST", "/free", {"free_memory": True}),
     ),
     *(Example("GET", "/internal/logs"), Example("POST", "/upload/mask"), Example("GET", "/v2/userdata")),
+    *(Example("POST", "/servers/gpu-1/drain"), Example("POST", "/servers/gpu-1/resume")),
+    *(Example("GET", "/servers/gpu-1/queue"), Example("POST", "/servers/gpu-1/prompt", _WORKFLOW)),
     *(Example("GET", "/manager/reboot"), Example("GET", "/route-of-a-custom-node")),
 )
 # Open to everybody.

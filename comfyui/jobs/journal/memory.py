@@ -15,6 +15,7 @@ from comfyui.exceptions import ComfyUIOverloadedError
 from comfyui.feed import Feed
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, MemoryDeaths
+from comfyui.jobs.journal.held import Held, MemoryHeld
 from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.memory_bodies import MemoryBodies
 from comfyui.jobs.journal.memory_outbox import MemoryOutbox
@@ -49,7 +50,6 @@ from comfyui.jobs.journal.writes import (
     Hide,
     Keep,
     KeptUpload,
-    Pause,
     Place,
     PutBack,
     SendAgain,
@@ -95,7 +95,6 @@ class MemoryJournal:
         # Of jobs that have ended, without their bodies.
         self._bytes = 0
         self._counter = 0
-        self._paused = False
         # The last end that ComfyUI's history does not show any more, by key; "" for all.
         self._cleared: dict[str, int] = {}
         # By `seq`, which only grows: newest last.
@@ -116,7 +115,7 @@ class MemoryJournal:
         self._outbox = MemoryOutbox()
         self._usage = MemoryUsage()
         self._deaths = MemoryDeaths()
-        self._uploads = MemoryUploads()
+        self._uploads, self._held = MemoryUploads(), MemoryHeld()
         self._appliers: dict[type, Callable[[Any], int]] = {
             Add: self._add,
             Withdraw: self._withdraw,
@@ -134,7 +133,7 @@ class MemoryJournal:
             Fetched: self._fetched,
             Tried: self._outbox.tried,
             SendAgain: self._send_again,
-            Pause: self._pause,
+            **self._held.appliers,
             Sent: self._usage.sent,
             Hide: self._hide,
             ClearHistory: self._clear_history,
@@ -329,10 +328,6 @@ class MemoryJournal:
         self._cleared[write.key or ""] = self._counter
         return True
 
-    def _pause(self, write: Pause) -> bool:
-        changes, self._paused = write.paused is not self._paused, write.paused
-        return changes
-
     async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
         ended = ((job.ended_at, job.end_number or 0, job) for job in self._jobs.values() if job.ended_at is not None)
         old = sorted((one for one in ended if one[0] < now - YOUNG_S), key=_by_end)
@@ -431,8 +426,8 @@ class MemoryJournal:
     async def named_inputs(self) -> set[str]:
         return {value for seq in self._unfinished for value in self._jobs[seq].inputs.values()}
 
-    async def is_paused(self) -> bool:
-        return self._paused
+    async def held(self) -> Held:
+        return self._held.held
 
     async def uploads(self) -> list[KeptUpload]:
         return self._uploads.all()

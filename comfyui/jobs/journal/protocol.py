@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 from comfyui.feed import Feed
 from comfyui.jobs.journal.deaths import Death
+from comfyui.jobs.journal.held import Held
 from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.records import (
     Delivery,
@@ -167,8 +168,8 @@ class Journal(Protocol):
         The last 1,000 are kept.
         """
 
-    async def is_paused(self) -> bool:
-        """Whether the last `Pause` said so."""
+    async def held(self) -> Held:
+        """What the last `Pause`, and the last `Drain` of each server, said."""
 
     async def uploads(self) -> list[KeptUpload]:
         """All files that clients uploaded, the one that was used longest ago first."""

@@ -154,6 +154,11 @@ DROP TABLE files;
 CREATE INDEX made_by_key ON made (key, at);
 """
 
+# Servers that get no more prompts.
+_VERSION_15 = """
+CREATE TABLE drained (server TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -170,6 +175,7 @@ MIGRATIONS = (
     _VERSION_12,
     _VERSION_13,
     _VERSION_14,
+    _VERSION_15,
 )
 
 

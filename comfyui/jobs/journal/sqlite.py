@@ -16,6 +16,7 @@ from comfyui.jobs.journal.by_owner import queued_of, remove_usage, usage
 from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error, touch
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
+from comfyui.jobs.journal.held import Held, held
 from comfyui.jobs.journal.made import Made, MadeFilter, made
 from comfyui.jobs.journal.not_kept import NotKept
 from comfyui.jobs.journal.opening import connect
@@ -240,8 +241,8 @@ class SqliteJournal:
     async def named_inputs(self) -> set[str]:
         return await self._ask(Statements.named_inputs)
 
-    async def is_paused(self) -> bool:
-        return await self._ask(Statements.is_paused)
+    async def held(self) -> Held:
+        return await self._ask(lambda sql: held(sql.database))
 
     async def deaths(self, since: float) -> list[Death]:
         return await self._ask(lambda sql: deaths(sql.database, since))

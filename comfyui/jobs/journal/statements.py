@@ -12,6 +12,7 @@ from typing import Any
 from comfyui import jsonio
 from comfyui.jobs.journal.by_owner import Used
 from comfyui.jobs.journal.deaths import died, forgive, suspect
+from comfyui.jobs.journal.held import held_appliers
 from comfyui.jobs.journal.listing import page_of
 from comfyui.jobs.journal.outbox_statements import OutboxStatements
 from comfyui.jobs.journal.protocol import RUNS_KEPT
@@ -43,7 +44,6 @@ from comfyui.jobs.journal.writes import (
     Forgive,
     Hide,
     Keep,
-    Pause,
     Place,
     PutBack,
     SendAgain,
@@ -94,7 +94,7 @@ class Statements:
             Fetched: self._fetched,
             Tried: self.outbox.tried,
             SendAgain: self.outbox.send_again,
-            Pause: self._pause,
+            **held_appliers(database),
             Sent: self._used.sent,
             Hide: functools.partial(hide, database),
             ClearHistory: self._clear_history,
@@ -276,9 +276,6 @@ class Statements:
         self._execute("INSERT OR REPLACE INTO cleared VALUES (?, ?)", (write.key or "", self._counter))
         return True
 
-    def _pause(self, write: Pause) -> bool:
-        return self._changed("UPDATE queue SET paused = ? WHERE paused <> ?", (write.paused, write.paused))
-
     # Removing
 
     def kept_from(self, keep: int) -> tuple[float, int] | None:
@@ -367,9 +364,6 @@ class Statements:
         first = f"SELECT number, queued_at FROM jobs WHERE {_WAITING} AND fetching = ? ORDER BY number LIMIT 1"  # noqa: S608
         found = [row for half in (0, 1) for row in self._execute(first, (half,))]
         return float(min(found)[1]) if found else None
-
-    def is_paused(self) -> bool:
-        return bool(self._value("SELECT paused FROM queue"))
 
     # Shorthand
 

@@ -254,6 +254,14 @@ class Pause:
     paused: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The server of this name is to get no more prompts, until a `Drain` with False. Place: as for `Pause`."""
+
+    server: str
+    drained: bool
+
+
 class KeptUpload(NamedTuple):
     """A file that a client has uploaded. Its bytes lie in the store of inputs, by their hash.
 
@@ -325,6 +333,7 @@ Write = (
     | Tried
     | SendAgain
     | Pause
+    | Drain
     | Sent
     | Hide
     | ClearHistory

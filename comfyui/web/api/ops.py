@@ -121,7 +121,8 @@ def unhealthy(error: str) -> Health:
 async def health(request: Request) -> Response:
     """503 when no ComfyUI answers. `queue_running` and `queue_pending` are ComfyUI's own, as it last told them.
 
-    `queue` has what waits in the gateway, and whether that is paused.
+    `queue` has what waits in the gateway, and whether that is paused. A server with other node definitions than the
+    first one has `definitions`.
 
     `simulation` is true when one of the servers is a simulation, such as the embedded engine.
 
@@ -131,6 +132,11 @@ async def health(request: Request) -> Response:
     in_detail = state_of(request.scope).in_detail
     handler.pool.look_again()
     servers = handler.pool.report(in_detail=in_detail)
+    if in_detail and len(servers) > 1:
+        differing = await handler.fleet.differences()
+        for server in servers:
+            if (how := differing.get(server["server"])) is not None:
+                server["definitions"] = how
     remaining = sum(server["queue_remaining"] for server in servers)
     running = sum(1 for server in servers if server["queue_remaining"])
     connected = bool(handler.pool.ready)

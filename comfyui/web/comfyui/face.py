@@ -133,7 +133,7 @@ class Face:
 
     def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
         reads = JobReads(handler)
-        merged, own = MergedReads(handler, upstreams), OwnRoutes(handler, upload, upstreams)
+        merged, own = MergedReads(handler, upstreams), OwnRoutes(upload, upstreams)
         self._parts = Parts(reads, JobList(handler), JobChanges(handler), merged, own, Views(handler))
         self.is_merged = handler.queue.are_all_here
         """Whether prompts wait in the gateway, so that this table holds for everybody."""

@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
-from comfyui.handler import ComfyUIHandler
 from comfyui.owners import KeyRules
 from comfyui.web.comfyui.asked import last_part, query_of, raw_path
 from comfyui.web.comfyui.own_userdata import OwnUserData
@@ -30,7 +29,7 @@ class Upload(Protocol):
 class OwnRoutes:
     """Answers what only the owner may have."""
 
-    def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
+    def __init__(self, upload: Upload, upstreams: Upstreams) -> None:
         self._userdata = OwnUserData(upstreams)
         self._upload = upload
 

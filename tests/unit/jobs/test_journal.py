@@ -872,11 +872,11 @@ async def test_a_new_run_brings_its_own_body(journal: Journal) -> None:
 
 
 async def test_a_pause_stays_until_it_is_ended(journal: Journal) -> None:
-    assert await journal.is_paused() is False
+    assert (await journal.held()).paused is False
     assert [await journal.write(Pause(paused)) for paused in (False, True, True)] == [False, True, False]
-    assert await journal.is_paused() is True
+    assert (await journal.held()).paused is True
     assert await journal.write(Pause(False)) is True
-    assert await journal.is_paused() is False
+    assert (await journal.held()).paused is False
 
 
 # What was used

@@ -291,7 +291,7 @@ async def test_a_file_of_each_version_before_knows_of_pauses_owners_and_what_was
     database.close()
     for paused in (False, True):
         async with SqliteJournal(tmp_path) as journal:
-            assert await journal.is_paused() is paused
+            assert (await journal.held()).paused is paused
             assert await journal.write(Pause(not paused))
     async with SqliteJournal(tmp_path) as journal:
         assert await journal.queued_of("alice", 10) == [prompt_id(1)]

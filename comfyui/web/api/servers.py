@@ -1,0 +1,64 @@
+"""One of the ComfyUI servers: take it out, and let it have prompts again.
+
+What else is below ``/servers/{name}/`` is that server's own, and relayed: `comfyui.web.comfyui.proxy`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from comfyui.exceptions import ComfyUIConflictError, ComfyUIError, ComfyUINotFoundError, JournalError
+from comfyui.web.front.errors import json_response
+from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.openapi import Answer, json_of, operation
+
+router = APIRouter(default_response_class=Response)
+
+
+class ServerState(TypedDict):
+    """Whether a server gets prompts."""
+
+    server: Annotated[str, Field(description="Its name.")]
+    status: Annotated[Literal["drained", "in use"], Field(description="drained: it gets no more prompts.")]
+    in_flight: Annotated[int, Field(description="Prompts of the gateway that it still has: 0 when it may be stopped.")]
+
+
+def _described(name: str, answer: str) -> dict[str, Any]:
+    errors: tuple[type[ComfyUIError], ...] = (ComfyUINotFoundError, ComfyUIConflictError, JournalError)
+    return operation(name, {200: Answer(answer, json_of(ServerState))}, errors, tag="servers")
+
+
+@router.post(
+    "/servers/{name:path}/drain",
+    summary="Let a server have no more prompts",
+    openapi_extra=_described("drain_server", "It gets no more."),
+)
+async def drain(request: Request, name: str) -> Response:
+    """What runs there ends. It stays so over restarts of the gateway, and ends with `resume`.
+
+    Where prompts wait in ComfyUI's own queue (QUEUE), it is 409.
+    """
+    return await _set(request, name, drained=True)
+
+
+@router.post(
+    "/servers/{name:path}/resume",
+    summary="Let a server have prompts again",
+    openapi_extra=_described("resume_server", "It gets prompts."),
+)
+async def resume(request: Request, name: str) -> Response:
+    """Nothing happens where it was not drained."""
+    return await _set(request, name, drained=False)
+
+
+async def _set(request: Request, name: str, *, drained: bool) -> Response:
+    handler = gateway_of(request).handler
+    if not handler.queue.are_all_here:
+        raise ComfyUIConflictError("QUEUE: prompts wait in ComfyUI's own queue: its only server cannot be drained")
+    backend = await handler.fleet.drain(name, drained)
+    state = ServerState(server=name, status="drained" if backend.drained else "in use", in_flight=backend.in_flight)
+    return json_response(200, state, {"Cache-Control": "no-store"})
