@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from comfyui.exceptions import ComfyUIConflictError, ComfyUIError, ComfyUINotFoundError, JournalError
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import gateway_of
-from comfyui.web.front.openapi import Answer, json_of, operation
+from comfyui.web.front.openapi import TEXT, Answer, json_of, operation
 
 router = APIRouter(default_response_class=Response)
 
@@ -27,9 +27,19 @@ class ServerState(TypedDict):
     in_flight: Annotated[int, Field(description="Prompts of the gateway that it still has: 0 when it may be stopped.")]
 
 
+_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "The server's name in COMFYUI_SERVER_ADDRESS; without one its host and port.",
+    "schema": TEXT,
+}
+
+
 def _described(name: str, answer: str) -> dict[str, Any]:
     errors: tuple[type[ComfyUIError], ...] = (ComfyUINotFoundError, ComfyUIConflictError, JournalError)
-    return operation(name, {200: Answer(answer, json_of(ServerState))}, errors, tag="servers")
+    answers = {200: Answer(answer, json_of(ServerState))}
+    return operation(name, answers, errors, parameters=[_NAME], tag="servers")
 
 
 @router.post(
@@ -37,12 +47,12 @@ def _described(name: str, answer: str) -> dict[str, Any]:
     summary="Let a server have no more prompts",
     openapi_extra=_described("drain_server", "It gets no more."),
 )
-async def drain(request: Request, name: str) -> Response:
+async def drain(request: Request) -> Response:
     """What runs there ends. It stays so over restarts of the gateway, and ends with `resume`.
 
     Where prompts wait in ComfyUI's own queue (QUEUE), it is 409.
     """
-    return await _set(request, name, drained=True)
+    return await _set(request, drained=True)
 
 
 @router.post(
@@ -50,13 +60,13 @@ async def drain(request: Request, name: str) -> Response:
     summary="Let a server have prompts again",
     openapi_extra=_described("resume_server", "It gets prompts."),
 )
-async def resume(request: Request, name: str) -> Response:
+async def resume(request: Request) -> Response:
     """Nothing happens where it was not drained."""
-    return await _set(request, name, drained=False)
+    return await _set(request, drained=False)
 
 
-async def _set(request: Request, name: str, *, drained: bool) -> Response:
-    handler = gateway_of(request).handler
+async def _set(request: Request, *, drained: bool) -> Response:
+    name, handler = request.path_params["name"], gateway_of(request).handler
     if not handler.queue.are_all_here:
         raise ComfyUIConflictError("QUEUE: prompts wait in ComfyUI's own queue: its only server cannot be drained")
     backend = await handler.fleet.drain(name, drained)

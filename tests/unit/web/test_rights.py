@@ -124,9 +124,17 @@ def test_a_key_with_workflows_may_send_no_graph_of_its_own(path: str, role: Role
     assert "named workflows only" in found.refusal
 
 
+_HELD = (
+    ("/queue", "pause"),
+    ("/queue", "resume"),
+    ("/servers/{name:path}", "drain"),
+    ("/servers/{name:path}", "resume"),
+)
+
+
 def test_every_route_of_our_own_has_its_row() -> None:
     """A route that is added without one is an admin's; whoever adds it says so here."""
-    admins_only = {("POST", "/queue/pause"), ("POST", "/queue/resume")}
+    admins_only = {("POST", f"{of}/{what}") for of, what in _HELD}
     probes = {"/health", "/health/live", "/health/ready"}
     assert set(OUR_PATHS) > {"/prompt_sync/{prompt_id}", "/metrics"}
     for path, methods in OUR_ROUTES:
