@@ -11,26 +11,6 @@ from typing import Any
 from comfyui.workflows.union import choices_united
 
 
-def merged_features(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The answer of ``GET /features``, and the data of `feature_flags`: what every server can do.
-
-    A flag is true where each server says so; of numbers it is the least. What is neither is the first server's.
-    """
-    names = dict.fromkeys(name for one in said for name in one)
-    return {name: _merged_feature([one.get(name) for one in said]) for name in names}
-
-
-def _merged_feature(values: Sequence[Any]) -> Any:
-    given = [value for value in values if value is not None]
-    if any(isinstance(value, bool) for value in given):
-        return all(value is True for value in values)
-    if given and all(isinstance(value, int | float) for value in given):
-        return min(given)
-    if given and all(isinstance(value, Mapping) for value in given):
-        return merged_features([value or {} for value in values])
-    return given[0] if given else None
-
-
 def merged_stats(said: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """The answer of ``GET /system_stats``: the first server's `system`, and the devices of all.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from comfyui.web.comfyui.merging import merged_features, merged_files, merged_folders, merged_names, merged_stats
+from comfyui.web.comfyui.hub.features import merged_features
+from comfyui.web.comfyui.merging import merged_files, merged_folders, merged_names, merged_stats
 
 
 def test_a_feature_is_there_where_all_have_it_and_a_number_is_the_least() -> None:
@@ -13,10 +14,8 @@ def test_a_feature_is_there_where_all_have_it_and_a_number_is_the_least() -> Non
         "max_upload_size": 100,
         "old": False,
         "name": "a",
-        "extension": {"manager": False, "n": 1},
-        "new": False,
+        "extension": {"n": 1},
     }
-    assert merged_features([first, {}])["preview"] is False
 
 
 def test_devices_are_those_of_all_numbered_anew() -> None:

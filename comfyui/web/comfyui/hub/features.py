@@ -21,4 +21,6 @@ def _merged(values: Sequence[Any]) -> Any:
         return all(values)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return min(values)
+    if all(isinstance(value, Mapping) for value in values):
+        return merged_features(values)
     return values[0]
