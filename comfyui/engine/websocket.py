@@ -63,7 +63,7 @@ class Hub:
     def send(self, event: str, data: dict[str, Any], client_id: str | None = None) -> None:
         self._post(self._message(event, data), client_id)
 
-    def _message(self, event: str, data: dict[str, Any]) -> str:
+    def _message(self, event: str, data: Mapping[str, Any]) -> str:
         message = json.dumps({"type": event, "data": data})
         wrong = self._faults.take("ws_wrong_value", type=event)
         return message if wrong is None else with_wrong_value(wrong, message)
