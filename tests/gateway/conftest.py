@@ -230,6 +230,20 @@ async def two_servers() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
 
 
 @pytest.fixture
+async def gpu_pair() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
+    """A gateway before two servers with the names gpu-1 and gpu-2, both of which are up."""
+    async with (
+        Engine() as first,
+        Engine() as second,
+        running_gateway(f"gpu-1={first.url}", f"gpu-2={second.url}") as gateway,
+    ):
+        async with asyncio.timeout(30):
+            while len(gateway.handler.pool.ready) < 2:
+                await asyncio.sleep(0.01)
+        yield first, second, gateway
+
+
+@pytest.fixture
 async def guarded_heads(engine: Engine) -> AsyncIterator[RunningGateway]:
     """A gateway that asks for keys, with small limits for heads."""
     limits: dict[str, Any] = {"max_header_kb": 4, "max_header_fields": 20, "header_seconds": 0.3}

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from tests.support.keys import ALICE, KEYS, ROOT, WATCHER, bearer, write_keys
@@ -29,18 +27,6 @@ def named(*engines: Engine) -> list[str]:
     return [f"gpu-{number}={engine.url}" for number, engine in enumerate(engines, 1)]
 
 
-@pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    """A gateway before gpu-1 and gpu-2."""
-    async with Engine() as first, Engine() as second, running_gateway(*named(first, second)) as gateway:
-        await until(lambda: ready(gateway), lambda count: count == 2)
-        yield first, second, gateway
-
-
-async def ready(gateway: RunningGateway) -> int:
-    return len(gateway.handler.pool.ready)
-
-
 async def asked(gateway: RunningGateway, method: str, path: str, **options: Any) -> tuple[int, Any]:
     async with gateway.http.request(method, path, **options) as response:
         is_json = response.content_type == "application/json"
@@ -52,8 +38,8 @@ async def bare(engine: Engine, path: str) -> tuple[int, bytes, str | None]:
         return response.status, await response.read(), response.headers.get("Content-Type")
 
 
-async def test_what_is_below_its_name_is_the_servers_own(pair: Pair) -> None:
-    _, second, gateway = pair
+async def test_what_is_below_its_name_is_the_servers_own(gpu_pair: Pair) -> None:
+    _, second, gateway = gpu_pair
     (second.folders.output / "only here.txt").write_text("second")
     for path in (
         "/models",
@@ -69,8 +55,8 @@ async def test_what_is_below_its_name_is_the_servers_own(pair: Pair) -> None:
         assert answer == await bare(second, path), path
 
 
-async def test_a_prompt_there_runs_there_and_its_client_hears_of_it(pair: Pair) -> None:
-    first, second, gateway = pair
+async def test_a_prompt_there_runs_there_and_its_client_hears_of_it(gpu_pair: Pair) -> None:
+    first, second, gateway = gpu_pair
     async with gateway.http.ws_connect("/servers/gpu-2/ws?clientId=mine") as socket:
         assert (await socket.receive_json(timeout=30))["data"]["sid"] == "mine"
         body = {"prompt": invert_workflow(7), "client_id": "mine"}
@@ -87,15 +73,15 @@ async def test_a_prompt_there_runs_there_and_its_client_hears_of_it(pair: Pair) 
     assert (executions(first), list(executions(second))) == ({}, [answer["prompt_id"]])
 
 
-async def test_a_name_that_there_is_not_is_404_with_those_that_there_are(pair: Pair) -> None:
-    status, answer = await asked(pair[2], "GET", "/servers/gpu-3/queue")
+async def test_a_name_that_there_is_not_is_404_with_those_that_there_are(gpu_pair: Pair) -> None:
+    status, answer = await asked(gpu_pair[2], "GET", "/servers/gpu-3/queue")
     assert status == 404
     assert answer["detail"] == "there is no server 'gpu-3'; there are gpu-1, gpu-2"
-    assert (await asked(pair[2], "POST", "/servers/gpu-3/drain"))[0] == 404
+    assert (await asked(gpu_pair[2], "POST", "/servers/gpu-3/drain"))[0] == 404
 
 
-async def test_the_page_of_a_server_is_below_a_slash(pair: Pair) -> None:
-    async with pair[2].http.get("/servers/gpu-1", allow_redirects=False) as response:
+async def test_the_page_of_a_server_is_below_a_slash(gpu_pair: Pair) -> None:
+    async with gpu_pair[2].http.get("/servers/gpu-1", allow_redirects=False) as response:
         assert (response.status, response.headers["Location"]) == (307, "gpu-1/")
 
 
@@ -131,8 +117,8 @@ async def test_one_server_without_keys_has_no_such_paths() -> None:
         assert (status, answer["type"]) == (409, "conflict")
 
 
-async def test_a_drained_server_gets_no_more_prompts_and_ends_what_it_has(pair: Pair) -> None:
-    first, second, gateway = pair
+async def test_a_drained_server_gets_no_more_prompts_and_ends_what_it_has(gpu_pair: Pair) -> None:
+    first, second, gateway = gpu_pair
     running = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(1.5, tag=tag))) for tag in range(2)]
     await until(lambda: queue_of(first), lambda queue: len(queue[0]) == 1)
     await until(lambda: queue_of(second), lambda queue: len(queue[0]) == 1)
@@ -151,8 +137,8 @@ async def test_a_drained_server_gets_no_more_prompts_and_ends_what_it_has(pair: 
     assert len(executions(second)) > 1
 
 
-async def test_what_waits_on_a_drained_server_goes_to_one_that_becomes_idle(pair: Pair) -> None:
-    first, second, gateway = pair
+async def test_what_waits_on_a_drained_server_goes_to_one_that_becomes_idle(gpu_pair: Pair) -> None:
+    first, second, gateway = gpu_pair
     tasks = [
         asyncio.create_task(gateway.prompt_sync(sleep_workflow(seconds, tag=tag)))
         for tag, seconds in ((1, 0.8), (2, 4))

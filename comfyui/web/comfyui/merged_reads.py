@@ -17,8 +17,7 @@ from comfyui.handler import ComfyUIHandler
 from comfyui.offload import in_thread
 from comfyui.transport.drivers import RawReply
 from comfyui.web.comfyui.asked import Asked, last_part, raw_target
-from comfyui.web.comfyui.hub.features import merged_features
-from comfyui.web.comfyui.merging import merged_files, merged_folders, merged_names, merged_stats
+from comfyui.web.comfyui.merging import merged_features, merged_files, merged_folders, merged_names, merged_stats
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.workflows.node_definitions import ObjectInfo

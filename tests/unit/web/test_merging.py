@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from comfyui.web.comfyui.hub.features import merged_features
-from comfyui.web.comfyui.merging import merged_files, merged_folders, merged_names, merged_stats
+from comfyui.web.comfyui.merging import merged_features, merged_files, merged_folders, merged_names, merged_stats
 
 
 def test_a_feature_is_there_where_all_have_it_and_a_number_is_the_least() -> None:

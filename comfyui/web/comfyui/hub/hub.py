@@ -33,11 +33,11 @@ from comfyui.tasks import SideTasks
 from comfyui.web.comfyui.asked import query_of
 from comfyui.web.comfyui.hub.budget import Budget
 from comfyui.web.comfyui.hub.entries import Entries
-from comfyui.web.comfyui.hub.features import merged_features
 from comfyui.web.comfyui.hub.focus import AsItComes, Focus
 from comfyui.web.comfyui.hub.frames import Frame, Kind, done, frame_of, message
 from comfyui.web.comfyui.hub.session import Session, SessionLimits
 from comfyui.web.comfyui.job_reads import JobReads
+from comfyui.web.comfyui.merging import merged_features
 from comfyui.web.comfyui.viewer import viewer_of
 
 _log = structlog.get_logger("relay")
