@@ -310,7 +310,8 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     websocket_buffer_mb: float = Field(
         default=512,
         gt=0,
-        description="MB that may wait for all clients' websockets; beyond it the one most behind is dropped.",
+        description="MB that may wait in memory for all clients' websockets; beyond it the one most behind is dropped,"
+        " or, where prompts wait in the gateway, what waits lies in files.",
     )
 
     @field_validator("warmup_workflow", "state_dir", "keys_file", mode="before")

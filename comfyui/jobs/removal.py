@@ -284,7 +284,7 @@ class Removal:
         if job.begun:
             await self._stop(job)
         elif job.backend is not None and job.watch is not None and job.watch.accepted:
-            # It may run unheard: ComfyUI tells others of a prompt with a client's own id.
+            # It may run unheard: it was sent under the id of a websocket that is not open any more.
             await job.backend.client.interrupt(job.prompt_id)
 
     async def _cancel_one(self, prompt_id: str, origin: Origin) -> bool:

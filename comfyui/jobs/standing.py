@@ -67,7 +67,7 @@ class StandingJobs:
         began = next((one for one in listed if self._has_begun(one)), None)
         if began is not None:
             return began
-        # We hear nothing of a prompt that was sent with its client's own id: what ComfyUI took first runs.
+        # We hear nothing of a prompt that was sent under the id of a websocket before: what ComfyUI took first runs.
         first, backend = listed[0], self._pool.named(server)
         watch = job.watch if (job := self._live.get(first.prompt_id)) is not None else None
         if backend is None or watch is None or backend.watcher.others or not first.accepted:

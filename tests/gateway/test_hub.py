@@ -405,3 +405,26 @@ async def test_a_client_that_takes_nothing_is_dropped_and_slows_nobody() -> None
             while (message := await slow.websocket.receive()).type is not aiohttp.WSMsgType.CLOSE:
                 pass
         assert message.data == 1013
+
+
+async def test_a_gateway_that_ends_closes_its_sockets() -> None:
+    async with engines(3) as servers, aiohttp.ClientSession() as http:
+        async with running_gateway(*(server.url for server in servers)) as gateway:
+            websocket = await http.ws_connect(f"{gateway.url}/ws?clientId=tab")
+            await Tab(websocket).read_until("status")
+            last = asyncio.create_task(websocket.receive())
+            gauge = gateway.app.running.metrics.relayed_websockets._value
+            assert gauge.get() == 1
+        async with asyncio.timeout(30):
+            message = await last
+        assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1012)
+        assert gauge.get() == 0
+
+
+@pytest.mark.parametrize(("mode", "deny", "status"), [("off", (), 404), ("full", ("/ws",), 403)])
+async def test_the_websocket_is_not_there_where_the_relay_is_not(mode: str, deny: tuple[str, ...], status: int) -> None:
+    async with _three(proxy_mode=mode, proxy_deny=deny) as (gateway, _):
+        for path in ("/ws", "/api/ws?clientId=tab"):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await gateway.http.ws_connect(path)
+            assert refused.value.status == status

@@ -190,8 +190,8 @@ class Hub:
                 session.hear(told)
 
     def _begins(self, prompt_id: str) -> None:
-        job = self._standing.job(prompt_id)
-        if job is None or not self._clients:
+        job = self._standing.job(prompt_id) if self._clients else None
+        if job is None:
             return
         self._change(job.owner)
         running = self._running_of(prompt_id)
