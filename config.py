@@ -209,7 +209,9 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         description="Days that inputs of async jobs stay when no job needs them; 0: ComfyUI keeps its own only.",
     )
     max_stored_inputs_mb: float = Field(
-        default=10_000, gt=0, description="Inputs of all async jobs that have not ended, in MB; beyond it 429."
+        default=10_000,
+        gt=0,
+        description="Inputs of async jobs and uploads to the gateway, in MB; beyond it old uploads go, then 429.",
     )
     usage_keep_days: float = Field(
         default=400, ge=1, allow_inf_nan=False, description="Days for which it is kept how much each key used."
@@ -305,7 +307,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     max_upload_mb: float = Field(
         default=0,
         ge=0,
-        description="Largest relayed body, in MB; 0: ComfyUI's own limit is enough.",
+        description="Largest body that is relayed or uploaded, in MB; 0: ComfyUI's own limit is enough.",
     )
     websocket_buffer_mb: float = Field(
         default=512,

@@ -285,6 +285,29 @@ class ComfyUIClient:
 
         return await self._retrying(send, retries)
 
+    async def upload_mask(
+        self, filename: str, mask: AsyncIterator[bytes], original: Mapping[str, str], *, subfolder: str
+    ) -> JSON:
+        """``POST /upload/mask``: the original with the mask's transparency, in place of what has the name there.
+
+        ComfyUI answers so, too, where it does not have the original: then there is no such file afterwards.
+        """
+        ref = jsonio.dumps(original).decode()
+        form = upload_form(filename, mask, {"subfolder": subfolder, "overwrite": "true", "original_ref": ref})
+        status = 0
+        try:
+            reply = await self._aiohttp.upload("/upload/mask", form)
+            status = reply.status
+        finally:
+            self._count("POST", "/upload/mask", status)
+        return _json(reply, "POST /upload/mask")
+
+    async def input_files(self) -> list[str]:
+        """Names of the files right below ComfyUI's input folder, the newest first; [] where it does not tell."""
+        reply = await self._fetch("GET", "/internal/files/input", route="/internal/files/*")
+        names = jsonio.loads(reply.body) if reply.status == 200 else []
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
     @asynccontextmanager
     async def view(self, filename: str, subfolder: str = "", folder_type: str = "output") -> AsyncIterator[OpenBody]:
         """One file; when the connection breaks, its rest is asked for.

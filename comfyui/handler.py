@@ -117,7 +117,7 @@ class ComfyUIHandler:
         self.fleet = Fleet(pool, self.journal)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         catalogue = Catalogue(self.journal, self._inputs, owners)
-        self.uploads = Uploads(catalogue, self._inputs, self.journal, pool)
+        self.uploads = Uploads(catalogue, self._inputs, stager, self.journal, pool)
         self._turns = Turns(pool, options.queue, catalogue, owners)
         self._quarantine = quarantine = quarantine or Quarantine(after=0)
         runner, limits, ours = options.runner, options.run_limits, options.queue.queue == "gateway"

@@ -165,6 +165,17 @@ class MadeFiles:
                 brought.references.append(reference)
             yield brought
 
+    @asynccontextmanager
+    async def opened(self, text: str, key: str | None, where: str) -> AsyncIterator[Content | None]:
+        """The file that a workflow would name so, until the block ends; None where there is none.
+
+        Raises:
+            ComfyUIInputError: for the field `where`: it is too large, or its server does not answer.
+        """
+        source = await self._source(text, key) or self._at_home(text, key)
+        async with AsyncExitStack() as stack:
+            yield None if source is None else await self._fetched(stack, source, where)
+
     async def _source(self, text: str, key: str | None) -> Source | None:
         named = _parsed(text)
         if named is None:

@@ -12,8 +12,8 @@ import posixpath
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -146,11 +146,8 @@ class Catalogue:
     def names(self, key: str, folder_type: str = "input") -> list[str]:
         """Subfolder and name of each file of a key, the newest first."""
         start = f"{folder_type}/"
-        return [
-            place.removeprefix(start)
-            for whose, place in reversed(self._kept)
-            if whose == key and place.startswith(start)
-        ]
+        mine = [kept for kept in self._kept.values() if kept.key == key and kept.place.startswith(start)]
+        return [kept.place.removeprefix(start) for kept in sorted(mine, key=lambda kept: kept.at, reverse=True)]
 
     def digests(self) -> set[str]:
         """The hashes of all files."""
@@ -185,6 +182,12 @@ class Catalogue:
         """The bytes, to be read while they are held."""
         return self._store.kept(kept.digest, PurePosixPath(kept.place).suffix)
 
+    @asynccontextmanager
+    async def opened(self, kept: KeptUpload) -> AsyncIterator[Content]:
+        """The bytes, held until the block ends."""
+        with self.held([kept]):
+            yield self.content_of(kept)
+
     def to_place(self, found: Mapping[str, KeptUpload]) -> dict[str, Upload]:
         """The same files for `InputStager.stage`."""
         return {
@@ -215,8 +218,8 @@ class Catalogue:
             if kept is not None:
                 self._use(kept)
                 return filename
-            place = wanted.place(filename)
-            kept = KeptUpload(wanted.key, place, content.digest, content.size, self._clock())
+            place, now = wanted.place(filename), self._clock()
+            kept = KeptUpload(wanted.key, place, content.digest, content.size, now, now)
             await self._journal.write(KeepUpload(kept))
             self._kept[kept.key, kept.place] = kept
             self._kept.move_to_end((kept.key, kept.place))

@@ -45,11 +45,11 @@ from comfyui.replies import JSON
 from comfyui.retrying import Backoff, retry
 from comfyui.servers.backend import Backend
 
-_FOLDER = "gateway"
+FOLDER = "gateway"
 # ComfyUI's 3D loaders offer what lies anywhere below input/3d, and accept nothing else.
 _MODEL_FOLDER = "3d/gateway"
 _MODEL_EXTENSIONS = frozenset({".glb", ".gltf", ".obj", ".fbx", ".stl", ".ply"})
-_OURS = (f"{_FOLDER}/", f"{_MODEL_FOLDER}/")
+_OURS = (f"{FOLDER}/", f"{_MODEL_FOLDER}/")
 _REMEMBERED = 4096
 _UPLOAD_RETRIES = 3
 _BACKOFF = Backoff(start_s=0.1, max_s=5.0)
@@ -197,7 +197,7 @@ class InputStager:
             yield decode(item.source, max_bytes=self._max_bytes, hint=hint)
 
     async def _place_by_content(self, server: Backend, content: Content) -> str:
-        folder = _MODEL_FOLDER if content.extension in _MODEL_EXTENSIONS else _FOLDER
+        folder = _MODEL_FOLDER if content.extension in _MODEL_EXTENSIONS else FOLDER
         name = f"{content.digest[:32]}{content.extension}"
         stored = self._stored_on(server)
         # The first of many that bring the same content uploads it, the others wait; if it fails, the next one tries.
@@ -231,7 +231,7 @@ class InputStager:
                 stored[place] = path
             else:
                 if there is not None:
-                    below = _MODEL_FOLDER if content.extension.lower() in _MODEL_EXTENSIONS else _FOLDER
+                    below = _MODEL_FOLDER if content.extension.lower() in _MODEL_EXTENSIONS else FOLDER
                     folder = f"{below}/{content.digest}"
                 # ComfyUI's answer counts: somebody else may have taken the name just now.
                 stored[place] = await _upload(server.client, content, name, folder, overwrite=False)

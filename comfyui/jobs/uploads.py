@@ -6,19 +6,23 @@ The store of inputs has them beside the inputs of async jobs. Here is said what 
 from __future__ import annotations
 
 import asyncio
+import posixpath
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import structlog
 
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, ComfyUIServerError, RequestError
 from comfyui.inputs.catalogue import Catalogue, NewName
-from comfyui.inputs.content import Content
-from comfyui.inputs.staging import digest_there
+from comfyui.inputs.content import Content, Spool
+from comfyui.inputs.plan import Upload
+from comfyui.inputs.staging import FOLDER, InputStager, digest_there
 from comfyui.inputs.store import InputStore
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.writes import KeptUpload
 from comfyui.jobs.stored import request_of
 from comfyui.offload import offloaded
-from comfyui.servers.pool import BackendPool
+from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 
 DIGEST = 64
 # Of the store: so much is freed at once, since all unfinished jobs are looked at for it.
@@ -31,8 +35,11 @@ _log = structlog.get_logger(__name__)
 class Uploads:
     """What it is made with belongs to whoever made that."""
 
-    def __init__(self, catalogue: Catalogue, store: InputStore, journal: Journal, pool: BackendPool) -> None:
+    def __init__(
+        self, catalogue: Catalogue, store: InputStore, stager: InputStager, journal: Journal, pool: BackendPool
+    ) -> None:
         self.catalogue = catalogue
+        self._stager = stager
         self._store = store
         self._journal = journal
         self._pool = pool
@@ -60,6 +67,77 @@ class Uploads:
                 return await self._digest_at_home(place, content.size) if wanted.is_shared else None
 
             return await self.catalogue.add(wanted, content, elsewhere, like=like)
+
+    async def add_masked(self, wanted: NewName, mask: Content, original: Content, name: str) -> str:
+        """As `add`, of the `original`, called `name`, with the transparency of the `mask`: a server makes it.
+
+        Raises:
+            RequestError: ComfyUI cannot make it of these two.
+            ComfyUIError: no server can be asked, or as `add`.
+        """
+        backend = await self._pool.choose(patience_s=CHOICE_PATIENCE_S)
+        filename = posixpath.basename(name)
+        value = await self._stager.place_upload(backend, Upload(original, filename, plain=False))
+        subfolder, _, placed = value.rpartition("/")
+        # Where the same two files make the same one: nothing piles up there.
+        made = f"{FOLDER}/{original.digest}/{mask.digest}"
+        ref = {"filename": placed, "subfolder": subfolder, "type": "input"}
+        try:
+            stored = await backend.client.upload_mask(filename, mask.chunks(), ref, subfolder=made)
+            async with Spool(self.max_bytes) as spool:
+                async with backend.client.view(str(stored.get("name")), made, "input") as body:
+                    async for chunk in body:
+                        await spool.write(chunk)
+                content = await spool.finish()
+                return await self.add(wanted, content, like=mask.digest)
+        except ComfyUINotFoundError as error:
+            raise ComfyUIServerError("POST /upload/mask: ComfyUI has made no file") from error
+        except ComfyUIServerError as error:
+            if error.upstream_status in {400, 413, 500}:
+                raise RequestError(
+                    f"ComfyUI could not put this mask on {name!r}: are both of them pictures?"
+                ) from error
+            raise
+
+    async def placed_anywhere(self, kept: KeptUpload) -> tuple[str, str]:
+        """Has the file on a server that is up: that server's name, and the file's path below its input folder there."""
+        backend = await self._pool.choose(patience_s=CHOICE_PATIENCE_S)
+        with self.catalogue.held([kept]):
+            (upload,) = self.catalogue.to_place({"": kept}).values()
+            return backend.name, await self._stager.place_upload(backend, upload)
+
+    @asynccontextmanager
+    async def opened_at_home(self, path: str) -> AsyncIterator[Content | None]:
+        """A file of the input folder of the first server, until the block ends; None where it has none."""
+        folder, _, name = path.rpartition("/")
+        async with Spool(self.max_bytes) as spool:
+            found = True
+            try:
+                async with self._pool.backends[0].client.view(name, folder, "input") as body:
+                    async for chunk in body:
+                        await spool.write(chunk)
+            except ComfyUINotFoundError:
+                found = False
+            except ComfyUIServerError as error:
+                # What ComfyUI answers to a path that leads elsewhere.
+                if error.upstream_status not in {400, 403}:
+                    raise
+                found = False
+            yield await spool.finish(posixpath.splitext(name)[1]) if found else None
+
+    async def at_home(self) -> list[str]:
+        """Names of files right below the input folder of the first server, where it says so soon."""
+        home = self._pool.backends[0]
+        try:
+            async with home.soon():
+                return await home.client.input_files() if home.ready else []
+        except (ComfyUIError, TimeoutError):
+            return []
+
+    @property
+    def max_bytes(self) -> int:
+        """Of one file, at most."""
+        return self._store.max_bytes
 
     async def _digest_at_home(self, place: str, size: int) -> str | None:
         """What has the name in the input folder of the first server, where that says so soon."""

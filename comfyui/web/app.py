@@ -25,7 +25,7 @@ from comfyui.tasks import end_tasks
 from comfyui.web.api import ops, prompt_sync, queue, servers, tickets, usage, workflows
 from comfyui.web.api.door import Door
 from comfyui.web.api.starting import Starting
-from comfyui.web.api.uploads import own_upload
+from comfyui.web.api.uploads import UploadForms
 from comfyui.web.api.webhook_messages import WEBHOOKS
 from comfyui.web.comfyui import prompt
 from comfyui.web.comfyui.face import Face
@@ -272,7 +272,7 @@ class Gateway(FastAPI):
                 upstreams,
                 options.relay,
                 metrics,
-                face=Face(running.handler, own_upload, upstreams),
+                face=Face(running.handler, UploadForms(options.relay.max_upload_bytes), upstreams),
                 hub=hub,
             ),
             # From here on a body is unpacked and bounded.

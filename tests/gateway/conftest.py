@@ -478,3 +478,24 @@ async def used(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
         body = {"prompt": invert_workflow(9)}
         assert (await fetch(gateway, "/prompt_sync", "POST", json=body, headers=bearer(ALICE))).status == 500
         yield gateway
+
+
+@pytest.fixture
+async def three_engines() -> AsyncIterator[list[Engine]]:
+    """Each has folders of its own."""
+    async with engines(3) as started:
+        yield started
+
+
+@pytest.fixture
+async def fleet(three_engines: list[Engine]) -> AsyncIterator[RunningGateway]:
+    """Three servers that are one ComfyUI."""
+    async with running_gateway(*(one.url for one in three_engines)) as running:
+        yield running
+
+
+@pytest.fixture
+async def owned_fleet(three_engines: list[Engine], keys_path: Path) -> AsyncIterator[Calls]:
+    """The same, with a key for each caller."""
+    async with running_gateway(*(one.url for one in three_engines), keys_file=keys_path) as running:
+        yield Calls(running)

@@ -6,7 +6,6 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from comfyui.engine import Engine
@@ -28,13 +27,11 @@ def _load(name: Any, class_type: str = "LoadImage", widget: str = "image") -> di
     }
 
 
-async def _upload(calls: Calls, name: str, **fields: str) -> None:
-    form = aiohttp.FormData()
-    form.add_field("image", _PNG, filename=name, content_type="image/png")
-    for field, value in fields.items():
-        form.add_field(field, value)
-    async with calls.gateway.http.post("/upload/image", data=form, headers=bearer(ROOT)) as response:
-        assert response.status == 200
+def _put(engine: Engine, path: str) -> None:
+    """A file of somebody else, in ComfyUI's own folder."""
+    file = engine.folders.input / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(_PNG)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +57,8 @@ async def _upload(calls: Calls, name: str, **fields: str) -> None:
     ],
 )
 async def test_another_s_file_is_refused_as_one_that_is_not_there(calls: Calls, engine: Engine, name: Any) -> None:
-    await _upload(calls, "secret.png")
-    await _upload(calls, "x.png", subfolder="keys/bob")
+    _put(engine, "secret.png")
+    _put(engine, "keys/bob/x.png")
     status, told = await calls.submit(ALICE, _load(name))
     _, unknown = await calls.submit(ALICE, _load("nowhere.png"))
     assert (status, told["type"]) == (400, "validation_failed")
@@ -75,7 +72,7 @@ async def test_another_s_file_is_refused_as_one_that_is_not_there(calls: Calls, 
 
 
 async def test_what_comes_with_the_workflow_and_what_is_the_key_s_own_is_read(calls: Calls, engine: Engine) -> None:
-    await _upload(calls, "x.png", subfolder="keys/alice")
+    _put(engine, "keys/alice/x.png")
     picture = base64.b64encode(_PNG).decode()
     for fields in (
         {"workflow": _load("mine.png"), "images": [{"name": "mine.png", "image": picture}]},
@@ -94,7 +91,7 @@ async def test_what_comes_with_the_workflow_and_what_is_the_key_s_own_is_read(ca
 
 async def test_a_file_with_a_plain_name_lands_in_the_key_s_own_folder(calls: Calls, engine: Engine) -> None:
     """Where a node finds its file by itself the name is kept; it must not replace another's file."""
-    await _upload(calls, "plain.png")
+    _put(engine, "plain.png")
     before = (engine.folders.input / "plain.png").read_bytes()
     picture = {"name": "plain.png", "image": base64.b64encode(_PNG + b"other").decode()}
     assert (await calls.submit(ALICE, sleep_workflow(0), images=[picture]))[0] == 200
@@ -109,7 +106,7 @@ async def test_a_job_that_waited_over_a_restart_is_held_to_it_too(
     settings: dict[str, Any] = {"keys_file": keys_path, "state_dir": tmp_path / "state"}
     async with running_gateway(engine.url, changed=held, **settings) as gateway:
         calls = Calls(gateway)
-        await _upload(calls, "secret.png")
+        _put(engine, "secret.png")
         job = (await calls.submit(ALICE, _load("secret.png"), _ASYNC))[1]["prompt_id"]
     async with running_gateway(engine.url, **settings) as gateway:
         calls = Calls(gateway)

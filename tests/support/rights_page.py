@@ -91,6 +91,7 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/object_info/*"): ("/object_info/KSampler", None),
     ("GET", "/experiment/models/*"): ("/experiment/models/checkpoints", None),
     ("GET", "/view"): ("/view?{file}", None),
+    ("GET", "/internal/files/*"): ("/internal/files/input", None),
     ("POST", "/prompt"): ("/prompt", _WORKFLOW),
     ("GET", "/history/*"): ("/history/{job}", None),
     ("GET", "/history_v2/*"): ("/history_v2/{job}", None),
@@ -109,7 +110,7 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/userdata/**"): ("/userdata/a.json", None),
     ("DELETE", "/userdata/**"): ("/userdata/a.json", None),
 }
-_FORMS = {("POST", "/upload/image")}
+_FORMS = {("POST", "/upload/image"), ("POST", "/upload/mask")}
 # What is in no row.
 _ELSE = (
     *(
@@ -117,7 +118,7 @@ _ELSE = (
         Example("POST", "/queue/resume"),
         Example("POST", "/free", {"free_memory": True}),
     ),
-    *(Example("GET", "/internal/logs"), Example("POST", "/upload/mask"), Example("GET", "/v2/userdata")),
+    *(Example("GET", "/internal/logs"), Example("GET", "/v2/userdata")),
     *(Example("POST", "/servers/gpu-1/drain"), Example("POST", "/servers/gpu-1/resume")),
     *(Example("GET", "/servers/gpu-1/queue"), Example("POST", "/servers/gpu-1/prompt", _WORKFLOW)),
     *(Example("GET", "/manager/reboot"), Example("GET", "/route-of-a-custom-node")),

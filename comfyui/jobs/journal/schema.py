@@ -137,8 +137,8 @@ CREATE TABLE deaths (number INTEGER PRIMARY KEY, workflow TEXT NOT NULL, at REAL
 # Files that clients uploaded: see `comfyui.jobs.journal.writes.KeptUpload`.
 _VERSION_13 = """
 CREATE TABLE uploads (
-    key TEXT NOT NULL, place TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, used_at REAL NOT NULL,
-    PRIMARY KEY (key, place)
+    key TEXT NOT NULL, place TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, at REAL NOT NULL,
+    used_at REAL NOT NULL, PRIMARY KEY (key, place)
 ) WITHOUT ROWID;
 """
 

@@ -23,12 +23,12 @@ def upload_appliers(database: sqlite3.Connection) -> Appliers:
 
 def uploads(database: sqlite3.Connection) -> list[KeptUpload]:
     """See `Journal.uploads`."""
-    rows = database.execute("SELECT key, place, digest, size, used_at FROM uploads ORDER BY used_at, key, place")
+    rows = database.execute("SELECT key, place, digest, size, at, used_at FROM uploads ORDER BY used_at, key, place")
     return [KeptUpload(*row) for row in rows]
 
 
 def _keep(database: sqlite3.Connection, write: KeepUpload) -> bool:
-    keep = "INSERT OR REPLACE INTO uploads (key, place, digest, size, used_at) VALUES (?, ?, ?, ?, ?)"
+    keep = "INSERT OR REPLACE INTO uploads (key, place, digest, size, at, used_at) VALUES (?, ?, ?, ?, ?, ?)"
     return database.execute(keep, write.upload).rowcount > 0
 
 

@@ -269,6 +269,7 @@ class KeptUpload(NamedTuple):
         key: whose it is: the name of a key of role `user`; "" for all who see everything.
         place: the type of ComfyUI's folder, then subfolder and name: ``input/a/b.png``.
         digest: SHA-256 of its bytes, in hex.
+        at: when it was uploaded.
         used_at: when it was uploaded or named by a prompt last, within the hour.
     """
 
@@ -276,6 +277,7 @@ class KeptUpload(NamedTuple):
     place: str
     digest: str
     size: int
+    at: float
     used_at: float
 
 

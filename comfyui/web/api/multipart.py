@@ -113,6 +113,11 @@ class FormFiles:
         self._folder = folder
         self._parts = parts
 
+    @property
+    def fields(self) -> list[str]:
+        """The name of each file's field, in their order."""
+        return [part.name for part in self._parts]
+
     def named(self, references: Collection[str]) -> SpooledFiles:
         """Each file by the name that the workflow has for it; nobody holds them yet.
 

@@ -1,78 +1,76 @@
-"""``POST /upload/image`` of a user's key: the file lands in the folder of the key, whatever the form says."""
+"""The form of ComfyUI's uploads: one file, of any size, on disk and hashed as it came, and the texts beside it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from fastapi import Request, Response
+from fastapi import Request
 
-from comfyui.exceptions import RequestError
-from comfyui.executors.own_files import is_below
+from comfyui.exceptions import BodyTooLargeError, RequestError
+from comfyui.inputs.content import Content
+from comfyui.limits import over
 from comfyui.offload import in_thread
-from comfyui.owners import KeyRules, folder_of
-from comfyui.servers.pool import CHOICE_PATIENCE_S
 from comfyui.web.api.multipart import FormLimits, read_form
-from comfyui.web.front.errors import json_response
-from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.headers import header
 
+# `original_ref`, mostly.
 _MAX_TEXT_BYTES = 64 * 1024
 _MOST_PARTS = 16
-_AT_ONCE = 1 << 20
+_BESIDE_THE_FILE = 1 << 20
 
 
-async def own_upload(request: Request, rules: KeyRules) -> Response:
-    """ComfyUI's answer, which names the folder of the key.
+@dataclass(frozen=True, slots=True)
+class PostedFile:
+    """What was posted: see `comfyui.web.comfyui.uploads.Posted`."""
 
-    Raises:
-        RequestError: no form with one file, or a name or folder that leads elsewhere.
-        ComfyUIError: the file is too large, or ComfyUI did not take it.
-    """
-    gateway = gateway_of(request)
-    content_type = (header(request.scope, b"content-type") or b"").decode("latin-1")
-    if not content_type.lower().startswith("multipart/form-data"):
-        raise RequestError("a form (multipart/form-data) with the file as 'image' is wanted")
-    limits = FormLimits(gateway.options.max_input_bytes, _MAX_TEXT_BYTES, lambda _: None, max_parts=_MOST_PARTS)
-    texts, files = await read_form(request.stream(), content_type, limits)
-    if files is None:
-        raise RequestError("image: the form has no file")
-    try:
-        spooled = files.named(())
-    except RequestError:
-        await files.remove()
-        raise
-    spooled.hold()
-    try:
-        if len(spooled.paths) != 1:
-            raise RequestError("image: one file is wanted")
-        ((name, path),) = spooled.paths.items()
-        told = {field: bytes(texts.get(field, b"")).decode(errors="replace") for field in ("subfolder", "type")}
-        subfolder = _own_folder(rules, name, told["subfolder"], told["type"])
-        overwrite = bytes(texts.get("overwrite", b"")) in {b"true", b"1"}
-        backend = await gateway.handler.pool.choose(patience_s=CHOICE_PATIENCE_S)
-        stored = await backend.client.upload_image(name, _content(path), subfolder=subfolder, overwrite=overwrite)
-    finally:
-        spooled.release()
-    return json_response(200, stored)
+    filename: str
+    content: Content
+    texts: Mapping[str, str]
 
 
-def _own_folder(rules: KeyRules, name: str, subfolder: str, folder_type: str) -> str:
-    """Where the file is stored."""
-    own = folder_of(rules.name)
-    # A client that was told the folder of an upload names it again for the next one.
-    folder = subfolder if subfolder == own or is_below(own, subfolder) else f"{own}/{subfolder}".rstrip("/")
-    if folder_type not in {"", "input"}:
-        raise RequestError("type: a key of role 'user' uploads to 'input' only")
-    if (folder != own and not is_below(own, folder)) or not is_below(folder, f"{folder}/{name}") or "/" in name:
-        raise RequestError("image, subfolder: a plain file name, and a folder without . and .. are wanted")
-    return folder
+class UploadForms:
+    """Reads the forms. `max_bytes`: of a body; None: any."""
 
+    def __init__(self, max_bytes: int | None) -> None:
+        self._max_bytes = max_bytes
 
-async def _content(path: Path) -> AsyncIterator[bytes]:
-    file = await in_thread(path.open, "rb")
-    try:
-        while piece := await in_thread(file.read, _AT_ONCE):
-            yield piece
-    finally:
-        await in_thread(file.close)
+    @asynccontextmanager
+    async def posted(self, request: Request, max_file_bytes: int) -> AsyncIterator[PostedFile]:
+        """The file lies in a folder for temporary files until the block ends, or it is taken from there.
+
+        Raises:
+            RequestError: no form with one file, called ``image``.
+            BodyTooLargeError, ComfyUILimitError: it is too large.
+            ComfyUIDiskError: it cannot be kept.
+        """
+        content_type = (header(request.scope, b"content-type") or b"").decode("latin-1")
+        if not content_type.lower().startswith("multipart/form-data"):
+            raise RequestError("a form (multipart/form-data) with the file as 'image' is wanted")
+        most = max_file_bytes + _BESIDE_THE_FILE
+        limits = FormLimits(most, _MAX_TEXT_BYTES, lambda _: None, max_parts=_MOST_PARTS)
+        texts, files = await read_form(self._bounded(request, most), content_type, limits)
+        if files is None:
+            raise RequestError("image: the form has no file")
+        try:
+            if files.fields != ["image"]:
+                raise RequestError("image: one file is wanted, and no other")
+            spooled = files.named(())
+            ((filename, path),) = spooled.paths.items()
+            size = (await in_thread(path.stat)).st_size
+            content = Content(path, size, spooled.digests[filename], path.suffix)
+            decoded = {name: bytes(text).decode(errors="replace") for name, text in texts.items()}
+            yield PostedFile(filename, content, decoded)
+        finally:
+            await files.remove()
+
+    async def _bounded(self, request: Request, most: int) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if self._max_bytes is not None and size > self._max_bytes:
+                raise BodyTooLargeError(f"the body is larger than {self._max_bytes / 1e6:g} MB (MAX_UPLOAD_MB)")
+            if size > most:
+                raise over("the file is larger than {limit} bytes", most - _BESIDE_THE_FILE, "MAX_STORED_INPUTS_MB")
+            yield chunk

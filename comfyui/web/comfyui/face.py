@@ -26,7 +26,8 @@ from comfyui.web.comfyui.job_changes import JobChanges
 from comfyui.web.comfyui.job_list import JobList
 from comfyui.web.comfyui.job_reads import JobReads
 from comfyui.web.comfyui.merged_reads import MergedReads
-from comfyui.web.comfyui.own_routes import OwnRoutes, Upload
+from comfyui.web.comfyui.own_routes import OwnRoutes
+from comfyui.web.comfyui.uploads import Forms, UploadRoutes
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer, viewer_of
 from comfyui.web.comfyui.views import Views
@@ -49,7 +50,7 @@ class Parts:
     changes: JobChanges
     merged: MergedReads
     own: OwnRoutes
-    views: Views
+    uploads: UploadRoutes
 
 
 class For(enum.Enum):
@@ -97,10 +98,12 @@ FACE: tuple[FaceRow, ...] = (
     FaceRow(WEBSOCKET, "/ws", For.ALL, "the frames of the client's prompts: `comfyui.web.comfyui.hub`"),
     FaceRow("POST", "/free", For.ALL, "all servers free their memory", lambda on: on.changes.free),
     # Files
-    FaceRow("GET", "/view", For.ALL, "the server where the file's prompt ran", lambda on: on.views.view),
-    FaceRow("POST", "/upload/image", For.USERS, "into the key's own folder", lambda on: on.own.upload),
-    FaceRow("POST", "/upload/mask", For.NOBODY, "the first server's"),
-    FaceRow("GET", "/internal/files/*", For.NOBODY, "the first server's"),
+    FaceRow(
+        "GET", "/view", For.ALL, "what was uploaded; else the server where the prompt ran", lambda on: on.uploads.view
+    ),
+    FaceRow("POST", "/upload/image", For.ALL, "into the catalogue of uploads", lambda on: on.uploads.image),
+    FaceRow("POST", "/upload/mask", For.ALL, "a server makes it, for the catalogue", lambda on: on.uploads.mask),
+    FaceRow("GET", "/internal/files/*", For.ALL, "input: the catalogue of uploads", lambda on: on.uploads.files),
     # Definitions, models, the server: of all servers
     FaceRow("GET", "/object_info", For.ALL, "a union; for users no uploaded files", lambda on: on.merged.definitions),
     FaceRow("GET", "/object_info/*", For.ALL, "one class of that", lambda on: on.merged.definition),
@@ -131,10 +134,10 @@ FACE: tuple[FaceRow, ...] = (
 class Face:
     """Answers ComfyUI's paths, where they are not relayed as they are."""
 
-    def __init__(self, handler: ComfyUIHandler, upload: Upload, upstreams: Upstreams) -> None:
-        reads = JobReads(handler)
-        merged, own = MergedReads(handler, upstreams), OwnRoutes(upload, upstreams)
-        self._parts = Parts(reads, JobList(handler), JobChanges(handler), merged, own, Views(handler))
+    def __init__(self, handler: ComfyUIHandler, forms: Forms, upstreams: Upstreams) -> None:
+        reads, merged, own = JobReads(handler), MergedReads(handler, upstreams), OwnRoutes(upstreams)
+        uploads = UploadRoutes(handler, forms, Views(handler))
+        self._parts = Parts(reads, JobList(handler), JobChanges(handler), merged, own, uploads)
         self.is_merged = handler.queue.are_all_here
         """Whether prompts wait in the gateway, so that this table holds for everybody."""
 

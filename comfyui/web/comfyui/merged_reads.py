@@ -5,7 +5,9 @@ With one server there is nothing to unite: who sees all is answered by that serv
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +16,7 @@ from starlette.responses import Response
 from comfyui import jsonio
 from comfyui.executors.own_files import without_files
 from comfyui.handler import ComfyUIHandler
+from comfyui.inputs.catalogue import SHARED
 from comfyui.offload import in_thread
 from comfyui.transport.drivers import RawReply
 from comfyui.web.comfyui.asked import Asked, last_part, raw_target
@@ -21,9 +24,22 @@ from comfyui.web.comfyui.merging import merged_features, merged_files, merged_fo
 from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.workflows.node_definitions import ObjectInfo
+from comfyui.workflows.uploaded import with_uploads
 
 Answer = str | Asked | Response
 _JSON = "application/json; charset=utf-8"
+# Node definitions are some megabytes.
+_MOST_SHOWN = 8
+
+
+@dataclass(slots=True)
+class _Shown:
+    """The node definitions `base` with files of these names."""
+
+    base: ObjectInfo
+    names: list[str]
+    object_info: ObjectInfo
+    text: bytes = b""
 
 
 class MergedReads:
@@ -33,36 +49,48 @@ class MergedReads:
         self._fleet = handler.fleet
         self._several = upstreams.several
         self._everywhere = upstreams.everywhere
-        # Made of the definitions that stand first: what each kind of viewer sees, as a whole and as text.
-        self._shown: dict[bool, tuple[ObjectInfo, ObjectInfo]] = {}
-        self._texts: dict[bool, tuple[ObjectInfo, bytes]] = {}
+        self._catalogue = handler.uploads.catalogue
+        # What users may see of the definitions that stand first.
+        self._without_files: tuple[ObjectInfo, ObjectInfo] = ({}, {})
+        # By key, with its uploads as choices: what that is made of, as a whole and as text. Few are kept.
+        self._shown: OrderedDict[str, _Shown] = OrderedDict()
 
     async def definitions(self, request: Request, viewer: Viewer) -> Answer:
-        """All node definitions: for a `user` without files that were uploaded."""
-        if not self._several and viewer.key is None:
+        """All node definitions with the caller's uploads as choices: for a `user` without files of others."""
+        if self._is_home_s(viewer):
             return raw_target(request.scope)
         shown = await self._definitions(viewer)
-        known, text = self._texts.get(viewer.key is None, ({}, b""))
-        if known is not shown or not text:
-            text = await in_thread(jsonio.dumps, shown)
-            self._texts[viewer.key is None] = shown, text
-        return Response(text, headers={"Content-Type": _JSON})
+        if not shown.text:
+            shown.text = await in_thread(jsonio.dumps, shown.object_info)
+        return Response(shown.text, headers={"Content-Type": _JSON})
 
     async def definition(self, request: Request, viewer: Viewer) -> Answer:
         """One node's; empty where no server has it."""
-        if not self._several and viewer.key is None:
+        if self._is_home_s(viewer):
             return raw_target(request.scope)
-        class_type, known = last_part(request), await self._definitions(viewer)
+        class_type, known = last_part(request), (await self._definitions(viewer)).object_info
         return _json({class_type: known[class_type]} if class_type in known else {})
 
-    async def _definitions(self, viewer: Viewer) -> ObjectInfo:
-        united = await self._fleet.definitions()
-        if viewer.key is None:
-            return united
-        known, shown = self._shown.get(True, ({}, {}))
-        if known is not united:
-            shown = await in_thread(without_files, united)
-            self._shown[True] = united, shown
+    def _is_home_s(self, viewer: Viewer) -> bool:
+        """Whether the only server has all that is to be told."""
+        return not self._several and viewer.key is None and not self._catalogue.names(SHARED)
+
+    async def _definitions(self, viewer: Viewer) -> _Shown:
+        base = united = await self._fleet.definitions()
+        if viewer.key is not None:
+            known, base = self._without_files
+            if known is not united:
+                base = await in_thread(without_files, united)
+                self._without_files = united, base
+        names = self._catalogue.names(viewer.key or SHARED)
+        # All who have no uploads are shown the same.
+        key = viewer.key or SHARED if names else "/" if viewer.key else "//"
+        shown = self._shown.get(key)
+        if shown is None or shown.base is not base or shown.names != names:
+            shown = _Shown(base, names, await in_thread(with_uploads, base, names))
+            self._shown[key] = shown
+            while len(self._shown) > _MOST_SHOWN:
+                self._shown.popitem(last=False)
         return shown
 
     async def names(self, request: Request, _viewer: Viewer) -> Answer:

@@ -1,17 +1,14 @@
-"""What is of one `user` key alone, and no job: its uploads, its settings, its user data.
+"""What is of one `user` key alone, and no job: its settings, its user data.
 
 Each rule gives what is asked of ComfyUI in the caller's name, or the answer.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
-from comfyui.owners import KeyRules
 from comfyui.web.comfyui.asked import last_part, query_of, raw_path
 from comfyui.web.comfyui.own_userdata import OwnUserData
 from comfyui.web.comfyui.upstreams import Upstreams
@@ -19,23 +16,11 @@ from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.front.errors import json_response
 
 
-class Upload(Protocol):
-    """Takes a file for a key's folder; `comfyui.web.api.uploads` does."""
-
-    async def __call__(self, request: Request, rules: KeyRules) -> Response:
-        """Raises `ComfyUIError` where it is not taken."""
-
-
 class OwnRoutes:
     """Answers what only the owner may have."""
 
-    def __init__(self, upload: Upload, upstreams: Upstreams) -> None:
+    def __init__(self, upstreams: Upstreams) -> None:
         self._userdata = OwnUserData(upstreams)
-        self._upload = upload
-
-    async def upload(self, request: Request, viewer: Viewer) -> str | Response:
-        """A file for the key's own folder."""
-        return await self._upload(request, viewer.rules)
 
     async def users(self, _request: Request, _viewer: Viewer) -> str | Response:
         """As a ComfyUI says it that has one user."""

@@ -84,8 +84,8 @@ TABLE: tuple[Row, ...] = (
     *_rows("comfyui", "GET", "/experiment/models /experiment/models/*", ALL, ALL),
     *_rows("comfyui", "GET", "/system_stats /features", ALL, ALL),
     # Files: what the key's jobs have made, and what it has uploaded
-    *_rows("comfyui", "GET", "/view", OWN, ALL),
-    *_rows("comfyui", "POST", "/upload/image", OWN, NO),
+    *_rows("comfyui", "GET", "/view /internal/files/*", OWN, ALL),
+    *_rows("comfyui", "POST", "/upload/image /upload/mask", OWN, NO),
     # Queue and history
     Row("comfyui", "POST", "/prompt", OWN, NO, graph=True, counted=True),
     *_rows("comfyui", "GET", "/prompt /queue /history /history/* /jobs /jobs/*", OWN, ALL),

@@ -383,7 +383,7 @@ async def test_deaths_are_kept_by_workflow_until_they_are_old_or_forgiven(journa
 
 async def test_an_upload_is_kept_by_whose_it_is_and_its_name(journal: Journal) -> None:
     assert await journal.uploads() == []
-    mine = KeptUpload("alice", "input/é b.png", "1" * 64, 5, 20.0)
+    mine = KeptUpload("alice", "input/é b.png", "1" * 64, 5, 10.0, 20.0)
     theirs = mine._replace(key="", digest="2" * 64, used_at=10.0)
     for upload in (mine, theirs):
         assert await journal.write(KeepUpload(upload))

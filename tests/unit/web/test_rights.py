@@ -108,7 +108,7 @@ def test_routes_that_stop_others_or_tell_of_them_are_not_a_user_s() -> None:
     for method, path in product(
         ("GET", "POST", "DELETE", "PATCH"),
         (
-            *("/free", "/internal/logs", "/internal/files/output", "/manager/reboot", "/customnode/getlist"),
+            *("/free", "/internal/logs", "/internal/folder_paths", "/manager/reboot", "/customnode/getlist"),
             *("/servers/gpu-1/queue", "/metrics", "/assets", "/pysssss/workflows"),
         ),
     ):

@@ -1,0 +1,219 @@
+"""Files that clients upload where many servers are one ComfyUI: taken, masked, shown and listed.
+
+No server has an upload before a prompt that names it is placed there: see `comfyui.inputs.catalogue`.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from comfyui import jsonio
+from comfyui.exceptions import BodyTooLargeError, RequestError
+from comfyui.handler import ComfyUIHandler
+from comfyui.inputs.catalogue import SHARED, TYPES, Catalogue, NewName, check_name, place_at
+from comfyui.inputs.content import Content
+from comfyui.jobs.journal.writes import KeptUpload
+from comfyui.models import content_type_of
+from comfyui.web.comfyui.asked import Asked, last_part, query_of, raw_target
+from comfyui.web.comfyui.viewer import Viewer
+from comfyui.web.comfyui.views import Views
+from comfyui.web.front.errors import json_response
+
+# What is passed on of a query of /view, beside the file.
+_OF_VIEW = ("preview", "channel")
+# As ComfyUI: a browser would run them.
+_NEVER_SHOWN = frozenset({"text/html", "text/html-sandboxed", "application/xhtml+xml", "text/javascript", "text/css"})
+
+_REF = "original_ref"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A file as ComfyUI's clients name it."""
+
+    filename: str
+    subfolder: str
+    type: str
+
+    @property
+    def path(self) -> str:
+        return posixpath.join(self.subfolder, self.filename)
+
+
+def file_ref(filename: str, subfolder: str, folder_type: str, *, plain: bool = False) -> FileRef:
+    """As ComfyUI reads it: a suffix such as `` [output]`` says the folder. `plain`: only the last part is the name."""
+    for name in TYPES:
+        if filename.endswith(suffix := f" [{name}]"):
+            filename, folder_type = filename.removesuffix(suffix), name
+            break
+    return FileRef(posixpath.basename(filename) if plain else filename, subfolder, folder_type)
+
+
+class Posted(Protocol):
+    """An upload as it came. `texts`: the other fields of its form."""
+
+    @property
+    def filename(self) -> str: ...
+    @property
+    def content(self) -> Content: ...
+    @property
+    def texts(self) -> Mapping[str, str]: ...
+
+
+class Forms(Protocol):
+    """Reads what is uploaded; `comfyui.web.api.uploads` does."""
+
+    def posted(self, request: Request, max_file_bytes: int) -> AbstractAsyncContextManager[Posted]:
+        """What was posted, until the block ends. Raises `ComfyUIError`; `RequestError` for no form with a file."""
+
+
+class UploadRoutes:
+    """Answers for uploads, of everybody."""
+
+    def __init__(self, handler: ComfyUIHandler, forms: Forms, views: Views) -> None:
+        self._uploads = handler.uploads
+        self._catalogue = handler.uploads.catalogue
+        self._made = handler.made
+        self._forms = forms
+        self._views = views
+
+    async def image(self, request: Request, viewer: Viewer) -> Response:
+        """Takes a file of any medium."""
+        try:
+            async with self._forms.posted(request, self._uploads.max_bytes) as posted:
+                wanted = _wanted(posted, viewer)
+                filename = await self._uploads.add(wanted, posted.content, moved=True)
+        except RequestError as error:
+            return _refused(error)
+        return _taken(wanted, filename)
+
+    async def mask(self, request: Request, viewer: Viewer) -> Response:
+        """Takes a file that a server makes of another one and the transparency of this one."""
+        try:
+            async with self._forms.posted(request, self._uploads.max_bytes) as posted:
+                wanted, ref = _wanted(posted, viewer), _original_of(posted.texts)
+                async with self._original(ref, viewer) as original:
+                    filename = await self._uploads.add_masked(wanted, posted.content, original, ref.filename)
+        except RequestError as error:
+            return _refused(error)
+        return _taken(wanted, filename)
+
+    @asynccontextmanager
+    async def _original(self, ref: FileRef, viewer: Viewer) -> AsyncIterator[Content]:
+        """Wherever it is. Raises `RequestError` where the caller knows of no such file."""
+        async with AsyncExitStack() as stack:
+            kept, found = self._find(viewer, ref), None
+            if kept is not None:
+                found = await stack.enter_async_context(self._catalogue.opened(kept))
+            elif ref.type != "input" and self._made is not None:
+                text = f"{ref.path} [{ref.type}]"
+                found = await stack.enter_async_context(self._made.opened(text, viewer.key, _REF))
+            elif ref.type == "input" and viewer.key is None:
+                found = await stack.enter_async_context(self._uploads.opened_at_home(ref.path))
+            if found is None:
+                raise RequestError(f"{_REF}: there is no file {ref.filename!r} in {ref.type}/{ref.subfolder}")
+            yield found
+
+    async def view(self, request: Request, viewer: Viewer) -> str | Asked | Response:
+        """An upload; of all else what the servers have, or of a key what its jobs have made."""
+        query = query_of(request.scope)
+        ref = file_ref(query.get("filename", ""), query.get("subfolder", ""), query.get("type", "output"), plain=True)
+        kept = self._find(viewer, ref)
+        if kept is None:
+            return await self._views.view(request, viewer)
+        if not any(name in query for name in _OF_VIEW):
+            return _KeptFile(self._catalogue, kept, ref.filename)
+        # A server makes the picture.
+        server, value = await self._uploads.placed_anywhere(kept)
+        subfolder, _, filename = value.rpartition("/")
+        shown = {"filename": filename, "subfolder": subfolder, "type": "input"}
+        shown |= {name: query[name] for name in _OF_VIEW if name in query}
+        return Asked(f"/view?{urlencode(shown, errors='surrogatepass')}", server)
+
+    async def files(self, request: Request, viewer: Viewer) -> str | Response:
+        """Names of files right below the input folder, the newest first; of the other folders the first server's."""
+        if last_part(request) != "input":
+            # What a key's jobs made has no names there.
+            return raw_target(request.scope) if viewer.key is None else _listed([])
+        names = [name for name in self._catalogue.names(_key_of(viewer)) if "/" not in name]
+        known = set(names)
+        theirs = await self._uploads.at_home() if viewer.key is None else []
+        return _listed(names + [name for name in theirs if name not in known])
+
+    def _find(self, viewer: Viewer, ref: FileRef) -> KeptUpload | None:
+        try:
+            place = place_at(ref.type, ref.path)
+        except ValueError:
+            return None
+        return self._catalogue.find(_key_of(viewer), place)
+
+
+class _KeptFile(FileResponse):
+    """An upload from the store. Its bytes stay there until they are sent."""
+
+    def __init__(self, catalogue: Catalogue, kept: KeptUpload, filename: str) -> None:
+        self._catalogue, self._kept = catalogue, kept
+        kind = content_type_of(filename)
+        headers = {"ETag": f'"{kept.digest}"', "X-Content-Type-Options": "nosniff"}
+        source = catalogue.content_of(kept).source
+        super().__init__(
+            str(source), media_type="application/octet-stream" if kind in _NEVER_SHOWN else kind, headers=headers
+        )
+        # As ComfyUI writes it: not in Latin-1.
+        name = filename.rpartition("/")[2]
+        self.raw_headers.append((b"content-disposition", f'filename="{name}"'.encode()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._catalogue.held([self._kept]):
+            await super().__call__(scope, receive, send)
+
+
+def _key_of(viewer: Viewer) -> str:
+    return SHARED if viewer.key is None else viewer.key
+
+
+def _wanted(posted: Posted, viewer: Viewer) -> NewName:
+    """Raises `RequestError`."""
+    texts = posted.texts
+    folder_type, subfolder = texts.get("type") or "input", texts.get("subfolder", "")
+    overwrite = texts.get("overwrite") in {"true", "1"}
+    wanted = NewName(_key_of(viewer), folder_type, subfolder, posted.filename, overwrite)
+    try:
+        check_name(wanted)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    return wanted
+
+
+def _original_of(texts: Mapping[str, str]) -> FileRef:
+    """Raises `RequestError`."""
+    try:
+        ref = jsonio.loads(texts.get(_REF, "").encode())
+        return file_ref(ref["filename"], ref.get("subfolder") or "", ref.get("type") or "output")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        how = 'original_ref: JSON is wanted, such as {"filename": "a.png", "subfolder": "", "type": "input"}'
+        raise RequestError(how) from None
+
+
+def _taken(wanted: NewName, filename: str) -> Response:
+    return json_response(200, {"name": filename, "subfolder": wanted.subfolder, "type": wanted.type})
+
+
+def _listed(names: list[str]) -> Response:
+    return Response(jsonio.dumps(names), media_type="application/json")
+
+
+def _refused(error: RequestError) -> Response:
+    """With ComfyUI's status; it has no words for it. Raises what has a status of its own."""
+    if isinstance(error, BodyTooLargeError):
+        raise error
+    return PlainTextResponse(error.detail, 400)

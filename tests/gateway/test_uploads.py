@@ -1,0 +1,415 @@
+"""Files that clients upload where three three_engines, each with folders of its own, are one ComfyUI."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from comfyui.engine import Engine
+from tests.support.calls import Calls
+from tests.support.jobs import ASYNC
+from tests.support.keys import ALICE, BOB, ROOT, WATCHER, bearer
+from tests.support.relaying import Fetched, fetch
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+
+
+def picture(color: tuple[int, ...], mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+RED, BLUE, GREEN = picture((255, 0, 0)), picture((0, 0, 255)), picture((0, 255, 0))
+
+
+def load(name: Any, prefix: str = "loaded") -> dict[str, Any]:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": prefix}},
+    }
+
+
+async def upload(
+    gateway: RunningGateway,
+    name: str,
+    content: bytes,
+    key: str | None = None,
+    path: str = "/upload/image",
+    **fields: str,
+) -> tuple[int, Any]:
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("image", content, filename=name, content_type="image/png")
+    for field, value in fields.items():
+        form.add_field(field, value)
+    headers = bearer(key) if key else {}
+    async with gateway.http.post(path, data=form, headers=headers) as response:
+        body = await response.read()
+        return response.status, json.loads(body) if response.content_type == "application/json" else body.decode()
+
+
+async def view(gateway: RunningGateway, key: str | None = None, **query: str) -> Fetched:
+    return await fetch(gateway, f"/view?{urlencode(query)}", headers=bearer(key) if key else {})
+
+
+def color_of(content: bytes) -> Any:
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGB").getpixel((0, 0))
+
+
+async def result_color(gateway: RunningGateway, result: Any) -> Any:
+    found = await fetch(gateway, result["images"][0]["url"])
+    assert found.status == 200
+    return color_of(found.body)
+
+
+def inputs_of(engine: Engine) -> dict[str, bytes]:
+    root = engine.folders.input
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+async def test_an_upload_is_on_no_server_until_a_prompt_that_names_it_is_there(
+    fleet: RunningGateway, three_engines: list[Engine]
+) -> None:
+    assert await upload(fleet, "a.png", RED) == (200, {"name": "a.png", "subfolder": "", "type": "input"})
+    assert [inputs_of(one) for one in three_engines] == [{}, {}, {}]
+    busy = [await fleet.http.post("/prompt", json={"prompt": sleep_workflow(600, tag=n)}) for n in range(2)]
+    assert [one.status for one in busy] == [200, 200]
+    status, result = await fleet.prompt_sync(load("a.png"))
+    assert status == 200, result
+    assert await result_color(fleet, result) == (255, 0, 0)
+    (ran,) = (one for one in three_engines if result["prompt_id"] in executions(one))
+    assert [inputs_of(one) for one in three_engines if one is not ran] == [{}, {}]
+    # The name that the client knows is the one that the workflow is run with.
+    assert inputs_of(ran) == {"a.png": RED}
+    assert (await fleet.prompt_sync(load("a.png [input]", "again")))[0] == 200
+    assert ran.stats.show()["requests"]["POST /upload/image"] == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+async def test_a_name_is_given_by_comfyui_s_rule(fleet: RunningGateway, prefix: str) -> None:
+    async def named(content: bytes, **fields: str) -> str:
+        status, told = await upload(fleet, "a.b.png", content, path=f"{prefix}/upload/image", **fields)
+        assert status == 200
+        return str(told["name"])
+
+    assert [await named(RED), await named(BLUE), await named(RED), await named(BLUE), await named(GREEN)] == [
+        *("a.b.png", "a.b (1).png", "a.b.png", "a.b (1).png", "a.b (2).png")
+    ]
+    assert await named(GREEN, overwrite="true") == "a.b.png"
+    assert await named(RED, overwrite="1") == "a.b.png"
+    assert await named(GREEN, overwrite="yes") == "a.b (2).png"
+    # Each folder has its own names.
+    assert await named(GREEN, subfolder="x/y") == "a.b.png"
+    assert await named(GREEN, type="temp") == "a.b.png"
+    found = await view(fleet, filename="a.b.png", subfolder="x/y", type="input")
+    assert (found.status, found.body, found.headers["Content-Type"]) == (200, GREEN, "image/png")
+    assert found.headers["Content-Disposition"] == 'filename="a.b.png"'
+    assert (await view(fleet, filename="a.b.png", type="input")).body == RED
+    assert (await view(fleet, filename="a.b.png", type="temp")).body == GREEN
+    assert (await view(fleet, filename="a.b.png", type="output")).status == 404
+    part = await fetch(fleet, "/view?filename=a.b.png&type=input", headers={"Range": "bytes=1-3"})
+    assert (part.status, part.body) == (206, b"PNG")
+    shown = await view(fleet, filename="a.b.png", subfolder="x/y", type="input", preview="webp;90")
+    assert (shown.status, shown.headers["Content-Type"], color_of(shown.body)[1] > 200) == (200, "image/webp", True)
+    assert await (await fleet.http.get(f"{prefix}/internal/files/input")).json() == [
+        "a.b.png",
+        "a.b (2).png",
+        "a.b (1).png",
+    ]
+
+
+async def test_what_a_server_has_under_the_name_is_not_taken_for_it(
+    fleet: RunningGateway, three_engines: list[Engine]
+) -> None:
+    """Other bytes have the name on a server: what was uploaded is placed elsewhere, for that run alone."""
+    for one in three_engines[1:]:
+        (one.folders.input / "a.png").write_bytes(BLUE)
+    assert (await upload(fleet, "a.png", RED))[1]["name"] == "a.png"
+    digest = hashlib.sha256(RED).hexdigest()
+    results = await asyncio.gather(*(fleet.prompt_sync(load("a.png", f"p{number}")) for number in range(6)))
+    for status, result in results:
+        assert status == 200
+        assert await result_color(fleet, result) == (255, 0, 0)
+    async with fleet.http.post("/prompt", json={"prompt": load("a.png", "another")}) as response:
+        prompt_id = (await response.json())["prompt_id"]
+    entry = await until(lambda: _history(fleet, prompt_id), bool)
+    assert entry["prompt"][2]["1"]["inputs"]["image"] == "a.png"
+    for one in three_engines:
+        files = inputs_of(one)
+        if one in three_engines[1:]:
+            assert files["a.png"] == BLUE
+        assert set(files) <= {"a.png", f"gateway/{digest}/a.png"}
+        assert files.get(f"gateway/{digest}/a.png", RED) == RED
+
+
+async def _history(gateway: RunningGateway, prompt_id: str) -> dict[str, Any]:
+    async with gateway.http.get(f"/history/{prompt_id}") as response:
+        found: dict[str, Any] = (await response.json()).get(prompt_id, {})
+        return found
+
+
+async def test_home_s_own_file_has_its_name_already(fleet: RunningGateway, three_engines: list[Engine]) -> None:
+    (three_engines[0].folders.input / "example.png").write_bytes(BLUE)
+    assert (await upload(fleet, "example.png", RED))[1]["name"] == "example (1).png"
+    assert (await upload(fleet, "example.png", BLUE))[1]["name"] == "example.png"
+    assert (await upload(fleet, "example.png", GREEN, overwrite="true"))[1]["name"] == "example.png"
+    _, result = await fleet.prompt_sync(load("example.png"))
+    assert await result_color(fleet, result) == (0, 255, 0)
+
+
+async def test_a_queued_prompt_reads_what_has_the_name_when_it_is_run(three_engines: list[Engine]) -> None:
+    """As one ComfyUI does, which reads a file when it executes the node."""
+    async with running_gateway(three_engines[0].url, three_engines[1].url) as gateway:
+        await upload(gateway, "a.png", RED)
+        async with gateway.http.post("/queue/pause") as response:
+            assert response.status == 200
+        async with gateway.http.post("/prompt_sync", json={"prompt": load("a.png")}, headers=ASYNC) as response:
+            prompt_id = (await response.json())["prompt_id"]
+        await upload(gateway, "a.png", BLUE, overwrite="true")
+        async with gateway.http.post("/queue/resume") as response:
+            assert response.status == 200
+        async with gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
+            assert await result_color(gateway, await response.json()) == (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("../a.png", {}),
+        ("..", {}),
+        ("a.png", {"subfolder": "../x"}),
+        ("a.png", {"subfolder": "/etc"}),
+        ("a.png", {"subfolder": "a/../../x"}),
+        ("a.png", {"subfolder": "..\\x"}),
+        ("a.png", {"subfolder": "a\0b"}),
+        ("a" * 256, {}),
+        ("a.png", {"type": "models"}),
+    ],
+)
+async def test_a_name_that_leads_elsewhere_is_refused(
+    fleet: RunningGateway, three_engines: list[Engine], name: str, fields: dict[str, str]
+) -> None:
+    status, told = await upload(fleet, name, RED, **fields)
+    assert status == 400, told
+    assert "image" in told or "type" in told
+    assert fleet.handler.uploads.catalogue.names("") == []
+
+
+async def test_a_form_that_is_none_gets_comfyui_s_status(fleet: RunningGateway) -> None:
+    assert (await fetch(fleet, "/upload/image", "POST", json={})).status == 400
+    form = aiohttp.FormData()
+    form.add_field("other", RED, filename="a.png")
+    assert (await fetch(fleet, "/upload/image", "POST", data=form)).status == 400
+    assert (await upload(fleet, "", RED))[0] == 400
+
+
+async def test_a_name_that_nobody_uploaded_is_refused_as_before(fleet: RunningGateway) -> None:
+    await upload(fleet, "a.png", RED)
+    async with fleet.http.post("/prompt", json={"prompt": load("b.png")}) as response:
+        assert response.status == 400
+        told = await response.json()
+    assert told["node_errors"]["1"]["errors"][0]["type"] == "custom_validation_failed"
+    async with fleet.http.post("/prompt", json={"prompt": load("a.png")}) as response:
+        assert response.status == 200, await response.text()
+    async with fleet.http.post("/validate", json={"prompt": load("a.png")}) as response:
+        assert (await response.json())["valid"] is True
+
+
+# The owner
+
+
+async def test_two_keys_with_one_name_each_have_their_own_file(owned_fleet: Calls, three_engines: list[Engine]) -> None:
+    for key, content in ((ALICE, RED), (BOB, BLUE), (ROOT, GREEN)):
+        assert (await upload(owned_fleet.gateway, "a.png", content, key))[1] == {
+            "name": "a.png",
+            "subfolder": "",
+            "type": "input",
+        }
+    for key, color in ((ALICE, (255, 0, 0)), (BOB, (0, 0, 255)), (ROOT, (0, 255, 0))):
+        status, result = await owned_fleet.submit(key, load("a.png"), return_image_base64=True)
+        assert status == 200, result
+        found = await fetch(owned_fleet.gateway, result["images"][0]["url"], headers=bearer(key))
+        assert color_of(found.body) == color
+        assert color_of((await view(owned_fleet.gateway, key, filename="a.png", type="input")).body) == color
+    # What is one key's alone has no name that others' workflows could mean.
+    assert all(files.get("a.png", GREEN) == GREEN for files in map(inputs_of, three_engines))
+    theirs = await view(owned_fleet.gateway, ROOT, filename="a.png", subfolder="keys/alice", type="input")
+    assert theirs.body == RED
+    assert (await view(owned_fleet.gateway, BOB, filename="a.png", subfolder="keys/alice", type="input")).status == 404
+    assert (await upload(owned_fleet.gateway, "a.png", RED, WATCHER))[0] == 403
+
+
+async def test_nobody_reads_another_s_upload(owned_fleet: Calls, three_engines: list[Engine]) -> None:
+    await upload(owned_fleet.gateway, "secret.png", RED, ALICE)
+    await owned_fleet.submit(ALICE, load("secret.png"))
+    placed = f"gateway/{hashlib.sha256(RED).hexdigest()}/secret.png"
+    assert any(placed in inputs_of(one) for one in three_engines)
+    for name in ("secret.png", "keys/alice/secret.png", placed, f"{placed} [input]", "./secret.png", "x/../secret.png"):
+        status, told = await owned_fleet.submit(BOB, load(name))
+        assert (status, told["type"]) == (400, "validation_failed"), name
+        assert "missing" not in str(told["node_errors"])
+        assert (await view(owned_fleet.gateway, BOB, filename=name, type="input")).status == 404, name
+    ref = json.dumps({"filename": "secret.png", "subfolder": "", "type": "input"})
+    status, _ = await upload(owned_fleet.gateway, "m.png", RED, BOB, path="/upload/mask", original_ref=ref)
+    assert status == 400
+    assert await (await owned_fleet.gateway.http.get("/internal/files/input", headers=bearer(BOB))).json() == []
+    assert await (await owned_fleet.gateway.http.get("/internal/files/input", headers=bearer(ALICE))).json() == [
+        "secret.png"
+    ]
+    for folder in ("output", "temp"):
+        answer = await owned_fleet.gateway.http.get(f"/internal/files/{folder}", headers=bearer(ALICE))
+        assert await answer.json() == []
+
+
+@pytest.mark.parametrize("path", ["/object_info", "/api/object_info/LoadImage"])
+async def test_the_lists_of_nodes_have_the_caller_s_own_uploads(owned_fleet: Calls, path: str) -> None:
+    await upload(owned_fleet.gateway, "mine.png", RED, ALICE)
+    await upload(owned_fleet.gateway, "shared.png", RED, ROOT)
+    for key, names in ((ALICE, ["mine.png"]), (BOB, []), (ROOT, ["shared.png"]), (WATCHER, ["shared.png"])):
+        _, found = await owned_fleet.call(key, "GET", path)
+        assert found["LoadImage"]["input"]["required"]["image"][0] == names
+    await upload(owned_fleet.gateway, "newer.png", RED, ALICE)
+    _, found = await owned_fleet.call(ALICE, "GET", path)
+    assert found["LoadImage"]["input"]["required"]["image"][0] == ["mine.png", "newer.png"]
+
+
+async def test_one_server_with_keys_lists_uploads_too(engine: Engine, keys_path: Path) -> None:
+    async with running_gateway(engine.url, keys_file=keys_path) as gateway:
+        (engine.folders.input / "there.png").write_bytes(BLUE)
+        await upload(gateway, "a.png", RED, ROOT)
+        _, found = await Calls(gateway).call(ROOT, "GET", "/object_info/LoadImage")
+        assert found["LoadImage"]["input"]["required"]["image"][0] == ["a.png", "there.png"]
+        answer = await gateway.http.get("/internal/files/input", headers=bearer(ROOT))
+        assert await answer.json() == ["a.png", "there.png"]
+
+
+# Masks
+
+
+async def _masked(
+    gateway: RunningGateway, ref: Any, mask: bytes, name: str = "m.png", **fields: str
+) -> tuple[int, Any]:
+    told = ref if isinstance(ref, str) else json.dumps(ref)
+    return await upload(gateway, name, mask, path="/upload/mask", original_ref=told, **fields)
+
+
+async def test_a_mask_is_put_on_its_original_wherever_that_is(
+    fleet: RunningGateway, three_engines: list[Engine]
+) -> None:
+    mask = picture((0, 0, 0, 77), "RGBA")
+    await upload(fleet, "a.png", RED)
+    _, result = await fleet.prompt_sync(load("a.png", "sub/made"))
+    merged = {name: result["images"][0][name] for name in ("filename", "subfolder", "type")}
+    assert merged["subfolder"] == f"{result['prompt_id']}/sub"
+    refs = [{"filename": "a.png", "subfolder": "", "type": "input"}, {"filename": "a.png [input]"}, merged]
+    for number, ref in enumerate([*refs, {**merged, "subfolder": "sub"}]):
+        status, told = await _masked(fleet, ref, mask, f"m{number}.png", subfolder="clipspace")
+        assert (status, told) == (200, {"name": f"m{number}.png", "subfolder": "clipspace", "type": "input"}), ref
+        found = await view(fleet, filename=f"m{number}.png", subfolder="clipspace", type="input")
+        with Image.open(io.BytesIO(found.body)) as image:
+            assert (image.mode, image.getpixel((0, 0))) == ("RGBA", (255, 0, 0, 77))
+    status, result = await fleet.prompt_sync(load("clipspace/m0.png [input]", "with mask"))
+    assert status == 200, result
+    # By ComfyUI's rule: it compares what is there with the mask, which is never the same.
+    assert (await _masked(fleet, refs[0], mask, "m0.png", subfolder="clipspace"))[1]["name"] == "m0 (1).png"
+    assert (await _masked(fleet, refs[0], mask, "m0.png", subfolder="clipspace", overwrite="true"))[1][
+        "name"
+    ] == "m0.png"
+    others = {path for one in three_engines for path in inputs_of(one) if not path.startswith("gateway/")}
+    assert others == {"a.png", "clipspace/m0.png"}, "only what a prompt named"
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        {"filename": "nothing.png", "type": "input"},
+        {"filename": "../a.png", "type": "input"},
+        {"filename": "a.png", "subfolder": "00000000-0000-4000-8000-000000000000", "type": "output"},
+        {"filename": ""},
+        {"type": "input"},
+        "no JSON",
+        "[]",
+    ],
+)
+async def test_a_mask_of_an_unknown_original_is_refused(fleet: RunningGateway, ref: Any) -> None:
+    status, told = await _masked(fleet, ref, picture((0, 0, 0, 1), "RGBA"))
+    assert status == 400
+    assert "original_ref" in told
+    assert (await view(fleet, filename="m.png", type="input")).status == 404
+
+
+async def test_a_mask_that_is_no_picture_is_refused(fleet: RunningGateway) -> None:
+    await upload(fleet, "a.png", RED)
+    status, told = await _masked(fleet, {"filename": "a.png", "type": "input"}, b"no picture")
+    assert (status, "picture" in told) == (400, True)
+
+
+# What the disk holds
+
+
+async def test_uploads_make_room_but_for_those_that_jobs_need(three_engines: list[Engine]) -> None:
+    async with running_gateway(three_engines[0].url, three_engines[1].url, max_stored_inputs_mb=0.01) as gateway:
+        async with gateway.http.post("/queue/pause") as response:
+            assert response.status == 200
+        needed = picture((1, 2, 3)) + b"x" * 3000
+        await upload(gateway, "needed.png", needed)
+        async with gateway.http.post("/prompt_sync", json={"prompt": load("needed.png")}, headers=ASYNC) as response:
+            prompt_id = (await response.json())["prompt_id"]
+        for number in range(8):
+            status, told = await upload(gateway, f"{number}.png", picture((number, 9, 9)) + bytes([number]) * 3000)
+            assert status == 200, told
+        names = gateway.handler.uploads.catalogue.names("")
+        assert "needed.png" in names
+        assert "7.png" in names
+        assert "0.png" not in names
+        async with gateway.http.post("/queue/resume") as response:
+            assert response.status == 200
+        async with gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
+            assert await result_color(gateway, await response.json()) == (1, 2, 3)
+        status, told = await upload(gateway, "large.png", bytes(20_000))
+        assert (status, told["type"]) == (413, "limit_exceeded"), told
+
+
+async def test_a_limit_of_uploads_holds_for_all_of_the_form(three_engines: list[Engine]) -> None:
+    async with running_gateway(three_engines[0].url, three_engines[1].url, max_upload_mb=0.01) as gateway:
+        assert (await upload(gateway, "a.png", bytes(9_000)))[0] == 200
+        status, told = await upload(gateway, "a.png", bytes(11_000))
+        assert (status, told["type"]) == (413, "body_too_large")
+        assert "MAX_UPLOAD_MB" in told["detail"]
+
+
+async def test_after_a_restart_names_are_known_and_what_lost_its_bytes_is_not(
+    three_engines: list[Engine], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"state_dir": tmp_path / "state"}
+    async with running_gateway(three_engines[0].url, three_engines[1].url, **settings) as gateway:
+        for name, content in (("a.png", RED), ("b.png", BLUE)):
+            assert (await upload(gateway, name, content))[0] == 200
+    (tmp_path / "state/inputs" / hashlib.sha256(BLUE).hexdigest()).unlink()
+    async with running_gateway(three_engines[0].url, three_engines[1].url, **settings) as gateway:
+        _, result = await gateway.prompt_sync(load("a.png"))
+        assert await result_color(gateway, result) == (255, 0, 0)
+        assert (await gateway.prompt_sync(load("b.png")))[0] == 400
+        assert (await upload(gateway, "a.png", GREEN))[1]["name"] == "a (1).png"
+        assert (await upload(gateway, "b.png", GREEN))[1]["name"] == "b.png"
+        await until(lambda: _swept(gateway), lambda swept: swept)
+
+
+async def _swept(gateway: RunningGateway) -> bool:
+    await gateway.handler.uploads.sweep()
+    return {"a.png", "a (1).png", "b.png"} <= set(gateway.handler.uploads.catalogue.names(""))
