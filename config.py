@@ -581,6 +581,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
             socket_buffer_bytes=int(self.websocket_buffer_mb * MB),
             socket_idle_s=self.client_idle_seconds,
             public_url=self.public_url,
+            home_folder=None if self.state_dir is None else self.state_dir / "home",
         )
 
     def with_comfyui_at(self, address: str) -> Self:

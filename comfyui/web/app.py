@@ -272,7 +272,9 @@ class Gateway(FastAPI):
                 upstreams,
                 options.relay,
                 metrics,
-                face=Face(running.handler, UploadForms(options.relay.max_upload_bytes), upstreams),
+                face=Face(
+                    running.handler, UploadForms(options.relay.max_upload_bytes), upstreams, options.relay.home_folder
+                ),
                 hub=hub,
             ),
             # From here on a body is unpacked and bounded.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote
 
 from starlette.requests import Request
@@ -22,6 +23,8 @@ from starlette.types import Receive, Scope, Send
 from comfyui.exceptions import ComfyUIError
 from comfyui.handler import ComfyUIHandler
 from comfyui.web.comfyui.asked import Asked
+from comfyui.web.comfyui.home import Home
+from comfyui.web.comfyui.home_copy import HomeCopy
 from comfyui.web.comfyui.job_changes import JobChanges
 from comfyui.web.comfyui.job_list import JobList
 from comfyui.web.comfyui.job_reads import JobReads
@@ -34,7 +37,7 @@ from comfyui.web.comfyui.views import Views
 from comfyui.web.front.errors import error_response
 from comfyui.web.front.paths import normalised
 from comfyui.web.front.request_state import state_of
-from comfyui.web.front.rights import WEBSOCKET, Right, fits
+from comfyui.web.front.rights import WEBSOCKET, Right, fits, row_of
 from comfyui.web.front.short_cache import short_cache
 
 Rule = Callable[[Request, Viewer], Awaitable[str | Asked | Response]]
@@ -50,7 +53,16 @@ class Parts:
     changes: JobChanges
     merged: MergedReads
     own: OwnRoutes
+    home: Home
     uploads: UploadRoutes
+
+    def of(self, rule: Rule) -> Rule:
+        """`rule` for a key of role `user`, and home for all others."""
+
+        async def answer(request: Request, viewer: Viewer) -> str | Asked | Response:
+            return await (self.home.as_asked if viewer.key is None else rule)(request, viewer)
+
+        return answer
 
 
 class For(enum.Enum):
@@ -116,28 +128,34 @@ FACE: tuple[FaceRow, ...] = (
     FaceRow("GET", "/view_metadata/*", For.ALL, "of a server that has the file", lambda on: on.merged.one_that_has),
     FaceRow("GET", "/system_stats", For.ALL, "the first server's, and all devices", lambda on: on.merged.stats),
     FaceRow("GET", "/features", For.ALL, "what all servers can do", lambda on: on.merged.features),
-    # Settings and user data: in a folder for each user on the first server
-    FaceRow("GET", "/users", For.USERS, "one user", lambda on: on.own.users),
-    FaceRow("GET", "/settings", For.USERS, "the key's own", lambda on: on.own.settings),
-    FaceRow("GET", "/settings/*", For.USERS, "the key's own", lambda on: on.own.setting),
-    FaceRow("POST", "/settings", For.USERS, "the key's own", lambda on: on.own.change_settings),
-    FaceRow("POST", "/settings/*", For.USERS, "the key's own", lambda on: on.own.change_setting),
-    FaceRow("GET", "/userdata", For.USERS, "the key's own", lambda on: on.own.list_userdata),
-    FaceRow("GET", "/userdata/**", For.USERS, "the key's own", lambda on: on.own.userdata),
-    FaceRow("DELETE", "/userdata/**", For.USERS, "the key's own", lambda on: on.own.userdata),
-    FaceRow("POST", "/userdata/**", For.USERS, "the key's own", lambda on: on.own.store_userdata),
-    # All else: the web frontend, static files, what custom nodes bring
-    FaceRow("GET", "/**", For.NOBODY, "the first server's; another one's while it is down"),
+    # Settings and user data: home's, for each user in a folder there; while home is down a copy is read
+    FaceRow("GET", "/users", For.ALL, "home's; for users one user", lambda on: on.of(on.own.users)),
+    FaceRow("GET", "/settings", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.settings)),
+    FaceRow("GET", "/settings/*", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.setting)),
+    FaceRow("POST", "/settings", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.change_settings)),
+    FaceRow("POST", "/settings/*", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.change_setting)),
+    FaceRow("GET", "/userdata", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.list_userdata)),
+    FaceRow("GET", "/v2/userdata", For.ALL, "home's", lambda on: on.home.as_asked),
+    FaceRow("GET", "/userdata/**", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.userdata)),
+    FaceRow("DELETE", "/userdata/**", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.userdata)),
+    FaceRow("POST", "/userdata/**", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.store_userdata)),
+    # All else: static files of the web frontend, and what custom nodes bring
+    FaceRow("GET", "/**", For.NOBODY, "home's; of static files another server's while home is down: `Face.only`"),
 )
 
 
 class Face:
     """Answers ComfyUI's paths, where they are not relayed as they are."""
 
-    def __init__(self, handler: ComfyUIHandler, forms: Forms, upstreams: Upstreams) -> None:
-        reads, merged, own = JobReads(handler), MergedReads(handler, upstreams), OwnRoutes(upstreams)
+    def __init__(
+        self, handler: ComfyUIHandler, forms: Forms, upstreams: Upstreams, home_folder: Path | None = None
+    ) -> None:
+        """`home_folder` gets the copy of what home keeps for the web frontend; None: it is kept in memory."""
+        home = Home(upstreams, HomeCopy(home_folder))
+        reads, merged, own = JobReads(handler), MergedReads(handler, upstreams), OwnRoutes(home)
         uploads = UploadRoutes(handler, forms, Views(handler))
-        self._parts = Parts(reads, JobList(handler), JobChanges(handler), merged, own, uploads)
+        self._parts = Parts(reads, JobList(handler), JobChanges(handler), merged, own, home, uploads)
+        self._home = upstreams.home.backend.name if upstreams.several else None
         self.is_merged = handler.queue.are_all_here
         """Whether prompts wait in the gateway, so that this table holds for everybody."""
 
@@ -164,6 +182,12 @@ class Face:
             return Asked(found) if isinstance(found, str) else found
         await found(scope, receive, send)
         return None
+
+    def only(self, scope: Scope, raw_path: str) -> str | None:
+        """The only server that may answer what is not answered here: home; None: any, with static files."""
+        row = row_of(scope["method"], raw_path)
+        is_static = row is not None and row.user is Right.ALL
+        return self._home if self.is_merged and not is_static else None
 
     def has_websocket(self, raw_path: str) -> bool:
         """Whether a websocket is ours, and not a server's."""

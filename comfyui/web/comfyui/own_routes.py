@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
-from comfyui.web.comfyui.asked import last_part, query_of, raw_path
+from comfyui.web.comfyui.asked import Asked, last_part, query_of, raw_path
+from comfyui.web.comfyui.home import Home
 from comfyui.web.comfyui.own_userdata import OwnUserData
-from comfyui.web.comfyui.upstreams import Upstreams
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.front.errors import json_response
 
@@ -19,8 +19,8 @@ from comfyui.web.front.errors import json_response
 class OwnRoutes:
     """Answers what only the owner may have."""
 
-    def __init__(self, upstreams: Upstreams) -> None:
-        self._userdata = OwnUserData(upstreams)
+    def __init__(self, home: Home) -> None:
+        self._home, self._userdata = home, OwnUserData(home)
 
     async def users(self, _request: Request, _viewer: Viewer) -> str | Response:
         """As a ComfyUI says it that has one user."""
@@ -43,13 +43,15 @@ class OwnRoutes:
         """One setting of the key."""
         return await self._userdata.change_settings(request, viewer.rules, last_part(request))
 
-    async def list_userdata(self, request: Request, viewer: Viewer) -> str | Response:
+    async def list_userdata(self, request: Request, viewer: Viewer) -> str | Asked | Response:
         """Files of a folder of the key."""
-        return await self._userdata.listing(viewer.rules, query_of(request.scope))
+        target = await self._userdata.listing(viewer.rules, query_of(request.scope))
+        return await self._home.relayed(request, target) if isinstance(target, str) else target
 
-    async def userdata(self, request: Request, viewer: Viewer) -> str | Response:
+    async def userdata(self, request: Request, viewer: Viewer) -> str | Asked | Response:
         """One file of the key, to be read or removed."""
-        return self._userdata.file(viewer.rules, raw_path(request.scope)) or Response(status_code=403)
+        target = self._userdata.file(viewer.rules, raw_path(request.scope))
+        return Response(status_code=403) if target is None else await self._home.relayed(request, target)
 
     async def store_userdata(self, request: Request, viewer: Viewer) -> str | Response:
         """One file of the key, to be written or moved."""

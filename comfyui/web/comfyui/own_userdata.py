@@ -15,25 +15,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
-from comfyui.exceptions import BodyTooLargeError, ComfyUIServerError, RequestError
+from comfyui.exceptions import BodyTooLargeError, RequestError
 from comfyui.executors.own_files import is_below
 from comfyui.owners import KeyRules, folder_of
-from comfyui.web.comfyui.upstreams import Upstreams
+from comfyui.web.comfyui.home import Home
 from comfyui.web.front.errors import json_response
-from comfyui.web.front.headers import request_headers
 
 _SETTINGS = "comfy.settings.json"
 _LISTING = ("recurse", "full_info", "split")
 _STORING = ("overwrite", "full_info")
 _LONGEST = 32_000_000
-_TIMEOUT_S = 30.0
 
 
 class OwnUserData:
-    """Asks the first server, which has everybody's."""
+    """Asks home, which has everybody's."""
 
-    def __init__(self, upstreams: Upstreams) -> None:
-        self._upstreams = upstreams
+    def __init__(self, home: Home) -> None:
+        self._home = home
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def listing(self, rules: KeyRules, query: Mapping[str, str]) -> str | Response:
@@ -64,9 +62,8 @@ class OwnUserData:
         if target is None:
             return Response(status_code=403)
         kept = {name: query[name] for name in _STORING if name in query}
-        status, body = await self._ask(
-            request, "POST", f"{target}?{urlencode(kept, errors='surrogateescape')}", await _read(request)
-        )
+        target = f"{target}?{urlencode(kept, errors='surrogateescape')}"
+        status, body, _ = await self._home.written(request.scope, "POST", target, await _read(request))
         if status != 200:
             return Response(body, status)
         return json_response(200, _without_folder(jsonio.loads(body), f"{folder_of(rules.name)}/"))
@@ -74,7 +71,7 @@ class OwnUserData:
     async def settings(self, request: Request, rules: KeyRules) -> dict[str, Any]:
         """All settings of the key."""
         target = f"/userdata/{quote(f'{folder_of(rules.name)}/{_SETTINGS}', safe='')}"
-        status, body = await self._ask(request, "GET", target, None)
+        status, body = await self._home.read(request.scope, target)
         if status == 404:
             return {}
         try:
@@ -96,27 +93,8 @@ class OwnUserData:
             settings = await self.settings(request, rules)
             settings |= given if setting is None else {setting: given}
             target = f"/userdata/{quote(f'{folder_of(rules.name)}/{_SETTINGS}', safe='')}?overwrite=true"
-            status, _ = await self._ask(request, "POST", target, jsonio.dumps(settings))
+            status, _, _ = await self._home.written(request.scope, "POST", target, jsonio.dumps(settings))
         return Response(status_code=status)
-
-    async def _ask(self, request: Request, method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
-        upstream = self._upstreams.first()
-        headers = [
-            pair
-            for pair in request_headers(request.scope, upstream.base_url, upstream.credentials)
-            if pair[0].lower() not in {b"accept-encoding", b"content-encoding", b"if-none-match", b"if-modified-since"}
-        ]
-        headers.append((b"Accept-Encoding", b"identity"))
-        answer = await upstream.transport.request(method, target, headers, body, timeout_s=_TIMEOUT_S)
-        try:
-            content = bytearray()
-            async for piece in answer.body:
-                content += piece
-                if len(content) > _LONGEST:
-                    raise ComfyUIServerError("ComfyUI's answer about user data is too long")
-            return answer.status, bytes(content)
-        finally:
-            answer.close()
 
 
 async def _read(request: Request) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
@@ -57,6 +58,7 @@ class RelayOptions:
     """What is relayed, and within what limits; `timeout_s` is the wait for ComfyUI's headers, 0 for any time.
 
     `public_url` is the gateway's address for its clients, without a slash at its end; empty: as each one writes it.
+    `home_folder` is where settings and user data are copied to; None: into memory.
     `close_patience_s` is how long a websocket's other side may take to close, once one side has.
     """
 
@@ -66,6 +68,7 @@ class RelayOptions:
     socket_buffer_bytes: int = 512_000_000
     socket_idle_s: float = 60.0
     public_url: str = ""
+    home_folder: Path | None = None
     close_patience_s: float = 2.0
 
 
@@ -128,12 +131,12 @@ class Relay:
             if self._face.has_websocket(raw_path):
                 await self._hub.serve(scope, receive, send)
             else:
-                await self._sockets.relay(scope, receive, send, self._upstreams.first(), target)
+                await self._sockets.relay(scope, receive, send, self._upstreams.home, target)
         else:
             if scope["method"] in {"GET", "HEAD"}:
                 # A web page loads hundreds of files.
                 state_of(scope).quiet = True
-            server = None
+            server = self._face.only(scope, raw_path)
             if self._face.answers(scope, raw_path):
                 asked = await self._face.target(scope, receive, send, raw_path)
                 if asked is None:

@@ -61,6 +61,11 @@ class Upstreams:
         """Of all servers, as they are configured."""
         return [backend.name for backend in self._upstreams]
 
+    @property
+    def home(self) -> Upstream:
+        """The first configured server, which has what no other can have."""
+        return next(iter(self._upstreams.values()))
+
     def first(self) -> Upstream:
         """Where clients' state is: the first server that is ready, else the first, whose failure is the answer."""
         for backend, upstream in self._upstreams.items():
