@@ -497,9 +497,7 @@ class CompletionWatcher:
         if isinstance(event, ExecutionStart):
             watch.began(frame)
         watch.tell(event)
-        for listener in self._listeners:
-            if isinstance(event, ExecutionStart) or listener.wants(prompt_id):
-                listener.heard(self._client.name, prompt_id, event, frame)
+        self._tell_listeners(prompt_id, event, frame)
         if isinstance(event, Executing) and event.node is None and not watch.collecting:
             self._start(self._collect(watch), f"collect {watch.prompt_id}")
 
@@ -512,9 +510,16 @@ class CompletionWatcher:
         watch = self._watches.get(named if isinstance(named, str) else self._running_id or "")
         if watch is None and named is not None:
             return
+        self._tell_listeners(None if watch is None else watch.prompt_id, event, frame)
+
+    def _tell_listeners(self, prompt_id: str | None, event: Event, frame: bytes) -> None:
         for listener in self._listeners:
-            if watch is None or listener.wants(watch.prompt_id):
-                listener.heard(self._client.name, None if watch is None else watch.prompt_id, event, frame)
+            if prompt_id is not None and not isinstance(event, ExecutionStart) and not listener.wants(prompt_id):
+                continue
+            try:
+                listener.heard(self._client.name, prompt_id, event, frame)
+            except Exception:  # its trouble must not end the watcher that all prompts share
+                self._log.exception("listener.failed", prompt_id=prompt_id)
 
     def _remaining_is(self, remaining: int) -> None:
         self.queue_remaining = remaining

@@ -14,7 +14,7 @@ import pytest
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.engine.websocket import FEATURES
-from comfyui.events import Preview
+from comfyui.events import Preview, parse_text
 from tests.support.engine_workflows import txt2img
 from tests.support.keys import ALICE, BOB, bearer, table, write_keys
 from tests.support.relaying import eventually
@@ -428,3 +428,53 @@ async def test_the_websocket_is_not_there_where_the_relay_is_not(mode: str, deny
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await gateway.http.ws_connect(path)
             assert refused.value.status == status
+
+
+async def test_a_lost_prompt_and_one_that_waited_too_long_end_with_an_error() -> None:
+    async with (
+        engines(2) as servers,
+        running_gateway(*(server.url for server in servers), lost_prompt_retries=0, max_queued_seconds=2.0) as gateway,
+        _tab(gateway.http) as tab,
+    ):
+        busy = [await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=tag)) for tag in range(4)]
+        late = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=9))
+        await tab.read_until(ENDED, late)
+        assert "MAX_QUEUED_SECONDS" in json.dumps(await _entry(gateway.http, late))
+        (running,) = [one for one in gateway.handler.pool.backends if one.watcher.running is not None][:1]
+        lost = running.watcher.running
+        assert lost is not None
+        (server,) = [one for one in servers if one.url.endswith(running.name)]
+        await server.__aexit__(None, None, None)
+        await tab.read_until(ENDED, lost.prompt_id)
+        assert (await _entry(gateway.http, lost.prompt_id))["status"]["status_str"] == "error"
+        told = [one["type"] for one in tab.texts if one["data"].get("prompt_id") in {late, lost.prompt_id}]
+        assert told.count("execution_error") == 2
+        assert lost.prompt_id in busy
+
+
+async def test_a_sync_call_s_prompt_is_told_to_its_client_s_socket() -> None:
+    async with _three() as (gateway, _), _tab(gateway.http) as tab:
+        status, answer = await gateway.prompt_sync(invert_workflow(1), client_id="tab")
+        assert status == 200
+        await tab.read_until(ENDED, answer["prompt_id"])
+        assert await _entry(gateway.http, answer["prompt_id"])
+        executed = [one["data"]["output"] for one in tab.texts if one["type"] == "executed"]
+        assert executed[0]["images"][0]["subfolder"].startswith(answer["prompt_id"])
+
+
+async def test_what_a_custom_node_tells_goes_to_the_prompt_s_client_and_else_to_all_who_see_all() -> None:
+    async with _three() as (gateway, _), _tab(gateway.http) as tab, _tab(gateway.http, "/ws?clientId=other") as other:
+        prompt_id = await _post(gateway.http, sleep_workflow(_WAITS_FOREVER, tag=1))
+        await tab.read_until("progress_state", prompt_id)
+        (home, *_) = gateway.handler.pool.backends
+        (running,) = [one for one in gateway.handler.pool.backends if one.watcher.running is not None]
+        frame = b'{"type": "my-node", "data": {"ask": 1}}'
+        for server, of in ((running.name, prompt_id), (home.name, None)):
+            for listener in gateway.handler.pool.frames:
+                listener.heard(server, of, parse_text(frame), frame)
+        assert await tab.read_until("my-node") == {"ask": 1}
+        assert await tab.read_until("my-node") == {"ask": 1}
+        assert await other.read_until("my-node") == {"ask": 1}
+        await _cancel(gateway.http, prompt_id)
+        await tab.read_until(ENDED, prompt_id)
+        assert [one["type"] for one in other.texts].count("my-node") == 1

@@ -233,7 +233,7 @@ class Hub:
             case Add():
                 self._change(write.job.owner)
             case Again():
-                self._change(None)
+                self._ends.put_nowait(write.prompt_id)  # whose it is has to be read
             case Finish():
                 self._finished(write.fence.prompt_id)
 
@@ -262,22 +262,29 @@ class Hub:
         record = await self._journal.get(prompt_id)
         running = self._running.get(prompt_id)
         if record is not None:
-            if record.state not in _SHOWN_STATES:
-                return  # it was to end, and did not; or it is run again
             self._change(record.owner)
-            if record.client_id is None:
-                return
+            if record.state not in _SHOWN_STATES or record.client_id is None:
+                return  # it was to end, and did not; or it is run again
             running = running or _Running(record.owner, record.client_id, frozenset())
         if running is None:
             return
         succeeded = record is not None and record.state is State.SUCCEEDED
         entry: list[Frame] = []
         if any(one.narration.lacks(prompt_id, succeeded=succeeded) for one in self._sessions_of(running)):
-            entry = await self._entries.frames(prompt_id)
+            entry = await self._entry(prompt_id)
         self._running.pop(prompt_id, None)
         for session in self._sessions_of(running):
             own = entry if session.narration.lacks(prompt_id, succeeded=succeeded) else []
             session.tell(session.narration.ended(prompt_id, done(prompt_id), _copies(own)))
+
+    async def _entry(self, prompt_id: str) -> list[Frame]:
+        try:
+            return await self._entries.frames(prompt_id)
+        except JournalError:
+            raise
+        except Exception:  # an end is told, whatever its entry looks like
+            _log.exception("listener.failed", prompt_id=prompt_id)
+            return []
 
     # Status and features
 
