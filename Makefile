@@ -98,7 +98,7 @@ format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-chaos: setup ## 500 prompts through two engines while faults strike at random for a minute
+chaos: setup ## 500 prompts through three servers that misbehave, die and come back at random for a minute
 	@$(BIN)/python -m tests.chaos
 
 kills: setup ## kill gateway, ComfyUI and both at each point of a job's life, for each kind of call

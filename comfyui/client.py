@@ -55,7 +55,6 @@ _CONNECTIONS = 100
 # A submission that is cancelled on its way gets so long to arrive, so that the cancel that follows finds it in ComfyUI.
 _LAST_WORD_S = 5.0
 _JSON = {"Content-Type": "application/json"}
-_FRAME_HEARTBEAT_S = 20.0
 # ComfyUI reads it where it is the first message.
 _OUR_FEATURES = '{"type": "feature_flags", "data": {"supports_preview_metadata": true}}'
 
@@ -374,10 +373,11 @@ class ComfyUIClient:
 
     # Websocket
 
-    async def connect_websocket(self, client_id: str) -> ServerSocket:
+    async def connect_websocket(self, client_id: str, *, heartbeat_s: float) -> ServerSocket:
         """Open ``/ws`` under `client_id`, to be read by `Frames`; text comes as bytes.
 
         ComfyUI is told that we know previews with metadata, and answers with its own features.
+        A server that says nothing for `heartbeat_s` is pinged, and the socket ends when half of that passes again.
 
         Raises:
             ComfyUIConnectionError: also when ComfyUI refuses the upgrade.
@@ -388,7 +388,7 @@ class ComfyUIClient:
             socket = await self._session.ws_connect(
                 (self.base_url / "ws").with_query(clientId=client_id),
                 max_msg_size=self.answers.max_frame_bytes,
-                heartbeat=_FRAME_HEARTBEAT_S,
+                heartbeat=heartbeat_s,
                 autoping=False,
                 decode_text=False,
                 timeout=aiohttp.ClientWSTimeout(ws_close=5.0),

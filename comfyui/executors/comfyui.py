@@ -3,8 +3,10 @@
 What is tried again, and why that is safe:
 
 - a lost reply to the submission: only after looking for the prompt in ComfyUI, so that it never runs twice for it;
-- a prompt that ComfyUI forgot, or whose server is gone: `lost_prompt_retries` times in all, however it was lost, on
-  another server if there is one; but not one that ended ComfyUI's process too often (`comfyui.executors.quarantine`);
+- a prompt that ComfyUI forgot, or whose server is gone: `lost_prompt_retries` times in all, however it was lost; but
+  not one that ended ComfyUI's process too often (`comfyui.executors.quarantine`);
+- a GPU fault: once, where another server can run the prompt; one that met the fault of another prompt, until it meets
+  none;
 - out of memory: `oom_retries` times, once ComfyUI has dropped its models;
 - a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated.
 """
@@ -12,6 +14,7 @@ What is tried again, and why that is safe:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -35,6 +38,7 @@ from comfyui.exceptions import (
 )
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, explained
+from comfyui.executors.node_failures import NodeFailures
 from comfyui.executors.places import Places
 from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
@@ -51,21 +55,9 @@ from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
 from comfyui.tasks import end_tasks
 from comfyui.workflows.api_format import defeat_cache
 
-# ComfyUI's prompt worker reads that it is to free memory when it has nothing to run: a prompt that is queued right
-# behind that request runs first, and out of memory again.
-_FREED_AFTER_S = 0.25
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
 _REMEMBERED_LOSSES = 1000
-# After these the process's GPU context is gone: no later prompt survives (docs/comfyui.md, trap 13).
-_FATAL_GPU_ERRORS = (
-    "illegal memory access",
-    "device-side assert",
-    "unspecified launch failure",
-    "misaligned address",
-    "illegal instruction was encountered",
-    "CUDA error: an uncorrectable",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +101,7 @@ class PromptRunner:
         self._preparation = preparation
         self._options = options
         self._metrics = metrics
+        self._failures = NodeFailures(places, quarantine, remote=options.remote)
         self._submission = Submission(options.submission_retries, metrics)
         self._log = structlog.get_logger(__name__)
 
@@ -127,7 +120,7 @@ class PromptRunner:
 
     async def _run(self, job: Assignment) -> PromptResult:
         if job.request is None or job.perhaps_known:
-            backend, found = await self.find(job.prompt_id, everywhere=job.request is None)
+            backend, found = await self._find_again(job)
             if backend is not None and found is not None:
                 if job.others_are_hidden:
                     raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
@@ -143,9 +136,12 @@ class PromptRunner:
                             raise
                         await self._lost(backend, job, error)
                         self._metrics.resubmissions.labels("prompt_lost").inc()
+                        return await self._run_request(job, job.request)
                 # How it ended before would be taken for the end of the new run.
                 await backend.client.delete_from_history(job.prompt_id)
-            elif job.begun:
+            elif job.server_before is not None:
+                job.leaves(job.server_before)
+            if found is None and job.begun:
                 # Where it ran, nothing is left of it: ComfyUI was restarted while we were away.
                 job.suspect(ended_comfyui=False)
                 self._count_loss(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
@@ -154,6 +150,15 @@ class PromptRunner:
         if job.request is None:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
         return await self._run_request(job, job.request)
+
+    async def _find_again(self, job: Assignment) -> tuple[Backend | None, HistoryEntry | QueueItem | None]:
+        """As `find`; first where its last attempt was, since another server may have one from before that."""
+        before = self._pool.named(job.server_before or "")
+        if before is not None and before.ready:
+            with contextlib.suppress(ComfyUIError):
+                if (found := await before.find(job.prompt_id)) is not None:
+                    return before, found
+        return await self.find(job.prompt_id, everywhere=job.request is None)
 
     async def find(
         self, prompt_id: str, *, everywhere: bool = False
@@ -190,11 +195,11 @@ class PromptRunner:
     # One try after the other
 
     async def _run_request(self, job: Assignment, request: PromptRequest) -> PromptResult:
-        left = {"out_of_memory": self._options.oom_retries}
+        left = {"out_of_memory": self._options.oom_retries, "gpu_fault": 1}
         self._check_losses(job)
         prompt: Mapping[str, Any] = request.prompt
         defeated = False
-        avoid: list[Backend] = []
+        avoid: set[str] = set()
         patience_s = CHOICE_PATIENCE_S
         brings_inputs = bool(request.images or job.files)
         if not brings_inputs:
@@ -205,11 +210,9 @@ class PromptRunner:
                 job, request, brings_inputs=brings_inputs, avoid=avoid, patience_s=patience_s
             )
             await self._places.cleared(job, backend)
-            backend.takes(job.prompt_id)
-            for left_behind in avoid:
-                if left_behind is not backend:
-                    left_behind.moved(job.prompt_id)
             try:
+                if backend.name in job.left_on and (left_over := await self._left_over(backend, job)) is not None:
+                    return left_over
                 outcome = await self._try_on(backend, job, request, prompt, brings_inputs=brings_inputs)
                 if outcome is None:
                     self._log.info("prompt.taken_back", prompt_id=job.prompt_id, server=backend.name)
@@ -223,7 +226,6 @@ class PromptRunner:
             except ComfyUIPromptLostError as error:
                 reason = "prompt_lost"
                 await self._lost(backend, job, error)
-                avoid.append(backend)
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
                 # What is ours to say, preflight said already.
@@ -235,24 +237,20 @@ class PromptRunner:
                 told = explained(error, backend, request, names, self._options.limits)
                 raise (await told).lacked_by(self._places.lacking(job))  # noqa: B904 - nameless: it has this frame
             except ComfyUITaskError as error:
-                reason = await self._after_task_error(backend, job, error)
-                if not left.get(reason):
-                    raise
-                left[reason] -= 1
-            except ComfyUICredentialsError as error:
-                backend.failed(error)
-                if backend in avoid or len(self._pool.backends) == 1:
-                    raise
-                avoid.append(backend)
-                continue  # it did nothing
-            except ComfyUIConnectionError as error:
+                reason, is_free = await self._failures.after(backend, job, error)
+                if not is_free:
+                    if not left.get(reason):
+                        raise
+                    left[reason] -= 1
+            except (ComfyUICredentialsError, ComfyUIConnectionError) as error:
                 backend.failed(error)
                 # What was sent was an input or a question: a submission whose reply is lost does not come here.
-                if backend in avoid or (error.sent and len(self._pool.backends) == 1):
+                did_nothing = isinstance(error, ComfyUIConnectionError) and not error.sent
+                if backend.name in avoid or (len(self._pool.backends) == 1 and not did_nothing):
                     raise
-                avoid.append(backend)
+                avoid.add(backend.name)
                 continue  # nothing was submitted: no second submission to count
-            if reason != "prompt_lost":
+            if reason in {"out_of_memory", "output_gone"}:
                 # How it ended before would be taken for the end of the new run.
                 await backend.client.delete_from_history(job.prompt_id)
             self._metrics.resubmissions.labels(reason).inc()
@@ -260,6 +258,7 @@ class PromptRunner:
 
     async def _lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
         """Count it; raises when it is not to be tried again. One that only waited is tried again without limit."""
+        job.leaves(backend.name)
         watch, workflow = job.watch, job.request.prompt if job.request else None
         ended_comfyui = watch is not None and watch.ended_comfyui
         if job.begun or ended_comfyui or (watch is not None and watch.being_sent):
@@ -307,11 +306,14 @@ class PromptRunner:
             job.watched(watch)
             try:
                 started = time.monotonic()
-                prompt = await self._preparation.prepared(backend, job, request, prompt, brings_inputs=brings_inputs)
-                staged = time.monotonic()
-                prompt = self._places.spelled(job, backend, prompt)
-                ordered = request.without_order() if self._places.are_all_here else request
-                number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)
+                async with watch.sending():
+                    prompt = await self._preparation.prepared(
+                        backend, job, request, prompt, brings_inputs=brings_inputs
+                    )
+                    staged = time.monotonic()
+                    prompt = self._places.spelled(job, backend, prompt)
+                    ordered = request.without_order() if self._places.are_all_here else request
+                    number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)
                 backend.watcher.accepted(watch, number)
                 self._places.accepted(job)
                 job.accepted(node_errors)
@@ -326,6 +328,16 @@ class PromptRunner:
         left_out = flat_node_errors(node_errors)
         result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, left_out, node_seconds)
         return result, entry
+
+    async def _left_over(self, backend: Backend, job: Assignment) -> PromptResult | None:
+        """What becomes of an attempt that the server still has; None where it has none, or that was cancelled."""
+        if (found := await backend.find(job.prompt_id)) is None:
+            return None
+        try:
+            return await self._resume(job, backend, found)
+        except ComfyUITaskCancelledError:
+            await backend.client.delete_from_history(job.prompt_id)
+            return None
 
     async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:
         """Wait for a prompt that ComfyUI has already, in its queue or its history."""
@@ -349,20 +361,3 @@ class PromptRunner:
         if entry is None:
             raise ComfyUITaskCancelledError("taken out of ComfyUI's queue", prompt_id=job.prompt_id)
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)
-
-    # After the end
-
-    async def _after_task_error(self, backend: Backend, job: Assignment, error: ComfyUITaskError) -> str:
-        """Let ComfyUI recover where it can, take it out of rotation where it cannot; returns the kind of error."""
-        if not self._options.remote and any(said in error.detail for said in _FATAL_GPU_ERRORS):
-            backend.broken(f"a GPU fault that needs a restart of ComfyUI: {error.exception_type}", job.prompt_id)
-            return "gpu_fault"
-        if "OutOfMemoryError" not in (error.exception_type or ""):
-            return "task_failed"
-        try:
-            await backend.client.free()
-            self._log.warning("comfyui.freed", server=backend.name, prompt_id=job.prompt_id)
-            await asyncio.sleep(_FREED_AFTER_S)
-        except ComfyUIError as failure:
-            self._log.warning("comfyui.free_failed", server=backend.name, detail=failure.detail)
-        return "out_of_memory"

@@ -19,14 +19,15 @@ class Places(Protocol):
         request: PromptRequest,
         *,
         brings_inputs: bool,
-        avoid: Collection[Backend],
+        avoid: Collection[str],
         patience_s: float,
     ) -> Backend:
         """The server to which the prompt goes now; returns when its turn has come. A place from before is given up.
 
         Args:
             brings_inputs: files come with the request, so that no server has them yet.
-            avoid: servers where the prompt has just failed.
+            avoid: names of servers that have just not taken the prompt's inputs, or not answered: the last ones to get
+                it.
             patience_s: how long to wait while no server is up.
 
         Raises:
@@ -45,6 +46,9 @@ class Places(Protocol):
 
     def lacking(self, job: Assignment) -> Mapping[str, Sequence[str]]:
         """By server what it lacks, where no server can run the job; else nothing."""
+
+    def has_other(self, job: Assignment) -> bool:
+        """Whether another server than the one where the job is, is up and may run it."""
 
     def found(self, job: Assignment, backend: Backend) -> None:
         """The prompt is on that server from before, and has its place there."""

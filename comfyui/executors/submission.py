@@ -134,8 +134,13 @@ def check_same(job: Assignment, found: HistoryEntry | QueueItem) -> None:
 
 
 def journal_of(found: QueueItem) -> str | None:
-    """Identity of the journal of the gateway that sent the prompt with an id of its own."""
+    """Identity of the journal of the gateway that sent the prompt."""
     return _marked(found, "journal")
+
+
+def is_callers(found: QueueItem) -> bool:
+    """Whether a caller of a gateway chose the id of the prompt, and so may ask for it again."""
+    return _marked(found, "id") == "chosen"
 
 
 def _marked(found: HistoryEntry | QueueItem, name: str) -> str | None:

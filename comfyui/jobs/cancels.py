@@ -79,7 +79,7 @@ class Cancels:
         """Cancel a run that is in the journal and has no task. Returns as the task of `begin` does."""
         job = Job(entry.fence.prompt_id, entry=entry)
         job.cancel(error)
-        if entry.is_placed:
+        if entry.server is not None:
             return await asyncio.shield(self.begin(job, reason, before))
         job.cancelled()
         return None
@@ -98,10 +98,10 @@ class Cancels:
         await backend.cancel(prompt_id)
         self._metrics.cancelled.labels("request").inc()
 
-    async def take_out_unwritten(self, prompt_id: str, backend: Backend) -> None:
-        """Cancel a prompt that a gateway before this one sent, and no journal knows. Raises `ComfyUIError`."""
+    async def take_out_orphan(self, prompt_id: str, backend: Backend, reason: Reason) -> None:
+        """Cancel a prompt on a server where nobody waits for it. Raises `ComfyUIError`."""
         await backend.cancel(prompt_id)
-        self._told_of(prompt_id, "restart", backend)
+        self._told_of(prompt_id, reason, backend)
 
     def give_up(self, job: Job, reason: Reason) -> None:
         """Cancel the prompt of a job that nobody waits for any more."""
@@ -154,6 +154,8 @@ class Cancels:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
             failure = error
+            if backend is not None:
+                backend.look_through()  # it is told again when it answers
         job.cancelled()
         return failure
 

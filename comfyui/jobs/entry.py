@@ -158,9 +158,9 @@ class Entry:
         return self.fence.attempt > 0 and not self._is_just_placed
 
     @property
-    def is_placed(self) -> bool:
-        """Whether the present attempt is on a server, and does not wait with us."""
-        return self._server is not None
+    def server(self) -> str | None:
+        """The server of the present attempt; None while the job waits with us."""
+        return self._server
 
     async def keep(self, new: NewJob) -> None:
         """Nobody has to wait for the job any more: from now on it is `new`. Returns when that is committed.

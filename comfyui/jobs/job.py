@@ -32,7 +32,7 @@ _log = structlog.get_logger(__name__)
 # Events that say how it is, and not only what happened: a listener that comes later is told the last one of each kind.
 _HOLDS_ON = frozenset({QueuePosition, ExecutionCached, Executing, ProgressState})
 
-Reason = Literal["timeout", "disconnect", "request", "shutdown", "restart"]
+Reason = Literal["timeout", "disconnect", "request", "shutdown", "restart", "orphan"]
 """Why a prompt is cancelled."""
 Listener = Callable[[Event], None]
 
@@ -48,6 +48,7 @@ class Job:
         workflow: in API format, as soon as it is known.
         cancelled_before: the same id was cancelled a moment ago, and ComfyUI may not have ended that prompt yet.
         backend: the server that has the prompt, as soon as that is decided.
+        left_on: names of servers that may still have an attempt that is over for us.
         watch: the watch of the present try, while the prompt is waited for on a server.
         begun: the present attempt has begun to run.
         alone: a server died while the prompt had begun there, or was being sent there: it may do that again, so it is
@@ -86,6 +87,7 @@ class Job:
         self.begun = entry is not None and entry.begun
         self.alone = entry is not None and entry.alone
         self.backend: Backend | None = None
+        self.left_on: set[str] = set()
         self.watch: Watch | None = None
         self.losses = entry.losses if entry else 0
         self.node_errors: Mapping[str, Any] = {}
@@ -117,13 +119,13 @@ class Job:
 
     @property
     def mark(self) -> Mapping[str, str]:
-        """What ComfyUI keeps with the prompt for gateways after this one: whose it is, or with what body it was sent.
-
-        A caller's id may be used again with another body; an id of ours is looked for where the journal has no row yet.
+        """What ComfyUI keeps with the prompt: whose it is, for when a server that was away is looked through; and with
+        what body it was sent, since an id of a caller's choice may be used again with another one.
         """
         marks = {} if self.fingerprint is None else {"fingerprint": self.fingerprint}
-        of_ours = self.entry is not None and not self.entry.chosen and self.entry.journal_id
-        return {**marks, "journal": of_ours} if of_ours else marks
+        if self.entry is not None:
+            marks |= {"journal": self.entry.journal_id} | ({"id": "chosen"} if self.entry.chosen else {})
+        return marks
 
     @property
     def placed_before(self) -> bool:
@@ -133,6 +135,18 @@ class Job:
     def has_shown(self, place: str) -> bool:
         """Whether a node of an owner's prompt has told of this file already: see `comfyui.owners.place_of`."""
         return place in self._shown
+
+    @property
+    def server_before(self) -> str | None:
+        """Where the journal has the present attempt."""
+        return None if self.entry is None else self.entry.server
+
+    def is_on(self, server: str) -> bool:
+        """Whether the prompt is wanted on that server. Of one that is only watched nobody else knows."""
+        if self.entry is None:
+            return True
+        on = self.server_before if self.backend is None else self.backend.name
+        return on == server and server not in self.left_on
 
     @property
     def owner(self) -> str | None:
@@ -236,6 +250,7 @@ class Job:
         Returns when that is committed, where the job outlives this process. Raises as `Entry.placed` does.
         """
         self.backend, self.began_at = backend, None
+        self.left_on.discard(backend.name)
         if self.stays and self.begun and self._limit is not None and not self._limit.expired():
             self._limit.reschedule(None)  # until it begins again
         self.begun = False
@@ -245,6 +260,7 @@ class Job:
     async def attached(self, backend: Backend) -> None:
         """`backend` has the prompt from before. As `placed`."""
         self.backend = backend
+        self.left_on.discard(backend.name)
         if self.entry is not None:
             await self.entry.attached(backend.name, self.request, self.fingerprint)
 
@@ -279,6 +295,10 @@ class Job:
         self.begun = self.begun or ended_comfyui
         if self.entry is not None:
             self.entry.suspect(begun=self.begun)
+
+    def leaves(self, server: str) -> None:
+        """The attempt on that server is over for us, though the server may still have it."""
+        self.left_on.add(server)
 
     def lost(self, times: int) -> None:
         """ComfyUI has lost the prompt so often in all, as far as is known."""

@@ -17,12 +17,14 @@ class TurnOptions:
         places: with queue gateway: prompts on each server, with the one that runs; None: any number, where the server
             stands for many.
         affinity_wait_s: see `SchedulerOptions`.
+        move_after_s: a server is away for so long before its jobs go to another one.
     """
 
     queue: Literal["gateway", "comfyui"] = "comfyui"
     ahead: int = 4
     places: int | None = 2
     affinity_wait_s: float = 10.0
+    move_after_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)

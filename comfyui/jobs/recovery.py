@@ -1,8 +1,8 @@
 """`Recovery`: what becomes of the jobs that a gateway before this one left unfinished.
 
 Async jobs go on: those that were placed are looked for on their servers, the others wait in the queue. A sync call's
-job waits a time for its caller, where the caller knows its id; else nobody can ask for it, and it is canceled, also
-where ComfyUI has it and the journal has not.
+job waits a time for its caller, where the caller knows its id; else nobody can ask for it, and it is canceled. What
+ComfyUI has and the journal has not is for `comfyui.jobs.orphans`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ import structlog
 
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalError
 from comfyui.executors.comfyui import PromptRunner
-from comfyui.executors.submission import journal_of
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.entry import Entries
 from comfyui.jobs.journal.records import JobRecord, State
+from comfyui.jobs.orphans import Orphans
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
 from comfyui.replies import QueueItem
-from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.tasks import SideTasks
 
 _PAGE = 200
-_LOOK_AGAIN_S = 60.0
 
 
 class Recovery:
@@ -57,6 +55,7 @@ class Recovery:
         self._queue = queue
         self._cancels = cancels
         self._reattach_s = reattach_s
+        self._orphans = Orphans(entries.journal, pool, runs, cancels)
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
 
@@ -82,10 +81,10 @@ class Recovery:
             self._tasks.start(self._take_out(record, why), f"cancel {record.prompt_id}")
         if awaited:
             self._tasks.start(self._await_callers(awaited), "jobs that wait for their callers")
-        for backend in self._pool.backends if self._journal.identity else ():
-            self._tasks.start(self._take_out_unwritten(backend), f"look for unwritten jobs on {backend.name}")
+        self._orphans.open()
 
     async def close(self) -> None:
+        await self._orphans.close()
         await self._tasks.close()
 
     async def _unfinished(self) -> AsyncIterator[JobRecord]:
@@ -115,30 +114,7 @@ class Recovery:
         """Cancel a run that nobody waits for, once the server that has it can be told."""
         error = ComfyUITaskCancelledError(f"canceled: {why}", prompt_id=record.prompt_id)
         entry = self._entries.of(record)
-        failure = await self._cancels.take_out(entry, error, "restart", before=lambda: self._server_is_up(record))
-        backend = self._pool.named(record.server or "")
-        if failure is not None and backend is not None:
-            # It is away for longer than we wait, and may still have the prompt when it comes back.
-            backend.moved(record.prompt_id)
-
-    async def _take_out_unwritten(self, backend: Backend) -> None:
-        """Cancel prompts of sync calls that the gateway before this one had sent, and not written down, when it ended.
-
-        One look for each server, when it is first up: whoever sent them is gone by then.
-        """
-        while not backend.ready:
-            await self._pool.wait_for_change(_LOOK_AGAIN_S)
-        try:
-            found = await backend.client.get_queue() if await backend.client.get_queue_remaining() else {}
-            for prompt_id, item in found.items():
-                if journal_of(item) == self._journal.identity and not await self._is_known(prompt_id):
-                    await self._cancels.take_out_unwritten(prompt_id, backend)
-        except (ComfyUIError, JournalError) as error:
-            self._log.warning("jobs.not_looked_for", server=backend.name, detail=error.detail)
-
-    async def _is_known(self, prompt_id: str) -> bool:
-        """In this order: what ends meanwhile is written down first."""
-        return prompt_id in self._runs.live or await self._journal.get(prompt_id) is not None
+        await self._cancels.take_out(entry, error, "restart", before=lambda: self._server_is_up(record))
 
     async def _await_callers(self, records: list[JobRecord]) -> None:
         await asyncio.sleep(self._reattach_s)

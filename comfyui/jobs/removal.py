@@ -85,7 +85,7 @@ class Removal:
                 self._runs.drop(job)
             failure = await asyncio.shield(self._cancels.begin(job, "request"))
         elif entry is not None:
-            if not entry.is_placed:
+            if not entry.server is not None:
                 self._queue.left(prompt_id)
             failure = await self._cancels.take_out(entry, error, "request")
         else:
@@ -274,10 +274,7 @@ class Removal:
         if job.ended:
             return False
         job.cancel(_cancelled(job.prompt_id))
-        failure = await asyncio.shield(self._cancels.begin(job, "request"))
-        if failure is not None and job.backend is not None:
-            # The server is told when it is back.
-            job.backend.moved(job.prompt_id)
+        await asyncio.shield(self._cancels.begin(job, "request"))
         return True
 
     async def _stop_running(self, job: Job) -> None:

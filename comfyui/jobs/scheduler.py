@@ -10,7 +10,7 @@ that one gets nothing more. Others may wait behind such a job.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -227,8 +227,7 @@ class Scheduler:
             best = self._best_of(opened, cleared)
             head = self._lines.first(best)
             if head is None:
-                idle = (server for server in opened if not server.is_busy)
-                decisions += [back for server in idle if (back := self._take_back(server, None)) is not None]
+                decisions += filter(None, (self._take_back(one, None) for one in opened if not one.is_busy))
                 break
             server = _for(head, best(head.lane))
             if head.lane.alone and server.is_busy:
@@ -247,9 +246,8 @@ class Scheduler:
 
     def next_look(self, now: float) -> float | None:
         """When to decide again though nothing has happened; None when there is no such time."""
-        if not self.waiting:
-            return None
-        ends = (server.wait_ends(self._options.in_turn_s) for server in self._servers.values() if server.up)
+        servers = self._servers.values() if self.waiting else ()
+        ends = (server.wait_ends(self._options.in_turn_s) for server in servers if server.up)
         return min((end for end in ends if end > now), default=None)
 
     @property
@@ -276,12 +274,16 @@ class Scheduler:
         able = [server for name, server in self._servers.items() if self._may_run(ticket.lane, name)]
         return [] if any(server.up for server in able) else [server.name for server in able]
 
+    def has_other(self, prompt_id: str) -> bool:
+        """Whether another server than the one where the job is, is up and may run it."""
+        ticket = self._tickets.get(prompt_id)
+        return ticket is not None and self._is_other_up(ticket.lane, {ticket.server})
+
     def ahead_of(self, prompt_id: str) -> int | None:
         """About how many jobs that wait have their turn before this one; None where it does not wait."""
         ticket = self._tickets.get(prompt_id)
-        return (
-            None if ticket is None or ticket.server is not None else self._lines.ahead_of(ticket, self._shares.mean_s)
-        )
+        waits = ticket is not None and ticket.server is None
+        return self._lines.ahead_of(ticket, self._shares.mean_s) if ticket is not None and waits else None
 
     def _open(self, now: float, cleared: Mapping[Lane, ServerPlaces]) -> list[ServerPlaces]:
         servers = (server for server in self._servers.values() if server not in cleared.values())
@@ -290,6 +292,9 @@ class Scheduler:
     def _may_run(self, lane: Lane, server: str) -> bool:
         """Whether the job may be sent there: it is not known to be unable, or all are."""
         return server not in lane.no or lane.no.issuperset(self._servers)
+
+    def _is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:
+        return any(one.up and name not in than and self._may_run(lane, name) for name, one in self._servers.items())
 
     def _best_of(
         self, opened: Sequence[ServerPlaces], cleared: Mapping[Lane, ServerPlaces]
@@ -310,9 +315,7 @@ class Scheduler:
 
     def _best(self, lane: Lane, opened: Sequence[ServerPlaces]) -> Sequence[ServerPlaces]:
         able = [server for server in opened if self._may_run(lane, server.name)]
-        if lane.avoid and any(
-            server.up and name not in lane.avoid and self._may_run(lane, name) for name, server in self._servers.items()
-        ):
+        if lane.avoid and self._is_other_up(lane, lane.avoid):
             able = [server for server in able if server.name not in lane.avoid]
         if lane.alone and (before := self._cleared.get(lane)) in able and all(server.is_busy for server in able):
             return [before]
@@ -358,9 +361,8 @@ class Scheduler:
         return TakeBack(first.prompt_id, first.server or "", idle.name)
 
     def _is_no_worse(self, lane: Lane, here: str, there: str) -> bool:
-        if not self._may_run(lane, here) or here in lane.avoid:
-            return False
-        return here in lane.yes or there not in lane.yes
+        may_run = self._may_run(lane, here) and here not in lane.avoid
+        return may_run and (here in lane.yes or there not in lane.yes)
 
     def _ticket(self, job: Waiting, terms: Terms) -> Ticket:
         ticket = self._tickets[job.prompt_id] = Ticket(
@@ -388,8 +390,7 @@ class Scheduler:
 
     def _free(self, prompt_id: str) -> ServerPlaces | None:
         """The server that was kept for the job is open again."""
-        kept = self._taking.pop(prompt_id, None)
-        if kept is not None:
+        if (kept := self._taking.pop(prompt_id, None)) is not None:
             kept.keep_for(None)
         return kept
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from comfyui.events import QueuePosition
-from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.executors.assignment import Assignment
 from comfyui.inputs.catalogue import Catalogue
 from comfyui.jobs.abilities import Abilities
 from comfyui.jobs.clearing import Clearing
+from comfyui.jobs.departures import Departures
 from comfyui.jobs.lines import Lane
 from comfyui.jobs.numbers import Numbers
 from comfyui.jobs.queue_options import TurnOptions
 from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
 from comfyui.jobs.shares import Terms, terms_of
 from comfyui.jobs.timers import Timers
+from comfyui.jobs.waiters import Waiters
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules
@@ -33,23 +33,10 @@ from comfyui.workflows.needs import Needs, needs_of
 
 # A server that does not say sooner whether it gave a prompt back keeps the idle one no longer.
 _TAKE_BACK_S = 5.0
-# Positions are told so often, and less often where many wait.
-_TELL_S = 0.1
-_TELL_EACH_S = 0.001
 # So soon a change of the rules holds for jobs that wait, though nothing else happens.
 _RULES_S = 1.0
 # Lanes that are found anew before others have their turn in the event loop.
 _AT_ONCE = 200
-
-
-@dataclass(slots=True)
-class _Waiter:
-    """A job whose task waits for its turn. `patience_s`: while no server is up; None: for ever."""
-
-    turn: asyncio.Future[Backend]
-    patience_s: float | None
-    since: float
-    told: int | None = None
 
 
 class Turns:
@@ -79,11 +66,11 @@ class Turns:
         self._needs: dict[str, Needs] = {}
         self.numbers = Numbers()
         self._orders: dict[str, tuple[float, int]] = {}
-        self._waiters: dict[str, _Waiter] = {}
+        self._waiters = Waiters(pool, self._scheduler)
+        self._departures = Departures(pool, self._scheduler, self._jobs, options.move_after_s)
         self._granted: set[str] = set()
         self._due: deque[str] = deque()
         self._is_due = asyncio.Event()
-        self._down_since: float | None = None
         self._timers = Timers()
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
@@ -98,6 +85,7 @@ class Turns:
 
     async def close(self) -> None:
         self._timers.close()
+        await self._departures.close()
         await self._tasks.close()
         await self.abilities.close()
 
@@ -177,34 +165,31 @@ class Turns:
         request: PromptRequest,
         *,
         brings_inputs: bool,
-        avoid: Collection[Backend],
+        avoid: Collection[str],
         patience_s: float,
     ) -> Backend:
         if not (self._is_ours or job.stays):
-            needed = None if brings_inputs else request.prompt
-            return await self._pool.choose(patience_s=patience_s, avoid=avoid, prompt=needed)
+            return await self._pool.choose(patience_s=patience_s)
         prompt_id = job.prompt_id
         if not avoid and prompt_id in self._jobs and (given := self._given(prompt_id)) is not None and given.ready:
             return given
         self._jobs[prompt_id] = job
         self._needs[prompt_id] = needs = await self.needs_of(request, job.owner, brings_inputs=brings_inputs)
-        avoided = {backend.name for backend in avoid}
-        lane = await self.abilities.sure_lane(needs, avoided)
-        if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no | avoided:
+        lane = await self.abilities.sure_lane(needs, avoid)
+        if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no.union(avoid):
             return given
         self._scheduler.left(prompt_id, _executed_s(job))
-        turn, number = self._orders.get(prompt_id) or self.numbers.order_of(request)
+        place, number = self._orders.get(prompt_id) or self.numbers.order_of(request)
         lane = Lane(alone=job.alone)
-        self._add(Waiting(prompt_id, number, job.owner, request.priority, turn, lane=lane), needs, avoided)
-        came = asyncio.get_running_loop().create_future()
-        self._waiters[prompt_id] = waiter = _Waiter(came, None if job.stays else patience_s, _now())
+        self._add(Waiting(prompt_id, number, job.owner, request.priority, place, lane=lane), needs, avoid)
+        turn = self._waiters.add(job, None if job.stays else patience_s)
         self.decide()
         try:
-            if not waiter.turn.done():
+            if not turn.done():
                 await job.waits()
-            return await waiter.turn
+            return await turn
         finally:
-            del self._waiters[prompt_id]
+            self._waiters.remove(job)
 
     async def cleared(self, job: Assignment, backend: Backend) -> None:
         if not self._is_ours:
@@ -217,6 +202,9 @@ class Turns:
     def lacking(self, job: Assignment) -> Mapping[str, Sequence[str]]:
         needs = self._needs.get(job.prompt_id)
         return {} if needs is None else self.abilities.lacking(needs)
+
+    def has_other(self, job: Assignment) -> bool:
+        return self._scheduler.has_other(job.prompt_id)
 
     def found(self, job: Assignment, backend: Backend) -> None:
         if (self._is_ours or job.stays) and self._scheduler.server_of(job.prompt_id) != backend.name:
@@ -273,6 +261,7 @@ class Turns:
             while self._lanes_of != self.abilities.generation:
                 await self._find_lanes()
             self.decide()
+            self._see_departures()
             await self._pool.news.wait()
 
     async def _find_lanes(self) -> None:
@@ -300,29 +289,33 @@ class Turns:
             self._scheduler.set_terms(self._terms_of)
         now = _now()
         for backend in self._pool.backends:
-            up = backend.ready and self.abilities.is_known(backend)
+            up = backend.ready and backend.is_cleared and self.abilities.is_known(backend)
             places = self._options.places if self._is_ours else self._options.ahead
             others = backend.watcher.others if self._is_ours and places is not None else 0
             self._scheduler.set_server(backend.name, up=up, drained=backend.drained, others=others, places=places)
         for decision in self._scheduler.decide(now):
             self._do(decision)
         if self._waiters:
-            self._check_patience(now)
-            self._timers.by("tell", now + max(_TELL_S, _TELL_EACH_S * len(self._waiters)), self._tell_positions)
+            if (end := self._waiters.check_patience(now)) is not None:
+                self._timers.by("patience", end, self.decide)
+            self._timers.by("tell", now + self._waiters.tell_after_s, self._waiters.tell_positions)
         if self._owners is not None and self._scheduler.waiting:
             self._timers.by("rules", now + _RULES_S, self.decide)
         if (look_at := self._scheduler.next_look(now)) is not None:
             self._timers.by("look", look_at, self.decide)
+
+    def _see_departures(self) -> None:
+        """Where servers are away, beside that: one decides only where something waits."""
+        if self._takes_back and (again_s := self._departures.look()) is not None:
+            self._timers.by("departures", _now() + again_s, self._see_departures)
 
     def _do(self, decision: Place | TakeBack) -> None:
         prompt_id = decision.prompt_id
         if isinstance(decision, TakeBack):
             self._tasks.start(self._take_back(decision), f"take back {prompt_id}")
             return
-        waiter = self._waiters.get(prompt_id)
         backend = self._pool.named(decision.server)
-        if waiter is not None and backend is not None and not waiter.turn.done():
-            waiter.turn.set_result(backend)
+        if backend is not None and self._waiters.give(prompt_id, backend):
             return
         self._granted.add(prompt_id)
         if prompt_id not in self._jobs:
@@ -350,36 +343,6 @@ class Turns:
     def _give_up_taking_back(self, prompt_id: str) -> None:
         self._scheduler.stays(prompt_id)
         self.decide()
-
-    # Those who wait
-
-    def _check_patience(self, now: float) -> None:
-        """End those who wait too long for any server to come up."""
-        if self._pool.ready:
-            self._down_since = None
-            return
-        if self._down_since is None:
-            self._down_since = now
-        is_over = all(backend.abandoned for backend in self._pool.backends)
-        next_end: float | None = None
-        for waiter in self._waiters.values():
-            if waiter.patience_s is None or waiter.turn.done():
-                continue
-            end = max(self._down_since, waiter.since) + waiter.patience_s
-            if is_over or end <= now:
-                waiter.turn.set_exception(ComfyUIConnectionError(self._pool.why_not_ready()))
-            else:
-                next_end = end if next_end is None else min(next_end, end)
-        if next_end is not None:
-            self._timers.by("patience", next_end, self.decide)
-
-    def _tell_positions(self) -> None:
-        for prompt_id, waiter in self._waiters.items():
-            job = self._jobs.get(prompt_id)
-            position = self._scheduler.ahead_of(prompt_id) if job is not None and job.followed else None
-            if job is not None and position is not None and position != waiter.told:
-                waiter.told = position
-                job.publish(QueuePosition(prompt_id, position))
 
 
 def _now() -> float:

@@ -11,7 +11,7 @@ import contextlib
 import enum
 import math
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -61,7 +61,6 @@ class Backend:
     """One ComfyUI server. Open it with ``async with``; it owns its client and its watcher.
 
     Args:
-        peers: all servers of the pool, which may still be added to: whether another one could take over is asked then.
         runs_elsewhere: what the server says of itself is not true of where its prompts run.
         news: set when its health changes.
     """
@@ -73,7 +72,6 @@ class Backend:
         metrics: Metrics,
         options: ServerOptions = DEFAULT_SERVERS,
         *,
-        peers: Sequence[Backend] = (),
         runs_elsewhere: bool = False,
         news: asyncio.Event | None = None,
     ) -> None:
@@ -88,8 +86,10 @@ class Backend:
         """Whether it says of itself that it is a simulation, as the embedded engine does."""
         self.generation = 0
         """Grows when the server is reached for the first time or anew: what was known of it may not hold any more."""
+        self.arrivals = 0
+        """Grows when it answers for the first time or again, and with each new connection: it may have prompts from
+        before."""
         self._options = options
-        self._peers = peers
         self._runs_elsewhere = runs_elsewhere
         self._metrics = metrics
         self._in_flight = metrics.in_flight.labels(client.name)
@@ -109,10 +109,9 @@ class Backend:
         self.abandoned = False
         """Its process ended and is not started again, as the one who started it knows."""
         self._hold = ""
-        self._down_since: float | None = None
-        self._moved: set[str] = set()
+        self._away_since: float | None = None
+        self._cleared = 0
         self._side = SideTasks()
-        self._cancelling: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -133,11 +132,6 @@ class Backend:
         return self.client.name
 
     @property
-    def load(self) -> int:
-        """How many prompts are before a new one: ComfyUI's own figure, or ours where that is ahead of it."""
-        return max(self.watcher.queue_remaining, self.in_flight)
-
-    @property
     def ready(self) -> bool:
         return self.health is Health.READY and self.watcher.crashed is None
 
@@ -151,6 +145,31 @@ class Backend:
         self.drained = drained
         self._metrics.server_drained.labels(self.name).set(drained)
         self._tell_change()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the last probe was answered, though it may run nothing."""
+        return self._away_since is None and self.health is not Health.DOWN
+
+    @property
+    def away_s(self) -> float:
+        """For how many seconds it has answered no probe; 0 while it answers."""
+        return 0.0 if self._away_since is None else time.monotonic() - self._away_since
+
+    @property
+    def is_cleared(self) -> bool:
+        """Whether what it still had when it came back, and what runs for nobody, was cancelled."""
+        return self._cleared == self.arrivals
+
+    def look_through(self) -> None:
+        """It may have prompts of ours that run for nobody: `is_cleared` is false until it was looked through."""
+        self.arrivals += 1
+        self._tell_change()
+
+    def cleared(self, arrivals: int) -> None:
+        """What it had at that one of its `arrivals` was looked through."""
+        self._cleared = arrivals
+        self._news.set()
 
     def _silent_s(self) -> float:
         silence = self.watcher.worker.silence
@@ -257,7 +276,7 @@ class Backend:
             await self.client.interrupt(prompt_id)
 
     def wait_for_change(self) -> Coroutine[Any, Any, Literal[True]]:
-        """Until its health changes after this call."""
+        """Until its health changes after this call, or it is to be looked through."""
         return self._changed.wait()
 
     def _set(self, health: Health, reason: str = "") -> None:
@@ -291,23 +310,23 @@ class Backend:
                 # It may have been restarted, with other nodes and models.
                 self._definitions.forget()
                 self.generation += 1
+                self.look_through()
                 # Its first connection is to the server that has just answered.
                 kind_known, was_connected = kind_known and not was_connected, True
             self._perhaps_restarted |= client_id is None or client_id != last_id
             last_id = client_id
             if (connected and not self._doubted) or await self._answers():
-                self._doubted, self._down_since = False, None
+                if self._away_since is not None or self.health is Health.STARTING:
+                    self.look_through()
+                self._doubted, self._away_since = False, None
                 if not kind_known:
                     await self._learn_kind()
                     kind_known = True
                 failures = 0 if await self._judge() else failures + 1
-                if self._moved and (self._cancelling is None or self._cancelling.done()):
-                    # Beside the probing: it may hang, and take as long as all tries together.
-                    self._cancelling = self._side.start(self._cancel_moved(), f"cancel moved {self.name}")
             else:
                 failures += 1
                 kind_known = False
-                self._move_when_gone()
+                self._away_since = self._away_since or time.monotonic()
             wait_s = None if connected else self._options.probe_unwatched_s
             if failures:
                 wait_s = self._options.probe_backoff.delay_s(failures)
@@ -355,32 +374,6 @@ class Backend:
             return not fault.witnesses.isdisjoint(await self.client.get_queue())
         entries = [await self.client.get_history(prompt_id) for prompt_id in fault.witnesses]
         return any(entry is not None for entry in entries)
-
-    def _move_when_gone(self) -> None:
-        """Give up what waits on a server that stays away, once another one can do it instead."""
-        now = time.monotonic()
-        self._down_since = self._down_since or now
-        away = now - self._down_since >= self._options.move_after_s
-        if away and any(peer.ready for peer in self._peers if peer is not self):
-            self.watcher.give_up(f"{self.name} does not answer any more")
-
-    def moved(self, prompt_id: str) -> None:
-        """Another server was given the prompt: what this one still has of it is cancelled once it answers."""
-        self._moved.add(prompt_id)
-        self._look_again.set()
-
-    def takes(self, prompt_id: str) -> None:
-        """It gets the prompt (again): what it has under this id is wanted."""
-        self._moved.discard(prompt_id)
-
-    async def _cancel_moved(self) -> None:
-        """A server that was only cut off still has the prompts that others ran meanwhile."""
-        while self._moved:
-            prompt_id = self._moved.pop()
-            try:
-                await self.cancel(prompt_id)
-            except ComfyUIError as error:
-                self._log.warning("prompt.cancel_failed", prompt_id=prompt_id, reason="moved", detail=error.detail)
 
     async def _answers(self) -> bool:
         try:

@@ -28,13 +28,13 @@ class ServerOptions:
     """Between the probes of a server that answers while its websocket is refused."""
     kind_within_s: float = 1.0
     """For a server to say what it is. One that does not is taken for a ComfyUI."""
-    move_after_s: float = 5.0
-    """A server is away for so long before its prompts move to another one."""
     definitions_within_s: float = 5.0
     """For a server to say which nodes it has, when a choice depends on it: some seconds with many nodes on a slow disk.
 
     A wrong guess is a refused workflow; waiting costs once, since those who come later count from the same question.
     """
+    heartbeat_s: float = 20.0
+    """A websocket that says nothing for so long is pinged; without an answer within half of that again it ends."""
     reconnect: Backoff = Backoff(start_s=0.1, max_s=3.0)
     """Between the tries to open the websocket."""
     history_backoff: Backoff = Backoff(start_s=0.4, max_s=3.0)

@@ -1,25 +1,23 @@
-"""`BackendPool`: all ComfyUI servers, and which one of them gets the next prompt."""
+"""`BackendPool`: all ComfyUI servers behind us. Which of them gets a prompt is the scheduler's to say."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from comfyui.address import ServerAccess
 from comfyui.client import ComfyUIClient
-from comfyui.exceptions import ComfyUIConnectionError, ComfyUIError, ComfyUINotFoundError
+from comfyui.exceptions import ComfyUIConnectionError, ComfyUINotFoundError
 from comfyui.feed import Feed
 from comfyui.metrics import Metrics
 from comfyui.models import OutputFile, PromptResult
-from comfyui.offload import in_thread
 from comfyui.servers.backend import Backend, Health
 from comfyui.servers.frame_listener import FrameListener
 from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
@@ -27,17 +25,12 @@ from comfyui.servers.prompt_worker import PromptWorker
 from comfyui.servers.watcher import CompletionWatcher
 from comfyui.tasks import end_tasks
 from comfyui.transport.body import OpenBody
-from comfyui.workflows.preflight import preflight
 
 _NO_ACCESS: Mapping[str, ServerAccess] = {}
 CHOICE_PATIENCE_S = 2.0
 """How long a new prompt waits for a server to come up: a moment, since its caller can try again."""
 # A server that does not say sooner that it frees its memory keeps nobody waiting.
 _FREE_S = 5.0
-# Files come and go without a word: before no server is able, look once with lists no older than this.
-_FRESH_S = 5.0
-# What another server may have: the rest is wrong with the workflow wherever it runs.
-_SERVER_LACKS = frozenset({"missing_node_type", "missing_model_file", "missing_input_file", "value_not_in_list"})
 
 
 class SilentPrompt(TypedDict):
@@ -132,9 +125,7 @@ class BackendPool:
                 dead_after_s=options.dead_after_s,
             )
             watcher = CompletionWatcher(client, options, worker=worker, metrics=metrics, news=news, listeners=frames)
-            backends.append(
-                Backend(client, watcher, metrics, options, peers=backends, runs_elsewhere=bool(name), news=news)
-            )
+            backends.append(Backend(client, watcher, metrics, options, runs_elsewhere=bool(name), news=news))
         return cls(backends, news, frames)
 
     async def __aenter__(self) -> Self:
@@ -179,37 +170,19 @@ class BackendPool:
             raise ComfyUINotFoundError(f"the server that has {file.filename!r} is not configured any more")
         return backend.client.view(file.filename, file.subfolder, file.type)
 
-    async def choose(
-        self, *, patience_s: float, avoid: Collection[Backend] = (), prompt: Mapping[str, Any] | None = None
-    ) -> Backend:
-        """The server in rotation with the least work, among those that have what `prompt` needs (when it is given).
+    async def choose(self, *, patience_s: float) -> Backend:
+        """The first server that is in rotation, for what any of them can do.
 
-        Those to `avoid` are taken only when there is no other. Waits up to `patience_s` for one to come up, then raises
-        `ComfyUIConnectionError` with each one's reason.
+        Waits up to `patience_s` for one to come up, then raises `ComfyUIConnectionError` with each one's reason.
         """
         deadline = time.monotonic() + patience_s
         while True:
-            candidates = self.ready
-            if len(candidates) > 1:
-                candidates = [backend for backend in candidates if backend not in avoid] or candidates
-                candidates = await self._able(candidates, prompt)
-            if candidates:
-                return min(candidates, key=lambda backend: backend.load)
+            if ready := self.ready:
+                return ready[0]
             left_s = deadline - time.monotonic()
             if left_s <= 0 or all(backend.abandoned for backend in self.backends):
                 raise ComfyUIConnectionError(self.why_not_ready())
             await self.wait_for_change(left_s)
-
-    async def _able(self, candidates: list[Backend], prompt: Mapping[str, Any] | None) -> list[Backend]:
-        """Those that have what the workflow needs; else those that do not say, which may have it; else all of them,
-        since ComfyUI says best what is missing."""
-        if prompt is None or len(candidates) < 2:
-            return candidates
-        for max_age_s in (math.inf, _FRESH_S):
-            said = await asyncio.gather(*(_has_all_of(backend, prompt, max_age_s) for backend in candidates))
-            if any(said):
-                return [backend for backend, has_all in zip(candidates, said, strict=True) if has_all]
-        return [backend for backend, has_all in zip(candidates, said, strict=True) if has_all is None] or candidates
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Returns when a server came up or went down, or after so long."""
@@ -239,17 +212,6 @@ class BackendPool:
     def report(self, *, in_detail: bool = True) -> list[ServerReport]:
         """Per-server state for `/health`, from what is known: it asks nobody. Not `in_detail`: no names, no reasons."""
         return [_report(backend, _detail(backend) if in_detail else {}) for backend in self.backends]
-
-
-async def _has_all_of(backend: Backend, prompt: Mapping[str, Any], max_age_s: float) -> bool | None:
-    """Whether it has the workflow's nodes, models and files; None when it does not say, or not soon."""
-    try:
-        async with backend.soon():
-            definitions = await backend.object_info(max_age_s=max_age_s)
-    except (ComfyUIError, TimeoutError):
-        return None
-    problems = await in_thread(preflight, prompt, definitions)
-    return not any(problem.code in _SERVER_LACKS for problem in problems)
 
 
 def _report(backend: Backend, detail: ServerDetail) -> ServerReport:

@@ -16,7 +16,7 @@ import contextlib
 import math
 import time
 import uuid
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, Protocol, Self
 
@@ -119,6 +119,20 @@ class Watch:
         """By type, the last frames of how the present run is, from its start on; the newest stands last."""
         self._unread: set[bytes] = set()
         self._done: asyncio.Future[HistoryEntry | ComfyUIError | None] = asyncio.get_running_loop().create_future()
+        self._sending: asyncio.Timeout | None = None
+
+    @contextlib.asynccontextmanager
+    async def sending(self) -> AsyncIterator[None]:
+        """Around all that is done on the server until it has the prompt: ends with the error of `fail`."""
+        try:
+            async with asyncio.timeout(None) as self._sending:
+                yield
+        except TimeoutError:
+            if self._done.done() and isinstance(error := self._done.result(), ComfyUIError):
+                raise copy(error) from None
+            raise
+        finally:
+            self._sending = None
 
     async def finished(self) -> HistoryEntry | None:
         """ComfyUI's history entry, once there is one; None once the prompt was taken back before it began.
@@ -205,6 +219,8 @@ class Watch:
     def fail(self, error: ComfyUIError) -> None:
         if self.open:
             self._done.set_result(copy(error))
+            if self._sending is not None:
+                self._sending.reschedule(asyncio.get_running_loop().time())
 
 
 class CompletionWatcher:
@@ -386,7 +402,7 @@ class CompletionWatcher:
             client_id = uuid.uuid4().hex
             reason = "refused"
             try:
-                self._socket = await self._client.connect_websocket(client_id)
+                self._socket = await self._client.connect_websocket(client_id, heartbeat_s=self._options.heartbeat_s)
                 spoke = await self._read(self._socket, client_id)
                 reason = "silent" if self._silent else "closed"
                 failures = 0 if spoke else failures + 1

@@ -188,7 +188,7 @@ async def test_nor_does_a_redirect_of_the_gateway_s_own_websocket() -> None:
         address = f"127.0.0.1:{runner.addresses[0][1]}"
         async with ComfyUIClient(address, access=ServerAccess({"X-Edge": "4711"})) as client:
             with pytest.raises(ComfyUIConnectionError, match="refused with HTTP 307"):
-                await client.connect_websocket("a")
+                await client.connect_websocket("a", heartbeat_s=20)
     finally:
         await runner.cleanup()
     assert followed == []
@@ -235,7 +235,7 @@ async def test_both_transports_name_what_is_wrong_with_tls(tls_engine: Engine, e
         with pytest.raises(ComfyUIConnectionError, match=r"certificate of .* is not trusted"):
             await client.get_queue_remaining()
         with pytest.raises(ComfyUIConnectionError, match=r"certificate of .* is not trusted"):
-            await client.connect_websocket("a")
+            await client.connect_websocket("a", heartbeat_s=20)
     async with ComfyUIClient(engine.url.replace("http:", "https:"), lean=lean, retries=0) as client:
         with pytest.raises(ComfyUIConnectionError, match="does it speak http"):
             await client.get_queue_remaining()

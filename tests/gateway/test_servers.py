@@ -25,6 +25,7 @@ from tests.support.running import (
     executions,
     handler_options,
     invert_workflow,
+    moving_after,
     prompts_are_queued,
     requests,
     running_gateway,
@@ -115,7 +116,7 @@ async def test_a_server_that_is_down_is_left_out_and_brought_back(two_engines: l
 async def test_prompts_of_a_killed_server_move_to_another(two_engines: list[Engine]) -> None:
     async with (
         engine_process() as dying,
-        running_gateway(dying.url, two_engines[0].url, changed=server_options(move_after_s=0.5)) as gateway,
+        running_gateway(dying.url, two_engines[0].url, changed=moving_after(0.5)) as gateway,
     ):
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.4, tag=tag))) for tag in range(6)]
         await prompts_are_queued(two_engines[0], 2)
@@ -231,20 +232,6 @@ async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
             status, body = await gateway.prompt_sync(workflow, images=images)
             assert status == 200, body
     assert executions(failing) == {}
-
-
-async def test_a_moved_prompt_whose_cancel_hangs_does_not_blind_the_gateway_to_its_server(
-    two_engines: list[Engine],
-) -> None:
-    hanging, other = two_engines
-    async with running_gateway(hanging.url, other.url, changed=server_options(probe_timeout_s=0.5)) as gateway:
-        await hanging.set_faults({"hang": {"route": "/api/jobs/*"}})
-        backend = gateway.handler.pool.backends[0]
-        backend.moved("a prompt that another server was given")
-        await asyncio.sleep(0.2)
-        hanging.faults.clear()
-        await hanging.set_faults({"ws_refuse": {}, "status": {"route": "/prompt", "method": "GET"}, "ws_drop": {}})
-        await until_state(gateway, hanging.url, "unreachable")
 
 
 async def test_validate_does_without_a_server_that_does_not_say_what_it_has(two_engines: list[Engine]) -> None:

@@ -109,6 +109,13 @@ def handler_options(**changes: Any) -> Change:
     return lambda made: replace(made, handler=replace(made.handler, **changes))
 
 
+def moving_after(seconds: float) -> Change:
+    """For `running_gateway`: a server is away for so long before its jobs go to another one."""
+    return lambda made: replace(
+        made, handler=replace(made.handler, queue=replace(made.handler.queue, move_after_s=seconds))
+    )
+
+
 @asynccontextmanager
 async def running_gateway(
     *comfyui: str,
@@ -199,10 +206,10 @@ async def until(ask: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *,
 
 
 async def websocket_settled(backend: Any) -> None:
-    """Until the shared websocket is connected, or at most a moment where it is refused."""
+    """Until the shared websocket is connected and the server gets prompts, or a moment where the socket is refused."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
-            while not backend.watcher.connected:
+            while not (backend.watcher.connected and backend.is_cleared):
                 await asyncio.sleep(0.005)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Self
+from uuid import uuid4
 
 import structlog
 
@@ -86,9 +87,9 @@ class MemoryJournal:
     """
 
     problem: str | None = None
-    identity = ""
 
     def __init__(self, *, keep: int = 100_000, max_bytes: int = 64_000_000) -> None:
+        self.identity = uuid4().hex[:16]
         self.writes: Feed[WriteListener] = Feed()
         self._most_ended = keep
         self._max_bytes = max_bytes

@@ -76,10 +76,7 @@ class Journal(Protocol):
 
     @property
     def identity(self) -> str:
-        """Of the journal, once it is open: the same as long as the file is there. No other journal has it.
-
-        Empty where the journal ends with its gateway, and no later one could look for what it sent.
-        """
+        """Of the journal, once it is open: the same as long as the journal is there. No other journal has it."""
 
     async def write_all(self, writes: Sequence[Write]) -> list[int]:
         """As `write`, all of them in one transaction: what it returns for each.

@@ -212,11 +212,13 @@ def test_a_copy_of_an_error_is_the_same_error_without_where_it_was_raised() -> N
     assert (same.__traceback__, same.__cause__, same.__context__) == (None, None, None)
 
 
-async def test_an_id_of_ours_is_marked_with_the_journal_also_where_it_has_a_fingerprint(tmp_path: Path) -> None:
-    """A gateway that ended while it committed and submitted a prompt has no row of it: the next one takes it out."""
+async def test_a_prompt_is_marked_with_the_journal_and_with_who_chose_its_id(tmp_path: Path) -> None:
+    """A gateway that ended while it committed and submitted a prompt has no row of it. The next one takes it out, but
+    not where a caller may ask for it again.
+    """
     async with SqliteJournal(tmp_path) as journal:
         entries = Entries(journal)
         for callers_id in (False, True):
             entry = entries.new(_ID, Origin("prompt"), kind="async", callers_id=callers_id)
             marks = dict(Job(_ID, _REQUEST, None, "f", entry=entry).mark)
-            assert marks == {"fingerprint": "f"} | ({} if callers_id else {"journal": journal.identity})
+            assert marks == {"fingerprint": "f", "journal": journal.identity} | ({"id": "chosen"} if callers_id else {})

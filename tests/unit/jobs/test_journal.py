@@ -308,10 +308,11 @@ async def test_a_place_that_follows_at_rest_is_kept_where_no_end_comes_and_where
     ]
 
 
-async def test_a_journal_in_memory_has_no_identity() -> None:
-    """No later gateway could look in ComfyUI for what it sent, so that none asks ComfyUI at its start."""
-    async with MemoryJournal() as journal:
-        assert journal.identity == ""
+async def test_each_journal_in_memory_has_an_identity_of_its_own() -> None:
+    """What a server has of ours when it comes back is told by it from what another gateway sent."""
+    async with MemoryJournal() as one, MemoryJournal() as other:
+        assert one.identity
+        assert one.identity != other.identity
 
 
 @pytest.mark.parametrize("body", [b"", b"x", b"x\x9c", b"{}", b"[1]" * 10_000])

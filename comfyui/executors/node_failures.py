@@ -1,0 +1,67 @@
+"""`NodeFailures`: what is done about a server on which a node has failed, and whether its prompt may be tried again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError, ComfyUITaskError
+from comfyui.executors.assignment import Assignment
+from comfyui.executors.places import Places
+from comfyui.executors.quarantine import Quarantine
+from comfyui.servers.backend import Backend, Health
+
+# ComfyUI's prompt worker reads that it is to free memory when it has nothing to run: a prompt that is queued right
+# behind that request runs first, and out of memory again.
+_FREED_AFTER_S = 0.25
+# After these the process's GPU context is gone: no later prompt survives (docs/comfyui.md, trap 13).
+_FATAL_GPU_ERRORS = (
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "misaligned address",
+    "illegal instruction was encountered",
+    "CUDA error: an uncorrectable",
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class NodeFailures:
+    """Lets ComfyUI recover where it can, and takes it out of rotation where it cannot.
+
+    Args:
+        remote: the server only stands for those that run the prompts, so that no fault of a GPU is its own.
+    """
+
+    def __init__(self, places: Places, quarantine: Quarantine, *, remote: bool) -> None:
+        self._places = places
+        self._quarantine = quarantine
+        self._remote = remote
+
+    async def after(self, backend: Backend, job: Assignment, error: ComfyUITaskError) -> tuple[str, bool]:
+        """Returns the kind of failure; and whether another prompt is to blame, so that a further try costs this one
+        nothing.
+        """
+        if not self._remote and any(said in error.detail for said in _FATAL_GPU_ERRORS):
+            return await self._after_gpu_fault(backend, job, error)
+        if "OutOfMemoryError" not in (error.exception_type or ""):
+            return "task_failed", False
+        try:
+            await backend.client.free()
+            _log.warning("comfyui.freed", server=backend.name, prompt_id=job.prompt_id)
+            await asyncio.sleep(_FREED_AFTER_S)
+        except ComfyUIError as failure:
+            _log.warning("comfyui.free_failed", server=backend.name, detail=failure.detail)
+        return "out_of_memory", False
+
+    async def _after_gpu_fault(self, backend: Backend, job: Assignment, error: ComfyUITaskError) -> tuple[str, bool]:
+        """The first prompt that meets the fault may have made it: it counts as one that ended ComfyUI."""
+        is_anothers = backend.health is Health.BROKEN
+        backend.broken(f"a GPU fault that needs a restart of ComfyUI: {error.exception_type}", job.prompt_id)
+        if not is_anothers and job.request is not None:
+            job.suspect(ended_comfyui=False)
+            await self._quarantine.ended_comfyui(job.request.prompt, f"with a GPU fault: {error.exception_type}")
+        # Without another server the fault is the answer, however often it was met.
+        return ("gpu_fault", is_anothers) if self._places.has_other(job) else ("task_failed", False)

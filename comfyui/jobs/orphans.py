@@ -1,0 +1,93 @@
+"""`Orphans`: prompts of ours that a server still has when it comes back, and that run for nobody, are cancelled.
+
+A server that was only cut off goes on with what others were given meanwhile. One whose cancel did not arrive has the
+prompt still. And a gateway that is killed leaves what it had sent and not written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError
+from comfyui.executors.submission import is_callers, journal_of
+from comfyui.jobs.cancels import Cancels
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.records import State
+from comfyui.jobs.runs import Runs
+from comfyui.replies import QueueItem
+from comfyui.retrying import Backoff
+from comfyui.servers.backend import Backend
+from comfyui.servers.pool import BackendPool
+from comfyui.tasks import SideTasks
+
+_BACKOFF = Backoff(start_s=0.2, max_s=3.0)
+# A server that so often does not say what it has gets prompts all the same.
+_TRIES = 4
+_TRY_S = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Orphans:
+    """Looks through the queue of each server that comes up, once for each time. Until then the server gets no prompts
+    where those wait with us; see `Backend.is_cleared`.
+    """
+
+    def __init__(self, journal: Journal, pool: BackendPool, runs: Runs, cancels: Cancels) -> None:
+        self._journal = journal
+        self._pool = pool
+        self._runs = runs
+        self._cancels = cancels
+        self._tasks = SideTasks()
+
+    def open(self) -> None:
+        """Call it when what the journal has is taken up."""
+        for backend in self._pool.backends:
+            self._tasks.start(self._clear_each_time(backend), f"orphans on {backend.name}")
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    async def _clear_each_time(self, backend: Backend) -> None:
+        failures = 0
+        while True:
+            while backend.is_cleared or not backend.ready:
+                await backend.wait_for_change()
+            arrivals = backend.arrivals
+            try:
+                async with asyncio.timeout(_TRY_S):
+                    await self._clear(backend)
+            except (ComfyUIError, TimeoutError) as error:
+                failures += 1
+                if failures < _TRIES:
+                    await asyncio.sleep(_BACKOFF.delay_s(failures))
+                    continue
+                detail = error.detail if isinstance(error, ComfyUIError) else f"no answer within {_TRY_S:g} s"
+                _log.warning("jobs.not_looked_for", server=backend.name, detail=detail)
+            failures = 0
+            backend.cleared(arrivals)
+
+    async def _clear(self, backend: Backend) -> None:
+        if not await backend.client.get_queue_remaining():
+            return
+        queue = (await backend.client.get_queue()).values()
+        # What waits goes first: it would begin when what runs is interrupted.
+        for item in sorted(queue, key=lambda item: item.running):
+            if journal_of(item) == self._journal.identity and (reason := await self._why_not(backend, item)):
+                await self._cancels.take_out_orphan(item.prompt_id, backend, reason)
+
+    async def _why_not(self, backend: Backend, item: QueueItem) -> Literal["orphan", "restart", ""]:
+        """Why nobody waits for this prompt on this server; "" where somebody does.
+
+        The jobs in hand are asked first: what ends meanwhile is written down before it leaves them.
+        """
+        if (job := self._runs.live.get(item.prompt_id)) is not None:
+            return "" if job.is_on(backend.name) else "orphan"
+        record = await self._journal.get(item.prompt_id)
+        if record is None:
+            return "" if is_callers(item) else "restart"
+        is_wanted = not record.state.is_end and record.state is not State.CANCELING
+        return "" if is_wanted and record.server == backend.name else "orphan"

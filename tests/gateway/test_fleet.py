@@ -1,0 +1,274 @@
+"""Servers that die, hang, are cut off and come back, behind a gateway: what runs where, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from PIL import Image
+
+from comfyui.engine import Engine
+from config import GatewayOptions
+from tests.support.fleet import Member, fleet
+from tests.support.jobs import begins, fetch, look, submit
+from tests.support.processes import gateway_process
+from tests.support.running import (
+    RunningGateway,
+    engines,
+    executions,
+    invert_workflow,
+    moving_after,
+    prompts_are_queued,
+    running_gateway,
+    server_options,
+    sleep_workflow,
+    until,
+)
+
+T = TypeVar("T")
+
+
+def impatient(made: GatewayOptions) -> GatewayOptions:
+    """What takes half a minute by default takes a second."""
+    return server_options(probe_timeout_s=0.5, heartbeat_s=0.6)(moving_after(0.3)(made))
+
+
+def began(*members: Member) -> Counter[str]:
+    """How often each prompt was begun, on all servers."""
+    return sum((member.executions() for member in members), Counter())
+
+
+async def states(gateway: RunningGateway) -> dict[str, str]:
+    async with gateway.http.get("/health") as response:
+        return {server["server"]: server["state"] for server in (await response.json())["servers"]}
+
+
+async def has_state(gateway: RunningGateway, member: Member | Engine, state: str) -> None:
+    name = member.url.removeprefix("http://")
+    await until(lambda: states(gateway), lambda now: now[name] == state)
+
+
+async def two_on_each(gateway: RunningGateway, members: list[Member], seconds: float) -> list[asyncio.Task[Any]]:
+    """Sync calls, so many that each server has one that runs and one that waits."""
+    calls = [
+        asyncio.create_task(gateway.prompt_sync(sleep_workflow(seconds, tag=tag), timeout=50))
+        for tag in range(2 * len(members))
+    ]
+    for member in members:
+        await until(member.queue, lambda queue: (len(queue[0]), len(queue[1])) == (1, 1))
+    return calls
+
+
+async def test_what_a_server_has_that_is_cut_off_runs_elsewhere_and_is_cancelled_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    async with fleet(tmp_path, 3) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
+        ids = {await submit(gateway.http, sleep_workflow(60, tag=tag)) for tag in range(6)}
+        await until(lambda: _queues(members), lambda queued: set(queued) == ids)
+        cut_off, *others = members
+        (running,), (waiting,) = await cut_off.queue()
+        await begins(gateway.http, running)
+        await cut_off.link.cut()
+        for one in ids - {running, waiting}:
+            async with gateway.http.delete(f"/prompt_sync/{one}") as response:
+                assert response.status == 200
+        await until(lambda: _queues(others), lambda queued: set(queued) == {running, waiting})
+        assert await cut_off.queue() == ([running], [waiting])
+        await cut_off.link.mend()
+        await until(cut_off.is_empty, bool)
+        assert set(await _queues(others)) == {running, waiting}
+        assert cut_off.executions() == {running: 1}
+        assert max(began(*others).values()) == 1
+
+
+async def _queues(members: list[Member]) -> list[str]:
+    return [prompt_id for member in members for queue in await member.queue() for prompt_id in queue]
+
+
+async def test_what_a_server_has_that_hangs_runs_elsewhere(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 3) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
+        calls = await two_on_each(gateway, members, 1)
+        members[0].hang()
+        assert [status for status, _ in await asyncio.gather(*calls)] == [200] * 6
+        members[0].go_on()
+        await until(members[0].is_empty, bool)
+        assert max(began(*members).values()) <= 2
+
+
+async def test_a_prompt_that_is_being_sent_to_a_server_that_hangs_goes_to_another(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
+        members[0].hang()
+        async with asyncio.timeout(20):  # less than a request may take
+            answers = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(2)))
+        assert [status for status, _ in answers] == [200, 200]
+        members[0].go_on()
+        await until(members[0].is_empty, bool)
+
+
+async def test_a_prompt_that_no_other_server_can_run_waits_for_its_own_and_runs_once(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 2) as members:
+        having, other = members
+        name = "only_here.png"
+        having.input(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "red").save(having.input(name))
+        workflow = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+            "2": {"class_type": "SimulatedSleep", "inputs": {"value": ["1", 0], "seconds": 2, "steps": 1}},
+            "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}},
+        }
+        async with running_gateway(*(m.url for m in members), changed=impatient) as gateway:
+            running, waiting = [await submit(gateway.http, workflow) for _ in range(2)]
+            await begins(gateway.http, running)
+            await having.link.cut()
+            await has_state(gateway, having, "unreachable")
+            third = await submit(gateway.http, workflow)
+            told = (await look(gateway.http, third))[1]
+            assert (told["status"], told["waits_for"]) == ("queued", [having.name])
+            await having.link.mend()
+            assert [(await fetch(gateway.http, one))[0] for one in (running, waiting, third)] == [200] * 3
+        assert having.executions() == {running: 1, waiting: 1, third: 1}
+        assert other.executions() == {}
+
+
+async def test_calls_that_were_taken_outlive_the_death_of_all_servers(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
+        calls = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3, tag=tag), timeout=50)) for tag in range(8)]
+        await until(members[1].queue, lambda queue: (len(queue[0]), len(queue[1])) == (1, 1))
+        for member in members:
+            await member.kill()
+            await has_state(gateway, member, "unreachable")
+        status, body = await gateway.prompt_sync(invert_workflow())
+        assert (status, body["type"]) == (503, "connection_failed"), body
+        await asyncio.gather(*(member.start() for member in members))
+        assert [status for status, _ in await asyncio.gather(*calls)] == [200] * 8
+
+
+async def test_what_a_server_has_that_came_back_after_the_gateway_was_restarted_is_cancelled(tmp_path: Path) -> None:
+    settings = {"STATE_DIR": str(tmp_path / "state"), "REATTACH_SECONDS": "1"}
+    async with fleet(tmp_path, 2) as members:
+        addresses = ",".join(member.url for member in members)
+        async with gateway_process(addresses, **settings) as gateway:
+            ids = [await submit(gateway.http, sleep_workflow(60, tag=tag)) for tag in range(4)]
+            await until(lambda: _queues(members), lambda queued: sorted(queued) == sorted(ids))
+            cut_off, other = members
+            (running,), (waiting,) = await cut_off.queue()
+            await begins(gateway.http, running)
+            await cut_off.link.cut()
+            await gateway.kill()
+        async with gateway_process(addresses, **settings) as gateway:
+            await begins(gateway.http, (await other.queue())[0][0])
+            # Nothing of the two is on the other server yet, or in an order of ours on the first any more.
+            for one in ids:
+                if one not in {running, waiting}:
+                    async with gateway.http.delete(f"/prompt_sync/{one}") as response:
+                        assert response.status == 200
+            # The one that had begun goes only where no other runs, which may be the first server when that is back.
+            await until(lambda: _queues([other]), lambda queued: waiting in queued)
+            assert await cut_off.queue() == ([running], [waiting])
+            await cut_off.link.mend()
+            await until(cut_off.queue, lambda queue: waiting not in queue[1])
+            await until(lambda: _value(began(*members)[running]), lambda times: times == 2)
+        assert set(cut_off.executions()) == {running}
+        assert began(*members)[waiting] <= 1
+
+
+# GPU faults
+
+
+async def test_a_prompt_that_meets_a_gpu_fault_is_tried_on_another_server() -> None:
+    async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        broken, well = servers
+        await broken.set_faults({"cuda_fault": {}})
+        for tag in range(3):
+            status, body = await gateway.prompt_sync(invert_workflow(tag))
+            assert status == 200, body
+        assert await states(gateway) == {_name(broken): "broken", _name(well): "connected"}
+        assert (len(executions(broken)), len(executions(well))) == (1, 3)
+        assert set(executions(well).values()) == {1}
+
+
+async def test_prompts_that_wait_on_a_server_with_a_gpu_fault_are_taken_back() -> None:
+    """And those that it still runs, and that fail by the same fault, are not to blame for it."""
+    async with engines(2) as servers, running_gateway(*(server.url for server in servers), oom_retries=0) as gateway:
+        calls = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5, tag=tag))) for tag in range(8)]
+        for server in servers:
+            await prompts_are_queued(server, 2)
+        broken, well = servers
+        await broken.set_faults({"cuda_fault": {"class_type": "SaveImage"}})
+        assert [status for status, _ in await asyncio.gather(*calls)] == [200] * 8
+        assert set(executions(well).values()) == {1}
+        assert len(executions(broken)) <= 2
+
+
+async def test_a_workflow_that_makes_gpu_faults_costs_no_third_server() -> None:
+    async with engines(3) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        for server in servers:
+            await server.set_faults({"cuda_fault": {"class_type": "ImageInvert"}})
+        status, body = await gateway.prompt_sync(invert_workflow())
+        assert (status, body["type"]) == (500, "task_failed"), body
+        assert "illegal memory access" in body["detail"]
+        assert sorted((await states(gateway)).values()) == ["broken", "broken", "connected"]
+        status, body = await gateway.prompt_sync(invert_workflow())
+        assert (status, body["type"]) == (500, "prompt_quarantined"), body
+        assert "GPU fault" in body["detail"]
+        assert sum(len(executions(server)) for server in servers) == 2
+
+
+async def test_a_gpu_fault_that_no_other_server_could_be_tried_for_is_the_answer() -> None:
+    async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
+        here, other = servers
+        await other.set_faults({"status": {}, "ws_refuse": {}, "ws_drop": {}})
+        await has_state(gateway, other, "unreachable")
+        await here.set_faults({"cuda_fault": {}})
+        status, body = await gateway.prompt_sync(invert_workflow())
+        assert (status, body["type"]) == (500, "task_failed"), body
+
+
+# Joining
+
+
+async def test_a_server_gets_prompts_once_what_it_had_was_looked_through() -> None:
+    """Its queue says what it still runs for nobody; while it does not say, others get the prompts."""
+    async with engines(2) as servers:
+        silent, speaking = servers
+        await silent.set_faults({"hang": {"route": "/prompt", "method": "GET"}})
+        async with running_gateway(*(server.url for server in servers)) as gateway:
+            answers = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(4)))
+            assert [status for status, _ in answers] == [200] * 4
+            assert (len(executions(silent)), len(executions(speaking))) == (0, 4)
+            silent.faults.clear()
+            await until(lambda: _share(gateway, silent), bool)
+
+
+async def _share(gateway: RunningGateway, server: Engine) -> bool:
+    """Whether of two prompts at once one runs there."""
+    await asyncio.gather(*(gateway.prompt_sync(sleep_workflow(0.1, tag=tag)) for tag in range(2)))
+    return bool(executions(server))
+
+
+async def test_prompts_of_others_and_of_another_gateway_are_left_alone(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
+        member = members[0]
+        marked = {"prompt": sleep_workflow(60), "extra_data": {"comfyui_gateway": {"journal": "another"}}}
+        async with aiohttp.ClientSession(member.engine) as http:
+            for body in ({"prompt": sleep_workflow(60, tag=1)}, marked):
+                async with http.post("/prompt", json=body) as response:
+                    assert response.status == 200
+        before = await member.queue()
+        await member.link.cut()
+        await has_state(gateway, member, "unreachable")
+        await member.link.mend()
+        backend = gateway.handler.pool.backends[0]
+        await until(lambda: _value(backend.ready and backend.is_cleared), bool)
+        assert await member.queue() == before
+
+
+async def _value(value: T) -> T:
+    return value
+
+
+def _name(server: Engine) -> str:
+    return server.url.removeprefix("http://")
