@@ -1,4 +1,4 @@
-"""ComfyUI's queue, history and jobs: the same scripts against ComfyUI, and against the gateway before one and three.
+"""ComfyUI's queue, history, jobs and uploads: one script against ComfyUI, and the gateway before one and three.
 
 What is allowed to differ stands in the scripts (`tests.contract.same`), each with its reason.
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 import pytest
 
 from comfyui.engine import NEW_VERSION
-from tests.contract.same import histories, infos, jobs, prompts, queues
+from tests.contract.same import histories, infos, jobs, prompts, queues, uploads
 from tests.support.same_answers import Case, differences
 from tests.support.same_ways import Sides
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest.mark.parametrize(
-    "case", [*prompts.CASES, *queues.CASES, *histories.CASES, *jobs.CASES, *infos.CASES], ids=lambda case: case.__name__
-)
+_ALL = (*prompts.CASES, *queues.CASES, *histories.CASES, *jobs.CASES, *infos.CASES, *uploads.CASES)
+
+
+@pytest.mark.parametrize("case", _ALL, ids=lambda case: case.__name__)
 async def test_the_gateway_answers_as_comfyui(sides: Sides, case: Case) -> None:
     if sides.way.version != NEW_VERSION and case in jobs.CASES:
         return  # this ComfyUI has no job routes; the gateway has them all the same (fleet contract)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -144,6 +145,25 @@ class Caller:
         self.steps.append(Step(request, kept, instead))
         return answer
 
+    async def upload(
+        self,
+        name: str,
+        content: bytes,
+        *,
+        path: str = "/upload/image",
+        field: str = "image",
+        instead: Instead | None = None,
+        **fields: str,
+    ) -> None:
+        """A form with one file."""
+        form = aiohttp.FormData(quote_fields=False)
+        form.add_field(field, content, filename=name, content_type="image/png")
+        for key, value in fields.items():
+            form.add_field(key, value)
+        answer = await self._answer("POST", path, form)
+        kept = Answer(answer.status, answer.content_type, self._normalised(answer, "POST", path))
+        self.steps.append(Step(f"POST {path} {self._hidden(name)} {fields.keys()}", kept, instead))
+
     async def submit(self, name: str, workflow: Prompt, **fields: Any) -> str:
         """Queue it; its id stands as `name` in what is compared."""
         answer = await self._answer("POST", "/prompt", {"prompt": workflow, **fields})
@@ -238,10 +258,13 @@ class Caller:
         return (await self._answer("GET", path, None)).body
 
     async def _answer(self, method: str, path: str, body: JSON) -> Answer:
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        data = body if isinstance(body, bytes | aiohttp.FormData | None) else json.dumps(body).encode()
         target = path if path.startswith(("/api/jobs", "/jobs")) else f"{self.prefix}{path}"
-        headers = {} if data is None else {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"} if isinstance(data, bytes) else {}
         async with self.http.request(method, target, data=data, headers=headers) as response:
+            if response.content_type.startswith("image/"):
+                found = hashlib.sha256(await response.read()).hexdigest()
+                return Answer(response.status, response.content_type, found)
             text = await response.text()
             # JSON is always UTF-8.
             kind = response.headers.get("Content-Type", "").replace(

@@ -1,0 +1,75 @@
+"""Uploads through a kill of the gateway, and what a large one costs."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.gateway.test_uploads import RED, color_of, load
+from tests.support.processes import GatewayProcess, gateway_process
+from tests.support.running import engines
+
+_SIZE = 300_000_000
+_PIECE = bytes(1_000_000)
+_LIMIT_KB = 60_000
+
+
+async def _uploaded(gateway: GatewayProcess, content: bytes | AsyncIterator[bytes], name: str) -> str:
+    form = aiohttp.MultipartWriter("form-data")
+    file = aiohttp.get_payload(content, content_type="application/octet-stream")
+    file.set_content_disposition("form-data", name="image", filename=name)
+    form.append_payload(file)
+    timeout = aiohttp.ClientTimeout(50)
+    async with gateway.http.post("/upload/image", data=form, timeout=timeout) as response:
+        assert response.status == 200, await response.text()
+        return str((await response.json())["name"])
+
+
+async def test_an_upload_outlives_the_gateway_that_was_killed_after_its_answer(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    async with engines(3) as servers:
+        addresses = ",".join(one.url for one in servers)
+        async with gateway_process(addresses, STATE_DIR=state) as gateway:
+            assert await _uploaded(gateway, RED, "a.png") == "a.png"
+            await gateway.kill()
+        assert not any(list(one.folders.input.iterdir()) for one in servers)
+        async with gateway_process(addresses, STATE_DIR=state) as gateway:
+            status, result = await gateway.prompt_sync(load("a.png"))
+            assert status == 200, result
+            async with gateway.http.get(result["images"][0]["url"]) as response:
+                assert color_of(await response.read()) == (255, 0, 0)
+
+
+def _peak_kb(gateway: GatewayProcess) -> int:
+    lines = Path(f"/proc/{gateway.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's peak memory from /proc")
+async def test_a_large_upload_costs_little_memory(tmp_path: Path) -> None:
+    digest = hashlib.sha256()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(_SIZE // len(_PIECE)):
+            digest.update(_PIECE)
+            yield _PIECE
+
+    state = tmp_path / "state"
+    async with engines(2) as servers:
+        addresses = ",".join(one.url for one in servers)
+        async with gateway_process(addresses, STATE_DIR=str(state)) as gateway:
+            await _uploaded(gateway, RED, "small.png")
+            before = _peak_kb(gateway)
+            assert await _uploaded(gateway, pieces(), "large.mp4") == "large.mp4"
+            cost = _peak_kb(gateway) - before
+            headers = {"Range": f"bytes={_SIZE - 4}-"}
+            async with gateway.http.get("/view?filename=large.mp4&type=input", headers=headers) as response:
+                assert (response.status, await response.read()) == (206, bytes(4))
+    print(f"{_SIZE / 1e6:.0f} MB cost {cost / 1000:.1f} MB")
+    assert cost < _LIMIT_KB
+    assert (state / "inputs" / digest.hexdigest()).stat().st_size == _SIZE
