@@ -123,15 +123,14 @@ async def test_a_cancel_that_comfyui_did_not_take_is_not_said_to_be_one(
     gateway: RunningGateway, engine: Engine
 ) -> None:
     prompt_id = str(uuid4())
-    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(2), prompt_id=prompt_id))
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
     await prompts_are_queued(engine, 1)
     await engine.set_faults({"status": {"route": "/api/jobs/*"}})
     async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
         assert (response.status, (await response.json())["prompt_id"]) == (502, prompt_id)
     assert (await first)[0] == 409
     engine.faults.clear()
-    async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
-        assert response.status == 200
+    # ComfyUI is told again, so that nothing runs for nobody.
     await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
 
 
