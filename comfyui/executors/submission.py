@@ -53,12 +53,12 @@ class Submission:
             The prompt's number in ComfyUI's order, and ComfyUI's `node_errors`: of outputs that are left out.
 
         Raises:
-            ComfyUIPromptLostError: ComfyUI may have run the prompt, and has forgotten it.
+            ComfyUIPromptLostError: ComfyUI may have run the prompt, and have forgotten it.
             ComfyUISubmissionError: the reply was lost each time.
             ComfyUIError: nothing was sent, or ComfyUI refused the prompt.
         """
         reason: ComfyUIError
-        deaths = backend.deaths
+        deaths, epoch = backend.deaths, backend.watcher.epoch
         body = _body(job, request, prompt, watch.client_id)
         watch.submitted()
         for attempt in range(self._retries + 1):
@@ -80,6 +80,9 @@ class Submission:
                 return found.number, {}
             if watch.heard:
                 raise ComfyUIPromptLostError("ComfyUI ran the prompt and forgot it", prompt_id=job.prompt_id)
+            if backend.watcher.epoch != epoch:
+                detail = "the connection to ComfyUI broke during the submission, and ComfyUI does not know the prompt"
+                raise ComfyUIPromptLostError(detail, prompt_id=job.prompt_id)
             self._metrics.resubmissions.labels("reply_lost").inc()
         raise ComfyUISubmissionError(
             f"ComfyUI's reply to the submission was lost {self._retries + 1} times: {reason.detail}",

@@ -19,8 +19,10 @@ async def take_back(backend: Backend, *watches: Watch) -> set[Watch]:
 
     Only ``POST /queue {delete}`` is sent, which leaves alone what runs. A prompt can begin at that moment: so the queue
     is read after that, then the history, and a prompt is out only when it is in neither. Once the request may have
-    arrived, this returns only when that is known, or when the prompts have other outcomes.
+    arrived, this returns only when that is known, or when the prompts have other outcomes. A server that may have been
+    restarted meanwhile may have run what it does not know any more: the watches of its prompts find that out.
     """
+    epoch = backend.watcher.epoch
     with ExitStack() as held:
         for watch in watches:
             held.enter_context(watch.holding())
@@ -34,7 +36,12 @@ async def take_back(backend: Backend, *watches: Watch) -> set[Watch]:
         failures = 0
         while unsure := [watch for watch in watches if watch.may_be_moved]:
             try:
-                return await _out(backend, unsure)
+                out = await _out(backend, unsure)
+                if backend.watcher.epoch == epoch:
+                    return out
+                for watch in unsure:
+                    watch.recalled()
+                return set()
             except ComfyUIError:
                 failures += 1
                 await asyncio.sleep(_BACKOFF.delay_s(failures))

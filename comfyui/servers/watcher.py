@@ -309,6 +309,11 @@ class CompletionWatcher:
         return self._live_id is not None
 
     @property
+    def epoch(self) -> int:
+        """Grows whenever ComfyUI may have lost its memory: with each connection that is made, breaks or is refused."""
+        return self._epoch
+
+    @property
     def silent(self) -> bool:
         """The last socket was open but said nothing while prompts finished; true until the next one speaks."""
         return self._silent

@@ -163,6 +163,7 @@ class Http1Client:
             return await (asyncio.shield(answer) if last_word_s else answer)
         except asyncio.CancelledError:
             if last_word_s:
+                answer.add_done_callback(_heeded)
                 await asyncio.wait([answer], timeout=last_word_s)
             connection.abandon(answer)
             raise
@@ -256,3 +257,9 @@ class Http1Client:
 def _announced(answer: Answer) -> int:
     """The length that the answer's head gives; 0 where it gives none."""
     return next((int(value) for name, value in answer.headers if name.lower() == b"content-length"), 0)
+
+
+def _heeded(answer: asyncio.Future[Answer]) -> None:
+    """Nobody waits for the answer any more, nor for why there is none."""
+    if not answer.cancelled():
+        answer.exception()

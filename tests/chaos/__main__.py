@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -187,12 +187,21 @@ class Counted:
         again: how often each prompt was to run again, by the policy that the log names.
         reasons: of these, by policy.
         left: ids of prompts that a server still has.
+        lines: the gateway's log.
     """
 
     executed: Counter[str]
     again: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     left: list[str] = field(default_factory=list)
+    lines: list[Any] = field(default_factory=list)
+
+    def story_of(self, prompt_id: str) -> Iterator[str]:
+        """What the log says of one prompt."""
+        for line in self.lines:
+            if line.get("prompt_id") == prompt_id:
+                said = {name: value for name, value in line.items() if name not in {"log_level", "request_id"}}
+                yield " ".join(f"{name}={value}" for name, value in said.items())
 
     @property
     def beyond_policy(self) -> list[str]:
@@ -232,7 +241,7 @@ async def run(
                 await member.well()
             left = await left_on(members)
             executed = sum((member.executions() for member in members), Counter[str]())
-    counted = Counted(executed, left=left)
+    counted = Counted(executed, left=left, lines=lines)
     for line in lines:
         if line["event"] == "prompt.again":
             counted.again[line["prompt_id"]] += 1
@@ -286,7 +295,7 @@ def report(outcome: Outcome, struck: Counter[str], counted: Counted, prompts: in
     for promise, held in promises.items():
         print(f"{'held  ' if held else 'BROKEN'}     {promise}")
     for wrong in (*outcome.wrong_files[:5], *counted.beyond_policy[:5], *counted.left[:5]):
-        print(f"           {wrong}")
+        print(f"           {wrong}", *counted.story_of(wrong), sep="\n             ")
     return all(promises.values())
 
 

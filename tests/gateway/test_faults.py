@@ -18,6 +18,7 @@ from tests.support.running import (
     executions,
     invert_workflow,
     prompts_are_queued,
+    queue_of,
     requests,
     running_gateway,
     server_options,
@@ -229,6 +230,22 @@ async def test_a_prompt_that_was_executed_is_not_taken_for_one_that_never_arrive
         status, body = await waiting
     assert (status, body["type"]) == (502, "prompt_lost")
     assert list(executions(engine).values()) == [1, 1]
+
+
+async def test_a_prompt_that_may_have_been_executed_unheard_counts_as_lost(engine: Engine) -> None:
+    """As above, while the websocket says nothing: only that it broke tells that ComfyUI may have been restarted."""
+    async with running_gateway(engine.url, http_timeout=10) as gateway:
+        hang = {"route": "/history/*", "seconds": 2.0, "times": 1}
+        lost = {"prompt_reply_lost_after_queue": {"times": 1}}
+        await engine.set_faults({"ws_silent": {}, "hang": hang, **lost})
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.05)))
+        await until(lambda: executed(engine), lambda count: count == 1)
+        await until(lambda: queue_of(engine), lambda queue: queue == ([], []))
+        engine.faults.switch_off("ws_silent")
+        await engine.set_faults({"forget": {}})
+        assert (await waiting)[0] == 200
+        assert (resubmissions(gateway, "prompt_lost"), resubmissions(gateway, "reply_lost")) == (1, 0)
+    assert list(executions(engine).values()) == [2]
 
 
 async def executed(engine: Engine) -> int:

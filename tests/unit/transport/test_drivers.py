@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from yarl import URL
@@ -197,6 +199,23 @@ async def test_a_refusal_is_read_whatever_its_status(lean: bool) -> None:
     async with upstream(serve) as server, client_of(server, lean=lean) as client:
         with pytest.raises(ComfyUIValidationError, match="No prompt"):
             await client.queue_prompt({"prompt": {}})
+
+
+async def test_a_cancelled_submission_whose_server_dies_leaves_no_error_that_nobody_reads() -> None:
+    async def serve(_request: bytes) -> None:
+        await asyncio.sleep(0.1)  # it ends the connection a moment after the call was cancelled
+
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    async with upstream(serve) as server, client_of(server, lean=True) as client:
+        call = asyncio.create_task(client.queue_prompt({"prompt": {}}))
+        await server.arrived.wait()
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled()
+        del call
+        gc.collect()
+    assert told == []
 
 
 @both

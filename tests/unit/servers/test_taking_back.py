@@ -1,0 +1,48 @@
+"""Taking back: what is out of a queue moves only where its server surely did not run it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from comfyui.events import Event
+from comfyui.servers.backend import Backend
+from comfyui.servers.taking_back import take_back
+from comfyui.servers.watcher import Watch
+
+
+class Nobody:
+    followed = False
+
+    def publish(self, event: Event) -> None:
+        """Nobody listens."""
+
+
+class Emptied:
+    """A server whose queue and history are empty when it is asked; perhaps because it was restarted meanwhile."""
+
+    def __init__(self, *, restarted: bool) -> None:
+        self.watcher = SimpleNamespace(epoch=1)
+        self.client = self
+        self._restarted = restarted
+
+    async def delete_from_queue(self, *_ids: str) -> None:
+        self.watcher.epoch += self._restarted
+
+    async def get_queue(self) -> dict[str, object]:
+        return {}
+
+    async def get_history(self, _id: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_prompt_moves_unless_its_server_may_have_run_and_forgotten_it(restarted: bool) -> None:
+    watch = Watch("p", "ours", Nobody(), set())
+    out = await take_back(cast("Backend", Emptied(restarted=restarted)), watch)
+    assert out == (set() if restarted else {watch})
+    # Its watch finds out whether it ran, and nobody else is said to have removed it.
+    assert watch.perhaps_recalled is restarted
+    assert watch.open
