@@ -218,6 +218,14 @@ class Caller:
         prefix = self.named(f"same-{uuid.uuid4().hex}", "file")
         return inverted(prefix, color=self._color(), **image)
 
+    def plain(self, color: int) -> Prompt:
+        """As `quick`, of one colour: its picture is compared."""
+        return inverted(self.named(f"same-{uuid.uuid4().hex}", "file"), color=color)
+
+    def without_names(self, text: str) -> str:
+        """The text with what stands for ids and made-up names in what is compared."""
+        return self._hidden(text)
+
     def long(self) -> Prompt:
         """It runs until it is stopped, and always on the same server."""
         workflow = self.pinned()
