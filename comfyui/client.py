@@ -301,9 +301,9 @@ class ComfyUIClient:
             self._count("POST", "/upload/mask", status)
         return _json(reply, "POST /upload/mask")
 
-    async def input_files(self) -> list[str]:
-        """Names of the files right below ComfyUI's input folder, the newest first; [] where it does not tell."""
-        reply = await self._fetch("GET", "/internal/files/input", route="/internal/files/*")
+    async def files_in(self, folder_type: str) -> list[str]:
+        """Names of the files right below one of ComfyUI's folders, the newest first; [] where it does not tell."""
+        reply = await self._fetch("GET", f"/internal/files/{folder_type}", route="/internal/files/*")
         names = jsonio.loads(reply.body) if reply.status == 200 else []
         return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 

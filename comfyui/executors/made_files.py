@@ -20,7 +20,7 @@ from comfyui.exceptions import (
 )
 from comfyui.inputs.content import Content, Spool
 from comfyui.inputs.plan import Upload, field_of, path_in
-from comfyui.jobs.journal.made import MadeFilter
+from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.merged_files import from_merged
 from comfyui.owners import key_of, place_of
@@ -112,17 +112,13 @@ class MadeFiles:
         made = await self._journal.made(MadeFilter(key=key, place=place), _MOST_SERVERS)
         return next((one.server for one in made if self._pool.named(one.server) is not None), None)
 
-    async def listed(self, key: str | None, folder: str) -> list[str]:
-        """Names of the files in one of ComfyUI's folders itself, and not below it, the newest first.
-
-        Each begins with the id of the prompt that made it last.
-        """
-        seen: dict[tuple[str, str], str] = {}
+    async def listed(self, key: str | None, folder: str) -> list[Made]:
+        """The files in one of ComfyUI's folders, not below it, the newest first, each with its last maker."""
+        found: dict[tuple[str, str], Made] = {}
         for one in await self._journal.made(MadeFilter(key=key, folder=folder), _MOST_LISTED):
             if self._pool.named(one.server) is not None:
-                name = posixpath.join(one.prompt_id, one.name)
-                seen.setdefault((one.server, one.place), name)
-        return list(seen.values())
+                found.setdefault((one.server, one.place), one)
+        return list(found.values())
 
     async def texts_in(self, prompt: Mapping[str, Any], key: str | None) -> set[str]:
         """By `path_in`, the texts in the workflow's inputs that name a file which a prompt has made."""

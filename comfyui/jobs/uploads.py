@@ -125,12 +125,17 @@ class Uploads:
                 found = False
             yield await spool.finish(posixpath.splitext(name)[1]) if found else None
 
-    async def at_home(self) -> list[str]:
-        """Names of files right below the input folder of the first server, where it says so soon."""
+    @property
+    def home(self) -> str:
+        """The name of the first server."""
+        return self._pool.backends[0].name
+
+    async def at_home(self, folder_type: str) -> list[str]:
+        """Names of files right below a folder of the first server, the newest first, where it says so soon."""
         home = self._pool.backends[0]
         try:
             async with home.soon():
-                return await home.client.input_files() if home.ready else []
+                return await home.client.files_in(folder_type) if home.ready else []
         except (ComfyUIError, TimeoutError):
             return []
 

@@ -15,6 +15,7 @@ _WINDOWS_DEVICES = frozenset(
 
 
 _NAME_BYTES = 200  # of the 255 that file systems take: room for a number
+_PROMPT_ID = re.compile(r"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?:/|$)")
 
 
 def safe_name(name: str) -> str:
@@ -37,8 +38,11 @@ def safe_folder(subfolder: str) -> Path:
 
 
 def create_file(folder: Path, file: OutputFile) -> tuple[Path, IO[bytes]]:
-    """A new file for `file` below `folder`, open for writing: ``a.png``, or ``a (1).png`` when there is one."""
-    target = folder / safe_folder(file.subfolder) / safe_name(file.filename)
+    """A new file for `file` below `folder`, open for writing: ``a.png``, or ``a (1).png`` when there is one.
+
+    It has the same place with one server and with many, where the gateway puts the prompt's id before the subfolder.
+    """
+    target = folder / safe_folder(_PROMPT_ID.sub("", file.subfolder)) / safe_name(file.filename)
     target.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():
         path = target.with_stem(f"{target.stem} ({number})") if number else target

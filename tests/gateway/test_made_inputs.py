@@ -203,3 +203,76 @@ async def test_the_next_workflow_of_comfyui_s_own_client_reads_it_too() -> None:
         async with face.gateway.http.post("/prompt", json=bad) as response:
             assert response.status == 400
             assert "Invalid image file" in await response.text()
+
+
+# Lists of files
+
+
+async def listed(face: Face, folder: str, key: str | None = None) -> Any:
+    headers = face.headers if key is None else bearer(key)
+    async with face.gateway.http.get(f"/internal/files/{folder}", headers=headers) as response:
+        return await response.json() if response.status == 200 else response.status
+
+
+async def test_every_file_that_a_prompt_made_is_listed_once_and_read_by_its_name() -> None:
+    async with three() as face:
+        colors = [0x10_20_30 * (number + 1) for number in range(6)]
+        made = await asyncio.gather(*(sync(face, color) for color in colors))
+        of_file = {
+            f"{one['prompt_id']}/{one['images'][0]['filename']}": color for one, color in zip(made, colors, strict=True)
+        }
+        deep = await run(face, inverted("deep/er", color=7))
+        assert deep[0] == 200
+        names = await listed(face, "output")
+        # As with one ComfyUI, what is in a folder below is not.
+        assert sorted(names) == sorted(of_file)
+        _, history = await face.get("/history")
+        ended = [prompt_id for prompt_id in history if any(name.startswith(prompt_id) for name in names)]
+        assert [name.partition("/")[0] for name in names] == ended[::-1]
+        read = await asyncio.gather(*(color_read(face, f"{name} [output]") for name in names))
+        assert read == [of_file[name] for name in names]
+
+
+async def test_a_list_has_what_the_first_server_has_besides() -> None:
+    async with three() as face:
+        home, other, _ = face.engines
+        for engine, name in ((home, "from before.png"), (other, "elsewhere.png")):
+            Image.new("RGB", (8, 8)).save(engine.folders.output / name)
+        made = await asyncio.gather(*(sync(face, color) for color in range(3)))
+        wanted = {f"{one['prompt_id']}/{one['images'][0]['filename']}" for one in made}
+        names = await listed(face, "output")
+        assert set(names[:3]) == wanted
+        assert names[3:] == ["from before.png"]
+        await home.set_faults({"hang": {"route": "/internal/files/*"}})
+        names = await listed(face, "output")
+        home.faults.clear()
+        assert set(names) == wanted
+        assert await color_read(face, "from before.png [output]") == 0xFFFFFF
+
+
+async def test_a_file_of_a_cache_is_listed_once() -> None:
+    async with three() as face:
+        await sync(face, 5)
+        last = await sync(face, 5)
+        names = await listed(face, "output")
+        if len({one.rpartition("/")[2] for one in names}) == len(names) == 1:
+            assert names == [f"{last['prompt_id']}/{last['images'][0]['filename']}"]
+
+
+async def test_a_user_s_lists_are_its_own(keys_path: Path) -> None:
+    workflow = {"1": inverted("x", color=9)["1"], "2": node("PreviewImage", images=["1", 0])}
+    async with three(keys_path) as face:
+        Image.new("RGB", (8, 8)).save(face.engines[0].folders.output / "home.png")
+        mine, theirs = await sync(face, 1, ALICE), await sync(face, 2, BOB)
+        status, preview = await run(face, workflow, ALICE)
+        assert status == 200
+        own, other = [f"{one['prompt_id']}/{one['images'][0]['filename']}" for one in (mine, theirs)]
+        assert await listed(face, "output", ALICE) == [own]
+        assert await listed(face, "output", BOB) == [other]
+        assert sorted(await listed(face, "output")) == sorted([own, other, "home.png"])
+        shown = f"{preview['prompt_id']}/{only_file(preview, '2')['filename']}"
+        assert [await listed(face, "temp", key) for key in (ALICE, BOB)] == [[shown], []]
+        assert await color_read(face, f"{shown} [temp]", ALICE) == 0xFFFFFF ^ 9
+        for key in (ALICE, ROOT):
+            for odd in ("elsewhere", "..", "outputs"):
+                assert await listed(face, odd, key) in {400, 403, 404}

@@ -272,7 +272,7 @@ async def test_nobody_reads_another_s_upload(owned_fleet: Calls, three_engines: 
         "secret.png"
     ]
     for folder in ("output", "temp"):
-        answer = await owned_fleet.gateway.http.get(f"/internal/files/{folder}", headers=bearer(ALICE))
+        answer = await owned_fleet.gateway.http.get(f"/internal/files/{folder}", headers=bearer(BOB))
         assert await answer.json() == []
 
 

@@ -56,6 +56,11 @@ class Made(NamedTuple):
         """Without its folders."""
         return self.place.rpartition("/")[2]
 
+    @property
+    def merged_name(self) -> str:
+        """By which clients know a file that is in one of ComfyUI's folders itself: see `comfyui.merged_files`."""
+        return f"{self.prompt_id}/{self.name}" if self.prompt_id else self.name
+
 
 def made(database: sqlite3.Connection, narrowed: MadeFilter, limit: int) -> list[Made]:
     """See `Journal.made`. On the journal's own thread."""

@@ -115,7 +115,7 @@ FACE: tuple[FaceRow, ...] = (
     ),
     FaceRow("POST", "/upload/image", For.ALL, "into the catalogue of uploads", lambda on: on.uploads.image),
     FaceRow("POST", "/upload/mask", For.ALL, "a server makes it, for the catalogue", lambda on: on.uploads.mask),
-    FaceRow("GET", "/internal/files/*", For.ALL, "input: the catalogue of uploads", lambda on: on.uploads.files),
+    FaceRow("GET", "/internal/files/*", For.ALL, "uploads, and what prompts made", lambda on: on.uploads.files),
     # Definitions, models, the server: of all servers
     FaceRow("GET", "/object_info", For.ALL, "a union; for users no uploaded files", lambda on: on.merged.definitions),
     FaceRow("GET", "/object_info/*", For.ALL, "one class of that", lambda on: on.merged.definition),

@@ -23,7 +23,7 @@ from comfyui.inputs.catalogue import SHARED, TYPES, Catalogue, NewName, check_na
 from comfyui.inputs.content import Content
 from comfyui.jobs.journal.writes import KeptUpload
 from comfyui.models import content_type_of
-from comfyui.web.comfyui.asked import Asked, last_part, query_of, raw_target
+from comfyui.web.comfyui.asked import Asked, last_part, query_of
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.comfyui.views import Views
 from comfyui.web.front.errors import json_response
@@ -140,13 +140,22 @@ class UploadRoutes:
         return Asked(f"/view?{urlencode(shown, errors='surrogatepass')}", server)
 
     async def files(self, request: Request, viewer: Viewer) -> str | Response:
-        """Names of files right below the input folder, the newest first; of the other folders the first server's."""
-        if last_part(request) != "input":
-            # What a key's jobs made has no names there.
-            return raw_target(request.scope) if viewer.key is None else _listed([])
-        names = [name for name in self._catalogue.names(_key_of(viewer)) if "/" not in name]
+        """Names of files right below one of ComfyUI's folders: what was uploaded there, and what prompts have made.
+
+        The newest of each come first, and each name of a made file begins with the id of its prompt. Whoever sees all
+        is told at the end what else the first server has.
+        """
+        folder = last_part(request)
+        if folder not in TYPES:
+            return json_response(400, {"error": "Invalid directory type"})
+        names = [name for name in self._catalogue.names(_key_of(viewer), folder) if "/" not in name]
         known = set(names)
-        theirs = await self._uploads.at_home() if viewer.key is None else []
+        # Nodes that tell of an input have made none.
+        if folder != "input" and self._made is not None:
+            made = await self._made.listed(viewer.key, folder)
+            names += [one.merged_name for one in made]
+            known |= {one.name for one in made if one.server == self._uploads.home}
+        theirs = await self._uploads.at_home(folder) if viewer.key is None else []
         return _listed(names + [name for name in theirs if name not in known])
 
     def _find(self, viewer: Viewer, ref: FileRef) -> KeptUpload | None:

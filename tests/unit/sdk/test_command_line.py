@@ -316,6 +316,23 @@ async def test_save_never_overwrites_a_file(fake: FakeGateway, sdk_client: Gatew
     assert all(path.read_bytes() == PICTURE for path in saved)
 
 
+@pytest.mark.parametrize(
+    ("subfolder", "place"),
+    [
+        ("0b0ce1c3-4c9f-4b7e-9d65-2b1a54c1a0f4", ""),
+        ("0b0ce1c3-4c9f-4b7e-9d65-2b1a54c1a0f4/deep/er", "deep/er"),
+        ("0b0ce1c3-4c9f-4b7e-9d65-2b1a54c1a0f4x", "0b0ce1c3-4c9f-4b7e-9d65-2b1a54c1a0f4x"),
+        ("deep", "deep"),
+    ],
+)
+async def test_a_file_is_saved_in_the_same_place_with_one_server_and_with_many(
+    fake: FakeGateway, sdk_client: GatewayClient, tmp_path: Path, subfolder: str, place: str
+) -> None:
+    fake.on("GET /view", file_answer(PICTURE))
+    path = await sdk_client.save(output_file(subfolder=subfolder), tmp_path)
+    assert path == tmp_path / place / "a_00001_.png"
+
+
 async def test_save_tries_a_broken_download_again(fake: FakeGateway, sdk_client: GatewayClient, tmp_path: Path) -> None:
     fake.on("GET /view", half_a_file, cut, file_answer(PICTURE[:999]))
     path = await sdk_client.save(output_file(), tmp_path)
