@@ -223,7 +223,7 @@ async def public_gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
 @pytest.fixture
 async def two_servers() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
     async with Engine() as first, Engine() as second, running_gateway(first.url, second.url) as gateway:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(gateway.handler.pool.ready) < 2:
                 await asyncio.sleep(0.01)
         yield first, second, gateway

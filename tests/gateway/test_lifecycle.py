@@ -247,7 +247,7 @@ async def test_a_caller_s_own_websocket_gets_the_messages(
     ):
         status, body = await either_gateway.prompt_sync(sleep_workflow(0.1), client_id="mine")
         assert status == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async for message in socket:
                 event = message.json()
                 if event["type"] == "executing" and event["data"]["node"] is None:
@@ -274,7 +274,7 @@ async def test_over_the_limit_is_refused_at_once(either_engine: Engine) -> None:
 
 
 async def until_waiting(gateway: RunningGateway, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while gateway.handler.waiting < count:
             await asyncio.sleep(0.005)
 

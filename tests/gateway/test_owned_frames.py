@@ -27,7 +27,7 @@ class Tab:
         self.pictures: list[bytes] = []
 
     async def read_until(self, kind: str, prompt_id: str | None = None) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 message = await self.websocket.receive()
                 if message.type is aiohttp.WSMsgType.BINARY:
