@@ -51,7 +51,7 @@ async def in_thread(work: Callable[_P, _T], /, *args: _P.args, **options: _P.kwa
 async def finished_in_thread(work: Callable[[], _T]) -> _T:
     """The result of blocking `work`, done off the event loop.
 
-    A caller that is cancelled still waits until the thread has ended: what `work` makes is never left without an owner.
+    A caller that is cancelled once still waits until the thread has ended: what it does next comes after `work`.
     """
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
@@ -59,6 +59,37 @@ async def finished_in_thread(work: Callable[[], _T]) -> _T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+async def made_in_thread(make: Callable[[], _T], discard: Callable[[_T], object]) -> _T:
+    """What blocking `make` makes off the event loop: an open file, say.
+
+    Where the caller is cancelled meanwhile, however often, `discard` is called with it, also in a thread.
+    """
+    made: list[_T] = []
+    is_left = False
+
+    def give_up() -> None:
+        try:
+            thing = made.pop()
+        except IndexError:
+            return  # the other one has it
+        discard(thing)
+
+    def work() -> None:
+        made.append(make())
+        if is_left:
+            give_up()
+
+    try:
+        await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        # Now the thread gives up what it makes; what it has made already is given up here.
+        is_left = True
+        if made:
+            asyncio.get_running_loop().run_in_executor(None, give_up)
+        raise
+    return made.pop()
 
 
 class Turns:
