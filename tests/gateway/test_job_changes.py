@@ -282,6 +282,7 @@ async def listening(engine: Engine, client_id: str) -> AsyncIterator[list[str]]:
             task.cancel()
 
 
+@pytest.mark.alone
 async def test_a_cancel_reaches_a_running_prompt_at_once_though_a_thousand_wait(receiving: Receiver) -> None:
     settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": receiving.url()}
     settings |= {"webhook_url_allow": "127.0.0.1", "public_url": "https://comfy.example"}

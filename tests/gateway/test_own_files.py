@@ -143,7 +143,7 @@ async def test_a_user_s_events_go_to_no_socket_of_others(calls: Calls) -> None:
         mine = (await calls.submit(ROOT, sleep_workflow(0, tag=9), client_id="roots"))[1]["prompt_id"]
         seen: set[tuple[str, str]] = set()
         while "execution_success" not in str(seen):
-            message = await websocket.receive_json(timeout=5)
+            message = await websocket.receive_json(timeout=30)
             if "prompt_id" in message["data"]:
                 seen.add((message["data"]["prompt_id"], message["type"]))
         assert {prompt_id for prompt_id, _ in seen} == {mine}

@@ -116,14 +116,14 @@ async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(engin
         first.cancel()
         await until(lambda: waiting(gateway), lambda count: count == 0)
         stopping = time.monotonic()
-    assert time.monotonic() - stopping < 5
+    assert time.monotonic() - stopping < 20
 
 
 async def test_a_cancel_that_comfyui_did_not_take_is_not_said_to_be_one(
     gateway: RunningGateway, engine: Engine
 ) -> None:
     prompt_id = str(uuid4())
-    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(2), prompt_id=prompt_id))
+    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
     await prompts_are_queued(engine, 1)
     await engine.set_faults({"status": {"route": "/api/jobs/*"}})
     async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:

@@ -8,7 +8,6 @@ import io
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -152,11 +151,13 @@ async def test_a_workflow_goes_where_its_files_are(two_engines: list[Engine]) ->
 async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(two_engines: list[Engine]) -> None:
     silent, speaking = two_engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
-    async with running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=0.5)) as gateway:
-        for longest_s in (2.0, 0.4):  # whoever comes later does not wait for the same question again
-            began = time.monotonic()
+    # So long it may be silent: no prompt waits for that, and none goes there before.
+    async with (
+        running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=600)) as gateway,
+        asyncio.timeout(30),
+    ):
+        for _ in range(2):
             answers = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(4)))
-            assert time.monotonic() - began < longest_s
             assert [status for status, _ in answers] == [200] * 4
         assert executions(silent) == {}
         assert requests(silent, "GET /object_info") == 1
