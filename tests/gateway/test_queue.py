@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from comfyui.engine import Engine
+from comfyui.engine import Engine, EngineOptions
 from comfyui.jobs.queue_options import QueueOptions
 from config import Settings
 from tests.support.calls import Calls
+from tests.support.fake_gateway import closed_port
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
 from tests.support.keys import ALICE, BOB, table, write_keys
 from tests.support.running import (
@@ -218,6 +219,20 @@ async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_becomes_free_
         assert requests(busy, "POST /interrupt") == 0
         await cancelled(gateway, long)
         assert result["prompt_id"] not in executions(busy)
+
+
+async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_tells_later_what_it_has() -> None:
+    """It stood behind the other one for as long as that ran, and the second server had nothing to do."""
+    port = closed_port()
+    async with (
+        Engine() as first,
+        running_gateway(first.url, f"127.0.0.1:{port}") as gateway,
+    ):
+        jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(2)]
+        await until(lambda: queue_of(first), lambda queue: queue == ([jobs[0]], [jobs[1]]))
+        async with Engine(EngineOptions(port=port)) as second:
+            await until(lambda: queue_of(second), lambda queue: queue[0] == [jobs[1]])
+            assert await queue_of(first) == ([jobs[0]], [])
 
 
 async def test_a_prompt_that_begins_while_it_is_taken_back_runs_once_where_it_is() -> None:
