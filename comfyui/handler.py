@@ -66,6 +66,8 @@ class HandlerOptions:
     queue: QueueOptions = field(default_factory=QueueOptions)
     last_cancels_s: float = 5.0
     """At the end, for cancels that are under way. It is no setting."""
+    looks_back_s: float = 1.0
+    """For ComfyUI to say how a prompt ended that was interrupted, where we show its history. It is no setting."""
     limits: Limits = DEFAULT_LIMITS
     runner: RunnerOptions = field(default_factory=RunnerOptions)
 
@@ -112,8 +114,9 @@ class ComfyUIHandler:
         self._turns = Turns(pool, options.queue, owners)
         self._quarantine = quarantine or Quarantine(after=0)
         self._runner = PromptRunner(pool, self._turns, stager, options.runner, self.metrics, self._quarantine, owners)
-        self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
         limits, ours = options.run_limits, options.queue.queue == "gateway"
+        looks_back_s = options.looks_back_s if ours else 0.0
+        self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s, looks_back_s=looks_back_s)
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         brought = JobInputs(self._inputs, stager, pool, self.journal, options.limits)

@@ -16,16 +16,20 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner
+from comfyui.executors.results import result_of
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job, Reason
 from comfyui.metrics import Metrics
 from comfyui.replies import QueueItem
+from comfyui.retrying import Backoff
 from comfyui.servers.backend import Backend
 from comfyui.tasks import SideTasks
 
 _log = structlog.get_logger(__name__)
 
 _REMEMBERED = 1000
+# Between looks for the end of a prompt that was interrupted: most nodes heed that at their next step.
+_LOOKS = Backoff(start_s=0.1, max_s=0.4)
 
 
 class Cancels:
@@ -33,12 +37,15 @@ class Cancels:
 
     Args:
         last_s: at the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
+        looks_back_s: so long after an interruption ComfyUI's history is asked what it says of the prompt. A node that
+            heeds no interruption sooner has its prompt shown without that. 0: it is not asked.
 
     Attributes:
         jobs: whose cancels are under way, by their ids.
     """
 
-    def __init__(self, runner: PromptRunner, metrics: Metrics, *, last_s: float) -> None:
+    def __init__(self, runner: PromptRunner, metrics: Metrics, *, last_s: float, looks_back_s: float = 0.0) -> None:
+        self._looks_back_s = looks_back_s
         self._runner = runner
         self._metrics = metrics
         self._last_s = last_s
@@ -84,8 +91,8 @@ class Cancels:
         job.cancelled()
         return None
 
-    async def take_out_unknown(self, prompt_id: str) -> None:
-        """Cancel a prompt that is no job of ours.
+    async def take_out_unknown(self, prompt_id: str, *, has_ended: bool = False) -> None:
+        """Cancel a prompt that is no job of ours, or of a job that has ended, `has_ended`, where it may have gone on.
 
         Raises:
             ComfyUINotFoundError: it is in no queue of ComfyUI.
@@ -93,7 +100,7 @@ class Cancels:
         """
         backend, found = await self._runner.find(prompt_id)
         if backend is None or not isinstance(found, QueueItem):
-            state = "is finished already" if found else "is not known"
+            state = "is finished already" if found or has_ended else "is not known"
             raise ComfyUINotFoundError(f"the prompt {state}: there is nothing to cancel", prompt_id=prompt_id)
         await backend.cancel(prompt_id)
         self._metrics.cancelled.labels("request").inc()
@@ -150,12 +157,28 @@ class Cancels:
             if backend is not None:
                 await backend.cancel(job.prompt_id)
                 self._told_of(job.prompt_id, reason, backend)
+                if job.begun and self._looks_back_s:
+                    await self._look_back(job, backend)
         except ComfyUIError as error:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
             failure = error
         job.cancelled()
         return failure
+
+    async def _look_back(self, job: Job, backend: Backend) -> None:
+        """Keep what ComfyUI's history says of a prompt that was interrupted: where it was, and what it had saved."""
+        try:
+            async with asyncio.timeout(self._looks_back_s):
+                tries = 0
+                while (entry := await backend.client.get_history(job.prompt_id)) is None:
+                    tries += 1
+                    await asyncio.sleep(_LOOKS.delay_s(tries))
+            result_of(backend, job.prompt_id, entry)
+        except ComfyUITaskCancelledError as interrupted:
+            job.interrupted(interrupted.saved)
+        except (ComfyUIError, TimeoutError):
+            return
 
     def _told_of(self, prompt_id: str, reason: Reason, backend: Backend) -> None:
         self._metrics.cancelled.labels(reason).inc()

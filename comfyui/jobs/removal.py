@@ -89,7 +89,9 @@ class Removal:
                 self._queue.left(prompt_id)
             failure = await self._cancels.take_out(entry, error, "request")
         else:
-            await self._cancels.take_out_unknown(prompt_id)
+            record = await self._admission.known(prompt_id)
+            has_ended = record is not None and record.state.is_end
+            await self._cancels.take_out_unknown(prompt_id, has_ended=has_ended)
             return
         await self._admission.settled(prompt_id)
         if failure is not None:

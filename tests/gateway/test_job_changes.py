@@ -90,6 +90,20 @@ async def filled(gateway: RunningGateway, servers: list[Engine]) -> tuple[list[s
     return runs, waits, [job for job in jobs if job not in {*runs, *waits}]
 
 
+async def test_a_job_that_was_cancelled_is_said_to_have_ended(
+    three_servers: tuple[RunningGateway, list[Engine]],
+) -> None:
+    gateway, servers = three_servers
+    runs, _, with_us = await filled(gateway, servers)
+    for prompt_id in (runs[0], with_us[0]):
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 404
+            told = await response.json()
+        assert (told["type"], told["detail"].partition(":")[0]) == ("not_found", "the prompt is finished already")
+
+
 # What waits
 
 
