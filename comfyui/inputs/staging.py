@@ -16,7 +16,6 @@ many requests bring it at the same moment. Plain names are uploaded each time: s
 from __future__ import annotations
 
 import asyncio
-import posixpath
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -153,7 +152,7 @@ class InputStager:
             async with slots, self.content(item) as content:
                 plain = by_content = ""
                 if item.plain:
-                    folder = posixpath.join(plain_folder, item.subfolder) if plain_folder else item.subfolder
+                    folder = "/".join(filter(None, (plain_folder, item.subfolder)))
                     plain = await _upload(server.client, content, item.name, folder, overwrite=True)
                 if item.references:
                     by_content = await self._place_by_content(server, content)

@@ -21,15 +21,13 @@ from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job, Reason
 from comfyui.metrics import Metrics
 from comfyui.replies import QueueItem
-from comfyui.retrying import Backoff
 from comfyui.servers.backend import Backend
+from comfyui.servers.watcher import Watch
 from comfyui.tasks import SideTasks
 
 _log = structlog.get_logger(__name__)
 
 _REMEMBERED = 1000
-# Between looks for the end of a prompt that was interrupted: most nodes heed that at their next step.
-_LOOKS = Backoff(start_s=0.1, max_s=0.4)
 
 
 class Cancels:
@@ -37,8 +35,8 @@ class Cancels:
 
     Args:
         last_s: at the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
-        looks_back_s: so long after an interruption ComfyUI's history is asked what it says of the prompt. A node that
-            heeds no interruption sooner has its prompt shown without that. 0: it is not asked.
+        looks_back_s: so long after an interruption ComfyUI may say of the prompt that it has ended; its history is kept
+            then. A prompt whose node heeds no interruption sooner is shown without that. 0: it is not waited for.
 
     Attributes:
         jobs: whose cancels are under way, by their ids.
@@ -145,11 +143,14 @@ class Cancels:
 
         When this gateway ends meanwhile, the journal has it as being cancelled, and the next one goes on with that.
         """
+        was, backend = job.watch, job.backend
         await job.stopped()
         if before is not None:
             await before()
         failure: ComfyUIError | None = None
-        backend = job.backend
+        ends: Watch | None = None
+        if self._looks_back_s and backend is not None and job.begun and was is not None and was.heard:
+            ends = backend.watcher.watch(job.prompt_id, job, client_id=was.client_id)
         try:
             if backend is None and (job.request is None or job.perhaps_known):
                 # It was still being looked for, and ComfyUI may have it from before.
@@ -157,24 +158,25 @@ class Cancels:
             if backend is not None:
                 await backend.cancel(job.prompt_id)
                 self._told_of(job.prompt_id, reason, backend)
-                if job.begun and self._looks_back_s:
-                    await self._look_back(job, backend)
+                if ends is not None:
+                    await self._look_back(job, ends, backend)
         except ComfyUIError as error:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
             failure = error
+        finally:
+            if ends is not None and backend is not None:
+                backend.watcher.unwatch(ends)
         job.cancelled()
         return failure
 
-    async def _look_back(self, job: Job, backend: Backend) -> None:
+    async def _look_back(self, job: Job, watch: Watch, backend: Backend) -> None:
         """Keep what ComfyUI's history says of a prompt that was interrupted: where it was, and what it had saved."""
         try:
             async with asyncio.timeout(self._looks_back_s):
-                tries = 0
-                while (entry := await backend.client.get_history(job.prompt_id)) is None:
-                    tries += 1
-                    await asyncio.sleep(_LOOKS.delay_s(tries))
-            result_of(backend, job.prompt_id, entry)
+                entry = await watch.finished()
+            if entry is not None:
+                result_of(backend, job.prompt_id, entry)
         except ComfyUITaskCancelledError as interrupted:
             job.interrupted(interrupted.saved)
         except (ComfyUIError, TimeoutError):

@@ -100,6 +100,9 @@ async def test_a_file_with_a_plain_name_lands_in_the_key_s_own_folder(calls: Cal
     assert (await calls.submit(ALICE, sleep_workflow(0), images=[picture]))[0] == 200
     assert (engine.folders.input / "plain.png").read_bytes() == before
     assert (engine.folders.input / "keys/alice/plain.png").read_bytes() == _PNG + b"other"
+    shows = {"1": {"class_type": "PreviewAny", "inputs": {"source": "plain.png"}}}
+    status, told = await calls.submit(ALICE, shows, images=[picture])
+    assert (status, told["outputs"]["1"]["text"]) == (200, ["keys/alice/plain.png"])
 
 
 async def test_a_job_that_waited_over_a_restart_is_held_to_it_too(
