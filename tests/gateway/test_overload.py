@@ -12,7 +12,14 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
-from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
+from tests.support.running import (
+    RunningGateway,
+    invert_workflow,
+    prompts_are_queued,
+    queue_of,
+    running_gateway,
+    sleep_workflow,
+)
 
 
 async def raw_connection(gateway: RunningGateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -99,7 +106,7 @@ async def test_waiting_for_the_answer_is_not_idling(engine: Engine) -> None:
 
 async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
     async with running_gateway(engine.url, max_buffered_mb=0.05) as gateway:
-        large = sleep_workflow(0.5)
+        large = sleep_workflow(600)
         large["1"]["_meta"] = {"title": "x" * 30_000}
         first = asyncio.create_task(gateway.prompt_sync(large))
         async with asyncio.timeout(30):
@@ -108,6 +115,8 @@ async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
         status, body = await gateway.prompt_sync(large)
         assert (status, body["type"]) == (429, "overloaded")
         assert "MAX_BUFFERED_MB" in body["detail"]
+        await prompts_are_queued(engine, 1)
+        engine.wake(*(await queue_of(engine))[0])
         assert (await first)[0] == 200
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
@@ -122,7 +131,7 @@ async def test_what_forms_keep_in_memory_counts_among_all_bodies(engine: Engine)
         return parts
 
     async with running_gateway(engine.url, max_buffered_mb=0.05) as gateway:
-        first = asyncio.create_task(gateway.http.post("/prompt_sync", data=form(0.5, 1)))
+        first = asyncio.create_task(gateway.http.post("/prompt_sync", data=form(600, 1)))
         async with asyncio.timeout(30):
             while not gateway.handler.waiting:
                 await asyncio.sleep(0.005)
@@ -130,6 +139,8 @@ async def test_what_forms_keep_in_memory_counts_among_all_bodies(engine: Engine)
             assert (response.status, (await response.json())["type"]) == (429, "overloaded")
         async with gateway.http.post("/prompt_sync?previews=true", data=form(0.1, 2)) as response:
             assert (response.status, (await response.json())["type"]) == (429, "overloaded")
+        await prompts_are_queued(engine, 1)
+        engine.wake(*(await queue_of(engine))[0])
         assert (await first).status == 200
         async with gateway.http.post("/prompt_sync", data=form(0.1, 3)) as response:
             assert response.status == 200

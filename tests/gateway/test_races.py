@@ -73,16 +73,18 @@ async def test_a_request_that_joins_one_that_only_looks_is_run(gateway: RunningG
 async def test_another_body_is_refused_under_an_id_that_was_only_attached_to(engine: Engine, when: str) -> None:
     prompt_id = str(uuid4())
     async with running_gateway(engine.url) as before, running_gateway(engine.url) as after:
-        first = asyncio.create_task(before.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+        first = asyncio.create_task(before.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
         await prompts_are_queued(engine, 1)
         looking = asyncio.create_task(after.http.get(f"/prompt_sync/{prompt_id}"))
         await until(lambda: waiting(after), lambda count: count > 0)
         await asyncio.sleep(0.2)
         if when == "finished":
+            engine.wake(prompt_id)
             await looking
-        status, body = await after.prompt_sync(sleep_workflow(0.8, tag=1), prompt_id=prompt_id)
+        status, body = await after.prompt_sync(sleep_workflow(600, tag=1), prompt_id=prompt_id)
         assert (status, body.get("type")) == (409, "conflict")
-        assert (await after.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))[0] == 200
+        engine.wake(prompt_id)
+        assert (await after.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))[0] == 200
         assert (await looking).status == 200
         assert (await first)[0] == 200
     assert executions(engine) == {prompt_id: 1}
