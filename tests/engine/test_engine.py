@@ -8,6 +8,7 @@ import re
 import signal
 import struct
 import sys
+import threading
 import uuid
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from comfyui.engine import Engine, EngineOptions
+from comfyui.engine.queue import PromptQueue, QueuedPrompt
 from tests.support.engine_workflows import sleeping, txt2img, writing
 from tests.support.target import Target, empty, inverted, node
 
@@ -307,3 +309,25 @@ async def test_the_command_line_refuses_an_unknown_fault() -> None:
     _, stderr = await process.communicate()
     assert process.returncode == 2
     assert b"no fault named 'no_such'" in stderr
+
+
+def test_a_prompt_that_begins_is_pending_or_runs_and_never_neither() -> None:
+    """A gateway that asks at this moment would take it for gone, and have it run once more."""
+    queue = PromptQueue(lambda: None)
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        seen.append([item.prompt_id for items in queue.listed() for item in items])
+
+    looking = threading.Thread(target=look)
+
+    class Beginning(dict[str, Any]):
+        def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+            looking.start()
+            looking.join(0.2)
+            return {}
+
+    queue.put(QueuedPrompt(0, "it", Beginning(), {}, []))
+    assert queue.get() is not None
+    looking.join(30)
+    assert seen == [["it"]]

@@ -138,6 +138,8 @@ async def test_a_prompt_that_someone_else_cancels_is_reported_as_such(
         if how == "deleted":
             await until(lambda: queue_of(either_engine), lambda queue: prompt_id in queue[1])
             await http.post("/queue", json={"delete": [prompt_id]})
+            # Until then as many prompts are left as wait here.
+            either_engine.wake(blocker)
         else:
             await until(lambda: queue_of(either_engine), lambda queue: queue[0] == [prompt_id])
             await http.post("/interrupt", json={"prompt_id": prompt_id})
