@@ -436,6 +436,16 @@ async def test_the_deny_list_is_a_setting() -> None:
         }
 
 
+@pytest.mark.parametrize("queue", ["auto", "gateway"])
+async def test_comfyui_s_own_way_to_submit_can_be_denied(queue: str) -> None:
+    """Callers are to use /prompt_sync alone, whoever answers `POST /prompt`."""
+    async with relayed(answer_ok, proxy_deny="/prompt", queue=queue) as (comfyui, gateway):
+        for path in ("/prompt", "/api/prompt"):
+            assert (await fetch(gateway, path, "POST", json={"prompt": {}})).status == 403, path
+        assert not [exchange for exchange in comfyui.seen if exchange.line.startswith("POST")]
+        assert (await fetch(gateway, "/prompt_sync")).status == 200
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
