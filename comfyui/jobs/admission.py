@@ -282,8 +282,7 @@ class Admission:
         if job is None or (record is not None and record.state.is_end):
             if record is None:
                 raise ComfyUINotFoundError("the gateway does not know this prompt", prompt_id=prompt_id)
-            waits = record.state is State.QUEUED and record.server is None and record.kind == "async"
-            position = await self._position(record) if waits else None
+            position = await self._position(record) if record.waits else None
             return Look(prompt_id, record.state, record, position, deliveries=await self._deliveries(record))
         events = tuple(job.latest())
         position = next((event.position for event in events if isinstance(event, QueuePosition)), None)

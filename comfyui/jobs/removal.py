@@ -241,7 +241,7 @@ class Removal:
         ended = 0
         ends: list[Finish] = []
         for record in await self._journal.get_all(prompt_ids):
-            if record.state is not State.QUEUED or record.server is not None:
+            if not record.waits:
                 continue
             error = _cancelled(record.prompt_id)
             if (job := self._runs.live.get(record.prompt_id)) is not None:
