@@ -12,7 +12,7 @@ import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 # Bytes of a body that are worked on in less time than a thread's start costs the others.
 ON_LOOP_BYTES = 64 * 1024
@@ -24,6 +24,7 @@ _AT_ONCE = 2
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound=IO[Any])
 # Apart from asyncio's own threads: files and names of hosts must not wait for long computations.
 _threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="offload")
 
@@ -90,6 +91,11 @@ async def made_in_thread(make: Callable[[], _T], discard: Callable[[_T], object]
             asyncio.get_running_loop().run_in_executor(None, give_up)
         raise
     return made.pop()
+
+
+async def opened_in_thread(open_file: Callable[[], _F]) -> _F:
+    """The file that blocking `open_file` opens; it is closed where the caller is cancelled meanwhile."""
+    return await made_in_thread(open_file, lambda file: file.close())
 
 
 class Turns:

@@ -18,7 +18,7 @@ from comfyui.exceptions import (
     JSONError,
 )
 from comfyui.models import content_type_of
-from comfyui.offload import finished_in_thread, made_in_thread
+from comfyui.offload import finished_in_thread, opened_in_thread
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.local import LocalComfyUI
@@ -121,7 +121,7 @@ class FileRoutes:
 
     async def _pass_on(self, route: str, part: Path, filename: str, fields: dict[str, str]) -> web.Response:
         """The local ComfyUI's answer. Raises `ComfyUIConnectionError`."""
-        file = await made_in_thread(lambda: part.open("rb"), lambda opened: opened.close())
+        file = await opened_in_thread(lambda: part.open("rb"))
         try:
             payload = upload_form(filename, file, fields)
             # Its type has the boundary; the session sets none, since what it relays has one already.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -195,7 +196,7 @@ async def test_prompts_are_spread_over_all_servers() -> None:
         for prompt_id in ids:
             assert (await result_of(gateway.http, prompt_id))[0] == 200
         # One that waited may have been taken back for a server that was done sooner.
-        assert sum(len(executions(server)) for server in servers) == 6
+        assert sum((Counter(executions(server)) for server in servers), Counter()) == Counter(ids)
 
 
 async def test_an_id_whose_prompt_was_refused_is_free() -> None:

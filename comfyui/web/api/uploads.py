@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from comfyui.exceptions import RequestError
 from comfyui.executors.own_files import is_below
-from comfyui.offload import finished_in_thread, in_thread, made_in_thread
+from comfyui.offload import finished_in_thread, in_thread, opened_in_thread
 from comfyui.owners import KeyRules, folder_of
 from comfyui.servers.pool import CHOICE_PATIENCE_S
 from comfyui.web.api.multipart import FormLimits, read_form
@@ -70,7 +70,7 @@ def _own_folder(rules: KeyRules, name: str, subfolder: str, folder_type: str) ->
 
 
 async def _content(path: Path) -> AsyncIterator[bytes]:
-    file = await made_in_thread(lambda: path.open("rb"), lambda opened: opened.close())
+    file = await opened_in_thread(lambda: path.open("rb"))
     try:
         while piece := await in_thread(file.read, _AT_ONCE):
             yield piece

@@ -104,12 +104,11 @@ class Relay:
         target = target_of(scope["path"], scope.get("raw_path"), scope["query_string"])
         raw_path = target.partition("?")[0]
         verdict = self._options.rules.verdict(raw_path)
-        if is_own and verdict != "denied":
-            await self._app(scope, receive, send)
-            return
         if verdict == "denied":
             self._metrics.rejected.labels("denied").inc()
             await refusal(scope, 403, "this path of ComfyUI is not for clients (PROXY_DENY)")(scope, receive, send)
+        elif is_own:
+            await self._app(scope, receive, send)
         elif verdict == "not_relayed":
             detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
             await refusal(scope, 404, detail)(scope, receive, send)
