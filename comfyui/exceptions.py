@@ -76,7 +76,8 @@ class ComfyUIError(Exception):
         detail: what went wrong and, where there is something to do, what to do.
         prompt_id: ComfyUI's id of the prompt, when one is known; callers can attach to it again.
         node_errors: node id to messages.
-        saved: a `models.PromptResult` with what other nodes had saved before this one failed; None when nothing.
+        saved: a `models.PromptResult` with what ComfyUI's history has of a prompt that failed or was interrupted, so
+            with what other nodes had saved before; None where it has nothing.
     """
 
     title: ClassVar[str] = "Internal error"

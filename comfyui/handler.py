@@ -71,6 +71,8 @@ class HandlerOptions:
     queue: QueueOptions = field(default_factory=QueueOptions)
     last_cancels_s: float = 5.0
     """At the end, for cancels that are under way. It is no setting."""
+    looks_back_s: float = 1.0
+    """For ComfyUI to say how a prompt ended that was interrupted, where we show its history. It is no setting."""
     limits: Limits = DEFAULT_LIMITS
     runner: RunnerOptions = field(default_factory=RunnerOptions)
 
@@ -124,7 +126,8 @@ class ComfyUIHandler:
         self.made = MadeFiles(self.journal, pool, max_bytes=stager.max_bytes) if ours else None
         preparation = Preparation(stager, catalogue, self.made, owners, runner.preflight, runner.limits)
         self._runner = PromptRunner(pool, self._turns, preparation, runner, self.metrics, quarantine)
-        self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s)
+        looks_back_s = options.looks_back_s if ours else 0.0
+        self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s, looks_back_s=looks_back_s)
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
         brought = JobInputs(self._inputs, stager, pool, self.uploads, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)

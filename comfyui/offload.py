@@ -12,7 +12,7 @@ import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 # Bytes of a body that are worked on in less time than a thread's start costs the others.
 ON_LOOP_BYTES = 64 * 1024
@@ -24,6 +24,7 @@ _AT_ONCE = 2
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound=IO[Any])
 # Apart from asyncio's own threads: files and names of hosts must not wait for long computations.
 _threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="offload")
 
@@ -51,7 +52,7 @@ async def in_thread(work: Callable[_P, _T], /, *args: _P.args, **options: _P.kwa
 async def finished_in_thread(work: Callable[[], _T]) -> _T:
     """The result of blocking `work`, done off the event loop.
 
-    A caller that is cancelled still waits until the thread has ended: what `work` makes is never left without an owner.
+    A caller that is cancelled once still waits until the thread has ended: what it does next comes after `work`.
     """
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
@@ -59,6 +60,42 @@ async def finished_in_thread(work: Callable[[], _T]) -> _T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+async def made_in_thread(make: Callable[[], _T], discard: Callable[[_T], object]) -> _T:
+    """What blocking `make` makes off the event loop: an open file, say.
+
+    Where the caller is cancelled meanwhile, however often, `discard` is called with it, also in a thread.
+    """
+    made: list[_T] = []
+    is_left = False
+
+    def give_up() -> None:
+        try:
+            thing = made.pop()
+        except IndexError:
+            return  # the other one has it
+        discard(thing)
+
+    def work() -> None:
+        made.append(make())
+        if is_left:
+            give_up()
+
+    try:
+        await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        # Now the thread gives up what it makes; what it has made already is given up here.
+        is_left = True
+        if made:
+            asyncio.get_running_loop().run_in_executor(None, give_up)
+        raise
+    return made.pop()
+
+
+async def opened_in_thread(open_file: Callable[[], _F]) -> _F:
+    """The file that blocking `open_file` opens; it is closed where the caller is cancelled meanwhile."""
+    return await made_in_thread(open_file, lambda file: file.close())
 
 
 class Turns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 from comfyui.engine import Engine, EngineOptions
 from tests.support.object_store import running_seaweedfs
@@ -27,6 +29,20 @@ def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's shell reaches a test. `.env` is read by entry points only."""
     for name in all_variables():
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A test that sets the logging up leaves none of it: its stream is closed, and each later line would fail there."""
+    root = logging.getLogger()
+    before, configured = (root.handlers[:], root.level), structlog.get_config()
+    yield
+    for handler in root.handlers:
+        if handler not in before[0]:
+            handler.close()
+    root.handlers[:], level = before
+    root.setLevel(level)
+    structlog.configure(**configured)
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,9 @@ from comfyui.engine.websocket import Hub
 
 _log = logging.getLogger(__name__)
 
+# So often a node that sleeps looks whether it was woken.
+_LOOK_S = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class _Cached:
@@ -70,6 +73,14 @@ class Executor:
         self._folders = folders
         self._step_seconds = step_seconds
         self._cache: dict[str, _Cached] = {}
+        self._woken: set[str] = set()
+
+    def wake(self, *prompt_ids: str) -> None:
+        """See `Engine.wake`; from any thread."""
+        self._woken.update(prompt_ids)
+
+    def is_woken(self, prompt_id: str) -> bool:
+        return prompt_id in self._woken
 
     def forget_cache(self) -> None:
         self._cache = {}
@@ -305,8 +316,11 @@ class _Run:
         self._executor.step(self._execution, self.node_id, value, maximum, shown)
 
     def sleep(self, seconds: float) -> None:
-        if self._executor.interrupted.wait(seconds):
-            raise Interrupted
+        until = time.monotonic() + seconds
+        self.check_interrupted()
+        while (left := until - time.monotonic()) > 0 and not self._executor.is_woken(self._execution.item.prompt_id):
+            if self._executor.interrupted.wait(min(left, _LOOK_S)):
+                raise Interrupted
 
     def crash(self, how: str) -> None:
         if not self._executor.may_crash:

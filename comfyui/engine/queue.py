@@ -34,7 +34,8 @@ class QueuedPrompt:
 
 
 class PromptQueue:
-    """`on_change` is called after each change of the number of prompts.
+    """`on_change` is called at each change of the number of prompts, with no other change meanwhile: as in ComfyUI,
+    the last number that is told is the true one.
 
     `interrupted` is the order to stop, which the running prompt heeds; it is withdrawn when the next one starts.
     """
@@ -60,7 +61,7 @@ class PromptQueue:
             self._keys_by_id.setdefault(prompt.prompt_id, set()).add(key)
             heapq.heappush(self._order, (prompt.number, prompt.prompt_id, key))
             self._changed.notify()
-        self._on_change()
+            self._on_change()
 
     def get(self) -> QueuedPrompt | None:
         """Blocks until a prompt may run (which `finish` must follow) or `free` was asked for; None: look at that.
@@ -80,8 +81,8 @@ class PromptQueue:
             copy.deepcopy(prompt.as_item(with_secrets=True))
             self._running = prompt
             self.interrupted.clear()
-        self._on_change()
-        return self._running
+            self._on_change()
+        return prompt
 
     def finish(self, prompt: QueuedPrompt, result: dict[str, Any]) -> bool:
         """Writes the history; False where `forget` came while the prompt ran."""
@@ -92,7 +93,7 @@ class PromptQueue:
                 if len(self._history) > MAX_HISTORY:
                     del self._history[next(iter(self._history))]
                 self._history[prompt.prompt_id] = {"prompt": prompt.as_item(with_secrets=False), **result}
-        self._on_change()
+            self._on_change()
         return remembered
 
     def _take(self, key: int) -> QueuedPrompt:
@@ -105,7 +106,8 @@ class PromptQueue:
 
     @property
     def remaining(self) -> int:
-        return len(self._pending) + (self._running is not None)
+        with self._changed:
+            return len(self._pending) + (self._running is not None)
 
     @property
     def is_closed(self) -> bool:
@@ -114,26 +116,33 @@ class PromptQueue:
     def is_running(self, prompt: QueuedPrompt) -> bool:
         return self._running is prompt
 
-    def running(self) -> list[QueuedPrompt]:
-        running = self._running
-        return [] if running is None else [running]
+    def listed(self) -> tuple[list[QueuedPrompt], list[QueuedPrompt]]:
+        """What runs and what is pending at one moment.
 
-    def pending(self) -> list[QueuedPrompt]:
-        """In the order of ComfyUI's heap: the next one is the first, and the order of the others means nothing."""
+        What is pending is in the order of ComfyUI's heap: the next one comes first, and nothing else is said by it.
+        """
         with self._changed:
-            return [self._pending[key] for _, _, key in self._order if key in self._pending]
+            running = [] if self._running is None else [self._running]
+            return running, [self._pending[key] for _, _, key in self._order if key in self._pending]
 
-    def find_pending(self, prompt_id: str) -> QueuedPrompt | None:
+    def all(self) -> tuple[dict[str, dict[str, Any]], list[QueuedPrompt], list[QueuedPrompt]]:
+        """The history, what runs and what is pending at one moment."""
         with self._changed:
+            return dict(self._history), *self.listed()
+
+    def find(self, prompt_id: str) -> tuple[dict[str, Any] | None, QueuedPrompt | None, QueuedPrompt | None]:
+        """What is known of one prompt at one moment: its history, and the prompt itself where it runs or is pending."""
+        with self._changed:
+            running = self._running if self._running is not None and self._running.prompt_id == prompt_id else None
             keys = self._keys_by_id.get(prompt_id)
-            return self._pending[min(keys)] if keys else None
+            return self._history.get(prompt_id), running, self._pending[min(keys)] if keys else None
 
     def clear(self) -> None:
         with self._changed:
             self._order.clear()
             self._pending.clear()
             self._keys_by_id.clear()
-        self._on_change()
+            self._on_change()
 
     def delete(self, prompt_id: str) -> bool:
         """Takes one pending prompt of that id out."""
@@ -142,8 +151,8 @@ class PromptQueue:
             if not keys:
                 return False
             self._take(min(keys))
-        self._on_change()
-        return True
+            self._on_change()
+            return True
 
     def interrupt_if_running(self, prompt_id: str) -> bool:
         with self._changed:

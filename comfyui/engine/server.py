@@ -84,6 +84,10 @@ class Engine:
         if "ws_flood" in instant:
             self._hub.flood(instant["ws_flood"])
 
+    def wake(self, *prompt_ids: str) -> None:
+        """Nodes of these prompts sleep no longer, neither now nor later: a test says when a prompt ends."""
+        self._executor.wake(*prompt_ids)
+
     async def _start(self, stack: AsyncExitStack) -> None:
         self._folders = Folders(
             await stack.enter_async_context(_base_directory(self.options.base_directory)), self.options.models

@@ -40,7 +40,7 @@ def result_of(
     )
     try:
         raise_if_failed(entry, prompt_id)
-    except ComfyUITaskError as error:
+    except (ComfyUITaskError, ComfyUITaskCancelledError) as error:
         error.saved = result
         raise
     return result

@@ -20,7 +20,7 @@ from types import MappingProxyType, TracebackType
 from typing import IO, Protocol, Self
 
 from comfyui.exceptions import ComfyUIDiskError, ComfyUIInputError
-from comfyui.offload import finished_in_thread
+from comfyui.offload import finished_in_thread, opened_in_thread
 
 CHUNK = 1 << 20
 TEMPORARY = "the folder for temporary files (TMPDIR)"
@@ -147,7 +147,7 @@ class Content:
                 yield self.source[start : start + CHUNK]
             return
         with disk_errors(self.folder):
-            file = await finished_in_thread(functools.partial(_opened, self.source))
+            file = await opened_in_thread(functools.partial(_opened, self.source))
         try:
             with disk_errors(self.folder):
                 chunk = await asyncio.to_thread(file.read, CHUNK)
@@ -156,7 +156,7 @@ class Content:
                 with disk_errors(self.folder):
                     chunk = await asyncio.to_thread(file.read, CHUNK)
         finally:
-            await asyncio.to_thread(file.close)
+            await finished_in_thread(file.close)
 
 
 class Spool:
@@ -177,7 +177,7 @@ class Spool:
     async def __aenter__(self) -> Self:
         # Closed, and with that removed, in __aexit__.
         with temporary_file_errors():
-            self._file = await finished_in_thread(_new_temporary_file)
+            self._file = await opened_in_thread(_new_temporary_file)
         return self
 
     async def __aexit__(
@@ -185,7 +185,7 @@ class Spool:
     ) -> None:
         if self._file is not None:
             file, self._file = self._file, None
-            await asyncio.to_thread(file.close)
+            await finished_in_thread(file.close)
 
     @property
     def size(self) -> int:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import posixpath
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -168,7 +167,7 @@ class InputStager:
                     return Placed(await self.place_upload(server, item.upload))
                 plain = by_content = ""
                 if item.plain:
-                    folder = posixpath.join(plain_folder, item.subfolder) if plain_folder else item.subfolder
+                    folder = "/".join(filter(None, (plain_folder, item.subfolder)))
                     plain = await _upload(server.client, content, item.name, folder, overwrite=True)
                 if item.references:
                     by_content = await self._place_by_content(server, content)

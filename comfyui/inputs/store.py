@@ -28,7 +28,7 @@ from weakref import WeakValueDictionary
 from comfyui.exceptions import ComfyUIDiskError, ComfyUIOverloadedError, JournalError
 from comfyui.inputs.content import CHUNK, TEMPORARY, Content, disk_errors
 from comfyui.limits import over
-from comfyui.offload import finished_in_thread
+from comfyui.offload import finished_in_thread, made_in_thread
 
 FOLDER_NAME = "inputs"
 _STATE = "the folder of the jobs' inputs (STATE_DIR)"
@@ -228,8 +228,9 @@ class InputStore:
                 return self._folder
             with disk_errors(self._label):
                 if self._path is None:
-                    self._path = Path(await finished_in_thread(_new_folder))
-                folder, self._sizes = await finished_in_thread(functools.partial(_opened, self._path))
+                    self._path = Path(await made_in_thread(_new_folder, shutil.rmtree))
+                opened = functools.partial(_opened, self._path)
+                folder, self._sizes = await made_in_thread(opened, lambda made: os.close(made[0]))
             self._bytes += sum(self._sizes.values())
             self._folder = folder
             return folder

@@ -153,7 +153,7 @@ class Admission:
                     entry = self.new_entry(prompt_id, origin, callers_id=True)
                     job.adopt(request, files, fingerprint, entry)
                 return job
-            record = await self._known(prompt_id)
+            record = await self.known(prompt_id)
             if prompt_id in self.runs.live:
                 continue
             if record is None:
@@ -183,7 +183,7 @@ class Admission:
                 return self.runs.start(
                     prompt_id, request, files, fingerprint, entry=self.new_entry(prompt_id, origin, callers_id=True)
                 )
-            if begun and (newer := await self._known(prompt_id)) is not None:
+            if begun and (newer := await self.known(prompt_id)) is not None:
                 if prompt_id in self.runs.live:
                     continue
                 return self.runs.start(prompt_id, request, files, fingerprint, entry=self.entries.of(newer))
@@ -274,14 +274,13 @@ class Admission:
         Raises:
             ComfyUINotFoundError: neither the journal nor this process knows it, or it is another owner's.
         """
-        record = await self._known(prompt_id)
+        record = await self.known(prompt_id)
         job = self.runs.live.get(prompt_id)
         check_seen(origin, record.owner if record else job.owner if job else None, prompt_id, submits=False)
         if job is None or (record is not None and record.state.is_end):
             if record is None:
                 raise ComfyUINotFoundError("the gateway does not know this prompt", prompt_id=prompt_id)
-            waits = record.state is State.QUEUED and record.server is None and record.kind == "async"
-            position = await self._position(record) if waits else None
+            position = await self._position(record) if record.waits else None
             return Look(prompt_id, record.state, record, position, deliveries=await self._deliveries(record))
         events = tuple(job.latest())
         position = next((event.position for event in events if isinstance(event, QueuePosition)), None)
@@ -296,7 +295,7 @@ class Admission:
 
     async def _end_what_has_ended(self, job: Job) -> None:
         """A job without a task may have ended while it was asked for; then nobody else would tell those who wait."""
-        record = await self._known(job.prompt_id)
+        record = await self.known(job.prompt_id)
         if record is None or not record.state.is_end or job.ended or job.has_task:
             return
         try:
@@ -330,7 +329,7 @@ class Admission:
         Raises:
             ComfyUINotFoundError: whatever there is of this id, the caller may not know of it.
         """
-        record = await self._known(prompt_id)
+        record = await self.known(prompt_id)
         job = self.runs.live.get(prompt_id)
         owner = record.owner if record else job.owner if job else None
         check_seen(origin, owner, prompt_id, submits=False, unknown=NOTHING_TO_CANCEL)
@@ -343,13 +342,13 @@ class Admission:
 
         Raises `ComfyUINotFoundError` where the job had its result before.
         """
-        record = await self._known(prompt_id)
+        record = await self.known(prompt_id)
         if record is not None and record.state is State.SUCCEEDED:
             raise ComfyUINotFoundError(
                 "the prompt is finished already: there is nothing to cancel", prompt_id=prompt_id
             )
 
-    async def _known(self, prompt_id: str) -> JobRecord | None:
+    async def known(self, prompt_id: str) -> JobRecord | None:
         """What the journal has; None also where it cannot be read: sync calls go on without it."""
         try:
             return await self._journal.get(prompt_id)

@@ -16,11 +16,13 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner
+from comfyui.executors.results import result_of
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.job import Job, Reason
 from comfyui.metrics import Metrics
 from comfyui.replies import QueueItem
 from comfyui.servers.backend import Backend
+from comfyui.servers.watcher import Watch
 from comfyui.tasks import SideTasks
 
 _log = structlog.get_logger(__name__)
@@ -33,12 +35,15 @@ class Cancels:
 
     Args:
         last_s: at the end, for cancels that are under way: a ComfyUI that does not answer is no reason to stay.
+        looks_back_s: so long after an interruption ComfyUI may say of the prompt that it has ended; its history is kept
+            then. A prompt whose node heeds no interruption sooner is shown without that. 0: it is not waited for.
 
     Attributes:
         jobs: whose cancels are under way, by their ids.
     """
 
-    def __init__(self, runner: PromptRunner, metrics: Metrics, *, last_s: float) -> None:
+    def __init__(self, runner: PromptRunner, metrics: Metrics, *, last_s: float, looks_back_s: float = 0.0) -> None:
+        self._looks_back_s = looks_back_s
         self._runner = runner
         self._metrics = metrics
         self._last_s = last_s
@@ -84,8 +89,8 @@ class Cancels:
         job.cancelled()
         return None
 
-    async def take_out_unknown(self, prompt_id: str) -> None:
-        """Cancel a prompt that is no job of ours.
+    async def take_out_unknown(self, prompt_id: str, *, has_ended: bool = False) -> None:
+        """Cancel a prompt that is no job of ours, or of a job that has ended, `has_ended`, where it may have gone on.
 
         Raises:
             ComfyUINotFoundError: it is in no queue of ComfyUI.
@@ -93,7 +98,7 @@ class Cancels:
         """
         backend, found = await self._runner.find(prompt_id)
         if backend is None or not isinstance(found, QueueItem):
-            state = "is finished already" if found else "is not known"
+            state = "is finished already" if found or has_ended else "is not known"
             raise ComfyUINotFoundError(f"the prompt {state}: there is nothing to cancel", prompt_id=prompt_id)
         await backend.cancel(prompt_id)
         self._metrics.cancelled.labels("request").inc()
@@ -138,11 +143,14 @@ class Cancels:
 
         When this gateway ends meanwhile, the journal has it as being cancelled, and the next one goes on with that.
         """
+        was, backend = job.watch, job.backend
         await job.stopped()
         if before is not None:
             await before()
         failure: ComfyUIError | None = None
-        backend = job.backend
+        ends: Watch | None = None
+        if self._looks_back_s and backend is not None and job.begun and was is not None and was.heard:
+            ends = backend.watcher.watch(job.prompt_id, job, client_id=was.client_id)
         try:
             if backend is None and (job.request is None or job.perhaps_known):
                 # It was still being looked for, and ComfyUI may have it from before.
@@ -150,14 +158,31 @@ class Cancels:
             if backend is not None:
                 await backend.cancel(job.prompt_id)
                 self._told_of(job.prompt_id, reason, backend)
+                if ends is not None:
+                    await self._look_back(job, ends, backend)
         except ComfyUIError as error:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
             failure = error
             if backend is not None:
                 backend.look_through()  # it is told again when it answers
+        finally:
+            if ends is not None and backend is not None:
+                backend.watcher.unwatch(ends)
         job.cancelled()
         return failure
+
+    async def _look_back(self, job: Job, watch: Watch, backend: Backend) -> None:
+        """Keep what ComfyUI's history says of a prompt that was interrupted: where it was, and what it had saved."""
+        try:
+            async with asyncio.timeout(self._looks_back_s):
+                entry = await watch.finished()
+            if entry is not None:
+                result_of(backend, job.prompt_id, entry)
+        except ComfyUITaskCancelledError as interrupted:
+            job.interrupted(interrupted.saved)
+        except (ComfyUIError, TimeoutError):
+            return
 
     def _told_of(self, prompt_id: str, reason: Reason, backend: Backend) -> None:
         self._metrics.cancelled.labels(reason).inc()

@@ -457,6 +457,11 @@ class Job:
                 self.entry.canceling()
             self._fail(error, state, written=False)
 
+    def interrupted(self, result: PromptResult) -> None:
+        """ComfyUI's history has `result` of the prompt that was taken out of it; a job that failed says why it did."""
+        if self._cancelled_with is not None and self._cancelled_with[0] is State.CANCELED:
+            self._cancelled_with[1].saved = result
+
     def cancelled(self) -> None:
         """The prompt has been taken out of ComfyUI, as far as that could be done."""
         if self._cancelled_with is not None and self.entry is not None:

@@ -166,11 +166,6 @@ class _Line:
         """The jobs of each owner, with the place of each among them."""
         return self._jobs.items()
 
-    def tickets(self) -> Iterator[Ticket]:
-        for jobs in self._jobs.values():
-            for _, ticket in jobs:
-                yield ticket
-
 
 class _Level:
     """All jobs of one priority; those that load the same files stand in lines of their own as well."""
@@ -234,12 +229,6 @@ class Lines:
         """Of the owners who may have more now, the least that one used; None where there is none."""
         heads = (line.head for level in self._levels.values() for line in level.lines.values())
         return min((head[0][0] for head in heads if head is not None), default=None)
-
-    def tickets(self) -> Iterator[Ticket]:
-        """All jobs, in no order."""
-        for level in self._levels.values():
-            for line in level.lines.values():
-                yield from line.tickets()
 
     def in_turn(self, mean_s: float) -> Iterator[Ticket]:
         """All jobs, about in the order in which they have their turn. `mean_s` as for `ahead_of`.

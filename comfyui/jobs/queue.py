@@ -339,7 +339,7 @@ class JobQueue:
         record = await self._journal.get(prompt_id)
         request = None if record is None else await self.request_of(record)
         live = self._runs.live.get(prompt_id)
-        is_over = record is None or record.state is not State.QUEUED or (live is not None and live.ended)
+        is_over = record is None or not record.waits or (live is not None and live.ended)
         if record is None or is_over or prompt_id not in self._rows:
             self.left(prompt_id)
             self._turns.drop(prompt_id)

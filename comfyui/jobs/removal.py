@@ -89,7 +89,9 @@ class Removal:
                 self._queue.left(prompt_id)
             failure = await self._cancels.take_out(entry, error, "request")
         else:
-            await self._cancels.take_out_unknown(prompt_id)
+            record = await self._admission.known(prompt_id)
+            has_ended = record is not None and record.state.is_end
+            await self._cancels.take_out_unknown(prompt_id, has_ended=has_ended)
             return
         await self._admission.settled(prompt_id)
         if failure is not None:
@@ -239,7 +241,7 @@ class Removal:
         ended = 0
         ends: list[Finish] = []
         for record in await self._journal.get_all(prompt_ids):
-            if record.state is not State.QUEUED or record.server is not None:
+            if not record.waits:
                 continue
             error = _cancelled(record.prompt_id)
             if (job := self._runs.live.get(record.prompt_id)) is not None:

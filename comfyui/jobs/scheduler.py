@@ -173,7 +173,7 @@ class Scheduler:
         self._shares.perhaps_idle(ticket.share)
 
     def set_lane(self, prompt_id: str, lane: Lane) -> None:
-        """It has become known on which servers a job that waits can run."""
+        """It has become known on which servers a job that waits, here or behind another prompt, can run."""
         ticket = self._tickets.get(prompt_id)
         if ticket is None or ticket.lane == lane:
             return
@@ -185,9 +185,9 @@ class Scheduler:
         self._lines.add(ticket)
 
     def shapes(self) -> Iterator[tuple[str, Hashable, Lane]]:
-        """Id, shape and lane of each job that waits."""
-        for ticket in list(self._lines.tickets()):
-            yield ticket.prompt_id, ticket.shape, ticket.lane
+        """Id, shape and lane of each job that waits, here or behind another prompt: that may be taken back."""
+        tickets = [ticket for ticket in self._tickets.values() if not ticket.began]
+        yield from ((ticket.prompt_id, ticket.shape, ticket.lane) for ticket in tickets)
 
     def taken_back(self, prompt_id: str, now: float) -> list[Place]:
         """The job is on its server no more; it goes where the place was kept for it, or waits again."""

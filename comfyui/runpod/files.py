@@ -18,6 +18,7 @@ from comfyui.exceptions import (
     JSONError,
 )
 from comfyui.models import content_type_of
+from comfyui.offload import finished_in_thread, opened_in_thread
 from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.runpod.inputs import InputFiles
 from comfyui.runpod.local import LocalComfyUI
@@ -120,7 +121,7 @@ class FileRoutes:
 
     async def _pass_on(self, route: str, part: Path, filename: str, fields: dict[str, str]) -> web.Response:
         """The local ComfyUI's answer. Raises `ComfyUIConnectionError`."""
-        file = await asyncio.to_thread(part.open, "rb")
+        file = await opened_in_thread(lambda: part.open("rb"))
         try:
             payload = upload_form(filename, file, fields)
             # Its type has the boundary; the session sets none, since what it relays has one already.
@@ -129,7 +130,7 @@ class FileRoutes:
                 body = await whole_body(response, self._local.answers, f"POST {route}")
                 return web.Response(status=response.status, body=body, content_type=response.content_type)
         finally:
-            await asyncio.to_thread(file.close)
+            await finished_in_thread(file.close)
 
     async def _received(self, request: web.Request) -> tuple[Path, str, dict[str, str]]:
         """The file on disk, its name, and the other fields of the form."""

@@ -26,6 +26,7 @@ from comfyui.exceptions import (
     ComfyUIServerError,
     ComfyUIValidationError,
 )
+from comfyui.offload import finished_in_thread, made_in_thread
 from comfyui.runpod.endpoint import MAX_RUN_BYTES
 from comfyui.runpod.job import Job, Prompt
 from comfyui.runpod.local import LocalComfyUI
@@ -73,16 +74,16 @@ class InputFiles:
 
     async def spool(self, chunks: AsyncIterator[bytes]) -> Path:
         """The content of an upload, on disk; the caller hands it to `keep` or removes it."""
-        target = await asyncio.to_thread(self._part)
+        target = await made_in_thread(self._part, _discard)
         part = Path(target.name)
         try:
             async for chunk in chunks:
                 await asyncio.to_thread(target.write, chunk)
         except BaseException:
-            await asyncio.to_thread(part.unlink, True)
+            await finished_in_thread(lambda: part.unlink(missing_ok=True))
             raise
         finally:
-            await asyncio.to_thread(target.close)
+            await finished_in_thread(target.close)
         return part
 
     def keep(self, part: Path, name: str, subfolder: str, *, overwrite: bool) -> str:
@@ -225,6 +226,11 @@ def _name_of(one: NamedFile) -> str:
     # Two results may have the same name; the worker's input folder has no place for both.
     mark = hashlib.sha256(f"{one.kind}/{one.path}".encode()).hexdigest()[:12]
     return f"{mark}-{one.path.rpartition('/')[2]}"
+
+
+def _discard(part: IO[bytes]) -> None:
+    part.close()
+    Path(part.name).unlink(missing_ok=True)
 
 
 def _touch(files: list[InputRef]) -> None:

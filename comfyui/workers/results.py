@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comfyui.exceptions import ComfyUIDeliveryError, ComfyUIError, ComfyUIUndeliverableError
+from comfyui.exceptions import ComfyUIDeliveryError, ComfyUIError, ComfyUITaskError, ComfyUIUndeliverableError
 from comfyui.models import OutputFile, PromptResult
 
 _NAMED_FILES = 5
@@ -62,4 +62,6 @@ def check_delivered(result: PromptResult, entries: Sequence[Mapping[str, Any]]) 
 
 def saved_before(error: ComfyUIError) -> PromptResult | None:
     """What other nodes had saved when a node failed, as a result of its own; None when that is nothing."""
+    if not isinstance(error, ComfyUITaskError):
+        return None
     return error.saved if isinstance(error.saved, PromptResult) and error.saved.files else None

@@ -7,6 +7,8 @@ for all of them. A server that lacks a class or a file cannot run the workflow; 
 from __future__ import annotations
 
 import re
+import threading
+import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ _URL = re.compile(r"\s*[a-z]{1,10}:", re.IGNORECASE)
 _LONGEST = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Needs:
     """`files`: class, input and value of each input that names a file. `models`: those files that are models."""
 
@@ -28,8 +30,23 @@ class Needs:
     models: frozenset[str]
 
 
+_known: weakref.WeakKeyDictionary[Needs, weakref.ref[Needs]] = weakref.WeakKeyDictionary()
+_known_lock = threading.Lock()
+
+
+def _shared(needs: Needs) -> Needs:
+    """Equal needs as one object: thousands of jobs that wait are of few kinds, and needs take 0.7 KB each."""
+    with _known_lock:
+        known = _known.get(needs)
+        found = None if known is None else known()
+        if found is None:
+            found = needs
+            _known[needs] = weakref.ref(needs)
+        return found
+
+
 def needs_of(prompt: Mapping[str, Any], brings_inputs: bool, placed: Collection[str] = ()) -> Needs:
-    """The needs of a workflow in API format.
+    """The needs of a workflow in API format. Of equal ones that are in use there is one object; from any thread.
 
     Args:
         brings_inputs: files come with the request, so that only models have to be there before.
@@ -50,7 +67,7 @@ def needs_of(prompt: Mapping[str, Any], brings_inputs: bool, placed: Collection[
                 continue
             if _FILE.fullmatch(value):
                 files.add((kind, name, value))
-    return Needs(frozenset(classes), frozenset(files), frozenset(models))
+    return _shared(Needs(frozenset(classes), frozenset(files), frozenset(models)))
 
 
 class Offer:

@@ -99,7 +99,7 @@ async def test_the_example_of_the_docs_receives_a_webhook(tmp_path: Path, langua
         async with running(*command, folder=folder, port=port) as process:
             prompt_id = await job_told_to(f"http://127.0.0.1:{port}/hooks/comfy")
             assert process.stdout is not None
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while line := (await process.stdout.readline()).decode():
                     if "prompt.succeeded" in line:
                         break

@@ -139,7 +139,7 @@ async def two_answers_at_once(tries: int, callers: int = 10) -> Effects:
     async with relayed(answering) as (_, gateway):
 
         async def ask(path: str) -> None:
-            async with asyncio.timeout(5), gateway.http.get(path) as response:
+            async with asyncio.timeout(30), gateway.http.get(path) as response:
                 body = await response.read()
             effects.answers += 1
             if body != path.encode():

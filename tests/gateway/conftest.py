@@ -223,7 +223,7 @@ async def public_gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
 @pytest.fixture
 async def two_servers() -> AsyncIterator[tuple[Engine, Engine, RunningGateway]]:
     async with Engine() as first, Engine() as second, running_gateway(first.url, second.url) as gateway:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(gateway.handler.pool.ready) < 2:
                 await asyncio.sleep(0.01)
         yield first, second, gateway
@@ -445,6 +445,13 @@ async def three_servers(request: pytest.FixtureRequest) -> AsyncIterator[tuple[R
 async def calls(engine: Engine, keys_path: Path) -> AsyncIterator[Calls]:
     async with running_gateway(engine.url, keys_file=keys_path) as gateway:
         yield Calls(gateway)
+
+
+@pytest.fixture
+def no_log() -> Iterator[None]:
+    """For thousands of requests: the lines would hide why a test has failed."""
+    with capture_logs():
+        yield
 
 
 @pytest.fixture(params=["one server with keys", "three servers"])

@@ -114,7 +114,7 @@ async def test_with_comfyui_s_own_queue_it_is_sent_when_nothing_else_is_there_an
                 seen.append(await queued_at(engine.url))
                 await asyncio.sleep(0.01)
 
-        first = asyncio.create_task(status_of(sleep_workflow(0.6)))
+        first = asyncio.create_task(status_of(sleep_workflow(600)))
         (suspect,), _ = await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
         others = [asyncio.create_task(status_of(sleep_workflow(0.3, tag=tag))) for tag in (1, 2)]
         await until(lambda: queue_of(engine), lambda queue: len(queue[1]) == 2)
@@ -123,6 +123,8 @@ async def test_with_comfyui_s_own_queue_it_is_sent_when_nothing_else_is_there_an
         while not first.done():
             others.append(asyncio.create_task(status_of(sleep_workflow(0.1, tag=10 + len(others)))))
             await asyncio.sleep(0.05)
+            if executed_by(engine)[suspect] == 2 and suspect in seen[-1]:
+                engine.wake(suspect)
         assert set(await asyncio.gather(first, *others)) == {200}
         looking.cancel()
         assert executed_by(engine)[suspect] == 2
@@ -135,10 +137,11 @@ async def test_with_comfyui_s_own_queue_prompts_of_others_are_waited_for(engine:
     """An async job that is gone from ComfyUI after a restart of both: somebody else's prompt runs there now."""
     settings = {"STATE_DIR": str(tmp_path / "state"), "QUEUE": "comfyui"}
     async with gateway_process(engine.url, **settings) as gateway:
-        suspect = await submit(gateway.http, sleep_workflow(0.5))
+        suspect = await submit(gateway.http, sleep_workflow(600))
         await begins(gateway.http, suspect)
         await gateway.kill()
     await engine.set_faults({"forget": {}})
+    engine.wake(suspect)
     async with aiohttp.ClientSession(engine.url) as http:
         async with http.post("/prompt", json={"prompt": sleep_workflow(60, tag=9)}) as response:
             other = (await response.json())["prompt_id"]

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,38 @@ async def test_an_entry_tells_how_the_prompt_ended(face: Face) -> None:
     canceled = await face.ended(prompt_id)
     assert canceled["status"]["status_str"] == "error"
     assert canceled["status"]["messages"][-1][0] == "execution_interrupted"
+
+
+async def _history_of(server: Engine, prompt_id: str) -> Any:
+    async with aiohttp.ClientSession(server.url) as http, http.get(f"/history/{prompt_id}") as response:
+        return await response.json()
+
+
+async def _interrupt(face: Face, prompt_id: str) -> None:
+    async with face.gateway.http.post("/interrupt", json={"prompt_id": prompt_id}, headers=face.headers) as response:
+        assert response.status == 200
+
+
+async def _delete(face: Face, prompt_id: str) -> None:
+    async with face.gateway.http.delete(f"/prompt_sync/{prompt_id}", headers=face.headers) as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("stop", [_interrupt, _delete])
+async def test_an_interrupted_entry_says_where_it_was_as_comfyui_s_own(
+    face: Face, stop: Callable[[Face, str], Awaitable[None]]
+) -> None:
+    workflow = sleep_workflow(600)
+    workflow["5"] = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "before"}}
+    prompt_id = await face.submit(workflow)
+    await face.runs(prompt_id)
+    await stop(face, prompt_id)
+    entry = await face.ended(prompt_id)
+    (theirs,) = [found[prompt_id] for one in face.engines if (found := await _history_of(one, prompt_id))]
+    name, told = theirs["status"]["messages"][-1]
+    assert (name, told["node_id"], told["node_type"]) == ("execution_interrupted", "4", "SimulatedSleep")
+    assert entry["status"] == theirs["status"]
+    assert entry["outputs"] == theirs["outputs"]
 
 
 async def test_an_id_that_only_a_server_knows_is_found_there(face: Face) -> None:

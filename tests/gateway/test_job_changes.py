@@ -91,6 +91,20 @@ async def filled(gateway: RunningGateway, servers: list[Engine]) -> tuple[list[s
     return runs, waits, [job for job in jobs if job not in {*runs, *waits}]
 
 
+async def test_a_job_that_was_cancelled_is_said_to_have_ended(
+    three_servers: tuple[RunningGateway, list[Engine]],
+) -> None:
+    gateway, servers = three_servers
+    runs, _, with_us = await filled(gateway, servers)
+    for prompt_id in (runs[0], with_us[0]):
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 200
+        async with gateway.http.delete(f"/prompt_sync/{prompt_id}") as response:
+            assert response.status == 404
+            told = await response.json()
+        assert (told["type"], told["detail"].partition(":")[0]) == ("not_found", "the prompt is finished already")
+
+
 # What waits
 
 
@@ -283,6 +297,8 @@ async def listening(gateway: RunningGateway, client_id: str) -> AsyncIterator[li
             task.cancel()
 
 
+@pytest.mark.alone
+@pytest.mark.usefixtures("no_log")
 async def test_a_cancel_reaches_a_running_prompt_at_once_though_a_thousand_wait(receiving: Receiver) -> None:
     settings: dict[str, Any] = {"webhook_secret": SECRET, "webhook_url": receiving.url()}
     settings |= {"webhook_url_allow": "127.0.0.1", "public_url": "https://comfy.example"}
@@ -473,6 +489,8 @@ async def test_a_prompt_that_came_past_the_gateway_is_taken_out_of_its_server_s_
 # Very many
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("no_log")
 @pytest.mark.parametrize("folder", ["", "state"], ids=["in memory", "in a file"])
 async def test_a_thousand_jobs_end_with_few_writes_each_told_to_its_receiver(
     receiving: Receiver, folder: str, tmp_path: Path
@@ -492,7 +510,7 @@ async def test_a_thousand_jobs_end_with_few_writes_each_told_to_its_receiver(
         assert await post(gateway, "/queue", {"delete": [*waiting, first]}) == (200, "")
         assert commits(gateway) - before < 100, "not one for each"
         assert (await waited)[1]["type"] == "task_cancelled"
-        told = [one.json["data"]["prompt_id"] for one in await receiving.got(1000, timeout_s=60)]
+        told = [one.json["data"]["prompt_id"] for one in await receiving.got(1000, timeout_s=120)]
         assert (sorted(told), await queue_of(servers[0])) == (sorted(waiting), ([first], [second]))
         assert set(executions(servers[0])) == {first}
         await post(gateway, "/queue", {"clear": True})
@@ -500,7 +518,7 @@ async def test_a_thousand_jobs_end_with_few_writes_each_told_to_its_receiver(
 
 
 async def _waited(gateway: RunningGateway, prompt_id: str) -> tuple[int, Any]:
-    async with gateway.http.get(f"/prompt_sync/{prompt_id}?timeout=60") as response:
+    async with gateway.http.get(f"/prompt_sync/{prompt_id}?timeout=120") as response:
         return response.status, await response.json()
 
 

@@ -101,9 +101,10 @@ async def test_the_same_id_again_is_the_same_job(gateway: RunningGateway, engine
 
 
 async def test_a_waiting_caller_that_leaves_takes_no_async_job_with_it(gateway: RunningGateway, engine: Engine) -> None:
-    prompt_id = await submit(gateway.http, sleep_workflow(0.8), prompt_id=str(uuid4()))
-    status, body = await gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id, timeout=0.2)
+    prompt_id = await submit(gateway.http, sleep_workflow(600), prompt_id=str(uuid4()))
+    status, body = await gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id, timeout=0.2)
     assert (status, body["type"]) == (504, "timeout")
+    engine.wake(prompt_id)
     assert (await fetch(gateway.http, prompt_id))[0] == 200
     assert executions(engine) == {prompt_id: 1}
 
@@ -186,7 +187,7 @@ async def test_limits_of_time_and_number(engine: Engine) -> None:
             assert "MAX_QUEUED_JOBS" in body["detail"]
             assert "Retry-After" in response.headers
     async with running_gateway(engine.url, max_queued_seconds=0.2) as gateway:
-        blocker = asyncio.create_task(gateway.prompt_sync(sleep_workflow(3)))
+        blocker = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600)))
         await until(lambda: queue_of(engine), lambda queue: len(queue[0]) == 1)
         status, body = await fetch(gateway.http, await submit(gateway.http, invert_workflow(7)))
         assert (status, body["type"]) == (504, "timeout")
@@ -253,14 +254,15 @@ async def test_secrets_of_a_request_are_in_no_file(tmp_path: Path, engine: Engin
     assert secret.encode() not in kept
 
 
-async def test_a_look_tells_how_far_a_job_is(gateway: RunningGateway) -> None:
-    prompt_id = await submit(gateway.http, sleep_workflow(1.5))
+async def test_a_look_tells_how_far_a_job_is(gateway: RunningGateway, engine: Engine) -> None:
+    prompt_id = await submit(gateway.http, sleep_workflow(600))
     _, body = await until(
         lambda: look(gateway.http, prompt_id), lambda found: bool((found[1].get("progress") or {}).get("node") == "4")
     )
     assert body["progress"]["title"] == "SimulatedSleep"
     assert 0 < body["progress"]["overall"] < 1
     assert body["position"] is None
+    engine.wake(prompt_id)
     status, _ = await fetch(gateway.http, prompt_id)
     assert status == 200
 
@@ -334,7 +336,7 @@ async def test_a_sync_call_in_flight_that_is_made_async_has_the_limits_of_an_asy
 ) -> None:
     limits: dict[str, Any] = {"default_timeout": 1, "max_timeout": 1, "max_execution_seconds": 60}
     async with running_gateway(engine.url, state_dir=tmp_path, **limits) as gateway:
-        prompt_id, workflow = str(uuid4()), sleep_workflow(2.5)
+        prompt_id, workflow = str(uuid4()), sleep_workflow(600)
         call = asyncio.create_task(gateway.prompt_sync(workflow, prompt_id=prompt_id))
         await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
         assert await submit(gateway.http, workflow, prompt_id=prompt_id) == prompt_id
@@ -348,6 +350,7 @@ async def test_a_sync_call_in_flight_that_is_made_async_has_the_limits_of_an_asy
         record = await gateway.handler.journal.get(prompt_id)
         assert record is not None
         assert (record.kind, record.callers_id, record.state.value) == ("async", True, "running")
+        engine.wake(prompt_id)
         _, result = await until(lambda: look(gateway.http, prompt_id), lambda found: found[0] == 200)
         assert result["prompt_id"] == prompt_id
     assert executions(engine) == {prompt_id: 1}
@@ -355,11 +358,12 @@ async def test_a_sync_call_in_flight_that_is_made_async_has_the_limits_of_an_asy
 
 async def test_a_sync_call_in_flight_that_is_made_async_takes_one_of_the_places(engine: Engine) -> None:
     async with running_gateway(engine.url, changed=handler_options(queue=QueueOptions(ahead=1))) as gateway:
-        prompt_id, workflow = str(uuid4()), sleep_workflow(0.7)
+        prompt_id, workflow = str(uuid4()), sleep_workflow(600)
         call = asyncio.create_task(gateway.prompt_sync(workflow, prompt_id=prompt_id))
         await until(lambda: queue_of(engine), lambda queue: queue[0] == [prompt_id])
         await submit(gateway.http, workflow, prompt_id=prompt_id)
         later = await submit(gateway.http, invert_workflow(5))
         assert await queue_of(engine) == ([prompt_id], [])
+        engine.wake(prompt_id)
         assert (await call)[0] == 200
         assert (await fetch(gateway.http, later))[0] == 200

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, closing
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,9 @@ import aiohttp
 import pytest
 
 from comfyui.engine import Engine
-from comfyui.jobs.journal.sqlite import FILE_NAME
+from comfyui.jobs.journal.records import State
+from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
+from comfyui.jobs.journal.writes import Pause, PutBack
 from tests.support.job_api import free_port
 from tests.support.jobs import ASYNC, begins, fetch, listed, look, state_of, submit, without_reading
 from tests.support.processes import GatewayProcess, engine_process, gateway_process
@@ -42,15 +45,20 @@ async def test_jobs_outlive_the_gateway(tmp_path: Path, engine: Engine) -> None:
     assert executions(engine) == dict.fromkeys([done, running, *waiting], 1)
 
 
+@contextlib.asynccontextmanager
+async def killed(port: str, **settings: str) -> AsyncIterator[GatewayProcess]:
+    """A gateway and its ComfyUI at this port, which both are killed at the end."""
+    async with engine_process("--port", port) as address, gateway_process(address, **settings) as gateway:
+        yield gateway
+        await gateway.kill()
+
+
 async def test_a_job_outlives_both(tmp_path: Path) -> None:
     port = str(free_port())
-    async with AsyncExitStack() as first:
-        address = await first.enter_async_context(engine_process("--port", port))
-        gateway = await first.enter_async_context(gateway_process(address, **state_of(tmp_path)))
+    async with killed(port, **state_of(tmp_path)) as gateway:
         running = await submit(gateway.http, sleep_workflow(2, tag=1))
         await begins(gateway.http, running)
         waiting = await submit(gateway.http, invert_workflow(2))
-        await gateway.kill()
     async with engine_process("--port", port) as address, gateway_process(address, **state_of(tmp_path)) as gateway:
         for prompt_id in (running, waiting):
             status, body = await fetch(gateway.http, prompt_id)
@@ -60,16 +68,35 @@ async def test_a_job_outlives_both(tmp_path: Path) -> None:
 async def test_a_job_that_was_lost_while_it_ran_has_its_retries_over_restarts(tmp_path: Path) -> None:
     port = str(free_port())
     settings = {**state_of(tmp_path), "LOST_PROMPT_RETRIES": "0"}
-    async with AsyncExitStack() as first:
-        address = await first.enter_async_context(engine_process("--port", port))
-        gateway = await first.enter_async_context(gateway_process(address, **settings))
+    async with killed(port, **settings) as gateway:
         running = await submit(gateway.http, sleep_workflow(20, tag=1))
         await begins(gateway.http, running)
-        await gateway.kill()
     async with engine_process("--port", port) as address, gateway_process(address, **settings) as gateway:
         status, body = await fetch(gateway.http, running)
         assert (status, body["type"]) == (502, "prompt_lost")
         assert (await listed(gateway.http, "?status=lost"))["jobs"][0]["prompt_id"] == running
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+async def test_a_job_that_waits_again_after_it_ran_has_its_turn(tmp_path: Path, *, cleared: bool) -> None:
+    """ComfyUI lost it while it ran, and no server took it after that: it counts as running, and waits with us."""
+    port = str(free_port())
+    async with killed(port, **state_of(tmp_path)) as gateway:
+        prompt_id = await submit(gateway.http, sleep_workflow(1, tag=1))
+        await begins(gateway.http, prompt_id)
+    async with SqliteJournal(tmp_path) as journal:
+        record = await journal.get(prompt_id)
+        assert record is not None
+        assert record.state is State.RUNNING
+        assert await journal.write(PutBack(record.fence))
+        await journal.write(Pause(cleared))
+    settings = state_of(tmp_path) | {"QUEUE": "gateway"}
+    async with engine_process("--port", port) as address, gateway_process(address, **settings) as gateway:
+        if cleared:
+            async with gateway.http.post("/queue", json={"clear": True}) as response:
+                assert response.status == 200, await response.text()
+        status, body = await fetch(gateway.http, prompt_id)
+        assert (status, body.get("type")) == ((409, "task_cancelled") if cleared else (200, None))
 
 
 async def test_a_cancel_holds_over_a_restart(tmp_path: Path, engine: Engine) -> None:

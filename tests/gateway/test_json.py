@@ -88,7 +88,7 @@ async def test_a_finished_render_is_given_whatever_python_json_its_history_has()
 async def test_a_history_that_nobody_can_read_ends_the_wait_at_once(fault: dict[str, Any]) -> None:
     async with both() as (engine, gateway):
         await engine.set_faults({"wrong_value": {"route": "/history/*", **fault}})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             status, answer = await gateway.prompt_sync(invert_workflow(), timeout=60)
     assert (status, answer["type"]) == (502, "server_error")
     assert "GET /history/" in answer["detail"]

@@ -173,7 +173,7 @@ async def test_what_runs_goes_on_over_a_reload(engine: Engine, keys_path: Path) 
         await _becomes(gateway, "new", 200)
         answer = await fetch(gateway, "/prompt_sync", "POST", json={"prompt": invert_workflow()}, headers=bearer("new"))
         assert answer.status == 200
-        assert (await websocket.receive(timeout=5)).type is aiohttp.WSMsgType.TEXT
+        assert (await websocket.receive(timeout=30)).type is aiohttp.WSMsgType.TEXT
 
 
 # The command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Any
 from uuid import UUID, uuid4
@@ -103,21 +104,24 @@ async def test_a_client_that_closes_its_sending_side_has_gone_away(
 
 async def test_a_prompt_that_others_wait_for_goes_on(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    stays = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+    stays = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
     await prompts_are_queued(either_engine, 1)
-    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id, timeout=0.2)
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id, timeout=0.2)
     assert status == 504
-    leaves = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+    leaves = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
     await until_waiting(either_gateway, 2)
     leaves.cancel()
+    await until(lambda: _waiting(either_gateway), lambda count: count == 1)
+    either_engine.wake(prompt_id)
     assert (await stays)[0] == 200
     assert executions(either_engine) == {prompt_id: 1}
 
 
 async def test_one_who_only_looks_on_cancels_nothing(either_gateway: RunningGateway, either_engine: Engine) -> None:
-    others = await other_client_queues(either_engine, sleep_workflow(0.6))
+    others = await other_client_queues(either_engine, sleep_workflow(600))
     async with either_gateway.http.get(f"/prompt_sync/{others}?timeout=0.1") as response:
         assert response.status == 504
+    either_engine.wake(others)
     async with either_gateway.http.get(f"/prompt_sync/{others}") as response:
         assert response.status == 200
         assert (await response.json())["images"]
@@ -127,13 +131,15 @@ async def test_one_who_only_looks_on_cancels_nothing(either_gateway: RunningGate
 async def test_a_prompt_that_someone_else_cancels_is_reported_as_such(
     either_gateway: RunningGateway, either_engine: Engine, how: str
 ) -> None:
-    blocker = await other_client_queues(either_engine, sleep_workflow(0.5 if how == "deleted" else 0, tag=9))
+    blocker = await other_client_queues(either_engine, sleep_workflow(600 if how == "deleted" else 0, tag=9))
     prompt_id = str(uuid4())
     waiting = asyncio.create_task(either_gateway.prompt_sync(sleep_workflow(20, tag=1), prompt_id=prompt_id))
     async with aiohttp.ClientSession(either_engine.url) as http:
         if how == "deleted":
             await until(lambda: queue_of(either_engine), lambda queue: prompt_id in queue[1])
             await http.post("/queue", json={"delete": [prompt_id]})
+            # Until then as many prompts are left as wait here.
+            either_engine.wake(blocker)
         else:
             await until(lambda: queue_of(either_engine), lambda queue: queue[0] == [prompt_id])
             await http.post("/interrupt", json={"prompt_id": prompt_id})
@@ -180,13 +186,15 @@ async def test_another_body_under_the_same_id_is_refused(either_engine: Engine, 
         running_gateway(either_engine.url) as gateway,
         running_gateway(either_engine.url) as restarted,
     ):
-        first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.4), prompt_id=prompt_id))
+        first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
         await prompts_are_queued(either_engine, 1)
         if when != "in flight":
+            either_engine.wake(prompt_id)
             await first
         asked = restarted if when == "after a restart" else gateway
-        status, body = await asked.prompt_sync(sleep_workflow(0.4, tag=1), prompt_id=prompt_id)
+        status, body = await asked.prompt_sync(sleep_workflow(600, tag=1), prompt_id=prompt_id)
         assert (status, body["type"]) == (409, "conflict")
+        either_engine.wake(prompt_id)
         assert (await first)[0] == 200
 
 
@@ -205,10 +213,11 @@ async def test_a_failed_prompt_fails_again_without_running_again(
 
 async def test_a_cancelled_prompt_may_be_asked_for_again(either_gateway: RunningGateway, either_engine: Engine) -> None:
     prompt_id = str(uuid4())
-    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id, timeout=0.2)
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id, timeout=0.2)
     assert status == 504
     await until(lambda: queue_of(either_engine), lambda queue: queue == ([], []))
-    status, _ = await either_gateway.prompt_sync(sleep_workflow(0.5), prompt_id=prompt_id)
+    either_engine.wake(prompt_id)
+    status, _ = await either_gateway.prompt_sync(sleep_workflow(600), prompt_id=prompt_id)
     assert status == 200
 
 
@@ -224,11 +233,12 @@ async def test_a_key_and_a_prompt_id_together_are_refused(either_gateway: Runnin
 async def test_a_prompt_in_flight_is_attached_to_after_the_gateway_restarted(either_engine: Engine) -> None:
     prompt_id = str(uuid4())
     async with running_gateway(either_engine.url) as before:
-        waiting = asyncio.create_task(before.prompt_sync(sleep_workflow(1.0), prompt_id=prompt_id))
+        waiting = asyncio.create_task(before.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
         await prompts_are_queued(either_engine, 1)
         await before.handler.drain(0)
         status, body = await waiting
         assert (status, body["type"], body["prompt_id"]) == (503, "shutting_down", prompt_id)
+    either_engine.wake(prompt_id)
     async with (
         running_gateway(either_engine.url) as after,
         after.http.get(f"/prompt_sync/{prompt_id}?return_image_base64=true") as response,
@@ -247,7 +257,7 @@ async def test_a_caller_s_own_websocket_gets_the_messages(
     ):
         status, body = await either_gateway.prompt_sync(sleep_workflow(0.1), client_id="mine")
         assert status == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async for message in socket:
                 event = message.json()
                 if event["type"] == "executing" and event["data"]["node"] is None:
@@ -260,7 +270,7 @@ async def test_a_caller_s_own_websocket_gets_the_messages(
 
 async def test_over_the_limit_is_refused_at_once(either_engine: Engine) -> None:
     async with running_gateway(either_engine.url, max_concurrent_requests=2) as gateway:
-        waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5, tag=tag))) for tag in range(2)]
+        waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag))) for tag in range(2)]
         await until_waiting(gateway, 2)
         async with gateway.http.get("/health/ready") as response:
             assert response.status == 503
@@ -269,12 +279,19 @@ async def test_over_the_limit_is_refused_at_once(either_engine: Engine) -> None:
             assert response.status == 429
             assert int(response.headers["Retry-After"]) > 0
             assert (await response.json())["type"] == "overloaded"
+        await prompts_are_queued(either_engine, 2)
+        either_engine.wake(*itertools.chain(*await queue_of(either_engine)))
         assert [status for status, _ in await asyncio.gather(*waiting)] == [200, 200]
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
 
+async def _waiting(gateway: RunningGateway) -> int:
+    """For `until`."""
+    return gateway.handler.waiting
+
+
 async def until_waiting(gateway: RunningGateway, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while gateway.handler.waiting < count:
             await asyncio.sleep(0.005)
 

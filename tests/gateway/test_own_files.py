@@ -97,6 +97,9 @@ async def test_a_file_with_a_plain_name_lands_in_the_key_s_own_folder(calls: Cal
     assert (await calls.submit(ALICE, sleep_workflow(0), images=[picture]))[0] == 200
     assert (engine.folders.input / "plain.png").read_bytes() == before
     assert (engine.folders.input / "keys/alice/plain.png").read_bytes() == _PNG + b"other"
+    shows = {"1": {"class_type": "PreviewAny", "inputs": {"source": "plain.png"}}}
+    status, told = await calls.submit(ALICE, shows, images=[picture])
+    assert (status, told["outputs"]["1"]["text"]) == (200, ["keys/alice/plain.png"])
 
 
 async def test_a_job_that_waited_over_a_restart_is_held_to_it_too(
@@ -140,7 +143,7 @@ async def test_a_user_s_events_go_to_no_socket_of_others(calls: Calls) -> None:
         mine = (await calls.submit(ROOT, sleep_workflow(0, tag=9), client_id="roots"))[1]["prompt_id"]
         seen: set[tuple[str, str]] = set()
         while "execution_success" not in str(seen):
-            message = await websocket.receive_json(timeout=5)
+            message = await websocket.receive_json(timeout=30)
             if "prompt_id" in message["data"]:
                 seen.add((message["data"]["prompt_id"], message["type"]))
         assert {prompt_id for prompt_id, _ in seen} == {mine}

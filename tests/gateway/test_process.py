@@ -202,7 +202,7 @@ async def test_logs_go_to_a_file_that_is_named(engine: Engine, tmp_path: Path) -
         "STATE_DIR": str(tmp_path / "state"),
     }
     process = await asyncio.create_subprocess_exec(sys.executable, "server.py", cwd=ROOT, env=environ)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while not path.exists() or "Uvicorn running" not in path.read_text():
             await asyncio.sleep(0.02)
         process.terminate()

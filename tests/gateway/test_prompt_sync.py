@@ -112,8 +112,9 @@ async def test_an_answer_says_how_long_each_node_ran(gateway: RunningGateway) ->
     _, body = await gateway.prompt_sync(workflow)
     nodes = body["timings"]["nodes"]
     assert set(nodes) == set(workflow)
-    assert 0.4 <= nodes["4"] <= body["timings"]["executing"] + 0.2
-    assert all(nodes[node_id] < 0.4 for node_id in ("1", "2", "3"))
+    # Between two frames, the first of which may have been late.
+    assert 0.3 <= nodes["4"] <= body["timings"]["executing"] + 0.2
+    assert all(nodes[node_id] < 0.3 for node_id in ("1", "2", "3"))
 
     workflow["5"] = {"class_type": "ImageInvert", "inputs": {"image": ["4", 0]}}
     workflow["3"]["inputs"]["images"] = ["5", 0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator
@@ -16,10 +18,11 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from comfyui.engine import Engine
+from comfyui.engine import Engine, EngineOptions
 from comfyui.jobs.queue_options import QueueOptions
 from config import Settings
 from tests.support.calls import Calls
+from tests.support.fake_gateway import closed_port
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
 from tests.support.keys import ALICE, BOB, table, write_keys
 from tests.support.running import (
@@ -63,21 +66,30 @@ async def lengths_of(*servers: Engine) -> AsyncIterator[list[int]]:
         watching.cancel()
 
 
-async def busy_and_free(
-    gateway: RunningGateway, servers: list[Engine], seconds: float, *others: float
-) -> tuple[str, Engine, Engine]:
-    """A job runs for so long, and prompts of others on the other server: its id, its server and that other one."""
-    prompt_id = await submit(gateway.http, sleep_workflow(seconds))
+async def busy_and_free(gateway: RunningGateway, servers: list[Engine]) -> tuple[str, Engine, Engine]:
+    """A job runs, and two prompts of others are on the other server: its id, its server and that other one."""
+    prompt_id = await submit(gateway.http, sleep_workflow(600))
     queues = await until(lambda: _queues(servers), lambda queues: any(running for running, _ in queues))
     busy, free = servers if queues[0][0] else reversed(servers)
-    await of_others(free, *others)
+    await of_others(free, 600, 600)
     watcher = gateway.handler.pool.backends[servers.index(free)].watcher
-    await until(lambda: _now(watcher.others), lambda count: count == len(others))
+    await until(lambda: _now(watcher.others), lambda count: count == 2)
     return prompt_id, busy, free
+
+
+async def wake_all(engine: Engine) -> None:
+    """All that runs or waits on the engine ends soon."""
+    for prompt_id in itertools.chain(*await queue_of(engine)):
+        engine.wake(prompt_id)
 
 
 async def _queues(servers: list[Engine]) -> list[tuple[list[str], list[str]]]:
     return [await queue_of(server) for server in servers]
+
+
+def _each_runs_another(woken: set[str], behind: int, queues: list[tuple[list[str], list[str]]]) -> bool:
+    """Whether each server runs a prompt that is none of these, with so many behind it."""
+    return all(running and woken.isdisjoint(running) and len(pending) == behind for running, pending in queues)
 
 
 async def cancelled(gateway: RunningGateway, *prompt_ids: str) -> None:
@@ -89,7 +101,13 @@ async def cancelled(gateway: RunningGateway, *prompt_ids: str) -> None:
 async def test_prompts_of_one_caller_are_spread_over_all_servers_with_one_that_runs_and_one_that_waits() -> None:
     async with engines(3) as servers, running_gateway(*(server.url for server in servers)) as gateway:
         async with lengths_of(*servers) as seen:
-            waiting = [gateway.prompt_sync(sleep_workflow(0.4, tag=tag)) for tag in range(12)]
+            waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=tag))) for tag in range(12)]
+            woken: set[str] = set()
+            for behind in (1, 1, 1, 0):
+                are_full = functools.partial(_each_runs_another, woken, behind)
+                for server, (running, _) in zip(servers, await until(lambda: _queues(servers), are_full), strict=True):
+                    woken.update(running)
+                    server.wake(*running)
             answers = await asyncio.gather(*waiting)
         assert [status for status, _ in answers] == [200] * 12
         counts = [executions(server) for server in servers]
@@ -104,13 +122,15 @@ async def test_prompts_of_one_caller_are_spread_over_all_servers_with_one_that_r
 
 async def test_jobs_run_by_priority_and_tell_their_position(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
-        first = await submit(gateway.http, sleep_workflow(0.6))
+        first = await submit(gateway.http, sleep_workflow(600))
         second = await submit(gateway.http, sleep_workflow(0.05, tag=1))
         await until(lambda: queue_of(engine), lambda queue: queue == ([first], [second]))
         jobs = {p: await submit(gateway.http, sleep_workflow(0.05, tag=10 + p), priority=p) for p in (0, 5, 3)}
         assert (await look(gateway.http, jobs[5]))[1]["position"] == 0
         assert (await look(gateway.http, jobs[0]))[1]["position"] == 2
         sync = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.05, tag=30), priority=9))
+        await until(lambda: listed(gateway.http), lambda page: len(page["jobs"]) == 6)
+        engine.wake(first)
         for prompt_id in jobs.values():
             assert (await fetch(gateway.http, prompt_id))[0] == 200
         _, result = await sync
@@ -120,14 +140,20 @@ async def test_jobs_run_by_priority_and_tell_their_position(engine: Engine) -> N
 
 async def test_a_caller_that_waits_for_its_turn_is_told_its_position(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
-        first = [await submit(gateway.http, sleep_workflow(0.5, tag=tag)) for tag in range(4)]
+        first = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(4)]
         headers = {"Accept": "text/event-stream"}
         body = {"prompt": invert_workflow()}
         async with gateway.http.post("/prompt_sync", json=body, headers=headers) as response:
-            told = (await response.text()).split("\n\n")
-        positions = [json.loads(event.partition("data: ")[2])["position"] for event in told if "event: queue" in event]
-        # Two are with ComfyUI, and two before it with us.
-        assert next(position for position in positions if position is not None) == 2, told
+            position = None
+            while position is None:
+                event = (await response.content.readuntil(b"\n\n")).decode()
+                if "event: queue" in event:
+                    position = json.loads(event.partition("data: ")[2])["position"]
+            # Two are with ComfyUI, and two before it with us.
+            assert position == 2
+            for prompt_id in first:
+                engine.wake(prompt_id)
+            assert "event: result" in await response.text()
         assert len(executions(engine)) == len(first) + 1
 
 
@@ -167,20 +193,24 @@ async def test_a_sync_call_that_waited_when_the_gateway_ended_can_be_made_again(
 
 async def test_prompts_of_others_take_places(engine: Engine) -> None:
     async with running_gateway(engine.url, queue="gateway") as gateway:
-        await of_others(engine, 0.8, 0.3)
+        await of_others(engine, 600, 0)
         watcher = gateway.handler.pool.backends[0].watcher
         await until(lambda: _now(watcher.others), lambda others: others == 2)
         async with lengths_of(engine) as seen:
-            status, _ = await gateway.prompt_sync(invert_workflow())
+            sync = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+            await until(lambda: _now(gateway.handler.queue.waiting), lambda waiting: waiting == 1)
+            await wake_all(engine)
+            status, _ = await sync
         assert status == 200
         assert max(seen) == 2
 
 
 async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_becomes_free_and_runs_there_once() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
-        long, busy, free = await busy_and_free(gateway, servers, 30, 0.6, 0.2)
+        long, busy, free = await busy_and_free(gateway, servers)
         sync = asyncio.create_task(gateway.prompt_sync(invert_workflow(5)))
         await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 1)
+        await wake_all(free)
         status, result = await sync
         assert status == 200
         assert executions(free)[result["prompt_id"]] == 1
@@ -191,16 +221,33 @@ async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_becomes_free_
         assert result["prompt_id"] not in executions(busy)
 
 
+async def test_a_prompt_that_waits_is_taken_back_for_a_server_that_tells_later_what_it_has() -> None:
+    """It stood behind the other one for as long as that ran, and the second server had nothing to do."""
+    port = closed_port()
+    async with (
+        Engine() as first,
+        running_gateway(first.url, f"127.0.0.1:{port}") as gateway,
+    ):
+        jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(2)]
+        await until(lambda: queue_of(first), lambda queue: queue == ([jobs[0]], [jobs[1]]))
+        async with Engine(EngineOptions(port=port)) as second:
+            await until(lambda: queue_of(second), lambda queue: queue[0] == [jobs[1]])
+            assert await queue_of(first) == ([jobs[0]], [])
+
+
 async def test_a_prompt_that_begins_while_it_is_taken_back_runs_once_where_it_is() -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
-        short, busy, free = await busy_and_free(gateway, servers, 1.2, 0.4, 0.05)
+        first, busy, free = await busy_and_free(gateway, servers)
         # The request is under way for so long that the prompt begins meanwhile.
         await busy.set_faults({"delay": {"route": "/queue", "method": "POST", "seconds": 1.5}})
-        sync = asyncio.create_task(gateway.prompt_sync(sleep_workflow(1.5, tag=7)))
+        sync = asyncio.create_task(gateway.prompt_sync(sleep_workflow(2.5, tag=7)))
         await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 1)
+        await wake_all(free)
+        await until(lambda: _now(requests(busy, "POST /queue")), bool)
+        busy.wake(first)
         status, result = await sync
         assert status == 200
-        assert executions(busy) == {short: 1, result["prompt_id"]: 1}
+        assert executions(busy) == {first: 1, result["prompt_id"]: 1}
         assert result["prompt_id"] not in executions(free)
         assert requests(busy, "POST /queue") == 1
 
@@ -208,9 +255,14 @@ async def test_a_prompt_that_begins_while_it_is_taken_back_runs_once_where_it_is
 @pytest.mark.parametrize("fault", ["cut", "half_json"])
 async def test_a_prompt_runs_once_when_the_answer_to_taking_it_back_is_lost(fault: str) -> None:
     async with engines(2) as servers, running_gateway(*(server.url for server in servers)) as gateway:
-        _, busy, free = await busy_and_free(gateway, servers, 2, 0.4, 0.05)
+        first, busy, free = await busy_and_free(gateway, servers)
         await busy.set_faults({fault: {"route": "/queue", "method": "POST"}})
-        status, result = await gateway.prompt_sync(invert_workflow(5))
+        sync = asyncio.create_task(gateway.prompt_sync(invert_workflow(5)))
+        await until(lambda: queue_of(busy), lambda queue: len(queue[1]) == 1)
+        await wake_all(free)
+        await until(lambda: _now(requests(busy, "POST /queue")), bool)
+        busy.wake(first)
+        status, result = await sync
         assert status == 200
         times = [executions(server).get(result["prompt_id"], 0) for server in (busy, free)]
         assert sorted(times) == [0, 1]
@@ -272,12 +324,13 @@ async def test_a_paused_queue_takes_jobs_begins_none_and_stays_paused_over_a_res
     tmp_path: Path, engine: Engine
 ) -> None:
     async with running_gateway(engine.url, queue="gateway", state_dir=tmp_path) as gateway:
-        running = await submit(gateway.http, sleep_workflow(0.5))
+        running = await submit(gateway.http, sleep_workflow(600))
         await status_is(gateway.http, running, "running")
         async with gateway.http.post("/queue/pause") as response:
             assert (response.status, await response.json()) == (200, {"status": "paused"})
         assert "paused" not in (await look(gateway.http, running))[1]
         waiting = await submit(gateway.http, invert_workflow(3))
+        engine.wake(running)
         assert (await fetch(gateway.http, running))[0] == 200
         status, _ = await gateway.prompt_sync(invert_workflow(4), timeout=0.3)
         assert status == 504

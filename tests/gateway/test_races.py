@@ -46,7 +46,7 @@ async def test_an_id_that_comes_again_while_its_cancel_is_under_way_runs(
     await prompts_are_queued(engine, 1)
     await engine.set_faults({"delay": {"route": "/api/jobs/*", "seconds": 0.3, "times": 1}})
     first.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while gateway.handler.waiting:
             await asyncio.sleep(0.005)
     assert (await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id))[0] == 200
@@ -73,16 +73,18 @@ async def test_a_request_that_joins_one_that_only_looks_is_run(gateway: RunningG
 async def test_another_body_is_refused_under_an_id_that_was_only_attached_to(engine: Engine, when: str) -> None:
     prompt_id = str(uuid4())
     async with running_gateway(engine.url) as before, running_gateway(engine.url) as after:
-        first = asyncio.create_task(before.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))
+        first = asyncio.create_task(before.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))
         await prompts_are_queued(engine, 1)
         looking = asyncio.create_task(after.http.get(f"/prompt_sync/{prompt_id}"))
         await until(lambda: waiting(after), lambda count: count > 0)
         await asyncio.sleep(0.2)
         if when == "finished":
+            engine.wake(prompt_id)
             await looking
-        status, body = await after.prompt_sync(sleep_workflow(0.8, tag=1), prompt_id=prompt_id)
+        status, body = await after.prompt_sync(sleep_workflow(600, tag=1), prompt_id=prompt_id)
         assert (status, body.get("type")) == (409, "conflict")
-        assert (await after.prompt_sync(sleep_workflow(0.8), prompt_id=prompt_id))[0] == 200
+        engine.wake(prompt_id)
+        assert (await after.prompt_sync(sleep_workflow(600), prompt_id=prompt_id))[0] == 200
         assert (await looking).status == 200
         assert (await first)[0] == 200
     assert executions(engine) == {prompt_id: 1}
@@ -98,7 +100,7 @@ async def test_an_id_whose_cancel_hangs_is_not_waited_for_longer_than_its_timeou
     await engine.set_faults({"hang": {"route": "/api/jobs/*"}})
     first.cancel()
     await until(lambda: waiting(gateway), lambda count: count == 0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         if method == "POST":
             status, body = await gateway.prompt_sync(sleep_workflow(3), prompt_id=prompt_id, timeout=0.3)
         else:
@@ -116,7 +118,7 @@ async def test_a_cancel_that_hangs_does_not_keep_the_gateway_from_stopping(engin
         first.cancel()
         await until(lambda: waiting(gateway), lambda count: count == 0)
         stopping = time.monotonic()
-    assert time.monotonic() - stopping < 5
+    assert time.monotonic() - stopping < 20
 
 
 async def test_a_cancel_that_comfyui_did_not_take_is_not_said_to_be_one(

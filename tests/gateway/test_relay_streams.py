@@ -75,7 +75,7 @@ async def test_a_client_that_goes_away_ends_its_request_at_comfyui(started: bool
             if started:
                 await reader.readuntil(b"some")
             await eventually(lambda: bool(comfyui.seen))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await ended.wait()
 
 
@@ -92,7 +92,7 @@ async def test_a_client_that_goes_away_within_its_upload_ends_it_at_comfyui() ->
         async with raw_client(gateway.url) as (_reader, writer):
             writer.write(b"POST /upload/image HTTP/1.1\r\nHost: g\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 100_000)
             await eventually(lambda: len(got) >= 100_000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await ended.wait()
         assert len(got) == 100_000
 
@@ -228,7 +228,7 @@ async def _run_on(engine: Engine, gateway: RunningGateway, color: int) -> dict[s
     """A prompt that only this server knows: its history entry."""
     async with gateway.http.post(f"{engine.url}/prompt", json={"prompt": invert_workflow(color)}) as response:
         prompt_id = (await response.json())["prompt_id"]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             history: dict[str, Any] = json.loads((await fetch(gateway, f"{engine.url}/history/{prompt_id}")).body)
             if history:
@@ -270,7 +270,7 @@ async def test_a_prompt_goes_to_the_server_that_holds_its_clients_websocket(
         for color in range(4):
             answer = await fetch(gateway, "/prompt", "POST", json={"prompt": invert_workflow(color), "client_id": "me"})
             assert answer.status == 200
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while "execution_success" not in (await websocket.receive_str()):
                     pass
     assert first.stats.show()["requests"]["POST /prompt"] == 4

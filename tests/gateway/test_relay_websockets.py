@@ -147,7 +147,7 @@ async def test_the_clients_close_code_reaches_comfyui(code: int) -> None:
     async with _sockets(handler) as gateway:
         async with gateway.http.ws_connect("/ws") as websocket:
             await websocket.close(code=code, message=b"bye")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await closed == code
 
 
@@ -160,7 +160,7 @@ async def test_a_client_that_is_lost_closes_its_socket_at_comfyui() -> None:
 
     async with _sockets(handler) as gateway, gateway.http.ws_connect("/ws") as websocket:
         _transport(websocket).abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await closed.wait()
 
 
@@ -266,7 +266,7 @@ async def test_a_client_that_stops_reading_is_dropped_and_slows_nobody() -> None
             return count
 
         reading = asyncio.create_task(read_quickly())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for _ in range(60):
                 for socket in sockets:
                     with contextlib.suppress(ConnectionError):
@@ -277,7 +277,7 @@ async def test_a_client_that_stops_reading_is_dropped_and_slows_nobody() -> None
         metrics = (await fetch(gateway, "/metrics")).body.decode()
         assert 'comfyui_gateway_rejected_requests_total{reason="slow_client"} 1.0' in metrics
         _transport(slow).resume_reading()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (message := await slow.receive()).type is aiohttp.WSMsgType.BINARY:
                 pass
         assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1013)
@@ -324,7 +324,7 @@ async def test_a_client_that_takes_nothing_is_dropped_after_a_while() -> None:
         gateway.http.ws_connect("/ws") as websocket,
     ):
         _transport(websocket).pause_reading()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await closed.wait()
         metrics = (await fetch(gateway, "/metrics")).body.decode()
         assert 'comfyui_gateway_rejected_requests_total{reason="slow_client"} 1.0' in metrics
@@ -369,7 +369,7 @@ async def test_a_client_that_never_reads_again_is_cut_off() -> None:
         gateway.http.ws_connect("/ws") as websocket,
     ):
         _transport(websocket).pause_reading()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await ended.wait()
         gauge = gateway.app.running.metrics.relayed_websockets._value
         await eventually(lambda: gauge.get() == 0)
@@ -382,7 +382,7 @@ async def test_a_client_sees_its_prompt_run(gateway: RunningGateway) -> None:
         answer = await fetch(gateway, "/prompt", "POST", json={"prompt": invert_workflow(9), "client_id": "me"})
         prompt_id = json.loads(answer.body)["prompt_id"]
         kinds = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 message = json.loads(await websocket.receive_str())
                 kinds.append(message["type"])
@@ -396,7 +396,7 @@ async def test_a_handshake_that_comfyui_does_not_answer_ends(engine: Engine) -> 
     """Else every client that tries again leaves a connection more behind."""
     async with running_gateway(engine.url, proxy_timeout=0.3) as gateway:
         await engine.set_faults({"hang": {"route": "/ws"}})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await gateway.http.ws_connect("/ws")
         engine.faults.clear()

@@ -693,7 +693,7 @@ async def test_a_stop_does_not_wait_for_a_journal_that_cannot_be_written(
     async def full(_journal: Journal, _job: Job) -> None:
         raise JournalError("the disk is full")
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with running_gateway(
             NOWHERE, **endpoint.settings(tmp_path, times=replace(QUICK, last_word_s=1.0))
         ) as gateway:

@@ -422,7 +422,7 @@ async def test_a_frontend_without_an_id_hears_of_its_prompts_under_the_one_that_
     endpoint: FakeEndpoint, runpod_beside: RunningGateway
 ) -> None:
     async with runpod_beside.http.ws_connect("/ws") as websocket:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             sid = (await websocket.receive_json())["data"]["sid"]
             await submit(runpod_beside, client_id=sid)
             endpoint.says(await endpoint.job(), "IN_PROGRESS")

@@ -179,7 +179,7 @@ async def test_it_goes_on_after_the_start_and_has_the_gateway_forget_what_it_upl
         await upload(http, "photo.png")
         age(tmp_path / "inputs/photo.png", 8)
         # The gateway remembers what it has uploaded until it is connected anew.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await websocket.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
     assert files(tmp_path) == set()

@@ -8,7 +8,6 @@ import io
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -81,7 +80,7 @@ async def test_the_work_of_others_counts(two_engines: list[Engine]) -> None:
             async with http.post(f"{busy.url}/prompt", json={"prompt": sleep_workflow(3, tag=tag)}) as response:
                 assert response.status == 200
         watcher = gateway.handler.pool.backends[0].watcher
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while watcher.queue_remaining < 3:
                 await asyncio.sleep(0.01)
         _, body = await gateway.prompt_sync(invert_workflow(77))
@@ -131,7 +130,7 @@ async def test_a_killed_and_restarted_server_gets_its_prompts_again() -> None:
     async with engine_process() as dying, running_gateway(dying.url) as gateway:
         port = int(dying.url.rsplit(":", 1)[1])
         waiting = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.3, tag=tag))) for tag in range(3)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(await dying.executed()) < 1:
                 await asyncio.sleep(0.01)
         await dying.kill()
@@ -153,11 +152,13 @@ async def test_a_workflow_goes_where_its_files_are(two_engines: list[Engine]) ->
 async def test_a_server_that_does_not_say_what_it_has_holds_up_nobody(two_engines: list[Engine]) -> None:
     silent, speaking = two_engines
     await silent.set_faults({"hang": {"route": "/object_info"}})
-    async with running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=0.5)) as gateway:
-        for longest_s in (2.0, 0.4):  # whoever comes later does not wait for the same question again
-            began = time.monotonic()
+    # So long it may be silent: no prompt waits for that, and none goes there before.
+    async with (
+        running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=600)) as gateway,
+        asyncio.timeout(30),
+    ):
+        for _ in range(2):
             answers = await asyncio.gather(*(gateway.prompt_sync(invert_workflow(tag)) for tag in range(4)))
-            assert time.monotonic() - began < longest_s
             assert [status for status, _ in answers] == [200] * 4
         assert executions(silent) == {}
         assert requests(silent, "GET /object_info") == 1
@@ -199,7 +200,7 @@ async def test_a_server_that_is_out_of_rotation_holds_up_no_prompt_with_an_id(tw
     async with running_gateway(gone.url, there.url, changed=changed) as gateway:
         await gone.set_faults({"ws_refuse": {}, "hang": {}, "ws_drop": {}})
         await until_state(gateway, gone.url, "unreachable")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             status, _ = await gateway.prompt_sync(invert_workflow(), prompt_id=str(uuid4()))
         gone.faults.clear()
     assert status == 200
@@ -212,7 +213,7 @@ async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(t
         assert (await before.prompt_sync(invert_workflow(), prompt_id=prompt_id))[0] == 200
     async with running_gateway(hanging.url, having.url) as gateway:
         await hanging.set_faults({"hang": {"route": "/history/*"}})
-        async with asyncio.timeout(5), gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
+        async with asyncio.timeout(30), gateway.http.get(f"/prompt_sync/{prompt_id}") as response:
             assert response.status == 200
         hanging.faults.clear()
 
@@ -239,7 +240,7 @@ async def test_validate_does_without_a_server_that_does_not_say_what_it_has(two_
     await silent.set_faults({"hang": {"route": "/object_info"}})
     async with (
         running_gateway(silent.url, speaking.url, changed=server_options(definitions_within_s=0.3)) as gateway,
-        asyncio.timeout(5),
+        asyncio.timeout(30),
     ):
         async with gateway.http.post("/validate", json={"prompt": invert_workflow()}) as response:
             body = await response.json()
@@ -259,7 +260,7 @@ def load_workflow_of(name: str, having: Engine) -> dict[str, Any]:
 
 async def until_state(gateway: RunningGateway, url: str, state: str) -> dict[str, Any]:
     name = url.split("//", 1)[1]
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while True:
             async with gateway.http.get("/health") as response:
                 health: dict[str, Any] = await response.json()

@@ -102,7 +102,7 @@ async def test_the_rest_of_a_long_body_is_moved_and_the_connection_is_used_again
     async with raw_server(_send_whole) as server, http(server.url) as client:
         for _ in range(3):
             async with target() as to:
-                answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
+                answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
                 start = await moved(answer, to)
                 assert answer.at_end()
                 answer.close()
@@ -117,7 +117,7 @@ async def test_a_short_body_is_read() -> None:
         await exchange.send(_start(900_000) + bytes(900_000))
 
     async with raw_server(answering) as server, http(server.url) as client, target() as to:
-        assert await moved(await client.request("GET", "/file", _HEADERS, timeout_s=5), to) == bytes(900_000)
+        assert await moved(await client.request("GET", "/file", _HEADERS, timeout_s=30), to) == bytes(900_000)
         assert not to.received
 
 
@@ -127,7 +127,7 @@ async def test_a_body_that_ends_early_is_cut_short() -> None:
         exchange.writer.close()
 
     async with raw_server(answering) as server, http(server.url) as client, target() as to:
-        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
         with pytest.raises(CutShortError):
             await moved(answer, to)
         with pytest.raises(CutShortError):
@@ -144,10 +144,10 @@ async def test_silence_within_a_body_ends_it_and_its_connection() -> None:
         gone.set()
 
     async with raw_server(answering) as server, http(server.url) as client, target() as to:
-        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
         with pytest.raises(AnswerTimeoutError):
             await moved(answer, to, silence_s=0.1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await gone.wait()
         answer.close()
 
@@ -158,7 +158,7 @@ async def test_what_is_beyond_the_limit_of_descriptors_is_read() -> None:
         answers = []
         kinds = []
         for _ in range(34):
-            answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
+            answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
             answers.append(answer)
             while isinstance(piece := await answer.read_or_splice(5), bytes) and not answer.at_end():
                 pass
@@ -166,7 +166,7 @@ async def test_what_is_beyond_the_limit_of_descriptors_is_read() -> None:
         assert kinds == [Splice] * 32 + [bytes] * 2
         for answer in answers:
             answer.close()
-        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
         async with target() as to:
             start = await moved(answer, to)
         answer.close()
@@ -180,7 +180,7 @@ async def test_a_target_that_has_gone_is_an_error_of_its_own() -> None:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.close()
-        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
         while isinstance(piece := await answer.read_or_splice(5), bytes):
             pass
         with pytest.raises(OSError, match="Broken pipe"):
@@ -198,7 +198,7 @@ async def test_where_the_system_refuses_a_splice_the_body_is_read(number: int, m
     async with raw_server(_send_whole) as server, http(server.url) as client:
         for _ in range(2):
             async with target() as to:
-                answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
+                answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
                 assert await moved(answer, to) == _BODY
                 answer.close()
         assert server.connections == 1
@@ -219,7 +219,7 @@ def no_descriptor_left() -> Iterator[None]:
 
 async def test_a_splice_that_was_had_needs_no_further_descriptor() -> None:
     async with raw_server(_send_whole) as server, http(server.url) as client, target() as to:
-        answer = await client.request("GET", "/file", _HEADERS, timeout_s=5)
+        answer = await client.request("GET", "/file", _HEADERS, timeout_s=30)
         start = b""
         while isinstance(piece := await answer.read_or_splice(5), bytes):
             start += piece
@@ -284,7 +284,7 @@ async def test_a_client_that_goes_away_frees_everything_and_is_no_error(
             writer.write(b"GET /view HTTP/1.1\r\nHost: g\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(5_000_000 if reads else 1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await gone.wait()
         await eventually(lambda: _descriptors() <= before)
     assert not [line for line in caplog.messages if "without completing" in line]

@@ -110,13 +110,20 @@ async def test_our_own_client_reads_it(gateway: RunningGateway) -> None:
 
 
 async def test_positions_count_down(gateway: RunningGateway, engine: Engine) -> None:
-    first = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.7, tag=1)))
+    before = [asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=1)))]
     await prompts_are_queued(engine, 1)
-    second = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.7, tag=2)))
+    before.append(asyncio.create_task(gateway.prompt_sync(sleep_workflow(600, tag=2))))
     await prompts_are_queued(engine, 2)
+    (first,), (second,) = await queue_of(engine)
     engine.stats.reset()
-    events = await stream(gateway, invert_workflow(3))
-    await asyncio.gather(first, second)
+    events: list[Sent] = []
+    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(3)}, headers=SSE) as response:
+        async for event in events_of(response):
+            events.append(event)
+            told = [data["position"] for data in named(events, "queued")]
+            if event.name == "queued" and told[-1] in {2, 1}:
+                engine.wake(first if told[-1] == 2 else second)
+    await asyncio.gather(*before)
 
     positions = [data["position"] for data in named(events, "queued")]
     assert positions == [None, 2, 1]
@@ -125,9 +132,15 @@ async def test_positions_count_down(gateway: RunningGateway, engine: Engine) -> 
 
 async def test_prompts_of_others_are_counted(gateway: RunningGateway, engine: Engine) -> None:
     for tag in (1, 2, 3):
-        async with gateway.http.post(f"{engine.url}/prompt", json={"prompt": sleep_workflow(0.4, tag=tag)}):
+        async with gateway.http.post(f"{engine.url}/prompt", json={"prompt": sleep_workflow(600, tag=tag)}):
             pass
-    events = await stream(gateway, invert_workflow(4))
+    (running,), pending = await queue_of(engine)
+    events: list[Sent] = []
+    async with gateway.http.post("/prompt_sync", json={"prompt": invert_workflow(4)}, headers=SSE) as response:
+        async for event in events_of(response):
+            events.append(event)
+            if named(events, "queued")[-1]["position"] == 3:
+                engine.wake(running, *pending)
     positions = [data["position"] for data in named(events, "queued")]
     assert positions[:2] == [None, 3]
     assert positions[1:] == sorted(positions[1:], reverse=True)

@@ -28,7 +28,7 @@ async def test_an_admin_and_who_reads_see_all(used: RunningGateway, key: str) ->
     assert status == 200
     rows = {row["key"]: row for row in told["usage"]}
     assert (_counts(rows["alice"]), _counts(rows["bob"])) == ((2, 1), (1, 0))
-    assert 0.2 < rows["bob"]["gpu_seconds"] < 5
+    assert 0.2 < rows["bob"]["gpu_seconds"] < 60
     assert rows["alice"]["gpu_seconds"] > rows["bob"]["gpu_seconds"]
     assert rows["bob"]["bytes"] > 100
 

@@ -316,7 +316,7 @@ async def test_names_that_nobody_answers_take_no_threads_of_others() -> None:
     resolver = OwnThreadsResolver(40, lookup=look_up)
     waiting = [asyncio.create_task(resolver.resolve("silent.example", 80)) for _ in range(39)]
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await asyncio.sleep(0)
             (found,) = await resolver.resolve("other.example", 8080)
             assert (found["host"], found["port"], found["hostname"]) == ("127.0.0.1", 8080, "other.example")
@@ -453,7 +453,7 @@ async def test_a_stop_lets_the_tries_under_way_end(receiving: Receiver, tmp_path
 
 async def test_a_stop_waits_only_a_moment(receiving: Receiver) -> None:
     receiving.replies = [hang]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with sending(MemoryJournal(), last_s=0.1) as outbox:
             await outbox.job(1, receiving.url())
             await receiving.got(1)

@@ -69,7 +69,7 @@ class Container:
     async def read_to_end(self) -> None:
         """After the end of the process: until the last line is in `lines`."""
         assert self.reader is not None
-        await asyncio.wait_for(asyncio.shield(self.reader), 10)
+        await asyncio.wait_for(asyncio.shield(self.reader), 30)
 
     async def read(self) -> None:
         assert self.process.stdout is not None
@@ -142,7 +142,7 @@ async def running_container(variables: dict[str, str], *arguments: str) -> Async
         if process.returncode is None:
             process.terminate()
             try:
-                await container.ended(timeout_s=15)
+                await container.ended(timeout_s=30)
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

@@ -107,3 +107,4 @@ async def forked(
         running.kill()
         await running.wait()
         transport.close()
+        await asyncio.sleep(0)  # the pipe is closed in the loop's next turn

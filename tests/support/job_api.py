@@ -230,7 +230,7 @@ async def running_worker(environment: Mapping[str, str], *arguments: str, **more
         if process.returncode is None:
             process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), 15)
+                await asyncio.wait_for(process.wait(), 30)
             except TimeoutError:
                 process.kill()
         await process.wait()

@@ -34,7 +34,7 @@ class GatewayProcess:
 
     async def logged(self, event: str) -> dict[str, Any]:
         """The first line with this event, once it is there."""
-        async with asyncio.timeout(15), self._news:
+        async with asyncio.timeout(30), self._news:
             await self._news.wait_for(lambda: any(event in line["event"] for line in self.lines))
             return next(line for line in self.lines if event in line["event"])
 
@@ -54,7 +54,7 @@ class GatewayProcess:
         return URL(self.url).port or 0
 
     async def exit_status(self) -> int:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             return await self.process.wait()
 
     async def prompt_sync(self, workflow: dict[str, Any]) -> tuple[int, Any]:

@@ -136,9 +136,7 @@ class Sending:
 
     async def tried(self, number: int, times: int) -> Delivery:
         """The caller's webhook of a job, once it was tried so often."""
-        found = await until(
-            lambda: self.journal.deliveries(prompt_id(number)), lambda all_: all_[0].tries >= times, timeout_s=15
-        )
+        found = await until(lambda: self.journal.deliveries(prompt_id(number)), lambda all_: all_[0].tries >= times)
         return found[0]
 
     def counted(self, outcome: str) -> float:

@@ -104,7 +104,7 @@ class FakeEndpoint:
         return list(self.inputs)[number - 1]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10), self._news:
+        async with asyncio.timeout(30), self._news:
             await self._news.wait_for(condition)
 
     async def looked(self, job: str, times: int = 2) -> None:

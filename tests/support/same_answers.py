@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,10 @@ CHECKPOINT: Final = "v1-5-pruned-emaonly.safetensors"
 _LOADER = "loader"
 # Of pictures that are like none before, so that nothing of them is in a cache.
 _SIZES = itertools.count()
+
+
+async def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class Number(float):
@@ -167,6 +172,8 @@ class Caller:
     async def submit(self, name: str, workflow: Prompt, **fields: Any) -> str:
         """Queue it; its id stands as `name` in what is compared."""
         answer = await self._answer("POST", "/prompt", {"prompt": workflow, **fields})
+        # ComfyUI sorts jobs by the millisecond: of two in the same one, either may stand first.
+        await until(_now_ms, (await _now_ms()).__lt__)
         assert answer.status == 200, answer
         prompt_id = self.named(answer.body["prompt_id"], name)
         kept = Answer(200, answer.content_type, self._normalised(answer, "POST", "/prompt"))
@@ -187,13 +194,11 @@ class Caller:
 
     async def runs(self, prompt_id: str) -> None:
         """Until it is the one that runs, or one of them."""
-        await until(lambda: self._look("/queue"), lambda queue: prompt_id in _ids(queue["queue_running"]), timeout_s=5)
+        await until(lambda: self._look("/queue"), lambda queue: prompt_id in _ids(queue["queue_running"]))
 
     async def waits(self, *prompt_ids: str) -> None:
         """Until all of them are among what waits."""
-        await until(
-            lambda: self._look("/queue"), lambda queue: set(prompt_ids) <= _ids(queue["queue_pending"]), timeout_s=5
-        )
+        await until(lambda: self._look("/queue"), lambda queue: set(prompt_ids) <= _ids(queue["queue_pending"]))
 
     async def cleared(self) -> None:
         """Nothing of the caller's runs, waits or is told of any more."""
@@ -207,7 +212,7 @@ class Caller:
 
         await until(stopped, lambda queue: not queue["queue_running"] and not queue["queue_pending"], timeout_s=30)
         await self._answer("POST", "/history", {"clear": True})
-        await until(lambda: self._look("/history"), lambda entries: entries == {}, timeout_s=5)
+        await until(lambda: self._look("/history"), lambda entries: entries == {})
         # What was stopped may run to the end of its node, and is somebody else's for the gateway meanwhile.
         await until(lambda: self._look("/prompt"), lambda told: told == {"exec_info": {"queue_remaining": 0}})
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from aioresponses import aioresponses
 
 from comfyui.client import ComfyUIClient
@@ -29,14 +27,6 @@ async def client() -> AsyncIterator[ComfyUIClient]:
 
 
 @pytest.fixture
-def log_file(tmp_path: Path) -> Iterator[Path]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    configured = structlog.get_config()
-    yield tmp_path / "gateway.log"
-    for handler in root.handlers:
-        if handler not in before[0]:
-            handler.close()
-    root.handlers[:], level = before
-    root.setLevel(level)
-    structlog.configure(**configured)
+def log_file(tmp_path: Path) -> Path:
+    """Where a test has the log written: what it sets up is undone after it, as after every test."""
+    return tmp_path / "gateway.log"

@@ -121,7 +121,7 @@ async def test_a_side_task_can_close_the_others() -> None:
     side = SideTasks()
     other = side.start(_forever(), "other")
     closing = side.start(side.close(), "closing")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await closing
     assert other.cancelled()
 

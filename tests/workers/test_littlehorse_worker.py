@@ -31,7 +31,7 @@ def prompt_id_of(guid: str) -> str:
 
 
 async def until_running(engine: Engine, prompt_id: str) -> None:
-    async with ComfyUIClient(engine.url) as client, asyncio.timeout(10):
+    async with ComfyUIClient(engine.url) as client, asyncio.timeout(30):
         while not (found := (await client.get_queue()).get(prompt_id)) or not found.running:
             await asyncio.sleep(0.02)
 

@@ -141,7 +141,7 @@ async def test_the_queries_of_the_original_worker_run_unchanged(
         params = {"video_url": url, "video_node_id": "1", "video_input_field": "video"}
         await tables.sql.execute(insert, json.dumps({"workflow": _video_workflow(), **params}))
         async with running_worker(tables, engine, WatchedStore(tmp_path / "store"), "comfy-worker-123"):
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 while not (rows := await tables.sql.fetch(_LATEST_TASKS)) or rows[0]["completed_at"] is None:
                     await asyncio.sleep(0.02)
             workers = await tables.sql.fetch(_LATEST_WORKERS)
@@ -303,7 +303,7 @@ class _Beats:
 
     async def next(self, count: int) -> None:
         wanted = self._count + count
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self._count < wanted:
                 self._more.clear()
                 await self._more.wait()
@@ -353,6 +353,6 @@ async def _worker_is(tables: Tables, **columns: Any) -> bool:
 
 
 async def _until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await is_so():
             await asyncio.sleep(0.02)

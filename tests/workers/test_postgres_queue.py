@@ -162,7 +162,7 @@ async def test_what_users_do_to_a_running_task_reaches_its_worker(tables: Tables
 
 async def test_new_and_cancelled_tasks_are_heard_of_at_once(tables: Tables) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
-    async with tables.queue() as queue, asyncio.timeout(10):
+    async with tables.queue() as queue, asyncio.timeout(30):
         queue.listen(heard.put_nowait)
         assert await heard.get() == ""  # it listens now
         task_id = await tables.add({})

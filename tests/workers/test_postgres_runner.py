@@ -60,7 +60,7 @@ async def executions(engine: Engine) -> dict[str, int]:
 
 
 async def until_running(engine: Engine, prompt_id: str) -> None:
-    async with ComfyUIClient(engine.url) as client, asyncio.timeout(10):
+    async with ComfyUIClient(engine.url) as client, asyncio.timeout(30):
         while not (found := (await client.get_queue()).get(prompt_id)) or not found.running:
             await asyncio.sleep(0.02)
 
@@ -202,7 +202,7 @@ async def test_without_comfyui_no_task_is_taken_and_with_it_again_they_are(
     stop = asyncio.Event()
     async with ComfyUIWorker(WorkerOptions(address)) as worker, watched_store, tables.queue() as queue:
         running = asyncio.create_task(TaskRunner("w", queue, worker, watched_store, QUICK).run(stop))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await tables.sql.fetchval("select status from workers") != "waiting":
                 await asyncio.sleep(0.02)
         assert (await tables.row(task_id))["attempts"] == 0

@@ -52,7 +52,7 @@ def is_alive(pid: int) -> bool:
 
 async def until_dead(pid: int) -> None:
     """SIGKILL was sent already; the kernel takes a moment."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while is_alive(pid):
             await asyncio.sleep(0.005)
 
@@ -263,7 +263,7 @@ time.sleep(600)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
         await asyncio.gather(ending, return_exceptions=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while process.pid is not None:
                 await asyncio.sleep(0.01)
     assert saved.exists()

@@ -34,10 +34,11 @@ class JobRoutes:
             wanted, key, descending, limit, offset = _list_query(request)
         except ValueError as error:
             return _bad_request(str(error))
+        history, running, pending = self._queue.all()
         jobs = [
-            *(_finished_job(entry) for entry in self._queue.history().values()),
-            *(_queued_job(item, "in_progress") for item in self._queue.running()),
-            *(_queued_job(item, "pending") for item in self._queue.pending()),
+            *(_finished_job(entry) for entry in history.values()),
+            *(_queued_job(item, "in_progress") for item in running),
+            *(_queued_job(item, "pending") for item in pending),
         ]
         workflow_id = request.query.get("workflow_id")
         jobs = [job for job in jobs if not wanted or job["status"] in wanted]
@@ -49,14 +50,12 @@ class JobRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         job_id = request.match_info["job_id"]
-        entry = self._queue.entry(job_id)
+        entry, running, pending = self._queue.find(job_id)
         if entry is not None:
             outputs = {"outputs": entry["outputs"], "execution_status": entry["status"]}
             return web.json_response({**_finished_job(entry), **outputs, "workflow": _workflow(entry["prompt"])})
-        for item in self._queue.running():
-            if item.prompt_id == job_id:
-                return web.json_response(_described(item, "in_progress"))
-        pending = self._queue.find_pending(job_id)
+        if running is not None:
+            return web.json_response(_described(running, "in_progress"))
         if pending is not None:
             return web.json_response(_described(pending, "pending"))
         return web.json_response({"error": "Job not found"}, status=404)

@@ -114,10 +114,11 @@ class PromptRoutes:
 
     async def get_queue(self, _request: web.Request) -> web.Response:
         with_secrets = not self._options.is_modern
+        running, pending = self._queue.listed()
         return web.json_response(
             {
-                "queue_running": [item.as_item(with_secrets=with_secrets) for item in self._queue.running()],
-                "queue_pending": [item.as_item(with_secrets=with_secrets) for item in self._queue.pending()],
+                "queue_running": [item.as_item(with_secrets=with_secrets) for item in running],
+                "queue_pending": [item.as_item(with_secrets=with_secrets) for item in pending],
             }
         )
 

@@ -6,11 +6,11 @@ import asyncio
 import json
 import mimetypes
 import os
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import BodyPartReader, hdrs, web
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -21,6 +21,12 @@ _NEVER_SHOWN = {"text/html", "text/html-sandboxed", "application/xhtml+xml", "te
 _CHUNK_BYTES = 256 * 1024
 
 mimetypes.add_type("image/webp", ".webp")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    filename: str
+    content: bytes
 
 
 class FileRoutes:
@@ -86,34 +92,23 @@ class FileRoutes:
         return await self._posted(request, as_mask=True)
 
     async def _posted(self, request: web.Request, *, as_mask: bool) -> web.Response:
-        post = await request.post()
-        try:
-            return await self._upload(post, as_mask=as_mask)
-        finally:
-            for value in post.values():
-                if isinstance(value, web.FileField):
-                    value.file.close()
-
-    async def _upload(self, post: Any, *, as_mask: bool) -> web.Response:
+        post = await _form(request)
         image = post.get("image")
-        folder_type = post.get("type") or "input"
+        folder_type = str(post.get("type") or "input")
         folder = self._folders.by_type(folder_type)
         if folder is None:
             raise web.HTTPInternalServerError  # as ComfyUI, which has no answer for an unknown type
-        if not isinstance(image, web.FileField) or not image.filename:
+        if not isinstance(image, _File):
             return web.Response(status=400)
-        filename, subfolder = image.filename, post.get("subfolder", "")
+        filename, subfolder = image.filename, str(post.get("subfolder", ""))
         if (renamed := self._faults.take("upload_renamed", match=filename)) is not None:
             filename, subfolder = renamed.get("name", filename), renamed.get("subfolder", subfolder)
         target = folder / os.path.normpath(subfolder)  # noqa: ASYNC240 (no I/O)
         if not is_within(folder, target / filename):
             return web.Response(status=400)
         overwrite = post.get("overwrite") in ("true", "1")
-        content = await asyncio.to_thread(image.file.read)
-        if as_mask:
-            name = await asyncio.to_thread(self._place, target, filename, content, overwrite, post["original_ref"])
-        else:
-            name = await asyncio.to_thread(self._place, target, filename, content, overwrite, None)
+        original = str(post["original_ref"]) if as_mask else None
+        name = await asyncio.to_thread(self._place, target, filename, image.content, overwrite, original)
         return web.json_response({"name": name, "subfolder": subfolder, "type": folder_type})
 
     def _place(self, folder: Path, filename: str, content: bytes, overwrite: bool, original: str | None) -> str:
@@ -184,16 +179,32 @@ def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:
     return buffer.getvalue()
 
 
+async def _form(request: web.Request) -> dict[str, str | _File]:
+    """The fields of a form. aiohttp's own `post` leaves the temporary file of an upload that breaks off unclosed."""
+    form: dict[str, str | _File] = {}
+    if request.content_type != "multipart/form-data":
+        return form
+    async for part in await request.multipart():
+        if isinstance(part, BodyPartReader) and part.name:
+            content = bytes(await part.read(decode=True))
+            form.setdefault(part.name, _File(part.filename, content) if part.filename else content.decode())
+    return form
+
+
+def _first(path: Path, size: int) -> list[bytes]:
+    """The start of a file, in pieces."""
+    with path.open("rb") as file:
+        content = file.read(size)
+    return [content[start : start + _CHUNK_BYTES] for start in range(0, len(content), _CHUNK_BYTES)]
+
+
 async def _send_and_cut(request: web.Request, path: Path, size: int, after_bytes: int) -> web.StreamResponse:
     """Promises the whole file and stops."""
     response = web.StreamResponse()
     response.content_length = size
     await response.prepare(request)
-    with await asyncio.to_thread(path.open, "rb") as file:
-        while after_bytes > 0:
-            chunk = await asyncio.to_thread(file.read, min(after_bytes, _CHUNK_BYTES))
-            await response.write(chunk)
-            after_bytes -= len(chunk) or after_bytes
+    for chunk in await asyncio.to_thread(_first, path, after_bytes):
+        await response.write(chunk)
     if request.transport is not None:
         request.transport.close()
     return response

@@ -30,12 +30,13 @@ from comfyui.jobs.journal.records import (
     JobFilter,
     JobRecord,
     KeptJob,
+    NewJob,
     Page,
     RunRecord,
     State,
+    Submission,
     UsageQuery,
     UsageRow,
-    first_record,
 )
 from comfyui.jobs.journal.rows import packed, unpacked
 from comfyui.jobs.journal.uploads import MemoryUploads
@@ -181,7 +182,7 @@ class MemoryJournal:
         seq = self._next_number()
         digest = self._bodies.use(job.body)
         self._seqs[job.prompt_id] = seq
-        added = first_record(job, seq, digest, write.server)
+        added = _first_record(job, seq, digest, write.server)
         self._put(added, None)
         self._has_begun(added)
         if write.end is not None:
@@ -530,7 +531,7 @@ class MemoryJournal:
         if before is not None:
             self._counts[before.state] -= 1
             self._stops_waiting(before)
-        if job.kind == "async" and job.server is None and job.state in _LIVE:
+        if job.waits:
             self._waiting_seqs[job.number] = job.seq
             insort(self._waiting, job.number)
 
@@ -541,3 +542,28 @@ class MemoryJournal:
 
 def _by_end(ended: tuple[float, int, JobRecord]) -> tuple[float, int]:
     return ended[:2]
+
+
+def _first_record(job: NewJob, seq: int, body_sha256: str | None, server: str | None) -> JobRecord:
+    """The record of a job that is written now."""
+    given = {field.name: getattr(job, field.name) for field in fields(Submission)}
+    given |= {"labels": dict(job.labels), "inputs": dict(job.inputs), "turn": job.turn_at(seq)}
+    return JobRecord(
+        **given,
+        seq=seq,
+        body_sha256=body_sha256,
+        run=1,
+        state=State.QUEUED,
+        server=server,
+        attempt=int(server is not None),
+        begun=False,
+        losses=0,
+        number=seq,
+        end_number=None,
+        queued_at=job.created_at,
+        started_at=None,
+        ended_at=None,
+        retryable=False,
+        error=None,
+        hidden=False,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -183,6 +183,11 @@ class JobRecord(Submission):
         return Fence(self.prompt_id, self.run, self.attempt)
 
     @property
+    def waits(self) -> bool:
+        """Whether it is in the queue of the gateway. One that a server lost while it ran counts as running there."""
+        return self.kind == "async" and self.server is None and self.state in {State.QUEUED, State.RUNNING}
+
+    @property
     def shown_number(self) -> float:
         """The number that ComfyUI's clients are told."""
         if self.turn is None:
@@ -193,31 +198,6 @@ class JobRecord(Submission):
     def may_run_again(self) -> bool:
         """Whether the same request begins a new run: the one before ended so that the next may end differently."""
         return self.state in {State.CANCELED, State.LOST} or (self.state is State.FAILED and self.retryable)
-
-
-def first_record(job: NewJob, seq: int, body_sha256: str | None, server: str | None) -> JobRecord:
-    """The record of a job that is written now."""
-    given = {field.name: getattr(job, field.name) for field in fields(Submission)}
-    given |= {"labels": dict(job.labels), "inputs": dict(job.inputs), "turn": job.turn_at(seq)}
-    return JobRecord(
-        **given,
-        seq=seq,
-        body_sha256=body_sha256,
-        run=1,
-        state=State.QUEUED,
-        server=server,
-        attempt=int(server is not None),
-        begun=False,
-        losses=0,
-        number=seq,
-        end_number=None,
-        queued_at=job.created_at,
-        started_at=None,
-        ended_at=None,
-        retryable=False,
-        error=None,
-        hidden=False,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

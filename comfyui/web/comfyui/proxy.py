@@ -35,6 +35,7 @@ from comfyui.web.comfyui.face import Face
 from comfyui.web.comfyui.redaction import SecretFilter, may_hold_secrets, without_secrets
 from comfyui.web.comfyui.relay_socket import SocketRelay
 from comfyui.web.comfyui.upstreams import Upstream, Upstreams
+from comfyui.web.front import comfyui_errors
 from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import header, public_address, request_headers
 from comfyui.web.front.paths import OwnPaths, PathRules, ServerPath, route_of, server_path, target_of
@@ -110,7 +111,8 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind == "http" and self._own.has(scope["method"], scope["path"]):
+        is_own = kind == "http" and self._own.has(scope["method"], scope["path"])
+        if is_own and scope["path"] not in comfyui_errors.PATHS:
             await self._app(scope, receive, send)
             return
         target = target_of(scope["path"], scope.get("raw_path"), scope["query_string"])
@@ -122,6 +124,8 @@ class Relay:
         if verdict == "denied":
             self._metrics.rejected.labels("denied").inc()
             await refusal(scope, 403, "this path of ComfyUI is not for clients (PROXY_DENY)")(scope, receive, send)
+        elif is_own:
+            await self._app(scope, receive, send)
         elif verdict == "not_relayed":
             detail = f"{scope['path']}: not an endpoint of the gateway, and PROXY_MODE does not relay it"
             await refusal(scope, 404, detail)(scope, receive, send)

@@ -161,7 +161,7 @@ async def test_a_watched_prompt_becomes_a_requests_own_and_holds_its_files_until
     await asyncio.sleep(0)
     assert folder.exists()
     await job.stopped()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while folder.exists():
             await asyncio.sleep(0.01)
 

@@ -489,6 +489,22 @@ def test_what_runs_what_is_on_its_way_and_what_the_other_server_cannot_run_is_no
     assert on_its_way.decide(6.0) == []
 
 
+def test_a_job_is_taken_back_for_a_server_of_which_it_became_known_only_later_that_it_can_run_it() -> None:
+    scheduler = Scheduler()
+    for name in ("gpu", "other"):
+        scheduler.set_server(name, up=name == "gpu")
+    for number in (1, 2):
+        scheduler.add(Waiting(str(number), number, lane=Lane(yes=frozenset({"gpu"})), shape=number))
+        (place,) = placed(scheduler.decide(0.0))
+        scheduler.accepted(place[0])
+    scheduler.began("1")
+    scheduler.set_server("other", up=True)
+    assert scheduler.decide(1.0) == [], "it is not known whether the other one can"
+    assert list(scheduler.shapes()) == [("2", 2, Lane(yes=frozenset({"gpu"})))]
+    scheduler.set_lane("2", Lane(yes=frozenset({"gpu", "other"})))
+    assert scheduler.decide(1.0) == [TakeBack("2", "gpu", "other")]
+
+
 def test_a_job_that_was_taken_back_for_a_server_that_is_down_by_then_waits_in_its_place() -> None:
     scheduler = two_on_one()
     scheduler.set_server("other", up=True)
@@ -545,15 +561,15 @@ def test_ten_thousand_jobs_wait_and_a_decision_takes_less_than_a_millisecond(own
     took = []
     running: list[str] = []
     for turn in range(300):
-        began = time.perf_counter()
+        began = time.thread_time()
         decisions = scheduler.decide(float(turn))
-        took.append((time.perf_counter() - began) / max(1, len(decisions)))
+        took.append((time.thread_time() - began) / max(1, len(decisions)))
         for prompt_id, _ in placed(decisions):
             scheduler.accepted(prompt_id)
             running.append(prompt_id)
-        began = time.perf_counter()
+        began = time.thread_time()
         scheduler.left(running.pop(0), 1.0)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     assert sorted(took)[len(took) // 2] < 0.001
 
 
@@ -618,6 +634,6 @@ def test_what_is_on_servers_is_listed_before_what_waits() -> None:
 
 def test_listing_10_000_jobs_takes_some_milliseconds() -> None:
     scheduler = one_server(*(Waiting(f"{number}", number, f"owner {number % 200}") for number in range(10_000)))
-    began = time.perf_counter()
+    began = time.thread_time()
     assert len(scheduler.standing()) == 10_000
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0

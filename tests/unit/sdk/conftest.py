@@ -22,7 +22,7 @@ async def fake() -> AsyncIterator[FakeGateway]:
 
 @pytest.fixture
 async def sdk_client(fake: FakeGateway) -> AsyncIterator[GatewayClient]:
-    async with GatewayClient(fake.url, timeout_s=10, reconnect_delays_s=(0, 0, 0)) as client:
+    async with GatewayClient(fake.url, timeout_s=30, reconnect_delays_s=(0, 0, 0)) as client:
         yield client
 
 

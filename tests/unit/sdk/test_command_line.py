@@ -210,7 +210,7 @@ async def test_a_connection_lost_while_waiting_is_attached_to_again(
     for asked in fake.asked_for("GET"):
         assert asked.path == f"/prompt_sync/{PROMPT_ID}"
         assert asked.query["return_image_base64"] == "true"
-        assert 0 < float(asked.query["timeout"]) <= 10
+        assert 0 < float(asked.query["timeout"]) <= 30
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, "not_found"), (409, "task_cancelled")])

@@ -83,7 +83,7 @@ async def transport() -> AsyncIterator[RelayTransport]:
 
 async def opened(relay: RelayTransport, stop: int, start: int = 0) -> OpenBody:
     headers = [*_HEADERS, *([(b"Range", b"bytes=%d-" % start)] if start else [])]
-    return (await relay.request("GET", f"/{stop}", headers, None, timeout_s=5)).body
+    return (await relay.request("GET", f"/{stop}", headers, None, timeout_s=30)).body
 
 
 async def chunks(*given: bytes) -> AsyncIterator[bytes]:

@@ -48,7 +48,7 @@ async def test_few_interim_responses_are_read_over_on_each_request_of_a_connecti
 
 async def test_a_receiver_that_promises_an_answer_for_ever_is_given_up_at_once() -> None:
     async with answering(b"", _CONTINUE * 100) as url, WebhookSender(SenderOptions(allow=["127.0.0.1"])) as sender:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             answer = await sender.post(url, {}, b"{}", guarded=True)
     assert (answer.text, answer.delivered) == ("no proper HTTP answer", False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 from comfyui.workflows.needs import Offer, needs_of
@@ -31,6 +33,15 @@ def test_texts_make_no_difference_and_files_and_classes_do() -> None:
     assert needs_of(workflow(checkpoint="other.ckpt"), brings_inputs=False) != needs
     assert needs_of(workflow(image="dog.png"), brings_inputs=False) != needs
     assert needs.models == {"sd/v1.safetensors"}
+
+
+def test_equal_needs_are_one_object_as_long_as_one_has_them() -> None:
+    needs = needs_of(workflow("a cat"), brings_inputs=False)
+    assert needs_of(workflow("a dog"), brings_inputs=False) is needs
+    gone = weakref.ref(needs)
+    del needs
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_file_that_comes_with_the_request_has_to_be_nowhere_before() -> None:
