@@ -140,4 +140,5 @@ def _json(value: Any) -> Response:
 
 
 def _as_it_came(reply: RawReply) -> Response:
-    return Response(reply.body, reply.status, {"Content-Type": reply.content_type})
+    # ComfyUI's answer without a body has no type.
+    return Response(reply.body, reply.status, {"Content-Type": reply.content_type} if reply.body else None)
