@@ -14,6 +14,8 @@ import structlog
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIOverloadedError
 from comfyui.feed import Feed
+from comfyui.jobs.journal.asset_writes import Asset, KnowOutputs, OutputFacts
+from comfyui.jobs.journal.assets import AssetFilter, MemoryAssets
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, MemoryDeaths
 from comfyui.jobs.journal.held import Held, MemoryHeld
@@ -118,6 +120,7 @@ class MemoryJournal:
         self._usage = MemoryUsage()
         self._deaths = MemoryDeaths()
         self._uploads, self._held = MemoryUploads(), MemoryHeld()
+        self._assets = MemoryAssets()
         self._appliers: dict[type, Callable[[Any], int]] = {
             Add: self._add,
             Withdraw: self._withdraw,
@@ -140,6 +143,8 @@ class MemoryJournal:
             Hide: self._hide,
             ClearHistory: self._clear_history,
             **self._uploads.appliers,
+            **self._assets.appliers,
+            KnowOutputs: self._know_outputs,
         }
 
     @property
@@ -330,6 +335,9 @@ class MemoryJournal:
         self._cleared[write.key or ""] = self._counter
         return True
 
+    def _know_outputs(self, write: KnowOutputs) -> bool:
+        return self._current(write.prompt_id, write.run) is not None and self._assets.know(write)
+
     async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
         ended = ((job.ended_at, job.end_number or 0, job) for job in self._jobs.values() if job.ended_at is not None)
         old = sorted((one for one in ended if one[0] < now - YOUNG_S), key=_by_end)
@@ -379,6 +387,7 @@ class MemoryJournal:
         self._results.pop(job.seq, None)
         self._runs.pop(job.seq, None)
         self._outbox.remove(job.prompt_id)
+        self._assets.forget(job.prompt_id)
         self._bodies.drop(job.body_sha256)
 
     async def prune_usage(self, before: str, files_before: str) -> int:
@@ -430,6 +439,15 @@ class MemoryJournal:
 
     async def held(self) -> Held:
         return self._held.held
+
+    async def assets(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
+        return self._assets.found(narrowed, limit)
+
+    async def asset_sizes(self) -> dict[str, int]:
+        return self._assets.sizes()
+
+    async def output_facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
+        return self._assets.facts(runs)
 
     async def uploads(self) -> list[KeptUpload]:
         return self._uploads.all()

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, Self
 
 from comfyui.feed import Feed
+from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
+from comfyui.jobs.journal.assets import AssetFilter
 from comfyui.jobs.journal.deaths import Death
 from comfyui.jobs.journal.held import Held
 from comfyui.jobs.journal.made import Made, MadeFilter
@@ -170,6 +172,15 @@ class Journal(Protocol):
 
     async def uploads(self) -> list[KeptUpload]:
         """All files that clients uploaded, the one that was used longest ago first."""
+
+    async def assets(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
+        """Assets, the newest first: so many at most."""
+
+    async def asset_sizes(self) -> dict[str, int]:
+        """Of the bytes that assets have, by their SHA-256: each once, however many assets have them."""
+
+    async def output_facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
+        """What is known of the files of these runs, each the id of its job and its number."""
 
     async def made(self, narrowed: MadeFilter, limit: int) -> list[Made]:
         """Files that prompts have made, those last that were made first: so many at most."""

@@ -159,6 +159,23 @@ _VERSION_15 = """
 CREATE TABLE drained (server TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
+# Assets of Comfy API v2: see `comfyui.jobs.journal.writes.Asset`, and `OutputFacts` there.
+_VERSION_16 = """
+CREATE TABLE assets (
+    id TEXT PRIMARY KEY, owner TEXT, blake3 TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
+    content_type TEXT NOT NULL, file_path TEXT NOT NULL, tags TEXT NOT NULL, created_at REAL NOT NULL,
+    expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX assets_by_hash ON assets (blake3);
+CREATE INDEX assets_by_expiry ON assets (expires_at);
+CREATE INDEX assets_by_bytes ON assets (digest, size);
+
+CREATE TABLE output_facts (
+    seq INTEGER NOT NULL, id TEXT NOT NULL, run INTEGER NOT NULL, size INTEGER NOT NULL, blake3 TEXT,
+    PRIMARY KEY (seq, id)
+) WITHOUT ROWID;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -176,6 +193,7 @@ MIGRATIONS = (
     _VERSION_13,
     _VERSION_14,
     _VERSION_15,
+    _VERSION_16,
 )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from comfyui import jsonio
+from comfyui.jobs.journal.assets import asset_appliers
 from comfyui.jobs.journal.by_owner import Used
 from comfyui.jobs.journal.deaths import died, forgive, suspect
 from comfyui.jobs.journal.held import held_appliers
@@ -99,6 +100,7 @@ class Statements:
             Hide: functools.partial(hide, database),
             ClearHistory: self._clear_history,
             **upload_appliers(database),
+            **asset_appliers(database),
         }
 
     def apply(self, write: Write) -> int:
@@ -300,6 +302,7 @@ class Statements:
         many = self.database.executemany
         many("DELETE FROM deliveries WHERE seq = ?", seqs)
         many("DELETE FROM runs WHERE seq = ?", seqs)
+        many("DELETE FROM output_facts WHERE seq = ?", seqs)
         remove_labels(self.database, ((seq, labels) for seq, _, labels, _ in rows))
         many("DELETE FROM jobs WHERE seq = ?", seqs)
         many(REMOVE_BODY, [(body_id,) for body_id in {row[1] for row in rows}])

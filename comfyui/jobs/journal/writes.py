@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from comfyui.jobs.journal.asset_writes import DropAssets, ExtendAssets, KeepAsset, KnowOutputs
 from comfyui.jobs.journal.records import DeliveryState, Fence, Kind, NewDelivery, NewJob, State
 
 
@@ -342,4 +343,8 @@ Write = (
     | KeepUpload
     | UseUpload
     | DropUploads
+    | KeepAsset
+    | ExtendAssets
+    | DropAssets
+    | KnowOutputs
 )

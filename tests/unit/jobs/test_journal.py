@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from comfyui.exceptions import QueryError
+from comfyui.jobs.journal.asset_writes import Asset, DropAssets, ExtendAssets, KeepAsset, KnowOutputs, OutputFacts
+from comfyui.jobs.journal.assets import AssetFilter
 from comfyui.jobs.journal.made import MadeFilter
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import RUNS_KEPT, Journal
@@ -1126,3 +1128,65 @@ async def test_jobs_are_read_with_their_bodies_as_far_as_there_is_room(journal: 
     assert ended is not None
     assert ended.result == await journal.result_of(prompt_id(5))
     assert await journal.kept([], 1) == []
+
+
+def _asset(number: int, **fields: Any) -> Asset:
+    """An asset that is made at the second `number`, and expires 100 seconds later."""
+    made = Asset(f"a-{number}", "alice", "b" * 64, "d" * 64, 5, "image/png", "é b.png", (), number, number + 100.0)
+    return made._replace(**fields)
+
+
+async def test_assets_are_found_by_id_and_hash_the_newest_first_and_not_when_they_have_expired(
+    journal: Journal,
+) -> None:
+    first, second = _asset(1, tags=("cat", "é")), _asset(2, owner=None, file_path="")
+    other = _asset(3, blake3="c" * 64, digest="e" * 64, size=7)
+    for asset in (first, second, other):
+        assert await journal.write(KeepAsset(asset))
+    assert not await journal.write(KeepAsset(first._replace(size=9))), "an id is there once"
+    assert await journal.assets(AssetFilter(id="a-1"), 1) == [first]
+    assert await journal.assets(AssetFilter(id="\ud800"), 1) == []
+    assert await journal.assets(AssetFilter(blake3="b" * 64), 9) == [second, first]
+    assert await journal.assets(AssetFilter(blake3="b" * 64, after=101.0), 9) == [second]
+    assert await journal.assets(AssetFilter(until=102.0), 9) == [second, first]
+    assert await journal.assets(AssetFilter(until=102.0), 1) == [second]
+    assert await journal.asset_sizes() == {"d" * 64: 5, "e" * 64: 7}
+
+
+async def test_an_asset_is_extended_and_never_shortened_and_its_bytes_are_named_while_one_has_them(
+    journal: Journal,
+) -> None:
+    for asset in (_asset(1), _asset(2)):
+        await journal.write(KeepAsset(asset))
+    assert await journal.write(ExtendAssets(("a-1", "a-9"), 500.0))
+    assert not await journal.write(ExtendAssets(("a-1",), 400.0))
+    assert [one.expires_at for one in await journal.assets(AssetFilter(), 9)] == [102.0, 500.0]
+    assert await journal.write(DropAssets(("a-2", "a-9")))
+    assert not await journal.write(DropAssets(("a-2",)))
+    assert await journal.asset_sizes() == {"d" * 64: 5}
+    assert await journal.write(DropAssets(("a-1",)))
+    assert await journal.asset_sizes() == {}
+
+
+async def test_what_is_known_of_outputs_ends_with_their_run_and_a_known_hash_stays(journal: Journal) -> None:
+    job = prompt_id(1)
+    size = OutputFacts(job, 1, "o", 10, None)
+    assert not await journal.write(KnowOutputs(job, 1, (size,))), "there is no such job"
+    await journal.write(Add(new_job(1)))
+    await end(journal, 1, State.LOST)
+    assert not await journal.write(KnowOutputs(job, 2, (size._replace(run=2),)))
+    assert await journal.write(KnowOutputs(job, 1, (size,)))
+    assert await journal.output_facts([(job, 1), (prompt_id(2), 1)]) == [size]
+    hashed = size._replace(blake3="b" * 64)
+    await journal.write(KnowOutputs(job, 1, (hashed,)))
+    await journal.write(KnowOutputs(job, 1, (size, OutputFacts(job, 1, "p", 1, None))))
+    found = await journal.output_facts([(job, 1)])
+    assert sorted(found) == [hashed, OutputFacts(job, 1, "p", 1, None)]
+    assert await journal.write(Again(job, 1, "async", 5.0))
+    assert await journal.output_facts([(job, 2)]) == []
+    newer = OutputFacts(job, 2, "o", 20, None)
+    assert await journal.write(KnowOutputs(job, 2, (newer,)))
+    assert await journal.output_facts([(job, 1), (job, 2)]) == [newer], "of the run before nothing is kept"
+    await journal.write(Finish(fence=Fence(job, 2, 0), state=State.SUCCEEDED, at=10.0))
+    assert await journal.prune(10 * _DAY, keep_days=1.0, keep=None) == 1
+    assert await journal.output_facts([(job, 2)]) == []

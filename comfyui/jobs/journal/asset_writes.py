@@ -1,0 +1,77 @@
+"""What can be written to the journal of assets: see `comfyui.jobs.journal.writes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Asset(NamedTuple):
+    """A file that was uploaded by Comfy API v2, or named by its hash. Its bytes lie in the store of inputs.
+
+    Several assets may have the same bytes; each has its own name and tags.
+
+    Attributes:
+        owner: as `comfyui.owners.owner_of` writes it; None without keys.
+        blake3, digest: BLAKE3 and SHA-256 of its bytes, in hex; by the latter the store has them.
+        file_path: where its owner wants it below ComfyUI's input folder; "" where that was not said.
+        expires_at: from then on it is not there any more.
+    """
+
+    id: str
+    owner: str | None
+    blake3: str
+    digest: str
+    size: int
+    content_type: str
+    file_path: str
+    tags: tuple[str, ...]
+    created_at: float
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAsset:
+    """The asset is there from now on. Place: its id is new."""
+
+    asset: Asset
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendAssets:
+    """These assets stay until then, at least. Place: one of them would have expired sooner."""
+
+    ids: tuple[str, ...]
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DropAssets:
+    """These assets are there no more. Place: one of them was."""
+
+    ids: tuple[str, ...]
+
+
+class OutputFacts(NamedTuple):
+    """What was found out of a file that a run of a job has made.
+
+    Attributes:
+        id: see `comfyui.assets.outputs.output_id`.
+        size: in bytes.
+        blake3: None until all of its bytes have passed through the gateway.
+    """
+
+    prompt_id: str
+    run: int
+    id: str
+    size: int
+    blake3: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnowOutputs:
+    """What is known of outputs of one run; a hash that was known stays. Place: it is the job's present run."""
+
+    prompt_id: str
+    run: int
+    facts: tuple[OutputFacts, ...]

@@ -1,0 +1,164 @@
+"""What the journal keeps of assets: uploads of Comfy API v2, and what was found out of files that jobs have made."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comfyui import jsonio
+from comfyui.jobs.journal.asset_writes import Asset, DropAssets, ExtendAssets, KeepAsset, KnowOutputs, OutputFacts
+
+Appliers = dict[type, Callable[[Any], int]]
+
+_COLUMNS = "id, owner, blake3, digest, size, content_type, file_path, tags, created_at, expires_at"
+# "+": else SQLite would walk along an index of times in place of the one of hashes.
+_NEWEST_FIRST = "ORDER BY +created_at DESC, id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetFilter:
+    """Which assets are meant; what is None does not narrow it.
+
+    Attributes:
+        after: those that expire later.
+        until: those that expire by then.
+    """
+
+    id: str | None = None
+    blake3: str | None = None
+    after: float | None = None
+    until: float | None = None
+
+    def fits(self, asset: Asset) -> bool:
+        return (
+            self.id in {None, asset.id}
+            and self.blake3 in {None, asset.blake3}
+            and (self.after is None or asset.expires_at > self.after)
+            and (self.until is None or asset.expires_at <= self.until)
+        )
+
+
+def asset_appliers(database: sqlite3.Connection) -> Appliers:
+    """What each write about assets does."""
+    return {
+        KeepAsset: functools.partial(_keep, database),
+        ExtendAssets: functools.partial(_extend, database),
+        DropAssets: functools.partial(_drop, database),
+        KnowOutputs: functools.partial(_know, database),
+    }
+
+
+def assets(database: sqlite3.Connection, narrowed: AssetFilter, limit: int) -> list[Asset]:
+    """See `Journal.assets`."""
+    given = {
+        "id = ?": None if narrowed.id is None else jsonio.without_surrogates(narrowed.id),
+        "blake3 = ?": narrowed.blake3,
+        "expires_at > ?": narrowed.after,
+        "expires_at <= ?": narrowed.until,
+    }
+    conditions = [condition for condition, value in given.items() if value is not None]
+    where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    query = f"SELECT {_COLUMNS} FROM assets{where} {_NEWEST_FIRST} LIMIT {limit:d}"  # noqa: S608
+    rows = database.execute(query, [value for value in given.values() if value is not None])
+    return [_asset_of(row) for row in rows]
+
+
+def _asset_of(row: tuple[Any, ...]) -> Asset:
+    asset = Asset(*row)
+    return asset._replace(tags=tuple(jsonio.loads(row[Asset._fields.index("tags")])))
+
+
+def asset_sizes(database: sqlite3.Connection) -> dict[str, int]:
+    """See `Journal.asset_sizes`."""
+    return dict(database.execute("SELECT DISTINCT digest, size FROM assets").fetchall())
+
+
+def output_facts(database: sqlite3.Connection, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
+    """See `Journal.output_facts`."""
+    query = (
+        "SELECT id, size, blake3 FROM output_facts WHERE seq = (SELECT seq FROM jobs WHERE prompt_id = ?) AND run = ?"
+    )
+    return [OutputFacts(*one, *row) for one in runs for row in database.execute(query, one)]
+
+
+def _keep(database: sqlite3.Connection, write: KeepAsset) -> bool:
+    keep = f"INSERT INTO assets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"  # noqa: S608
+    asset = write.asset
+    values = {**asset._asdict(), "tags": jsonio.dumps(asset.tags).decode()}
+    return database.execute(keep, tuple(values.values())).rowcount > 0
+
+
+def _extend(database: sqlite3.Connection, write: ExtendAssets) -> bool:
+    extend = "UPDATE assets SET expires_at = ? WHERE id = ? AND expires_at < ?"
+    values = [(write.expires_at, one, write.expires_at) for one in write.ids]
+    return database.executemany(extend, values).rowcount > 0
+
+
+def _drop(database: sqlite3.Connection, write: DropAssets) -> bool:
+    return database.executemany("DELETE FROM assets WHERE id = ?", [(one,) for one in write.ids]).rowcount > 0
+
+
+def _know(database: sqlite3.Connection, write: KnowOutputs) -> bool:
+    job = database.execute(
+        "SELECT seq FROM jobs WHERE prompt_id = ? AND run = ?", (write.prompt_id, write.run)
+    ).fetchone()
+    if job is None:
+        return False
+    # Of an earlier run nobody asks any more.
+    database.execute("DELETE FROM output_facts WHERE seq = ? AND run < ?", (*job, write.run))
+    know = (
+        "INSERT INTO output_facts (seq, run, id, size, blake3) VALUES (?, ?, ?, ?, ?) ON CONFLICT (seq, id)"
+        " DO UPDATE SET size = excluded.size, blake3 = COALESCE(excluded.blake3, blake3)"
+    )
+    database.executemany(know, [(*job, write.run, one.id, one.size, one.blake3) for one in write.facts])
+    return True
+
+
+class MemoryAssets:
+    """The same for `MemoryJournal`, which says itself whether a run is the present one."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Asset] = {}
+        self._facts: dict[str, dict[str, OutputFacts]] = {}
+        self.appliers: Appliers = {KeepAsset: self._keep, ExtendAssets: self._extend, DropAssets: self._drop}
+
+    def found(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
+        if narrowed.id is not None:
+            one = self._kept.get(narrowed.id)
+            return [one] if one is not None and narrowed.fits(one) else []
+        fitting = [one for one in self._kept.values() if narrowed.fits(one)]
+        return sorted(fitting, key=lambda one: (-one.created_at, one.id))[:limit]
+
+    def sizes(self) -> dict[str, int]:
+        return {one.digest: one.size for one in self._kept.values()}
+
+    def facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
+        return [one for prompt_id, run in runs for one in self._facts.get(prompt_id, {}).values() if one.run == run]
+
+    def know(self, write: KnowOutputs) -> bool:
+        before = self._facts.get(write.prompt_id, {})
+        kept = {one.id: one for one in before.values() if one.run == write.run}
+        for one in write.facts:
+            known = kept.get(one.id)
+            kept[one.id] = one._replace(blake3=one.blake3 or (known.blake3 if known else None))
+        self._facts[write.prompt_id] = kept
+        return True
+
+    def forget(self, prompt_id: str) -> None:
+        """The job is there no more."""
+        self._facts.pop(prompt_id, None)
+
+    def _keep(self, write: KeepAsset) -> bool:
+        return self._kept.setdefault(write.asset.id, write.asset) is write.asset
+
+    def _extend(self, write: ExtendAssets) -> bool:
+        sooner = [one for name in write.ids if (one := self._kept.get(name)) and one.expires_at < write.expires_at]
+        for one in sooner:
+            self._kept[one.id] = one._replace(expires_at=write.expires_at)
+        return bool(sooner)
+
+    def _drop(self, write: DropAssets) -> bool:
+        return bool([one for name in write.ids if (one := self._kept.pop(name, None)) is not None])
