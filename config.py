@@ -501,6 +501,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 max_input_bytes=self.max_input_bytes,
                 limits=self.limits(),
                 jobs_are_stored=self.state_dir is not None,
+                jobs_keep_s=self.jobs_keep_days * 24 * 3600,
                 public_url=self.public_url,
                 webhooks=WebhookRules(self._missing_for_webhooks(), self.webhook_url_allow),
             ),

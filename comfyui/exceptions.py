@@ -15,6 +15,7 @@
     │   ├── BodyEncodingError               400  bad_request
     │   ├── BodyTooLargeError               413  body_too_large
     │   ├── SlowRequestError                408  request_timeout
+    │   ├── ContractError                   422  invalid_request
     │   └── RequestHeadError                400  bad_request
     │       └── HeadTooLargeError           431  head_too_large
     ├── NotAcceptableError                  406  not_acceptable
@@ -54,6 +55,7 @@ reason from one of our modules to another, which makes one of the tree of it, or
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
@@ -245,6 +247,37 @@ class SlowRequestError(RequestError):
     title = "Request timeout"
     code = "request_timeout"
     status = 408
+
+
+class Breach(enum.Enum):
+    """What a `ContractError` is about: the code and the status that Comfy API v2 has for it."""
+
+    NOT_READABLE = ("invalid_request", 400)
+    INVALID_REQUEST = ("invalid_request", 422)
+    INVALID_METADATA_FILTER = ("invalid_metadata_filter", 400)
+    INVALID_CURSOR = ("invalid_cursor", 400)
+    INVALID_WORKFLOW = ("invalid_workflow", 422)
+    WORKFLOW_FORMAT_UI = ("workflow_format_ui", 422)
+    METADATA_INVALID = ("metadata_invalid", 422)
+    IDEMPOTENCY_KEY_REUSE = ("idempotency_key_reuse", 422)
+    MISSING_ASSET = ("missing_asset", 422)
+    BLOB_NOT_FOUND = ("blob_not_found", 404)
+    OUTPUT_UNAVAILABLE = ("output_unavailable", 404)
+    HASH_MISMATCH = ("hash_mismatch", 409)
+    ASSET_IN_USE = ("asset_in_use", 409)
+
+
+class ContractError(RequestError):
+    """A request of Comfy API v2 that its contract does not allow.
+
+    Attributes:
+        breach: has the code and the status of the answer.
+        details: further members for programs, such as ``missing_ids``.
+    """
+
+    def __init__(self, breach: Breach, detail: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(detail)
+        self.breach, self.details = breach, details
 
 
 class RequestHeadError(RequestError):

@@ -93,7 +93,7 @@ class ComfyUIHandler:
         owners: know what each owner may have and see; None: everything.
 
     Attributes:
-        verdicts: take prompts as ComfyUI's own endpoint does.
+        admission: knows which job an id stands for. verdicts: take prompts as ComfyUI's own endpoint does.
         made, uploads: files that prompts have made, and that clients uploaded, where prompts wait in the gateway.
         fleet: what the servers have, as if they were one.
     """
@@ -132,11 +132,11 @@ class ComfyUIHandler:
         brought = JobInputs(self._inputs, stager, pool, self.uploads, options.limits)
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
         self.standing = StandingJobs(pool, self._turns, self._runs, self.queue, self._cancels)
-        self._admission = Admission(entries, self._runs, self.queue, brought)
+        self.admission = Admission(entries, self._runs, self.queue, brought)
         self.history = JobHistory(self.journal, pool)
-        self.removal = Removal(entries, pool, self._admission, self._runs, self.queue, self._turns, self._cancels)
+        self.removal = Removal(entries, pool, self.admission, self._runs, self.queue, self._turns, self._cancels)
         refusals = Refusals(pool, self._turns.abilities, catalogue, self.made, options.limits, runner.preflight)
-        self.verdicts = Verdicts(self._admission, self._cancels, refusals, options.run_limits, options.limits)
+        self.verdicts = Verdicts(self.admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
         self._waiting, self._draining = 0, False
@@ -195,12 +195,12 @@ class ComfyUIHandler:
             prompt_id = str(request.prompt_id or fresh_id or uuid4())
             request = origin.admitted(request)
             if request.prompt_id is None:
-                async with self._admission.room_for(origin):
-                    job = self._admission.start(prompt_id, origin, request, files, told=told)
+                async with self.admission.room_for(origin):
+                    job = self.admission.start(prompt_id, origin, request, files, told=told)
                 return await self._wait(job, timeout_s, listener, may_cancel=True)
             fingerprint = await offloaded(request.size, fingerprint_of, request, files)
             timeout_s = await self._cancels.ended(prompt_id, timeout_s)
-            found = await self._admission.to_wait_for(prompt_id, origin, request, files, fingerprint)
+            found = await self.admission.to_wait_for(prompt_id, origin, request, files, fingerprint)
             if isinstance(found, PromptResult):
                 return found
             return await self._wait(found, timeout_s, listener, may_cancel=not found.stays)
@@ -224,7 +224,7 @@ class ComfyUIHandler:
         fingerprint = await offloaded(request.size, fingerprint_of, request, files)
         await self._cancels.ended(prompt_id, self._options.run_limits.max_timeout_s)
         known = request.prompt_id is not None
-        look = await self._admission.submit(prompt_id, origin, request, files, fingerprint, callers_id=known)
+        look = await self.admission.submit(prompt_id, origin, request, files, fingerprint, callers_id=known)
         return await self.look_within(prompt_id, wait_s, origin) if wait_s and not look.state.is_end else look
 
     async def look_within(self, prompt_id: str, wait_s: float, origin: Origin = OURS) -> Look:
@@ -239,7 +239,7 @@ class ComfyUIHandler:
     async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:
         """How the prompt is now. Raises `ComfyUINotFoundError` where neither we nor ComfyUI know it."""
         try:
-            return await self._admission.look(prompt_id, origin)
+            return await self.admission.look(prompt_id, origin)
         except ComfyUINotFoundError:
             if not origin.sees(None):
                 raise
@@ -262,7 +262,7 @@ class ComfyUIHandler:
         """
         with self._admitted():
             timeout_s = await self._cancels.ended(prompt_id, timeout_s)
-            found = await self._admission.to_wait_for(prompt_id, origin)
+            found = await self.admission.to_wait_for(prompt_id, origin)
             if isinstance(found, PromptResult):
                 return found
             return await self._wait(found, timeout_s, listener, may_cancel=False)

@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("warmup", "fallback", "web.server", "workers"),
     ("web.front", "workers.runpod", "workers.littlehorse", "workers.postgres"),
     ("web.api", "web.comfyui", "workers.runpod_worker", "workers.littlehorse_worker", "workers.postgres_worker"),
-    ("web.comfyui.hub",),
+    ("web.comfyui.hub", "web.v2"),
     ("web.app",),
 )
 _NAMED = {name for names in FLOORS for name in names}

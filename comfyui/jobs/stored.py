@@ -141,9 +141,16 @@ def _delivery_of(fields: Mapping[str, Any]) -> Delivery:
 
 
 def error_to_fields(error: ComfyUIError) -> dict[str, Any]:
-    """As the error body has it; the request that is told of it later has another id."""
+    """As the error body has it, and where a node raised it; the request that is told of it later has another id."""
     body = cast("dict[str, Any]", error_body_of(error))
     del body["request_id"]
+    if isinstance(error, ComfyUITaskError):
+        body["raised"] = {
+            "node_id": error.node_id,
+            "node_type": error.node_type,
+            "exception_type": error.exception_type,
+            "traceback": list(error.traceback_tail),
+        }
     return body
 
 

@@ -82,7 +82,7 @@ class Verdicts:
             if callers_id and (known := await self._known(prompt_id, origin, request, fingerprint)) is not None:
                 return known
             job = None
-            if self._queue.are_all_here and not await offloaded(request.size, has_inline_values, request.prompt):
+            if not await offloaded(request.size, has_inline_values, request.prompt):
                 needs, lane = await self._queue.ready_for(request, origin.owner)
                 async with self._admission.room_for(origin):
                     if prompt_id in self._runs.live:

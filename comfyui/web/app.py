@@ -47,13 +47,14 @@ from comfyui.web.front.origins import Origins
 from comfyui.web.front.paths import OwnPaths
 from comfyui.web.front.rates import SubmissionRates
 from comfyui.web.front.tickets import Tickets
+from comfyui.web.v2 import routes as v2
 
 # So long the start may take before the port is opened, where the journal does not say that it waits.
 _START_PATIENCE_S = 10.0
 _LOOK_EVERY_S = 0.2
 _log = structlog.get_logger("gateway")
 
-_ROUTERS = (prompt_sync.router, workflows.router, queue.router, usage.router, ops.router)
+_ROUTERS = (prompt_sync.router, workflows.router, queue.router, usage.router, ops.router, v2.router)
 # ComfyUI has the same paths, or may come to have them: only these routes' own methods do not reach it.
 _SHARED_ROUTERS = (prompt.router, tickets.router, servers.router)
 

@@ -9,10 +9,11 @@ import aiohttp
 import pytest
 
 from comfyui.engine import NEW_VERSION, Engine, EngineOptions
+from comfyui.web.front.paths import PROBES
 from comfyui.web.front.rights import NO, TABLE, row_of
 from tests.support.keys import ALICE, ROOT, WATCHER, bearer
 from tests.support.relaying import raw_request
-from tests.support.rights_page import PROBES, asked, page_of
+from tests.support.rights_page import asked, page_of
 from tests.support.running import RunningGateway, running_gateway
 from tests.unit.web.test_rights import COMFYUI_PATHS, OUR_PATHS
 

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 
 from comfyui.engine import NEW_VERSION, Engine, EngineOptions
+from comfyui.web.front.paths import PROBES
 from comfyui.web.front.rights import TABLE, WEBSOCKET, Row
 from tests.support.keys import ALICE, BOB, KEYS, ROOT, WATCHER, bearer
 from tests.support.running import RunningGateway, invert_workflow, running_gateway
@@ -86,6 +87,11 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/validate"): ("/validate", _WORKFLOW),
     ("POST", "/convert"): ("/convert", _DRAWN),
     ("POST", "/tickets"): ("/tickets", {"url": "/view?{file}"}),
+    ("POST", "/api/v2/jobs"): ("/api/v2/jobs", {"workflow": invert_workflow()}),
+    ("GET", "/api/v2/jobs/*"): ("/api/v2/jobs/{job}", None),
+    ("GET", "/api/v2/jobs/*/workflow"): ("/api/v2/jobs/{job}/workflow", None),
+    ("GET", "/api/v2/jobs/*/logs"): ("/api/v2/jobs/{job}/logs", None),
+    ("POST", "/api/v2/jobs/*/cancel"): ("/api/v2/jobs/{job}/cancel", None),
     ("GET", "/models/*"): ("/models/checkpoints", None),
     ("GET", "/view_metadata/*"): ("/view_metadata/loras?filename=x.safetensors", None),
     ("GET", "/object_info/*"): ("/object_info/KSampler", None),
@@ -123,8 +129,6 @@ _ELSE = (
     *(Example("GET", "/servers/gpu-1/queue"), Example("POST", "/servers/gpu-1/prompt", _WORKFLOW)),
     *(Example("GET", "/manager/reboot"), Example("GET", "/route-of-a-custom-node")),
 )
-# Open to everybody.
-PROBES = ("/health", "/health/live", "/health/ready")
 
 
 def example_of(row: Row) -> Example:
@@ -215,7 +219,7 @@ async def asked() -> list[Line]:
             await asking.begin()
             for row in TABLE:
                 await asking.each(row, example_of(row))
-            for example in (*_ELSE, *(Example("GET", path) for path in PROBES)):
+            for example in (*_ELSE, *(Example("GET", path) for path in sorted(PROBES))):
                 await asking.each(None, example)
             return asking.lines
 

@@ -196,7 +196,7 @@ def origin_of(request: Request) -> Origin:
     return Origin() if caller is None else Origin(owner=caller.owner, rules=caller.rules)
 
 
-def _seen_by(request: Request, narrowed: JobFilter) -> JobFilter:
+def seen_by(request: Request, narrowed: JobFilter) -> JobFilter:
     """The filter with what the caller may see: a user's own jobs, or those of the person behind a shared key."""
     caller = state_of(request.scope).caller
     if caller is None or caller.rules.role != "user":
@@ -209,7 +209,7 @@ async def list_of_jobs(request: Request) -> Response:
     """The answer to a list's request."""
     asked = read(ListCall, request)
     journal = gateway_of(request).handler.journal
-    page = await journal.page(_seen_by(request, asked.narrowed()), asked.limit, asked.cursor)
+    page = await journal.page(seen_by(request, asked.narrowed()), asked.limit, asked.cursor)
     deliveries: defaultdict[str, list[Delivery]] = defaultdict(list)
     for delivery in await journal.deliveries(*(record.prompt_id for record in page.records)):
         deliveries[delivery.prompt_id].append(delivery)

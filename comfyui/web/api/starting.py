@@ -11,7 +11,7 @@ from comfyui.exceptions import JournalError
 from comfyui.web.api.ops import Liveness, Readiness, unhealthy
 from comfyui.web.front.errors import error_response, json_response
 from comfyui.web.front.middleware import RequestContext
-from comfyui.web.front.request_state import begin_request, state_of
+from comfyui.web.front.request_state import begin_request
 
 _TRY_AGAIN_LATER = 1013
 
@@ -45,4 +45,4 @@ class Starting:
                 return json_response(503, Readiness(status="not ready", reason=self._why()))
             case "/health":
                 return json_response(503, unhealthy(self._why()))
-        return error_response(JournalError(f"the gateway is being started: {self._why()}"), state_of(scope).request_id)
+        return error_response(JournalError(f"the gateway is being started: {self._why()}"), scope)

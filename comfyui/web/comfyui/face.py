@@ -177,7 +177,7 @@ class Face:
             try:
                 found = await row.rule(self._parts)(Request(scope, receive), viewer_of(scope))
             except ComfyUIError as error:
-                found = error_response(error, state_of(scope).request_id)
+                found = error_response(error, scope)
         if isinstance(found, str | Asked):
             return Asked(found) if isinstance(found, str) else found
         await found(scope, receive, send)

@@ -134,13 +134,18 @@ async def _as_job(gateway: GatewayState, body: bytes, origin: Origin) -> Respons
     try:
         taken = await gateway.handler.verdicts.on(posted, fresh_id=str(uuid4()), origin=origin)
     except ComfyUIValidationError as error:
-        if error.upstream is not None and origin.is_confined:
-            known = [found.last_definitions for found in gateway.handler.pool.backends]
-            definitions = [found for found in known if found is not None]
-            error.upstream = await in_thread(answer_without_files, error.upstream, definitions)
+        await hide_files_of_others(error, gateway, origin)
         raise
     answer = {"prompt_id": taken.prompt_id, "number": taken.number, "node_errors": taken.node_errors}
     return json_response(200, answer)
+
+
+async def hide_files_of_others(error: ComfyUIValidationError, gateway: GatewayState, origin: Origin) -> None:
+    """ComfyUI's own answer lists the files that there are: a caller that sees only its own is not told of them."""
+    if error.upstream is not None and origin.is_confined:
+        known = [found.last_definitions for found in gateway.handler.pool.backends]
+        definitions = [found for found in known if found is not None]
+        error.upstream = await in_thread(answer_without_files, error.upstream, definitions)
 
 
 async def _refused_by_comfyui(gateway: GatewayState, body: bytes, why: str) -> Response:

@@ -231,13 +231,13 @@ class _Exchange:
                 return
             level = 30 if error.status >= 500 else 20
             _log.log(level, "relay.failed", path=self._scope["path"], status=error.status, detail=error.detail)
-            response = error_response(error, state_of(self._scope).request_id)
+            response = error_response(error, self._scope)
             await response(self._scope, self._receive, self._send)
         except Exception:
             _log.exception("relay.crashed", path=self._scope["path"])
             if not self._started:
                 detail = "the gateway failed; its log has the reason under this request_id"
-                response = error_response(ComfyUIError(detail), state_of(self._scope).request_id)
+                response = error_response(ComfyUIError(detail), self._scope)
                 await response(self._scope, self._receive, self._send)
         finally:
             if self._received:

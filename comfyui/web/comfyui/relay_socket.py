@@ -34,7 +34,6 @@ from comfyui.web.comfyui.websocket_ends import (
 )
 from comfyui.web.front.errors import error_response, refusal
 from comfyui.web.front.headers import request_headers
-from comfyui.web.front.request_state import state_of
 
 _log = structlog.get_logger("relay")
 
@@ -80,7 +79,7 @@ class SocketRelay:
         except aiohttp.WSServerHandshakeError as error:
             if error.status == 401 and upstream.credentials:
                 refused = ComfyUICredentialsError("websocket", upstream_status=error.status)
-                await error_response(refused, state_of(scope).request_id)(scope, receive, send)
+                await error_response(refused, scope)(scope, receive, send)
                 return
             detail = f"ComfyUI refused the websocket with HTTP {error.status}"
             await refusal(scope, error.status if error.status >= 400 else 502, detail)(scope, receive, send)
@@ -93,7 +92,7 @@ class SocketRelay:
                 cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
                 failure = unreachable(upstream.backend.name, cause)
                 upstream.backend.failed(failure)
-            await error_response(failure, state_of(scope).request_id)(scope, receive, send)
+            await error_response(failure, scope)(scope, receive, send)
             return
         self._metrics.relayed_websockets.inc()
         try:

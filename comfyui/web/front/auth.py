@@ -135,7 +135,7 @@ class Guard:
         try:
             state.caller = _with_person(caller, scope)
         except RequestError as error:
-            await error_response(error, state.request_id)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         raw_path = target_of(scope["path"], scope.get("raw_path"), b"")
         method = WEBSOCKET if scope["type"] == "websocket" else scope["method"]
@@ -155,7 +155,7 @@ class Guard:
             if scope["path"] in comfyui_errors.PATHS:
                 answer = comfyui_errors.comfyui_error(over, headers)
             else:
-                answer = error_response(over, state.request_id, headers)
+                answer = error_response(over, scope, headers)
             await answer(scope, receive, send)
             return
         state.right = found.right

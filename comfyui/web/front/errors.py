@@ -22,7 +22,9 @@ from comfyui.exceptions import (
     error_body_of,
     retry_after_s,
 )
+from comfyui.web.front import v2_errors
 from comfyui.web.front.request_state import state_of
+from comfyui.web.front.v2_errors import is_v2
 
 _log = structlog.get_logger(__name__)
 
@@ -53,12 +55,15 @@ _IN_WORDS_OF_JSON: Final = {
 }
 
 
-def error_response(error: ComfyUIError, request_id: str | None, headers: Mapping[str, str] | None = None) -> Response:
-    """`error` as the answer to a request, with `headers` beside its own."""
+def error_response(error: ComfyUIError, scope: Scope, headers: Mapping[str, str] | None = None) -> Response:
+    """`error` as the answer to a request, with `headers` beside its own, in the shape that its path has."""
     found = {**(headers or {})}
     if (seconds := retry_after_s(error)) is not None:
         found["Retry-After"] = str(seconds)
-    return json_response(error.status, error_body_of(error, request_id=request_id), found)
+    if is_v2(scope):
+        status, envelope = v2_errors.envelope_of(error)
+        return json_response(status, envelope, found)
+    return json_response(error.status, error_body_of(error, request_id=state_of(scope).request_id), found)
 
 
 def json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
@@ -67,6 +72,8 @@ def json_response(status: int, body: Mapping[str, Any], headers: Mapping[str, st
 
 def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """The answer to a request or a websocket's handshake that is refused before it reaches an endpoint."""
+    if is_v2(scope):
+        return json_response(status, v2_errors.envelope_of_status(status, detail), headers)
     body = error_body(
         title=HTTPStatus(status).phrase,
         code=CODES.get(status, "http_error"),
@@ -83,7 +90,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ComfyUITaskError) and error.traceback_tail:
         fields["traceback_tail"] = "\n".join(error.traceback_tail)
     _log.log(40 if error.status >= 500 else 20, "request.failed", prompt_id=error.prompt_id, **fields)
-    return error_response(error, state_of(request.scope).request_id)
+    return error_response(error, request.scope)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -93,20 +100,17 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
-        return error_response(RequestError(describe_validation(error.errors())), state_of(request.scope).request_id)
+        return error_response(RequestError(describe_validation(error.errors())), request.scope)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        code = CODES.get(error.status_code, "http_error")
-        title = HTTPStatus(error.status_code).phrase
         detail = str(error.detail)
         if error.status_code == 404:
             detail = f"{request.method} {request.url.path}: there is no such endpoint"
         elif error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             detail = f"{request.method} is not allowed for {request.url.path}; allowed: {allowed}"
-        body = error_body(title=title, code=code, detail=detail, request_id=state_of(request.scope).request_id)
-        return json_response(error.status_code, body, error.headers)
+        return refusal(request.scope, error.status_code, detail, error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def client_gone(_request: Request, _error: Exception) -> Response:
@@ -125,7 +129,7 @@ def answer_to_nobody() -> Response:
 def unexpected(request: Request) -> Response:
     """The answer where the gateway itself failed: the traceback stands in the log, under the same id."""
     detail = "the gateway failed; its log has the reason under this request_id"
-    return error_response(ComfyUIError(detail), state_of(request.scope).request_id)
+    return error_response(ComfyUIError(detail), request.scope)
 
 
 def describe_validation(errors: Sequence[Any]) -> str:

@@ -36,6 +36,8 @@ class WebOptions:
     webhooks: WebhookRules = field(default_factory=WebhookRules)
     keep_alive_s: float = 15.0
     """Between two signs of life in a stream of events."""
+    jobs_keep_s: float = 7 * 24 * 3600.0
+    """Jobs that have ended are kept so long."""
 
 
 class Warnings(Protocol):

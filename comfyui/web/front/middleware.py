@@ -191,7 +191,7 @@ class BodyLimit:
 
     async def _refuse(self, error: ComfyUIError, scope: Scope, receive: Receive, send: Send) -> None:
         # What is left of the body is not read: the connection cannot be used again.
-        response = error_response(error, state_of(scope).request_id, {"Connection": "close"})
+        response = error_response(error, scope, {"Connection": "close"})
         await response(scope, receive, send)
 
 
@@ -269,7 +269,7 @@ class SlowClients:
             self._metrics.rejected.labels("slow_client").inc()
             if started:
                 raise StalledClientError("the client did not send its body")
-            response = error_response(SlowRequestError(stalled), state_of(scope).request_id, {"Connection": "close"})
+            response = error_response(SlowRequestError(stalled), scope, {"Connection": "close"})
             await response(scope, receive, send)
 
 

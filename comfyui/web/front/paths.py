@@ -18,7 +18,7 @@ from comfyui.web.front.short_cache import short_cache
 
 ProxyMode = Literal["full", "api", "off"]
 
-PROBES = frozenset({"/health", "/health/live", "/health/ready"})
+PROBES = frozenset({"/health", "/health/live", "/health/ready", "/api/v2/health"})
 
 # Logs and folder paths tell about the server, and an attacker what to look for. What the web frontend cannot do
 # without are the file names that fill the choices of its Load Image (from Outputs) node.

@@ -65,6 +65,10 @@ TABLE: tuple[Row, ...] = (
     *_rows("gateway", "GET", "/prompt_sync /prompt_sync/*", OWN, ALL),
     *_rows("gateway", "DELETE", "/prompt_sync/*", OWN, NO),
     *_rows("gateway", "POST", "/prompt_sync/*/webhook", OWN, NO),
+    Row("gateway", "POST", "/api/v2/jobs", OWN, NO, graph=True, counted=True),
+    *_rows("gateway", "GET", "/api/v2/jobs /api/v2/jobs/* /api/v2/jobs/*/workflow", OWN, ALL),
+    *_rows("gateway", "GET", "/api/v2/jobs/*/logs", OWN, ALL),
+    *_rows("gateway", "POST", "/api/v2/jobs/*/cancel", OWN, NO),
     *_rows("gateway", "GET", "/usage", OWN, ALL),
     # Workflows
     Row("gateway", "POST", "/validate", OWN, NO, graph=True),

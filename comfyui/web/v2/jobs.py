@@ -1,0 +1,168 @@
+"""Jobs of Comfy API v2: async jobs of the gateway, as every other face has them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import uuid4
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+
+from comfyui import jsonio
+from comfyui.exceptions import (
+    Breach,
+    ComfyUIError,
+    ComfyUINotFoundError,
+    ComfyUIValidationError,
+    ContractError,
+    QueryError,
+)
+from comfyui.jobs.admission import Look
+from comfyui.jobs.journal.records import JobRecord
+from comfyui.jobs.origin import Origin
+from comfyui.jobs.stored import request_of, result_from_bytes
+from comfyui.models import OutputFile
+from comfyui.offload import offloaded
+from comfyui.web.api.jobs import link_to, origin_of, seen_by
+from comfyui.web.comfyui.prompt import hide_files_of_others
+from comfyui.web.front.errors import json_response
+from comfyui.web.front.gateway_state import GatewayState, gateway_of
+from comfyui.web.front.headers import public_address
+from comfyui.web.v2.bodies import posted_job
+from comfyui.web.v2.listing import listing_of
+from comfyui.web.v2.outputs import outputs_json
+from comfyui.web.v2.shapes import JSON, Address, expires_at, job_json, listed_json
+
+FACE = "v2"
+_UNKNOWN = "there is no such job"
+_NO_STORE = {"Cache-Control": "no-store"}
+
+_log = structlog.get_logger(__name__)
+
+
+async def submit(request: Request) -> Response:
+    """Takes a workflow: 201 once a server has taken it, or it is written down and waits."""
+    gateway, origin = gateway_of(request), caller_of(request)
+    gateway.handler.refuse_when_draining()
+    posted = await posted_job(request)
+    if posted.request.webhook is not None:
+        gateway.options.webhooks.check(posted.request.webhook.url, origin.rules)
+    prompt_id = str(uuid4())
+    structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+    try:
+        await gateway.handler.verdicts.on(posted.request, fresh_id=prompt_id, origin=origin)
+    except ComfyUIValidationError as error:
+        await hide_files_of_others(error, gateway, origin)
+        raise
+    look = await gateway.handler.look(prompt_id, origin)
+    return json_response(201, await shown(request, look), _NO_STORE)
+
+
+async def jobs(request: Request) -> Response:
+    """A page of the caller's jobs, newest first."""
+    gateway = gateway_of(request)
+    asked = listing_of(request)
+    narrowed = seen_by(request, asked.narrowed)
+    try:
+        page = await gateway.handler.journal.page(narrowed, asked.limit, asked.cursor)
+    except QueryError as error:
+        raise ContractError(Breach.INVALID_CURSOR, error.detail) from None
+    address = address_of(request, gateway)
+    listed = []
+    for record in page.records:
+        files = await _files(gateway, record)
+        outputs = outputs_json(record.prompt_id, files, expires_at(record, address.keep_s), address)
+        listed.append(listed_json(record, outputs, address))
+    found: JSON = {"jobs": listed, "truncated": False}
+    if page.next_cursor is not None:
+        found["next_cursor"] = page.next_cursor
+    return json_response(200, found, _NO_STORE)
+
+
+async def job(request: Request) -> Response:
+    """A job as it is now."""
+    return json_response(200, await shown(request, await look_at(request)), _NO_STORE)
+
+
+async def workflow(request: Request) -> Response:
+    """The workflow that was submitted."""
+    look = await look_at(request)
+    graph = look.workflow
+    if graph is None and (body := await gateway_of(request).handler.journal.body_of(look.prompt_id)) is not None:
+        graph = (await offloaded(len(body), request_of, body)).prompt
+    if graph is None:
+        raise ComfyUINotFoundError("the workflow of this job is not kept")
+    text = await offloaded(len(graph) * 1000, jsonio.dumps, {"workflow": graph, "format": "api"})
+    return Response(text, 200, _NO_STORE, media_type="application/json")
+
+
+async def logs(request: Request) -> Response:
+    """No log is kept of any job."""
+    await look_at(request)
+    return Response(status_code=204)
+
+
+async def cancel(request: Request) -> Response:
+    """Asks for the end of a job; one that has ended stays as it is."""
+    gateway, origin = gateway_of(request), caller_of(request)
+    look = await look_at(request)
+    if not look.state.is_end:
+        try:
+            await gateway.handler.cancel(look.prompt_id, origin)
+        except ComfyUINotFoundError:
+            pass  # it ended at this moment
+        except ComfyUIError as error:
+            # It is over for us all the same, and its server is told again when it answers.
+            _log.warning("prompt.cancel_failed", prompt_id=look.prompt_id, reason="request", detail=error.detail)
+        look = await look_at(request)
+    return json_response(200, await shown(request, look), _NO_STORE)
+
+
+async def health(_request: Request) -> Response:
+    """The gateway answers. Whether it takes prompts is what ``/health/ready`` says."""
+    return json_response(200, {"status": "healthy"}, _NO_STORE)
+
+
+def caller_of(request: Request) -> Origin:
+    """Who calls."""
+    return replace(origin_of(request), face=FACE)
+
+
+async def look_at(request: Request) -> Look:
+    """The job of the request's path. Raises `ComfyUINotFoundError`, also for one that the caller may not see."""
+    prompt_id = request.path_params["prompt_id"]
+    structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+    try:
+        look = await gateway_of(request).handler.admission.look(prompt_id, caller_of(request))
+    except ComfyUINotFoundError:
+        raise ComfyUINotFoundError(_UNKNOWN) from None
+    if look.record is None:
+        raise ComfyUINotFoundError(_UNKNOWN)
+    return look
+
+
+async def shown(request: Request, look: Look) -> JSON:
+    """A Job with all that it has made so far."""
+    gateway, record = gateway_of(request), look.record
+    if record is None:
+        raise ComfyUINotFoundError(_UNKNOWN)
+    address = address_of(request, gateway)
+    files = await _files(gateway, record)
+    outputs = outputs_json(look.prompt_id, files, expires_at(record, address.keep_s), address)
+    return job_json(look, record, outputs, address)
+
+
+def address_of(request: Request, gateway: GatewayState) -> Address:
+    """How this client writes our addresses."""
+    options = gateway.options
+    return Address(link_to("", request), public_address(request.scope, options.public_url), options.jobs_keep_s)
+
+
+async def _files(gateway: GatewayState, record: JobRecord) -> tuple[OutputFile, ...]:
+    if not record.state.is_end:
+        return ()
+    kept = await gateway.handler.journal.result_of(record.prompt_id)
+    if kept is None:
+        return ()
+    return (await offloaded(len(kept), result_from_bytes, record.prompt_id, kept, with_outputs=False)).files
