@@ -332,16 +332,20 @@ class ComfyUIClient:
         finally:
             body.close()
 
-    async def has_file(self, file: OutputFile) -> bool:
-        """Whether ``/view`` would find it; asks for no byte of it."""
+    async def size_of(self, file: OutputFile) -> int | None:
+        """Bytes of the file that ``/view`` would send; asks for none of them. None where ComfyUI does not have it."""
 
-        async def ask() -> bool:
+        async def ask() -> int | None:
             reply = await self._fetch("HEAD", file.url, route="/view")
             if reply.status not in {200, 404}:
                 raise _unexpected("HEAD /view", reply.status, refusing=_NO_KEY)
-            return reply.status == 200
+            return (reply.length or 0) if reply.status == 200 else None
 
         return await self._retrying(ask, self._retries)
+
+    async def open_view(self, file: OutputFile, headers: Mapping[str, str] = _NO_HEADERS) -> OpenReply:
+        """What ``/view`` answers to a question with these headers, whatever its status. The caller closes it."""
+        return await self._open_view(file.url, headers)
 
     async def _rest(self, target: str, first: OpenReply, start: int) -> OpenBody:
         """The file of `first` from byte `start` on; anything else would be spliced into what was sent before."""

@@ -74,7 +74,7 @@ def _merged(prompt_id: str, value: Any, depth: int, key: str = "") -> Any:
 
 def _merged_item(prompt_id: str, item: Any, depth: int, key: str) -> Any:
     if isinstance(item, str):
-        return f"{prompt_id}/{item}" if key == _PATHS and _is_model(item) else item
+        return f"{prompt_id}/{item}" if key == _PATHS and is_model(item) else item
     return _merged(prompt_id, item, depth)
 
 
@@ -83,6 +83,6 @@ def _is_file(value: Mapping[str, Any]) -> bool:
     return isinstance(filename, str) and bool(filename) and (subfolder is None or isinstance(subfolder, str))
 
 
-def _is_model(path: str) -> bool:
+def is_model(path: str) -> bool:
     """Whether it is the path of a model below the output folder."""
     return path.lower().endswith(_MODELS) and not path.startswith(("/", "\\")) and ":" not in path

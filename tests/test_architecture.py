@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inputs", "outputs"),
     ("executors", "runpod"),
     ("jobs",),
+    ("assets",),
     ("handler",),
     ("warmup", "fallback", "web.server", "workers"),
     ("web.front", "workers.runpod", "workers.littlehorse", "workers.postgres"),

@@ -76,7 +76,7 @@ async def nodes_without_files(backend: Backend, result: PromptResult, entry: His
 
 async def _is_there(backend: Backend, file: OutputFile) -> bool:
     try:
-        return await backend.client.has_file(file)
+        return await backend.client.size_of(file) is not None
     except ComfyUIError as error:
         # The prompt has succeeded: whether its file can be had shows when it is fetched.
         _log.warning("output.not_checked", server=backend.name, detail=error.detail)

@@ -157,14 +157,14 @@ class Uploads:
             return None
 
     async def sweep(self) -> int:
-        """Remove the files that neither an unfinished job nor an upload has; how many.
+        """Remove the files that no unfinished job, no upload and no asset has; how many.
 
         Raises `JournalError` and `ComfyUIDiskError`.
         """
 
         async def named() -> set[str]:
             jobs = {value[:DIGEST] for value in await self._journal.named_inputs()}
-            return jobs | self.catalogue.digests()
+            return jobs | self.catalogue.digests() | set(await self._journal.asset_sizes())
 
         return await self._store.sweep(named)
 

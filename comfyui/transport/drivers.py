@@ -48,11 +48,16 @@ REFUSING = frozenset({401, 403})
 
 @dataclass(frozen=True, slots=True)
 class RawReply:
-    """An answer of ComfyUI as it came."""
+    """An answer of ComfyUI as it came.
+
+    Attributes:
+        length: as its head declares it, which of an answer to HEAD is not that of `body`; None where it does not.
+    """
 
     status: int
     content_type: str
     body: bytes
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +189,9 @@ class Http1Transport:
         except (Http1Error, InvalidRequestError) as error:
             raise self._ours(error, what) from error
         _refuse_compressed(_text(answer, b"content-encoding"), what)
-        return RawReply(answer.status, _text(answer, b"content-type") or "application/json", content)
+        length = _text(answer, b"content-length")
+        content_type = _text(answer, b"content-type") or "application/json"
+        return RawReply(answer.status, content_type, content, None if length is None else int(length))
 
     async def open(self, target: str, headers: Headers = NO_HEADERS) -> OpenReply:
         what = request_line("GET", target)

@@ -16,6 +16,7 @@ class Asset(NamedTuple):
         blake3, digest: BLAKE3 and SHA-256 of its bytes, in hex; by the latter the store has them.
         file_path: where its owner wants it below ComfyUI's input folder; "" where that was not said.
         expires_at: from then on it is not there any more.
+        lifetime_s: how long it is kept after it was used last.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Asset(NamedTuple):
     tags: tuple[str, ...]
     created_at: float
     expires_at: float
+    lifetime_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,16 @@ class KeepAsset:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtendAssets:
-    """These assets stay until then, at least. Place: one of them would have expired sooner."""
+class UseAssets:
+    """These assets were of use, and none expires before its lifetime is over again. Place: there is one of them.
+
+    Attributes:
+        lifetime_s: they have this lifetime at least.
+    """
 
     ids: tuple[str, ...]
-    expires_at: float
+    at: float
+    lifetime_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

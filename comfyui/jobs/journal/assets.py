@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfyui import jsonio
-from comfyui.jobs.journal.asset_writes import Asset, DropAssets, ExtendAssets, KeepAsset, KnowOutputs, OutputFacts
+from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, KnowOutputs, OutputFacts, UseAssets
 
 Appliers = dict[type, Callable[[Any], int]]
 
-_COLUMNS = "id, owner, blake3, digest, size, content_type, file_path, tags, created_at, expires_at"
+_COLUMNS = "id, owner, blake3, digest, size, content_type, file_path, tags, created_at, expires_at, lifetime_s"
 # "+": else SQLite would walk along an index of times in place of the one of hashes.
 _NEWEST_FIRST = "ORDER BY +created_at DESC, id"
 
@@ -45,7 +45,7 @@ def asset_appliers(database: sqlite3.Connection) -> Appliers:
     """What each write about assets does."""
     return {
         KeepAsset: functools.partial(_keep, database),
-        ExtendAssets: functools.partial(_extend, database),
+        UseAssets: functools.partial(_use, database),
         DropAssets: functools.partial(_drop, database),
         KnowOutputs: functools.partial(_know, database),
     }
@@ -85,16 +85,19 @@ def output_facts(database: sqlite3.Connection, runs: Sequence[tuple[str, int]]) 
 
 
 def _keep(database: sqlite3.Connection, write: KeepAsset) -> bool:
-    keep = f"INSERT INTO assets ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"  # noqa: S608
+    keep = f"INSERT INTO assets ({_COLUMNS}) VALUES ({', '.join('?' * len(Asset._fields))}) ON CONFLICT (id) DO NOTHING"  # noqa: S608
     asset = write.asset
     values = {**asset._asdict(), "tags": jsonio.dumps(asset.tags).decode()}
     return database.execute(keep, tuple(values.values())).rowcount > 0
 
 
-def _extend(database: sqlite3.Connection, write: ExtendAssets) -> bool:
-    extend = "UPDATE assets SET expires_at = ? WHERE id = ? AND expires_at < ?"
-    values = [(write.expires_at, one, write.expires_at) for one in write.ids]
-    return database.executemany(extend, values).rowcount > 0
+def _use(database: sqlite3.Connection, write: UseAssets) -> bool:
+    use = (
+        "UPDATE assets SET lifetime_s = MAX(lifetime_s, ?1), expires_at = MAX(expires_at, ?2 + MAX(lifetime_s, ?1))"
+        " WHERE id = ?3"
+    )
+    values = [(write.lifetime_s, write.at, one) for one in write.ids]
+    return database.executemany(use, values).rowcount > 0
 
 
 def _drop(database: sqlite3.Connection, write: DropAssets) -> bool:
@@ -123,7 +126,7 @@ class MemoryAssets:
     def __init__(self) -> None:
         self._kept: dict[str, Asset] = {}
         self._facts: dict[str, dict[str, OutputFacts]] = {}
-        self.appliers: Appliers = {KeepAsset: self._keep, ExtendAssets: self._extend, DropAssets: self._drop}
+        self.appliers: Appliers = {KeepAsset: self._keep, UseAssets: self._use, DropAssets: self._drop}
 
     def found(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
         if narrowed.id is not None:
@@ -154,11 +157,13 @@ class MemoryAssets:
     def _keep(self, write: KeepAsset) -> bool:
         return self._kept.setdefault(write.asset.id, write.asset) is write.asset
 
-    def _extend(self, write: ExtendAssets) -> bool:
-        sooner = [one for name in write.ids if (one := self._kept.get(name)) and one.expires_at < write.expires_at]
-        for one in sooner:
-            self._kept[one.id] = one._replace(expires_at=write.expires_at)
-        return bool(sooner)
+    def _use(self, write: UseAssets) -> bool:
+        known = [one for name in write.ids if (one := self._kept.get(name)) is not None]
+        for one in known:
+            lifetime_s = max(one.lifetime_s, write.lifetime_s)
+            expires_at = max(one.expires_at, write.at + lifetime_s)
+            self._kept[one.id] = one._replace(expires_at=expires_at, lifetime_s=lifetime_s)
+        return bool(known)
 
     def _drop(self, write: DropAssets) -> bool:
         return bool([one for name in write.ids if (one := self._kept.pop(name, None)) is not None])

@@ -164,7 +164,7 @@ _VERSION_16 = """
 CREATE TABLE assets (
     id TEXT PRIMARY KEY, owner TEXT, blake3 TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
     content_type TEXT NOT NULL, file_path TEXT NOT NULL, tags TEXT NOT NULL, created_at REAL NOT NULL,
-    expires_at REAL NOT NULL
+    expires_at REAL NOT NULL, lifetime_s REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX assets_by_hash ON assets (blake3);
 CREATE INDEX assets_by_expiry ON assets (expires_at);

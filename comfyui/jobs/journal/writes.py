@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from comfyui.jobs.journal.asset_writes import DropAssets, ExtendAssets, KeepAsset, KnowOutputs
+from comfyui.jobs.journal.asset_writes import DropAssets, KeepAsset, KnowOutputs, UseAssets
 from comfyui.jobs.journal.records import DeliveryState, Fence, Kind, NewDelivery, NewJob, State
 
 
@@ -344,7 +344,7 @@ Write = (
     | UseUpload
     | DropUploads
     | KeepAsset
-    | ExtendAssets
+    | UseAssets
     | DropAssets
     | KnowOutputs
 )

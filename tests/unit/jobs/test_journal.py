@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from comfyui.exceptions import QueryError
-from comfyui.jobs.journal.asset_writes import Asset, DropAssets, ExtendAssets, KeepAsset, KnowOutputs, OutputFacts
+from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, KnowOutputs, OutputFacts, UseAssets
 from comfyui.jobs.journal.assets import AssetFilter
 from comfyui.jobs.journal.made import MadeFilter
 from comfyui.jobs.journal.memory import MemoryJournal
@@ -1132,7 +1132,7 @@ async def test_jobs_are_read_with_their_bodies_as_far_as_there_is_room(journal: 
 
 def _asset(number: int, **fields: Any) -> Asset:
     """An asset that is made at the second `number`, and expires 100 seconds later."""
-    made = Asset(f"a-{number}", "alice", "b" * 64, "d" * 64, 5, "image/png", "é b.png", (), number, number + 100.0)
+    made = Asset(f"a-{number}", "alice", "b" * 64, "d" * 64, 5, "image/png", "é.png", (), number, number + 100.0, 100.0)
     return made._replace(**fields)
 
 
@@ -1158,9 +1158,13 @@ async def test_an_asset_is_extended_and_never_shortened_and_its_bytes_are_named_
 ) -> None:
     for asset in (_asset(1), _asset(2)):
         await journal.write(KeepAsset(asset))
-    assert await journal.write(ExtendAssets(("a-1", "a-9"), 500.0))
-    assert not await journal.write(ExtendAssets(("a-1",), 400.0))
+    assert await journal.write(UseAssets(("a-1", "a-9"), 400.0))
+    assert not await journal.write(UseAssets(("a-9",), 400.0))
+    await journal.write(UseAssets(("a-1",), 300.0))
     assert [one.expires_at for one in await journal.assets(AssetFilter(), 9)] == [102.0, 500.0]
+    await journal.write(UseAssets(("a-2",), 10.0, lifetime_s=200.0))
+    await journal.write(UseAssets(("a-2",), 20.0, lifetime_s=50.0))
+    assert [(one.expires_at, one.lifetime_s) for one in await journal.assets(AssetFilter(), 1)] == [(220.0, 200.0)]
     assert await journal.write(DropAssets(("a-2", "a-9")))
     assert not await journal.write(DropAssets(("a-2",)))
     assert await journal.asset_sizes() == {"d" * 64: 5}

@@ -1,0 +1,179 @@
+"""`JobOutputs`: what jobs have made, by the id of each output: found, measured, and opened where it is.
+
+Nothing is stored of a file but its size and its hash. It is there as long as its job and its server have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import blake3
+import structlog
+
+from comfyui.assets.outputs import JobOutput, job_of, outputs_of
+from comfyui.events import Executed
+from comfyui.exceptions import ComfyUIError, ComfyUIUnreadableError
+from comfyui.executors.made_files import MadeFiles
+from comfyui.jobs.admission import Look
+from comfyui.jobs.journal.asset_writes import KnowOutputs, OutputFacts
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.journal.records import JobRecord
+from comfyui.jobs.origin import Origin
+from comfyui.jobs.standing import StandingJobs
+from comfyui.jobs.stored import result_from_bytes
+from comfyui.models import OutputFile
+from comfyui.offload import offloaded
+from comfyui.owners import place_of
+from comfyui.servers.pool import BackendPool
+from comfyui.transport.drivers import OpenReply
+
+_log = structlog.get_logger(__name__)
+# Questions for sizes that one caller has under way.
+_ASKED_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The outputs of a job. `server`: the name of the one that has the files; None where there is none."""
+
+    server: str | None
+    outputs: Sequence[JobOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOutput:
+    """One output, and its job as the journal has it."""
+
+    record: JobRecord
+    server: str | None
+    output: JobOutput
+
+
+class JobOutputs:
+    """What it is made with belongs to whoever made that.
+
+    Args:
+        made: knows whose files are whose; None where the one server knows them by itself.
+    """
+
+    def __init__(self, journal: Journal, standing: StandingJobs, pool: BackendPool, made: MadeFiles | None) -> None:
+        self._journal = journal
+        self._standing = standing
+        self._pool = pool
+        self._made = made
+
+    async def of(self, record: JobRecord, look: Look | None = None) -> Outputs:
+        """What the job has made: of one that runs so far, where `look` says what its server told of it."""
+        prompt_id = record.prompt_id
+        if record.state.is_end:
+            kept = await self._journal.result_of(prompt_id)
+            if kept is None:
+                return Outputs(None, ())
+            return await offloaded(len(kept), _kept_outputs, prompt_id, kept)
+        events = look.events if look is not None else ()
+        if (job := self._standing.job(prompt_id)) is not None and look is None:
+            events = tuple(job.latest())
+        told = {event.node: dict(event.output) for event in events if isinstance(event, Executed)}
+        server = record.server if job is None or job.backend is None else job.backend.name
+        return Outputs(server, outputs_of(prompt_id, told))
+
+    async def find(self, asset_id: str, origin: Origin) -> FoundOutput | None:
+        """The output; None where there is none of this id, or none that the caller may have."""
+        prompt_id = job_of(asset_id)
+        record = None if prompt_id is None else await self._journal.get(prompt_id)
+        if record is None or not origin.sees(record.owner):
+            return None
+        made = await self.of(record)
+        found = next((one for one in made.outputs if one.id == asset_id), None)
+        if found is None or (found.file is not None and not await self._may_have(found.file, record, made, origin)):
+            return None
+        return FoundOutput(record, made.server, found)
+
+    async def _may_have(self, file: OutputFile, record: JobRecord, made: Outputs, origin: Origin) -> bool:
+        """Whether the file is this job's, and not one that a node only told of: as for ComfyUI's own ``/view``."""
+        if self._made is None or made.server is None:
+            return not origin.is_confined
+        place = place_of(file.type, file.subfolder, file.filename)
+        if (job := self._standing.job(record.prompt_id)) is not None and job.has_shown(place):
+            return True
+        is_own = await self._made.is_of(record.prompt_id, record.owner, made.server, place)
+        return is_own is True or (is_own is None and not origin.is_confined)
+
+    # Sizes and hashes
+
+    async def facts(self, record: JobRecord, made: Outputs) -> Mapping[str, OutputFacts]:
+        """What is known of each output, by its id. The server is asked for sizes that are not known yet.
+
+        Of a file that is not there, or whose server does not answer soon, there is nothing.
+        """
+        known = {one.id: one for one in await self._journal.output_facts([(record.prompt_id, record.run)])}
+        found: dict[str, OutputFacts] = {}
+        unknown: list[JobOutput] = []
+        for output in made.outputs:
+            if output.file is None:
+                content = output.content
+                digest = await offloaded(len(content), lambda data: blake3.blake3(data).hexdigest(), content)
+                found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, len(content), digest)
+            elif output.id in known:
+                found[output.id] = known[output.id]
+            else:
+                unknown.append(output)
+        if unknown and made.server is not None:
+            fresh = await self._measured(record, made.server, unknown)
+            found |= {one.id: one for one in fresh}
+        return found
+
+    async def _measured(self, record: JobRecord, server: str, outputs: Sequence[JobOutput]) -> list[OutputFacts]:
+        backend = self._pool.named(server)
+        if backend is None or not backend.ready:
+            return []
+        slots = asyncio.Semaphore(_ASKED_AT_ONCE)
+
+        async def measure(output: JobOutput, file: OutputFile) -> OutputFacts | None:
+            try:
+                async with slots, backend.soon():
+                    size = await backend.client.size_of(file)
+            except (ComfyUIError, TimeoutError) as error:
+                _log.info("output.not_measured", prompt_id=record.prompt_id, reason=str(error))
+                return None
+            return None if size is None else OutputFacts(record.prompt_id, record.run, output.id, size, None)
+
+        asked = [measure(output, output.file) for output in outputs if output.file is not None]
+        found = [one for one in await asyncio.gather(*asked) if one is not None]
+        if found and record.state.is_end:
+            self._journal.write_behind(KnowOutputs(record.prompt_id, record.run, tuple(found)), soon=False)
+        return found
+
+    def hashed(self, found: FoundOutput, size: int, digest: str) -> None:
+        """All bytes of the output have passed: this is their BLAKE3."""
+        record = found.record
+        facts = OutputFacts(record.prompt_id, record.run, found.output.id, size, digest)
+        self._journal.write_behind(KnowOutputs(record.prompt_id, record.run, (facts,)), soon=False)
+
+    # Bytes
+
+    async def open(self, found: FoundOutput, headers: Mapping[str, str]) -> OpenReply | None:
+        """What the file's server answers to a question with these headers: 200, 206 or 416. The caller closes it.
+
+        None where the server, or the file on it, is not there any more.
+
+        Raises:
+            ComfyUIError: the server does not answer.
+        """
+        backend = None if found.server is None else self._pool.named(found.server)
+        if backend is None or found.output.file is None:
+            return None
+        reply = await backend.client.open_view(found.output.file, headers)
+        if reply.status in {200, 206, 416}:
+            return reply
+        reply.close()
+        if reply.status == 404:
+            return None
+        raise ComfyUIUnreadableError("GET /view: ComfyUI cannot send the file", upstream_status=reply.status)
+
+
+def _kept_outputs(prompt_id: str, kept: bytes) -> Outputs:
+    result = result_from_bytes(prompt_id, kept)
+    return Outputs(result.server, outputs_of(prompt_id, result.outputs))

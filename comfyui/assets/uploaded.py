@@ -1,0 +1,240 @@
+"""`UploadedAssets`: files that were uploaded by Comfy API v2, several with the same bytes, each until it expires.
+
+The bytes lie in the store of inputs, once for each content. A record in the journal has name, tags and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from uuid import uuid4
+
+import structlog
+
+from comfyui.exceptions import ComfyUIOverloadedError, JournalError
+from comfyui.inputs.content import Content
+from comfyui.inputs.store import InputStore
+from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, UseAssets
+from comfyui.jobs.journal.assets import AssetFilter
+from comfyui.jobs.journal.protocol import Journal
+from comfyui.jobs.origin import Origin
+from comfyui.jobs.uploads import Uploads
+from comfyui.limits import over
+from comfyui.tasks import SideTasks
+
+_EVERY_S = 600.0
+# Records of one content that are looked at for one that the caller sees.
+_MOST_LOOKED_AT = 1000
+_REMOVED_TOGETHER = 500
+# Assets have that part of the store: jobs and other uploads have room in any case.
+_SHARE = 2
+# That an asset was of use is written down when that gives it so much of its lifetime.
+_WORTH_WRITING = 0.05
+
+_log = structlog.get_logger(__name__)
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class NewAsset:
+    """What a caller says of a file.
+
+    Attributes:
+        content_type: "" where it does not say so.
+        file_path: below ComfyUI's input folder; "" where it does not say so.
+        lifetime_s: None: as long as the gateway keeps assets by itself.
+    """
+
+    content_type: str = ""
+    file_path: str = ""
+    tags: tuple[str, ...] = ()
+    lifetime_s: float | None = None
+
+
+class UploadedAssets:
+    """Open `expiring` beside it. What it is made with belongs to whoever made that.
+
+    Args:
+        keep_s: how long an asset is kept after it was uploaded, or used last, where its caller says nothing of that.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, journal: Journal, store: InputStore, uploads: Uploads, *, keep_s: float, clock: Clock = time.time
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._uploads = uploads
+        self._keep_s = keep_s
+        self._clock = clock
+        # Bytes of assets that are being stored.
+        self._coming = 0
+
+    @property
+    def max_bytes(self) -> int:
+        """Of one file, at most."""
+        return self._store.max_bytes // _SHARE
+
+    # Questions
+
+    async def find(self, asset_id: str, origin: Origin) -> Asset | None:
+        """The asset; None where there is none, or none that the caller sees, or its bytes are gone."""
+        found = await self._journal.assets(AssetFilter(id=asset_id, after=self._clock()), 1)
+        return next((one for one in found if origin.sees(one.owner) and self._store.has(one.digest)), None)
+
+    async def by_hash(self, blake3: str, origin: Origin) -> list[Asset]:
+        """Those with these bytes that the caller sees, the newest first; none where the bytes are gone."""
+        found = await self._journal.assets(AssetFilter(blake3=blake3, after=self._clock()), _MOST_LOOKED_AT)
+        return [one for one in found if origin.sees(one.owner) and self._store.has(one.digest)]
+
+    @contextmanager
+    def held(self, *assets: Asset) -> Iterator[None]:
+        """Their bytes stay until the block ends."""
+        digests = [one.digest for one in assets]
+        self._store.hold(digests)
+        try:
+            yield
+        finally:
+            self._store.let_go(digests)
+
+    def content_of(self, asset: Asset) -> Content:
+        """The bytes, to be read while they are held."""
+        return self._store.kept(asset.digest, PurePosixPath(asset.file_path).suffix.lower() or ".bin")
+
+    # Changes
+
+    async def add(self, new: NewAsset, content: Content, blake3: str, origin: Origin) -> tuple[Asset, bool]:
+        """Keeps a file; whether its bytes are new to the caller. It is in the journal when this returns.
+
+        Args:
+            content: may be taken away from where it is.
+
+        Raises:
+            ComfyUILimitError, ComfyUIOverloadedError, ComfyUIDiskError: as `InputStore.put`.
+            JournalError: it cannot be kept.
+        """
+        known = await self.by_hash(blake3, origin)
+        with self._store.holding() as holding:
+            async with self._room_for(content):
+                await self._uploads.make_room(content)
+                await holding.put(content, moved=True)
+                asset = await self._keep(new, blake3, content.digest, content.size, origin)
+        return asset, not known
+
+    async def again(self, new: NewAsset, blake3: str, origin: Origin) -> tuple[Asset, bool] | None:
+        """An asset with bytes that are here already, and whether it is new; None where the caller sees none of them.
+
+        One of the caller's that is the same in all that was said of it is taken again, and kept longer.
+        """
+        found = await self.by_hash(blake3, origin)
+        if not found:
+            return None
+        with self.held(found[0]):
+            same = (one for one in found if one.owner == origin.owner and _is_same(one, new))
+            if (known := next(same, None)) is None:
+                content_type = new.content_type or found[0].content_type
+                named = NewAsset(content_type, new.file_path, new.tags, new.lifetime_s)
+                return await self._keep(named, blake3, found[0].digest, found[0].size, origin), True
+            lifetime_s = max(known.lifetime_s, new.lifetime_s or 0.0)
+            await self._journal.write(UseAssets((known.id,), self._clock(), lifetime_s))
+            newer = await self._journal.assets(AssetFilter(id=known.id), 1)
+            return (newer[0] if newer else known), False
+
+    async def drop(self, asset_id: str, origin: Origin) -> bool:
+        """The asset is there no more. False where the caller sees none of this id. Its bytes go when nobody has them.
+
+        Raises `JournalError`.
+        """
+        found = await self._journal.assets(AssetFilter(id=asset_id, after=self._clock()), 1)
+        if not any(origin.sees(one.owner) for one in found):
+            return False
+        if not await self._journal.write(DropAssets((asset_id,))):
+            return False
+        self._store.let_go(())
+        return True
+
+    def used(self, *assets: Asset) -> None:
+        """A job names them: each is kept for its lifetime from now on."""
+        now = self._clock()
+        worth = [one for one in assets if now + one.lifetime_s - one.expires_at > one.lifetime_s * _WORTH_WRITING]
+        if worth:
+            self._journal.write_behind(UseAssets(tuple(one.id for one in worth), now), soon=False)
+
+    # Time
+
+    async def expire(self) -> int:
+        """Removes what has expired; how many. Raises `JournalError`."""
+        gone = 0
+        while found := await self._journal.assets(AssetFilter(until=self._clock()), _REMOVED_TOGETHER):
+            await self._journal.write(DropAssets(tuple(one.id for one in found)))
+            gone += len(found)
+        if gone:
+            _log.info("assets.expired", assets=gone)
+            self._store.let_go(())
+        return gone
+
+    @asynccontextmanager
+    async def expiring(self) -> AsyncIterator[None]:
+        """Has `expire` called, now and every ten minutes, until the block ends."""
+
+        async def expire() -> None:
+            while True:
+                try:
+                    await self.expire()
+                except JournalError as error:
+                    _log.warning("assets.not_removed", reason=error.detail)
+                await asyncio.sleep(_EVERY_S)
+
+        async with SideTasks() as tasks:
+            tasks.start(expire(), "expire assets")
+            yield
+
+    async def _keep(self, new: NewAsset, blake3: str, digest: str, size: int, origin: Origin) -> Asset:
+        now, lifetime_s = self._clock(), new.lifetime_s or self._keep_s
+        asset = Asset(
+            id=str(uuid4()),
+            owner=origin.owner,
+            blake3=blake3,
+            digest=digest,
+            size=size,
+            content_type=new.content_type,
+            file_path=new.file_path,
+            tags=new.tags,
+            created_at=now,
+            expires_at=now + lifetime_s,
+            lifetime_s=lifetime_s,
+        )
+        await self._journal.write(KeepAsset(asset))
+        return asset
+
+    @asynccontextmanager
+    async def _room_for(self, content: Content) -> AsyncIterator[None]:
+        """The content is counted until the block ends. Raises `ComfyUILimitError` and `ComfyUIOverloadedError`."""
+        if content.size > self.max_bytes:
+            raise over("an asset is larger than {limit} bytes", self.max_bytes, "half of MAX_STORED_INPUTS_MB")
+        if not await self._has_room(content):
+            await self.expire()
+            if not await self._has_room(content):
+                raise ComfyUIOverloadedError(
+                    f"assets fill {self.max_bytes / 1e6:g} MB, half of MAX_STORED_INPUTS_MB; delete some, or try again"
+                    " when some have expired"
+                )
+        self._coming += content.size
+        try:
+            yield
+        finally:
+            self._coming -= content.size
+
+    async def _has_room(self, content: Content) -> bool:
+        sizes = await self._journal.asset_sizes()
+        taken = self._coming + sum(sizes.values())
+        return content.digest in sizes or taken + content.size <= self.max_bytes
+
+
+def _is_same(asset: Asset, new: NewAsset) -> bool:
+    return asset.file_path == new.file_path and asset.tags == new.tags and new.content_type in {"", asset.content_type}
