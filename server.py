@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from comfyui.address import ServerAccess
+from comfyui.assets.rooms import assets_of
 from comfyui.exceptions import ComfyUIDiskError, SettingsError
 from comfyui.executors.quarantine import Quarantine
 from comfyui.fallback import fallback_engine
@@ -128,6 +129,16 @@ def create_app(
                     deliverer=deliverer,
                 )
             )
+            assets = assets_of(
+                journal,
+                inputs,
+                handler.uploads,
+                handler.standing,
+                pool,
+                handler.made,
+                keep_s=settings.jobs_keep_days * 86_400,
+            )
+            await stack.enter_async_context(assets.uploaded.expiring())
             if options.runpod is None:
                 await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
             tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)
@@ -150,7 +161,7 @@ def create_app(
             if warm_up is not None:
                 await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
-                yield Opened(handler, deliverer, tickets)
+                yield Opened(handler, assets, deliverer, tickets)
 
     return Gateway(options.app, metrics, opening, journal=journal, on_failed=on_failed)
 

@@ -6,7 +6,8 @@ Nothing is stored of a file but its size and its hash. It is there as long as it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import blake3
@@ -14,7 +15,7 @@ import structlog
 
 from comfyui.assets.outputs import JobOutput, job_of, outputs_of
 from comfyui.events import Executed
-from comfyui.exceptions import ComfyUIError, ComfyUIUnreadableError
+from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, ComfyUIUnreadableError
 from comfyui.executors.made_files import MadeFiles
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.asset_writes import KnowOutputs, OutputFacts
@@ -26,7 +27,9 @@ from comfyui.jobs.stored import result_from_bytes
 from comfyui.models import OutputFile
 from comfyui.offload import offloaded
 from comfyui.owners import place_of
+from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
+from comfyui.transport.body import OpenBody
 from comfyui.transport.drivers import OpenReply
 
 _log = structlog.get_logger(__name__)
@@ -44,11 +47,16 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class FoundOutput:
-    """One output, and its job as the journal has it."""
+    """One output, and its job as the journal has it. `server`: see `Outputs`."""
 
     record: JobRecord
     server: str | None
     output: JobOutput
+
+    @property
+    def made(self) -> Outputs:
+        """It alone."""
+        return Outputs(self.server, (self.output,))
 
 
 class JobOutputs:
@@ -154,6 +162,22 @@ class JobOutputs:
 
     # Bytes
 
+    @asynccontextmanager
+    async def whole(self, found: FoundOutput) -> AsyncIterator[OpenBody | None]:
+        """The file; where its connection breaks, its rest is asked for. None where it is not there any more.
+
+        Raises:
+            ComfyUIError: its server does not answer.
+        """
+        backend, file = self._backend(found), found.output.file
+        async with AsyncExitStack() as stack:
+            body = None
+            if backend is not None and file is not None:
+                with suppress(ComfyUINotFoundError):
+                    opened = backend.client.view(file.filename, file.subfolder, file.type)
+                    body = await stack.enter_async_context(opened)
+            yield body
+
     async def open(self, found: FoundOutput, headers: Mapping[str, str]) -> OpenReply | None:
         """What the file's server answers to a question with these headers: 200, 206 or 416. The caller closes it.
 
@@ -162,7 +186,7 @@ class JobOutputs:
         Raises:
             ComfyUIError: the server does not answer.
         """
-        backend = None if found.server is None else self._pool.named(found.server)
+        backend = self._backend(found)
         if backend is None or found.output.file is None:
             return None
         reply = await backend.client.open_view(found.output.file, headers)
@@ -172,6 +196,10 @@ class JobOutputs:
         if reply.status == 404:
             return None
         raise ComfyUIUnreadableError("GET /view: ComfyUI cannot send the file", upstream_status=reply.status)
+
+    def _backend(self, found: FoundOutput) -> Backend | None:
+        """The server that has it, where it is configured still."""
+        return None if found.server is None else self._pool.named(found.server)
 
 
 def _kept_outputs(prompt_id: str, kept: bytes) -> Outputs:

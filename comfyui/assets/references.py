@@ -42,11 +42,13 @@ def references_in(prompt: dict[str, Any]) -> list[Reference]:
     left: list[Any] = [prompt]
     while left:
         holder = left.pop()
+        below: list[Any] = []
         for place, value in _items(holder):
             if isinstance(value, dict) and value.get(_KIND) == _ASSET:
                 found.append(_reference(value, holder, place))
             elif isinstance(value, dict | list):
-                left.append(value)
+                below.append(value)
+        left += reversed(below)
     return found
 
 

@@ -140,21 +140,26 @@ class Content:
         refuse_no_file(head)
         return cls(path, size, digest, extension_for(head, hint))
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The content from its start, in pieces of at most 1 MiB; each call begins anew."""
+    async def chunks(self, start: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
+        """The content in pieces of at most 1 MiB: `size` bytes from byte `start` on, or all that follow it.
+
+        Each call begins anew.
+        """
+        left = self.size - start if size is None else size
         if isinstance(self.source, bytes):
-            for start in range(0, self.size, CHUNK):
-                yield self.source[start : start + CHUNK]
+            for at in range(start, start + left, CHUNK):
+                yield self.source[at : min(at + CHUNK, start + left)]
             return
         with disk_errors(self.folder):
-            file = await opened_in_thread(functools.partial(_opened, self.source))
+            file = await opened_in_thread(functools.partial(_opened, self.source, start))
         try:
-            with disk_errors(self.folder):
-                chunk = await asyncio.to_thread(file.read, CHUNK)
-            while chunk:
-                yield chunk
+            while left > 0:
                 with disk_errors(self.folder):
-                    chunk = await asyncio.to_thread(file.read, CHUNK)
+                    chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
+                if not chunk:
+                    return
+                yield chunk
+                left -= len(chunk)
         finally:
             await finished_in_thread(file.close)
 
@@ -301,9 +306,11 @@ def temporary_file_errors() -> AbstractContextManager[None]:
     return disk_errors(TEMPORARY)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path, start: int = 0) -> IO[bytes]:
     # Nobody but us writes there, so a link was put there to have us read something else.
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    file.seek(start)
+    return file
 
 
 def _size_and_head(path: Path) -> tuple[int, bytes]:

@@ -134,9 +134,11 @@ class JobQueue:
         finally:
             self._coming -= 1
 
-    async def ready_for(self, request: PromptRequest, owner: str | None) -> tuple[Needs, Lane]:
-        """What `at_once` needs to know of a workflow that brings no inputs."""
-        needs = await self._turns.needs_of(request, owner, brings_inputs=False)
+    async def ready_for(
+        self, request: PromptRequest, owner: str | None, *, brings_inputs: bool = False
+    ) -> tuple[Needs, Lane]:
+        """What is to be known of a workflow before it waits; `at_once` takes one that brings no inputs."""
+        needs = await self._turns.needs_of(request, owner, brings_inputs=brings_inputs)
         return needs, await self._turns.lane_of(needs)
 
     def at_once(self, job: Job, request: PromptRequest, needs: Needs) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 
 from comfyui.exceptions import ComfyUIError, ComfyUIValidationError
 from comfyui.executors.checking import AS_COMFYUI, Strictness, problems_on
@@ -45,8 +46,13 @@ class Refusals:
         self._limits = limits
         self._strictness = strictness or AS_COMFYUI
 
-    async def check(self, request: PromptRequest, origin: Origin, needs: Needs, lane: Lane) -> None:
-        """Returns where a server may take the workflow, and where that is not known. It brings no inputs.
+    async def check(
+        self, request: PromptRequest, origin: Origin, needs: Needs, lane: Lane, files: Collection[str] = ()
+    ) -> None:
+        """Returns where a server may take the workflow, and where that is not known.
+
+        Args:
+            files: names of further inputs that come with it.
 
         Raises:
             ComfyUIValidationError: each would refuse it; `answer` is what it would say.
@@ -54,7 +60,7 @@ class Refusals:
         able = [backend for backend in self._pool.backends if backend.name not in lane.no]
         refused: ComfyUIValidationError | None = None
         for backend in able or self._pool.ready[:1]:
-            found = await self._refusal_of(backend, request, origin)
+            found = await self._refusal_of(backend, request, origin, files)
             if found is None:
                 return
             refused = refused or found
@@ -62,11 +68,11 @@ class Refusals:
             raise refused.lacked_by(self._abilities.lacking(needs))
 
     async def _refusal_of(
-        self, backend: Backend, request: PromptRequest, origin: Origin
+        self, backend: Backend, request: PromptRequest, origin: Origin, files: Collection[str]
     ) -> ComfyUIValidationError | None:
         if not backend.ready:
             return None
-        named = {*self._catalogue.named_in(request.prompt, origin.owner)}
+        named = {*files, *self._catalogue.named_in(request.prompt, origin.owner)}
         if origin.is_confined and origin.rules is not None and self._made is not None:
             named |= await self._made.texts_in(request.prompt, origin.rules.name)
         try:

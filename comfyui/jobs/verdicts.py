@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comfyui.exceptions import ComfyUIConflictError, ComfyUIError, ComfyUIShutdownError
+from comfyui.inputs.content import SpooledFiles
 from comfyui.inputs.plan import has_inline_values
 from comfyui.jobs.admission import Admission, check_seen
 from comfyui.jobs.cancels import Cancels
@@ -61,11 +62,14 @@ class Verdicts:
         self._run_limits = run_limits
         self._limits = limits
 
-    async def on(self, request: PromptRequest, *, fresh_id: str, origin: Origin) -> Verdict:
+    async def on(
+        self, request: PromptRequest, *, fresh_id: str, origin: Origin, files: SpooledFiles | None = None
+    ) -> Verdict:
         """Take the prompt. It is in the journal when this returns.
 
         Args:
             fresh_id: a new UUID, to use when the request has no ``prompt_id``.
+            files: further inputs. With them the prompt waits for its turn as async jobs do, once it is checked.
 
         Raises:
             ComfyUIValidationError: a server has refused it, or all would. It is no job.
@@ -74,7 +78,7 @@ class Verdicts:
         """
         await offloaded(request.size, check_api_format, request.prompt, self._limits)
         request = origin.admitted(request)
-        fingerprint = await offloaded(request.size, fingerprint_of, request, None)
+        fingerprint = await offloaded(request.size, fingerprint_of, request, files)
         prompt_id, callers_id = str(request.prompt_id or fresh_id), request.prompt_id is not None
         if callers_id:
             await self._cancels.ended(prompt_id, self._run_limits.max_timeout_s)
@@ -82,7 +86,10 @@ class Verdicts:
             if callers_id and (known := await self._known(prompt_id, origin, request, fingerprint)) is not None:
                 return known
             job = None
-            if not await offloaded(request.size, has_inline_values, request.prompt):
+            if files is not None:
+                needs, lane = await self._queue.ready_for(request, origin.owner, brings_inputs=True)
+                await self._refusals.check(request, origin, needs, lane, files.paths)
+            elif not await offloaded(request.size, has_inline_values, request.prompt):
                 needs, lane = await self._queue.ready_for(request, origin.owner)
                 async with self._admission.room_for(origin):
                     if prompt_id in self._runs.live:
@@ -97,7 +104,7 @@ class Verdicts:
                     await self._refusals.check(request, origin, needs, lane)
             if job is None:
                 look = await self._admission.submit(
-                    prompt_id, origin, request, None, fingerprint, callers_id=callers_id
+                    prompt_id, origin, request, files, fingerprint, callers_id=callers_id
                 )
                 return Verdict(prompt_id, look.record.shown_number if look.record is not None else 0, {})
             try:

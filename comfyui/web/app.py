@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from comfyui.assets.rooms import Assets
 from comfyui.exceptions import ComfyUIDiskError
 from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.journal.protocol import Journal
@@ -95,6 +96,7 @@ class Opened:
     """What the endpoints and the relay work with, open."""
 
     handler: ComfyUIHandler
+    assets: Assets
     deliverer: Deliverer
     tickets: Tickets
 
@@ -230,6 +232,7 @@ class Gateway(FastAPI):
         self.running = GatewayState(
             options=self.app_options.web,
             handler=opened.handler,
+            assets=opened.assets,
             deliverer=opened.deliverer,
             tickets=opened.tickets,
             metrics=self._metrics,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
+from comfy_low.models import Asset as AssetModel
 from comfy_low.models import ErrorEnvelope
 from comfy_low.models import Job as JobModel
 from comfy_sdk import AsyncComfy
 
 from tests.support.keys import bearer
-from tests.support.running import RunningGateway, Workflow
+from tests.support.running import RunningGateway, Workflow, until
 
 JOBS = "/api/v2/jobs"
+ASSETS = "/api/v2/assets"
+ENDS = {"succeeded", "failed", "canceled", "expired"}
 
 
 @asynccontextmanager
@@ -51,3 +55,43 @@ def code_of(body: Any) -> str:
     """Of an error."""
     code: str = body["error"]["code"]
     return code
+
+
+async def until_ended(gateway: RunningGateway, job: Any, *, key: str | None = None) -> Any:
+    """The job when it has ended."""
+
+    async def look() -> Any:
+        status, body = await ask(gateway, f"{JOBS}/{job['id']}", key=key)
+        assert status == 200, body
+        JobModel.model_validate(body)
+        return body
+
+    return await until(look, lambda seen: seen["status"] in ENDS, timeout_s=30)
+
+
+def form(
+    content: bytes, file_path: str | None, *, file_first: bool = False, tags: Sequence[str] = (), **fields: str | None
+) -> aiohttp.FormData:
+    """An upload; a field that is None is left out."""
+    data = aiohttp.FormData(quote_fields=False)
+    texts: dict[str, str | None] = {"content_type": "text/plain", "file_path": file_path, **fields}
+    if file_first:
+        data.add_field("file", content, filename=file_path or "x", content_type="text/plain")
+    for name, value in texts.items():
+        if value is not None:
+            data.add_field(name, value)
+    for tag in tags:
+        data.add_field("tags", tag)
+    if not file_first:
+        data.add_field("file", content, filename=file_path or "x", content_type="text/plain")
+    return data
+
+
+async def upload(
+    gateway: RunningGateway, content: bytes, file_path: str | None, *, key: str | None = None, **fields: Any
+) -> tuple[int, Any]:
+    """Status and JSON of an upload; an asset is held against the contract's model."""
+    status, body = await ask(gateway, ASSETS, "POST", key=key, data=form(content, file_path, **fields))
+    if status < 300:
+        AssetModel.model_validate(body)
+    return status, body

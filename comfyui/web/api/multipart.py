@@ -7,11 +7,12 @@ import functools
 import hashlib
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from blake3 import blake3
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -28,6 +29,7 @@ _WRITE_AT_ONCE = 1 << 20
 # looks like the boundary takes it 60 ms for each read of 256 KB.
 _PIECE = 8 * 1024
 _TURN_S = 0.002
+_NO_LISTS: Mapping[str, list[bytes]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,18 @@ class FormLimits:
     """In bytes: of one file, and of all text fields together. `hold` is told of texts as they come, and may raise.
 
     `max_parts` is how many fields and files the form may have.
+
+    Attributes:
+        lists: of texts that may come several times, by the name of their field: each is added to its list.
+        with_blake3: each file is hashed by BLAKE3, too.
     """
 
     max_file_bytes: int
     max_text_bytes: int
     hold: Callable[[int], None]
     max_parts: int = 1000
+    lists: Mapping[str, list[bytes]] = field(default_factory=lambda: _NO_LISTS)
+    with_blake3: bool = False
 
 
 @dataclass(slots=True)
@@ -62,6 +70,7 @@ class _Part:
     """Where the file lies, once it has been begun."""
     file: IO[bytes] | None = None
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    blake3: blake3 | None = None
 
     @property
     def is_text(self) -> bool:
@@ -117,6 +126,11 @@ class FormFiles:
     def fields(self) -> list[str]:
         """The name of each file's field, in their order."""
         return [part.name for part in self._parts]
+
+    @property
+    def blake3s(self) -> list[str]:
+        """BLAKE3 of each file in hex, where the form was read with it."""
+        return [part.blake3.hexdigest() for part in self._parts if part.blake3 is not None]
 
     def named(self, references: Collection[str]) -> SpooledFiles:
         """Each file by the name that the workflow has for it; nobody holds them yet.
@@ -217,9 +231,14 @@ class _Form:
     def _new_file(self, part: _Part) -> None:
         if not part.filenames[0]:
             raise RequestError(f"{part.name}: the file has no name, and by it the workflow would refer to it")
+        if self._limits.with_blake3:
+            part.blake3 = blake3()
         self._files.append(part)
 
     def _keep_text(self, part: _Part) -> None:
+        if (several := self._limits.lists.get(part.name)) is not None:
+            several.append(bytes(part.pending))
+            return
         if part.name in self.texts:
             raise RequestError(f"{part.name}: the field is there twice")
         self.texts[part.name] = part.pending
@@ -233,6 +252,8 @@ class _Form:
             part.file = part.path.open("wb")
         part.file.write(block)
         part.digest.update(block)
+        if part.blake3 is not None:
+            part.blake3.update(block)
         if part.ended:
             part.file.close()
 

@@ -32,6 +32,7 @@ class BodyStream(Response):
 
     Args:
         stack: what `body` needs open; closed at the end, however it comes.
+        status: 206 for a part.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class BodyStream(Response):
         media_type: str,
         headers: Mapping[str, str] | None = None,
         stack: AsyncExitStack | None = None,
+        status: int = 200,
     ) -> None:
-        self.status_code = 200
+        self.status_code = status
         self.media_type = media_type
         self.background = None
         self._content = body

@@ -8,6 +8,7 @@ from typing import Protocol
 from fastapi import Request
 from starlette.types import Scope
 
+from comfyui.assets.rooms import Assets
 from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.usage import SentBytes
 from comfyui.jobs.webhooks.rules import WebhookRules
@@ -54,6 +55,7 @@ class GatewayState:
 
     options: WebOptions
     handler: ComfyUIHandler
+    assets: Assets
     deliverer: Deliverer
     tickets: Tickets
     metrics: Metrics

@@ -33,7 +33,7 @@ _QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 _LONGEST_ADDRESS = 64
 _FORM = b"multipart/form-data"
 # The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
-_PATHS = frozenset({"/prompt_sync", "/validate"})
+_PATHS = frozenset({"/prompt_sync", "/validate", "/api/v2/assets"})
 
 
 def is_form(scope: Scope) -> bool:

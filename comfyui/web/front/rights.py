@@ -69,6 +69,9 @@ TABLE: tuple[Row, ...] = (
     *_rows("gateway", "GET", "/api/v2/jobs /api/v2/jobs/* /api/v2/jobs/*/workflow", OWN, ALL),
     *_rows("gateway", "GET", "/api/v2/jobs/*/logs", OWN, ALL),
     *_rows("gateway", "POST", "/api/v2/jobs/*/cancel", OWN, NO),
+    *_rows("gateway", "POST", "/api/v2/assets /api/v2/assets/from-hash", OWN, NO),
+    *_rows("gateway", "GET", "/api/v2/assets/by-hash/* /api/v2/assets/* /api/v2/assets/*/content", OWN, ALL),
+    *_rows("gateway", "DELETE", "/api/v2/assets/*", OWN, NO),
     *_rows("gateway", "GET", "/usage", OWN, ALL),
     # Workflows
     Row("gateway", "POST", "/validate", OWN, NO, graph=True),

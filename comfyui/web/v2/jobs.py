@@ -19,10 +19,8 @@ from comfyui.exceptions import (
     QueryError,
 )
 from comfyui.jobs.admission import Look
-from comfyui.jobs.journal.records import JobRecord
 from comfyui.jobs.origin import Origin
-from comfyui.jobs.stored import request_of, result_from_bytes
-from comfyui.models import OutputFile
+from comfyui.jobs.stored import request_of
 from comfyui.offload import offloaded
 from comfyui.web.api.jobs import link_to, origin_of, seen_by
 from comfyui.web.comfyui.prompt import hide_files_of_others
@@ -31,8 +29,8 @@ from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.headers import public_address
 from comfyui.web.v2.bodies import posted_job
 from comfyui.web.v2.listing import listing_of
-from comfyui.web.v2.outputs import outputs_json
-from comfyui.web.v2.shapes import JSON, Address, expires_at, job_json, listed_json
+from comfyui.web.v2.outputs import outputs_of
+from comfyui.web.v2.shapes import JSON, Address, job_json, listed_json
 
 FACE = "v2"
 _UNKNOWN = "there is no such job"
@@ -51,7 +49,8 @@ async def submit(request: Request) -> Response:
     prompt_id = str(uuid4())
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     try:
-        await gateway.handler.verdicts.on(posted.request, fresh_id=prompt_id, origin=origin)
+        async with gateway.assets.references.resolved(posted.request, origin) as resolved:
+            await gateway.handler.verdicts.on(resolved.request, fresh_id=prompt_id, origin=origin, files=resolved.files)
     except ComfyUIValidationError as error:
         await hide_files_of_others(error, gateway, origin)
         raise
@@ -71,8 +70,7 @@ async def jobs(request: Request) -> Response:
     address = address_of(request, gateway)
     listed = []
     for record in page.records:
-        files = await _files(gateway, record)
-        outputs = outputs_json(record.prompt_id, files, expires_at(record, address.keep_s), address)
+        outputs = await outputs_of(gateway, Look(record.prompt_id, record.state, record), address)
         listed.append(listed_json(record, outputs, address))
     found: JSON = {"jobs": listed, "truncated": False}
     if page.next_cursor is not None:
@@ -148,21 +146,10 @@ async def shown(request: Request, look: Look) -> JSON:
     if record is None:
         raise ComfyUINotFoundError(_UNKNOWN)
     address = address_of(request, gateway)
-    files = await _files(gateway, record)
-    outputs = outputs_json(look.prompt_id, files, expires_at(record, address.keep_s), address)
-    return job_json(look, record, outputs, address)
+    return job_json(look, record, await outputs_of(gateway, look, address), address)
 
 
 def address_of(request: Request, gateway: GatewayState) -> Address:
     """How this client writes our addresses."""
     options = gateway.options
     return Address(link_to("", request), public_address(request.scope, options.public_url), options.jobs_keep_s)
-
-
-async def _files(gateway: GatewayState, record: JobRecord) -> tuple[OutputFile, ...]:
-    if not record.state.is_end:
-        return ()
-    kept = await gateway.handler.journal.result_of(record.prompt_id)
-    if kept is None:
-        return ()
-    return (await offloaded(len(kept), result_from_bytes, record.prompt_id, kept, with_outputs=False)).files

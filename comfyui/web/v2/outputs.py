@@ -1,54 +1,84 @@
-"""What a job has made, as the contract's Outputs: the files of all nodes."""
+"""Assets as the contract has them: outputs of jobs, and uploads."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from typing import Any
 
-from comfyui import jsonio
-from comfyui.models import OutputFile
-from comfyui.web.v2.shapes import Address, time_of
+from comfyui.assets.job_outputs import FoundOutput
+from comfyui.assets.outputs import JobOutput
+from comfyui.jobs.admission import Look
+from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
+from comfyui.web.front.gateway_state import GatewayState
+from comfyui.web.v2.shapes import Address, expires_at, time_of
 
 JSON = dict[str, Any]
 
 ASSETS = "/api/v2/assets"
-_KINDS = ("image", "video", "audio", "text")
 
 
-def output_id(prompt_id: str, file: OutputFile) -> str:
-    """The same for the same file of the same job, in any process."""
-    name = jsonio.canonical([file.node_id, file.type, file.subfolder, file.filename])
-    return f"{prompt_id}.{hashlib.sha256(name).hexdigest()[:16]}"
+async def outputs_of(gateway: GatewayState, look: Look, address: Address) -> list[JSON]:
+    """What the job has made up to now."""
+    record, outputs = look.record, gateway.assets.outputs
+    if record is None:
+        return []
+    made = await outputs.of(record, look)
+    facts = await outputs.facts(record, made)
+    until = expires_at(record, address.keep_s)
+    return [output_json(look.prompt_id, one, facts.get(one.id), until, address) for one in made.outputs]
 
 
-def output_json(prompt_id: str, file: OutputFile, expires_at: float, address: Address) -> JSON:
-    """An Output."""
-    own = output_id(prompt_id, file)
+def output_json(prompt_id: str, output: JobOutput, facts: OutputFacts | None, until: float, address: Address) -> JSON:
+    """An Output. `until`: when its job may be forgotten."""
     return {
-        "node_id": file.node_id,
-        "name": file.filename,
-        "type": kind_of(file),
-        "content_type": file.content_type,
-        "size_bytes": 0,
-        "id": own,
-        "hash": None,
-        "url": f"{address.public}{ASSETS}/{own}/content",
-        "url_expires_at": time_of(expires_at),
+        "node_id": output.node_id,
+        "name": output.name,
+        "type": output.kind,
+        "content_type": output.content_type,
+        "size_bytes": facts.size if facts else 0,
+        "id": output.id,
+        "hash": _hash(facts.blake3 if facts else None),
+        "url": _url(output.id, address),
+        "url_expires_at": time_of(until),
         "job_id": prompt_id,
     }
 
 
-def outputs_json(prompt_id: str, files: Iterable[OutputFile], expires_at: float, address: Address) -> list[JSON]:
-    """All of them, each file once."""
-    return list(
-        {one["id"]: one for one in (output_json(prompt_id, file, expires_at, address) for file in files)}.values()
-    )
+def output_asset_json(found: FoundOutput, facts: OutputFacts | None, address: Address) -> JSON:
+    """An Asset that a job has made."""
+    record, output = found.record, found.output
+    until = expires_at(record, address.keep_s)
+    return {
+        "id": output.id,
+        "hash": _hash(facts.blake3 if facts else None),
+        "size_bytes": facts.size if facts else 0,
+        "content_type": output.content_type,
+        "created_at": time_of(record.ended_at or record.started_at or record.created_at),
+        "expires_at": time_of(until),
+        "url": _url(output.id, address),
+        "url_expires_at": time_of(until),
+        "job_id": record.prompt_id,
+    }
 
 
-def kind_of(file: OutputFile) -> str:
-    """The contract's closed set: what is none of the others is a `file`."""
-    if file.filename.lower().endswith(".latent"):
-        return "latent"
-    kind = file.content_type.partition("/")[0]
-    return kind if kind in _KINDS else "file"
+def asset_json(asset: Asset, address: Address) -> JSON:
+    """An Asset that was uploaded."""
+    return {
+        "id": asset.id,
+        "hash": _hash(asset.blake3),
+        "size_bytes": asset.size,
+        "content_type": asset.content_type,
+        "file_path": asset.file_path or None,
+        "tags": list(asset.tags),
+        "created_at": time_of(asset.created_at),
+        "expires_at": time_of(asset.expires_at),
+        "url": _url(asset.id, address),
+        "url_expires_at": time_of(asset.expires_at),
+    }
+
+
+def _url(asset_id: str, address: Address) -> str:
+    return f"{address.public}{ASSETS}/{asset_id}/content"
+
+
+def _hash(digest: str | None) -> str | None:
+    return None if digest is None else f"blake3:{digest}"

@@ -1,0 +1,326 @@
+"""Comfy API v2: assets, with the official SDK: uploads, what jobs have made, and both as inputs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import comfy_sdk
+import pytest
+from blake3 import blake3
+from PIL import Image
+
+from comfyui.engine import Engine
+from tests.support.engine_workflows import sleeping, writing
+from tests.support.keys import ALICE, BOB
+from tests.support.running import RunningGateway, engines, invert_workflow, requests, running_gateway
+from tests.support.target import node
+from tests.support.v2 import ASSETS, ask, code_of, comfy, form, submit, until_ended, upload
+
+
+def picture(color: int = 0x10_20_30) -> bytes:
+    """A PNG of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), f"#{color:06x}").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def color_of(png: bytes) -> int:
+    """Of its first pixel."""
+    with Image.open(io.BytesIO(png)) as image:
+        red, green, blue = image.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
+    return red << 16 | green << 8 | blue
+
+
+def reading(asset: Any) -> dict[str, Any]:
+    """Saves the picture again."""
+    return {
+        "1": node("LoadImage", image=asset),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="read"),
+    }
+
+
+async def test_the_sdk_uploads_a_file_once_and_jobs_read_it(gateway: RunningGateway, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(picture(0xAA_BB_CC))
+    async with comfy(gateway.url) as client:
+        asset = client.assets.from_file(tmp_path / "photo.png")
+        job = await client.submit(client.workflows.from_json(reading(asset)))
+        assert (asset.created_new, asset.hash) == (True, f"blake3:{blake3(picture(0xAA_BB_CC)).hexdigest()}")
+        await job.result()
+        (output,) = job.outputs
+        assert color_of(await output.to_bytes()) == 0xAA_BB_CC
+        again = client.assets.from_bytes(picture(0xAA_BB_CC), filename="other.png")
+        await again.commit()
+        assert (again.created_new, again.id == asset.id) == (False, False)
+        found = await client.assets.get(again.id or "")
+        assert (found.id, found.hash) == (again.id, asset.hash)
+
+
+async def test_outputs_have_sizes_and_hashes_and_come_in_whole_or_in_part(gateway: RunningGateway) -> None:
+    async with comfy(gateway.url) as client:
+        job = await client.submit(client.workflows.from_json(writing(size=100_000)))
+        await job.result()
+        (output,) = job.outputs
+        assert output.size_bytes == 100_000
+        assert (await shown(gateway, output.id))["hash"] is None, "its bytes did not pass yet"
+        part = await output.to_bytes(range=(10, 19))
+        stream = io.BytesIO()
+        assert await output.to_stream(stream) == 100_000
+        assert stream.getvalue()[10:20] == part
+        digest = f"blake3:{blake3(stream.getvalue()).hexdigest()}"
+        assert (await shown(gateway, output.id))["hash"] == digest
+        await job.refresh()
+        assert job.outputs[0].size_bytes == 100_000
+        url = await output.get_download_url()
+        assert url.url == f"{gateway.url}{ASSETS}/{output.id}/content"
+
+
+async def shown(gateway: RunningGateway, asset_id: str, key: str | None = None) -> Any:
+    status, body = await ask(gateway, f"{ASSETS}/{asset_id}", key=key)
+    assert status == 200, body
+    return body
+
+
+async def test_nothing_that_nodes_tell_is_dropped(gateway: RunningGateway) -> None:
+    workflow = {
+        **writing(key="3d", extension="glb"),
+        "2": node("PreviewAny", source="hällo"),
+        "3": node("SimulatedOutput", filename_prefix="a", count=1, size=10, extension="latent", output_key="latents"),
+        "4": node("SimulatedOutput", filename_prefix="b", count=1, size=10, extension="mp4", output_key="images"),
+    }
+    job = await until_ended(gateway, await submit(gateway, workflow))
+    assert [(one["node_id"], one["type"], one["content_type"], one["size_bytes"]) for one in job["outputs"]] == [
+        ("1", "file", "model/gltf-binary", 1000),
+        ("2", "text", "text/plain; charset=utf-8", 6),
+        ("3", "latent", "application/octet-stream", 10),
+        ("4", "video", "video/mp4", 10),
+    ]
+    text = job["outputs"][1]
+    assert (text["name"], text["hash"]) == ("2_1.txt", f"blake3:{blake3('hällo'.encode()).hexdigest()}")
+    assert (await fetched(gateway, text["id"]))[2] == "hällo".encode()
+    assert (await fetched(gateway, text["id"], Range="bytes=-2"))[2] == b"lo"
+
+
+async def fetched(
+    gateway: RunningGateway, asset_id: str, method: str = "GET", **headers: str
+) -> tuple[int, Any, bytes]:
+    url = f"{ASSETS}/{asset_id}/content"
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with gateway.http.request(method, url, headers=given) as response:
+        return response.status, response.headers, await response.read()
+
+
+@pytest.mark.parametrize("made_by", ["upload", "job"])
+async def test_content_answers_ranges_as_http_says(gateway: RunningGateway, made_by: str) -> None:
+    if made_by == "upload":
+        whole = bytes(range(256)) * 40
+        asset_id = (await upload(gateway, whole, "a.bin"))[1]["id"]
+    else:
+        job = await until_ended(gateway, await submit(gateway, writing(size=10_240)))
+        asset_id = job["outputs"][0]["id"]
+        whole = (await fetched(gateway, asset_id))[2]
+    size, etag = len(whole), f'"{blake3(whole).hexdigest()}"'
+    assert size == 10_240
+    for asked, expected in {
+        "bytes=0-3": (206, "bytes 0-3/10240", whole[:4]),
+        "bytes=10000-": (206, "bytes 10000-10239/10240", whole[10_000:]),
+        "bytes=-5": (206, "bytes 10235-10239/10240", whole[-5:]),
+        "bytes=10200-99999": (206, "bytes 10200-10239/10240", whole[10_200:]),
+        "bytes=0-1,4-5": (200, None, whole),
+        "bytes=5-3": (200, None, whole),
+        "lines=1-2": (200, None, whole),
+        "bytes=-": (200, None, whole),
+    }.items():
+        status, headers, body = await fetched(gateway, asset_id, Range=asked)
+        assert (status, headers.get("Content-Range"), body) == expected, asked
+        assert (headers["Content-Length"], headers["Accept-Ranges"]) == (str(len(body)), "bytes")
+        assert (headers["ETag"], headers["X-Content-Type-Options"]) == (etag, "nosniff")
+        assert headers["Content-Disposition"].startswith("attachment")
+    status, headers, _ = await fetched(gateway, asset_id, "HEAD")
+    assert (status, headers["Content-Length"], headers["ETag"]) == (200, "10240", etag)
+    assert (await fetched(gateway, asset_id, Range="bytes=0-3", If_Range=etag))[0] == 206
+    assert (await fetched(gateway, asset_id, Range="bytes=0-3", If_Range='"other"'))[0] == 200
+    assert (await fetched(gateway, asset_id, If_None_Match=f'W/"x", {etag}'))[0] == 304
+    async with gateway.http.get(f"{ASSETS}/{asset_id}/content", headers={"Range": "bytes=10240-"}) as response:
+        assert (response.status, response.headers["Content-Range"]) == (416, "bytes */10240")
+        assert (await response.json())["error"]["code"] == "invalid_range"
+
+
+async def test_an_output_is_the_input_of_the_next_job_on_any_server() -> None:
+    async with engines(3) as servers, running_gateway(*(one.url for one in servers)) as gateway:
+        for number, one in enumerate(servers):
+            Image.new("RGB", (8, 8)).save(one.folders.input / f"only {number}.png")
+        async with comfy(gateway.url) as client:
+            first = await client.submit(client.workflows.from_json(invert_workflow(0x10_20_30)))
+            await first.result()
+            (made,) = first.outputs
+            reference = {"__type": "core/ASSET", "info": {"id": made.id}}
+            for number in range(3):
+                pin = {
+                    "8": node("LoadImage", image=f"only {number}.png"),
+                    "9": node("PreviewImage", images=["8", 0]),
+                }
+                job = await client.submit(client.workflows.from_json({**reading(reference), **pin}))
+                await job.result()
+                output = next(one for one in job.outputs if one.node_id == "2")
+                assert color_of(await output.to_bytes()) == 0xFFFFFF - 0x10_20_30
+        assert sum(bool(requests(one, "POST /upload/image")) for one in servers) == 2
+
+
+async def test_a_text_is_the_input_of_the_next_job(gateway: RunningGateway, engine: Engine) -> None:
+    first = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source="a story")}))
+    reference = {"__type": "core/ASSET", "info": {"id": first["outputs"][0]["id"]}}
+    job = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source=reference)}))
+    assert job["status"] == "succeeded"
+    (output,) = job["outputs"]
+    path = (await fetched(gateway, output["id"]))[2].decode()
+    assert (engine.folders.input / path).read_text() == "a story"
+
+
+async def test_a_workflow_with_assets_that_are_not_there_is_refused_with_all_of_them(gateway: RunningGateway) -> None:
+    workflow = {
+        "1": node("LoadImage", image={"__type": "core/ASSET", "info": {"id": "zzz"}}),
+        "2": node("LoadImage", image={"__type": "core/ASSET", "info": {"hash": "blake3:" + "0" * 64}}),
+        "3": node("SaveImage", images=["1", 0], filename_prefix="a"),
+    }
+    async with comfy(gateway.url) as client:
+        with pytest.raises(comfy_sdk.MissingAsset) as refused:
+            await client.submit(client.workflows.from_json(workflow))
+    assert refused.value.details == {"missing_ids": ["zzz", "blake3:" + "0" * 64]}
+    for info in (None, {}, {"id": ""}, {"id": 1}, "x"):
+        wrong = {"1": node("LoadImage", image={"__type": "core/ASSET", "info": info})}
+        status, body = await ask(gateway, "/api/v2/jobs", "POST", json={"workflow": wrong})
+        assert (status, code_of(body)) == (422, "invalid_workflow"), info
+
+
+async def test_an_asset_is_found_by_its_hash_where_its_id_is_unknown(gateway: RunningGateway) -> None:
+    _, asset = await upload(gateway, picture(0x01_02_03), "a/b.png")
+    info = {"id": "gone", "hash": asset["hash"], "file_path": "a/b.png"}
+    job = await submit(gateway, reading({"__type": "core/ASSET", "info": info}))
+    job = await until_ended(gateway, job)
+    assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x01_02_03
+
+
+async def test_each_record_has_its_own_name_and_goes_alone_and_the_bytes_with_the_last(
+    gateway: RunningGateway,
+) -> None:
+    first = await upload(gateway, b"same", "a.txt", tags=["x", "y"])
+    second = await upload(gateway, b"same", "b.txt")
+    assert (first[0], first[1]["created_new"], first[1]["tags"]) == (201, True, ["x", "y"])
+    assert (second[0], second[1]["created_new"], second[1]["file_path"]) == (200, False, "b.txt")
+    assert first[1]["id"] != second[1]["id"]
+    status, third = await ask(gateway, f"{ASSETS}/from-hash", "POST", json={"hash": first[1]["hash"]})
+    assert (status, third["created_new"], third["content_type"]) == (201, False, "text/plain")
+    same = await ask(gateway, f"{ASSETS}/from-hash", "POST", json={"hash": first[1]["hash"]})
+    assert (same[0], same[1]["id"]) == (200, third["id"])
+    for asset in (first[1], second[1], third):
+        async with gateway.http.head(f"{ASSETS}/by-hash/{asset['hash']}") as response:
+            assert response.status == 200
+        assert (await fetched(gateway, asset["id"]))[2] == b"same"
+        assert (await ask(gateway, f"{ASSETS}/{asset['id']}", "DELETE"))[0] == 204
+        status, body = await ask(gateway, f"{ASSETS}/{asset['id']}", "DELETE")
+        assert (status, code_of(body)) == (404, "not_found")
+    for spelled in (first[1]["hash"], first[1]["hash"].replace(":", "%3A"), "nonsense"):
+        async with gateway.http.head(f"{ASSETS}/by-hash/{spelled}") as response:
+            assert response.status == 404
+    status, body = await ask(gateway, f"{ASSETS}/from-hash", "POST", json={"hash": first[1]["hash"]})
+    assert (status, code_of(body)) == (404, "blob_not_found")
+
+
+async def test_what_a_job_has_made_is_not_deleted_by_itself(gateway: RunningGateway) -> None:
+    job = await until_ended(gateway, await submit(gateway, invert_workflow()))
+    status, body = await ask(gateway, f"{ASSETS}/{job['outputs'][0]['id']}", "DELETE")
+    assert (status, code_of(body)) == (409, "asset_in_use")
+
+
+async def test_a_file_that_is_gone_from_its_server_is_told_so(gateway: RunningGateway, engine: Engine) -> None:
+    job = await until_ended(gateway, await submit(gateway, invert_workflow()))
+    for file in engine.folders.output.rglob("*.png"):
+        file.unlink()
+    for headers in ({}, {"Range": "bytes=0-3"}):
+        status, body = await ask(gateway, f"{ASSETS}/{job['outputs'][0]['id']}/content", headers=headers)
+        assert (status, code_of(body)) == (404, "output_unavailable")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"file_path": "../a.png"}, "invalid_request"),
+        ({"file_path": "/a.png"}, "invalid_request"),
+        ({"file_path": "a\\b.png"}, "invalid_request"),
+        ({"file_path": "a//b.png"}, "invalid_request"),
+        ({"file_path": ""}, "invalid_request"),
+        ({"file_path": "output/a.png"}, "invalid_request"),
+        ({"file_path": "models/loras/a.safetensors"}, "invalid_request"),
+        ({"file_path": "loras/a.safetensors"}, "invalid_request"),
+        ({"file_path": None}, "invalid_request"),
+        ({"content_type": None}, "invalid_request"),
+        ({"content_type": "a\r\nb: c"}, "invalid_request"),
+        ({"expires_in": "59"}, "invalid_request"),
+        ({"expires_in": "604801"}, "invalid_request"),
+        ({"expires_in": "soon"}, "invalid_request"),
+        ({"expected_hash": "blake3:" + "0" * 64}, "hash_mismatch"),
+        ({"expected_hash": "sha256:x"}, "hash_mismatch"),
+    ],
+)
+async def test_an_upload_that_breaks_the_contract_is_refused(
+    gateway: RunningGateway, fields: dict[str, str | None], code: str
+) -> None:
+    status, body = await upload(gateway, b"a", **{"file_path": "a.png", **fields})
+    assert (status, code_of(body)) == (409 if code == "hash_mismatch" else 422, code)
+
+
+@pytest.mark.parametrize("path", ["photo.png", "input/photo.png", "sub/dir/a.txt", 'a"b é.png', "input"])
+async def test_a_file_may_have_any_name_below_the_input_folder(gateway: RunningGateway, path: str) -> None:
+    status, asset = await upload(gateway, picture(), path)
+    assert (status, asset["file_path"]) == (201, path.removeprefix("input/"))
+
+
+async def test_the_parts_of_a_form_come_in_any_order(gateway: RunningGateway) -> None:
+    data = form(b"late", "a.txt", file_first=True, tags=["one"])
+    async with gateway.http.post(ASSETS, data=data) as response:
+        assert response.status == 201
+        assert (await response.json())["tags"] == ["one"]
+    status, body = await ask(gateway, ASSETS, "POST", json={"file": "x"})
+    assert (status, code_of(body)) == (422, "invalid_request")
+
+
+async def test_a_key_sees_its_own_assets_only(engine: Engine, keys_path: Path) -> None:
+    async with running_gateway(engine.url, keys_file=keys_path) as gateway:
+        await sees_its_own_only(gateway)
+
+
+async def sees_its_own_only(gateway: RunningGateway) -> None:
+    status, mine = await upload(gateway, picture(), "a.png", key=ALICE)
+    assert status == 201
+    status, theirs = await upload(gateway, picture(), "a.png", key=BOB)
+    assert (status, theirs["created_new"]) == (201, True), "that another has the same bytes is not told"
+    for path in ("", "/content"):
+        status, body = await ask(gateway, f"{ASSETS}/{mine['id']}{path}", key=BOB)
+        assert (status, code_of(body)) == (404, "not_found")
+    assert (await ask(gateway, f"{ASSETS}/{mine['id']}", "DELETE", key=BOB))[0] == 404
+    reference = {"__type": "core/ASSET", "info": {"id": mine["id"]}}
+    status, body = await ask(gateway, "/api/v2/jobs", "POST", key=BOB, json={"workflow": reading(reference)})
+    assert (status, body["error"]["details"]) == (422, {"missing_ids": [mine["id"]]})
+    job = await until_ended(gateway, await submit(gateway, reading(reference), key=ALICE), key=ALICE)
+    assert job["status"] == "succeeded"
+    (output,) = job["outputs"]
+    assert (await ask(gateway, f"{ASSETS}/{output['id']}", key=BOB))[0] == 404
+    assert (await shown(gateway, output["id"], ALICE))["job_id"] == job["id"]
+    assert (await ask(gateway, f"{ASSETS}/{mine['id']}", "DELETE", key=ALICE))[0] == 204
+    assert (await shown(gateway, theirs["id"], BOB))["id"] == theirs["id"]
+
+
+async def test_a_job_that_waits_keeps_the_bytes_of_an_asset_that_was_deleted(gateway: RunningGateway) -> None:
+    blocker = await submit(gateway, sleeping())
+    _, asset = await upload(gateway, picture(0x33_44_55), "a.png")
+    reference = {"__type": "core/ASSET", "info": {"id": asset["id"]}}
+    job = await submit(gateway, reading(reference))
+    assert (await ask(gateway, f"{ASSETS}/{asset['id']}", "DELETE"))[0] == 204
+    await gateway.handler.uploads.sweep()
+    assert (await ask(gateway, f"/api/v2/jobs/{blocker['id']}/cancel", "POST"))[0] == 200
+    job = await until_ended(gateway, job)
+    assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x33_44_55
+    await gateway.handler.uploads.sweep()
+    assert not gateway.handler.uploads.catalogue.digests()
