@@ -211,7 +211,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     max_stored_inputs_mb: float = Field(
         default=10_000,
         gt=0,
-        description="Inputs of async jobs and uploads to the gateway, in MB; beyond it old uploads go, then 429.",
+        description="Inputs of async jobs, uploads and assets, in MB; beyond it old uploads go, then 429.",
     )
     usage_keep_days: float = Field(
         default=400, ge=1, allow_inf_nan=False, description="Days for which it is kept how much each key used."
@@ -244,7 +244,9 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         default=(), description="Hosts, host:port or CIDRs that callers' webhooks may reach though they are not public."
     )
     max_multipart_mb: float = Field(
-        default=1000, gt=0, description="Largest multipart/form-data body of /prompt_sync, in MB; it is kept on disk."
+        default=1000,
+        gt=0,
+        description="Largest form (multipart/form-data) of /prompt_sync and of assets, in MB; it is kept on disk.",
     )
     preflight: bool = Field(
         default=False, description="Check workflows against the node definitions before they are queued."

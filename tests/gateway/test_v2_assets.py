@@ -148,24 +148,24 @@ async def test_content_answers_ranges_as_http_says(gateway: RunningGateway, made
 
 
 async def test_an_output_is_the_input_of_the_next_job_on_any_server() -> None:
-    async with engines(3) as servers, running_gateway(*(one.url for one in servers)) as gateway:
+    async with engines(3) as servers:
         for number, one in enumerate(servers):
+            # A file that no other server has decides where a prompt runs.
             Image.new("RGB", (8, 8)).save(one.folders.input / f"only {number}.png")
-        async with comfy(gateway.url) as client:
+        async with running_gateway(*(one.url for one in servers)) as gateway, comfy(gateway.url) as client:
             first = await client.submit(client.workflows.from_json(invert_workflow(0x10_20_30)))
             await first.result()
-            (made,) = first.outputs
-            reference = {"__type": "core/ASSET", "info": {"id": made.id}}
+            reference = {"__type": "core/ASSET", "info": {"id": first.outputs[0].id}}
+            _, asset = await upload(gateway, picture(0x12_34_56), "photo.png")
+            uploaded = {"__type": "core/ASSET", "info": {"id": asset["id"]}}
             for number in range(3):
-                pin = {
-                    "8": node("LoadImage", image=f"only {number}.png"),
-                    "9": node("PreviewImage", images=["8", 0]),
-                }
-                job = await client.submit(client.workflows.from_json({**reading(reference), **pin}))
-                await job.result()
-                output = next(one for one in job.outputs if one.node_id == "2")
-                assert color_of(await output.to_bytes()) == 0xFFFFFF - 0x10_20_30
-        assert sum(bool(requests(one, "POST /upload/image")) for one in servers) == 2
+                pin = {"8": node("LoadImage", image=f"only {number}.png"), "9": node("PreviewImage", images=["8", 0])}
+                for asked, color in ((reference, 0xFFFFFF - 0x10_20_30), (uploaded, 0x12_34_56)):
+                    job = await client.submit(client.workflows.from_json({**reading(asked), **pin}))
+                    await job.result()
+                    output = next(one for one in job.outputs if one.node_id == "2")
+                    assert color_of(await output.to_bytes()) == color
+        assert all(requests(one, "POST /upload/image") for one in servers)
 
 
 async def test_a_text_is_the_input_of_the_next_job(gateway: RunningGateway, engine: Engine) -> None:
