@@ -30,6 +30,7 @@ from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import InputStore
 from comfyui.jobs.admission import UNKNOWN, Admission, Look
 from comfyui.jobs.cancels import Cancels, given_up
+from comfyui.jobs.claims import Claims
 from comfyui.jobs.entry import Entries
 from comfyui.jobs.fingerprints import fingerprint_of
 from comfyui.jobs.history import JobHistory
@@ -93,7 +94,8 @@ class ComfyUIHandler:
         owners: know what each owner may have and see; None: everything.
 
     Attributes:
-        admission: knows which job an id stands for. verdicts: take prompts as ComfyUI's own endpoint does.
+        admission: knows which job an id stands for. claims: have the idempotency keys of jobs.
+        verdicts: take prompts as ComfyUI's own endpoint does.
         made, uploads: files that prompts have made, and that clients uploaded, where prompts wait in the gateway.
         fleet: what the servers have, as if they were one.
     """
@@ -115,7 +117,7 @@ class ComfyUIHandler:
         self.pool, self.metrics, self._also_ready = pool, metrics or Metrics(), also_ready
         self._options = options = options or HandlerOptions()
         self.entries = entries = entries or Entries()
-        self.journal = entries.journal
+        self.journal, self.claims = entries.journal, Claims(entries.journal)
         self.fleet = Fleet(pool, self.journal)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         catalogue = Catalogue(self.journal, self._inputs, owners)

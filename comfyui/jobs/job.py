@@ -16,7 +16,16 @@ from typing import Any, Literal
 
 import structlog
 
-from comfyui.events import Event, Executed, Executing, ExecutionCached, ExecutionStart, ProgressState, QueuePosition
+from comfyui.events import (
+    Event,
+    Executed,
+    Executing,
+    ExecutionCached,
+    ExecutionStart,
+    Preview,
+    ProgressState,
+    QueuePosition,
+)
 from comfyui.exceptions import ComfyUIError, ComfyUIPromptLostError, ComfyUITaskCancelledError
 from comfyui.inputs.content import BroughtFiles
 from comfyui.jobs.entry import Entry
@@ -30,7 +39,7 @@ from comfyui.servers.watcher import Watch
 _log = structlog.get_logger(__name__)
 
 # Events that say how it is, and not only what happened: a listener that comes later is told the last one of each kind.
-_HOLDS_ON = frozenset({QueuePosition, ExecutionCached, Executing, ProgressState})
+_HOLDS_ON = frozenset({QueuePosition, ExecutionCached, Executing, ProgressState, Preview})
 
 Reason = Literal["timeout", "disconnect", "request", "shutdown", "restart", "orphan"]
 """Why a prompt is cancelled."""
@@ -98,6 +107,7 @@ class Job:
         self._listeners: set[Listener] = set()
         self._latest: dict[type[Event], Event] = {}
         self._shown: set[str] = set()
+        self._executed: dict[str, Executed] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._asking: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -309,18 +319,27 @@ class Job:
         """Whether anyone listens to what is published."""
         return bool(self._listeners)
 
+    @property
+    def collects(self) -> bool:
+        """Whether what nodes have made is kept until the end: who asks how it is wants to know that, too."""
+        return self.stays
+
     def publish(self, event: Event) -> None:
         """Tell all listeners, and keep what holds on for those that come later."""
         kind = type(event)
         if kind is ExecutionStart:
             self.began_at = asyncio.get_running_loop().time()
             self._latest.clear()
+            self._executed.clear()
             self._start()
         elif kind in _HOLDS_ON:
             self._latest.pop(kind, None)
             self._latest[kind] = event
-        elif isinstance(event, Executed) and self.owner is not None:
-            self._shown.update(_places_in(event))
+        elif isinstance(event, Executed):
+            if self.collects:
+                self._executed[event.node] = event
+            if self.owner is not None:
+                self._shown.update(_places_in(event))
         for listener in tuple(self._listeners):
             try:
                 listener(event)
@@ -359,7 +378,7 @@ class Job:
         """What holds on, oldest first."""
         if self.watch is not None:
             self.watch.catch_up()
-        return list(self._latest.values())
+        return [*self._latest.values(), *self._executed.values()]
 
     # Who waits
 
@@ -369,9 +388,7 @@ class Job:
         self.joined += 1
         if listener is None:
             return
-        if self.watch is not None:
-            self.watch.catch_up()
-        for event in self._latest.values():
+        for event in self.latest():
             listener(event)
         self._listeners.add(listener)
 
@@ -398,6 +415,10 @@ class Job:
         return self.ended
 
     # The verdict
+
+    def stop_asking(self) -> None:
+        """Its caller waits no longer for what a server says: it is a job, whatever that is."""
+        self._answer()
 
     def ask(self) -> None:
         """A caller is to be told what a server says of the prompt."""

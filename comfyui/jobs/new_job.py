@@ -45,6 +45,8 @@ def new_job(
         body=body_of(request) if kept else None,
         turn=request.number,
         front=request.front,
+        idempotency_key=origin.idempotency_key,
+        note=origin.note,
     )
 
 

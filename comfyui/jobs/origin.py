@@ -16,11 +16,15 @@ class Origin:
     Attributes:
         owner: the name of the API key, as `comfyui.owners.owner_of` writes it; None without keys.
         rules: of the key; None without keys, and for what the gateway does by itself.
+        idempotency_key: under which the caller sent it; None where that is not kept, or it sent none.
+        note: a text that the caller gave the job, and is shown again.
     """
 
     face: str = "prompt_sync"
     owner: str | None = None
     rules: KeyRules | None = None
+    idempotency_key: str | None = None
+    note: str | None = None
 
     def admitted(self, request: PromptRequest) -> PromptRequest:
         """The request as this key may send it. Raises `RequestError` for what its rules do not allow."""

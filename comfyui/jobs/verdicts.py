@@ -6,6 +6,7 @@ Else it is held against the definitions of the servers: what surely none takes i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,13 +64,21 @@ class Verdicts:
         self._limits = limits
 
     async def on(
-        self, request: PromptRequest, *, fresh_id: str, origin: Origin, files: SpooledFiles | None = None
+        self,
+        request: PromptRequest,
+        *,
+        fresh_id: str,
+        origin: Origin,
+        files: SpooledFiles | None = None,
+        patience_s: float | None = None,
     ) -> Verdict:
         """Take the prompt. It is in the journal when this returns.
 
         Args:
             fresh_id: a new UUID, to use when the request has no ``prompt_id``.
             files: further inputs. With them the prompt waits for its turn as async jobs do, once it is checked.
+            patience_s: a server that says nothing for so long has taken it, as far as the caller is told; None: it is
+                waited for.
 
         Raises:
             ComfyUIValidationError: a server has refused it, or all would. It is no job.
@@ -108,7 +117,12 @@ class Verdicts:
                 )
                 return Verdict(prompt_id, look.record.shown_number if look.record is not None else 0, {})
             try:
-                verdict = await _verdict_of(job)
+                async with asyncio.timeout(patience_s):
+                    verdict = await _verdict_of(job)
+            except TimeoutError:
+                job.stop_asking()
+                await self._committed(job, entry)
+                return Verdict(prompt_id, entry.shown_number, {})
             except ComfyUIConflictError:
                 # Another request with the same id may have come first.
                 if entry.added or await self._journal.get(prompt_id) is None:

@@ -67,9 +67,10 @@ _REFUSALS_UNTIL_UNREADABLE = 8
 _TYPE = b'{"type": "'
 _TYPE_AT = len(_TYPE)
 _NO_NODE = b'"node": null'
+_EXECUTED = b"executed"
 _FOR_FOLLOWERS = {
     b"executing": True, b"execution_cached": True, b"progress_state": True,
-    b"progress": False, b"executed": False, b"execution_success": False,
+    b"progress": False, _EXECUTED: False, b"execution_success": False,
 }  # fmt: skip
 """Frames of a prompt that mean nothing to one that nobody follows; True: who follows it later is told the last one."""
 _START = b"execution_start"
@@ -81,6 +82,10 @@ class Audience(Protocol):
     @property
     def followed(self) -> bool:
         """Whether anyone wants to know them now: progress that nobody follows is not even parsed."""
+
+    @property
+    def collects(self) -> bool:
+        """Whether what nodes have made is wanted, also while nobody follows."""
 
     def publish(self, event: Event) -> None: ...
 
@@ -155,6 +160,10 @@ class Watch:
     def followed(self) -> bool:
         """Whether somebody wants to know the prompt's place in the queue."""
         return self._audience.followed
+
+    def wants(self, kind: bytes) -> bool:
+        """Whether somebody wants to know a frame of this type."""
+        return self.followed or (kind == _EXECUTED and self._audience.collects)
 
     def tell(self, event: Event) -> None:
         self._audience.publish(event)
@@ -460,7 +469,7 @@ class CompletionWatcher:
             watch.times.executing(frame, time.monotonic())
         if holds_on and not is_end:
             watch.keep(kind, frame)
-        if is_end or watch.followed or self._is_wanted(watch.prompt_id):
+        if is_end or watch.wants(kind) or self._is_wanted(watch.prompt_id):
             return False
         self._heard(watch.prompt_id)
         return True

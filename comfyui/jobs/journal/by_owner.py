@@ -23,6 +23,16 @@ def queued_of(database: sqlite3.Connection, key: str, limit: int) -> list[str]:
     return [row[0] for row in database.execute(query, (*key_range(key), limit))]
 
 
+def sent_under(database: sqlite3.Connection, owner: str | None, key: str, since: float) -> str | None:
+    """See `Journal.sent_under`."""
+    row = database.execute(
+        "SELECT prompt_id FROM jobs WHERE idempotency_key = ? AND owner IS ? AND created_at >= ?"
+        " ORDER BY seq DESC LIMIT 1",
+        (key, owner, since),
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
 class Used:
     """What was used, added up over a transaction: of many ends there are few rows."""
 

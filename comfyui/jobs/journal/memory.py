@@ -116,6 +116,8 @@ class MemoryJournal:
         # The numbers of those that wait, in order, and whose they are.
         self._waiting: list[int] = []
         self._waiting_seqs: dict[int, int] = {}
+        # The newest job of each idempotency key of an owner.
+        self._sent_under: dict[tuple[str | None, str], str] = {}
         self._outbox = MemoryOutbox()
         self._usage = MemoryUsage()
         self._deaths = MemoryDeaths()
@@ -190,6 +192,8 @@ class MemoryJournal:
         added = _first_record(job, seq, digest, write.server)
         self._put(added, None)
         self._has_begun(added)
+        if job.idempotency_key is not None:
+            self._sent_under[job.owner, job.idempotency_key] = job.prompt_id
         if write.end is not None:
             self._finish(write.end)
         return seq
@@ -387,6 +391,8 @@ class MemoryJournal:
         self._results.pop(job.seq, None)
         self._runs.pop(job.seq, None)
         self._outbox.remove(job.prompt_id)
+        if job.idempotency_key is not None:
+            self._sent_under.pop((job.owner, job.idempotency_key), None)
         self._assets.forget(job.prompt_id)
         self._bodies.drop(job.body_sha256)
 
@@ -457,6 +463,10 @@ class MemoryJournal:
 
     async def ahead_of(self, number: int) -> int:
         return bisect_left(self._waiting, number)
+
+    async def sent_under(self, owner: str | None, key: str, since: float) -> str | None:
+        job = self._find(self._sent_under.get((owner, key), ""))
+        return None if job is None or job.created_at < since else job.prompt_id
 
     async def queued_of(self, key: str, limit: int) -> list[str]:
         narrowed = JobFilter(key=key, states=frozenset({State.QUEUED}))

@@ -134,6 +134,9 @@ class Journal(Protocol):
     async def queued_of(self, key: str, limit: int) -> list[str]:
         """Ids of jobs of this key, of either kind and of all persons behind it, that are queued: so many at most."""
 
+    async def sent_under(self, owner: str | None, key: str, since: float) -> str | None:
+        """The id of the newest job that this owner sent under this idempotency key, from that time on."""
+
     async def unfinished(self, after: int, limit: int) -> list[JobRecord]:
         """Jobs of both kinds that have not ended, by `seq`, from the one behind `after` on."""
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
 from comfyui.jobs.journal.assets import AssetFilter, asset_sizes, assets, output_facts
-from comfyui.jobs.journal.by_owner import queued_of, usage
+from comfyui.jobs.journal.by_owner import queued_of, sent_under, usage
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
 from comfyui.jobs.journal.held import Held, held
@@ -93,6 +93,9 @@ class Questions(ABC):
 
     async def ahead_of(self, number: int) -> int:
         return await self._ask(lambda sql: sql.ahead_of(number))
+
+    async def sent_under(self, owner: str | None, key: str, since: float) -> str | None:
+        return await self._ask(lambda sql: sent_under(sql.database, owner, key, since))
 
     async def queued_of(self, key: str, limit: int) -> list[str]:
         return await self._ask(lambda sql: queued_of(sql.database, key, limit))

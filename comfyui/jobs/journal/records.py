@@ -87,6 +87,8 @@ class Submission:
         needs_secrets: the request had secrets, which are not kept; it cannot be run from the journal alone.
         max_queued_s, max_execution_s: limits of this job in place of the settings.
         turn: its place among the jobs of its owner, where the caller asked for one; else its number is that.
+        idempotency_key: under which the owner sent it; see `Journal.sent_under`.
+        note: a text of the caller's, which is shown again.
     """
 
     prompt_id: str
@@ -106,6 +108,8 @@ class Submission:
     max_queued_s: float | None = None
     max_execution_s: float | None = None
     turn: float | None = None
+    idempotency_key: str | None = None
+    note: str | None = None
 
     @property
     def is_fetching(self) -> bool:
@@ -134,7 +138,7 @@ class NewJob(Submission):
     def __post_init__(self) -> None:
         if self.labels:
             check_labels(self.labels)
-        for name in ("owner", "face", "workflow_name", "client_id"):
+        for name in ("owner", "face", "workflow_name", "client_id", "note"):
             text = getattr(self, name)
             if text and not text.isascii():
                 object.__setattr__(self, name, jsonio.without_surrogates(text))

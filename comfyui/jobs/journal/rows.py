@@ -36,13 +36,13 @@ FINISH_JOB = (
     " RETURNING owner, workflow_name, started_at"
 )
 INSERT_JOB = (
-    f"INSERT INTO jobs ({_SUBMISSION}, fetching, turn, seq, number, body_id, queued_at, server,"  # noqa: S608
-    f" {', '.join(_END)}, run, losses) VALUES ({'?, ' * 31}1, 0) ON CONFLICT (prompt_id) DO NOTHING"
+    f"INSERT INTO jobs ({_SUBMISSION}, fetching, turn, idempotency_key, note, seq, number, body_id, queued_at, server,"  # noqa: S608
+    f" {', '.join(_END)}, run, losses) VALUES ({'?, ' * 33}1, 0) ON CONFLICT (prompt_id) DO NOTHING"
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
     " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun, turn, alone,"
-    f" {HIDDEN}"
+    f" {HIDDEN}, idempotency_key, note"
 )
 RUN_COLUMNS = "run, state, server, attempt, number, end_number, queued_at, started_at, ended_at, error"
 DELIVERY_COLUMNS = (
@@ -107,6 +107,8 @@ def submission_values(job: NewJob, number: int) -> tuple[Any, ...]:
         job.max_execution_s,
         job.is_fetching,
         job.turn_at(number),
+        job.idempotency_key,
+        job.note,
     )
 
 
@@ -152,6 +154,8 @@ def job_of(row: tuple[Any, ...]) -> JobRecord:
         turn=row[31],
         alone=bool(row[32]),
         hidden=bool(row[33]),
+        idempotency_key=row[34],
+        note=row[35],
     )
 
 

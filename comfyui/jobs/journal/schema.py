@@ -176,6 +176,13 @@ CREATE TABLE output_facts (
 ) WITHOUT ROWID;
 """
 
+# What came with a job of Comfy API v2.
+_VERSION_17 = """
+ALTER TABLE jobs ADD COLUMN idempotency_key TEXT;
+ALTER TABLE jobs ADD COLUMN note TEXT;
+CREATE INDEX jobs_by_idempotency_key ON jobs (idempotency_key, seq) WHERE idempotency_key IS NOT NULL;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -194,6 +201,7 @@ MIGRATIONS = (
     _VERSION_14,
     _VERSION_15,
     _VERSION_16,
+    _VERSION_17,
 )
 
 

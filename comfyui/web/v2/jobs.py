@@ -27,13 +27,15 @@ from comfyui.web.comfyui.prompt import hide_files_of_others
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.headers import public_address
-from comfyui.web.v2.bodies import posted_job
+from comfyui.web.v2.bodies import idempotency_key_of, posted_job
 from comfyui.web.v2.listing import listing_of
 from comfyui.web.v2.outputs import outputs_of
 from comfyui.web.v2.shapes import JSON, Address, job_json, listed_json
 
 FACE = "v2"
 _UNKNOWN = "there is no such job"
+# SDKs wait 30 s for the answer to a submission.
+_VERDICT_S = 20.0
 _NO_STORE = {"Cache-Control": "no-store"}
 
 _log = structlog.get_logger(__name__)
@@ -43,17 +45,24 @@ async def submit(request: Request) -> Response:
     """Takes a workflow: 201 once a server has taken it, or it is written down and waits."""
     gateway, origin = gateway_of(request), caller_of(request)
     gateway.handler.refuse_when_draining()
+    key = idempotency_key_of(request)
     posted = await posted_job(request)
     if posted.request.webhook is not None:
         gateway.options.webhooks.check(posted.request.webhook.url, origin.rules)
     prompt_id = str(uuid4())
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
-    try:
-        async with gateway.assets.references.resolved(posted.request, origin) as resolved:
-            await gateway.handler.verdicts.on(resolved.request, fresh_id=prompt_id, origin=origin, files=resolved.files)
-    except ComfyUIValidationError as error:
-        await hide_files_of_others(error, gateway, origin)
-        raise
+    origin = replace(origin, idempotency_key=key, note=posted.note)
+    async with (
+        gateway.handler.claims.claimed(origin.owner, key),
+        gateway.assets.references.resolved(posted.request, origin) as resolved,
+    ):
+        try:
+            await gateway.handler.verdicts.on(
+                resolved.request, fresh_id=prompt_id, origin=origin, files=resolved.files, patience_s=_VERDICT_S
+            )
+        except ComfyUIValidationError as error:
+            await hide_files_of_others(error, gateway, origin)
+            raise
     look = await gateway.handler.look(prompt_id, origin)
     return json_response(201, await shown(request, look), _NO_STORE)
 

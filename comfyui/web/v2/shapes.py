@@ -83,7 +83,7 @@ def _facts(record: JobRecord, state: State, address: Address) -> JSON:
         "started_at": time_of(record.started_at),
         "completed_at": time_of(record.ended_at),
         "expires_at": time_of(expires_at(record, address.keep_s)),
-        "metadata": dict(record.labels),
+        "metadata": dict(record.labels) if record.note is None else record.note,
         "priority": record.priority,
     }
 
