@@ -42,7 +42,8 @@
     ├── ComfyUIConflictError                409  conflict
     ├── ComfyUINotFoundError                404  not_found
     └── ComfyUIOverloadedError              429  overloaded            retryable
-        └── TooManyConnectionsError         503  overloaded            retryable
+        ├── TooManyConnectionsError         503  overloaded            retryable
+        └── TooManyStreamsError             429  overloaded            retryable
 
 The status is fixed by the class, never guessed from a message. ``retryable`` says whether the same request may succeed
 when it is simply sent again; job platforms map it to their own retries. `comfyui.web.front.errors` makes HTTP answers
@@ -545,6 +546,12 @@ class ComfyUIOverloadedError(ComfyUIError):
     def __init__(self, detail: str, *, prompt_id: str | None = None, retry_after_s: int = 5) -> None:
         super().__init__(detail, prompt_id=prompt_id)
         self.retry_after_s = retry_after_s
+
+
+class TooManyStreamsError(ComfyUIOverloadedError):
+    """The caller has as many streams of events open as it may."""
+
+    title = "Too many streams"
 
 
 class TooManyConnectionsError(ComfyUIOverloadedError):

@@ -94,8 +94,8 @@ class ComfyUIHandler:
         owners: know what each owner may have and see; None: everything.
 
     Attributes:
-        admission: knows which job an id stands for. claims: have the idempotency keys of jobs.
-        verdicts: take prompts as ComfyUI's own endpoint does.
+        admission, claims, verdicts: what an id, and an idempotency key, stands for; and take prompts as ComfyUI does.
+        draining: it takes no more.
         made, uploads: files that prompts have made, and that clients uploaded, where prompts wait in the gateway.
         fleet: what the servers have, as if they were one.
     """
@@ -141,7 +141,7 @@ class ComfyUIHandler:
         self.verdicts = Verdicts(self.admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
-        self._waiting, self._draining = 0, False
+        self._waiting, self.draining = 0, False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -156,7 +156,7 @@ class ComfyUIHandler:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        self._draining = True
+        self.draining = True
         await self._recovery.close()
         await self.removal.close()
         await self.queue.close()
@@ -292,7 +292,7 @@ class ComfyUIHandler:
 
     def why_not_ready(self, *, in_detail: bool = True) -> str | None:
         """Why a prompt would not be accepted now; None when it would. Not `in_detail`: no addresses, no messages."""
-        if self._draining:
+        if self.draining:
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
             return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
@@ -317,7 +317,7 @@ class ComfyUIHandler:
 
     async def drain(self, grace_s: float) -> None:
         """Take nothing new, wait for what is in flight, then answer the rest with 503 and their prompt_id."""
-        self._draining = True
+        self.draining = True
         try:
             async with asyncio.timeout(grace_s):
                 await self._idle.wait()
@@ -341,7 +341,7 @@ class ComfyUIHandler:
 
     def refuse_when_draining(self) -> None:
         """Raise what `drain` refuses with."""
-        if self._draining:
+        if self.draining:
             self.metrics.rejected.labels("draining").inc()
             raise ComfyUIShutdownError("the gateway is shutting down and takes no new prompts")
 
@@ -396,5 +396,5 @@ class ComfyUIHandler:
                 self._cancels.give_up(job, job.cancel_wanted)
 
     def _did_not_come_back(self, job: Job, joined: int) -> None:
-        if job.joined == joined and not job.ended and not job.stays and not self._draining:
+        if job.joined == joined and not job.ended and not job.stays and not self.draining:
             self._cancels.give_up(job, "disconnect")

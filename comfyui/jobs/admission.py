@@ -170,7 +170,7 @@ class Admission:
             if not record.state.is_end:
                 job = await self._unfinished(record, request, files)
                 if not job.has_task:
-                    await self._end_what_has_ended(job)
+                    await self.end_what_has_ended(job)
                 return job
             if request is None or not record.may_run_again:
                 return await self.outcome_of(record)
@@ -283,7 +283,8 @@ class Admission:
             position = await self._position(record) if record.waits else None
             return Look(prompt_id, record.state, record, position, deliveries=await self._deliveries(record))
         events = tuple(job.latest())
-        position = next((event.position for event in events if isinstance(event, QueuePosition)), None)
+        position = None if job.watch is None else job.watch.place.position
+        position = next((event.position for event in events if isinstance(event, QueuePosition)), position)
         if record is not None and record.server is None and job.state is State.QUEUED:
             position = await self._position(record)
         running = job.state is not State.QUEUED
@@ -293,7 +294,7 @@ class Admission:
         told = await self._deliveries(record) if record is not None else ()
         return Look(prompt_id, job.state, record, None if running else position, events, told, job.workflow)
 
-    async def _end_what_has_ended(self, job: Job) -> None:
+    async def end_what_has_ended(self, job: Job) -> None:
         """A job without a task may have ended while it was asked for; then nobody else would tell those who wait."""
         record = await self.known(job.prompt_id)
         if record is None or not record.state.is_end or job.ended or job.has_task:

@@ -56,7 +56,7 @@ class QueuePositions:
         self.changed()
 
     def changed(self) -> None:
-        """Tell those who follow, in a moment and once for whatever else changes until then."""
+        """Count anew, and tell those who follow, in a moment and once for whatever else changes until then."""
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(_SETTLE_S, self._tell)
 
@@ -67,13 +67,11 @@ class QueuePositions:
     def _tell(self) -> None:
         self._due = None
         for index, waiting in enumerate(self._waiting()):
-            if not waiting.followed:
-                continue
             place = waiting.place
             position = max(index, self._remaining - 1)
             if place.position is not None:
                 position = max(index, min(position, place.position - (self._left - place.left)))
             place.position, place.left = position, self._left
-            if position != place.told:
+            if position != place.told and waiting.followed:
                 place.told = position
                 waiting.tell(QueuePosition(waiting.prompt_id, position))

@@ -90,6 +90,7 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/api/v2/jobs"): ("/api/v2/jobs", {"workflow": invert_workflow()}),
     ("GET", "/api/v2/jobs/*"): ("/api/v2/jobs/{job}", None),
     ("GET", "/api/v2/jobs/*/workflow"): ("/api/v2/jobs/{job}/workflow", None),
+    ("GET", "/api/v2/jobs/*/events"): ("/api/v2/jobs/{job}/events", None),
     ("GET", "/api/v2/jobs/*/logs"): ("/api/v2/jobs/{job}/logs", None),
     ("POST", "/api/v2/jobs/*/cancel"): ("/api/v2/jobs/{job}/cancel", None),
     ("GET", "/models/*"): ("/models/checkpoints", None),

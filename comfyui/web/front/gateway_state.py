@@ -16,6 +16,7 @@ from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.outputs.delivery import Deliverer
 from comfyui.owners import OwnerRules
+from comfyui.web.front.streams import OpenStreams
 from comfyui.web.front.tickets import Tickets
 
 _KEY = "comfyui_gateway.gateway"
@@ -62,6 +63,7 @@ class GatewayState:
     sent: SentBytes
     keys: OwnerRules
     keys_file: Warnings | None = None
+    streams: OpenStreams = field(default_factory=OpenStreams)
 
 
 def set_gateway(scope: Scope, gateway: GatewayState) -> None:

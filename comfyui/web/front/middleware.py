@@ -24,11 +24,15 @@ from comfyui.metrics import Metrics
 from comfyui.web.front.decoding import decoded
 from comfyui.web.front.errors import error_response
 from comfyui.web.front.request_state import RequestState, state_of
+from comfyui.web.front.v2_errors import is_v2
 from comfyui.web.server.client_side import bytes_sent
 
 _log = structlog.get_logger("access")
 _SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+_QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/api/v2/health"})
+_ID_NAMES = (b"x-request-id",)
+# SDKs of Comfy API v2 put it on their errors.
+_ID_NAMES_OF_V2 = (*_ID_NAMES, b"x-comfy-request-id")
 # An IPv6 address with a zone; what is longer is none.
 _LONGEST_ADDRESS = 64
 _FORM = b"multipart/form-data"
@@ -65,7 +69,8 @@ class RequestContext:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                told = [(name, request_id.encode()) for name in (_ID_NAMES_OF_V2 if is_v2(scope) else _ID_NAMES)]
+                message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
             sent += bytes_sent(message)
 

@@ -17,7 +17,7 @@ from starlette.types import Message, Scope, Send
 _ANY = "*"
 _EXPOSED = (
     b"X-Request-ID, X-Prompt-Id, X-Prompt-Status, Location, Preference-Applied, Retry-After, Content-Disposition,"
-    b" Content-Length, Content-Range, ETag"
+    b" Content-Length, Content-Range, Accept-Ranges, ETag, X-Comfy-Request-Id"
 )
 _PREFLIGHT_SECONDS = b"600"
 # What a browser sends is of this form; anything else in these headers is no page's origin, and no reason to fail.

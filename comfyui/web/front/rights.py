@@ -67,7 +67,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("gateway", "POST", "/prompt_sync/*/webhook", OWN, NO),
     Row("gateway", "POST", "/api/v2/jobs", OWN, NO, graph=True, counted=True),
     *_rows("gateway", "GET", "/api/v2/jobs /api/v2/jobs/* /api/v2/jobs/*/workflow", OWN, ALL),
-    *_rows("gateway", "GET", "/api/v2/jobs/*/logs", OWN, ALL),
+    *_rows("gateway", "GET", "/api/v2/jobs/*/events /api/v2/jobs/*/logs", OWN, ALL),
     *_rows("gateway", "POST", "/api/v2/jobs/*/cancel", OWN, NO),
     *_rows("gateway", "POST", "/api/v2/assets /api/v2/assets/from-hash", OWN, NO),
     *_rows("gateway", "GET", "/api/v2/assets/by-hash/* /api/v2/assets/* /api/v2/assets/*/content", OWN, ALL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
     ContractError,
     RequestError,
+    TooManyStreamsError,
 )
 from comfyui.replies import node_errors_of
 
@@ -39,6 +41,7 @@ _CODES: Final = {
     503: "upstream_unreachable",
 }
 _UPSTREAM = "upstream_error"
+_NODE_ID = re.compile(r"Node ID '#(.+)'")
 _TOO_LARGE = 413
 
 Envelope = dict[str, Any]
@@ -74,6 +77,8 @@ def envelope_of(error: ComfyUIError) -> tuple[int, Envelope]:
             return 422, envelope("invalid_request", error.detail)
         case RequestError():
             return error.status, envelope("invalid_request", error.detail)
+        case TooManyStreamsError():
+            return 429, envelope("too_many_streams", error.detail)
         case ComfyUIOverloadedError() | ComfyUIShutdownError():
             # While the gateway ends, another one may take the place: the SDK is to come again, not to give up.
             return 429, envelope("queue_full", error.detail)
@@ -91,8 +96,18 @@ def _node_errors(error: ComfyUIValidationError) -> Mapping[str, Any]:
     if isinstance(found, dict) and found:
         return found
     whole = said.get("error")
-    where = whole.get("extra_info") if isinstance(whole, dict) else None
-    if isinstance(whole, dict) and isinstance(where, dict) and isinstance(node_id := where.get("node_id"), str):
+    if isinstance(whole, dict) and (where := _place_of(whole)):
         told = {name: whole.get(name) for name in ("type", "message", "details", "extra_info")}
-        return {node_id: {"errors": [told], "dependent_outputs": [], "class_type": where.get("class_type") or ""}}
+        node = {"errors": [told], "dependent_outputs": [], "class_type": where.get("class_type") or ""}
+        return {str(where["node_id"]): node}
     return node_errors_of(error.node_errors)
+
+
+def _place_of(whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Node and class of an error that is about the whole workflow; empty where it names none."""
+    where = whole.get("extra_info")
+    if isinstance(where, dict) and isinstance(where.get("node_id"), str):
+        return where
+    # ComfyUI up to 0.3.64 has it in words only.
+    match = _NODE_ID.fullmatch(str(whole.get("details") or ""))
+    return {} if match is None else {"node_id": match[1]}

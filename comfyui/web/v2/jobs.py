@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -19,9 +21,11 @@ from comfyui.exceptions import (
     QueryError,
 )
 from comfyui.jobs.admission import Look
+from comfyui.jobs.journal.records import State
 from comfyui.jobs.origin import Origin
-from comfyui.jobs.stored import request_of
+from comfyui.jobs.stored import node_errors_in, request_of
 from comfyui.offload import offloaded
+from comfyui.replies import node_errors_of
 from comfyui.web.api.jobs import link_to, origin_of, seen_by
 from comfyui.web.comfyui.prompt import hide_files_of_others
 from comfyui.web.front.errors import json_response
@@ -30,6 +34,7 @@ from comfyui.web.front.headers import public_address
 from comfyui.web.v2.bodies import idempotency_key_of, posted_job
 from comfyui.web.v2.listing import listing_of
 from comfyui.web.v2.outputs import outputs_of
+from comfyui.web.v2.positions import queue_position
 from comfyui.web.v2.shapes import JSON, Address, job_json, listed_json
 
 FACE = "v2"
@@ -155,7 +160,22 @@ async def shown(request: Request, look: Look) -> JSON:
     if record is None:
         raise ComfyUINotFoundError(_UNKNOWN)
     address = address_of(request, gateway)
-    return job_json(look, record, await outputs_of(gateway, look, address), address)
+    position = queue_position(gateway.handler, look.prompt_id, look.position)
+    found = job_json(look, record, position, await outputs_of(gateway, look, address), address)
+    if left_out := await _left_out(gateway, look):
+        found["node_errors"] = left_out
+    return found
+
+
+async def _left_out(gateway: GatewayState, look: Look) -> Mapping[str, Any]:
+    """What ComfyUI said of outputs that it leaves out of the run, in its own words."""
+    job = gateway.handler.standing.job(look.prompt_id)
+    if job is not None and not job.ended:
+        return job.node_errors
+    if look.state is not State.SUCCEEDED:
+        return {}
+    kept = await gateway.handler.journal.result_of(look.prompt_id)
+    return {} if kept is None else node_errors_of(node_errors_in(kept))
 
 
 def address_of(request: Request, gateway: GatewayState) -> Address:

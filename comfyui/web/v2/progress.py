@@ -28,6 +28,11 @@ class Snapshots:
         self._steps: tuple[float, float] | None = None
         self._value = 0.0
 
+    @property
+    def node(self) -> str | None:
+        """The node that runs."""
+        return self._node
+
     def observe(self, event: Event) -> bool:
         """Whether there is something new with this event."""
         match event:
@@ -65,6 +70,11 @@ class Snapshots:
         if self._steps is not None:
             found["step"], found["steps"] = (round(steps) for steps in self._steps)
         return found
+
+    def at_end(self) -> JSON:
+        """A Progress of a prompt that has succeeded."""
+        total = max(len(self._workflow() or {}), len(self._done))
+        return {"value": 1.0, "nodes_done": total, "nodes_total": total}
 
 
 def progress_of(look: Look) -> JSON:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from comfyui.web.v2 import assets, jobs
+from comfyui.web.v2 import assets, events, jobs
 
 router = APIRouter()
 
@@ -16,6 +16,7 @@ for path, method, endpoint in (
     ("/jobs", "GET", jobs.jobs),
     ("/jobs/{prompt_id}", "GET", jobs.job),
     ("/jobs/{prompt_id}/workflow", "GET", jobs.workflow),
+    ("/jobs/{prompt_id}/events", "GET", events.events),
     ("/jobs/{prompt_id}/logs", "GET", jobs.logs),
     ("/jobs/{prompt_id}/cancel", "POST", jobs.cancel),
     ("/assets", "POST", assets.upload),

@@ -44,13 +44,12 @@ class Address:
     keep_s: float
 
 
-def job_json(look: Look, record: JobRecord, outputs: Sequence[JSON], address: Address) -> JSON:
-    """A Job. `look` is the same job as `record`, seen at this moment."""
+def job_json(look: Look, record: JobRecord, position: int | None, outputs: Sequence[JSON], address: Address) -> JSON:
+    """A Job. `look` is the same job as `record`, seen at this moment; `position` is its place in the queue."""
     state = look.state
-    position = look.position if state is State.QUEUED else None
     return {
         **_facts(record, state, address),
-        "queue_position": None if position is None else position + 1,
+        "queue_position": position if state is State.QUEUED else None,
         "progress": progress_of(look) if state is State.RUNNING else None,
         "outputs": outputs,
         "error": _error(record),

@@ -102,6 +102,8 @@ async def test_a_job_comes_back_as_it_was_written(journal: Journal) -> None:
         max_queued_s=1.5,
         max_execution_s=600.0,
         turn=12.5,
+        idempotency_key="k 1",
+        note="any text",
         body=BODY,
     )
     assert await journal.write(Add(job))
@@ -122,6 +124,19 @@ async def test_a_job_is_told_the_number_that_it_was_given_or_asked_for(journal: 
     assert shown == [1, -2, 0.5]
     assert [type(number) for number in shown] == [int, int, float]
     assert not await journal.write(Add(new_job(3)))
+
+
+async def test_a_job_is_found_by_its_owners_idempotency_key(journal: Journal) -> None:
+    for number, owner in ((1, None), (2, "alice"), (3, "alice/x")):
+        assert await journal.write(Add(new_job(number, owner=owner, idempotency_key="k")))
+    assert [await journal.sent_under(owner, "k", 0.0) for owner in (None, "alice", "alice/x", "bob")] == [
+        *(prompt_id(number) for number in (1, 2, 3)),
+        None,
+    ]
+    assert await journal.sent_under("alice", "k", 2.5) is None
+    assert await journal.sent_under("alice", "other", 0.0) is None
+    assert await journal.write(Withdraw(Fence(prompt_id(2), 1, 0)))
+    assert await journal.sent_under("alice", "k", 0.0) is None
 
 
 async def test_a_job_that_is_withdrawn_leaves_no_trace(journal: Journal) -> None:

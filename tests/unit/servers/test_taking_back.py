@@ -14,7 +14,7 @@ from comfyui.servers.watcher import Watch
 
 
 class Nobody:
-    followed = False
+    followed = collects = False
 
     def publish(self, event: Event) -> None:
         """Nobody listens."""

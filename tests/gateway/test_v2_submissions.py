@@ -1,0 +1,210 @@
+"""Comfy API v2: what a submission leaves behind: its key, labels, secrets, and what ComfyUI makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import comfy_sdk
+import pytest
+from structlog.testing import capture_logs
+
+from comfyui.engine import NEW_VERSION, OLD_VERSION, Engine
+from tests.support.keys import ALICE, BOB
+from tests.support.processes import gateway_process
+from tests.support.running import (
+    RunningGateway,
+    engines,
+    executions,
+    invert_workflow,
+    requests,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+from tests.support.v2 import JOBS, ask, code_of, comfy, submit
+
+KEY = "Idempotency-Key"
+
+
+async def test_a_key_makes_one_job(gateway: RunningGateway, engine: Engine) -> None:
+    body = {"workflow": invert_workflow(1)}
+    status, job = await ask(gateway, JOBS, "POST", json=body, headers={KEY: "k"})
+    assert status == 201
+    for again in (body, {"workflow": invert_workflow(2)}):
+        status, refused = await ask(gateway, JOBS, "POST", json=again, headers={KEY: "k"})
+        assert (status, code_of(refused)) == (422, "idempotency_key_reuse")
+        assert refused["error"]["details"] == {"job_id": job["id"]}
+    await until(lambda: ask(gateway, f"{JOBS}/{job['id']}"), lambda found: bool(found[1]["status"] == "succeeded"))
+    assert sum(executions(engine).values()) == 1
+
+
+async def test_of_many_at_once_with_one_key_one_is_taken(gateway: RunningGateway, engine: Engine) -> None:
+    asked = [
+        ask(gateway, JOBS, "POST", json={"workflow": invert_workflow(tag)}, headers={KEY: "k"}) for tag in range(20)
+    ]
+    answers = await asyncio.gather(*asked)
+    assert sorted(status for status, _ in answers) == [201, *[422] * 19]
+    assert requests(engine, "POST /prompt") == 1
+
+
+async def test_a_key_is_free_again_where_no_job_came_of_it(gateway: RunningGateway) -> None:
+    for body in ({"workflow": {}}, {"workflow": {"1": {"class_type": "Nope", "inputs": {}}}}, {"workflow": 1}):
+        assert (await ask(gateway, JOBS, "POST", json=body, headers={KEY: "k"}))[0] == 422
+    assert (await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow()}, headers={KEY: "k"}))[0] == 201
+
+
+async def test_the_sdk_comes_again_with_the_same_key_after_a_full_queue(engine: Engine) -> None:
+    async with (
+        running_gateway(engine.url, max_queued_jobs=1, queue="gateway") as gateway,
+        comfy(gateway.url) as client,
+    ):
+        running = [await submit(gateway, sleep_workflow(600, tag=tag)) for tag in range(3)]
+        status, body = await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow()}, headers={KEY: "k"})
+        assert (status, code_of(body)) == (429, "queue_full")
+        waiting = asyncio.create_task(
+            client.submit(client.workflows.from_json(invert_workflow(9)), idempotency_key="k")
+        )
+        for job in running:
+            await ask(gateway, f"{JOBS}/{job['id']}/cancel", "POST")
+        async with asyncio.timeout(30):
+            assert (await (await waiting).result()).status == "succeeded"
+
+
+async def test_429_says_when_to_come_again(engine: Engine) -> None:
+    async with running_gateway(engine.url, max_queued_jobs=1, queue="gateway") as gateway:
+        for tag in range(3):
+            await submit(gateway, sleep_workflow(600, tag=tag))
+        async with gateway.http.post(JOBS, json={"workflow": invert_workflow()}) as response:
+            assert response.status == 429
+            assert int(response.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("key", ["", "a" * 256, "é", "a\tb"])
+async def test_a_key_that_is_none_is_refused(gateway: RunningGateway, key: str) -> None:
+    status, body = await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow()}, headers={KEY: key})
+    assert (status, code_of(body)) == (400, "invalid_request")
+
+
+async def test_a_key_is_the_callers_own_and_outlives_a_restart(tmp_path: Path, engine: Engine, keys_path: Path) -> None:
+    settings = {"STATE_DIR": str(tmp_path / "state"), "KEYS_FILE": str(keys_path)}
+    body = {"workflow": invert_workflow()}
+
+    async def post(gateway: object, key: str) -> int:
+        http = gateway.http  # type: ignore[attr-defined]
+        headers = {KEY: "same", "Authorization": f"Bearer {key}"}
+        async with http.post(JOBS, json=body, headers=headers) as response:
+            return int(response.status)
+
+    async with gateway_process(engine.url, **settings) as gateway:
+        assert [await post(gateway, ALICE), await post(gateway, BOB), await post(gateway, ALICE)] == [201, 201, 422]
+        await gateway.kill()
+    async with gateway_process(engine.url, **settings) as gateway:
+        assert [await post(gateway, ALICE), await post(gateway, BOB)] == [422, 422]
+
+
+async def test_a_lost_reply_of_comfyui_makes_one_job_that_runs_once(gateway: RunningGateway, engine: Engine) -> None:
+    for fault in ("prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"):
+        await engine.set_faults({fault: {"times": 1}})
+        async with comfy(gateway.url) as client:
+            job = await client.submit(client.workflows.from_json(invert_workflow(len(fault))))
+            assert (await job.result()).status == "succeeded"
+        assert executions(engine)[job.id] == 1
+
+
+async def test_comfyui_that_hangs_keeps_no_caller_beyond_its_deadline(engine: Engine) -> None:
+    """SDKs wait 30 s; the job is written down by then."""
+    async with running_gateway(engine.url) as gateway:
+        await engine.set_faults({"hang": {"route": "/prompt", "method": "POST", "times": 1, "seconds": 25}})
+        async with asyncio.timeout(28):
+            job = await submit(gateway, invert_workflow())
+        found = await until(
+            lambda: ask(gateway, f"{JOBS}/{job['id']}"),
+            lambda found: bool(found[1]["status"] in {"succeeded", "failed"}),
+            timeout_s=30,
+        )
+        assert found[1]["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("version", [NEW_VERSION, OLD_VERSION])
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_class_that_is_nowhere_is_named_by_its_node(version: str, count: int) -> None:
+    workflow = invert_workflow() | {"9": {"class_type": "Nope", "inputs": {}}}
+    async with (
+        engines(count, comfyui_version=version) as servers,
+        running_gateway(*(one.url for one in servers)) as gateway,
+    ):
+        status, body = await ask(gateway, JOBS, "POST", json={"workflow": workflow})
+    assert (status, code_of(body)) == (422, "invalid_workflow")
+    assert list(body["error"]["details"]["node_errors"]) == ["9"]
+
+
+async def test_a_bad_value_is_told_in_comfyuis_own_words(gateway: RunningGateway) -> None:
+    workflow = invert_workflow()
+    workflow["1"]["inputs"]["width"] = -5
+    async with comfy(gateway.url) as client:
+        with pytest.raises(comfy_sdk.InvalidWorkflow) as refused:
+            await client.submit(client.workflows.from_json(workflow))
+    assert refused.value.details is not None
+    found = refused.value.details["node_errors"]["1"]
+    assert (found["class_type"], found["dependent_outputs"]) == ("EmptyImage", ["3"])
+    assert found["errors"][0]["type"] == "value_smaller_than_min"
+
+
+async def test_outputs_that_comfyui_leaves_out_are_told(gateway: RunningGateway) -> None:
+    workflow = invert_workflow()
+    workflow["5"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "no picture"}}
+    job = await submit(gateway, workflow)
+    assert list(job["node_errors"]) == ["5"]
+    _, ended = await until(
+        lambda: ask(gateway, f"{JOBS}/{job['id']}"), lambda found: bool(found[1]["status"] == "succeeded")
+    )
+    assert list(ended["node_errors"]) == ["5"]
+    assert [output["node_id"] for output in ended["outputs"]] == ["3"]
+
+
+async def test_labels_and_a_text_are_shown_as_they_were_sent(gateway: RunningGateway) -> None:
+    labelled = await submit(gateway, invert_workflow(), metadata={"order": "1", "é".encode().hex(): "ü"}, priority=-3)
+    noted = await submit(gateway, invert_workflow(), metadata="any text: 1 \n é")
+    for job, metadata, priority in (
+        (labelled, {"order": "1", "c3a9": "ü"}, -3),
+        (noted, "any text: 1 \n é", 0),
+    ):
+        _, shown = await ask(gateway, f"{JOBS}/{job['id']}")
+        assert (shown["metadata"], shown["priority"]) == (metadata, priority)
+    async with comfy(gateway.url) as client:
+        assert (await client.jobs.get(noted["id"])).metadata == {}
+
+
+async def test_a_text_that_is_too_long_is_refused(gateway: RunningGateway) -> None:
+    status, body = await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow(), "metadata": "é" * 513})
+    assert (status, code_of(body)) == (422, "metadata_invalid")
+
+
+async def test_a_secret_goes_to_comfyui_and_nowhere_else(tmp_path: Path, engine: Engine) -> None:
+    secret = "comfyui-12345-secret"
+    with capture_logs() as lines:
+        async with running_gateway(engine.url, state_dir=tmp_path / "state") as gateway:
+            job = await submit(gateway, sleep_workflow(0.5), extra_data={"api_key_comfy_org": secret})
+            await until(
+                lambda: ask(gateway, f"{JOBS}/{job['id']}"), lambda found: bool(found[1]["status"] == "succeeded")
+            )
+            shown = [await ask(gateway, path) for path in (JOBS, f"{JOBS}/{job['id']}", f"{JOBS}/{job['id']}/workflow")]
+    assert secret not in f"{shown}{lines}"
+    logging.shutdown()
+    for path in (tmp_path / "state").iterdir():
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes()
+
+
+async def test_a_job_is_taken_while_no_server_is_up(engine: Engine) -> None:
+    await engine.set_faults({"cut": {}})
+    async with running_gateway(engine.url, ready=False) as gateway:
+        job = await submit(gateway, invert_workflow())
+        assert job["status"] == "queued"
+        engine.faults.clear()
+        found = await until(
+            lambda: ask(gateway, f"{JOBS}/{job['id']}"), lambda found: bool(found[1]["status"] == "succeeded")
+        )
+        assert len(found[1]["outputs"]) == 1
