@@ -1,8 +1,8 @@
 """How many prompts ComfyUI runs before each of ours, from what the watcher hears anyway: nothing is asked for it.
 
 ComfyUI tells how many prompts are left in all; which of them are ours, and in which order, we know. Those of others
-that came after ours look like those that came before, so a position is at first the most that it can be. From then on
-each prompt that leaves the queue takes one off. A position never says less than our own prompts that are before.
+that came after ours look like those that came before, so a position is at first the most that it can be; where all are
+ours, it is known. From then on each prompt that leaves the queue takes one off. A position never says less than our own prompts that are before.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ class QueuePositions:
 
     def _tell(self) -> None:
         self._due = None
-        for index, waiting in enumerate(self._waiting()):
+        ours = self._waiting()
+        others = max(0, self._remaining - len(ours))
+        for index, waiting in enumerate(ours):
             place = waiting.place
-            position = max(index, self._remaining - 1)
+            position = index + others
             if place.position is not None:
                 position = max(index, min(position, place.position - (self._left - place.left)))
             place.position, place.left = position, self._left
