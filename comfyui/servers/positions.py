@@ -2,7 +2,8 @@
 
 ComfyUI tells how many prompts are left in all; which of them are ours, and in which order, we know. Those of others
 that came after ours look like those that came before, so a position is at first the most that it can be; where all are
-ours, it is known. From then on each prompt that leaves the queue takes one off. A position never says less than our own prompts that are before.
+ours, it is known. From then on each prompt that leaves the queue takes one off. A position never says less than our own
+prompts that are before.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 import comfy_sdk
 import pytest
@@ -50,7 +51,8 @@ async def test_of_many_at_once_with_one_key_one_is_taken(gateway: RunningGateway
 
 
 async def test_a_key_is_free_again_where_no_job_came_of_it(gateway: RunningGateway) -> None:
-    for body in ({"workflow": {}}, {"workflow": {"1": {"class_type": "Nope", "inputs": {}}}}, {"workflow": 1}):
+    bodies: list[dict[str, Any]] = [{"workflow": {}}, {"workflow": {"1": {"class_type": "Nope"}}}, {"workflow": 1}]
+    for body in bodies:
         assert (await ask(gateway, JOBS, "POST", json=body, headers={KEY: "k"}))[0] == 422
     assert (await ask(gateway, JOBS, "POST", json={"workflow": invert_workflow()}, headers={KEY: "k"}))[0] == 201
 
