@@ -1,0 +1,1 @@
+"""Assets of Comfy API v2."""
