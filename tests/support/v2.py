@@ -14,8 +14,10 @@ from comfy_low.models import Job as JobModel
 from comfy_sdk import AsyncComfy
 
 from tests.support.keys import bearer
+from tests.support.processes import GatewayProcess
 from tests.support.running import RunningGateway, Workflow, until
 
+Served = RunningGateway | GatewayProcess
 JOBS = "/api/v2/jobs"
 ASSETS = "/api/v2/assets"
 ENDS = {"succeeded", "failed", "canceled", "expired"}
@@ -32,7 +34,7 @@ async def comfy(url: str, key: str | None = None) -> AsyncIterator[AsyncComfy]:
 
 
 async def ask(
-    gateway: RunningGateway, path: str, method: str = "GET", *, key: str | None = None, **request: Any
+    gateway: Served, path: str, method: str = "GET", *, key: str | None = None, **request: Any
 ) -> tuple[int, Any]:
     """Status and JSON of one request; an error is held against the contract's envelope."""
     headers = {**request.pop("headers", {}), **(bearer(key) if key else {})}
@@ -43,7 +45,7 @@ async def ask(
         return response.status, body
 
 
-async def submit(gateway: RunningGateway, workflow: Workflow, *, key: str | None = None, **members: Any) -> Any:
+async def submit(gateway: Served, workflow: Workflow, *, key: str | None = None, **members: Any) -> Any:
     """A new job, as the gateway shows it."""
     status, body = await ask(gateway, JOBS, "POST", key=key, json={"workflow": workflow, **members})
     assert status == 201, body
@@ -57,7 +59,7 @@ def code_of(body: Any) -> str:
     return code
 
 
-async def until_ended(gateway: RunningGateway, job: Any, *, key: str | None = None) -> Any:
+async def until_ended(gateway: Served, job: Any, *, key: str | None = None) -> Any:
     """The job when it has ended."""
 
     async def look() -> Any:
@@ -88,7 +90,7 @@ def form(
 
 
 async def upload(
-    gateway: RunningGateway, content: bytes, file_path: str | None, *, key: str | None = None, **fields: Any
+    gateway: Served, content: bytes, file_path: str | None, *, key: str | None = None, **fields: Any
 ) -> tuple[int, Any]:
     """Status and JSON of an upload; an asset is held against the contract's model."""
     status, body = await ask(gateway, ASSETS, "POST", key=key, data=form(content, file_path, **fields))
