@@ -144,7 +144,7 @@ async def _turned(owners: int, shapes: int, priorities: int, placings: int) -> R
     took: list[float] = []
 
     async def come(number: int) -> None:
-        needs = await turns.needs_of(requests[number % shapes], None, brings_inputs=True)
+        needs = await turns.needs_of(requests[number % shapes], None, ())
         owner, priority = f"owner {number % owners}", number % priorities
         turns.expect(Waiting(str(number), turns.numbers.next(), owner, priority=priority), needs)
 

@@ -117,7 +117,7 @@ class ComfyUIHandler:
         self.pool, self.metrics, self._also_ready = pool, metrics or Metrics(), also_ready
         self._options = options = options or HandlerOptions()
         self.entries = entries = entries or Entries()
-        self.journal, self.claims = entries.journal, Claims(entries.journal)
+        self.journal, self.claims = entries.journal, Claims(entries.journal.sent_under, "job")
         self.fleet = Fleet(pool, self.journal)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         catalogue = Catalogue(self.journal, self._inputs, owners)

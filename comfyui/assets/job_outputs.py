@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-import blake3
 import structlog
+from blake3 import blake3
 
 from comfyui.assets.outputs import JobOutput, job_of, outputs_of
 from comfyui.events import Executed
@@ -20,7 +20,7 @@ from comfyui.executors.made_files import MadeFiles
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.asset_writes import KnowOutputs, OutputFacts
 from comfyui.jobs.journal.protocol import Journal
-from comfyui.jobs.journal.records import JobRecord
+from comfyui.jobs.journal.records import JobRecord, KeptJob
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.stored import result_from_bytes
@@ -35,6 +35,8 @@ from comfyui.transport.drivers import OpenReply
 _log = structlog.get_logger(__name__)
 # Questions for sizes that one caller has under way.
 _ASKED_AT_ONCE = 8
+# Of the results of a list of jobs that are in memory at once.
+_MOST_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,27 @@ class JobOutputs:
         server = record.server if job is None or job.backend is None else job.backend.name
         return Outputs(server, outputs_of(prompt_id, told))
 
+    async def of_all(self, records: Sequence[JobRecord]) -> tuple[list[Outputs], Mapping[str, OutputFacts]]:
+        """What each of these jobs has made, and what is known of all that, by id; no server is asked."""
+        ended = [record.prompt_id for record in records if record.state.is_end]
+        kept: list[KeptJob | None] = []
+        while len(kept) < len(ended):
+            kept += await self._journal.kept(ended[len(kept) :], _MOST_BYTES, results=True)
+        results = {one.record.prompt_id: one.result for one in kept if one is not None and one.result is not None}
+        made: list[Outputs] = []
+        for record in records:
+            if not record.state.is_end:
+                made.append(await self.of(record))
+            elif (result := results.get(record.prompt_id)) is None:
+                made.append(Outputs(None, ()))
+            else:
+                made.append(await offloaded(len(result), _kept_outputs, record.prompt_id, result))
+        measured = await self._journal.output_facts([(record.prompt_id, record.run) for record in records])
+        known = {one.id: one for one in measured}
+        for record, one in zip(records, made, strict=True):
+            known |= await _facts_of_texts(record, one)
+        return made, known
+
     async def find(self, asset_id: str, origin: Origin) -> FoundOutput | None:
         """The output; None where there is none of this id, or none that the caller may have."""
         prompt_id = job_of(asset_id)
@@ -116,18 +139,9 @@ class JobOutputs:
 
         Of a file that is not there, or whose server does not answer soon, there is nothing.
         """
-        known = {one.id: one for one in await self._journal.output_facts([(record.prompt_id, record.run)])}
-        found: dict[str, OutputFacts] = {}
-        unknown: list[JobOutput] = []
-        for output in made.outputs:
-            if output.file is None:
-                content = output.content
-                digest = await offloaded(len(content), lambda data: blake3.blake3(data).hexdigest(), content)
-                found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, len(content), digest)
-            elif output.id in known:
-                found[output.id] = known[output.id]
-            else:
-                unknown.append(output)
+        measured = await self._journal.output_facts([(record.prompt_id, record.run)])
+        found = {one.id: one for one in measured} | await _facts_of_texts(record, made)
+        unknown = [output for output in made.outputs if output.id not in found]
         if unknown and made.server is not None:
             fresh = await self._measured(record, made.server, unknown)
             found |= {one.id: one for one in fresh}
@@ -200,6 +214,21 @@ class JobOutputs:
     def _backend(self, found: FoundOutput) -> Backend | None:
         """The server that has it, where it is configured still."""
         return None if found.server is None else self._pool.named(found.server)
+
+
+async def _facts_of_texts(record: JobRecord, made: Outputs) -> dict[str, OutputFacts]:
+    """All is known of what the job's record has itself."""
+    found: dict[str, OutputFacts] = {}
+    for output in made.outputs:
+        if output.file is None:
+            content = output.content
+            digest = await offloaded(len(content), _hash_of, content)
+            found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, len(content), digest)
+    return found
+
+
+def _hash_of(content: bytes) -> str:
+    return blake3(content).hexdigest()
 
 
 def _kept_outputs(prompt_id: str, kept: bytes) -> Outputs:

@@ -18,6 +18,7 @@ import structlog
 from comfyui.exceptions import ComfyUIOverloadedError, JournalError
 from comfyui.inputs.content import Content
 from comfyui.inputs.store import InputStore
+from comfyui.jobs.claims import Claims
 from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, UseAssets
 from comfyui.jobs.journal.assets import AssetFilter
 from comfyui.jobs.journal.protocol import Journal
@@ -48,12 +49,14 @@ class NewAsset:
         content_type: "" where it does not say so.
         file_path: below ComfyUI's input folder; "" where it does not say so.
         lifetime_s: None: as long as the gateway keeps assets by itself.
+        idempotency_key: under which the caller sends it.
     """
 
     content_type: str = ""
     file_path: str = ""
     tags: tuple[str, ...] = ()
     lifetime_s: float | None = None
+    idempotency_key: str | None = None
 
 
 class UploadedAssets:
@@ -62,6 +65,9 @@ class UploadedAssets:
     Args:
         keep_s: how long an asset is kept after it was uploaded, or used last, where its caller says nothing of that.
         clock: seconds.
+
+    Attributes:
+        claims: the idempotency keys of uploads.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class UploadedAssets:
         self._clock = clock
         # Bytes of assets that are being stored.
         self._coming = 0
+        self.claims = Claims(self._sent_under, "asset", clock=clock)
 
     @property
     def max_bytes(self) -> int:
@@ -91,6 +98,10 @@ class UploadedAssets:
         """Those with these bytes that the caller sees, the newest first; none where the bytes are gone."""
         found = await self._journal.assets(AssetFilter(blake3=blake3, after=self._clock()), _MOST_LOOKED_AT)
         return [one for one in found if origin.sees(one.owner) and self._store.has(one.digest)]
+
+    async def _sent_under(self, owner: str | None, key: str, since: float) -> str | None:
+        found = await self._journal.assets(AssetFilter(sent_under=(owner, key, since)), 1)
+        return found[0].id if found else None
 
     @contextmanager
     def held(self, *assets: Asset) -> Iterator[None]:
@@ -208,6 +219,7 @@ class UploadedAssets:
             created_at=now,
             expires_at=now + lifetime_s,
             lifetime_s=lifetime_s,
+            idempotency_key=new.idempotency_key,
         )
         await self._journal.write(KeepAsset(asset))
         return asset

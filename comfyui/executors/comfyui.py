@@ -206,9 +206,7 @@ class PromptRunner:
             brings_inputs = await offloaded(request.size, has_inline_values, prompt)
         while True:
             self._quarantine.check(request.prompt, job.prompt_id)
-            backend = await self._places.take(
-                job, request, brings_inputs=brings_inputs, avoid=avoid, patience_s=patience_s
-            )
+            backend = await self._places.take(job, request, avoid=avoid, patience_s=patience_s)
             await self._places.cleared(job, backend)
             try:
                 if backend.name in job.left_on and (left_over := await self._left_over(backend, job)) is not None:

@@ -18,14 +18,12 @@ class Places(Protocol):
         job: Assignment,
         request: PromptRequest,
         *,
-        brings_inputs: bool,
         avoid: Collection[str],
         patience_s: float,
     ) -> Backend:
         """The server to which the prompt goes now; returns when its turn has come. A place from before is given up.
 
         Args:
-            brings_inputs: files come with the request, so that no server has them yet.
             avoid: names of servers that have just not taken the prompt's inputs, or not answered: the last ones to get
                 it.
             patience_s: how long to wait while no server is up.

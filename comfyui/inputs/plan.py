@@ -155,6 +155,16 @@ def brought_names(request: PromptRequest, files: Collection[str]) -> set[str]:
     return {*files, *(image.name for image in images), *(f"{image.subfolder}/{image.name}" for image in images)}
 
 
+def texts_naming(prompt: Mapping[str, Any], names: Collection[str]) -> set[str]:
+    """The texts in a workflow's inputs that mean one of these names."""
+    if not names:
+        return set()
+    values = (value for node in prompt.values() for value in _inputs(node).values())
+    return {
+        value for value in values if isinstance(value, str) and len(value) <= LONGEST_PATH and path_in(value) in names
+    }
+
+
 def plan(
     request: PromptRequest,
     upload_inputs: Sequence[tuple[str, str]],

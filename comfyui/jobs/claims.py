@@ -1,30 +1,38 @@
-"""`Claims`: each idempotency key of an owner makes one job, and no second one."""
+"""`Claims`: each idempotency key of an owner makes one job, or one asset, and no second one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from comfyui.exceptions import Breach, ContractError
 from comfyui.jobs.entry import Clock
-from comfyui.jobs.journal.protocol import YOUNG_S, Journal
+from comfyui.jobs.journal.protocol import YOUNG_S
+
+Sent = Callable[[str | None, str, float], Awaitable[str | None]]
+"""Gives the id of what an owner sent under a key since a time; None where there is nothing."""
 
 
 class Claims:
-    """The keys of submissions that are under way; the journal has those of jobs, with the jobs.
+    """The keys of submissions that are under way; the journal has those of what was made, with it.
 
-    A submission that came to nothing leaves no job, and so its key is free again.
+    A submission that came to nothing leaves nothing there, and so its key is free again.
+
+    Args:
+        sent: asks the journal.
+        what: is made, as errors call it: ``job``.
     """
 
-    def __init__(self, journal: Journal, *, clock: Clock = time.time) -> None:
-        self._journal = journal
+    def __init__(self, sent: Sent, what: str, *, clock: Clock = time.time) -> None:
+        self._sent = sent
+        self._what = what
         self._clock = clock
         self._under_way: set[tuple[str | None, str]] = set()
 
     @asynccontextmanager
     async def claimed(self, owner: str | None, key: str | None) -> AsyncIterator[None]:
-        """The key is this submission's until the block ends; by then its job is in the journal, or there is none.
+        """The key is this submission's until the block ends; by then the journal has what came of it.
 
         Raises:
             ContractError: the owner has used the key within 24 hours, or uses it at this moment.
@@ -34,19 +42,16 @@ class Claims:
             return
         claim = (owner, key)
         if claim in self._under_way:
-            raise _used("a request with this key is under way", None)
+            raise self._used("a request with this key is under way", None)
         self._under_way.add(claim)
         try:
-            known = await self._journal.sent_under(owner, key, self._clock() - YOUNG_S)
+            known = await self._sent(owner, key, self._clock() - YOUNG_S)
             if known is not None:
-                raise _used(f"this key was used for the job {known}", known)
+                raise self._used(f"this key was used for the {self._what} {known}", known)
             yield
         finally:
             self._under_way.discard(claim)
 
-
-def _used(why: str, prompt_id: str | None) -> ContractError:
-    details = None if prompt_id is None else {"job_id": prompt_id}
-    return ContractError(
-        Breach.IDEMPOTENCY_KEY_REUSE, f"Idempotency-Key: {why}; each job needs a key of its own", details
-    )
+    def _used(self, why: str, made: str | None) -> ContractError:
+        detail = f"Idempotency-Key: {why}; each {self._what} needs a key of its own"
+        return ContractError(Breach.IDEMPOTENCY_KEY_REUSE, detail, None if made is None else {f"{self._what}_id": made})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,10 +135,10 @@ class JobQueue:
             self._coming -= 1
 
     async def ready_for(
-        self, request: PromptRequest, owner: str | None, *, brings_inputs: bool = False
+        self, request: PromptRequest, owner: str | None, files: Collection[str] = ()
     ) -> tuple[Needs, Lane]:
-        """What is to be known of a workflow before it waits; `at_once` takes one that brings no inputs."""
-        needs = await self._turns.needs_of(request, owner, brings_inputs=brings_inputs)
+        """What is to be known of a workflow before it waits; `at_once` takes one that brings no `files`."""
+        needs = await self._turns.needs_of(request, owner, files)
         return needs, await self._turns.lane_of(needs)
 
     def at_once(self, job: Job, request: PromptRequest, needs: Needs) -> bool:
@@ -162,7 +162,8 @@ class JobQueue:
             self._secrets[record.prompt_id] = secrets
         waiting = self._waiting_of(record)
         self._rows[record.prompt_id] = _Row(waiting)
-        needs = await self._turns.needs_of(request, record.owner, brings_inputs=True)
+        files = self.files_of(record)
+        needs = await self._turns.needs_of(request, record.owner, files.paths if files else ())
         if record.prompt_id not in self._rows:
             return  # it has been cancelled
         self._rows[record.prompt_id] = _Row(waiting, needs)

@@ -12,6 +12,7 @@ import structlog
 
 from comfyui.executors.assignment import Assignment
 from comfyui.inputs.catalogue import Catalogue
+from comfyui.inputs.plan import brought_names, texts_naming
 from comfyui.jobs.abilities import Abilities
 from comfyui.jobs.clearing import Clearing
 from comfyui.jobs.departures import Departures
@@ -91,10 +92,11 @@ class Turns:
 
     # Jobs that wait without a task
 
-    async def needs_of(self, request: PromptRequest, owner: str | None, *, brings_inputs: bool) -> Needs:
-        """What the workflow of a job of that owner needs of a server."""
-        uploads = self._catalogue.texts_in(request.prompt, owner)
-        return await offloaded(request.size, needs_of, request.prompt, brings_inputs, uploads)
+    async def needs_of(self, request: PromptRequest, owner: str | None, files: Collection[str]) -> Needs:
+        """What the workflow of a job of that owner needs of a server, beside `files`, which come with the request."""
+        names = brought_names(request, files)
+        placed = self._catalogue.texts_in(request.prompt, owner) | texts_naming(request.prompt, names)
+        return await offloaded(request.size, needs_of, request.prompt, placed)
 
     def expect(self, job: Waiting, needs: Needs | None = None) -> None:
         """The job waits from now on; `next_due` gives its id when its turn has come."""
@@ -164,7 +166,6 @@ class Turns:
         job: Assignment,
         request: PromptRequest,
         *,
-        brings_inputs: bool,
         avoid: Collection[str],
         patience_s: float,
     ) -> Backend:
@@ -174,7 +175,7 @@ class Turns:
         if not avoid and prompt_id in self._jobs and (given := self._given(prompt_id)) is not None and given.ready:
             return given
         self._jobs[prompt_id] = job
-        self._needs[prompt_id] = needs = await self.needs_of(request, job.owner, brings_inputs=brings_inputs)
+        self._needs[prompt_id] = needs = await self.needs_of(request, job.owner, job.file_names)
         lane = await self.abilities.sure_lane(needs, avoid)
         if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no.union(avoid):
             return given

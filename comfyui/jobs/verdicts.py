@@ -96,7 +96,7 @@ class Verdicts:
                 return known
             job = None
             if files is not None:
-                needs, lane = await self._queue.ready_for(request, origin.owner, brings_inputs=True)
+                needs, lane = await self._queue.ready_for(request, origin.owner, files.paths)
                 await self._refusals.check(request, origin, needs, lane, files.paths)
             elif not await offloaded(request.size, has_inline_values, request.prompt):
                 needs, lane = await self._queue.ready_for(request, origin.owner)

@@ -45,11 +45,10 @@ def _shared(needs: Needs) -> Needs:
         return found
 
 
-def needs_of(prompt: Mapping[str, Any], brings_inputs: bool, placed: Collection[str] = ()) -> Needs:
+def needs_of(prompt: Mapping[str, Any], placed: Collection[str] = ()) -> Needs:
     """The needs of a workflow in API format. Of equal ones that are in use there is one object; from any thread.
 
     Args:
-        brings_inputs: files come with the request, so that only models have to be there before.
         placed: texts that name files which are brought there.
     """
     classes: set[str] = set()
@@ -63,7 +62,7 @@ def needs_of(prompt: Mapping[str, Any], brings_inputs: bool, placed: Collection[
                 continue
             if value.lower().endswith(MODEL_ENDINGS):
                 models.add(folded(value))
-            elif brings_inputs or value in placed or _URL.match(value):
+            elif value in placed or _URL.match(value):
                 continue
             if _FILE.fullmatch(value):
                 files.add((kind, name, value))

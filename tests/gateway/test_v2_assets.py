@@ -14,9 +14,9 @@ from PIL import Image
 from comfyui.engine import Engine
 from tests.support.engine_workflows import sleeping, writing
 from tests.support.keys import ALICE, BOB
-from tests.support.running import RunningGateway, engines, invert_workflow, requests, running_gateway
+from tests.support.running import RunningGateway, engines, executions, invert_workflow, requests, running_gateway
 from tests.support.target import node
-from tests.support.v2 import ASSETS, ask, code_of, comfy, form, submit, until_ended, upload
+from tests.support.v2 import ASSETS, JOBS, ask, code_of, comfy, form, submit, until_ended, upload
 
 
 def picture(color: int = 0x10_20_30) -> bytes:
@@ -165,6 +165,7 @@ async def test_an_output_is_the_input_of_the_next_job_on_any_server() -> None:
                     await job.result()
                     output = next(one for one in job.outputs if one.node_id == "2")
                     assert color_of(await output.to_bytes()) == color
+                    assert executions(servers[number])[job.id] == 1
         assert all(requests(one, "POST /upload/image") for one in servers)
 
 
@@ -324,3 +325,33 @@ async def test_a_job_that_waits_keeps_the_bytes_of_an_asset_that_was_deleted(gat
     assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x33_44_55
     await gateway.handler.uploads.sweep()
     assert not gateway.handler.uploads.catalogue.digests()
+
+
+async def test_a_key_of_an_upload_is_used_once_and_is_free_again_where_nothing_came_of_it(
+    gateway: RunningGateway,
+) -> None:
+    headers = {"Idempotency-Key": "one"}
+    status, body = await ask(gateway, ASSETS, "POST", headers=headers, data=form(b"a", "../a"))
+    assert (status, code_of(body)) == (422, "invalid_request")
+    status, asset = await ask(gateway, ASSETS, "POST", headers=headers, data=form(b"a", "a.txt"))
+    assert status == 201
+    status, body = await ask(gateway, ASSETS, "POST", headers=headers, data=form(b"b", "b.txt"))
+    assert (status, code_of(body)) == (422, "idempotency_key_reuse")
+    assert body["error"]["details"] == {"asset_id": asset["id"]}
+    status, body = await ask(gateway, ASSETS, "POST", headers={"Idempotency-Key": ""}, data=form(b"b", "b.txt"))
+    assert (status, code_of(body)) == (400, "invalid_request")
+
+
+async def test_the_list_of_jobs_has_their_outputs_without_asking_a_server(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    workflow = {**writing(size=100), "2": node("PreviewAny", source="told")}
+    first = await until_ended(gateway, await submit(gateway, workflow))
+    running = await submit(gateway, sleeping())
+    engine.stats.reset()
+    status, body = await ask(gateway, JOBS)
+    assert status == 200
+    assert [one["id"] for one in body["jobs"]] == [running["id"], first["id"]]
+    assert body["jobs"][1]["outputs"] == first["outputs"]
+    assert not requests(engine, "HEAD /view")
+    await ask(gateway, f"{JOBS}/{running['id']}/cancel", "POST")

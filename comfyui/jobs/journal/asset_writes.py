@@ -17,6 +17,7 @@ class Asset(NamedTuple):
         file_path: where its owner wants it below ComfyUI's input folder; "" where that was not said.
         expires_at: from then on it is not there any more.
         lifetime_s: how long it is kept after it was used last.
+        idempotency_key: under which the owner sent it.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Asset(NamedTuple):
     created_at: float
     expires_at: float
     lifetime_s: float
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, Know
 
 Appliers = dict[type, Callable[[Any], int]]
 
-_COLUMNS = "id, owner, blake3, digest, size, content_type, file_path, tags, created_at, expires_at, lifetime_s"
+_COLUMNS = ", ".join(Asset._fields)
 # "+": else SQLite would walk along an index of times in place of the one of hashes.
 _NEWEST_FIRST = "ORDER BY +created_at DESC, id"
 
@@ -25,12 +25,14 @@ class AssetFilter:
     Attributes:
         after: those that expire later.
         until: those that expire by then.
+        sent_under: the idempotency key of an owner, and the time since when.
     """
 
     id: str | None = None
     blake3: str | None = None
     after: float | None = None
     until: float | None = None
+    sent_under: tuple[str | None, str, float] | None = None
 
     def fits(self, asset: Asset) -> bool:
         return (
@@ -38,7 +40,12 @@ class AssetFilter:
             and self.blake3 in {None, asset.blake3}
             and (self.after is None or asset.expires_at > self.after)
             and (self.until is None or asset.expires_at <= self.until)
+            and (self.sent_under is None or self._was_sent(asset, *self.sent_under))
         )
+
+    @staticmethod
+    def _was_sent(asset: Asset, owner: str | None, key: str, since: float) -> bool:
+        return asset.owner == owner and asset.idempotency_key == key and asset.created_at >= since
 
 
 def asset_appliers(database: sqlite3.Connection) -> Appliers:
@@ -59,6 +66,9 @@ def assets(database: sqlite3.Connection, narrowed: AssetFilter, limit: int) -> l
         "expires_at > ?": narrowed.after,
         "expires_at <= ?": narrowed.until,
     }
+    if narrowed.sent_under is not None:
+        owner, key, since = narrowed.sent_under
+        given |= {"idempotency_key = ?": key, "created_at >= ?": since, "COALESCE(owner, '') = ?": owner or ""}
     conditions = [condition for condition, value in given.items() if value is not None]
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     query = f"SELECT {_COLUMNS} FROM assets{where} {_NEWEST_FIRST} LIMIT {limit:d}"  # noqa: S608

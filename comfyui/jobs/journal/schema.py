@@ -164,11 +164,12 @@ _VERSION_16 = """
 CREATE TABLE assets (
     id TEXT PRIMARY KEY, owner TEXT, blake3 TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
     content_type TEXT NOT NULL, file_path TEXT NOT NULL, tags TEXT NOT NULL, created_at REAL NOT NULL,
-    expires_at REAL NOT NULL, lifetime_s REAL NOT NULL
+    expires_at REAL NOT NULL, lifetime_s REAL NOT NULL, idempotency_key TEXT
 ) WITHOUT ROWID;
 CREATE INDEX assets_by_hash ON assets (blake3);
 CREATE INDEX assets_by_expiry ON assets (expires_at);
 CREATE INDEX assets_by_bytes ON assets (digest, size);
+CREATE INDEX assets_by_idempotency_key ON assets (idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 CREATE TABLE output_facts (
     seq INTEGER NOT NULL, id TEXT NOT NULL, run INTEGER NOT NULL, size INTEGER NOT NULL, blake3 TEXT,

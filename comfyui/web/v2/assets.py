@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +16,7 @@ from comfyui.web.api.uploads import UploadForms
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.v2 import asset_fields, contents
-from comfyui.web.v2.bodies import object_of
+from comfyui.web.v2.bodies import idempotency_key_of, object_of
 from comfyui.web.v2.jobs import address_of, caller_of
 from comfyui.web.v2.outputs import asset_json, output_asset_json
 
@@ -27,10 +29,13 @@ async def upload(request: Request) -> Response:
     """Takes a file: 201 where its bytes are new to the caller, else 200. Each has a record of its own."""
     assets, origin = _assets(request), caller_of(request)
     gateway_of(request).handler.refuse_when_draining()
-    tags: list[bytes] = []
+    key, tags = idempotency_key_of(request), list[bytes]()
     try:
-        async with _FORMS.posted_asset(request, assets.uploaded.max_bytes, tags) as posted:
-            new = asset_fields.of_form(posted.texts, tags)
+        async with (
+            assets.uploaded.claims.claimed(origin.owner, key),
+            _FORMS.posted_asset(request, assets.uploaded.max_bytes, tags) as posted,
+        ):
+            new = replace(asset_fields.of_form(posted.texts, tags), idempotency_key=key)
             expected = posted.texts.get("expected_hash")
             if expected and hash_of(expected) != posted.blake3:
                 raise ContractError(Breach.HASH_MISMATCH, f"expected_hash: the file has blake3:{posted.blake3}")

@@ -33,7 +33,7 @@ from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.headers import public_address
 from comfyui.web.v2.bodies import idempotency_key_of, posted_job
 from comfyui.web.v2.listing import listing_of
-from comfyui.web.v2.outputs import outputs_of
+from comfyui.web.v2.outputs import outputs_of, outputs_of_all
 from comfyui.web.v2.positions import queue_position
 from comfyui.web.v2.shapes import JSON, Address, job_json, listed_json
 
@@ -82,10 +82,8 @@ async def jobs(request: Request) -> Response:
     except QueryError as error:
         raise ContractError(Breach.INVALID_CURSOR, error.detail) from None
     address = address_of(request, gateway)
-    listed = []
-    for record in page.records:
-        outputs = await outputs_of(gateway, Look(record.prompt_id, record.state, record), address)
-        listed.append(listed_json(record, outputs, address))
+    made = await outputs_of_all(gateway, page.records, address)
+    listed = [listed_json(record, outputs, address) for record, outputs in zip(page.records, made, strict=True)]
     found: JSON = {"jobs": listed, "truncated": False}
     if page.next_cursor is not None:
         found["next_cursor"] = page.next_cursor

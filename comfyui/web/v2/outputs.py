@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comfyui.assets.job_outputs import FoundOutput
+from comfyui.assets.job_outputs import FoundOutput, Outputs
 from comfyui.assets.outputs import JobOutput
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
+from comfyui.jobs.journal.records import JobRecord
 from comfyui.web.front.gateway_state import GatewayState
 from comfyui.web.v2.shapes import Address, expires_at, time_of
 
@@ -22,9 +24,18 @@ async def outputs_of(gateway: GatewayState, look: Look, address: Address) -> lis
     if record is None:
         return []
     made = await outputs.of(record, look)
-    facts = await outputs.facts(record, made)
+    return _outputs_json(record, made, await outputs.facts(record, made), address)
+
+
+async def outputs_of_all(gateway: GatewayState, records: Sequence[JobRecord], address: Address) -> list[list[JSON]]:
+    """As `outputs_of` for each of them, with the sizes that are known: no server is asked for a list."""
+    made, facts = await gateway.assets.outputs.of_all(records)
+    return [_outputs_json(record, one, facts, address) for record, one in zip(records, made, strict=True)]
+
+
+def _outputs_json(record: JobRecord, made: Outputs, facts: Mapping[str, OutputFacts], address: Address) -> list[JSON]:
     until = expires_at(record, address.keep_s)
-    return [output_json(look.prompt_id, one, facts.get(one.id), until, address) for one in made.outputs]
+    return [output_json(record.prompt_id, one, facts.get(one.id), until, address) for one in made.outputs]
 
 
 def output_json(prompt_id: str, output: JobOutput, facts: OutputFacts | None, until: float, address: Address) -> JSON:

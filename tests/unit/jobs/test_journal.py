@@ -1168,6 +1168,16 @@ async def test_assets_are_found_by_id_and_hash_the_newest_first_and_not_when_the
     assert await journal.asset_sizes() == {"d" * 64: 5, "e" * 64: 7}
 
 
+async def test_an_asset_is_found_by_the_key_that_its_owner_sent_it_under(journal: Journal) -> None:
+    mine, nobodys = _asset(1, idempotency_key="k"), _asset(2, owner=None, idempotency_key="k")
+    for asset in (mine, nobodys, _asset(3)):
+        await journal.write(KeepAsset(asset))
+    assert await journal.assets(AssetFilter(sent_under=("alice", "k", 1.0)), 9) == [mine]
+    assert await journal.assets(AssetFilter(sent_under=(None, "k", 1.0)), 9) == [nobodys]
+    assert await journal.assets(AssetFilter(sent_under=("alice", "k", 1.5)), 9) == []
+    assert await journal.assets(AssetFilter(sent_under=("bob", "k", 1.0)), 9) == []
+
+
 async def test_an_asset_is_extended_and_never_shortened_and_its_bytes_are_named_while_one_has_them(
     journal: Journal,
 ) -> None:

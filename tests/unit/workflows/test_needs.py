@@ -28,16 +28,16 @@ def offer(checkpoints: list[str], images: list[str]) -> Offer:
 
 
 def test_texts_make_no_difference_and_files_and_classes_do() -> None:
-    needs = needs_of(workflow("a cat"), brings_inputs=False)
-    assert needs_of(workflow("a dog"), brings_inputs=False) == needs
-    assert needs_of(workflow(checkpoint="other.ckpt"), brings_inputs=False) != needs
-    assert needs_of(workflow(image="dog.png"), brings_inputs=False) != needs
+    needs = needs_of(workflow("a cat"))
+    assert needs_of(workflow("a dog")) == needs
+    assert needs_of(workflow(checkpoint="other.ckpt")) != needs
+    assert needs_of(workflow(image="dog.png")) != needs
     assert needs.models == {"sd/v1.safetensors"}
 
 
 def test_equal_needs_are_one_object_as_long_as_one_has_them() -> None:
-    needs = needs_of(workflow("a cat"), brings_inputs=False)
-    assert needs_of(workflow("a dog"), brings_inputs=False) is needs
+    needs = needs_of(workflow("a cat"))
+    assert needs_of(workflow("a dog")) is needs
     gone = weakref.ref(needs)
     del needs
     gc.collect()
@@ -45,13 +45,13 @@ def test_equal_needs_are_one_object_as_long_as_one_has_them() -> None:
 
 
 def test_a_file_that_comes_with_the_request_has_to_be_nowhere_before() -> None:
-    needs = needs_of(workflow(), brings_inputs=True)
-    assert needs == needs_of(workflow(image="https://example.org/dog.png"), brings_inputs=True)
+    needs = needs_of(workflow(), placed={"cat.png"})
+    assert needs == needs_of(workflow(image="https://example.org/dog.png"))
     assert offer(["sd/v1.safetensors"], []).has(needs)
 
 
 def test_a_server_has_what_it_lists_however_it_writes_separators() -> None:
-    needs = needs_of(workflow(), brings_inputs=False)
+    needs = needs_of(workflow())
     assert offer(["sd/v1.safetensors"], ["cat.png"]).has(needs)
     assert offer(["sd\\v1.safetensors"], ["cat.png"]).has(needs)
     lacking = offer(["other.ckpt"], [])
@@ -64,12 +64,12 @@ def test_a_server_has_what_it_lists_however_it_writes_separators() -> None:
 def test_an_upload_that_comfyui_does_not_list_may_be_there() -> None:
     has_model = offer(["sd/v1.safetensors"], [])
     for image in ("sub/cat.png", "cat.png [output]", "cat.weird"):
-        assert has_model.has(needs_of(workflow(image=image), brings_inputs=False)), image
+        assert has_model.has(needs_of(workflow(image=image))), image
 
 
 def test_each_server_gets_its_own_spelling() -> None:
     sent = workflow()
-    needs = needs_of(sent, brings_inputs=False)
+    needs = needs_of(sent)
     spelled = offer(["sd/v1.safetensors"], ["cat.png"]).spelled(needs, sent)
     assert spelled["1"]["inputs"]["ckpt_name"] == "sd/v1.safetensors"
     assert {node_id: spelled[node_id] for node_id in ("2", "3")} == {node_id: sent[node_id] for node_id in ("2", "3")}
