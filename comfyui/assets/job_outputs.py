@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from blake3 import blake3
@@ -24,7 +24,7 @@ from comfyui.jobs.journal.records import JobRecord, KeptJob
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.stored import result_from_bytes
-from comfyui.models import OutputFile
+from comfyui.models import DeliveredFile, OutputFile
 from comfyui.offload import offloaded
 from comfyui.owners import place_of
 from comfyui.servers.backend import Backend
@@ -41,24 +41,30 @@ _MOST_BYTES = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """The outputs of a job. `server`: the name of the one that has the files; None where there is none."""
+    """The outputs of a job.
+
+    Attributes:
+        server: the name of the one that has the files; None where there is none.
+        stored: by the id of an output, the same bytes in the object store.
+    """
 
     server: str | None
     outputs: Sequence[JobOutput]
+    stored: Mapping[str, DeliveredFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class FoundOutput:
-    """One output, and its job as the journal has it. `server`: see `Outputs`."""
+    """One output, and its job as the journal has it. `made` has this output alone."""
 
     record: JobRecord
-    server: str | None
     output: JobOutput
+    made: Outputs
 
     @property
-    def made(self) -> Outputs:
-        """It alone."""
-        return Outputs(self.server, (self.output,))
+    def stored(self) -> DeliveredFile | None:
+        """Its bytes in the object store, where they are there."""
+        return self.made.stored.get(self.output.id)
 
 
 class JobOutputs:
@@ -107,7 +113,7 @@ class JobOutputs:
         measured = await self._journal.output_facts([(record.prompt_id, record.run) for record in records])
         known = {one.id: one for one in measured}
         for record, one in zip(records, made, strict=True):
-            known |= await _facts_of_texts(record, one)
+            known = await _facts_by_itself(record, one) | known
         return made, known
 
     async def find(self, asset_id: str, origin: Origin) -> FoundOutput | None:
@@ -120,7 +126,7 @@ class JobOutputs:
         found = next((one for one in made.outputs if one.id == asset_id), None)
         if found is None or (found.file is not None and not await self._may_have(found.file, record, made, origin)):
             return None
-        return FoundOutput(record, made.server, found)
+        return FoundOutput(record, found, Outputs(made.server, (found,), made.stored))
 
     async def _may_have(self, file: OutputFile, record: JobRecord, made: Outputs, origin: Origin) -> bool:
         """Whether the file is this job's, and not one that a node only told of: as for ComfyUI's own ``/view``."""
@@ -140,7 +146,7 @@ class JobOutputs:
         Of a file that is not there, or whose server does not answer soon, there is nothing.
         """
         measured = await self._journal.output_facts([(record.prompt_id, record.run)])
-        found = {one.id: one for one in measured} | await _facts_of_texts(record, made)
+        found = await _facts_by_itself(record, made) | {one.id: one for one in measured}
         unknown = [output for output in made.outputs if output.id not in found]
         if unknown and made.server is not None:
             fresh = await self._measured(record, made.server, unknown)
@@ -164,7 +170,7 @@ class JobOutputs:
 
         asked = [measure(output, output.file) for output in outputs if output.file is not None]
         found = [one for one in await asyncio.gather(*asked) if one is not None]
-        if found and record.state.is_end:
+        if found:
             self._journal.write_behind(KnowOutputs(record.prompt_id, record.run, tuple(found)), soon=False)
         return found
 
@@ -213,17 +219,19 @@ class JobOutputs:
 
     def _backend(self, found: FoundOutput) -> Backend | None:
         """The server that has it, where it is configured still."""
-        return None if found.server is None else self._pool.named(found.server)
+        return None if found.made.server is None else self._pool.named(found.made.server)
 
 
-async def _facts_of_texts(record: JobRecord, made: Outputs) -> dict[str, OutputFacts]:
-    """All is known of what the job's record has itself."""
+async def _facts_by_itself(record: JobRecord, made: Outputs) -> dict[str, OutputFacts]:
+    """What the job's record says of its outputs: all of a text, and the size of a file that was stored."""
     found: dict[str, OutputFacts] = {}
     for output in made.outputs:
         if output.file is None:
             content = output.content
             digest = await offloaded(len(content), _hash_of, content)
             found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, len(content), digest)
+        elif (stored := made.stored.get(output.id)) is not None:
+            found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, stored.size, None)
     return found
 
 
@@ -233,4 +241,9 @@ def _hash_of(content: bytes) -> str:
 
 def _kept_outputs(prompt_id: str, kept: bytes) -> Outputs:
     result = result_from_bytes(prompt_id, kept)
-    return Outputs(result.server, outputs_of(prompt_id, result.outputs))
+    outputs, delivery = outputs_of(prompt_id, result.outputs), result.delivery
+    if delivery is None or delivery.convert is not None:
+        return Outputs(result.server, outputs)
+    by_file = dict(zip(result.files, delivery.files, strict=True))
+    stored = {one.id: by_file[one.file] for one in outputs if one.file in by_file}
+    return Outputs(result.server, outputs, {name: file for name, file in stored.items() if not file.error})

@@ -153,6 +153,10 @@ class Deliverer:
         timings = replace(result.timings, collecting_s=result.timings.collecting_s + loop.time() - began)
         return replace(result, timings=timings, delivery=Delivery(order.output, order.convert, files))
 
+    async def link(self, file: DeliveredFile) -> str:
+        """A new link to a file in the store. Raises `StorageError` where there is none."""
+        return await self._files.link(file, Placement())
+
     def json(
         self, result: PromptResult, entries: list[FileEntry], order: Order, *, with_outputs: bool = True
     ) -> AsyncGenerator[bytes, None]:

@@ -355,3 +355,21 @@ async def test_the_list_of_jobs_has_their_outputs_without_asking_a_server(
     assert body["jobs"][1]["outputs"] == first["outputs"]
     assert not requests(engine, "HEAD /view")
     await ask(gateway, f"{JOBS}/{running['id']}/cancel", "POST")
+
+
+async def test_what_is_in_the_object_store_comes_from_there(engine: Engine, s3_variables: dict[str, Any]) -> None:
+    async with running_gateway(engine.url, **s3_variables, output_store="s3") as gateway, comfy(gateway.url) as client:
+        job = await client.submit(
+            client.workflows.from_json({**writing(size=1000), "2": node("PreviewAny", source="a")})
+        )
+        await job.result()
+        file, text = job.outputs
+        assert file.size_bytes == 1000
+        url = (await file.get_download_url()).url
+        assert url.startswith(s3_variables["s3_endpoint_url"])
+        for made in engine.folders.output.iterdir():
+            made.unlink()
+        assert len(await file.to_bytes()) == 1000
+        assert await text.to_bytes() == b"a"
+        async with gateway.http.get(url, headers={"Range": "bytes=0-9"}) as response:
+            assert (response.status, len(await response.read())) == (206, 10)

@@ -82,7 +82,8 @@ async def content(request: Request) -> Response:
     assets, found = _assets(request), await _find(request)
     if isinstance(found, Asset):
         return await contents.of_upload(request, assets.uploaded, found)
-    return await contents.of_output(request, assets.outputs, found, await _facts(request, found))
+    facts, deliverer = await _facts(request, found), gateway_of(request).deliverer
+    return await contents.of_output(request, assets.outputs, found, facts, deliverer)
 
 
 async def delete(request: Request) -> Response:

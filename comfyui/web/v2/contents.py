@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 
+import structlog
 from blake3 import blake3
 from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui.assets.job_outputs import FoundOutput, JobOutputs
 from comfyui.assets.uploaded import UploadedAssets
-from comfyui.exceptions import Breach, ContractError
+from comfyui.exceptions import Breach, ContractError, StorageError
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
 from comfyui.offload import offloaded
+from comfyui.outputs.delivery import Deliverer
 from comfyui.transport.body import IteratedBody, OpenBody
 from comfyui.web.api.streams import BodyStream, content_disposition
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.v2_errors import envelope
 from comfyui.web.v2.ranges import Part, is_one_part, part_of
 
+_log = structlog.get_logger(__name__)
 _GONE = "the file is not on its server any more"
 
 
@@ -39,8 +42,10 @@ async def of_upload(request: Request, uploaded: UploadedAssets, asset: Asset) ->
     return _answer(request, body, asset.content_type, headers, whole, asset.size, opened)
 
 
-async def of_output(request: Request, outputs: JobOutputs, found: FoundOutput, facts: OutputFacts | None) -> Response:
-    """The answer to a request for what a job has made.
+async def of_output(
+    request: Request, outputs: JobOutputs, found: FoundOutput, facts: OutputFacts | None, deliverer: Deliverer
+) -> Response:
+    """The answer to a request for what a job has made: its bytes, or a link to the object store that has them.
 
     The first time that all bytes of a file pass, they are hashed.
 
@@ -48,6 +53,13 @@ async def of_output(request: Request, outputs: JobOutputs, found: FoundOutput, f
         facts: what is known of it; None where it could not be measured.
     """
     output = found.output
+    if found.stored is not None:
+        try:
+            link = await deliverer.link(found.stored)
+        except StorageError as error:
+            _log.warning("output.not_linked", prompt_id=found.record.prompt_id, detail=error.detail)
+        else:
+            return Response(status_code=302, headers={"Location": link, "Cache-Control": "no-store"})
     headers = _headers(output.name, facts.blake3 if facts else None)
     if output.file is None:
         content = output.content
