@@ -43,6 +43,7 @@
     ├── ComfyUINotFoundError                404  not_found
     └── ComfyUIOverloadedError              429  overloaded            retryable
         ├── TooManyConnectionsError         503  overloaded            retryable
+        ├── TooManySubmissionsError         429  overloaded            retryable
         └── TooManyStreamsError             429  overloaded            retryable
 
 The status is fixed by the class, never guessed from a message. ``retryable`` says whether the same request may succeed
@@ -546,6 +547,10 @@ class ComfyUIOverloadedError(ComfyUIError):
     def __init__(self, detail: str, *, prompt_id: str | None = None, retry_after_s: int = 5) -> None:
         super().__init__(detail, prompt_id=prompt_id)
         self.retry_after_s = retry_after_s
+
+
+class TooManySubmissionsError(ComfyUIOverloadedError):
+    """The key submits more often than it may (`per_minute`)."""
 
 
 class TooManyStreamsError(ComfyUIOverloadedError):

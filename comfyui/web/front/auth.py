@@ -8,7 +8,7 @@ import binascii
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from comfyui.exceptions import ComfyUIOverloadedError, RequestError
+from comfyui.exceptions import RequestError, TooManySubmissionsError
 from comfyui.metrics import Metrics
 from comfyui.web.front import comfyui_errors
 from comfyui.web.front.errors import error_response, refusal
@@ -150,7 +150,7 @@ class Guard:
         if found.row is not None and found.row.counted and (wait_s := self._rates.take(caller.rules)):
             self._metrics.rejected.labels("key_limit").inc()
             detail = f"the key {caller.rules.name!r} may submit {caller.rules.per_minute} times a minute (per_minute)"
-            over = ComfyUIOverloadedError(detail, retry_after_s=wait_s)
+            over = TooManySubmissionsError(detail, retry_after_s=wait_s)
             headers = {"Connection": "close"}  # the body is not read
             if scope["path"] in comfyui_errors.PATHS:
                 answer = comfyui_errors.comfyui_error(over, headers)

@@ -22,6 +22,7 @@ from comfyui.exceptions import (
     ContractError,
     RequestError,
     TooManyStreamsError,
+    TooManySubmissionsError,
 )
 from comfyui.replies import node_errors_of
 
@@ -77,6 +78,8 @@ def envelope_of(error: ComfyUIError) -> tuple[int, Envelope]:
             return 422, envelope("invalid_request", error.detail)
         case RequestError():
             return error.status, envelope("invalid_request", error.detail)
+        case TooManySubmissionsError():
+            return 429, envelope("rate_limited", error.detail)
         case TooManyStreamsError():
             return 429, envelope("too_many_streams", error.detail)
         case ComfyUIOverloadedError() | ComfyUIShutdownError():

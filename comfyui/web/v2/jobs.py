@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,7 @@ FACE = "v2"
 _UNKNOWN = "there is no such job"
 # SDKs wait 30 s for the answer to a submission.
 _VERDICT_S = 20.0
+_CANCEL_S = 10.0
 _NO_STORE = {"Cache-Control": "no-store"}
 
 _log = structlog.get_logger(__name__)
@@ -119,9 +121,10 @@ async def cancel(request: Request) -> Response:
     look = await look_at(request)
     if not look.state.is_end:
         try:
-            await gateway.handler.cancel(look.prompt_id, origin)
-        except ComfyUINotFoundError:
-            pass  # it ended at this moment
+            async with asyncio.timeout(_CANCEL_S):
+                await gateway.handler.cancel(look.prompt_id, origin)
+        except (ComfyUINotFoundError, TimeoutError):
+            pass  # it ended at this moment; or its server is slow to answer, and the cancel goes on
         except ComfyUIError as error:
             # It is over for us all the same, and its server is told again when it answers.
             _log.warning("prompt.cancel_failed", prompt_id=look.prompt_id, reason="request", detail=error.detail)
