@@ -119,7 +119,7 @@ async def test_a_job_tells_its_webhook(engine: Engine, receiving: Receiver) -> N
     async with running_gateway(engine.url, **settings) as gateway:
         job = await submit(gateway, invert_workflow(), gateway_webhook={"url": receiving.url()})
         (told,) = await receiving.got(1, timeout_s=30)
-        assert told.json["prompt_id"] == job["id"]
+        assert told.json["data"]["prompt_id"] == job["id"]
 
 
 async def test_a_webhook_needs_what_all_webhooks_need(engine: Engine) -> None:

