@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import comfy_sdk
 import pytest
@@ -115,7 +116,7 @@ async def test_links_are_as_the_client_writes_the_gateway(engine: Engine) -> Non
 
 
 async def test_a_job_tells_its_webhook(engine: Engine, receiving: Receiver) -> None:
-    settings = {"webhook_secret": SECRET, "public_url": PUBLIC, "webhook_url_allow": "127.0.0.1"}
+    settings: dict[str, Any] = {"webhook_secret": SECRET, "public_url": PUBLIC, "webhook_url_allow": "127.0.0.1"}
     async with running_gateway(engine.url, **settings) as gateway:
         job = await submit(gateway, invert_workflow(), gateway_webhook={"url": receiving.url()})
         (told,) = await receiving.got(1, timeout_s=30)
