@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from comfyui.exceptions import Breach, ContractError
 
 _KIND, _ASSET = "__type", "core/ASSET"
 _HASH = "blake3:"
+_FOLDER = "assets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,24 @@ def references_in(prompt: dict[str, Any]) -> list[Reference]:
                 below.append(value)
         left += reversed(below)
     return found
+
+
+def name_of(asset_id: str, filename: str) -> str:
+    """The name by which a workflow refers to an asset's file, which comes with it."""
+    return f"{_FOLDER}/{asset_id}/{filename}"
+
+
+def restore(prompt: dict[str, Any], names: Collection[str]) -> None:
+    """Put references back in a workflow where texts are names of `name_of`, of which others are left alone."""
+    ids = {name: parts[1] for name in names if len(parts := name.split("/")) == 3 and parts[0] == _FOLDER}
+    left: list[Any] = [prompt]
+    while left:
+        holder = left.pop()
+        for place, value in _items(holder):
+            if isinstance(value, str) and value in ids:
+                holder[place] = {_KIND: _ASSET, "info": {"id": ids[value]}}
+            elif isinstance(value, dict | list):
+                left.append(value)
 
 
 def hash_of(text: str) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comfyui.assets.job_outputs import FoundOutput, JobOutputs
-from comfyui.assets.references import Reference, references_in
+from comfyui.assets.references import Reference, name_of, references_in
 from comfyui.assets.uploaded import UploadedAssets
 from comfyui.exceptions import Breach, ContractError
 from comfyui.inputs.content import Content, SpooledFiles
@@ -20,9 +20,6 @@ from comfyui.merged_files import merged_subfolder
 from comfyui.models import OutputFile, PromptRequest
 from comfyui.offload import offloaded
 
-_FOLDER = "assets"
-# Of a hash, in the name of a folder: files of one name and other bytes do not meet.
-_DIGITS = 16
 _NOT_INPUT = ("output", "temp")
 
 
@@ -119,13 +116,15 @@ class AssetReferences:
         """The text by which the workflow refers to it."""
         if isinstance(found, Asset):
             content = self._uploaded.content_of(found)
-            return _added(files, found.file_path.rpartition("/")[2] or f"{found.id}{content.extension}", content)
+            filename = found.file_path.rpartition("/")[2] or f"{found.id}{content.extension}"
+            return _added(files, name_of(found.id, filename), content)
         if found.output.file is not None:
             return self._place(found.record.prompt_id, found.output.file)
         content = Content.of_bytes(found.output.content, ".txt")
         await self._uploads.make_room(content)
         await holding.put(content)
-        return _added(files, found.output.name, self._store.kept(content.digest, ".txt"))
+        name = name_of(found.output.id, found.output.name)
+        return _added(files, name, self._store.kept(content.digest, ".txt"))
 
     def _place(self, prompt_id: str, file: OutputFile) -> str:
         """How a workflow names a file that a prompt has made; it is brought to the server that runs the workflow."""
@@ -137,8 +136,7 @@ class AssetReferences:
         return f"{subfolder}/{file.filename} [{file.type}]" if subfolder else f"{file.filename} [{file.type}]"
 
 
-def _added(files: AssetFiles, filename: str, content: Content) -> str:
-    name = f"{_FOLDER}/{content.digest[:_DIGITS]}/{filename}"
+def _added(files: AssetFiles, name: str, content: Content) -> str:
     files.add(name, content)
     return name
 

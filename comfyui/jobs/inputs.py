@@ -37,6 +37,11 @@ _FILE = "files:"
 _DOWNLOADS = 16
 
 
+def names_in(inputs: Mapping[str, str]) -> list[str]:
+    """The names of the files of a job, which came with its workflow, by its `inputs`."""
+    return [where.removeprefix(_FILE) for where in inputs if where.startswith(_FILE)]
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A request whose inputs lie in the store: it names them by their hash, and `inputs` says what is where."""

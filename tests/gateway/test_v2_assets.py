@@ -50,6 +50,10 @@ async def test_the_sdk_uploads_a_file_once_and_jobs_read_it(gateway: RunningGate
         await job.result()
         (output,) = job.outputs
         assert color_of(await output.to_bytes()) == 0xAA_BB_CC
+        graph = (await job.get_workflow()).graph
+        assert graph == reading({"__type": "core/ASSET", "info": {"id": asset.id}})
+        repeated = await until_ended(gateway, await submit(gateway, graph))
+        assert repeated["status"] == "succeeded", "what was fetched can be sent again"
         again = client.assets.from_bytes(picture(0xAA_BB_CC), filename="other.png")
         await again.commit()
         assert (again.created_new, again.id == asset.id) == (False, False)
@@ -325,6 +329,21 @@ async def test_a_job_that_waits_keeps_the_bytes_of_an_asset_that_was_deleted(gat
     assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x33_44_55
     await gateway.handler.uploads.sweep()
     assert not gateway.handler.uploads.catalogue.digests()
+
+
+async def test_what_has_no_room_is_refused_by_its_code(engine: Engine) -> None:
+    async with running_gateway(engine.url, max_stored_inputs_mb=2) as gateway:
+        status, body = await upload(gateway, bytes(1_000_001), "large.bin")
+        assert (status, code_of(body)) == (413, "payload_too_large")
+        status, _ = await upload(gateway, bytes(600_000), "a.bin")
+        assert status == 201
+        async with gateway.http.post(ASSETS, data=form(b"x" * 600_000, "b.bin")) as response:
+            assert (response.status, int(response.headers["Retry-After"])) == (429, 5)
+            assert code_of(await response.json()) == "queue_full"
+        assert (await upload(gateway, bytes(600_000), "again.bin"))[0] == 200
+    async with running_gateway(engine.url, max_multipart_mb=1) as gateway:
+        status, body = await upload(gateway, bytes(1_100_000), "large.bin")
+        assert (status, code_of(body)) == (413, "payload_too_large")
 
 
 async def test_a_key_of_an_upload_is_used_once_and_is_free_again_where_nothing_came_of_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -78,14 +79,14 @@ def form(
     data = aiohttp.FormData(quote_fields=False)
     texts: dict[str, str | None] = {"content_type": "text/plain", "file_path": file_path, **fields}
     if file_first:
-        data.add_field("file", content, filename=file_path or "x", content_type="text/plain")
+        data.add_field("file", io.BytesIO(content), filename=file_path or "x", content_type="text/plain")
     for name, value in texts.items():
         if value is not None:
             data.add_field(name, value)
     for tag in tags:
         data.add_field("tags", tag)
     if not file_first:
-        data.add_field("file", content, filename=file_path or "x", content_type="text/plain")
+        data.add_field("file", io.BytesIO(content), filename=file_path or "x", content_type="text/plain")
     return data
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
+from comfyui.assets.references import restore
 from comfyui.exceptions import (
     Breach,
     ComfyUIError,
@@ -22,6 +23,7 @@ from comfyui.exceptions import (
     QueryError,
 )
 from comfyui.jobs.admission import Look
+from comfyui.jobs.inputs import names_in
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.stored import node_errors_in, request_of
@@ -100,13 +102,21 @@ async def job(request: Request) -> Response:
 async def workflow(request: Request) -> Response:
     """The workflow that was submitted."""
     look = await look_at(request)
-    graph = look.workflow
-    if graph is None and (body := await gateway_of(request).handler.journal.body_of(look.prompt_id)) is not None:
-        graph = (await offloaded(len(body), request_of, body)).prompt
+    graph, files = look.workflow, names_in(look.record.inputs) if look.record is not None else []
+    if graph is None or files:
+        body = await gateway_of(request).handler.journal.body_of(look.prompt_id)
+        if body is not None:
+            graph = await offloaded(len(body), _kept_workflow, body, files)
     if graph is None:
         raise ComfyUINotFoundError("the workflow of this job is not kept")
     text = await offloaded(len(graph) * 1000, jsonio.dumps, {"workflow": graph, "format": "api"})
     return Response(text, 200, _NO_STORE, media_type="application/json")
+
+
+def _kept_workflow(body: bytes, files: Collection[str]) -> Mapping[str, Any]:
+    graph = request_of(body).prompt
+    restore(graph, files)
+    return graph
 
 
 async def logs(request: Request) -> Response:

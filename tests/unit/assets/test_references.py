@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from comfyui.assets.references import hash_of, references_in
+from comfyui.assets.references import hash_of, name_of, references_in, restore
 from comfyui.exceptions import Breach, ContractError
 
 
@@ -66,3 +66,12 @@ def test_a_reference_that_names_nothing_is_refused_and_not_passed_on(info: Any) 
 )
 def test_a_hash_is_blake3_in_hex(text: str, digits: str | None) -> None:
     assert hash_of(text) == digits
+
+
+def test_references_are_put_back_where_a_file_of_an_asset_is_named() -> None:
+    name = name_of("an-id", "a b.png")
+    prompt: dict[str, Any] = {"1": {"inputs": {"image": name, "list": [[name]], "text": "assets/x/y"}}}
+    restore(prompt, [name, "photo.png", "assets/other"])
+    assert prompt == {
+        "1": {"inputs": {"image": reference(id="an-id"), "list": [[reference(id="an-id")]], "text": "assets/x/y"}}
+    }
