@@ -28,8 +28,9 @@ from comfyui.limits import over
 from comfyui.tasks import SideTasks
 
 _EVERY_S = 600.0
-# Records of one content that are looked at for one that the caller sees.
+# Records of one content that are looked at for one that is the same in all.
 _MOST_LOOKED_AT = 1000
+_MOST_OF_OWNER = 100_000
 _REMOVED_TOGETHER = 500
 # Assets have that part of the store: jobs and other uploads have room in any case.
 _SHARE = 2
@@ -64,6 +65,7 @@ class UploadedAssets:
 
     Args:
         keep_s: how long an asset is kept after it was uploaded, or used last, where its caller says nothing of that.
+        most: assets of one owner.
         clock: seconds.
 
     Attributes:
@@ -71,12 +73,20 @@ class UploadedAssets:
     """
 
     def __init__(
-        self, journal: Journal, store: InputStore, uploads: Uploads, *, keep_s: float, clock: Clock = time.time
+        self,
+        journal: Journal,
+        store: InputStore,
+        uploads: Uploads,
+        *,
+        keep_s: float,
+        most: int = _MOST_OF_OWNER,
+        clock: Clock = time.time,
     ) -> None:
         self._journal = journal
         self._store = store
         self._uploads = uploads
         self._keep_s = keep_s
+        self._most = most
         self._clock = clock
         # Bytes of assets that are being stored.
         self._coming = 0
@@ -96,8 +106,10 @@ class UploadedAssets:
 
     async def by_hash(self, blake3: str, origin: Origin) -> list[Asset]:
         """Those with these bytes that the caller sees, the newest first; none where the bytes are gone."""
-        found = await self._journal.assets(AssetFilter(blake3=blake3, after=self._clock()), _MOST_LOOKED_AT)
-        return [one for one in found if origin.sees(one.owner) and self._store.has(one.digest)]
+        key = origin.rules.name if origin.rules is not None and origin.is_confined else None
+        narrowed = AssetFilter(blake3=blake3, key=key, after=self._clock())
+        found = await self._journal.assets(narrowed, _MOST_LOOKED_AT)
+        return [one for one in found if self._store.has(one.digest)]
 
     async def _sent_under(self, owner: str | None, key: str, since: float) -> str | None:
         found = await self._journal.assets(AssetFilter(sent_under=(owner, key, since)), 1)
@@ -206,6 +218,10 @@ class UploadedAssets:
             yield
 
     async def _keep(self, new: NewAsset, blake3: str, digest: str, size: int, origin: Origin) -> Asset:
+        if await self._journal.asset_count(origin.owner) >= self._most:
+            raise ComfyUIOverloadedError(
+                f"there are {self._most} assets already; delete some, or try again when some have expired"
+            )
         now, lifetime_s = self._clock(), new.lifetime_s or self._keep_s
         asset = Asset(
             id=str(uuid4()),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import comfy_sdk
 import pytest
 from blake3 import blake3
 from PIL import Image
+from yarl import URL
 
-from comfyui.engine import Engine
+from comfyui.engine import Engine, EngineOptions
 from tests.support.engine_workflows import sleeping, writing
 from tests.support.keys import ALICE, BOB
-from tests.support.running import RunningGateway, engines, executions, invert_workflow, requests, running_gateway
+from tests.support.running import RunningGateway, engines, executions, invert_workflow, requests, running_gateway, until
 from tests.support.target import node
 from tests.support.v2 import ASSETS, JOBS, ask, code_of, comfy, form, submit, until_ended, upload
 
@@ -392,3 +396,79 @@ async def test_what_is_in_the_object_store_comes_from_there(engine: Engine, s3_v
         assert await text.to_bytes() == b"a"
         async with gateway.http.get(url, headers={"Range": "bytes=0-9"}) as response:
             assert (response.status, len(await response.read())) == (206, 10)
+
+
+async def test_what_a_job_has_made_so_far_can_be_had_while_it_runs(engine: Engine, keys_path: Path) -> None:
+    async with running_gateway(engine.url, keys_file=keys_path) as gateway:
+        workflow = {
+            **writing(size=0),
+            "2": node("SimulatedSleep", seconds=600.0, steps=600),
+            "3": node("PreviewAny", source=["2", 0]),
+        }
+        job = await submit(gateway, workflow, key=ALICE)
+        job = await until(lambda: job_of(gateway, job["id"], ALICE), lambda seen: bool(seen["outputs"]), timeout_s=30)
+        assert (job["status"], job["outputs"][0]["size_bytes"]) == ("running", 0)
+        made = job["outputs"][0]["id"]
+        status, content = await ask(gateway, f"{ASSETS}/{made}/content", key=ALICE)
+        assert (status, content) == (200, b"")
+        assert (await shown(gateway, made, ALICE))["hash"] == f"blake3:{blake3(b'').hexdigest()}"
+        assert (await ask(gateway, f"{ASSETS}/{made}/content", key=BOB))[0] == 404
+        assert (await ask(gateway, f"{JOBS}/{job['id']}/cancel", "POST", key=ALICE))[0] == 200
+        ended = await until_ended(gateway, job, key=ALICE)
+        assert (ended["status"], [one["id"] for one in ended["outputs"]]) == ("canceled", [made])
+
+
+async def job_of(gateway: RunningGateway, job_id: str, key: str | None = None) -> Any:
+    return (await ask(gateway, f"{JOBS}/{job_id}", key=key))[1]
+
+
+async def test_a_user_gets_what_comfyui_served_from_its_cache(engine: Engine, keys_path: Path) -> None:
+    async with running_gateway(engine.url, keys_file=keys_path) as gateway:
+        contents = []
+        for _ in range(2):
+            job = await until_ended(gateway, await submit(gateway, writing(size=10), key=ALICE), key=ALICE)
+            contents.append(await ask(gateway, f"{ASSETS}/{job['outputs'][0]['id']}/content", key=ALICE))
+        assert [status for status, _ in contents] == [200, 200]
+        assert contents[0] == contents[1]
+
+
+async def test_a_server_that_does_not_answer_is_no_file_that_is_gone() -> None:
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(EngineOptions()))
+        async with running_gateway(engine.url) as gateway:
+            job = await until_ended(gateway, await submit(gateway, invert_workflow()))
+            _, asset = await upload(gateway, b"here", "a.txt")
+            await stack.aclose()
+            made = f"{ASSETS}/{job['outputs'][0]['id']}"
+            for headers in ({}, {"Range": "bytes=0-3"}):
+                status, body = await ask(gateway, f"{made}/content", headers=headers)
+                assert (status, code_of(body)) == (503, "upstream_unreachable")
+            assert (await ask(gateway, made))[1]["size_bytes"] == job["outputs"][0]["size_bytes"], "it was known before"
+            assert (await ask(gateway, f"{ASSETS}/{asset['id']}/content"))[1] == b"here"
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing_and_its_key_is_free(
+    gateway: RunningGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    address = URL(gateway.url)
+    _, writer = await asyncio.open_connection(address.host, address.port)
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    head = b"POST /api/v2/assets HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\nIdempotency-Key: k\r\n"
+    writer.write(head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + part + b"x" * 3_000_000)
+    await until(lambda: entries(tmp_path), bool, timeout_s=30)
+    status, body = await ask(gateway, ASSETS, "POST", headers={"Idempotency-Key": "k"}, data=form(b"a", "a.txt"))
+    assert (status, code_of(body)) == (422, "idempotency_key_reuse"), "it is under way"
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: entries(tmp_path), lambda found: not found, timeout_s=30)
+
+    async def again() -> int:
+        data = form(b"a", "a.txt")
+        return (await ask(gateway, ASSETS, "POST", headers={"Idempotency-Key": "k"}, data=data))[0]
+
+    assert await until(again, lambda answered: answered != 422, timeout_s=30) == 201
+
+
+async def entries(folder: Path) -> list[str]:
+    return await asyncio.to_thread(os.listdir, folder)

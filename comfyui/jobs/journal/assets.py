@@ -10,10 +10,13 @@ from typing import Any
 
 from comfyui import jsonio
 from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, KnowOutputs, OutputFacts, UseAssets
+from comfyui.owners import key_of
 
 Appliers = dict[type, Callable[[Any], int]]
 
 _COLUMNS = ", ".join(Asset._fields)
+# As `comfyui.owners.key_of`.
+_KEY = "substr(owner, 1, instr(owner || '/', '/') - 1)"
 # "+": else SQLite would walk along an index of times in place of the one of hashes.
 _NEWEST_FIRST = "ORDER BY +created_at DESC, id"
 
@@ -23,6 +26,7 @@ class AssetFilter:
     """Which assets are meant; what is None does not narrow it.
 
     Attributes:
+        key: the name of the key whose they are, or of whose persons.
         after: those that expire later.
         until: those that expire by then.
         sent_under: the idempotency key of an owner, and the time since when.
@@ -30,6 +34,7 @@ class AssetFilter:
 
     id: str | None = None
     blake3: str | None = None
+    key: str | None = None
     after: float | None = None
     until: float | None = None
     sent_under: tuple[str | None, str, float] | None = None
@@ -38,6 +43,7 @@ class AssetFilter:
         return (
             self.id in {None, asset.id}
             and self.blake3 in {None, asset.blake3}
+            and (self.key is None or (asset.owner is not None and key_of(asset.owner) == self.key))
             and (self.after is None or asset.expires_at > self.after)
             and (self.until is None or asset.expires_at <= self.until)
             and (self.sent_under is None or self._was_sent(asset, *self.sent_under))
@@ -63,6 +69,7 @@ def assets(database: sqlite3.Connection, narrowed: AssetFilter, limit: int) -> l
     given = {
         "id = ?": None if narrowed.id is None else jsonio.without_surrogates(narrowed.id),
         "blake3 = ?": narrowed.blake3,
+        f"{_KEY} = ?": narrowed.key,
         "expires_at > ?": narrowed.after,
         "expires_at <= ?": narrowed.until,
     }
@@ -84,6 +91,12 @@ def _asset_of(row: tuple[Any, ...]) -> Asset:
 def asset_sizes(database: sqlite3.Connection) -> dict[str, int]:
     """See `Journal.asset_sizes`."""
     return dict(database.execute("SELECT DISTINCT digest, size FROM assets").fetchall())
+
+
+def asset_count(database: sqlite3.Connection, owner: str | None) -> int:
+    """See `Journal.asset_count`."""
+    (count,) = database.execute("SELECT COUNT(*) FROM assets WHERE owner IS ?", (owner,)).fetchone()
+    return int(count)
 
 
 def output_facts(database: sqlite3.Connection, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
@@ -147,6 +160,9 @@ class MemoryAssets:
 
     def sizes(self) -> dict[str, int]:
         return {one.digest: one.size for one in self._kept.values()}
+
+    def count(self, owner: str | None) -> int:
+        return sum(one.owner == owner for one in self._kept.values())
 
     def facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
         return [one for prompt_id, run in runs for one in self._facts.get(prompt_id, {}).values() if one.run == run]

@@ -452,6 +452,9 @@ class MemoryJournal:
     async def asset_sizes(self) -> dict[str, int]:
         return self._assets.sizes()
 
+    async def asset_count(self, owner: str | None) -> int:
+        return self._assets.count(owner)
+
     async def output_facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
         return self._assets.facts(runs)
 

@@ -182,6 +182,9 @@ class Journal(Protocol):
     async def asset_sizes(self) -> dict[str, int]:
         """Of the bytes that assets have, by their SHA-256: each once, however many assets have them."""
 
+    async def asset_count(self, owner: str | None) -> int:
+        """How many assets the owner has."""
+
     async def output_facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
         """What is known of the files of these runs, each the id of its job and its number."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
-from comfyui.jobs.journal.assets import AssetFilter, asset_sizes, assets, output_facts
+from comfyui.jobs.journal.assets import AssetFilter, asset_count, asset_sizes, assets, output_facts
 from comfyui.jobs.journal.by_owner import queued_of, sent_under, usage
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
@@ -84,6 +84,9 @@ class Questions(ABC):
 
     async def asset_sizes(self) -> dict[str, int]:
         return await self._ask(lambda sql: asset_sizes(sql.database))
+
+    async def asset_count(self, owner: str | None) -> int:
+        return await self._ask(lambda sql: asset_count(sql.database, owner))
 
     async def output_facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
         return await self._ask(lambda sql: output_facts(sql.database, runs))

@@ -169,6 +169,7 @@ CREATE TABLE assets (
 CREATE INDEX assets_by_hash ON assets (blake3);
 CREATE INDEX assets_by_expiry ON assets (expires_at);
 CREATE INDEX assets_by_bytes ON assets (digest, size);
+CREATE INDEX assets_by_owner ON assets (owner);
 CREATE INDEX assets_by_idempotency_key ON assets (idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 CREATE TABLE output_facts (

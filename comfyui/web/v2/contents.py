@@ -68,9 +68,7 @@ async def of_output(
             return whole
         body: OpenBody = IteratedBody(_pieces(content[whole.start : whole.end + 1]), whole.size)
         return _answer(request, body, output.content_type, headers, whole, len(content), AsyncExitStack())
-    if request.method == "HEAD":
-        if facts is None:
-            raise ContractError(Breach.OUTPUT_UNAVAILABLE, _GONE)
+    if request.method == "HEAD" and facts is not None:
         whole = _whole_or_part(request, facts.size, headers)
         if isinstance(whole, Response):
             return whole
@@ -92,6 +90,8 @@ async def _of_server(
             await body.begin()
             if body.length is not None:
                 headers["Content-Length"] = str(body.length)
+            if request.method == "HEAD":
+                return BodyStream(_nothing(), kind, headers)
             if facts is None or facts.blake3 is None:
                 hashed = _hashed(outputs, found, body)
                 stack.push_async_callback(hashed.aclose)
@@ -108,6 +108,8 @@ async def _of_server(
             headers["Content-Range"] = said
         if reply.body.length is not None:
             headers["Content-Length"] = str(reply.body.length)
+        if request.method == "HEAD":
+            return BodyStream(_nothing(), kind, headers, status=reply.status)
         return BodyStream(reply.body, kind, headers, stack.pop_all(), reply.status)
 
 
@@ -120,7 +122,7 @@ async def _hashed(outputs: JobOutputs, found: FoundOutput, body: OpenBody) -> As
         if size == body.length:
             outputs.hashed(found, size, hasher.hexdigest())
         yield chunk
-    if body.length is None:
+    if body.length is None or not size:
         outputs.hashed(found, size, hasher.hexdigest())
 
 

@@ -51,12 +51,12 @@ def hash_of(data: bytes) -> str:
 
 
 @asynccontextmanager
-async def rooms(folder: Path, *, max_bytes: int = 1000) -> AsyncIterator[Rooms]:
+async def rooms(folder: Path, *, max_bytes: int = 1000, most: int = 100) -> AsyncIterator[Rooms]:
     pool, clock = BackendPool.connect(["127.0.0.1:1"]), Clock()
     stager = InputStager(max_bytes=max_bytes, url_allow=(), url_timeout_s=1.0)
     async with journal_of("sqlite", folder) as journal, InputStore(folder / "inputs", max_bytes=max_bytes) as store:
         uploads = Uploads(Catalogue(journal, store), store, stager, journal, pool)
-        assets = UploadedAssets(journal, store, uploads, keep_s=7 * DAY_S, clock=clock)
+        assets = UploadedAssets(journal, store, uploads, keep_s=7 * DAY_S, most=most, clock=clock)
         yield Rooms(assets, store, uploads, journal, clock)
 
 
@@ -138,6 +138,19 @@ async def test_assets_leave_half_of_the_store_to_jobs_and_expired_ones_make_room
         one.clock.now += 8 * DAY_S
         await one.add(b"b" * 300)
         assert await one.journal.asset_sizes() == {Content.of_bytes(b"b" * 300).digest: 300}
+
+
+async def test_an_owner_has_so_many_assets_at_most(tmp_path: Path) -> None:
+    async with rooms(tmp_path, most=2) as one:
+        first, _ = await one.add(b"a")
+        await one.assets.again(NewAsset(file_path="b.png"), first.blake3, ALICE)
+        with pytest.raises(ComfyUIOverloadedError, match="2 assets"):
+            await one.assets.again(NewAsset(file_path="c.png"), first.blake3, ALICE)
+        with pytest.raises(ComfyUIOverloadedError, match="2 assets"):
+            await one.add(b"b")
+        await one.add(b"b", BOB)
+        await one.assets.drop(first.id, ALICE)
+        await one.add(b"b")
 
 
 async def test_assets_are_there_after_a_restart_and_one_without_bytes_is_not(tmp_path: Path) -> None:

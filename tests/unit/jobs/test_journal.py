@@ -1166,6 +1166,12 @@ async def test_assets_are_found_by_id_and_hash_the_newest_first_and_not_when_the
     assert await journal.assets(AssetFilter(until=102.0), 9) == [second, first]
     assert await journal.assets(AssetFilter(until=102.0), 1) == [second]
     assert await journal.asset_sizes() == {"d" * 64: 5, "e" * 64: 7}
+    person = _asset(4, owner="alice/ann")
+    await journal.write(KeepAsset(person))
+    assert await journal.assets(AssetFilter(blake3="b" * 64, key="alice"), 9) == [person, first]
+    assert await journal.assets(AssetFilter(key="ali"), 9) == []
+    counts = [await journal.asset_count(owner) for owner in ("alice", "alice/ann", None, "bob")]
+    assert counts == [2, 1, 1, 0]
 
 
 async def test_an_asset_is_found_by_the_key_that_its_owner_sent_it_under(journal: Journal) -> None:
