@@ -227,16 +227,16 @@ async def _facts_by_itself(record: JobRecord, made: Outputs) -> dict[str, Output
     found: dict[str, OutputFacts] = {}
     for output in made.outputs:
         if output.file is None:
-            content = output.content
-            digest = await offloaded(len(content), _hash_of, content)
-            found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, len(content), digest)
+            size, digest = await offloaded(len(output.text), _size_and_hash, output)
+            found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, size, digest)
         elif (stored := made.stored.get(output.id)) is not None:
             found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, stored.size, None)
     return found
 
 
-def _hash_of(content: bytes) -> str:
-    return blake3(content).hexdigest()
+def _size_and_hash(output: JobOutput) -> tuple[int, str]:
+    content = output.content()
+    return len(content), blake3(content).hexdigest()
 
 
 def _kept_outputs(prompt_id: str, kept: bytes) -> Outputs:

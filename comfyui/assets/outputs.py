@@ -50,9 +50,8 @@ class JobOutput:
         medium = self.content_type.partition("/")[0]
         return next((kind for kind in _MEDIA if kind == medium), "file")
 
-    @property
     def content(self) -> bytes:
-        """The bytes of a text."""
+        """The bytes of a text, which takes a while for a long one."""
         return self.text.encode("utf-8", "replace")
 
 

@@ -120,7 +120,8 @@ class AssetReferences:
             return _added(files, name_of(found.id, filename), content)
         if found.output.file is not None:
             return self._place(found.record.prompt_id, found.output.file)
-        content = Content.of_bytes(found.output.content, ".txt")
+        text = found.output
+        content = await offloaded(len(text.text), lambda: Content.of_bytes(text.content(), ".txt"))
         await self._uploads.make_room(content)
         await holding.put(content)
         name = name_of(found.output.id, found.output.name)

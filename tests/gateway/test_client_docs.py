@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.running import RunningGateway
 
 ROOT = Path(__file__).parents[2]
 SERVER = "http://127.0.0.1:18188"
+_OURS = ("client.py", "GatewayClient", "comfy_sdk")
 # The docs' python is this one, and it calls the test's gateway.
 PREAMBLE = """\
 set -eu
@@ -25,7 +27,7 @@ python() { local script=$1; shift; "$PYTHON" "$ROOT/$script" "$@" --server "$URL
 def blocks(page: str, language: str) -> list[str]:
     """The examples of a page that are about the client."""
     found = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-    return [block for block in found if "client.py" in block or "GatewayClient" in block]
+    return [block for block in found if any(name in block for name in _OURS)]
 
 
 async def run(folder: Path, gateway: RunningGateway, *command: str) -> str:
@@ -35,7 +37,7 @@ async def run(folder: Path, gateway: RunningGateway, *command: str) -> str:
         *command,
         cwd=folder,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "ROOT": str(ROOT)}
-        | {"URL": gateway.url},
+        | {"URL": gateway.url, "COMFY_BASE_URL": gateway.url},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -64,3 +66,10 @@ async def test_the_programs_of_the_docs_work(gateway: RunningGateway, tmp_path: 
     printed = await run(tmp_path, gateway, sys.executable, "-c", program.replace(SERVER, gateway.url))
     assert "out/txt2img_00001_.png" in printed
     assert (tmp_path / "out/txt2img_00001_.png").stat().st_size > 0
+
+
+async def test_the_program_for_comfy_orgs_sdk_works(gateway: RunningGateway, tmp_path: Path) -> None:
+    [program] = blocks("docs/comfy-api-v2.md", "python")
+    await asyncio.to_thread(Image.new("RGB", (8, 8)).save, tmp_path / "photo.png")
+    await run(tmp_path, gateway, sys.executable, "-c", program)
+    assert (tmp_path / "copy.png").stat().st_size > 0

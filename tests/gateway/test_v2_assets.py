@@ -243,6 +243,15 @@ async def test_what_a_job_has_made_is_not_deleted_by_itself(gateway: RunningGate
     assert (status, code_of(body)) == (409, "asset_in_use")
 
 
+@pytest.mark.parametrize(
+    "name", ["x", "by-hash", "%ff", "%ED%A0%80", "a%00b", "%22", f"{'0' * 8}-0000-4000-8000-{'0' * 12}.{'0' * 16}"]
+)
+async def test_whatever_is_no_id_is_not_found(gateway: RunningGateway, name: str) -> None:
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/content")):
+        async with gateway.http.request(method, URL(f"{gateway.url}{ASSETS}/{name}{path}", encoded=True)) as response:
+            assert (response.status, code_of(await response.json())) == (404, "not_found")
+
+
 async def test_a_file_that_is_gone_from_its_server_is_told_so(gateway: RunningGateway, engine: Engine) -> None:
     job = await until_ended(gateway, await submit(gateway, invert_workflow()))
     for file in engine.folders.output.rglob("*.png"):

@@ -62,7 +62,7 @@ async def of_output(
             return Response(status_code=302, headers={"Location": link, "Cache-Control": "no-store"})
     headers = _headers(output.name, facts.blake3 if facts else None)
     if output.file is None:
-        content = output.content
+        content = await offloaded(len(output.text), output.content)
         whole = _whole_or_part(request, len(content), headers)
         if isinstance(whole, Response):
             return whole
