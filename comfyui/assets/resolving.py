@@ -10,7 +10,7 @@ from pathlib import Path
 from comfyui.assets.job_outputs import FoundOutput, JobOutputs
 from comfyui.assets.references import Reference, name_of, references_in
 from comfyui.assets.uploaded import UploadedAssets
-from comfyui.exceptions import Breach, ContractError
+from comfyui.exceptions import Breach, ComfyUIInputError, ContractError
 from comfyui.inputs.content import Content, SpooledFiles
 from comfyui.inputs.store import Holding, InputStore
 from comfyui.jobs.journal.asset_writes import Asset
@@ -121,7 +121,10 @@ class AssetReferences:
         if found.output.file is not None:
             return self._place(found.record.prompt_id, found.output.file)
         text = found.output
-        content = await offloaded(len(text.text), lambda: Content.of_bytes(text.content(), ".txt"))
+        try:
+            content = await offloaded(len(text.text), lambda: Content.of_bytes(text.content(), ".txt"))
+        except ComfyUIInputError as error:
+            raise error.in_field(f"asset {text.id}") from error
         await self._uploads.make_room(content)
         await holding.put(content)
         name = name_of(found.output.id, found.output.name)

@@ -31,6 +31,8 @@ _EVERY_S = 600.0
 # Records of one content that are looked at for one that is the same in all.
 _MOST_LOOKED_AT = 1000
 _MOST_OF_OWNER = 100_000
+# Owners whose assets are counted in memory.
+_MOST_COUNTS = 10_000
 _REMOVED_TOGETHER = 500
 # Assets have that part of the store: jobs and other uploads have room in any case.
 _SHARE = 2
@@ -88,8 +90,11 @@ class UploadedAssets:
         self._keep_s = keep_s
         self._most = most
         self._clock = clock
-        # Bytes of assets that are being stored.
+        # Bytes of assets that are being stored, and of all others: as counted last, and what has come since.
         self._coming = 0
+        self._bytes: int | None = None
+        # Of each owner, as of the bytes.
+        self._counts: dict[str | None, int] = {}
         self.claims = Claims(self._sent_under, "asset", clock=clock)
 
     @property
@@ -218,10 +223,7 @@ class UploadedAssets:
             yield
 
     async def _keep(self, new: NewAsset, blake3: str, digest: str, size: int, origin: Origin) -> Asset:
-        if await self._journal.asset_count(origin.owner) >= self._most:
-            raise ComfyUIOverloadedError(
-                f"there are {self._most} assets already; delete some, or try again when some have expired"
-            )
+        await self._check_count(origin.owner)
         now, lifetime_s = self._clock(), new.lifetime_s or self._keep_s
         asset = Asset(
             id=str(uuid4()),
@@ -238,16 +240,31 @@ class UploadedAssets:
             idempotency_key=new.idempotency_key,
         )
         await self._journal.write(KeepAsset(asset))
+        self._counts[origin.owner] = self._counts.get(origin.owner, 0) + 1
         return asset
+
+    async def _check_count(self, owner: str | None) -> None:
+        """Raises `ComfyUIOverloadedError` where the owner has as many assets as may be."""
+        if self._counts.get(owner, self._most) < self._most:
+            return
+        if len(self._counts) >= _MOST_COUNTS:
+            self._counts.clear()
+        self._counts[owner] = await self._journal.asset_count(owner)
+        if self._counts[owner] >= self._most:
+            raise ComfyUIOverloadedError(
+                f"there are {self._most} assets already; delete some, or try again when some have expired"
+            )
 
     @asynccontextmanager
     async def _room_for(self, content: Content) -> AsyncIterator[None]:
         """The content is counted until the block ends. Raises `ComfyUILimitError` and `ComfyUIOverloadedError`."""
         if content.size > self.max_bytes:
             raise over("an asset is larger than {limit} bytes", self.max_bytes, "half of MAX_STORED_INPUTS_MB")
-        if not await self._has_room(content):
+        if self._bytes is None or not self._fits(content, self._bytes):
             await self.expire()
-            if not await self._has_room(content):
+            sizes = await self._journal.asset_sizes()
+            self._bytes = sum(sizes.values())
+            if content.digest not in sizes and not self._fits(content, self._bytes):
                 raise ComfyUIOverloadedError(
                     f"assets fill {self.max_bytes / 1e6:g} MB, half of MAX_STORED_INPUTS_MB; delete some, or try again"
                     " when some have expired"
@@ -257,11 +274,10 @@ class UploadedAssets:
             yield
         finally:
             self._coming -= content.size
+            self._bytes += content.size
 
-    async def _has_room(self, content: Content) -> bool:
-        sizes = await self._journal.asset_sizes()
-        taken = self._coming + sum(sizes.values())
-        return content.digest in sizes or taken + content.size <= self.max_bytes
+    def _fits(self, content: Content, others: int) -> bool:
+        return others + self._coming + content.size <= self.max_bytes
 
 
 def _is_same(asset: Asset, new: NewAsset) -> bool:

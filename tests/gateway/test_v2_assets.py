@@ -185,6 +185,12 @@ async def test_a_text_is_the_input_of_the_next_job(gateway: RunningGateway, engi
     (output,) = job["outputs"]
     path = (await fetched(gateway, output["id"]))[2].decode()
     assert (engine.folders.input / path).read_text() == "a story"
+    empty = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source="")}))
+    made = empty["outputs"][0]["id"]
+    workflow = {"1": node("PreviewAny", source={"__type": "core/ASSET", "info": {"id": made}})}
+    status, body = await ask(gateway, JOBS, "POST", json={"workflow": workflow})
+    assert (status, code_of(body)) == (422, "invalid_request")
+    assert body["error"]["message"] == f"asset {made}: the content is empty"
 
 
 async def test_a_workflow_with_assets_that_are_not_there_is_refused_with_all_of_them(gateway: RunningGateway) -> None:

@@ -135,6 +135,7 @@ async def test_assets_leave_half_of_the_store_to_jobs_and_expired_ones_make_room
         with pytest.raises(ComfyUIOverloadedError, match="half of MAX_STORED_INPUTS_MB"):
             await one.add(b"b" * 300)
         assert await one.assets.find(first.id, ALICE) == first, "what was promised is kept"
+        await one.add(b"a" * 300, file_path="nor here.png")
         one.clock.now += 8 * DAY_S
         await one.add(b"b" * 300)
         assert await one.journal.asset_sizes() == {Content.of_bytes(b"b" * 300).digest: 300}
