@@ -14,12 +14,16 @@ from benchmarks.stage import Row, Stage
 from comfyui.jobs.journal.records import Fence, JobFilter, NewJob, State
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.writes import Add, Finish, Place, Start
+from comfyui.jobs.stored import result_to_bytes
+from comfyui.models import PromptResult, Timings
+from comfyui.outputs.history import files_of
 
 JOBS = 100_000
 _CALLERS = 32
 _OWNERS = 20
-_FILES = b", ".join(b'{"filename": "ComfyUI_%05d_.png", "type": "output"}' % number for number in range(4))
-_RESULT = b'{"files": [' + _FILES + b"]}"
+_PICTURES = [{"filename": f"ComfyUI_{number:05d}_.png", "subfolder": "", "type": "output"} for number in range(4)]
+_OUTPUTS = {"9": {"images": _PICTURES}}
+_RESULT = result_to_bytes(PromptResult("", "gpu-1", _OUTPUTS, files_of(_OUTPUTS), Timings(executing_s=9.0)))
 _ENDS = (State.SUCCEEDED,) * 8 + (State.FAILED, State.CANCELED)
 
 

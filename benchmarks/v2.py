@@ -1,0 +1,148 @@
+"""Comfy API v2 through the official Python SDK: the gateway beside comfy-api-proxy, interleaved in one run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+from comfy_sdk import AsyncComfy
+
+from benchmarks.callers import pool_of, workflow
+from benchmarks.journal import JOBS, fill
+from benchmarks.processes import ROOT, Server, free_port, running_engine, running_gateway, stop, until_ok
+from benchmarks.stage import Row, Stage, percentile
+from comfyui.jobs.journal.sqlite import SqliteJournal
+
+_CALLERS = 32
+_PROXY = ROOT / ".venv-proxy/bin/comfy-api-proxy"
+_MISSING = "comfy-api-proxy is not here: make .venv-proxy/.ready"
+_KEEP_ALL = {"JOBS_KEEP_DAYS": "100000", "JOBS_KEEP": str(2 * JOBS)}
+"""The jobs of `fill` are years old."""
+
+
+@asynccontextmanager
+async def _running_proxy(engine: Server, logs: Path) -> AsyncIterator[Server]:
+    port = free_port()
+    command = [str(_PROXY), "run", "--comfyui", f"http://{engine.address}", "--port", str(port)]
+    with (logs / "comfy-api-proxy").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*command, cwd=logs, stdout=log, stderr=log)
+    try:
+        await until_ok(process, port, "/api/v2/health")
+        yield Server(process.pid, port)
+    finally:
+        await stop(process)
+
+
+def _client(server: Server) -> AsyncComfy:
+    """The SDK takes the address from the environment alone."""
+    os.environ["COMFY_BASE_URL"] = f"http://{server.address}"
+    return AsyncComfy()
+
+
+async def _run(client: AsyncComfy) -> str:
+    """A quick job from its submission to its result; how it ended."""
+    job = await client.submit(client.workflows.from_json(workflow()))
+    await job.wait()
+    return job.status if job.outputs else f"{job.status} without outputs"
+
+
+async def beside_the_proxy(on: Stage) -> list[Row]:
+    """One caller, in turn; then 32 callers, one server after the other."""
+    if not _PROXY.exists():
+        return [Row("comfy-sdk beside comfy-api-proxy", "skipped", detail=_MISSING)]
+    pairs, calls = (20, 100) if on.quick else (200, 500)
+    async with (
+        running_engine(on.logs, "engine of the proxy") as other,
+        _running_proxy(other, on.logs) as proxy,
+        _client(on.gateway) as ours,
+        _client(proxy) as theirs,
+    ):
+        took: dict[str, list[float]] = {"gateway": [], "proxy": []}
+        ends: dict[str, Counter[str]] = {"gateway": Counter(), "proxy": Counter()}
+        clients = {"gateway": ours, "proxy": theirs}
+        for _ in range(pairs):
+            for name, client in clients.items():
+                began = time.perf_counter()
+                ends[name][await _run(client)] += 1
+                took[name].append((time.perf_counter() - began) * 1000)
+        rates = {name: await _rate(client, calls, ends[name]) for name, client in clients.items()}
+    return [*_latency_rows(took, pairs), *_rate_rows(rates, ends, calls)]
+
+
+def _latency_rows(took: dict[str, list[float]], pairs: int) -> list[Row]:
+    rows = []
+    for share in (50, 95):
+        ours, theirs = (percentile(took[name], share) for name in ("gateway", "proxy"))
+        figure = f"comfy-sdk, a quick job to its result, p{share} of {pairs}"
+        rows.append(Row(figure, f"{ours:.1f} ms", "≤ comfy-api-proxy's", ours <= theirs, f"proxy {theirs:.1f} ms"))
+    return rows
+
+
+def _rate_rows(rates: dict[str, float], ends: dict[str, Counter[str]], calls: int) -> list[Row]:
+    ratio = rates["gateway"] / rates["proxy"]
+    false = {name: sum(count for end, count in found.items() if end != "succeeded") for name, found in ends.items()}
+    return [
+        Row(
+            f"comfy-sdk, {calls} quick jobs by {_CALLERS} callers",
+            f"{rates['gateway']:.0f}/s",
+            "≥ 2 times comfy-api-proxy's",
+            ratio >= 2,
+            f"proxy {rates['proxy']:.0f}/s: {ratio:.1f} times",
+        ),
+        Row(
+            "comfy-sdk, quick jobs that did not end as they did",
+            f"{false['gateway']}",
+            "0",
+            false["gateway"] == 0,
+            f"proxy {false['proxy']}: {dict(ends['proxy'])}",
+        ),
+    ]
+
+
+async def _rate(client: AsyncComfy, calls: int, ends: Counter[str]) -> float:
+    left = iter(range(calls))
+
+    async def caller() -> None:
+        for _ in left:
+            ends[await _run(client)] += 1
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as callers:
+        for _ in range(_CALLERS):
+            callers.create_task(caller())
+    return calls / (time.perf_counter() - began)
+
+
+async def listing(on: Stage) -> list[Row]:
+    """Pages of `GET /api/v2/jobs` among 100,000 jobs."""
+    count = JOBS // 10 if on.quick else JOBS
+    folder = on.logs / "many"
+    async with SqliteJournal(folder) as journal:
+        await fill(journal, count, unfinished=0)
+    queries = {"none": "", "state": "&status=failed", "label": "&metadata[project]=p18"}
+    async with running_gateway(on.engine, on.logs, STATE_DIR=str(folder), **_KEEP_ALL) as gateway:
+        return [await _pages(gateway, name, query) for name, query in queries.items()]
+
+
+async def _pages(gateway: Server, name: str, query: str) -> Row:
+    took: list[float] = []
+    found = 0
+    async with pool_of(gateway) as pool:
+        cursor = ""
+        for _ in range(60):
+            began = time.perf_counter()
+            reply = await pool.request("GET", f"/api/v2/jobs?limit=50{query}{cursor}")
+            took.append((time.perf_counter() - began) * 1000)
+            page: dict[str, Any] = orjson.loads(reply.body)
+            found += len(page["jobs"])
+            cursor = f"&cursor={page['next_cursor']}" if "next_cursor" in page else ""
+    p95 = percentile(took, 95)
+    detail = f"p50 {percentile(took, 50):.1f} ms; {found:,} jobs seen"
+    return Row(f"a page of v2's list, filter: {name}", f"p95 {p95:.1f} ms", "≤ 10 ms", p95 <= 10, detail)
