@@ -24,7 +24,7 @@ from comfyui.jobs.journal.records import JobRecord, KeptJob
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.stored import result_from_bytes
-from comfyui.models import DeliveredFile, OutputFile
+from comfyui.models import DeliveredFile, OutputFile, PromptResult
 from comfyui.offload import offloaded
 from comfyui.owners import place_of
 from comfyui.servers.backend import Backend
@@ -46,11 +46,13 @@ class Outputs:
     Attributes:
         server: the name of the one that has the files; None where there is none.
         stored: by the id of an output, the same bytes in the object store.
+        node_errors: of outputs that ComfyUI left out of the run; see `PromptResult`.
     """
 
     server: str | None
     outputs: Sequence[JobOutput]
     stored: Mapping[str, DeliveredFile] = field(default_factory=dict)
+    node_errors: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,15 @@ class JobOutputs:
         self._pool = pool
         self._made = made
 
-    async def of(self, record: JobRecord, look: Look | None = None) -> Outputs:
-        """What the job has made: of one that runs so far, where `look` says what its server told of it."""
+    async def of(self, record: JobRecord, look: Look | None = None, *, result: PromptResult | None = None) -> Outputs:
+        """What the job has made: of one that runs so far, where `look` says what its server told of it.
+
+        Args:
+            result: of a job that ended at this moment, so that it need not be read.
+        """
         prompt_id = record.prompt_id
+        if record.state.is_end and result is not None:
+            return _outputs_in(prompt_id, result)
         if record.state.is_end:
             kept = await self._journal.result_of(prompt_id)
             if kept is None:
@@ -145,6 +153,8 @@ class JobOutputs:
 
         Of a file that is not there, or whose server does not answer soon, there is nothing.
         """
+        if not made.outputs:
+            return {}
         measured = await self._journal.output_facts([(record.prompt_id, record.run)])
         found = await _facts_by_itself(record, made) | {one.id: one for one in measured}
         unknown = [output for output in made.outputs if output.id not in found]
@@ -240,10 +250,14 @@ def _size_and_hash(output: JobOutput) -> tuple[int, str]:
 
 
 def _kept_outputs(prompt_id: str, kept: bytes) -> Outputs:
-    result = result_from_bytes(prompt_id, kept)
+    return _outputs_in(prompt_id, result_from_bytes(prompt_id, kept))
+
+
+def _outputs_in(prompt_id: str, result: PromptResult) -> Outputs:
     outputs, delivery = outputs_of(prompt_id, result.outputs), result.delivery
     if delivery is None or delivery.convert is not None:
-        return Outputs(result.server, outputs)
+        return Outputs(result.server, outputs, {}, result.node_errors)
     by_file = dict(zip(result.files, delivery.files, strict=True))
     stored = {one.id: by_file[one.file] for one in outputs if one.file in by_file}
-    return Outputs(result.server, outputs, {name: file for name, file in stored.items() if not file.error})
+    there = {name: file for name, file in stored.items() if not file.error}
+    return Outputs(result.server, outputs, there, result.node_errors)

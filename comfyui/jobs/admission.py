@@ -276,6 +276,9 @@ class Admission:
         """
         record = await self.known(prompt_id)
         job = self.runs.live.get(prompt_id)
+        if job is not None and job.ended and record is not None and not record.state.is_end:
+            # It ended while the record was read; or it is being cancelled, or goes on after a restart.
+            record, job = await self.known(prompt_id) or record, None
         check_seen(origin, record.owner if record else job.owner if job else None, prompt_id, submits=False)
         if job is None or (record is not None and record.state.is_end):
             if record is None:

@@ -41,8 +41,6 @@ _MOST_TOLD = 64 * 1024
 _NOT_OF_THE_BODY = {"prompt", "extra_data", "prompt_id", "webhook"}
 # What was within the limit as ComfyUI's answer; a file takes half as many values again here.
 _KEPT = Limits(max_json_values=2 * JSON_OF_COMFYUI.max_json_values)
-# No text within JSON can look like it: there a quote has a backslash before it.
-_NO_NODE_ERRORS = b',"node_errors":{},'
 # The outcome of these is the same however often the request is sent.
 _FINAL = (ComfyUITaskError, ComfyUIValidationError, ComfyUIInputError)
 
@@ -122,15 +120,6 @@ def result_from_bytes(prompt_id: str, kept: bytes, *, with_outputs: bool = True)
         told=_told_of(fields.get("told")),
         delivery=_delivery_of(fields["delivery"]) if fields["delivery"] else None,
     )
-
-
-def node_errors_in(kept: bytes) -> dict[str, tuple[str, ...]]:
-    """Of a kept result: `PromptResult.node_errors`. Most have none, and are not read for that."""
-    head = kept[: kept.index(b"\n")]
-    if _NO_NODE_ERRORS in head:
-        return {}
-    fields = big_json.load(head, _KEPT)
-    return {node_id: tuple(messages) for node_id, messages in fields["node_errors"].items()}
 
 
 def _told_of(kept: Any) -> Told | None:

@@ -37,11 +37,13 @@ class Verdict:
     Attributes:
         number: as ComfyUI's clients know it.
         node_errors: as ComfyUI writes them: of outputs that it leaves out. Empty where it was not asked yet.
+        job: where it has gone to a server at once.
     """
 
     prompt_id: str
     number: float
     node_errors: Mapping[str, Any]
+    job: Job | None = None
 
 
 class Verdicts:
@@ -130,7 +132,7 @@ class Verdicts:
                 callers_id = True
             else:
                 await self._committed(job, entry)
-                return replace(verdict, number=entry.shown_number)
+                return replace(verdict, number=entry.shown_number, job=job)
 
     async def _committed(self, job: Job, entry: Entry) -> None:
         """Returns when the job is in the journal. Where it cannot be, its prompt is taken out of ComfyUI again."""

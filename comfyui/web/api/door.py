@@ -1,4 +1,4 @@
-"""The door of `/prompt_sync`: its endpoints are called with the request alone, past FastAPI's routing and resolving.
+"""The door of jobs: their endpoints are called with the request alone, past FastAPI's routing and resolving.
 
 Those took a fifth of the CPU time of a prompt, and of a waiting caller's memory. FastAPI knows the same endpoints and
 describes them in ``/openapi.json``; without this module it would call them, with the same answers.
@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyui.exceptions import ComfyUIError
@@ -24,14 +24,15 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Door:
-    """Middleware: calls the endpoints of `router`; whatever is none of them goes on to `app`."""
+    """Middleware: calls the endpoints of `routers`; whatever is none of them goes on to `app`."""
 
-    def __init__(self, app: ASGIApp, router: APIRouter) -> None:
+    def __init__(self, app: ASGIApp, *routers: APIRouter) -> None:
         self._app = app
         self._endpoints: list[tuple[str, re.Pattern[str], Endpoint]] = [
             (method, route.path_regex, route.endpoint)
+            for router in routers
             for route in router.routes
-            if isinstance(route, APIRoute)
+            if isinstance(route, Route)
             for method in route.methods or ()
         ]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -25,9 +24,12 @@ from comfyui.exceptions import (
 )
 from comfyui.jobs.admission import Look
 from comfyui.jobs.inputs import names_in
+from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.origin import Origin
-from comfyui.jobs.stored import node_errors_in, request_of
+from comfyui.jobs.snapshots import record_of
+from comfyui.jobs.stored import request_of
+from comfyui.models import PromptResult
 from comfyui.offload import offloaded
 from comfyui.replies import node_errors_of
 from comfyui.web.api.jobs import link_to, origin_of, seen_by
@@ -37,7 +39,7 @@ from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.headers import public_address
 from comfyui.web.v2.bodies import idempotency_key_of, posted_job
 from comfyui.web.v2.listing import listing_of
-from comfyui.web.v2.outputs import outputs_of, outputs_of_all
+from comfyui.web.v2.outputs import made_by, outputs_of_all
 from comfyui.web.v2.positions import queue_position
 from comfyui.web.v2.shapes import JSON, Address, job_json, listed_json
 
@@ -69,13 +71,13 @@ async def submit(request: Request) -> Response:
         gateway.assets.references.resolved(posted.request, origin) as resolved,
     ):
         try:
-            await gateway.handler.verdicts.on(
+            verdict = await gateway.handler.verdicts.on(
                 resolved.request, fresh_id=prompt_id, origin=origin, files=resolved.files, patience_s=_VERDICT_S
             )
         except ComfyUIValidationError as error:
             await hide_files_of_others(error, gateway, origin)
             raise
-    look = await gateway.handler.look(prompt_id, origin)
+    look = _look_in_hand(verdict.job) or await gateway.handler.admission.look(prompt_id, origin)
     return json_response(201, await shown(request, look), _NO_STORE)
 
 
@@ -102,14 +104,25 @@ async def job(request: Request) -> Response:
 
     SDKs ask at once after the submission, and then half a second later: a quick job has its result at the first time.
     """
-    look = await look_at(request)
-    record = look.record
-    left_s = 0.0 if record is None else record.created_at + _QUICK_S - time.time()
-    running = gateway_of(request).handler.standing.job(look.prompt_id)
-    if left_s > 0 and not look.state.is_end and running is not None and not running.ended:
-        await running.wait(left_s)
-        look = await look_at(request)
-    return json_response(200, await shown(request, look), _NO_STORE)
+    quick = await _quick_job(request)
+    look = _look_in_hand(quick) or await look_at(request)
+    result = quick.result() if quick is not None and look.state is State.SUCCEEDED else None
+    return json_response(200, await shown(request, look, result), _NO_STORE)
+
+
+async def _quick_job(request: Request) -> Job | None:
+    """A job that ends within that moment."""
+    job = gateway_of(request).handler.standing.job(request.path_params["prompt_id"])
+    if job is None or job.entry is None or job.ended or not (job.stays and caller_of(request).sees(job.owner)):
+        return None
+    left_s = job.entry.queued_at + _QUICK_S - time.time()
+    return job if left_s > 0 and await job.wait(left_s) else None
+
+
+def _look_in_hand(job: Job | None) -> Look | None:
+    """A job that need not be read, though the journal may be about to write it."""
+    record = None if job is None else record_of(job)
+    return None if job is None or record is None else Look(job.prompt_id, job.state, record, workflow=job.workflow)
 
 
 async def workflow(request: Request) -> Response:
@@ -178,28 +191,23 @@ async def look_at(request: Request) -> Look:
     return look
 
 
-async def shown(request: Request, look: Look) -> JSON:
-    """A Job with all that it has made so far."""
+async def shown(request: Request, look: Look, result: PromptResult | None = None) -> JSON:
+    """A Job with all that it has made so far. `result`: where it is at hand."""
     gateway, record = gateway_of(request), look.record
     if record is None:
         raise ComfyUINotFoundError(_UNKNOWN)
     address = address_of(request, gateway)
     position = queue_position(gateway.handler, look.prompt_id, look.position)
-    found = job_json(look, record, position, await outputs_of(gateway, look, address), address)
-    if left_out := await _left_out(gateway, look):
+    outputs, node_errors = await made_by(gateway, record, look, address, result)
+    found = job_json(look, record, position, outputs, address)
+    running = gateway.handler.standing.job(look.prompt_id)
+    if (
+        left_out := running.node_errors
+        if running is not None and not look.state.is_end
+        else node_errors_of(node_errors)
+    ):
         found["node_errors"] = left_out
     return found
-
-
-async def _left_out(gateway: GatewayState, look: Look) -> Mapping[str, Any]:
-    """What ComfyUI said of outputs that it leaves out of the run, in its own words."""
-    job = gateway.handler.standing.job(look.prompt_id)
-    if job is not None and not job.ended:
-        return job.node_errors
-    if look.state is not State.SUCCEEDED:
-        return {}
-    kept = await gateway.handler.journal.result_of(look.prompt_id)
-    return {} if kept is None else node_errors_of(node_errors_in(kept))
 
 
 def address_of(request: Request, gateway: GatewayState) -> Address:

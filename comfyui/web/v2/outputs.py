@@ -10,6 +10,7 @@ from comfyui.assets.outputs import JobOutput
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
 from comfyui.jobs.journal.records import JobRecord
+from comfyui.models import PromptResult
 from comfyui.web.front.gateway_state import GatewayState
 from comfyui.web.v2.shapes import Address, expires_at, time_of
 
@@ -20,11 +21,16 @@ ASSETS = "/api/v2/assets"
 
 async def outputs_of(gateway: GatewayState, look: Look, address: Address) -> list[JSON]:
     """What the job has made up to now."""
-    record, outputs = look.record, gateway.assets.outputs
-    if record is None:
-        return []
-    made = await outputs.of(record, look)
-    return _outputs_json(record, made, await outputs.facts(record, made), address)
+    return [] if look.record is None else (await made_by(gateway, look.record, look, address))[0]
+
+
+async def made_by(
+    gateway: GatewayState, record: JobRecord, look: Look, address: Address, result: PromptResult | None = None
+) -> tuple[list[JSON], Mapping[str, Sequence[str]]]:
+    """The same, and what ComfyUI said of outputs that it left out. `result`: where it is at hand."""
+    outputs = gateway.assets.outputs
+    made = await outputs.of(record, look, result=result)
+    return _outputs_json(record, made, await outputs.facts(record, made), address), made.node_errors
 
 
 async def outputs_of_all(gateway: GatewayState, records: Sequence[JobRecord], address: Address) -> list[list[JSON]]:
