@@ -91,7 +91,7 @@ class Entry:
         state: how far the run was then.
         queued_at: when the run was queued.
         started_at: when ComfyUI last began to execute it.
-        ended_at: when it ended in this process. note: see `Submission`.
+        ended_at, note: when it ended in this process; see `Submission`.
         shown_number: the job's number as ComfyUI's clients are told it, once it is in the journal.
         journal_id: identity of the journal that it writes to.
     """
@@ -367,15 +367,13 @@ class Entry:
             self._tell(self._finish_of(state, files=files_made(made, kept=self._keep_files), **fields))
 
     def _finish_of(self, state: State, **fields: Any) -> Finish:
-        now = self.ended_at = self._clock()
+        self.ended_at = now = self._clock()
         told = self._announcements.of_end(self.fence, self._order, state, now)
         return Finish(fence=self.fence, state=state, at=now, deliveries=told, **fields)
 
     def _tell(self, write: Start | Finish) -> None:
-        # The start of a quick job rests until its end, so that both share a commit; whoever reads has it at once.
-        self._journal.write_behind(
-            write, soon=bool(write.deliveries) or (self.outlives_us and isinstance(write, Finish))
-        )
+        # A start rests, so that a quick end shares its commit; whoever reads has it at once.
+        self._journal.write_behind(write, soon=bool(write.deliveries) or (self.outlives_us and type(write) is Finish))
         if write.deliveries:
             self._announcements.news.set()
 
