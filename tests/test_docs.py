@@ -129,8 +129,9 @@ def test_every_metric_is_described() -> None:
     assert not missing
 
 
-def test_every_promise_names_a_test_that_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", page("reliability.md")))
+@pytest.mark.parametrize("name", ["reliability.md", "comfy-api-v2.md"])
+def test_every_promise_names_a_test_that_exists(name: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", page(name)))
     defined = set(
         re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py")))
     )

@@ -17,6 +17,7 @@ from tests.support.engine_workflows import txt2img
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
 from tests.support.sse import Sent, events_of
 from tests.support.v2 import JOBS, ask, code_of, comfy, submit
+from tests.support.v2_contract import EVENTS, check
 
 _MODELS: dict[str, Any] = {"status": StatusEvent, "progress": Progress, "output": Output, "preview": PreviewEvent}
 
@@ -30,6 +31,7 @@ async def stream(gateway: RunningGateway, job: str) -> list[Sent]:
     for event in told:
         if event.name:
             _MODELS[event.name].model_validate(event.data)
+            check(EVENTS[event.name], event.data)
     return told
 
 

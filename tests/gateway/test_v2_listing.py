@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 from comfy_low.models import Job as JobModel
@@ -76,6 +76,19 @@ async def test_each_item_is_a_whole_job_in_its_present_state(gateway: RunningGat
     assert listed[runs["id"]]["outputs"] == []
     _, ended = await ask(gateway, f"{JOBS}?status=succeeded,failed")
     assert [item["id"] for item in ended["jobs"]] == [done["id"]]
+
+
+async def test_a_job_is_gone_when_its_time_is_over(gateway: RunningGateway) -> None:
+    """`expires_at` is what JOBS_KEEP_DAYS says, and it is enforced."""
+    job = await until_ended(gateway, await submit(gateway, invert_workflow(1), metadata={"a": "1"}))
+    expires = datetime.fromisoformat(job["expires_at"])
+    assert expires - datetime.fromisoformat(job["completed_at"]) == timedelta(days=7)
+    journal, keep_days = gateway.handler.journal, gateway.settings.jobs_keep_days
+    assert await journal.prune(expires.timestamp() - 1, keep_days=keep_days, keep=None) == 0
+    assert await journal.prune(expires.timestamp() + 1, keep_days=keep_days, keep=None) == 1
+    status, body = await ask(gateway, f"{JOBS}/{job['id']}")
+    assert (status, code_of(body)) == (404, "not_found")
+    assert (await ask(gateway, JOBS))[1]["jobs"] == []
 
 
 async def test_names_that_are_not_known_are_left_alone(gateway: RunningGateway) -> None:
