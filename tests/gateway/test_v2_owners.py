@@ -13,7 +13,7 @@ import pytest
 from comfyui.engine import Engine
 from tests.support.keys import ALICE, BOB, KEY, KEYS, ROOT, WATCHER, bearer, table, write_keys
 from tests.support.receivers import SECRET, Receiver
-from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow
+from tests.support.running import RunningGateway, invert_workflow, running_gateway, sleep_workflow, until
 from tests.support.stripping import PUBLIC
 from tests.support.v2 import JOBS, ask, code_of, comfy, submit, until_ended
 
@@ -69,6 +69,10 @@ async def test_limits_of_a_key_hold_here_too(engine: Engine, tmp_path: Path) -> 
         assert (status, code_of(body)) == (422, "invalid_request")
         assert "max_priority" in body["error"]["message"]
         running = await submit(gateway, sleep_workflow(600, tag=1), key=ALICE)
+        await until(
+            lambda: ask(gateway, f"{JOBS}/{running['id']}", key=ALICE),
+            lambda found: bool(found[1]["status"] == "running"),
+        )
         waiting = [await submit(gateway, sleep_workflow(600, tag=2), key=ALICE)]
         async with gateway.http.post(JOBS, json={"workflow": invert_workflow()}, headers=bearer(ALICE)) as response:
             assert (response.status, code_of(await response.json())) == (429, "queue_full")
