@@ -305,13 +305,17 @@ class PromptRunner:
             try:
                 started = time.monotonic()
                 async with watch.sending():
-                    prompt = await self._preparation.prepared(
-                        backend, job, request, prompt, brings_inputs=brings_inputs
-                    )
+                    submitted = await self._prepared(backend, job, request, prompt, brings_inputs=brings_inputs)
                     staged = time.monotonic()
-                    prompt = self._places.spelled(job, backend, prompt)
                     ordered = request.without_order() if self._places.are_all_here else request
-                    number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)
+                    try:
+                        number, node_errors = await self._submission.send(backend, job, watch, ordered, submitted)
+                    except ComfyUIValidationError:
+                        # Somebody may have emptied its input folder.
+                        if not await self._preparation.has_lost(backend, submitted):
+                            raise
+                        submitted = await self._prepared(backend, job, request, prompt, brings_inputs=brings_inputs)
+                        number, node_errors = await self._submission.send(backend, job, watch, ordered, submitted)
                 backend.watcher.accepted(watch, number)
                 self._places.accepted(job)
                 job.accepted(node_errors)
@@ -326,6 +330,19 @@ class PromptRunner:
         left_out = flat_node_errors(node_errors)
         result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, left_out, node_seconds)
         return result, entry
+
+    async def _prepared(
+        self,
+        backend: Backend,
+        job: Assignment,
+        request: PromptRequest,
+        prompt: Mapping[str, Any],
+        *,
+        brings_inputs: bool,
+    ) -> Mapping[str, Any]:
+        """The workflow as it is sent there."""
+        prompt = await self._preparation.prepared(backend, job, request, prompt, brings_inputs=brings_inputs)
+        return self._places.spelled(job, backend, prompt)
 
     async def _left_over(self, backend: Backend, job: Assignment) -> PromptResult | None:
         """What becomes of an attempt that the server still has; None where it has none, or that was cancelled."""

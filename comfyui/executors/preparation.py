@@ -104,6 +104,13 @@ class Preparation:
             inputs = [*widgets, *made.references] if made.uploads else widgets
             return await self._stager.stage(backend, request, inputs, job.files, folder, uploads)
 
+    async def has_lost(self, backend: Backend, prompt: Mapping[str, Any]) -> bool:
+        """Whether the server, which has refused the prepared workflow, lacks a file that it was given before.
+
+        `prepared` gives it such a file again. Raises `ComfyUIError` where it does not answer.
+        """
+        return await self._stager.forget_missing(backend, prompt)
+
     def _named(self, job: Assignment, request: PromptRequest) -> Mapping[str, KeptUpload]:
         """The uploads that the workflow names, beside what comes with it."""
         return self._catalogue.named_in(request.prompt, job.owner, brought_names(request, job.file_names))

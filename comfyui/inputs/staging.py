@@ -36,13 +36,14 @@ from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUINotFoundE
 from comfyui.inputs.content import BroughtFiles, Content
 from comfyui.inputs.decoding import base64_of, decode
 from comfyui.inputs.fetch import UrlFetcher
-from comfyui.inputs.plan import Item, Placed, Upload, field_of, is_url, named_by_hash, plan, rewritten
+from comfyui.inputs.plan import Item, Placed, Upload, field_of, is_url, named_by_hash, path_in, plan, rewritten
 from comfyui.limits import DEFAULT_LIMITS, Limits
-from comfyui.models import PromptRequest
+from comfyui.models import OutputFile, PromptRequest
 from comfyui.offload import ON_LOOP_BYTES, in_thread, offloaded
 from comfyui.replies import JSON
 from comfyui.retrying import Backoff, retry
 from comfyui.servers.backend import Backend
+from comfyui.workflows.api_format import LONGEST_PATH
 
 FOLDER = "gateway"
 # ComfyUI's 3D loaders offer what lies anywhere below input/3d, and accept nothing else.
@@ -160,6 +161,22 @@ class InputStager:
         """Upload everything to this server again; for when files were removed there. A new connection does the same."""
         self._stored.pop(server, None)
 
+    async def forget_missing(self, server: Backend, prompt: Mapping[str, Any]) -> bool:
+        """Forget the files that a workflow, as it was submitted, names and that the server does not have any more.
+
+        Whether there are any: `stage` uploads them again. Raises `ComfyUIError` where the server does not answer.
+        """
+        stored = self._stored_on(server)
+        texts = {path_in(value) for node in prompt.values() for value in _texts_of(node)}
+        missing = []
+        for place, name in [one for one in stored.items() if one[1] in texts]:
+            folder, _, filename = name.rpartition("/")
+            if await server.client.size_of(OutputFile("", "", filename, folder, "input")) is None:
+                missing.append(place)
+        for place in missing:
+            stored.pop(place, None)
+        return bool(missing)
+
     async def _place(self, server: Backend, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
         try:
             async with slots, self.content(item) as content:
@@ -243,6 +260,10 @@ class InputStager:
         if known is None or known.generation != server.generation:
             known = self._stored[server] = _Stored(server.generation)
         return known.names
+
+
+def _texts_of(node: Mapping[str, Any]) -> list[str]:
+    return [value for value in node["inputs"].values() if isinstance(value, str) and len(value) <= LONGEST_PATH]
 
 
 async def digest_there(client: ComfyUIClient, path: str, size: int) -> str | None:

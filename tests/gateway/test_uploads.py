@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ from tests.support.relaying import Fetched, fetch
 from tests.support.running import (
     RunningGateway,
     executions,
+    requests,
     running_gateway,
     sleep_workflow,
     until,
@@ -413,3 +415,21 @@ async def test_after_a_restart_names_are_known_and_what_lost_its_bytes_is_not(
 async def _swept(gateway: RunningGateway) -> bool:
     await gateway.handler.uploads.sweep()
     return {"a.png", "a (1).png", "b.png"} <= set(gateway.handler.uploads.catalogue.names(""))
+
+
+async def test_what_a_server_has_lost_is_placed_there_again(engine: Engine) -> None:
+    """Whoever tidies ComfyUI's input folder while it runs does not break what the gateway has the bytes of."""
+    async with running_gateway(engine.url, queue="gateway") as gateway:
+        assert (await upload(gateway, "kept.png", RED))[0] == 200
+        images = [{"name": "given.png", "image": base64.b64encode(RED).decode()}]
+        for run in ("first", "second"):
+            status, result = await gateway.prompt_sync(load("kept.png", run))
+            assert status == 200, result
+            status, result = await gateway.prompt_sync(load("given.png", run), images=images)
+            assert status == 200, result
+            asked = requests(engine, "HEAD /view")
+            for file in inputs_of(engine):
+                (engine.folders.input / file).unlink()
+        assert asked == 2, "only where ComfyUI has refused the prompt"
+        assert (await gateway.prompt_sync(load("nobody's.png")))[0] == 400
+        assert requests(engine, "HEAD /view") == asked

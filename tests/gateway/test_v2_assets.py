@@ -243,6 +243,20 @@ async def test_each_record_has_its_own_name_and_goes_alone_and_the_bytes_with_th
     assert (status, code_of(body)) == (404, "blob_not_found")
 
 
+async def test_a_file_that_was_removed_from_comfyuis_input_folder_is_placed_again(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    _, asset = await upload(gateway, picture(0x0A_0B_0C), "a.png")
+    for prefix in ("one", "two"):
+        workflow = reading({"__type": "core/ASSET", "info": {"id": asset["id"]}})
+        workflow["2"]["inputs"]["filename_prefix"] = prefix
+        job = await until_ended(gateway, await submit(gateway, workflow))
+        assert job["status"] == "succeeded", job["error"]
+        assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x0A_0B_0C
+        for file in engine.folders.input.rglob("*.png"):
+            file.unlink()
+
+
 async def test_what_a_job_has_made_is_not_deleted_by_itself(gateway: RunningGateway) -> None:
     job = await until_ended(gateway, await submit(gateway, invert_workflow()))
     status, body = await ask(gateway, f"{ASSETS}/{job['outputs'][0]['id']}", "DELETE")
