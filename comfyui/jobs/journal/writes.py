@@ -312,7 +312,7 @@ def id_of(write: Write) -> str | None:
             return write.job.prompt_id
         case Place() | PutBack() | Start() | Finish():
             return write.fence.prompt_id
-        case Cancel() | Tell() | Again() | Keep() | Fetched() | SendAgain():
+        case Cancel() | Tell() | Again() | Keep() | Fetched() | SendAgain() | KnowOutputs():
             return write.prompt_id
         case _:
             return None
