@@ -40,11 +40,13 @@ async def fleet(on: Stage, servers: int, **settings: str) -> AsyncIterator[Fleet
             running_gateway(engines[0], on.logs, COMFYUI_SERVER_ADDRESS=addresses, **settings)
         )
         pools = [await stack.enter_async_context(pool_of(server)) for server in (gateway, *engines)]
-        await _all_are_up(pools[0], servers)
+        await all_are_up(pools[0], servers)
         yield Fleet(gateway, pools[0], tuple(pools[1:]))
 
 
-async def _all_are_up(pool: Pool, servers: int) -> None:
+async def all_are_up(pool: Pool, servers: int) -> None:
+    """Returns when the gateway is connected to so many servers, which are all that it has."""
+
     async def are_up() -> bool:
         states = [one["state"] for one in orjson.loads((await pool.request("GET", "/health")).body)["servers"]]
         return states == ["connected"] * servers
