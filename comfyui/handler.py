@@ -21,6 +21,7 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner, RunnerOptions
+from comfyui.executors.elsewhere import Elsewhere
 from comfyui.executors.made_files import MadeFiles
 from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
@@ -90,6 +91,7 @@ class ComfyUIHandler:
     Args:
         also_ready: what must be ready beside the servers.
         entries, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
+        elsewhere: runs what the pool's server that is no ComfyUI gets.
         owners: know what each owner may have and see; None: everything.
 
     Attributes:
@@ -110,6 +112,7 @@ class ComfyUIHandler:
         entries: Entries | None = None,
         owners: OwnerRules | None = None,
         inputs: InputStore | None = None,
+        elsewhere: Elsewhere | None = None,
         deliverer: Deliverer | None = None,
     ) -> None:
         self.pool, self.metrics, self._also_ready = pool, metrics or Metrics(), also_ready
@@ -125,7 +128,7 @@ class ComfyUIHandler:
         runner, limits, ours = options.runner, options.run_limits, options.queue.queue == "gateway"
         self.made = MadeFiles(self.journal, pool, max_bytes=stager.max_bytes) if ours else None
         preparation = Preparation(stager, catalogue, self.made, owners, runner.preflight, runner.limits)
-        self._runner = PromptRunner(pool, self._turns, preparation, runner, self.metrics, quarantine)
+        self._runner = PromptRunner(pool, self._turns, preparation, runner, self.metrics, quarantine, elsewhere)
         looks_back_s = options.looks_back_s if ours else 0.0
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s, looks_back_s=looks_back_s)
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
@@ -294,7 +297,7 @@ class ComfyUIHandler:
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
             return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
-        if not any(backend.takes_prompts for backend in self.pool.backends):
+        if not any(server.takes_prompts for server in self.pool.servers):
             return self.pool.why_not_ready(in_detail=in_detail)
         return self._also_ready.why_not_ready(in_detail=in_detail) if self._also_ready is not None else None
 

@@ -73,18 +73,19 @@ class WarmUp:
         failures = 0
         while True:
             try:
-                await handler.pool.choose(patience_s=_PATIENCE_S)
+                if not handler.pool.ready_servers:
+                    await handler.pool.wait_for_change(_PATIENCE_S)
                 started = time.monotonic()
                 warm: set[str] = set()
                 for _ in range(_ROUNDS):
                     warm |= await self._run_on_all(handler)
-                    if warm >= {backend.name for backend in handler.pool.ready}:
+                    if warm >= {server.name for server in handler.pool.ready_servers}:
                         break
             except ComfyUIShutdownError:
                 return
             except ComfyUIError as error:
                 failures += 1
-                if handler.pool.ready:
+                if handler.pool.ready_servers:
                     self._missing = f"the warm-up workflow failed: {error.detail}"
                     _log.error("warmup.failed", detail=error.detail, failures=failures)
                 await asyncio.sleep(_BACKOFF.delay_s(failures))
@@ -98,7 +99,7 @@ class WarmUp:
         # The least busy server is chosen for each, so that every one gets one.
         runs = [
             handler.submit_prompt_sync(PromptRequest(prompt=self._workflow), timeout_s=self._timeout_s)
-            for _ in handler.pool.ready
+            for _ in handler.pool.ready_servers
         ]
         warm = set()
         for outcome in await asyncio.gather(*runs, return_exceptions=True):

@@ -13,7 +13,6 @@ What is tried again, and why that is safe:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections import OrderedDict
@@ -38,6 +37,8 @@ from comfyui.exceptions import (
 )
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, explained
+from comfyui.executors.elsewhere import Elsewhere
+from comfyui.executors.finding import find_on
 from comfyui.executors.node_failures import NodeFailures
 from comfyui.executors.places import Places
 from comfyui.executors.preparation import Preparation
@@ -45,6 +46,7 @@ from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same
 from comfyui.inputs.plan import has_inline_values
+from comfyui.jobs.journal.attempts import Attempt
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
@@ -52,7 +54,7 @@ from comfyui.offload import offloaded
 from comfyui.replies import HistoryEntry, QueueItem, flat_node_errors
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
-from comfyui.tasks import end_tasks
+from comfyui.servers.server import Server
 from comfyui.workflows.api_format import defeat_cache
 
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
@@ -76,8 +78,6 @@ class RunnerOptions:
     preflight: Strictness | None = None
     """How a workflow is checked before it is submitted; None: only when ComfyUI has refused it."""
     limits: Limits = DEFAULT_LIMITS
-    remote: bool = False
-    """The server only stands for those that run the prompts: it says nothing of their nodes, nor a GPU fault of it."""
     absent_patience_s: float = 2.0
     """For a server that does not answer anyway to say that it has a prompt from before. It is no setting."""
 
@@ -93,7 +93,9 @@ class PromptRunner:
         options: RunnerOptions,
         metrics: Metrics,
         quarantine: Quarantine,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
+        self._elsewhere = elsewhere
         self._places = places
         self._quarantine = quarantine
         self._losses: OrderedDict[str, int] = OrderedDict()
@@ -101,7 +103,7 @@ class PromptRunner:
         self._preparation = preparation
         self._options = options
         self._metrics = metrics
-        self._failures = NodeFailures(places, quarantine, remote=options.remote)
+        self._failures = NodeFailures(places, quarantine)
         self._submission = Submission(options.submission_retries, metrics)
         self._log = structlog.get_logger(__name__)
 
@@ -119,9 +121,13 @@ class PromptRunner:
             self._places.leave(job)
 
     async def _run(self, job: Assignment) -> PromptResult:
+        if self._elsewhere is not None and job.placed_before:
+            attempt = await job.attempts.found()
+            if attempt is not None:
+                return await self._rejoin(self._elsewhere, job, attempt)
         if job.request is None or job.perhaps_known:
             backend, found = await self._find_again(job)
-            if backend is not None and found is not None:
+            if isinstance(backend, Backend) and found is not None:
                 if job.others_are_hidden:
                     raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
                 check_same(job, found)
@@ -151,7 +157,7 @@ class PromptRunner:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
         return await self._run_request(job, job.request)
 
-    async def _find_again(self, job: Assignment) -> tuple[Backend | None, HistoryEntry | QueueItem | None]:
+    async def _find_again(self, job: Assignment) -> tuple[Server | None, HistoryEntry | QueueItem | None]:
         """As `find`; first where its last attempt was, since another server may have one from before that."""
         before = self._pool.named(job.server_before or "")
         if before is not None and before.ready:
@@ -162,35 +168,10 @@ class PromptRunner:
 
     async def find(
         self, prompt_id: str, *, everywhere: bool = False
-    ) -> tuple[Backend | None, HistoryEntry | QueueItem | None]:
-        """On which server the prompt is known, and as what.
-
-        Raises when no server could be asked; when it has to be looked for `everywhere`, also when one could not. Else
-        those that are out of rotation get a moment only, once the others have answered.
-        """
-        failure: ComfyUIError | None = None
-        asking = {asyncio.create_task(backend.find(prompt_id)): backend for backend in self._pool.backends}
-        pending = set(asking)
-        try:
-            while pending:
-                absent = not everywhere and bool(self._pool.ready) and not any(asking[task].ready for task in pending)
-                patience_s = self._options.absent_patience_s if absent else None
-                done, pending = await asyncio.wait(pending, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    break
-                for task in done:
-                    try:
-                        found = task.result()
-                    except ComfyUIError as error:
-                        failure = error
-                    else:
-                        if found is not None:
-                            return asking[task], found
-        finally:
-            await end_tasks(*asking)
-        if failure is not None and (everywhere or not self._pool.ready):
-            raise failure
-        return None, None
+    ) -> tuple[Server | None, HistoryEntry | QueueItem | None]:
+        """On which server the prompt is known, and as what; see `find_on`."""
+        patience_s = self._options.absent_patience_s
+        return await find_on(self._pool.servers, prompt_id, everywhere=everywhere, absent_patience_s=patience_s)
 
     # One try after the other
 
@@ -209,6 +190,10 @@ class PromptRunner:
             backend = await self._places.take(
                 job, request, brings_inputs=brings_inputs, avoid=avoid, patience_s=patience_s
             )
+            if not isinstance(backend, Backend):
+                if (done := await self._run_elsewhere(backend, job, request, brings_inputs=brings_inputs)) is not None:
+                    return done
+                continue
             await self._places.cleared(job, backend)
             try:
                 if backend.name in job.left_on and (left_over := await self._left_over(backend, job)) is not None:
@@ -231,7 +216,7 @@ class PromptRunner:
                 # What is ours to say, preflight said already.
                 if job.awaits_verdict:
                     raise error.lacked_by(self._places.lacking(job))  # noqa: B904
-                if not error.upstream or self._options.remote:
+                if not error.upstream:
                     raise
                 names = self._preparation.names(job, request)
                 told = explained(error, backend, request, names, self._options.limits)
@@ -246,7 +231,7 @@ class PromptRunner:
                 backend.failed(error)
                 # What was sent was an input or a question: a submission whose reply is lost does not come here.
                 did_nothing = isinstance(error, ComfyUIConnectionError) and not error.sent
-                if backend.name in avoid or (len(self._pool.backends) == 1 and not did_nothing):
+                if backend.name in avoid or (len(self._pool.servers) == 1 and not did_nothing):
                     raise
                 avoid.add(backend.name)
                 continue  # nothing was submitted: no second submission to count
@@ -323,8 +308,7 @@ class PromptRunner:
                 waited_s = time.monotonic() - staged
             finally:
                 backend.watcher.unwatch(watch)
-        # A server that only stands for others tells of the nodes that it happened to see.
-        node_seconds = None if self._options.remote else watch.times.seconds()
+        node_seconds = watch.times.seconds()
         left_out = flat_node_errors(node_errors)
         result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, left_out, node_seconds)
         return result, entry
@@ -338,6 +322,34 @@ class PromptRunner:
         except ComfyUITaskCancelledError:
             await backend.client.delete_from_history(job.prompt_id)
             return None
+
+    # On a platform
+
+    async def _run_elsewhere(
+        self, server: Server, job: Assignment, request: PromptRequest, *, brings_inputs: bool
+    ) -> PromptResult | None:
+        """The result; None where the platform did not take the prompt, which waits for its turn again."""
+        if self._elsewhere is None:
+            raise RuntimeError(f"nothing runs prompts on {server.name}")
+        await job.placed(server)
+        started = time.monotonic()
+        with server.working():
+            prompt: Mapping[str, Any] = request.prompt
+            prompt = await self._preparation.prepared(server, job, request, prompt, brings_inputs=brings_inputs)
+            staging_s = time.monotonic() - started
+            if not await self._elsewhere.submit(job, request, prompt, staging_s=staging_s):
+                return None
+            self._places.accepted(job)
+            return await self._elsewhere.result(job)
+
+    async def _rejoin(self, elsewhere: Elsewhere, job: Assignment, attempt: Attempt) -> PromptResult:
+        """Goes on with what a gateway before this one submitted to the platform."""
+        server = elsewhere.server
+        await job.attached(server)
+        self._places.found(job, server)
+        with server.working():
+            await elsewhere.rejoin(job, attempt)
+            return await elsewhere.result(job)
 
     async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:
         """Wait for a prompt that ComfyUI has already, in its queue or its history."""

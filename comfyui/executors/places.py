@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from comfyui.executors.assignment import Assignment
 from comfyui.models import PromptRequest
-from comfyui.servers.backend import Backend
+from comfyui.servers.server import Server
 
 
 class Places(Protocol):
@@ -21,7 +21,7 @@ class Places(Protocol):
         brings_inputs: bool,
         avoid: Collection[str],
         patience_s: float,
-    ) -> Backend:
+    ) -> Server:
         """The server to which the prompt goes now; returns when its turn has come. A place from before is given up.
 
         Args:
@@ -34,10 +34,10 @@ class Places(Protocol):
             ComfyUIConnectionError: no server came up.
         """
 
-    async def cleared(self, job: Assignment, backend: Backend) -> None:
+    async def cleared(self, job: Assignment, backend: Server) -> None:
         """Returns when a job that was given a place on that server may be sent there."""
 
-    def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    def spelled(self, job: Assignment, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """The workflow of a job that has a place there, with the names of files as that server writes them."""
 
     @property
@@ -50,7 +50,7 @@ class Places(Protocol):
     def has_other(self, job: Assignment) -> bool:
         """Whether another server than the one where the job is, is up and may run it."""
 
-    def found(self, job: Assignment, backend: Backend) -> None:
+    def found(self, job: Assignment, backend: Server) -> None:
         """The prompt is on that server from before, and has its place there."""
 
     def accepted(self, job: Assignment) -> None:

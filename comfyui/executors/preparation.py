@@ -18,6 +18,7 @@ from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules, confined_to, folder_of
 from comfyui.servers.backend import Backend
+from comfyui.servers.server import Server
 from comfyui.workflows.api_format import upload_inputs
 from comfyui.workflows.preflight import refusal
 
@@ -52,7 +53,7 @@ class Preparation:
 
     async def prepared(
         self,
-        backend: Backend,
+        backend: Server,
         job: Assignment,
         request: PromptRequest,
         prompt: Mapping[str, Any],
@@ -76,7 +77,7 @@ class Preparation:
 
     async def _placed(
         self,
-        backend: Backend,
+        backend: Server,
         job: Assignment,
         request: PromptRequest,
         prompt: Mapping[str, Any],
@@ -90,7 +91,7 @@ class Preparation:
         if key is not None:
             known = await backend.object_info()
             await offloaded(request.size, check_own_files, request, known, key, names)
-        if self._strictness is not None:
+        if self._strictness is not None and isinstance(backend, Backend):
             await self._check(self._strictness, backend, request, names)
         prompt = made.renamed(prompt)
         if not (brings_inputs or named or made.uploads):

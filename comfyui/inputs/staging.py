@@ -31,7 +31,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aiohttp.abc import AbstractResolver
 
-from comfyui.client import ComfyUIClient, may_pass
+from comfyui.client import may_pass
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUINotFoundError, ComfyUIServerError
 from comfyui.inputs.content import BroughtFiles, Content
 from comfyui.inputs.decoding import base64_of, decode
@@ -42,7 +42,7 @@ from comfyui.models import PromptRequest
 from comfyui.offload import ON_LOOP_BYTES, in_thread, offloaded
 from comfyui.replies import JSON
 from comfyui.retrying import Backoff, retry
-from comfyui.servers.backend import Backend
+from comfyui.servers.server import FileShelf, Server
 
 FOLDER = "gateway"
 # ComfyUI's 3D loaders offer what lies anywhere below input/3d, and accept nothing else.
@@ -88,7 +88,7 @@ class InputStager:
         self._max_bytes = max_bytes
         self._limits = limits
         self._fetcher = UrlFetcher(max_bytes=max_bytes, allow=url_allow, timeout_s=url_timeout_s, resolver=resolver)
-        self._stored: WeakKeyDictionary[Backend, _Stored] = WeakKeyDictionary()
+        self._stored: WeakKeyDictionary[Server, _Stored] = WeakKeyDictionary()
         self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
 
     @property
@@ -105,7 +105,7 @@ class InputStager:
 
     async def stage(
         self,
-        server: Backend,
+        server: Server,
         request: PromptRequest,
         upload_inputs: Sequence[tuple[str, str]] = (),
         files: BroughtFiles | None = None,
@@ -156,11 +156,11 @@ class InputStager:
         placed = [(item, task.result()) for item, task in zip(items, tasks, strict=True)]
         return await offloaded(request.size, rewritten, request.prompt, placed)
 
-    def forget(self, server: Backend) -> None:
+    def forget(self, server: Server) -> None:
         """Upload everything to this server again; for when files were removed there. A new connection does the same."""
         self._stored.pop(server, None)
 
-    async def _place(self, server: Backend, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
+    async def _place(self, server: Server, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
         try:
             async with slots, self.content(item) as content:
                 if item.upload is not None:
@@ -168,7 +168,7 @@ class InputStager:
                 plain = by_content = ""
                 if item.plain:
                     folder = "/".join(filter(None, (plain_folder, item.subfolder)))
-                    plain = await _upload(server.client, content, item.name, folder, overwrite=True)
+                    plain = await _upload(server.shelf, content, item.name, folder, overwrite=True)
                 if item.references:
                     by_content = await self._place_by_content(server, content)
                 return Placed(by_content, plain)
@@ -195,7 +195,7 @@ class InputStager:
         else:
             yield decode(item.source, max_bytes=self._max_bytes, hint=hint)
 
-    async def _place_by_content(self, server: Backend, content: Content) -> str:
+    async def _place_by_content(self, server: Server, content: Content) -> str:
         folder = _MODEL_FOLDER if content.extension in _MODEL_EXTENSIONS else FOLDER
         name = f"{content.digest[:32]}{content.extension}"
         stored = self._stored_on(server)
@@ -206,12 +206,12 @@ class InputStager:
                 stored.move_to_end(name)
                 return stored[name]
             # Without overwriting: ComfyUI compares, and does not truncate a file that a node may be reading.
-            stored[name] = await _upload(server.client, content, name, folder, overwrite=False)
+            stored[name] = await _upload(server.shelf, content, name, folder, overwrite=False)
             if len(stored) > _REMEMBERED:
                 stored.popitem(last=False)
             return stored[name]
 
-    async def place_upload(self, server: Backend, upload: Upload) -> str:
+    async def place_upload(self, server: Server, upload: Upload) -> str:
         """Has an upload on the server; the name by which a workflow refers to it there, below the input folder."""
         content, path = upload.content, upload.path
         stored, place = self._stored_on(server), f"{upload.content.digest}/{path}"
@@ -225,7 +225,7 @@ class InputStager:
             if not upload.plain or f"{folder}/".startswith(_OURS):
                 there = ""
             else:
-                there = await digest_there(server.client, path, content.size)
+                there = await digest_there(server.shelf, path, content.size)
             if there == content.digest:
                 stored[place] = path
             else:
@@ -233,19 +233,19 @@ class InputStager:
                     below = _MODEL_FOLDER if content.extension.lower() in _MODEL_EXTENSIONS else FOLDER
                     folder = f"{below}/{content.digest}"
                 # ComfyUI's answer counts: somebody else may have taken the name just now.
-                stored[place] = await _upload(server.client, content, name, folder, overwrite=False)
+                stored[place] = await _upload(server.shelf, content, name, folder, overwrite=False)
             if len(stored) > _REMEMBERED:
                 stored.popitem(last=False)
             return stored[place]
 
-    def _stored_on(self, server: Backend) -> OrderedDict[str, str]:
+    def _stored_on(self, server: Server) -> OrderedDict[str, str]:
         known = self._stored.get(server)
         if known is None or known.generation != server.generation:
             known = self._stored[server] = _Stored(server.generation)
         return known.names
 
 
-async def digest_there(client: ComfyUIClient, path: str, size: int) -> str | None:
+async def digest_there(shelf: FileShelf, path: str, size: int) -> str | None:
     """SHA-256 of the file with this path below ComfyUI's input folder: None where there is none.
 
     "" for a file of another size, of which nothing is read.
@@ -253,7 +253,7 @@ async def digest_there(client: ComfyUIClient, path: str, size: int) -> str | Non
     folder, _, name = path.rpartition("/")
     digest = hashlib.sha256()
     try:
-        async with client.view(name, folder, "input") as body:
+        async with shelf.view(name, folder, "input") as body:
             if body.length not in {None, size}:
                 return ""
             async for chunk in body:
@@ -263,11 +263,11 @@ async def digest_there(client: ComfyUIClient, path: str, size: int) -> str | Non
     return digest.hexdigest()
 
 
-async def _upload(client: ComfyUIClient, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:
+async def _upload(shelf: FileShelf, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:
     """Stream it to ComfyUI, again when the connection fails; returns the name by which a workflow refers to it."""
 
     def upload() -> Awaitable[JSON]:
-        return client.upload_image(name, content.chunks(), subfolder=subfolder, overwrite=overwrite)
+        return shelf.upload_image(name, content.chunks(), subfolder=subfolder, overwrite=overwrite)
 
     try:
         stored = await retry(upload, ComfyUIError, _BACKOFF, retries=_UPLOAD_RETRIES, worth=may_pass)

@@ -102,8 +102,7 @@ class Scheduler:
         self._taking: dict[str, ServerPlaces] = {}
         # By the lane of the job for which it is cleared, as the last decision said.
         self._cleared: dict[Lane, ServerPlaces] = {}
-        self._placings = 0
-        self.paused = False
+        self._placings, self.paused = 0, False
 
     def pause(self, paused: bool) -> None:
         """While it is paused nothing is placed, and nothing taken back."""
@@ -112,7 +111,7 @@ class Scheduler:
     # Servers
 
     def set_server(
-        self, name: str, *, up: bool, drained: bool = False, others: int = 0, places: int | None = 2
+        self, name: str, *, up: bool, drained: bool = False, others: int = 0, places: int | None = 2, many: bool = False
     ) -> None:
         """How a server is now.
 
@@ -121,11 +120,12 @@ class Scheduler:
             drained: it gets no more prompts, and those that wait there behind another one are taken back.
             others: prompts on it that are not ours; they take places.
             places: for prompts, with the one that runs; None: any number.
+            many: it stands for many, and is for what no other server could run at once: it costs by the job.
         """
         server = self._servers.get(name)
         if server is None:
             server = self._servers[name] = ServerPlaces(name, len(self._servers))
-        server.set(up=up and not drained, gives_back=up, others=others, places=places)
+        server.set(up=up and not drained, gives_back=up, others=others, places=places, is_many=many)
 
     # Jobs
 
@@ -321,7 +321,7 @@ class Scheduler:
             return [before]
         if len(able) < 2:
             return able
-        ranks = [(server.is_busy, server.name not in lane.yes) for server in able]
+        ranks = [(server.is_busy, server.is_many, server.name not in lane.yes) for server in able]
         least = min(ranks)
         return [server for server, rank in zip(able, ranks, strict=True) if rank == least]
 
@@ -342,7 +342,7 @@ class Scheduler:
 
     def _take_back(self, idle: ServerPlaces, priority: int | None) -> TakeBack | None:
         """The first job that waits behind a prompt elsewhere, may run here, and has at least this priority."""
-        if not self._options.takes_back:
+        if not self._options.takes_back or idle.is_many:
             return None
         found = [
             ticket

@@ -13,7 +13,7 @@ class ServerPlaces:
     def __init__(self, name: str, index: int) -> None:
         self.name = name
         self._index = index
-        self.up = self.gives_back = False
+        self.up = self.gives_back = self.is_many = False
         self._others = 0
         self._places: int | None = 2
         self._loaders: frozenset[str] = NO_NAMES
@@ -22,11 +22,12 @@ class ServerPlaces:
 
     @property
     def loaders(self) -> frozenset[str]:
-        """What the last job loaded."""
-        return self._loaders
+        """What the last job loaded; nothing where that is not known."""
+        return NO_NAMES if self.is_many else self._loaders
 
-    def set(self, *, up: bool, gives_back: bool, others: int, places: int | None) -> None:
+    def set(self, *, up: bool, gives_back: bool, others: int, places: int | None, is_many: bool) -> None:
         self.up, self.gives_back, self._others, self._places = up, gives_back, others, places
+        self.is_many = is_many
 
     @property
     def jobs(self) -> int:
@@ -38,7 +39,7 @@ class ServerPlaces:
 
     @property
     def is_busy(self) -> bool:
-        return self.load > 0
+        return self.load > 0 and not self.is_many
 
     def is_open(self, now: float, in_turn_s: float) -> bool:
         """Whether a job could go there now."""
@@ -67,6 +68,8 @@ class ServerPlaces:
 
     def waiting(self) -> Iterator[Ticket]:
         """Jobs that are behind another prompt, as far as is known."""
+        if self.is_many:
+            return
         before = self._others
         for job in self._jobs.values():
             if before and job.accepted and not job.began:

@@ -14,7 +14,8 @@ from comfyui.jobs.journal.writes import Drain
 from comfyui.offload import in_thread
 from comfyui.replies import JSON
 from comfyui.servers.backend import Backend
-from comfyui.servers.pool import BackendPool, OtherDefinitions
+from comfyui.servers.pool import BackendPool
+from comfyui.servers.server import OtherDefinitions
 from comfyui.tasks import SideTasks
 from comfyui.workflows.node_definitions import ObjectInfo
 from comfyui.workflows.union import Differences, differences, union_of
@@ -44,7 +45,7 @@ class Fleet:
     async def open(self) -> None:
         """Raises `JournalError`."""
         for name in sorted((await self._journal.held()).drained):
-            if (backend := self._pool.named(name)) is not None:
+            if (backend := self._pool.backend(name)) is not None:
                 backend.drain(True)
                 how = f"it was drained before the restart: POST /servers/{name}/resume ends that"
                 self._log.warning("server.drained", server=name, detail=how)
@@ -62,7 +63,7 @@ class Fleet:
             ComfyUINotFoundError: there is no such server.
             JournalError: it cannot be kept.
         """
-        backend = self._pool.named(name)
+        backend = self._pool.backend(name)
         if backend is None:
             names = ", ".join(each.name for each in self._pool.backends)
             raise ComfyUINotFoundError(f"there is no server {name!r}; there are {names}")

@@ -299,6 +299,13 @@ async def runpod_beside(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) 
 
 
 @pytest.fixture
+async def runpod_and_engine(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway whose prompts run on the engine, and on RunPod."""
+    async with running_gateway(engine.url, **endpoint.settings(tmp_path) | {"backend": "comfyui,runpod"}) as running:
+        yield running
+
+
+@pytest.fixture
 def log_lines() -> Iterator[Lines]:
     with capture_logs() as captured:
         yield captured

@@ -159,6 +159,13 @@ _VERSION_15 = """
 CREATE TABLE drained (server TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
+# How far attempts are at a platform that knows no ids of ours.
+_VERSION_16 = """
+CREATE TABLE attempts (
+    seq INTEGER PRIMARY KEY, run INTEGER NOT NULL, attempt INTEGER NOT NULL, sent_at REAL NOT NULL, ref TEXT, reply BLOB
+);
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -176,6 +183,7 @@ MIGRATIONS = (
     _VERSION_13,
     _VERSION_14,
     _VERSION_15,
+    _VERSION_16,
 )
 
 

@@ -12,8 +12,9 @@ from typing import Any, Self, TypeVar
 
 from comfyui.exceptions import JournalError
 from comfyui.feed import Feed
+from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.by_owner import queued_of, remove_usage, usage
-from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error, touch
+from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, apply, journal_error, touch
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
 from comfyui.jobs.journal.held import Held, held
@@ -35,7 +36,7 @@ from comfyui.jobs.journal.records import (
     UsageQuery,
     UsageRow,
 )
-from comfyui.jobs.journal.showing import ended, kept, queued_since
+from comfyui.jobs.journal.showing import ended, kept, named_inputs, queued_since
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.uploads import uploads
 from comfyui.jobs.journal.writes import Add, Finish, KeptUpload, Place, PutBack, Write, id_of
@@ -82,7 +83,7 @@ class SqliteJournal:
         self._max_behind = max_behind
         self._look_again_s = look_again_s
         self._observer = observer
-        self._thread = CommitThread(self._connect, self._done)
+        self._thread = CommitThread(lambda: Statements(connect(self._path)), self._done)
         self._open = False
         self._identity = ""
         self._next = Batch()
@@ -159,7 +160,7 @@ class SqliteJournal:
         if isinstance(write, Add) and not soon:
             self._added[write.job.prompt_id] = (len(self._next.writes), write)
         self._behind += 1
-        self._next.writes.append((partial(_apply, write), None))
+        self._next.writes.append((partial(apply, write), None))
         if len(self._next.writes) >= _HANDED_ON:
             self._hand_on()
         elif self._handing_on is None or (soon and self._at_rest):
@@ -186,7 +187,7 @@ class SqliteJournal:
             joined = replace(add, end=write)
         else:
             return False
-        self._next.writes[place] = (partial(_apply, joined), None)
+        self._next.writes[place] = (partial(apply, joined), None)
         return True
 
     async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
@@ -223,6 +224,12 @@ class SqliteJournal:
     async def result_of(self, prompt_id: str) -> bytes | None:
         return await self._ask(lambda sql: sql.result(prompt_id))
 
+    async def attempt_of(self, prompt_id: str) -> Attempt | None:
+        return await self._ask(lambda sql: sql.attempts.of(prompt_id))
+
+    async def reply_of(self, prompt_id: str) -> bytes | None:
+        return await self._ask(lambda sql: sql.attempts.reply(prompt_id))
+
     async def runs(self, prompt_id: str) -> list[RunRecord]:
         return await self._ask(lambda sql: sql.runs(prompt_id))
 
@@ -239,7 +246,7 @@ class SqliteJournal:
         return await self._ask(lambda sql: sql.waiting(after, limit, fetching=True))
 
     async def named_inputs(self) -> set[str]:
-        return await self._ask(Statements.named_inputs)
+        return await self._ask(lambda sql: named_inputs(sql.database))
 
     async def held(self) -> Held:
         return await self._ask(lambda sql: held(sql.database))
@@ -385,12 +392,3 @@ class SqliteJournal:
         self._later.append(write)
         self._later_bytes += size
         return True
-
-    # On the thread
-
-    def _connect(self) -> Statements:
-        return Statements(connect(self._path))
-
-
-def _apply(write: Write, sql: Statements) -> int:
-    return sql.apply(write)

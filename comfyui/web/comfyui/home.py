@@ -23,7 +23,7 @@ from comfyui.exceptions import (
     ComfyUIServerError,
     ComfyUITimeoutError,
 )
-from comfyui.servers.backend import Health
+from comfyui.servers.server import Health
 from comfyui.transport.body import OpenBody
 from comfyui.transport.drivers import OpenReply
 from comfyui.web.comfyui.asked import Asked, raw_target

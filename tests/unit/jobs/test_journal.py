@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from comfyui.exceptions import QueryError
+from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.made import MadeFilter
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import RUNS_KEPT, Journal
@@ -34,6 +35,7 @@ from comfyui.jobs.journal.writes import (
     Cancel,
     ClearHistory,
     Died,
+    DropAttempt,
     DropUploads,
     Fetched,
     Finish,
@@ -42,6 +44,7 @@ from comfyui.jobs.journal.writes import (
     KeepUpload,
     KeptUpload,
     MadeFile,
+    NoteAttempt,
     Pause,
     Place,
     PutBack,
@@ -1126,3 +1129,36 @@ async def test_jobs_are_read_with_their_bodies_as_far_as_there_is_room(journal: 
     assert ended is not None
     assert ended.result == await journal.result_of(prompt_id(5))
     assert await journal.kept([], 1) == []
+
+
+async def test_how_far_an_attempt_is_at_a_platform_is_kept_for_the_present_one_alone(journal: Journal) -> None:
+    one, first = prompt_id(1), Fence(prompt_id(1), 1, 1)
+    await journal.write(Add(new_job(1)))
+    assert await journal.write(NoteAttempt(first, 5.0)) == 0, "it is placed nowhere"
+    await journal.write(Place(first, "runpod:x"))
+    assert await journal.write(NoteAttempt(first, 5.0)) == 1
+    assert await journal.attempt_of(one) == Attempt(first, 5.0, None, has_reply=False)
+    await journal.write(NoteAttempt(first, 5.0, "job-1"))
+    await journal.write(NoteAttempt(first, 5.0, "job-1", b"reply" * 1000))
+    assert await journal.attempt_of(one) == Attempt(first, 5.0, "job-1", has_reply=True)
+    assert await journal.reply_of(one) == b"reply" * 1000
+    # Another attempt: what is said of the first one means nothing any more.
+    await journal.write(Place(first.next(), "gpu-1"))
+    assert await journal.attempt_of(one) is None
+    assert await journal.write(NoteAttempt(first, 5.0, "job-1")) == 0
+    await journal.write(NoteAttempt(first.next(), 6.0, "job-2"))
+    assert await journal.write(DropAttempt(first)) == 0
+    assert (await journal.attempt_of(one)) == Attempt(first.next(), 6.0, "job-2", has_reply=False)
+    assert await journal.write(DropAttempt(first.next())) == 1
+    assert (await journal.attempt_of(one), await journal.reply_of(one)) == (None, None)
+
+
+async def test_an_attempt_of_a_run_that_has_ended_is_none(journal: Journal) -> None:
+    fence = Fence(prompt_id(1), 1, 1)
+    await journal.write(Add(new_job(1), "runpod:x"))
+    await journal.write(NoteAttempt(fence, 5.0, "job-1"))
+    await journal.write(Cancel(prompt_id(1), 1))
+    assert await journal.attempt_of(prompt_id(1)) is not None, "it is still to be cancelled there"
+    await journal.write(Finish(fence=fence, state=State.CANCELED, at=9.0))
+    assert await journal.attempt_of(prompt_id(1)) is None
+    assert await journal.write(NoteAttempt(fence, 5.0, "job-1")) == 0

@@ -637,3 +637,44 @@ def test_listing_10_000_jobs_takes_some_milliseconds() -> None:
     began = time.thread_time()
     assert len(scheduler.standing()) == 10_000
     assert time.thread_time() - began < 1.0
+
+
+# A server that stands for many
+
+
+def test_a_platform_gets_what_no_idle_server_can_run_and_nothing_waits_behind_a_prompt() -> None:
+    scheduler = Scheduler()
+    for name, many in (("runpod", True), ("gpu-1", False), ("gpu-2", False)):
+        scheduler.set_server(name, up=True, places=None if many else 2, many=many)
+    found = []
+    for number in range(1, 6):
+        # What a platform can run is known of none.
+        lane = Lane(yes=frozenset({"gpu-1", "gpu-2"})) if number % 2 else Lane()
+        scheduler.add(Waiting(str(number), number, lane=lane))
+        for prompt_id, server in placed(scheduler.decide(0.0)):
+            found.append(server)
+            scheduler.accepted(prompt_id)
+    assert found == ["gpu-1", "gpu-2", "runpod", "runpod", "runpod"]
+
+
+def test_while_a_platform_takes_nothing_jobs_wait_for_servers_and_are_not_taken_back_for_it() -> None:
+    scheduler = Scheduler()
+    scheduler.set_server("gpu", up=True)
+    scheduler.set_server("runpod", up=False, places=None, many=True)
+    for number in (1, 2):
+        scheduler.add(Waiting(str(number), number))
+        [(prompt_id, server)] = placed(scheduler.decide(0.0))
+        assert server == "gpu"
+        scheduler.accepted(prompt_id)
+    scheduler.set_server("runpod", up=True, places=None, many=True)
+    assert scheduler.decide(1.0) == []
+
+
+def test_a_platform_is_sent_one_job_at_a_time_and_has_any_number_of_them() -> None:
+    scheduler = Scheduler()
+    scheduler.set_server("runpod", up=True, places=None, many=True)
+    for number in range(1, 4):
+        scheduler.add(Waiting(str(number), number))
+    for number in range(1, 4):
+        assert placed(scheduler.decide(0.0)) == [(str(number), "runpod")]
+        scheduler.accepted(str(number))

@@ -1,4 +1,4 @@
-"""`RunPodOptions`: which endpoint renders, where its files are kept, and how patient the bridge is."""
+"""`RunPodOptions`: which endpoint renders, where its files are kept, and how patient we are with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from comfyui.limits import DEFAULT_ANSWERS, AnswerLimits
 from comfyui.retrying import Backoff
 
 
@@ -19,13 +18,12 @@ class RunPodTimes:
     Attributes:
         first_look_s: from a job's submission to the first question for its state. Later looks are less frequent.
         look_backoff: between the questions for a job's state, and the tries to cancel it, that get no answer.
-        send_backoff: between the tries to send a job that RunPod surely did not take.
+        send_backoff: between the tries to send jobs while RunPod surely does not take them.
         last_word_s: for a job that is on its way when the gateway stops. Without it, nobody would know whether RunPod
             has the job.
+        cancel_s: so long a caller waits for RunPod to be told of a cancel. After that it is told without a caller.
+        journal_backoff: between the tries to write down what has happened already and must not be forgotten.
         rewrite_backoff: between the tries to write a result to a full disk.
-        probe_local_s: between the looks whether the local ComfyUI is there.
-        local_definitions_s: for the local ComfyUI's node definitions. Shorter than a caller waits: a ComfyUI that hangs
-            must not hold up the queue.
         clean_every_s: between the removals of old files.
     """
 
@@ -33,9 +31,9 @@ class RunPodTimes:
     look_backoff: Backoff = Backoff(start_s=1.0, max_s=30.0)
     send_backoff: Backoff = Backoff(start_s=0.5, max_s=15.0)
     last_word_s: float = 5.0
+    cancel_s: float = 5.0
+    journal_backoff: Backoff = Backoff(start_s=1.0, max_s=10.0)
     rewrite_backoff: Backoff = Backoff(start_s=1.0, max_s=30.0)
-    probe_local_s: float = 5.0
-    local_definitions_s: float = 15.0
     clean_every_s: float = 3600.0
 
 
@@ -45,19 +43,17 @@ class RunPodOptions:
 
     Attributes:
         endpoint_url: of another API server with RunPod's protocol; empty: RunPod's.
-        data_dir: for the journal, results and inputs; one gateway at a time.
-        local_address: of the ComfyUI that has everything but prompts.
+        data_dir: for results and inputs; one gateway at a time.
+        is_only: no ComfyUI of ours runs prompts; the first one has everything else.
         url_allow: see `fetch.AddressPolicy`; for the endpoint's own store.
-        data_days: after which results and uploaded inputs are removed; 0: never.
+        data_days: after which results and inputs are removed; 0: never.
     """
 
     endpoint_id: str
     api_key: SecretStr
     data_dir: Path
-    local_address: str
+    is_only: bool = True
     endpoint_url: str = ""
     url_allow: Sequence[str] = ()
-    socket_buffer_bytes: int = 16_000_000
     data_days: float = 0
-    answers: AnswerLimits = DEFAULT_ANSWERS
     times: RunPodTimes = field(default_factory=RunPodTimes)

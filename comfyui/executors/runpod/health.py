@@ -8,8 +8,8 @@ from collections.abc import Callable
 import structlog
 
 from comfyui.exceptions import ComfyUIError, RunPodRefusedError
+from comfyui.executors.runpod.endpoint import RunPodEndpoint
 from comfyui.retrying import Backoff
-from comfyui.runpod.endpoint import RunPodEndpoint
 from comfyui.tasks import happens_within
 
 _log = structlog.get_logger(__name__)

@@ -11,20 +11,23 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import structlog
 
-from comfyui.runpod.disk import reason_of
-from comfyui.runpod.inputs import InputFiles, named_files
-from comfyui.runpod.job import Job
-from comfyui.runpod.jobs import JobQueue
-from comfyui.runpod.results import ResultFiles
+from comfyui.executors.runpod.disk import reason_of
+from comfyui.executors.runpod.inputs import InputFiles, named_files
+from comfyui.executors.runpod.results import ResultFiles
 
 _log = structlog.get_logger(__name__)
+
+
+Unfinished = Callable[[], AsyncIterator[tuple[str, Mapping[str, Any]]]]
+"""Id and workflow of each prompt that has not ended."""
 
 
 @dataclass(slots=True)
@@ -37,9 +40,10 @@ class _Removed:
 
 
 class Retention:
-    """`run` is its task. What the queue's prompts name, and what they have written, is never removed.
+    """`run` is its task. What unfinished prompts name, and what they have written, is never removed.
 
     Args:
+        unfinished: gives the prompts that have not ended, by their ids.
         max_age_s: since a file was written, or an input was last used by a prompt.
         every_s: between two passes.
         on_inputs_removed: called when uploads are not there any more that somebody may remember.
@@ -49,7 +53,7 @@ class Retention:
         self,
         results: ResultFiles,
         inputs: InputFiles,
-        queue: JobQueue,
+        unfinished: Unfinished,
         *,
         max_age_s: float,
         every_s: float,
@@ -57,7 +61,7 @@ class Retention:
     ) -> None:
         self._results = results
         self._inputs = inputs
-        self._queue = queue
+        self._unfinished = unfinished
         self._max_age_s = max_age_s
         self._every_s = every_s
         self._on_inputs_removed = on_inputs_removed
@@ -78,8 +82,14 @@ class Retention:
 
     async def clean(self) -> None:
         """Once through both folders, off the event loop."""
-        jobs, cutoff = self._queue.unfinished(), time.time() - self._max_age_s
-        outputs, inputs = await asyncio.to_thread(self._clean, jobs, cutoff)
+        # Before they are read: what is sent meanwhile is touched.
+        cutoff = time.time() - self._max_age_s
+        named: set[tuple[str, PurePosixPath]] = set()
+        ids: set[str] = set()
+        async for prompt_id, prompt in self._unfinished():
+            ids.add(prompt_id)
+            named |= {(file.kind, PurePosixPath(file.path)) for file in named_files(prompt)}
+        outputs, inputs = await asyncio.to_thread(self._clean, ids, named, cutoff)
         if inputs.files:
             self._on_inputs_removed()
         if removed := outputs.files + inputs.files:
@@ -88,12 +98,9 @@ class Retention:
         if left := outputs.left + inputs.left:
             _log.warning("runpod.cleanup_failed", left=left, reason=outputs.reason or inputs.reason)
 
-    def _clean(self, jobs: list[Job], cutoff: float) -> tuple[_Removed, _Removed]:
-        named = {(file.kind, PurePosixPath(file.path)) for job in jobs for file in named_files(job.prompt)}
-
+    def _clean(self, ids: set[str], named: set[tuple[str, PurePosixPath]], cutoff: float) -> tuple[_Removed, _Removed]:
         def is_kept_result(path: PurePosixPath) -> bool:
-            # Asked anew for each: a prompt that comes meanwhile may have the id of an old one.
-            return self._queue.find(path.parts[0]) is not None or ("output", path) in named
+            return path.parts[0] in ids or ("output", path) in named
 
         outputs = self._remove(self._results.folder, cutoff, is_kept_result, folders=True)
         return outputs, self._remove(self._inputs.folder, cutoff, lambda path: ("input", path) in named, folders=False)

@@ -11,7 +11,8 @@ import asyncio
 import functools
 import io
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,17 +22,19 @@ import structlog
 from pydantic import ValidationError
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUIServerError, JSONError
+from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUINotFoundError, ComfyUIServerError, JSONError
+from comfyui.executors.runpod.disk import advice, is_of_the_disk, reason_of
+from comfyui.executors.runpod.options import RunPodTimes
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
 from comfyui.models import InputFile, content_type_of
+from comfyui.offload import finished_in_thread, opened_in_thread
 from comfyui.outputs.stores.folder import draft_of
-from comfyui.runpod.disk import advice, is_of_the_disk, reason_of
-from comfyui.runpod.job import Job
-from comfyui.runpod.options import RunPodTimes
+from comfyui.transport.body import IteratedBody, OpenBody
 
 _log = structlog.get_logger(__name__)
 
+_PIECE = 256 * 1024
 _KEYS = {"audio": "audio", "model": "3d"}
 Outputs = dict[str, Any]
 
@@ -54,6 +57,8 @@ class _Listed:
 class ResultFiles:
     """The folder of results: ``<prompt id>/<the worker's subfolder>/<file>``, so that no two jobs' files collide.
 
+    A merged subfolder (`comfyui.merged_files`) is the path of a file below it.
+
     The fetcher belongs to whoever made it.
     """
 
@@ -64,14 +69,17 @@ class ResultFiles:
         self._backoff = times.rewrite_backoff
 
     def find(self, subfolder: str, filename: str) -> Path | None:
-        """The file that ``/view`` asks for, None where it is not one of ours. Looks at the disk."""
+        """The file with this merged subfolder, None where it is not one of ours. Looks at the disk."""
         checked = checked_name(filename, subfolder)
         if checked is None or not checked.subfolder:
             return None
         return existing(self.folder / checked.subfolder / checked.name)
 
-    async def save(self, job: Job, body: bytes) -> Outputs:
+    async def save(self, prompt_id: str, node_id: str, body: bytes) -> Outputs:
         """Every file of the reply on this disk; ComfyUI's `outputs` with the subfolders under which they are here.
+
+        Args:
+            node_id: of files of which the reply does not say which node made them.
 
         A file that cannot be had stays listed, as a file that ComfyUI has lost. While the disk cannot be written, this
         goes on.
@@ -83,23 +91,21 @@ class ResultFiles:
         placed: list[tuple[_Listed, str]] = []
         taken: set[tuple[str, str]] = set()
         problems = []
-        for number, file in enumerate(_listed(reply, job)):
-            subfolder = "/".join(part for part in (job.prompt_id, file.subfolder) if part)
-            if (subfolder, file.filename) in taken:
-                subfolder = f"{job.prompt_id}/{number}"
+        for number, file in enumerate(_listed(reply, prompt_id, node_id)):
+            subfolder = str(number) if (file.subfolder, file.filename) in taken else file.subfolder
             taken.add((subfolder, file.filename))
             placed.append((file, subfolder))
             try:
-                await self._save(job, file, self.folder / subfolder / file.filename)
+                await self._save(prompt_id, file, self.folder / prompt_id / subfolder / file.filename)
             except ComfyUIError as error:
                 problems.append(f"{file.filename}: {error.detail}")
-                _log.warning("runpod.file_lost", prompt_id=job.prompt_id, file=file.filename, detail=error.detail)
+                _log.warning("runpod.file_lost", prompt_id=prompt_id, file=file.filename, detail=error.detail)
         if problems and len(problems) == len(placed):
             raise ComfyUIServerError(f"the job's files cannot be had: {'; '.join(problems)}")
-        return _outputs(reply, _Places(placed, job.prompt_id))
+        return _outputs(reply, _Places(placed))
 
     async def _insist(
-        self, job: Job, file: _Listed, work: Callable[[], Awaitable[None]], *, setting: str = "RUNPOD_DATA_DIR"
+        self, prompt_id: str, file: _Listed, work: Callable[[], Awaitable[None]], *, setting: str = "RUNPOD_DATA_DIR"
     ) -> None:
         """A full disk is no reason to lose what was rendered: until it is written, the result stays in the journal."""
         failures = 0
@@ -118,28 +124,52 @@ class ResultFiles:
             failures += 1
             if failures == 1:
                 detail = advice(problem, setting)
-                _log.error("runpod.file_waits", prompt_id=job.prompt_id, file=file.filename, detail=detail)
+                _log.error("runpod.file_waits", prompt_id=prompt_id, file=file.filename, detail=detail)
             await asyncio.sleep(self._backoff.delay_s(failures))
 
-    async def _save(self, job: Job, file: _Listed, path: Path) -> None:
+    async def _save(self, prompt_id: str, file: _Listed, path: Path) -> None:
         if file.kind == "base64":
             try:
-                await self._place(job, file, path, lambda target: _write_base64(target, file.data))
+                await self._place(prompt_id, file, path, lambda target: _write_base64(target, file.data))
             except ValueError as error:
                 raise ComfyUIServerError("the reply has no valid base64 for it") from error
         elif file.kind == "s3_url":
-            await self._insist(job, file, lambda: self._download(job, file, path), setting="TMPDIR")
+            await self._insist(prompt_id, file, lambda: self._download(prompt_id, file, path), setting="TMPDIR")
         else:
             raise ComfyUIServerError(file.data or "the worker did not send it")
 
-    async def _place(self, job: Job, file: _Listed, path: Path, fill: Callable[[IO[bytes]], None]) -> None:
-        await self._insist(job, file, lambda: asyncio.to_thread(_write, path, fill))
+    async def _place(self, prompt_id: str, file: _Listed, path: Path, fill: Callable[[IO[bytes]], None]) -> None:
+        await self._insist(prompt_id, file, lambda: asyncio.to_thread(_write, path, fill))
 
-    async def _download(self, job: Job, file: _Listed, path: Path) -> None:
+    async def _download(self, prompt_id: str, file: _Listed, path: Path) -> None:
         async with self._fetcher.fetch(file.data) as content:
             self._metrics.runpod_result_bytes.labels("link").inc(content.size)
             # Kept until it is in place: it may be large, and its link not good for much longer.
-            await self._place(job, file, path, functools.partial(_copy, content.source))
+            await self._place(prompt_id, file, path, functools.partial(_copy, content.source))
+
+
+@asynccontextmanager
+async def opened(find: Callable[[], Path | None], name: str) -> AsyncIterator[OpenBody]:
+    """The content of the file that `find` finds on this disk. Raises `ComfyUINotFoundError` where there is none."""
+    path = await asyncio.to_thread(find)
+    try:
+        if path is None:
+            raise FileNotFoundError
+        file = await opened_in_thread(functools.partial(path.open, "rb"))
+    except FileNotFoundError as error:
+        raise ComfyUINotFoundError(f"the file {name!r} is not kept any more") from error
+    except OSError as error:
+        raise ComfyUIServerError(f"the file {name!r} cannot be read: {reason_of(error)}") from error
+    try:
+        size = (await asyncio.to_thread(path.stat)).st_size
+
+        async def pieces() -> AsyncIterator[bytes]:
+            while piece := await asyncio.to_thread(file.read, _PIECE):
+                yield piece
+
+        yield IteratedBody(pieces(), size)
+    finally:
+        await finished_in_thread(file.close)
 
 
 def existing(path: Path) -> Path | None:
@@ -168,16 +198,16 @@ def _reply_of(body: bytes) -> Mapping[str, Any]:
     return reply
 
 
-def _listed(reply: Mapping[str, Any], job: Job) -> Iterator[_Listed]:
+def _listed(reply: Mapping[str, Any], prompt_id: str, made_by: str) -> Iterator[_Listed]:
     images = reply.get("images")
     for image in images if isinstance(images, list) else ():
         if not isinstance(image, dict):
             continue
         name = checked_name(image.get("filename"), image.get("subfolder") or "")
         if name is None:
-            _log.warning("runpod.file_refused", prompt_id=job.prompt_id, file=repr(image.get("filename"))[:200])
+            _log.warning("runpod.file_refused", prompt_id=prompt_id, file=repr(image.get("filename"))[:200])
             continue
-        node_id = str(image.get("node_id") or (job.outputs[0] if job.outputs else "0"))
+        node_id = str(image.get("node_id") or made_by)
         kind = str(image.get("type") or "")
         said = image.get("data") if kind in {"base64", "s3_url"} else image.get("error")
         yield _Listed(node_id, name.name, name.subfolder, kind, said if isinstance(said, str) else "")
@@ -186,9 +216,8 @@ def _listed(reply: Mapping[str, Any], job: Job) -> Iterator[_Listed]:
 class _Places:
     """Where each listed file is here; a reply may list several of one name."""
 
-    def __init__(self, placed: Sequence[tuple[_Listed, str]], prompt_id: str) -> None:
+    def __init__(self, placed: Sequence[tuple[_Listed, str]]) -> None:
         self._placed = placed
-        self._prompt_id = prompt_id
         self._free: dict[tuple[str, str, str], list[int]] = {}
         for index, (file, _) in enumerate(placed):
             self._free.setdefault(file.key, []).append(index)
@@ -208,8 +237,7 @@ class _Places:
             return {**item, "subfolder": self._placed[index][1], "type": "output"}
         if item.get("type") == "temp":
             return None
-        subfolder = "/".join(part for part in (self._prompt_id, name.subfolder) if part)
-        return {**item, "subfolder": subfolder, "type": "output"}
+        return {**item, "subfolder": name.subfolder, "type": "output"}
 
     def left(self) -> Iterator[tuple[_Listed, str]]:
         """Those that nothing has referred to."""

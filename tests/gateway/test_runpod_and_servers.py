@@ -1,0 +1,98 @@
+"""BACKEND=comfyui,runpod: one queue for ComfyUI servers and an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from comfyui.engine import Engine
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+from tests.support.runpod_endpoint import DATA, NOWHERE, FakeEndpoint, base64_image, get, history, submit
+
+BOTH = "comfyui,runpod"
+
+
+async def test_a_free_server_comes_before_runpod(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    for number in range(3):
+        status, _ = await runpod_and_engine.prompt_sync(invert_workflow(number))
+        assert status == 200
+    assert sum(executions(engine).values()) == 3
+    assert endpoint.runs == 0
+
+
+async def test_runpod_gets_what_no_server_could_run_at_once(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    long = await submit(runpod_and_engine, sleep_workflow(600))
+    await prompts_are_queued(engine, 1)
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(invert_workflow(7), return_image_base64=True))
+    job = await endpoint.job()
+    assert endpoint.inputs[job]["workflow"] == invert_workflow(7)
+    endpoint.complete(job, base64_image(DATA))
+    status, answer = await asking
+    assert (status, answer["images"][0]["base64"]) == (200, DATA)
+    async with runpod_and_engine.http.get(answer["images"][0]["url"]) as response:
+        assert response.status == 200
+    # With room again here, RunPod is left alone.
+    async with runpod_and_engine.http.post(f"/api/jobs/{long}/cancel") as response:
+        assert response.status == 200
+    await history(runpod_and_engine, long)
+    assert (await runpod_and_engine.prompt_sync(invert_workflow(8)))[0] == 200
+    assert endpoint.runs == 1
+
+
+async def test_while_runpod_takes_nothing_a_job_waits_for_a_server(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    endpoint.refusals += [429] * 1000
+    long = await submit(runpod_and_engine, sleep_workflow(600))
+    await prompts_are_queued(engine, 1)
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(invert_workflow(7)))
+    await endpoint.until(lambda: endpoint.runs > 0)
+    async with runpod_and_engine.http.post(f"/api/jobs/{long}/cancel") as response:
+        assert response.status == 200
+    assert (await asking)[0] == 200
+    assert endpoint.inputs == {}
+
+
+async def test_what_the_servers_lack_goes_to_runpod(runpod_and_engine: RunningGateway, endpoint: FakeEndpoint) -> None:
+    workflow = invert_workflow()
+    workflow["2"]["class_type"] = "OnlyTheWorkerHasIt"
+    prompt_id = await submit(runpod_and_engine, workflow)
+    endpoint.complete(await endpoint.job(), base64_image(DATA))
+    assert (await history(runpod_and_engine, prompt_id))["status"]["completed"] is True
+
+
+async def test_what_the_endpoint_refuses_does_not_take_the_gateway_out(
+    endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
+) -> None:
+    endpoint.accepts_key = False
+    settings: dict[str, Any] = endpoint.settings(tmp_path) | {"backend": BOTH}
+    async with running_gateway(engine.url, **settings) as gateway:
+
+        async def servers() -> Any:
+            return (await get(gateway, "/health"))[1]["servers"]
+
+        states = await until(servers, lambda servers: {one["state"] for one in servers} == {"connected", "broken"})
+        assert [one["server"] for one in states][1] == "runpod:endpoint1"
+        assert "RUNPOD_API_KEY" in states[1]["reason"]
+        assert (await get(gateway, "/health/ready"))[0] == 200
+        assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_what_a_server_that_is_away_cannot_run_goes_to_runpod(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    async with running_gateway(NOWHERE, ready=False, **endpoint.settings(tmp_path) | {"backend": BOTH}) as gateway:
+        asking = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+        endpoint.complete(await endpoint.job(), base64_image(DATA))
+        assert (await asking)[0] == 200
