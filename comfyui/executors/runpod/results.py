@@ -155,7 +155,7 @@ async def opened(find: Callable[[], Path | None], name: str) -> AsyncIterator[Op
     try:
         if path is None:
             raise FileNotFoundError
-        file = await opened_in_thread(functools.partial(path.open, "rb"))
+        file = await opened_in_thread(lambda: path.open("rb"))
     except FileNotFoundError as error:
         raise ComfyUINotFoundError(f"the file {name!r} is not kept any more") from error
     except OSError as error:
