@@ -142,8 +142,7 @@ class ComfyUIHandler:
         self.verdicts = Verdicts(self._admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
-        self._waiting, self._draining = 0, False
-        self._idle = asyncio.Event()
+        self._waiting, self._draining, self._idle = 0, False, asyncio.Event()
         self._idle.set()
 
     async def __aenter__(self) -> Self:
