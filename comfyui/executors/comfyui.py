@@ -7,6 +7,7 @@ What is tried again, and why that is safe:
   not one that ended ComfyUI's process too often (`comfyui.executors.quarantine`);
 - a GPU fault: once, where another server can run the prompt; one that met the fault of another prompt, until it meets
   none;
+- a file that another server has, which does not answer: the prompt waits for that server;
 - out of memory: `oom_retries` times, once ComfyUI has dropped its models;
 - a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUICredentialsError,
     ComfyUIError,
+    ComfyUIInputUnavailableError,
     ComfyUINotFoundError,
     ComfyUIPromptLostError,
     ComfyUITaskCancelledError,
@@ -60,6 +62,8 @@ from comfyui.workflows.api_format import defeat_cache
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
 _REMEMBERED_LOSSES = 1000
+# A server that has a file which a prompt reads, and answers each time but to the question for that file.
+_FETCH_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,7 @@ class PromptRunner:
         prompt: Mapping[str, Any] = request.prompt
         defeated = False
         avoid: set[str] = set()
+        away: Counter[str] = Counter()
         patience_s = CHOICE_PATIENCE_S
         brings_inputs = bool(request.images or job.files)
         if not brings_inputs:
@@ -188,7 +193,7 @@ class PromptRunner:
         while True:
             self._quarantine.check(request.prompt, job.prompt_id)
             backend = await self._places.take(
-                job, request, brings_inputs=brings_inputs, avoid=avoid, patience_s=patience_s
+                job, request, brings_inputs=brings_inputs, avoid=avoid, files_on=away.keys(), patience_s=patience_s
             )
             if not isinstance(backend, Backend):
                 if (done := await self._run_elsewhere(backend, job, request, brings_inputs=brings_inputs)) is not None:
@@ -227,6 +232,12 @@ class PromptRunner:
                     if not left.get(reason):
                         raise
                     left[reason] -= 1
+            except ComfyUIInputUnavailableError as error:
+                if not error.server or away[error.server] == _FETCH_TRIES:
+                    raise
+                away[error.server] += 1
+                self._log.info("prompt.waits_for_file", prompt_id=job.prompt_id, server=error.server)
+                continue
             except (ComfyUICredentialsError, ComfyUIConnectionError) as error:
                 backend.failed(error)
                 # What was sent was an input or a question: a submission whose reply is lost does not come here.

@@ -146,7 +146,8 @@ class MadeFiles:
             others: by `path_in`, names that mean something else.
 
         Raises:
-            ComfyUIInputError: a file is too large, or its server does not answer.
+            ComfyUIInputError: a file is too large, or its server is not configured any more.
+            ComfyUIInputUnavailableError: its `server` does not answer.
         """
         brought = Brought()
         async with AsyncExitStack() as stack:
@@ -154,7 +155,7 @@ class MadeFiles:
                 if path_in(text) in others:
                     continue
                 if text not in brought.there and path_in(text) not in brought.uploads:
-                    source = await self._source(text, key) or self._at_home(text, key)
+                    source = await self._source(text, key) or self._at_home(text, key, field_of(*reference))
                     if source is None:
                         continue
                     if source.server == backend.name and isinstance(backend, Backend):
@@ -172,9 +173,9 @@ class MadeFiles:
         """The file that a workflow would name so, until the block ends; None where there is none.
 
         Raises:
-            ComfyUIInputError: for the field `where`: it is too large, or its server does not answer.
+            ComfyUIInputError: for the field `where`; as `brought`.
         """
-        source = await self._source(text, key) or self._at_home(text, key)
+        source = await self._source(text, key) or self._at_home(text, key, where)
         async with AsyncExitStack() as stack:
             yield None if source is None else await self._fetched(stack, source, where)
 
@@ -194,17 +195,21 @@ class MadeFiles:
         newest = await self.newest(key, place_of(folder_type, subfolder, filename))
         return None if newest is None else Source(newest.server, folder_type, subfolder, filename, newest.prompt_id)
 
-    def _at_home(self, text: str, key: str | None) -> Source | None:
+    def _at_home(self, text: str, key: str | None, where: str) -> Source | None:
         """Of what no prompt of ours has made: what the first server has of this name."""
         named = _parsed(text)
         home = self._pool.backends[0]
-        return None if named is None or key is not None or not home.ready else Source(home.name, *named)
+        if named is None or key is not None:
+            return None
+        if not home.ready:
+            raise ComfyUIInputUnavailableError("the server that may have it is down", field=where, server=home.name)
+        return Source(home.name, *named)
 
     async def _fetched(self, stack: AsyncExitStack, source: Source, where: str) -> Content | None:
         """The file; None where its server does not have it."""
         backend = self._pool.named(source.server)
         if backend is None:
-            raise ComfyUIInputUnavailableError("the server that made it is not configured any more", field=where)
+            raise ComfyUIInputError("the server that made it is not configured any more", field=where)
         spool = await stack.enter_async_context(Spool(self._max_bytes))
         try:
             made = OutputFile("", "", source.filename, source.subfolder, source.type)
@@ -217,7 +222,10 @@ class MadeFiles:
         except ComfyUIInputError as error:
             raise error.in_field(where) from error
         except ComfyUIConnectionError as error:
-            raise ComfyUIInputUnavailableError("the server that made it does not answer", field=where) from error
+            backend.failed(error)
+            raise ComfyUIInputUnavailableError(
+                "the server that made it does not answer", field=where, server=backend.name
+            ) from error
 
 
 def _annotated(prompt: Mapping[str, Any]) -> Iterator[tuple[str, Reference]]:

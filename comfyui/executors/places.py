@@ -20,6 +20,7 @@ class Places(Protocol):
         *,
         brings_inputs: bool,
         avoid: Collection[str],
+        files_on: Collection[str],
         patience_s: float,
     ) -> Server:
         """The server to which the prompt goes now; returns when its turn has come. A place from before is given up.
@@ -28,6 +29,8 @@ class Places(Protocol):
             brings_inputs: files come with the request, so that no server has them yet.
             avoid: names of servers that have just not taken the prompt's inputs, or not answered: the last ones to get
                 it.
+            files_on: names of servers that have files which the workflow reads, and that did not answer: it is their
+                turn before the prompt's.
             patience_s: how long to wait while no server is up.
 
         Raises:

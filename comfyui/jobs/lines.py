@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
+from typing import NamedTuple
 
 from comfyui.jobs.shares import Share
 
@@ -26,17 +27,29 @@ class Lane:
         no: servers that lack something. Of a server in neither it is not known.
         avoid: servers where the job has just failed: taken only when no other one is up that may run it.
         alone: it goes only to a server that has no other prompt: it may end what it runs on.
+        files_on: servers that have files which the job reads, and that did not answer when these were to be fetched.
+            While one of them is down, the job can only go to that one.
     """
 
     yes: frozenset[str] = NO_NAMES
     no: frozenset[str] = NO_NAMES
     avoid: frozenset[str] = NO_NAMES
     alone: bool = False
+    files_on: frozenset[str] = NO_NAMES
 
 
 ANYWHERE = Lane()
 Order = tuple[float, int]
 """Where the job's caller wants it among its own, and then the order of the submission."""
+
+
+class Standing(NamedTuple):
+    """Where a job stands that has not ended. `server`: None where it waits; `accepted`: ComfyUI has it in its queue."""
+
+    prompt_id: str
+    owner: str | None
+    server: str | None = None
+    accepted: bool = False
 
 
 class Ticket:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import NamedTuple
 
-from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane, Lines, Ticket
+from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane, Lines, Standing, Ticket
 from comfyui.jobs.server_places import ServerPlaces
 from comfyui.jobs.shares import NO_TERMS, Shares, Terms
 
@@ -81,15 +79,6 @@ class TakeBack:
     idle: str
 
 
-class Standing(NamedTuple):
-    """Where a job stands that has not ended. `server`: None where it waits; `accepted`: ComfyUI has it in its queue."""
-
-    prompt_id: str
-    owner: str | None
-    server: str | None = None
-    accepted: bool = False
-
-
 class Scheduler:
     """All jobs that wait and all servers. What happens is told by its methods; `decide` says what to do."""
 
@@ -125,7 +114,7 @@ class Scheduler:
         server = self._servers.get(name)
         if server is None:
             server = self._servers[name] = ServerPlaces(name, len(self._servers))
-        server.set(up=up and not drained, gives_back=up, others=others, places=places, is_many=many)
+        server.set(up=up and not drained, answers=up, others=others, places=places, is_many=many)
 
     # Jobs
 
@@ -260,19 +249,22 @@ class Scheduler:
         placed = [ticket for ticket in self._tickets.values() if ticket.server is not None]
         placed.sort(key=lambda ticket: ticket.placing)
         waiting = self._lines.in_turn(self._shares.mean_s)
-        return [Standing(one.prompt_id, one.share.name, one.server, one.accepted) for one in chain(placed, waiting)]
+        return [Standing(one.prompt_id, one.share.name, one.server, one.accepted) for one in (*placed, *waiting)]
 
     def count(self, owns: Callable[[str | None], bool]) -> int:
         """How many jobs wait or are on a server, of owners that `owns` picks."""
         return sum(share.waiting + share.placed for share in self._shares.all() if owns(share.name))
 
     def waits_for(self, prompt_id: str) -> list[str]:
-        """The servers that may run a job that waits, where all of them are down; else none."""
+        """Servers that are down, for which a job waits: all that may run it, or those that have its files."""
         ticket = self._tickets.get(prompt_id)
         if ticket is None or ticket.server is not None:
             return []
-        able = [server for name, server in self._servers.items() if self._may_run(ticket.lane, name)]
-        return [] if any(server.up for server in able) else [server.name for server in able]
+        able = [server for name, server in self._servers.items() if self._is_able(ticket.lane, name)]
+        if any(server.up and self._gets_files(ticket.lane, server.name) for server in able):
+            return []
+        wanted = ticket.lane.files_on if any(server.up for server in able) else {server.name for server in able}
+        return [name for name, server in self._servers.items() if name in wanted and not server.up]
 
     def has_other(self, prompt_id: str) -> bool:
         """Whether another server than the one where the job is, is up and may run it."""
@@ -290,8 +282,16 @@ class Scheduler:
         return [server for server in servers if server.is_open(now, self._options.in_turn_s)]
 
     def _may_run(self, lane: Lane, server: str) -> bool:
-        """Whether the job may be sent there: it is not known to be unable, or all are."""
+        """Whether the job may be sent there now."""
+        return self._is_able(lane, server) and self._gets_files(lane, server)
+
+    def _is_able(self, lane: Lane, server: str) -> bool:
+        """Whether the server is not known to be unable, or all are."""
         return server not in lane.no or lane.no.issuperset(self._servers)
+
+    def _gets_files(self, lane: Lane, server: str) -> bool:
+        """Whether the files that the job reads are there, or on servers that answer."""
+        return all(name == server or self._servers[name].answers for name in lane.files_on)
 
     def _is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:
         return any(one.up and name not in than and self._may_run(lane, name) for name, one in self._servers.items())
@@ -321,7 +321,10 @@ class Scheduler:
             return [before]
         if len(able) < 2:
             return able
-        ranks = [(server.is_busy, server.is_many, server.name not in lane.yes) for server in able]
+        ranks = [
+            (server.is_busy, server.is_many, server.name not in lane.yes, server.name not in lane.files_on)
+            for server in able
+        ]
         least = min(ranks)
         return [server for server, rank in zip(able, ranks, strict=True) if rank == least]
 
@@ -347,7 +350,7 @@ class Scheduler:
         found = [
             ticket
             for server in self._servers.values()
-            if server is not idle and server.gives_back
+            if server is not idle and server.answers
             for ticket in server.waiting()
             if ticket.prompt_id not in self._taking
             and (priority is None or ticket.priority >= priority)

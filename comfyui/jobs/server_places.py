@@ -13,7 +13,7 @@ class ServerPlaces:
     def __init__(self, name: str, index: int) -> None:
         self.name = name
         self._index = index
-        self.up = self.gives_back = self.is_many = False
+        self.up = self.answers = self.is_many = False
         self._others = 0
         self._places: int | None = 2
         self._loaders: frozenset[str] = NO_NAMES
@@ -25,8 +25,8 @@ class ServerPlaces:
         """What the last job loaded; nothing where that is not known."""
         return NO_NAMES if self.is_many else self._loaders
 
-    def set(self, *, up: bool, gives_back: bool, others: int, places: int | None, is_many: bool) -> None:
-        self.up, self.gives_back, self._others, self._places = up, gives_back, others, places
+    def set(self, *, up: bool, answers: bool, others: int, places: int | None, is_many: bool) -> None:
+        self.up, self.answers, self._others, self._places = up, answers, others, places
         self.is_many = is_many
 
     @property

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
+from comfyui.jobs.lines import Standing
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
-from comfyui.jobs.scheduler import Standing
 from comfyui.jobs.turns import Turns
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool

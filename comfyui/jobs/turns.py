@@ -168,23 +168,34 @@ class Turns:
         *,
         brings_inputs: bool,
         avoid: Collection[str],
+        files_on: Collection[str],
         patience_s: float,
     ) -> Server:
         if not (self._is_ours or job.stays):
             return await self._pool.choose(patience_s=patience_s)
         prompt_id = job.prompt_id
-        if not avoid and prompt_id in self._jobs and (given := self._given(prompt_id)) is not None and given.ready:
+        if (
+            not (avoid or files_on)
+            and prompt_id in self._jobs
+            and (given := self._given(prompt_id)) is not None
+            and given.ready
+        ):
             return given
         self._jobs[prompt_id] = job
         self._needs[prompt_id] = needs = await self.needs_of(request, job.owner, brings_inputs=brings_inputs)
         lane = await self.abilities.sure_lane(needs, avoid)
-        if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no.union(avoid):
+        if (
+            not files_on
+            and (given := self._given(prompt_id)) is not None
+            and given.ready
+            and given.name not in lane.no.union(avoid)
+        ):
             return given
         self._scheduler.left(prompt_id, _executed_s(job))
         place, number = self._orders.get(prompt_id) or self.numbers.order_of(request)
         # It was placed before it had its number.
         place = job.shown_number if math.isinf(place) and job.shown_number else place
-        lane = Lane(alone=job.alone)
+        lane = Lane(alone=job.alone, files_on=frozenset(files_on))
         self._add(Waiting(prompt_id, number, job.owner, request.priority, place, lane=lane), needs, avoid)
         turn = self._waiters.add(job, None if job.stays else patience_s)
         self.decide()
@@ -237,7 +248,7 @@ class Turns:
     def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> None:
         self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
         alone = job.lane.alone and self._is_ours and self._options.places is not None
-        lane = self.abilities.lane(needs, avoid, alone=alone)
+        lane = replace(self.abilities.lane(needs, avoid, alone=alone), files_on=job.lane.files_on)
         models = frozenset() if needs is None else needs.models
         self._scheduler.add(replace(job, loaders=models, shape=needs, lane=lane), self._terms_of(job.owner))
 
@@ -273,7 +284,8 @@ class Turns:
         generation = self.abilities.generation
         for count, (prompt_id, needs, lane) in enumerate(self._scheduler.shapes()):
             if isinstance(needs, Needs):
-                self._scheduler.set_lane(prompt_id, self.abilities.lane(needs, lane.avoid, alone=lane.alone))
+                found = self.abilities.lane(needs, lane.avoid, alone=lane.alone)
+                self._scheduler.set_lane(prompt_id, replace(found, files_on=lane.files_on))
             if count % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         self._lanes_of = generation
