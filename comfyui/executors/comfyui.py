@@ -14,7 +14,6 @@ What is tried again, and why that is safe:
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -29,18 +28,19 @@ from comfyui.exceptions import (
     ComfyUIConflictError,
     ComfyUIConnectionError,
     ComfyUICredentialsError,
-    ComfyUIError,
     ComfyUIInputUnavailableError,
     ComfyUINotFoundError,
     ComfyUIPromptLostError,
+    ComfyUIServerError,
     ComfyUITaskCancelledError,
     ComfyUITaskError,
+    ComfyUIUnreadableError,
     ComfyUIValidationError,
 )
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, explained
 from comfyui.executors.elsewhere import Elsewhere
-from comfyui.executors.finding import find_on
+from comfyui.executors.finding import Finder, Found
 from comfyui.executors.node_failures import NodeFailures
 from comfyui.executors.places import Places
 from comfyui.executors.preparation import Preparation
@@ -108,6 +108,7 @@ class PromptRunner:
         self._options = options
         self._metrics = metrics
         self._failures = NodeFailures(places, quarantine)
+        self._finder = Finder(pool, options.absent_patience_s)
         self._submission = Submission(options.submission_retries, metrics)
         self._log = structlog.get_logger(__name__)
 
@@ -130,7 +131,7 @@ class PromptRunner:
             if attempt is not None:
                 return await self._rejoin(self._elsewhere, job, attempt)
         if job.request is None or job.perhaps_known:
-            backend, found = await self._find_again(job)
+            backend, found = await self._finder.find_for(job)
             if isinstance(backend, Backend) and found is not None:
                 if job.others_are_hidden:
                     raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
@@ -161,21 +162,9 @@ class PromptRunner:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
         return await self._run_request(job, job.request)
 
-    async def _find_again(self, job: Assignment) -> tuple[Server | None, HistoryEntry | QueueItem | None]:
-        """As `find`; first where its last attempt was, since another server may have one from before that."""
-        before = self._pool.named(job.server_before or "")
-        if before is not None and before.ready:
-            with contextlib.suppress(ComfyUIError):
-                if (found := await before.find(job.prompt_id)) is not None:
-                    return before, found
-        return await self.find(job.prompt_id, everywhere=job.request is None)
-
-    async def find(
-        self, prompt_id: str, *, everywhere: bool = False
-    ) -> tuple[Server | None, HistoryEntry | QueueItem | None]:
-        """On which server the prompt is known, and as what; see `find_on`."""
-        patience_s = self._options.absent_patience_s
-        return await find_on(self._pool.servers, prompt_id, everywhere=everywhere, absent_patience_s=patience_s)
+    async def find(self, prompt_id: str, *, everywhere: bool = False) -> Found:
+        """As `Finder.find`."""
+        return await self._finder.find(prompt_id, everywhere=everywhere)
 
     # One try after the other
 
@@ -185,6 +174,7 @@ class PromptRunner:
         prompt: Mapping[str, Any] = request.prompt
         defeated = False
         avoid: set[str] = set()
+        failed: set[str] = set()
         away: Counter[str] = Counter()
         patience_s = CHOICE_PATIENCE_S
         brings_inputs = bool(request.images or job.files)
@@ -196,8 +186,13 @@ class PromptRunner:
                 job, request, brings_inputs=brings_inputs, avoid=avoid, files_on=away.keys(), patience_s=patience_s
             )
             if not isinstance(backend, Backend):
-                if (done := await self._run_elsewhere(backend, job, request, brings_inputs=brings_inputs)) is not None:
-                    return done
+                try:
+                    done = await self._run_elsewhere(backend, job, request, brings_inputs=brings_inputs)
+                except ComfyUIInputUnavailableError as error:
+                    self._wait_for(error, job, away)
+                else:
+                    if done is not None:
+                        return done
                 continue
             await self._places.cleared(job, backend)
             try:
@@ -233,17 +228,18 @@ class PromptRunner:
                         raise
                     left[reason] -= 1
             except ComfyUIInputUnavailableError as error:
-                if not error.server or away[error.server] == _FETCH_TRIES:
-                    raise
-                away[error.server] += 1
-                self._log.info("prompt.waits_for_file", prompt_id=job.prompt_id, server=error.server)
+                self._wait_for(error, job, away)
                 continue
-            except (ComfyUICredentialsError, ComfyUIConnectionError) as error:
+            except (ComfyUIServerError, ComfyUIConnectionError) as error:
+                if not _may_go_elsewhere(error, job):
+                    raise
                 backend.failed(error)
                 # What was sent was an input or a question: a submission whose reply is lost does not come here.
                 did_nothing = isinstance(error, ComfyUIConnectionError) and not error.sent
-                if backend.name in avoid or (len(self._pool.servers) == 1 and not did_nothing):
-                    raise
+                if not did_nothing:
+                    if backend.name in failed or len(self._pool.servers) == 1:
+                        raise
+                    failed.add(backend.name)
                 avoid.add(backend.name)
                 continue  # nothing was submitted: no second submission to count
             if reason in {"out_of_memory", "output_gone"}:
@@ -251,6 +247,13 @@ class PromptRunner:
                 await backend.client.delete_from_history(job.prompt_id)
             self._metrics.resubmissions.labels(reason).inc()
             self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
+
+    def _wait_for(self, error: ComfyUIInputUnavailableError, job: Assignment, away: Counter[str]) -> None:
+        """The prompt waits for the server that has its file, or fails with the error."""
+        if not error.server or away[error.server] == _FETCH_TRIES:
+            raise error
+        away[error.server] += 1
+        self._log.info("prompt.waits_for_file", prompt_id=job.prompt_id, server=error.server)
 
     async def _lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
         """Count it; raises when it is not to be tried again. One that only waited is tried again without limit."""
@@ -326,7 +329,7 @@ class PromptRunner:
 
     async def _left_over(self, backend: Backend, job: Assignment) -> PromptResult | None:
         """What becomes of an attempt that the server still has; None where it has none, or that was cancelled."""
-        if (found := await backend.find(job.prompt_id)) is None:
+        if (found := await self._finder.left_over(backend, job.prompt_id)) is None:
             return None
         try:
             return await self._resume(job, backend, found)
@@ -384,3 +387,12 @@ class PromptRunner:
         if entry is None:
             raise ComfyUITaskCancelledError("taken out of ComfyUI's queue", prompt_id=job.prompt_id)
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)
+
+
+def _may_go_elsewhere(error: ComfyUIServerError | ComfyUIConnectionError, job: Assignment) -> bool:
+    """Whether another server may do better: this one could not be asked, or failed at a question before the prompt was
+    sent."""
+    if isinstance(error, ComfyUICredentialsError | ComfyUIConnectionError):
+        return True
+    was_sent = job.watch is not None and job.watch.open and job.watch.sent
+    return error.upstream_status >= 500 and not isinstance(error, ComfyUIUnreadableError) and not was_sent

@@ -222,7 +222,8 @@ class MadeFiles:
         except ComfyUIInputError as error:
             raise error.in_field(where) from error
         except ComfyUIConnectionError as error:
-            backend.failed(error)
+            if isinstance(backend, Backend):
+                backend.failed(error)
             raise ComfyUIInputUnavailableError(
                 "the server that made it does not answer", field=where, server=backend.name
             ) from error

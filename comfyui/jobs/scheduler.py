@@ -291,7 +291,7 @@ class Scheduler:
 
     def _gets_files(self, lane: Lane, server: str) -> bool:
         """Whether the files that the job reads are there, or on servers that answer."""
-        return all(name == server or self._servers[name].answers for name in lane.files_on)
+        return all(name == server or self._servers[name].answers for name in lane.files_on & self._servers.keys())
 
     def _is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:
         return any(one.up and name not in than and self._may_run(lane, name) for name, one in self._servers.items())
@@ -321,10 +321,7 @@ class Scheduler:
             return [before]
         if len(able) < 2:
             return able
-        ranks = [
-            (server.is_busy, server.is_many, server.name not in lane.yes, server.name not in lane.files_on)
-            for server in able
-        ]
+        ranks = [server.rank(lane) for server in able]
         least = min(ranks)
         return [server for server, rank in zip(able, ranks, strict=True) if rank == least]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from comfyui.jobs.lines import NO_NAMES, Ticket
+from comfyui.jobs.lines import NO_NAMES, Lane, Ticket
 
 
 class ServerPlaces:
@@ -54,6 +54,10 @@ class ServerPlaces:
     @property
     def choice(self) -> tuple[int, int]:
         return self.load, self._index
+
+    def rank(self, lane: Lane) -> tuple[bool, ...]:
+        """Jobs of this lane go to the servers with the lowest one."""
+        return self.is_busy, self.is_many, self.name not in lane.yes, self.name not in lane.files_on
 
     def put(self, ticket: Ticket) -> None:
         self._jobs[ticket.prompt_id] = ticket

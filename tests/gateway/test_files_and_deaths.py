@@ -66,11 +66,11 @@ async def test_a_job_waits_for_the_server_that_has_its_input(tmp_path: Path) -> 
 
 async def test_a_file_of_a_server_that_is_not_configured_any_more_is_refused_at_once(tmp_path: Path) -> None:
     async with fleet(tmp_path, 3) as members:
-        state = {"state_dir": tmp_path / "state", "changed": impatient}
-        async with running_gateway(*(m.url for m in members), **state) as gateway:
+        state = tmp_path / "state"
+        async with running_gateway(*(m.url for m in members), changed=impatient, state_dir=state) as gateway:
             name, owner = await made_by(gateway, members)
         left = [member for member in members if member is not owner]
-        async with running_gateway(*(m.url for m in left), **state) as gateway:
+        async with running_gateway(*(m.url for m in left), changed=impatient, state_dir=state) as gateway:
             status, answer = await gateway.prompt_sync(reading(name))
     assert (status, answer["type"]) == (400, "input_failed"), answer
     assert answer["detail"] == "prompt.1.inputs.image: the server that made it is not configured any more"
