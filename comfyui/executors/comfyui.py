@@ -15,7 +15,7 @@ What is tried again, and why that is safe:
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,7 @@ from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, explained
 from comfyui.executors.elsewhere import Elsewhere
 from comfyui.executors.finding import Finder, Found
+from comfyui.executors.losses import Losses
 from comfyui.executors.node_failures import NodeFailures
 from comfyui.executors.places import Places
 from comfyui.executors.preparation import Preparation
@@ -61,7 +62,6 @@ from comfyui.workflows.api_format import defeat_cache
 
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
-_REMEMBERED_LOSSES = 1000
 # A server that has a file which a prompt reads, and answers each time but to the question for that file.
 _FETCH_TRIES = 5
 
@@ -102,7 +102,8 @@ class PromptRunner:
         self._elsewhere = elsewhere
         self._places = places
         self._quarantine = quarantine
-        self._losses: OrderedDict[str, int] = OrderedDict()
+        retries = options.lost_prompt_retries
+        self._losses = Losses(quarantine, retries, remember=options.remember_losses)
         self._pool = pool
         self._preparation = preparation
         self._options = options
@@ -133,34 +134,42 @@ class PromptRunner:
         if job.request is None or job.perhaps_known:
             backend, found = await self._finder.find_for(job)
             if isinstance(backend, Backend) and found is not None:
-                if job.others_are_hidden:
-                    raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
-                check_same(job, found)
-                if job.request is None or job.placed_before or not was_cancelled(found):
-                    try:
-                        return await self._resume(job, backend, found)
-                    except ComfyUITaskCancelledError:
-                        if not job.cancelled_before:
-                            raise
-                    except ComfyUIPromptLostError as error:
-                        if job.request is None:
-                            raise
-                        await self._lost(backend, job, error)
-                        self._metrics.resubmissions.labels("prompt_lost").inc()
-                        return await self._run_request(job, job.request)
-                # How it ended before would be taken for the end of the new run.
-                await backend.client.delete_from_history(job.prompt_id)
+                if (result := await self._run_found(job, backend, found)) is not None:
+                    return result
             elif job.server_before is not None:
                 job.leaves(job.server_before)
             if found is None and job.begun:
                 # Where it ran, nothing is left of it: ComfyUI was restarted while we were away.
                 job.suspect(ended_comfyui=False)
-                self._count_loss(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
+                self._losses.count(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
                 self._metrics.resubmissions.labels("prompt_lost").inc()
         # Looked at only now: a caller may have brought it while ComfyUI was asked.
         if job.request is None:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
         return await self._run_request(job, job.request)
+
+    async def _run_found(
+        self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem
+    ) -> PromptResult | None:
+        """The result of a prompt that ComfyUI has from before; None where the request is to be run after all."""
+        if job.others_are_hidden:
+            raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
+        check_same(job, found)
+        if job.request is None or job.placed_before or not was_cancelled(found):
+            try:
+                return await self._resume(job, backend, found)
+            except ComfyUITaskCancelledError:
+                if not job.cancelled_before:
+                    raise
+            except ComfyUIPromptLostError as error:
+                if job.request is None:
+                    raise
+                await self._losses.lost(backend, job, error)
+                self._metrics.resubmissions.labels("prompt_lost").inc()
+                return None
+        # How it ended before would be taken for the end of the new run.
+        await backend.client.delete_from_history(job.prompt_id)
+        return None
 
     async def find(self, prompt_id: str, *, everywhere: bool = False) -> Found:
         """As `Finder.find`."""
@@ -170,16 +179,14 @@ class PromptRunner:
 
     async def _run_request(self, job: Assignment, request: PromptRequest) -> PromptResult:
         left = {"out_of_memory": self._options.oom_retries, "gpu_fault": 1}
-        self._check_losses(job)
+        self._losses.check(job)
         prompt: Mapping[str, Any] = request.prompt
         defeated = False
         avoid: set[str] = set()
         failed: set[str] = set()
         away: Counter[str] = Counter()
         patience_s = CHOICE_PATIENCE_S
-        brings_inputs = bool(request.images or job.files)
-        if not brings_inputs:
-            brings_inputs = await offloaded(request.size, has_inline_values, prompt)
+        brings_inputs = await _brings_inputs(job, request)
         while True:
             self._quarantine.check(request.prompt, job.prompt_id)
             backend = await self._places.take(
@@ -196,8 +203,13 @@ class PromptRunner:
                 continue
             await self._places.cleared(job, backend)
             try:
-                if backend.name in job.left_on and (left_over := await self._left_over(backend, job)) is not None:
-                    return left_over
+                if (
+                    backend.name in job.left_on
+                    and (found := await self._finder.left_over(backend, job.prompt_id)) is not None
+                ):
+                    if (left_over := await self._left_over(backend, job, found)) is not None:
+                        return left_over
+                    continue  # it has given its place up, or has another one
                 outcome = await self._try_on(backend, job, request, prompt, brings_inputs=brings_inputs)
                 if outcome is None:
                     self._log.info("prompt.taken_back", prompt_id=job.prompt_id, server=backend.name)
@@ -210,7 +222,7 @@ class PromptRunner:
                 reason = "output_gone"
             except ComfyUIPromptLostError as error:
                 reason = "prompt_lost"
-                await self._lost(backend, job, error)
+                await self._losses.lost(backend, job, error)
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
                 # What is ours to say, preflight said already.
@@ -255,36 +267,6 @@ class PromptRunner:
         away[error.server] += 1
         self._log.info("prompt.waits_for_file", prompt_id=job.prompt_id, server=error.server)
 
-    async def _lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
-        """Count it; raises when it is not to be tried again. One that only waited is tried again without limit."""
-        job.leaves(backend.name)
-        watch, workflow = job.watch, job.request.prompt if job.request else None
-        ended_comfyui = watch is not None and watch.ended_comfyui
-        if job.begun or ended_comfyui or (watch is not None and watch.being_sent):
-            job.suspect(ended_comfyui=ended_comfyui)
-        if ended_comfyui and workflow is not None:
-            death = backend.last_death
-            await self._quarantine.ended_comfyui(workflow, death.how if death else "", death.lines if death else ())
-            self._quarantine.check(workflow, job.prompt_id)
-        if job.begun:
-            self._count_loss(job, error)
-
-    def _count_loss(self, job: Assignment, error: ComfyUIPromptLostError) -> None:
-        job.lost(job.losses + 1)
-        if self._options.remember_losses:
-            self._losses[job.prompt_id] = job.losses
-            while len(self._losses) > _REMEMBERED_LOSSES:
-                self._losses.popitem(last=False)
-        if job.losses > self._options.lost_prompt_retries:
-            raise error
-
-    def _check_losses(self, job: Assignment) -> None:
-        """Raises for a job that a platform delivers again though ComfyUI lost it as often as it may."""
-        job.lost(self._losses.get(job.prompt_id, 0))
-        if job.losses > self._options.lost_prompt_retries:
-            detail = f"ComfyUI lost this prompt {job.losses} times already (LOST_PROMPT_RETRIES)"
-            raise ComfyUIPromptLostError(detail, prompt_id=job.prompt_id)
-
     async def _try_on(
         self,
         backend: Backend,
@@ -327,10 +309,10 @@ class PromptRunner:
         result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, left_out, node_seconds)
         return result, entry
 
-    async def _left_over(self, backend: Backend, job: Assignment) -> PromptResult | None:
-        """What becomes of an attempt that the server still has; None where it has none, or that was cancelled."""
-        if (found := await self._finder.left_over(backend, job.prompt_id)) is None:
-            return None
+    async def _left_over(
+        self, backend: Backend, job: Assignment, found: HistoryEntry | QueueItem
+    ) -> PromptResult | None:
+        """The result of an attempt that the server still has; None where that was cancelled, or taken back."""
         try:
             return await self._resume(job, backend, found)
         except ComfyUITaskCancelledError:
@@ -365,14 +347,15 @@ class PromptRunner:
             await elsewhere.rejoin(job, attempt)
             return await elsewhere.result(job)
 
-    async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:
-        """Wait for a prompt that ComfyUI has already, in its queue or its history."""
+    async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult | None:
+        """Wait for a prompt that ComfyUI has already, in its queue or its history. None once it was taken back."""
+        is_ours = job.placed_before
         await job.attached(backend)
         if not isinstance(found, QueueItem):
             return result_of(backend, job.prompt_id, found)
         if found.running:
             job.publish(ExecutionStart(job.prompt_id))
-        self._check_losses(job)
+        self._losses.check(job)
         self._places.found(job, backend)
         started = time.monotonic()
         # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.
@@ -381,11 +364,15 @@ class PromptRunner:
         job.watched(watch)
         try:
             backend.watcher.accepted(watch, found.number)
+            if is_ours and not found.running and (request := job.request) is not None:
+                brings_inputs = await _brings_inputs(job, request)
+                await self._places.found_waiting(job, request, brings_inputs=brings_inputs)
             entry = await watch.finished()
         finally:
             backend.watcher.unwatch(watch)
         if entry is None:
-            raise ComfyUITaskCancelledError("taken out of ComfyUI's queue", prompt_id=job.prompt_id)
+            self._log.info("prompt.taken_back", prompt_id=job.prompt_id, server=backend.name)
+            return None
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)
 
 
@@ -396,3 +383,8 @@ def _may_go_elsewhere(error: ComfyUIServerError | ComfyUIConnectionError, job: A
         return True
     was_sent = job.watch is not None and job.watch.open and job.watch.sent
     return error.upstream_status >= 500 and not isinstance(error, ComfyUIUnreadableError) and not was_sent
+
+
+async def _brings_inputs(job: Assignment, request: PromptRequest) -> bool:
+    """Whether files come with the request, so that no server has them yet."""
+    return bool(request.images or job.files) or await offloaded(request.size, has_inline_values, request.prompt)

@@ -56,6 +56,12 @@ class Places(Protocol):
     def found(self, job: Assignment, backend: Server) -> None:
         """The prompt is on that server from before, and has its place there."""
 
+    async def found_waiting(self, job: Assignment, request: PromptRequest, *, brings_inputs: bool) -> None:
+        """The prompt was `found`, is ours, waits there, and is watched: it may be taken back as any other one.
+
+        `brings_inputs`: see `take`.
+        """
+
     def accepted(self, job: Assignment) -> None:
         """ComfyUI has the prompt in its queue."""
 

@@ -37,6 +37,10 @@ class Lane:
     alone: bool = False
     files_on: frozenset[str] = NO_NAMES
 
+    def may_move(self, there: str, here: str) -> bool:
+        """Whether a job that the server `there` has accepted can run `here`, as far as that is known of either."""
+        return here not in self.no | self.avoid and (here in self.yes or there not in self.yes)
+
 
 ANYWHERE = Lane()
 Order = tuple[float, int]
@@ -98,6 +102,11 @@ class Ticket:
         self.charged = self.placed_at = 0.0
         self.placing = 0
         self.accepted = self.began = False
+
+    def wait(self, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
+        """It was found on the server, and has not begun. Not while it is in a line."""
+        self.loaders, self.shape, self.lane = loaders, shape, lane
+        self.began = False
 
     def runs_on(self, lane: Lane) -> None:
         """Not while it is in a line."""

@@ -124,12 +124,17 @@ class Scheduler:
         self._lines.add(self._ticket(job, terms))
 
     def occupy(self, job: Waiting, server: str, now: float, terms: Terms = NO_TERMS) -> None:
-        """The job is on the server already, from where it is not taken back."""
+        """The job is on the server already. It counts as one that runs, until `found_waiting`."""
         self.left(job.prompt_id)
         ticket = self._ticket(job, terms)
         self._put(ticket, self._servers[server], now)
         ticket.accept()
         ticket.begin()
+
+    def found_waiting(self, prompt_id: str, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
+        """ComfyUI does not run a job that occupies a place: it may be taken back. See `Waiting` for the others."""
+        if (ticket := self._tickets.get(prompt_id)) is not None and ticket.server is not None:
+            ticket.wait(loaders, shape, lane)
 
     def knows(self, prompt_id: str) -> bool:
         """Whether the job waits or is on a server."""
@@ -329,10 +334,9 @@ class Scheduler:
         self, head: Ticket, server: ServerPlaces, best: Callable[[Lane], Sequence[ServerPlaces]], now: float
     ) -> Ticket:
         """The job that the server is given: the head's, or one whose models it has loaded."""
-        wait_s = self._options.affinity_wait_s
-        if head.lane.alone or not server.loaders or head.loaders == server.loaders or wait_s <= 0:
-            return head
-        if head.passed_since is not None and now - head.passed_since >= wait_s:
+        waited_s = 0.0 if head.passed_since is None else now - head.passed_since
+        is_alike = not server.loaders or head.loaders == server.loaders
+        if head.lane.alone or is_alike or waited_s >= self._options.affinity_wait_s:
             return head
         other = self._lines.first_like(head.priority, server.loaders, lambda lane: server in best(lane))
         if other is None:
@@ -351,7 +355,7 @@ class Scheduler:
             for ticket in server.waiting()
             if ticket.prompt_id not in self._taking
             and (priority is None or ticket.priority >= priority)
-            and self._is_no_worse(ticket.lane, idle.name, server.name)
+            and ticket.lane.may_move(server.name, idle.name)
         ]
         if not found:
             return None
@@ -359,10 +363,6 @@ class Scheduler:
         idle.keep_for(first.prompt_id)
         self._taking[first.prompt_id] = idle
         return TakeBack(first.prompt_id, first.server or "", idle.name)
-
-    def _is_no_worse(self, lane: Lane, here: str, there: str) -> bool:
-        may_run = self._may_run(lane, here) and here not in lane.avoid
-        return may_run and (here in lane.yes or there not in lane.yes)
 
     def _ticket(self, job: Waiting, terms: Terms) -> Ticket:
         ticket = self._tickets[job.prompt_id] = Ticket(

@@ -75,7 +75,8 @@ class ServerPlaces:
         if self.is_many:
             return
         before = self._others
-        for job in self._jobs.values():
+        # What a server had from before is found in any order: what is known to run stands first.
+        for job in sorted(self._jobs.values(), key=lambda job: not job.began):
             if before and job.accepted and not job.began:
                 yield job
             before += 1

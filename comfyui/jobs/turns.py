@@ -224,7 +224,17 @@ class Turns:
     def found(self, job: Assignment, backend: Server) -> None:
         if (self._is_ours or job.stays) and self._scheduler.server_of(job.prompt_id) != backend.name:
             self._scheduler.left(job.prompt_id)
-            self._occupy(job, Waiting(job.prompt_id, self.numbers.next(), job.owner), backend.name)
+            priority = 0 if job.request is None else job.request.priority
+            waiting = Waiting(job.prompt_id, self.numbers.next(), job.owner, priority)
+            self._occupy(job, waiting, backend.name)
+
+    async def found_waiting(self, job: Assignment, request: PromptRequest, *, brings_inputs: bool) -> None:
+        if not self._takes_back:
+            return
+        self._needs[job.prompt_id] = needs = await self.needs_of(request, job.owner, brings_inputs=brings_inputs)
+        lane = replace(await self.abilities.sure_lane(needs), alone=job.alone and self._options.places is not None)
+        self._scheduler.found_waiting(job.prompt_id, needs.models, needs, lane)
+        self.decide()
 
     def accepted(self, job: Assignment) -> None:
         self._clearing.accepted(job.prompt_id)
