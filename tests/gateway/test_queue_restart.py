@@ -55,11 +55,15 @@ async def queue_has(gateway: GatewayProcess, wanted: int) -> None:
     await until(pending, lambda count: count == wanted)
 
 
+async def running_on(servers: list[Engine]) -> set[str]:
+    return {prompt_id for server in servers for prompt_id in (await queue_of(server))[0]}
+
+
 async def end_all(*servers: Engine) -> None:
     """All that is on these servers now ends soon."""
     for server in servers:
-        running, pending = await queue_of(server)
-        server.wake(*running, *pending)
+        for prompt_ids in await queue_of(server):
+            server.wake(*prompt_ids)
 
 
 async def runs_once(gateway: GatewayProcess, servers: list[Engine], *prompt_ids: str) -> None:
@@ -88,7 +92,7 @@ async def test_a_job_that_waits_behind_another_one_goes_to_a_server_that_is_idle
             await until(lambda: queue_of(busy), lambda queue: queue == ([runs], [waits]))
         await end_all(*free)
         async with gateway_of(tmp_path, *servers) as gateway:
-            await begins(gateway.http, waits)
+            await until(lambda: running_on(free), lambda running: waits in running)
             assert await queue_of(busy) == ([runs], [])
             assert requests(busy, "POST /interrupt") == 0
             await runs_once(gateway, servers, waits, runs)
@@ -110,7 +114,7 @@ async def test_what_runs_stays_where_a_later_job_went_before_an_earlier_one(tmp_
             await until(lambda: queue_of(busy), lambda queue: queue == ([runs], [waits]))
         await end_all(free)
         async with gateway_of(tmp_path, *servers) as gateway:
-            await begins(gateway.http, waits)
+            await until(lambda: queue_of(free), lambda queue: queue == ([waits], []))
             assert await queue_of(busy) == ([runs], [])
             await runs_once(gateway, servers, waits, runs)
 
@@ -125,8 +129,7 @@ async def test_a_job_goes_to_a_server_that_comes_up_long_after_the_restart(tmp_p
         async with gateway_of(tmp_path, busy, addresses) as gateway:
             await begins(gateway.http, jobs[0])
             async with Engine(EngineOptions(port=port)) as other:
-                await begins(gateway.http, jobs[1])
-                assert await queue_of(other) == ([jobs[1]], [])
+                await until(lambda: queue_of(other), lambda queue: queue == ([jobs[1]], []))
                 await runs_once(gateway, [busy, other], *jobs)
 
 
@@ -151,8 +154,7 @@ async def test_a_job_goes_only_where_its_files_are(tmp_path: Path) -> None:
         gateway = await stack.enter_async_context(gateway_of(tmp_path, *servers))
         # The server that lacks the file is idle and is known: it gets what can run there.
         first = await submit(gateway.http, sleep_workflow(600, tag=2))
-        await begins(gateway.http, first)
-        assert await queue_of(lacking) == ([first], [])
+        await until(lambda: queue_of(lacking), lambda queue: queue == ([first], []))
         assert await queue_of(busy) == ([runs], [waits])
         await end_all(having)
         await until(lambda: queue_of(having), lambda queue: queue == ([waits], []))
@@ -199,12 +201,10 @@ async def test_prompts_of_others_are_never_taken_back(tmp_path: Path) -> None:
         joined = asyncio.create_task(gateway.http.post("/prompt_sync", json=body).__aenter__())
         # It is known that the other server is idle: it has what is ours.
         own = await submit(gateway.http, sleep_workflow(600, tag=6))
-        await begins(gateway.http, own)
         free.wake(own)
         assert (await fetch(gateway.http, own))[0] == 200
         after = await submit(gateway.http, sleep_workflow(600, tag=7))
-        await begins(gateway.http, after)
-        assert set(executions(free)) == {own, after}
+        await until(lambda: queue_of(free), lambda queue: queue == ([after], []))
         assert await queue_of(busy) == ([theirs[0]], theirs[1:])
         assert requests(busy, "POST /queue") == 0
         busy.wake(*theirs)
