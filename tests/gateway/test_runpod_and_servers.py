@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyui.engine import Engine
+from comfyui.warmup import WarmUp
 from tests.support.running import (
     RunningGateway,
     executions,
@@ -96,3 +97,19 @@ async def test_what_a_server_that_is_away_cannot_run_goes_to_runpod(endpoint: Fa
         asking = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
         endpoint.complete(await endpoint.job(), base64_image(DATA))
         assert (await asking)[0] == 200
+
+
+async def test_warming_up_is_for_the_servers_and_costs_nothing_on_runpod(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    handler = runpod_and_engine.handler
+    await until(lambda: _now(len(handler.pool.ready_servers)), lambda ready: ready == 2)
+    warm_up = WarmUp(sleep_workflow(0.2), timeout_s=30)
+    async with warm_up.running(handler):
+        await until(lambda: _now(warm_up.why_not_ready(in_detail=True)), lambda reason: reason is None)
+    assert list(executions(engine).values()) == [1]
+    assert endpoint.runs == 0
+
+
+async def _now(value: Any) -> Any:
+    return value
