@@ -8,14 +8,25 @@ from __future__ import annotations
 import pytest
 
 from comfyui.engine import NEW_VERSION
-from tests.contract.same import files, histories, infos, jobs, prompts, queues, uploads
+from tests.contract.same import files, histories, infos, jobs, pages, prompts, queues, sockets, uploads, userdata
 from tests.support.same_answers import Case, differences
 from tests.support.same_ways import Sides
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-_ALL = (*prompts.CASES, *queues.CASES, *histories.CASES, *jobs.CASES, *infos.CASES, *uploads.CASES, *files.CASES)
+_ALL = (
+    *prompts.CASES,
+    *queues.CASES,
+    *histories.CASES,
+    *jobs.CASES,
+    *infos.CASES,
+    *uploads.CASES,
+    *files.CASES,
+    *userdata.CASES,
+    *pages.CASES,
+    *sockets.CASES,
+)
 
 
 @pytest.mark.parametrize("case", _ALL, ids=lambda case: case.__name__)

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlencode
 from weakref import WeakValueDictionary
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from comfyui import jsonio
 from comfyui.exceptions import BodyTooLargeError, RequestError
@@ -39,9 +39,9 @@ class OwnUserData:
         wanted = _decoded(query.get("dir", "")).rstrip("/")
         folder = folder_of(rules.name)
         if not wanted:
-            return Response("Directory not provided", 400)
+            return PlainTextResponse("Directory not provided", 400)
         if not is_below(folder, f"{folder}/{wanted}"):
-            return Response("Invalid directory", 403)
+            return PlainTextResponse("Invalid directory", 403)
         kept = {name: query[name] for name in _LISTING if name in query}
         return f"/userdata?{urlencode({'dir': _encoded(f'{folder}/{wanted}'), **kept}, errors='surrogateescape')}"
 
@@ -50,14 +50,14 @@ class OwnUserData:
         wanted, folder = _decoded(_decoded(query.get("path", ""))).rstrip("/"), folder_of(rules.name)
         path = f"{folder}/{wanted}" if wanted else folder
         if wanted and not is_below(folder, path):
-            return Response("Invalid path requested", 400)
+            return PlainTextResponse("Invalid path requested", 400)
         # ComfyUI decodes it twice itself.
         target = f"/v2/userdata?{urlencode({'path': _encoded(_encoded(path))}, errors='surrogateescape')}"
         status, body = await self._home.read(request.scope, target)
         if status == 404 and not wanted:
             return _list([])
         if status != 200:
-            return Response(body, status)
+            return PlainTextResponse(body, status)
         return _list([_without_folder(entry, f"{folder}/") for entry in jsonio.loads(body)])
 
     def file(self, rules: KeyRules, raw_path: str) -> str | None:
@@ -78,9 +78,9 @@ class OwnUserData:
             return Response(status_code=403)
         kept = {name: query[name] for name in _STORING if name in query}
         target = f"{target}?{urlencode(kept, errors='surrogateescape')}"
-        status, body, _ = await self._home.written(request.scope, "POST", target, await _read(request))
+        status, body, kind = await self._home.written(request.scope, "POST", target, await _read(request))
         if status != 200:
-            return Response(body, status)
+            return Response(body, status, {"Content-Type": kind} if kind else None)
         return json_response(200, _without_folder(jsonio.loads(body), f"{folder_of(rules.name)}/"))
 
     async def settings(self, request: Request, rules: KeyRules) -> dict[str, Any]:

@@ -221,19 +221,24 @@ async def test_features_are_told_to_who_declares_its_own_first() -> None:
     async with _served(client, flags=flags) as session:
         session.hear(_text(Kind.START))
         session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
-        await client.has(2)
-        assert client.got[1] == b"\0\0\0\1\0\0\0\2PNG", "as clients know it that declared nothing"
+        session.hear(_text(Kind.PROGRESS))
+        await client.has(3)
+        assert client.got[2] == b"\0\0\0\1\0\0\0\2PNG", "as clients know it that declared nothing: behind the progress"
+        session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
+        session.hear(_text(Kind.EXECUTING))
+        await client.has(5)
+        assert client.got[3] == client.got[2], "before all else"
         client.say("no JSON")
         client.say('{"type": "feature_flags", "data": {"supports_preview_metadata": true}}')
-        await client.has(3)
-        assert json.loads(client.got[2]) == {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+        await client.has(6)
+        assert json.loads(client.got[5]) == {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
         session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
-        await client.has(4)
-        assert client.got[3] == preview
+        await client.has(7)
+        assert client.got[6] == preview
         client.say('{"type": "feature_flags", "data": {}}')
         session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
-        await client.has(5)
-        assert client.got[4] == preview, "only the first message counts"
+        await client.has(8)
+        assert client.got[7] == preview, "only the first message counts"
 
 
 async def test_files_are_told_by_the_names_of_the_history_and_users_see_no_paths() -> None:

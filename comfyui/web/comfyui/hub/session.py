@@ -20,7 +20,15 @@ from comfyui.offload import Turns, offloaded
 from comfyui.tasks import end_tasks
 from comfyui.web.comfyui.hub.budget import Budget
 from comfyui.web.comfyui.hub.focus import Narration
-from comfyui.web.comfyui.hub.frames import Frame, Kind, for_users, with_merged_files, without_metadata
+from comfyui.web.comfyui.hub.frames import (
+    Frame,
+    Kind,
+    for_users,
+    has_metadata,
+    is_progress_of,
+    with_merged_files,
+    without_metadata,
+)
 from comfyui.web.comfyui.hub.outbox import Outbox, Shelf
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.comfyui.websocket_ends import TRY_AGAIN_LATER, SlowReader, end_client
@@ -82,6 +90,7 @@ class Session:
         self._send = send
         self._features = features
         self._knows_metadata = False
+        self._picture: Frame | None = None
         self._outbox = Outbox()
         self._shelf = Shelf()
         self._limits = limits
@@ -103,11 +112,23 @@ class Session:
     def tell(self, frames: Iterable[Frame], *, heard: int = 0) -> None:
         """Send these in their order, after all that was told before. `heard`: bytes that came, and may be kept."""
         for frame in frames:
-            self._outbox.put(frame)
+            for one in self._in_turn(frame):
+                self._outbox.put(one)
             heard = max(heard, frame.size)
         self._unweighed += heard
         if self._unweighed > _WEIGHED_EVERY:
             self._weigh()
+
+    def _in_turn(self, frame: Frame) -> list[Frame]:
+        """What is sent now. A picture with metadata comes before the progress of its node; clients that know no
+        metadata get it behind that, as from ComfyUI."""
+        picture, self._picture = self._picture, None
+        if picture is not None:
+            return [frame, picture] if is_progress_of(picture, frame) else [picture, *self._in_turn(frame)]
+        if not self._knows_metadata and has_metadata(frame):
+            self._picture = frame
+            return []
+        return [frame]
 
     def _weigh(self) -> None:
         self._unweighed = 0
