@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 from yarl import URL
@@ -65,6 +66,7 @@ from tests.support.runpod_endpoint import (
     FakeEndpoint,
 )
 from tests.support.servers import server_of
+from tests.support.sites import Site, open_site
 from tests.support.stripping import PUBLIC
 from tests.support.url_server import Server, give_png, serve
 
@@ -513,3 +515,17 @@ async def owned_fleet(three_engines: list[Engine], keys_path: Path) -> AsyncIter
     """The same, with a key for each caller."""
     async with running_gateway(*(one.url for one in three_engines), keys_file=keys_path) as running:
         yield Calls(running)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_site() -> AsyncIterator[Site]:
+    async with open_site() as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(shared_site: Site) -> AsyncIterator[Site]:
+    """A page that the tests of a module share: its graph is empty, nothing runs or waits, the history is empty."""
+    await shared_site.clear()
+    yield shared_site
+    assert await shared_site.jobs() == [[], []]

@@ -18,7 +18,7 @@ _ICON = "/assets/images/favicon_progress_16x16/"
 _CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
 _PICTURE = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
 # What a user's key may not have, and the frontend does without.
-_REFUSED = frozenset({"403 /internal/logs", "403 /internal/folder_paths"})
+_REFUSED = frozenset({"403 /internal/logs", "403 /internal/folder_paths", "403 /api/global_subgraphs"})
 
 
 async def _open(running: Any, address: str, key: str, failed: set[str]) -> Any:
