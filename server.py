@@ -113,7 +113,7 @@ def create_app(
                 )
             )
             inputs = await stack.enter_async_context(_inputs(settings))
-            runpod = await _runpod(options, pool, journal, metrics, stack)
+            runpod = await _runpod(options, pool, journal, metrics, stack, settings.shutdown_grace_seconds)
             if options.store is not None:
                 await stack.enter_async_context(options.store)
             files = await stack.enter_async_context(
@@ -184,7 +184,12 @@ def _inputs(settings: Settings) -> InputStore:
 
 
 async def _runpod(
-    options: GatewayOptions, pool: BackendPool, journal: Journal, metrics: Metrics, stack: AsyncExitStack
+    options: GatewayOptions,
+    pool: BackendPool,
+    journal: Journal,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    lock_wait_s: float,
 ) -> Elsewhere | None:
     """What runs prompts on RunPod; None where nothing does. Raises `JournalError`."""
     if options.runpod is None:
@@ -197,7 +202,9 @@ async def _runpod(
         RunPodServer(options.runpod, pool.backends[0], journal, unfinished, pool.news, pool.frames, metrics)
     )
     pool.join(runpod)
-    await take_over_runpod_journal(options.runpod.data_dir, runpod.name, journal, now=time.time())
+    await take_over_runpod_journal(
+        options.runpod.data_dir, runpod.name, journal, now=time.time(), lock_wait_s=lock_wait_s
+    )
     return runpod
 
 

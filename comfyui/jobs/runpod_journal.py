@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
-from pydantic import ValidationError
 
 from comfyui import jsonio
-from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalError
+from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUIUnreadableError, JournalError
+from comfyui.jobs.journal.committing import is_locked
+from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, NewJob, State
 from comfyui.jobs.journal.writes import Add, Cancel, Finish, NoteAttempt, Write
@@ -31,6 +33,12 @@ _FACE = "prompt"
 _MARK = "comfyui_gateway"
 _OF_THE_GATEWAY = ("create_time", "client_id", _MARK)
 
+_LOOK_AGAIN_S = 0.25
+# Characters of what is wrong with a row.
+_SHOWN = 500
+# What a row can have in it that is not what we wrote: another program's or a damaged disk's.
+_ODD = (ValueError, TypeError, ComfyUIUnreadableError)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -44,16 +52,30 @@ class _Job:
     job_id: str
     keyed: bool
     cancelled: bool
-    prompt: Mapping[str, Any]
-    extra_data: Mapping[str, Any]
+    prompt: bytes
+    extra_data: bytes
     result: bytes | None
 
 
-async def take_over_runpod_journal(folder: Path, server: str, journal: Journal, *, now: float) -> None:
+class _Rows(NamedTuple):
+    """What the old journal has. Its JSON is read one row after the other: ten thousand workflows are large."""
+
+    jobs: list[_Job]
+    ended: list[tuple[str, bytes]]
+
+
+async def take_over_runpod_journal(
+    folder: Path, server: str, journal: Journal, *, now: float, lock_wait_s: float = 0.0
+) -> None:
     """Make jobs of what the old journal has, in one transaction; then it is renamed. Does nothing where there is none.
+
+    It stays as it is where `journal` ends with this process.
+
+    A row that cannot be read is left out, and the log names it.
 
     Args:
         server: by which the queue knows the endpoint.
+        lock_wait_s: how long it is waited for a gateway from before, which still uses the old journal.
 
     Raises:
         JournalError: the old one cannot be read, or is in use; or ours cannot be written.
@@ -61,60 +83,90 @@ async def take_over_runpod_journal(folder: Path, server: str, journal: Journal, 
     path = folder / FILE_NAME
     if not await asyncio.to_thread(path.is_file):
         return
-    if not journal.identity:
+    if isinstance(journal, MemoryJournal):
         _log.warning("runpod.not_taken_over", detail=f"STATE_DIR is empty, and {path} has jobs from before")
         return
-    try:
-        jobs, entries = await asyncio.to_thread(_read, path)
-    except (sqlite3.Error, OSError, ValueError) as error:
-        raise JournalError(f"RUNPOD_DATA_DIR: the journal {path} cannot be read: {error}") from error
+    rows = await _rows_of(path, lock_wait_s)
     writes: list[Write] = []
-    for prompt_id, entry in entries:
+    left_out = 0
+    for prompt_id, said in rows.ended:
         known = await journal.get(prompt_id)
-        if known is None or not known.state.is_end:
-            writes += _ended(prompt_id, entry, known, server, now)
-    for job in sorted(jobs, key=lambda job: (job.number, job.prompt_id)):
-        writes += _unfinished(job, await journal.get(job.prompt_id), server, now)
+        try:
+            if known is None or not known.state.is_end:
+                writes += _ended(prompt_id, jsonio.loads(said), known, server, now)
+        except _ODD as error:
+            left_out += 1
+            _log.warning("runpod.not_taken_over", prompt_id=prompt_id, detail=_shown(error))
+    for job in rows.jobs:
+        known = await journal.get(job.prompt_id)
+        begun = known is not None and await journal.attempt_of(job.prompt_id) is not None
+        try:
+            writes += [] if begun else _unfinished(job, known, server, now)
+        except _ODD as error:
+            left_out += 1
+            _log.warning("runpod.not_taken_over", prompt_id=job.prompt_id, detail=_shown(error))
     await journal.write_all(writes)
-    await asyncio.to_thread(path.rename, folder / _TAKEN_OVER)
-    _log.info("runpod.taken_over", unfinished=len(jobs), ended=len(entries), renamed=_TAKEN_OVER)
+    try:
+        await asyncio.to_thread(path.rename, folder / _TAKEN_OVER)
+    except OSError as error:
+        raise JournalError(f"RUNPOD_DATA_DIR: the journal {path} cannot be renamed: {error.strerror}") from error
+    unfinished, ended = len(rows.jobs), len(rows.ended)
+    _log.info("runpod.taken_over", unfinished=unfinished, ended=ended, left_out=left_out, renamed=_TAKEN_OVER)
 
 
-def _read(path: Path) -> tuple[list[_Job], list[tuple[str, Mapping[str, Any]]]]:
-    with closing(sqlite3.connect(path, timeout=1.0)) as database:
-        # Another gateway that still uses the file has locked it.
+async def _rows_of(path: Path, lock_wait_s: float) -> _Rows:
+    deadline = time.monotonic() + lock_wait_s
+    waits = False
+    while True:
+        try:
+            return await asyncio.to_thread(_read, path)
+        except sqlite3.Error as error:
+            if not is_locked(error):
+                raise JournalError(f"RUNPOD_DATA_DIR: the journal {path} cannot be read: {error}") from error
+            detail = f"RUNPOD_DATA_DIR: another gateway uses the journal {path}. Stop it, or use another folder"
+            if time.monotonic() >= deadline:
+                raise JournalError(detail) from error
+            if not waits:
+                _log.warning("runpod.journal_in_use", detail=detail)
+            waits = True
+        await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+def _read(path: Path) -> _Rows:
+    with closing(sqlite3.connect(path, timeout=0.0)) as database:
+        # A gateway that still uses the file has locked it.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("BEGIN IMMEDIATE")
+        [version] = database.execute("PRAGMA user_version").fetchone()
+        if version:
+            raise JournalError(
+                f"RUNPOD_DATA_DIR: the journal {path} was written by another version of the gateway (its schema is"
+                f" {version}, and only the one without a number is known). Move the file away, or use another folder"
+            )
         columns = "prompt_id, state, number, job_id, keyed, cancelled, prompt, extra_data, result"
         jobs = [
-            _Job(
-                prompt_id,
-                state,
-                number,
-                job_id,
-                bool(keyed),
-                bool(cancelled),
-                jsonio.loads(prompt),
-                jsonio.loads(extra),
-                result,
-            )
-            for prompt_id, state, number, job_id, keyed, cancelled, prompt, extra, result in database.execute(
-                f"SELECT {columns} FROM jobs"  # noqa: S608
+            _Job(prompt_id, state, number, job_id, bool(keyed), bool(cancelled), prompt, extra_data, result)
+            for prompt_id, state, number, job_id, keyed, cancelled, prompt, extra_data, result in database.execute(
+                f"SELECT {columns} FROM jobs ORDER BY number, prompt_id"  # noqa: S608
             )
         ]
-        rows = database.execute("SELECT prompt_id, entry FROM history ORDER BY place").fetchall()
+        ended = database.execute("SELECT prompt_id, entry FROM history ORDER BY place").fetchall()
         database.execute("COMMIT")
+        # What it had beside it goes into the file.
         database.execute("PRAGMA journal_mode = DELETE")
-    return jobs, [(prompt_id, jsonio.loads(entry)) for prompt_id, entry in rows]
+    return _Rows(jobs, ended)
+
+
+def _shown(error: Exception) -> str:
+    return (error.detail if isinstance(error, ComfyUIError) else str(error))[:_SHOWN]
 
 
 def _unfinished(job: _Job, known: JobRecord | None, server: str, now: float) -> list[Write]:
     writes: list[Write] = []
     was_sent = job.state != "pending"
     if known is None:
-        new = _new_job(job.prompt_id, job.prompt, job.extra_data, now, needs_secrets=job.keyed, number=job.number)
-        if new is None:
-            return []
+        prompt, extra_data = _object(job.prompt), _object(job.extra_data)
+        new = _new_job(job.prompt_id, prompt, extra_data, now, needs_secrets=job.keyed, number=float(job.number))
         writes.append(Add(new, server if was_sent else None))
         fence = Fence(job.prompt_id, 1, 1)
     elif known.state.is_end or known.server != server:
@@ -128,6 +180,13 @@ def _unfinished(job: _Job, known: JobRecord | None, server: str, now: float) -> 
     return writes
 
 
+def _object(text: bytes) -> Mapping[str, Any]:
+    said = jsonio.loads(text)
+    if not isinstance(said, dict):
+        raise TypeError("a JSON object is wanted")
+    return said
+
+
 def _ended(prompt_id: str, said: Mapping[str, Any], known: JobRecord | None, server: str, now: float) -> list[Write]:
     entry = history_entry({prompt_id: said}, prompt_id)
     if entry is None:
@@ -136,8 +195,7 @@ def _ended(prompt_id: str, said: Mapping[str, Any], known: JobRecord | None, ser
     end = _end_of(entry, fence, server, now)
     if known is not None:
         return [end]
-    new = _new_job(prompt_id, entry.prompt, entry.extra_data, now, number=entry.number)
-    return [] if new is None else [Add(new, server, end)]
+    return [Add(_new_job(prompt_id, entry.prompt, entry.extra_data, now, number=entry.number), server, end)]
 
 
 def _end_of(entry: HistoryEntry, fence: Fence, server: str, now: float) -> Finish:
@@ -173,16 +231,12 @@ def _new_job(
     *,
     number: float,
     needs_secrets: bool = False,
-) -> NewJob | None:
-    """None where it is no prompt that could be run."""
+) -> NewJob:
+    """Raises `ValueError` where it is no prompt that could be run."""
     own = {name: value for name, value in extra_data.items() if name not in _OF_THE_GATEWAY}
     client_id, mark = extra_data.get("client_id"), extra_data.get(_MARK)
     fields = {"prompt": prompt, "prompt_id": prompt_id, "extra_data": own or None}
-    try:
-        request = PromptRequest.model_validate({name: value for name, value in fields.items() if value is not None})
-    except ValidationError as error:
-        _log.warning("runpod.not_taken_over", prompt_id=prompt_id, detail=str(error)[:500])
-        return None
+    request = PromptRequest.model_validate({name: value for name, value in fields.items() if value is not None})
     return NewJob(
         prompt_id=prompt_id,
         kind="async",

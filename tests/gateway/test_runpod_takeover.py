@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 
 from comfyui.exceptions import JournalError
+from comfyui.jobs.journal.attempts import Attempt
+from comfyui.jobs.journal.memory import MemoryJournal
+from comfyui.jobs.journal.records import Fence, JobFilter
 from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
+from comfyui.jobs.journal.writes import NoteAttempt
 from comfyui.jobs.runpod_journal import take_over_runpod_journal
+from tests.support.log_lines import Lines
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import DATA, NOWHERE, FakeEndpoint, base64_image, error_of, get, history
 
@@ -83,6 +88,127 @@ async def test_a_start_that_broke_off_takes_it_over_once(endpoint: FakeEndpoint,
             await until(is_over, lambda ended: {BEING_SENT, DELIVERED, WITH_A_KEY} <= set(ended))
             assert len(await ids(gateway, "/history")) == 6
     assert endpoint.runs == 2, "each of the two that waited was sent once"
+
+
+async def test_a_row_that_is_damaged_is_left_out_and_named_and_the_others_are_taken(
+    tmp_path: Path, log_lines: Lines
+) -> None:
+    put(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as database, database:
+        database.execute("UPDATE jobs SET prompt = ? WHERE prompt_id = ?", (b'{"1": ', WAITING))
+        database.execute("UPDATE jobs SET extra_data = '[1]' WHERE prompt_id = ?", (DELIVERED,))
+        database.execute("UPDATE jobs SET prompt = '{}', number = 'nine' WHERE prompt_id = ?", (WITH_A_KEY,))
+        database.execute("UPDATE history SET entry = '[]' WHERE prompt_id = ?", (FAILED,))
+        database.execute("UPDATE history SET entry = '{\"status\": 7}' WHERE prompt_id = ?", (INTERRUPTED,))
+    async with SqliteJournal(tmp_path / "state") as journal:
+        await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0)
+        states = {prompt_id: await journal.get(prompt_id) for prompt_id in (SUCCEEDED, SENT, BEING_SENT, AT_THE_FRONT)}
+        assert [None if one is None else (one.state.value, one.server) for one in states.values()] == [
+            ("succeeded", "runpod:endpoint1"),
+            ("queued", "runpod:endpoint1"),
+            ("queued", "runpod:endpoint1"),
+            ("queued", None),
+        ]
+        odd = {WAITING, DELIVERED, WITH_A_KEY, FAILED, INTERRUPTED}
+        assert [prompt_id for prompt_id in odd if await journal.get(prompt_id) is not None] == []
+    told = [line for line in log_lines if line["event"] == "runpod.not_taken_over"]
+    assert {line["prompt_id"] for line in told} == odd
+    assert all(line["detail"] for line in told)
+    [done] = [line for line in log_lines if line["event"] == "runpod.taken_over"]
+    assert (done["left_out"], done["renamed"]) == (5, "journal.sqlite3.imported")
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3.imported")) as database:
+        assert database.execute("SELECT COUNT(*) FROM jobs").fetchone() == (6,), "it is all still there"
+
+
+async def test_what_the_jobs_have_of_a_prompt_by_now_is_not_undone_by_taking_it_over_again(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path / "state") as journal:
+        put(tmp_path)
+        await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0)
+        fence = Fence(SENT, 1, 1)
+        assert await journal.write(NoteAttempt(fence, 6.0, "job-4", b"reply")) == 1
+        put(tmp_path)
+        await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=7.0)
+        assert await journal.attempt_of(SENT) == Attempt(fence, 6.0, "job-4", has_reply=True)
+
+
+def _locked(path: Path) -> sqlite3.Connection:
+    """As a gateway from before has it open."""
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    for statement in ("PRAGMA locking_mode = EXCLUSIVE", "PRAGMA journal_mode = WAL", "BEGIN IMMEDIATE", "COMMIT"):
+        database.execute(statement)
+    return database
+
+
+async def test_one_that_a_gateway_from_before_uses_is_waited_for(tmp_path: Path, log_lines: Lines) -> None:
+    put(tmp_path)
+    async with SqliteJournal(tmp_path / "state") as journal:
+        with closing(_locked(tmp_path / "journal.sqlite3")) as database:
+            taking = asyncio.create_task(
+                take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0, lock_wait_s=60)
+            )
+
+            async def lines() -> Any:
+                return [line["detail"] for line in log_lines if line["event"] == "runpod.journal_in_use"]
+
+            [detail] = await until(lines, bool)
+            assert detail.startswith("RUNPOD_DATA_DIR: another gateway uses the journal ")
+            # What it writes before it ends is not lost: it lies beside the file.
+            database.execute("UPDATE jobs SET job_id = 'job-40' WHERE prompt_id = ?", (SENT,))
+        await taking
+        attempt = await journal.attempt_of(SENT)
+        assert attempt is not None
+        assert attempt.ref == "job-40"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["journal.sqlite3.imported"]
+
+
+async def test_one_that_stays_in_use_stops_the_start_by_name(tmp_path: Path) -> None:
+    put(tmp_path)
+    async with SqliteJournal(tmp_path / "state") as journal:
+        with (
+            closing(_locked(tmp_path / "journal.sqlite3")),
+            pytest.raises(JournalError, match=r"RUNPOD_DATA_DIR: another gateway uses the journal .* Stop it"),
+        ):
+            await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0)
+        assert (await journal.page(JobFilter(), 50)).records == ()
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("PRAGMA user_version = 3", "its schema is 3"),
+        ("ALTER TABLE jobs DROP COLUMN keyed", "no such column: keyed"),
+        ("DROP TABLE history", "no such table: history"),
+    ],
+)
+async def test_one_of_another_version_stops_the_start_by_name_and_stays(
+    statement: str, said: str, tmp_path: Path
+) -> None:
+    put(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as database:
+        database.execute(statement)
+    async with SqliteJournal(tmp_path / "state") as journal:
+        with pytest.raises(JournalError, match=f"RUNPOD_DATA_DIR: the journal .*{said}"):
+            await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0)
+        assert (await journal.page(JobFilter(), 50)).records == ()
+    assert (tmp_path / "journal.sqlite3").exists()
+
+
+async def test_one_that_cannot_be_renamed_stops_the_start_by_name(tmp_path: Path) -> None:
+    put(tmp_path)
+    (tmp_path / "journal.sqlite3.imported" / "in the way").mkdir(parents=True)
+    async with SqliteJournal(tmp_path / "state") as journal:
+        with pytest.raises(JournalError, match=r"RUNPOD_DATA_DIR: the journal .* cannot be renamed"):
+            await take_over_runpod_journal(tmp_path, "runpod:endpoint1", journal, now=5.0)
+
+
+async def test_without_a_place_for_jobs_it_is_left_as_it_is_and_the_log_says_so(
+    tmp_path: Path, log_lines: Lines
+) -> None:
+    put(tmp_path)
+    await take_over_runpod_journal(tmp_path, "runpod:endpoint1", MemoryJournal(), now=5.0)
+    assert (tmp_path / "journal.sqlite3").read_bytes() == WRITTEN_BEFORE.read_bytes()
+    [line] = log_lines
+    assert (line["event"], "STATE_DIR is empty" in line["detail"]) == ("runpod.not_taken_over", True)
 
 
 async def test_one_that_cannot_be_read_stops_the_start_by_name(tmp_path: Path) -> None:
