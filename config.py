@@ -614,7 +614,6 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
             endpoint_id=self.runpod_endpoint_id,
             api_key=self.runpod_api_key,
             data_dir=self.runpod_data_dir,
-            is_only=not self.runs_on_comfyui,
             endpoint_url=self.runpod_endpoint_url,
             url_allow=self.input_url_allow,
             data_days=self.runpod_data_days,

@@ -127,10 +127,8 @@ class PromptRunner:
             self._places.leave(job)
 
     async def _run(self, job: Assignment) -> PromptResult:
-        if self._elsewhere is not None and job.placed_before:
-            attempt = await job.attempts.found()
-            if attempt is not None:
-                return await self._rejoin(self._elsewhere, job, attempt)
+        if job.placed_before and (attempt := await job.attempts.found()) is not None:
+            return await self._rejoin(job, attempt)
         if job.request is None or job.perhaps_known:
             backend, found = await self._finder.find_for(job)
             if isinstance(backend, Backend) and found is not None:
@@ -338,8 +336,15 @@ class PromptRunner:
             self._places.accepted(job)
             return await self._elsewhere.result(job)
 
-    async def _rejoin(self, elsewhere: Elsewhere, job: Assignment, attempt: Attempt) -> PromptResult:
+    async def _rejoin(self, job: Assignment, attempt: Attempt) -> PromptResult:
         """Goes on with what a gateway before this one submitted to the platform."""
+        elsewhere = self._elsewhere
+        if elsewhere is None or (job.server_before != elsewhere.server.name and not attempt.has_reply):
+            detail = (
+                f"the prompt was sent to {job.server_before}, which runs no prompts of this gateway any more. It was"
+                " not sent again, so that it does not run twice; post the workflow again where that is wanted"
+            )
+            raise ComfyUIPromptLostError(detail, prompt_id=job.prompt_id)
         server = elsewhere.server
         await job.attached(server)
         self._places.found(job, server)

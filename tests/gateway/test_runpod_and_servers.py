@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from comfyui.engine import Engine
 from comfyui.warmup import WarmUp
 from tests.support.running import (
@@ -17,7 +19,7 @@ from tests.support.running import (
     sleep_workflow,
     until,
 )
-from tests.support.runpod_endpoint import DATA, NOWHERE, FakeEndpoint, base64_image, get, history, submit
+from tests.support.runpod_endpoint import DATA, NOWHERE, FakeEndpoint, base64_image, error_of, get, history, submit
 
 BOTH = "comfyui,runpod"
 
@@ -113,3 +115,18 @@ async def test_warming_up_is_for_the_servers_and_costs_nothing_on_runpod(
 
 async def _now(value: Any) -> Any:
     return value
+
+
+@pytest.mark.parametrize("then", [{"backend": "comfyui"}, {"runpod_endpoint_id": "endpoint2"}])
+async def test_what_was_sent_to_an_endpoint_that_is_not_used_any_more_is_not_run_again(
+    then: dict[str, str], endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
+) -> None:
+    settings = endpoint.settings(tmp_path)
+    async with running_gateway(engine.url, **settings) as gateway:
+        prompt_id = await submit(gateway)
+        await endpoint.job()
+    if then == {"backend": "comfyui"}:
+        settings = {"state_dir": tmp_path / "state", "queue": "gateway"}
+    async with running_gateway(engine.url, **settings | then) as gateway:
+        assert "was sent to runpod:endpoint1, which runs no prompts" in error_of(await history(gateway, prompt_id))
+    assert (executions(engine), endpoint.runs) == ({}, 1)

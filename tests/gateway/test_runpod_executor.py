@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import os
 import sqlite3
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
@@ -26,7 +23,7 @@ from comfyui.jobs.journal.sqlite import FILE_NAME
 from comfyui.retrying import Backoff
 from comfyui.settings import load
 from config import Settings
-from tests.support.job_api import ROOT, free_port
+from tests.support.job_api import free_port
 from tests.support.running import RunningGateway, invert_workflow, running_gateway, until
 from tests.support.runpod_endpoint import (
     DATA,
@@ -527,51 +524,6 @@ async def test_jobs_that_finish_out_of_order_are_all_answered(
 # Restarts
 
 
-@asynccontextmanager
-async def _gateway_process(settings: dict[str, Any]) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """`python server.py`, and its address; killed when the context is left."""
-    port = free_port()
-    more = {"server_host": "127.0.0.1", "server_port": port, "comfyui_server_address": NOWHERE}
-    environment = {name.upper(): str(value) for name, value in (settings | more).items()}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "server.py", cwd=ROOT, env={"PATH": os.environ["PATH"], **environment}
-    )
-    try:
-        yield process, f"http://127.0.0.1:{port}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-async def test_a_gateway_that_is_killed_in_mid_render_loses_nothing(endpoint: FakeEndpoint, tmp_path: Path) -> None:
-    settings = endpoint.settings(tmp_path)
-    prompt_id = str(uuid4())
-    async with _gateway_process(settings) as (process, url), aiohttp.ClientSession() as http:
-
-        async def ready() -> bool:
-            with contextlib.suppress(aiohttp.ClientError):
-                async with http.get(f"{url}/health/ready") as response:
-                    return response.status == 200
-            return False
-
-        await until(ready, bool, timeout_s=30)
-        body = {"prompt": invert_workflow(), "prompt_id": prompt_id}
-        asking = asyncio.create_task(http.post(f"{url}/prompt_sync", json=body))
-        job = await endpoint.job()
-        endpoint.says(job, "IN_PROGRESS")
-        await endpoint.looked(job, 1)
-        process.kill()
-        with pytest.raises(aiohttp.ClientError):
-            await asking
-    async with running_gateway(NOWHERE, **settings) as gateway:
-        asking_again = asyncio.create_task(gateway.prompt_sync(invert_workflow(), prompt_id=prompt_id))
-        await endpoint.looked(job, 1)
-        endpoint.complete(job, base64_image(DATA))
-        assert (await asking_again)[0] == 200
-    assert endpoint.runs == 1
-
-
 async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: FakeEndpoint, tmp_path: Path) -> None:
     prompt_ids = [str(uuid4()) for _ in range(6)]
     settings = endpoint.settings(tmp_path, shutdown_grace_seconds=0)
@@ -596,20 +548,6 @@ async def test_a_restart_goes_on_with_what_was_sent_and_runs_it_once(endpoint: F
             endpoint.complete(job, base64_image(DATA))
             assert (await asking[job])[0] == 200
         assert endpoint.runs == 7
-
-
-async def test_a_gateway_that_ended_while_it_sent_does_not_send_again(endpoint: FakeEndpoint, tmp_path: Path) -> None:
-    settings = endpoint.settings(tmp_path)
-    async with running_gateway(
-        NOWHERE, **settings | {"runpod_endpoint_url": f"http://127.0.0.1:{free_port()}"}
-    ) as gone:
-        prompt_id = await submit(gone)
-    with _journal(tmp_path) as database:
-        database.execute("UPDATE jobs SET server = 'runpod:endpoint1', attempt = attempt + 1")
-        database.execute("INSERT INTO attempts SELECT seq, run, attempt, 0, NULL, NULL FROM jobs")
-    async with running_gateway(NOWHERE, **settings) as gateway:
-        assert "the gateway was stopped while it was sent" in error_of(await history(gateway, prompt_id))
-    assert endpoint.runs == 0
 
 
 async def test_a_gateway_that_stops_while_it_sends_waits_for_the_reply(endpoint: FakeEndpoint, tmp_path: Path) -> None:

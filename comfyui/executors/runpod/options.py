@@ -44,7 +44,6 @@ class RunPodOptions:
     Attributes:
         endpoint_url: of another API server with RunPod's protocol; empty: RunPod's.
         data_dir: for results and inputs; one gateway at a time.
-        is_only: no ComfyUI of ours runs prompts; the first one has everything else.
         url_allow: see `fetch.AddressPolicy`; for the endpoint's own store.
         data_days: after which results and inputs are removed; 0: never.
     """
@@ -52,7 +51,6 @@ class RunPodOptions:
     endpoint_id: str
     api_key: SecretStr
     data_dir: Path
-    is_only: bool = True
     endpoint_url: str = ""
     url_allow: Sequence[str] = ()
     data_days: float = 0
