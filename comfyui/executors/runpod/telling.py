@@ -62,8 +62,8 @@ class Telling:
         self.started(execution_ms)
         if execution_ms is not None:
             # We only see the job when we look.
-            kind, data = self._messages[0]
-            self._messages[0] = kind, {**data, "timestamp": _now_ms() - int(execution_ms)}
+            began = _now_ms() - int(execution_ms)
+            self._messages = [(kind, {**data, "timestamp": began}) for kind, data in self._messages]
         for node_id, output in outputs.items():
             self._send("executed", {"node": node_id, "display_node": node_id, "output": output})
         self._message("execution_success", {})
@@ -97,10 +97,13 @@ class Telling:
 
     def _where(self, node_id: str | None) -> dict[str, Any]:
         node = self._prompt.get(node_id) if node_id else None
+        executed = {name for name, state in self._seen.items() if state["state"] == "finished"}
+        if node_id is not None and node is not None:
+            executed |= needed_by(self._prompt, node_id) - {node_id}
         return {
             "node_id": node_id,
             "node_type": node.get("class_type") if isinstance(node, Mapping) else None,
-            "executed": [name for name, state in self._seen.items() if state["state"] == "finished"],
+            "executed": [name for name in self._prompt if name in executed],
         }
 
     def _message(self, kind: str, data: Mapping[str, Any], timestamp: int | None = None) -> None:
