@@ -331,7 +331,8 @@ class PromptRunner:
             prompt: Mapping[str, Any] = request.prompt
             prompt = await self._preparation.prepared(server, job, request, prompt, brings_inputs=brings_inputs)
             staging_s = time.monotonic() - started
-            if not await self._elsewhere.submit(job, request, prompt, staging_s=staging_s):
+            key = self._preparation.key_of(job)
+            if not await self._elsewhere.submit(job, request, prompt, key=key, staging_s=staging_s):
                 return None
             self._places.accepted(job)
             return await self._elsewhere.result(job)

@@ -22,12 +22,13 @@ class Elsewhere(Protocol):
     def server(self) -> Server: ...
 
     async def submit(
-        self, job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], *, staging_s: float
+        self, job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], *, key: str | None, staging_s: float
     ) -> bool:
         """Whether the platform has the job now. Else it surely does not, and the job may be submitted again.
 
         Args:
             prompt: the request's workflow with its inputs placed.
+            key: the name of the key whose files alone may go with it; None: any file that it names.
 
         Raises:
             ComfyUIValidationError: it cannot be a job there.

@@ -47,6 +47,10 @@ class Preparation:
         self._strictness = strictness
         self._limits = limits
 
+    def key_of(self, job: Assignment) -> str | None:
+        """The name of the key whose files alone the prompt may read; None where it may read all."""
+        return confined_to(job.owner, self._owners)
+
     def names(self, job: Assignment, request: PromptRequest) -> set[str]:
         """Names of files that the server need not have: they come with the workflow, or were uploaded before."""
         return {*job.file_names, *self._named(job, request)}
@@ -68,7 +72,7 @@ class Preparation:
             ComfyUIValidationError: it names files of others, or this server would refuse it.
             ComfyUIError: an input cannot be placed, or the server does not answer.
         """
-        key = confined_to(job.owner, self._owners)
+        key = self.key_of(job)
         if self._made is None:
             return await self._placed(backend, job, request, prompt, Brought(), key, brings_inputs=brings_inputs)
         others = {*brought_names(request, job.file_names), *self._named(job, request)}

@@ -48,7 +48,7 @@ FOLDER = "gateway"
 # ComfyUI's 3D loaders offer what lies anywhere below input/3d, and accept nothing else.
 _MODEL_FOLDER = "3d/gateway"
 _MODEL_EXTENSIONS = frozenset({".glb", ".gltf", ".obj", ".fbx", ".stl", ".ply"})
-_OURS = (f"{FOLDER}/", f"{_MODEL_FOLDER}/")
+OURS = (f"{FOLDER}/", f"{_MODEL_FOLDER}/")
 _REMEMBERED = 4096
 _UPLOAD_RETRIES = 3
 _BACKOFF = Backoff(start_s=0.1, max_s=5.0)
@@ -222,7 +222,7 @@ class InputStager:
                 return stored[place]
             folder, _, name = path.rpartition("/")
             there = None
-            if not upload.plain or f"{folder}/".startswith(_OURS):
+            if not upload.plain or f"{folder}/".startswith(OURS):
                 there = ""
             else:
                 there = await digest_there(server.shelf, path, content.size)

@@ -26,12 +26,15 @@ from comfyui.exceptions import (
     ComfyUIServerError,
     ComfyUIValidationError,
 )
+from comfyui.executors.own_files import is_below
 from comfyui.executors.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.executors.runpod.endpoint import MAX_RUN_BYTES
 from comfyui.executors.runpod.results import ResultFiles, checked_name, existing, opened
 from comfyui.inputs.plan import is_inline, is_url
+from comfyui.inputs.staging import OURS
 from comfyui.models import PromptRequest
 from comfyui.offload import finished_in_thread, made_in_thread
+from comfyui.owners import folder_of
 from comfyui.replies import JSON
 from comfyui.servers.backend import Backend
 from comfyui.transport.body import OpenBody
@@ -151,18 +154,21 @@ class InputFiles:
 
     # The files of a workflow
 
-    async def body(self, prompt: Prompt, request: PromptRequest) -> bytes:
+    async def body(self, prompt: Prompt, request: PromptRequest, key: str | None = None) -> bytes:
         """The body of ``/run``, with the files that the workflow names.
 
         A file that the request has by its URL is left to the worker where it would not fit.
+
+        Args:
+            key: the name of the key whose files alone may go along; None: any that is here.
 
         Raises:
             ComfyUIValidationError: it is more than RunPod takes.
             ComfyUIServerError: one of the files went away meanwhile.
         """
-        given, files, size = await self._measured(prompt, request)
+        given, files, size = await self._measured(prompt, request, key)
         if size > MAX_RUN_BYTES and (by_url := _with_urls(prompt, request.prompt)) is not None:
-            given, files, size = await self._measured(by_url, request)
+            given, files, size = await self._measured(by_url, request, key)
         if size > MAX_RUN_BYTES:
             raise _too_large(files, size)
         contents = [(file.name, await self._content(file)) for file in files]
@@ -171,9 +177,11 @@ class InputFiles:
             raise _too_large(files, len(body))
         return body
 
-    async def _measured(self, prompt: Prompt, request: PromptRequest) -> tuple[dict[str, Any], list[InputRef], int]:
+    async def _measured(
+        self, prompt: Prompt, request: PromptRequest, key: str | None
+    ) -> tuple[dict[str, Any], list[InputRef], int]:
         """A job's ``input`` without its files, these, and the size of the body with them."""
-        prompt, files = await self._files_of(prompt)
+        prompt, files = await self._files_of(prompt, request.prompt, key)
         await asyncio.to_thread(_touch, files)
         given = _job_input(prompt, request.extra_data or {})
         return given, files, await asyncio.to_thread(_body_size, given, files)
@@ -186,9 +194,10 @@ class InputFiles:
         except OSError as error:
             raise ComfyUIServerError(f"the input {file.name!r} is gone") from error
 
-    async def _files_of(self, prompt: Prompt) -> tuple[Prompt, list[InputRef]]:
+    async def _files_of(self, prompt: Prompt, posted: Prompt, key: str | None) -> tuple[Prompt, list[InputRef]]:
         """The workflow as the worker gets it, and the files that it names; each file once."""
-        found = await asyncio.to_thread(lambda: {one: self._on_disk(one) for one in named_files(prompt)})
+        named = [one for one in named_files(prompt) if key is None or _is_own(one, prompt, posted, key)]
+        found = await asyncio.to_thread(lambda: {one: self._on_disk(one) for one in named})
         if missing := [one for one, file in found.items() if file is None]:
             uploads = await self._uploads(prompt)
             for one in missing:
@@ -264,6 +273,18 @@ def named_files(prompt: Prompt) -> Iterator[NamedFile]:
             subfolder, _, filename = path.rpartition("/")
             if checked_name(filename, subfolder) is not None:
                 yield NamedFile(node_id, input_name, path, kind or "input")
+
+
+def _is_own(one: NamedFile, prompt: Prompt, posted: Prompt, key: str) -> bool:
+    """Whether a file is the key's, or was placed for this workflow, which then did not name it so by itself.
+
+    Any text of a workflow may name a file, and a node that only the worker knows may read it.
+    """
+    if one.kind != "input":
+        return False
+    said = posted[one.node_id]["inputs"].get(one.input_name) if one.node_id in posted else None
+    was_placed = said != prompt[one.node_id]["inputs"][one.input_name]
+    return is_below(folder_of(key), one.path) or (was_placed and one.path.startswith(OURS))
 
 
 def _with_urls(prompt: Prompt, posted: Prompt) -> Prompt | None:

@@ -279,9 +279,9 @@ class RunPodServer:
     # As the runner sees it: `comfyui.executors.elsewhere.Elsewhere`
 
     async def submit(
-        self, job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], *, staging_s: float
+        self, job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], *, key: str | None, staging_s: float
     ) -> bool:
-        body = await self._inputs.body(wanted_of(prompt, request), request)
+        body = await self._inputs.body(wanted_of(prompt, request), request, key)
         # From here on it waits for a worker as it waits for its turn, whoever asks what becomes of it.
         job.accepted({})
         self._health.begin()
