@@ -65,6 +65,7 @@ from tests.support.runpod_endpoint import (
     NOWHERE,
     FakeEndpoint,
 )
+from tests.support.runpod_worker import WorkingEndpoint
 from tests.support.servers import server_of
 from tests.support.sites import Site, open_site
 from tests.support.stripping import PUBLIC
@@ -305,6 +306,30 @@ async def runpod_and_engine(endpoint: FakeEndpoint, engine: Engine, tmp_path: Pa
     """A gateway whose prompts run on the engine, and on RunPod."""
     async with running_gateway(engine.url, **endpoint.settings(tmp_path) | {"backend": "comfyui,runpod"}) as running:
         yield running
+
+
+@pytest.fixture
+async def comfyui_and_runpod(tmp_path: Path) -> AsyncIterator[tuple[RunningGateway, RunningGateway, Engine]]:
+    """A gateway over a ComfyUI, one over RunPod, and the ComfyUI of its worker."""
+    async with (
+        Engine(EngineOptions(step_seconds=0.02)) as one,
+        Engine(EngineOptions(step_seconds=0.02)) as home,
+        Engine(EngineOptions(step_seconds=0.02)) as theirs,
+        WorkingEndpoint(theirs.url) as endpoint,
+        running_gateway(one.url, queue="gateway") as over_comfyui,
+        running_gateway(home.url, **endpoint.settings(tmp_path)) as over_runpod,
+    ):
+        yield over_comfyui, over_runpod, theirs
+
+
+@pytest.fixture(params=["alone", "beside a ComfyUI"])
+async def over_runpod(
+    request: pytest.FixtureRequest, endpoint: FakeEndpoint, engine: Engine, keys_path: Path, tmp_path: Path
+) -> AsyncIterator[Calls]:
+    """A gateway that asks for keys."""
+    comfyui = NOWHERE if request.param == "alone" else engine.url
+    async with running_gateway(comfyui, keys_file=keys_path, **endpoint.settings(tmp_path)) as gateway:
+        yield Calls(gateway)
 
 
 @pytest.fixture

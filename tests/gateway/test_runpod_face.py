@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from comfyui.engine import Engine, EngineOptions
+from comfyui.engine import Engine
 from tests.support.running import (
     RunningGateway,
     Workflow,
     invert_workflow,
     queue_of,
-    running_gateway,
     sleep_workflow,
     until,
 )
 from tests.support.runpod_endpoint import loading_workflow
-from tests.support.runpod_worker import WorkingEndpoint
 from tests.support.tabs import ENDED, Tab, in_words
 from tests.support.url_server import PNG
 
@@ -32,21 +28,6 @@ _VARIES = frozenset(
 )
 # What only a ComfyUI of ours tells: the values that a node got, where in its code it failed, that it is a simulation.
 _UNKNOWN = frozenset({"current_inputs", "current_outputs", "traceback", "request_id", "simulation"})
-
-
-@pytest.fixture
-async def both(tmp_path: Path) -> AsyncIterator[tuple[RunningGateway, RunningGateway, Engine]]:
-    """A gateway over a ComfyUI, one over RunPod, and the ComfyUI of its worker."""
-    options = EngineOptions(step_seconds=0.02)
-    async with (
-        Engine(options) as one,
-        Engine(EngineOptions(step_seconds=0.02)) as home,
-        Engine(EngineOptions(step_seconds=0.02)) as theirs,
-        WorkingEndpoint(theirs.url) as endpoint,
-        running_gateway(one.url, queue="gateway") as over_comfyui,
-        running_gateway(home.url, **endpoint.settings(tmp_path)) as over_runpod,
-    ):
-        yield over_comfyui, over_runpod, theirs
 
 
 class Client:
@@ -160,9 +141,9 @@ async def of_an_upload(gateway: RunningGateway) -> Any:
 
 @pytest.mark.parametrize("questions", [of_a_prompt, of_a_failure, of_what_is_no_prompt, of_an_upload])
 async def test_the_same_questions_have_the_same_answers(
-    questions: Any, both: tuple[RunningGateway, RunningGateway, Engine]
+    questions: Any, comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine]
 ) -> None:
-    over_comfyui, over_runpod, _ = both
+    over_comfyui, over_runpod, _ = comfyui_and_runpod
     expected, told = await questions(over_comfyui), await questions(over_runpod)
     assert list(told) == list(expected)
     for name, answer in expected.items():
@@ -170,10 +151,10 @@ async def test_the_same_questions_have_the_same_answers(
 
 
 async def test_what_runs_and_waits_is_listed_and_cancelled_in_the_same_way(
-    both: tuple[RunningGateway, RunningGateway, Engine],
+    comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine],
 ) -> None:
     told = []
-    for gateway in both[:2]:
+    for gateway in comfyui_and_runpod[:2]:
         client = Client(gateway)
         async with gateway.http.ws_connect("/ws?clientId=tab") as websocket:
             tab = Tab(websocket)
@@ -197,16 +178,16 @@ async def test_what_runs_and_waits_is_listed_and_cancelled_in_the_same_way(
         await client.ask("queue after", "GET", "/queue")
         told.append(client.steady())
     assert told[1] == told[0]
-    assert await until(lambda: queue_of(both[2]), lambda queue: queue == ([], [])) == ([], []), (
+    assert await until(lambda: queue_of(comfyui_and_runpod[2]), lambda queue: queue == ([], [])) == ([], []), (
         "the worker stopped, too"
     )
 
 
 async def test_frames_are_those_of_a_comfyui_as_far_as_a_look_now_and_then_sees_them(
-    both: tuple[RunningGateway, RunningGateway, Engine],
+    comfyui_and_runpod: tuple[RunningGateway, RunningGateway, Engine],
 ) -> None:
     told = []
-    for gateway in both[:2]:
+    for gateway in comfyui_and_runpod[:2]:
         client, workflow = Client(gateway), sleep_workflow(0.4, tag=7)
         workflow["4"]["inputs"]["steps"] = 4
         async with gateway.http.ws_connect("/ws?clientId=tab") as websocket:

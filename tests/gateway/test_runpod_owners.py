@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
-from comfyui.engine import Engine
 from tests.support.calls import Calls
 from tests.support.keys import ALICE, BOB, ROOT, bearer
 from tests.support.relaying import fetch
-from tests.support.running import Workflow, invert_workflow, running_gateway, until
-from tests.support.runpod_endpoint import DATA, NOWHERE, PICTURE, FakeEndpoint, base64_image, loading_workflow
+from tests.support.running import Workflow, invert_workflow, until
+from tests.support.runpod_endpoint import DATA, PICTURE, FakeEndpoint, base64_image, loading_workflow
 from tests.support.tabs import ENDED, Tab
 
 HIS, HERS = b"\x89PNG\r\n\x1a\nof bob", b"\x89PNG\r\n\x1a\nof alice"
-
-
-@pytest.fixture(params=["alone", "beside a ComfyUI"])
-async def over_runpod(
-    request: pytest.FixtureRequest, endpoint: FakeEndpoint, engine: Engine, keys_path: Path, tmp_path: Path
-) -> AsyncIterator[Calls]:
-    comfyui = NOWHERE if request.param == "alone" else engine.url
-    async with running_gateway(comfyui, keys_file=keys_path, **endpoint.settings(tmp_path)) as gateway:
-        yield Calls(gateway)
 
 
 async def prompt(calls: Calls, key: str, workflow: Workflow, **fields: Any) -> str:
