@@ -14,6 +14,7 @@ from comfyui.exceptions import QueryError
 from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.made import MadeFilter
 from comfyui.jobs.journal.memory import MemoryJournal
+from comfyui.jobs.journal.persons import MOST_PERSONS
 from comfyui.jobs.journal.protocol import RUNS_KEPT, Journal
 from comfyui.jobs.journal.records import (
     Delivery,
@@ -922,6 +923,21 @@ async def test_each_end_of_a_run_is_counted_once_for_its_day_key_person_and_work
     assert len(await _used(journal, by=("day", "key", "workflow"), limit=2)) == 2
     assert await journal.prune_usage("1970-01-02", "1970-01-01") == 3
     assert [row.day for row in await _used(journal, by=("day",))] == ["1970-01-02"]
+
+
+async def test_a_key_that_names_persons_without_end_has_a_bounded_number_of_rows(journal: Journal) -> None:
+    """It made a row of each name; what further persons use counts for the key, and for no person."""
+    for number in range(MOST_PERSONS + 50):
+        journal.write_behind(Sent(f"app/person {number}", 100.0, 1))
+    journal.write_behind(Sent("app/person 3", 100.0, 1))
+    journal.write_behind(Sent("other/person 3000", 100.0, 1))
+    journal.write_behind(Sent("app/person 3000", 100_000.0, 1))
+    rows = await _used(journal, by=("key", "person"), until="1970-01-01", limit=10_000)
+    assert len(rows) == MOST_PERSONS + 2
+    sums = {(row.key, row.person): row.bytes for row in rows}
+    assert (sums["app", ""], sums["app", "person 3"], sums["other", "person 3000"]) == (50, 2, 1)
+    assert [row.bytes for row in await _used(journal, by=("key",), until="1970-01-01")] == [MOST_PERSONS + 51, 1]
+    assert [row.person for row in await _used(journal, by=("person",), since="1970-01-02")] == ["person 3000"]
 
 
 async def test_what_was_used_stays_when_jobs_are_removed(journal: Journal) -> None:
