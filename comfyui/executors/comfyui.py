@@ -9,7 +9,8 @@ What is tried again, and why that is safe:
   none;
 - a file that another server has, which does not answer: the prompt waits for that server;
 - out of memory: `oom_retries` times, once ComfyUI has dropped its models;
-- a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated.
+- a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated;
+- what a platform cannot run (`comfyui.executors.platform_runs`): on a server that may.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from comfyui.executors.finding import Finder, Found
 from comfyui.executors.losses import Losses
 from comfyui.executors.node_failures import NodeFailures
 from comfyui.executors.places import Places
+from comfyui.executors.platform_runs import PlatformRuns
 from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same
 from comfyui.inputs.plan import has_inline_values
-from comfyui.jobs.journal.attempts import Attempt
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
@@ -57,7 +58,6 @@ from comfyui.offload import offloaded
 from comfyui.replies import HistoryEntry, QueueItem, flat_node_errors
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
-from comfyui.servers.server import Server
 from comfyui.workflows.api_format import defeat_cache
 
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
@@ -99,7 +99,7 @@ class PromptRunner:
         quarantine: Quarantine,
         elsewhere: Elsewhere | None = None,
     ) -> None:
-        self._elsewhere = elsewhere
+        self._platform = PlatformRuns(elsewhere, places, preparation)
         self._places = places
         self._quarantine = quarantine
         retries = options.lost_prompt_retries
@@ -128,7 +128,7 @@ class PromptRunner:
 
     async def _run(self, job: Assignment) -> PromptResult:
         if job.placed_before and (attempt := await job.attempts.found()) is not None:
-            return await self._rejoin(job, attempt)
+            return await self._platform.rejoin(job, attempt)
         if job.request is None or job.perhaps_known:
             backend, found = await self._finder.find_for(job)
             if isinstance(backend, Backend) and found is not None:
@@ -192,7 +192,7 @@ class PromptRunner:
             )
             if not isinstance(backend, Backend):
                 try:
-                    done = await self._run_elsewhere(backend, job, request, brings_inputs=brings_inputs)
+                    done = await self._platform.run(job, request, avoid, brings_inputs=brings_inputs)
                 except ComfyUIInputUnavailableError as error:
                     self._wait_for(error, job, away)
                 else:
@@ -316,42 +316,6 @@ class PromptRunner:
         except ComfyUITaskCancelledError:
             await backend.client.delete_from_history(job.prompt_id)
             return None
-
-    # On a platform
-
-    async def _run_elsewhere(
-        self, server: Server, job: Assignment, request: PromptRequest, *, brings_inputs: bool
-    ) -> PromptResult | None:
-        """The result; None where the platform did not take the prompt, which waits for its turn again."""
-        if self._elsewhere is None:
-            raise RuntimeError(f"nothing runs prompts on {server.name}")
-        await job.placed(server)
-        started = time.monotonic()
-        with server.working():
-            prompt: Mapping[str, Any] = request.prompt
-            prompt = await self._preparation.prepared(server, job, request, prompt, brings_inputs=brings_inputs)
-            staging_s = time.monotonic() - started
-            key = self._preparation.key_of(job)
-            if not await self._elsewhere.submit(job, request, prompt, key=key, staging_s=staging_s):
-                return None
-            self._places.accepted(job)
-            return await self._elsewhere.result(job)
-
-    async def _rejoin(self, job: Assignment, attempt: Attempt) -> PromptResult:
-        """Goes on with what a gateway before this one submitted to the platform."""
-        elsewhere = self._elsewhere
-        if elsewhere is None or (job.server_before != elsewhere.server.name and not attempt.has_reply):
-            detail = (
-                f"the prompt was sent to {job.server_before}, which runs no prompts of this gateway any more. It was"
-                " not sent again, so that it does not run twice; post the workflow again where that is wanted"
-            )
-            raise ComfyUIPromptLostError(detail, prompt_id=job.prompt_id)
-        server = elsewhere.server
-        await job.attached(server)
-        self._places.found(job, server)
-        with server.working():
-            await elsewhere.rejoin(job, attempt)
-            return await elsewhere.result(job)
 
     async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult | None:
         """Wait for a prompt that ComfyUI has already, in its queue or its history. None once it was taken back."""

@@ -313,14 +313,15 @@ class Turns:
         if self._owners is not None and self._owners.version != self._rules_version:
             self._rules_version = self._owners.version
             self._scheduler.set_terms(self._terms_of)
-        now = _now()
-        for backend in self._pool.servers:
+        now, is_one_coming = _now(), False
+        for backend in self._pool.servers:  # the platform is the last of them
             if not isinstance(backend, Backend):
-                # It has a queue of its own, and says to nobody how many of its workers are free.
-                up = backend.ready and backend.takes_more
+                # It has a queue of its own, and says to nobody how many of its workers are free. Its time costs money.
+                up = backend.ready and backend.takes_more and not is_one_coming
                 self._scheduler.set_server(backend.name, up=up, places=None, many=True)
                 continue
             up = backend.ready and backend.is_cleared and self.abilities.is_known(backend)
+            is_one_coming |= backend.is_new or (backend.ready and not up)
             places = self._options.places if self._is_ours else self._options.ahead
             others = backend.watcher.others if self._is_ours and places is not None else 0
             self._scheduler.set_server(backend.name, up=up, drained=backend.drained, others=others, places=places)

@@ -70,6 +70,8 @@ class Backend:
         self.watcher = watcher
         self.health = Health.STARTING
         self.reason: str = "not reached yet"
+        self.is_new = True
+        """Nothing is known of it yet: it has neither answered nor failed to."""
         self.in_flight = 0
         self.drained = False
         """It is to get no more prompts; see `comfyui.servers.fleet`. What runs there ends."""
@@ -303,8 +305,10 @@ class Backend:
     def _set(self, health: Health, reason: str = "") -> None:
         if self._hold:
             health, reason = Health.DOWN, self._hold
-        was = self.health
-        self.health, self.reason = health, reason
+        was, was_new = self.health, self.is_new
+        self.health, self.reason, self.is_new = health, reason, False
+        if health is was and was_new:
+            self._tell_change()
         if health is not was:
             log = self._log.info if health is Health.READY else self._log.warning
             log("comfyui.health", health=health.value, was=was.value, reason=reason or None)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from PIL import Image
 
-from comfyui.engine import Engine
+from comfyui.engine import Engine, EngineOptions
 from comfyui.warmup import WarmUp
 from tests.support.running import (
     RunningGateway,
@@ -19,7 +23,18 @@ from tests.support.running import (
     sleep_workflow,
     until,
 )
-from tests.support.runpod_endpoint import DATA, NOWHERE, FakeEndpoint, base64_image, error_of, get, history, submit
+from tests.support.runpod_endpoint import (
+    DATA,
+    NOWHERE,
+    FakeEndpoint,
+    base64_image,
+    error_of,
+    get,
+    history,
+    loading_workflow,
+    submit,
+)
+from tests.support.tabs import ENDED, Tab, kind_of
 
 BOTH = "comfyui,runpod"
 
@@ -130,3 +145,93 @@ async def test_what_was_sent_to_an_endpoint_that_is_not_used_any_more_is_not_run
     async with running_gateway(engine.url, **settings | then) as gateway:
         assert "was sent to runpod:endpoint1, which runs no prompts" in error_of(await history(gateway, prompt_id))
     assert (executions(engine), endpoint.runs) == ({}, 1)
+
+
+async def test_prompts_wait_a_moment_for_a_server_of_which_nothing_is_known_yet(
+    endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    """A gateway that starts with a queue must not send it to RunPod before its servers have answered."""
+    settings: dict[str, Any] = endpoint.settings(tmp_path)
+    async with running_gateway(NOWHERE, **settings | {"runpod_endpoint_url": "http://127.0.0.1:9"}) as before:
+        prompt_ids = [await submit(before, invert_workflow(number)) for number in range(4)]
+    async with (
+        Engine(EngineOptions()) as engine,
+        running_gateway(engine.url, **settings | {"backend": BOTH}) as gateway,
+    ):
+        assert (await history(gateway, prompt_ids[0]))["status"]["completed"] is True
+        assert prompt_ids[0] in executions(engine)
+
+
+async def test_what_is_too_large_for_runpod_waits_for_a_server(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    long = await submit(runpod_and_engine, sleep_workflow(600))
+    await prompts_are_queued(engine, 1)
+    form = aiohttp.FormData()
+    form.add_field("image", _large_picture(), filename="large.png")
+    async with runpod_and_engine.http.post("/upload/image", data=form) as response:
+        assert response.status == 200
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(loading_workflow("large.png")))
+    await prompts_are_queued(engine, 2)
+    await _cancelled(runpod_and_engine, long)
+    assert (await asking)[0] == 200
+    assert endpoint.runs == 0
+
+
+async def test_what_the_worker_refuses_runs_on_a_server_that_can(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    async with runpod_and_engine.http.ws_connect("/ws?clientId=tab") as websocket:
+        tab = Tab(websocket)
+        long = await submit(runpod_and_engine, sleep_workflow(600))
+        await prompts_are_queued(engine, 1)
+        prompt_id = await submit(runpod_and_engine, invert_workflow(7), client_id="tab")
+        said = {"error_type": "validation_failed", "detail": "no such node", "node_errors": {"2": ["no such node"]}}
+        endpoint.says(await endpoint.job(), "FAILED", error="Validation failed: …", output=said)
+        await prompts_are_queued(engine, 2)
+        await _cancelled(runpod_and_engine, long)
+        await tab.read_until(ENDED, prompt_id)
+        kinds = [kind_of(told) for told in tab.texts if told["data"].get("prompt_id") == prompt_id]
+    assert "execution_error" not in kinds, "its client is told of no failure"
+    assert (await history(runpod_and_engine, prompt_id))["status"]["completed"] is True
+    assert endpoint.runs == 1
+
+
+async def test_what_the_worker_refuses_and_no_server_has_fails_with_what_it_said(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint
+) -> None:
+    workflow = invert_workflow()
+    workflow["2"]["class_type"] = "NobodyHasIt"
+    said = {"error_type": "validation_failed", "detail": "no such node", "node_errors": {"2": ["no such node"]}}
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(workflow))
+    endpoint.says(await endpoint.job(), "FAILED", error="Validation failed: …", output=said)
+    status, answer = await asking
+    assert (status, answer["type"], answer["node_errors"]) == (400, "validation_failed", {"2": ["no such node"]})
+    assert endpoint.runs == 1
+
+
+async def test_a_prompt_to_which_runpod_refuses_the_key_waits_for_a_server(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    long = await submit(runpod_and_engine, sleep_workflow(600))
+    await prompts_are_queued(engine, 1)
+    endpoint.accepts_key = False
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(invert_workflow(7)))
+    await endpoint.until(lambda: endpoint.runs > 0)
+    await prompts_are_queued(engine, 2)
+    await _cancelled(runpod_and_engine, long)
+    assert (await asking)[0] == 200
+    assert endpoint.inputs == {}
+
+
+def _large_picture() -> io.BytesIO:
+    """Of 8.6 MB."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (1700, 1700), os.urandom(3 * 1700 * 1700)).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+async def _cancelled(gateway: RunningGateway, prompt_id: str) -> None:
+    async with gateway.http.post(f"/api/jobs/{prompt_id}/cancel") as response:
+        assert response.status == 200

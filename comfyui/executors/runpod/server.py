@@ -350,6 +350,8 @@ class RunPodServer:
 
     def _failed(self, prompt_id: str, run: _Run, telling: Telling, error: ComfyUIError) -> None:
         """Tells the end, and keeps with the error what the history says of it."""
+        if isinstance(error, ComfyUIValidationError):
+            return  # it has not run, and another server may run it
         if isinstance(error, ComfyUITaskCancelledError):
             telling.interrupted()
         else:
@@ -357,8 +359,7 @@ class RunPodServer:
             kind = (task.exception_type if task is not None else None) or ERROR_TYPE
             trace = [f"{line}\n" for line in task.traceback_tail] if task is not None else []
             telling.failed(message_of(error), kind, task.node_id if task is not None else None, trace)
-        if not isinstance(error, ComfyUIValidationError):
-            error.saved = self._made(prompt_id, run, telling, {})
+        error.saved = self._made(prompt_id, run, telling, {})
 
     # What is told
 
