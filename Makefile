@@ -125,6 +125,9 @@ chaos-workers: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## ComfyUI
 rights: setup ## write docs/rights.md: what a running gateway answers each role
 	@$(BIN)/python -m tests.support.rights_page docs/rights.md
 
+side-by-side: setup ## write docs/side-by-side.md: which answers of the gateway differ from ComfyUI's, and why
+	@$(BIN)/python -m tests.contract.same.page docs/side-by-side.md
+
 scheduler: setup ## the scheduler's properties in 2,000 long runs each, with counts of what was checked
 	@$(BIN)/python -m tests.scheduling
 
@@ -150,4 +153,4 @@ clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) $(VENV_OPENAPI) $(TYPES)/node_modules \
 		build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test test-main test-frontend test-sdks lint manifests format chaos kills framing chaos-workers rights scheduler bench lock clean
+.PHONY: help setup demo run test test-main test-frontend test-sdks lint manifests format chaos kills framing chaos-workers rights side-by-side scheduler bench lock clean

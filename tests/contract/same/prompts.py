@@ -29,8 +29,8 @@ _CANONICAL = Instead(
     '"type": "invalid_prompt_id"',
 )
 _TYPED = (
-    "jobs contract section 1: fields have types; product contract section 6: an error names its field; "
-    "ComfyUI's code fails at these, or keeps what no client sends"
+    "jobs contract section 1, product contract section 6: fields have types, and an error names its field; ComfyUI's "
+    "code fails at these, or keeps what no client sends"
 )
 _MARK = Instead(
     "api.md: a byte order mark before JSON is read over; ComfyUI's code fails at it", 200, '"node_errors": {}'
@@ -38,7 +38,7 @@ _MARK = Instead(
 _NO_NUMBER = Instead(
     "api.md: the gateway's answers are strict JSON: NaN and infinities are null in them", 400, '"received_value": null'
 )
-_NO_TEXT = Instead(f"{_TYPED}: half a character is no text", 400, '"message": "client_id: ')
+_NO_TEXT = Instead(f"{_TYPED}, such as half a character", 400, '"message": "client_id: ')
 _BUSY = (
     "fleet contract, `POST /prompt`: no able server has a free place, so the preflight answers: ComfyUI's types, with "
     "our words"
