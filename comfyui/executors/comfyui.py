@@ -50,11 +50,9 @@ from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same
-from comfyui.inputs.plan import has_inline_values
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
-from comfyui.offload import offloaded
 from comfyui.replies import HistoryEntry, QueueItem, flat_node_errors
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
@@ -129,10 +127,11 @@ class PromptRunner:
     async def _run(self, job: Assignment) -> PromptResult:
         if job.placed_before and (attempt := await job.attempts.found()) is not None:
             return await self._platform.rejoin(job, attempt)
+        left = {"out_of_memory": self._options.oom_retries, "gpu_fault": 1}
         if job.request is None or job.perhaps_known:
             backend, found = await self._finder.find_for(job)
             if isinstance(backend, Backend) and found is not None:
-                if (result := await self._run_found(job, backend, found)) is not None:
+                if (result := await self._run_found(job, backend, found, left)) is not None:
                     return result
             elif job.server_before is not None:
                 job.leaves(job.server_before)
@@ -144,12 +143,13 @@ class PromptRunner:
         # Looked at only now: a caller may have brought it while ComfyUI was asked.
         if job.request is None:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
-        return await self._run_request(job, job.request)
+        return await self._run_request(job, job.request, left)
 
     async def _run_found(
-        self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem
+        self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem, left: dict[str, int]
     ) -> PromptResult | None:
         """The result of a prompt that ComfyUI has from before; None where the request is to be run after all."""
+        is_ours = job.request is not None and job.placed_before
         if job.others_are_hidden:
             raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
         check_same(job, found)
@@ -163,8 +163,14 @@ class PromptRunner:
                 if job.request is None:
                     raise
                 await self._losses.lost(backend, job, error)
-                self._metrics.resubmissions.labels("prompt_lost").inc()
+                self._count_try("prompt_lost", backend, job)
                 return None
+            except ComfyUITaskError as error:
+                if not is_ours or not (reason := await self._failures.tried_again(backend, job, error, left)):
+                    raise
+                self._count_try(reason, backend, job)
+                if reason != "out_of_memory":
+                    return None
         # How it ended before would be taken for the end of the new run.
         await backend.client.delete_from_history(job.prompt_id)
         return None
@@ -175,8 +181,7 @@ class PromptRunner:
 
     # One try after the other
 
-    async def _run_request(self, job: Assignment, request: PromptRequest) -> PromptResult:
-        left = {"out_of_memory": self._options.oom_retries, "gpu_fault": 1}
+    async def _run_request(self, job: Assignment, request: PromptRequest, left: dict[str, int]) -> PromptResult:
         self._losses.check(job)
         prompt: Mapping[str, Any] = request.prompt
         defeated = False
@@ -184,7 +189,7 @@ class PromptRunner:
         failed: set[str] = set()
         away: Counter[str] = Counter()
         patience_s = CHOICE_PATIENCE_S
-        brings_inputs = await _brings_inputs(job, request)
+        brings_inputs = await self._preparation.brings_inputs(job, request)
         while True:
             self._quarantine.check(request.prompt, job.prompt_id)
             backend = await self._places.take(
@@ -232,11 +237,8 @@ class PromptRunner:
                 told = explained(error, backend, request, names, self._options.limits)
                 raise (await told).lacked_by(self._places.lacking(job))  # noqa: B904 - nameless: it has this frame
             except ComfyUITaskError as error:
-                reason, is_free = await self._failures.after(backend, job, error)
-                if not is_free:
-                    if not left.get(reason):
-                        raise
-                    left[reason] -= 1
+                if not (reason := await self._failures.tried_again(backend, job, error, left)):
+                    raise
             except ComfyUIInputUnavailableError as error:
                 self._wait_for(error, job, away)
                 continue
@@ -255,8 +257,11 @@ class PromptRunner:
             if reason in {"out_of_memory", "output_gone"}:
                 # How it ended before would be taken for the end of the new run.
                 await backend.client.delete_from_history(job.prompt_id)
-            self._metrics.resubmissions.labels(reason).inc()
-            self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
+            self._count_try(reason, backend, job)
+
+    def _count_try(self, reason: str, backend: Backend, job: Assignment) -> None:
+        self._metrics.resubmissions.labels(reason).inc()
+        self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
 
     def _wait_for(self, error: ComfyUIInputUnavailableError, job: Assignment, away: Counter[str]) -> None:
         """The prompt waits for the server that has its file, or fails with the error."""
@@ -335,7 +340,7 @@ class PromptRunner:
         try:
             backend.watcher.accepted(watch, found.number)
             if is_ours and not found.running and (request := job.request) is not None:
-                brings_inputs = await _brings_inputs(job, request)
+                brings_inputs = await self._preparation.brings_inputs(job, request)
                 await self._places.found_waiting(job, request, brings_inputs=brings_inputs)
             entry = await watch.finished()
         finally:
@@ -353,8 +358,3 @@ def _may_go_elsewhere(error: ComfyUIServerError | ComfyUIConnectionError, job: A
         return True
     was_sent = job.watch is not None and job.watch.open and job.watch.sent
     return error.upstream_status >= 500 and not isinstance(error, ComfyUIUnreadableError) and not was_sent
-
-
-async def _brings_inputs(job: Assignment, request: PromptRequest) -> bool:
-    """Whether files come with the request, so that no server has them yet."""
-    return bool(request.images or job.files) or await offloaded(request.size, has_inline_values, request.prompt)

@@ -36,7 +36,21 @@ class NodeFailures:
         self._places = places
         self._quarantine = quarantine
 
-    async def after(self, backend: Backend, job: Assignment, error: ComfyUITaskError) -> tuple[str, bool]:
+    async def tried_again(
+        self, backend: Backend, job: Assignment, error: ComfyUITaskError, left: dict[str, int]
+    ) -> str:
+        """The kind of failure after which the prompt is tried again; "" where it is not. `left`: how many tries the
+        prompt has left after each kind, of which this takes one.
+        """
+        reason, is_free = await self._after(backend, job, error)
+        if is_free:
+            return reason
+        if not left.get(reason):
+            return ""
+        left[reason] -= 1
+        return reason
+
+    async def _after(self, backend: Backend, job: Assignment, error: ComfyUITaskError) -> tuple[str, bool]:
         """Returns the kind of failure; and whether another prompt is to blame, so that a further try costs this one
         nothing.
         """

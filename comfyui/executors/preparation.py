@@ -10,7 +10,7 @@ from comfyui.executors.checking import Strictness, problems_on
 from comfyui.executors.made_files import Brought, MadeFiles
 from comfyui.executors.own_files import check_own_files
 from comfyui.inputs.catalogue import Catalogue
-from comfyui.inputs.plan import brought_names
+from comfyui.inputs.plan import brought_names, has_inline_values
 from comfyui.inputs.staging import InputStager
 from comfyui.jobs.journal.writes import KeptUpload
 from comfyui.limits import Limits
@@ -54,6 +54,10 @@ class Preparation:
     def names(self, job: Assignment, request: PromptRequest) -> set[str]:
         """Names of files that the server need not have: they come with the workflow, or were uploaded before."""
         return {*job.file_names, *self._named(job, request)}
+
+    async def brings_inputs(self, job: Assignment, request: PromptRequest) -> bool:
+        """Whether files come with the request, so that no server has them yet."""
+        return bool(request.images or job.files) or await offloaded(request.size, has_inline_values, request.prompt)
 
     async def prepared(
         self,

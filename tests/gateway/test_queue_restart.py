@@ -211,3 +211,26 @@ async def test_prompts_of_others_are_never_taken_back(tmp_path: Path) -> None:
         assert (await asked)[0] == 200
         assert (await joined).status == 200
         assert executions(busy) == dict.fromkeys(theirs, 1)
+
+
+async def test_jobs_that_meet_a_gpu_fault_after_the_restart_are_tried_on_another_server(tmp_path: Path) -> None:
+    """They failed: what was found on a server had no second try."""
+    async with engines(2) as servers:
+        broken, other = servers
+        await of_others(other)
+        async with gateway_of(tmp_path, *servers) as gateway:
+            await queue_has(gateway, 2)
+            jobs = [await submit(gateway.http, sleep_workflow(600, tag=tag)) for tag in range(2)]
+            await until(lambda: queue_of(broken), lambda queue: queue == ([jobs[0]], [jobs[1]]))
+        await broken.set_faults({"cuda_fault": {"class_type": "SaveImage"}})
+        async with gateway_of(tmp_path, *servers) as gateway:
+            await queue_has(gateway, 4)
+            broken.wake(*jobs)
+            await until(lambda: queue_of(broken), lambda queue: queue == ([], []))
+            await end_all(other)
+            other.wake(*jobs)
+            for prompt_id in jobs:
+                status, body = await fetch(gateway.http, prompt_id)
+                assert status == 200, body
+        assert executions(broken)[jobs[0]] == 1
+        assert {prompt_id: executions(other)[prompt_id] for prompt_id in jobs} == dict.fromkeys(jobs, 1)
