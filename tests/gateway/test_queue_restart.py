@@ -234,3 +234,18 @@ async def test_jobs_that_meet_a_gpu_fault_after_the_restart_are_tried_on_another
                 assert status == 200, body
         assert executions(broken)[jobs[0]] == 1
         assert {prompt_id: executions(other)[prompt_id] for prompt_id in jobs} == dict.fromkeys(jobs, 1)
+
+
+async def test_a_job_that_is_out_of_memory_after_the_restart_is_tried_again_when_told_so(
+    tmp_path: Path, engine: Engine
+) -> None:
+    async with gateway_of(tmp_path, engine) as gateway:
+        prompt_id = await submit(gateway.http, sleep_workflow(600))
+        await begins(gateway.http, prompt_id)
+    await engine.set_faults({"out_of_memory": {"class_type": "SaveImage"}})
+    async with gateway_of(tmp_path, engine, OOM_RETRIES="1") as gateway:
+        await begins(gateway.http, prompt_id)
+        engine.wake(prompt_id)
+        status, body = await fetch(gateway.http, prompt_id)
+        assert status == 200, body
+    assert executions(engine) == {prompt_id: 2}
