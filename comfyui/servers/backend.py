@@ -65,8 +65,10 @@ class Backend:
         options: ServerOptions = DEFAULT_SERVERS,
         *,
         news: asyncio.Event | None = None,
+        runs_prompts: bool = True,
     ) -> None:
         self.client = client
+        self._runs_prompts = runs_prompts
         self.watcher = watcher
         self.health = Health.STARTING
         self.reason: str = "not reached yet"
@@ -313,7 +315,8 @@ class Backend:
             log = self._log.info if health is Health.READY else self._log.warning
             log("comfyui.health", health=health.value, was=was.value, reason=reason or None)
             self._tell_change()
-        self._metrics.server_up.labels(self.name).set(health is Health.READY)
+        if self._runs_prompts:
+            self._metrics.server_up.labels(self.name).set(health is Health.READY)
 
     def _tell_change(self) -> None:
         self._changed.set()

@@ -93,7 +93,7 @@ class BackendPool:
                 dead_after_s=options.dead_after_s,
             )
             watcher = CompletionWatcher(client, options, worker=worker, metrics=metrics, news=news, listeners=frames)
-            backends.append(Backend(client, watcher, metrics, options, news=news))
+            backends.append(Backend(client, watcher, metrics, options, news=news, runs_prompts=runs_prompts))
         return cls(backends, news, frames, runs_prompts=runs_prompts)
 
     def join(self, server: Server) -> None:

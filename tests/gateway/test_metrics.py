@@ -31,7 +31,7 @@ from tests.support.running import (
     sleep_workflow,
     until,
 )
-from tests.support.runpod_endpoint import DATA, KEY, FakeEndpoint, base64_image
+from tests.support.runpod_endpoint import DATA, KEY, NOWHERE, FakeEndpoint, base64_image
 from tests.support.runpod_endpoint import submit as post_prompt
 
 ROOT = Path(__file__).parents[2]
@@ -227,6 +227,13 @@ async def test_jobs_at_runpod_requests_to_it_and_bytes_from_it_are_counted(
         text = await response.text()
     assert KEY not in text
     assert "job-" not in text
+
+
+async def test_a_comfyui_that_runs_no_prompts_is_in_no_rotation(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        text = (await fetch(gateway, "/metrics")).body.decode()
+    found = [line for line in text.splitlines() if line.startswith("comfyui_gateway_server_up{")]
+    assert found == ['comfyui_gateway_server_up{server="runpod:endpoint1"} 1.0']
 
 
 def test_the_dashboard_asks_for_every_metric_and_for_none_that_is_not_there() -> None:
