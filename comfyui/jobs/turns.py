@@ -318,7 +318,7 @@ class Turns:
             if not isinstance(backend, Backend):
                 # It has a queue of its own, and says to nobody how many of its workers are free. Its time costs money.
                 up = backend.ready and backend.takes_more and not is_one_coming
-                self._scheduler.set_server(backend.name, up=up, places=None, many=True)
+                self._scheduler.set_server(backend.name, up=up, drained=backend.drained, places=None, many=True)
                 continue
             up = backend.ready and backend.is_cleared and self.abilities.is_known(backend)
             is_one_coming |= backend.is_new or (backend.ready and not up)

@@ -108,6 +108,11 @@ class Server(Protocol):
     @property
     def in_flight(self) -> int: ...
     @property
+    def drained(self) -> bool:
+        """It is to get no more prompts; see `comfyui.servers.fleet`. What runs there ends."""
+
+    def drain(self, drained: bool) -> None: ...
+    @property
     def generation(self) -> int:
         """Another number when it may have lost the inputs that it was given."""
 

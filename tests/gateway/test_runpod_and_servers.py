@@ -224,6 +224,33 @@ async def test_a_prompt_to_which_runpod_refuses_the_key_waits_for_a_server(
     assert endpoint.inputs == {}
 
 
+async def test_runpod_is_taken_out_and_let_in_again_as_a_server_is(
+    endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = endpoint.settings(tmp_path) | {"backend": BOTH}
+    name = "runpod:endpoint1"
+
+    async def post(gateway: RunningGateway, how: str) -> Any:
+        async with gateway.http.post(f"/servers/{name}/{how}") as response:
+            return response.status, await response.json()
+
+    async with running_gateway(engine.url, **settings) as gateway:
+        assert await post(gateway, "drain") == (200, {"server": name, "status": "drained", "in_flight": 0})
+    async with running_gateway(engine.url, **settings) as gateway:
+        _, health = await get(gateway, "/health")
+        [there] = [one for one in health["servers"] if one["server"] == name]
+        assert (there["drained"], "resume lets it have prompts again" in there["reason"]) == (True, True)
+        await submit(gateway, sleep_workflow(600))
+        await prompts_are_queued(engine, 1)
+        await submit(gateway, invert_workflow(1))
+        await prompts_are_queued(engine, 2)
+        waiting = await submit(gateway, invert_workflow(2))
+        assert endpoint.runs == 0
+        assert (await post(gateway, "resume"))[1]["status"] == "in use"
+        endpoint.complete(await endpoint.job(), base64_image(DATA))
+        assert (await history(gateway, waiting))["status"]["completed"] is True
+
+
 def _large_picture() -> io.BytesIO:
     """Of 8.6 MB."""
     file = io.BytesIO()

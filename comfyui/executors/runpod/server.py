@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -40,6 +39,7 @@ from comfyui.executors.runpod.loaders import LOADERS
 from comfyui.executors.runpod.options import RunPodOptions
 from comfyui.executors.runpod.results import ResultFiles, opened
 from comfyui.executors.runpod.retention import Retention, Unfinished
+from comfyui.executors.runpod.runs import Run
 from comfyui.executors.runpod.submissions import NotTaken, Submissions, insist, unknown_submission
 from comfyui.executors.runpod.telling import Telling
 from comfyui.feed import Feed
@@ -68,25 +68,6 @@ _DOWNLOAD_S = 3600.0
 _DAY_S = 86_400.0
 
 
-@dataclass(slots=True)
-class _Run:
-    """A job that RunPod has.
-
-    Attributes:
-        job_id: RunPod's.
-        has_reply: its reply is in the journal.
-        is_running: a worker has it.
-        latest: by type, the last frames of how it is, from its start on.
-    """
-
-    job_id: str
-    has_reply: bool = False
-    staging_s: float = 0.0
-    since: float = 0.0
-    is_running: bool = False
-    latest: dict[str, bytes] = field(default_factory=dict)
-
-
 class RunPodServer:
     """Open it with ``async with``, after the journal and before jobs come. It owns everything but the arguments.
 
@@ -109,7 +90,7 @@ class RunPodServer:
         metrics: Metrics,
     ) -> None:
         self.name = f"runpod:{options.endpoint_id}"
-        self.abandoned = False
+        self.abandoned = self.drained = False
         self.in_flight = 0
         self.generation = 0
         self.last_definitions: JSON | None = None
@@ -132,7 +113,7 @@ class RunPodServer:
         self._submissions = Submissions(self._endpoint, self._health, options.times)
         self._follower = Follower(self._endpoint, options.times)
         self._cancels = SideTasks()
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._gate = Gate(options.times.send_backoff, news)
         self._stack = AsyncExitStack()
 
@@ -185,11 +166,17 @@ class RunPodServer:
 
     @property
     def takes_prompts(self) -> bool:
-        return self.ready
+        return self.ready and not self.drained
 
     @property
     def why_not(self) -> str:
-        return self._health.trouble
+        drained = f"drained: POST /servers/{self.name}/resume lets it have prompts again" if self.drained else ""
+        return self._health.trouble or drained
+
+    def drain(self, drained: bool) -> None:
+        self.drained = drained
+        self._metrics.server_drained.labels(self.name).set(drained)
+        self._news.set()
 
     @property
     def takes_more(self) -> bool:
@@ -219,7 +206,7 @@ class RunPodServer:
             "websocket": "none",
             "queue_remaining": len(self._runs),
             "in_flight": self.in_flight,
-            "drained": False,
+            "drained": self.drained,
             "simulation": False,
         }
 
@@ -290,13 +277,13 @@ class RunPodServer:
             self._gate.refused(taken)
             return False
         self._gate.taken()
-        self._runs[job.prompt_id] = _Run(taken, staging_s=staging_s, since=time.monotonic())
+        self._runs[job.prompt_id] = Run(taken, staging_s=staging_s, since=time.monotonic())
         return True
 
     async def rejoin(self, job: Assignment, attempt: Attempt) -> None:
         if attempt.ref is None:
             raise unknown_submission("the gateway was stopped while it was sent", job.prompt_id)
-        self._runs[job.prompt_id] = _Run(attempt.ref, has_reply=attempt.has_reply, since=time.monotonic())
+        self._runs[job.prompt_id] = Run(attempt.ref, has_reply=attempt.has_reply, since=time.monotonic())
 
     async def result(self, job: Assignment) -> PromptResult:
         prompt_id = job.prompt_id
@@ -313,7 +300,7 @@ class RunPodServer:
             if self._runs.get(prompt_id) is run:
                 del self._runs[prompt_id]
 
-    async def _outcome(self, job: Assignment, run: _Run, telling: Telling) -> JSON:
+    async def _outcome(self, job: Assignment, run: Run, telling: Telling) -> JSON:
         """The job's outputs. Raises what it ended with."""
         prompt_id, execution_ms = job.prompt_id, None
         prompt: Mapping[str, Any] = job.request.prompt if job.request is not None else {}
@@ -322,7 +309,7 @@ class RunPodServer:
         else:
 
             def running(report: Any) -> None:
-                run.is_running = True
+                run.began()
                 telling.progressed(report)
 
             answer = await self._follower.end_of(prompt_id, run.job_id, running)
@@ -331,7 +318,7 @@ class RunPodServer:
             body, execution_ms = answer.body, answer.execution_ms
             # First of all, and without end: RunPod will not keep it, and its SDK has forgotten it already.
             await insist(lambda: job.attempts.delivered(run.job_id, body), self._options.times)
-        run.is_running = True
+        run.began()
         telling.started(execution_ms)
         made_by = next(iter(node_order(last_nodes(prompt))), "0")
         try:
@@ -342,13 +329,13 @@ class RunPodServer:
         telling.succeeded(outputs, execution_ms)
         return outputs
 
-    def _made(self, prompt_id: str, run: _Run, telling: Telling, outputs: JSON) -> PromptResult:
+    def _made(self, prompt_id: str, run: Run, telling: Telling, outputs: JSON) -> PromptResult:
         executing_s = telling.executing_s
         queued_s = max(0.0, time.monotonic() - run.since - executing_s)
         timings = Timings(run.staging_s, queued_s=queued_s, executing_s=executing_s)
         return PromptResult(prompt_id, self.name, outputs, files_of(outputs), timings, {}, told=telling.told(outputs))
 
-    def _failed(self, prompt_id: str, run: _Run, telling: Telling, error: ComfyUIError) -> None:
+    def _failed(self, prompt_id: str, run: Run, telling: Telling, error: ComfyUIError) -> None:
         """Tells the end, and keeps with the error what the history says of it."""
         if isinstance(error, ComfyUIValidationError):
             return  # it has not run, and another server may run it
@@ -363,7 +350,7 @@ class RunPodServer:
 
     # What is told
 
-    def _tell(self, job: Assignment, run: _Run, kind: str, data: Mapping[str, Any]) -> None:
+    def _tell(self, job: Assignment, run: Run, kind: str, data: Mapping[str, Any]) -> None:
         event = event_of(kind, data)
         job.publish(event)
         frame = jsonio.dumps({"type": kind, "data": data})
