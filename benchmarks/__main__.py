@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import bombs, cost, fleet, jobs, journal, memory, prompts, scaling, speed, turns
+from benchmarks import bombs, cost, fleet, jobs, journal, memory, merged, prompts, scaling, speed, turns
 from benchmarks.processes import ROOT, BenchError
 from benchmarks.stage import Row, Stage, stage
 
@@ -41,6 +41,8 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "cancel": fleet.cancels,
     "fairness": fleet.fairness,
     "scaling": scaling.scaling,
+    "frames": merged.frames,
+    "merged-file": merged.merged_file,
     "prompts": prompts.added_by_the_queue,
 }
 _RELAY = "relay"
