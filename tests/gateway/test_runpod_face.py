@@ -160,7 +160,8 @@ async def test_what_runs_and_waits_is_listed_and_cancelled_in_the_same_way(
             tab = Tab(websocket)
             await tab.read_until("status")
             running = await client.prompt("runs", sleep_workflow(600))
-            await tab.read_until("execution_start", running)
+            while (await tab.read_until("executing", running))["node"] != "4":
+                pass
             waiting = await client.prompt("waits", invert_workflow(5))
             await client.ask("queue", "GET", "/queue")
             await client.ask("remaining", "GET", "/prompt")
@@ -169,12 +170,7 @@ async def test_what_runs_and_waits_is_listed_and_cancelled_in_the_same_way(
             await client.ask("interrupt", "POST", "/interrupt", json={})
             await tab.read_until("execution_interrupted", running)
         for name, prompt_id in (("history", running), ("history of the other", waiting)):
-            entry = await client.entry(name, prompt_id)
-            kind, said = entry["status"]["messages"].pop()
-            assert kind == "execution_interrupted"
-            # At RunPod the node is known only where a report of the worker has told of it.
-            entry["status"]["messages"] = []
-            assert said.keys() == {"prompt_id", "node_id", "node_type", "executed", "timestamp"}
+            await client.entry(name, prompt_id)
         await client.ask("queue after", "GET", "/queue")
         told.append(client.steady())
     assert told[1] == told[0]

@@ -296,6 +296,12 @@ class RunPodServer:
         except ComfyUIError as error:
             self._failed(prompt_id, run, telling, error)
             raise
+        except asyncio.CancelledError:
+            if run.is_running:
+                # For the history, where it is the prompt that was cancelled. Its end is told when that is written.
+                telling.interrupted(tell=False)
+                job.interrupted(self._made(prompt_id, run, telling, {}))
+            raise
         finally:
             if self._runs.get(prompt_id) is run:
                 del self._runs[prompt_id]

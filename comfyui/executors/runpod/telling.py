@@ -76,10 +76,10 @@ class Telling:
             "execution_error", {**self._where(node_id), **details, "current_inputs": {}, "current_outputs": []}
         )
 
-    def interrupted(self) -> None:
-        """It was cancelled."""
+    def interrupted(self, *, tell: bool = True) -> None:
+        """It was cancelled. Not `tell`: only the history is to have it."""
         self.started()
-        self._message("execution_interrupted", self._where(self._node))
+        self._message("execution_interrupted", self._where(self._node), tell=tell)
 
     def told(self, outputs: Mapping[str, Any]) -> Told:
         """For the history."""
@@ -106,11 +106,12 @@ class Telling:
             "executed": [name for name in self._prompt if name in executed],
         }
 
-    def _message(self, kind: str, data: Mapping[str, Any], timestamp: int | None = None) -> None:
+    def _message(self, kind: str, data: Mapping[str, Any], timestamp: int | None = None, *, tell: bool = True) -> None:
         """One that the history keeps."""
         whole = {"prompt_id": self._prompt_id, **data, "timestamp": timestamp or _now_ms()}
         self._messages.append((kind, whole))
-        self._tell(kind, whole)
+        if tell:
+            self._tell(kind, whole)
 
     def _send(self, kind: str, data: Mapping[str, Any]) -> None:
         self._tell(kind, {**data, "prompt_id": self._prompt_id})
