@@ -28,14 +28,12 @@ from comfyui.exceptions import (
     TAKEN,
     ComfyUIConflictError,
     ComfyUIConnectionError,
-    ComfyUICredentialsError,
     ComfyUIInputUnavailableError,
     ComfyUINotFoundError,
     ComfyUIPromptLostError,
     ComfyUIServerError,
     ComfyUITaskCancelledError,
     ComfyUITaskError,
-    ComfyUIUnreadableError,
     ComfyUIValidationError,
 )
 from comfyui.executors.assignment import Assignment
@@ -49,7 +47,7 @@ from comfyui.executors.platform_runs import PlatformRuns
 from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
-from comfyui.executors.submission import Submission, check_same
+from comfyui.executors.submission import Submission, check_same, may_go_elsewhere
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
@@ -184,7 +182,7 @@ class PromptRunner:
     async def _run_request(self, job: Assignment, request: PromptRequest, left: dict[str, int]) -> PromptResult:
         self._losses.check(job)
         prompt: Mapping[str, Any] = request.prompt
-        defeated = False
+        defeated = placed_anew = False
         avoid: set[str] = set()
         failed: set[str] = set()
         away: Counter[str] = Counter()
@@ -228,6 +226,9 @@ class PromptRunner:
                 await self._losses.lost(backend, job, error)
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
+                if not placed_anew and self._preparation.places_anew(backend, error):
+                    placed_anew = True
+                    continue
                 # What is ours to say, preflight said already.
                 if job.awaits_verdict:
                     raise error.lacked_by(self._places.lacking(job))  # noqa: B904
@@ -243,7 +244,7 @@ class PromptRunner:
                 self._wait_for(error, job, away)
                 continue
             except (ComfyUIServerError, ComfyUIConnectionError) as error:
-                if not _may_go_elsewhere(error, job):
+                if not may_go_elsewhere(error, job):
                     raise
                 backend.failed(error)
                 # What was sent was an input or a question: a submission whose reply is lost does not come here.
@@ -349,12 +350,3 @@ class PromptRunner:
             self._log.info("prompt.taken_back", prompt_id=job.prompt_id, server=backend.name)
             return None
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)
-
-
-def _may_go_elsewhere(error: ComfyUIServerError | ComfyUIConnectionError, job: Assignment) -> bool:
-    """Whether another server may do better: this one could not be asked, or failed at a question before the prompt was
-    sent."""
-    if isinstance(error, ComfyUICredentialsError | ComfyUIConnectionError):
-        return True
-    was_sent = job.watch is not None and job.watch.open and job.watch.sent
-    return error.upstream_status >= 500 and not isinstance(error, ComfyUIUnreadableError) and not was_sent

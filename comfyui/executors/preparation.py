@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from comfyui.exceptions import ComfyUIValidationError
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, problems_on
 from comfyui.executors.made_files import Brought, MadeFiles
@@ -17,10 +18,14 @@ from comfyui.limits import Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules, confined_to, folder_of
+from comfyui.replies import error_types
 from comfyui.servers.backend import Backend
 from comfyui.servers.server import Server
 from comfyui.workflows.api_format import upload_inputs
 from comfyui.workflows.preflight import refusal
+
+# What ComfyUI says of an input whose file it does not have.
+_PERHAPS_GONE = frozenset({"custom_validation_failed", "value_not_in_list"})
 
 
 class Preparation:
@@ -112,6 +117,12 @@ class Preparation:
             uploads = {**self._catalogue.to_place(named), **made.uploads}
             inputs = [*widgets, *made.references] if made.uploads else widgets
             return await self._stager.stage(backend, request, inputs, job.files, folder, uploads)
+
+    def places_anew(self, server: Server, refused: ComfyUIValidationError) -> bool:
+        """Whether the server may have refused the workflow because a file is gone that it was given once: from now on
+        it is given all of them again."""
+        types = error_types((refused.upstream or {}).get("node_errors"))
+        return not types.isdisjoint(_PERHAPS_GONE) and self._stager.forget(server)
 
     def _named(self, job: Assignment, request: PromptRequest) -> Mapping[str, KeptUpload]:
         """The uploads that the workflow names, beside what comes with it."""

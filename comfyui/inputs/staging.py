@@ -59,9 +59,9 @@ _NO_UPLOADS: Mapping[str, Upload] = {}
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """What a server was given since it was connected, by our name of the content: ComfyUI's name of the file."""
+    """What a server was given in its present epoch, by our name of the content: ComfyUI's name of the file."""
 
-    generation: int
+    epoch: int
     names: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
 
@@ -156,9 +156,11 @@ class InputStager:
         placed = [(item, task.result()) for item, task in zip(items, tasks, strict=True)]
         return await offloaded(request.size, rewritten, request.prompt, placed)
 
-    def forget(self, server: Server) -> None:
-        """Upload everything to this server again; for when files were removed there. A new connection does the same."""
-        self._stored.pop(server, None)
+    def forget(self, server: Server) -> bool:
+        """Upload everything to this server again, for when files were removed there; whether there was anything. A new
+        connection does the same."""
+        known = self._stored.pop(server, None)
+        return known is not None and bool(known.names)
 
     async def _place(self, server: Server, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
         try:
@@ -240,8 +242,8 @@ class InputStager:
 
     def _stored_on(self, server: Server) -> OrderedDict[str, str]:
         known = self._stored.get(server)
-        if known is None or known.generation != server.generation:
-            known = self._stored[server] = _Stored(server.generation)
+        if known is None or known.epoch != server.epoch:
+            known = self._stored[server] = _Stored(server.epoch)
         return known.names
 
 

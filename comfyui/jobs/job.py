@@ -125,7 +125,8 @@ class Job:
         """
         marks = {} if self.fingerprint is None else {"fingerprint": self.fingerprint}
         if self.entry is not None:
-            marks |= {"journal": self.entry.journal_id} | ({"id": "chosen"} if self.entry.chosen else {})
+            marks |= {"journal": self.entry.journal_id, "attempt": self.entry.fence.mark}
+            marks |= {"id": "chosen"} if self.entry.chosen else {}
         return marks
 
     @property

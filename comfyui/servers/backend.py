@@ -129,6 +129,11 @@ class Backend:
         return self.health is Health.READY and self.watcher.crashed is None
 
     @property
+    def epoch(self) -> int:
+        """Another number when it may have been restarted, and with another folder of inputs."""
+        return self.watcher.epoch
+
+    @property
     def takes_prompts(self) -> bool:
         """Whether it may get a new prompt."""
         return self.ready and not self.drained
@@ -343,6 +348,10 @@ class Backend:
             last_id = client_id
             if (connected and not self._doubted) or await self._answers():
                 if self._away_since is not None or self.health is Health.STARTING:
+                    if not connected and self.health is not Health.STARTING:
+                        # It may be another one, and no websocket will tell.
+                        self._definitions.forget()
+                        self.generation += 1
                     self.look_through()
                 self._doubted, self._away_since = False, None
                 if not kind_known:

@@ -114,6 +114,10 @@ class Server(Protocol):
     def drain(self, drained: bool) -> None: ...
     @property
     def generation(self) -> int:
+        """Another number when its node definitions may be others."""
+
+    @property
+    def epoch(self) -> int:
         """Another number when it may have lost the inputs that it was given."""
 
     @property

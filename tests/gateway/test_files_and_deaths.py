@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import aiohttp
+import pytest
 from PIL import Image
 
 from tests.gateway.test_fleet import has_state, impatient
@@ -99,3 +104,64 @@ async def test_a_server_that_answers_and_does_not_give_its_file_runs_the_job_its
         results = [await fetch(gateway.http, await submit(gateway.http, reading(name))) for _ in range(3)]
         assert [status for status, _ in results] == [200] * 3, results
         await owner.well()
+
+
+async def uploaded(gateway: RunningGateway, name: str, color: str) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(picture, "PNG")
+    form = aiohttp.FormData()
+    form.add_field("image", picture.getvalue(), filename=name, content_type="image/png")
+    async with gateway.http.post("/upload/image", data=form) as response:
+        assert response.status == 200, await response.text()
+
+
+def saving(name: str) -> dict[str, Any]:
+    """Never answered from a cache."""
+    return {
+        "1": node("LoadImage", image=name),
+        "2": node("SaveImage", images=["1", 0], filename_prefix=f"read_{next(_numbers)}"),
+    }
+
+
+_numbers = itertools.count()
+
+
+@pytest.mark.parametrize("websockets", [True, False])
+async def test_a_server_that_comes_back_with_an_empty_input_folder_is_given_the_uploads_again(
+    tmp_path: Path, websockets: bool
+) -> None:
+    async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
+        for member in members:
+            await member.fault(**({} if websockets else {"ws_drop": {}, "ws_refuse": {}}))
+        await uploaded(gateway, "a.png", "red")
+        await until(lambda: _are_placed(gateway, members), bool, timeout_s=30)
+        for member in members:
+            await member.stop()
+            shutil.rmtree(member.input(""))
+            await member.start()
+            await member.fault(**({} if websockets else {"ws_refuse": {}}))
+        answers = await asyncio.gather(*(gateway.prompt_sync(saving("a.png"), timeout=50) for _ in range(6)))
+        assert [status for status, _ in answers] == [200] * 6, answers
+        for _, result in answers:
+            assert await color_of(gateway, result) == (0xFF, 0, 0)
+
+
+async def _are_placed(gateway: RunningGateway, members: list[Member]) -> bool:
+    """Whether each server has the upload, once prompts at once have read it."""
+    answers = await asyncio.gather(*(gateway.prompt_sync(saving("a.png")) for _ in members))
+    assert {status for status, _ in answers} == {200}, answers
+    return all(member.input("a.png").exists() for member in members)
+
+
+async def test_an_upload_that_somebody_deleted_on_the_servers_is_placed_again(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 2) as members, running_gateway(*(m.url for m in members), changed=impatient) as gateway:
+        await uploaded(gateway, "a.png", "red")
+        await until(lambda: _are_placed(gateway, members), bool, timeout_s=30)
+        for member in members:
+            member.input("a.png").unlink()
+        for _ in range(4):
+            status, result = await gateway.prompt_sync(saving("a.png"))
+            assert status == 200, result
+        # What no server has and nobody uploaded is refused as before.
+        status, result = await gateway.prompt_sync(saving("nothing.png"))
+        assert (status, result["type"]) == (400, "validation_failed"), result

@@ -92,7 +92,7 @@ class RunPodServer:
         self.name = f"runpod:{options.endpoint_id}"
         self.abandoned = self.drained = False
         self.in_flight = 0
-        self.generation = 0
+        self.generation = self.epoch = 0
         self.last_definitions: JSON | None = None
         """Nobody knows what the endpoint's workers have."""
         self._options = options
@@ -384,7 +384,7 @@ class RunPodServer:
         self._news.set()
 
     def _inputs_removed(self) -> None:
-        self.generation += 1
+        self.epoch += 1
 
     def _give_up(self, task: asyncio.Task[Any]) -> None:
         """A bug of ours: no prompt must be taken that nobody would send or follow."""
