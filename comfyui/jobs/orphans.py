@@ -85,19 +85,22 @@ class Orphans:
         The jobs in hand are asked first: what ends meanwhile is written down before it leaves them.
         """
         if (job := self._runs.live.get(item.prompt_id)) is not None:
-            present = None if job.entry is None else job.entry.fence
-            return "" if job.is_on(backend.name) or self._is_same(backend, item, present) else "orphan"
+            if job.is_on(backend.name):
+                return ""
+            entry = job.entry
+            return "" if entry is not None and _is_same(backend, item, entry.server, entry.fence) else "orphan"
         record = await self._journal.get(item.prompt_id)
         if record is None:
             return "" if is_callers(item) else "restart"
         is_wanted = not record.state.is_end and record.state is not State.CANCELING
-        is_there = record.server == backend.name or self._is_same(backend, item, record.fence)
+        is_there = record.server == backend.name or _is_same(backend, item, record.server, record.fence)
         return "" if is_wanted and is_there else "orphan"
 
-    def _is_same(self, backend: Backend, item: QueueItem, present: Fence | None) -> bool:
-        """Whether it is the job's present attempt, which went to another server: that is this one by another name."""
-        if present is None or present.mark != attempt_of(item):
-            return False
-        detail = "it has a prompt that another server was given: two addresses of COMFYUI_SERVER_ADDRESS lead to it"
-        _log.error("server.twice", server=backend.name, prompt_id=item.prompt_id, detail=detail)
-        return True
+
+def _is_same(backend: Backend, item: QueueItem, server: str | None, present: Fence) -> bool:
+    """Whether a prompt on `backend` is the job's present attempt, which is on `server`: then the two are one."""
+    if server in {None, backend.name} or present.mark != attempt_of(item):
+        return False
+    detail = f"it has what {server} was given: two addresses of COMFYUI_SERVER_ADDRESS lead to one ComfyUI"
+    _log.error("server.twice", server=backend.name, prompt_id=item.prompt_id, detail=detail)
+    return True
