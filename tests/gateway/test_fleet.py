@@ -172,7 +172,7 @@ async def test_what_a_server_has_that_came_back_after_the_gateway_was_restarted_
             assert await cut_off.queue() == ([running], [waiting])
             await cut_off.link.mend()
             await until(cut_off.queue, lambda queue: waiting not in queue[1])
-            # The one that had begun is attached to where it runs, or cancelled there and begun again where no other runs.
+            # The one that had begun is attached to where it runs, or cancelled there and begun again where none runs.
             await status_is(gateway.http, running, "running")
             async with gateway.http.delete(f"/prompt_sync/{running}") as response:
                 assert response.status == 200
