@@ -28,14 +28,21 @@ async def node_definitions(who: Caller) -> None:
     await who.ask("HEAD", "/object_info/KSampler")
 
 
+def _is_of_a_script(choice: Any) -> bool:
+    return isinstance(choice, str) and ("same-" in choice or choice in {"clipspace", "a", "b", "c", "deep"})
+
+
 async def all_node_definitions(who: Caller) -> None:
     """Compared as one text: there are hundreds."""
     async with who.http.get(f"{who.prefix}/object_info") as response:
         told = await response.json()
     for definition in told.values():
         for _, spec in inputs_of(definition):
-            if isinstance(spec[0], list) and len(spec) > 1 and any(name.endswith("_upload") for name in spec[1]):
-                spec[0] = "files, which other scripts have uploaded"
+            # Scripts upload files, which are choices of some nodes; so are folders of theirs.
+            if isinstance(spec[0], list):
+                spec[0] = [one for one in spec[0] if not _is_of_a_script(one)]
+            elif len(spec) > 1 and isinstance(spec[1], dict) and isinstance(spec[1].get("options"), list):
+                spec[1]["options"] = [one for one in spec[1]["options"] if not _is_of_a_script(one)]
     body = {name: hashlib.sha256(json.dumps(one).encode()).hexdigest() for name, one in told.items()}
     who.steps.append(Step("GET /object_info", Answer(response.status, response.content_type, body), None))
     await who.ask("HEAD", "/object_info")
