@@ -33,8 +33,8 @@ FOLDER_INPUTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Needs:
-    """`files`: class, input and value of each input that names a file, or a folder of inputs. `models`: those files that
-    are models."""
+    """`files`: class, input and value of each input that names a file, or a folder of inputs. `models`: those that are
+    models."""
 
     classes: frozenset[str]
     files: frozenset[tuple[str, str, str]]
