@@ -29,7 +29,9 @@ async def node_definitions(who: Caller) -> None:
 
 
 def _is_of_a_script(choice: Any) -> bool:
-    return isinstance(choice, str) and ("same-" in choice or choice in {"clipspace", "a", "b", "c", "deep"})
+    return isinstance(choice, str) and (
+        "same-" in choice or choice in {"3d", "clipspace", "gateway", "a", "b", "c", "deep"}
+    )
 
 
 async def all_node_definitions(who: Caller) -> None:
