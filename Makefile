@@ -83,6 +83,14 @@ test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready $(TYPES)/node_modul
 test-main:
 	$(BIN)/python -m pytest -m "not alone" --numprocesses 4 --dist worksteal
 
+FRONTEND := 1.58.1
+FRONTEND_DIR := out/frontend-$(FRONTEND)
+
+# The suite has the frontend of ComfyUI 0.3.64, which is installed with it.
+test-frontend: setup ## the browser tests with a newer web frontend (FRONTEND=1.58.1)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(FRONTEND_DIR) comfyui-frontend-package==$(FRONTEND)
+	COMFYUI_TEST_FRONTEND=$(FRONTEND_DIR)/comfyui_frontend_package/static $(BIN)/python -m pytest tests/gateway/test_frontend*.py
+
 # Only what the first suite skips. The output of each comes in one piece, when it has ended.
 test-sdks:
 	@for sdk in runpod littlehorse; do \
@@ -123,6 +131,9 @@ chaos-workers: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready ## ComfyUI
 rights: setup ## write docs/rights.md: what a running gateway answers each role
 	@$(BIN)/python -m tests.support.rights_page docs/rights.md
 
+side-by-side: setup ## write docs/side-by-side.md: which answers of the gateway differ from ComfyUI's, and why
+	@$(BIN)/python -m tests.contract.same.page docs/side-by-side.md
+
 scheduler: setup ## the scheduler's properties in 2,000 long runs each, with counts of what was checked
 	@$(BIN)/python -m tests.scheduling
 
@@ -148,4 +159,4 @@ clean: ## remove what make and the tests made
 	rm -rf $(VENV) $(VENV_GATEWAY) $(VENV_RUNPOD) $(VENV_LITTLEHORSE) $(VENV_MANIFESTS) $(VENV_OPENAPI) $(TYPES)/node_modules \
 		build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo run test test-main test-sdks lint manifests format chaos kills framing chaos-workers rights scheduler bench lock clean
+.PHONY: help setup demo run test test-main test-frontend test-sdks lint manifests format chaos kills framing chaos-workers rights side-by-side scheduler bench lock clean

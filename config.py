@@ -16,6 +16,7 @@ from comfyui.address import ServerAccess, parse_headers, parse_server_address, p
 from comfyui.exceptions import SettingsError
 from comfyui.executors.checking import AS_COMFYUI
 from comfyui.executors.comfyui import RunnerOptions
+from comfyui.executors.runpod.options import RunPodOptions
 from comfyui.handler import HandlerOptions
 from comfyui.jobs.queue_options import QueueOptions
 from comfyui.jobs.runs import RunLimits
@@ -28,7 +29,6 @@ from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.images import ConversionLimits
 from comfyui.outputs.stores.s3 import S3Store, s3_store
 from comfyui.outputs.stores.store import ObjectStore
-from comfyui.runpod.options import RunPodOptions
 from comfyui.servers.options import ServerOptions
 from comfyui.settings import (
     MB,
@@ -67,8 +67,6 @@ _PUBLIC_URL = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]+)?(?:/(?:[A-Za-z0-9._~!$&()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*",
     re.IGNORECASE,
 )
-# For one client of RunPod's bridge, which is the gateway's own relay: it reads all the time.
-_BRIDGE_SOCKET_BYTES = 16 * MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +103,20 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         default="true",
         description="Check ComfyUI's certificate: true, false, or a file with its authority; JSON by address.",
     )
-    backend: Literal["comfyui", "runpod"] = Field(
-        default="comfyui", description="Where prompts run: on ComfyUI, or on a RunPod serverless endpoint."
+    backend: CommaList = Field(
+        default=("comfyui",),
+        description="What runs prompts: comfyui, runpod (a serverless endpoint), or both: comfyui,runpod.",
     )
-    runpod_endpoint_id: str = Field(default="", description="The endpoint that BACKEND=runpod sends prompts to.")
-    runpod_api_key: SecretStr | None = Field(default=None, description="RunPod's API key; needed with BACKEND=runpod.")
+    runpod_endpoint_id: str = Field(default="", description="The endpoint that runs prompts, with runpod in BACKEND.")
+    runpod_api_key: SecretStr | None = Field(
+        default=None, description="RunPod's API key; needed with runpod in BACKEND."
+    )
     runpod_endpoint_url: WebUrl = Field(
         default="", description="Another API server with RunPod's protocol; empty: RunPod's own."
     )
     runpod_data_dir: Path = Field(
         default=Path("runpod-data"),
-        description="Folder of BACKEND=runpod: what was sent, results, inputs. One gateway at a time.",
+        description="Folder of results and inputs of prompts that ran on RunPod. One gateway at a time.",
     )
     runpod_data_days: float = Field(
         default=0,
@@ -368,10 +369,14 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 parse(text, self.comfyui_server_address)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-        if self.backend == "runpod" and (headers or self.comfyui_tls_verify.strip().lower() != "true"):
-            name = "COMFYUI_HEADERS" if headers else "COMFYUI_TLS_VERIFY"
-            raise ValueError(f"{name}: not with BACKEND=runpod, whose local ComfyUI is asked without")
         return self
+
+    @field_validator("backend")
+    @classmethod
+    def _backends(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value) or not set(value) <= {"comfyui", "runpod"}:
+            raise ValueError("comfyui, runpod or both are wanted: comfyui,runpod")
+        return tuple(sorted(value))
 
     @field_validator("webhook_secret")
     @classmethod
@@ -408,11 +413,17 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
 
     @model_validator(mode="after")
     def _runpod_is_complete(self) -> Self:
-        if self.backend != "runpod":
+        if "runpod" not in self.backend:
             return self
         given = {"RUNPOD_ENDPOINT_ID": self.runpod_endpoint_id, "RUNPOD_API_KEY": self.runpod_api_key}
         if missing := [name for name, value in given.items() if not value or not str(value)]:
-            raise ValueError(f"BACKEND is runpod, and {' and '.join(missing)} {'are' if missing[1:] else 'is'} not set")
+            raise ValueError(
+                f"BACKEND has runpod, and {' and '.join(missing)} {'are' if missing[1:] else 'is'} not set"
+            )
+        if self.queue == "comfyui":
+            raise ValueError("QUEUE is comfyui, and BACKEND has runpod, which has no such queue: use auto or gateway")
+        if self.runs_on_comfyui:
+            return self
         if len(self.comfyui_server_address) > 1:
             raise ValueError("COMFYUI_SERVER_ADDRESS: with BACKEND=runpod one, the local ComfyUI")
         if self.preflight:
@@ -440,6 +451,11 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         if self.default_timeout > self.max_timeout:
             raise ValueError(f"DEFAULT_TIMEOUT ({self.default_timeout:g}) is above MAX_TIMEOUT ({self.max_timeout:g})")
         return self
+
+    @property
+    def runs_on_comfyui(self) -> bool:
+        """Whether ComfyUI servers run prompts. Else the first one has everything but prompts."""
+        return "comfyui" in self.backend
 
     @property
     def shown_addresses(self) -> list[str]:
@@ -544,21 +560,18 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 oom_retries=self.oom_retries,
                 preflight=AS_COMFYUI if self.preflight else None,
                 limits=self.limits(),
-                remote=self.backend == "runpod",
             ),
         )
 
     def _whose_queue(self) -> Literal["gateway", "comfyui"]:
         if self.queue == "auto":
-            ours = len(self.comfyui_server_address) > 1 or self.keys_file is not None
-            return "gateway" if ours else "comfyui"
+            is_one = len(self.comfyui_server_address) == 1 and self.backend == ("comfyui",)
+            return "comfyui" if is_one and self.keys_file is None else "gateway"
         return self.queue
 
     def _queue_options(self) -> QueueOptions:
         return QueueOptions(
             queue=self._whose_queue(),
-            # The endpoint has a queue of its own, and says to nobody how many of its workers are free.
-            places=None if self.backend == "runpod" else QueueOptions().places,
             max_queued=self.max_queued_jobs,
             max_queued_s=self.max_queued_seconds,
         )
@@ -598,18 +611,15 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         )
 
     def _runpod_options(self) -> RunPodOptions | None:
-        if self.backend != "runpod" or self.runpod_api_key is None:
+        if "runpod" not in self.backend or self.runpod_api_key is None:
             return None
         return RunPodOptions(
             endpoint_id=self.runpod_endpoint_id,
             api_key=self.runpod_api_key,
             data_dir=self.runpod_data_dir,
-            local_address=self.comfyui_server_address[0],
             endpoint_url=self.runpod_endpoint_url,
             url_allow=self.input_url_allow,
             data_days=self.runpod_data_days,
-            socket_buffer_bytes=min(int(self.websocket_buffer_mb * MB), _BRIDGE_SOCKET_BYTES),
-            answers=self.answers(),
         )
 
     def accesses(self) -> dict[str, ServerAccess]:

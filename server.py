@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
 
-from comfyui.address import ServerAccess
 from comfyui.assets.rooms import assets_of
 from comfyui.exceptions import ComfyUIDiskError, SettingsError
+from comfyui.executors.elsewhere import Elsewhere
 from comfyui.executors.quarantine import Quarantine
 from comfyui.fallback import fallback_engine
 from comfyui.handler import ComfyUIHandler
@@ -24,6 +26,8 @@ from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.measures import JournalMeasures
 from comfyui.jobs.pruning import pruning
+from comfyui.jobs.runpod_journal import take_over_runpod_journal
+from comfyui.jobs.stored import unfinished_prompts
 from comfyui.jobs.telling import Payloads
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.jobs.webhooks.outbox import Outbox, some_wait
@@ -83,7 +87,15 @@ def create_app(
         if settings.state_dir is None:
             _log.info("jobs.in_memory", detail="STATE_DIR is empty: jobs end with the gateway")
         async with AsyncExitStack() as stack:
-            pool = await stack.enter_async_context(_backends(settings, options, metrics, accesses))
+            pool = await stack.enter_async_context(
+                BackendPool.connect(
+                    settings.comfyui_server_address,
+                    options.servers,
+                    access=accesses,
+                    metrics=metrics,
+                    runs_prompts=settings.runs_on_comfyui,
+                )
+            )
             stager = await stack.enter_async_context(
                 InputStager(
                     max_bytes=settings.max_input_bytes,
@@ -102,6 +114,7 @@ def create_app(
                 )
             )
             inputs = await stack.enter_async_context(_inputs(settings))
+            runpod = await _runpod(options, pool, journal, metrics, stack, settings.shutdown_grace_seconds)
             if options.store is not None:
                 await stack.enter_async_context(options.store)
             files = await stack.enter_async_context(
@@ -127,6 +140,7 @@ def create_app(
                     owners=options.app.keys,
                     inputs=inputs,
                     deliverer=deliverer,
+                    elsewhere=runpod,
                 )
             )
             assets = assets_of(
@@ -139,7 +153,7 @@ def create_app(
                 keep_s=settings.jobs_keep_days * 86_400,
             )
             await stack.enter_async_context(assets.uploaded.expiring())
-            if options.runpod is None:
+            if settings.runs_on_comfyui:
                 await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
             tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)
             if signer is not None or (settings.keys_file is not None and settings.public_url):
@@ -180,15 +194,29 @@ def _inputs(settings: Settings) -> InputStore:
     return InputStore(folder, max_bytes=max_bytes, keep_s=settings.inputs_keep_days * 86_400)
 
 
-def _backends(
-    settings: Settings, options: GatewayOptions, metrics: Metrics, access: Mapping[str, ServerAccess]
-) -> AbstractAsyncContextManager[BackendPool]:
-    if options.runpod is not None:
-        # Its server and database are nothing that other gateways should load.
-        from comfyui.runpod.pool import runpod_pool
+async def _runpod(
+    options: GatewayOptions,
+    pool: BackendPool,
+    journal: Journal,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    lock_wait_s: float,
+) -> Elsewhere | None:
+    """What runs prompts on RunPod; None where nothing does. Raises `JournalError`."""
+    if options.runpod is None:
+        return None
+    # Gateways without it need not load it.
+    from comfyui.executors.runpod.server import RunPodServer
 
-        return runpod_pool(options.runpod, options.servers, metrics)
-    return BackendPool.connect(settings.comfyui_server_address, options.servers, access=access, metrics=metrics)
+    unfinished = functools.partial(unfinished_prompts, journal)
+    runpod = await stack.enter_async_context(
+        RunPodServer(options.runpod, pool.backends[0], journal, unfinished, pool.news, pool.frames, metrics)
+    )
+    pool.join(runpod)
+    await take_over_runpod_journal(
+        options.runpod.data_dir, runpod.name, journal, now=time.time(), lock_wait_s=lock_wait_s
+    )
+    return runpod
 
 
 async def _serve(settings: Settings) -> None:
@@ -205,7 +233,7 @@ async def _serve(settings: Settings) -> None:
     server = Server(app, options.serving, metrics, settings.shutdown_grace_seconds)
     if not options.app.keys:
         warn_of_strangers(settings.server_host, settings.server_port)
-    runpod = settings.runpod_endpoint_id if settings.backend == "runpod" else None
+    runpod = settings.runpod_endpoint_id if "runpod" in settings.backend else None
     keys = options.app.keys.shown_names()[:_NAMES_SHOWN] or None
     _log.info("gateway.starting", comfyui=settings.shown_addresses, runpod=runpod, keys=keys, version=VERSION)
     relieve_the_collector()

@@ -15,7 +15,20 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import bombs, cost, fleet, jobs, journal, memory, prompts, speed, turns, v2
+from benchmarks import (
+    bombs,
+    cost,
+    fleet,
+    jobs,
+    journal,
+    memory,
+    merged,
+    prompts,
+    scaling,
+    speed,
+    turns,
+    v2,
+)
 from benchmarks.processes import ROOT, BenchError
 from benchmarks.stage import Row, Stage, stage
 
@@ -40,6 +53,9 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "six": fleet.six_prompts,
     "cancel": fleet.cancels,
     "fairness": fleet.fairness,
+    "scaling": scaling.scaling,
+    "frames": merged.frames,
+    "merged-file": merged.merged_file,
     "v2": v2.beside_the_proxy,
     "v2-listing": v2.listing,
     "prompts": prompts.added_by_the_queue,

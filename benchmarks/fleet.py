@@ -40,20 +40,22 @@ async def fleet(on: Stage, servers: int, **settings: str) -> AsyncIterator[Fleet
             running_gateway(engines[0], on.logs, COMFYUI_SERVER_ADDRESS=addresses, **settings)
         )
         pools = [await stack.enter_async_context(pool_of(server)) for server in (gateway, *engines)]
-        await _all_are_up(pools[0], servers)
+        await all_are_up(pools[0], servers)
         yield Fleet(gateway, pools[0], tuple(pools[1:]))
 
 
-async def _all_are_up(pool: Pool, servers: int) -> None:
+async def all_are_up(pool: Pool, servers: int) -> None:
+    """Returns when the gateway is connected to so many servers, which are all that it has."""
+
     async def are_up() -> bool:
         states = [one["state"] for one in orjson.loads((await pool.request("GET", "/health")).body)["servers"]]
         return states == ["connected"] * servers
 
-    await _until(are_up, "all servers are up")
+    await until(are_up, "all servers are up")
 
 
-async def _until(holds: Callable[[], Awaitable[bool]], what: str) -> float:
-    """Seconds until it holds."""
+async def until(holds: Callable[[], Awaitable[bool]], what: str) -> float:
+    """Seconds until it holds. Raises `BenchError` where that takes very long."""
     began = time.perf_counter()
     while not await holds():
         if time.perf_counter() - began > _GIVE_UP_S:
@@ -100,7 +102,7 @@ async def _six_queued(servers: Fleet, seconds: float) -> float:
         async def is_done(prompt_id: str = prompt_id) -> bool:
             return bool(orjson.loads((await servers.pool.request("GET", f"/history/{prompt_id}")).body))
 
-        await _until(is_done, f"the history has {prompt_id}")
+        await until(is_done, f"the history has {prompt_id}")
     return time.perf_counter() - began
 
 
@@ -140,7 +142,7 @@ async def _cancelled(servers: Fleet, cancel: Callable[[Pool, str], Coroutine[Any
     async def all_run() -> bool:
         return all([await _running(engine) for engine in servers.engines])
 
-    await _until(all_run, "each server runs a prompt")
+    await until(all_run, "each server runs a prompt")
     took = []
     for engine in servers.engines:
         prompt_id = await _running(engine)
@@ -149,7 +151,7 @@ async def _cancelled(servers: Fleet, cancel: Callable[[Pool, str], Coroutine[Any
             return await _running(engine) != prompt_id
 
         async with asyncio.TaskGroup() as group:
-            over = group.create_task(_until(is_over, f"{prompt_id} runs no more"))
+            over = group.create_task(until(is_over, f"{prompt_id} runs no more"))
             group.create_task(cancel(servers.pool, prompt_id))
         took.append(over.result())
     return took
@@ -190,7 +192,7 @@ async def fairness(on: Stage) -> list[Row]:
         async def second_has_ended() -> bool:
             return second <= (await _times(servers)).keys()
 
-        lasted_s = await _until(second_has_ended, "the second key's jobs have ended")
+        lasted_s = await until(second_has_ended, "the second key's jobs have ended")
         times = await _times(servers)
     ended_at = max(times[prompt_id][1] for prompt_id in second)
     began = [began_at for prompt_id, (began_at, _) in times.items() if prompt_id in first]

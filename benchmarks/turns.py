@@ -17,6 +17,7 @@ from benchmarks.callers import Pool, pool_of, submitted, workflow
 from benchmarks.jobs import submission_rate
 from benchmarks.processes import BenchError, running_gateway
 from benchmarks.stage import Row, Stage, percentile
+from comfyui.client import ComfyUIClient
 from comfyui.inputs.catalogue import Catalogue
 from comfyui.inputs.store import InputStore
 from comfyui.jobs.journal.memory import MemoryJournal
@@ -25,8 +26,12 @@ from comfyui.jobs.queue_options import TurnOptions
 from comfyui.jobs.scheduler import Place, Scheduler, Waiting
 from comfyui.jobs.shares import Terms
 from comfyui.jobs.turns import Turns
+from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest
+from comfyui.replies import JSON
+from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
+from comfyui.servers.watcher import CompletionWatcher
 
 _WAITING = 10_000
 _SERVERS = 8
@@ -131,12 +136,13 @@ def _placing_row(name: str, took: list[float]) -> Row:
 
 async def _turned(owners: int, shapes: int, priorities: int, placings: int) -> Row:
     """As the queue of async jobs does it: with what a workflow needs, found out of its nodes."""
-    backends = tuple(_server(f"gpu-{index}", shapes) for index in range(_SERVERS))
+    servers = tuple(_KnownServer(f"gpu-{index}", shapes) for index in range(_SERVERS))
     pool = SimpleNamespace(
-        backends=backends,
-        ready=list(backends),
+        servers=servers,
+        backends=servers,
+        ready_servers=list(servers),
         news=asyncio.Event(),
-        named={backend.name: backend for backend in backends}.get,
+        named={server.name: server for server in servers}.get,
     )
     turns = Turns(cast("BackendPool", pool), TurnOptions("gateway"), Catalogue(MemoryJournal(), InputStore(None)))
     turns.open()
@@ -162,21 +168,32 @@ async def _turned(owners: int, shapes: int, priorities: int, placings: int) -> R
     return _placing_row(name, took)
 
 
-def _server(name: str, shapes: int) -> Any:
-    """A server that is up, is known, and has all models."""
-    models = [f"model-{shape}.safetensors" for shape in range(shapes)]
-    definitions = {
-        "CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [models]}}},
-        **{kind: {"input": {"required": {}}} for kind in ("CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage")},
-    }
-    watcher = SimpleNamespace(others=0, tell_of_others=lambda: None)
-    known = SimpleNamespace(name=name, ready=True, generation=1, last_definitions=definitions, watcher=watcher)
+class _KnownServer(Backend):
+    """A server that is up, is known, and has all models. Nobody asks it."""
 
-    async def object_info(**_: object) -> dict[str, Any]:
-        return definitions
+    def __init__(self, name: str, shapes: int) -> None:
+        client = ComfyUIClient(f"http://{name}")
+        super().__init__(client, CompletionWatcher(client), Metrics())
+        models = [f"model-{shape}.safetensors" for shape in range(shapes)]
+        self._known = {
+            "CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [models]}}},
+            **{kind: {"input": {"required": {}}} for kind in ("CLIPTextEncode", "KSampler", "VAEDecode", "SaveImage")},
+        }
 
-    known.object_info, known.soon = object_info, lambda: asyncio.timeout(1)
-    return known
+    @property
+    def ready(self) -> bool:
+        return True
+
+    @property
+    def is_cleared(self) -> bool:
+        return True
+
+    @property
+    def last_definitions(self) -> JSON:
+        return self._known
+
+    async def object_info(self, **_: object) -> JSON:
+        return self._known
 
 
 def _loading(model: str) -> dict[str, Any]:

@@ -76,7 +76,6 @@ class ComfyUIClient:
         retries: further tries of an idempotent request after the first, and of the rest of a file.
         backoff: between them.
         lean: send requests by `Http1Transport`; aiohttp is then for the websocket and for uploads only.
-        name: by which people know it, where that is not its address.
         access: credentials and trust beside the address.
         answers: how much the server may send at once.
     """
@@ -90,7 +89,6 @@ class ComfyUIClient:
         backoff: Backoff = _BACKOFF,
         metrics: Metrics | None = None,
         lean: bool = False,
-        name: str = "",
         access: ServerAccess | None = None,
         answers: AnswerLimits = DEFAULT_ANSWERS,
     ) -> None:
@@ -102,7 +100,7 @@ class ComfyUIClient:
             self.credentials.setdefault("Authorization", server.authorization)
         self.tls = access.tls
         self.base_url = server.url
-        self.name = name or server.name
+        self.name = server.name
         self._timeout_s = timeout_s
         self._retries = retries
         self._backoff = backoff

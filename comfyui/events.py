@@ -134,6 +134,11 @@ def parse_text(frame: bytes) -> Event:
         kind, data = message["type"], message["data"]
     except (ComfyUILimitError, JSONError, KeyError, TypeError):
         return Unknown("unreadable", frame)
+    return event_of(kind, data)
+
+
+def event_of(kind: Any, data: Any) -> Event:
+    """An event by its type and data, as a text frame has them. Never raises."""
     try:
         return _known(kind, data)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):

@@ -187,6 +187,9 @@ class ComfyUIInputUnavailableError(ComfyUIInputError):
 
     It was tried again already. The status is still 400: what failed is not the gateway, and another gateway would not
     do better.
+
+    Attributes:
+        server: the name of the ComfyUI server that has it, where it is one of ours; else empty.
     """
 
     title = "Input could not be fetched"
@@ -194,9 +197,16 @@ class ComfyUIInputUnavailableError(ComfyUIInputError):
     retryable = True
 
     def __init__(
-        self, reason: str, *, field: str = "", prompt_id: str | None = None, retry_after_s: float = 0.0
+        self,
+        reason: str,
+        *,
+        field: str = "",
+        prompt_id: str | None = None,
+        retry_after_s: float = 0.0,
+        server: str = "",
     ) -> None:
         super().__init__(reason, field=field, prompt_id=prompt_id)
+        self.server = server
         self.retry_after_s = max(5, math.ceil(retry_after_s))
 
 

@@ -21,6 +21,7 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.executors.comfyui import PromptRunner, RunnerOptions
+from comfyui.executors.elsewhere import Elsewhere
 from comfyui.executors.made_files import MadeFiles
 from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
@@ -91,6 +92,7 @@ class ComfyUIHandler:
     Args:
         also_ready: what must be ready beside the servers.
         entries, inputs, deliverer: open; belong to whoever opened them. In memory, in a temporary folder, and none.
+        elsewhere: runs what the pool's server that is no ComfyUI gets.
         owners: know what each owner may have and see; None: everything.
 
     Attributes:
@@ -112,13 +114,14 @@ class ComfyUIHandler:
         entries: Entries | None = None,
         owners: OwnerRules | None = None,
         inputs: InputStore | None = None,
+        elsewhere: Elsewhere | None = None,
         deliverer: Deliverer | None = None,
     ) -> None:
         self.pool, self.metrics, self._also_ready = pool, metrics or Metrics(), also_ready
         self._options = options = options or HandlerOptions()
         self.entries = entries = entries or Entries()
         self.journal, self.claims = entries.journal, Claims(entries.journal.sent_under, "job")
-        self.fleet = Fleet(pool, self.journal)
+        self.fleet, self.history = Fleet(pool, self.journal), JobHistory(self.journal, pool)
         self._inputs, self._owns_inputs = inputs or InputStore(None), inputs is None
         catalogue = Catalogue(self.journal, self._inputs, owners)
         self.uploads = Uploads(catalogue, self._inputs, stager, self.journal, pool)
@@ -127,7 +130,7 @@ class ComfyUIHandler:
         runner, limits, ours = options.runner, options.run_limits, options.queue.queue == "gateway"
         self.made = MadeFiles(self.journal, pool, max_bytes=stager.max_bytes) if ours else None
         preparation = Preparation(stager, catalogue, self.made, owners, runner.preflight, runner.limits)
-        self._runner = PromptRunner(pool, self._turns, preparation, runner, self.metrics, quarantine)
+        self._runner = PromptRunner(pool, self._turns, preparation, runner, self.metrics, quarantine, elsewhere)
         looks_back_s = options.looks_back_s if ours else 0.0
         self._cancels = Cancels(self._runner, self.metrics, last_s=options.last_cancels_s, looks_back_s=looks_back_s)
         self._runs = Runs(self._runner, self._cancels, limits, self.metrics, deliverer, shows_history=ours)
@@ -135,14 +138,12 @@ class ComfyUIHandler:
         self.queue = JobQueue(entries, pool, self._turns, self._runs, brought, options.queue)
         self.standing = StandingJobs(pool, self._turns, self._runs, self.queue, self._cancels)
         self.admission = Admission(entries, self._runs, self.queue, brought)
-        self.history = JobHistory(self.journal, pool)
         self.removal = Removal(entries, pool, self.admission, self._runs, self.queue, self._turns, self._cancels)
         refusals = Refusals(pool, self._turns.abilities, catalogue, self.made, options.limits, runner.preflight)
         self.verdicts = Verdicts(self.admission, self._cancels, refusals, options.run_limits, options.limits)
         parts = (entries, pool, self._runner, self._runs, self.queue, self._cancels)
         self._recovery = Recovery(*parts, reattach_s=options.reattach_s)
-        self._waiting, self.draining = 0, False
-        self._idle = asyncio.Event()
+        self._waiting, self.draining, self._idle = 0, False, asyncio.Event()
         self._idle.set()
 
     async def __aenter__(self) -> Self:
@@ -296,7 +297,7 @@ class ComfyUIHandler:
             return "shutting down"
         if self._waiting >= self._options.max_concurrent_requests:
             return f"at the limit of {self._options.max_concurrent_requests} waiting requests"
-        if not any(backend.takes_prompts for backend in self.pool.backends):
+        if not any(server.takes_prompts for server in self.pool.servers):
             return self.pool.why_not_ready(in_detail=in_detail)
         return self._also_ready.why_not_ready(in_detail=in_detail) if self._also_ready is not None else None
 
@@ -389,8 +390,7 @@ class ComfyUIHandler:
             self._runs.drop(job)  # at once: who comes now must not join what is over
             job.stop()
         elif job.cancel_wanted is not None:
-            wait_s = self._options.reattach_s if job.cancel_wanted == "disconnect" and job.may_be_asked_for else 0.0
-            if wait_s:
+            if job.cancel_wanted == "disconnect" and job.may_be_asked_for and (wait_s := self._options.reattach_s):
                 asyncio.get_running_loop().call_later(wait_s, self._did_not_come_back, job, job.joined)
             else:
                 self._cancels.give_up(job, job.cancel_wanted)

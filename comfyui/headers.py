@@ -1,6 +1,6 @@
 """Which headers cross between clients and ComfyUI, in both directions: the one set of rules, with explicit sets.
 
-Names are lower-case bytes. The relay, ``POST /prompt``, the bridge to RunPod, the writer of requests and the settings
+Names are lower-case bytes. The relay, ``POST /prompt``, the writer of requests and the settings
 all take their rules from here.
 """
 

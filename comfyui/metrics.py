@@ -154,7 +154,7 @@ class Metrics:
         )
         self.runpod_jobs = Gauge(
             "comfyui_gateway_runpod_jobs",
-            "Prompts for RunPod now, by state: waiting (not sent yet), pending and running at the endpoint.",
+            "Prompts for RunPod now, by state: waiting (about to be sent), pending and running at the endpoint.",
             ["state"],
             registry=self.registry,
         )

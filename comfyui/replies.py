@@ -160,6 +160,12 @@ def flat_node_errors(node_errors: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
+def error_types(node_errors: Any) -> set[str]:
+    """The types of the errors in ComfyUI's ``node_errors``, such as ``value_not_in_list``."""
+    errors = [error for node in _object(node_errors).values() for error in _list(_object(node).get("errors"))]
+    return {str(error.get("type")) for error in errors if isinstance(error, Mapping)}
+
+
 def node_errors_of(messages: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Messages by node in the shape of ComfyUI's ``node_errors``."""
     failed = {"type": "custom_validation_failed", "message": "Custom validation failed for node", "extra_info": {}}

@@ -53,10 +53,13 @@ def check_address(value: str) -> str:
 
 
 def _check_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
-    names = [parse_server_address(address).name for address in value]
-    for name in names:
+    servers = [parse_server_address(address) for address in value]
+    names, urls = [server.name for server in servers], [server.url for server in servers]
+    for name, url in zip(names, urls, strict=True):
         if names.count(name) > 1:
             raise ValueError(f"{name!r} is given to more than one server; jobs are kept by the server's name")
+        if urls.count(url) > 1:
+            raise ValueError(f"{str(url)!r} stands there more than once: each address is a server of its own")
     return value
 
 

@@ -71,6 +71,12 @@ def _log_crash(task: asyncio.Task[Any]) -> None:
     _log.critical("side_task.crashed", task=task.get_name(), exc_info=task.exception())
 
 
+def heeded(task: asyncio.Task[Any]) -> None:
+    """For a task that has failed when nobody waits for it any more: its error is no news."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
     """Cancels the tasks and returns when all have ended, however they end.
 

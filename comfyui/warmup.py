@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from comfyui.exceptions import ComfyUIError, ComfyUIShutdownError
 from comfyui.handler import ComfyUIHandler
 from comfyui.models import PromptRequest
 from comfyui.retrying import Backoff
+from comfyui.servers.pool import BackendPool
+from comfyui.servers.server import Server
 from comfyui.tasks import SideTasks
 from comfyui.workflows.api_format import check_api_format
 
@@ -73,18 +75,19 @@ class WarmUp:
         failures = 0
         while True:
             try:
-                await handler.pool.choose(patience_s=_PATIENCE_S)
+                while not handler.pool.ready_servers:
+                    await handler.pool.wait_for_change(_PATIENCE_S)
                 started = time.monotonic()
                 warm: set[str] = set()
                 for _ in range(_ROUNDS):
                     warm |= await self._run_on_all(handler)
-                    if warm >= {backend.name for backend in handler.pool.ready}:
+                    if warm >= {server.name for server in _to_warm(handler.pool)}:
                         break
             except ComfyUIShutdownError:
                 return
             except ComfyUIError as error:
                 failures += 1
-                if handler.pool.ready:
+                if handler.pool.ready_servers:
                     self._missing = f"the warm-up workflow failed: {error.detail}"
                     _log.error("warmup.failed", detail=error.detail, failures=failures)
                 await asyncio.sleep(_BACKOFF.delay_s(failures))
@@ -98,7 +101,7 @@ class WarmUp:
         # The least busy server is chosen for each, so that every one gets one.
         runs = [
             handler.submit_prompt_sync(PromptRequest(prompt=self._workflow), timeout_s=self._timeout_s)
-            for _ in handler.pool.ready
+            for _ in _to_warm(handler.pool)
         ]
         warm = set()
         for outcome in await asyncio.gather(*runs, return_exceptions=True):
@@ -106,3 +109,8 @@ class WarmUp:
                 raise outcome
             warm.add(outcome.server)
         return warm
+
+
+def _to_warm(pool: BackendPool) -> Sequence[Server]:
+    """RunPod starts and ends its machines itself, and bills each run: it is warmed only where nothing else is there."""
+    return [server for server in pool.ready if server in pool.servers] or pool.ready_servers

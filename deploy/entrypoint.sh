@@ -110,6 +110,12 @@ if [[ "$WORKER" == gateway ]]; then
     [[ -z "$STATE_DIR" ]] || (umask 077 && writable "$STATE_DIR") ||
         fail 73 "STATE_DIR: $STATE_DIR cannot be written by user $(id -u): mount a volume at $DATA_DIR that this user" \
             "may write, or set STATE_DIR to another folder, or to nothing, which keeps jobs in memory"
+    if [[ ",${BACKEND:-comfyui}," == *runpod* ]]; then
+        export RUNPOD_DATA_DIR="${RUNPOD_DATA_DIR:-$DATA_DIR/runpod}"
+        (umask 077 && writable "$RUNPOD_DATA_DIR") ||
+            fail 73 "RUNPOD_DATA_DIR: $RUNPOD_DATA_DIR cannot be written by user $(id -u): mount a volume at $DATA_DIR that" \
+                "this user may write, or set RUNPOD_DATA_DIR to another folder"
+    fi
 fi
 
 # The GPU

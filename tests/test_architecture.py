@@ -27,7 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("client",),
     ("servers", "outputs.stores"),
     ("inputs", "outputs"),
-    ("executors", "runpod"),
+    ("executors",),
+    ("executors.runpod",),
     ("jobs",),
     ("assets",),
     ("handler",),
@@ -46,6 +47,7 @@ LONG = {
     "comfyui/client.py": "all verbs of ComfyUI in one place",
     "comfyui/jobs/job.py": "one prompt from its first request to its end, with one writer",
     "comfyui/jobs/journal/memory.py": "the whole of the journal over dictionaries",
+    "comfyui/servers/backend.py": "one ComfyUI server, whose health has one writer",
     "comfyui/servers/watcher.py": "a websocket and a poller that share one state",
     "comfyui/workflows/convert/widgets.py": "the editor's widgets, kind by kind",
     "comfyui/workflows/preflight.py": "ComfyUI's checks, in ComfyUI's order",
@@ -57,7 +59,6 @@ OWN_ERRORS = {
     "comfyui/inputs/fetch.py": ("_PassingError", "raised and caught there"),
     "comfyui/outputs/pictures.py": ("NotConvertedError", "runs as a program by itself, and imports nothing of ours"),
     "comfyui/outputs/zipping.py": ("_BrokenOffError", "raised and caught there"),
-    "comfyui/runpod/sending.py": ("_NotTakenError", "raised and caught there"),
 }
 
 # What imports nothing else of ours.
@@ -100,7 +101,6 @@ WRITTEN_BY_OTHERS = {
     "comfyui/workflows/convert/graph.py": ("comfyui/workflows/convert/", "the graph that the steps change in turn"),
     "comfyui/transport/connection.py": ("comfyui/transport/", "the pool keeps its notes on each connection"),
     "comfyui/web/front/request_state.py": ("comfyui/web/", "each layer adds what it found out of the request"),
-    "comfyui/runpod/job.py": ("comfyui/runpod/", "to be dissolved: comfyui/jobs/job.py has one writer"),
 }
 
 # Objects of other packages that have an attribute named as one of ours, in the file that writes it.

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 from blake3 import blake3
@@ -29,6 +30,7 @@ from comfyui.offload import offloaded
 from comfyui.owners import place_of
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
+from comfyui.servers.server import Server
 from comfyui.transport.body import OpenBody
 from comfyui.transport.drivers import OpenReply
 
@@ -164,15 +166,15 @@ class JobOutputs:
         return found
 
     async def _measured(self, record: JobRecord, server: str, outputs: Sequence[JobOutput]) -> list[OutputFacts]:
-        backend = self._pool.named(server)
-        if backend is None or not backend.ready:
+        there = self._pool.named(server)
+        if there is None or (isinstance(there, Backend) and not there.ready):
             return []
         slots = asyncio.Semaphore(_ASKED_AT_ONCE)
 
         async def measure(output: JobOutput, file: OutputFile) -> OutputFacts | None:
             try:
-                async with slots, backend.soon():
-                    size = await backend.client.size_of(file)
+                async with slots, there.soon():
+                    size = await _size_on(there, record.prompt_id, file)
             except (ComfyUIError, TimeoutError) as error:
                 _log.info("output.not_measured", prompt_id=record.prompt_id, reason=str(error))
                 return None
@@ -199,25 +201,31 @@ class JobOutputs:
         Raises:
             ComfyUIError: its server does not answer.
         """
-        backend, file = self._backend(found), found.output.file
+        server, file = self._server(found), found.output.file
         async with AsyncExitStack() as stack:
             body = None
-            if backend is not None and file is not None:
+            if server is not None and file is not None:
                 with suppress(ComfyUINotFoundError):
-                    opened = backend.client.view(file.filename, file.subfolder, file.type)
-                    body = await stack.enter_async_context(opened)
+                    body = await stack.enter_async_context(server.open_file(found.record.prompt_id, file))
             yield body
 
+    async def path_of(self, found: FoundOutput) -> Path | None:
+        """Where the file is, if it is on the gateway's own disk: what ran on a platform is fetched."""
+        server, file = self._server(found), found.output.file
+        if server is None or file is None:
+            return None
+        return await server.path_of(found.record.prompt_id, file.subfolder, file.filename)
+
     async def open(self, found: FoundOutput, headers: Mapping[str, str]) -> OpenReply | None:
-        """What the file's server answers to a question with these headers: 200, 206 or 416. The caller closes it.
+        """What the file's ComfyUI answers to a question with these headers: 200, 206 or 416. The caller closes it.
 
         None where the server, or the file on it, is not there any more.
 
         Raises:
             ComfyUIError: the server does not answer.
         """
-        backend = self._backend(found)
-        if backend is None or found.output.file is None:
+        backend = self._server(found)
+        if not isinstance(backend, Backend) or found.output.file is None:
             return None
         reply = await backend.client.open_view(found.output.file, headers)
         if reply.status in {200, 206, 416}:
@@ -227,9 +235,19 @@ class JobOutputs:
             return None
         raise ComfyUIUnreadableError("GET /view: ComfyUI cannot send the file", upstream_status=reply.status)
 
-    def _backend(self, found: FoundOutput) -> Backend | None:
+    def _server(self, found: FoundOutput) -> Server | None:
         """The server that has it, where it is configured still."""
         return None if found.made.server is None else self._pool.named(found.made.server)
+
+
+async def _size_on(server: Server, prompt_id: str, file: OutputFile) -> int | None:
+    """Bytes of the file, of which none are read; None where it is not there."""
+    if isinstance(server, Backend):
+        return await server.client.size_of(file)
+    with suppress(ComfyUINotFoundError):
+        async with server.open_file(prompt_id, file) as body:
+            return body.length
+    return None
 
 
 async def _facts_by_itself(record: JobRecord, made: Outputs) -> dict[str, OutputFacts]:

@@ -264,15 +264,23 @@ class Executor:
     ) -> None:
         """Progress within a node, in ComfyUI's order of messages."""
         self._show_progress(execution, node_id, "running", value, maximum)
-        self._send(execution, "progress", {"value": value, "max": maximum, "node": node_id})
-        if preview is not None:
-            metadata = {
-                "node_id": node_id,
-                "prompt_id": execution.item.prompt_id,
-                "display_node_id": node_id,
-                "parent_node_id": None,
-                "real_node_id": node_id,
-            }
+        told = {"value": value, "max": maximum, "node": node_id}
+        if preview is None:
+            self._send(execution, "progress", told)
+            return
+        metadata = {
+            "node_id": node_id,
+            "prompt_id": execution.item.prompt_id,
+            "display_node_id": node_id,
+            "parent_node_id": None,
+            "real_node_id": node_id,
+        }
+        # A picture with metadata is told with the state of the nodes, and one without behind the progress.
+        is_first = self._hub.wants_preview_metadata(execution.client_id)
+        if is_first:
+            self._hub.send_preview(*preview, metadata, execution.client_id)
+        self._send(execution, "progress", told)
+        if not is_first:
             self._hub.send_preview(*preview, metadata, execution.client_id)
 
     @property

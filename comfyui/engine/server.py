@@ -180,7 +180,7 @@ class Engine:
         app.add_routes(ControlRoutes(self.faults, self.stats, self._hub, self.set_faults).routes())
         frontend = self.options.front_end_root
         if frontend is None:
-            app.add_routes([web.get("/", home_page), web.get("/{path:.*}", _not_found)])
+            app.add_routes([web.get("/", home_page), web.get("/api/", home_page), web.get("/{path:.*}", _not_found)])
         else:
             app.add_routes(frontend_routes(frontend))
         return app

@@ -78,15 +78,17 @@ class Hub:
             return
         encoded = BytesIO()
         image.save(encoded, image_format, quality=95, compress_level=1)
-        if client_id is not None and self._wants_preview_metadata(client_id):
+        if self.wants_preview_metadata(client_id):
             described = json.dumps({**metadata, "image_type": f"image/{image_format.lower()}"}).encode()
             head = struct.pack(">II", _PREVIEW_WITH_METADATA, len(described)) + described
         else:
             head = struct.pack(">II", _PREVIEW_IMAGE, _FORMATS[image_format])
         self._post(head + encoded.getvalue(), client_id)
 
-    def _wants_preview_metadata(self, client_id: str) -> bool:
-        return self._features.get(client_id, {}).get("supports_preview_metadata") is True
+    def wants_preview_metadata(self, client_id: str | None) -> bool:
+        """Whether the client has declared that it knows pictures with metadata."""
+        features = {} if client_id is None else self._features.get(client_id, {})
+        return features.get("supports_preview_metadata") is True
 
     def _post(self, message: str | bytes, client_id: str | None) -> None:
         if not self._loop.is_closed():

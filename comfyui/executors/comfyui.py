@@ -7,16 +7,16 @@ What is tried again, and why that is safe:
   not one that ended ComfyUI's process too often (`comfyui.executors.quarantine`);
 - a GPU fault: once, where another server can run the prompt; one that met the fault of another prompt, until it meets
   none;
+- a file that another server has, which does not answer: the prompt waits for that server;
 - out of memory: `oom_retries` times, once ComfyUI has dropped its models;
-- a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated.
+- a cached result whose file is gone, or that is empty: once, with ComfyUI's cache defeated;
+- what a platform cannot run (`comfyui.executors.platform_runs`): on a server that may.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,36 +28,38 @@ from comfyui.exceptions import (
     TAKEN,
     ComfyUIConflictError,
     ComfyUIConnectionError,
-    ComfyUICredentialsError,
-    ComfyUIError,
+    ComfyUIInputUnavailableError,
     ComfyUINotFoundError,
     ComfyUIPromptLostError,
+    ComfyUIServerError,
     ComfyUITaskCancelledError,
     ComfyUITaskError,
     ComfyUIValidationError,
 )
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, explained
+from comfyui.executors.elsewhere import Elsewhere
+from comfyui.executors.finding import Finder, Found
+from comfyui.executors.losses import Losses
 from comfyui.executors.node_failures import NodeFailures
 from comfyui.executors.places import Places
+from comfyui.executors.platform_runs import PlatformRuns
 from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
-from comfyui.executors.submission import Submission, check_same
-from comfyui.inputs.plan import has_inline_values
+from comfyui.executors.submission import Submission, check_same, may_go_elsewhere
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
-from comfyui.offload import offloaded
 from comfyui.replies import HistoryEntry, QueueItem, flat_node_errors
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
-from comfyui.tasks import end_tasks
 from comfyui.workflows.api_format import defeat_cache
 
 # A caller whose prompt was taken once may wait for ComfyUI's restart; its own timeout ends that earlier.
 _RESTART_PATIENCE_S = 600.0
-_REMEMBERED_LOSSES = 1000
+# A server that has a file which a prompt reads, and answers each time but to the question for that file.
+_FETCH_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,6 @@ class RunnerOptions:
     preflight: Strictness | None = None
     """How a workflow is checked before it is submitted; None: only when ComfyUI has refused it."""
     limits: Limits = DEFAULT_LIMITS
-    remote: bool = False
-    """The server only stands for those that run the prompts: it says nothing of their nodes, nor a GPU fault of it."""
     absent_patience_s: float = 2.0
     """For a server that does not answer anyway to say that it has a prompt from before. It is no setting."""
 
@@ -93,15 +93,19 @@ class PromptRunner:
         options: RunnerOptions,
         metrics: Metrics,
         quarantine: Quarantine,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
+        self._platform = PlatformRuns(elsewhere, places, preparation)
         self._places = places
         self._quarantine = quarantine
-        self._losses: OrderedDict[str, int] = OrderedDict()
+        retries = options.lost_prompt_retries
+        self._losses = Losses(quarantine, retries, remember=options.remember_losses)
         self._pool = pool
         self._preparation = preparation
         self._options = options
         self._metrics = metrics
-        self._failures = NodeFailures(places, quarantine, remote=options.remote)
+        self._failures = NodeFailures(places, quarantine)
+        self._finder = Finder(pool, options.absent_patience_s)
         self._submission = Submission(options.submission_retries, metrics)
         self._log = structlog.get_logger(__name__)
 
@@ -119,98 +123,92 @@ class PromptRunner:
             self._places.leave(job)
 
     async def _run(self, job: Assignment) -> PromptResult:
+        if job.placed_before and (attempt := await job.attempts.found()) is not None:
+            return await self._platform.rejoin(job, attempt)
+        left = {"out_of_memory": self._options.oom_retries, "gpu_fault": 1}
         if job.request is None or job.perhaps_known:
-            backend, found = await self._find_again(job)
-            if backend is not None and found is not None:
-                if job.others_are_hidden:
-                    raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
-                check_same(job, found)
-                if job.request is None or job.placed_before or not was_cancelled(found):
-                    try:
-                        return await self._resume(job, backend, found)
-                    except ComfyUITaskCancelledError:
-                        if not job.cancelled_before:
-                            raise
-                    except ComfyUIPromptLostError as error:
-                        if job.request is None:
-                            raise
-                        await self._lost(backend, job, error)
-                        self._metrics.resubmissions.labels("prompt_lost").inc()
-                        return await self._run_request(job, job.request)
-                # How it ended before would be taken for the end of the new run.
-                await backend.client.delete_from_history(job.prompt_id)
+            backend, found = await self._finder.find_for(job)
+            if isinstance(backend, Backend) and found is not None:
+                if (result := await self._run_found(job, backend, found, left)) is not None:
+                    return result
             elif job.server_before is not None:
                 job.leaves(job.server_before)
             if found is None and job.begun:
                 # Where it ran, nothing is left of it: ComfyUI was restarted while we were away.
                 job.suspect(ended_comfyui=False)
-                self._count_loss(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
+                self._losses.count(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
                 self._metrics.resubmissions.labels("prompt_lost").inc()
         # Looked at only now: a caller may have brought it while ComfyUI was asked.
         if job.request is None:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
-        return await self._run_request(job, job.request)
+        return await self._run_request(job, job.request, left)
 
-    async def _find_again(self, job: Assignment) -> tuple[Backend | None, HistoryEntry | QueueItem | None]:
-        """As `find`; first where its last attempt was, since another server may have one from before that."""
-        before = self._pool.named(job.server_before or "")
-        if before is not None and before.ready:
-            with contextlib.suppress(ComfyUIError):
-                if (found := await before.find(job.prompt_id)) is not None:
-                    return before, found
-        return await self.find(job.prompt_id, everywhere=job.request is None)
+    async def _run_found(
+        self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem, left: dict[str, int]
+    ) -> PromptResult | None:
+        """The result of a prompt that ComfyUI has from before; None where the request is to be run after all."""
+        is_ours = job.request is not None and job.placed_before
+        if job.others_are_hidden:
+            raise ComfyUIConflictError(TAKEN, prompt_id=job.prompt_id)
+        check_same(job, found)
+        if job.request is None or job.placed_before or not was_cancelled(found):
+            try:
+                return await self._resume(job, backend, found)
+            except ComfyUITaskCancelledError:
+                if not job.cancelled_before:
+                    raise
+            except ComfyUIPromptLostError as error:
+                if job.request is None:
+                    raise
+                await self._losses.lost(backend, job, error)
+                self._count_try("prompt_lost", backend, job)
+                return None
+            except ComfyUITaskError as error:
+                if not is_ours or not (reason := await self._failures.tried_again(backend, job, error, left)):
+                    raise
+                self._count_try(reason, backend, job)
+                if reason != "out_of_memory":
+                    return None
+        # How it ended before would be taken for the end of the new run.
+        await backend.client.delete_from_history(job.prompt_id)
+        return None
 
-    async def find(
-        self, prompt_id: str, *, everywhere: bool = False
-    ) -> tuple[Backend | None, HistoryEntry | QueueItem | None]:
-        """On which server the prompt is known, and as what.
-
-        Raises when no server could be asked; when it has to be looked for `everywhere`, also when one could not. Else
-        those that are out of rotation get a moment only, once the others have answered.
-        """
-        failure: ComfyUIError | None = None
-        asking = {asyncio.create_task(backend.find(prompt_id)): backend for backend in self._pool.backends}
-        pending = set(asking)
-        try:
-            while pending:
-                absent = not everywhere and bool(self._pool.ready) and not any(asking[task].ready for task in pending)
-                patience_s = self._options.absent_patience_s if absent else None
-                done, pending = await asyncio.wait(pending, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    break
-                for task in done:
-                    try:
-                        found = task.result()
-                    except ComfyUIError as error:
-                        failure = error
-                    else:
-                        if found is not None:
-                            return asking[task], found
-        finally:
-            await end_tasks(*asking)
-        if failure is not None and (everywhere or not self._pool.ready):
-            raise failure
-        return None, None
+    async def find(self, prompt_id: str, *, everywhere: bool = False) -> Found:
+        """As `Finder.find`."""
+        return await self._finder.find(prompt_id, everywhere=everywhere)
 
     # One try after the other
 
-    async def _run_request(self, job: Assignment, request: PromptRequest) -> PromptResult:
-        left = {"out_of_memory": self._options.oom_retries, "gpu_fault": 1}
-        self._check_losses(job)
+    async def _run_request(self, job: Assignment, request: PromptRequest, left: dict[str, int]) -> PromptResult:
+        self._losses.check(job)
         prompt: Mapping[str, Any] = request.prompt
-        defeated = False
+        defeated = placed_anew = False
         avoid: set[str] = set()
+        failed: set[str] = set()
+        away: Counter[str] = Counter()
         patience_s = CHOICE_PATIENCE_S
-        brings_inputs = bool(request.images or job.files)
-        if not brings_inputs:
-            brings_inputs = await offloaded(request.size, has_inline_values, prompt)
+        brings_inputs = await self._preparation.brings_inputs(job, request)
         while True:
             self._quarantine.check(request.prompt, job.prompt_id)
-            backend = await self._places.take(job, request, avoid=avoid, patience_s=patience_s)
+            backend = await self._places.take(job, request, avoid=avoid, files_on=away.keys(), patience_s=patience_s)
+            if not isinstance(backend, Backend):
+                try:
+                    done = await self._platform.run(job, request, avoid, brings_inputs=brings_inputs)
+                except ComfyUIInputUnavailableError as error:
+                    self._wait_for(error, job, away)
+                else:
+                    if done is not None:
+                        return done
+                continue
             await self._places.cleared(job, backend)
             try:
-                if backend.name in job.left_on and (left_over := await self._left_over(backend, job)) is not None:
-                    return left_over
+                if (
+                    backend.name in job.left_on
+                    and (found := await self._finder.left_over(backend, job.prompt_id)) is not None
+                ):
+                    if (left_over := await self._left_over(backend, job, found)) is not None:
+                        return left_over
+                    continue  # it has given its place up, or has another one
                 outcome = await self._try_on(backend, job, request, prompt, brings_inputs=brings_inputs)
                 if outcome is None:
                     self._log.info("prompt.taken_back", prompt_id=job.prompt_id, server=backend.name)
@@ -223,66 +221,53 @@ class PromptRunner:
                 reason = "output_gone"
             except ComfyUIPromptLostError as error:
                 reason = "prompt_lost"
-                await self._lost(backend, job, error)
+                await self._losses.lost(backend, job, error)
                 patience_s = _RESTART_PATIENCE_S
             except ComfyUIValidationError as error:
+                if not placed_anew and self._preparation.places_anew(backend, error):
+                    placed_anew = True
+                    continue
                 # What is ours to say, preflight said already.
                 if job.awaits_verdict:
                     raise error.lacked_by(self._places.lacking(job))  # noqa: B904
-                if not error.upstream or self._options.remote:
+                if not error.upstream:
                     raise
                 names = self._preparation.names(job, request)
                 told = explained(error, backend, request, names, self._options.limits)
                 raise (await told).lacked_by(self._places.lacking(job))  # noqa: B904 - nameless: it has this frame
             except ComfyUITaskError as error:
-                reason, is_free = await self._failures.after(backend, job, error)
-                if not is_free:
-                    if not left.get(reason):
-                        raise
-                    left[reason] -= 1
-            except (ComfyUICredentialsError, ComfyUIConnectionError) as error:
+                if not (reason := await self._failures.tried_again(backend, job, error, left)):
+                    raise
+            except ComfyUIInputUnavailableError as error:
+                self._wait_for(error, job, away)
+                continue
+            except (ComfyUIServerError, ComfyUIConnectionError) as error:
+                if not may_go_elsewhere(error, job):
+                    raise
                 backend.failed(error)
                 # What was sent was an input or a question: a submission whose reply is lost does not come here.
                 did_nothing = isinstance(error, ComfyUIConnectionError) and not error.sent
-                if backend.name in avoid or (len(self._pool.backends) == 1 and not did_nothing):
-                    raise
+                if not did_nothing:
+                    if backend.name in failed or len(self._pool.servers) == 1:
+                        raise
+                    failed.add(backend.name)
                 avoid.add(backend.name)
                 continue  # nothing was submitted: no second submission to count
             if reason in {"out_of_memory", "output_gone"}:
                 # How it ended before would be taken for the end of the new run.
                 await backend.client.delete_from_history(job.prompt_id)
-            self._metrics.resubmissions.labels(reason).inc()
-            self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
+            self._count_try(reason, backend, job)
 
-    async def _lost(self, backend: Backend, job: Assignment, error: ComfyUIPromptLostError) -> None:
-        """Count it; raises when it is not to be tried again. One that only waited is tried again without limit."""
-        job.leaves(backend.name)
-        watch, workflow = job.watch, job.request.prompt if job.request else None
-        ended_comfyui = watch is not None and watch.ended_comfyui
-        if job.begun or ended_comfyui or (watch is not None and watch.being_sent):
-            job.suspect(ended_comfyui=ended_comfyui)
-        if ended_comfyui and workflow is not None:
-            death = backend.last_death
-            await self._quarantine.ended_comfyui(workflow, death.how if death else "", death.lines if death else ())
-            self._quarantine.check(workflow, job.prompt_id)
-        if job.begun:
-            self._count_loss(job, error)
+    def _count_try(self, reason: str, backend: Backend, job: Assignment) -> None:
+        self._metrics.resubmissions.labels(reason).inc()
+        self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
 
-    def _count_loss(self, job: Assignment, error: ComfyUIPromptLostError) -> None:
-        job.lost(job.losses + 1)
-        if self._options.remember_losses:
-            self._losses[job.prompt_id] = job.losses
-            while len(self._losses) > _REMEMBERED_LOSSES:
-                self._losses.popitem(last=False)
-        if job.losses > self._options.lost_prompt_retries:
+    def _wait_for(self, error: ComfyUIInputUnavailableError, job: Assignment, away: Counter[str]) -> None:
+        """The prompt waits for the server that has its file, or fails with the error."""
+        if not error.server or away[error.server] == _FETCH_TRIES:
             raise error
-
-    def _check_losses(self, job: Assignment) -> None:
-        """Raises for a job that a platform delivers again though ComfyUI lost it as often as it may."""
-        job.lost(self._losses.get(job.prompt_id, 0))
-        if job.losses > self._options.lost_prompt_retries:
-            detail = f"ComfyUI lost this prompt {job.losses} times already (LOST_PROMPT_RETRIES)"
-            raise ComfyUIPromptLostError(detail, prompt_id=job.prompt_id)
+        away[error.server] += 1
+        self._log.info("prompt.waits_for_file", prompt_id=job.prompt_id, server=error.server)
 
     async def _try_on(
         self,
@@ -305,17 +290,13 @@ class PromptRunner:
             try:
                 started = time.monotonic()
                 async with watch.sending():
-                    submitted = await self._prepared(backend, job, request, prompt, brings_inputs=brings_inputs)
+                    prompt = await self._preparation.prepared(
+                        backend, job, request, prompt, brings_inputs=brings_inputs
+                    )
                     staged = time.monotonic()
+                    prompt = self._places.spelled(job, backend, prompt)
                     ordered = request.without_order() if self._places.are_all_here else request
-                    try:
-                        number, node_errors = await self._submission.send(backend, job, watch, ordered, submitted)
-                    except ComfyUIValidationError:
-                        # Somebody may have emptied its input folder.
-                        if not await self._preparation.has_lost(backend, submitted):
-                            raise
-                        submitted = await self._prepared(backend, job, request, prompt, brings_inputs=brings_inputs)
-                        number, node_errors = await self._submission.send(backend, job, watch, ordered, submitted)
+                    number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)
                 backend.watcher.accepted(watch, number)
                 self._places.accepted(job)
                 job.accepted(node_errors)
@@ -325,43 +306,30 @@ class PromptRunner:
                 waited_s = time.monotonic() - staged
             finally:
                 backend.watcher.unwatch(watch)
-        # A server that only stands for others tells of the nodes that it happened to see.
-        node_seconds = None if self._options.remote else watch.times.seconds()
+        node_seconds = watch.times.seconds()
         left_out = flat_node_errors(node_errors)
         result = result_of(backend, job.prompt_id, entry, staged - started, waited_s, left_out, node_seconds)
         return result, entry
 
-    async def _prepared(
-        self,
-        backend: Backend,
-        job: Assignment,
-        request: PromptRequest,
-        prompt: Mapping[str, Any],
-        *,
-        brings_inputs: bool,
-    ) -> Mapping[str, Any]:
-        """The workflow as it is sent there."""
-        prompt = await self._preparation.prepared(backend, job, request, prompt, brings_inputs=brings_inputs)
-        return self._places.spelled(job, backend, prompt)
-
-    async def _left_over(self, backend: Backend, job: Assignment) -> PromptResult | None:
-        """What becomes of an attempt that the server still has; None where it has none, or that was cancelled."""
-        if (found := await backend.find(job.prompt_id)) is None:
-            return None
+    async def _left_over(
+        self, backend: Backend, job: Assignment, found: HistoryEntry | QueueItem
+    ) -> PromptResult | None:
+        """The result of an attempt that the server still has; None where that was cancelled, or taken back."""
         try:
             return await self._resume(job, backend, found)
         except ComfyUITaskCancelledError:
             await backend.client.delete_from_history(job.prompt_id)
             return None
 
-    async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult:
-        """Wait for a prompt that ComfyUI has already, in its queue or its history."""
+    async def _resume(self, job: Assignment, backend: Backend, found: HistoryEntry | QueueItem) -> PromptResult | None:
+        """Wait for a prompt that ComfyUI has already, in its queue or its history. None once it was taken back."""
+        is_ours = job.placed_before
         await job.attached(backend)
         if not isinstance(found, QueueItem):
             return result_of(backend, job.prompt_id, found)
         if found.running:
             job.publish(ExecutionStart(job.prompt_id))
-        self._check_losses(job)
+        self._losses.check(job)
         self._places.found(job, backend)
         started = time.monotonic()
         # Its events go to whoever submitted it: a client id that is not ours makes the watcher look for itself.
@@ -370,9 +338,12 @@ class PromptRunner:
         job.watched(watch)
         try:
             backend.watcher.accepted(watch, found.number)
+            if is_ours and not found.running and (request := job.request) is not None:
+                await self._places.found_waiting(job, request)
             entry = await watch.finished()
         finally:
             backend.watcher.unwatch(watch)
         if entry is None:
-            raise ComfyUITaskCancelledError("taken out of ComfyUI's queue", prompt_id=job.prompt_id)
+            self._log.info("prompt.taken_back", prompt_id=job.prompt_id, server=backend.name)
+            return None
         return result_of(backend, job.prompt_id, entry, waited_s=time.monotonic() - started)

@@ -23,9 +23,11 @@ from comfyui.inputs.plan import Upload, field_of, path_in
 from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.merged_files import from_merged
+from comfyui.models import OutputFile
 from comfyui.owners import key_of, place_of
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
+from comfyui.servers.server import Server
 from comfyui.workflows.api_format import LONGEST_PATH
 
 _FOLDERS = ("output", "temp")
@@ -35,12 +37,13 @@ _MOST_LISTED = 10_000
 
 
 class Source(NamedTuple):
-    """A file as its server knows it. `type`: of ComfyUI's folder."""
+    """A file as its server knows it. `type`: of ComfyUI's folder. `prompt_id`: who made it, where that is known."""
 
     server: str
     type: str
     subfolder: str
     filename: str
+    prompt_id: str = ""
 
     @property
     def text(self) -> str:
@@ -101,16 +104,19 @@ class MadeFiles:
 
         None: no prompt is known to have made it.
         """
+        there = self._pool.named(server)
+        if there is not None and not isinstance(there, Backend):
+            return True  # it keeps the files of each prompt in a folder of their own
         if await self._journal.made(
             MadeFilter(key=key_of(owner or ""), place=place, server=server, prompt_id=prompt_id), 1
         ):
             return True
         return False if await self._journal.made(MadeFilter(place=place, server=server), 1) else None
 
-    async def newest(self, key: str | None, place: str) -> str | None:
-        """The server that has the newest file of this place, of those that are configured."""
+    async def newest(self, key: str | None, place: str) -> Made | None:
+        """The newest file of this place, of those on servers that are configured."""
         made = await self._journal.made(MadeFilter(key=key, place=place), _MOST_SERVERS)
-        return next((one.server for one in made if self._pool.named(one.server) is not None), None)
+        return next((one for one in made if self._pool.named(one.server) is not None), None)
 
     async def listed(self, key: str | None, folder: str) -> list[Made]:
         """The files in one of ComfyUI's folders, not below it, the newest first, each with its last maker."""
@@ -130,7 +136,7 @@ class MadeFiles:
 
     @asynccontextmanager
     async def brought(
-        self, backend: Backend, prompt: Mapping[str, Any], key: str | None, others: Collection[str]
+        self, backend: Server, prompt: Mapping[str, Any], key: str | None, others: Collection[str]
     ) -> AsyncIterator[Brought]:
         """What the workflow names of such files, as `backend` needs it; what is fetched stays until the block ends.
 
@@ -140,7 +146,8 @@ class MadeFiles:
             others: by `path_in`, names that mean something else.
 
         Raises:
-            ComfyUIInputError: a file is too large, or its server does not answer.
+            ComfyUIInputError: a file is too large, or its server is not configured any more.
+            ComfyUIInputUnavailableError: its `server` does not answer.
         """
         brought = Brought()
         async with AsyncExitStack() as stack:
@@ -148,10 +155,10 @@ class MadeFiles:
                 if path_in(text) in others:
                     continue
                 if text not in brought.there and path_in(text) not in brought.uploads:
-                    source = await self._source(text, key) or self._at_home(text, key)
+                    source = await self._source(text, key) or self._at_home(text, key, field_of(*reference))
                     if source is None:
                         continue
-                    if source.server == backend.name:
+                    if source.server == backend.name and isinstance(backend, Backend):
                         brought.there[text] = source.text
                     else:
                         content = await self._fetched(stack, source, field_of(*reference))
@@ -166,9 +173,9 @@ class MadeFiles:
         """The file that a workflow would name so, until the block ends; None where there is none.
 
         Raises:
-            ComfyUIInputError: for the field `where`: it is too large, or its server does not answer.
+            ComfyUIInputError: for the field `where`; as `brought`.
         """
-        source = await self._source(text, key) or self._at_home(text, key)
+        source = await self._source(text, key) or self._at_home(text, key, where)
         async with AsyncExitStack() as stack:
             yield None if source is None else await self._fetched(stack, source, where)
 
@@ -182,26 +189,31 @@ class MadeFiles:
             owner, server = record.owner, record.server
             if server is None or (key is not None and (owner is None or key_of(owner) != key)):
                 return None
-            source = Source(server, folder_type, of_prompt.subfolder, filename)
-            is_own = await self.is_of(record.prompt_id, owner, server, place_of(*source[1:]))
+            source = Source(server, folder_type, of_prompt.subfolder, filename, record.prompt_id)
+            is_own = await self.is_of(record.prompt_id, owner, server, place_of(*source[1:4]))
             return source if is_own or (is_own is None and key is None) else None
         newest = await self.newest(key, place_of(folder_type, subfolder, filename))
-        return None if newest is None else Source(newest, folder_type, subfolder, filename)
+        return None if newest is None else Source(newest.server, folder_type, subfolder, filename, newest.prompt_id)
 
-    def _at_home(self, text: str, key: str | None) -> Source | None:
+    def _at_home(self, text: str, key: str | None, where: str) -> Source | None:
         """Of what no prompt of ours has made: what the first server has of this name."""
         named = _parsed(text)
         home = self._pool.backends[0]
-        return None if named is None or key is not None or not home.ready else Source(home.name, *named)
+        if named is None or key is not None:
+            return None
+        if not home.ready:
+            raise ComfyUIInputUnavailableError("the server that may have it is down", field=where, server=home.name)
+        return Source(home.name, *named)
 
     async def _fetched(self, stack: AsyncExitStack, source: Source, where: str) -> Content | None:
         """The file; None where its server does not have it."""
         backend = self._pool.named(source.server)
         if backend is None:
-            raise ComfyUIInputUnavailableError("the server that made it is not configured any more", field=where)
+            raise ComfyUIInputError("the server that made it is not configured any more", field=where)
         spool = await stack.enter_async_context(Spool(self._max_bytes))
         try:
-            async with backend.client.view(source.filename, source.subfolder, source.type) as body:
+            made = OutputFile("", "", source.filename, source.subfolder, source.type)
+            async with backend.open_file(source.prompt_id, made) as body:
                 async for chunk in body:
                     await spool.write(chunk)
             return await spool.finish(posixpath.splitext(source.filename)[1])
@@ -210,7 +222,11 @@ class MadeFiles:
         except ComfyUIInputError as error:
             raise error.in_field(where) from error
         except ComfyUIConnectionError as error:
-            raise ComfyUIInputUnavailableError("the server that made it does not answer", field=where) from error
+            if isinstance(backend, Backend):
+                backend.failed(error)
+            raise ComfyUIInputUnavailableError(
+                "the server that made it does not answer", field=where, server=backend.name
+            ) from error
 
 
 def _annotated(prompt: Mapping[str, Any]) -> Iterator[tuple[str, Reference]]:

@@ -10,7 +10,8 @@ from comfyui.exceptions import ComfyUIError, ComfyUITaskError
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.places import Places
 from comfyui.executors.quarantine import Quarantine
-from comfyui.servers.backend import Backend, Health
+from comfyui.servers.backend import Backend
+from comfyui.servers.server import Health
 
 # ComfyUI's prompt worker reads that it is to free memory when it has nothing to run: a prompt that is queued right
 # behind that request runs first, and out of memory again.
@@ -29,22 +30,31 @@ _log = structlog.get_logger(__name__)
 
 
 class NodeFailures:
-    """Lets ComfyUI recover where it can, and takes it out of rotation where it cannot.
+    """Lets ComfyUI recover where it can, and takes it out of rotation where it cannot."""
 
-    Args:
-        remote: the server only stands for those that run the prompts, so that no fault of a GPU is its own.
-    """
-
-    def __init__(self, places: Places, quarantine: Quarantine, *, remote: bool) -> None:
+    def __init__(self, places: Places, quarantine: Quarantine) -> None:
         self._places = places
         self._quarantine = quarantine
-        self._remote = remote
 
-    async def after(self, backend: Backend, job: Assignment, error: ComfyUITaskError) -> tuple[str, bool]:
+    async def tried_again(
+        self, backend: Backend, job: Assignment, error: ComfyUITaskError, left: dict[str, int]
+    ) -> str:
+        """The kind of failure after which the prompt is tried again; "" where it is not. `left`: how many tries the
+        prompt has left after each kind, of which this takes one.
+        """
+        reason, is_free = await self._after(backend, job, error)
+        if is_free:
+            return reason
+        if not left.get(reason):
+            return ""
+        left[reason] -= 1
+        return reason
+
+    async def _after(self, backend: Backend, job: Assignment, error: ComfyUITaskError) -> tuple[str, bool]:
         """Returns the kind of failure; and whether another prompt is to blame, so that a further try costs this one
         nothing.
         """
-        if not self._remote and any(said in error.detail for said in _FATAL_GPU_ERRORS):
+        if any(said in error.detail for said in _FATAL_GPU_ERRORS):
             return await self._after_gpu_fault(backend, job, error)
         if "OutOfMemoryError" not in (error.exception_type or ""):
             return "task_failed", False

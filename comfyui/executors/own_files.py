@@ -15,6 +15,7 @@ from comfyui.inputs.plan import brought_names, is_inline
 from comfyui.models import PromptRequest
 from comfyui.owners import folder_of
 from comfyui.workflows.api_format import LONGEST_PATH, node_title, texts_in, upload_inputs
+from comfyui.workflows.needs import FOLDER_INPUTS
 from comfyui.workflows.node_definitions import input_specs
 from comfyui.workflows.preflight import Problem
 
@@ -22,11 +23,7 @@ _FOLDERS = ("[input]", "[output]", "[temp]")
 # Inputs of ComfyUI's own nodes that name files or folders of its input folder, and that no upload widget marks.
 _UNMARKED: Mapping[str, tuple[str, ...]] = {
     "LoadLatent": ("latent",),
-    "LoadImageSetFromFolderNode": ("folder",),
-    "LoadImageTextSetFromFolderNode": ("folder",),
-    "LoadImageDataSetFromFolder": ("folder",),
-    "LoadImageTextDataSetFromFolder": ("folder",),
-    "LoadTrainingDataset": ("folder_name",),
+    **{class_type: (name,) for class_type, name in FOLDER_INPUTS.items()},
 }
 _HOW = "send the file with the workflow; this key has uploaded none of this name"
 _DETAIL = "the workflow names a file that does not come with it and that this key has not uploaded"

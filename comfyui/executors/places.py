@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from comfyui.executors.assignment import Assignment
 from comfyui.models import PromptRequest
-from comfyui.servers.backend import Backend
+from comfyui.servers.server import Server
 
 
 class Places(Protocol):
@@ -19,23 +19,26 @@ class Places(Protocol):
         request: PromptRequest,
         *,
         avoid: Collection[str],
+        files_on: Collection[str],
         patience_s: float,
-    ) -> Backend:
+    ) -> Server:
         """The server to which the prompt goes now; returns when its turn has come. A place from before is given up.
 
         Args:
             avoid: names of servers that have just not taken the prompt's inputs, or not answered: the last ones to get
                 it.
+            files_on: names of servers that have files which the workflow reads, and that did not answer: it is their
+                turn before the prompt's.
             patience_s: how long to wait while no server is up.
 
         Raises:
             ComfyUIConnectionError: no server came up.
         """
 
-    async def cleared(self, job: Assignment, backend: Backend) -> None:
+    async def cleared(self, job: Assignment, backend: Server) -> None:
         """Returns when a job that was given a place on that server may be sent there."""
 
-    def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    def spelled(self, job: Assignment, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """The workflow of a job that has a place there, with the names of files as that server writes them."""
 
     @property
@@ -48,8 +51,11 @@ class Places(Protocol):
     def has_other(self, job: Assignment) -> bool:
         """Whether another server than the one where the job is, is up and may run it."""
 
-    def found(self, job: Assignment, backend: Backend) -> None:
+    def found(self, job: Assignment, backend: Server) -> None:
         """The prompt is on that server from before, and has its place there."""
+
+    async def found_waiting(self, job: Assignment, request: PromptRequest) -> None:
+        """The prompt was `found`, is ours, waits there, and is watched: it may be taken back as any other one."""
 
     def accepted(self, job: Assignment) -> None:
         """ComfyUI has the prompt in its queue."""

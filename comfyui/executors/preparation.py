@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from comfyui.exceptions import ComfyUIValidationError
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, problems_on
 from comfyui.executors.made_files import Brought, MadeFiles
 from comfyui.executors.own_files import check_own_files
 from comfyui.inputs.catalogue import Catalogue
-from comfyui.inputs.plan import brought_names
+from comfyui.inputs.plan import brought_names, has_inline_values
 from comfyui.inputs.staging import InputStager
 from comfyui.jobs.journal.writes import KeptUpload
 from comfyui.limits import Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules, confined_to, folder_of
+from comfyui.replies import error_types
 from comfyui.servers.backend import Backend
+from comfyui.servers.server import Server
 from comfyui.workflows.api_format import upload_inputs
 from comfyui.workflows.preflight import refusal
+
+# What ComfyUI says of an input whose file it does not have.
+_PERHAPS_GONE = frozenset({"custom_validation_failed", "value_not_in_list"})
 
 
 class Preparation:
@@ -46,13 +52,21 @@ class Preparation:
         self._strictness = strictness
         self._limits = limits
 
+    def key_of(self, job: Assignment) -> str | None:
+        """The name of the key whose files alone the prompt may read; None where it may read all."""
+        return confined_to(job.owner, self._owners)
+
     def names(self, job: Assignment, request: PromptRequest) -> set[str]:
         """Names of files that the server need not have: they come with the workflow, or were uploaded before."""
         return {*job.file_names, *self._named(job, request)}
 
+    async def brings_inputs(self, job: Assignment, request: PromptRequest) -> bool:
+        """Whether files come with the request, so that no server has them yet."""
+        return bool(request.images or job.files) or await offloaded(request.size, has_inline_values, request.prompt)
+
     async def prepared(
         self,
-        backend: Backend,
+        backend: Server,
         job: Assignment,
         request: PromptRequest,
         prompt: Mapping[str, Any],
@@ -67,7 +81,7 @@ class Preparation:
             ComfyUIValidationError: it names files of others, or this server would refuse it.
             ComfyUIError: an input cannot be placed, or the server does not answer.
         """
-        key = confined_to(job.owner, self._owners)
+        key = self.key_of(job)
         if self._made is None:
             return await self._placed(backend, job, request, prompt, Brought(), key, brings_inputs=brings_inputs)
         others = {*brought_names(request, job.file_names), *self._named(job, request)}
@@ -76,7 +90,7 @@ class Preparation:
 
     async def _placed(
         self,
-        backend: Backend,
+        backend: Server,
         job: Assignment,
         request: PromptRequest,
         prompt: Mapping[str, Any],
@@ -90,7 +104,7 @@ class Preparation:
         if key is not None:
             known = await backend.object_info()
             await offloaded(request.size, check_own_files, request, known, key, names)
-        if self._strictness is not None:
+        if self._strictness is not None and isinstance(backend, Backend):
             await self._check(self._strictness, backend, request, names)
         prompt = made.renamed(prompt)
         if not (brings_inputs or named or made.uploads):
@@ -104,12 +118,11 @@ class Preparation:
             inputs = [*widgets, *made.references] if made.uploads else widgets
             return await self._stager.stage(backend, request, inputs, job.files, folder, uploads)
 
-    async def has_lost(self, backend: Backend, prompt: Mapping[str, Any]) -> bool:
-        """Whether the server, which has refused the prepared workflow, lacks a file that it was given before.
-
-        `prepared` gives it such a file again. Raises `ComfyUIError` where it does not answer.
-        """
-        return await self._stager.forget_missing(backend, prompt)
+    def places_anew(self, server: Server, refused: ComfyUIValidationError) -> bool:
+        """Whether the server may have refused the workflow because a file is gone that it was given once: from now on
+        it is given all of them again."""
+        types = error_types((refused.upstream or {}).get("node_errors"))
+        return not types.isdisjoint(_PERHAPS_GONE) and self._stager.forget(server)
 
     def _named(self, job: Assignment, request: PromptRequest) -> Mapping[str, KeptUpload]:
         """The uploads that the workflow names, beside what comes with it."""

@@ -15,10 +15,12 @@ import structlog
 from comfyui.exceptions import (
     ComfyUIConflictError,
     ComfyUIConnectionError,
+    ComfyUICredentialsError,
     ComfyUIError,
     ComfyUIPromptLostError,
     ComfyUIServerError,
     ComfyUISubmissionError,
+    ComfyUIUnreadableError,
 )
 from comfyui.executors.assignment import Assignment
 from comfyui.metrics import Metrics
@@ -141,6 +143,11 @@ def journal_of(found: QueueItem) -> str | None:
     return _marked(found, "journal")
 
 
+def attempt_of(found: QueueItem) -> str | None:
+    """Which attempt of its job the prompt is: see `comfyui.jobs.journal.records.Fence.mark`."""
+    return _marked(found, "attempt")
+
+
 def is_callers(found: QueueItem) -> bool:
     """Whether a caller of a gateway chose the id of the prompt, and so may ask for it again."""
     return _marked(found, "id") == "chosen"
@@ -167,3 +174,12 @@ def _body(job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], cl
     if request.partial_execution_targets is not None:
         body["partial_execution_targets"] = request.partial_execution_targets
     return body
+
+
+def may_go_elsewhere(error: ComfyUIServerError | ComfyUIConnectionError, job: Assignment) -> bool:
+    """Whether another server may do better: this one could not be asked, or failed at a question before the prompt was
+    sent."""
+    if isinstance(error, ComfyUICredentialsError | ComfyUIConnectionError):
+        return True
+    was_sent = job.watch is not None and job.watch.open and job.watch.sent
+    return error.upstream_status >= 500 and not isinstance(error, ComfyUIUnreadableError) and not was_sent

@@ -12,8 +12,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -150,18 +150,29 @@ class Content:
             for at in range(start, start + left, CHUNK):
                 yield self.source[at : min(at + CHUNK, start + left)]
             return
-        with disk_errors(self.folder):
-            file = await opened_in_thread(functools.partial(_opened, self.source, start))
-        try:
-            while left > 0:
-                with disk_errors(self.folder):
-                    chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
-                if not chunk:
-                    return
-                yield chunk
-                left -= len(chunk)
-        finally:
-            await finished_in_thread(file.close)
+        async with aclosing(pieces_of(self.source, start, left, self.folder)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+async def pieces_of(path: Path, start: int, size: int, folder: str) -> AsyncGenerator[bytes, None]:
+    """`size` bytes of a file from byte `start` on, in pieces of at most 1 MiB.
+
+    Args:
+        folder: of the file, as people know it.
+    """
+    with disk_errors(folder):
+        file = await opened_in_thread(functools.partial(_opened, path, start))
+    try:
+        while size > 0:
+            with disk_errors(folder):
+                piece = await asyncio.to_thread(file.read, min(CHUNK, size))
+            if not piece:
+                return
+            yield piece
+            size -= len(piece)
+    finally:
+        await finished_in_thread(file.close)
 
 
 class Spool:

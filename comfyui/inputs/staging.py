@@ -31,25 +31,24 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aiohttp.abc import AbstractResolver
 
-from comfyui.client import ComfyUIClient, may_pass
+from comfyui.client import may_pass
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUINotFoundError, ComfyUIServerError
 from comfyui.inputs.content import BroughtFiles, Content
 from comfyui.inputs.decoding import base64_of, decode
 from comfyui.inputs.fetch import UrlFetcher
-from comfyui.inputs.plan import Item, Placed, Upload, field_of, is_url, named_by_hash, path_in, plan, rewritten
+from comfyui.inputs.plan import Item, Placed, Upload, field_of, is_url, named_by_hash, plan, rewritten
 from comfyui.limits import DEFAULT_LIMITS, Limits
-from comfyui.models import OutputFile, PromptRequest
+from comfyui.models import PromptRequest
 from comfyui.offload import ON_LOOP_BYTES, in_thread, offloaded
 from comfyui.replies import JSON
 from comfyui.retrying import Backoff, retry
-from comfyui.servers.backend import Backend
-from comfyui.workflows.api_format import LONGEST_PATH
+from comfyui.servers.server import FileShelf, Server
 
 FOLDER = "gateway"
 # ComfyUI's 3D loaders offer what lies anywhere below input/3d, and accept nothing else.
 _MODEL_FOLDER = "3d/gateway"
 _MODEL_EXTENSIONS = frozenset({".glb", ".gltf", ".obj", ".fbx", ".stl", ".ply"})
-_OURS = (f"{FOLDER}/", f"{_MODEL_FOLDER}/")
+OURS = (f"{FOLDER}/", f"{_MODEL_FOLDER}/")
 _REMEMBERED = 4096
 _UPLOAD_RETRIES = 3
 _BACKOFF = Backoff(start_s=0.1, max_s=5.0)
@@ -60,9 +59,9 @@ _NO_UPLOADS: Mapping[str, Upload] = {}
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """What a server was given since it was connected, by our name of the content: ComfyUI's name of the file."""
+    """What a server was given in its present epoch, by our name of the content: ComfyUI's name of the file."""
 
-    generation: int
+    epoch: int
     names: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
 
@@ -89,7 +88,7 @@ class InputStager:
         self._max_bytes = max_bytes
         self._limits = limits
         self._fetcher = UrlFetcher(max_bytes=max_bytes, allow=url_allow, timeout_s=url_timeout_s, resolver=resolver)
-        self._stored: WeakKeyDictionary[Backend, _Stored] = WeakKeyDictionary()
+        self._stored: WeakKeyDictionary[Server, _Stored] = WeakKeyDictionary()
         self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
 
     @property
@@ -106,7 +105,7 @@ class InputStager:
 
     async def stage(
         self,
-        server: Backend,
+        server: Server,
         request: PromptRequest,
         upload_inputs: Sequence[tuple[str, str]] = (),
         files: BroughtFiles | None = None,
@@ -157,27 +156,13 @@ class InputStager:
         placed = [(item, task.result()) for item, task in zip(items, tasks, strict=True)]
         return await offloaded(request.size, rewritten, request.prompt, placed)
 
-    def forget(self, server: Backend) -> None:
-        """Upload everything to this server again; for when files were removed there. A new connection does the same."""
-        self._stored.pop(server, None)
+    def forget(self, server: Server) -> bool:
+        """Upload everything to this server again, for when files were removed there; whether there was anything. A new
+        connection does the same."""
+        known = self._stored.pop(server, None)
+        return known is not None and bool(known.names)
 
-    async def forget_missing(self, server: Backend, prompt: Mapping[str, Any]) -> bool:
-        """Forget the files that a workflow, as it was submitted, names and that the server does not have any more.
-
-        Whether there are any: `stage` uploads them again. Raises `ComfyUIError` where the server does not answer.
-        """
-        stored = self._stored_on(server)
-        texts = {path_in(value) for node in prompt.values() for value in _texts_of(node)}
-        missing = []
-        for place, name in [one for one in stored.items() if one[1] in texts]:
-            folder, _, filename = name.rpartition("/")
-            if await server.client.size_of(OutputFile("", "", filename, folder, "input")) is None:
-                missing.append(place)
-        for place in missing:
-            stored.pop(place, None)
-        return bool(missing)
-
-    async def _place(self, server: Backend, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
+    async def _place(self, server: Server, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
         try:
             async with slots, self.content(item) as content:
                 if item.upload is not None:
@@ -185,7 +170,7 @@ class InputStager:
                 plain = by_content = ""
                 if item.plain:
                     folder = "/".join(filter(None, (plain_folder, item.subfolder)))
-                    plain = await _upload(server.client, content, item.name, folder, overwrite=True)
+                    plain = await _upload(server.shelf, content, item.name, folder, overwrite=True)
                 if item.references:
                     by_content = await self._place_by_content(server, content)
                 return Placed(by_content, plain)
@@ -212,7 +197,7 @@ class InputStager:
         else:
             yield decode(item.source, max_bytes=self._max_bytes, hint=hint)
 
-    async def _place_by_content(self, server: Backend, content: Content) -> str:
+    async def _place_by_content(self, server: Server, content: Content) -> str:
         folder = _MODEL_FOLDER if content.extension in _MODEL_EXTENSIONS else FOLDER
         name = f"{content.digest[:32]}{content.extension}"
         stored = self._stored_on(server)
@@ -223,12 +208,12 @@ class InputStager:
                 stored.move_to_end(name)
                 return stored[name]
             # Without overwriting: ComfyUI compares, and does not truncate a file that a node may be reading.
-            stored[name] = await _upload(server.client, content, name, folder, overwrite=False)
+            stored[name] = await _upload(server.shelf, content, name, folder, overwrite=False)
             if len(stored) > _REMEMBERED:
                 stored.popitem(last=False)
             return stored[name]
 
-    async def place_upload(self, server: Backend, upload: Upload) -> str:
+    async def place_upload(self, server: Server, upload: Upload) -> str:
         """Has an upload on the server; the name by which a workflow refers to it there, below the input folder."""
         content, path = upload.content, upload.path
         stored, place = self._stored_on(server), f"{upload.content.digest}/{path}"
@@ -239,10 +224,10 @@ class InputStager:
                 return stored[place]
             folder, _, name = path.rpartition("/")
             there = None
-            if not upload.plain or f"{folder}/".startswith(_OURS):
+            if not upload.plain or f"{folder}/".startswith(OURS):
                 there = ""
             else:
-                there = await digest_there(server.client, path, content.size)
+                there = await digest_there(server.shelf, path, content.size)
             if there == content.digest:
                 stored[place] = path
             else:
@@ -250,23 +235,19 @@ class InputStager:
                     below = _MODEL_FOLDER if content.extension.lower() in _MODEL_EXTENSIONS else FOLDER
                     folder = f"{below}/{content.digest}"
                 # ComfyUI's answer counts: somebody else may have taken the name just now.
-                stored[place] = await _upload(server.client, content, name, folder, overwrite=False)
+                stored[place] = await _upload(server.shelf, content, name, folder, overwrite=False)
             if len(stored) > _REMEMBERED:
                 stored.popitem(last=False)
             return stored[place]
 
-    def _stored_on(self, server: Backend) -> OrderedDict[str, str]:
+    def _stored_on(self, server: Server) -> OrderedDict[str, str]:
         known = self._stored.get(server)
-        if known is None or known.generation != server.generation:
-            known = self._stored[server] = _Stored(server.generation)
+        if known is None or known.epoch != server.epoch:
+            known = self._stored[server] = _Stored(server.epoch)
         return known.names
 
 
-def _texts_of(node: Mapping[str, Any]) -> list[str]:
-    return [value for value in node["inputs"].values() if isinstance(value, str) and len(value) <= LONGEST_PATH]
-
-
-async def digest_there(client: ComfyUIClient, path: str, size: int) -> str | None:
+async def digest_there(shelf: FileShelf, path: str, size: int) -> str | None:
     """SHA-256 of the file with this path below ComfyUI's input folder: None where there is none.
 
     "" for a file of another size, of which nothing is read.
@@ -274,7 +255,7 @@ async def digest_there(client: ComfyUIClient, path: str, size: int) -> str | Non
     folder, _, name = path.rpartition("/")
     digest = hashlib.sha256()
     try:
-        async with client.view(name, folder, "input") as body:
+        async with shelf.view(name, folder, "input") as body:
             if body.length not in {None, size}:
                 return ""
             async for chunk in body:
@@ -284,11 +265,11 @@ async def digest_there(client: ComfyUIClient, path: str, size: int) -> str | Non
     return digest.hexdigest()
 
 
-async def _upload(client: ComfyUIClient, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:
+async def _upload(shelf: FileShelf, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:
     """Stream it to ComfyUI, again when the connection fails; returns the name by which a workflow refers to it."""
 
     def upload() -> Awaitable[JSON]:
-        return client.upload_image(name, content.chunks(), subfolder=subfolder, overwrite=overwrite)
+        return shelf.upload_image(name, content.chunks(), subfolder=subfolder, overwrite=overwrite)
 
     try:
         stored = await retry(upload, ComfyUIError, _BACKOFF, retries=_UPLOAD_RETRIES, worth=may_pass)

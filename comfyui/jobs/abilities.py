@@ -9,8 +9,8 @@ from typing import Any
 
 from comfyui.exceptions import ComfyUIError
 from comfyui.jobs.lines import ANYWHERE, Lane
-from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
+from comfyui.servers.server import Server
 from comfyui.tasks import SideTasks
 from comfyui.workflows.needs import Needs, Offer
 
@@ -25,8 +25,8 @@ class Abilities:
 
     def __init__(self, pool: BackendPool) -> None:
         self._pool = pool
-        self._matters = len(pool.backends) > 1
-        self._names = frozenset(backend.name for backend in pool.backends)
+        self._matters = len(pool.servers) > 1
+        self._names = frozenset(backend.name for backend in pool.servers)
         self._offers: dict[str, tuple[Offer, dict[Needs, bool]]] = {}
         self._asked: dict[str, int] = {}
         self._asking: set[str] = set()
@@ -38,7 +38,7 @@ class Abilities:
     async def close(self) -> None:
         await self._tasks.close()
 
-    def is_known(self, backend: Backend) -> bool:
+    def is_known(self, backend: Server) -> bool:
         """Whether the server has been asked what it has. Where not, it is asked now, and the pool's `news` tell."""
         if not self._matters or self._asked.get(backend.name) == backend.generation:
             return True
@@ -51,7 +51,7 @@ class Abilities:
         """Returns once a server that is up has been asked what it has, after so long, and where none is up."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while (ready := self._pool.ready) and not any(self.is_known(backend) for backend in ready):
+                while (ready := self._pool.ready_servers) and not any(self.is_known(backend) for backend in ready):
                     self._said.clear()
                     await self._said.wait()
 
@@ -62,7 +62,7 @@ class Abilities:
         avoided = frozenset(avoid)
         if needs is None:
             return Lane(avoid=avoided, alone=alone)
-        said = {backend.name: self._has(backend, needs) for backend in self._pool.backends}
+        said = {backend.name: self._has(backend, needs) for backend in self._pool.servers}
         yes = frozenset(name for name, has in said.items() if has)
         return Lane(yes, frozenset(name for name, has in said.items() if has is False), avoided, alone)
 
@@ -71,7 +71,7 @@ class Abilities:
         lane = self.lane(needs, avoid)
         if not lane.no or lane.no != self._names:
             return lane
-        await asyncio.gather(*(self._look(backend, _FRESH_S) for backend in self._pool.ready))
+        await asyncio.gather(*(self._look(backend, _FRESH_S) for backend in self._pool.ready_servers))
         return self.lane(needs, avoid)
 
     def lacking(self, needs: Needs) -> dict[str, list[str]]:
@@ -80,12 +80,12 @@ class Abilities:
             return {}
         return {name: offer.lacking(needs) for name, (offer, _) in self._offers.items()}
 
-    def spelled(self, backend: Backend, needs: Needs, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    def spelled(self, backend: Server, needs: Needs, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """The workflow with the names of files as the server writes them."""
         known = self._offers.get(backend.name)
         return prompt if known is None else known[0].spelled(needs, prompt)
 
-    def _has(self, backend: Backend, needs: Needs) -> bool | None:
+    def _has(self, backend: Server, needs: Needs) -> bool | None:
         definitions = backend.last_definitions
         if definitions is None:
             return None
@@ -100,7 +100,7 @@ class Abilities:
             said[needs] = offer.has(needs)
         return said[needs]
 
-    async def _ask(self, backend: Backend) -> None:
+    async def _ask(self, backend: Server) -> None:
         generation = backend.generation
         try:
             await self._look(backend, None)
@@ -111,7 +111,7 @@ class Abilities:
             self._said.set()
             self._pool.news.set()
 
-    async def _look(self, backend: Backend, max_age_s: float | None) -> None:
+    async def _look(self, backend: Server, max_age_s: float | None) -> None:
         try:
             async with backend.soon():
                 await (backend.object_info() if max_age_s is None else backend.object_info(max_age_s=max_age_s))

@@ -22,6 +22,7 @@ from comfyui.jobs.job import Job, Reason
 from comfyui.metrics import Metrics
 from comfyui.replies import QueueItem
 from comfyui.servers.backend import Backend
+from comfyui.servers.server import Server
 from comfyui.servers.watcher import Watch
 from comfyui.tasks import SideTasks
 
@@ -103,7 +104,7 @@ class Cancels:
         await backend.cancel(prompt_id)
         self._metrics.cancelled.labels("request").inc()
 
-    async def take_out_orphan(self, prompt_id: str, backend: Backend, reason: Reason) -> None:
+    async def take_out_orphan(self, prompt_id: str, backend: Server, reason: Reason) -> None:
         """Cancel a prompt on a server where nobody waits for it. Raises `ComfyUIError`."""
         await backend.cancel(prompt_id)
         self._told_of(prompt_id, reason, backend)
@@ -149,8 +150,9 @@ class Cancels:
             await before()
         failure: ComfyUIError | None = None
         ends: Watch | None = None
-        if self._looks_back_s and backend is not None and job.begun and was is not None and was.heard:
-            ends = backend.watcher.watch(job.prompt_id, job, client_id=was.client_id)
+        comfyui = backend if isinstance(backend, Backend) else None
+        if self._looks_back_s and comfyui is not None and job.begun and was is not None and was.heard:
+            ends = comfyui.watcher.watch(job.prompt_id, job, client_id=was.client_id)
         try:
             if backend is None and (job.request is None or job.perhaps_known):
                 # It was still being looked for, and ComfyUI may have it from before.
@@ -158,17 +160,17 @@ class Cancels:
             if backend is not None:
                 await backend.cancel(job.prompt_id)
                 self._told_of(job.prompt_id, reason, backend)
-                if ends is not None:
-                    await self._look_back(job, ends, backend)
+                if ends is not None and comfyui is not None:
+                    await self._look_back(job, ends, comfyui)
         except ComfyUIError as error:
             _log.warning("prompt.cancel_failed", prompt_id=job.prompt_id, reason=reason, detail=error.detail)
             error.prompt_id = job.prompt_id
             failure = error
-            if backend is not None:
+            if isinstance(backend, Backend):
                 backend.look_through()  # it is told again when it answers
         finally:
-            if ends is not None and backend is not None:
-                backend.watcher.unwatch(ends)
+            if ends is not None and comfyui is not None:
+                comfyui.watcher.unwatch(ends)
         job.cancelled()
         return failure
 
@@ -184,7 +186,7 @@ class Cancels:
         except (ComfyUIError, TimeoutError):
             return
 
-    def _told_of(self, prompt_id: str, reason: Reason, backend: Backend) -> None:
+    def _told_of(self, prompt_id: str, reason: Reason, backend: Server) -> None:
         self._metrics.cancelled.labels(reason).inc()
         _log.info("prompt.cancelled", prompt_id=prompt_id, reason=reason, server=backend.name)
 

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from comfyui.exceptions import TAKEN, ComfyUIConflictError, ComfyUIError, ComfyUITaskCancelledError, JournalError
+from comfyui.jobs.attempt_log import JobAttempts, over
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
@@ -20,6 +21,7 @@ from comfyui.jobs.stored import body_of, error_to_fields, files_made, may_run_ag
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
+from comfyui.tasks import heeded
 
 # So long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
@@ -129,7 +131,7 @@ class Entry:
         self._announcements = announcements
         self._keep_files = keep_files
         self._order: WebhookOrder | None = None
-        self._is_just_placed = False
+        self._is_just_placed = self._is_noted = False
         self._committing: asyncio.Task[None] | None = None
 
     def take_up(self, record: JobRecord) -> None:
@@ -140,6 +142,12 @@ class Entry:
         self.queued_at, self.started_at = record.queued_at, record.started_at
         self.shown_number = record.shown_number
         self._order = record.webhook
+
+    @property
+    def attempts(self) -> JobAttempts:
+        """How far the present attempt is at a platform."""
+        self._is_noted = True
+        return JobAttempts(self._journal, self.fence, self._clock())
 
     @property
     def owner(self) -> str | None:
@@ -230,7 +238,7 @@ class Entry:
         self.added, self._server, self.fence = True, server, self.fence.next()
         place = self._place(Add(self._new(request, fingerprint), server))
         self._committing = asyncio.create_task(place, name=f"commit {self.fence.prompt_id}")
-        self._committing.add_done_callback(_heeded)
+        self._committing.add_done_callback(heeded)
         self._is_just_placed = True
 
     async def committed(self) -> None:
@@ -365,6 +373,8 @@ class Entry:
             fields["started_at"] = self.started_at
         if self.added:
             self._tell(self._finish_of(state, files=files_made(made, kept=self._keep_files), **fields))
+        if self._is_noted:
+            self._write_behind(over(self.fence))
 
     def _finish_of(self, state: State, **fields: Any) -> Finish:
         self.ended_at = now = self._clock()
@@ -392,9 +402,3 @@ class Entry:
             callers_id=self.callers_id,
             now=self.queued_at,
         )
-
-
-def _heeded(committing: asyncio.Task[None]) -> None:
-    """A prompt that is refused meanwhile has nobody who waits for its commit, nor for why it failed."""
-    if not committing.cancelled():
-        committing.exception()

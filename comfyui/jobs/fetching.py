@@ -131,7 +131,7 @@ class InputFetching:
         last = self._unanswered[prompt_id] >= _TRIES_FOR_DEFINITIONS
         async with self._inputs.fetched(record, request, last=last) as inputs:
             if inputs is None:
-                self._unanswered[prompt_id] += bool(self._pool.ready)
+                self._unanswered[prompt_id] += bool(self._pool.ready_servers)
                 self._without_definitions.append(prompt_id)
                 if len(self._without_definitions) == 1:
                     self._tasks.start(self._await_definitions(), "definitions for inputs")
@@ -143,7 +143,7 @@ class InputFetching:
     async def _await_definitions(self) -> None:
         """Jobs that wait for a server to say which texts are inputs take no place of those that can be fetched."""
         await asyncio.sleep(_PAUSE_S)
-        while not self._pool.ready:
+        while not self._pool.ready_servers:
             await self._pool.wait_for_change(_LOOK_S)
         waiting, self._without_definitions = self._without_definitions, []
         for prompt_id in waiting:

@@ -56,7 +56,7 @@ class JobHistory:
             if hidden:
                 await self._journal.write(Hide(tuple(hidden)))
             servers = ((self._pool.named(name), ids) for name, ids in of_server.items())
-            await asyncio.gather(*(_forget(one, ids) for one, ids in servers if one is not None and one.ready))
+            await asyncio.gather(*(_forget(one, ids) for one, ids in servers if isinstance(one, Backend) and one.ready))
 
 
 async def _forget(backend: Backend, prompt_ids: Sequence[str]) -> None:

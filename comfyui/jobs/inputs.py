@@ -156,7 +156,7 @@ class JobInputs:
     async def _widgets(self, request: PromptRequest) -> Sequence[tuple[str, str]] | None:
         """The inputs that are uploaded files by what any server says that is up; None where none says anything soon."""
         found: list[tuple[str, str]] | None = None
-        for backend in self._pool.ready:
+        for backend in self._pool.ready_servers:
             try:
                 async with backend.soon():
                     definitions = await backend.object_info()

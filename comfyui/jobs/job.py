@@ -28,12 +28,13 @@ from comfyui.events import (
 )
 from comfyui.exceptions import ComfyUIError, ComfyUIPromptLostError, ComfyUITaskCancelledError
 from comfyui.inputs.content import BroughtFiles
+from comfyui.jobs.attempt_log import JobAttempts
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.journal.records import NewJob, State
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.outputs.history import files_of
 from comfyui.owners import place_of
-from comfyui.servers.backend import Backend
+from comfyui.servers.server import Server
 from comfyui.servers.watcher import Watch
 
 _log = structlog.get_logger(__name__)
@@ -95,7 +96,7 @@ class Job:
         self.state = State.RUNNING if entry is not None and entry.state is State.RUNNING else State.QUEUED
         self.begun = entry is not None and entry.begun
         self.alone = entry is not None and entry.alone
-        self.backend: Backend | None = None
+        self.backend: Server | None = None
         self.left_on: set[str] = set()
         self.watch: Watch | None = None
         self.losses = entry.losses if entry else 0
@@ -134,7 +135,8 @@ class Job:
         """
         marks = {} if self.fingerprint is None else {"fingerprint": self.fingerprint}
         if self.entry is not None:
-            marks |= {"journal": self.entry.journal_id} | ({"id": "chosen"} if self.entry.chosen else {})
+            marks |= {"journal": self.entry.journal_id, "attempt": self.entry.fence.mark}
+            marks |= {"id": "chosen"} if self.entry.chosen else {}
         return marks
 
     @property
@@ -157,6 +159,18 @@ class Job:
             return True
         on = self.server_before if self.backend is None else self.backend.name
         return on == server and server not in self.left_on
+
+    @property
+    def shown_number(self) -> float:
+        """The number that ComfyUI's clients are told; 0 where it has none yet."""
+        return 0.0 if self.entry is None else self.entry.shown_number
+
+    @property
+    def attempts(self) -> JobAttempts:
+        """How far the present attempt is at a platform, in the journal."""
+        if self.entry is None:
+            raise RuntimeError("a job that only watches is submitted to no platform")
+        return self.entry.attempts
 
     @property
     def owner(self) -> str | None:
@@ -254,7 +268,7 @@ class Job:
         if self.entry is not None and self.request is not None:
             self.entry.place_now(server, self.request, self.fingerprint)
 
-    async def placed(self, backend: Backend) -> None:
+    async def placed(self, backend: Server) -> None:
         """`backend` is the server that has the prompt, or is about to get it.
 
         Returns when that is committed, where the job outlives this process. Raises as `Entry.placed` does.
@@ -267,7 +281,7 @@ class Job:
         if self.entry is not None:
             await self.entry.placed(backend.name, self.request, self.fingerprint)
 
-    async def attached(self, backend: Backend) -> None:
+    async def attached(self, backend: Server) -> None:
         """`backend` has the prompt from before. As `placed`."""
         self.backend = backend
         self.left_on.discard(backend.name)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
+from typing import NamedTuple
 
 from comfyui.jobs.shares import Share
 
@@ -26,17 +27,33 @@ class Lane:
         no: servers that lack something. Of a server in neither it is not known.
         avoid: servers where the job has just failed: taken only when no other one is up that may run it.
         alone: it goes only to a server that has no other prompt: it may end what it runs on.
+        files_on: servers that have files which the job reads, and that did not answer when these were to be fetched.
+            While one of them is down, the job can only go to that one.
     """
 
     yes: frozenset[str] = NO_NAMES
     no: frozenset[str] = NO_NAMES
     avoid: frozenset[str] = NO_NAMES
     alone: bool = False
+    files_on: frozenset[str] = NO_NAMES
+
+    def may_move(self, there: str, here: str) -> bool:
+        """Whether a job that the server `there` has accepted can run `here`, as far as that is known of either."""
+        return here not in self.no | self.avoid and (here in self.yes or there not in self.yes)
 
 
 ANYWHERE = Lane()
 Order = tuple[float, int]
 """Where the job's caller wants it among its own, and then the order of the submission."""
+
+
+class Standing(NamedTuple):
+    """Where a job stands that has not ended. `server`: None where it waits; `accepted`: ComfyUI has it in its queue."""
+
+    prompt_id: str
+    owner: str | None
+    server: str | None = None
+    accepted: bool = False
 
 
 class Ticket:
@@ -85,6 +102,11 @@ class Ticket:
         self.charged = self.placed_at = 0.0
         self.placing = 0
         self.accepted = self.began = False
+
+    def wait(self, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
+        """It was found on the server, and has not begun. Not while it is in a line."""
+        self.loaders, self.shape, self.lane = loaders, shape, lane
+        self.began = False
 
     def runs_on(self, lane: Lane) -> None:
         """Not while it is in a line."""

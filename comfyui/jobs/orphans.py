@@ -12,10 +12,10 @@ from typing import Literal
 import structlog
 
 from comfyui.exceptions import ComfyUIError
-from comfyui.executors.submission import is_callers, journal_of
+from comfyui.executors.submission import attempt_of, is_callers, journal_of
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.journal.protocol import Journal
-from comfyui.jobs.journal.records import State
+from comfyui.jobs.journal.records import Fence, State
 from comfyui.jobs.runs import Runs
 from comfyui.replies import QueueItem
 from comfyui.retrying import Backoff
@@ -85,9 +85,22 @@ class Orphans:
         The jobs in hand are asked first: what ends meanwhile is written down before it leaves them.
         """
         if (job := self._runs.live.get(item.prompt_id)) is not None:
-            return "" if job.is_on(backend.name) else "orphan"
+            if job.is_on(backend.name):
+                return ""
+            entry = job.entry
+            return "" if entry is not None and _is_same(backend, item, entry.server, entry.fence) else "orphan"
         record = await self._journal.get(item.prompt_id)
         if record is None:
             return "" if is_callers(item) else "restart"
         is_wanted = not record.state.is_end and record.state is not State.CANCELING
-        return "" if is_wanted and record.server == backend.name else "orphan"
+        is_there = record.server == backend.name or _is_same(backend, item, record.server, record.fence)
+        return "" if is_wanted and is_there else "orphan"
+
+
+def _is_same(backend: Backend, item: QueueItem, server: str | None, present: Fence) -> bool:
+    """Whether a prompt on `backend` is the job's present attempt, which is on `server`: then the two are one."""
+    if server in {None, backend.name} or present.mark != attempt_of(item):
+        return False
+    detail = f"it has what {server} was given: two addresses of COMFYUI_SERVER_ADDRESS lead to one ComfyUI"
+    _log.error("server.twice", server=backend.name, prompt_id=item.prompt_id, detail=detail)
+    return True

@@ -30,12 +30,12 @@ from comfyui.jobs.job import Job
 from comfyui.jobs.journal.paging import pages
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.journal.writes import Pause
-from comfyui.jobs.lines import Lane
+from comfyui.jobs.lines import Lane, Standing
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.queue_options import QueueOptions
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
-from comfyui.jobs.scheduler import Standing, Waiting
+from comfyui.jobs.scheduler import Waiting
 from comfyui.jobs.stored import request_of, secrets_of, with_secrets
 from comfyui.jobs.turns import Turns
 from comfyui.models import PromptRequest

@@ -57,6 +57,8 @@ class Refusals:
         Raises:
             ComfyUIValidationError: each would refuse it; `answer` is what it would say.
         """
+        if any(not isinstance(server, Backend) for server in self._pool.servers):
+            return  # it may have what we know nothing of
         able = [backend for backend in self._pool.backends if backend.name not in lane.no]
         refused: ComfyUIValidationError | None = None
         for backend in able or self._pool.ready[:1]:

@@ -219,9 +219,11 @@ class Removal:
         away: list[Job] = []
         for job in jobs:
             backend, watch = job.backend, job.watch
+            if job.begun and backend is not None and not isinstance(backend, Backend) and not self._waits(job):
+                continue
             if self._waits(job) or backend is None or watch is None or not watch.accepted:
                 away.append(job)
-            elif not job.begun and backend.ready:
+            elif not job.begun and backend.ready and isinstance(backend, Backend):
                 there[backend][watch] = job
             elif not job.begun:
                 # Nobody asks a server that is down. It is told when it is back.
@@ -282,7 +284,7 @@ class Removal:
     async def _stop_running(self, job: Job) -> None:
         if job.begun:
             await self._stop(job)
-        elif job.backend is not None and job.watch is not None and job.watch.accepted:
+        elif isinstance(job.backend, Backend) and job.watch is not None and job.watch.accepted:
             # It may run unheard: it was sent under the id of a websocket that is not open any more.
             await job.backend.client.interrupt(job.prompt_id)
 

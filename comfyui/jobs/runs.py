@@ -30,7 +30,7 @@ from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest
 from comfyui.offload import after_turns
 from comfyui.outputs.delivery import Deliverer, Order
-from comfyui.servers.backend import Backend
+from comfyui.servers.server import Server
 
 # From the end of a prompt until each of its requests has sent its answer, or asked ComfyUI for a file.
 _TURNS_UNTIL_ANSWERED = 2
@@ -251,9 +251,8 @@ class Runs:
         )
 
 
-def delayed_by(backend: Backend | None) -> str:
+def delayed_by(backend: Server | None) -> str:
     """What a prompt that timed out may have waited for: a prompt before it, or a server that is away."""
     if backend is None:
         return ""
-    cause = str(backend.watcher.worker.silence or backend.reason)
-    return f"; {cause}" if cause else ""
+    return f"; {backend.delay}" if backend.delay else ""

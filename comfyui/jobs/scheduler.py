@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import NamedTuple
 
-from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane, Lines, Ticket
+from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane, Lines, Standing, Ticket
 from comfyui.jobs.server_places import ServerPlaces
 from comfyui.jobs.shares import NO_TERMS, Shares, Terms
 
@@ -81,15 +79,6 @@ class TakeBack:
     idle: str
 
 
-class Standing(NamedTuple):
-    """Where a job stands that has not ended. `server`: None where it waits; `accepted`: ComfyUI has it in its queue."""
-
-    prompt_id: str
-    owner: str | None
-    server: str | None = None
-    accepted: bool = False
-
-
 class Scheduler:
     """All jobs that wait and all servers. What happens is told by its methods; `decide` says what to do."""
 
@@ -102,8 +91,7 @@ class Scheduler:
         self._taking: dict[str, ServerPlaces] = {}
         # By the lane of the job for which it is cleared, as the last decision said.
         self._cleared: dict[Lane, ServerPlaces] = {}
-        self._placings = 0
-        self.paused = False
+        self._placings, self.paused = 0, False
 
     def pause(self, paused: bool) -> None:
         """While it is paused nothing is placed, and nothing taken back."""
@@ -112,7 +100,7 @@ class Scheduler:
     # Servers
 
     def set_server(
-        self, name: str, *, up: bool, drained: bool = False, others: int = 0, places: int | None = 2
+        self, name: str, *, up: bool, drained: bool = False, others: int = 0, places: int | None = 2, many: bool = False
     ) -> None:
         """How a server is now.
 
@@ -121,11 +109,12 @@ class Scheduler:
             drained: it gets no more prompts, and those that wait there behind another one are taken back.
             others: prompts on it that are not ours; they take places.
             places: for prompts, with the one that runs; None: any number.
+            many: it stands for many, and is for what no other server could run at once: it costs by the job.
         """
         server = self._servers.get(name)
         if server is None:
             server = self._servers[name] = ServerPlaces(name, len(self._servers))
-        server.set(up=up and not drained, gives_back=up, others=others, places=places)
+        server.set(up=up and not drained, answers=up, others=others, places=places, is_many=many)
 
     # Jobs
 
@@ -135,12 +124,17 @@ class Scheduler:
         self._lines.add(self._ticket(job, terms))
 
     def occupy(self, job: Waiting, server: str, now: float, terms: Terms = NO_TERMS) -> None:
-        """The job is on the server already, from where it is not taken back."""
+        """The job is on the server already. It counts as one that runs, until `found_waiting`."""
         self.left(job.prompt_id)
         ticket = self._ticket(job, terms)
         self._put(ticket, self._servers[server], now)
         ticket.accept()
         ticket.begin()
+
+    def found_waiting(self, prompt_id: str, loaders: frozenset[str], shape: Hashable, lane: Lane) -> None:
+        """ComfyUI does not run a job that occupies a place: it may be taken back. See `Waiting` for the others."""
+        if (ticket := self._tickets.get(prompt_id)) is not None and ticket.server is not None:
+            ticket.wait(loaders, shape, lane)
 
     def knows(self, prompt_id: str) -> bool:
         """Whether the job waits or is on a server."""
@@ -260,19 +254,22 @@ class Scheduler:
         placed = [ticket for ticket in self._tickets.values() if ticket.server is not None]
         placed.sort(key=lambda ticket: ticket.placing)
         waiting = self._lines.in_turn(self._shares.mean_s)
-        return [Standing(one.prompt_id, one.share.name, one.server, one.accepted) for one in chain(placed, waiting)]
+        return [Standing(one.prompt_id, one.share.name, one.server, one.accepted) for one in (*placed, *waiting)]
 
     def count(self, owns: Callable[[str | None], bool]) -> int:
         """How many jobs wait or are on a server, of owners that `owns` picks."""
         return sum(share.waiting + share.placed for share in self._shares.all() if owns(share.name))
 
     def waits_for(self, prompt_id: str) -> list[str]:
-        """The servers that may run a job that waits, where all of them are down; else none."""
+        """Servers that are down, for which a job waits: all that may run it, or those that have its files."""
         ticket = self._tickets.get(prompt_id)
         if ticket is None or ticket.server is not None:
             return []
-        able = [server for name, server in self._servers.items() if self._may_run(ticket.lane, name)]
-        return [] if any(server.up for server in able) else [server.name for server in able]
+        able = [server for name, server in self._servers.items() if self._is_able(ticket.lane, name)]
+        if any(server.up and self._gets_files(ticket.lane, server.name) for server in able):
+            return []
+        wanted = ticket.lane.files_on if any(server.up for server in able) else {server.name for server in able}
+        return [name for name, server in self._servers.items() if name in wanted and not server.up]
 
     def has_other(self, prompt_id: str) -> bool:
         """Whether another server than the one where the job is, is up and may run it."""
@@ -290,8 +287,16 @@ class Scheduler:
         return [server for server in servers if server.is_open(now, self._options.in_turn_s)]
 
     def _may_run(self, lane: Lane, server: str) -> bool:
-        """Whether the job may be sent there: it is not known to be unable, or all are."""
+        """Whether the job may be sent there now."""
+        return self._is_able(lane, server) and self._gets_files(lane, server)
+
+    def _is_able(self, lane: Lane, server: str) -> bool:
+        """Whether the server is not known to be unable, or all are."""
         return server not in lane.no or lane.no.issuperset(self._servers)
+
+    def _gets_files(self, lane: Lane, server: str) -> bool:
+        """Whether the files that the job reads are there, or on servers that answer."""
+        return all(name == server or self._servers[name].answers for name in lane.files_on & self._servers.keys())
 
     def _is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:
         return any(one.up and name not in than and self._may_run(lane, name) for name, one in self._servers.items())
@@ -321,7 +326,7 @@ class Scheduler:
             return [before]
         if len(able) < 2:
             return able
-        ranks = [(server.is_busy, server.name not in lane.yes) for server in able]
+        ranks = [server.rank(lane) for server in able]
         least = min(ranks)
         return [server for server, rank in zip(able, ranks, strict=True) if rank == least]
 
@@ -329,10 +334,9 @@ class Scheduler:
         self, head: Ticket, server: ServerPlaces, best: Callable[[Lane], Sequence[ServerPlaces]], now: float
     ) -> Ticket:
         """The job that the server is given: the head's, or one whose models it has loaded."""
-        wait_s = self._options.affinity_wait_s
-        if head.lane.alone or not server.loaders or head.loaders == server.loaders or wait_s <= 0:
-            return head
-        if head.passed_since is not None and now - head.passed_since >= wait_s:
+        waited_s = 0.0 if head.passed_since is None else now - head.passed_since
+        is_alike = not server.loaders or head.loaders == server.loaders
+        if head.lane.alone or is_alike or waited_s >= self._options.affinity_wait_s:
             return head
         other = self._lines.first_like(head.priority, server.loaders, lambda lane: server in best(lane))
         if other is None:
@@ -342,16 +346,16 @@ class Scheduler:
 
     def _take_back(self, idle: ServerPlaces, priority: int | None) -> TakeBack | None:
         """The first job that waits behind a prompt elsewhere, may run here, and has at least this priority."""
-        if not self._options.takes_back:
+        if not self._options.takes_back or idle.is_many:
             return None
         found = [
             ticket
             for server in self._servers.values()
-            if server is not idle and server.gives_back
+            if server is not idle and server.answers
             for ticket in server.waiting()
             if ticket.prompt_id not in self._taking
             and (priority is None or ticket.priority >= priority)
-            and self._is_no_worse(ticket.lane, idle.name, server.name)
+            and ticket.lane.may_move(server.name, idle.name)
         ]
         if not found:
             return None
@@ -359,10 +363,6 @@ class Scheduler:
         idle.keep_for(first.prompt_id)
         self._taking[first.prompt_id] = idle
         return TakeBack(first.prompt_id, first.server or "", idle.name)
-
-    def _is_no_worse(self, lane: Lane, here: str, there: str) -> bool:
-        may_run = self._may_run(lane, here) and here not in lane.avoid
-        return may_run and (here in lane.yes or there not in lane.yes)
 
     def _ticket(self, job: Waiting, terms: Terms) -> Ticket:
         ticket = self._tickets[job.prompt_id] = Ticket(

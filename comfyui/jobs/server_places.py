@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from comfyui.jobs.lines import NO_NAMES, Ticket
+from comfyui.jobs.lines import NO_NAMES, Lane, Ticket
 
 
 class ServerPlaces:
@@ -13,7 +13,7 @@ class ServerPlaces:
     def __init__(self, name: str, index: int) -> None:
         self.name = name
         self._index = index
-        self.up = self.gives_back = False
+        self.up = self.answers = self.is_many = False
         self._others = 0
         self._places: int | None = 2
         self._loaders: frozenset[str] = NO_NAMES
@@ -22,11 +22,12 @@ class ServerPlaces:
 
     @property
     def loaders(self) -> frozenset[str]:
-        """What the last job loaded."""
-        return self._loaders
+        """What the last job loaded; nothing where that is not known."""
+        return NO_NAMES if self.is_many else self._loaders
 
-    def set(self, *, up: bool, gives_back: bool, others: int, places: int | None) -> None:
-        self.up, self.gives_back, self._others, self._places = up, gives_back, others, places
+    def set(self, *, up: bool, answers: bool, others: int, places: int | None, is_many: bool) -> None:
+        self.up, self.answers, self._others, self._places = up, answers, others, places
+        self.is_many = is_many
 
     @property
     def jobs(self) -> int:
@@ -38,7 +39,7 @@ class ServerPlaces:
 
     @property
     def is_busy(self) -> bool:
-        return self.load > 0
+        return self.load > 0 and not self.is_many
 
     def is_open(self, now: float, in_turn_s: float) -> bool:
         """Whether a job could go there now."""
@@ -54,6 +55,10 @@ class ServerPlaces:
     def choice(self) -> tuple[int, int]:
         return self.load, self._index
 
+    def rank(self, lane: Lane) -> tuple[bool, ...]:
+        """Jobs of this lane go to the servers with the lowest one."""
+        return self.is_busy, self.is_many, self.name not in lane.yes, self.name not in lane.files_on
+
     def put(self, ticket: Ticket) -> None:
         self._jobs[ticket.prompt_id] = ticket
         self._loaders = ticket.loaders
@@ -67,8 +72,11 @@ class ServerPlaces:
 
     def waiting(self) -> Iterator[Ticket]:
         """Jobs that are behind another prompt, as far as is known."""
+        if self.is_many:
+            return
         before = self._others
-        for job in self._jobs.values():
+        # What a server had from before is found in any order: what is known to run stands first.
+        for job in sorted(self._jobs.values(), key=lambda job: not job.began):
             if before and job.accepted and not job.began:
                 yield job
             before += 1

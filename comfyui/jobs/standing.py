@@ -8,10 +8,11 @@ from typing import NamedTuple
 from comfyui.jobs.cancels import Cancels
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
+from comfyui.jobs.lines import Standing
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
-from comfyui.jobs.scheduler import Standing
 from comfyui.jobs.turns import Turns
+from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 
 Owns = Callable[[str | None], bool]
@@ -70,7 +71,7 @@ class StandingJobs:
         # We hear nothing of a prompt that was sent under the id of a websocket before: what ComfyUI took first runs.
         first, backend = listed[0], self._pool.named(server)
         watch = job.watch if (job := self._live.get(first.prompt_id)) is not None else None
-        if backend is None or watch is None or backend.watcher.others or not first.accepted:
+        if not isinstance(backend, Backend) or watch is None or backend.watcher.others or not first.accepted:
             return None
         return first if watch.client_id != backend.watcher.client_id and not watch.heard else None
 

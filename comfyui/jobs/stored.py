@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, cast
 
 from comfyui import big_json, jsonio
@@ -15,6 +15,7 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
     error_body_of,
 )
+from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.writes import MadeFile
 from comfyui.json_pieces import is_large, pieces
 from comfyui.limits import JSON_OF_COMFYUI, Limits
@@ -30,11 +31,13 @@ from comfyui.models import (
     Timings,
     Told,
 )
-from comfyui.offload import in_thread
+from comfyui.offload import in_thread, offloaded
 from comfyui.outputs.history import cached_nodes
 from comfyui.owners import place_of
 
 _RETRY_AFTER_S = 5
+# Jobs that are read at a time.
+_PAGE = 200
 # Bytes of what ComfyUI said of a prompt beside its outputs; more is not kept.
 _MOST_TOLD = 64 * 1024
 # Kept as fields of the job, or not at all; with a token in its webhook no body would be kept once.
@@ -57,6 +60,16 @@ def body_of(request: PromptRequest) -> bytes:
 def request_of(body: bytes) -> PromptRequest:
     """What `body_of` was given, but for secrets, id and webhook."""
     return PromptRequest.model_validate(jsonio.loads(body)).of_size(len(body))
+
+
+async def unfinished_prompts(journal: Journal) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
+    """Id and workflow of each job that has not ended, where the workflow is kept. Raises `JournalError`."""
+    after = 0
+    while page := await journal.unfinished(after, _PAGE):
+        for record in page:
+            body = await journal.body_of(record.prompt_id)
+            yield record.prompt_id, {} if body is None else (await offloaded(len(body), request_of, body)).prompt
+        after = page[-1].seq
 
 
 def secrets_of(request: PromptRequest) -> dict[str, Any]:

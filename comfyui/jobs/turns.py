@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import CHOICE_PATIENCE_S, BackendPool
+from comfyui.servers.server import Server
 from comfyui.servers.taking_back import take_back
 from comfyui.tasks import SideTasks
 from comfyui.workflows.needs import Needs, needs_of
@@ -58,7 +60,7 @@ class Turns:
         self._options, self._catalogue = options, catalogue
         self._owners, self._rules_version = owners, 0
         self._is_ours = options.queue == "gateway"
-        self._takes_back = self._is_ours and len(pool.backends) > 1
+        self._takes_back = self._is_ours and len(pool.servers) > 1
         affinity_wait_s = options.affinity_wait_s if self._is_ours else 0.0
         self._scheduler = Scheduler(SchedulerOptions(affinity_wait_s, takes_back=self._takes_back))
         self.abilities, self._clearing = Abilities(pool), Clearing()
@@ -75,9 +77,9 @@ class Turns:
         self._timers = Timers()
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
-        for backend in pool.backends:
+        for backend in pool.servers:
             self._scheduler.set_server(backend.name, up=False)
-            if self._is_ours:
+            if self._is_ours and isinstance(backend, Backend):
                 backend.watcher.tell_of_others()
 
     def open(self) -> None:
@@ -167,21 +169,34 @@ class Turns:
         request: PromptRequest,
         *,
         avoid: Collection[str],
+        files_on: Collection[str],
         patience_s: float,
-    ) -> Backend:
+    ) -> Server:
         if not (self._is_ours or job.stays):
             return await self._pool.choose(patience_s=patience_s)
         prompt_id = job.prompt_id
-        if not avoid and prompt_id in self._jobs and (given := self._given(prompt_id)) is not None and given.ready:
+        if (
+            not (avoid or files_on)
+            and prompt_id in self._jobs
+            and (given := self._given(prompt_id)) is not None
+            and given.ready
+        ):
             return given
         self._jobs[prompt_id] = job
         self._needs[prompt_id] = needs = await self.needs_of(request, job.owner, job.file_names)
         lane = await self.abilities.sure_lane(needs, avoid)
-        if (given := self._given(prompt_id)) is not None and given.ready and given.name not in lane.no.union(avoid):
+        if (
+            not files_on
+            and (given := self._given(prompt_id)) is not None
+            and given.ready
+            and given.name not in lane.no.union(avoid)
+        ):
             return given
         self._scheduler.left(prompt_id, _executed_s(job))
         place, number = self._orders.get(prompt_id) or self.numbers.order_of(request)
-        lane = Lane(alone=job.alone)
+        # It was placed before it had its number.
+        place = job.shown_number if math.isinf(place) and job.shown_number else place
+        lane = Lane(alone=job.alone, files_on=frozenset(files_on))
         self._add(Waiting(prompt_id, number, job.owner, request.priority, place, lane=lane), needs, avoid)
         turn = self._waiters.add(job, None if job.stays else patience_s)
         self.decide()
@@ -192,11 +207,11 @@ class Turns:
         finally:
             self._waiters.remove(job)
 
-    async def cleared(self, job: Assignment, backend: Backend) -> None:
-        if not self._is_ours:
+    async def cleared(self, job: Assignment, backend: Server) -> None:
+        if not self._is_ours and isinstance(backend, Backend):
             await self._clearing.admit(job, backend)
 
-    def spelled(self, job: Assignment, backend: Backend, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    def spelled(self, job: Assignment, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         needs = self._needs.get(job.prompt_id)
         return prompt if needs is None else self.abilities.spelled(backend, needs, prompt)
 
@@ -207,10 +222,20 @@ class Turns:
     def has_other(self, job: Assignment) -> bool:
         return self._scheduler.has_other(job.prompt_id)
 
-    def found(self, job: Assignment, backend: Backend) -> None:
+    def found(self, job: Assignment, backend: Server) -> None:
         if (self._is_ours or job.stays) and self._scheduler.server_of(job.prompt_id) != backend.name:
             self._scheduler.left(job.prompt_id)
-            self._occupy(job, Waiting(job.prompt_id, self.numbers.next(), job.owner), backend.name)
+            priority = 0 if job.request is None else job.request.priority
+            waiting = Waiting(job.prompt_id, self.numbers.next(), job.owner, priority)
+            self._occupy(job, waiting, backend.name)
+
+    async def found_waiting(self, job: Assignment, request: PromptRequest) -> None:
+        if not self._takes_back:
+            return
+        self._needs[job.prompt_id] = needs = await self.needs_of(request, job.owner, job.file_names)
+        lane = replace(await self.abilities.sure_lane(needs), alone=job.alone and self._options.places is not None)
+        self._scheduler.found_waiting(job.prompt_id, needs.models, needs, lane)
+        self.decide()
 
     def accepted(self, job: Assignment) -> None:
         self._clearing.accepted(job.prompt_id)
@@ -224,7 +249,7 @@ class Turns:
             self._gone(job.prompt_id, _executed_s(job))
             self.decide()
 
-    def _given(self, prompt_id: str) -> Backend | None:
+    def _given(self, prompt_id: str) -> Server | None:
         """The server where the job got a place that it has not taken up yet."""
         if prompt_id not in self._granted:
             return None
@@ -234,7 +259,7 @@ class Turns:
     def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> None:
         self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
         alone = job.lane.alone and self._is_ours and self._options.places is not None
-        lane = self.abilities.lane(needs, avoid, alone=alone)
+        lane = replace(self.abilities.lane(needs, avoid, alone=alone), files_on=job.lane.files_on)
         models = frozenset() if needs is None else needs.models
         self._scheduler.add(replace(job, loaders=models, shape=needs, lane=lane), self._terms_of(job.owner))
 
@@ -270,7 +295,8 @@ class Turns:
         generation = self.abilities.generation
         for count, (prompt_id, needs, lane) in enumerate(self._scheduler.shapes()):
             if isinstance(needs, Needs):
-                self._scheduler.set_lane(prompt_id, self.abilities.lane(needs, lane.avoid, alone=lane.alone))
+                found = self.abilities.lane(needs, lane.avoid, alone=lane.alone)
+                self._scheduler.set_lane(prompt_id, replace(found, files_on=lane.files_on))
             if count % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         self._lanes_of = generation
@@ -288,9 +314,15 @@ class Turns:
         if self._owners is not None and self._owners.version != self._rules_version:
             self._rules_version = self._owners.version
             self._scheduler.set_terms(self._terms_of)
-        now = _now()
-        for backend in self._pool.backends:
+        now, is_one_coming = _now(), False
+        for backend in self._pool.servers:  # the platform is the last of them
+            if not isinstance(backend, Backend):
+                # It has a queue of its own, and says to nobody how many of its workers are free. Its time costs money.
+                up = backend.ready and backend.takes_more and not is_one_coming
+                self._scheduler.set_server(backend.name, up=up, drained=backend.drained, places=None, many=True)
+                continue
             up = backend.ready and backend.is_cleared and self.abilities.is_known(backend)
+            is_one_coming |= backend.is_new or (backend.ready and not up)
             places = self._options.places if self._is_ours else self._options.ahead
             others = backend.watcher.others if self._is_ours and places is not None else 0
             self._scheduler.set_server(backend.name, up=up, drained=backend.drained, others=others, places=places)
@@ -329,7 +361,7 @@ class Turns:
         watch = None if job is None else job.watch
         timer = asyncio.get_running_loop().call_later(_TAKE_BACK_S, self._give_up_taking_back, prompt_id)
         try:
-            moves = backend is not None and watch is not None and watch in await take_back(backend, watch)
+            moves = isinstance(backend, Backend) and watch is not None and watch in await take_back(backend, watch)
         finally:
             timer.cancel()
         if not moves or watch is None or self._jobs.get(prompt_id) is not job:

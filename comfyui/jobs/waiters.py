@@ -10,8 +10,8 @@ from comfyui.events import QueuePosition
 from comfyui.exceptions import ComfyUIConnectionError
 from comfyui.executors.assignment import Assignment
 from comfyui.jobs.scheduler import Scheduler
-from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
+from comfyui.servers.server import Server
 
 # Positions are told so often, and less often where many wait.
 _TELL_S = 0.1
@@ -23,7 +23,7 @@ class _Waiter:
     """`patience_s`: for how long it waits while no server has been up since it came; None: for ever."""
 
     job: Assignment
-    turn: asyncio.Future[Backend]
+    turn: asyncio.Future[Server]
     patience_s: float | None
     since: float
     told: int | None = None
@@ -41,19 +41,19 @@ class Waiters:
     def __bool__(self) -> bool:
         return bool(self._waiters)
 
-    def add(self, job: Assignment, patience_s: float | None) -> asyncio.Future[Backend]:
+    def add(self, job: Assignment, patience_s: float | None) -> asyncio.Future[Server]:
         """The job waits from now on, until `remove`."""
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[Backend] = loop.create_future()
+        turn: asyncio.Future[Server] = loop.create_future()
         self._waiters[job.prompt_id] = _Waiter(job, turn, patience_s, loop.time())
-        if self._pool.ready:
+        if self._pool.ready_servers:
             self._up_at = loop.time()
         return turn
 
     def remove(self, job: Assignment) -> None:
         del self._waiters[job.prompt_id]
 
-    def give(self, prompt_id: str, backend: Backend) -> bool:
+    def give(self, prompt_id: str, backend: Server) -> bool:
         """The job has its turn; whether it waits for that here."""
         waiter = self._waiters.get(prompt_id)
         if waiter is None or waiter.turn.done():
@@ -66,10 +66,10 @@ class Waiters:
 
         A job that came while a server was up, or that has seen one up since, waits on: its caller has a timeout.
         """
-        if self._pool.ready:
+        if self._pool.ready_servers:
             self._up_at = now
             return None
-        is_over = all(backend.abandoned for backend in self._pool.backends)
+        is_over = all(backend.abandoned for backend in self._pool.servers)
         ends: list[float] = []
         for waiter in self._waiters.values():
             if waiter.patience_s is None or waiter.turn.done():

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import math
 import time
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import structlog
@@ -21,26 +21,19 @@ import structlog
 from comfyui.client import ComfyUIClient
 from comfyui.exceptions import ComfyUICredentialsError, ComfyUIDescriptorsError, ComfyUIError
 from comfyui.metrics import Metrics
+from comfyui.models import OutputFile
 from comfyui.replies import JSON, HistoryEntry, QueueItem
 from comfyui.servers.definitions import NodeDefinitions
 from comfyui.servers.options import DEFAULT_SERVERS, ServerOptions
 from comfyui.servers.process import Death
+from comfyui.servers.reports import report_of
+from comfyui.servers.server import FileShelf, Health, ServerReport
 from comfyui.servers.watcher import CompletionWatcher
 from comfyui.tasks import SideTasks, happens_within
+from comfyui.transport.body import OpenBody
 
 _STALLED = "its prompt worker does not run: prompts wait and none is executed; restart ComfyUI"
 _DEAD = "its prompt worker counts as dead (DEAD_AFTER): a prompt runs and no event comes; restart ComfyUI"
-
-
-class Health(enum.Enum):
-    """One state feeds every probe."""
-
-    STARTING = "starting"
-    READY = "connected"
-    DOWN = "unreachable"
-    REFUSED = "refused"
-    """It answers, and not to us: it wants other credentials."""
-    BROKEN = "broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,6 @@ class Backend:
     """One ComfyUI server. Open it with ``async with``; it owns its client and its watcher.
 
     Args:
-        runs_elsewhere: what the server says of itself is not true of where its prompts run.
         news: set when its health changes.
     """
 
@@ -72,13 +64,16 @@ class Backend:
         metrics: Metrics,
         options: ServerOptions = DEFAULT_SERVERS,
         *,
-        runs_elsewhere: bool = False,
         news: asyncio.Event | None = None,
+        runs_prompts: bool = True,
     ) -> None:
         self.client = client
+        self._runs_prompts = runs_prompts
         self.watcher = watcher
         self.health = Health.STARTING
         self.reason: str = "not reached yet"
+        self.is_new = True
+        """Nothing is known of it yet: it has neither answered nor failed to."""
         self.in_flight = 0
         self.drained = False
         """It is to get no more prompts; see `comfyui.servers.fleet`. What runs there ends."""
@@ -90,7 +85,6 @@ class Backend:
         """Grows when it answers for the first time or again, and with each new connection: it may have prompts from
         before."""
         self._options = options
-        self._runs_elsewhere = runs_elsewhere
         self._metrics = metrics
         self._in_flight = metrics.in_flight.labels(client.name)
         metrics.silent_seconds.labels(client.name).set_function(self._silent_s)
@@ -102,7 +96,6 @@ class Backend:
         self._doubted = False
         self._fault: _Fault | None = None
         self._perhaps_restarted = False
-        self._veto = ""
         self.last_death: Death | None = None
         self.deaths = 0
         """How often its process was seen to end."""
@@ -134,6 +127,11 @@ class Backend:
     @property
     def ready(self) -> bool:
         return self.health is Health.READY and self.watcher.crashed is None
+
+    @property
+    def epoch(self) -> int:
+        """Another number when it may have been restarted, and with another folder of inputs."""
+        return self.watcher.epoch
 
     @property
     def takes_prompts(self) -> bool:
@@ -170,6 +168,28 @@ class Backend:
         """What it had at that one of its `arrivals` was looked through."""
         self._cleared = arrivals
         self._news.set()
+
+    @property
+    def why_not(self) -> str:
+        """Why it gets no prompts; "" where it gets some."""
+        if self.ready and self.drained:
+            return f"drained: POST /servers/{self.name}/resume lets it have prompts again"
+        return self.reason
+
+    @property
+    def takes_more(self) -> bool:
+        """How many it takes is the queue's to say."""
+        return True
+
+    @property
+    def delay(self) -> str:
+        """Why its prompts take long, as far as is known; else nothing."""
+        return str(self.watcher.worker.silence or self.reason)
+
+    @property
+    def shelf(self) -> FileShelf:
+        """Where input files are put."""
+        return self.client
 
     def _silent_s(self) -> float:
         silence = self.watcher.worker.silence
@@ -214,14 +234,6 @@ class Backend:
         """Its own process serves."""
         self._hold, self.abandoned = "", False
         self._look_again.set()
-
-    def vetoed(self, reason: str) -> None:
-        """Behind the server is somebody who refuses prompts; "" when not any more. No reconnect ends it."""
-        was, self._veto = self._veto, reason
-        if reason:
-            self._set(Health.BROKEN, reason)
-        elif was and self.reason == was:
-            self._set(Health.READY)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -275,6 +287,24 @@ class Backend:
             await self.client.delete_from_queue(prompt_id)
             await self.client.interrupt(prompt_id)
 
+    def open_file(self, _prompt_id: str, file: OutputFile) -> AbstractAsyncContextManager[OpenBody]:
+        """A file that a prompt made here; see `ComfyUIClient.view`."""
+        return self.client.view(file.filename, file.subfolder, file.type)
+
+    def running_frames(self) -> list[tuple[str, list[bytes]]]:
+        """The prompt that runs, with the last frames of how it is."""
+        watch = self.watcher.running
+        return [] if watch is None else [(watch.prompt_id, list(watch.latest.values()))]
+
+    async def path_of(self, _prompt_id: str, _subfolder: str, _filename: str) -> Path | None:
+        """Its files are with it."""
+        return None
+
+    def report(self, *, in_detail: bool) -> ServerReport:
+        """See `report_of`."""
+        given = {"drained": self.drained, "simulated": self.simulated}
+        return report_of(self, self.watcher, **given, in_detail=in_detail)
+
     def wait_for_change(self) -> Coroutine[Any, Any, Literal[True]]:
         """Until its health changes after this call, or it is to be looked through."""
         return self._changed.wait()
@@ -282,15 +312,16 @@ class Backend:
     def _set(self, health: Health, reason: str = "") -> None:
         if self._hold:
             health, reason = Health.DOWN, self._hold
-        elif health is Health.READY and self._veto:
-            health, reason = Health.BROKEN, self._veto
-        was = self.health
-        self.health, self.reason = health, reason
+        was, was_new = self.health, self.is_new
+        self.health, self.reason, self.is_new = health, reason, False
+        if health is was and was_new:
+            self._tell_change()
         if health is not was:
             log = self._log.info if health is Health.READY else self._log.warning
             log("comfyui.health", health=health.value, was=was.value, reason=reason or None)
             self._tell_change()
-        self._metrics.server_up.labels(self.name).set(health is Health.READY)
+        if self._runs_prompts:
+            self._metrics.server_up.labels(self.name).set(health is Health.READY)
 
     def _tell_change(self) -> None:
         self._changed.set()
@@ -317,6 +348,10 @@ class Backend:
             last_id = client_id
             if (connected and not self._doubted) or await self._answers():
                 if self._away_since is not None or self.health is Health.STARTING:
+                    if not connected and self.health is not Health.STARTING:
+                        # It may be another one, and no websocket will tell.
+                        self._definitions.forget()
+                        self.generation += 1
                     self.look_through()
                 self._doubted, self._away_since = False, None
                 if not kind_known:
@@ -334,8 +369,6 @@ class Backend:
 
     async def _learn_kind(self) -> None:
         """Asks once for each connection whether a simulation answers."""
-        if self._runs_elsewhere:
-            return
         said: Any = None
         with contextlib.suppress(ComfyUIError, TimeoutError):
             async with asyncio.timeout(self._options.kind_within_s):

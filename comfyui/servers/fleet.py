@@ -14,7 +14,8 @@ from comfyui.jobs.journal.writes import Drain
 from comfyui.offload import in_thread
 from comfyui.replies import JSON
 from comfyui.servers.backend import Backend
-from comfyui.servers.pool import BackendPool, OtherDefinitions
+from comfyui.servers.pool import BackendPool
+from comfyui.servers.server import OtherDefinitions, Server
 from comfyui.tasks import SideTasks
 from comfyui.workflows.node_definitions import ObjectInfo
 from comfyui.workflows.union import Differences, differences, union_of
@@ -44,8 +45,8 @@ class Fleet:
     async def open(self) -> None:
         """Raises `JournalError`."""
         for name in sorted((await self._journal.held()).drained):
-            if (backend := self._pool.named(name)) is not None:
-                backend.drain(True)
+            if (server := self._pool.named(name)) is not None:
+                server.drain(True)
                 how = f"it was drained before the restart: POST /servers/{name}/resume ends that"
                 self._log.warning("server.drained", server=name, detail=how)
 
@@ -55,22 +56,22 @@ class Fleet:
     def _learnt(self, name: str, _task: asyncio.Task[JSON | None]) -> None:
         self._learning.discard(name)
 
-    async def drain(self, name: str, drained: bool) -> Backend:
+    async def drain(self, name: str, drained: bool) -> Server:
         """Let a server have no more prompts, or let it have some again. What runs there ends. It is written down.
 
         Raises:
             ComfyUINotFoundError: there is no such server.
             JournalError: it cannot be kept.
         """
-        backend = self._pool.named(name)
-        if backend is None:
-            names = ", ".join(each.name for each in self._pool.backends)
+        server = self._pool.named(name)
+        if server is None:
+            names = ", ".join(each.name for each in self._pool.servers)
             raise ComfyUINotFoundError(f"there is no server {name!r}; there are {names}")
         await self._journal.write(Drain(name, drained))
-        if backend.drained != drained:
-            backend.drain(drained)
+        if server.drained != drained:
+            server.drain(drained)
             self._log.info("server.drained" if drained else "server.resumed", server=name)
-        return backend
+        return server
 
     async def definitions(self) -> ObjectInfo:
         """The node definitions of all servers that take prompts; where none does, of all that did. As long as no server

@@ -17,15 +17,24 @@ _BACKOFF = Backoff(start_s=0.2, max_s=3.0)
 async def take_back(backend: Backend, *watches: Watch) -> set[Watch]:
     """Takes prompts out of ComfyUI's queue; those that are out and have not begun.
 
-    Only ``POST /queue {delete}`` is sent, which leaves alone what runs. A prompt can begin at that moment: so the queue
-    is read after that, then the history, and a prompt is out only when it is in neither. Once the request may have
-    arrived, this returns only when that is known, or when the prompts have other outcomes. A server that may have been
-    restarted meanwhile may have run what it does not know any more: the watches of its prompts find that out.
+    Only ``POST /queue {delete}`` is sent, which leaves alone what runs, for prompts that the server has as pending: it
+    may have run and forgotten what it does not know, and its events may be lost. A prompt can begin at that moment: so
+    the queue is read again after that, then the history, and a prompt is out only when it is in neither. Once the
+    request may have arrived, this returns only when that is known, or when the prompts have other outcomes. A server
+    that may have been restarted meanwhile may have run what it does not know any more: the watches of its prompts find
+    that out.
     """
     epoch = backend.watcher.epoch
     with ExitStack() as held:
         for watch in watches:
             held.enter_context(watch.holding())
+        try:
+            queue = await backend.client.get_queue()
+        except ComfyUIError:
+            return set()
+        watches = tuple(watch for watch in watches if (item := queue.get(watch.prompt_id)) and not item.running)
+        if not watches:
+            return set()
         try:
             await backend.client.delete_from_queue(*(watch.prompt_id for watch in watches))
         except ComfyUIError as error:

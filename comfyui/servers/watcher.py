@@ -63,6 +63,7 @@ _CONFIRM_S = 0.5
 _MISSES_UNTIL_LOST = 2
 _REFUSALS_UNTIL_UNREADABLE = 8
 """So often in a row HTTP 500 for one history entry, over some 10 s: ComfyUI has it and cannot write it."""
+_FROM_PROXIES = frozenset({502, 503, 504})
 # As ComfyUI writes them; a frame that is written otherwise is parsed like any other.
 _TYPE = b'{"type": "'
 _TYPE_AT = len(_TYPE)
@@ -422,7 +423,8 @@ class CompletionWatcher:
                 failures = 0 if spoke else failures + 1
             except ComfyUIConnectionError as error:
                 failures += 1
-                if not error.sent:
+                if not error.sent or _is_from_a_proxy(error):
+                    self._epoch += 1
                     self._nobody_listens()
                 if failures == 1:
                     self._log.warning("websocket.refused", detail=error.detail, until_then="polling")
@@ -834,3 +836,11 @@ class CompletionWatcher:
         self._log.critical("watcher.crashed", task=task.get_name(), exc_info=self.crashed)
         for watch in list(self._watches.values()):
             watch.fail(ComfyUIError("the gateway's watcher failed", prompt_id=watch.prompt_id))
+
+
+def _is_from_a_proxy(error: ComfyUIConnectionError) -> bool:
+    """Whether what stands before ComfyUI took the connection, and found no process behind it."""
+    cause = error.__cause__
+    if isinstance(cause, aiohttp.WSServerHandshakeError):
+        return cause.status in _FROM_PROXIES
+    return isinstance(cause, aiohttp.ServerDisconnectedError | ConnectionResetError)

@@ -37,11 +37,12 @@ from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.outputs.files import OutputFiles, Patience
 from comfyui.outputs.stores.store import ObjectStore
-from comfyui.servers.backend import Backend, Health
+from comfyui.servers.backend import Backend
 from comfyui.servers.idle import freeing_when_idle
 from comfyui.servers.options import ServerOptions
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.process import ComfyUIProcess, ProcessState
+from comfyui.servers.server import Health
 from comfyui.tasks import SideTasks
 from comfyui.workers.cleanup import ComfyUIFolders
 from comfyui.workers.options import WorkerOptions

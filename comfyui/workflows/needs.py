@@ -21,9 +21,20 @@ _URL = re.compile(r"\s*[a-z]{1,10}:", re.IGNORECASE)
 _LONGEST = 256
 
 
+# Inputs of ComfyUI's own nodes that name a folder below its input folder.
+FOLDER_INPUTS: Mapping[str, str] = {
+    "LoadImageSetFromFolderNode": "folder",
+    "LoadImageTextSetFromFolderNode": "folder",
+    "LoadImageDataSetFromFolder": "folder",
+    "LoadImageTextDataSetFromFolder": "folder",
+    "LoadTrainingDataset": "folder_name",
+}
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Needs:
-    """`files`: class, input and value of each input that names a file. `models`: those files that are models."""
+    """`files`: class, input and value of each input that names a file, or a folder of inputs. `models`: those that are
+    models."""
 
     classes: frozenset[str]
     files: frozenset[tuple[str, str, str]]
@@ -64,7 +75,7 @@ def needs_of(prompt: Mapping[str, Any], placed: Collection[str] = ()) -> Needs:
                 models.add(folded(value))
             elif value in placed or _URL.match(value):
                 continue
-            if _FILE.fullmatch(value):
+            if _FILE.fullmatch(value) or FOLDER_INPUTS.get(kind) == name:
                 files.add((kind, name, value))
     return _shared(Needs(frozenset(classes), frozenset(files), frozenset(models)))
 

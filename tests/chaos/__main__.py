@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import base64
 import io
+import json
 import random
 import sys
 import tempfile
@@ -72,7 +73,8 @@ class Outcome:
     wrong_files: list[str] = field(default_factory=list)
     partial: int = 0
     seconds: list[float] = field(default_factory=list)
-    prompt_ids: set[str] = field(default_factory=set)
+    failed: list[str] = field(default_factory=list)
+    """Ids of the prompts that were answered with something other than a result."""
 
 
 async def caller(gateway: RunningGateway, numbers: AsyncIterator[int], outcome: Outcome, seed: int) -> None:
@@ -90,12 +92,14 @@ async def caller(gateway: RunningGateway, numbers: AsyncIterator[int], outcome: 
             )
         except (aiohttp.ClientError, TimeoutError) as error:
             outcome.statuses[f"no answer: {type(error).__name__}"] += 1
+            outcome.failed.append(prompt_id)
             continue
         outcome.seconds.append(time.monotonic() - started)
         outcome.statuses[str(status) if status == 200 else f"{status} {body.get('type')}: {body.get('detail')}"] += 1
-        outcome.prompt_ids.add(prompt_id)
         if status == 200:
             check_files(number, color, body, outcome)
+        else:
+            outcome.failed.append(prompt_id)
 
 
 def check_files(number: int, color: int, body: dict[str, Any], outcome: Outcome) -> None:
@@ -294,7 +298,7 @@ def report(outcome: Outcome, struck: Counter[str], counted: Counted, prompts: in
     }
     for promise, held in promises.items():
         print(f"{'held  ' if held else 'BROKEN'}     {promise}")
-    for wrong in (*outcome.wrong_files[:5], *counted.beyond_policy[:5], *counted.left[:5]):
+    for wrong in (*outcome.wrong_files[:5], *outcome.failed[:5], *counted.beyond_policy[:5], *counted.left[:5]):
         print(f"           {wrong}", *counted.story_of(wrong), sep="\n             ")
     return all(promises.values())
 
@@ -306,10 +310,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--blow-every", type=float, default=2, help="seconds, in the mean, until a server dies")
+    parser.add_argument("--log", type=Path, help="a file for the gateway's log, one JSON object a line")
     arguments = parser.parse_args()
-    print(f"chaos      {vars(arguments)}")
+    print(f"chaos      { ({name: value for name, value in vars(arguments).items() if name != 'log'}) }")
     how = {name: getattr(arguments, name) for name in ("prompts", "clients", "seconds", "seed")}
     outcome, struck, counted = asyncio.run(run(**how, blow_pace_s=arguments.blow_every))
+    if arguments.log is not None:
+        arguments.log.write_text("".join(f"{json.dumps(line, default=str)}\n" for line in counted.lines))
     return 0 if report(outcome, struck, counted, arguments.prompts) else 1
 
 

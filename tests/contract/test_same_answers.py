@@ -1,26 +1,35 @@
-"""ComfyUI's queue, history, jobs and uploads: one script against ComfyUI, and the gateway before one and three.
+"""ComfyUI's routes and frames: one script against ComfyUI, and the gateway before one and three.
 
-What is allowed to differ stands in the scripts (`tests.contract.same`), each with its reason.
+What is allowed to differ stands in the scripts (`tests.contract.same`), each with its reason, and docs/side-by-side.md
+has the counts.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from comfyui.engine import NEW_VERSION
-from tests.contract.same import files, histories, infos, jobs, prompts, queues, uploads
+from tests.contract.same.page import ALL, PAGE, cell_of, is_played, name_of, read_page
 from tests.support.same_answers import Case, differences
-from tests.support.same_ways import Sides
+from tests.support.same_ways import REAL, WAYS, Sides
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-_ALL = (*prompts.CASES, *queues.CASES, *histories.CASES, *jobs.CASES, *infos.CASES, *uploads.CASES, *files.CASES)
+_SHOWN = read_page(PAGE.read_text())
 
 
-@pytest.mark.parametrize("case", _ALL, ids=lambda case: case.__name__)
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.__module__.rpartition('.')[2]}-{case.__name__}")
 async def test_the_gateway_answers_as_comfyui(sides: Sides, case: Case) -> None:
-    if sides.way.version != NEW_VERSION and case in jobs.CASES:
+    if not is_played(case, sides.way):
         return  # this ComfyUI has no job routes; the gateway has them all the same (fleet contract)
-    theirs = await sides.of_comfyui(case)
-    assert differences(theirs, await sides.of_the_gateway(case)) == {}
+    theirs, ours = await sides.of_comfyui(case), await sides.of_the_gateway(case)
+    assert differences(theirs, ours) == {}
+    if sides.way.version != REAL:
+        assert cell_of(ours) == _SHOWN.cells[name_of(case), str(sides.way)], "make side-by-side writes the page anew"
+
+
+def test_the_page_has_each_script_and_the_sum_of_its_answers() -> None:
+    wanted = {(name_of(case), str(way)) for case in ALL for way in WAYS if is_played(case, way)}
+    assert _SHOWN.cells.keys() == wanted
+    cells = _SHOWN.cells.values()
+    assert _SHOWN.other == sum(cell.other for cell in cells)
+    assert _SHOWN.same == sum(cell.answers for cell in cells) - _SHOWN.other
+    assert _SHOWN.unexplained == 0

@@ -80,6 +80,18 @@ async def test_a_folder_of_jobs_that_cannot_be_written_stops_the_start(
     assert f"STATE_DIR: {tmp_path}/jobs cannot be written by user {os.getuid()}" in said
 
 
+@pytest.mark.parametrize("backend", ["runpod", "comfyui,runpod"])
+async def test_results_of_runpod_lie_on_the_volume_or_the_start_ends_by_name(
+    backend: str, bare_container: dict[str, str], tmp_path: Path
+) -> None:
+    await _ends(bare_container | {"BACKEND": backend, "DEFAULT_TIMEOUT": "soon"})
+    assert (tmp_path / "data" / "runpod").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "results").write_text("a file where the folder should be")
+    status, said = await _ends(bare_container | {"BACKEND": backend, "RUNPOD_DATA_DIR": str(tmp_path / "results")})
+    assert status == 73
+    assert f"RUNPOD_DATA_DIR: {tmp_path}/results cannot be written by user {os.getuid()}" in said
+
+
 async def test_a_setting_that_cannot_be_used_stops_the_start_with_its_reason(bare_container: dict[str, str]) -> None:
     status, said = await _ends(bare_container | {"DEFAULT_TIMEOUT": "soon"})
     assert status == 64

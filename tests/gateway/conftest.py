@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 from yarl import URL
@@ -64,7 +65,9 @@ from tests.support.runpod_endpoint import (
     NOWHERE,
     FakeEndpoint,
 )
+from tests.support.runpod_worker import WorkingEndpoint
 from tests.support.servers import server_of
+from tests.support.sites import Site, open_site
 from tests.support.stripping import PUBLIC
 from tests.support.url_server import Server, give_png, serve
 
@@ -299,6 +302,37 @@ async def runpod_beside(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) 
 
 
 @pytest.fixture
+async def runpod_and_engine(endpoint: FakeEndpoint, engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway whose prompts run on the engine, and on RunPod."""
+    async with running_gateway(engine.url, **endpoint.settings(tmp_path) | {"backend": "comfyui,runpod"}) as running:
+        yield running
+
+
+@pytest.fixture
+async def comfyui_and_runpod(tmp_path: Path) -> AsyncIterator[tuple[RunningGateway, RunningGateway, Engine]]:
+    """A gateway over a ComfyUI, one over RunPod, and the ComfyUI of its worker."""
+    async with (
+        Engine(EngineOptions(step_seconds=0.02)) as one,
+        Engine(EngineOptions(step_seconds=0.02)) as home,
+        Engine(EngineOptions(step_seconds=0.02)) as theirs,
+        WorkingEndpoint(theirs.url) as endpoint,
+        running_gateway(one.url, queue="gateway") as over_comfyui,
+        running_gateway(home.url, **endpoint.settings(tmp_path)) as over_runpod,
+    ):
+        yield over_comfyui, over_runpod, theirs
+
+
+@pytest.fixture(params=["alone", "beside a ComfyUI"])
+async def over_runpod(
+    request: pytest.FixtureRequest, endpoint: FakeEndpoint, engine: Engine, keys_path: Path, tmp_path: Path
+) -> AsyncIterator[Calls]:
+    """A gateway that asks for keys."""
+    comfyui = NOWHERE if request.param == "alone" else engine.url
+    async with running_gateway(comfyui, keys_file=keys_path, **endpoint.settings(tmp_path)) as gateway:
+        yield Calls(gateway)
+
+
+@pytest.fixture
 def log_lines() -> Iterator[Lines]:
     with capture_logs() as captured:
         yield captured
@@ -506,3 +540,17 @@ async def owned_fleet(three_engines: list[Engine], keys_path: Path) -> AsyncIter
     """The same, with a key for each caller."""
     async with running_gateway(*(one.url for one in three_engines), keys_file=keys_path) as running:
         yield Calls(running)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_site() -> AsyncIterator[Site]:
+    async with open_site() as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(shared_site: Site) -> AsyncIterator[Site]:
+    """A page that the tests of a module share: its graph is empty, nothing runs or waits, the history is empty."""
+    await shared_site.clear()
+    yield shared_site
+    assert await shared_site.jobs() == [[], []]

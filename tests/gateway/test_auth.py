@@ -125,7 +125,7 @@ async def test_a_probe_tells_addresses_and_reasons_to_those_with_a_key_only(
     assert all(secret in answer.body.decode() for secret in secrets for answer in (full, signed_in))
     # What the container's watchdog and a load balancer go by is there for all.
     shown = orjson.loads(full.body)["servers"][0]
-    told = ("state", "websocket", "queue_remaining", "in_flight", "simulation")
+    told = ("state", "websocket", "queue_remaining", "in_flight", "drained", "simulation")
     assert short["servers"] == [{key: shown[key] for key in told}]
     assert ("queue" in short, orjson.loads(full.body)["queue"]["paused"]) == (False, False)
     assert short["status"] == orjson.loads(full.body)["status"]

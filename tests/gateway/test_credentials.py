@@ -270,16 +270,3 @@ def test_a_setting_that_cannot_be_used_stops_the_start_without_telling_the_secre
     assert name in str(stopped.value)
     assert reason in str(stopped.value)
     assert "secret" not in str(stopped.value)
-
-
-@pytest.mark.parametrize(("name", "value"), [("COMFYUI_HEADERS", "X-A: secret"), ("COMFYUI_TLS_VERIFY", "false")])
-def test_with_runpod_a_setting_that_would_do_nothing_stops_the_start(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for other in ("RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY"):
-        monkeypatch.setenv(other, "x")
-    monkeypatch.setenv("BACKEND", "runpod")
-    load(Settings)
-    monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=f"{name}: not with BACKEND=runpod"):
-        load(Settings)

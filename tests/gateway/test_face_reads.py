@@ -17,6 +17,7 @@ import pytest
 
 from comfyui.engine import NEW_VERSION, Engine, EngineOptions
 from comfyui.jobs.queue_options import QueueOptions
+from comfyui.merged_files import merged_outputs
 from tests.support.faces import Face
 from tests.support.jobs import fetch as finished
 from tests.support.jobs import submit
@@ -317,7 +318,7 @@ async def test_an_interrupted_entry_says_where_it_was_as_comfyui_s_own(
     name, told = theirs["status"]["messages"][-1]
     assert (name, told["node_id"], told["node_type"]) == ("execution_interrupted", "4", "SimulatedSleep")
     assert entry["status"] == theirs["status"]
-    assert entry["outputs"] == theirs["outputs"]
+    assert entry["outputs"] == merged_outputs(prompt_id, theirs["outputs"])
 
 
 async def test_an_id_that_only_a_server_knows_is_found_there(face: Face) -> None:

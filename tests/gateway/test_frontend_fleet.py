@@ -1,118 +1,160 @@
-"""ComfyUI's own web frontend in Chromium before three servers: for a page they are one ComfyUI."""
+"""ComfyUI's own web frontend in Chromium before three servers: for a page they are one ComfyUI.
+
+All tests share the servers, the gateway and the page. Each begins with an empty graph, queue and history.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+import io
 
 import pytest
+from PIL import Image
 
-from comfyui.engine import Engine, EngineOptions
-from tests.support.browsing import browser, chromium, frontend_root
-from tests.support.running import RunningGateway, executions, running_gateway, sleep_workflow, until
+from tests.support.running import executions, until
+from tests.support.sites import ACTIVE, EXECUTION, PATIENCE_MS, SAME_SOCKET, Site
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
-_CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
-_STORES = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s"
-_PICTURES = f"""async () => {{
-    const pictures = {_STORES}.get('queue').historyTasks.map(task => task.previewOutput?.url)
-    const widths = pictures.map(async url => (await createImageBitmap(await (await fetch(url)).blob())).width)
-    return await Promise.all(widths)
-}}"""
-_QUEUE = """workflow => window.app.api.queuePrompt(0, { output: workflow, workflow: {} })"""
-# What the page is told, and whether its websocket is still the one that it opened.
-_LISTEN = """() => {
-    window.first = window.app.api.socket
-    window.ends = []
-    window.lost = 0
-    window.app.api.addEventListener('reconnecting', () => { window.lost += 1 })
-    window.app.api.socket.addEventListener('message', event => {
-        if (typeof event.data !== 'string') return
-        const { type, data } = JSON.parse(event.data)
-        if (type === 'executing' && data.node === null) window.ends.push(data.prompt_id)
+# LoadImage, whose picture is shown inverted and whose mask is shown as a picture.
+_MASKED = """() => {
+    const made = ['LoadImage', 'ImageInvert', 'SaveImage', 'MaskToImage', 'SaveImage'].map((type, column) => {
+        const node = LiteGraph.createNode(type)
+        node.pos = [100 + 220 * column, 100]
+        window.app.graph.add(node)
+        return node
     })
+    const [load, invert, save, mask, saveMask] = made
+    load.connect(0, invert, 0)
+    invert.connect(0, save, 0)
+    load.connect(1, mask, 0)
+    mask.connect(0, saveMask, 0)
+    window.loader = load
+    window.savers = [save, saveMask]
 }"""
+_SELECT = "() => (window.app.canvas.select ?? window.app.canvas.selectNode).call(window.app.canvas, window.loader)"
+# The editor's canvas for the mask, which its newer version gives no name.
+_MASK_CANVAS = "() => document.querySelector('#maskCanvas, #maskEditorCanvasContainer canvas.z-30')"
+_HAS_PAINT = f"""() => {{
+    const canvas = ({_MASK_CANVAS})()
+    return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some((byte, at) =>
+        at % 4 === 3 && byte > 0)
+}}"""
+_LOADED = "window.loader.widgets.find(one => one.name === 'image').value"
 
 
-@asynccontextmanager
-async def _page() -> AsyncIterator[tuple[Any, RunningGateway, list[Engine]]]:
-    async with AsyncExitStack() as stack:
-        servers = [
-            await stack.enter_async_context(Engine(EngineOptions(front_end_root=frontend_root()))) for _ in range(3)
-        ]
-        gateway = await stack.enter_async_context(running_gateway(*(server.url for server in servers)))
-        page = await (await stack.enter_async_context(browser())).new_page()
-        await page.goto(f"{gateway.url}/")
-        await page.wait_for_function(_CONNECTED, timeout=120_000)
-        await page.wait_for_load_state("networkidle")
-        await page.evaluate(_LISTEN)
-        yield page, gateway, servers
+async def test_six_prompts_of_one_page_that_end_out_of_order_show_six_pictures(site: Site) -> None:
+    before = {name: len(executions(server)) for name, server in site.servers.items()}
+    ids = [await site.queue(tag) for tag in range(6)]
+    site.wake(*ids[1:])
+    await site.ended(5)
+    site.wake(ids[0])
+    ended = await site.ended(6)
+    assert sorted(ended) == sorted(ids)
+    assert ended[-1] == ids[0]
+    assert sum(len(executions(server)) > before[name] for name, server in site.servers.items()) >= 2
+    await site.shown([16 * (ids.index(prompt_id) + 1) for prompt_id in reversed(ended)])
 
 
-async def _queue(page: Any, seconds: float, tag: int, *, steps: int = 1) -> str:
-    workflow = sleep_workflow(seconds, tag=tag)
-    workflow["1"]["inputs"]["width"] = 16 * (tag + 1)
-    workflow["4"]["inputs"]["steps"] = steps
-    told = await page.evaluate(_QUEUE, workflow)
-    return str(told["prompt_id"])
+async def test_of_two_at_once_the_first_keeps_its_progress(site: Site) -> None:
+    page = site.page
+    first = await site.queue(11, steps=2000)
+    await page.wait_for_function(f"{EXECUTION}.executingNodeId === '4'", timeout=PATIENCE_MS)
+    second = await site.queue(12)
+    site.wake(second)
+    assert await site.ended(1) == [second]
+    await page.wait_for_function(f"{ACTIVE} === '{first}'", timeout=PATIENCE_MS)
+    assert await page.evaluate(f"{EXECUTION}.executingNodeId") == "4"
+    before = await page.evaluate(f"{EXECUTION}.executingNodeProgress")
+    await page.wait_for_function(f"{EXECUTION}.executingNodeProgress > {before or 0}", timeout=PATIENCE_MS)
+    await page.evaluate("window.app.api.interrupt()")
+    assert await site.ended(2) == [second, first]
+    await page.wait_for_function(f"{ACTIVE} === null", timeout=PATIENCE_MS)
+    assert await page.evaluate(SAME_SOCKET)
 
 
-async def _ended(page: Any, count: int) -> list[str]:
-    await page.wait_for_function(f"window.ends.length >= {count}", timeout=60_000)
-    return list(await page.evaluate("window.ends"))
+async def test_a_mask_that_is_painted_is_what_runs_and_a_picture_of_one_server_the_input_of_another(
+    site: Site,
+) -> None:
+    page, (home, other, _) = site.page, site.servers
+    uploaded = io.BytesIO()
+    Image.new("RGB", (200, 150), (200, 30, 30)).save(uploaded, "PNG")
+    await page.evaluate(_MASKED)
+    async with page.expect_file_chooser() as chooser:
+        await page.evaluate("() => window.loader.widgets.find(one => one.type === 'button').callback()")
+    file = {"name": "uploaded.png", "mimeType": "image/png", "buffer": uploaded.getvalue()}
+    await (await chooser.value).set_files(files=[file])
+    await page.wait_for_function("window.loader.imgs?.[0]?.naturalWidth === 200", timeout=PATIENCE_MS)
+
+    await page.evaluate(_SELECT)
+    await page.evaluate("window.app.extensionManager.command.execute('Comfy.MaskEditor.OpenMaskEditor')")
+    await page.wait_for_function(f"({_MASK_CANVAS})()?.width === 200", timeout=PATIENCE_MS)
+    at = await page.evaluate(f"({_MASK_CANVAS})().getBoundingClientRect().toJSON()")
+    across, down = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+
+    async def painted() -> bool:
+        await page.mouse.move(across - 60, down)
+        await page.mouse.down()
+        await page.mouse.move(across + 60, down, steps=12)
+        await page.mouse.up()
+        return bool(await page.evaluate(_HAS_PAINT))
+
+    await until(painted, bool, timeout_s=PATIENCE_MS / 1000)
+    await page.locator("button:visible", has_text="Save").last.click()
+    await page.wait_for_function(f"{_LOADED}.includes('clipspace-painted-masked')", timeout=PATIENCE_MS)
+    # Only the first server has made something of the upload, if any has.
+    async with site.only(other):
+        await page.evaluate("window.app.queuePrompt(0)")
+        await site.ended(1)
+    mask, inverted = await site.picture(1), await site.picture(0)
+    assert (mask.getpixel((100, 75)), mask.getpixel((5, 5))) == ((255, 255, 255), (0, 0, 0))
+    assert (inverted.size, inverted.getpixel((5, 5))) == ((200, 150), (55, 225, 225))
+
+    # Copied within the page, the picture of the mask is named as an output.
+    await page.wait_for_function("window.savers[1].imgs?.[0]?.naturalWidth === 200", timeout=PATIENCE_MS)
+    await page.evaluate("window.app.constructor.copyToClipspace(window.savers[1])")
+    await page.evaluate("window.app.constructor.pasteFromClipspace(window.loader)")
+    assert (await page.evaluate(_LOADED)).endswith(".png [output]")
+    async with site.only(home):
+        await page.evaluate("window.app.queuePrompt(0)")
+        await site.ended(2)
+    inverted = await site.picture(0)
+    assert (inverted.getpixel((100, 75)), inverted.getpixel((5, 5))) == ((0, 0, 0), (255, 255, 255))
 
 
-async def test_six_prompts_of_one_page_that_end_out_of_order_show_six_pictures() -> None:
-    chromium()
-    async with _page() as (page, _, servers):
-        seconds = (4.0, 0.2, 0.8, 0.1, 0.4, 0.05)
-        ids = [await _queue(page, long, tag) for tag, long in enumerate(seconds)]
-        ended = await _ended(page, 6)
-        assert sorted(ended) == sorted(ids)
-        assert ended != ids
-        assert sum(bool(executions(server)) for server in servers) >= 2
-        pictures = await until(
-            lambda: page.evaluate(_PICTURES), lambda widths: len(widths) == 6 and None not in widths, timeout_s=60
-        )
-        assert pictures == [16 * (ids.index(prompt_id) + 1) for prompt_id in reversed(ended)]
+async def test_prompts_are_cancelled_from_the_page_s_queue_on_whichever_server_they_are(site: Site) -> None:
+    page = site.page
+    ids = [await site.queue(tag) for tag in range(20, 28)]
+    running = await site.run_until(3)
+    waiting = [prompt_id for prompt_id in ids if prompt_id not in running]
+    await site.open_queue()
+    if site.is_old:
+        await page.get_by_text("Pending", exact=True).first.click(button="right")
+        await page.get_by_text("Delete", exact=True).click()
+    else:
+        await page.get_by_text("In queue").first.hover(timeout=PATIENCE_MS)
+        await page.get_by_role("button", name="Cancel", exact=True).click()
+    (deleted,) = await site.ended(1)
+    assert deleted in waiting
+    for count in range(3):  # the focus, and then what has it next
+        await page.get_by_role("button", name="Cancel current run").click()
+        await site.ended(2 + count)
+    await page.get_by_role("button", name="Clear Pending Tasks" if site.is_old else "Clear queued").click()
+    # What is placed in place of a cancelled prompt runs meanwhile, and is no pending one.
+    left = await until(site.jobs, lambda jobs: not jobs[1], timeout_s=PATIENCE_MS / 1000)
+    site.wake(*left[0])
+    assert sorted(await site.ended(8)) == sorted(ids)
+    assert await page.evaluate(SAME_SOCKET)
 
 
-async def test_of_two_at_once_the_first_keeps_its_progress() -> None:
-    chromium()
-    store = f"{_STORES}.get('execution')"
-    progress = f"{store}.activePromptId && [{store}.activePromptId, {store}.executingNodeId]"
-    async with _page() as (page, gateway, _):
-        first = await _queue(page, 600, 1, steps=2000)
-        await page.wait_for_function(f"{store}.executingNodeId === '4'", timeout=60_000)
-        second = await _queue(page, 0.05, 2)
-        assert await _ended(page, 1) == [second]
-        await page.wait_for_function(f"{store}.activePromptId === '{first}'", timeout=60_000)
-        assert await page.evaluate(progress) == [first, "4"]
-        before = await page.evaluate(f"{store}.executingNodeProgress")
-        await page.wait_for_function(f"{store}.executingNodeProgress > {before or 0}", timeout=60_000)
-        await page.evaluate("window.app.api.interrupt()")
-        assert await _ended(page, 2) == [second, first]
-        await page.wait_for_function(f"{store}.activePromptId === null", timeout=60_000)
-        assert await page.evaluate("window.lost") == 0
-        assert gateway.handler.waiting == 0
-
-
-async def test_a_server_that_ends_while_it_works_does_not_end_the_page_s_socket() -> None:
-    chromium()
-    async with _page() as (page, gateway, servers):
-        prompt_id = await _queue(page, 600, 1)
-        pool = gateway.handler.pool
-
-        async def running() -> list[str]:
-            return [one.name for one in pool.backends if one.watcher.running is not None]
-
-        (name,) = await until(running, bool)
-        (server,) = [one for one in servers if one.url.endswith(name)]
-        await server.__aexit__(None, None, None)
-        await until(running, lambda found: bool(found) and name not in found)
-        assert await page.evaluate("window.ends") == []
-        await page.evaluate("window.app.api.interrupt()")
-        assert await _ended(page, 1) == [prompt_id]
-        assert await page.evaluate("window.lost === 0 && window.app.api.socket === window.first")
+async def test_a_server_is_killed_while_it_works_and_the_page_stays_and_gets_its_picture(site: Site) -> None:
+    prompt_id = await site.queue(30)
+    name = (await site.run_until(1))[prompt_id]
+    await site.kill(name)
+    found = await until(site.running, lambda found: found.get(prompt_id) not in {None, name}, timeout_s=60)
+    assert await site.page.evaluate("window.ends") == []
+    site.servers[found[prompt_id]].wake(prompt_id)
+    assert await site.ended(1) == [prompt_id]
+    assert await site.page.evaluate(SAME_SOCKET)
+    await site.shown([16 * 31])
+    # The other tests have three servers, too.
+    await site.start_again(name)

@@ -17,8 +17,10 @@ pytestmark = pytest.mark.timeout(240)
 _ICON = "/assets/images/favicon_progress_16x16/"
 _CONNECTED = "window.app?.graph && window.app.api?.socket?.readyState === WebSocket.OPEN"
 _PICTURE = "() => window.app.graph.nodes.find(node => node.type === 'SaveImage')?.imgs?.[0]?.naturalWidth"
+_ENDED = "async () => Object.keys(await (await window.app.api.fetchApi('/history')).json()).length"
+_RUNNING = "async () => (await (await window.app.api.fetchApi('/queue')).json()).queue_running.length"
 # What a user's key may not have, and the frontend does without.
-_REFUSED = frozenset({"403 /internal/logs", "403 /internal/folder_paths", "403 /api/v2/userdata"})
+_REFUSED = frozenset({"403 /internal/logs", "403 /internal/folder_paths", "403 /api/global_subgraphs"})
 
 
 async def _open(running: Any, address: str, key: str, failed: set[str]) -> Any:
@@ -55,13 +57,13 @@ async def test_neither_of_two_customers_sees_or_stops_the_other_s_work(keys_path
         await _queue(alice, invert_workflow(1, width=96, height=64))
         await alice.wait_for_function(_PICTURE, timeout=60_000)
         assert await alice.evaluate(_PICTURE) == 96
-        assert await bob.evaluate("async () => (await window.app.api.getHistory()).History.length") == 0
-        assert await alice.evaluate("async () => (await window.app.api.getHistory()).History.length") == 1
+        assert await bob.evaluate(_ENDED) == 0
+        assert await alice.evaluate(_ENDED) == 1
 
         await _queue(alice, sleep_workflow(600))
         await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
         running_now = (await queue_of(engine))[0]
-        assert await bob.evaluate("async () => (await window.app.api.getQueue()).Running.length") == 0
+        assert await bob.evaluate(_RUNNING) == 0
         await bob.evaluate("window.app.api.interrupt()")
         await bob.evaluate("window.app.api.clearItems('queue')")
         assert (await queue_of(engine))[0] == running_now

@@ -216,8 +216,11 @@ async def test_after_a_new_connection_everything_is_uploaded_again(
     await stager.stage(plain_server, request, [("1", "image")])
     await stager.stage(plain_server, request, [("1", "image")])
     assert uploads(plain_engine) == 1
-    plain_server.generation += 1
-    await stager.stage(plain_server, request, [("1", "image")])
+    epoch = plain_server.epoch
+    async with asyncio.timeout(30), plain_server.watcher:
+        while plain_server.epoch == epoch:
+            await asyncio.sleep(0.01)
+        await stager.stage(plain_server, request, [("1", "image")])
     assert uploads(plain_engine) == 2
 
 

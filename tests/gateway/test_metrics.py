@@ -13,15 +13,12 @@ from typing import Any
 import aiohttp
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import SecretStr
 
 from comfyui.engine import Engine
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.measures import measure_jobs
 from comfyui.jobs.queue_options import QueueOptions
 from comfyui.metrics import Metrics
-from comfyui.runpod.bridge import RunPodBridge
-from comfyui.runpod.options import RunPodOptions
 from tests.support.jobs import fetch as fetch_job
 from tests.support.jobs import status_is, submit
 from tests.support.relaying import eventually, fetch
@@ -35,6 +32,7 @@ from tests.support.running import (
     until,
 )
 from tests.support.runpod_endpoint import DATA, KEY, NOWHERE, FakeEndpoint, base64_image
+from tests.support.runpod_endpoint import submit as post_prompt
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,49 +190,50 @@ async def test_refusals_are_counted_by_reason(engine: Engine) -> None:
 
 
 async def test_jobs_at_runpod_requests_to_it_and_bytes_from_it_are_counted(
-    endpoint: FakeEndpoint, tmp_path: Path
+    endpoint: FakeEndpoint, runpod_gateway: RunningGateway
 ) -> None:
-    metrics = Metrics()
+    prefix = "comfyui_gateway_runpod_"
 
-    def value(name: str, **labels: str) -> float | None:
-        return metrics.registry.get_sample_value(f"comfyui_gateway_runpod_{name}", labels)
+    async def jobs() -> tuple[float, ...]:
+        samples = await _samples(runpod_gateway)
+        return tuple(samples[f"{prefix}jobs{{state={state}}}"] for state in ("waiting", "pending", "running"))
 
-    async def jobs() -> tuple[float | None, ...]:
-        return tuple(value("jobs", state=state) for state in ("waiting", "pending", "running"))
+    for number in (1, 2):
+        await post_prompt(runpod_gateway, invert_workflow(number))
+        await endpoint.job(number)
+    endpoint.says("job-1", "IN_PROGRESS")
+    await until(jobs, lambda counts: counts == (0, 1, 1))
+    endpoint.refusals.append("late")
+    await post_prompt(runpod_gateway, invert_workflow(3))
+    await endpoint.job(3)
+    assert await jobs() == (1, 1, 1)
+    await until(jobs, lambda counts: counts == (0, 2, 1))
+    endpoint.refusals.append(400)
+    await post_prompt(runpod_gateway, invert_workflow(4))
+    endpoint.complete("job-1", base64_image(DATA))
+    await until(jobs, lambda counts: counts == (0, 2, 0))
+    async with runpod_gateway.http.post("/queue", json={"clear": True}) as response:
+        assert response.status == 200
+    await until(jobs, lambda counts: counts == (0, 0, 0))
 
-    async def submit(number: int) -> None:
-        async with http.post("/prompt", json={"prompt": invert_workflow(number)}) as response:
-            assert response.status == 200
-
-    options = RunPodOptions("endpoint1", SecretStr(KEY), tmp_path, NOWHERE, endpoint.url)
-    async with RunPodBridge(options, metrics) as bridge, aiohttp.ClientSession(bridge.address) as http:
-        for number in (1, 2):
-            await submit(number)
-            await endpoint.job(number)
-        endpoint.says("job-1", "IN_PROGRESS")
-        await until(jobs, lambda counts: counts == (0, 1, 1))
-        endpoint.refusals.append("late")
-        await submit(3)
-        await endpoint.job(3)
-        assert await jobs() == (1, 1, 1)
-        await until(jobs, lambda counts: counts == (0, 2, 1))
-        endpoint.refusals.append(400)
-        await submit(4)
-        endpoint.complete("job-1", base64_image(DATA))
-        await until(jobs, lambda counts: counts == (0, 2, 0))
-        async with http.post("/queue", json={"clear": True}) as response:
-            assert response.status == 200
-        await until(jobs, lambda counts: counts == (0, 0, 0))
-
-    assert value("result_bytes_total", source="reply") == len(json.dumps(endpoint.jobs["job-1"]))
-    assert value("requests_total", verb="run", status="200") == 3
-    assert value("requests_total", verb="run", status="400") == 1
-    assert value("requests_total", verb="cancel", status="200") == 2
+    samples = await _samples(runpod_gateway)
+    assert samples[f"{prefix}result_bytes_total{{source=reply}}"] == len(json.dumps(endpoint.jobs["job-1"]))
+    assert samples[f"{prefix}requests_total{{status=200,verb=run}}"] == 3
+    assert samples[f"{prefix}requests_total{{status=400,verb=run}}"] == 1
+    assert samples[f"{prefix}requests_total{{status=200,verb=cancel}}"] == 2
     # One look may have been cut short by its cancel.
-    assert (value("requests_total", verb="status", status="200") or 0) >= sum(endpoint.asked.values()) - 2
-    text = generate_latest(metrics.registry).decode()
+    assert samples[f"{prefix}requests_total{{status=200,verb=status}}"] >= sum(endpoint.asked.values()) - 2
+    async with runpod_gateway.http.get("/metrics") as response:
+        text = await response.text()
     assert KEY not in text
     assert "job-" not in text
+
+
+async def test_a_comfyui_that_runs_no_prompts_is_in_no_rotation(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
+        text = (await fetch(gateway, "/metrics")).body.decode()
+    found = [line for line in text.splitlines() if line.startswith("comfyui_gateway_server_up{")]
+    assert found == ['comfyui_gateway_server_up{server="runpod:endpoint1"} 1.0']
 
 
 def test_the_dashboard_asks_for_every_metric_and_for_none_that_is_not_there() -> None:

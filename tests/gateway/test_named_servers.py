@@ -50,6 +50,12 @@ def test_two_servers_do_not_share_a_name() -> None:
         Settings(comfyui_server_address=("gpu-1=a:1", "gpu-1=b:1"))
 
 
+@pytest.mark.parametrize("second", ["gpu-2=a:8188", "gpu-2=http://a:8188/", "gpu-2=a"])
+def test_an_address_is_one_server(second: str) -> None:
+    with pytest.raises(ValueError, match="'http://a:8188' stands there more than once"):
+        Settings(comfyui_server_address=("gpu-1=a:8188", second))
+
+
 def test_headers_are_given_by_name_or_by_address() -> None:
     addresses = ("gpu-1=a:1", "b:1")
     for written in ("gpu-1", "a:1", "gpu-1=a:1"):

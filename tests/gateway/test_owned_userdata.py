@@ -92,3 +92,47 @@ async def test_no_name_leads_to_another_s_files(calls: Calls, engine: Engine, pa
     assert (await _ask(calls, ALICE, "GET", "/userdata?dir=%ff"))[0] == 404
     for query in ("dir=../bob", "dir=..", "dir=/etc", "dir=.", "dir=", "dir=x/../../bob", "dir=..%5Cbob"):
         assert (await _ask(calls, ALICE, "GET", f"/userdata?{query}"))[0] in {400, 403, 404}, query
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../bob", "%2e%2e/bob", "%252e%252e/bob", "%25252e%25252e/bob", "..%2Fbob", "%2e%2e%2fbob", "x/%2e%2e/../bob"],
+)
+async def test_no_folder_of_a_list_leads_to_another_s_files(calls: Calls, name: str) -> None:
+    """ComfyUI decodes these names once more than the query is encoded."""
+    assert (await _ask(calls, BOB, "POST", "/userdata/secret.json", {}))[0] == 200
+    assert (await _ask(calls, ALICE, "POST", "/userdata/mine.json", {}))[0] == 200
+    for asked in (f"/userdata?recurse=true&dir={name}", f"/v2/userdata?path={name}"):
+        query = asked
+        for _ in range(3):
+            status, content = await _raw(calls, ALICE, "GET", query)
+            assert status in {400, 403, 404}, query
+            assert b"secret" not in content
+            query = query.replace("%", "%25")
+
+
+async def test_each_key_lists_its_own_folders(calls: Calls) -> None:
+    assert await _ask(calls, ALICE, "GET", "/api/v2/userdata") == (200, [])
+    for name in ("b.json", "workflows%2Fa%20b.json", "workflows%2F50%25%2Fc.json"):
+        assert (await _ask(calls, ALICE, "POST", f"/userdata/{name}", {}))[0] == 200
+    assert (await _ask(calls, BOB, "POST", "/userdata/of-bob.json", {}))[0] == 200
+
+    status, listed = await _ask(calls, ALICE, "GET", "/v2/userdata?path=")
+    assert status == 200
+    assert [(entry["type"], entry["path"]) for entry in listed] == [
+        ("directory", "workflows/50%"),
+        ("directory", "workflows"),
+        ("file", "workflows/a b.json"),
+        ("file", "b.json"),
+        ("file", "workflows/50%/c.json"),
+    ]
+    assert listed[2]["size"] == 2
+    for path in ("workflows/50%25", "workflows/50%2525", "workflows%2F50%252525/"):
+        status, listed = await _ask(calls, ALICE, "GET", f"/v2/userdata?path={path}")
+        assert (status, [entry["path"] for entry in listed]) == (200, ["workflows/50%/c.json"])
+    assert (await _ask(calls, ALICE, "GET", "/userdata?dir=workflows/50%25")) == (200, ["c.json"])
+    assert (await _ask(calls, ALICE, "GET", "/v2/userdata?path=nothing"))[0] == 404
+    assert (await _ask(calls, ALICE, "GET", "/v2/userdata?path=b.json"))[0] == 400
+    assert (await _ask(calls, WATCHER, "GET", "/v2/userdata"))[0] == 403
+    everything = await _ask(calls, ROOT, "GET", "/v2/userdata")
+    assert {entry["path"] for entry in everything[1]} >= {"keys/alice/b.json", "keys/bob/of-bob.json"}

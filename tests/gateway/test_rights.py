@@ -72,6 +72,6 @@ async def test_the_page_of_rights_has_what_a_gateway_answers_each_role() -> None
         assert [status == 403 for status in (line.user, line.another, line.read)] == [
             right is NO for right in (rights[0], *rights)
         ], line
-        assert line.admin not in {401, 403} or line.example.target.startswith("/internal/"), line  # PROXY_DENY
+        assert line.admin not in {401, 403} or "/internal/" in line.example.target, line  # PROXY_DENY
     written = Path(__file__).parents[2] / "docs" / "rights.md"
     assert written.read_text() == page_of(lines), "make rights"

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
+import pytest
 from PIL import Image
 
 from comfyui.engine import Engine
@@ -218,7 +219,10 @@ async def test_a_prompt_is_found_on_the_server_that_has_it_while_another_hangs(t
         hanging.faults.clear()
 
 
-async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(two_engines: list[Engine]) -> None:
+@pytest.mark.parametrize("fault", [{"cut": {"route": "/upload/image"}}, {"status": {"route": "/upload/image"}}])
+async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
+    two_engines: list[Engine], fault: dict[str, Any]
+) -> None:
     failing, working = two_engines
     picture = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(picture, "PNG")
@@ -227,7 +231,7 @@ async def test_inputs_that_a_server_does_not_take_go_to_another_with_the_prompt(
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
     }
     images = [{"name": "brought.png", "image": base64.b64encode(picture.getvalue()).decode()}]
-    await failing.set_faults({"cut": {"route": "/upload/image"}})
+    await failing.set_faults(fault)
     async with running_gateway(failing.url, working.url, http_retries=0) as gateway:
         for _ in range(3):
             status, body = await gateway.prompt_sync(workflow, images=images)

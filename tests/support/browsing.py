@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +33,12 @@ def chromium() -> str:
 
 
 def frontend_root() -> Path:
-    """The folder of ComfyUI's web frontend; the test is skipped where the package is not installed."""
+    """The folder of ComfyUI's web frontend; the test is skipped where the package is not installed.
+
+    COMFYUI_TEST_FRONTEND names the folder ``static`` of another version's package.
+    """
+    if other := os.environ.get("COMFYUI_TEST_FRONTEND"):
+        return Path(other)
     found = importlib.util.find_spec("comfyui_frontend_package")
     if found is None or found.origin is None:
         pytest.skip("no web frontend: pip install 'comfyui-frontend-package>=1.27,<1.28'")

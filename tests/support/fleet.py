@@ -65,6 +65,10 @@ class Member:
         """A file in its input folder."""
         return self._folder / "comfyui" / "input" / name
 
+    def output(self, name: str) -> Path:
+        """A file in its output folder."""
+        return self._folder / "comfyui" / "output" / name
+
     def executions(self) -> Counter[str]:
         """How often it began to run each prompt, over all its lives."""
         path = self._folder / "executions"

@@ -97,6 +97,7 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("GET", "/view_metadata/*"): ("/view_metadata/loras?filename=x.safetensors", None),
     ("GET", "/object_info/*"): ("/object_info/KSampler", None),
     ("GET", "/experiment/models/*"): ("/experiment/models/checkpoints", None),
+    ("GET", "/experiment/models/preview/**"): ("/experiment/models/preview/loras/0/x.png", None),
     ("GET", "/view"): ("/view?{file}", None),
     ("GET", "/internal/files/*"): ("/internal/files/input", None),
     ("POST", "/prompt"): ("/prompt", _WORKFLOW),
@@ -125,9 +126,15 @@ _ELSE = (
         Example("POST", "/queue/resume"),
         Example("POST", "/free", {"free_memory": True}),
     ),
-    *(Example("GET", "/internal/logs"), Example("GET", "/v2/userdata")),
+    *(
+        Example("GET", "/internal/logs"),
+        Example("GET", "/internal/folder_paths"),
+        Example("POST", "/users", {"username": "default"}),
+    ),
     *(Example("POST", "/servers/gpu-1/drain"), Example("POST", "/servers/gpu-1/resume")),
     *(Example("GET", "/servers/gpu-1/queue"), Example("POST", "/servers/gpu-1/prompt", _WORKFLOW)),
+    *(Example("POST", "/servers/gpu-1/free", {"free_memory": True}), Example("GET", "/servers/gpu-1/internal/logs")),
+    *(Example("websocket", "/servers/gpu-1/ws"), Example("GET", "/servers/another/queue")),
     *(Example("GET", "/manager/reboot"), Example("GET", "/route-of-a-custom-node")),
 )
 
@@ -213,7 +220,7 @@ async def asked() -> list[Line]:
         keys.write_text(KEYS)
         async with (
             Engine(EngineOptions(comfyui_version=NEW_VERSION)) as engine,
-            running_gateway(engine.url, keys_file=keys) as gateway,
+            running_gateway(f"gpu-1={engine.url}", keys_file=keys) as gateway,
             aiohttp.ClientSession(gateway.url) as http,
         ):
             asking = _Asking(gateway, http)

@@ -157,8 +157,10 @@ async def running_gateway(
         async with aiohttp.ClientSession(base_url=url, response_class=answers) as http:
             gateway = RunningGateway(app, chosen, url, http)
             if ready:
-                await gateway.handler.pool.choose(patience_s=10)
-                for backend in gateway.handler.pool.backends:
+                pool = gateway.handler.pool
+                if chosen.runs_on_comfyui:
+                    await pool.choose(patience_s=10)
+                for backend in pool.backends if chosen.runs_on_comfyui else ():
                     await websocket_settled(backend)
             yield gateway
     finally:

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from comfyui.executors.runpod.options import RunPodTimes
 from comfyui.retrying import Backoff
-from comfyui.runpod.options import RunPodTimes
 from config import GatewayOptions
 from tests.support.running import RunningGateway, Workflow, invert_workflow, until
 
@@ -24,7 +24,10 @@ DATA = base64.b64encode(PICTURE).decode()
 NOWHERE = "127.0.0.1:9"
 """Where no local ComfyUI answers."""
 QUICK = RunPodTimes(
-    first_look_s=0.02, look_backoff=Backoff(0.04, 30.0), send_backoff=Backoff(0.05, 15.0), probe_local_s=0.05
+    first_look_s=0.02,
+    look_backoff=Backoff(0.04, 30.0),
+    send_backoff=Backoff(0.05, 15.0),
+    journal_backoff=Backoff(0.05, 10.0),
 )
 """Jobs are looked at, and tried again, many times a second."""
 
@@ -95,6 +98,7 @@ class FakeEndpoint:
             "runpod_api_key": KEY,
             "runpod_endpoint_url": self.url,
             "runpod_data_dir": folder,
+            "state_dir": folder / "state",
             **more,
         }
 
@@ -229,5 +233,6 @@ def gateway_settings(url: str, folder: Path, **more: Any) -> dict[str, Any]:
         "runpod_api_key": "any",
         "runpod_endpoint_url": url,
         "runpod_data_dir": folder,
+        "state_dir": folder / "state",
         **more,
     }

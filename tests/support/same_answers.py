@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
+from yarl import URL
 
 from tests.support.merged_names import plain_names
 from tests.support.running import until
@@ -21,8 +22,12 @@ from tests.support.target import Prompt, any_color, empty, inverted, node
 JSON = Any
 _TEMPORARY = re.compile(r"ComfyUI_temp_[a-z]{5}_\d{5}_")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-# Milliseconds of a clock: that they are numbers is compared.
-_TIMES: Final = frozenset({"timestamp", "create_time", "execution_start_time", "execution_end_time"})
+# What a clock says: that they are numbers is compared.
+_TIMES: Final = frozenset(
+    {"timestamp", "create_time", "execution_start_time", "execution_end_time", "modified", "created"}
+)
+# What a machine has left: that they are numbers is compared.
+_FREE: Final = frozenset({"ram_free", "vram_free", "torch_vram_free"})
 # What names the implementation: that there is a list is compared.
 _OF_THE_CODE: Final = frozenset({"traceback"})
 # ComfyUI makes these lists of sets.
@@ -34,6 +39,8 @@ _WHERE_IT_WAS: Final = frozenset({"node_id", "node_type", "executed"})
 _ADDED: Final = frozenset({"owner", "servers"})
 # What it adds where ComfyUI is older than that: fleet contract, `/api/jobs` also over servers that lack it.
 _ADDED_TO_OLD: Final = _ADDED | {"create_time"}
+# These are not below ``/api`` as well; jobs are nowhere else.
+_WITHOUT_API: Final = ("/api/jobs", "/jobs", "/docs/", "/assets/", "/scripts/", "/templates/", "/extensions/")
 CHECKPOINT: Final = "v1-5-pruned-emaonly.safetensors"
 """On the engines of `tests.contract.conftest` only the first has it."""
 
@@ -112,6 +119,7 @@ class Caller:
     steps: list[Step] = field(default_factory=list)
     _names: dict[str, str] = field(default_factory=dict)
     _figures: set[int] = field(default_factory=set)
+    _may_be_cached: set[str] = field(default_factory=lambda: {_LOADER})
 
     def anew(self) -> Caller:
         """The same, which has asked for nothing yet."""
@@ -119,12 +127,13 @@ class Caller:
 
     # Requests whose answers are compared
 
-    async def get(self, path: str, **instead: Instead | None) -> Answer:
-        return await self.ask("GET", path, **instead)
+    async def get(self, path: str, **more: Any) -> Answer:
+        """`more`: as for `ask`."""
+        return await self.ask("GET", path, **more)
 
-    async def post(self, path: str, body: JSON = None, **instead: Instead | None) -> Answer:
-        """A body of bytes is sent as it is."""
-        return await self.ask("POST", path, body, **instead)
+    async def post(self, path: str, body: JSON = None, **more: Any) -> Answer:
+        """A body of bytes is sent as it is. `more`: as for `ask`."""
+        return await self.ask("POST", path, body, **more)
 
     async def ask(
         self,
@@ -135,17 +144,21 @@ class Caller:
         gateway: Instead | None = None,
         user: Instead | None = None,
         many: Instead | None = None,
+        headers: Mapping[str, str] | None = None,
+        name: str = "",
     ) -> Answer:
         """Send it, and keep the answer for the comparison.
 
         Args:
+            headers: go with it, in place of the content type of JSON.
+            name: stands for the body in what is compared.
             gateway: what the gateway answers instead, to everybody.
             user: what it answers instead to a key of role `user`.
             many: what it answers instead where several servers are behind it.
         """
-        answer = await self._answer(method, path, body)
+        answer = await self._answer(method, path, body, headers)
         instead = gateway or (user if self.role == "user" else None) or (many if self.servers > 1 else None)
-        request = f"{method} {self._hidden(path)} {self._in_short(body)}".rstrip()
+        request = f"{method} {self._hidden(path)} {name or self._in_short(body)}".rstrip()
         kept = Answer(answer.status, answer.content_type, self._normalised(answer, method, path))
         self.steps.append(Step(request, kept, instead))
         return answer
@@ -159,7 +172,7 @@ class Caller:
         field: str = "image",
         instead: Instead | None = None,
         **fields: str,
-    ) -> None:
+    ) -> Answer:
         """A form with one file."""
         form = aiohttp.FormData(quote_fields=False)
         form.add_field(field, content, filename=name, content_type="image/png")
@@ -167,7 +180,11 @@ class Caller:
             form.add_field(key, value)
         answer = await self._answer("POST", path, form)
         kept = Answer(answer.status, answer.content_type, self._normalised(answer, "POST", path))
-        self.steps.append(Step(f"POST {path} {self._hidden(name)} {fields.keys()}", kept, instead))
+        told = " ".join(
+            key if key == "original_ref" else f"{key}={self._hidden(value)}" for key, value in fields.items()
+        )
+        self.steps.append(Step(f"POST {path} {self._hidden(name)} {told}".rstrip(), kept, instead))
+        return answer
 
     async def submit(self, name: str, workflow: Prompt, **fields: Any) -> str:
         """Queue it; its id stands as `name` in what is compared."""
@@ -225,6 +242,8 @@ class Caller:
 
     def plain(self, color: int) -> Prompt:
         """As `quick`, of one colour: its picture is compared."""
+        if self.is_real:  # there is one, which has drawn the same for the other side
+            self._may_be_cached |= {"1", "2", "3"}
         return inverted(self.named(f"same-{uuid.uuid4().hex}", "file"), color=color)
 
     def without_names(self, text: str) -> str:
@@ -270,11 +289,13 @@ class Caller:
     async def _look(self, path: str) -> JSON:
         return (await self._answer("GET", path, None)).body
 
-    async def _answer(self, method: str, path: str, body: JSON) -> Answer:
+    async def _answer(self, method: str, path: str, body: JSON, asked: Mapping[str, str] | None = None) -> Answer:
         data = body if isinstance(body, bytes | aiohttp.FormData | None) else json.dumps(body).encode()
-        target = path if path.startswith(("/api/jobs", "/jobs")) else f"{self.prefix}{path}"
+        target = path if path.startswith(_WITHOUT_API) else f"{self.prefix}{path}"
         headers = {"Content-Type": "application/json"} if isinstance(data, bytes) else {}
-        async with self.http.request(method, target, data=data, headers=headers) as response:
+        async with self.http.request(
+            method, URL(target, encoded=True), data=data, headers=asked or headers, allow_redirects=False
+        ) as response:
             if response.content_type.startswith("image/"):
                 found = hashlib.sha256(await response.read()).hexdigest()
                 return Answer(response.status, response.content_type, found)
@@ -283,14 +304,14 @@ class Caller:
             kind = response.headers.get("Content-Type", "").replace(
                 "application/json; charset=utf-8", "application/json"
             )
-            if kind == "application/json" and text:
+            if kind == "application/json" and text and response.status != 206:
                 return Answer(response.status, kind, json.loads(text))
             # What a failure of the server is called is compared, and not what it says of its code.
             return Answer(response.status, kind, text.splitlines()[0] if text and response.status >= 500 else text)
 
     def _in_short(self, body: JSON) -> str:
         if isinstance(body, bytes | None):
-            return (body or b"").decode(errors="replace")
+            return self._hidden((body or b"").decode(errors="replace"))[:200]
         return json.dumps(self._without(body))[:200]
 
     def _hidden(self, text: str) -> str:
@@ -335,18 +356,22 @@ class Caller:
             return self._hidden(value)
         if isinstance(value, int) and value in self._figures:
             return "<any>"
+        if isinstance(value, float) and value != value:
+            return "NaN"  # it is like nothing, also not like itself
         return value
 
     def _field(self, name: str, value: JSON) -> JSON:
-        if name in _TIMES and isinstance(value, int):
+        if name in _TIMES and isinstance(value, int | float):
             return "<time>"
+        if name in _FREE and isinstance(value, int):
+            return "<any>"
         if name in _OF_THE_CODE and isinstance(value, list):
             return "<lines>"
         if name == "messages" and value and value[-1][0] == "execution_interrupted":
             # jobs contract section 2: a cancel is told at once, before ComfyUI says what it did until then.
             return self._without(value[-1:])
         if name in _OF_SETS and isinstance(value, list):
-            return sorted(one for one in value if one != _LOADER)
+            return sorted(one for one in value if one not in self._may_be_cached)
         return self._without(value)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
+from collections.abc import Iterator
 
 from comfyui import jsonio
 from comfyui.jobs.journal.listing import OF_KEY, key_range
+from comfyui.jobs.journal.persons import Persons
 from comfyui.jobs.journal.records import UsageQuery, UsageRow, day_of
 from comfyui.jobs.journal.writes import Finish, Sent
-from comfyui.owners import key_of, person_of
+from comfyui.owners import key_of
 
 _COUNTED = ("succeeded", "failed", "canceled", "lost", "gpu_s", "bytes")
 _MORE = ", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTED)
@@ -39,6 +41,7 @@ class Used:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._more: dict[tuple[str, str, str, str], defaultdict[str, float]] = {}
+        self._persons = Persons(self._persons_of)
 
     def ended(self, write: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
         """Count the end of a run, and note which files it has made."""
@@ -66,10 +69,14 @@ class Used:
     def forget(self) -> None:
         """The transaction is rolled back."""
         self._more.clear()
+        self._persons.forget()
 
     def _of(self, day: str, owner: str | None, workflow: str) -> defaultdict[str, float]:
-        place = (day, key_of(owner), person_of(owner), workflow) if owner else (day, "", "", workflow)
-        return self._more.setdefault(place, defaultdict(float))
+        return self._more.setdefault(self._persons.place_of(day, owner, workflow), defaultdict(float))
+
+    def _persons_of(self, day: str, key: str) -> Iterator[str]:
+        found = self._database.execute("SELECT DISTINCT person FROM usage WHERE day = ? AND key = ?", (day, key))
+        return (row[0] for row in found)
 
 
 def usage(database: sqlite3.Connection, query: UsageQuery) -> list[UsageRow]:

@@ -18,11 +18,22 @@ from typing import Any
 
 from comfyui.exceptions import JournalError
 from comfyui.jobs.journal.statements import Statements
+from comfyui.jobs.journal.writes import Write
 
 _MAX_TOGETHER = 1000
 _LOOK_AGAIN_S = 0.1
 
 Work = Callable[[Statements], Any]
+
+
+def apply(write: Write, sql: Statements) -> int:
+    """What `Journal.write` returns for it."""
+    return sql.apply(write)
+
+
+def touch(sql: Statements) -> None:
+    """Writes what is there already, to see whether it can be written."""
+    sql.database.execute("UPDATE counter SET value = value")
 
 
 @dataclass(slots=True)
@@ -209,8 +220,3 @@ def _outcome(sql: Statements, work: Work, future: asyncio.Future[Any] | None) ->
         return Outcome(future, work(sql))
     except Exception as error:
         return Outcome(future, error=error)
-
-
-def touch(sql: Statements) -> None:
-    """Writes what is there already, to see whether it can be written."""
-    sql.database.execute("UPDATE counter SET value = value")

@@ -16,6 +16,7 @@ from comfyui.exceptions import ComfyUIOverloadedError
 from comfyui.feed import Feed
 from comfyui.jobs.journal.asset_writes import Asset, KnowOutputs, OutputFacts
 from comfyui.jobs.journal.assets import AssetFilter, MemoryAssets
+from comfyui.jobs.journal.attempts import Attempt, MemoryAttempts
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, MemoryDeaths
 from comfyui.jobs.journal.held import Held, MemoryHeld
@@ -122,6 +123,7 @@ class MemoryJournal:
         self._usage = MemoryUsage()
         self._deaths = MemoryDeaths()
         self._uploads, self._held = MemoryUploads(), MemoryHeld()
+        self._attempts = MemoryAttempts(self._find)
         self._assets = MemoryAssets()
         self._appliers: dict[type, Callable[[Any], int]] = {
             Add: self._add,
@@ -145,6 +147,7 @@ class MemoryJournal:
             Hide: self._hide,
             ClearHistory: self._clear_history,
             **self._uploads.appliers,
+            **self._attempts.appliers(),
             **self._assets.appliers,
             KnowOutputs: self._know_outputs,
         }
@@ -390,6 +393,7 @@ class MemoryJournal:
         self._counts[job.state] -= 1
         self._results.pop(job.seq, None)
         self._runs.pop(job.seq, None)
+        self._attempts.forget(job.prompt_id)
         self._outbox.remove(job.prompt_id)
         if job.idempotency_key is not None:
             self._sent_under.pop((job.owner, job.idempotency_key), None)
@@ -460,6 +464,12 @@ class MemoryJournal:
 
     async def uploads(self) -> list[KeptUpload]:
         return self._uploads.all()
+
+    async def attempt_of(self, prompt_id: str) -> Attempt | None:
+        return self._attempts.of(prompt_id)
+
+    async def reply_of(self, prompt_id: str) -> bytes | None:
+        return self._attempts.reply(prompt_id)
 
     async def deaths(self, since: float) -> list[Death]:
         return self._deaths.since(since)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from comfyui import jsonio
 from comfyui.jobs.journal.made import Made, MadeFilter
+from comfyui.jobs.journal.persons import Persons
 from comfyui.jobs.journal.records import UsageQuery, UsageRow, day_of
 from comfyui.jobs.journal.writes import Finish, Sent
-from comfyui.owners import key_of, person_of
+from comfyui.owners import key_of
 
 _NAMED = ("day", "key", "person", "workflow")
 _COUNTED = ("succeeded", "failed", "canceled", "lost", "gpu_s", "bytes")
 # Beyond it the oldest are forgotten.
 _MOST_FILES = 100_000
-_Place = tuple[str, ...]
+_Place = tuple[str, str, str, str]
 
 
 class MemoryUsage:
@@ -22,6 +25,7 @@ class MemoryUsage:
         self._files: dict[str, dict[tuple[str, str, str], float]] = {}
         """When the files of each place were made, by server, key and prompt, oldest first."""
         self._sums: dict[_Place, dict[str, float]] = {}
+        self._persons = Persons(self._persons_of)
 
     def ended(self, write: Finish, owner: str | None, workflow: str | None, started_at: float | None) -> None:
         """Count the end of a run."""
@@ -41,14 +45,17 @@ class MemoryUsage:
         return True
 
     def _add(self, day: str, owner: str | None, workflow: str, more: dict[str, float]) -> None:
-        place = (day, key_of(owner or ""), person_of(owner or ""), workflow)
+        place = self._persons.place_of(day, owner, workflow)
         sums = self._sums.setdefault(place, dict.fromkeys(_COUNTED, 0))
         for name, value in more.items():
             sums[name] += value
 
+    def _persons_of(self, day: str, key: str) -> Iterator[str]:
+        return (person for at, of, person, _ in self._sums if (at, of) == (day, key))
+
     def rows(self, query: UsageQuery) -> list[UsageRow]:
         """See `Journal.usage`."""
-        groups: dict[_Place, dict[str, float]] = {}
+        groups: dict[tuple[str, ...], dict[str, float]] = {}
         for place, sums in self._sums.items():
             named = dict(zip(_NAMED, place, strict=True))
             wanted = query.key in {None, named["key"]} and query.person in {None, named["person"]}
@@ -58,9 +65,9 @@ class MemoryUsage:
             for name, value in sums.items():
                 total[name] += value
         found = []
-        for place in sorted(groups)[: query.limit]:
-            named = dict(zip(query.by, place, strict=True))
-            counts = {name: value if name == "gpu_s" else int(value) for name, value in groups[place].items()}
+        for group in sorted(groups)[: query.limit]:
+            named = dict(zip(query.by, group, strict=True))
+            counts = {name: value if name == "gpu_s" else int(value) for name, value in groups[group].items()}
             found.append(UsageRow(**{name: named.get(name) for name in _NAMED}, **counts))  # type: ignore[arg-type]
         return found
 

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 from comfyui.feed import Feed
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
 from comfyui.jobs.journal.assets import AssetFilter
+from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.deaths import Death
 from comfyui.jobs.journal.held import Held
 from comfyui.jobs.journal.made import Made, MadeFilter
@@ -112,6 +113,12 @@ class Journal(Protocol):
 
     async def result_of(self, prompt_id: str) -> bytes | None:
         """The result of the present run, where it ended with one; of one that failed, what nodes had made before."""
+
+    async def attempt_of(self, prompt_id: str) -> Attempt | None:
+        """How far the present attempt is at a platform that knows no ids of ours; None where it is at none."""
+
+    async def reply_of(self, prompt_id: str) -> bytes | None:
+        """What the platform gave for it, where it did."""
 
     async def runs(self, prompt_id: str) -> list[RunRecord]:
         """The last 100 earlier runs, oldest first."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
 from comfyui.jobs.journal.assets import AssetFilter, asset_count, asset_sizes, assets, output_facts
+from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.by_owner import queued_of, sent_under, usage
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
@@ -26,7 +27,7 @@ from comfyui.jobs.journal.records import (
     UsageQuery,
     UsageRow,
 )
-from comfyui.jobs.journal.showing import ended, kept, queued_since
+from comfyui.jobs.journal.showing import ended, kept, named_inputs, queued_since
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.uploads import uploads
 from comfyui.jobs.journal.writes import KeptUpload
@@ -55,6 +56,12 @@ class Questions(ABC):
     async def result_of(self, prompt_id: str) -> bytes | None:
         return await self._ask(lambda sql: sql.result(prompt_id))
 
+    async def attempt_of(self, prompt_id: str) -> Attempt | None:
+        return await self._ask(lambda sql: sql.attempts.of(prompt_id))
+
+    async def reply_of(self, prompt_id: str) -> bytes | None:
+        return await self._ask(lambda sql: sql.attempts.reply(prompt_id))
+
     async def runs(self, prompt_id: str) -> list[RunRecord]:
         return await self._ask(lambda sql: sql.runs(prompt_id))
 
@@ -71,7 +78,7 @@ class Questions(ABC):
         return await self._ask(lambda sql: sql.waiting(after, limit, fetching=True))
 
     async def named_inputs(self) -> set[str]:
-        return await self._ask(Statements.named_inputs)
+        return await self._ask(lambda sql: named_inputs(sql.database))
 
     async def held(self) -> Held:
         return await self._ask(lambda sql: held(sql.database))

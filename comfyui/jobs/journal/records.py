@@ -54,6 +54,11 @@ class Fence(NamedTuple):
     run: int
     attempt: int
 
+    @property
+    def mark(self) -> str:
+        """What a server is told, by which it is known later which attempt it has."""
+        return f"{self.run}.{self.attempt}"
+
     def next(self) -> Fence:
         """The fence of the attempt after this one."""
         return self._replace(attempt=self.attempt + 1)

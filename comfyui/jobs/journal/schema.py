@@ -159,8 +159,15 @@ _VERSION_15 = """
 CREATE TABLE drained (server TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
-# Assets of Comfy API v2: see `comfyui.jobs.journal.writes.Asset`, and `OutputFacts` there.
+# How far attempts are at a platform that knows no ids of ours.
 _VERSION_16 = """
+CREATE TABLE attempts (
+    seq INTEGER PRIMARY KEY, run INTEGER NOT NULL, attempt INTEGER NOT NULL, sent_at REAL NOT NULL, ref TEXT, reply BLOB
+);
+"""
+
+# Assets of Comfy API v2: see `comfyui.jobs.journal.asset_writes.Asset`, and `OutputFacts` there.
+_VERSION_17 = """
 CREATE TABLE assets (
     id TEXT PRIMARY KEY, owner TEXT, blake3 TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,
     content_type TEXT NOT NULL, file_path TEXT NOT NULL, tags TEXT NOT NULL, created_at REAL NOT NULL,
@@ -179,7 +186,7 @@ CREATE TABLE output_facts (
 """
 
 # What came with a job of Comfy API v2.
-_VERSION_17 = """
+_VERSION_18 = """
 ALTER TABLE jobs ADD COLUMN idempotency_key TEXT;
 ALTER TABLE jobs ADD COLUMN note TEXT;
 CREATE INDEX jobs_by_idempotency_key ON jobs (idempotency_key, seq) WHERE idempotency_key IS NOT NULL;
@@ -204,6 +211,7 @@ MIGRATIONS = (
     _VERSION_15,
     _VERSION_16,
     _VERSION_17,
+    _VERSION_18,
 )
 
 

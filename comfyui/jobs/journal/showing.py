@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+from comfyui import jsonio
 from comfyui.jobs.journal.listing import OF_KEY, key_range
 from comfyui.jobs.journal.records import EndedJob, KeptJob
 from comfyui.jobs.journal.rows import HIDDEN, JOB_COLUMNS, STATES, job_of, unpacked
@@ -43,6 +44,12 @@ def hide(database: sqlite3.Connection, write: Hide) -> bool:
     """See `comfyui.jobs.journal.writes.Hide`."""
     statement = "UPDATE jobs SET hidden = 1 WHERE prompt_id = ? AND ended_at IS NOT NULL AND NOT hidden"
     return database.executemany(statement, [(one,) for one in write.prompt_ids]).rowcount > 0
+
+
+def named_inputs(database: sqlite3.Connection) -> set[str]:
+    """See `Journal.named_inputs`."""
+    rows = database.execute("SELECT inputs FROM jobs WHERE ended_at IS NULL AND inputs IS NOT NULL")
+    return {value for (inputs,) in rows for value in jsonio.loads(inputs).values()}
 
 
 def queued_since(database: sqlite3.Connection, key: str | None) -> dict[str, float]:

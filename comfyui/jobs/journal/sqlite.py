@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from comfyui.exceptions import JournalError
 from comfyui.feed import Feed
 from comfyui.jobs.journal.by_owner import remove_usage
-from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, journal_error, touch
+from comfyui.jobs.journal.committing import Batch, CommitThread, Outcome, Work, apply, journal_error, touch
 from comfyui.jobs.journal.not_kept import NotKept
 from comfyui.jobs.journal.opening import connect
 from comfyui.jobs.journal.protocol import YOUNG_S, JournalObserver, WriteListener
@@ -64,7 +64,7 @@ class SqliteJournal(Questions):
         self._max_behind = max_behind
         self._look_again_s = look_again_s
         self._observer = observer
-        self._thread = CommitThread(self._connect, self._done)
+        self._thread = CommitThread(lambda: Statements(connect(self._path)), self._done)
         self._open = False
         self._identity = ""
         self._next = Batch()
@@ -141,7 +141,7 @@ class SqliteJournal(Questions):
         if isinstance(write, Add) and not soon:
             self._added[write.job.prompt_id] = (len(self._next.writes), write)
         self._behind += 1
-        self._next.writes.append((partial(_apply, write), None))
+        self._next.writes.append((partial(apply, write), None))
         if len(self._next.writes) >= _HANDED_ON:
             self._hand_on()
         elif self._handing_on is None or (soon and self._at_rest):
@@ -168,7 +168,7 @@ class SqliteJournal(Questions):
             joined = replace(add, end=write)
         else:
             return False
-        self._next.writes[place] = (partial(_apply, joined), None)
+        self._next.writes[place] = (partial(apply, joined), None)
         return True
 
     async def prune(self, now: float, *, keep_days: float | None, keep: int | None) -> int:
@@ -287,12 +287,3 @@ class SqliteJournal(Questions):
         self._later.append(write)
         self._later_bytes += size
         return True
-
-    # On the thread
-
-    def _connect(self) -> Statements:
-        return Statements(connect(self._path))
-
-
-def _apply(write: Write, sql: Statements) -> int:
-    return sql.apply(write)

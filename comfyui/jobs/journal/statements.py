@@ -11,6 +11,7 @@ from typing import Any
 
 from comfyui import jsonio
 from comfyui.jobs.journal.assets import asset_appliers
+from comfyui.jobs.journal.attempts import AttemptStatements
 from comfyui.jobs.journal.by_owner import Used
 from comfyui.jobs.journal.deaths import died, forgive, suspect
 from comfyui.jobs.journal.held import held_appliers
@@ -72,6 +73,7 @@ class Statements:
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
         self.outbox = OutboxStatements(database)
+        self.attempts = AttemptStatements(database)
         self._used = Used(database)
         self._execute = database.execute
         self._counter: int = database.execute("SELECT value FROM counter").fetchone()[0]
@@ -100,6 +102,7 @@ class Statements:
             Hide: functools.partial(hide, database),
             ClearHistory: self._clear_history,
             **upload_appliers(database),
+            **self.attempts.appliers(),
             **asset_appliers(database),
         }
 
@@ -302,6 +305,7 @@ class Statements:
         many = self.database.executemany
         many("DELETE FROM deliveries WHERE seq = ?", seqs)
         many("DELETE FROM runs WHERE seq = ?", seqs)
+        many("DELETE FROM attempts WHERE seq = ?", seqs)
         many("DELETE FROM output_facts WHERE seq = ?", seqs)
         remove_labels(self.database, ((seq, labels) for seq, _, labels, _ in rows))
         many("DELETE FROM jobs WHERE seq = ?", seqs)
@@ -341,10 +345,6 @@ class Statements:
 
     def waiting(self, after: int, limit: int, *, fetching: bool = False) -> list[JobRecord]:
         return self._jobs(f"{_WAITING} AND fetching = ? AND number > ?", (fetching, after), "number", limit)
-
-    def named_inputs(self) -> set[str]:
-        rows = self._execute("SELECT inputs FROM jobs WHERE ended_at IS NULL AND inputs IS NOT NULL")
-        return {value for (inputs,) in rows for value in jsonio.loads(inputs).values()}
 
     def ahead_of(self, number: int) -> int:
         found = self._value(

@@ -305,12 +305,35 @@ class DropUploads:
     names: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class NoteAttempt:
+    """How far an attempt is at a platform that knows no ids of ours. Place: it is the present one of a run.
+
+    Attributes:
+        sent_at: when it was about to be sent.
+        ref: the platform's id of it; None while nobody knows whether the platform has it.
+        reply: what the platform gave, which it may give once only.
+    """
+
+    fence: Fence
+    sent_at: float
+    ref: str | None = None
+    reply: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DropAttempt:
+    """The platform does not have the attempt, or its run is over. Place: it was noted."""
+
+    fence: Fence
+
+
 def id_of(write: Write) -> str | None:
     """The job that it is about, where it is about one by its id."""
     match write:
         case Add():
             return write.job.prompt_id
-        case Place() | PutBack() | Start() | Finish():
+        case Place() | PutBack() | Start() | Finish() | NoteAttempt() | DropAttempt():
             return write.fence.prompt_id
         case Cancel() | Tell() | Again() | Keep() | Fetched() | SendAgain() | KnowOutputs():
             return write.prompt_id
@@ -333,6 +356,8 @@ Write = (
     | Again
     | Keep
     | Fetched
+    | NoteAttempt
+    | DropAttempt
     | Tried
     | SendAgain
     | Pause

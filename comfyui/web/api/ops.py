@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from comfyui.jobs.measures import measure_jobs
 from comfyui.offload import in_thread
-from comfyui.servers.pool import ServerReport
+from comfyui.servers.server import ServerReport
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.openapi import TEXT, Answer, json_of, operation
@@ -139,7 +139,7 @@ async def health(request: Request) -> Response:
                 server["definitions"] = how
     remaining = sum(server["queue_remaining"] for server in servers)
     running = sum(1 for server in servers if server["queue_remaining"])
-    connected = bool(handler.pool.ready)
+    connected = bool(handler.pool.ready_servers)
     body: Health = {
         "status": "healthy" if connected else "unhealthy",
         "comfyui_server": "connected" if connected else "disconnected",

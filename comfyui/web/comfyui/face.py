@@ -135,7 +135,7 @@ FACE: tuple[FaceRow, ...] = (
     FaceRow("POST", "/settings", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.change_settings)),
     FaceRow("POST", "/settings/*", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.change_setting)),
     FaceRow("GET", "/userdata", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.list_userdata)),
-    FaceRow("GET", "/v2/userdata", For.ALL, "home's", lambda on: on.home.as_asked),
+    FaceRow("GET", "/v2/userdata", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.walk_userdata)),
     FaceRow("GET", "/userdata/**", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.userdata)),
     FaceRow("DELETE", "/userdata/**", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.userdata)),
     FaceRow("POST", "/userdata/**", For.ALL, "home's, or the key's own", lambda on: on.of(on.own.store_userdata)),

@@ -23,7 +23,7 @@ from comfyui.exceptions import (
     ComfyUIServerError,
     ComfyUITimeoutError,
 )
-from comfyui.servers.backend import Health
+from comfyui.servers.server import Health
 from comfyui.transport.body import OpenBody
 from comfyui.transport.drivers import OpenReply
 from comfyui.web.comfyui.asked import Asked, raw_target
@@ -35,10 +35,20 @@ from comfyui.web.front.headers import header, request_headers
 _TIMEOUT_S = 30.0
 _SETTINGS = "/settings"
 # Headers of home's answer that a client needs.
-_PASSED = (b"content-type", b"content-length", b"etag", b"last-modified", b"cache-control", b"content-disposition")
+_PASSED = frozenset(
+    {
+        *(b"content-type", b"content-length", b"etag", b"last-modified", b"cache-control", b"content-disposition"),
+        *(b"content-range", b"accept-ranges"),
+    }
+)
 # A server in front of home says so that home is down.
 _DOWN = frozenset({502, 503, 504})
-_NOT_ASKED = frozenset({b"accept-encoding", b"content-encoding", b"if-none-match", b"if-modified-since", b"range"})
+# The bytes are looked into, or kept.
+_NOT_ASKED = frozenset({b"accept-encoding", b"content-encoding"})
+# Of whoever asks for a file: an answer to us must be whole.
+_OF_A_PART = frozenset(
+    {b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since", b"if-range", b"range"}
+)
 
 
 class Home:
@@ -56,7 +66,7 @@ class Home:
         """The answer to what `target` asks of home with the request's method and body."""
         scope, method = request.scope, request.method
         if method in {"GET", "HEAD"}:
-            return await self._read(scope, method, target)
+            return await self._read(scope, method, target, whole=False)
         declared = header(scope, b"content-length")
         if header(scope, b"transfer-encoding") is not None or int(declared or 0) > MOST_OF_ONE:
             # It streams through, and is not kept; what was there before holds no more.
@@ -89,12 +99,12 @@ class Home:
             await self._keep_written(scope, method, target, body)
         return answer.status, content, _text(answer, b"content-type")
 
-    async def _read(self, scope: Scope, method: str, target: str) -> Response:
+    async def _read(self, scope: Scope, method: str, target: str, *, whole: bool = True) -> Response:
         key = _key(scope, target)
         if self._upstreams.home.backend.health is Health.DOWN:
             return await self._copied(key)
         try:
-            answer = await self._ask(scope, method, target, None)
+            answer = await self._ask(scope, method, target, None, whole=whole)
         except (ComfyUIConnectionError, ComfyUITimeoutError) as error:
             return await self._copied(key, error)
         headers = {name.decode(): value.decode("latin-1") for name, value in answer.headers if name in _PASSED}
@@ -169,12 +179,14 @@ class Home:
             settings = jsonio.dumps({**_object(kept.body), **changed})
             await self._copy.keep(whole, Kept(kept.content_type, settings))
 
-    async def _ask(self, scope: Scope, method: str, target: str, body: bytes | None) -> OpenReply:
-        upstream = self._upstreams.home
+    async def _ask(
+        self, scope: Scope, method: str, target: str, body: bytes | None, *, whole: bool = True
+    ) -> OpenReply:
+        upstream, dropped = self._upstreams.home, _NOT_ASKED | _OF_A_PART if whole else _NOT_ASKED
         headers = [
             pair
             for pair in request_headers(scope, upstream.base_url, upstream.credentials)
-            if pair[0].lower() not in _NOT_ASKED
+            if pair[0].lower() not in dropped
         ]
         headers.append((b"Accept-Encoding", b"identity"))
         try:

@@ -11,7 +11,7 @@ from comfyui import jsonio
 from comfyui.exceptions import RequestError
 from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.journal.records import EndedJob
-from comfyui.jobs.scheduler import Standing
+from comfyui.jobs.lines import Standing
 from comfyui.json_pieces import is_large, pieces
 from comfyui.web.comfyui.asked import last_part, query_of, raw_path
 from comfyui.web.comfyui.externals import Externals

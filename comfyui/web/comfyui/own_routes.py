@@ -45,8 +45,12 @@ class OwnRoutes:
 
     async def list_userdata(self, request: Request, viewer: Viewer) -> str | Asked | Response:
         """Files of a folder of the key."""
-        target = await self._userdata.listing(viewer.rules, query_of(request.scope))
+        target = self._userdata.listing(viewer.rules, query_of(request.scope))
         return await self._home.relayed(request, target) if isinstance(target, str) else target
+
+    async def walk_userdata(self, request: Request, viewer: Viewer) -> str | Response:
+        """Files and folders of the key."""
+        return await self._userdata.walked(request, viewer.rules, query_of(request.scope))
 
     async def userdata(self, request: Request, viewer: Viewer) -> str | Asked | Response:
         """One file of the key, to be read or removed."""

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlencode
 from weakref import WeakValueDictionary
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from comfyui import jsonio
 from comfyui.exceptions import BodyTooLargeError, RequestError
@@ -34,16 +34,31 @@ class OwnUserData:
         self._home = home
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def listing(self, rules: KeyRules, query: Mapping[str, str]) -> str | Response:
+    def listing(self, rules: KeyRules, query: Mapping[str, str]) -> str | Response:
         """The target for the files of a folder of the key."""
-        wanted = query.get("dir", "").rstrip("/")
+        wanted = _decoded(query.get("dir", "")).rstrip("/")
         folder = folder_of(rules.name)
         if not wanted:
-            return Response("Directory not provided", 400)
+            return PlainTextResponse("Directory not provided", 400)
         if not is_below(folder, f"{folder}/{wanted}"):
-            return Response("Invalid directory", 403)
+            return PlainTextResponse("Invalid directory", 403)
         kept = {name: query[name] for name in _LISTING if name in query}
-        return f"/userdata?{urlencode({'dir': f'{folder}/{wanted}', **kept}, errors='surrogateescape')}"
+        return f"/userdata?{urlencode({'dir': _encoded(f'{folder}/{wanted}'), **kept}, errors='surrogateescape')}"
+
+    async def walked(self, request: Request, rules: KeyRules, query: Mapping[str, str]) -> Response:
+        """All files and folders below a folder of the key, or below all that it has, as ComfyUI's second list."""
+        wanted, folder = _decoded(_decoded(query.get("path", ""))).rstrip("/"), folder_of(rules.name)
+        path = f"{folder}/{wanted}" if wanted else folder
+        if wanted and not is_below(folder, path):
+            return PlainTextResponse("Invalid path requested", 400)
+        # ComfyUI decodes it twice itself.
+        target = f"/v2/userdata?{urlencode({'path': _encoded(_encoded(path))}, errors='surrogateescape')}"
+        status, body = await self._home.read(request.scope, target)
+        if status == 404 and not wanted:
+            return _list([])
+        if status != 200:
+            return PlainTextResponse(body, status)
+        return _list([_without_folder(entry, f"{folder}/") for entry in jsonio.loads(body)])
 
     def file(self, rules: KeyRules, raw_path: str) -> str | None:
         """The target for one file, or a move of it, without a query; None for a name that leads elsewhere."""
@@ -63,9 +78,9 @@ class OwnUserData:
             return Response(status_code=403)
         kept = {name: query[name] for name in _STORING if name in query}
         target = f"{target}?{urlencode(kept, errors='surrogateescape')}"
-        status, body, _ = await self._home.written(request.scope, "POST", target, await _read(request))
+        status, body, kind = await self._home.written(request.scope, "POST", target, await _read(request))
         if status != 200:
-            return Response(body, status)
+            return Response(body, status, {"Content-Type": kind} if kind else None)
         return json_response(200, _without_folder(jsonio.loads(body), f"{folder_of(rules.name)}/"))
 
     async def settings(self, request: Request, rules: KeyRules) -> dict[str, Any]:
@@ -97,6 +112,16 @@ class OwnUserData:
         return Response(status_code=status)
 
 
+def _decoded(name: str) -> str:
+    """The name of a folder as ComfyUI reads it: it decodes what a query has decoded already."""
+    return unquote(name, errors="surrogateescape")
+
+
+def _encoded(name: str) -> str:
+    """What ComfyUI reads as this name."""
+    return quote(name, errors="surrogateescape")
+
+
 async def _read(request: Request) -> bytes:
     content = bytearray()
     async for piece in request.stream():
@@ -104,6 +129,10 @@ async def _read(request: Request) -> bytes:
         if len(content) > _LONGEST:
             raise BodyTooLargeError(f"the body is larger than {_LONGEST / 1e6:g} MB")
     return bytes(content)
+
+
+def _list(entries: list[Any]) -> Response:
+    return Response(jsonio.dumps(entries), media_type="application/json")
 
 
 def _without_folder(told: Any, folder: str) -> Any:

@@ -13,26 +13,22 @@ from typing import Protocol
 from urllib.parse import urlencode
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.responses import PlainTextResponse, Response
 
 from comfyui import jsonio
 from comfyui.exceptions import BodyTooLargeError, RequestError
 from comfyui.handler import ComfyUIHandler
-from comfyui.inputs.catalogue import SHARED, TYPES, Catalogue, NewName, check_name, place_at
+from comfyui.inputs.catalogue import SHARED, TYPES, NewName, check_name, place_at
 from comfyui.inputs.content import Content
 from comfyui.jobs.journal.writes import KeptUpload
-from comfyui.models import content_type_of
 from comfyui.web.comfyui.asked import Asked, last_part, query_of
+from comfyui.web.comfyui.kept_file import KeptFile
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.comfyui.views import Views
 from comfyui.web.front.errors import json_response
 
 # What is passed on of a query of /view, beside the file.
 _OF_VIEW = ("preview", "channel")
-# As ComfyUI: a browser would run them.
-_NEVER_SHOWN = frozenset({"text/html", "text/html-sandboxed", "application/xhtml+xml", "text/javascript", "text/css"})
-
 _REF = "original_ref"
 
 
@@ -131,7 +127,7 @@ class UploadRoutes:
         if kept is None:
             return await self._views.view(request, viewer)
         if not any(name in query for name in _OF_VIEW):
-            return _KeptFile(self._catalogue, kept, ref.filename)
+            return KeptFile(self._catalogue, kept, ref.filename)
         # A server makes the picture.
         server, value = await self._uploads.placed_anywhere(kept)
         subfolder, _, filename = value.rpartition("/")
@@ -164,26 +160,6 @@ class UploadRoutes:
         except ValueError:
             return None
         return self._catalogue.find(_key_of(viewer), place)
-
-
-class _KeptFile(FileResponse):
-    """An upload from the store. Its bytes stay there until they are sent."""
-
-    def __init__(self, catalogue: Catalogue, kept: KeptUpload, filename: str) -> None:
-        self._catalogue, self._kept = catalogue, kept
-        kind = content_type_of(filename)
-        headers = {"ETag": f'"{kept.digest}"', "X-Content-Type-Options": "nosniff"}
-        source = catalogue.content_of(kept).source
-        super().__init__(
-            str(source), media_type="application/octet-stream" if kind in _NEVER_SHOWN else kind, headers=headers
-        )
-        # As ComfyUI writes it: not in Latin-1.
-        name = filename.rpartition("/")[2]
-        self.raw_headers.append((b"content-disposition", f'filename="{name}"'.encode()))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._catalogue.held([self._kept]):
-            await super().__call__(scope, receive, send)
 
 
 def _key_of(viewer: Viewer) -> str:

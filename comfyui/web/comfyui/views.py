@@ -19,7 +19,10 @@ from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.job import Job
 from comfyui.merged_files import OfPrompt, from_merged
 from comfyui.owners import folder_of, place_of
+from comfyui.servers.backend import Backend
+from comfyui.servers.server import Server
 from comfyui.web.comfyui.asked import Asked, query_of, raw_target
+from comfyui.web.comfyui.kept_files import kept_file
 from comfyui.web.comfyui.viewer import Viewer
 
 # What is passed on of a query of /view, beside the file.
@@ -50,10 +53,10 @@ class Views:
         if found is not None:
             known = await self._known(found.prompt_id, viewer)
             if known is not None:
-                return await self._of_prompt(query, viewer, found, known)
+                return await self._of_prompt(request, viewer, found, known)
         if viewer.key is None:
             return raw_target(request.scope)
-        return await self._own(query, viewer)
+        return await self._own(request, viewer)
 
     async def _known(self, prompt_id: str, viewer: Viewer) -> _Known | None:
         """None where the caller knows of no such prompt."""
@@ -63,10 +66,9 @@ class Views:
         record = await self._journal.get(prompt_id)
         return _Known(record.server, record.owner) if record is not None and viewer.sees(record.owner) else None
 
-    async def _of_prompt(
-        self, query: dict[str, str], viewer: Viewer, prompt: OfPrompt, known: _Known
-    ) -> Asked | Response:
+    async def _of_prompt(self, request: Request, viewer: Viewer, prompt: OfPrompt, known: _Known) -> Asked | Response:
         """A file of a prompt that the caller may see. No other server is asked: it may have another's of this name."""
+        query = query_of(request.scope)
         place, server = _place(query, prompt.subfolder), known.server
         if server is None or self._made is None or (place is None and viewer.key is not None):
             return Response(status_code=404)
@@ -76,21 +78,36 @@ class Views:
             # Of what no prompt is known to have made, who sees all is told what there is.
             if is_own is False or (is_own is None and viewer.key is not None):
                 return Response(status_code=404)
-        if self._pool.named(server) is None:
+        there = self._pool.named(server)
+        if there is None:
             detail = "the server that made this file is not in COMFYUI_SERVER_ADDRESS any more"
             raise ComfyUINotFoundError(detail, prompt_id=prompt.prompt_id)
-        return _asked(query, prompt.subfolder, server)
+        return await self._from(there, request, prompt)
 
-    async def _own(self, query: dict[str, str], viewer: Viewer) -> Asked | Response:
+    async def _from(self, server: Server, request: Request, prompt: OfPrompt) -> Asked | Response:
+        """A file as the server gives it, or as it is kept here."""
+        query = query_of(request.scope)
+        if isinstance(server, Backend):
+            return _asked(query, prompt.subfolder, server.name)
+        path = None
+        if query.get("type", "output") == "output":
+            path = await server.path_of(prompt.prompt_id, prompt.subfolder, query.get("filename", ""))
+        return Response(status_code=404) if path is None else await kept_file(request, path)
+
+    async def _own(self, request: Request, viewer: Viewer) -> Asked | Response:
         """A file that a job of the key has made, or that the key has uploaded. All others are not there."""
+        query = query_of(request.scope)
         rules, subfolder = viewer.rules, query.get("subfolder", "")
         place = _place(query, subfolder)
         if place is None or self._made is None:
             return Response(status_code=404)
         if query.get("type") == "input" and is_below(folder_of(rules.name), f"{subfolder}/{query['filename']}"):
             return _asked(query, subfolder, None)
-        server = await self._made.newest(rules.name, place)
-        return Response(status_code=404) if server is None else _asked(query, subfolder, server)
+        newest = await self._made.newest(rules.name, place)
+        server = None if newest is None else self._pool.named(newest.server)
+        if newest is None or server is None:
+            return Response(status_code=404)
+        return await self._from(server, request, OfPrompt(newest.prompt_id, subfolder))
 
 
 def _place(query: dict[str, str], subfolder: str) -> str | None:

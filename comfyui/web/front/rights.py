@@ -88,7 +88,7 @@ TABLE: tuple[Row, ...] = (
     # Models, definitions, the server
     *_rows("comfyui", "GET", "/models /models/* /embeddings /view_metadata/*", ALL, ALL),
     *_rows("comfyui", "GET", "/object_info /object_info/*", OWN, ALL),
-    *_rows("comfyui", "GET", "/experiment/models /experiment/models/*", ALL, ALL),
+    *_rows("comfyui", "GET", "/experiment/models /experiment/models/* /experiment/models/preview/**", ALL, ALL),
     *_rows("comfyui", "GET", "/system_stats /features", ALL, ALL),
     # Files: what the key's jobs have made, and what it has uploaded
     *_rows("comfyui", "GET", "/view /internal/files/*", OWN, ALL),
@@ -99,7 +99,7 @@ TABLE: tuple[Row, ...] = (
     *_rows("comfyui", "POST", "/queue /history /interrupt /jobs/*/cancel /jobs/cancel", OWN, NO),
     Row("comfyui", WEBSOCKET, "/ws", OWN, NO),
     # Settings and user data: a folder for each key
-    *_rows("comfyui", "GET", "/users /settings /settings/* /userdata /userdata/**", OWN, NO),
+    *_rows("comfyui", "GET", "/users /settings /settings/* /userdata /userdata/** /v2/userdata", OWN, NO),
     *_rows("comfyui", "POST", "/settings /settings/* /userdata/**", OWN, NO),
     *_rows("comfyui", "DELETE", "/userdata/**", OWN, NO),
     # What no answer tells apart by owner yet

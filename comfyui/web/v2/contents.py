@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import structlog
 from blake3 import blake3
@@ -13,6 +15,7 @@ from starlette.responses import Response
 from comfyui.assets.job_outputs import FoundOutput, JobOutputs
 from comfyui.assets.uploaded import UploadedAssets
 from comfyui.exceptions import Breach, ContractError, StorageError
+from comfyui.inputs.content import pieces_of
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
 from comfyui.offload import offloaded
 from comfyui.outputs.delivery import Deliverer
@@ -97,6 +100,8 @@ async def _of_server(
                 stack.push_async_callback(hashed.aclose)
                 body = IteratedBody(hashed, body.length)
             return BodyStream(body, kind, headers, stack.pop_all())
+        if (path := await outputs.path_of(found)) is not None:
+            return await _of_disk(request, path, kind, headers)
         reply = await outputs.open(found, {"Range": wanted})
         if reply is None:
             raise ContractError(Breach.OUTPUT_UNAVAILABLE, _GONE)
@@ -111,6 +116,21 @@ async def _of_server(
         if request.method == "HEAD":
             return BodyStream(_nothing(), kind, headers, status=reply.status)
         return BodyStream(reply.body, kind, headers, stack.pop_all(), reply.status)
+
+
+async def _of_disk(request: Request, path: Path, kind: str, headers: dict[str, str]) -> Response:
+    """A part of a file that the gateway itself has."""
+    try:
+        size = (await asyncio.to_thread(path.stat)).st_size
+    except FileNotFoundError as error:
+        raise ContractError(Breach.OUTPUT_UNAVAILABLE, _GONE) from error
+    part = _whole_or_part(request, size, headers)
+    if isinstance(part, Response):
+        return part
+    body = IteratedBody(pieces_of(path, part.start, part.size, "RUNPOD_DATA_DIR"), part.size)
+    if request.method != "HEAD":
+        await body.begin()
+    return _answer(request, body, kind, headers, part, size, AsyncExitStack())
 
 
 async def _hashed(outputs: JobOutputs, found: FoundOutput, body: OpenBody) -> AsyncGenerator[bytes, None]:

@@ -6,6 +6,8 @@ the relay between gateway and ComfyUI at each request. One run records the point
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -60,6 +62,21 @@ class Points:
     async def after(self, what: str, number: int) -> None:
         """As `before`, for the end of what began there."""
         await self._reached(Point(what, number, "after"))
+
+    async def report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection of a process that says where it is, as `ReportingJournal` does."""
+        with contextlib.suppress(OSError):
+            while line := (await reader.readline()).decode():
+                when, what, *number = line.split()
+                if when == "before":
+                    reached = await self.before(what)
+                    watched = self.at == Point(what, reached, "after")
+                    writer.write(f"{reached} {'watch' if watched else 'go'}\n".encode())
+                else:
+                    await self.after(what, int(number[0]))
+                    writer.write(b"go\n")
+                await writer.drain()
+        writer.close()
 
     async def _reached(self, point: Point) -> None:
         if point == self.at and not self.struck:

@@ -19,7 +19,6 @@ from comfyui.engine import Engine, EngineOptions
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.writes import Write
-from comfyui.jobs.queue_options import QueueOptions
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
 from comfyui.web.server.serving import run
@@ -81,7 +80,7 @@ def _gateway(fields: dict[str, Any], control: str, log: str, ahead: int) -> None
     class Chosen(Settings):
         def options(self) -> GatewayOptions:
             options = super().options()
-            return replace(options, handler=replace(options.handler, queue=QueueOptions(ahead=ahead)))
+            return replace(options, handler=replace(options.handler, queue=replace(options.handler.queue, ahead=ahead)))
 
     def journal(settings: Settings, metrics: Metrics) -> Journal:
         assert settings.state_dir is not None

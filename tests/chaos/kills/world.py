@@ -72,7 +72,7 @@ class World:
     @asynccontextmanager
     async def living(self) -> AsyncIterator[World]:
         async with AsyncExitStack() as stack:
-            control = await asyncio.start_unix_server(self._control, self._folder / "control")
+            control = await asyncio.start_unix_server(self.points.report, self._folder / "control")
             stack.callback(control.close)
             await stack.enter_async_context(self._relay)
             self.http = await stack.enter_async_context(
@@ -100,20 +100,6 @@ class World:
         await until(status, lambda answered: answered == 200, timeout_s=30)
 
     # Killing
-
-    async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while line := (await reader.readline()).decode():
-                when, what, *number = line.split()
-                if when == "before":
-                    reached = await self.points.before(what)
-                    watched = self.points.at == Point(what, reached, "after")
-                    writer.write(f"{reached} {'watch' if watched else 'go'}\n".encode())
-                else:
-                    await self.points.after(what, int(number[0]))
-                    writer.write(b"go\n")
-                await writer.drain()
-        writer.close()
 
     async def _strike(self) -> None:
         if self._victim != "gateway":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import uuid
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,7 +15,11 @@ from tests.support.target import Prompt, node
 
 _KEPT = ("Content-Length", "Content-Range", "Accept-Ranges", "Content-Disposition", "Content-Type")
 _PARTIAL = 206
+_NONE = Instead(
+    "drop-in.md, names of output files: whatever else a `user` asks for has the same 404 as what is not there", 404
+)
 _NOT_OWN = Instead("jobs contract section 4: a user is told of no file whether it is there", 400, "file")
+_DENIED = Instead("drop-in.md, `PROXY_DENY`: of `/internal` only the three lists are relayed", 403)
 
 
 def _asked(file: dict[str, str], **more: str) -> str:
@@ -22,7 +27,7 @@ def _asked(file: dict[str, str], **more: str) -> str:
     return f"/view?{urlencode({**named, **more})}"
 
 
-async def _viewed(who: Caller, name: str, target: str, method: str = "GET", **headers: str) -> None:
+async def viewed(who: Caller, name: str, target: str, method: str = "GET", **headers: str) -> None:
     """Keeps the answer as `name`. Of a picture its pixels are compared: it has the workflow in it, with other names."""
     async with who.http.request(method, f"{who.prefix}{target}", headers=headers) as response:
         body = await response.read()
@@ -39,7 +44,10 @@ async def _viewed(who: Caller, name: str, target: str, method: str = "GET", **he
         told["Content-Length"] = int(told["Content-Length"]) == len(body)
     else:
         seen = (body.hex(),)
-        told["Content-Length"] = told["Content-Length"] is not None
+        if response.status == 416:
+            del told["Content-Length"]  # of no body
+        else:
+            told["Content-Length"] = told["Content-Length"] is not None
     if response.status == _PARTIAL:
         told["Content-Range"] = str(told["Content-Range"]).partition("/")[0]
     told["Content-Disposition"] = who.without_names(told["Content-Disposition"] or "")
@@ -60,22 +68,102 @@ def _picture_of(entry: dict[str, Any]) -> dict[str, str]:
 
 async def what_is_asked_of_a_file(who: Caller) -> None:
     file = await _made(who, "one", who.plain(0x336691))
-    await _viewed(who, "whole", _asked(file))
-    await _viewed(who, "head", _asked(file), "HEAD")
-    await _viewed(who, "its beginning", _asked(file), Range="bytes=0-23")
-    await _viewed(who, "its end", _asked(file), Range="bytes=-8")
-    await _viewed(who, "beyond it", _asked(file), Range="bytes=99999999-")
-    await _viewed(who, "a preview", _asked(file, preview="webp;80"))
-    await _viewed(who, "without transparency", _asked(file, channel="rgb"))
-    await _viewed(who, "its transparency", _asked(file, channel="a"))
-    await _viewed(who, "not from a cache", _asked(file, rand="0.7"))
+    await viewed(who, "whole", _asked(file))
+    await viewed(who, "head", _asked(file), "HEAD")
+    await viewed(who, "its beginning", _asked(file), Range="bytes=0-23")
+    await viewed(who, "its end", _asked(file), Range="bytes=-8")
+    await viewed(who, "beyond it", _asked(file), Range="bytes=99999999-")
+    await viewed(who, "a preview", _asked(file, preview="webp;80"))
+    await viewed(who, "without transparency", _asked(file, channel="rgb"))
+    await viewed(who, "its transparency", _asked(file, channel="a"))
+    await viewed(who, "not from a cache", _asked(file, rand="0.7"))
 
 
 async def files_that_are_not_there(who: Caller) -> None:
     file = await _made(who, "one", who.plain(0x336692))
-    await _viewed(who, "another name", _asked({**file, "filename": "nothing.png"}))
-    await _viewed(who, "another folder", _asked({**file, "type": "temp"}))
-    await _viewed(who, "a deeper folder", _asked({**file, "subfolder": f"{file['subfolder']}/no/such".lstrip("/")}))
+    await viewed(who, "another name", _asked({**file, "filename": "nothing.png"}))
+    await viewed(who, "another folder", _asked({**file, "type": "temp"}))
+    await viewed(who, "a deeper folder", _asked({**file, "subfolder": f"{file['subfolder']}/no/such".lstrip("/")}))
+
+
+async def names_that_are_none(who: Caller) -> None:
+    for query in (
+        "",
+        "filename=.",
+        "filename=a.png%20[odd]",
+        "filename=a.png%20[output]",
+        "filename=a.png%20[temp]&type=input",
+        "filename=a%00.png",
+        "filename=a.png&subfolder=b%00",
+        "filename=%FF.png",
+        f"filename={'a' * 300}.png",
+        "subfolder=a",
+    ):
+        await who.get(f"/view?{query}")
+        await who.ask("HEAD", f"/view?{query}")
+
+
+async def names_that_lead_elsewhere(who: Caller) -> None:
+    for query in (
+        "filename=",
+        "filename=..",
+        "filename=../a.png",
+        "filename=a/../../b.png",
+        "filename=/etc/passwd",
+        "filename=a.png&subfolder=..",
+        "filename=a.png&subfolder=../..",
+        "filename=a.png&subfolder=/etc",
+        "filename=a.png&type=odd",
+        "filename=a.png&type=",
+    ):
+        await who.get(f"/view?{query}", user=_NONE)
+        await who.ask("HEAD", f"/view?{query}", user=_NONE)
+
+
+async def how_a_picture_is_asked_for(who: Caller) -> None:
+    file = await _made(who, "one", who.plain(0x336694))
+    for number, more in enumerate(
+        (
+            {"preview": "jpeg"},
+            {"preview": "jpeg;50"},
+            {"preview": "webp"},
+            {"preview": "webp;1"},
+            {"preview": "png"},
+            {"preview": "odd;3"},
+            {"preview": ""},
+            {"channel": "rgba"},
+            {"channel": "odd"},
+            {"channel": ""},
+            {"channel": "rgb", "preview": "webp;90"},
+        )
+    ):
+        await viewed(who, f"{number}: {more}", _asked(file, **more))
+    for asked in ("bytes=4-4", "bytes=8-4", "bytes=0-1,4-5", "odd=0-1", "bytes=x-y", "bytes=-", ""):
+        await viewed(who, f"range {asked}", _asked(file), Range=asked)
+    await viewed(who, "if modified", _asked(file), **{"If-Modified-Since": "Wed, 01 Jan 2020 00:00:00 GMT"})
+    await viewed(who, "if never modified", _asked(file), **{"If-Modified-Since": "Wed, 01 Jan 2098 00:00:00 GMT"})
+
+
+async def lists_of_files(who: Caller) -> None:
+    """Of each only what the script has made: the folders have more."""
+    upload = f"{who.named(f'same-{uuid.uuid4().hex}', 'upload')}.png"
+    await who.upload(upload, b"x")
+    await who.upload(f"2-{upload}", b"y", subfolder="deep")
+    await who.upload(f"3-{upload}", b"z", type="temp")
+    prefixes = []
+    for name in ("one", "two"):
+        workflow = who.quick(batch_size=2)
+        prefixes.append(workflow["3"]["inputs"]["filename_prefix"])
+        await who.ended(await who.submit(name, workflow))
+    for folder in ("input", "output", "temp"):
+        async with who.http.get(f"{who.prefix}/internal/files/{folder}") as response:
+            names = [name for name in await response.json() if any(one in name for one in (upload, *prefixes))]
+        # fleet contract: the name of a made file begins with the id of its prompt.
+        told = [who.without_names(name.rpartition("/")[2] if folder == "output" else name) for name in names]
+        # Files of the same moment stand in any order.
+        who.steps.append(Step(f"GET /internal/files/{folder}", Answer(response.status, "", sorted(told)), None))
+    await who.get("/internal/files/models", gateway=_DENIED)
+    await who.ask("HEAD", "/internal/files/input")
 
 
 async def several_prompts_at_once(who: Caller) -> None:
@@ -85,13 +173,13 @@ async def several_prompts_at_once(who: Caller) -> None:
     await who.ended(*ids)
     for prompt_id, color in zip(ids, colors, strict=True):
         entry = (await who.get(f"/history/{prompt_id}")).body[prompt_id]
-        await _viewed(who, f"colour {color}", _asked(_picture_of(entry)))
+        await viewed(who, f"colour {color}", _asked(_picture_of(entry)))
 
 
 async def a_preview_s_picture(who: Caller) -> None:
     workflow = {"1": who.plain(0x334455)["1"], "3": node("PreviewImage", images=["1", 0])}
     file = await _made(who, "one", workflow)
-    await _viewed(who, "preview", _asked(file))
+    await viewed(who, "preview", _asked(file))
 
 
 async def a_file_as_the_input_of_another_workflow(who: Caller) -> None:
@@ -103,7 +191,7 @@ async def a_file_as_the_input_of_another_workflow(who: Caller) -> None:
         # What it was asked has another name in it.
         async with who.http.get(f"{who.prefix}/history/{prompt_id}") as response:
             entry = (await response.json())[prompt_id]
-        await _viewed(who, name, _asked(_picture_of(entry)))
+        await viewed(who, name, _asked(_picture_of(entry)))
     unknown = {**who.plain(0), "1": node("LoadImage", image="nothing.png [output]")}
     await who.post("/prompt", {"prompt": unknown}, user=_NOT_OWN)
 
@@ -111,6 +199,10 @@ async def a_file_as_the_input_of_another_workflow(who: Caller) -> None:
 CASES = (
     what_is_asked_of_a_file,
     files_that_are_not_there,
+    names_that_are_none,
+    names_that_lead_elsewhere,
+    how_a_picture_is_asked_for,
+    lists_of_files,
     several_prompts_at_once,
     a_preview_s_picture,
     a_file_as_the_input_of_another_workflow,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from tests.support.same_answers import Caller, Instead
@@ -26,9 +29,25 @@ _CANONICAL = Instead(
     '"type": "invalid_prompt_id"',
 )
 _TYPED = (
-    "jobs contract section 1: fields have types; product contract section 6: an error names its field; "
-    "ComfyUI's code fails at these, or keeps what no client sends"
+    "jobs contract section 1, product contract section 6: fields have types, and an error names its field; ComfyUI's "
+    "code fails at these, or keeps what no client sends"
 )
+_MARK = Instead(
+    "api.md: a byte order mark before JSON is read over; ComfyUI's code fails at it", 200, '"node_errors": {}'
+)
+_NO_NUMBER = Instead(
+    "api.md: the gateway's answers are strict JSON: NaN and infinities are null in them", 400, '"received_value": null'
+)
+_NO_TEXT = Instead(f"{_TYPED}, such as half a character", 400, '"message": "client_id: ')
+_BUSY = (
+    "fleet contract, `POST /prompt`: no able server has a free place, so the preflight answers: ComfyUI's types, with "
+    "our words"
+)
+_LATER = (
+    "fleet contract, `POST /prompt`: no able server has a free place, so the prompt waits; which outputs a server "
+    "leaves out is known when one has it"
+)
+_NEWER = Instead(f"{_BUSY}; the type is that of newer ComfyUIs", 400, '"type": "missing_node_type"')
 _OTHER_BODY = "fleet contract, the same `prompt_id` again: an other body is 409; ComfyUI runs both (trap 10)"
 
 
@@ -115,6 +134,70 @@ async def bodies_that_are_none(who: Caller) -> None:
         await who.post("/prompt", body)
 
 
+async def _asked(who: Caller, name: str, body: bytes, **more: Any) -> None:
+    """It has ended when this returns: a server with a free place says itself what it makes of the next one."""
+    answer = await who.ask("POST", "/prompt", body, name=name, **more)
+    if answer.status == 200:
+        await who.ended(answer.body["prompt_id"])
+
+
+async def odd_json(who: Caller) -> None:
+    good = json.dumps({"prompt": who.quick()})
+    bodies: Mapping[str, str] = {
+        "something behind it": f"{good} x",
+        "two prompts": '{"prompt": {}, "prompt": []}',
+        "two classes": good.replace('"class_type"', '"class_type": "x", "class_type"'),
+        "no numbers": f'{{"extra_data": {{"a": NaN, "b": [Infinity, -Infinity]}}, {good[1:]}',
+        "large numbers": f'{{"extra_data": {{"a": 1e999, "b": {"9" * 400}}}, {good[1:]}',
+        "deep": f'{{"extra_data": {{"a": {"[" * 200}{"]" * 200}}}, {good[1:]}',
+        "half a character": f'{{"extra_data": {{"a": "\\ud800", "b": "\\u0000"}}, {good[1:]}',
+        **{
+            f"{value} of {name}": good.replace(f'"{name}": 1', f'"{name}": {value}')
+            for name in ("batch_size",)
+            for value in ("1.0", '"1"', "true", "null", '" 1 "', "[]", "{}", "1e3", "-1", "0.9")
+        },
+    }
+    for name, body in bodies.items():
+        await _asked(who, name, body.encode())
+    await _asked(who, "UTF-16", good.encode("utf-16"))
+    for kind in ("text/plain", "application/json; charset=latin-1", "application/x-www-form-urlencoded"):
+        await _asked(who, kind, good.encode(), headers={"Content-Type": kind})
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    await _asked(who, "packed", gzip.compress(good.encode()), headers=headers)
+
+
+async def json_that_only_the_gateway_reads(who: Caller) -> None:
+    good = json.dumps({"prompt": who.quick()})
+    await _asked(who, "with a mark", good.encode("utf-8-sig"), gateway=_MARK)
+    for value in ("NaN", "1e400"):
+        body = good.replace('"batch_size": 1', f'"batch_size": {value}')
+        await _asked(who, value, body.encode(), gateway=_NO_NUMBER)
+    await _asked(who, "half a name", f'{{"client_id": "\\ud800", {good[1:]}'.encode(), gateway=_NO_TEXT)
+
+
+async def refused_while_no_place_is_free(who: Caller) -> None:
+    """The servers that can run it are busy, so none of them is asked."""
+    running = await who.submit("running", who.long())
+    await who.runs(running)
+    waiting = await who.submit("waiting", who.pinned())
+    await who.waits(waiting)
+    for workflow in ({"1": empty()}, {**who.pinned(), "9": node("SaveImage", images=["2", 0])}):
+        await who.post("/prompt", {"prompt": workflow})
+    unknown = {**who.pinned(), "7": {"class_type": "NoSuchNode", "inputs": {}}}
+    await who.post("/prompt", {"prompt": unknown}, gateway=None if who.is_modern or who.servers > 1 else _NEWER)
+    for kind, batch_size in (
+        ("value_smaller_than_min", 0),
+        ("value_bigger_than_max", 1 << 40),
+        ("invalid_input_type", "many"),
+    ):
+        workflow = who.pinned()
+        made = next(one for one in workflow.values() if "batch_size" in one["inputs"])
+        made["inputs"]["batch_size"] = batch_size
+        await who.post("/prompt", {"prompt": workflow}, gateway=Instead(_BUSY, 400, f'"type": "{kind}"'))
+    workflow = {**who.pinned(), "10": node("PreviewImage", images=["11", 0]), "11": empty(width=0)}
+    await who.post("/prompt", {"prompt": workflow}, gateway=Instead(_LATER, 200, '"node_errors": {}'))
+
+
 async def prompts_that_are_none(who: Caller) -> None:
     odd: tuple[Any, ...] = (None, [], "text", 7, True, {"1": None}, {"1": []}, {"1": {}}, {"1": {"class_type": 3}})
     for prompt in odd:
@@ -186,6 +269,9 @@ CASES = (
     good_outputs_beside_refused_ones,
     only_some_outputs,
     bodies_that_are_none,
+    odd_json,
+    json_that_only_the_gateway_reads,
+    refused_while_no_place_is_free,
     prompts_that_are_none,
     ids_that_are_none,
     fields_of_a_wrong_type,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import uuid
+from urllib.parse import urlencode
 
 from PIL import Image
 
+from tests.contract.same.files import viewed
 from tests.support.same_answers import Caller, Instead
 from tests.support.target import Prompt, node
 
@@ -18,12 +20,15 @@ _NO_TYPE = Instead(
     "drop-in.md, uploads: an unknown type is the client's mistake; ComfyUI fails", 400, "input, output or temp"
 )
 _NO_ORIGINAL = Instead("fleet contract: unknown original: 400, never 200 without a file", 400, "original_ref")
+_NO_FORM = Instead(_TOLD, 400, "")
+_BAD_REF = Instead(_TOLD, 400, "original_ref: ")
+_NO_MASK = Instead(_TOLD, 400, "")
 _NOT_OWN = Instead("jobs contract section 4: a file that is not the key's own", 400, "has uploaded none of this name")
 
 
-def _picture(red: int, alpha: int = 255) -> bytes:
+def _picture(red: int, alpha: int = 255, size: tuple[int, int] = (8, 6)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGBA", (8, 6), (red, 0, 0, alpha)).save(buffer, "PNG")
+    Image.new("RGBA", size, (red, 0, 0, alpha)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -68,6 +73,82 @@ async def uploads_that_are_refused(who: Caller) -> None:
     await who.upload("", b"x", instead=_NO_FILE)
 
 
+async def odd_uploads(who: Caller) -> None:
+    stem = _new(who)
+    for name in (
+        f"{stem} with spaces.png",
+        f"{stem}-ä😀.png",
+        f"{stem}",
+        f".{stem}",
+        f"{stem}.tar.gz",
+        f"{stem}'q.png",
+    ):
+        await who.upload(name, b"one")
+        await who.upload(name, b"other")
+        await who.get(f"/view?{urlencode({'filename': name, 'type': 'input'})}")
+    await who.upload(f"{stem}-empty.png", b"")
+    await who.get(f"/view?filename={stem}-empty.png&type=input")
+    for kind in ("output", "temp", "input"):
+        await who.upload(f"{stem}-{kind}.txt", b"text", type=kind)
+        await who.get(f"/view?filename={stem}-{kind}.txt&type={kind}")
+    for overwrite in ("1", "yes", "True", ""):
+        await who.upload(f"{stem}-over.txt", overwrite.encode(), overwrite=overwrite)
+    await who.upload(f"{stem}.html", b"<b>text</b>")
+    await who.get(f"/view?filename={stem}.html&type=input")
+
+
+async def how_an_upload_is_asked_for(who: Caller) -> None:
+    name = f"{_new(who)}.png"
+    await who.upload(name, _picture(90, 60), subfolder="clipspace")
+    base = f"/view?filename={name}&type=input&subfolder=clipspace"
+    for more in ("", "&preview=webp;80", "&preview=jpeg", "&channel=rgb", "&channel=a", "&channel=odd", "&rand=0.4"):
+        await who.get(f"{base}{more}")
+    for asked in ("bytes=0-7", "bytes=60-99999", "bytes=-4", "bytes=-0", "bytes=-99999", "bytes=9999999-", "bytes=2-1"):
+        await viewed(who, asked, base, Range=asked)
+    for asked in ("bytes=0-1,4-5", "odd=0-1", "bytes=-", "bytes=x-y", "", "bytes=2-2"):
+        await viewed(who, asked, base, Range=asked)
+    await viewed(who, "head of a part", base, "HEAD", Range="bytes=2-5")
+    await viewed(who, "if modified", base, **{"If-Modified-Since": "Wed, 01 Jan 2020 00:00:00 GMT"})
+    await viewed(who, "if never modified", base, **{"If-Modified-Since": "Wed, 01 Jan 2098 00:00:00 GMT"})
+    await viewed(who, "if another", base, **{"If-None-Match": '"another"'})
+    await who.get(f"/view?filename={name}&type=output&subfolder=clipspace")
+    await who.get(f"/view?filename={name}&type=input")
+
+
+async def bodies_that_are_no_uploads(who: Caller) -> None:
+    for path in ("/upload/image", "/upload/mask"):
+        await who.post(path, b"", gateway=_NO_FORM)
+        await who.post(path, {}, gateway=_NO_FORM)
+        await who.ask("POST", path, b"x", headers={"Content-Type": "multipart/form-data"}, gateway=_NO_FORM)
+
+
+async def masks_that_are_refused(who: Caller) -> None:
+    name = _new(who)
+    original = f"{name}.png"
+    await who.upload(original, _picture(200))
+    good = {"filename": original, "type": "input"}
+    for number, told in enumerate(("", "{", "[]", "null", json.dumps({"type": "input"}))):
+        content, mask = _picture(0, number), f"{name}-{number}.png"
+        await who.upload(mask, content, path="/upload/mask", original_ref=told, instead=_BAD_REF)
+    for number, odd in enumerate((b"", b"no picture")):
+        content, mask = odd, f"{name}-odd-{number}.png"
+        await who.upload(mask, content, path="/upload/mask", original_ref=json.dumps(good), instead=_NO_MASK)
+    await who.upload(f"{name}-plain.png", _picture(0, 3), path="/upload/mask", original_ref=json.dumps(good))
+    await who.get(f"/view?filename={name}-plain.png&type=input")
+
+
+async def a_mask_of_a_picture_that_a_prompt_made(who: Caller) -> None:
+    prompt_id = await who.submit("one", who.plain(0x4488CC))
+    await who.ended(prompt_id)
+    async with who.http.get(f"{who.prefix}/history/{prompt_id}") as response:
+        file = (await response.json())[prompt_id]["outputs"]["3"]["images"][0]
+    told, name = json.dumps(file), f"{_new(who)}.png"
+    mask = _picture(0, 9, (64, 48))
+    await who.upload(name, mask, path="/upload/mask", original_ref=told, subfolder="clipspace")
+    for more in ("&channel=rgb", "&channel=a"):
+        await who.get(f"/view?filename={name}&type=input&subfolder=clipspace{more}")
+
+
 async def masks(who: Caller) -> None:
     name = _new(who)
     original, mask = f"{name}.png", f"{name}-mask.png"
@@ -91,11 +172,24 @@ async def a_prompt_that_names_an_upload(who: Caller) -> None:
     await who.upload(name, _picture(150), subfolder="a")
     # Of another picture: for a `user` both texts become one name, so that ComfyUI would have it in its cache.
     await who.upload(f"2-{name}", _picture(160))
-    for number, text in enumerate((name, f"2-{name} [input]", f"a/{name}")):
+    await who.upload(f"3-{name}", _picture(170), type="temp")
+    await who.upload(f"4-{name}", _picture(180), type="output", subfolder="b")
+    texts = (name, f"2-{name} [input]", f"a/{name}", f"3-{name} [temp]", f"b/4-{name} [output]")
+    for number, text in enumerate(texts):
         prompt_id = await who.submit(f"prompt {number}", _load(text, _new(who)))
         await who.ended(prompt_id)
         await who.get(f"/history/{prompt_id}")
     await who.post("/prompt", {"prompt": _load(f"b/{name}", "x")}, user=_NOT_OWN)
 
 
-CASES = (names_of_uploads, uploads_that_are_refused, masks, a_prompt_that_names_an_upload)
+CASES = (
+    names_of_uploads,
+    uploads_that_are_refused,
+    odd_uploads,
+    how_an_upload_is_asked_for,
+    bodies_that_are_no_uploads,
+    masks,
+    masks_that_are_refused,
+    a_mask_of_a_picture_that_a_prompt_made,
+    a_prompt_that_names_an_upload,
+)

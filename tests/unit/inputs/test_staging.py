@@ -247,7 +247,7 @@ async def test_a_spooled_file_part_has_the_same_limits(tmp_path: Path) -> None:
 async def test_a_cancelled_call_frees_its_request_without_the_garbage_collector() -> None:
     class Silent:
         client: Any = None
-        generation = 0
+        epoch = 0
 
     reached = asyncio.Event()
 

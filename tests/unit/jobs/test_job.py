@@ -221,4 +221,5 @@ async def test_a_prompt_is_marked_with_the_journal_and_with_who_chose_its_id(tmp
         for callers_id in (False, True):
             entry = entries.new(_ID, Origin("prompt"), kind="async", callers_id=callers_id)
             marks = dict(Job(_ID, _REQUEST, None, "f", entry=entry).mark)
-            assert marks == {"fingerprint": "f", "journal": journal.identity} | ({"id": "chosen"} if callers_id else {})
+            told = {"fingerprint": "f", "journal": journal.identity, "attempt": "1.0"}
+            assert marks == told | ({"id": "chosen"} if callers_id else {})

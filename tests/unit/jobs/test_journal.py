@@ -13,8 +13,10 @@ import pytest
 from comfyui.exceptions import QueryError
 from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, KnowOutputs, OutputFacts, UseAssets
 from comfyui.jobs.journal.assets import AssetFilter
+from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.made import MadeFilter
 from comfyui.jobs.journal.memory import MemoryJournal
+from comfyui.jobs.journal.persons import MOST_PERSONS
 from comfyui.jobs.journal.protocol import RUNS_KEPT, Journal
 from comfyui.jobs.journal.records import (
     Delivery,
@@ -36,6 +38,7 @@ from comfyui.jobs.journal.writes import (
     Cancel,
     ClearHistory,
     Died,
+    DropAttempt,
     DropUploads,
     Fetched,
     Finish,
@@ -44,6 +47,7 @@ from comfyui.jobs.journal.writes import (
     KeepUpload,
     KeptUpload,
     MadeFile,
+    NoteAttempt,
     Pause,
     Place,
     PutBack,
@@ -938,6 +942,21 @@ async def test_each_end_of_a_run_is_counted_once_for_its_day_key_person_and_work
     assert [row.day for row in await _used(journal, by=("day",))] == ["1970-01-02"]
 
 
+async def test_a_key_that_names_persons_without_end_has_a_bounded_number_of_rows(journal: Journal) -> None:
+    """It made a row of each name; what further persons use counts for the key, and for no person."""
+    for number in range(MOST_PERSONS + 50):
+        journal.write_behind(Sent(f"app/person {number}", 100.0, 1))
+    journal.write_behind(Sent("app/person 3", 100.0, 1))
+    journal.write_behind(Sent("other/person 3000", 100.0, 1))
+    journal.write_behind(Sent("app/person 3000", 100_000.0, 1))
+    rows = await _used(journal, by=("key", "person"), until="1970-01-01", limit=10_000)
+    assert len(rows) == MOST_PERSONS + 2
+    sums = {(row.key, row.person): row.bytes for row in rows}
+    assert (sums["app", ""], sums["app", "person 3"], sums["other", "person 3000"]) == (50, 2, 1)
+    assert [row.bytes for row in await _used(journal, by=("key",), until="1970-01-01")] == [MOST_PERSONS + 51, 1]
+    assert [row.person for row in await _used(journal, by=("person",), since="1970-01-02")] == ["person 3000"]
+
+
 async def test_what_was_used_stays_when_jobs_are_removed(journal: Journal) -> None:
     await journal.write(Add(new_job(1, owner="alice")))
     await end(journal, 1)
@@ -1225,3 +1244,36 @@ async def test_what_is_known_of_outputs_ends_with_their_run_and_a_known_hash_sta
     await journal.write(Finish(fence=Fence(job, 2, 0), state=State.SUCCEEDED, at=10.0))
     assert await journal.prune(10 * _DAY, keep_days=1.0, keep=None) == 1
     assert await journal.output_facts([(job, 2)]) == []
+
+
+async def test_how_far_an_attempt_is_at_a_platform_is_kept_for_the_present_one_alone(journal: Journal) -> None:
+    one, first = prompt_id(1), Fence(prompt_id(1), 1, 1)
+    await journal.write(Add(new_job(1)))
+    assert await journal.write(NoteAttempt(first, 5.0)) == 0, "it is placed nowhere"
+    await journal.write(Place(first, "runpod:x"))
+    assert await journal.write(NoteAttempt(first, 5.0)) == 1
+    assert await journal.attempt_of(one) == Attempt(first, 5.0, None, has_reply=False)
+    await journal.write(NoteAttempt(first, 5.0, "job-1"))
+    await journal.write(NoteAttempt(first, 5.0, "job-1", b"reply" * 1000))
+    assert await journal.attempt_of(one) == Attempt(first, 5.0, "job-1", has_reply=True)
+    assert await journal.reply_of(one) == b"reply" * 1000
+    # Another attempt: what is said of the first one means nothing any more.
+    await journal.write(Place(first.next(), "gpu-1"))
+    assert await journal.attempt_of(one) is None
+    assert await journal.write(NoteAttempt(first, 5.0, "job-1")) == 0
+    await journal.write(NoteAttempt(first.next(), 6.0, "job-2"))
+    assert await journal.write(DropAttempt(first)) == 0
+    assert (await journal.attempt_of(one)) == Attempt(first.next(), 6.0, "job-2", has_reply=False)
+    assert await journal.write(DropAttempt(first.next())) == 1
+    assert (await journal.attempt_of(one), await journal.reply_of(one)) == (None, None)
+
+
+async def test_an_attempt_of_a_run_that_has_ended_is_none(journal: Journal) -> None:
+    fence = Fence(prompt_id(1), 1, 1)
+    await journal.write(Add(new_job(1), "runpod:x"))
+    await journal.write(NoteAttempt(fence, 5.0, "job-1"))
+    await journal.write(Cancel(prompt_id(1), 1))
+    assert await journal.attempt_of(prompt_id(1)) is not None, "it is still to be cancelled there"
+    await journal.write(Finish(fence=fence, state=State.CANCELED, at=9.0))
+    assert await journal.attempt_of(prompt_id(1)) is None
+    assert await journal.write(NoteAttempt(fence, 5.0, "job-1")) == 0

@@ -515,6 +515,61 @@ def test_a_job_that_was_taken_back_for_a_server_that_is_down_by_then_waits_in_it
     assert placed(scheduler.decide(2.0)) == [("2", "gpu")]
 
 
+# What servers had before the gateway was started
+
+
+def found_on_one(*running: str) -> Scheduler:
+    """A server has two jobs from before, in the order of their numbers; these run. A second server is idle."""
+    scheduler = one_server()
+    scheduler.set_server("other", up=True)
+    for number in (1, 2):
+        scheduler.occupy(Waiting(str(number), number), "gpu", 0.0)
+    for prompt_id in ("1", "2"):
+        if prompt_id not in running:
+            scheduler.found_waiting(prompt_id, A, "shape", Lane())
+    return scheduler
+
+
+def test_a_job_that_is_found_waiting_is_taken_back_for_an_idle_server() -> None:
+    assert found_on_one("1").decide(1.0) == [TakeBack("2", "gpu", "other")]
+    assert found_on_one("2").decide(1.0) == [TakeBack("1", "gpu", "other")], "though it was placed first"
+
+
+def test_what_may_run_there_is_not_taken_back() -> None:
+    assert found_on_one("1", "2").decide(1.0) == [], "of neither it is known that it waits"
+    behind_another = one_server()
+    behind_another.set_server("other", up=True)
+    behind_another.occupy(Waiting("1", 1), "gpu", 0.0)
+    behind_another.found_waiting("1", A, "shape", Lane())
+    assert behind_another.decide(1.0) == [], "it is the next one to run there"
+    behind_another.set_server("gpu", up=True, others=1)
+    assert behind_another.decide(1.0) == [TakeBack("1", "gpu", "other")]
+
+
+def test_a_job_that_is_found_waiting_has_its_lane_found_anew() -> None:
+    scheduler = found_on_one("1")
+    assert list(scheduler.shapes()) == [("2", "shape", Lane())]
+    scheduler.set_lane("2", Lane(no=frozenset({"other"})))
+    assert scheduler.decide(1.0) == []
+
+
+def test_a_job_that_a_server_has_accepted_does_not_go_to_one_that_lacks_something_though_all_seem_to() -> None:
+    """The definitions of the first one are from before its file came."""
+    scheduler = found_on_one("1")
+    scheduler.set_lane("2", Lane(no=frozenset({"gpu", "other"})))
+    assert scheduler.decide(1.0) == []
+
+
+def test_a_job_that_is_found_waiting_and_is_not_on_a_server_any_more_keeps_what_it_has() -> None:
+    scheduler = found_on_one("1", "2")
+    scheduler.left("2")
+    scheduler.found_waiting("2", A, "shape", Lane())
+    assert not scheduler.knows("2")
+    scheduler.add(Waiting("2", 2, shape="own"))
+    scheduler.found_waiting("2", A, "shape", Lane())
+    assert [shape for _, shape, _ in scheduler.shapes()] == ["own"]
+
+
 # Positions and figures
 
 
@@ -637,3 +692,44 @@ def test_listing_10_000_jobs_takes_some_milliseconds() -> None:
     began = time.thread_time()
     assert len(scheduler.standing()) == 10_000
     assert time.thread_time() - began < 1.0
+
+
+# A server that stands for many
+
+
+def test_a_platform_gets_what_no_idle_server_can_run_and_nothing_waits_behind_a_prompt() -> None:
+    scheduler = Scheduler()
+    for name, many in (("runpod", True), ("gpu-1", False), ("gpu-2", False)):
+        scheduler.set_server(name, up=True, places=None if many else 2, many=many)
+    found = []
+    for number in range(1, 6):
+        # What a platform can run is known of none.
+        lane = Lane(yes=frozenset({"gpu-1", "gpu-2"})) if number % 2 else Lane()
+        scheduler.add(Waiting(str(number), number, lane=lane))
+        for prompt_id, server in placed(scheduler.decide(0.0)):
+            found.append(server)
+            scheduler.accepted(prompt_id)
+    assert found == ["gpu-1", "gpu-2", "runpod", "runpod", "runpod"]
+
+
+def test_while_a_platform_takes_nothing_jobs_wait_for_servers_and_are_not_taken_back_for_it() -> None:
+    scheduler = Scheduler()
+    scheduler.set_server("gpu", up=True)
+    scheduler.set_server("runpod", up=False, places=None, many=True)
+    for number in (1, 2):
+        scheduler.add(Waiting(str(number), number))
+        [(prompt_id, server)] = placed(scheduler.decide(0.0))
+        assert server == "gpu"
+        scheduler.accepted(prompt_id)
+    scheduler.set_server("runpod", up=True, places=None, many=True)
+    assert scheduler.decide(1.0) == []
+
+
+def test_a_platform_is_sent_one_job_at_a_time_and_has_any_number_of_them() -> None:
+    scheduler = Scheduler()
+    scheduler.set_server("runpod", up=True, places=None, many=True)
+    for number in range(1, 4):
+        scheduler.add(Waiting(str(number), number))
+    for number in range(1, 4):
+        assert placed(scheduler.decide(0.0)) == [(str(number), "runpod")]
+        scheduler.accepted(str(number))

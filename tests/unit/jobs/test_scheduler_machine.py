@@ -33,6 +33,7 @@ class World:
 
 class Fleet(RuleBasedStateMachine):
     """`runs`: how often each job was begun on any server. `slow`: submissions take their time to arrive.
+    `stayed`: could not be taken back. `unfound`: on servers from before a restart, and not looked for yet.
 
     `checked`: of all runs together, what was held against the rules how often.
     """
@@ -50,6 +51,8 @@ class Fleet(RuleBasedStateMachine):
         self.runs: dict[str, int] = {}
         self.taking: list[TakeBack] = []
         self.slow = False
+        self.stayed: set[str] = set()
+        self.unfound: list[str] = []
         for name in NAMES:
             self.tell(name)
 
@@ -185,8 +188,40 @@ class Fleet(RuleBasedStateMachine):
             self.waiting.add(back.prompt_id)
             self.place(self.scheduler.taken_back(back.prompt_id, self.now))
         else:
+            self.stayed.add(back.prompt_id)
             self.scheduler.stays(back.prompt_id)
         self.decide()
+
+    @rule(data=st.data())
+    def the_gateway_is_restarted(self, data: st.DataObject) -> None:
+        """It knows what the journal has: where each job was sent. What servers have of them is found one by one."""
+        self.checked["restarts"] += 1
+        self.scheduler, self.taking = Scheduler(), []
+        there: dict[str, str] = {}
+        for name, world in self.worlds.items():
+            world.queue, world.sent = [*world.queue, *world.sent], []
+            there |= dict.fromkeys(world.queue, name)
+            self.tell(name)
+        self.unfound = data.draw(st.permutations(sorted(there)))
+        for prompt_id in data.draw(st.permutations(sorted(there))):
+            job = self.jobs[prompt_id]
+            terms = Terms(1.0, job.owner, LIMITS[job.owner or ""])
+            self.scheduler.occupy(replace(job, lane=Lane(alone=job.lane.alone)), there[prompt_id], self.now, terms)
+        for prompt_id in self.waiting:
+            job = self.jobs[prompt_id]
+            self.scheduler.add(job, Terms(1.0, job.owner, LIMITS[job.owner or ""]))
+        self.decide()
+
+    @precondition(lambda self: self.unfound)
+    @rule()
+    def is_found_on_its_server(self) -> None:
+        prompt_id = self.unfound.pop()
+        runs = [world.queue[0] for world in self.worlds.values() if world.running]
+        if prompt_id not in runs:
+            # That it has ended, or was placed again, meanwhile is no matter.
+            self.stayed.discard(prompt_id)
+            self.scheduler.found_waiting(prompt_id, frozenset(), None, self.jobs[prompt_id].lane)
+            self.decide()
 
     @rule(seconds=st.sampled_from([0.1, 5.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
@@ -211,6 +246,17 @@ class Fleet(RuleBasedStateMachine):
                     self.taking.append(decision)
             for name in () if self.slow else NAMES:
                 self.take_what_was_sent(name)
+        self.check_nothing_waits_in_vain()
+
+    def check_nothing_waits_in_vain(self) -> None:
+        """Nothing waits behind a prompt while an idle server can run it."""
+        given_up = {*self.stayed, *self.unfound, *(back.prompt_id for back in self.taking)}
+        for world in self.worlds.values():
+            behind = world.queue if world.others and not world.running else world.queue[1:]
+            for prompt_id in behind if world.up else ():
+                if prompt_id not in given_up:
+                    self.checked["wait behind another one"] += 1
+                    assert not self.idle_for(prompt_id)
 
     def place(self, places: list[Place]) -> None:
         for place in places:

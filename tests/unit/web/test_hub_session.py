@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from comfyui.jobs.origin import Origin
 from comfyui.metrics import Metrics
@@ -17,6 +18,7 @@ from comfyui.owners import KeyRules
 from comfyui.web.comfyui.hub.budget import Budget
 from comfyui.web.comfyui.hub.focus import Focus
 from comfyui.web.comfyui.hub.frames import Frame, Kind, done, message
+from comfyui.web.comfyui.hub.outbox import Shelf
 from comfyui.web.comfyui.hub.session import Session, SessionLimits
 from comfyui.web.comfyui.viewer import Viewer
 from tests.support.relaying import eventually
@@ -213,6 +215,60 @@ async def test_a_client_whose_frames_can_be_put_nowhere_is_dropped(
     assert client.got == [1013]
 
 
+async def test_a_client_for_which_more_waits_than_its_file_may_hold_is_dropped() -> None:
+    client, limits = Client(), SessionLimits(memory_bytes=200_000, file_bytes=1_000_000)
+    with capture_logs() as lines:
+        async with _served(client, limits=limits) as session:
+            session.hear(_text(Kind.START))
+            for number in range(40):
+                session.hear(_picture(number))
+            await client.has(1)
+    assert client.got == [1013]
+    (line,) = [one for one in lines if one["event"] == "relay.slow_client"]
+    assert line["buffered_bytes"] >= 40 * 50_000
+
+
+async def test_small_frames_that_are_too_many_for_memory_drop_the_client_too() -> None:
+    client = Client()
+    async with _served(client, limits=SessionLimits(memory_bytes=100_000)) as session:
+        session.hear(_text(Kind.START))
+        for number in range(3000):
+            session.hear(_text(Kind.EXECUTED, number))
+        for number in range(10):  # what waits is weighed every 256 KB
+            session.hear(_picture(number))
+        await client.has(1)
+    assert client.got == [1013]
+
+
+async def test_the_file_of_a_client_that_stays_behind_does_not_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    frames = [_picture(number) for number in range(200)]
+    expected, longest = [frame.data for frame in frames], 0
+    async with Shelf(max_bytes=500_000) as shelf:
+        for number, frame in enumerate(frames):
+            assert await shelf.put([frame], frames[max(0, number - 5) : number])
+            longest = max(longest, _length_of_files(tmp_path))
+            first = max(0, number - 5)
+            assert [await shelf.read(one) for one in frames[first : number + 1]] == expected[first : number + 1]
+        assert not await shelf.put([_picture(number) for number in range(5)], frames[-6:])
+    assert 500_000 < longest <= 1_000_000
+    assert _length_of_files(tmp_path) == 0
+
+
+def _length_of_files(folder: Path) -> int:
+    """Of the files in the folder that this process has open; they have no names there."""
+    return sum(link.stat().st_size for link in Path("/proc/self/fd").iterdir() if _is_in(link, folder))
+
+
+def _is_in(link: Path, folder: Path) -> bool:
+    try:
+        return link.readlink().is_relative_to(folder)
+    except OSError:  # the one of the listing itself
+        return False
+
+
 async def test_features_are_told_to_who_declares_its_own_first() -> None:
     client = Client()
     client.reads.set()
@@ -221,19 +277,24 @@ async def test_features_are_told_to_who_declares_its_own_first() -> None:
     async with _served(client, flags=flags) as session:
         session.hear(_text(Kind.START))
         session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
-        await client.has(2)
-        assert client.got[1] == b"\0\0\0\1\0\0\0\2PNG", "as clients know it that declared nothing"
+        session.hear(_text(Kind.PROGRESS))
+        await client.has(3)
+        assert client.got[2] == b"\0\0\0\1\0\0\0\2PNG", "as clients know it that declared nothing: behind the progress"
+        session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
+        session.hear(_text(Kind.EXECUTING))
+        await client.has(5)
+        assert client.got[3] == client.got[2], "before all else"
         client.say("no JSON")
         client.say('{"type": "feature_flags", "data": {"supports_preview_metadata": true}}')
-        await client.has(3)
-        assert json.loads(client.got[2]) == {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+        await client.has(6)
+        assert json.loads(client.got[5]) == {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
         session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
-        await client.has(4)
-        assert client.got[3] == preview
+        await client.has(7)
+        assert client.got[6] == preview
         client.say('{"type": "feature_flags", "data": {}}')
         session.hear(Frame(Kind.PREVIEW, preview, "a", is_text=False))
-        await client.has(5)
-        assert client.got[4] == preview, "only the first message counts"
+        await client.has(8)
+        assert client.got[7] == preview, "only the first message counts"
 
 
 async def test_files_are_told_by_the_names_of_the_history_and_users_see_no_paths() -> None:

@@ -77,3 +77,16 @@ def test_each_server_gets_its_own_spelling() -> None:
     assert offer(["sd\\v1.safetensors"], ["cat.png"]).spelled(needs, sent) is sent
     both = offer(["sd/v1.safetensors", "sd\\v1.safetensors"], ["cat.png"])
     assert both.spelled(needs, sent) is sent
+
+
+def test_a_workflow_that_reads_a_folder_goes_where_that_folder_is() -> None:
+    prompt = {"1": {"class_type": "LoadImageSetFromFolderNode", "inputs": {"folder": "cats", "resize_method": "None"}}}
+    needs = needs_of(prompt)
+
+    def server(*folders: str) -> Offer:
+        inputs = {"folder": [list(folders)], "resize_method": [["None", "Stretch"]]}
+        return Offer({"LoadImageSetFromFolderNode": {"input": {"required": inputs}}})
+
+    assert server("cats", "dogs").has(needs)
+    assert not server("dogs").has(needs)
+    assert server("dogs").lacking(needs) == ["cats (for LoadImageSetFromFolderNode)"]

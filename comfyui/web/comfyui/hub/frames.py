@@ -144,6 +144,16 @@ def done(prompt_id: str) -> Frame:
     return message(Kind.DONE, "executing", {"node": None, "prompt_id": prompt_id}, prompt_id)
 
 
+def has_metadata(frame: Frame) -> bool:
+    """Whether it is a picture as only clients know it that have declared `supports_preview_metadata`."""
+    return not frame.is_text and frame.data is not None and frame.data.startswith(_WITH_METADATA.to_bytes(4))
+
+
+def is_progress_of(picture: Frame, frame: Frame) -> bool:
+    """Whether the frame tells how far the node of the picture is."""
+    return frame.kind is Kind.PROGRESS and frame.is_text and frame.prompt_id == picture.prompt_id
+
+
 def without_metadata(data: bytes) -> bytes:
     """A preview as clients know it that have not declared `supports_preview_metadata`; other frames as they are."""
     if len(data) < _HEAD.size:

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Self
 
 import structlog
@@ -28,7 +29,6 @@ from comfyui.jobs.journal.writes import Add, Again, Finish, Write
 from comfyui.metrics import Metrics
 from comfyui.owners import key_of
 from comfyui.retrying import Backoff
-from comfyui.servers.watcher import Watch
 from comfyui.tasks import SideTasks
 from comfyui.web.comfyui.asked import query_of
 from comfyui.web.comfyui.hub.budget import Budget
@@ -135,8 +135,8 @@ class Hub:
     def _open(self, session: Session) -> Iterator[None]:
         """The session is told of its prompts, also of those that run already."""
         client_id = session.client_id
-        for watch in self._watches_of(session):
-            frames = (frame_of(watch.prompt_id, parse_text(one), one) for one in watch.latest.values())
+        for prompt_id, latest in self._running_for(session):
+            frames = (frame_of(prompt_id, parse_text(one), one) for one in latest)
             session.tell(session.narration.joined(_named([frame for frame in frames if frame is not None])))
         self._clients[client_id].append(session)
         try:
@@ -150,19 +150,18 @@ class Hub:
             for prompt_id in nobodys:
                 del self._running[prompt_id]
 
-    def _watches_of(self, session: Session) -> list[Watch]:
-        """The prompts of the session that run, the one that started first before the others."""
-        found: list[tuple[float, Watch]] = []
-        for backend in self._pool.backends:
-            watch = backend.watcher.running
-            job = None if watch is None else self._standing.job(watch.prompt_id)
-            if watch is None or job is None or job.began_at is None:
+    def _running_for(self, session: Session) -> list[tuple[str, Sequence[bytes]]]:
+        """The prompts of the session that run, the one that started first before the others, with their last frames."""
+        found: list[tuple[float, str, Sequence[bytes]]] = []
+        for prompt_id, latest in chain.from_iterable(server.running_frames() for server in self._pool.servers):
+            job = self._standing.job(prompt_id)
+            if job is None or job.began_at is None:
                 continue
-            running = self._running_of(watch.prompt_id)
+            running = self._running_of(prompt_id)
             if running is not None and running.client_id == session.client_id and session.owns(running.owner):
-                self._running[watch.prompt_id] = running
-                found.append((job.began_at, watch))
-        return [watch for _, watch in sorted(found, key=lambda one: one[0])]
+                self._running[prompt_id] = running
+                found.append((job.began_at, prompt_id, latest))
+        return [(prompt_id, latest) for _, prompt_id, latest in sorted(found, key=lambda one: one[0])]
 
     def _sessions_of(self, running: _Running) -> Iterable[Session]:
         return (one for one in self._clients.get(running.client_id, ()) if one.owns(running.owner))

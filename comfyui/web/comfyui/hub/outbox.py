@@ -81,9 +81,14 @@ class Outbox:
 
 
 class Shelf:
-    """A file of one websocket. It is made when it is first needed, and gone when the context ends."""
+    """A file of one websocket. It is made when it is first needed, and gone when the context ends.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes: of frames that wait may lie in it. The file itself is twice as long at most.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._file: IO[bytes] | None = None
         self._end = 0
         self._turn = asyncio.Lock()
@@ -99,27 +104,63 @@ class Shelf:
                 self._file = None
                 await finished_in_thread(file.close)
 
-    async def put(self, frames: Sequence[Frame], *, anew: bool) -> None:
-        """Take the bytes of these frames out of memory. `anew`: nothing that lies there is wanted. Raises OSError."""
+    async def put(self, frames: Sequence[Frame], lying: Sequence[Frame]) -> bool:
+        """Take the bytes of `frames` out of memory. Returns whether there was room for them.
+
+        Args:
+            lying: what lies here already and is still wanted.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         async with self._turn:
-            if anew:
+            new = sum(frame.size for frame in frames)
+            if sum(frame.size for frame in lying) + new > self._max_bytes:
+                return False
+            if not lying:
                 self._end = 0
+            elif self._end + new > 2 * self._max_bytes:
+                await self._move_up(lying)
             contents = [frame.data for frame in frames if frame.data is not None]
             place = await finished_in_thread(lambda: self._written(contents))
             for frame in frames:
-                if frame.data is not None:
-                    frame.put_away(place)
-                    place += frame.size
+                frame.put_away(place)
+                place += frame.size
+            return True
+
+    async def _move_up(self, lying: Sequence[Frame]) -> None:
+        """What was taken leaves gaps: begin the file anew with what is still wanted."""
+        places = await finished_in_thread(lambda: self._moved(lying))
+        for frame, place in zip(lying, places, strict=True):
+            frame.put_away(place)
+
+    def _moved(self, lying: Sequence[Frame]) -> list[int]:
+        places, old, new = list[int](), self._opened(), _file()
+        try:
+            for frame in lying:
+                old.seek(frame.place)
+                places.append(new.tell())
+                new.write(old.read(frame.size))
+            self._end = new.tell()
+        except OSError:
+            new.close()
+            raise
+        old.close()
+        self._file = new
+        return places
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            self._file = _file()
+        return self._file
 
     def _written(self, contents: Sequence[bytes]) -> int:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="comfyui-gateway-frames-")  # noqa: SIM115 - closed by `__aexit__`
-        place = self._end
-        self._file.seek(place)
+        place, file = self._end, self._opened()
+        file.seek(place)
         for content in contents:
-            self._file.write(content)
-        self._file.truncate()
-        self._end = self._file.tell()
+            file.write(content)
+        file.truncate()
+        self._end = file.tell()
         return place
 
     async def read(self, frame: Frame) -> bytes:
@@ -134,3 +175,7 @@ class Shelf:
             raise OSError("the file of a websocket is closed")
         self._file.seek(frame.place)
         return self._file.read(frame.size)
+
+
+def _file() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="comfyui-gateway-frames-")

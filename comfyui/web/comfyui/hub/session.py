@@ -1,13 +1,13 @@
 """`Session`: one client's websocket, from its handshake to its end.
 
 A client that reads, however slowly, is told everything but the progress that has passed. What waits for it is in memory
-up to a limit, and then in a file. One that takes nothing for long is dropped.
+up to a limit, and then in a file up to another one. One that takes nothing for long, or too little, is dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -20,7 +20,15 @@ from comfyui.offload import Turns, offloaded
 from comfyui.tasks import end_tasks
 from comfyui.web.comfyui.hub.budget import Budget
 from comfyui.web.comfyui.hub.focus import Narration
-from comfyui.web.comfyui.hub.frames import Frame, Kind, for_users, with_merged_files, without_metadata
+from comfyui.web.comfyui.hub.frames import (
+    Frame,
+    Kind,
+    for_users,
+    has_metadata,
+    is_progress_of,
+    with_merged_files,
+    without_metadata,
+)
 from comfyui.web.comfyui.hub.outbox import Outbox, Shelf
 from comfyui.web.comfyui.viewer import Viewer
 from comfyui.web.comfyui.websocket_ends import TRY_AGAIN_LATER, SlowReader, end_client
@@ -40,11 +48,13 @@ class SessionLimits:
 
     Attributes:
         memory_bytes: may wait for it in memory; what is more lies in a file.
+        file_bytes: may wait for it in that file. A client for which more waits is dropped.
         idle_s: a client for which something waits and that takes nothing for so long is dropped.
         close_patience_s: for a client to take its close frame.
     """
 
     memory_bytes: int = 64_000_000
+    file_bytes: int = 1_000_000_000
     idle_s: float = 60.0
     close_patience_s: float = 2.0
 
@@ -82,8 +92,9 @@ class Session:
         self._send = send
         self._features = features
         self._knows_metadata = False
+        self._picture: Frame | None = None
         self._outbox = Outbox()
-        self._shelf = Shelf()
+        self._shelf = Shelf(limits.file_bytes)
         self._limits = limits
         self._budget = budget
         self._to_client = metrics.relayed_bytes.labels("to_client")
@@ -103,11 +114,23 @@ class Session:
     def tell(self, frames: Iterable[Frame], *, heard: int = 0) -> None:
         """Send these in their order, after all that was told before. `heard`: bytes that came, and may be kept."""
         for frame in frames:
-            self._outbox.put(frame)
+            for one in self._in_turn(frame):
+                self._outbox.put(one)
             heard = max(heard, frame.size)
         self._unweighed += heard
         if self._unweighed > _WEIGHED_EVERY:
             self._weigh()
+
+    def _in_turn(self, frame: Frame) -> list[Frame]:
+        """What is sent now. A picture with metadata comes before the progress of its node; clients that know no
+        metadata get it behind that, as from ComfyUI."""
+        picture, self._picture = self._picture, None
+        if picture is not None:
+            return [frame, picture] if is_progress_of(picture, frame) else [picture, *self._in_turn(frame)]
+        if not self._knows_metadata and has_metadata(frame):
+            self._picture = frame
+            return []
+        return [frame]
 
     def _weigh(self) -> None:
         self._unweighed = 0
@@ -130,8 +153,8 @@ class Session:
                     task.result()
                 if not reading.done() and (watching.done() or shelving.done()):
                     self._rejected.inc()
-                    held = self._outbox.bytes
-                    _log.warning("relay.slow_client", path=self._scope["path"], buffered_bytes=held)
+                    waiting = sum(frame.size for frame in self._waiting())
+                    _log.warning("relay.slow_client", path=self._scope["path"], buffered_bytes=waiting)
                     reason = "the client does not read what it is sent"
                     await end_client(self._scope, self._send, TRY_AGAIN_LATER, reason, self._limits.close_patience_s)
             finally:
@@ -205,27 +228,36 @@ class Session:
         reader = SlowReader(self._scope, self._limits.idle_s)
         await reader.takes_nothing(lambda: self._written, lambda: len(self._outbox) > 0)
 
+    def _waiting(self) -> list[Frame]:
+        """What is sent last stands last."""
+        return [*self._outbox, *self.narration.kept()]
+
     async def _put_away(self) -> None:
         """Keeps what waits out of memory where it is too much. Returns when that cannot be done."""
         while True:
             await self._is_full.wait()
             self._is_full.clear()
-            waiting = [*self._outbox, *self.narration.kept()]
-            is_anew = all(frame.data is not None for frame in waiting)
-            # What is sent last is put away first.
-            left, some = self._limits.memory_bytes // 2, list[Frame]()
-            if self._budget.is_exceeded:
-                left = 0
-            for frame in waiting:
-                left -= frame.held
-                if left < 0 and frame.held >= _WORTH_A_FILE and frame is not waiting[0]:
-                    some.append(frame)
+            waiting = self._waiting()
+            lying = [frame for frame in waiting if frame.data is None]
+            if sum(frame.held for frame in waiting if frame.held < _WORTH_A_FILE) > self._limits.memory_bytes:
+                return
+            some = self._too_much(waiting)
             if not some:
                 continue
             try:
-                await self._shelf.put(some, anew=is_anew)
+                if not await self._shelf.put(some, lying):
+                    return
             except OSError as error:
                 _log.error("relay.frames_not_kept", path=self._scope["path"], reason=error.strerror or str(error))
                 return
             self._outbox.count()
             self._weigh()
+
+    def _too_much(self, waiting: Sequence[Frame]) -> list[Frame]:
+        """Those that are to lie in the file: what is sent last goes there first."""
+        left, some = 0 if self._budget.is_exceeded else self._limits.memory_bytes // 2, list[Frame]()
+        for frame in waiting:
+            left -= frame.held
+            if left < 0 and frame.held >= _WORTH_A_FILE and frame is not waiting[0]:
+                some.append(frame)
+        return some

@@ -1,0 +1,79 @@
+"""`Follower`: waits for jobs that RunPod has.
+
+A look costs a request to ``/status``, of which RunPod takes 2,000 in 10 s per endpoint and key
+(https://docs.runpod.io/serverless/endpoints/operation-reference): many jobs are looked at less often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, ComfyUIPromptLostError
+from comfyui.executors.runpod.endpoint import JobAnswer, JobStatus, RunPodEndpoint
+from comfyui.executors.runpod.options import RunPodTimes
+
+_log = structlog.get_logger(__name__)
+
+_GROWTH = 1.2
+_SLOWEST_S = 2.5
+_LOOKS_PER_S = 100.0
+_LOOKS_AT_ONCE = 32
+_MISSES_UNTIL_FORGOTTEN = 2
+_FORGOTTEN = (
+    "RunPod does not know the job {job_id} any more: it keeps a result for 30 minutes, and a job for a day at most"
+)
+
+
+class Follower:
+    """One for all jobs."""
+
+    def __init__(self, endpoint: RunPodEndpoint, times: RunPodTimes) -> None:
+        self._endpoint = endpoint
+        self._times = times
+        self._followed = 0
+        self._slots = asyncio.Semaphore(_LOOKS_AT_ONCE)
+
+    async def end_of(self, prompt_id: str, job_id: str, running: Callable[[Any], None]) -> JobAnswer:
+        """The answer that says how the job ended. `running` is told what the worker reports until then.
+
+        There are never two questions at once for one job: to the SDK's API server a second one would run it again.
+
+        Raises:
+            ComfyUIPromptLostError: RunPod does not know the job any more.
+        """
+        self._followed += 1
+        try:
+            return await self._end_of(prompt_id, job_id, running)
+        finally:
+            self._followed -= 1
+
+    async def _end_of(self, prompt_id: str, job_id: str, running: Callable[[Any], None]) -> JobAnswer:
+        interval_s = wait_s = self._times.first_look_s
+        failures = misses = 0
+        while True:
+            await asyncio.sleep(wait_s)
+            try:
+                async with self._slots:
+                    answer = await self._endpoint.status(job_id)
+            except ComfyUINotFoundError as error:
+                misses += 1
+                if misses >= _MISSES_UNTIL_FORGOTTEN:
+                    raise ComfyUIPromptLostError(_FORGOTTEN.format(job_id=job_id), prompt_id=prompt_id) from error
+            except ComfyUIError as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("runpod.status_failed", prompt_id=prompt_id, job_id=job_id, detail=error.detail)
+                wait_s = self._times.look_backoff.delay_s(failures)
+                continue
+            else:
+                failures = misses = 0
+                if answer.status is JobStatus.IN_PROGRESS:
+                    running(answer.output)
+                elif answer.status is not JobStatus.IN_QUEUE:
+                    return answer
+            interval_s = min(interval_s * _GROWTH, _SLOWEST_S)
+            wait_s = max(interval_s, self._followed / _LOOKS_PER_S)

@@ -1,0 +1,28 @@
+"""`Run`: what is known of a job that RunPod has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Run:
+    """A job that RunPod has.
+
+    Attributes:
+        job_id: RunPod's.
+        has_reply: its reply is in the journal.
+        is_running: a worker has it.
+        latest: by type, the last frames of how it is, from its start on.
+    """
+
+    job_id: str
+    has_reply: bool = False
+    staging_s: float = 0.0
+    since: float = 0.0
+    is_running: bool = False
+    latest: dict[str, bytes] = field(default_factory=dict)
+
+    def began(self) -> None:
+        """A worker has it."""
+        self.is_running = True

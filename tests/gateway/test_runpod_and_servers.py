@@ -1,0 +1,264 @@
+"""BACKEND=comfyui,runpod: one queue for ComfyUI servers and an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from comfyui.engine import Engine, EngineOptions
+from comfyui.warmup import WarmUp
+from tests.support.running import (
+    RunningGateway,
+    executions,
+    invert_workflow,
+    prompts_are_queued,
+    running_gateway,
+    sleep_workflow,
+    until,
+)
+from tests.support.runpod_endpoint import (
+    DATA,
+    NOWHERE,
+    FakeEndpoint,
+    base64_image,
+    error_of,
+    get,
+    history,
+    loading_workflow,
+    submit,
+)
+from tests.support.tabs import ENDED, Tab, kind_of
+
+BOTH = "comfyui,runpod"
+
+
+async def test_a_free_server_comes_before_runpod(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    for number in range(3):
+        status, _ = await runpod_and_engine.prompt_sync(invert_workflow(number))
+        assert status == 200
+    assert sum(executions(engine).values()) == 3
+    assert endpoint.runs == 0
+
+
+async def test_runpod_gets_what_no_server_could_run_at_once(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    long = await submit(runpod_and_engine, sleep_workflow(600))
+    await prompts_are_queued(engine, 1)
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(invert_workflow(7), return_image_base64=True))
+    job = await endpoint.job()
+    assert endpoint.inputs[job]["workflow"] == invert_workflow(7)
+    endpoint.complete(job, base64_image(DATA))
+    status, answer = await asking
+    assert (status, answer["images"][0]["base64"]) == (200, DATA)
+    async with runpod_and_engine.http.get(answer["images"][0]["url"]) as response:
+        assert response.status == 200
+    # With room again here, RunPod is left alone.
+    async with runpod_and_engine.http.post(f"/api/jobs/{long}/cancel") as response:
+        assert response.status == 200
+    await history(runpod_and_engine, long)
+    assert (await runpod_and_engine.prompt_sync(invert_workflow(8)))[0] == 200
+    assert endpoint.runs == 1
+
+
+async def test_while_runpod_takes_nothing_a_job_waits_for_a_server(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    endpoint.refusals += [429] * 1000
+    long = await submit(runpod_and_engine, sleep_workflow(600))
+    await prompts_are_queued(engine, 1)
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(invert_workflow(7)))
+    await endpoint.until(lambda: endpoint.runs > 0)
+    async with runpod_and_engine.http.post(f"/api/jobs/{long}/cancel") as response:
+        assert response.status == 200
+    assert (await asking)[0] == 200
+    assert endpoint.inputs == {}
+
+
+async def test_what_the_servers_lack_goes_to_runpod(runpod_and_engine: RunningGateway, endpoint: FakeEndpoint) -> None:
+    workflow = invert_workflow()
+    workflow["2"]["class_type"] = "OnlyTheWorkerHasIt"
+    prompt_id = await submit(runpod_and_engine, workflow)
+    endpoint.complete(await endpoint.job(), base64_image(DATA))
+    assert (await history(runpod_and_engine, prompt_id))["status"]["completed"] is True
+
+
+async def test_what_the_endpoint_refuses_does_not_take_the_gateway_out(
+    endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
+) -> None:
+    endpoint.accepts_key = False
+    settings: dict[str, Any] = endpoint.settings(tmp_path) | {"backend": BOTH}
+    async with running_gateway(engine.url, **settings) as gateway:
+
+        async def servers() -> Any:
+            return (await get(gateway, "/health"))[1]["servers"]
+
+        states = await until(servers, lambda servers: {one["state"] for one in servers} == {"connected", "broken"})
+        assert [one["server"] for one in states][1] == "runpod:endpoint1"
+        assert "RUNPOD_API_KEY" in states[1]["reason"]
+        assert (await get(gateway, "/health/ready"))[0] == 200
+        assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
+
+
+async def test_what_a_server_that_is_away_cannot_run_goes_to_runpod(endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    async with running_gateway(NOWHERE, ready=False, **endpoint.settings(tmp_path) | {"backend": BOTH}) as gateway:
+        asking = asyncio.create_task(gateway.prompt_sync(invert_workflow()))
+        endpoint.complete(await endpoint.job(), base64_image(DATA))
+        assert (await asking)[0] == 200
+
+
+async def test_warming_up_is_for_the_servers_and_costs_nothing_on_runpod(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    handler = runpod_and_engine.handler
+    await until(lambda: _now(len(handler.pool.ready_servers)), lambda ready: ready == 2)
+    warm_up = WarmUp(sleep_workflow(0.2), timeout_s=30)
+    async with warm_up.running(handler):
+        await until(lambda: _now(warm_up.why_not_ready(in_detail=True)), lambda reason: reason is None)
+    assert list(executions(engine).values()) == [1]
+    assert endpoint.runs == 0
+
+
+async def _now(value: Any) -> Any:
+    return value
+
+
+@pytest.mark.parametrize("then", [{"backend": "comfyui"}, {"runpod_endpoint_id": "endpoint2"}])
+async def test_what_was_sent_to_an_endpoint_that_is_not_used_any_more_is_not_run_again(
+    then: dict[str, str], endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
+) -> None:
+    settings = endpoint.settings(tmp_path)
+    async with running_gateway(engine.url, **settings) as gateway:
+        prompt_id = await submit(gateway)
+        await endpoint.job()
+    if then == {"backend": "comfyui"}:
+        settings = {"state_dir": tmp_path / "state", "queue": "gateway"}
+    async with running_gateway(engine.url, **settings | then) as gateway:
+        assert "was sent to runpod:endpoint1, which runs no prompts" in error_of(await history(gateway, prompt_id))
+    assert (executions(engine), endpoint.runs) == ({}, 1)
+
+
+async def test_prompts_wait_a_moment_for_a_server_of_which_nothing_is_known_yet(
+    endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    """A gateway that starts with a queue must not send it to RunPod before its servers have answered."""
+    settings: dict[str, Any] = endpoint.settings(tmp_path)
+    async with running_gateway(NOWHERE, **settings | {"runpod_endpoint_url": "http://127.0.0.1:9"}) as before:
+        prompt_ids = [await submit(before, invert_workflow(number)) for number in range(4)]
+    async with (
+        Engine(EngineOptions()) as engine,
+        running_gateway(engine.url, **settings | {"backend": BOTH}) as gateway,
+    ):
+        assert (await history(gateway, prompt_ids[0]))["status"]["completed"] is True
+        assert prompt_ids[0] in executions(engine)
+
+
+async def test_what_is_too_large_for_runpod_waits_for_a_server(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    long = await submit(runpod_and_engine, sleep_workflow(600))
+    await prompts_are_queued(engine, 1)
+    form = aiohttp.FormData()
+    form.add_field("image", _large_picture(), filename="large.png")
+    async with runpod_and_engine.http.post("/upload/image", data=form) as response:
+        assert response.status == 200
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(loading_workflow("large.png")))
+    await prompts_are_queued(engine, 2)
+    await _cancelled(runpod_and_engine, long)
+    assert (await asking)[0] == 200
+    assert endpoint.runs == 0
+
+
+async def test_what_the_worker_refuses_runs_on_a_server_that_can(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    async with runpod_and_engine.http.ws_connect("/ws?clientId=tab") as websocket:
+        tab = Tab(websocket)
+        long = await submit(runpod_and_engine, sleep_workflow(600))
+        await prompts_are_queued(engine, 1)
+        prompt_id = await submit(runpod_and_engine, invert_workflow(7), client_id="tab")
+        said = {"error_type": "validation_failed", "detail": "no such node", "node_errors": {"2": ["no such node"]}}
+        endpoint.says(await endpoint.job(), "FAILED", error="Validation failed: …", output=said)
+        await prompts_are_queued(engine, 2)
+        await _cancelled(runpod_and_engine, long)
+        await tab.read_until(ENDED, prompt_id)
+        kinds = [kind_of(told) for told in tab.texts if told["data"].get("prompt_id") == prompt_id]
+    assert "execution_error" not in kinds, "its client is told of no failure"
+    assert (await history(runpod_and_engine, prompt_id))["status"]["completed"] is True
+    assert endpoint.runs == 1
+
+
+async def test_what_the_worker_refuses_and_no_server_has_fails_with_what_it_said(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint
+) -> None:
+    workflow = invert_workflow()
+    workflow["2"]["class_type"] = "NobodyHasIt"
+    said = {"error_type": "validation_failed", "detail": "no such node", "node_errors": {"2": ["no such node"]}}
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(workflow))
+    endpoint.says(await endpoint.job(), "FAILED", error="Validation failed: …", output=said)
+    status, answer = await asking
+    assert (status, answer["type"], answer["node_errors"]) == (400, "validation_failed", {"2": ["no such node"]})
+    assert endpoint.runs == 1
+
+
+async def test_a_prompt_to_which_runpod_refuses_the_key_waits_for_a_server(
+    runpod_and_engine: RunningGateway, endpoint: FakeEndpoint, engine: Engine
+) -> None:
+    long = await submit(runpod_and_engine, sleep_workflow(600))
+    await prompts_are_queued(engine, 1)
+    endpoint.accepts_key = False
+    asking = asyncio.create_task(runpod_and_engine.prompt_sync(invert_workflow(7)))
+    await endpoint.until(lambda: endpoint.runs > 0)
+    await prompts_are_queued(engine, 2)
+    await _cancelled(runpod_and_engine, long)
+    assert (await asking)[0] == 200
+    assert endpoint.inputs == {}
+
+
+async def test_runpod_is_taken_out_and_let_in_again_as_a_server_is(
+    endpoint: FakeEndpoint, engine: Engine, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = endpoint.settings(tmp_path) | {"backend": BOTH}
+    name = "runpod:endpoint1"
+
+    async def post(gateway: RunningGateway, how: str) -> Any:
+        async with gateway.http.post(f"/servers/{name}/{how}") as response:
+            return response.status, await response.json()
+
+    async with running_gateway(engine.url, **settings) as gateway:
+        assert await post(gateway, "drain") == (200, {"server": name, "status": "drained", "in_flight": 0})
+    async with running_gateway(engine.url, **settings) as gateway:
+        _, health = await get(gateway, "/health")
+        [there] = [one for one in health["servers"] if one["server"] == name]
+        assert (there["drained"], "resume lets it have prompts again" in there["reason"]) == (True, True)
+        await submit(gateway, sleep_workflow(600))
+        await prompts_are_queued(engine, 1)
+        await submit(gateway, invert_workflow(1))
+        await prompts_are_queued(engine, 2)
+        waiting = await submit(gateway, invert_workflow(2))
+        assert endpoint.runs == 0
+        assert (await post(gateway, "resume"))[1]["status"] == "in use"
+        endpoint.complete(await endpoint.job(), base64_image(DATA))
+        assert (await history(gateway, waiting))["status"]["completed"] is True
+
+
+def _large_picture() -> io.BytesIO:
+    """Of 8.6 MB."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (1700, 1700), os.urandom(3 * 1700 * 1700)).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+async def _cancelled(gateway: RunningGateway, prompt_id: str) -> None:
+    async with gateway.http.post(f"/api/jobs/{prompt_id}/cancel") as response:
+        assert response.status == 200

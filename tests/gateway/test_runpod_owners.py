@@ -1,0 +1,155 @@
+"""BACKEND=runpod with keys: a user sees its own prompts, files and frames, and its jobs are sent with its own files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.support.calls import Calls
+from tests.support.keys import ALICE, BOB, ROOT, bearer
+from tests.support.relaying import fetch
+from tests.support.running import Workflow, invert_workflow, until
+from tests.support.runpod_endpoint import DATA, PICTURE, FakeEndpoint, base64_image, loading_workflow
+from tests.support.tabs import ENDED, Tab
+
+HIS, HERS = b"\x89PNG\r\n\x1a\nof bob", b"\x89PNG\r\n\x1a\nof alice"
+
+
+async def prompt(calls: Calls, key: str, workflow: Workflow, **fields: Any) -> str:
+    status, told = await calls.call(key, "POST", "/prompt", {"prompt": workflow, **fields})
+    assert status == 200, told
+    return str(told["prompt_id"])
+
+
+async def ended(calls: Calls, key: str, prompt_id: str) -> Any:
+    found = await until(lambda: calls.call(key, "GET", f"/history/{prompt_id}"), lambda told: prompt_id in told[1])
+    return found[1][prompt_id]
+
+
+async def upload(calls: Calls, key: str, name: str, content: bytes) -> Any:
+    form = aiohttp.FormData()
+    form.add_field("image", content, filename=name, content_type="image/png")
+    async with calls.gateway.http.post("/upload/image", data=form, headers=bearer(key)) as response:
+        assert response.status == 200, await response.text()
+        return await response.json()
+
+
+async def sent_with(endpoint: FakeEndpoint, number: int) -> dict[str, bytes]:
+    """The files of the job, by their names."""
+    given = endpoint.inputs[await endpoint.job(number)]
+    return {one["name"]: base64.b64decode(one["image"]) for one in given.get("images", ())}
+
+
+async def test_a_user_sees_its_own_prompts_files_and_nobody_elses(over_runpod: Calls, endpoint: FakeEndpoint) -> None:
+    calls = over_runpod
+    mine, theirs = await prompt(calls, ALICE, invert_workflow(1)), await prompt(calls, BOB, invert_workflow(2))
+    job, _ = await endpoint.job(1), await endpoint.job(2)
+    for key, own in ((ALICE, [mine]), (BOB, [theirs])):
+        _, queue = await calls.call(key, "GET", "/queue")
+        assert [item[1] for item in (*queue["queue_running"], *queue["queue_pending"])] == own
+        assert await calls.listed(key) == own
+    # Neither stops the other's.
+    for path, body in (
+        ("/interrupt", {"prompt_id": theirs}),
+        ("/queue", {"delete": [theirs]}),
+        ("/queue", {"clear": True}),
+    ):
+        async with calls.gateway.http.post(path, json=body, headers=bearer(ALICE)) as response:
+            assert response.status == 200
+    assert (await calls.call(ALICE, "DELETE", f"/prompt_sync/{theirs}"))[0] == 404
+    await until(
+        lambda: calls.call(ALICE, "GET", "/queue"), lambda told: told[1] == {"queue_running": [], "queue_pending": []}
+    )
+    assert endpoint.cancelled == [job], "to clear a user's queue clears its own"
+    endpoint.complete("job-2", base64_image(DATA))
+    entry = await ended(calls, BOB, theirs)
+    [image] = entry["outputs"]["3"]["images"]
+    assert (await calls.call(ALICE, "GET", f"/history/{theirs}"))[1] == {}
+    assert (await calls.call(ALICE, "GET", f"/prompt_sync/{theirs}"))[0] == 404
+    assert (await calls.call(ALICE, "GET", f"/api/jobs/{theirs}"))[0] == 404
+    query = f"filename={image['filename']}&subfolder={image['subfolder']}&type=output"
+    answers = [await fetch(calls.gateway, f"/view?{query}", headers=bearer(key)) for key in (BOB, ROOT, ALICE)]
+    assert [answer.status for answer in answers] == [200, 200, 404]
+    assert answers[0].body == PICTURE
+    for other in (
+        f"filename={image['filename']}&type=output",
+        f"filename={theirs}/{image['filename']}",
+        f"{query}&x=1",
+    ):
+        assert (await fetch(calls.gateway, f"/view?{other}", headers=bearer(ALICE))).status == 404
+
+
+async def test_frames_go_to_the_tabs_of_the_own_key(over_runpod: Calls, endpoint: FakeEndpoint) -> None:
+    ws = over_runpod.gateway.http.ws_connect
+    async with (
+        ws("/ws?clientId=tab", headers=bearer(ALICE)) as a,
+        ws("/ws?clientId=tab", headers=bearer(BOB)) as b,
+    ):
+        alice, bob = Tab(a), Tab(b)
+        await asyncio.gather(alice.read_until("status"), bob.read_until("status"))
+        mine = await prompt(over_runpod, ALICE, invert_workflow(1), client_id="tab")
+        theirs = await prompt(over_runpod, BOB, invert_workflow(2), client_id="tab")
+        for number in (1, 2):
+            job = await endpoint.job(number)
+            endpoint.says(job, "IN_PROGRESS", output={"node_id": "2", "value": 1, "max": 2})
+            await endpoint.looked(job)
+            endpoint.complete(job, base64_image(DATA))
+        await asyncio.gather(alice.read_until(ENDED, mine), bob.read_until(ENDED, theirs))
+        assert (alice.prompts, bob.prompts) == ({mine}, {theirs})
+
+
+async def test_a_job_is_sent_with_the_own_upload_whatever_others_have_of_that_name(
+    over_runpod: Calls, endpoint: FakeEndpoint
+) -> None:
+    await upload(over_runpod, BOB, "photo.png", HIS)
+    await prompt(over_runpod, BOB, loading_workflow("photo.png"))
+    assert list((await sent_with(endpoint, 1)).values()) == [HIS]
+    await upload(over_runpod, ALICE, "photo.png", HERS)
+    await prompt(over_runpod, ALICE, loading_workflow("photo.png"))
+    assert list((await sent_with(endpoint, 2)).values()) == [HERS]
+
+
+def _names_of(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_no_text_of_a_workflow_sends_anothers_file_along(
+    over_runpod: Calls, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    calls = over_runpod
+    await upload(calls, BOB, "photo.png", HIS)
+    await upload(calls, ROOT, "all.png", HIS)
+    theirs = await prompt(calls, BOB, loading_workflow("photo.png"))
+    endpoint.complete(await endpoint.job(1), base64_image(base64.b64encode(HIS).decode()))
+    [made] = (await ended(calls, BOB, theirs))["outputs"]["3"]["images"]
+    await prompt(calls, ROOT, loading_workflow("all.png"))
+    await endpoint.job(2)
+    images = [{"name": "brought.png", "image": base64.b64encode(HIS).decode()}]
+    asking = asyncio.create_task(calls.submit(BOB, loading_workflow("brought.png"), images=images))
+    await endpoint.job(3)
+    kept = _names_of(tmp_path / "inputs")
+    assert kept
+    sent = 3
+    for name in (
+        *kept,
+        *(f"{name} [input]" for name in kept),
+        f"{made['subfolder']}/{made['filename']} [output]",
+        "photo.png",
+        "all.png",
+        "brought.png",
+    ):
+        workflow = invert_workflow(sent)
+        # A class that only the worker knows, and a text that is none of a file.
+        workflow["8"] = {"class_type": "OnlyTheWorkerHasIt", "inputs": {"file": name, "image": ["1", 0]}}
+        workflow["9"] = {"class_type": "CLIPTextEncode", "inputs": {"text": name}}
+        status, told = await calls.call(ALICE, "POST", "/prompt", {"prompt": workflow})
+        if status != 200 or name.endswith("]"):
+            continue
+        sent += 1
+        assert await sent_with(endpoint, sent) == {}, (name, told)
+    endpoint.complete("job-3", base64_image(DATA))
+    assert (await asking)[0] == 200
