@@ -16,7 +16,7 @@ What is tried again, and why that is safe:
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -185,7 +185,7 @@ class PromptRunner:
         defeated = placed_anew = False
         avoid: set[str] = set()
         failed: set[str] = set()
-        away: Counter[str] = Counter()
+        away: defaultdict[str, int] = defaultdict(int)
         patience_s = CHOICE_PATIENCE_S
         brings_inputs = await self._preparation.brings_inputs(job, request)
         while True:
@@ -264,7 +264,7 @@ class PromptRunner:
         self._metrics.resubmissions.labels(reason).inc()
         self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
 
-    def _wait_for(self, error: ComfyUIInputUnavailableError, job: Assignment, away: Counter[str]) -> None:
+    def _wait_for(self, error: ComfyUIInputUnavailableError, job: Assignment, away: defaultdict[str, int]) -> None:
         """The prompt waits for the server that has its file, or fails with the error."""
         if not error.server or away[error.server] == _FETCH_TRIES:
             raise error

@@ -240,14 +240,15 @@ class Scheduler:
 
     def next_look(self, now: float) -> float | None:
         """When to decide again though nothing has happened; None when there is no such time."""
-        servers = self._servers.values() if self.waiting else ()
-        ends = (server.wait_ends(self._options.in_turn_s) for server in servers if server.up)
+        if not self.waiting:
+            return None
+        ends = (server.wait_ends(self._options.in_turn_s) for server in self._servers.values() if server.up)
         return min((end for end in ends if end > now), default=None)
 
     @property
     def waiting(self) -> int:
         """How many jobs wait."""
-        return len(self._tickets) - sum(server.jobs for server in self._servers.values())
+        return len(self._lines)
 
     def standing(self) -> list[Standing]:
         """All jobs: those on servers in the order in which they came there, then the others about in turn."""
@@ -283,8 +284,8 @@ class Scheduler:
         return self._lines.ahead_of(ticket, self._shares.mean_s) if ticket is not None and waits else None
 
     def _open(self, now: float, cleared: Mapping[Lane, ServerPlaces]) -> list[ServerPlaces]:
-        servers = (server for server in self._servers.values() if server not in cleared.values())
-        return [server for server in servers if server.is_open(now, self._options.in_turn_s)]
+        in_turn_s, servers = self._options.in_turn_s, self._servers.values()
+        return [one for one in servers if one not in cleared.values() and one.is_open(now, in_turn_s)]
 
     def _may_run(self, lane: Lane, server: str) -> bool:
         """Whether the job may be sent there now."""
@@ -296,6 +297,8 @@ class Scheduler:
 
     def _gets_files(self, lane: Lane, server: str) -> bool:
         """Whether the files that the job reads are there, or on servers that answer."""
+        if not lane.files_on:
+            return True
         return all(name == server or self._servers[name].answers for name in lane.files_on & self._servers.keys())
 
     def _is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:

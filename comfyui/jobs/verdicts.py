@@ -7,7 +7,7 @@ Else it is held against the definitions of the servers: what surely none takes i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from comfyui.exceptions import ComfyUIConflictError, ComfyUIError, ComfyUIShutdownError
@@ -109,7 +109,7 @@ class Verdicts:
                 callers_id = True
             else:
                 await self._committed(job, entry)
-                return replace(verdict, number=entry.shown_number)
+                return Verdict(prompt_id, entry.shown_number, verdict.node_errors)
 
     async def _committed(self, job: Job, entry: Entry) -> None:
         """Returns when the job is in the journal. Where it cannot be, its prompt is taken out of ComfyUI again."""

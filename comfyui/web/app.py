@@ -279,8 +279,8 @@ class Gateway(FastAPI):
             ),
             # From here on a body is unpacked and bounded.
             Middleware(BodyLimit, options.bodies, metrics),
-            # `/prompt_sync` is answered here, and only described in FastAPI.
-            Middleware(Door, prompt_sync.router),
+            # `/prompt_sync` and `/prompt` are answered here, and only described in FastAPI.
+            Middleware(Door, prompt_sync.router, prompt.router),
         ]
 
     def own_paths(self) -> OwnPaths:

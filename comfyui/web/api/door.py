@@ -1,7 +1,7 @@
-"""The door of `/prompt_sync`: its endpoints are called with the request alone, past FastAPI's routing and resolving.
+"""The door of prompts: the endpoints that take them are called with the request alone, past FastAPI's own work.
 
-Those took a fifth of the CPU time of a prompt, and of a waiting caller's memory. FastAPI knows the same endpoints and
-describes them in ``/openapi.json``; without this module it would call them, with the same answers.
+Its routing and resolving took a fifth of the CPU time of a prompt, and of a waiting caller's memory. FastAPI knows the
+same endpoints and describes them in ``/openapi.json``; without this module it would call them, with the same answers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Door:
-    """Middleware: calls the endpoints of `router`; whatever is none of them goes on to `app`."""
+    """Middleware: calls the endpoints of `routers`; whatever is none of them goes on to `app`."""
 
-    def __init__(self, app: ASGIApp, router: APIRouter) -> None:
+    def __init__(self, app: ASGIApp, *routers: APIRouter) -> None:
         self._app = app
         self._endpoints: list[tuple[str, re.Pattern[str], Endpoint]] = [
             (method, route.path_regex, route.endpoint)
+            for router in routers
             for route in router.routes
             if isinstance(route, APIRoute)
             for method in route.methods or ()
