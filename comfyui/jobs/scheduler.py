@@ -240,10 +240,9 @@ class Scheduler:
 
     def next_look(self, now: float) -> float | None:
         """When to decide again though nothing has happened; None when there is no such time."""
-        if not self.waiting:
-            return None
-        ends = (server.wait_ends(self._options.in_turn_s) for server in self._servers.values() if server.up)
-        return min((end for end in ends if end > now), default=None)
+        servers = self._servers.values() if self.waiting else ()
+        ends = [server.wait_ends(self._options.in_turn_s) for server in servers if server.up]
+        return min([end for end in ends if end > now], default=None)
 
     @property
     def waiting(self) -> int:
@@ -284,8 +283,8 @@ class Scheduler:
         return self._lines.ahead_of(ticket, self._shares.mean_s) if ticket is not None and waits else None
 
     def _open(self, now: float, cleared: Mapping[Lane, ServerPlaces]) -> list[ServerPlaces]:
-        in_turn_s, servers = self._options.in_turn_s, self._servers.values()
-        return [one for one in servers if one not in cleared.values() and one.is_open(now, in_turn_s)]
+        shut, in_turn_s = cleared.values(), self._options.in_turn_s
+        return [one for one in self._servers.values() if one not in shut and one.is_open(now, in_turn_s)]
 
     def _may_run(self, lane: Lane, server: str) -> bool:
         """Whether the job may be sent there now."""
@@ -297,8 +296,6 @@ class Scheduler:
 
     def _gets_files(self, lane: Lane, server: str) -> bool:
         """Whether the files that the job reads are there, or on servers that answer."""
-        if not lane.files_on:
-            return True
         return all(name == server or self._servers[name].answers for name in lane.files_on & self._servers.keys())
 
     def _is_other_up(self, lane: Lane, than: Container[str | None]) -> bool:
