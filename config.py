@@ -459,8 +459,9 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
 
     @property
     def shown_addresses(self) -> list[str]:
-        """The addresses of ComfyUI as a log may show them: without user and password."""
-        return [str(parse_server_address(address).url) for address in self.comfyui_server_address]
+        """The addresses of ComfyUI as a log may show them: with their names, without user and password."""
+        addresses = [parse_server_address(address) for address in self.comfyui_server_address]
+        return [f"{each.given_name}={each.url}" if each.given_name else str(each.url) for each in addresses]
 
     def limits(self) -> Limits:
         return Limits(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Limits)})

@@ -117,7 +117,8 @@ class Metrics:
         )
         self.resubmissions = Counter(
             "comfyui_gateway_resubmissions",
-            "Prompts that were submitted again, by reason: reply_lost, prompt_lost, output_gone, out_of_memory.",
+            "Prompts that were submitted again, by reason: reply_lost, prompt_lost, output_gone, out_of_memory, "
+            "gpu_fault.",
             ["reason"],
             registry=self.registry,
         )

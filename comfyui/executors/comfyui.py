@@ -16,7 +16,7 @@ What is tried again, and why that is safe:
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +127,7 @@ class PromptRunner:
             return await self._platform.rejoin(job, attempt)
         left = {"out_of_memory": self._options.oom_retries, "gpu_fault": 1}
         if job.request is None or job.perhaps_known:
+            server_before = job.server_before
             backend, found = await self._finder.find_for(job)
             if isinstance(backend, Backend) and found is not None:
                 if (result := await self._run_found(job, backend, found, left)) is not None:
@@ -137,7 +138,7 @@ class PromptRunner:
                 # Where it ran, nothing is left of it: ComfyUI was restarted while we were away.
                 job.suspect(ended_comfyui=False)
                 self._losses.count(job, ComfyUIPromptLostError("ComfyUI forgot the prompt", prompt_id=job.prompt_id))
-                self._metrics.resubmissions.labels("prompt_lost").inc()
+                self._count_try("prompt_lost", server_before, job)
         # Looked at only now: a caller may have brought it while ComfyUI was asked.
         if job.request is None:
             raise ComfyUINotFoundError("neither the gateway nor ComfyUI knows this prompt", prompt_id=job.prompt_id)
@@ -161,12 +162,12 @@ class PromptRunner:
                 if job.request is None:
                     raise
                 await self._losses.lost(backend, job, error)
-                self._count_try("prompt_lost", backend, job)
+                self._count_try("prompt_lost", backend.name, job)
                 return None
             except ComfyUITaskError as error:
                 if not is_ours or not (reason := await self._failures.tried_again(backend, job, error, left)):
                     raise
-                self._count_try(reason, backend, job)
+                self._count_try(reason, backend.name, job)
                 if reason != "out_of_memory":
                     return None
         # How it ended before would be taken for the end of the new run.
@@ -185,7 +186,7 @@ class PromptRunner:
         defeated = placed_anew = False
         avoid: set[str] = set()
         failed: set[str] = set()
-        away: Counter[str] = Counter()
+        away: defaultdict[str, int] = defaultdict(int)
         patience_s = CHOICE_PATIENCE_S
         brings_inputs = await self._preparation.brings_inputs(job, request)
         while True:
@@ -256,13 +257,14 @@ class PromptRunner:
             if reason in {"out_of_memory", "output_gone"}:
                 # How it ended before would be taken for the end of the new run.
                 await backend.client.delete_from_history(job.prompt_id)
-            self._count_try(reason, backend, job)
+            self._count_try(reason, backend.name, job)
 
-    def _count_try(self, reason: str, backend: Backend, job: Assignment) -> None:
+    def _count_try(self, reason: str, server: str | None, job: Assignment) -> None:
+        """Count and log that the prompt is to run again; `server` is where it ran before."""
         self._metrics.resubmissions.labels(reason).inc()
-        self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=backend.name)
+        self._log.warning("prompt.again", prompt_id=job.prompt_id, reason=reason, server=server)
 
-    def _wait_for(self, error: ComfyUIInputUnavailableError, job: Assignment, away: Counter[str]) -> None:
+    def _wait_for(self, error: ComfyUIInputUnavailableError, job: Assignment, away: defaultdict[str, int]) -> None:
         """The prompt waits for the server that has its file, or fails with the error."""
         if not error.server or away[error.server] == _FETCH_TRIES:
             raise error

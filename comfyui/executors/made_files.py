@@ -76,6 +76,8 @@ class Brought:
 
     def renamed(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
         """The workflow with the names that the server has for its own files."""
+        if not self.there:
+            return prompt
         changed = dict(prompt)
         for node_id, name in self.references:
             node = changed[node_id]
@@ -227,6 +229,11 @@ class MadeFiles:
             raise ComfyUIInputUnavailableError(
                 "the server that made it does not answer", field=where, server=backend.name
             ) from error
+
+
+def names_made(prompt: Mapping[str, Any]) -> bool:
+    """Whether any text of the workflow ends as the name of such a file."""
+    return next(_annotated(prompt), None) is not None
 
 
 def _annotated(prompt: Mapping[str, Any]) -> Iterator[tuple[str, Reference]]:

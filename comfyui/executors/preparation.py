@@ -8,7 +8,7 @@ from typing import Any
 from comfyui.exceptions import ComfyUIValidationError
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, problems_on
-from comfyui.executors.made_files import Brought, MadeFiles
+from comfyui.executors.made_files import Brought, MadeFiles, names_made
 from comfyui.executors.own_files import check_own_files
 from comfyui.inputs.catalogue import Catalogue
 from comfyui.inputs.plan import brought_names, has_inline_values
@@ -82,7 +82,7 @@ class Preparation:
             ComfyUIError: an input cannot be placed, or the server does not answer.
         """
         key = self.key_of(job)
-        if self._made is None:
+        if self._made is None or not names_made(prompt):
             return await self._placed(backend, job, request, prompt, Brought(), key, brings_inputs=brings_inputs)
         others = {*brought_names(request, job.file_names), *self._named(job, request)}
         async with self._made.brought(backend, prompt, key, others) as made:

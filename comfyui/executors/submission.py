@@ -162,8 +162,8 @@ def _marked(found: HistoryEntry | QueueItem, name: str) -> str | None:
 def _body(job: Assignment, request: PromptRequest, prompt: Mapping[str, Any], client_id: str) -> JSON:
     """The body for ComfyUI's ``POST /prompt``."""
     extra_data = dict(request.extra_data or {})
-    if job.mark:
-        extra_data[_MARK] = job.mark
+    if mark := job.mark:
+        extra_data[_MARK] = mark
     body: JSON = {"prompt": prompt, "prompt_id": job.prompt_id, "client_id": client_id}
     if extra_data:
         body["extra_data"] = extra_data

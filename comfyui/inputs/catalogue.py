@@ -123,6 +123,8 @@ class Catalogue:
 
         `brought`: names that mean what comes with the workflow.
         """
+        if not self._kept:
+            return {}
         found = {path_in(text): kept for text, kept in self._texts_in(prompt, owner)}
         for kept in found.values():
             self._use(kept)
@@ -130,11 +132,9 @@ class Catalogue:
 
     def texts_in(self, prompt: Mapping[str, Any], owner: str | None) -> set[str]:
         """The texts themselves."""
-        return {text for text, _ in self._texts_in(prompt, owner)}
+        return {text for text, _ in self._texts_in(prompt, owner)} if self._kept else set()
 
     def _texts_in(self, prompt: Mapping[str, Any], owner: str | None) -> Iterator[tuple[str, KeptUpload]]:
-        if not self._kept:
-            return
         key = self.key_of(owner)
         for node in prompt.values():
             for value in node["inputs"].values():

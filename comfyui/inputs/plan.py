@@ -113,7 +113,11 @@ def is_inline(value: object) -> bool:
 
 def has_inline_values(prompt: Mapping[str, Any]) -> bool:
     """Whether any value could be an input to place: only then are the node definitions needed."""
-    return any(is_inline(value) for node in prompt.values() for value in _inputs(node).values())
+    for node in prompt.values():
+        for value in _inputs(node).values():
+            if isinstance(value, str) and is_inline(value):
+                return True
+    return False
 
 
 def inline_values(prompt: Mapping[str, Any]) -> dict[str, str]:
@@ -151,8 +155,10 @@ def brought_inputs(
 
 def brought_names(request: PromptRequest, files: Collection[str]) -> set[str]:
     """The names by which a workflow may mean what comes with it; `files`: those of further inputs."""
-    images = request.images
-    return {*files, *(image.name for image in images), *(f"{image.subfolder}/{image.name}" for image in images)}
+    names = set(files)
+    for image in request.images:
+        names |= {image.name, f"{image.subfolder}/{image.name}"}
+    return names
 
 
 def texts_naming(prompt: Mapping[str, Any], names: Collection[str]) -> set[str]:
@@ -259,8 +265,8 @@ def path_in(value: str) -> str:
 
 def _inputs(node: Any) -> Mapping[str, Any]:
     """A node's inputs; empty for what is no node: to complain is the validation's task."""
-    inputs = node.get("inputs") if isinstance(node, Mapping) else None
-    return inputs if isinstance(inputs, Mapping) else {}
+    inputs = node.get("inputs") if isinstance(node, dict) else None
+    return inputs if isinstance(inputs, dict) else {}
 
 
 def rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[Item, Placed]]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from comfyui.exceptions import ComfyUIError
-from comfyui.jobs.lines import ANYWHERE, Lane
+from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.server import Server
 from comfyui.tasks import SideTasks
@@ -49,22 +49,32 @@ class Abilities:
 
     async def one_is_known(self, within_s: float) -> None:
         """Returns once a server that is up has been asked what it has, after so long, and where none is up."""
+        if not self._matters:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while (ready := self._pool.ready_servers) and not any(self.is_known(backend) for backend in ready):
                     self._said.clear()
                     await self._said.wait()
 
-    def lane(self, needs: Needs | None, avoid: Collection[str] = (), *, alone: bool = False) -> Lane:
+    def lane(
+        self,
+        needs: Needs | None,
+        avoid: Collection[str] = (),
+        *,
+        alone: bool = False,
+        files_on: frozenset[str] = NO_NAMES,
+    ) -> Lane:
         """On which servers a workflow can run, as far as is known. Servers that are down count as they were."""
         if not self._matters:
-            return Lane(alone=True) if alone else ANYWHERE
+            return Lane(alone=alone, files_on=files_on) if alone or files_on else ANYWHERE
         avoided = frozenset(avoid)
         if needs is None:
-            return Lane(avoid=avoided, alone=alone)
+            return Lane(avoid=avoided, alone=alone, files_on=files_on)
         said = {backend.name: self._has(backend, needs) for backend in self._pool.servers}
         yes = frozenset(name for name, has in said.items() if has)
-        return Lane(yes, frozenset(name for name, has in said.items() if has is False), avoided, alone)
+        no = frozenset(name for name, has in said.items() if has is False)
+        return Lane(yes, no, avoided, alone, files_on)
 
     async def sure_lane(self, needs: Needs, avoid: Collection[str] = ()) -> Lane:
         """As `lane`; before it says that no server is able it asks them for their lists of files anew."""

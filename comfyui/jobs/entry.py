@@ -349,11 +349,7 @@ class Entry:
         self._finish(State.SUCCEEDED, result, result=stored, executing_s=executing_s)
 
     def failed(
-        self,
-        state: State,
-        error: ComfyUIError,
-        request: PromptRequest | None = None,
-        fingerprint: str | None = None,
+        self, state: State, error: ComfyUIError, request: PromptRequest | None = None, fingerprint: str | None = None
     ) -> None:
         """The run ends without a result. `request` and `fingerprint`: where they are known."""
         if not self.added and request is not None and request.webhook is not None:

@@ -206,6 +206,10 @@ class Lines:
     def __init__(self) -> None:
         self._levels: dict[int, _Level] = {}
         self._priorities: list[int] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
 
     def add(self, ticket: Ticket) -> None:
         level = self._levels.get(ticket.priority)
@@ -215,6 +219,7 @@ class Lines:
         share = ticket.share
         level.counts[share] = level.counts.get(share, 0) + 1
         share.count(waiting=1)
+        self._count += 1
         level.lines.setdefault(ticket.lane, _Line()).add(ticket)
         if ticket.loaders:
             level.alike.setdefault(ticket.loaders, {}).setdefault(ticket.lane, _Line()).add(ticket)
@@ -223,6 +228,7 @@ class Lines:
         level = self._levels[ticket.priority]
         share = ticket.share
         share.count(waiting=-1)
+        self._count -= 1
         level.counts[share] -= 1
         if not level.counts[share]:
             del level.counts[share]
@@ -249,8 +255,8 @@ class Lines:
 
     def least_used(self) -> float | None:
         """Of the owners who may have more now, the least that one used; None where there is none."""
-        heads = (line.head for level in self._levels.values() for line in level.lines.values())
-        return min((head[0][0] for head in heads if head is not None), default=None)
+        lines = [line for level in self._levels.values() for line in level.lines.values()]
+        return min([head[0][0] for line in lines if (head := line.head) is not None], default=None)
 
     def in_turn(self, mean_s: float) -> Iterator[Ticket]:
         """All jobs, about in the order in which they have their turn. `mean_s` as for `ahead_of`.
@@ -301,8 +307,8 @@ def _take_from(lines: dict[Lane, _Line], ticket: Ticket) -> None:
 
 def _first_of(lines: dict[Lane, _Line], fits: Callable[[Lane], object]) -> Ticket | None:
     heads = [head for lane, line in lines.items() if (head := line.head) is not None and fits(lane)]
-    if not heads:
-        return None
+    if len(heads) < 2:
+        return heads[0][1] if heads else None
     _, first = min(heads, key=lambda head: head[0])
     # The owner's turn is decided; which of its jobs that is, its own order says.
     return min((ticket for _, ticket in heads if ticket.share is first.share), key=lambda ticket: ticket.order)

@@ -241,13 +241,13 @@ class Scheduler:
     def next_look(self, now: float) -> float | None:
         """When to decide again though nothing has happened; None when there is no such time."""
         servers = self._servers.values() if self.waiting else ()
-        ends = (server.wait_ends(self._options.in_turn_s) for server in servers if server.up)
-        return min((end for end in ends if end > now), default=None)
+        ends = [server.wait_ends(self._options.in_turn_s) for server in servers if server.up]
+        return min([end for end in ends if end > now], default=None)
 
     @property
     def waiting(self) -> int:
         """How many jobs wait."""
-        return len(self._tickets) - sum(server.jobs for server in self._servers.values())
+        return len(self._lines)
 
     def standing(self) -> list[Standing]:
         """All jobs: those on servers in the order in which they came there, then the others about in turn."""
@@ -283,8 +283,8 @@ class Scheduler:
         return self._lines.ahead_of(ticket, self._shares.mean_s) if ticket is not None and waits else None
 
     def _open(self, now: float, cleared: Mapping[Lane, ServerPlaces]) -> list[ServerPlaces]:
-        servers = (server for server in self._servers.values() if server not in cleared.values())
-        return [server for server in servers if server.is_open(now, self._options.in_turn_s)]
+        shut, in_turn_s = cleared.values(), self._options.in_turn_s
+        return [one for one in self._servers.values() if one not in shut and one.is_open(now, in_turn_s)]
 
     def _may_run(self, lane: Lane, server: str) -> bool:
         """Whether the job may be sent there now."""

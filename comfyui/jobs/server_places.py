@@ -30,10 +30,6 @@ class ServerPlaces:
         self.is_many = is_many
 
     @property
-    def jobs(self) -> int:
-        return len(self._jobs)
-
-    @property
     def load(self) -> int:
         return len(self._jobs) + self._others
 
@@ -45,11 +41,12 @@ class ServerPlaces:
         """Whether a job could go there now."""
         if not self.up or self._kept_for is not None or (self._places is not None and self.load >= self._places):
             return False
-        return all(job.accepted or now - job.placed_at >= in_turn_s for job in self._jobs.values())
+        return now >= self.wait_ends(in_turn_s)
 
     def wait_ends(self, in_turn_s: float) -> float:
         """When it is open whether or not ComfyUI has taken what was sent."""
-        return max((job.placed_at + in_turn_s for job in self._jobs.values() if not job.accepted), default=0.0)
+        ends = [job.placed_at + in_turn_s for job in self._jobs.values() if not job.accepted]
+        return max(ends, default=0.0)
 
     @property
     def choice(self) -> tuple[int, int]:

@@ -74,7 +74,8 @@ async def unfinished_prompts(journal: Journal) -> AsyncIterator[tuple[str, Mappi
 
 def secrets_of(request: PromptRequest) -> dict[str, Any]:
     """What of `extra_data` is not kept."""
-    return {name: value for name, value in (request.extra_data or {}).items() if name in SECRETS}
+    given = request.extra_data
+    return {name: value for name, value in given.items() if name in SECRETS} if given else {}
 
 
 def with_secrets(request: PromptRequest, secrets: Mapping[str, Any]) -> PromptRequest:

@@ -259,7 +259,7 @@ class Turns:
     def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> None:
         self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
         alone = job.lane.alone and self._is_ours and self._options.places is not None
-        lane = replace(self.abilities.lane(needs, avoid, alone=alone), files_on=job.lane.files_on)
+        lane = self.abilities.lane(needs, avoid, alone=alone, files_on=job.lane.files_on)
         models = frozenset() if needs is None else needs.models
         self._scheduler.add(replace(job, loaders=models, shape=needs, lane=lane), self._terms_of(job.owner))
 
@@ -295,8 +295,8 @@ class Turns:
         generation = self.abilities.generation
         for count, (prompt_id, needs, lane) in enumerate(self._scheduler.shapes()):
             if isinstance(needs, Needs):
-                found = self.abilities.lane(needs, lane.avoid, alone=lane.alone)
-                self._scheduler.set_lane(prompt_id, replace(found, files_on=lane.files_on))
+                found = self.abilities.lane(needs, lane.avoid, alone=lane.alone, files_on=lane.files_on)
+                self._scheduler.set_lane(prompt_id, found)
             if count % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         self._lanes_of = generation

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from comfyui.exceptions import ComfyUIConflictError, ComfyUIError, ComfyUIShutdownError
@@ -132,7 +132,7 @@ class Verdicts:
                 callers_id = True
             else:
                 await self._committed(job, entry)
-                return replace(verdict, number=entry.shown_number, job=job)
+                return Verdict(prompt_id, entry.shown_number, verdict.node_errors, job)
 
     async def _committed(self, job: Job, entry: Entry) -> None:
         """Returns when the job is in the journal. Where it cannot be, its prompt is taken out of ComfyUI again."""

@@ -125,7 +125,10 @@ class BackendPool:
 
     def named(self, name: str) -> Server | None:
         """The one that runs prompts under this name."""
-        return next((server for server in self.servers if server.name == name), None)
+        for server in self.servers:
+            if server.name == name:
+                return server
+        return None
 
     async def free(self, *, unload_models: bool, free_memory: bool) -> None:
         """Have all servers that are up drop models and caches before their next prompts.

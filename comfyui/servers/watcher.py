@@ -428,8 +428,11 @@ class CompletionWatcher:
                     self._nobody_listens()
                 if failures == 1:
                     self._log.warning("websocket.refused", detail=error.detail, until_then="polling")
+            except asyncio.CancelledError:
+                reason = "stopped"
+                raise
             finally:
-                await self._drop_socket()
+                await self._drop_socket(is_lost=reason != "stopped")
             self._metrics.websocket_reconnects.labels(self._client.name, reason).inc()
             # A socket that spoke and was closed counts as a first failure.
             await asyncio.sleep(self._options.reconnect.delay_s(failures + 1))
@@ -490,14 +493,16 @@ class CompletionWatcher:
         self._look_around = True
         self._poll_soon()
 
-    async def _drop_socket(self) -> None:
+    async def _drop_socket(self, *, is_lost: bool) -> None:
+        """Close the websocket. `is_lost`: the log tells of it, since the watcher goes on without it."""
         socket, self._socket = self._socket, None
         if self._live_id is not None:
             if (suspect := self._first_to_run()) is not None:
                 suspect.suspect = True
             self._live_id = None
             self._epoch += 1
-            self._log.warning("websocket.closed", waiting=self.waiting, until_then="polling")
+            if is_lost:
+                self._log.warning("websocket.closed", waiting=self.waiting, until_then="polling")
             self.changed.set()
         self._metrics.websocket_connected.labels(self._client.name).set(0)
         self._running_id = None

@@ -283,8 +283,8 @@ class Gateway(FastAPI):
             ),
             # From here on a body is unpacked and bounded.
             Middleware(BodyLimit, options.bodies, metrics),
-            # Jobs are answered here; `/prompt_sync` is only described in FastAPI.
-            Middleware(Door, prompt_sync.router, v2.router),
+            # Jobs are answered here; `/prompt_sync` and `/prompt` are only described in FastAPI.
+            Middleware(Door, prompt_sync.router, prompt.router, v2.router),
         ]
 
     def own_paths(self) -> OwnPaths:

@@ -89,6 +89,15 @@ async def test_nothing_else_opens_any(locked: RunningGateway, engine: Engine, he
     assert engine.stats.show()["requests"] == {}
 
 
+async def test_the_refusal_tells_a_wrong_key_from_a_missing_one(locked: RunningGateway) -> None:
+    missing, wrong = [
+        orjson.loads((await fetch(locked, "/queue", headers=headers)).body)["detail"]
+        for headers in ({}, {"X-API-Key": "wrong"})
+    ]
+    assert missing.startswith("an API key is needed")
+    assert wrong == f"the key that was sent is not one of this gateway's; {missing}"
+
+
 async def test_probes_need_no_key(locked: RunningGateway) -> None:
     for path in ("/health", "/health/live", "/health/ready"):
         assert (await fetch(locked, path)).status == 200

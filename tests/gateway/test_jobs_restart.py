@@ -63,6 +63,10 @@ async def test_a_job_outlives_both(tmp_path: Path) -> None:
         for prompt_id in (running, waiting):
             status, body = await fetch(gateway.http, prompt_id)
             assert (status, body["prompt_id"]) == (200, prompt_id)
+        again = [line for line in gateway.lines if line["event"] == "prompt.again"]
+    assert [(line["prompt_id"], line["reason"], line["server"]) for line in again] == [
+        (running, "prompt_lost", f"127.0.0.1:{port}")
+    ]
 
 
 async def test_a_job_that_was_lost_while_it_ran_has_its_retries_over_restarts(tmp_path: Path) -> None:

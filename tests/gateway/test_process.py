@@ -80,6 +80,20 @@ async def test_an_idle_gateway_stops_at_once(engine: Engine) -> None:
         assert await gateway.exit_status() == 0
 
 
+async def test_a_stop_says_nothing_of_lost_websockets(engine: Engine) -> None:
+    async with gateway_process(engine.url) as gateway:
+        await gateway.logged("websocket.connected")
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_status() == 0
+    assert not [line for line in gateway.lines if line["event"] == "websocket.closed"]
+
+
+@pytest.mark.parametrize("name", ["gpu-1=", ""])
+async def test_the_first_line_has_the_names_of_the_servers(engine: Engine, name: str) -> None:
+    async with gateway_process(f"{name}{engine.url}") as gateway:
+        assert (await gateway.logged("gateway.starting"))["comfyui"] == [f"{name}{engine.url}"]
+
+
 async def test_the_access_line_has_the_client_and_the_name_of_its_key(engine: Engine) -> None:
     keys = {"first-key-0123456789": "10.1.2.3", "second-key-0123456789": "2001:db8::7"}
     async with gateway_process(engine.url, API_KEYS=",".join(keys)) as gateway:

@@ -61,7 +61,7 @@ class Fence(NamedTuple):
 
     def next(self) -> Fence:
         """The fence of the attempt after this one."""
-        return self._replace(attempt=self.attempt + 1)
+        return Fence(self.prompt_id, self.run, self.attempt + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The door of jobs: their endpoints are called with the request alone, past FastAPI's routing and resolving.
+"""The door of jobs: their endpoints are called with the request alone, past FastAPI's own work.
 
-Those took a fifth of the CPU time of a prompt, and of a waiting caller's memory. FastAPI knows the same endpoints and
-describes them in ``/openapi.json``; without this module it would call them, with the same answers.
+Its routing and resolving took a fifth of the CPU time of a prompt, and of a waiting caller's memory. FastAPI knows the
+same endpoints and describes them in ``/openapi.json``; without this module it would call them, with the same answers.
 """
 
 from __future__ import annotations

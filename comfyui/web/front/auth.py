@@ -119,11 +119,14 @@ class Guard:
             await redirect_to_login(scope)(scope, receive, send)
         else:
             self._metrics.rejected.labels("unauthorized").inc()
-            if _shows_a_key(scope) and not await self._guesses.slow_down(scope):
+            shows_a_key = _shows_a_key(scope)
+            if shows_a_key and not await self._guesses.slow_down(scope):
                 await self._too_many_guesses(scope, receive, send)
                 return
             challenge = {"WWW-Authenticate": 'Bearer realm="comfyui-gateway"'}
             detail = "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
+            if shows_a_key:
+                detail = f"the key that was sent is not one of this gateway's; {detail}"
             if carries_ticket(scope):
                 detail = f"the ticket is over, was used, or is for another address or method; {detail}"
             await refusal(scope, 401, detail, challenge)(scope, receive, send)

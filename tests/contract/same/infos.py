@@ -30,7 +30,7 @@ async def node_definitions(who: Caller) -> None:
 
 def _is_of_a_script(choice: Any) -> bool:
     return isinstance(choice, str) and (
-        "same-" in choice or choice in {"3d", "clipspace", "gateway", "a", "b", "c", "deep"}
+        "same-" in choice or choice.partition("/")[0] in {"3d", "clipspace", "gateway", "a", "b", "c", "deep"}
     )
 
 
