@@ -13,7 +13,7 @@ _STANDING = frozenset({State.QUEUED, State.RUNNING})
 
 
 @asynccontextmanager
-async def following(admission: Admission, record: JobRecord, listener: Listener) -> AsyncIterator[Job | None]:
+async def following(admission: Admission, record: JobRecord, listener: Listener | None) -> AsyncIterator[Job | None]:
     """The job, whose events `listener` gets until the block ends: first what holds on of those that it missed.
 
     None where there is nothing to follow: it has ended, is being cancelled, or its caller waits for it on a connection.

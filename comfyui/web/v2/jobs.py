@@ -24,6 +24,7 @@ from comfyui.exceptions import (
     QueryError,
 )
 from comfyui.jobs.admission import Look
+from comfyui.jobs.following import following
 from comfyui.jobs.inputs import names_in
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
@@ -49,8 +50,8 @@ _UNKNOWN = "there is no such job"
 # SDKs wait 30 s for the answer to a submission.
 _VERDICT_S = 20.0
 _CANCEL_S = 10.0
-# So long after its submission a job that is being run is waited for.
-_QUICK_S = 0.4
+# So long after its submission a job is waited for.
+_QUICK_S = 1.0
 _NO_STORE = {"Cache-Control": "no-store"}
 
 _log = structlog.get_logger(__name__)
@@ -105,19 +106,34 @@ async def job(request: Request) -> Response:
 
     SDKs ask at once after the submission, and then half a second later: a quick job has its result at the first time.
     """
-    quick = await _quick_job(request)
-    look = _look_in_hand(quick) or await look_at(request)
+    look = None
+    quick = gateway_of(request).handler.standing.job(request.path_params["prompt_id"])
+    if quick is None:
+        look = await look_at(request)
+        quick = await _quick_row(request, look)
+    elif not await _is_quick(request, quick):
+        quick = None
+    if quick is not None or look is None:
+        look = _look_in_hand(quick) or await look_at(request)
     result = quick.result() if quick is not None and look.state is State.SUCCEEDED else None
     return json_response(200, await shown(request, look, result), _NO_STORE)
 
 
-async def _quick_job(request: Request) -> Job | None:
-    """A job that ends within that moment."""
-    job = gateway_of(request).handler.standing.job(request.path_params["prompt_id"])
-    if job is None or job.entry is None or job.ended or not (job.stays and caller_of(request).sees(job.owner)):
-        return None
+async def _is_quick(request: Request, job: Job) -> bool:
+    """Whether a job in hand ends within that moment."""
+    if job.entry is None or job.ended or not (job.stays and caller_of(request).sees(job.owner)):
+        return False
     left_s = job.entry.queued_at + _QUICK_S - time.time()
-    return job if left_s > 0 and await job.wait(left_s) else None
+    return left_s > 0 and await job.wait(left_s)
+
+
+async def _quick_row(request: Request, look: Look) -> Job | None:
+    """A job that waits for its turn, and ends within that moment all the same."""
+    record = look.record
+    if record is None or not record.waits or record.created_at + _QUICK_S <= time.time():
+        return None
+    async with following(gateway_of(request).handler.admission, record, None) as job:
+        return job if job is not None and await _is_quick(request, job) else None
 
 
 def _look_in_hand(job: Job | None) -> Look | None:
