@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from comfyui.exceptions import ComfyUIValidationError
-from comfyui.inputs.plan import brought_names, is_inline
+from comfyui.inputs.plan import brought_names, is_inline, path_in
 from comfyui.models import PromptRequest
 from comfyui.owners import folder_of
 from comfyui.workflows.api_format import LONGEST_PATH, node_title, texts_in, upload_inputs
@@ -43,14 +43,29 @@ def check_own_files(request: PromptRequest, object_info: Mapping[str, Any], key:
         raise ComfyUIValidationError(_DETAIL, node_errors=messages, codes={"file_not_own"})
 
 
+def unmarked_files(prompt: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The ``(node id, input name)`` that name a file of the input folder, and that no upload widget marks.
+
+    A text that ends as ComfyUI's names of such files is one, whatever node has it.
+    """
+    found = []
+    for node_id, node in prompt.items():
+        inputs = node.get("inputs") or {}
+        unmarked = _UNMARKED.get(node["class_type"], ())
+        found += [(node_id, name) for name, value in inputs.items() if name in unmarked or _is_input(value)]
+    return found
+
+
+def _is_input(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_PATH and value.endswith(" [input]")
+
+
 def _foreign(
     prompt: Mapping[str, Any], object_info: Mapping[str, Any], key: str, brought: Collection[str]
 ) -> Iterator[tuple[str, str]]:
-    named = set(upload_inputs(prompt, object_info))
+    named = {*upload_inputs(prompt, object_info), *unmarked_files(prompt)}
     for node_id, node in prompt.items():
-        inputs = node.get("inputs") or {}
-        named |= {(node_id, name) for name in _UNMARKED.get(node["class_type"], ()) if name in inputs}
-        for name, value in inputs.items():
+        for name, value in (node.get("inputs") or {}).items():
             texts = [text for text in texts_in(value) if text]
             if (node_id, name) in named:
                 wrong = any(not _is_own(text, key, brought) for text in texts)
@@ -128,8 +143,10 @@ def _without(value: Any, files: Collection[str]) -> Any:
 def _is_own(text: str, key: str, brought: Collection[str]) -> bool:
     if is_inline(text):
         return True
-    name = text.strip().removesuffix("[input]").rstrip()
-    return name in brought or (is_below(folder_of(key), name) and not name.endswith(_FOLDERS))
+    # As ComfyUI reads it: the character before the suffix goes with it, whatever it is.
+    name = text[: -len("?[input]")] if text.endswith("[input]") else text
+    # What is brought takes the place of exactly these texts, and all others go to ComfyUI as they are.
+    return path_in(text) in brought or (is_below(folder_of(key), name) and not name.endswith(_FOLDERS))
 
 
 def is_below(folder: str, name: str) -> bool:

@@ -9,7 +9,7 @@ from comfyui.exceptions import ComfyUIValidationError
 from comfyui.executors.assignment import Assignment
 from comfyui.executors.checking import Strictness, problems_on
 from comfyui.executors.made_files import Brought, MadeFiles, names_made
-from comfyui.executors.own_files import check_own_files
+from comfyui.executors.own_files import check_own_files, unmarked_files
 from comfyui.inputs.catalogue import Catalogue
 from comfyui.inputs.plan import brought_names, has_inline_values
 from comfyui.inputs.staging import InputStager
@@ -115,7 +115,7 @@ class Preparation:
         folder = folder_of(key) if key else ""
         with self._catalogue.held(named.values()):
             uploads = {**self._catalogue.to_place(named), **made.uploads}
-            inputs = [*widgets, *made.references] if made.uploads else widgets
+            inputs = [*widgets, *unmarked_files(prompt), *(made.references if made.uploads else ())]
             return await self._stager.stage(backend, request, inputs, job.files, folder, uploads)
 
     def places_anew(self, server: Server, refused: ComfyUIValidationError) -> bool:

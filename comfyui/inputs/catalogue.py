@@ -32,6 +32,7 @@ from comfyui.workflows.api_format import LONGEST_PATH
 SHARED = ""
 """The key of those who see everything."""
 TYPES = ("input", "output", "temp")
+# Of a name: in bytes of UTF-8, as disks count; of a whole folder: in characters.
 _LONGEST_NAME, _LONGEST_FOLDER = 255, 1024
 # Control characters, and halves of letters that no file system takes.
 _NEVER = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -279,10 +280,12 @@ def check_name(wanted: NewName) -> None:
     """Raise ValueError for a name or a folder that no file can have."""
     if wanted.type not in TYPES:
         raise ValueError("type: input, output or temp is wanted")
-    if not wanted.filename or len(wanted.filename) > _LONGEST_NAME or len(wanted.subfolder) > _LONGEST_FOLDER:
+    parts = posixpath.join(wanted.subfolder, wanted.filename).replace("\\", "/").split("/")
+    is_long = any(len(part.encode(errors="replace")) > _LONGEST_NAME for part in parts)
+    if not wanted.filename or is_long or len(wanted.subfolder) > _LONGEST_FOLDER:
         raise ValueError(
-            f"image, subfolder: a name of at most {_LONGEST_NAME} characters is wanted, and a folder of at"
-            f" most {_LONGEST_FOLDER}"
+            f"image, subfolder: names of at most {_LONGEST_NAME} bytes are wanted, and together a folder of at"
+            f" most {_LONGEST_FOLDER} characters"
         )
     if wanted.filename.replace("\\", "/").endswith("/"):
         raise ValueError("image: the name of a file is wanted")

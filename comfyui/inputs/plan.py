@@ -278,8 +278,10 @@ def rewritten(prompt: Mapping[str, Any], placed: Sequence[tuple[Item, Placed]]) 
         changed[node_id] = {**node, "inputs": {**node["inputs"], input_name: value}}
 
     for item, names in placed:
-        for reference in item.references if names.by_content != item.path else ():
-            change(reference, names.by_content)
+        for node_id, input_name in item.references:
+            # A folder of Windows is one of ours by now.
+            if names.by_content != item.path or "\\" in changed[node_id]["inputs"][input_name]:
+                change((node_id, input_name), names.by_content)
         if names.plain and names.plain != item.path:
             for node_id, input_name in item.mentions:
                 value = changed[node_id]["inputs"][input_name]

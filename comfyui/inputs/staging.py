@@ -227,7 +227,7 @@ class InputStager:
             if not upload.plain or f"{folder}/".startswith(OURS):
                 there = ""
             else:
-                there = await digest_there(server.shelf, path, content.size)
+                there = await _digest_shown(server.shelf, path, content.size)
             if there == content.digest:
                 stored[place] = path
             else:
@@ -263,6 +263,16 @@ async def digest_there(shelf: FileShelf, path: str, size: int) -> str | None:
     except ComfyUINotFoundError:
         return None
     return digest.hexdigest()
+
+
+async def _digest_shown(shelf: FileShelf, path: str, size: int) -> str | None:
+    """As `digest_there`; "" for a name that ComfyUI stores and reads, and does not show: one with two dots in it."""
+    try:
+        return await digest_there(shelf, path, size)
+    except ComfyUIServerError as error:
+        if error.upstream_status != 400:
+            raise
+        return ""
 
 
 async def _upload(shelf: FileShelf, content: Content, name: str, subfolder: str, *, overwrite: bool) -> str:

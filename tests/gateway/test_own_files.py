@@ -71,6 +71,18 @@ async def test_another_s_file_is_refused_as_one_that_is_not_there(calls: Calls, 
     assert "secret" not in str(told["problems"][0]["closest"])
 
 
+@pytest.mark.parametrize("brought", ["secret.pngX", "keys/bob/x.pngX"])
+async def test_a_suffix_cuts_no_name_that_is_brought_to_another_s(calls: Calls, engine: Engine, brought: str) -> None:
+    """ComfyUI cuts `[input]` with the character before it: what it then reads did not come with the workflow."""
+    _put(engine, "secret.png")
+    _put(engine, "keys/bob/x.png")
+    subfolder, _, name = brought.rpartition("/")
+    picture = {"name": name, "subfolder": subfolder, "image": base64.b64encode(_PNG).decode()}
+    status, told = await calls.submit(ALICE, _load(f"{brought}[input]"), images=[picture])
+    assert (status, told["type"]) == (400, "validation_failed")
+    assert executions(engine) == {}
+
+
 async def test_what_comes_with_the_workflow_and_what_is_the_key_s_own_is_read(calls: Calls, engine: Engine) -> None:
     _put(engine, "keys/alice/x.png")
     picture = base64.b64encode(_PNG).decode()

@@ -107,6 +107,30 @@ async def test_no_spelling_opens_another_s_file(calls: Calls, engine: Engine) ->
     assert opened.body == b"keys/alice"
 
 
+async def test_folders_in_a_name_lead_to_no_file_of_another(calls: Calls, engine: Engine) -> None:
+    """ComfyUI reads the last part of the name: `theirs` + `x/same.png` is `theirs/same.png`, and not `theirs/x/…`."""
+    _, theirs = await calls.submit(BOB, invert_workflow(1, prefix="theirs/same"))
+    _, mine = await calls.submit(ALICE, invert_workflow(2, prefix="theirs/x/same"))
+    name = theirs["images"][0]["filename"]
+    assert mine["images"][0]["filename"] == name
+    (engine.folders.input / "keys").mkdir(exist_ok=True)
+    (engine.folders.input / "keys" / "photo.png").write_bytes(b"nobody's")
+    for query in (
+        {"filename": f"x/{name}", "subfolder": "theirs"},
+        {"filename": f"x/{name}", "subfolder": f"{mine['prompt_id']}/theirs"},
+        {"filename": "alice/photo.png", "subfolder": "keys", "type": "input"},
+    ):
+        assert (await _view(calls, ALICE, urlencode(query))).status == 404, query
+    own = (engine.folders.output / "theirs" / "x" / name).read_bytes()
+    for folder in ("theirs/x", f"{mine['prompt_id']}/theirs/x"):
+        # Where the last part is the key's own, it is opened, as ComfyUI does.
+        for given in (name, f"any/{name}"):
+            query = {"filename": given, "subfolder": folder}
+            found = await _view(calls, ALICE, urlencode(query))
+            # With one server the id stands for a folder that ComfyUI has not.
+            assert (found.status, found.body) == (200, own), query
+
+
 # Node definitions
 
 

@@ -231,6 +231,25 @@ async def test_a_name_that_nobody_uploaded_is_refused_as_before(fleet: RunningGa
         assert (await response.json())["valid"] is True
 
 
+@pytest.mark.parametrize(("name", "subfolder"), [("a...b.png", ""), ("a.png", "windows\\folder")])
+async def test_an_upload_with_an_odd_name_is_where_its_prompt_runs(
+    fleet: RunningGateway, name: str, subfolder: str
+) -> None:
+    """ComfyUI stores and reads a name with two dots in it, and shows it to nobody."""
+    status, told = await upload(fleet, name, RED, subfolder=subfolder)
+    assert (status, told["name"]) == (200, name)
+    status, result = await fleet.prompt_sync(load("/".join(filter(None, (told["subfolder"], name)))))
+    assert status == 200, result
+    assert await result_color(fleet, result) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "subfolder"), [(f"{'ä' * 126}.png", ""), ("a.png", f"b/{'c' * 256}")])
+async def test_a_name_that_no_disk_takes_is_refused_at_once(fleet: RunningGateway, name: str, subfolder: str) -> None:
+    status, told = await upload(fleet, name, RED, subfolder=subfolder)
+    assert status == 400
+    assert "255 bytes" in told
+
+
 # The owner
 
 
@@ -275,6 +294,21 @@ async def test_nobody_reads_another_s_upload(owned_fleet: Calls, three_engines: 
     for folder in ("output", "temp"):
         answer = await owned_fleet.gateway.http.get(f"/internal/files/{folder}", headers=bearer(BOB))
         assert await answer.json() == []
+
+
+async def test_a_text_that_names_an_upload_means_the_key_s_own(owned_fleet: Calls, three_engines: list[Engine]) -> None:
+    """A node may take its file's name as plain text; the plain name may be another's on the server."""
+    for engine in three_engines:
+        (engine.folders.input / "a.png").write_bytes(GREEN)
+    await upload(owned_fleet.gateway, "a.png", RED, ALICE)
+    shows = {"1": {"class_type": "PreviewAny", "inputs": {"source": "a.png [input]"}}}
+    status, told = await owned_fleet.submit(ALICE, shows)
+    assert status == 200, told
+    placed = f"gateway/{hashlib.sha256(RED).hexdigest()}/a.png"
+    assert told["outputs"]["1"]["text"] == [placed]
+    assert any(inputs_of(engine).get(placed) == RED for engine in three_engines)
+    status, told = await owned_fleet.submit(BOB, shows)
+    assert (status, told["type"]) == (400, "validation_failed")
 
 
 @pytest.mark.parametrize("path", ["/object_info", "/api/object_info/LoadImage"])
@@ -342,6 +376,8 @@ async def test_a_mask_is_put_on_its_original_wherever_that_is(
         {"filename": "../a.png", "type": "input"},
         {"filename": "a.png", "subfolder": "00000000-0000-4000-8000-000000000000", "type": "output"},
         {"filename": ""},
+        {"filename": 5, "type": "input"},
+        {"filename": "a.png", "subfolder": 7, "type": ["input"]},
         {"type": "input"},
         "no JSON",
         "[]",

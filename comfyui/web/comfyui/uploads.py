@@ -183,7 +183,10 @@ def _original_of(texts: Mapping[str, str]) -> FileRef:
     """Raises `RequestError`."""
     try:
         ref = jsonio.loads(texts.get(_REF, "").encode())
-        return file_ref(ref["filename"], ref.get("subfolder") or "", ref.get("type") or "output")
+        filename, subfolder, folder_type = ref["filename"], ref.get("subfolder") or "", ref.get("type") or "output"
+        if not all(isinstance(text, str) for text in (filename, subfolder, folder_type)):
+            raise TypeError("not texts")
+        return file_ref(filename, subfolder, folder_type)
     except (ValueError, TypeError, KeyError, AttributeError):
         how = 'original_ref: JSON is wanted, such as {"filename": "a.png", "subfolder": "", "type": "input"}'
         raise RequestError(how) from None

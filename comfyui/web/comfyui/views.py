@@ -7,6 +7,7 @@ of another key, one that does not exist, and a file that a prompt did not make h
 
 from __future__ import annotations
 
+import posixpath
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -101,7 +102,7 @@ class Views:
         place = _place(query, subfolder)
         if place is None or self._made is None:
             return Response(status_code=404)
-        if query.get("type") == "input" and is_below(folder_of(rules.name), f"{subfolder}/{query['filename']}"):
+        if query.get("type") == "input" and is_below(folder_of(rules.name), place.removeprefix("input/")):
             return _asked(query, subfolder, None)
         newest = await self._made.newest(rules.name, place)
         server = None if newest is None else self._pool.named(newest.server)
@@ -112,9 +113,11 @@ class Views:
 
 def _place(query: dict[str, str], subfolder: str) -> str | None:
     """By what the journal knows the file; None for what is no plain name of one."""
-    filename = query.get("filename", "")
+    given = query.get("filename", "")
+    # ComfyUI reads the last part only, so the file is another one than a name with folders seems to say.
+    filename = posixpath.basename(given)
     # A suffix such as " [output]" would lead to another folder.
-    if not filename or filename.rstrip().endswith("]"):
+    if not filename or ".." in given or filename.rstrip().endswith("]"):
         return None
     return place_of(query.get("type", "output"), subfolder, filename)
 
