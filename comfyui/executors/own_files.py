@@ -37,7 +37,7 @@ def check_own_files(request: PromptRequest, object_info: Mapping[str, Any], key:
         files: names of further inputs that come with it.
     """
     messages: dict[str, list[str]] = {}
-    for node_id, input_name in _foreign(request.prompt, object_info, key, brought_names(request, files)):
+    for node_id, input_name in _foreign(request, object_info, key, files):
         messages.setdefault(node_id, []).append(f"{input_name}: {_HOW}")
     if messages:
         raise ComfyUIValidationError(_DETAIL, node_errors=messages, codes={"file_not_own"})
@@ -61,12 +61,16 @@ def _is_input(value: Any) -> bool:
 
 
 def _foreign(
-    prompt: Mapping[str, Any], object_info: Mapping[str, Any], key: str, brought: Collection[str]
+    request: PromptRequest, object_info: Mapping[str, Any], key: str, files: Collection[str]
 ) -> Iterator[tuple[str, str]]:
+    prompt = request.prompt
+    everything, images = brought_names(request, files), brought_names(request, ())
     named = {*upload_inputs(prompt, object_info), *unmarked_files(prompt)}
     for node_id, node in prompt.items():
         for name, value in (node.get("inputs") or {}).items():
             texts = [text for text in texts_in(value) if text]
+            # Within a list or an object, such as `__value__`, no upload takes the place of its name.
+            brought = everything if isinstance(value, str) else images
             if (node_id, name) in named:
                 wrong = any(not _is_own(text, key, brought) for text in texts)
             else:
@@ -164,7 +168,7 @@ def as_seen_by(
 ) -> list[Problem]:
     """The problems of a user's workflow, without a word about files of others and their names."""
     named = set(upload_inputs(request.prompt, object_info))
-    foreign = set(_foreign(request.prompt, object_info, key, brought_names(request, files)))
+    foreign = set(_foreign(request, object_info, key, files))
     kept = [problem for problem in problems if (problem.node_id, problem.input_name) not in named | foreign]
     return [*kept, *(_not_own(request.prompt, *where) for where in sorted(foreign))]
 

@@ -311,6 +311,21 @@ async def test_a_text_that_names_an_upload_means_the_key_s_own(owned_fleet: Call
     assert (status, told["type"]) == (400, "validation_failed")
 
 
+async def test_a_wrapped_name_of_an_upload_is_not_another_s_file(
+    owned_fleet: Calls, three_engines: list[Engine]
+) -> None:
+    """ComfyUI unwraps `__value__`, and reads what has the plain name."""
+    for engine in three_engines:
+        (engine.folders.input / "a.png").write_bytes(GREEN)
+    await upload(owned_fleet.gateway, "a.png", RED, ALICE)
+    workflow = load("a.png") | {
+        "5": {"class_type": "LoadImage", "inputs": {"image": {"__value__": "a.png"}}},
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "wrapped"}},
+    }
+    status, told = await owned_fleet.submit(ALICE, workflow)
+    assert (status, told["type"], list(told["node_errors"])) == (400, "validation_failed", ["5"])
+
+
 @pytest.mark.parametrize("path", ["/object_info", "/api/object_info/LoadImage"])
 async def test_the_lists_of_nodes_have_the_caller_s_own_uploads(owned_fleet: Calls, path: str) -> None:
     await upload(owned_fleet.gateway, "mine.png", RED, ALICE)
