@@ -110,7 +110,7 @@ class JobOutputs:
         ended = [record.prompt_id for record in records if record.state.is_end]
         kept: list[KeptJob | None] = []
         while len(kept) < len(ended):
-            kept += await self._journal.kept(ended[len(kept) :], _MOST_BYTES, results=True)
+            kept += await self._journal.kept(ended[len(kept) :], _MOST_BYTES, results=True, bodies=False)
         results = {one.record.prompt_id: one.result for one in kept if one is not None and one.result is not None}
         made: list[Outputs] = []
         for record in records:

@@ -500,7 +500,9 @@ class MemoryJournal:
         fitting = (job for seq in self._unfinished if narrowed.fits(job := self._jobs[seq]))
         return {job.prompt_id: job.queued_at for job in fitting}
 
-    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
+    async def kept(
+        self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False, bodies: bool = True
+    ) -> list[KeptJob | None]:
         found: list[KeptJob | None] = []
         size = 0
         for prompt_id in prompt_ids:
@@ -508,7 +510,7 @@ class MemoryJournal:
                 found.append(None)
                 continue
             result = unpacked(self._results.get(job.seq)) if results else None
-            body = self._bodies.of(job.body_sha256)
+            body = self._bodies.of(job.body_sha256) if bodies else None
             found.append(KeptJob(self._marked(job), body, result))
             size += len(body or b"") + len(result or b"")
             if size >= most_bytes:

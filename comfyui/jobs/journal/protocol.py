@@ -156,10 +156,13 @@ class Journal(Protocol):
     async def queued_since(self, key: str | None) -> dict[str, float]:
         """When the present run was queued, of each job that has not ended, of this key as for `ended`."""
 
-    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
+    async def kept(
+        self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False, bodies: bool = True
+    ) -> list[KeptJob | None]:
         """The first of these jobs, with what they were asked and with `results` what they gave: None for an unknown id.
 
-        So many that they have about `most_bytes` together, and at least one.
+        So many that they have about `most_bytes` together, and at least one. Not `bodies`: without what they were
+        asked.
         """
 
     async def counts(self) -> Mapping[State, int]:

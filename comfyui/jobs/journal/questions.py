@@ -119,8 +119,10 @@ class Questions(ABC):
     async def queued_since(self, key: str | None) -> dict[str, float]:
         return await self._ask(lambda sql: queued_since(sql.database, key))
 
-    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
-        return await self._ask(lambda sql: kept(sql.database, prompt_ids, most_bytes, results=results))
+    async def kept(
+        self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False, bodies: bool = True
+    ) -> list[KeptJob | None]:
+        return await self._ask(lambda sql: kept(sql.database, prompt_ids, most_bytes, results=results, bodies=bodies))
 
     async def counts(self) -> Mapping[State, int]:
         return await self._ask(Statements.counts)

@@ -61,11 +61,11 @@ def queued_since(database: sqlite3.Connection, key: str | None) -> dict[str, flo
 
 
 def kept(
-    database: sqlite3.Connection, prompt_ids: Sequence[str], most_bytes: int, *, results: bool
+    database: sqlite3.Connection, prompt_ids: Sequence[str], most_bytes: int, *, results: bool, bodies: bool
 ) -> list[KeptJob | None]:
     """See `Journal.kept`."""
     query = (
-        f"SELECT {JOB_COLUMNS}, (SELECT data FROM bodies WHERE id = body_id),"  # noqa: S608
+        f"SELECT {JOB_COLUMNS}, {'(SELECT data FROM bodies WHERE id = body_id)' if bodies else 'NULL'},"  # noqa: S608
         f" {'result' if results else 'NULL'} FROM jobs WHERE prompt_id = ?"
     )
     found: list[KeptJob | None] = []
