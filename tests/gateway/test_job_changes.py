@@ -189,7 +189,8 @@ async def test_prompts_that_wait_on_one_server_are_taken_back_together(engine: E
         await until(lambda: queue_of(engine), lambda queue: (len(queue[0]), len(queue[1])) == (1, 39))
         asked = requests(engine, "GET /queue")
         assert await post(gateway, "/queue", {"clear": True}) == (200, "")
-        assert requests(engine, "GET /queue") - asked == 1
+        # Not one for each of the 39. The gateway may look through the server's queue meanwhile, too.
+        assert 1 <= requests(engine, "GET /queue") - asked <= 3
         assert await queue_of(engine) == (jobs[:1], [])
         assert {await told_of(gateway, one) for one in jobs[1:]} == {CANCELLED}
         await post(gateway, "/interrupt")
