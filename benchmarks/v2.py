@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import orjson
 from comfy_sdk import AsyncComfy
 
-from benchmarks.callers import pool_of, workflow
+from benchmarks.callers import workflow
+from benchmarks.jobs import pages
 from benchmarks.journal import JOBS, fill
 from benchmarks.processes import ROOT, Server, free_port, running_engine, running_gateway, stop, until_ok
 from benchmarks.stage import Row, Stage, percentile
@@ -128,21 +127,7 @@ async def listing(on: Stage) -> list[Row]:
         await fill(journal, count, unfinished=0)
     queries = {"none": "", "state": "&status=failed", "label": "&metadata[project]=p18"}
     async with running_gateway(on.engine, on.logs, STATE_DIR=str(folder), **_KEEP_ALL) as gateway:
-        return [await _pages(gateway, name, query) for name, query in queries.items()]
-
-
-async def _pages(gateway: Server, name: str, query: str) -> Row:
-    took: list[float] = []
-    found = 0
-    async with pool_of(gateway) as pool:
-        cursor = ""
-        for _ in range(60):
-            began = time.perf_counter()
-            reply = await pool.request("GET", f"/api/v2/jobs?limit=50{query}{cursor}")
-            took.append((time.perf_counter() - began) * 1000)
-            page: dict[str, Any] = orjson.loads(reply.body)
-            found += len(page["jobs"])
-            cursor = f"&cursor={page['next_cursor']}" if "next_cursor" in page else ""
-    p95 = percentile(took, 95)
-    detail = f"p50 {percentile(took, 50):.1f} ms; {found:,} jobs seen"
-    return Row(f"a page of v2's list, filter: {name}", f"p95 {p95:.1f} ms", "≤ 10 ms", p95 <= 10, detail)
+        return [
+            await pages(gateway, "/api/v2/jobs", f"a page of v2's list, filter: {name}", query)
+            for name, query in queries.items()
+        ]
