@@ -40,12 +40,13 @@ from comfyui.workflows.convert.links import (
 from comfyui.workflows.convert.matching import settle_types
 from comfyui.workflows.convert.primitives import apply_primitives
 from comfyui.workflows.convert.promotion import promote_widgets
+from comfyui.workflows.convert.shown import Shown, ShownWidget
 from comfyui.workflows.convert.text import choose_dynamic_prompt, fill_placeholders, has_choices
 from comfyui.workflows.convert.virtual import apply_everywhere_links, is_virtual, remove_editor_only, setter_warnings
 from comfyui.workflows.convert.widgets import BROWSER_ONLY_TYPES, complete_node
 from comfyui.workflows.node_definitions import ObjectInfo, declared_outputs
 
-__all__ = ["ConvertedWorkflow", "to_api_format"]
+__all__ = ["ConvertedWorkflow", "ShownWidget", "to_api_format"]
 
 # Classes whose file name prefix may hold placeholders that only the editor fills in.
 _SAVING_CLASSES = frozenset(
@@ -62,10 +63,14 @@ _OLD_SAMPLER_PREFIX = "sample_"
 
 @dataclass(frozen=True, slots=True)
 class ConvertedWorkflow:
-    """``prompt`` is in API format; ``warnings`` say what was left out or looked odd, each with its node."""
+    """``prompt`` is in API format; ``warnings`` say what was left out or looked odd, each with its node.
+
+    ``shown`` tells where the values of promoted widgets and of primitive nodes went, in the order of the file.
+    """
 
     prompt: dict[str, Any]
     warnings: tuple[str, ...]
+    shown: tuple[ShownWidget, ...] = ()
 
 
 def to_api_format(
@@ -111,7 +116,8 @@ def to_api_format(
         }
     if not prompt:
         raise ComfyUIValidationError("Nothing is left to run: every node is muted, bypassed or a note.")
-    return ConvertedWorkflow(prompt, tuple(dict.fromkeys(workflow.warnings + export.warnings)))
+    warnings = tuple(dict.fromkeys(workflow.warnings + export.warnings))
+    return ConvertedWorkflow(prompt, warnings, export.shown.all(prompt))
 
 
 def _is_exported(entry: Placed) -> bool:
@@ -178,6 +184,7 @@ class _Export:
     def __init__(self, workflow: Workflow, placed: Mapping[str, Placed], now: datetime, rng: Random) -> None:
         self._workflow = workflow
         self._links = LinkResolver(placed)
+        self.shown = Shown(workflow, placed)
         self._now = now
         self._rng = rng
         self._warnings: list[str] = []
@@ -197,8 +204,9 @@ class _Export:
             match self._links.source_of(placed, index):
                 case NodeOutput(node_id, output):
                     inputs[slot.name] = [node_id, output]
-                case PromotedValue(value) if value is not MISSING:
+                case PromotedValue(value) as promoted if value is not MISSING:
                     inputs[slot.name] = {"__value__": value} if isinstance(value, list) else value
+                    self.shown.note(promoted, placed.id, slot.name)
         if node.type == "CustomCombo":
             inputs["index"] = _chosen_index(node, inputs)
         for widget in node.widgets:

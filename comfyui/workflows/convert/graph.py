@@ -133,6 +133,7 @@ class BoundarySlot:
     name: str
     type: str
     links: tuple[str, ...]
+    label: str | None = None
 
 
 @dataclass(slots=True)
@@ -278,8 +279,13 @@ def _parse_input(data: Mapping[str, Any]) -> InputSlot:
         type=slot_type(data.get("type")),
         link=None if link is None else id_text(link),
         widget=None if widget is None else str(widget),
-        label=str(data["label"]) if data.get("label") else None,
+        label=_label(data),
     )
+
+
+def _label(slot: Mapping[str, Any]) -> str | None:
+    """What the editor shows in place of a slot's name, where it was renamed."""
+    return str(slot["label"]) if slot.get("label") else None
 
 
 def _parse_link(entry: Any, renamed: Mapping[str, str]) -> Link | None:
@@ -316,7 +322,7 @@ def _parse_link(entry: Any, renamed: Mapping[str, str]) -> Link | None:
 
 def _parse_boundary(data: Mapping[str, Any]) -> BoundarySlot:
     links = tuple(id_text(link) for link in as_sequence(data.get("linkIds")))
-    return BoundarySlot(str(data.get("name", "")), slot_type(data.get("type")), links)
+    return BoundarySlot(str(data.get("name", "")), slot_type(data.get("type")), links, _label(data))
 
 
 def id_text(value: Any) -> str:

@@ -50,9 +50,14 @@ class NodeOutput:
 
 @dataclass(frozen=True, slots=True)
 class PromotedValue:
-    """The value of a widget that a subgraph instance shows in place of a linked input."""
+    """The value of a widget that a subgraph instance shows in place of a linked input.
+
+    `instance` and `name` are the id of the outermost instance that shows it, and what the widget is called there.
+    """
 
     value: Any
+    instance: str
+    name: str
 
 
 Source = NodeOutput | PromotedValue
@@ -175,7 +180,7 @@ class LinkResolver:
         outer = inputs[link.origin_slot]
         if outer.link is None or outer.link not in instance.graph.links:
             widget = instance.node.widget(outer.widget) if outer.widget else None
-            return PromotedValue(widget.value) if widget else None
+            return PromotedValue(widget.value, instance.id, widget.name) if widget else None
         return self._into(instance, link.origin_slot, None, seen)
 
     def _out_of(self, placed: Placed, slot: int, wanted: str, seen: set[tuple[str, str, int]]) -> Source | None:

@@ -27,15 +27,19 @@ def apply_primitives(workflow: Workflow, now: datetime) -> list[str]:
     return warnings
 
 
-def _apply(primitive: Node, graph: Graph, workflow: Workflow, now: datetime) -> list[str]:
-    targets = [
-        (owner, slot)
+def targets_of(primitive: Node, graph: Graph) -> list[tuple[Node, Widget]]:
+    """The widgets that a primitive node is linked to, each with its node."""
+    return [
+        (owner, widget)
         for link in _outgoing(primitive, graph)
         if (owner := graph.nodes.get(graph.links[link].target_id))
         for slot in owner.inputs
-        if slot.link == link
+        if slot.link == link and (widget := owner.widget(slot.widget))
     ]
-    widgets = [widget for owner, slot in targets if (widget := owner.widget(slot.widget))]
+
+
+def _apply(primitive: Node, graph: Graph, workflow: Workflow, now: datetime) -> list[str]:
+    widgets = [widget for _, widget in targets_of(primitive, graph)]
     values = primitive.widget_values
     if not widgets or isinstance(values, Mapping):
         return []

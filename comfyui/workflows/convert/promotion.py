@@ -81,7 +81,7 @@ class _Promotion:
                 self._warn(node, f"has no input {slot.name} any more, so the link to it is left out")
         node.inputs, node.widgets = [], []
         for boundary in inside.inputs:
-            self._add_input(node, inside, boundary, in_file[boundary.name].link if boundary.name in in_file else None)
+            self._add_input(node, inside, boundary, in_file.get(boundary.name))
         node.output_types = [boundary.type for boundary in inside.outputs]
         self._instances.setdefault(node.type, []).append(node)
         self._inputs_at_first[id(node)] = len(inside.inputs)
@@ -95,8 +95,9 @@ class _Promotion:
             self._warn(node, f"stores {len(values)} values for {len(node.widgets)} widgets; the last ones are left out")
 
     @staticmethod
-    def _add_input(node: Node, inside: Graph, boundary: BoundarySlot, link: str | None = None) -> None:
-        slot = InputSlot(boundary.name, boundary.type, link)
+    def _add_input(node: Node, inside: Graph, boundary: BoundarySlot, in_file: InputSlot | None = None) -> None:
+        slot = InputSlot(boundary.name, boundary.type, in_file.link if in_file else None, label=boundary.label)
+        slot.label = slot.label or (in_file.label if in_file else None)
         if inner := _inner_widget(boundary, inside):
             slot.widget = boundary.name
             node.widgets.append(Widget(boundary.name, inner.kind, inner.value, options=inner.options))
