@@ -21,7 +21,7 @@ from comfyui.executors.made_files import MadeFiles
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.asset_writes import KnowOutputs, OutputFacts
 from comfyui.jobs.journal.protocol import Journal
-from comfyui.jobs.journal.records import JobRecord, KeptJob
+from comfyui.jobs.journal.records import JobRecord
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.standing import StandingJobs
 from comfyui.jobs.stored import result_from_bytes
@@ -107,24 +107,25 @@ class JobOutputs:
 
     async def of_all(self, records: Sequence[JobRecord]) -> tuple[list[Outputs], Mapping[str, OutputFacts]]:
         """What each of these jobs has made, and what is known of all that, by id; no server is asked."""
-        ended = [record.prompt_id for record in records if record.state.is_end]
-        kept: list[KeptJob | None] = []
-        while len(kept) < len(ended):
-            kept += await self._journal.kept(ended[len(kept) :], _MOST_BYTES, results=True, bodies=False)
-        results = {one.record.prompt_id: one.result for one in kept if one is not None and one.result is not None}
-        made: list[Outputs] = []
-        for record in records:
-            if not record.state.is_end:
-                made.append(await self.of(record))
-            elif (result := results.get(record.prompt_id)) is None:
-                made.append(Outputs(None, ()))
-            else:
-                made.append(await offloaded(len(result), _kept_outputs, record.prompt_id, result))
-        measured = await self._journal.output_facts([(record.prompt_id, record.run) for record in records])
-        known = {one.id: one for one in measured}
+        by_job = await self._all_kept([record.prompt_id for record in records if record.state.is_end])
+        made = [by_job.get(record.prompt_id) or await self.of(record) for record in records]
+        known: dict[str, OutputFacts] = {}
         for record, one in zip(records, made, strict=True):
-            known = await _facts_by_itself(record, one) | known
-        return made, known
+            known |= await _facts_by_itself(record, one)
+        measured = await self._journal.output_facts([(record.prompt_id, record.run) for record in records])
+        return made, known | {one.id: one for one in measured}
+
+    async def _all_kept(self, prompt_ids: Sequence[str]) -> dict[str, Outputs]:
+        """What these jobs, which have ended, have made."""
+        found: dict[str, Outputs] = {}
+        while len(found) < len(prompt_ids):
+            more = prompt_ids[len(found) :]
+            for prompt_id, result in zip(more, await self._journal.results_of(more, _MOST_BYTES), strict=False):
+                if result is None:
+                    found[prompt_id] = Outputs(None, ())
+                else:
+                    found[prompt_id] = await offloaded(len(result), _kept_outputs, prompt_id, result)
+        return found
 
     async def find(self, asset_id: str, origin: Origin) -> FoundOutput | None:
         """The output; None where there is none of this id, or none that the caller may have."""

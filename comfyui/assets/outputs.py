@@ -6,7 +6,6 @@ An id is made of the job's and of what tells its outputs apart, so that it is th
 from __future__ import annotations
 
 import hashlib
-import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,7 +81,7 @@ def _of_node(prompt_id: str, node_id: str, outputs: Mapping[str, Any]) -> Iterat
         for item in items if isinstance(items, list) else ():
             if (file := _file_of(node_id, key, item)) is not None:
                 named = [node_id, file.type, file.subfolder, file.filename]
-                name = posixpath.basename(file.filename)
+                name = file.filename.rpartition("/")[2]
                 yield JobOutput(_id(prompt_id, named), node_id, name, file.content_type, file)
             elif (text := _text_of(key, item)) is not None:
                 texts += 1

@@ -42,6 +42,7 @@ from comfyui.jobs.journal.records import (
     UsageRow,
 )
 from comfyui.jobs.journal.rows import packed, unpacked
+from comfyui.jobs.journal.showing import first_of
 from comfyui.jobs.journal.uploads import MemoryUploads
 from comfyui.jobs.journal.writes import (
     Add,
@@ -419,6 +420,10 @@ class MemoryJournal:
     async def result_of(self, prompt_id: str) -> bytes | None:
         return unpacked(self._results.get(self._seqs.get(prompt_id, 0)))
 
+    async def results_of(self, prompt_ids: Sequence[str], most_bytes: int) -> list[bytes | None]:
+        found = (self._results.get(self._seqs.get(prompt_id, 0)) for prompt_id in prompt_ids)
+        return first_of(map(unpacked, found), most_bytes)
+
     async def runs(self, prompt_id: str) -> list[RunRecord]:
         return list(self._runs.get(self._seqs.get(prompt_id, 0), ()))
 
@@ -500,9 +505,7 @@ class MemoryJournal:
         fitting = (job for seq in self._unfinished if narrowed.fits(job := self._jobs[seq]))
         return {job.prompt_id: job.queued_at for job in fitting}
 
-    async def kept(
-        self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False, bodies: bool = True
-    ) -> list[KeptJob | None]:
+    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
         found: list[KeptJob | None] = []
         size = 0
         for prompt_id in prompt_ids:
@@ -510,7 +513,7 @@ class MemoryJournal:
                 found.append(None)
                 continue
             result = unpacked(self._results.get(job.seq)) if results else None
-            body = self._bodies.of(job.body_sha256) if bodies else None
+            body = self._bodies.of(job.body_sha256)
             found.append(KeptJob(self._marked(job), body, result))
             size += len(body or b"") + len(result or b"")
             if size >= most_bytes:

@@ -114,6 +114,9 @@ class Journal(Protocol):
     async def result_of(self, prompt_id: str) -> bytes | None:
         """The result of the present run, where it ended with one; of one that failed, what nodes had made before."""
 
+    async def results_of(self, prompt_ids: Sequence[str], most_bytes: int) -> list[bytes | None]:
+        """As `result_of` for the first of these jobs: so many that they have about `most_bytes`, and at least one."""
+
     async def attempt_of(self, prompt_id: str) -> Attempt | None:
         """How far the present attempt is at a platform that knows no ids of ours; None where it is at none."""
 
@@ -156,13 +159,10 @@ class Journal(Protocol):
     async def queued_since(self, key: str | None) -> dict[str, float]:
         """When the present run was queued, of each job that has not ended, of this key as for `ended`."""
 
-    async def kept(
-        self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False, bodies: bool = True
-    ) -> list[KeptJob | None]:
+    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
         """The first of these jobs, with what they were asked and with `results` what they gave: None for an unknown id.
 
-        So many that they have about `most_bytes` together, and at least one. Not `bodies`: without what they were
-        asked.
+        So many that they have about `most_bytes` together, and at least one.
         """
 
     async def counts(self) -> Mapping[State, int]:

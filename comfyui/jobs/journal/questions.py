@@ -27,7 +27,7 @@ from comfyui.jobs.journal.records import (
     UsageQuery,
     UsageRow,
 )
-from comfyui.jobs.journal.showing import ended, kept, named_inputs, queued_since
+from comfyui.jobs.journal.showing import ended, kept, named_inputs, queued_since, results_of
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.uploads import uploads
 from comfyui.jobs.journal.writes import KeptUpload
@@ -55,6 +55,9 @@ class Questions(ABC):
 
     async def result_of(self, prompt_id: str) -> bytes | None:
         return await self._ask(lambda sql: sql.result(prompt_id))
+
+    async def results_of(self, prompt_ids: Sequence[str], most_bytes: int) -> list[bytes | None]:
+        return await self._ask(lambda sql: results_of(sql.database, prompt_ids, most_bytes))
 
     async def attempt_of(self, prompt_id: str) -> Attempt | None:
         return await self._ask(lambda sql: sql.attempts.of(prompt_id))
@@ -119,10 +122,8 @@ class Questions(ABC):
     async def queued_since(self, key: str | None) -> dict[str, float]:
         return await self._ask(lambda sql: queued_since(sql.database, key))
 
-    async def kept(
-        self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False, bodies: bool = True
-    ) -> list[KeptJob | None]:
-        return await self._ask(lambda sql: kept(sql.database, prompt_ids, most_bytes, results=results, bodies=bodies))
+    async def kept(self, prompt_ids: Sequence[str], most_bytes: int, *, results: bool = False) -> list[KeptJob | None]:
+        return await self._ask(lambda sql: kept(sql.database, prompt_ids, most_bytes, results=results))
 
     async def counts(self) -> Mapping[State, int]:
         return await self._ask(Statements.counts)

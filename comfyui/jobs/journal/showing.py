@@ -6,7 +6,7 @@ On its own thread.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from comfyui import jsonio
 from comfyui.jobs.journal.listing import OF_KEY, key_range
@@ -60,12 +60,33 @@ def queued_since(database: sqlite3.Connection, key: str | None) -> dict[str, flo
     return dict(database.execute(f"{query} AND {OF_KEY}", key_range(key)))
 
 
+def results_of(database: sqlite3.Connection, prompt_ids: Sequence[str], most_bytes: int) -> list[bytes | None]:
+    """See `Journal.results_of`."""
+    rows = (
+        database.execute("SELECT result FROM jobs WHERE prompt_id = ?", (prompt_id,)).fetchone()
+        for prompt_id in prompt_ids
+    )
+    return first_of((None if row is None else unpacked(row[0]) for row in rows), most_bytes)
+
+
+def first_of(results: Iterable[bytes | None], most_bytes: int) -> list[bytes | None]:
+    """So many that they have about `most_bytes`, and at least one."""
+    found: list[bytes | None] = []
+    size = 0
+    for result in results:
+        found.append(result)
+        size += len(result or b"")
+        if size >= most_bytes:
+            break
+    return found
+
+
 def kept(
-    database: sqlite3.Connection, prompt_ids: Sequence[str], most_bytes: int, *, results: bool, bodies: bool
+    database: sqlite3.Connection, prompt_ids: Sequence[str], most_bytes: int, *, results: bool
 ) -> list[KeptJob | None]:
     """See `Journal.kept`."""
     query = (
-        f"SELECT {JOB_COLUMNS}, {'(SELECT data FROM bodies WHERE id = body_id)' if bodies else 'NULL'},"  # noqa: S608
+        f"SELECT {JOB_COLUMNS}, (SELECT data FROM bodies WHERE id = body_id),"  # noqa: S608
         f" {'result' if results else 'NULL'} FROM jobs WHERE prompt_id = ?"
     )
     found: list[KeptJob | None] = []

@@ -40,11 +40,13 @@ async def outputs_of_all(gateway: GatewayState, records: Sequence[JobRecord], ad
 
 
 def _outputs_json(record: JobRecord, made: Outputs, facts: Mapping[str, OutputFacts], address: Address) -> list[JSON]:
-    until = expires_at(record, address.keep_s)
+    until = time_of(expires_at(record, address.keep_s))
     return [output_json(record.prompt_id, one, facts.get(one.id), until, address) for one in made.outputs]
 
 
-def output_json(prompt_id: str, output: JobOutput, facts: OutputFacts | None, until: float, address: Address) -> JSON:
+def output_json(
+    prompt_id: str, output: JobOutput, facts: OutputFacts | None, until: str | None, address: Address
+) -> JSON:
     """An Output. `until`: when its job may be forgotten."""
     return {
         "node_id": output.node_id,
@@ -55,7 +57,7 @@ def output_json(prompt_id: str, output: JobOutput, facts: OutputFacts | None, un
         "id": output.id,
         "hash": _hash(facts.blake3 if facts else None),
         "url": _url(output.id, address),
-        "url_expires_at": time_of(until),
+        "url_expires_at": until,
         "job_id": prompt_id,
     }
 

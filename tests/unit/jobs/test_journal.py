@@ -217,6 +217,19 @@ async def test_a_run_is_told_from_its_placing_to_its_end(journal: Journal) -> No
     assert await journal.result_of(fence.prompt_id) == b'{"files": []}'
 
 
+async def test_results_of_many_jobs_come_in_their_order_and_some_at_a_time(journal: Journal) -> None:
+    for number, size in ((1, 500), (3, 2000), (4, 10)):
+        await journal.write(Add(new_job(number)))
+        await end(journal, number, result=b'"%s"' % (b"a" * size))
+    await journal.write(Add(new_job(2)))
+    ids = [prompt_id(number) for number in (4, 2, 3, 1)]
+    sizes = [None if result is None else len(result) for result in await journal.results_of([*ids, "?"], 10_000)]
+    assert sizes == [12, None, 2002, 502, None]
+    assert len(await journal.results_of(ids, 1000)) == 3
+    assert len(await journal.results_of(ids, 1)) == 1
+    assert await journal.results_of([], 1) == []
+
+
 async def test_lone_surrogates_of_a_caller_stop_no_job(journal: Journal) -> None:
     await journal.write(Add(new_job(1, client_id="a\ud800", owner="o\udfff", workflow_name="w\ud800", face="f\ud800")))
     record = await got(journal, 1)
