@@ -34,6 +34,7 @@ class FileEntry(ConversionNote):
     url: Annotated[str, Field(description="Where it can be fetched: from the gateway, or from the object store.")]
     base64: NotRequired[Annotated[str, Field(description="Its bytes, with return_image_base64.")]]
     error: NotRequired[Annotated[str, Field(description="Why it could not be read or stored.")]]
+    output: NotRequired[Annotated[str, Field(description="The name of its output, where a named workflow has one.")]]
     view_url: NotRequired[Annotated[str, Field(description="Where the gateway serves it, when it is stored.")]]
     bucket: NotRequired[Annotated[str, Field(description="Where it is stored.")]]
     key: NotRequired[Annotated[str, Field(description="Its name in the bucket.")]]
@@ -56,6 +57,18 @@ class TimingsEntry(TypedDict):
             ),
         ]
     ]
+
+
+class WorkflowEntry(TypedDict):
+    """The named workflow that was called, and how."""
+
+    name: str
+    version: Annotated[str, Field(description="SHA-256 of its files.")]
+    parameters: Annotated[
+        Mapping[str, Any],
+        Field(description="What was set, with the seed that was chosen. A file stands by its hash, or by its URL."),
+    ]
+    ignored: Annotated[list[str], Field(description="Names that were given and mean nothing to it.")]
 
 
 class AnswerHead(TypedDict):
@@ -84,6 +97,7 @@ class AnswerTail(TypedDict):
         Mapping[str, Sequence[str]], Field(description="Outputs that ComfyUI left out of the run: messages by node.")
     ]
     timings: TimingsEntry
+    workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Where a named workflow was called.")]]
     simulation: NotRequired[Annotated[Literal[True], Field(description="No real ComfyUI ran the prompt.")]]
 
 

@@ -31,9 +31,10 @@ from comfyui.exceptions import (
     ComfyUIValidationError,
     JSONError,
 )
+from comfyui.file_names import view_query
 from comfyui.limits import DEFAULT_ANSWERS, JSON_OF_COMFYUI, AnswerLimits
 from comfyui.metrics import Metrics
-from comfyui.models import OutputFile, view_query
+from comfyui.models import OutputFile
 from comfyui.offload import offloaded
 from comfyui.replies import JSON, HistoryEntry, Queued, QueueItem
 from comfyui.retrying import Backoff, retry

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import mimetypes
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, cast
-from urllib.parse import urlencode
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from comfyui import jsonio
 from comfyui.answer_json import FileEntry, FileFacts, TimingsEntry
+from comfyui.file_names import content_type_of, view_query
 from comfyui.labels import check_labels
 from comfyui.merged_files import merged_subfolder
+from comfyui.named_call import NamedCall
 
-# Types that Python's table lacks or that differ between systems; everything a ComfyUI node is known to save.
-_CONTENT_TYPES = {
-    ".avif": "image/avif",
-    ".exr": "image/x-exr",
-    ".flac": "audio/flac",
-    ".glb": "model/gltf-binary",
-    ".gltf": "model/gltf+json",
-    ".latent": "application/octet-stream",
-    ".m4a": "audio/mp4",
-    ".mkv": "video/x-matroska",
-    ".mp3": "audio/mpeg",
-    ".mp4": "video/mp4",
-    ".obj": "model/obj",
-    ".opus": "audio/ogg",
-    ".safetensors": "application/octet-stream",
-    ".wav": "audio/wav",
-    ".webm": "video/webm",
-    ".webp": "image/webp",
-}
 _SMALLEST_WORKFLOW = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}},
     "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "example"}},
@@ -47,8 +26,6 @@ SECRETS = ("api_key_comfy_org", "auth_token_comfy_org")
 """What ComfyUI takes out of `extra_data` before it keeps a prompt, and so do we."""
 # Characters. All of a long text at once would hold up other threads.
 _HASHED_AT_ONCE = 1 << 20
-# What no query needs to quote.
-_PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*")
 
 
 def _plain_name(name: str) -> str:
@@ -187,6 +164,7 @@ class PromptRequest(Given):
     )
     webhook: Webhook | None = Field(default=None, description="Who is told when the job ends; see docs/webhooks.md.")
     _size: int = PrivateAttr(default=0)
+    _call: NamedCall | None = PrivateAttr(default=None)
 
     @property
     def size(self) -> int:
@@ -200,6 +178,16 @@ class PromptRequest(Given):
         self._size = size
         return self
 
+    @property
+    def call(self) -> NamedCall | None:
+        """The named workflow that this request was made of; None where a caller sent the graph itself."""
+        return cast("NamedCall | None", (self.__pydantic_private__ or {}).get("_call"))
+
+    def of_named(self, call: NamedCall | None) -> Self:
+        """This request, made of a named workflow by this call. No body of a caller can say so."""
+        self._call = call
+        return self
+
     def without_order(self) -> Self:
         """This request, without the place that it asked for."""
         if not self.front and self.number is None:
@@ -210,8 +198,12 @@ class PromptRequest(Given):
         """SHA-256 over what decides the result: two requests with the same id must agree in it.
 
         A long `image` stands in it by its own SHA-256, which is made piece by piece. The secrets of `extra_data` are
-        not in it: a token that was renewed makes no other request.
+        not in it: a token that was renewed makes no other request. In place of a bound graph stand the name and the
+        parameters as they were given: a seed that was chosen makes no other request.
         """
+        if self.call is not None:
+            given = {"named": self.call.digest, "extra_data": _without_secrets(self.extra_data)}
+            return hashlib.sha256(jsonio.canonical(given)).hexdigest()
         of_the_answer = {"return_image_base64", "convert", "output", "labels", "priority", "webhook"}
         # pydantic would not dump what is nested deeply, and these two are JSON already.
         as_posted = {"prompt": self.prompt, "extra_data": _without_secrets(self.extra_data)}
@@ -234,28 +226,6 @@ def _in_short(text: str) -> str:
     for start in range(0, len(text), _HASHED_AT_ONCE):
         digest.update(text[start : start + _HASHED_AT_ONCE].encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-def content_type_of(filename: str) -> str:
-    """The media type by the name's ending; ``application/octet-stream`` when nothing is known."""
-    return _type_of_ending(filename[filename.rfind(".", 1) :] if "." in filename else "")
-
-
-@lru_cache(maxsize=256)
-def _type_of_ending(ending: str) -> str:
-    known = _CONTENT_TYPES.get(ending.lower())
-    return known or mimetypes.guess_type(f"file{ending}")[0] or "application/octet-stream"
-
-
-@lru_cache(maxsize=256)
-def view_query(filename: str, subfolder: str, folder_type: str) -> str:
-    """The query of ComfyUI's ``/view`` for a file."""
-    if _PLAIN.fullmatch(filename + subfolder + folder_type):
-        # As below, at a tenth of its time.
-        return f"filename={filename}&subfolder={subfolder}&type={folder_type}".replace("/", "%2F")
-    # A name that is not UTF-8 on ComfyUI's disk has lone surrogates: ComfyUI answers that there is no such file.
-    query = {"filename": filename, "subfolder": subfolder, "type": folder_type}
-    return urlencode(query, errors="surrogatepass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +353,7 @@ class PromptResult:
         simulated: that server is a simulation, such as the embedded engine.
         delivery: None where no file was stored when the job ended.
         told: None where it is not known, or too much to be kept.
+        call: how the named workflow was called that it is the result of; None where a graph was sent.
     """
 
     prompt_id: str
@@ -394,3 +365,18 @@ class PromptResult:
     simulated: bool = False
     delivery: Delivery | None = None
     told: Told | None = None
+    call: NamedCall | None = None
+
+    @property
+    def shown_outputs(self) -> Mapping[str, Any]:
+        """`outputs` as answers have them: of a named workflow only those that have names, where any has one."""
+        if self.call is None or not self.call.outputs:
+            return self.outputs
+        return {node_id: output for node_id, output in self.outputs.items() if node_id in self.call.outputs}
+
+    def of_call(self, call: NamedCall | None) -> PromptResult:
+        """The result of a named workflow's call: where its outputs have names, only their files count."""
+        if call is None:
+            return self
+        files = tuple(file for file in self.files if file.node_id in call.outputs) if call.outputs else self.files
+        return replace(self, call=call, files=files)

@@ -364,7 +364,8 @@ class Admission:
         """A new run: a sync call's, or that of the async job `new`, which has the same request."""
         if new is None:
             return Again(record.prompt_id, record.run, "sync", self._clock())
-        return Again(record.prompt_id, record.run, "async", self._clock(), new.body, new.inputs, new.needs_secrets)
+        brought = (new.body, new.inputs, new.needs_secrets, new.call)
+        return Again(record.prompt_id, record.run, "async", self._clock(), *brought)
 
     async def _unfinished(self, record: JobRecord, request: PromptRequest | None, files: BroughtFiles | None) -> Job:
         """A job that has no task: it waits in our queue, or was a sync call's before a restart."""

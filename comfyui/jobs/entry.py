@@ -20,6 +20,7 @@ from comfyui.jobs.origin import Origin
 from comfyui.jobs.stored import body_of, error_to_fields, files_made, may_run_again, result_to_bytes
 from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
+from comfyui.named_call import NamedCall
 from comfyui.offload import offloaded
 from comfyui.tasks import heeded
 
@@ -88,12 +89,11 @@ class Entry:
         added: the job is in the journal.
         fence: of the present attempt.
         losses: how many attempts of this run a server had lost after they had begun, when this process took it up.
-        begun: the attempt had begun on a server when this process took it up.
-        alone: the run was under suspicion then; see `suspect`.
-        state: how far the run was then.
+        begun, alone, state: how far the attempt was then, and whether the run was under suspicion; see `suspect`.
         queued_at: when the run was queued.
         started_at: when ComfyUI last began to execute it.
         ended_at, note: when it ended in this process; see `Submission`.
+        call: of its named workflow, where this process took the run up.
         shown_number: the job's number as ComfyUI's clients are told it, once it is in the journal.
         journal_id: identity of the journal that it writes to.
     """
@@ -121,6 +121,7 @@ class Entry:
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.note = origin.note
+        self.call: NamedCall | None = None
         self.shown_number: float = 0
         self.journal_id = journal.identity
         self._journal = journal
@@ -137,11 +138,10 @@ class Entry:
     def take_up(self, record: JobRecord) -> None:
         """The run is in the journal already, as this record has it."""
         self.added, self.fence, self.losses = True, record.fence, record.losses
-        self.begun, self.state, self._server = record.begun, record.state, record.server
-        self.alone = record.alone
+        self.begun, self.state, self.alone, self._server = record.begun, record.state, record.alone, record.server
         self.queued_at, self.started_at = record.queued_at, record.started_at
         self.shown_number = record.shown_number
-        self._order = record.webhook
+        self._order, self.call = record.webhook, record.call
 
     @property
     def attempts(self) -> JobAttempts:
@@ -185,7 +185,8 @@ class Entry:
         if add:
             self.added, self._order = True, new.webhook
         try:
-            await self._journal.write(Add(new) if add else Keep(new.prompt_id, self.fence.run, new.body, new.inputs))
+            kept = (new.body, new.inputs, new.call)
+            await self._journal.write(Add(new) if add else Keep(new.prompt_id, self.fence.run, *kept))
         except JournalError:
             self.kind = "sync"
             self.added = self.added and not add
@@ -344,9 +345,8 @@ class Entry:
             self._write_behind(Add(self._new(request, fingerprint), self._server))
             self.fence = self.fence.next()
             self.added = True
-        executing_s = result.timings.executing_s or None
         stored = (kept or result_to_bytes(result)) if self.added else None
-        self._finish(State.SUCCEEDED, result, result=stored, executing_s=executing_s)
+        self._finish(State.SUCCEEDED, result, result=stored, executing_s=result.timings.executing_s or None)
 
     def failed(
         self, state: State, error: ComfyUIError, request: PromptRequest | None = None, fingerprint: str | None = None

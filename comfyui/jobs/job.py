@@ -32,6 +32,7 @@ from comfyui.jobs.attempt_log import JobAttempts
 from comfyui.jobs.entry import Entry
 from comfyui.jobs.journal.records import NewJob, State
 from comfyui.models import PromptRequest, PromptResult
+from comfyui.named_call import NamedCall
 from comfyui.outputs.history import files_of
 from comfyui.owners import place_of
 from comfyui.servers.server import Server
@@ -176,6 +177,12 @@ class Job:
     def owner(self) -> str | None:
         """The owner; None without keys, and for a prompt that is only watched."""
         return None if self.entry is None else self.entry.owner
+
+    @property
+    def call(self) -> NamedCall | None:
+        """Of the named workflow that it runs: as the journal has it, else as the request brought it."""
+        noted = None if self.entry is None else self.entry.call
+        return self.request.call if noted is None and self.request is not None else noted
 
     @property
     def others_are_hidden(self) -> bool:

@@ -27,6 +27,7 @@ def new_job(
     inputs: Mapping[str, str] = _NO_INPUTS,
 ) -> NewJob:
     """The job as it is written at first. `inputs`: see `comfyui.jobs.inputs`."""
+    call = request.call
     kept = kind == "async" or ((callers_id or origin.is_confined) and request.size <= KEPT_OF_SYNC)
     return NewJob(
         prompt_id=prompt_id,
@@ -36,6 +37,7 @@ def new_job(
         fingerprint=fingerprint,
         owner=origin.owner,
         face=origin.face,
+        workflow_name=None if call is None else call.name,
         client_id=request.client_id,
         labels=request.labels,
         inputs=inputs,
@@ -47,6 +49,7 @@ def new_job(
         front=request.front,
         idempotency_key=origin.idempotency_key,
         note=origin.note,
+        call=call,
     )
 
 

@@ -162,7 +162,7 @@ class Runs:
             async with job.limited(self._first_limit_s(job), self._limits.max_execution_s):
                 if before is not None:
                     await before()
-                result = await self._runner.run(job)
+                result = (await self._runner.run(job)).of_call(job.call)
             if job.stays and job.request is not None and self._deliverer is not None:
                 # Perhaps nobody asks for it: its files are stored now, where that is wanted.
                 if (follower := self._followers.get(job)) is not None:

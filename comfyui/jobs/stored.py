@@ -31,8 +31,9 @@ from comfyui.models import (
     Timings,
     Told,
 )
+from comfyui.named_call import NamedCall
 from comfyui.offload import in_thread, offloaded
-from comfyui.outputs.history import cached_nodes
+from comfyui.outputs.history import cached_nodes, files_of
 from comfyui.owners import place_of
 
 _RETRY_AFTER_S = 5
@@ -109,6 +110,7 @@ def _head_of(result: PromptResult) -> bytes:
             "node_errors": result.node_errors,
             "simulated": result.simulated,
             "delivery": _delivery_to_fields(result.delivery) if result.delivery is not None else None,
+            **({"call": result.call.to_fields()} if result.call is not None else {}),
         }
     )
     told = b"null" if result.told is None else jsonio.dumps([list(result.told.messages), result.told.meta])
@@ -133,6 +135,7 @@ def result_from_bytes(prompt_id: str, kept: bytes, *, with_outputs: bool = True)
         simulated=fields["simulated"],
         told=_told_of(fields.get("told")),
         delivery=_delivery_of(fields["delivery"]) if fields["delivery"] else None,
+        call=NamedCall.of_fields(fields["call"]) if "call" in fields else None,
     )
 
 
@@ -193,9 +196,11 @@ def files_made(result: PromptResult | None, *, kept: bool) -> tuple[MadeFile, ..
     if result is None or not kept:
         return ()
     cached = cached_nodes(result.told.messages if result.told else ())
+    # Of a named workflow the result has the files of its named outputs only, and its caller may see the others, too.
+    made = files_of(result.outputs) if result.call is not None and result.call.outputs else result.files
     return tuple(
         MadeFile(result.server, place_of(file.type, file.subfolder, file.filename), file.node_id not in cached)
-        for file in result.files
+        for file in made
     )
 
 

@@ -61,12 +61,13 @@ class Payloads:
 
 def _started(record: JobRecord, run: JobRecord | RunRecord) -> dict[str, Any]:
     """As the 202 of a job that runs, in short."""
-    return {
+    started = {
         "prompt_id": record.prompt_id,
         "status": State.RUNNING.value,
         "created_at": _time(record.created_at),
         "started_at": _time(run.started_at),
     }
+    return started if record.call is None else {**started, "workflow": record.call.to_json()}
 
 
 def _time(seconds: float | None) -> str | None:

@@ -229,7 +229,10 @@ class Deliverer:
 
     def _entry(self, result: PromptResult, file: OutputFile, link: Link) -> FileEntry:
         shown = file.of_prompt(result.prompt_id) if self._options.merged else file
-        return {**shown.to_json(), "url": link(shown.url)}
+        entry: FileEntry = {**shown.to_json(), "url": link(shown.url)}
+        if result.call is not None and (name := result.call.outputs.get(file.node_id)) is not None:
+            entry["output"] = name
+        return entry
 
 
 def _entry_of_stored(entry: FileEntry, stored: Stored | ComfyUIError) -> FileEntry:

@@ -189,7 +189,7 @@ async def _head(result: PromptResult, *, with_outputs: bool, merged: bool) -> As
         short: HeadWithoutOutputs = {"prompt_id": result.prompt_id, "status": "success", "outputs_omitted": True}
         yield jsonio.dumps(short)[:-1]
         return
-    outputs, large = result.outputs, is_large(result.outputs)
+    outputs, large = result.shown_outputs, is_large(result.outputs)
     if merged:
         made = functools.partial(merged_outputs, result.prompt_id, outputs)
         outputs = await in_thread(made) if large else made()
@@ -254,6 +254,8 @@ async def result_json(
         "node_errors": result.node_errors,
         "timings": timings.to_json(),
     }
+    if result.call is not None:
+        tail["workflow"] = result.call.to_json()
     if result.simulated:
         tail["simulation"] = True
     yield b"]," + jsonio.dumps(tail)[1:]

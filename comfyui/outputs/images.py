@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from comfyui.models import ImageConversion, content_type_of
+from comfyui.file_names import content_type_of
+from comfyui.models import ImageConversion
 from comfyui.outputs import pictures
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.pictures import NotConvertedError

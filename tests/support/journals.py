@@ -11,7 +11,18 @@ from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, NewDelivery, NewJob, State
 from comfyui.jobs.journal.sqlite import SqliteJournal
 from comfyui.jobs.journal.writes import Add, Finish, Place, Start
+from comfyui.named_call import NamedCall
 
+CALL = NamedCall(
+    "portrait",
+    "a" * 64,
+    {"prompt": "a fox", "strength": "0.5", "extra": 1},
+    {"prompt": "a fox", "strength": 0.5, "seed": 2**53 - 1},
+    ("extra",),
+    {"9": "picture"},
+    "b" * 64,
+)
+"""A call of a named workflow whose node 9 has a named output."""
 BODY = b'{"prompt": {"1": {"class_type": "A", "inputs": {}}}}'
 
 

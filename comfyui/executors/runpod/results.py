@@ -25,9 +25,10 @@ from comfyui import jsonio
 from comfyui.exceptions import ComfyUIDiskError, ComfyUIError, ComfyUINotFoundError, ComfyUIServerError, JSONError
 from comfyui.executors.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.executors.runpod.options import RunPodTimes
+from comfyui.file_names import content_type_of
 from comfyui.inputs.fetch import UrlFetcher
 from comfyui.metrics import Metrics
-from comfyui.models import InputFile, content_type_of
+from comfyui.models import InputFile
 from comfyui.offload import finished_in_thread, opened_in_thread
 from comfyui.outputs.stores.folder import draft_of
 from comfyui.transport.body import IteratedBody, OpenBody

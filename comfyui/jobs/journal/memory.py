@@ -297,6 +297,7 @@ class MemoryJournal:
             body_sha256=body,
             inputs=job.inputs if write.inputs is None else dict(write.inputs),
             needs_secrets=job.needs_secrets if write.needs_secrets is None else write.needs_secrets,
+            call=write.call or job.call,
             state=State.QUEUED,
             server=None,
             attempt=0,
@@ -320,7 +321,8 @@ class MemoryJournal:
         if job is None or job.kind == "async" or job.state not in _LIVE:
             return False
         body = self._bodies.in_place_of(job.body_sha256, write.body)
-        self._change(job, kind="async", callers_id=True, body_sha256=body, inputs=dict(write.inputs))
+        call = write.call or job.call
+        self._change(job, kind="async", callers_id=True, body_sha256=body, inputs=dict(write.inputs), call=call)
         self._has_another_body(self._jobs[job.seq])
         return True
 

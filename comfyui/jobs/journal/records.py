@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from comfyui import jsonio
 from comfyui.labels import check_labels
+from comfyui.named_call import NamedCall
 from comfyui.owners import key_of
 
 Kind = Literal["sync", "async"]
@@ -94,6 +95,7 @@ class Submission:
         turn: its place among the jobs of its owner, where the caller asked for one; else its number is that.
         idempotency_key: under which the owner sent it; see `Journal.sent_under`.
         note: a text of the caller's, which is shown again.
+        call: of the named workflow that it runs; None where the caller sent a graph.
     """
 
     prompt_id: str
@@ -115,6 +117,7 @@ class Submission:
     turn: float | None = None
     idempotency_key: str | None = None
     note: str | None = None
+    call: NamedCall | None = None
 
     @property
     def is_fetching(self) -> bool:

@@ -17,6 +17,7 @@ from comfyui.jobs.journal.records import (
     WebhookOrder,
 )
 from comfyui.jobs.journal.writes import Finish
+from comfyui.named_call import NamedCall
 
 _SUBMISSION = (
     "prompt_id, kind, callers_id, created_at, fingerprint, owner, face, workflow_name, client_id, labels, inputs,"
@@ -36,13 +37,13 @@ FINISH_JOB = (
     " RETURNING owner, workflow_name, started_at"
 )
 INSERT_JOB = (
-    f"INSERT INTO jobs ({_SUBMISSION}, fetching, turn, idempotency_key, note, seq, number, body_id, queued_at, server,"  # noqa: S608
-    f" {', '.join(_END)}, run, losses) VALUES ({'?, ' * 33}1, 0) ON CONFLICT (prompt_id) DO NOTHING"
+    f"INSERT INTO jobs ({_SUBMISSION}, fetching, turn, idempotency_key, note, call, seq, number, body_id, queued_at,"  # noqa: S608
+    f" server, {', '.join(_END)}, run, losses) VALUES ({'?, ' * 34}1, 0) ON CONFLICT (prompt_id) DO NOTHING"
 )
 JOB_COLUMNS = (
     f"{_SUBMISSION}, seq, (SELECT lower(hex(sha256)) FROM bodies WHERE id = body_id), run, state, server, attempt,"  # noqa: S608
     " losses, number, end_number, queued_at, started_at, ended_at, retryable, error, begun, turn, alone,"
-    f" {HIDDEN}, idempotency_key, note"
+    f" {HIDDEN}, idempotency_key, note, call"
 )
 RUN_COLUMNS = "run, state, server, attempt, number, end_number, queued_at, started_at, ended_at, error"
 DELIVERY_COLUMNS = (
@@ -109,11 +110,20 @@ def submission_values(job: NewJob, number: int) -> tuple[Any, ...]:
         job.turn_at(number),
         job.idempotency_key,
         job.note,
+        packed_call(job.call),
     )
 
 
 def packed_inputs(inputs: Mapping[str, str]) -> str | None:
     return jsonio.dumps(dict(inputs)).decode() if inputs else None
+
+
+def packed_call(call: NamedCall | None) -> bytes | None:
+    return None if call is None else packed(jsonio.dumps(call.to_fields()))
+
+
+def _call_of(kept: bytes | None) -> NamedCall | None:
+    return None if kept is None else NamedCall.of_fields(jsonio.loads(unpacked(kept) or b""))
 
 
 def job_of(row: tuple[Any, ...]) -> JobRecord:
@@ -156,6 +166,7 @@ def job_of(row: tuple[Any, ...]) -> JobRecord:
         hidden=bool(row[33]),
         idempotency_key=row[34],
         note=row[35],
+        call=_call_of(row[36]),
     )
 
 

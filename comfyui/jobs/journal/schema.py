@@ -192,6 +192,11 @@ ALTER TABLE jobs ADD COLUMN note TEXT;
 CREATE INDEX jobs_by_idempotency_key ON jobs (idempotency_key, seq) WHERE idempotency_key IS NOT NULL;
 """
 
+# How the named workflow was called that a job runs.
+_VERSION_19 = """
+ALTER TABLE jobs ADD COLUMN call BLOB;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -212,6 +217,7 @@ MIGRATIONS = (
     _VERSION_16,
     _VERSION_17,
     _VERSION_18,
+    _VERSION_19,
 )
 
 

@@ -28,6 +28,7 @@ from comfyui.jobs.journal.rows import (
     end_values,
     job_of,
     packed,
+    packed_call,
     packed_inputs,
     run_of,
     submission_values,
@@ -260,6 +261,8 @@ class Statements:
             self._has_inputs("seq = ?", (seq,), write.inputs)
         if write.body is not None:
             self._has_body(seq, write.body)
+        if write.call is not None:
+            self._execute("UPDATE jobs SET call = ? WHERE seq = ?", (packed_call(write.call), seq))
         return True
 
     def _has_body(self, seq: int, body: bytes) -> None:

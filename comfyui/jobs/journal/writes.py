@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from comfyui.jobs.journal.asset_writes import DropAssets, KeepAsset, KnowOutputs, UseAssets
 from comfyui.jobs.journal.records import DeliveryState, Fence, Kind, NewDelivery, NewJob, State
+from comfyui.named_call import NamedCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Again:
     """A new run after the run `run`; how that one ended is kept. Place: canceled, lost, or failed and retryable.
 
     Attributes:
-        body, inputs, needs_secrets: what the new run has in place of the earlier one's; None: the same.
+        body, inputs, needs_secrets, call: what the new run has in place of the earlier one's; None: the same.
     """
 
     prompt_id: str
@@ -177,6 +178,7 @@ class Again:
     body: bytes | None = None
     inputs: Mapping[str, str] | None = None
     needs_secrets: bool | None = None
+    call: NamedCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ class Keep:
     run: int
     body: bytes | None
     inputs: Mapping[str, str]
+    call: NamedCall | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
+from comfyui.answer_json import WorkflowEntry
 from comfyui.exceptions import ComfyUINotFoundError, RequestError
 from comfyui.jobs.admission import Look
 from comfyui.jobs.journal.records import Delivery, JobFilter, JobRecord, State, WebhookOrder
@@ -87,6 +88,7 @@ class PendingJob(TypedDict):
         Annotated[list[str], Field(description="Servers: no other one may run it, and all of these are down.")]
     ]
     created_at: Time | None
+    workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Where a named workflow was called.")]]
     started_at: NotRequired[Time | None]
     progress: NotRequired[JobProgress | None]
     webhook: NotRequired[Annotated[ShownWebhooks, Field(description="Where somebody is told of the job.")]]
@@ -241,6 +243,8 @@ def pending(request: Request, look: Look, preferred: Preferences) -> Response:
         position=look.position,
         created_at=_time(record.created_at) if record else None,
     )
+    if record is not None and record.call is not None:
+        body["workflow"] = record.call.to_json()
     queue = gateway_of(request).handler.queue
     if queue.is_held(look.prompt_id):
         body["paused"] = True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from comfyui.answer_json import AnswerTail, FileEntry, HeadWithoutOutputs, PromptAnswer
+from comfyui.answer_json import AnswerTail, FileEntry, HeadWithoutOutputs, PromptAnswer, WorkflowEntry
 from comfyui.exceptions import ErrorBody
 from comfyui.web.front.openapi import json_of
 
@@ -27,6 +27,7 @@ class StartedJob(TypedDict):
     status: Literal["running"]
     created_at: _Time
     started_at: _Time
+    workflow: NotRequired[Annotated[WorkflowEntry, Field(description="Where a named workflow was called.")]]
 
 
 class StartMessage(TypedDict):

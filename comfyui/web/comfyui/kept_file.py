@@ -9,9 +9,9 @@ from email.utils import formatdate, parsedate_to_datetime
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from comfyui.file_names import content_type_of
 from comfyui.inputs.catalogue import Catalogue
 from comfyui.jobs.journal.writes import KeptUpload
-from comfyui.models import content_type_of
 from comfyui.web.front.headers import header
 
 # As ComfyUI: a browser would run them.

@@ -8,7 +8,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from comfyui.models import content_type_of
+from comfyui.file_names import content_type_of
 
 # What a browser would run with the rights of the gateway's page.
 _NEVER_SHOWN = frozenset({"text/html", "text/javascript", "text/css"})

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from pydantic import ValidationError
 
 from comfyui.models import PromptRequest
+from comfyui.named_call import NamedCall
+from tests.support.journals import CALL
 
 _PLAIN = {"prompt": {"1": {"class_type": "A", "inputs": {"x": 1}}}}
 _FULL = {
@@ -38,3 +43,27 @@ def test_a_secret_makes_no_other_request() -> None:
     assert of({"auth_token_comfy_org": "old", "api_key_comfy_org": "k"}) == of({"auth_token_comfy_org": "new"})
     assert of({"auth_token_comfy_org": "a"}) == of(None)
     assert of({"auth_token_comfy_org": "a", "x": 1}) == of({"x": 1}) != of({"x": 2})
+
+
+def test_a_named_workflow_is_known_by_what_was_given_and_not_by_what_was_chosen() -> None:
+    def of(call: NamedCall, **more: object) -> str:
+        return PromptRequest.model_validate({**_PLAIN, **more}).of_named(call).fingerprint()
+
+    chosen_again = replace(CALL, used={"seed": 5}, version="d" * 64)
+    other_graph = {"1": {"class_type": "B", "inputs": {}}}
+    assert of(CALL) == of(chosen_again) == of(CALL, prompt=other_graph, labels={"a": "b"})
+    assert of(CALL) != of(replace(CALL, digest="e" * 64))
+    assert of(CALL) != of(CALL, extra_data={"x": 1})
+    assert of(CALL) != PromptRequest.model_validate(_PLAIN).fingerprint()
+
+
+def test_no_body_says_that_it_is_a_named_workflows() -> None:
+    for name in ("_call", "call", "named"):
+        with pytest.raises(ValidationError, match=name):
+            PromptRequest.model_validate({**_PLAIN, name: {"name": "portrait"}})
+
+
+def test_a_copy_of_a_request_keeps_its_call() -> None:
+    request = PromptRequest.model_validate({**_PLAIN, "front": True}).of_named(CALL)
+    assert request.without_order().call == CALL
+    assert request.model_copy(update={"prompt_id": None}).call == CALL

@@ -44,6 +44,7 @@ from comfyui.jobs.journal.writes import (
     Finish,
     Forgive,
     Hide,
+    Keep,
     KeepUpload,
     KeptUpload,
     MadeFile,
@@ -60,7 +61,7 @@ from comfyui.jobs.journal.writes import (
     UseUpload,
     Withdraw,
 )
-from tests.support.journals import BODY, delivery, end, new_job, prompt_id, run
+from tests.support.journals import BODY, CALL, delivery, end, new_job, prompt_id, run
 
 _DAY = 86_400.0
 
@@ -108,6 +109,7 @@ async def test_a_job_comes_back_as_it_was_written(journal: Journal) -> None:
         turn=12.5,
         idempotency_key="k 1",
         note="any text",
+        call=CALL,
         body=BODY,
     )
     assert await journal.write(Add(job))
@@ -871,6 +873,19 @@ async def test_a_new_run_brings_its_own_inputs(journal: Journal) -> None:
         assert record.inputs.get("images[0].image") == wanted
         assert len(await journal.fetching(0, 10)) == (wanted == "")
         assert len(await journal.waiting(0, 10)) == (wanted is None)
+
+
+async def test_a_new_run_and_a_job_that_is_kept_bring_their_own_call(journal: Journal) -> None:
+    newer = replace(CALL, version="c" * 64, used={"seed": 2})
+    assert await journal.write(Add(new_job(1, call=CALL)))
+    assert await end(journal, 1, State.CANCELED)
+    assert await journal.write(Again(prompt_id(1), 1, "sync", 2.0))
+    assert (await got(journal, 1)).call == CALL
+    assert await journal.write(Keep(prompt_id(1), 2, BODY, {}, newer))
+    assert (await got(journal, 1)).call == newer
+    assert await journal.write(Finish(fence=Fence(prompt_id(1), 2, 0), state=State.CANCELED, at=1.0))
+    assert await journal.write(Again(prompt_id(1), 2, "async", 2.0, call=CALL))
+    assert (await got(journal, 1)).call == CALL
 
 
 async def test_a_new_run_says_whether_it_needs_secrets(journal: Journal) -> None:

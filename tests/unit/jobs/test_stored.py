@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
-from comfyui.jobs.stored import large_result_to_bytes, result_from_bytes, result_to_bytes
+from comfyui.jobs.stored import files_made, large_result_to_bytes, result_from_bytes, result_to_bytes
 from comfyui.models import (
     DeliveredFile,
     Delivery,
@@ -28,6 +29,7 @@ from comfyui.transport.body import OpenBody
 from comfyui.web.api.rendering import JobRenderer
 from comfyui.web.front.keys import KeyRing
 from comfyui.web.front.tickets import Tickets
+from tests.support.journals import CALL
 
 _SMALL = {"9": {"images": [{"filename": "a.png", "subfolder": "s", "type": "temp"}], "text": ["a\nb"]}}
 _LARGE = {**_SMALL, "10": {"text": ["x" * 100] * 480_000}}
@@ -64,6 +66,29 @@ def test_a_result_is_read_as_it_was_written(delivery: Delivery | None) -> None:
     assert result_from_bytes("p", result_to_bytes(result)) == result
     without = result_from_bytes("p", result_to_bytes(result), with_outputs=False)
     assert (without.files, without.outputs, without.delivery) == (result.files, {}, delivery)
+
+
+def test_the_result_of_a_named_workflow_has_the_files_of_its_named_outputs_and_its_job_has_made_all() -> None:
+    outputs = {**_SMALL, "4": {"images": [{"filename": "b.png", "subfolder": "", "type": "output"}]}}
+    result = _result(outputs).of_call(CALL)
+    assert [file.node_id for file in result.files] == ["9"]
+    assert set(result.shown_outputs) == {"9"}
+    assert result_from_bytes("p", result_to_bytes(result)) == result
+    assert result_from_bytes("p", result_to_bytes(result)).outputs == outputs
+    assert {made.place for made in files_made(result, kept=True)} == {"temp/s/a.png", "output//b.png"}
+    whole = replace(CALL, outputs={})
+    assert [file.node_id for file in _result(outputs).of_call(whole).files] == ["4", "9"]
+
+
+async def test_what_is_answered_names_the_workflow_and_the_output() -> None:
+    deliverer = _deliverer()
+    result = _result({**_SMALL, "4": {"text": ["x"]}}).of_call(CALL)
+    entries = await deliverer.entries(result, Order(), deadline=asyncio.get_running_loop().time() + 30)
+    said = orjson.loads(b"".join([piece async for piece in deliverer.json(result, entries, Order())]))
+    used = {"prompt": "a fox", "strength": 0.5, "seed": 2**53 - 1}
+    assert said["workflow"] == {"name": "portrait", "version": "a" * 64, "parameters": used, "ignored": ["extra"]}
+    assert [(file["node_id"], file["output"]) for file in said["images"]] == [("9", "picture")]
+    assert set(said["outputs"]) == {"9"}
 
 
 async def test_a_large_result_is_written_as_a_small_one_is() -> None:
