@@ -246,15 +246,19 @@ async def test_each_record_has_its_own_name_and_goes_alone_and_the_bytes_with_th
 async def test_a_file_that_was_removed_from_comfyuis_input_folder_is_placed_again(
     gateway: RunningGateway, engine: Engine
 ) -> None:
-    _, asset = await upload(gateway, picture(0x0A_0B_0C), "a.png")
-    for prefix in ("one", "two"):
-        workflow = reading({"__type": "core/ASSET", "info": {"id": asset["id"]}})
-        workflow["2"]["inputs"]["filename_prefix"] = prefix
-        job = await until_ended(gateway, await submit(gateway, workflow))
-        assert job["status"] == "succeeded", job["error"]
-        assert color_of((await fetched(gateway, job["outputs"][0]["id"]))[2]) == 0x0A_0B_0C
-        for file in engine.folders.input.rglob("*.png"):
-            file.unlink()
+    """The SDK finds its bytes here by their hash, and does not send them again: the gateway has to."""
+    async with comfy(gateway.url) as client:
+        for number in range(3):
+            asset = client.assets.from_bytes(picture(0x0A_0B_0C), filename="a.png")
+            workflow = reading(asset)
+            workflow["2"]["inputs"]["filename_prefix"] = f"run {number}"  # so that nothing comes from ComfyUI's cache
+            job = await client.submit(client.workflows.from_json(workflow))
+            await job.result()
+            assert asset.created_new == (number == 0)
+            assert color_of(await job.outputs[0].to_bytes()) == 0x0A_0B_0C
+            assert requests(engine, "POST /upload/image") == number + 1
+            removed = [file.unlink() for file in engine.folders.input.rglob("*.png")]
+            assert len(removed) == 1
 
 
 async def test_what_a_job_has_made_is_not_deleted_by_itself(gateway: RunningGateway) -> None:

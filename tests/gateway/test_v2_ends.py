@@ -11,6 +11,7 @@ import comfy_sdk
 import pytest
 
 from comfyui.engine import Engine
+from comfyui.jobs.journal.records import JobRecord
 from tests.support.engine_workflows import writing
 from tests.support.processes import gateway_process
 from tests.support.running import (
@@ -68,6 +69,33 @@ async def test_what_waits_is_cancelled_at_once_and_stays_so(
     for job in (waiting[0], waiting[-1]):
         assert (await ask(either_gateway, f"{JOBS}/{job}"))[1]["status"] == "canceled"
         assert job not in executions(either_engine)
+
+
+async def test_a_cancel_that_begins_while_the_job_is_read_is_no_end_before_it_is_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record that was read is from before the cancel, and its server has the prompt still."""
+    async with running_gateway(engine.url) as gateway:
+        job = (await submit(gateway, sleep_workflow(600)))["id"]
+        await reaches(gateway, job, "running")
+        journal, live = gateway.handler.journal, gateway.handler.admission.runs.live
+        get, cancelling = journal.get, list[asyncio.Task[Any]]()
+
+        async def get_and_cancel(asked: str) -> JobRecord | None:
+            record = await get(asked)
+            monkeypatch.setattr(journal, "get", get)
+            cancelling.append(asyncio.create_task(ask(gateway, f"{JOBS}/{job}/cancel", "POST")))
+            assert await live[asked].wait(30)
+            assert asked in live, "its task is to end yet"
+            return record
+
+        monkeypatch.setattr(journal, "get", get_and_cancel)
+        _, seen = await ask(gateway, f"{JOBS}/{job}")
+        await asyncio.gather(*cancelling)
+        assert cancelling
+        assert (seen["status"], seen["completed_at"] is None) in {("canceling", True), ("canceled", False)}
+        ended = await reaches(gateway, job, "canceled")
+        assert ended["completed_at"] is not None
 
 
 async def test_a_failure_names_its_node_and_shows_the_traceback(gateway: RunningGateway) -> None:
