@@ -6,7 +6,7 @@ Nothing is stored of a file but its size and its hash. It is there as long as it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +31,14 @@ from comfyui.owners import place_of
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.server import Server
-from comfyui.transport.body import OpenBody
+from comfyui.transport.body import IteratedBody, OpenBody
 from comfyui.transport.drivers import OpenReply
 
 _log = structlog.get_logger(__name__)
 # Questions for sizes that one caller has under way.
 _ASKED_AT_ONCE = 8
+# Outputs with the same bytes.
+_MOST_LOOKED_AT = 20
 # Of the results of a list of jobs that are in memory at once.
 _MOST_BYTES = 4_000_000
 
@@ -139,6 +141,28 @@ class JobOutputs:
             return None
         return FoundOutput(record, found, Outputs(made.server, (found,), made.stored))
 
+    async def by_hash(self, digest: str, origin: Origin) -> FoundOutput | None:
+        """One with these bytes, by their BLAKE3, that the caller may have, and that is there still: the newest."""
+        key = origin.rules.name if origin.rules is not None and origin.is_confined else None
+        for known in await self._journal.outputs_with(digest, key, _MOST_LOOKED_AT):
+            found = await self.find(known.id, origin)
+            if found is not None and await self._is_there(found, known.size):
+                return found
+        return None
+
+    async def _is_there(self, found: FoundOutput, size: int) -> bool:
+        """Whether its server has it still, as far as that says so soon."""
+        server, file = self._server(found), found.output.file
+        if file is None:
+            return True
+        if server is None or (isinstance(server, Backend) and not server.ready):
+            return False
+        try:
+            async with server.soon():
+                return await _size_on(server, found.record.prompt_id, file) == size
+        except (ComfyUIError, TimeoutError):
+            return False
+
     async def _may_have(self, file: OutputFile, record: JobRecord, made: Outputs, origin: Origin) -> bool:
         """Whether the file is this job's, and not one that a node only told of: as for ComfyUI's own ``/view``."""
         if self._made is None or made.server is None:
@@ -159,7 +183,12 @@ class JobOutputs:
         if not made.outputs:
             return {}
         measured = await self._journal.output_facts([(record.prompt_id, record.run)])
-        found = await _facts_by_itself(record, made) | {one.id: one for one in measured}
+        by_itself = await _facts_by_itself(record, made)
+        found = by_itself | {one.id: one for one in measured}
+        # By its hash a text is found as a file is.
+        told = [one for one in by_itself.values() if one.blake3 is not None and found[one.id] is one]
+        if told:
+            self._journal.write_behind(KnowOutputs(record.prompt_id, record.run, tuple(told)), soon=False)
         unknown = [output for output in made.outputs if output.id not in found]
         if unknown and made.server is not None:
             fresh = await self._measured(record, made.server, unknown)
@@ -197,15 +226,18 @@ class JobOutputs:
 
     @asynccontextmanager
     async def whole(self, found: FoundOutput) -> AsyncIterator[OpenBody | None]:
-        """The file; where its connection breaks, its rest is asked for. None where it is not there any more.
+        """All of it; where a file's connection breaks, its rest is asked for. None where it is not there any more.
 
         Raises:
             ComfyUIError: its server does not answer.
         """
         server, file = self._server(found), found.output.file
         async with AsyncExitStack() as stack:
-            body = None
-            if server is not None and file is not None:
+            body: OpenBody | None = None
+            if file is None:
+                content = await offloaded(len(found.output.text), found.output.content)
+                body = IteratedBody(_piece(content), len(content))
+            elif server is not None:
                 with suppress(ComfyUINotFoundError):
                     body = await stack.enter_async_context(server.open_file(found.record.prompt_id, file))
             yield body
@@ -261,6 +293,10 @@ async def _facts_by_itself(record: JobRecord, made: Outputs) -> dict[str, Output
         elif (stored := made.stored.get(output.id)) is not None:
             found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, stored.size, None)
     return found
+
+
+async def _piece(content: bytes) -> AsyncGenerator[bytes, None]:
+    yield content
 
 
 def _size_and_hash(output: JobOutput) -> tuple[int, str]:

@@ -110,7 +110,9 @@ class AssetReferences:
             if found is not None:
                 return found
         same = await self._uploaded.by_hash(reference.hash, origin) if reference.hash else []
-        return same[0] if same else None
+        if same or not reference.hash:
+            return same[0] if same else None
+        return await self._outputs.by_hash(reference.hash, origin)
 
     async def _named(self, found: Asset | FoundOutput, files: AssetFiles, holding: Holding) -> str:
         """The text by which the workflow refers to it."""

@@ -136,11 +136,13 @@ class UploadedAssets:
 
     # Changes
 
-    async def add(self, new: NewAsset, content: Content, blake3: str, origin: Origin) -> tuple[Asset, bool]:
+    async def add(
+        self, new: NewAsset, content: Content, blake3: str, origin: Origin, *, moved: bool = True
+    ) -> tuple[Asset, bool]:
         """Keeps a file; whether its bytes are new to the caller. It is in the journal when this returns.
 
         Args:
-            content: may be taken away from where it is.
+            moved: the content's file may be taken away from where it is.
 
         Raises:
             ComfyUILimitError, ComfyUIOverloadedError, ComfyUIDiskError: as `InputStore.put`.
@@ -150,7 +152,7 @@ class UploadedAssets:
         with self._store.holding() as holding:
             async with self._room_for(content):
                 await self._uploads.make_room(content)
-                await holding.put(content, moved=True)
+                await holding.put(content, moved=moved)
                 asset = await self._keep(new, blake3, content.digest, content.size, origin)
         return asset, not known
 

@@ -5,7 +5,6 @@ Their tools have an environment of their own, `.venv-openapi`, and TypeScript's 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import printed_by
 from tests.support.described import KEY
 from tests.support.running import RunningGateway
 
@@ -35,24 +35,9 @@ disable_error_code = arg-type
 
 
 async def run(folder: Path, *command: str | Path, **environment: str) -> str:
-    """What a command prints that must succeed. Waits in the event loop, in which the gateway serves."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env={**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}", "PYTHONPATH": str(folder), **environment},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    printed = output.decode()
-    assert process.returncode == 0, printed
-    return printed
+    """What a command of the tools' environment prints."""
+    path = f"{TOOLS}:{os.environ['PATH']}"
+    return await printed_by(folder, *command, PATH=path, PYTHONPATH=str(folder), **environment)
 
 
 @pytest.mark.timeout(180)

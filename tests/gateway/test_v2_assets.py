@@ -257,8 +257,63 @@ async def test_a_file_that_was_removed_from_comfyuis_input_folder_is_placed_agai
             assert asset.created_new == (number == 0)
             assert color_of(await job.outputs[0].to_bytes()) == 0x0A_0B_0C
             assert requests(engine, "POST /upload/image") == number + 1
-            removed = [file.unlink() for file in engine.folders.input.rglob("*.png")]
-            assert len(removed) == 1
+            (placed,) = engine.folders.input.rglob("*.png")
+            placed.unlink()
+
+
+async def is_here(gateway: RunningGateway, digest: str, key: str | None = None) -> bool:
+    """Whether the caller can have an asset by this hash."""
+    status, _ = await ask(gateway, f"{ASSETS}/by-hash/{digest}", "HEAD", key=key)
+    assert status in {200, 404}
+    return status == 200
+
+
+async def test_what_a_job_has_made_is_found_by_its_hash_once_its_bytes_have_passed(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    async with comfy(gateway.url) as client:
+        job = await client.submit(client.workflows.from_json(invert_workflow(0x10_20_30)))
+        await job.result()
+        (made,) = engine.folders.output.rglob("*.png")
+        digest = f"blake3:{blake3(made.read_bytes()).hexdigest()}"
+        assert not await is_here(gateway, digest)
+        content = await job.outputs[0].to_bytes()
+        assert await is_here(gateway, digest)
+        # By its hash alone in a workflow, too.
+        reference = {"__type": "core/ASSET", "info": {"id": "unknown", "hash": digest}}
+        assert (await until_ended(gateway, await submit(gateway, reading(reference))))["status"] == "succeeded"
+        asset = client.assets.from_bytes(content, filename="mine.png")
+        await asset.commit()
+        assert (asset.created_new, asset.hash) == (False, digest)
+        made.unlink()
+        loaded = await client.run(client.workflows.from_json(reading(asset)))
+        assert color_of(await loaded.outputs[0].to_bytes()) == 0xFFFFFF - 0x10_20_30
+        await asset.delete()
+        assert not await is_here(gateway, digest), "neither the gateway nor ComfyUI has it any more"
+    status, body = await ask(gateway, f"{ASSETS}/from-hash", "POST", json={"hash": digest})
+    assert (status, code_of(body)) == (404, "blob_not_found")
+
+
+async def test_a_text_that_a_job_has_made_is_found_by_its_hash(gateway: RunningGateway) -> None:
+    job = await until_ended(gateway, await submit(gateway, {"1": node("PreviewAny", source="a story")}))
+    digest = job["outputs"][0]["hash"]
+    assert await is_here(gateway, digest)
+    status, asset = await ask(gateway, f"{ASSETS}/from-hash", "POST", json={"hash": digest, "file_path": "story.txt"})
+    assert (status, asset["created_new"], asset["hash"]) == (201, False, digest)
+    assert asset["content_type"] == "text/plain; charset=utf-8"
+    assert (await fetched(gateway, asset["id"]))[2] == b"a story"
+
+
+async def test_what_another_keys_job_has_made_is_not_found_by_its_hash(engine: Engine, keys_path: Path) -> None:
+    async with running_gateway(engine.url, keys_file=keys_path) as gateway:
+        job = await until_ended(gateway, await submit(gateway, invert_workflow(), key=ALICE), key=ALICE)
+        status, content = await ask(gateway, f"{ASSETS}/{job['outputs'][0]['id']}/content", key=ALICE)
+        assert status == 200
+        digest = f"blake3:{blake3(content).hexdigest()}"
+        assert await is_here(gateway, digest, ALICE)
+        assert not await is_here(gateway, digest, BOB)
+        status, body = await ask(gateway, f"{ASSETS}/from-hash", "POST", key=BOB, json={"hash": digest})
+        assert (status, code_of(body)) == (404, "blob_not_found")
 
 
 async def test_what_a_job_has_made_is_not_deleted_by_itself(gateway: RunningGateway) -> None:

@@ -107,6 +107,15 @@ def output_facts(database: sqlite3.Connection, runs: Sequence[tuple[str, int]]) 
     return [OutputFacts(*one, *row) for one in runs for row in database.execute(query, one)]
 
 
+def outputs_with(database: sqlite3.Connection, blake3: str, key: str | None, limit: int) -> list[OutputFacts]:
+    """See `Journal.outputs_with`."""
+    query = (
+        "SELECT prompt_id, run, id, size, blake3 FROM output_facts JOIN jobs USING (seq, run)"  # noqa: S608
+        f" WHERE blake3 = ?1 AND (?2 IS NULL OR {_KEY} = ?2) ORDER BY seq DESC, id LIMIT ?3"
+    )
+    return [OutputFacts(*row) for row in database.execute(query, (blake3, key, limit))]
+
+
 def _keep(database: sqlite3.Connection, write: KeepAsset) -> bool:
     keep = f"INSERT INTO assets ({_COLUMNS}) VALUES ({', '.join('?' * len(Asset._fields))}) ON CONFLICT (id) DO NOTHING"  # noqa: S608
     asset = write.asset
@@ -149,6 +158,8 @@ class MemoryAssets:
     def __init__(self) -> None:
         self._kept: dict[str, Asset] = {}
         self._facts: dict[str, dict[str, OutputFacts]] = {}
+        # The jobs that have made these bytes.
+        self._hashed: dict[str, set[str]] = {}
         self.appliers: Appliers = {KeepAsset: self._keep, UseAssets: self._use, DropAssets: self._drop}
 
     def found(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
@@ -167,18 +178,31 @@ class MemoryAssets:
     def facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
         return [one for prompt_id, run in runs for one in self._facts.get(prompt_id, {}).values() if one.run == run]
 
+    def outputs_with(self, blake3: str) -> list[OutputFacts]:
+        """Those with these bytes, whoever made them."""
+        jobs = self._hashed.get(blake3, ())
+        return [one for job in jobs for one in self._facts[job].values() if one.blake3 == blake3]
+
     def know(self, write: KnowOutputs) -> bool:
         before = self._facts.get(write.prompt_id, {})
+        self.forget(write.prompt_id)
         kept = {one.id: one for one in before.values() if one.run == write.run}
         for one in write.facts:
             known = kept.get(one.id)
             kept[one.id] = one._replace(blake3=one.blake3 or (known.blake3 if known else None))
         self._facts[write.prompt_id] = kept
+        for fact in kept.values():
+            if fact.blake3 is not None:
+                self._hashed.setdefault(fact.blake3, set()).add(write.prompt_id)
         return True
 
     def forget(self, prompt_id: str) -> None:
         """The job is there no more."""
-        self._facts.pop(prompt_id, None)
+        for fact in self._facts.pop(prompt_id, {}).values():
+            jobs = self._hashed.get(fact.blake3 or "", set())
+            jobs.discard(prompt_id)
+            if not jobs:
+                self._hashed.pop(fact.blake3 or "", None)
 
     def _keep(self, write: KeepAsset) -> bool:
         return self._kept.setdefault(write.asset.id, write.asset) is write.asset

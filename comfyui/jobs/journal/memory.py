@@ -469,6 +469,14 @@ class MemoryJournal:
     async def output_facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
         return self._assets.facts(runs)
 
+    async def outputs_with(self, blake3: str, key: str | None, limit: int) -> list[OutputFacts]:
+        found: list[tuple[int, OutputFacts]] = []
+        for one in self._assets.outputs_with(blake3):
+            job = self._jobs[self._seqs[one.prompt_id]]
+            if one.run == job.run and (key is None or (job.owner is not None and key_of(job.owner) == key)):
+                found.append((-job.seq, one))
+        return [one for _, one in sorted(found)[:limit]]
+
     async def uploads(self) -> list[KeptUpload]:
         return self._uploads.all()
 

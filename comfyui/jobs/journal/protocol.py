@@ -198,6 +198,12 @@ class Journal(Protocol):
     async def output_facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
         """What is known of the files of these runs, each the id of its job and its number."""
 
+    async def outputs_with(self, blake3: str, key: str | None, limit: int) -> list[OutputFacts]:
+        """Files of jobs' present runs that have these bytes, those of the newest jobs first: so many at most.
+
+        Of this key and all persons behind it; None: of all.
+        """
+
     async def made(self, narrowed: MadeFilter, limit: int) -> list[Made]:
         """Files that prompts have made, those last that were made first: so many at most."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
-from comfyui.jobs.journal.assets import AssetFilter, asset_count, asset_sizes, assets, output_facts
+from comfyui.jobs.journal.assets import AssetFilter, asset_count, asset_sizes, assets, output_facts, outputs_with
 from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.by_owner import queued_of, sent_under, usage
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
@@ -100,6 +100,9 @@ class Questions(ABC):
 
     async def output_facts(self, runs: Sequence[tuple[str, int]]) -> list[OutputFacts]:
         return await self._ask(lambda sql: output_facts(sql.database, runs))
+
+    async def outputs_with(self, blake3: str, key: str | None, limit: int) -> list[OutputFacts]:
+        return await self._ask(lambda sql: outputs_with(sql.database, blake3, key, limit))
 
     async def uploads(self) -> list[KeptUpload]:
         return await self._ask(lambda sql: uploads(sql.database))

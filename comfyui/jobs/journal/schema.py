@@ -197,6 +197,11 @@ _VERSION_19 = """
 ALTER TABLE jobs ADD COLUMN call BLOB;
 """
 
+# Which outputs have these bytes.
+_VERSION_20 = """
+CREATE INDEX output_facts_by_hash ON output_facts (blake3) WHERE blake3 IS NOT NULL;
+"""
+
 # One script for each version, forward only. A script that was released never changes: a change is a new one.
 MIGRATIONS = (
     _VERSION_1,
@@ -218,6 +223,7 @@ MIGRATIONS = (
     _VERSION_17,
     _VERSION_18,
     _VERSION_19,
+    _VERSION_20,
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from comfyui.assets.adopting import adopted
 from comfyui.assets.job_outputs import FoundOutput
 from comfyui.assets.references import hash_of
 from comfyui.assets.rooms import Assets
@@ -53,9 +54,14 @@ async def from_hash(request: Request) -> Response:
     body = object_of(pieces, gateway_of(request).options.limits)
     given = body.get("hash")
     digest = hash_of(given) if isinstance(given, str) else None
+    assets, origin = _assets(request), caller_of(request)
     found = None
     if digest is not None:
-        found = await _assets(request).uploaded.again(asset_fields.of_json(body), digest, caller_of(request))
+        new = asset_fields.of_json(body)
+        found = await assets.uploaded.again(new, digest, origin)
+        if found is None and (made := await assets.outputs.by_hash(digest, origin)) is not None:
+            asset = await adopted(new, digest, made, assets.outputs, assets.uploaded, origin)
+            found = None if asset is None else (asset, True)
     if found is None:
         raise ContractError(Breach.BLOB_NOT_FOUND, "hash: no file with this hash is here; upload it")
     return _taken(request, found[0], is_new=found[1], has_new_bytes=False)
@@ -64,7 +70,10 @@ async def from_hash(request: Request) -> Response:
 async def by_hash(request: Request) -> Response:
     """200 where the caller can have an asset by this hash, else 404; nothing else is said."""
     digest = hash_of(request.path_params["hash"])
-    found = await _assets(request).uploaded.by_hash(digest, caller_of(request)) if digest is not None else []
+    assets, origin = _assets(request), caller_of(request)
+    found = digest is not None and (
+        bool(await assets.uploaded.by_hash(digest, origin)) or await assets.outputs.by_hash(digest, origin) is not None
+    )
     return Response(status_code=200 if found else 404, headers=_NO_STORE)
 
 

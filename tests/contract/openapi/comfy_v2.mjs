@@ -8,15 +8,23 @@ const [key] = process.argv.slice(2);
 const client = key ? new Comfy({ apiKey: key }) : new Comfy();
 const say = (name, found) => console.log(JSON.stringify({ name, found }));
 
+// Nothing that a server has in its cache.
+const color = () => Math.floor(Math.random() * 0xffffff);
 const picture = (color, sink = { class_type: "SaveImage", inputs: { images: ["2", 0], filename_prefix: "node" } }) => ({
   1: { class_type: "EmptyImage", inputs: { width: 16, height: 12, batch_size: 1, color } },
   2: { class_type: "ImageInvert", inputs: { image: ["1", 0] } },
   3: sink,
 });
-const sleeping = (seconds, color) => ({
-  ...picture(color, { class_type: "SaveImage", inputs: { images: ["4", 0], filename_prefix: "slept" } }),
-  4: { class_type: "SimulatedSleep", inputs: { value: ["2", 0], seconds, steps: 10 } },
-});
+// Work without a model, in many short nodes: between two of them an interruption takes effect.
+const slow = (count) => {
+  const nodes = picture(color(), { class_type: "SaveImage", inputs: { images: [String(9 + count), 0], filename_prefix: "slow" } });
+  Object.assign(nodes[1].inputs, { width: 256, height: 256 });
+  for (let index = 0; index < count; index += 1) {
+    const image = [index === 0 ? "2" : String(9 + index), 0];
+    nodes[10 + index] = { class_type: "ImageBlur", inputs: { image, blur_radius: 31, sigma: 9.0 } };
+  }
+  return nodes;
+};
 const graph = (nodes) => client.workflows.fromJson(nodes);
 async function refused(kind, work) {
   try {
@@ -27,7 +35,7 @@ async function refused(kind, work) {
   }
 }
 
-const job = await client.run(graph(picture(1)));
+const job = await client.run(graph(picture(color())));
 const bytes = await job.outputs[0].toBytes();
 const part = await job.outputs[0].toBytes({ range: [0, 3] });
 const link = await job.outputs[0].getDownloadUrl();
@@ -41,7 +49,7 @@ say("run", {
   again: (await client.jobs.get(job.id)).status,
 });
 
-const followed = await client.submit(graph(sleeping(1.5, 2)));
+const followed = await client.submit(graph(slow(10)));
 const told = [];
 for await (const event of followed.events()) told.push(event);
 const values = told.filter((event) => event.kind === "progress").map((event) => event.value);
@@ -52,15 +60,18 @@ say("events", {
   seen: [...new Set(told.filter((event) => event.kind === "statusChange").map((event) => event.status))].at(-1),
 });
 
-const running = await client.submit(graph(sleeping(600, 3)));
+const running = await client.submit(graph(slow(150)));
 while (running.status === "queued") await running.refresh();
 await running.cancel();
 await running.wait(30_000);
 say("cancel", running.status);
 
-const input = client.assets.fromBytes(bytes, { filename: "shown.png", contentType: "image/png" });
+const made = client.assets.fromBytes(bytes, { filename: "made.png", contentType: "image/png" });
+await made.commit();
+const own = new Uint8Array([...bytes, ...crypto.getRandomValues(new Uint8Array(8))]);
+const input = client.assets.fromBytes(own, { filename: "shown.png", contentType: "image/png" });
 await input.commit();
-const known = client.assets.fromBytes(bytes, { filename: "other.png", contentType: "image/png" });
+const known = client.assets.fromBytes(own, { filename: "other.png", contentType: "image/png" });
 await known.commit();
 const loading = (image) => ({
   1: { class_type: "LoadImage", inputs: { image } },
@@ -69,22 +80,21 @@ const loading = (image) => ({
 const loaded = await client.run(graph(loading(input)));
 await known.delete();
 say("assets", {
-  created: [input.createdNew, known.createdNew],
+  created: [made.createdNew, input.createdNew, known.createdNew],
   loaded: loaded.status,
   deleted: await refused(NotFound, () => client.assets.get(known.id)),
 });
 
-const failing = picture(4, { class_type: "SaveImage", inputs: { images: ["5", 0], filename_prefix: "never" } });
-failing[5] = { class_type: "SimulatedError", inputs: { value: ["2", 0], exception_type: "ValueError", message: "boom" } };
+const noPicture = client.assets.fromBytes(new TextEncoder().encode("no picture"), { filename: "no.png", contentType: "image/png" });
 try {
-  await (await client.submit(graph(failing))).result();
+  await (await client.submit(graph(loading(noPicture)))).result();
 } catch (error) {
   say("failed", error instanceof JobFailed ? [error.error.code, error.error.node_id, error.error.class_type] : String(error));
 }
 
 const save = { nodes: [], links: [], version: 0.4 };
-await client.submit(graph(picture(5)), { idempotencyKey: "once" });
-const twice = await refused(IdempotencyKeyReuse, () => client.submit(graph(picture(6)), { idempotencyKey: "once" }));
+await client.submit(graph(picture(color())), { idempotencyKey: "once" });
+const twice = await refused(IdempotencyKeyReuse, () => client.submit(graph(picture(color())), { idempotencyKey: "once" }));
 const unknown = { __type: "core/ASSET", info: { id: "zzz" } };
 say("refused", {
   workflow: (await refused(InvalidWorkflow, () => client.submit(graph({ 1: { class_type: "Nope", inputs: {} } })))).status,

@@ -1274,6 +1274,29 @@ async def test_what_is_known_of_outputs_ends_with_their_run_and_a_known_hash_sta
     assert await journal.output_facts([(job, 2)]) == []
 
 
+async def test_outputs_are_found_by_the_hash_of_their_present_run(journal: Journal) -> None:
+    same = "b" * 64
+    for number, owner in enumerate(("alice", "bob/7", "alice/2"), 1):
+        await journal.write(Add(new_job(number, owner=owner)))
+        made = OutputFacts(prompt_id(number), 1, "o", 10, same)
+        await journal.write(KnowOutputs(made.prompt_id, 1, (made, made._replace(id="p", blake3=None))))
+        await end(journal, number, State.LOST)
+
+    async def found(key: str | None = None, limit: int = 10) -> list[str]:
+        return [one.prompt_id for one in await journal.outputs_with(same, key, limit)]
+
+    assert await found() == [prompt_id(3), prompt_id(2), prompt_id(1)]
+    assert await found(limit=2) == [prompt_id(3), prompt_id(2)]
+    assert await found("alice") == [prompt_id(3), prompt_id(1)]
+    assert await found("bob") == [prompt_id(2)]
+    assert await journal.outputs_with("c" * 64, None, 10) == []
+    assert await journal.write(Again(prompt_id(3), 1, "async", 5.0))
+    assert await found("alice") == [prompt_id(1)]
+    await journal.write(Finish(fence=Fence(prompt_id(3), 2, 0), state=State.SUCCEEDED, at=10.0))
+    assert await journal.prune(10 * _DAY, keep_days=1.0, keep=None) == 3
+    assert await found() == []
+
+
 async def test_how_far_an_attempt_is_at_a_platform_is_kept_for_the_present_one_alone(journal: Journal) -> None:
     one, first = prompt_id(1), Fence(prompt_id(1), 1, 1)
     await journal.write(Add(new_job(1)))
