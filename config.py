@@ -25,6 +25,7 @@ from comfyui.jobs.webhooks.rules import WebhookRules
 from comfyui.jobs.webhooks.sending import SenderOptions
 from comfyui.jobs.webhooks.signing import Signer, key_of
 from comfyui.limits import Limits
+from comfyui.named.library import NamedOptions
 from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.images import ConversionLimits
 from comfyui.outputs.stores.s3 import S3Store, s3_store
@@ -85,6 +86,7 @@ class GatewayOptions:
     """None where prompts run on ComfyUI."""
     sender: SenderOptions
     outbox: OutboxOptions = field(default_factory=OutboxOptions)
+    named: NamedOptions = field(default_factory=NamedOptions)
 
 
 class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFields, S3ChoiceFields, LogFields):
@@ -198,6 +200,10 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     state_dir: Path | None = Field(
         default=Path("gateway-state"),
         description="Folder of the jobs, which outlive the gateway there. One gateway at a time; empty: in memory.",
+    )
+    workflows_dir: Path | None = Field(
+        default=Path("workflows"),
+        description="Folder of the named workflows, which is watched. It need not exist; empty: there are none.",
     )
     jobs_keep_days: float = Field(
         default=7, ge=1, allow_inf_nan=False, description="Days after which jobs that have ended are removed."
@@ -319,7 +325,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         " or, where prompts wait in the gateway, what waits lies in files.",
     )
 
-    @field_validator("warmup_workflow", "state_dir", "keys_file", mode="before")
+    @field_validator("warmup_workflow", "state_dir", "workflows_dir", "keys_file", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return value or None
@@ -490,6 +496,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
             store=self._object_store(),
             runpod=self._runpod_options(),
             sender=SenderOptions(allow=self.webhook_url_allow),
+            named=NamedOptions(max_bytes=int(self.max_request_body_mb * MB), limits=self.limits()),
         )
 
     def _app_options(self) -> AppOptions:

@@ -35,6 +35,7 @@ from comfyui.jobs.webhooks.sending import WebhookSender
 from comfyui.jobs.webhooks.signers import Signers
 from comfyui.logs import configure_logging
 from comfyui.metrics import Metrics
+from comfyui.named.library import FleetDefinitions, NamedWorkflows
 from comfyui.outputs.delivery import Deliverer
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.images import ImageConverter
@@ -153,6 +154,8 @@ def create_app(
                 keep_s=settings.jobs_keep_days * 86_400,
             )
             await stack.enter_async_context(assets.uploaded.expiring())
+            named = NamedWorkflows(settings.workflows_dir, FleetDefinitions(pool, handler.fleet), options.named)
+            await stack.enter_async_context(named.following())
             if settings.runs_on_comfyui:
                 await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
             tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)
@@ -175,7 +178,7 @@ def create_app(
             if warm_up is not None:
                 await stack.enter_async_context(warm_up.running(handler))
             with draining_on_signal(handler, settings.shutdown_grace_seconds, on_drained):
-                yield Opened(handler, assets, deliverer, tickets)
+                yield Opened(handler, assets, deliverer, tickets, named)
 
     return Gateway(options.app, metrics, opening, journal=journal, on_failed=on_failed)
 

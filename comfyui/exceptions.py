@@ -16,6 +16,7 @@
     │   ├── BodyTooLargeError               413  body_too_large
     │   ├── SlowRequestError                408  request_timeout
     │   ├── ContractError                   422  invalid_request
+    │   ├── ParametersError                 422  invalid_parameters
     │   └── RequestHeadError                400  bad_request
     │       └── HeadTooLargeError           431  head_too_large
     ├── NotAcceptableError                  406  not_acceptable
@@ -41,6 +42,8 @@
     ├── ComfyUITaskCancelledError           409  task_cancelled
     ├── ComfyUIConflictError                409  conflict
     ├── ComfyUINotFoundError                404  not_found
+    │   └── NamedWorkflowNotFoundError      404  not_found
+    ├── NamedWorkflowUnusableError          409  workflow_unusable
     └── ComfyUIOverloadedError              429  overloaded            retryable
         ├── TooManyConnectionsError         503  overloaded            retryable
         ├── TooManySubmissionsError         429  overloaded            retryable
@@ -63,7 +66,7 @@ from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Annotated, Any, ClassVar, Final, NotRequired, Self
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -71,6 +74,8 @@ from typing_extensions import TypedDict
 NodeErrors = Mapping[str, Sequence[str]]
 # Servers, and what each lacks, that an error names.
 _MAX_LACKS = 5
+# Parameters that an error's text names; its body has all of them.
+_MAX_SHOWN = 20
 
 
 class ComfyUIError(Exception):
@@ -290,6 +295,34 @@ class ContractError(RequestError):
     def __init__(self, breach: Breach, detail: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(detail)
         self.breach, self.details = breach, details
+
+
+class BadParameter(TypedDict):
+    """What is wrong with one parameter of a named workflow."""
+
+    message: Annotated[str, Field(description="What is wrong, and what is allowed.")]
+    allowed: NotRequired[
+        Annotated[Any, Field(description="The allowed values or names, a hundred at most; else the JSON Schema.")]
+    ]
+    closest: NotRequired[Annotated[Any, Field(description="The allowed value, or the name, that is most like it.")]]
+
+
+class ParametersError(RequestError):
+    """Parameters of a named workflow that are not known, are missing, or have values that do not fit.
+
+    Attributes:
+        parameters: every one of them by its name.
+    """
+
+    title = "Invalid parameters"
+    code = "invalid_parameters"
+
+    def __init__(self, parameters: Mapping[str, BadParameter]) -> None:
+        shown = [f"{name}: {problem['message']}" for name, problem in list(parameters.items())[:_MAX_SHOWN]]
+        if len(parameters) > _MAX_SHOWN:
+            shown.append(f"and {len(parameters) - _MAX_SHOWN} more")
+        super().__init__("; ".join(shown))
+        self.parameters = parameters
 
 
 class RequestHeadError(RequestError):
@@ -546,6 +579,18 @@ class ComfyUINotFoundError(ComfyUIError):
     status = 404
 
 
+class NamedWorkflowNotFoundError(ComfyUINotFoundError):
+    """There is no named workflow of this name."""
+
+
+class NamedWorkflowUnusableError(ComfyUIError):
+    """The file of a named workflow cannot be used as it is; ``detail`` says why, to whoever wrote it."""
+
+    title = "Workflow unusable"
+    code = "workflow_unusable"
+    status = 409
+
+
 class ComfyUIOverloadedError(ComfyUIError):
     """The gateway is at its limit of waiting requests."""
 
@@ -700,6 +745,12 @@ class ErrorBody(TypedDict):
     node_errors: Annotated[dict[str, list[str]], Field(description="Messages by the id of their node.")]
     timestamp: Annotated[str, Field(description="UTC, to the second.", json_schema_extra={"format": "date-time"})]
     request_id: Annotated[str | None, Field(description="As in X-Request-ID, and in every line of the log.")]
+    parameters: NotRequired[
+        Annotated[
+            dict[str, BadParameter],
+            Field(description="Of `invalid_parameters`: what is wrong with each parameter of a named workflow."),
+        ]
+    ]
 
 
 def error_body(
@@ -724,7 +775,7 @@ def error_body(
 
 def error_body_of(error: ComfyUIError, *, request_id: str | None = None) -> ErrorBody:
     """`error` as the body that a client sees."""
-    return error_body(
+    body = error_body(
         title=error.title,
         code=error.code,
         detail=error.detail,
@@ -732,3 +783,6 @@ def error_body_of(error: ComfyUIError, *, request_id: str | None = None) -> Erro
         prompt_id=error.prompt_id,
         node_errors=error.node_errors,
     )
+    if isinstance(error, ParametersError):
+        body["parameters"] = dict(error.parameters)
+    return body

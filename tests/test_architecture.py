@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("workflows.convert", "jobs.webhooks"),
     ("client",),
     ("servers", "outputs.stores"),
-    ("inputs", "outputs"),
+    ("inputs", "outputs", "named"),
     ("executors",),
     ("executors.runpod",),
     ("jobs",),
@@ -77,7 +77,7 @@ ONLY_IN = {
     "supervisor": (),
     # One writer, which keeps comments; who reads takes the standard library's.
     "tomlkit": ("comfyui/web/front/keys_command.py",),
-    "tomllib": ("comfyui/web/front/keys_file.py",),
+    "tomllib": ("comfyui/web/front/keys_file.py", "comfyui/named/sidecar.py"),
     # One reader and two writers for all that comes from ComfyUI or a caller: nothing else reads as ComfyUI writes.
     "orjson": ("comfyui/jsonio.py",),
     # Islands; a setting; and EXIF's ASCII form of a letter, which is no JSON text of a caller.

@@ -21,6 +21,7 @@ from comfyui.handler import ComfyUIHandler
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.usage import SentBytes
 from comfyui.metrics import Metrics
+from comfyui.named.library import NamedWorkflows
 from comfyui.outputs.delivery import Deliverer
 from comfyui.tasks import end_tasks
 from comfyui.web.api import ops, prompt_sync, queue, servers, tickets, usage, workflows
@@ -99,6 +100,7 @@ class Opened:
     assets: Assets
     deliverer: Deliverer
     tickets: Tickets
+    named: NamedWorkflows
 
 
 class Gateway(FastAPI):
@@ -235,6 +237,7 @@ class Gateway(FastAPI):
             assets=opened.assets,
             deliverer=opened.deliverer,
             tickets=opened.tickets,
+            named=opened.named,
             metrics=self._metrics,
             sent=sent,
             keys=self.app_options.keys,

@@ -14,6 +14,7 @@ from comfyui.jobs.usage import SentBytes
 from comfyui.jobs.webhooks.rules import WebhookRules
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
+from comfyui.named.library import NamedWorkflows
 from comfyui.outputs.delivery import Deliverer
 from comfyui.owners import OwnerRules
 from comfyui.web.front.streams import OpenStreams
@@ -59,6 +60,7 @@ class GatewayState:
     assets: Assets
     deliverer: Deliverer
     tickets: Tickets
+    named: NamedWorkflows
     metrics: Metrics
     sent: SentBytes
     keys: OwnerRules

@@ -1,0 +1,196 @@
+"""The values of a call, put into the workflow that it names. Pure: nothing is read or sent.
+
+The security of it: a value goes into an input that holds a value in the workflow, never into one that is linked, and
+ComfyUI can take no value for a link.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+from comfyui import jsonio
+from comfyui.exceptions import BadParameter, ParametersError
+from comfyui.models import InputFile
+from comfyui.named.parameters import MISSING, RANDOM, Cast, Missing, NamedWorkflow, Parameter
+from comfyui.named.values import boxed, fitted, missing, problem_of, unknown
+from comfyui.named_calls import NamedCall
+
+_NO_FILES: Mapping[str, str] = {}
+# The largest integer up to which every program that reads JSON agrees on the value.
+_MOST_CHOSEN = 2**53 - 1
+# Of the text of a file that is hashed at once: see `comfyui.offload`.
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A call, ready to be run: `prompt` in API format, with the files that its inputs name."""
+
+    prompt: dict[str, Any]
+    images: tuple[InputFile, ...]
+    call: NamedCall
+
+
+def bind(
+    workflow: NamedWorkflow, values: Mapping[str, Any], *, files: Mapping[str, str] = _NO_FILES, rng: Random
+) -> Bound:
+    """The workflow with these values. It may take a while where they are large: see `comfyui.offload.offloaded`.
+
+    Args:
+        values: by the names of parameters; null counts as not given.
+        files: by parameter the name of a form's file that is kept already, under which the workflow refers to it.
+        rng: chooses seeds.
+
+    Raises:
+        ParametersError: with every parameter that is wrong.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    chosen, problems = _fitted(workflow, given, files)
+    if problems:
+        raise ParametersError(problems)
+    images, bound, used = [], {}, {}
+    for parameter in workflow.parameters:
+        name = parameter.name
+        value = chosen.get(name, MISSING)
+        if isinstance(value, Missing):
+            value = RANDOM if parameter.seed and parameter.default is MISSING else parameter.default
+            if isinstance(value, Missing):
+                continue
+        if parameter.seed and value == RANDOM:
+            value = _seed(parameter, rng)
+        used[name] = value
+        if name in files:
+            used[name] = f"file:{files[name]}"
+        elif parameter.kind == "file" and name in chosen:
+            used[name] = shown_file(value)
+            value, image = _image(parameter, value)
+            images.append(image)
+        bound[name] = value
+    call = NamedCall(
+        name=workflow.name,
+        version=workflow.version,
+        parameters=_as_given(workflow, given, files),
+        used=used,
+        ignored=tuple(name for name, value in values.items() if value is None),
+        outputs={output.node_id: output.name for output in workflow.outputs},
+        digest=_digest(workflow, given, files),
+    )
+    return Bound(_filled(workflow, bound), tuple(images), call)
+
+
+def shown_file(value: str) -> str:
+    """A file's value as records have it: its address without what may be secret in it, or a hash of its content."""
+    if value.lstrip()[:8].lower().startswith(("http://", "https://")):
+        try:
+            parts = urlsplit(value.strip())
+            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        except ValueError:
+            return "a URL that cannot be read"
+    return f"sha256:{_sha256(value)}"
+
+
+def _fitted(
+    workflow: NamedWorkflow, given: Mapping[str, Any], files: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, BadParameter]]:
+    """By parameter the value that fits, and what is wrong with the others."""
+    chosen: dict[str, Any] = {}
+    problems: dict[str, BadParameter] = {}
+    by_name, properties = workflow.by_name, workflow.schema["properties"]
+    for name, value in given.items():
+        parameter = by_name.get(name)
+        if parameter is None:
+            problems[name] = unknown(name, list(by_name))
+            continue
+        fit = fitted(parameter, value)
+        if isinstance(fit, Missing):
+            problems[name] = problem_of(parameter, value, properties[name])
+        else:
+            chosen[name] = fit
+    for name, file in files.items():
+        parameter = by_name.get(name)
+        if parameter is None:
+            problems[name] = unknown(name, list(by_name))
+        elif parameter.kind != "file":
+            described = problem_of(parameter, None, properties[name])
+            problems[name] = {**described, "message": described["message"].replace("not null", "not a file")}
+        elif name in given:
+            problems[name] = {"message": "is given twice: as a file and as a value"}
+        else:
+            chosen[name] = file
+    for parameter in workflow.parameters:
+        name = parameter.name
+        if parameter.required and name not in chosen and name not in problems:
+            problems[name] = missing(parameter, properties[name])
+    return chosen, problems
+
+
+def _seed(parameter: Parameter, rng: Random) -> int:
+    lowest = max(int(parameter.minimum or 0), 0)
+    highest = _MOST_CHOSEN if parameter.maximum is None else min(int(parameter.maximum), _MOST_CHOSEN)
+    if highest < lowest:
+        # All that is allowed is below zero, or beyond what every program reads.
+        lowest = int(parameter.minimum or 0)
+        highest = lowest if parameter.maximum is None else int(parameter.maximum)
+    return rng.randint(lowest, highest)
+
+
+def _image(parameter: Parameter, value: str) -> tuple[str, InputFile]:
+    """What the input names, and the file of that name."""
+    name = f"param-{parameter.name}"
+    return name, InputFile(name=name, image=value)
+
+
+def _filled(workflow: NamedWorkflow, bound: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the workflow with the values; only nodes that get one are copied."""
+    prompt = dict(workflow.prompt)
+    copied: dict[str, dict[str, Any]] = {}
+    for name, value in bound.items():
+        parameter = workflow.by_name[name]
+        boxed_value = boxed(parameter, value)
+        for target in parameter.targets:
+            inputs = copied.get(target.node_id)
+            if inputs is None:
+                node = prompt[target.node_id]
+                inputs = copied[target.node_id] = dict(node["inputs"])
+                prompt[target.node_id] = {**node, "inputs": inputs}
+            inputs[target.input] = _cast(boxed_value, target.cast) if target.cast else boxed_value
+    return prompt
+
+
+def _cast(value: Any, cast: Cast) -> Any:
+    match cast:
+        case "text":
+            return str(value)
+        case "integer":
+            return int(value)
+        case "number":
+            return float(value)
+    return value
+
+
+def _as_given(workflow: NamedWorkflow, given: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    shown = {
+        name: shown_file(value) if workflow.by_name[name].kind == "file" else value for name, value in given.items()
+    }
+    return {**shown, **{name: f"file:{file}" for name, file in files.items()}}
+
+
+def _digest(workflow: NamedWorkflow, given: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """Of the name and of what was given; long texts by their own hash. A form's files have theirs elsewhere."""
+    values = {
+        name: f"sha256:{_sha256(value)}" if isinstance(value, str) and len(value) > _PIECE else value
+        for name, value in given.items()
+    }
+    return hashlib.sha256(jsonio.canonical([workflow.name, values, sorted(files)])).hexdigest()
+
+
+def _sha256(text: str) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(text), _PIECE):
+        digest.update(text[start : start + _PIECE].encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -1,0 +1,267 @@
+"""`NamedWorkflows`: the workflows of a folder, which is watched, with the types that the servers' nodes give them."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    ComfyUIError,
+    NamedWorkflowNotFoundError,
+    NamedWorkflowUnusableError,
+)
+from comfyui.limits import DEFAULT_LIMITS, Limits, short
+from comfyui.named.files import Source, read_source, sources_in
+from comfyui.named.loading import load
+from comfyui.named.nodes import Nodes
+from comfyui.named.parameters import NamedWorkflow, Unusable
+from comfyui.offload import in_thread
+from comfyui.servers.fleet import Fleet
+from comfyui.servers.pool import BackendPool
+from comfyui.tasks import SideTasks
+from comfyui.workflows.node_definitions import ObjectInfo
+from comfyui.workflows.union import union_of
+
+_log = structlog.get_logger("gateway")
+_MOST_NAMED = 3
+
+
+class Definitions(Protocol):
+    """Where the node definitions of the servers come from."""
+
+    def known(self) -> Sequence[ObjectInfo]:
+        """What each server said last. The same objects as long as nothing changes."""
+
+    def moment(self) -> object:
+        """Another value when a server has come up, and may have other nodes and models than before."""
+
+    async def ask(self) -> None:
+        """Have the servers say what they have now; what fails is no error."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedOptions:
+    """How often the library looks; in seconds.
+
+    Attributes:
+        look_s: between two looks at the folder.
+        fresh_s: node definitions are asked for again after so long, where somebody wants to know of a workflow.
+        renew_s: the same where a value was refused that they may allow by now.
+        max_bytes: of a workflow's file.
+    """
+
+    look_s: float = 1.0
+    fresh_s: float = 30.0
+    renew_s: float = 2.0
+    max_bytes: int = 100_000_000
+    limits: Limits = DEFAULT_LIMITS
+
+
+DEFAULT_NAMED = NamedOptions()
+
+
+class NamedWorkflows:
+    """The named workflows of a folder. Use `following`, or call `look` for a folder that is not watched.
+
+    Args:
+        folder: None, or one that is not there: there are no workflows.
+    """
+
+    def __init__(self, folder: Path | None, definitions: Definitions, options: NamedOptions = DEFAULT_NAMED) -> None:
+        self._folder = folder
+        self._definitions = definitions
+        self._options = options
+        self._sources: Mapping[str, Source] = {}
+        self._pending: Mapping[str, Source] = {}
+        self._loaded: dict[str, NamedWorkflow | Unusable] = {}
+        self._listed: tuple[NamedWorkflow | Unusable, ...] = ()
+        self._nodes = Nodes(None)
+        self._known: Sequence[ObjectInfo] = ()
+        self._asked: tuple[object, float] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._wanted = False
+        self._looking = asyncio.Lock()
+        self._tasks = SideTasks()
+        self.generation = 0
+        """Another number after each change of the workflows, of their files or of what the servers have."""
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """While open, the workflows are those of the folder. At the start they are loaded already."""
+        async with self._tasks:
+            await self.look(at_once=True)
+            if self._folder is not None:
+                self._tasks.start(self._follow(), "named workflows")
+            yield
+
+    def all(self) -> Sequence[NamedWorkflow | Unusable]:
+        """All workflows, also those that cannot be called, sorted by name."""
+        self._wanted = True
+        return self._listed
+
+    def get(self, name: str) -> NamedWorkflow:
+        """The workflow of this name.
+
+        Raises:
+            NamedWorkflowNotFoundError: there is none; with the closest names.
+            NamedWorkflowUnusableError: its file cannot be used.
+            ComfyUIConnectionError: whether it can be used is not known before a server says which nodes it has.
+        """
+        self._wanted = True
+        found = self._loaded.get(name)
+        if found is None:
+            raise NamedWorkflowNotFoundError(f"there is no workflow {short(name)!r}{self._closest(name)}")
+        if isinstance(found, Unusable):
+            if found.waits:
+                raise ComfyUIConnectionError(f"workflow {name}: {found.problem}")
+            raise NamedWorkflowUnusableError(f"workflow {name} cannot be used: {found.problem}")
+        return found
+
+    async def renew(self) -> bool:
+        """Ask the servers what they have now, unless they were asked a moment ago; whether that changed anything.
+
+        Call it before a value is refused: a model may have come since they were asked.
+        """
+        before = self.generation
+        if self._asked is None or time.monotonic() - self._asked[1] >= self._options.renew_s:
+            await asyncio.shield(self._ask())
+            await self.look()
+        return self.generation != before
+
+    async def look(self, *, at_once: bool = False) -> None:
+        """Take over what has changed in the folder and on the servers.
+
+        Args:
+            at_once: take files as they are; else one that has changed is taken when it is the same at the next look,
+                so that it is not read while it is being written.
+        """
+        async with self._looking:
+            sources = {} if self._folder is None else await asyncio.to_thread(sources_in, self._folder)
+            settled = sources if at_once else self._settled(sources)
+            known = tuple(self._definitions.known())
+            is_same = len(known) == len(self._known) and all(map(_is, known, self._known))
+            if settled == self._sources and (is_same or not self._sources):
+                return
+            nodes = self._nodes if is_same else await in_thread(_united, known)
+            changed = (
+                settled
+                if not is_same
+                else {name: source for name, source in settled.items() if self._sources.get(name) != source}
+            )
+            loaded = {name: one for name, one in self._loaded.items() if name in settled}
+            for name, source in changed.items():
+                before = loaded.get(name)
+                loaded[name] = after = await in_thread(self._load, source, nodes)
+                _tell(before, after)
+            self._take_over(settled, loaded, known, nodes)
+
+    def _take_over(
+        self,
+        sources: Mapping[str, Source],
+        loaded: dict[str, NamedWorkflow | Unusable],
+        known: Sequence[ObjectInfo],
+        nodes: Nodes,
+    ) -> None:
+        for name in self._loaded.keys() - loaded.keys():
+            _log.info("workflow.removed", workflow=name)
+        self._sources, self._loaded, self._known, self._nodes = sources, loaded, known, nodes
+        self._listed = tuple(loaded[name] for name in sorted(loaded))
+        self.generation += 1
+
+    def _settled(self, sources: Mapping[str, Source]) -> Mapping[str, Source]:
+        """The files without changes that are new since the last look, which stay as they were."""
+        last, self._pending = self._pending, sources
+        settled = {}
+        for name, source in sources.items():
+            if last.get(name) == source:
+                settled[name] = source
+            elif name in self._sources:
+                settled[name] = self._sources[name]
+        return settled
+
+    def _load(self, source: Source, nodes: Nodes) -> NamedWorkflow | Unusable:
+        if source.problem:
+            return Unusable(source.name, "", source.problem)
+        try:
+            content, sidecar = read_source(source, self._options.max_bytes)
+        except NamedWorkflowUnusableError as error:
+            return Unusable(source.name, "", error.detail)
+        return load(source.name, content, sidecar, nodes, self._options.limits, sidecar_name=source.sidecar_name)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.look_s)
+            if self._sources and self._is_time_to_ask():
+                self._ask()
+            await self.look()
+
+    def _is_time_to_ask(self) -> bool:
+        """Whether a server may have something new to say: it came up, or somebody wants to know and time has passed."""
+        if self._asked is None or self._asked[0] != self._definitions.moment():
+            return True
+        wanted, passed_s = self._wanted, time.monotonic() - self._asked[1]
+        return wanted and passed_s >= self._options.fresh_s
+
+    def _ask(self) -> asyncio.Task[None]:
+        if self._asking is None or self._asking.done():
+            self._wanted = False
+            self._asked = self._definitions.moment(), time.monotonic()
+            self._asking = self._tasks.start(self._definitions.ask(), "definitions for named workflows")
+        return self._asking
+
+    def _closest(self, name: str) -> str:
+        usable = [one.name for one in self._listed if isinstance(one, NamedWorkflow)]
+        near = difflib.get_close_matches(name[:64], usable, n=_MOST_NAMED, cutoff=0.5)
+        if near:
+            return f"; did you mean {' or '.join(near)}?"
+        return "; GET /workflows lists them" if usable else "; there are none"
+
+
+class FleetDefinitions:
+    """The node definitions of a gateway's servers."""
+
+    def __init__(self, pool: BackendPool, fleet: Fleet) -> None:
+        self._pool, self._fleet = pool, fleet
+
+    def known(self) -> Sequence[ObjectInfo]:
+        return [one for backend in self._pool.backends if (one := backend.last_definitions) is not None]
+
+    def moment(self) -> object:
+        return tuple((backend.generation, backend.ready) for backend in self._pool.backends)
+
+    async def ask(self) -> None:
+        try:
+            await self._fleet.definitions()
+        except ComfyUIError as error:
+            _log.debug("workflows.no_definitions", detail=error.detail)
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _united(known: Sequence[ObjectInfo]) -> Nodes:
+    if not known:
+        return Nodes(None)
+    return Nodes(known[0] if len(known) == 1 else union_of(known))
+
+
+def _tell(before: NamedWorkflow | Unusable | None, after: NamedWorkflow | Unusable) -> None:
+    """A line in the log where a file is new or has changed, or can be used or not any more."""
+    if isinstance(after, Unusable):
+        if not (isinstance(before, Unusable) and before.problem == after.problem):
+            level = "info" if after.waits else "warning"
+            getattr(_log, level)("workflow.unusable", workflow=short(after.name), reason=after.problem)
+    elif before is None or before.version != after.version or isinstance(before, Unusable):
+        _log.info(
+            "workflow.loaded", workflow=after.name, version=after.version[:12], warnings=list(after.warnings[:20])
+        )

@@ -1,0 +1,94 @@
+"""From the bytes of a file and its sidecar to a workflow that can be called. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+from comfyui import big_json
+from comfyui.exceptions import ComfyUIError, ComfyUIValidationError, JSONError, NamedWorkflowUnusableError
+from comfyui.limits import Limits
+from comfyui.named.finding import Template, find
+from comfyui.named.nodes import Nodes
+from comfyui.named.parameters import NamedWorkflow, Unusable
+from comfyui.named.schema import example_of, schema_of
+from comfyui.named.sidecar import Sidecar, parse_sidecar
+from comfyui.named.types import typed, with_roles
+from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format
+from comfyui.workflows.convert import to_api_format
+
+WAITS = "no server has said yet what nodes it has, which a workflow of the editor's own format needs"
+
+
+def load(
+    name: str, content: bytes, sidecar: bytes | None, nodes: Nodes, limits: Limits, *, sidecar_name: str = ""
+) -> NamedWorkflow | Unusable:
+    """The workflow of this name; `Unusable` with the reason where its files cannot be used."""
+    version = version_of(content, sidecar)
+    try:
+        beside = None if sidecar is None else parse_sidecar(sidecar, sidecar_name or f"{name}.toml")
+        parsed = _parsed(content, limits)
+        if is_ui_format(parsed) and not nodes.known:
+            return Unusable(name, version, WAITS, waits=True)
+        return _workflow(name, version, _template(parsed, version, nodes, limits), beside, nodes)
+    except ComfyUIError as error:
+        return Unusable(name, version, error.detail)
+
+
+def version_of(content: bytes, sidecar: bytes | None) -> str:
+    """SHA-256 of both files: the length of the first is in it, so that no byte can move from one to the other."""
+    digest = hashlib.sha256(content)
+    if sidecar is not None:
+        digest = hashlib.sha256(digest.digest() + sidecar)
+    return digest.hexdigest()
+
+
+def _parsed(content: bytes, limits: Limits) -> dict[str, Any]:
+    try:
+        parsed = big_json.load(content, limits)
+    except JSONError as error:
+        raise NamedWorkflowUnusableError(f"it is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise NamedWorkflowUnusableError("a workflow is wanted: a JSON object")
+    return parsed
+
+
+def _template(parsed: Mapping[str, Any], version: str, nodes: Nodes, limits: Limits) -> Template:
+    if not is_ui_format(parsed):
+        _check(parsed, limits)
+        return Template(parsed)
+    check_ui_nodes(parsed, limits)
+    # The same choices in dynamic prompts each time that the file is loaded.
+    converted = to_api_format(parsed, nodes.object_info, rng=Random(version), limits=limits)  # noqa: S311
+    return Template(converted.prompt, warnings=converted.warnings)
+
+
+def _check(prompt: Mapping[str, Any], limits: Limits) -> None:
+    try:
+        check_api_format(prompt, limits)
+    except ComfyUIValidationError as error:
+        first = "; ".join(f"node {node}: {why[0]}" for node, why in list(error.node_errors.items())[:3])
+        raise NamedWorkflowUnusableError(f"{error.detail} {first}".strip()) from None
+
+
+def _workflow(name: str, version: str, template: Template, sidecar: Sidecar | None, nodes: Nodes) -> NamedWorkflow:
+    findings = find(template, sidecar, nodes)
+    found = tuple(typed(one, template.prompt, nodes) for one in findings.found)
+    parameters = with_roles(found, findings.found)
+    title = (sidecar.title if sidecar else "") or name
+    description = sidecar.description if sidecar else ""
+    return NamedWorkflow(
+        name=name,
+        version=version,
+        title=title,
+        description=description,
+        parameters=parameters,
+        outputs=findings.outputs,
+        prompt=template.prompt,
+        warnings=findings.warnings,
+        schema=schema_of(parameters, title=title, description=description),
+        example=example_of(parameters),
+        by_name={one.name: one for one in parameters},
+    )

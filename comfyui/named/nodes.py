@@ -1,0 +1,131 @@
+"""What the servers' node definitions say of a workflow's inputs; each class and each list of choices is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from comfyui.named.parameters import Medium
+from comfyui.workflows.api_format import is_link
+from comfyui.workflows.node_definitions import (
+    DYNAMIC_COMBO,
+    InputSpec,
+    ObjectInfo,
+    declared_outputs,
+    has_dynamic_inputs,
+    input_specs,
+    live_specs,
+)
+
+_PLAIN = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO})
+_MEDIA: Mapping[str, Medium] = {
+    "image_upload": "image",
+    "animated_image_upload": "image",
+    "video_upload": "video",
+    "audio_upload": "audio",
+}
+_MEDIA_OF_TYPES: Mapping[str, Medium] = {"WEBCAM": "image", "AUDIO_RECORD": "audio"}
+_MEDIA_OF_NAMES: Mapping[str, Medium] = {
+    **dict.fromkeys(("image", "images", "mask", "gif"), "image"),
+    "video": "video",
+    "audio": "audio",
+    "model_file": "3d",
+}
+# What older editors export beside a file's name: it is no value of anyone's.
+_NO_VALUES = frozenset({"upload"})
+
+
+class Nodes:
+    """The node definitions of all servers, as one. `object_info` None: no server has said anything yet."""
+
+    def __init__(self, object_info: ObjectInfo | None) -> None:
+        self.object_info: ObjectInfo = object_info or {}
+        self.known = object_info is not None
+        self._specs: dict[str, dict[str, InputSpec]] = {}
+        self._spellings: dict[int, tuple[Sequence[Any], Mapping[Any, Any]]] = {}
+
+    def definition(self, class_type: str) -> Mapping[str, Any] | None:
+        found = self.object_info.get(class_type)
+        return found if isinstance(found, Mapping) else None
+
+    def specs(self, node: Mapping[str, Any]) -> Mapping[str, InputSpec] | None:
+        """The inputs of a node of a workflow by their names; None where its class is not known."""
+        class_type = str(node["class_type"])
+        definition = self.definition(class_type)
+        if definition is None:
+            return None
+        if has_dynamic_inputs(definition):
+            return {spec.name: spec for spec in live_specs(definition, node["inputs"])}
+        if class_type not in self._specs:
+            self._specs[class_type] = {spec.name: spec for spec in input_specs(definition)}
+        return self._specs[class_type]
+
+    def widgets(self, node: Mapping[str, Any]) -> list[str]:
+        """The inputs of a node that a value can be put into: those that are no links and no sockets."""
+        inputs = node["inputs"]
+        specs = self.specs(node)
+        names = [name for name, value in inputs.items() if not is_link(value) and name not in _NO_VALUES]
+        if specs is None:
+            return names
+        more = [spec.name for spec in specs.values() if spec.name not in inputs and is_widget(spec)]
+        return [name for name in names if name in specs] + more
+
+    def is_output(self, node: Mapping[str, Any]) -> bool | None:
+        """Whether the node's files are a prompt's result; None where its class is not known."""
+        definition = self.definition(str(node["class_type"]))
+        return None if definition is None else bool(definition.get("output_node"))
+
+    def spellings(self, choices: Sequence[Any]) -> Mapping[Any, Any]:
+        """See `spellings_of`; made once for each list."""
+        known = self._spellings.get(id(choices))
+        if known is None or known[0] is not choices:
+            known = self._spellings[id(choices)] = choices, spellings_of(choices)
+        return known[1]
+
+
+def is_widget(spec: InputSpec) -> bool:
+    """True for what has a widget in the editor, as far as its own declaration says it."""
+    if spec.options.get("forceInput"):
+        return False
+    return spec.type in _PLAIN or spec.is_upload or "default" in spec.options
+
+
+def medium_of(spec: InputSpec) -> Medium:
+    """What kind of file an upload widget takes."""
+    for option, medium in _MEDIA.items():
+        if spec.options.get(option):
+            return medium
+    return _MEDIA_OF_TYPES.get(spec.type) or _MEDIA_OF_NAMES.get(spec.name.lower()) or "file"
+
+
+def spelling(value: Any) -> Any:
+    """The key of a value in `spellings_of`: JSON's 1 and 1.0 are one value, and true is another."""
+    return ("is", value) if isinstance(value, bool) else value
+
+
+def folded(text: str) -> tuple[str, str]:
+    """The key of a text whose folders may be written as Windows does."""
+    return "folded", text.replace("\\", "/")
+
+
+def spellings_of(choices: Iterable[Any]) -> Mapping[Any, Any]:
+    """By what a caller may write, the choice that it means. What could mean two of them means the first."""
+    found: dict[Any, Any] = {}
+    for choice in choices:
+        found.setdefault(spelling(choice), choice)
+        if isinstance(choice, str) and ("\\" in choice or "/" in choice):
+            found.setdefault(folded(choice), choice)
+    for choice in choices:
+        if not isinstance(choice, str):
+            found.setdefault(_as_text(choice), choice)
+    return found
+
+
+def _as_text(choice: Any) -> str:
+    return ("true" if choice else "false") if isinstance(choice, bool) else str(choice)
+
+
+def socket_types(object_info: ObjectInfo) -> frozenset[str]:
+    """The types that some node gives out and no widget has."""
+    given = {kind for definition in object_info.values() for kind in declared_outputs(definition)}
+    return frozenset(kind for kind in given if isinstance(kind, str)) - _PLAIN

@@ -1,0 +1,163 @@
+"""What a named workflow is made of: its parameters and outputs, and the workflow itself. All frozen."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+Kind = Literal["text", "integer", "number", "boolean", "choice", "file", "any"]
+Medium = Literal["image", "video", "audio", "3d", "file"]
+Cast = Literal["", "integer", "number", "text"]
+
+NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+"""Of a parameter and of an output. No name of ours in a body, such as `$options`, can be one."""
+NAME_IS: Final = "a name is 1 to 64 letters, digits, _ and -, and begins with a letter or _"
+WORKFLOW_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+WORKFLOW_NAME_IS: Final = "a name is 1 to 64 letters, digits, dots, _ and -, and begins with a letter or digit"
+ROLES: Final = ("prompt", "negative_prompt", "image", "mask", "width", "height", "seed", "n")
+"""What a parameter can be to a client that knows no names of ours, such as OpenAI's image API."""
+RANDOM: Final = "random"
+"""In place of a seed: one is chosen."""
+
+
+class Missing(enum.Enum):
+    """What is not given; None is a value in JSON."""
+
+    MISSING = "MISSING"
+
+
+MISSING: Final = Missing.MISSING
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An input of a node in a workflow in API format, which is not linked.
+
+    Attributes:
+        cast: what the value becomes for this input, where one value goes to inputs of different types.
+    """
+
+    node_id: str
+    input: str
+    cast: Cast = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a file says of one parameter; the node definitions know the rest.
+
+    Attributes:
+        source: who says it, in the words of `finding`: ``sidecar``, ``title``, …
+        default: `MISSING` where the file names none, and the workflow's own value holds.
+        kind, seed: where whoever says it knows; None: as the definition of the target's node says.
+    """
+
+    name: str
+    targets: tuple[Target, ...]
+    source: str
+    title: str = ""
+    description: str = ""
+    default: Any = MISSING
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[Any, ...] | None = None
+    required: bool | None = None
+    role: str | None = None
+    advanced: bool = False
+    kind: Kind | None = None
+    seed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter with its type and its limits.
+
+    Attributes:
+        required: a call has to give it.
+        default: what is set when a call does not give it; `MISSING`: the workflow keeps its own value, or has none.
+        own: the workflow's own value, for people; `MISSING` where it has none.
+        choices: one of which the value must be; None where it may be any of its kind.
+        spellings: a value as it is given to the choice that it means; with folders of Windows as ours.
+        many: the value is a list of choices.
+        medium: of a file.
+        seed: where it is not given, or "random", one is chosen.
+        boxed_as: ComfyUI's type of a widget that takes its lists in a box of that name.
+    """
+
+    name: str
+    kind: Kind
+    targets: tuple[Target, ...]
+    title: str = ""
+    description: str = ""
+    required: bool = False
+    default: Any = MISSING
+    own: Any = MISSING
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    choices: Sequence[Any] | None = None
+    spellings: Mapping[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    many: bool = False
+    medium: Medium | None = None
+    role: str | None = None
+    seed: bool = False
+    multiline: bool = False
+    advanced: bool = False
+    boxed_as: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedOutput:
+    """A node whose files are an answer's, by the name that they have there."""
+
+    name: str
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamedWorkflow:
+    """A workflow that can be called by its name.
+
+    Attributes:
+        version: SHA-256 of its files, in hexadecimal.
+        outputs: empty: the files of all output nodes.
+        prompt: in API format; it is shared by all calls and never changed.
+        warnings: what is odd about the file, for whoever wrote it.
+        schema: JSON Schema (2020-12) of the parameters.
+        example: a body that the schema takes.
+    """
+
+    name: str
+    version: str
+    title: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    outputs: tuple[NamedOutput, ...]
+    prompt: Mapping[str, Any] = field(repr=False)
+    warnings: tuple[str, ...]
+    schema: Mapping[str, Any] = field(repr=False)
+    example: Mapping[str, Any]
+    by_name: Mapping[str, Parameter] = field(repr=False, compare=False)
+
+    @property
+    def problem(self) -> None:
+        """It has none, unlike `Unusable`."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A file of the folder that cannot be called.
+
+    Attributes:
+        problem: why, for people.
+        waits: it may be usable as soon as some server says which nodes it has.
+    """
+
+    name: str
+    version: str
+    problem: str
+    waits: bool = False

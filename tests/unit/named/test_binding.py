@@ -1,0 +1,204 @@
+"""Values of a call put into the workflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from comfyui.exceptions import ParametersError
+from tests.support.named import bound, loaded, workflow
+
+ALL = """
+    [parameters.model]
+    node = 1
+    [parameters.prompt]
+    node = 2
+    [parameters.seed]
+    node = 3
+    [parameters.steps]
+    node = 3
+    [parameters.cfg]
+    node = 3
+    [parameters.tiled]
+    node = 3
+    [parameters.method]
+    node = 3
+    [parameters.level]
+    node = 3
+    [parameters.marks]
+    node = 3
+    [parameters.image]
+    node = 4
+    required = false
+"""
+PORTRAIT = loaded(workflow(save="output:picture"), ALL)
+
+
+def inputs(node_id: str = "3", /, **values: Any) -> dict[str, Any]:
+    found: dict[str, Any] = bound(PORTRAIT, **values).prompt[node_id]["inputs"]
+    return found
+
+
+def problems(**values: Any) -> dict[str, Any]:
+    with pytest.raises(ParametersError) as caught:
+        bound(PORTRAIT, **values)
+    return dict(caught.value.parameters)
+
+
+def test_values_go_into_their_inputs_and_nowhere_else() -> None:
+    template = workflow(save="output:picture")
+    prompt = bound(PORTRAIT, prompt="a dog", steps=30, seed=3).prompt
+    template["2"]["inputs"]["text"] = "a dog"
+    template["3"]["inputs"] |= {"steps": 30, "seed": 3}
+    assert prompt == template
+
+
+def test_the_workflow_itself_is_not_changed() -> None:
+    before = repr(PORTRAIT.prompt)
+    bound(PORTRAIT, prompt="a dog", steps=30)
+    assert repr(PORTRAIT.prompt) == before
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "expected"),
+    [
+        ({"steps": "30"}, "steps", 30),
+        ({"steps": 30.0}, "steps", 30),
+        ({"cfg": "7.5"}, "cfg", 7.5),
+        ({"cfg": 7}, "cfg", 7),
+        ({"tiled": "TRUE"}, "tiled", True),
+        ({"level": "4"}, "level", 4),
+        ({"level": 4.0}, "level", 4),
+        ({"method": "heun"}, "method", "heun"),
+        ({"marks": [[0, 1], [1, 0]]}, "marks", {"__value__": [[0, 1], [1, 0]]}),
+        ({"seed": "18446744073709551615"}, "seed", 2**64 - 1),
+    ],
+)
+def test_what_fits_is_set_as_its_type(values: dict[str, Any], name: str, expected: Any) -> None:
+    found = inputs(**values)[name]
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize("spelled", ["sub/b.safetensors", "sub\\b.safetensors"])
+def test_a_choice_is_found_however_its_folders_are_written(spelled: str) -> None:
+    assert inputs("1", model=spelled)["name"] == "sub\\b.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "must be a whole number from 1 to 100, not 0"),
+        ({"steps": 2.5}, "must be a whole number from 1 to 100, not 2.5"),
+        ({"steps": True}, "must be a whole number from 1 to 100, not true"),
+        (
+            {"steps": "data:image/png;base64,AAAA"},
+            "must be a whole number from 1 to 100, not 'data:image/png",
+        ),
+        ({"cfg": float("nan")}, "must be a number from 0.0 to 100.0, not nan"),
+        ({"cfg": "inf"}, "must be a number from 0.0 to 100.0, not 'inf'"),
+        ({"prompt": 5}, "must be a text, not 5"),
+        ({"prompt": ["1", 0]}, "must be a text, not a list"),
+        ({"tiled": 1}, "must be true or false, not 1"),
+        ({"method": "huen"}, "'huen' is none of the choices: euler, heun; the closest is heun"),
+        ({"level": 3}, "3 is none of the choices: 1, 2, 4"),
+        ({"level": True}, "true is none of the choices: 1, 2, 4"),
+        ({"image": {"url": "x"}}, "must be a file (image): a URL, a data URI, or base64, not an object"),
+        ({"image": ""}, "must be a file (image): a URL, a data URI, or base64, not ''"),
+        ({"seed": -1}, 'must be a whole number from 0 to 18446744073709551615 or "random", not -1'),
+        ({"marks": ["1", 0]}, "ComfyUI would take this for a link to a node, which no value may be"),
+        ({"marks": {"__value__": ["1", 0]}}, "ComfyUI would take this for a link to a node, which no value may be"),
+        ({"promt": "x"}, "there is no such parameter; there are model, prompt, seed"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(values: dict[str, Any], message: str) -> None:
+    found = problems(**values)
+    assert found.keys() == values.keys()
+    assert message in found[next(iter(values))]["message"]
+    assert found[next(iter(values))]["allowed"] is not None
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    assert problems(steps=0, promt="x", method="huen").keys() == {"steps", "promt", "method"}
+
+
+def test_the_closest_name_and_choice_are_told() -> None:
+    found = problems(promt="x", model="flux dev")
+    assert (found["promt"]["closest"], found["model"]["closest"]) == ("prompt", "Flux Dev.safetensors")
+    assert found["model"]["allowed"] == ["a.safetensors", "sub\\b.safetensors", "Flux Dev.safetensors"]
+
+
+def test_what_is_required_is_missed_by_name() -> None:
+    named = loaded(workflow(picture="$image", text="$prompt"), "[parameters.prompt]\nrequired = true")
+    with pytest.raises(ParametersError) as caught:
+        bound(named, prompt=None)
+    assert {name: one["message"] for name, one in caught.value.parameters.items()} == {
+        "prompt": "is required: a text",
+        "image": "is required: a file (image): a URL, a data URI, or base64",
+    }
+
+
+def test_a_seed_that_is_not_given_is_chosen_and_told() -> None:
+    for values in ({}, {"seed": "random"}, {"seed": None}):
+        found = bound(PORTRAIT, **values)
+        assert found.prompt["3"]["inputs"]["seed"] == found.call.used["seed"] != 7
+        assert 0 <= found.call.used["seed"] < 2**53
+
+
+def test_the_default_of_a_sidecar_is_set_where_none_is_given() -> None:
+    named = loaded(workflow(text="$prompt"), '[parameters.prompt]\ndefault = "a house"')
+    found = bound(named)
+    assert (found.prompt["2"]["inputs"]["text"], found.call.used) == ("a house", {"prompt": "a house"})
+
+
+def test_a_file_is_placed_under_its_parameters_name() -> None:
+    found = bound(PORTRAIT, image="iVBORw0KGgo=")
+    assert [(one.name, one.image) for one in found.images] == [("param-image", "iVBORw0KGgo=")]
+    assert found.prompt["4"]["inputs"]["image"] == "param-image"
+    assert found.call.used["image"].startswith("sha256:")
+
+
+def test_of_a_url_records_have_no_query() -> None:
+    found = bound(PORTRAIT, image="https://me:secret@example.org/a.png?token=secret#x")
+    assert found.images[0].image.endswith("?token=secret#x")
+    assert found.call.parameters == {"image": "https://example.org/a.png"}
+    assert "secret" not in repr(found.call)
+
+
+def test_a_forms_file_is_referred_to() -> None:
+    found = bound(PORTRAIT, {"image": "photo.png"})
+    assert (found.prompt["4"]["inputs"]["image"], found.images) == ("photo.png", ())
+    assert found.call.parameters == {"image": "file:photo.png"}
+
+
+def test_a_forms_file_for_what_is_no_file_is_refused() -> None:
+    with pytest.raises(ParametersError) as caught:
+        bound(PORTRAIT, {"steps": "photo.png", "gone": "photo.png"})
+    assert caught.value.parameters["steps"]["message"] == "must be a whole number from 1 to 100, not a file"
+    assert "there is no such parameter" in caught.value.parameters["gone"]["message"]
+
+
+def test_null_counts_as_not_given_and_is_told() -> None:
+    found = bound(PORTRAIT, steps=None, prompt="x")
+    assert (found.call.ignored, found.prompt["3"]["inputs"]["steps"]) == (("steps",), 20)
+    assert found.call.parameters == {"prompt": "x"}
+
+
+def test_the_digest_is_of_what_was_given() -> None:
+    one, same = bound(PORTRAIT, prompt="x", steps=3), bound(PORTRAIT, steps=3, prompt="x")
+    assert one.call.digest == same.call.digest
+    assert bound(PORTRAIT, prompt="x", steps=4).call.digest != one.call.digest
+    assert bound(PORTRAIT, prompt="x", steps=3, seed="random").call.digest != one.call.digest
+
+
+def test_the_schema_takes_the_example() -> None:
+    validator = jsonschema_rs.Draft202012Validator(dict(PORTRAIT.schema))
+    validator.validate(dict(PORTRAIT.example))
+    assert PORTRAIT.schema["properties"]["method"]["enum"] == ["euler", "heun"]
+    assert PORTRAIT.schema["required"] == []
+    assert bound(PORTRAIT, **PORTRAIT.example).call.ignored == ()
+
+
+def test_outputs_go_with_the_call() -> None:
+    assert bound(PORTRAIT).call.outputs == {"5": "picture"}

@@ -1,0 +1,153 @@
+"""Which parameters and outputs a workflow has: by titles and by its sidecar."""
+
+from __future__ import annotations
+
+import pytest
+
+from comfyui.named.parameters import NamedOutput, Target
+from tests.support.named import loaded, node, unusable, workflow
+
+
+def targets(named: object) -> dict[str, tuple[Target, ...]]:
+    return {one.name: one.targets for one in named.parameters}  # type: ignore[attr-defined]
+
+
+def test_titles_name_parameters_and_outputs() -> None:
+    named = loaded(workflow(loader="$model", text="input:prompt", sampler="$seed", save="output:picture"))
+    assert targets(named) == {
+        "model": (Target("1", "name"),),
+        "prompt": (Target("2", "text"),),
+        "seed": (Target("3", "seed"),),
+    }
+    assert named.outputs == (NamedOutput("picture", "5"),)
+    assert named.warnings == ()
+
+
+def test_a_title_may_name_its_input() -> None:
+    assert targets(loaded(workflow(sampler="$strength.cfg"))) == {"strength": (Target("3", "cfg"),)}
+
+
+def test_an_input_that_the_file_leaves_out_is_one_where_the_node_has_it() -> None:
+    assert targets(loaded(workflow(sampler="$level"))) == {"level": (Target("3", "level"),)}
+
+
+@pytest.mark.parametrize(
+    ("titles", "reason"),
+    [
+        ({"sampler": "$strength"}, "Sampler has several inputs; write one of $strength.seed, $strength.steps"),
+        ({"sampler": "$strength.gone"}, "Sampler has no input 'gone'; it has seed, steps, cfg, tiled, method"),
+        ({"sampler": "$to.positive"}, "positive of Sampler is linked, and a value never takes the place of a link"),
+        ({"text": "$to.model"}, "model of Text is linked"),
+        ({"text": "$5 lora"}, "a name is 1 to 64 letters"),
+        ({"save": "output:"}, "its title 'output:' names no output: a name is"),
+    ],
+)
+def test_a_title_that_names_nothing_is_told_and_no_parameter(titles: dict[str, str], reason: str) -> None:
+    named = loaded(workflow(**titles))
+    assert named.parameters == ()
+    assert named.outputs == ()
+    assert len(named.warnings) == 1
+    assert reason in named.warnings[0]
+
+
+def test_a_linked_widget_is_no_parameter() -> None:
+    prompt = workflow(text="$prompt")
+    prompt["6"] = node("Text", "", text="x", model=["1", 0])
+    prompt["2"]["inputs"]["text"] = ["6", 0]
+    named = loaded(prompt)
+    assert named.parameters == ()
+    assert "no input that a value could be put into, or all of them are linked" in named.warnings[0]
+
+
+def test_the_sidecar_names_nodes_by_id_and_by_title() -> None:
+    sidecar = """
+        title = "Portrait"
+        [parameters.prompt]
+        node = "The text"
+        input = "text"
+        title = "What is shown"
+        [parameters.steps]
+        node = 3
+        input = "steps"
+        maximum = 30
+        [outputs.picture]
+        node = 5
+    """
+    named = loaded(workflow(text="The text"), sidecar)
+    assert targets(named) == {"prompt": (Target("2", "text"),), "steps": (Target("3", "steps"),)}
+    assert (named.title, named.by_name["prompt"].title) == ("Portrait", "What is shown")
+    assert named.by_name["steps"].maximum == 30
+    assert named.outputs == (NamedOutput("picture", "5"),)
+
+
+def test_a_table_without_a_node_adds_to_what_the_workflow_names() -> None:
+    named = loaded(workflow(text="$prompt"), '[parameters.prompt]\nrequired = true\nrole = "prompt"')
+    assert targets(named) == {"prompt": (Target("2", "text"),)}
+    assert named.by_name["prompt"].required
+
+
+def test_one_value_may_go_into_several_inputs() -> None:
+    prompt = workflow()
+    prompt["6"] = node("Sampler", "", seed=1, steps=5, cfg=1.0, tiled=True, method="heun", positive=["2", 0])
+    named = loaded(prompt, '[parameters.seed]\nnode = 3\nalso = [{node = 6, input = "seed"}]')
+    assert targets(named) == {"seed": (Target("3", "seed"), Target("6", "seed"))}
+
+
+def test_the_sidecar_has_its_inputs_before_the_titles() -> None:
+    named = loaded(workflow(sampler="$seed"), '[parameters.random]\nnode = 3\ninput = "seed"')
+    assert targets(named) == {"random": (Target("3", "seed"),)}
+    assert named.warnings == ("seed is no parameter: another one has its inputs",)
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "reason"),
+    [
+        ('[parameters.p]\nnode = "99"\ninput = "x"', "[parameters.p]: there is no node with the id or the title '99'"),
+        ('[parameters.p]\nnode = 3\ninput = "gone"', "[parameters.p]: node 3: Sampler has no input 'gone'"),
+        ('[parameters.p]\nnode = 3\ninput = "positive"', "positive of Sampler is linked, and a value never takes"),
+        ("[parameters.p]\nnode = 3", "[parameters.p] says no input of node 3 (Sampler), which has seed, steps"),
+        ('[parameters.p]\ntitle = "x"', "[parameters.p] names no node, and the workflow itself has no parameter"),
+        ('[parameters.p]\nnode = "same"\ninput = "x"', "nodes 1, 2 all have the title 'same'; name one by its id"),
+        ("[outputs.o]\nnode = 99", "[outputs.o]: there is no node"),
+        (
+            '[parameters.p]\nnode = 3\ninput = "steps"\nminimum = 9\nmaximum = 8',
+            "its minimum 9 is more than its maximum",
+        ),
+        ('[parameters.p]\nnode = 2\ninput = "text"\nminimum = 9', "p is no number, and has no minimum and maximum"),
+        ('[parameters.p]\nnode = 3\ninput = "steps"\ndefault = "many"', "the default of p does not fit: 'many'"),
+        ('[parameters.p]\nnode = 3\ninput = "steps"\ndefault = 1000', "the default of p does not fit: 1000"),
+        ('[parameters.p]\nnode = 3\ninput = "steps"\nrole = "size"', "[parameters.p] role: Input should be 'prompt'"),
+        ("[parameters.p]\nsize = 3", "[parameters.p] size: there is no such field"),
+        ("[parameters.p", "portrait.toml is not TOML"),
+        (
+            '[parameters.a]\nnode=3\ninput="steps"\n[parameters.b]\nnode=3\ninput="steps"',
+            "a and b both are steps of node 3",
+        ),
+        (
+            '[parameters.a]\nnode=3\ninput="steps"\nrole="n"\n[parameters.b]\nnode=3\ninput="seed"\nrole="n"',
+            "a and b both have the role n",
+        ),
+        ("[outputs.a]\nnode = 5\n[outputs.b]\nnode = 5", "outputs a and b are both node 5"),
+    ],
+)
+def test_a_sidecar_that_does_not_fit_is_refused_by_name(sidecar: str, reason: str) -> None:
+    assert reason in unusable(workflow(loader="same", text="same"), sidecar)
+
+
+def test_two_parameters_of_one_name_are_refused_with_both_nodes() -> None:
+    reason = unusable(workflow(loader="$x", text="$x"))
+    assert reason == "two parameters are named x: by node 1 and by node 2"
+
+
+def test_two_outputs_of_one_name_are_refused_with_both_nodes() -> None:
+    assert unusable(workflow(picture="output:x", save="output:x")) == "two outputs are named x: by node 4 and by node 5"
+
+
+def test_an_output_that_makes_no_files_is_told() -> None:
+    named = loaded(workflow(sampler="output:x"))
+    assert named.warnings == ("node 3: Sampler, which is the output x, makes no files of a result",)
+
+
+def test_without_definitions_types_are_those_of_the_file() -> None:
+    named = loaded(workflow(text="$prompt", sampler="$seed", picture="$image"), object_info=None)
+    assert {one.name: one.kind for one in named.parameters} == {"prompt": "text", "seed": "integer", "image": "text"}

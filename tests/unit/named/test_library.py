@@ -1,0 +1,265 @@
+"""The folder of named workflows: what is in it, and what changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui.exceptions import (
+    ComfyUIConnectionError,
+    NamedWorkflowNotFoundError,
+    NamedWorkflowUnusableError,
+)
+from comfyui.limits import Limits
+from comfyui.named.library import NamedOptions, NamedWorkflows
+from comfyui.named.parameters import NamedWorkflow, Unusable
+from tests.support.named import OBJECT_INFO, workflow, write
+from tests.support.running import until
+
+
+@dataclass
+class Servers:
+    """What servers say of their nodes."""
+
+    said: list[dict[str, Any]] = field(default_factory=lambda: [OBJECT_INFO])
+    to_say: list[dict[str, Any]] | None = None
+    starts: int = 0
+    asked: int = 0
+
+    def known(self) -> Sequence[dict[str, Any]]:
+        return self.said
+
+    def moment(self) -> object:
+        return self.starts
+
+    async def ask(self) -> None:
+        self.asked += 1
+        self.said = self.to_say or self.said
+
+
+FAST = NamedOptions(look_s=0.01)
+
+
+async def library(folder: Path, servers: Servers | None = None, **options: Any) -> NamedWorkflows:
+    named = NamedWorkflows(folder, servers or Servers(), NamedOptions(**options))
+    await named.look(at_once=True)
+    return named
+
+
+def problems(named: NamedWorkflows) -> dict[str, str]:
+    return {one.name: one.problem for one in named.all() if isinstance(one, Unusable)}
+
+
+def usable(named: NamedWorkflows) -> list[str]:
+    return [one.name for one in named.all() if isinstance(one, NamedWorkflow)]
+
+
+async def test_a_workflow_is_a_file_or_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, "b", workflow(text="$prompt"))
+    write(tmp_path, "a/workflow", workflow(), "[parameters.prompt]\nnode = 2")
+    (tmp_path / "README.md").write_text("not one")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".hidden.json").write_text("not one")
+    named = await library(tmp_path)
+    assert usable(named) == ["a", "b"]
+    assert [one.name for one in named.get("a").parameters] == ["prompt"]
+    assert problems(named) == {}
+
+
+@pytest.mark.parametrize("folder", [None, Path("/nonexistent")])
+async def test_no_folder_is_no_workflows(folder: Path | None) -> None:
+    named = NamedWorkflows(folder, Servers(), FAST)
+    async with named.following():
+        assert list(named.all()) == []
+        with pytest.raises(NamedWorkflowNotFoundError, match="there is no workflow 'x'; there are none"):
+            named.get("x")
+
+
+async def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> None:
+    write(tmp_path, "good", workflow())
+    (tmp_path / "text.json").write_text("no JSON")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "broken.json").write_text('{"1": {"class_type": "Text"}}')
+    (tmp_path / "bad name.json").write_text("{}")
+    (tmp_path / "alone.toml").write_text("")
+    write(tmp_path, "Twin", workflow())
+    write(tmp_path, "twin", workflow())
+    write(tmp_path, "two", workflow())
+    write(tmp_path, "two/workflow", workflow())
+    write(tmp_path, "apart/workflow", workflow())
+    (tmp_path / "apart.toml").write_text("")
+    found = problems(await library(tmp_path))
+    assert found.pop("text").startswith("it is not JSON: ")
+    assert found == {
+        "list": "a workflow is wanted: a JSON object",
+        "empty": "The workflow is empty: it has no nodes.",
+        "broken": "Not a workflow in API format: see node 1. node 1: The inputs of Text must be an object",
+        "bad name": "its name cannot be one: a name is 1 to 64 letters, digits, dots, _ and -, and begins with a letter"
+        " or digit",
+        "alone": "there is a sidecar, and no alone.json beside it",
+        "Twin": "another workflow has the same name in other letters (upper or lower case); rename one",
+        "twin": "another workflow has the same name in other letters (upper or lower case); rename one",
+        "two": "there are both two.json and two/workflow.json; remove one",
+        "apart": "its sidecar is not beside it, but at apart.toml",
+    }
+
+
+async def test_the_same_limits_hold_as_for_bodies(tmp_path: Path) -> None:
+    write(tmp_path, "a", workflow())
+    found = problems(await library(tmp_path, limits=Limits(max_workflow_nodes=2)))
+    assert found == {"a": "The workflow has more than 2 nodes (MAX_WORKFLOW_NODES)"}
+    found = problems(await library(tmp_path, max_bytes=100))
+    assert found == {"a": "a.json is larger than 0.0001 MB (MAX_REQUEST_BODY_MB)"}
+
+
+async def test_no_link_leads_out_of_the_folder(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    write(outside, "secret", workflow(), "title = 'x'")
+    write(inside, "real", workflow())
+    (inside / "link.json").symlink_to(outside / "secret.json")
+    (inside / "folder").symlink_to(outside)
+    write(outside, "workflow", workflow())
+    (inside / "good.json").symlink_to("real.json")
+    (inside / "real.toml").symlink_to(outside / "secret.toml")
+    (inside / "loop.json").symlink_to("loop.json")
+    os.mkfifo(inside / "pipe.json")
+    named = await library(inside)
+    assert usable(named) == ["good"]
+    assert problems(named) == {
+        "link": "link.json is a link that leads out of WORKFLOWS_DIR",
+        "folder": "folder/workflow.json is a link that leads out of WORKFLOWS_DIR",
+        "real": "real.toml is a link that leads out of WORKFLOWS_DIR",
+        "loop": problems(named)["loop"],
+        "pipe": "pipe.json is not a file",
+    }
+    assert "loop.json cannot be read" in problems(named)["loop"]
+
+
+@pytest.mark.parametrize("name", ["../outside/secret", "..", "/etc/passwd", "real.json", "a\0b", "x" * 10_000])
+async def test_a_name_is_never_a_path(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "outside", "secret", workflow())
+    write(tmp_path / "inside", "real", workflow())
+    named = await library(tmp_path / "inside")
+    with pytest.raises(NamedWorkflowNotFoundError) as caught:
+        named.get(name)
+    assert len(caught.value.detail) < 200
+
+
+async def test_the_closest_names_are_told(tmp_path: Path) -> None:
+    write(tmp_path, "portrait", workflow())
+    named = await library(tmp_path)
+    with pytest.raises(NamedWorkflowNotFoundError, match="there is no workflow 'potrait'; did you mean portrait"):
+        named.get("potrait")
+    with pytest.raises(NamedWorkflowNotFoundError, match="'x'; GET /workflows lists them"):
+        named.get("x")
+
+
+async def test_a_call_of_what_cannot_be_used_is_told_why(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(NamedWorkflowUnusableError, match="workflow a cannot be used: The workflow is empty"):
+        (await library(tmp_path)).get("a")
+
+
+async def test_changes_of_the_folder_are_followed(tmp_path: Path) -> None:
+    write(tmp_path, "a", workflow(text="$prompt"))
+    named = NamedWorkflows(tmp_path, Servers(), FAST)
+
+    async def version() -> str:
+        return named.get("a").version
+
+    async def names() -> list[str]:
+        return [one.name for one in named.all()]
+
+    async with named.following():
+        first, generation = named.get("a").version, named.generation
+        write(tmp_path, "a", workflow(text="$words"))
+        second = await until(version, lambda found: found != first)
+        assert [one.name for one in named.get("a").parameters] == ["words"]
+        assert named.generation != generation
+        (tmp_path / "a.toml").write_text('title = "A"')
+        third = await until(version, lambda found: found != second)
+        (tmp_path / "a.toml").unlink()
+        assert await until(version, lambda found: found != third) == second
+        write(tmp_path, "b", workflow())
+        await until(names, lambda found: found == ["a", "b"])
+        (tmp_path / "a.json").unlink()
+        await until(names, lambda found: found == ["b"])
+
+
+async def test_a_file_is_taken_when_it_is_the_same_at_two_looks(tmp_path: Path) -> None:
+    """It may be half written at the first."""
+    named = await library(tmp_path)
+    write(tmp_path, "a", workflow())
+    await named.look()
+    assert usable(named) == []
+    await named.look()
+    assert usable(named) == ["a"]
+
+
+async def test_new_models_renew_the_schema(tmp_path: Path) -> None:
+    write(tmp_path, "a", workflow(loader="$model"))
+    loader = {"input": {"required": {"name": [["new.safetensors"]]}}, "output": ["MODEL"]}
+    servers = Servers(to_say=[OBJECT_INFO, OBJECT_INFO | {"Loader": loader}])
+    named = await library(tmp_path, servers)
+    before = named.get("a")
+    assert "new.safetensors" not in before.schema["properties"]["model"]["enum"]
+    assert await named.renew()
+    assert named.get("a").schema["properties"]["model"]["enum"][-1] == "new.safetensors"
+    assert named.get("a").version == before.version
+    assert (await named.renew(), servers.asked) == (False, 1)
+
+
+async def test_servers_are_asked_when_they_come_up_and_not_all_the_time(tmp_path: Path) -> None:
+    write(tmp_path, "a", workflow(loader="$model"))
+    servers = Servers(said=[], to_say=[OBJECT_INFO])
+
+    async def kind() -> str:
+        return named.get("a").parameters[0].kind
+
+    async def asked() -> int:
+        return servers.asked
+
+    named = NamedWorkflows(tmp_path, servers, FAST)
+    async with named.following():
+        await until(kind, lambda found: found == "choice")
+        for _ in range(5):
+            await named.look()
+        assert servers.asked == 1
+        servers.starts += 1
+        await until(asked, lambda count: count == 2)
+
+
+async def test_without_workflows_no_server_is_asked(tmp_path: Path) -> None:
+    servers = Servers()
+    named = NamedWorkflows(tmp_path, servers, FAST)
+    async with named.following():
+        write(tmp_path, "a", workflow())
+
+        async def names() -> list[str]:
+            return usable(named)
+
+        assert servers.asked == 0
+        await until(names, lambda found: found == ["a"])
+
+
+async def test_the_editors_format_waits_for_definitions(tmp_path: Path) -> None:
+    ui = {
+        "nodes": [
+            {"id": 4, "type": "LoadImage", "widgets_values": ["example.png", "image"], "title": "$image", "mode": 0}
+        ],
+        "links": [],
+    }
+    write(tmp_path, "a", ui)
+    servers = Servers(said=[])
+    named = await library(tmp_path, servers)
+    with pytest.raises(ComfyUIConnectionError, match="no server has said yet what nodes it has"):
+        named.get("a")
+    servers.said = [OBJECT_INFO]
+    await named.look()
+    assert [(one.name, one.kind) for one in named.get("a").parameters] == [("image", "file")]
