@@ -55,7 +55,7 @@ class NamedOptions:
     Attributes:
         look_s: between two looks at the folder.
         fresh_s: node definitions are asked for again after so long, where somebody wants to know of a workflow.
-        renew_s: the same where a value was refused that they may allow by now.
+        renew_s: the same where a value was refused that they may allow by now, and where no server has answered yet.
         max_bytes: of a workflow's file.
     """
 
@@ -208,8 +208,10 @@ class NamedWorkflows:
         """Whether a server may have something new to say: it came up, or somebody wants to know and time has passed."""
         if self._asked is None or self._asked[0] != self._definitions.moment():
             return True
-        wanted, passed_s = self._wanted, time.monotonic() - self._asked[1]
-        return wanted and passed_s >= self._options.fresh_s
+        passed_s = time.monotonic() - self._asked[1]
+        if not self._definitions.known():
+            return passed_s >= self._options.renew_s
+        return self._wanted and passed_s >= self._options.fresh_s
 
     def _ask(self) -> asyncio.Task[None]:
         if self._asking is None or self._asking.done():
