@@ -1,0 +1,232 @@
+"""Taking nodes out of a workflow whose value a call gives: the value goes to what they fed, or to a node of ComfyUI.
+
+Node packs for services have nodes that say "here goes a value of the caller". A server needs such a pack no more, and
+fetches no URL by itself, when the gateway puts the value, or the name of the file that it has placed, where it belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from comfyui.named.naming import unique
+from comfyui.named.parameters import Cast, Found, NamedOutput, Target
+from comfyui.workflows.api_format import is_link
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """What stands in for a file that a call does not give: the link of the workflow's own default.
+
+    Attributes:
+        node_id: the node whose consumers get the link instead.
+        link: node id and output.
+        unused: the nodes that are left out.
+    """
+
+    parameter: str
+    node_id: str
+    link: tuple[str, int]
+    unused: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """An input that is linked to an output of a node."""
+
+    node_id: str
+    input: str
+    output: int
+
+
+def with_fallbacks(
+    prompt: Mapping[str, Any], fallbacks: Sequence[Fallback], given: Collection[str]
+) -> Mapping[str, Any]:
+    """The workflow without the files that a call does not give; `given`: the parameters that have a value."""
+    for fallback in fallbacks:
+        if fallback.parameter not in given:
+            prompt = _without(prompt, fallback)
+    return prompt
+
+
+def _without(prompt: Mapping[str, Any], fallback: Fallback) -> dict[str, Any]:
+    return {
+        node_id: {**node, "inputs": _linked_anew(node["inputs"], fallback)}
+        if any(is_link(value) and value[0] == fallback.node_id for value in node["inputs"].values())
+        else node
+        for node_id, node in prompt.items()
+        if node_id not in fallback.unused
+    }
+
+
+def _linked_anew(inputs: Mapping[str, Any], fallback: Fallback) -> dict[str, Any]:
+    return {
+        name: list(fallback.link) if is_link(value) and value[0] == fallback.node_id else value
+        for name, value in inputs.items()
+    }
+
+
+class Replacing:
+    """A copy of a workflow in API format, from which nodes are taken out; and what was found on the way.
+
+    `merged`: the sources in which a name that stands there several times is one parameter.
+    """
+
+    def __init__(self, prompt: Mapping[str, Any], merged: Collection[str] = ()) -> None:
+        self._merged = merged
+        self.prompt: dict[str, Any] = {
+            node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in prompt.items()
+        }
+        self.found: list[Found] = []
+        self.outputs: list[NamedOutput] = []
+        self.fallbacks: list[Fallback] = []
+        self.warnings: list[str] = []
+
+    def consumers(self, node_id: str) -> list[Consumer]:
+        """The inputs that are linked to the node."""
+        return [
+            Consumer(other, name, int(value[1]))
+            for other, node in self.prompt.items()
+            for name, value in node["inputs"].items()
+            if is_link(value) and value[0] == node_id
+        ]
+
+    def warn(self, node_id: str, text: str) -> None:
+        self.warnings.append(f"node {node_id} ({self.prompt[node_id]['class_type']}): {text}")
+
+    def replace(self, node_id: str, class_type: str, inputs: Mapping[str, Any]) -> None:
+        """Put a node of another class in a node's place, under its id and title."""
+        node = self.prompt[node_id]
+        self.prompt[node_id] = {**node, "class_type": class_type, "inputs": dict(inputs)}
+
+    def add(self, near: str, class_type: str, inputs: Mapping[str, Any]) -> str:
+        """A new node beside another one; returns its id."""
+        node_id = unique(f"{near}-{class_type}", self.prompt)
+        self.prompt[node_id] = {
+            "class_type": class_type,
+            "inputs": dict(inputs),
+            "_meta": {"title": class_type},
+        }
+        return node_id
+
+    def remove(self, node_id: str) -> None:
+        """Take a node out, with the links that led from it."""
+        for one in self.consumers(node_id):
+            del self.prompt[one.node_id]["inputs"][one.input]
+        del self.prompt[node_id]
+
+    def feed(self, node_id: str, found: Found, value: Any, casts: Mapping[int, Cast] | None = None) -> None:
+        """Put a node's value into all that it feeds, which is what the parameter sets from now on; the node goes.
+
+        Args:
+            value: what the workflow has.
+            casts: by output, what the value becomes there; None: itself.
+        """
+        places = self.consumers(node_id)
+        if is_link(value):
+            self.warn(
+                node_id, f"its value is linked, and no value takes the place of a link: {found.name} is no parameter"
+            )
+        elif not places:
+            self.warn(node_id, f"it feeds nothing, so {found.name} is no parameter")
+        targets = []
+        for one in places:
+            cast = casts.get(one.output, "") if casts else ""
+            self.prompt[one.node_id]["inputs"][one.input] = value if is_link(value) else as_cast(value, cast)
+            targets.append(Target(one.node_id, one.input, cast))
+        if targets and not is_link(value):
+            self._add(replace(found, targets=tuple(targets)))
+        del self.prompt[node_id]
+
+    def load(self, node_id: str, found: Found, class_type: str, input_name: str) -> None:
+        """Put a node of ComfyUI in a node's place that loads the file which a call gives."""
+        self.replace(node_id, class_type, {input_name: ""})
+        self.set_by(found, node_id, input_name)
+
+    def set_by(self, found: Found, node_id: str, input_name: str) -> None:
+        """Note a parameter that sets this input."""
+        self._add(replace(found, targets=(Target(node_id, input_name),)))
+
+    def fall_back(self, parameter: str, node_id: str, default: Any, *unused: str) -> bool:
+        """Note the link that counts where no file is given; false where `default` is none."""
+        if not is_link(default):
+            return False
+        self.fallbacks.append(Fallback(parameter, node_id, (default[0], int(default[1])), (node_id, *unused)))
+        return True
+
+    def output(self, name: str, node_id: str) -> None:
+        """Name an output; a name that another one has gets the node's id too, for packs give all the same at first."""
+        taken = {one.name for one in self.outputs}
+        self.outputs.append(NamedOutput(unique(name, taken, node_id), node_id))
+
+    def _add(self, found: Found) -> None:
+        for index, other in enumerate(self.found):
+            if found.source in self._merged and (other.name, other.source) == (found.name, found.source):
+                self.found[index] = replace(other, targets=(*other.targets, *found.targets))
+                return
+        self.found.append(found)
+
+
+def as_cast(value: Any, cast: Cast) -> Any:
+    """A value as an input of another type takes it."""
+    match cast:
+        case "text":
+            return value if isinstance(value, str) else str(value)
+        case "integer":
+            return round(value)
+        case "number":
+            return float(value)
+    return value
+
+
+# What the nodes of several packs have in common
+
+Handler = Callable[[Replacing, str, Mapping[str, Any]], None]
+"""Takes one node out of the workflow, of which it gets the id and the inputs."""
+# What these packs write for "no limit".
+_NO_LIMIT = 999_999
+
+
+def optional(work: Replacing, found: Found, node_id: str, default: Any, *unused: str) -> Found:
+    """A file that may be left out, where the node has a link for that case."""
+    if not work.fall_back(found.name, node_id, default, *unused):
+        return found
+    return replace(found, required=False)
+
+
+def saved(class_type: str, source: str, target: str, name_of: Callable[[Replacing, str], str]) -> Handler:
+    """A node that saves what comes in `source`, for which ComfyUI has one of its own that takes it as `target`."""
+
+    def handle(work: Replacing, node_id: str, inputs: Mapping[str, Any]) -> None:
+        name = name_of(work, node_id)
+        kept = {key: inputs[key] for key in ("filename_prefix", "format", "codec") if key in inputs}
+        if class_type == "PreviewAny":
+            kept = {}
+        elif "filename_prefix" not in kept:
+            kept["filename_prefix"] = "ComfyUI"
+        linked = {target: inputs[source]} if source in inputs else {}
+        work.replace(node_id, class_type, {**linked, **kept})
+        if name:
+            work.output(name, node_id)
+
+    return handle
+
+
+def named(name_of: Callable[[Replacing, str], str]) -> Handler:
+    def handle(work: Replacing, node_id: str, _: Mapping[str, Any]) -> None:
+        if name := name_of(work, node_id):
+            work.output(name, node_id)
+
+    return handle
+
+
+def limit_of(inputs: Mapping[str, Any], name: str) -> float | None:
+    value = inputs.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= _NO_LIMIT:
+        return None
+    return value
+
+
+def left_out(work: Replacing, node_id: str, _: Mapping[str, Any]) -> None:
+    work.remove(node_id)
