@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from comfyui import jsonio
 from comfyui.exceptions import BadParameter, ParametersError
 from comfyui.models import InputFile
-from comfyui.named.parameters import MISSING, RANDOM, Cast, Missing, NamedWorkflow, Parameter
+from comfyui.named.parameters import MISSING, RANDOM, Missing, NamedWorkflow, Parameter
+from comfyui.named.replacing import as_cast, with_fallbacks
 from comfyui.named.values import boxed, fitted, missing, problem_of, unknown
 from comfyui.named_calls import NamedCall
 
@@ -66,7 +67,7 @@ def bind(
         used[name] = value
         if name in files:
             used[name] = f"file:{files[name]}"
-        elif parameter.kind == "file" and name in chosen:
+        elif parameter.kind == "file" and (name in chosen or _is_content(value)):
             used[name] = shown_file(value)
             value, image = _image(parameter, value)
             images.append(image)
@@ -81,6 +82,11 @@ def bind(
         digest=_digest(workflow, given, files),
     )
     return Bound(_filled(workflow, bound), tuple(images), call)
+
+
+def _is_content(default: str) -> bool:
+    """Whether the workflow's own default is to be fetched or decoded; else it is a file that servers have."""
+    return default[:8].lower().startswith(("http://", "https://", "data:"))
 
 
 def shown_file(value: str) -> str:
@@ -147,7 +153,7 @@ def _image(parameter: Parameter, value: str) -> tuple[str, InputFile]:
 
 def _filled(workflow: NamedWorkflow, bound: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the workflow with the values; only nodes that get one are copied."""
-    prompt = dict(workflow.prompt)
+    prompt = dict(with_fallbacks(workflow.prompt, workflow.fallbacks, bound))
     copied: dict[str, dict[str, Any]] = {}
     for name, value in bound.items():
         parameter = workflow.by_name[name]
@@ -158,19 +164,8 @@ def _filled(workflow: NamedWorkflow, bound: Mapping[str, Any]) -> dict[str, Any]
                 node = prompt[target.node_id]
                 inputs = copied[target.node_id] = dict(node["inputs"])
                 prompt[target.node_id] = {**node, "inputs": inputs}
-            inputs[target.input] = _cast(boxed_value, target.cast) if target.cast else boxed_value
+            inputs[target.input] = as_cast(boxed_value, target.cast) if target.cast else boxed_value
     return prompt
-
-
-def _cast(value: Any, cast: Cast) -> Any:
-    match cast:
-        case "text":
-            return str(value)
-        case "integer":
-            return int(value)
-        case "number":
-            return float(value)
-    return value
 
 
 def _as_given(workflow: NamedWorkflow, given: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:

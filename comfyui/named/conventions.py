@@ -1,7 +1,7 @@
 """Which parameters a workflow has by the conventions of others: what people's files have already. Pure.
 
 Beside the nodes of three packs (`made_for_it`) these are: texts ``PARAM_PROMPT``, ``PARAM_INT_SEED``, … as values
-(comfyui-mcp-server); titles that begin with ``VC_BASIC`` or ``VC_ADV`` (ViewComfy); and in the editor itself the widgets
+(comfyui-mcp-server); titles that begin with ``VC_BASIC`` or ``VC_ADV`` (ViewComfy); and in the editor itself widgets
 that an outer subgraph shows, primitive nodes, and ComfyUI's own nodes that hold one value.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 
 from comfyui.named.made_for_it import MERGED, resolve_made_for_it
 from comfyui.named.naming import as_name, unique
-from comfyui.named.parameters import NAME, Found, Kind, NamedOutput, Target
-from comfyui.named.replacing import Fallback, Replacing
+from comfyui.named.parameters import NAME, Fallback, Found, Kind, NamedOutput, Target
+from comfyui.named.replacing import Replacing
 from comfyui.workflows.api_format import is_link, node_order
 from comfyui.workflows.convert import ShownWidget
 

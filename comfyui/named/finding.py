@@ -14,7 +14,7 @@ from typing import Any
 from comfyui.exceptions import NamedWorkflowUnusableError
 from comfyui.limits import short
 from comfyui.named.nodes import Nodes
-from comfyui.named.parameters import NAME, NAME_IS, Found, NamedOutput, Target
+from comfyui.named.parameters import NAME, NAME_IS, Fallback, Found, NamedOutput, Target
 from comfyui.named.sidecar import OutputTable, ParameterTable, Sidecar
 from comfyui.workflows.api_format import is_link, node_order
 
@@ -33,12 +33,14 @@ class Template:
         found: what conventions beside those of this module have found in it, in the order of their precedence.
         outputs: the same for outputs.
         warnings: of whoever made it.
+        fallbacks: what stands in for files that a call does not give.
     """
 
     prompt: Mapping[str, Any]
     found: Sequence[Found] = ()
     outputs: Sequence[NamedOutput] = ()
     warnings: Sequence[str] = ()
+    fallbacks: Sequence[Fallback] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,11 @@ def find(template: Template, sidecar: Sidecar | None, nodes: Nodes) -> Findings:
     prompt = template.prompt
     warnings: list[str] = [*template.warnings]
     titled, titled_outputs = _titled(prompt, nodes, warnings)
-    made = [one for one in template.found if one.source not in _LAST]
-    rest = [one for one in template.found if one.source in _LAST]
-    own = _first_of_each([made, titled, rest])
+    made = [one for one in template.found if one.source not in _LATER]
+    # Of subgraphs and primitives, which are no nodes of the API format.
+    more_titled = [one for one in template.found if one.source == "title"]
+    rest = [one for one in template.found if one.source in _LATER - {"title"}]
+    own = _first_of_each([made, [*titled, *more_titled], rest])
     outputs = _outputs([*template.outputs, *titled_outputs])
     if sidecar is None:
         return _checked(own.values(), outputs.values(), prompt, nodes, warnings)
@@ -71,7 +75,7 @@ def find(template: Template, sidecar: Sidecar | None, nodes: Nodes) -> Findings:
     return _checked(own.values(), outputs.values(), prompt, nodes, warnings)
 
 
-_LAST = frozenset({"promoted", "primitive"})
+_LATER = frozenset({"title", "promoted", "primitive"})
 
 
 def choose_input(node: Mapping[str, Any], name: str, nodes: Nodes) -> str | None:

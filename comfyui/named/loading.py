@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
 from comfyui import big_json
 from comfyui.exceptions import ComfyUIError, ComfyUIValidationError, JSONError, NamedWorkflowUnusableError
 from comfyui.limits import Limits
+from comfyui.named.conventions import resolved
 from comfyui.named.finding import Template, find
 from comfyui.named.nodes import Nodes
 from comfyui.named.parameters import NamedWorkflow, Unusable
+from comfyui.named.replacing import fallbacks_of
 from comfyui.named.schema import example_of, schema_of
 from comfyui.named.sidecar import Sidecar, parse_sidecar
 from comfyui.named.types import typed, with_roles
 from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format
-from comfyui.workflows.convert import to_api_format
+from comfyui.workflows.convert import ShownWidget, to_api_format
 
 WAITS = "no server has said yet what nodes it has, which a workflow of the editor's own format needs"
 
@@ -58,11 +60,19 @@ def _parsed(content: bytes, limits: Limits) -> dict[str, Any]:
 def _template(parsed: Mapping[str, Any], version: str, nodes: Nodes, limits: Limits) -> Template:
     if not is_ui_format(parsed):
         _check(parsed, limits)
-        return Template(parsed)
+        return _without_conventions(parsed, nodes)
     check_ui_nodes(parsed, limits)
     # The same choices in dynamic prompts each time that the file is loaded.
-    converted = to_api_format(parsed, nodes.object_info, rng=Random(version), limits=limits)  # noqa: S311
-    return Template(converted.prompt, warnings=converted.warnings)
+    converted = to_api_format(parsed, nodes.with_packs, rng=Random(version), limits=limits)  # noqa: S311
+    return _without_conventions(converted.prompt, nodes, converted.shown, converted.warnings)
+
+
+def _without_conventions(
+    prompt: Mapping[str, Any], nodes: Nodes, shown: Sequence[ShownWidget] = (), warnings: Sequence[str] = ()
+) -> Template:
+    """The template without what other people's conventions have put into it for a caller's values."""
+    found = resolved(prompt, nodes.widgets, shown)
+    return Template(found.prompt, found.found, found.outputs, (*warnings, *found.warnings), found.fallbacks)
 
 
 def _check(prompt: Mapping[str, Any], limits: Limits) -> None:
@@ -91,4 +101,5 @@ def _workflow(name: str, version: str, template: Template, sidecar: Sidecar | No
         schema=schema_of(parameters, title=title, description=description),
         example=example_of(parameters),
         by_name={one.name: one for one in parameters},
+        fallbacks=fallbacks_of(parameters, template.fallbacks),
     )

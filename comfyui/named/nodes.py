@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from comfyui.named.made_definitions import DEFINITIONS
 from comfyui.named.parameters import Medium
 from comfyui.workflows.api_format import is_link
 from comfyui.workflows.node_definitions import (
@@ -41,6 +42,8 @@ class Nodes:
     def __init__(self, object_info: ObjectInfo | None) -> None:
         self.object_info: ObjectInfo = object_info or {}
         self.known = object_info is not None
+        # The editor's own format is read with the definitions of nodes that no server needs, too.
+        self.with_packs: ObjectInfo = {**DEFINITIONS, **self.object_info}
         self._specs: dict[str, dict[str, InputSpec]] = {}
         self._spellings: dict[int, tuple[Sequence[Any], Mapping[Any, Any]]] = {}
 

@@ -118,6 +118,23 @@ class NamedOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """What stands in for a file that a call does not give: the link of the workflow's own default.
+
+    Attributes:
+        parameter: "" where no parameter sets the file any more, so that the default counts.
+        node_id: the node whose consumers get the link instead.
+        link: node id and output.
+        unused: the nodes that are left out.
+    """
+
+    parameter: str
+    node_id: str
+    link: tuple[str, int]
+    unused: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NamedWorkflow:
     """A workflow that can be called by its name.
 
@@ -128,6 +145,7 @@ class NamedWorkflow:
         warnings: what is odd about the file, for whoever wrote it.
         schema: JSON Schema (2020-12) of the parameters.
         example: a body that the schema takes.
+        fallbacks: by a parameter of a file that a call may leave out, what stands in for it.
     """
 
     name: str
@@ -141,6 +159,7 @@ class NamedWorkflow:
     schema: Mapping[str, Any] = field(repr=False)
     example: Mapping[str, Any]
     by_name: Mapping[str, Parameter] = field(repr=False, compare=False)
+    fallbacks: tuple[Fallback, ...] = ()
 
     @property
     def problem(self) -> None:

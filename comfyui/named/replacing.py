@@ -11,24 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comfyui.named.naming import unique
-from comfyui.named.parameters import Cast, Found, NamedOutput, Target
+from comfyui.named.parameters import Cast, Fallback, Found, NamedOutput, Parameter, Target
 from comfyui.workflows.api_format import is_link
-
-
-@dataclass(frozen=True, slots=True)
-class Fallback:
-    """What stands in for a file that a call does not give: the link of the workflow's own default.
-
-    Attributes:
-        node_id: the node whose consumers get the link instead.
-        link: node id and output.
-        unused: the nodes that are left out.
-    """
-
-    parameter: str
-    node_id: str
-    link: tuple[str, int]
-    unused: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +22,15 @@ class Consumer:
     node_id: str
     input: str
     output: int
+
+
+def fallbacks_of(parameters: Sequence[Parameter], fallbacks: Sequence[Fallback]) -> tuple[Fallback, ...]:
+    """The same by the parameters that there are in the end: a sidecar may have given one another name."""
+    names = {target.node_id: one.name for one in parameters for target in one.targets}
+    return tuple(
+        replace(one, parameter=next((names[node_id] for node_id in one.unused if node_id in names), ""))
+        for one in fallbacks
+    )
 
 
 def with_fallbacks(
@@ -163,7 +156,8 @@ class Replacing:
     def _add(self, found: Found) -> None:
         for index, other in enumerate(self.found):
             if found.source in self._merged and (other.name, other.source) == (found.name, found.source):
-                self.found[index] = replace(other, targets=(*other.targets, *found.targets))
+                required = other.required if other.required == found.required else None
+                self.found[index] = replace(other, targets=(*other.targets, *found.targets), required=required)
                 return
         self.found.append(found)
 

@@ -130,9 +130,9 @@ def _type_of(found: Found, target: Target, prompt: Mapping[str, Any], nodes: Nod
     own = node["inputs"].get(target.input, MISSING)
     spec = (nodes.specs(node) or {}).get(target.input)
     kind = _of_literal(own, target.input) if spec is None else _of_spec(spec)
-    if target.cast:
-        wanted: Kind = target.cast
-        return replace(kind, kind=wanted) if kind.kind != wanted else kind
+    if target.cast and found.kind is not None:
+        # The value is made to fit: what the input takes does not limit it.
+        return _Type(found.kind, default=kind.default)
     is_known = spec is not None and kind.kind != "any"
     return kind if found.kind is None or is_known else replace(kind, kind=found.kind)
 
