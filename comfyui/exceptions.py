@@ -116,6 +116,7 @@ class ComfyUIValidationError(ComfyUIError):
         lacks: what each server lacks by its name, where none has all that the workflow needs.
         answer: what ComfyUI would say of it, where it was not asked.
         codes: what is wrong, as `comfyui.workflows.preflight.Problem` names it; empty where it was not looked for.
+        files: texts that the server was sent, and that it may have refused because it lacks a file of that name.
     """
 
     title = "Workflow validation failed"
@@ -124,6 +125,7 @@ class ComfyUIValidationError(ComfyUIError):
     upstream: Mapping[str, Any] | None = None
     answer: Mapping[str, Any] | None = None
     lacks: Mapping[str, Sequence[str]] = {}
+    files: Collection[str] = ()
 
     def __init__(
         self,
@@ -606,6 +608,8 @@ class ComfyUIOverloadedError(ComfyUIError):
 
 class TooManySubmissionsError(ComfyUIOverloadedError):
     """The key submits more often than it may (`per_minute`)."""
+
+    title = "Too many submissions"
 
 
 class TooManyStreamsError(ComfyUIOverloadedError):
