@@ -17,6 +17,7 @@ from comfyui.models import PromptRequest
 from comfyui.offload import in_thread
 from comfyui.servers.backend import Backend
 from comfyui.workflows.api_format import upload_inputs
+from comfyui.workflows.needs import Offer
 from comfyui.workflows.preflight import Problem, preflight
 
 
@@ -71,9 +72,8 @@ def _check(
     request: PromptRequest, object_info: Mapping[str, Any], files: Collection[str], limits: Limits
 ) -> list[Problem]:
     brought = brought_inputs(request, upload_inputs(request.prompt, object_info), files, limits)
-    return preflight(
-        request.prompt, object_info, staged=brought, targets=request.partial_execution_targets, limits=limits
-    )
+    prompt = Offer(object_info).spelled(request.prompt)
+    return preflight(prompt, object_info, staged=brought, targets=request.partial_execution_targets, limits=limits)
 
 
 async def explained(

@@ -296,7 +296,7 @@ class PromptRunner:
                         backend, job, request, prompt, brings_inputs=brings_inputs
                     )
                     staged = time.monotonic()
-                    prompt = self._places.spelled(job, backend, prompt)
+                    prompt = await self._places.spelled(backend, prompt)
                     ordered = request.without_order() if self._places.are_all_here else request
                     try:
                         number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)

@@ -38,8 +38,8 @@ class Places(Protocol):
     async def cleared(self, job: Assignment, backend: Server) -> None:
         """Returns when a job that was given a place on that server may be sent there."""
 
-    def spelled(self, job: Assignment, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The workflow of a job that has a place there, with the names of files as that server writes them."""
+    async def spelled(self, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The workflow with its choices, such as models in folders, as that server writes them."""
 
     @property
     def are_all_here(self) -> bool:

@@ -12,7 +12,7 @@ from comfyui.jobs.lines import ANYWHERE, NO_NAMES, Lane
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.server import Server
 from comfyui.tasks import SideTasks
-from comfyui.workflows.needs import Needs, Offer
+from comfyui.workflows.needs import Needs, Offer, names_folders
 
 # Files come and go without a word: before no server is able, the lists are asked for that are no older than this.
 _FRESH_S = 5.0
@@ -90,12 +90,30 @@ class Abilities:
             return {}
         return {name: offer.lacking(needs) for name, (offer, _) in self._offers.items()}
 
-    def spelled(self, backend: Server, needs: Needs, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The workflow with the names of files as the server writes them."""
-        known = self._offers.get(backend.name)
-        return prompt if known is None else known[0].spelled(needs, prompt)
+    async def spelled(self, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The workflow with its choices as the server writes them, as far as it says what it has."""
+        if not names_folders(prompt):
+            return prompt
+        if backend.last_definitions is None:
+            with contextlib.suppress(ComfyUIError, TimeoutError):
+                async with backend.soon():
+                    await backend.object_info()
+        offer = self._offer(backend)
+        return prompt if offer is None else offer[0].spelled(prompt)
 
     def _has(self, backend: Server, needs: Needs) -> bool | None:
+        known = self._offer(backend)
+        if known is None:
+            return None
+        offer, said = known
+        if needs not in said:
+            if len(said) >= _REMEMBERED:
+                said.clear()
+            said[needs] = offer.has(needs)
+        return said[needs]
+
+    def _offer(self, backend: Server) -> tuple[Offer, dict[Needs, bool]] | None:
+        """What the server has, and which needs it was found to have; None where it never said."""
         definitions = backend.last_definitions
         if definitions is None:
             return None
@@ -103,12 +121,7 @@ class Abilities:
         if known is None or known[0].object_info is not definitions:
             known = self._offers[backend.name] = (Offer(definitions), {})
             self.generation += 1
-        offer, said = known
-        if needs not in said:
-            if len(said) >= _REMEMBERED:
-                said.clear()
-            said[needs] = offer.has(needs)
-        return said[needs]
+        return known
 
     async def _ask(self, backend: Server) -> None:
         generation = backend.generation

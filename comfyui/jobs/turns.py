@@ -211,9 +211,8 @@ class Turns:
         if not self._is_ours and isinstance(backend, Backend):
             await self._clearing.admit(job, backend)
 
-    def spelled(self, job: Assignment, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        needs = self._needs.get(job.prompt_id)
-        return prompt if needs is None else self.abilities.spelled(backend, needs, prompt)
+    async def spelled(self, backend: Server, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await self.abilities.spelled(backend, prompt)
 
     def lacking(self, job: Assignment) -> Mapping[str, Sequence[str]]:
         needs = self._needs.get(job.prompt_id)

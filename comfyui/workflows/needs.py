@@ -80,6 +80,15 @@ def needs_of(prompt: Mapping[str, Any], placed: Collection[str] = ()) -> Needs:
     return _shared(Needs(frozenset(classes), frozenset(files), frozenset(models)))
 
 
+def names_folders(prompt: Mapping[str, Any]) -> bool:
+    """Whether some input may name something in a folder, which servers of different systems write in their own way."""
+    return any(_in_folder(value) for node in prompt.values() for value in node.get("inputs", {}).values())
+
+
+def _in_folder(value: Any) -> bool:
+    return isinstance(value, str) and ("/" in value or "\\" in value) and len(value) <= _LONGEST
+
+
 class Offer:
     """What a server has, by its node definitions. Files are compared with their separators folded."""
 
@@ -98,17 +107,19 @@ class Offer:
         classes = [f"the node class {name}" for name in sorted(needs.classes) if name not in self.object_info]
         return [*classes, *(f"{file[2]} (for {file[0]})" for file in sorted(needs.files) if self._lacks(*file))]
 
-    def spelled(self, needs: Needs, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The workflow with the names of files as this server writes them; the same object where nothing differs."""
+    def spelled(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The workflow with its choices as this server writes them; the same object where nothing differs."""
         changed = {}
-        for kind, name, value in needs.files:
-            listed = self._choices(kind, name)
-            own = value if listed is None else listed[1].get(folded(value), value)
-            if own != value:
-                changed[kind, name, value] = own
-        if not changed:
-            return prompt
-        return {node_id: _renamed(node, changed) for node_id, node in prompt.items()}
+        for node_id, node in prompt.items():
+            own = {}
+            for name, value in node.get("inputs", {}).items():
+                listed = self._choices(node["class_type"], name) if _in_folder(value) else None
+                spelled = listed[1].get(value, listed[1].get(folded(value), value)) if listed else value
+                if spelled != value:
+                    own[name] = spelled
+            if own:
+                changed[node_id] = {**node, "inputs": {**node["inputs"], **own}}
+        return {**prompt, **changed} if changed else prompt
 
     def _lacks(self, kind: str, name: str, value: str) -> bool:
         listed = self._choices(kind, name)
@@ -123,21 +134,11 @@ class Offer:
             if spec is None or spec.choices is None:
                 self._listed[kind, name] = None
             else:
-                names = {folded(choice): choice for choice in spec.choices if isinstance(choice, str)}
+                choices = [choice for choice in spec.choices if isinstance(choice, str)]
                 # Where a server has both spellings, each is its own.
-                names |= {choice: choice for choice in names.values()}
+                names = {**{folded(choice): choice for choice in choices}, **{choice: choice for choice in choices}}
                 self._listed[kind, name] = (spec, names)
         return self._listed[kind, name]
-
-
-def _renamed(node: Mapping[str, Any], changed: Mapping[tuple[str, str, str], str]) -> Mapping[str, Any]:
-    kind, inputs = node["class_type"], node.get("inputs", {})
-    own = {
-        name: changed[kind, name, value]
-        for name, value in inputs.items()
-        if isinstance(value, str) and (kind, name, value) in changed
-    }
-    return {**node, "inputs": {**inputs, **own}} if own else node
 
 
 def folded(path: str) -> str:

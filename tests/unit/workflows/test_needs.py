@@ -6,7 +6,9 @@ import gc
 import weakref
 from typing import Any
 
-from comfyui.workflows.needs import Offer, needs_of
+import pytest
+
+from comfyui.workflows.needs import Offer, names_folders, needs_of
 
 
 def workflow(text: str = "a cat", checkpoint: str = "sd\\v1.safetensors", image: str = "cat.png") -> dict[str, Any]:
@@ -69,14 +71,27 @@ def test_an_upload_that_comfyui_does_not_list_may_be_there() -> None:
 
 def test_each_server_gets_its_own_spelling() -> None:
     sent = workflow()
-    needs = needs_of(sent)
-    spelled = offer(["sd/v1.safetensors"], ["cat.png"]).spelled(needs, sent)
+    spelled = offer(["sd/v1.safetensors"], ["cat.png"]).spelled(sent)
     assert spelled["1"]["inputs"]["ckpt_name"] == "sd/v1.safetensors"
     assert {node_id: spelled[node_id] for node_id in ("2", "3")} == {node_id: sent[node_id] for node_id in ("2", "3")}
     assert sent == workflow()
-    assert offer(["sd\\v1.safetensors"], ["cat.png"]).spelled(needs, sent) is sent
+    assert offer(["sd\\v1.safetensors"], ["cat.png"]).spelled(sent) is sent
+
+
+@pytest.mark.parametrize("own", ["sd/v1.safetensors", "sd\\v1.safetensors"])
+def test_a_spelling_that_a_server_has_is_left_as_it_is(own: str) -> None:
     both = offer(["sd/v1.safetensors", "sd\\v1.safetensors"], ["cat.png"])
-    assert both.spelled(needs, sent) is sent
+    sent = workflow()
+    sent["1"]["inputs"]["ckpt_name"] = own
+    assert both.spelled(sent) is sent
+
+
+def test_any_choice_in_a_folder_is_spelled_and_no_text_is() -> None:
+    listed = Offer({"Loader": {"input": {"required": {"folder": [["a/b"]], "text": ["STRING", {}]}}}})
+    sent = {"1": {"class_type": "Loader", "inputs": {"folder": "a\\b", "text": "a\\b"}}}
+    assert names_folders(sent)
+    assert listed.spelled(sent) == {"1": {"class_type": "Loader", "inputs": {"folder": "a/b", "text": "a\\b"}}}
+    assert not names_folders({"1": {"class_type": "Loader", "inputs": {"folder": "a", "n": 1, "link": ["2", 0]}}})
 
 
 def test_a_workflow_that_reads_a_folder_goes_where_that_folder_is() -> None:

@@ -1,0 +1,90 @@
+"""Servers of different systems write folders in their own way: each gets a prompt with its own spelling."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiohttp
+import pytest
+
+from comfyui.engine import Engine, EngineOptions
+from tests.support.running import running_gateway
+from tests.support.target import node
+
+SPELLINGS = ("sd/xl/one.safetensors", "sd\\xl\\one.safetensors", "sd/xl\\one.safetensors")
+
+
+def workflow(ckpt_name: str, text: str = "x") -> dict[str, Any]:
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name=ckpt_name),
+        "2": node("CLIPTextEncode", text=text, clip=["1", 1]),
+        "3": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "4": node(
+            "KSampler",
+            model=["1", 0],
+            positive=["2", 0],
+            negative=["2", 0],
+            latent_image=["3", 0],
+            seed=1,
+            steps=1,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "5": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
+        "6": node("SaveImage", images=["5", 0], filename_prefix="x"),
+    }
+
+
+def engine(spelling: str) -> Engine:
+    return Engine(EngineOptions(models={"checkpoints": (spelling,)}))
+
+
+async def spellings_on(engine: Engine) -> list[str]:
+    """The checkpoints of all prompts that the engine has run."""
+    async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/history") as response:
+        history = await response.json()
+    return [entry["prompt"][2]["1"]["inputs"]["ckpt_name"] for entry in history.values()]
+
+
+@pytest.mark.parametrize("preflight", [False, True])
+@pytest.mark.parametrize("sent", SPELLINGS)
+async def test_each_of_three_servers_gets_its_own_spelling(sent: str, preflight: bool) -> None:
+    async with AsyncExitStack() as stack:
+        made = [await stack.enter_async_context(engine(spelling)) for spelling in SPELLINGS]
+        addresses = [f"gpu-{number}={one.url}" for number, one in enumerate(made)]
+        gateway = await stack.enter_async_context(running_gateway(*addresses, preflight=preflight))
+        async with asyncio.timeout(30):
+            while len(gateway.handler.pool.ready) < len(made):
+                await asyncio.sleep(0.01)
+        for chosen in gateway.handler.pool.backends:
+            for other in gateway.handler.pool.backends:
+                other.drain(other is not chosen)
+            status, answer = await gateway.prompt_sync(workflow(sent, text="an a/b\\c text"))
+            assert status == 200, answer
+        assert [await spellings_on(one) for one in made] == [[spelling] for spelling in SPELLINGS]
+
+
+@pytest.mark.parametrize("preflight", [False, True])
+async def test_a_single_server_gets_its_own_spelling_too(preflight: bool) -> None:
+    async with engine(SPELLINGS[1]) as only, running_gateway(only.url, preflight=preflight) as gateway:
+        status, answer = await gateway.prompt_sync(workflow(SPELLINGS[0]))
+        assert status == 200, answer
+        assert await spellings_on(only) == [SPELLINGS[1]]
+
+
+async def test_a_check_does_not_speak_against_another_spelling() -> None:
+    async with engine(SPELLINGS[1]) as only, running_gateway(only.url) as gateway:
+        async with gateway.http.post("/validate", json={"prompt": workflow(SPELLINGS[0])}) as response:
+            answer = await response.json()
+        assert answer["valid"], answer
+
+
+async def test_a_choice_that_no_spelling_has_is_refused() -> None:
+    async with engine(SPELLINGS[1]) as only, running_gateway(only.url) as gateway:
+        status, answer = await gateway.prompt_sync(workflow("sd/other.safetensors"))
+    assert status == 400
+    assert "sd/other.safetensors" in str(answer)
