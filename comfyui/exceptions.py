@@ -43,6 +43,7 @@
     ├── ComfyUIConflictError                409  conflict
     ├── ComfyUINotFoundError                404  not_found
     │   └── NamedWorkflowNotFoundError      404  not_found
+    ├── NamedWorkflowForbiddenError         403  forbidden
     ├── NamedWorkflowUnusableError          409  workflow_unusable
     └── ComfyUIOverloadedError              429  overloaded            retryable
         ├── TooManyConnectionsError         503  overloaded            retryable
@@ -116,7 +117,6 @@ class ComfyUIValidationError(ComfyUIError):
         lacks: what each server lacks by its name, where none has all that the workflow needs.
         answer: what ComfyUI would say of it, where it was not asked.
         codes: what is wrong, as `comfyui.workflows.preflight.Problem` names it; empty where it was not looked for.
-        files: texts that the server was sent, and that it may have refused because it lacks a file of that name.
     """
 
     title = "Workflow validation failed"
@@ -125,7 +125,6 @@ class ComfyUIValidationError(ComfyUIError):
     upstream: Mapping[str, Any] | None = None
     answer: Mapping[str, Any] | None = None
     lacks: Mapping[str, Sequence[str]] = {}
-    files: Collection[str] = ()
 
     def __init__(
         self,
@@ -585,6 +584,14 @@ class NamedWorkflowNotFoundError(ComfyUINotFoundError):
     """There is no named workflow of this name."""
 
 
+class NamedWorkflowForbiddenError(ComfyUIError):
+    """The caller's key may run other workflows only."""
+
+    title = "Forbidden"
+    code = "forbidden"
+    status = 403
+
+
 class NamedWorkflowUnusableError(ComfyUIError):
     """The file of a named workflow cannot be used as it is; ``detail`` says why, to whoever wrote it."""
 
@@ -608,8 +615,6 @@ class ComfyUIOverloadedError(ComfyUIError):
 
 class TooManySubmissionsError(ComfyUIOverloadedError):
     """The key submits more often than it may (`per_minute`)."""
-
-    title = "Too many submissions"
 
 
 class TooManyStreamsError(ComfyUIOverloadedError):

@@ -7,7 +7,7 @@ only tell more are left out where they are not what they should be: nodes, proxi
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,14 +160,10 @@ def flat_node_errors(node_errors: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
-def refused_inputs(node_errors: Any, types: Collection[str]) -> set[tuple[str, str]]:
-    """Node id and name of each input that has an error of these types in ComfyUI's ``node_errors``."""
-    return {
-        (node_id, str(_object(error.get("extra_info")).get("input_name")))
-        for node_id, node in _object(node_errors).items()
-        for error in _list(_object(node).get("errors"))
-        if isinstance(error, Mapping) and error.get("type") in types
-    }
+def error_types(node_errors: Any) -> set[str]:
+    """The types of the errors in ComfyUI's ``node_errors``, such as ``value_not_in_list``."""
+    errors = [error for node in _object(node_errors).values() for error in _list(_object(node).get("errors"))]
+    return {str(error.get("type")) for error in errors if isinstance(error, Mapping)}
 
 
 def node_errors_of(messages: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from comfyui.executors.losses import Losses
 from comfyui.executors.node_failures import NodeFailures
 from comfyui.executors.places import Places
 from comfyui.executors.platform_runs import PlatformRuns
-from comfyui.executors.preparation import Preparation, perhaps_gone
+from comfyui.executors.preparation import Preparation
 from comfyui.executors.quarantine import Quarantine
 from comfyui.executors.results import nodes_without_files, result_of, was_cancelled
 from comfyui.executors.submission import Submission, check_same, may_go_elsewhere
@@ -298,11 +298,7 @@ class PromptRunner:
                     staged = time.monotonic()
                     prompt = await self._places.spelled(backend, prompt)
                     ordered = request.without_order() if self._places.are_all_here else request
-                    try:
-                        number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)
-                    except ComfyUIValidationError as error:
-                        error.files = perhaps_gone(error, prompt)
-                        raise
+                    number, node_errors = await self._submission.send(backend, job, watch, ordered, prompt)
                 backend.watcher.accepted(watch, number)
                 self._places.accepted(job)
                 job.accepted(node_errors)

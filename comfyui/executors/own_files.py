@@ -18,7 +18,6 @@ from comfyui.workflows.api_format import LONGEST_PATH, node_title, texts_in, upl
 from comfyui.workflows.needs import FOLDER_INPUTS
 from comfyui.workflows.node_definitions import input_specs
 from comfyui.workflows.preflight import Problem
-from comfyui.workflows.refusals import comfyui_answer
 
 _FOLDERS = ("[input]", "[output]", "[temp]")
 # Inputs of ComfyUI's own nodes that name files or folders of its input folder, and that no upload widget marks.
@@ -38,13 +37,10 @@ def check_own_files(request: PromptRequest, object_info: Mapping[str, Any], key:
         files: names of further inputs that come with it.
     """
     messages: dict[str, list[str]] = {}
-    problems: list[Problem] = []
     for node_id, input_name in _foreign(request, object_info, key, files):
         messages.setdefault(node_id, []).append(f"{input_name}: {_HOW}")
-        problems.append(_not_own(request.prompt, node_id, input_name))
     if messages:
-        answer = comfyui_answer(problems, request.prompt, object_info)
-        raise ComfyUIValidationError(_DETAIL, node_errors=messages, answer=answer, codes={"file_not_own"})
+        raise ComfyUIValidationError(_DETAIL, node_errors=messages, codes={"file_not_own"})
 
 
 def unmarked_files(prompt: Mapping[str, Any]) -> list[tuple[str, str]]:

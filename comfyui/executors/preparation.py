@@ -11,29 +11,21 @@ from comfyui.executors.checking import Strictness, problems_on
 from comfyui.executors.made_files import Brought, MadeFiles, names_made
 from comfyui.executors.own_files import check_own_files, unmarked_files
 from comfyui.inputs.catalogue import Catalogue
-from comfyui.inputs.plan import brought_names, has_inline_values, path_in
+from comfyui.inputs.plan import brought_names, has_inline_values
 from comfyui.inputs.staging import InputStager
 from comfyui.jobs.journal.writes import KeptUpload
 from comfyui.limits import Limits
 from comfyui.models import PromptRequest
 from comfyui.offload import offloaded
 from comfyui.owners import OwnerRules, confined_to, folder_of
-from comfyui.replies import refused_inputs
+from comfyui.replies import error_types
 from comfyui.servers.backend import Backend
 from comfyui.servers.server import Server
-from comfyui.workflows.api_format import texts_in, upload_inputs
+from comfyui.workflows.api_format import upload_inputs
 from comfyui.workflows.preflight import refusal
-from comfyui.workflows.refusals import comfyui_answer
 
 # What ComfyUI says of an input whose file it does not have.
 _PERHAPS_GONE = frozenset({"custom_validation_failed", "value_not_in_list"})
-
-
-def perhaps_gone(refused: ComfyUIValidationError, prompt: Mapping[str, Any]) -> set[str]:
-    """The texts in refused inputs of a workflow, as it was sent, that may name a file which the server has no more."""
-    where = refused_inputs((refused.upstream or {}).get("node_errors"), _PERHAPS_GONE)
-    inputs = [prompt[node_id]["inputs"].get(name) for node_id, name in where if node_id in prompt]
-    return {path_in(text) for value in inputs for text in texts_in(value)}
 
 
 class Preparation:
@@ -127,9 +119,10 @@ class Preparation:
             return await self._stager.stage(backend, request, inputs, job.files, folder, uploads)
 
     def places_anew(self, server: Server, refused: ComfyUIValidationError) -> bool:
-        """Whether the server may have refused the workflow because a file is gone that it was given once: it is given
-        that one again."""
-        return self._stager.forget(server, refused.files)
+        """Whether the server may have refused the workflow because a file is gone that it was given once: from now on
+        it is given all of them again."""
+        types = error_types((refused.upstream or {}).get("node_errors"))
+        return not types.isdisjoint(_PERHAPS_GONE) and self._stager.forget(server)
 
     def _named(self, job: Assignment, request: PromptRequest) -> Mapping[str, KeptUpload]:
         """The uploads that the workflow names, beside what comes with it."""
@@ -141,6 +134,4 @@ class Preparation:
         """Raise `ComfyUIValidationError` for what this server would refuse."""
         problems = await problems_on(backend, request, names, strictness=strictness, limits=self._limits)
         if found := refusal(problems):
-            known = await backend.object_info()
-            found.answer = await offloaded(request.size, comfyui_answer, problems, request.prompt, known)
             raise found

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -156,16 +156,11 @@ class InputStager:
         placed = [(item, task.result()) for item, task in zip(items, tasks, strict=True)]
         return await offloaded(request.size, rewritten, request.prompt, placed)
 
-    def forget(self, server: Server, names: Collection[str] | None = None) -> bool:
-        """Upload what the server has under these names again, for when files were removed there; whether there was any.
-
-        Without names all of it, as after a new connection.
-        """
-        stored = self._stored_on(server)
-        gone = [place for place, name in stored.items() if names is None or name in names]
-        for place in gone:
-            del stored[place]
-        return bool(gone)
+    def forget(self, server: Server) -> bool:
+        """Upload everything to this server again, for when files were removed there; whether there was anything. A new
+        connection does the same."""
+        known = self._stored.pop(server, None)
+        return known is not None and bool(known.names)
 
     async def _place(self, server: Server, item: Item, slots: asyncio.Semaphore, plain_folder: str) -> Placed:
         try:

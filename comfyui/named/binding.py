@@ -19,7 +19,7 @@ from comfyui.models import InputFile
 from comfyui.named.parameters import MISSING, RANDOM, Missing, NamedWorkflow, Parameter
 from comfyui.named.replacing import as_cast, with_fallbacks
 from comfyui.named.values import boxed, fitted, missing, problem_of, unknown
-from comfyui.named_calls import NamedCall
+from comfyui.named_call import NamedCall
 
 _NO_FILES: Mapping[str, str] = {}
 # The largest integer up to which every program that reads JSON agrees on the value.

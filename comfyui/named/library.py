@@ -126,14 +126,22 @@ class NamedWorkflows:
             raise NamedWorkflowUnusableError(f"workflow {name} cannot be used: {found.problem}")
         return found
 
+    @property
+    def is_typed(self) -> bool:
+        """Whether some server has said which nodes it has, so that the types of parameters are known."""
+        return self._nodes.known
+
     async def renew(self) -> bool:
         """Ask the servers what they have now, unless they were asked a moment ago; whether that changed anything.
 
         Call it before a value is refused: a model may have come since they were asked.
         """
         before = self.generation
-        if self._asked is None or time.monotonic() - self._asked[1] >= self._options.renew_s:
+        is_asking = self._asking is not None and not self._asking.done()
+        if is_asking or self._asked is None or time.monotonic() - self._asked[1] >= self._options.renew_s:
             await asyncio.shield(self._ask())
+            await self.look()
+        elif not self.is_typed:
             await self.look()
         return self.generation != before
 

@@ -118,6 +118,7 @@ _STATUS_OF_TYPE = {
     "input_unavailable": 400,
     "storage_refused": 400,
     "validation_failed": 400,
+    "forbidden": 403,
     "not_found": 404,
     "not_acceptable": 406,
     "request_timeout": 408,

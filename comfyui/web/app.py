@@ -24,7 +24,7 @@ from comfyui.metrics import Metrics
 from comfyui.named.library import NamedWorkflows
 from comfyui.outputs.delivery import Deliverer
 from comfyui.tasks import end_tasks
-from comfyui.web.api import ops, prompt_sync, queue, servers, tickets, usage, workflows
+from comfyui.web.api import named, ops, prompt_sync, queue, servers, tickets, usage, workflows
 from comfyui.web.api.door import Door
 from comfyui.web.api.starting import Starting
 from comfyui.web.api.uploads import UploadForms
@@ -56,7 +56,7 @@ _START_PATIENCE_S = 10.0
 _LOOK_EVERY_S = 0.2
 _log = structlog.get_logger("gateway")
 
-_ROUTERS = (prompt_sync.router, workflows.router, queue.router, usage.router, ops.router, v2.router)
+_ROUTERS = (prompt_sync.router, workflows.router, named.router, queue.router, usage.router, ops.router, v2.router)
 # ComfyUI has the same paths, or may come to have them: only these routes' own methods do not reach it.
 _SHARED_ROUTERS = (prompt.router, tickets.router, servers.router)
 
@@ -287,7 +287,7 @@ class Gateway(FastAPI):
             # From here on a body is unpacked and bounded.
             Middleware(BodyLimit, options.bodies, metrics),
             # Jobs are answered here; `/prompt_sync` and `/prompt` are only described in FastAPI.
-            Middleware(Door, prompt_sync.router, prompt.router, v2.router),
+            Middleware(Door, prompt_sync.router, prompt.router, named.router, v2.router),
         ]
 
     def own_paths(self) -> OwnPaths:

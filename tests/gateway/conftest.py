@@ -42,6 +42,7 @@ from tests.support.keys import ALICE, BOB, KEY, KEYS, OTHER_KEY, ROOT, WATCHER, 
 from tests.support.large_output import SIZE
 from tests.support.limits import SMALL_ANSWER_BYTES, SMALL_LIMITS
 from tests.support.log_lines import Lines
+from tests.support.named_folder import named_folder
 from tests.support.object_store import (
     ACCESS_KEY,
     BUCKET,
@@ -554,3 +555,22 @@ async def site(shared_site: Site) -> AsyncIterator[Site]:
     await shared_site.clear()
     yield shared_site
     assert await shared_site.jobs() == [[], []]
+
+
+@pytest.fixture
+async def named(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """Has the workflows of `tests.support.named_folder`."""
+    async with running_gateway(engine.url, workflows_dir=named_folder(tmp_path / "workflows")) as running:
+        yield running
+
+
+@pytest.fixture
+async def limited(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """As `named`; the key of alice may run `flat`, and no graph."""
+    keys = "\n".join((table("alice", ALICE, workflows=["flat"]), table("root", ROOT, "admin")))
+    async with running_gateway(
+        f"gpu-1={engine.url}",
+        keys_file=write_keys(tmp_path / "keys.toml", keys),
+        workflows_dir=named_folder(tmp_path / "workflows"),
+    ) as running:
+        yield running

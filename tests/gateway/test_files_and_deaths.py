@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import itertools
 import shutil
@@ -15,11 +14,10 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from comfyui.engine import Engine
 from tests.gateway.test_fleet import has_state, impatient
 from tests.support.fleet import Member, fleet
 from tests.support.jobs import fetch, look, submit
-from tests.support.running import RunningGateway, requests, running_gateway, until
+from tests.support.running import RunningGateway, running_gateway, until
 from tests.support.target import inverted, node
 
 
@@ -167,32 +165,3 @@ async def test_an_upload_that_somebody_deleted_on_the_servers_is_placed_again(tm
         # What no server has and nobody uploaded is refused as before.
         status, result = await gateway.prompt_sync(saving("nothing.png"))
         assert (status, result["type"]) == (400, "validation_failed"), result
-
-
-async def test_a_refusal_has_the_refused_files_alone_placed_again(engine: Engine) -> None:
-    async with running_gateway(engine.url) as gateway:
-
-        async def run(color: int, method: str) -> tuple[int, Any]:
-            buffer = io.BytesIO()
-            Image.new("RGB", (8, 8), f"#{color:06x}").save(buffer, "PNG")
-            picture = {"name": "a.png", "image": base64.b64encode(buffer.getvalue()).decode()}
-            scale = {"image": ["1", 0], "width": 4, "height": 4, "crop": "disabled"}
-            workflow = {
-                "1": node("LoadImage", image="a.png"),
-                "2": node("ImageScale", upscale_method=method, **scale),
-                "3": node("PreviewImage", images=["2", 0]),
-            }
-            return await gateway.prompt_sync(workflow, images=[picture])
-
-        for color in (1, 2):
-            assert (await run(color, "bicubic"))[0] == 200
-        assert (requests(engine, "POST /upload/image"), requests(engine, "POST /prompt")) == (2, 2)
-        status, told = await run(1, "nope")
-        assert (status, told["type"]) == (400, "validation_failed")
-        assert (requests(engine, "POST /upload/image"), requests(engine, "POST /prompt")) == (2, 3), "no file is gone"
-        files = list(engine.folders.input.rglob("*.png"))
-        assert len(files) == 2
-        for file in files:
-            file.unlink()
-        assert (await run(1, "area"))[0] == 200
-        assert (requests(engine, "POST /upload/image"), requests(engine, "POST /prompt")) == (3, 5)

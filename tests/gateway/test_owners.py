@@ -192,7 +192,6 @@ async def test_submissions_of_a_minute_are_counted_by_key(engine: Engine, tmp_pa
         async with gateway.http.post("/prompt_sync", json={"prompt": {}}, headers=bearer(ALICE)) as response:
             told = await response.json()
             assert (response.status, told["type"]) == (429, "overloaded")
-            assert told["error"] == "Too many submissions"
             assert 1 <= int(response.headers["Retry-After"]) <= 60
             assert "2 times a minute (per_minute)" in told["detail"]
         # To ask costs nothing, and others go on.

@@ -21,7 +21,6 @@ from tests.support.forking import forked, serve_gateway
 from tests.support.jobs import ASYNC, fetch, submit
 from tests.support.processes import GatewayProcess, gateway_process
 from tests.support.running import executions, invert_workflow, until
-from tests.support.v2 import ASSETS, JOBS, ask, comfy
 
 UNUSABLE = 74
 
@@ -76,43 +75,6 @@ async def test_a_locked_journal_is_waited_for_with_the_port_open(tmp_path: Path,
         assert await gateway.exit_status() == 0
     finally:
         await context.__aexit__(None, None, None)
-
-
-async def test_an_sdk_of_comfy_api_v2_waits_for_a_gateway_that_starts(tmp_path: Path, engine: Engine) -> None:
-    with another_process_has_it(tmp_path / "state"):
-        context = gateway_process(engine.url, STATE_DIR=str(tmp_path / "state"))
-        gateway = await context.__aenter__()
-        try:
-            assert await ask(gateway, "/api/v2/health") == (200, {"status": "healthy"})
-            for method, path in (("POST", JOBS), ("GET", f"{JOBS}/x"), ("GET", JOBS), ("POST", ASSETS)):
-                async with gateway.http.request(method, path) as response:
-                    body = await response.json()
-                    assert (response.status, body["error"]["code"]) == (429, "queue_full"), path
-                    assert 1 <= int(response.headers["Retry-After"]) <= 10
-                    assert "STATE_DIR" in body["error"]["message"]
-                    assert response.headers["X-Comfy-Request-Id"]
-            submission = asyncio.create_task(submitted_by_the_sdk(gateway))
-            await until(lambda: posts(gateway, JOBS), lambda found: found == 2, timeout_s=30)
-        except BaseException:
-            await context.__aexit__(None, None, None)
-            raise
-    try:
-        assert await submission == "succeeded"
-    finally:
-        await context.__aexit__(None, None, None)
-
-
-async def posts(gateway: GatewayProcess, path: str) -> int:
-    """How many it has answered."""
-    return sum(line.get("method") == "POST" and line.get("path") == path for line in gateway.lines)
-
-
-async def submitted_by_the_sdk(gateway: GatewayProcess) -> str:
-    """How the job ended."""
-    async with comfy(gateway.url) as client:
-        job = await client.submit(client.workflows.from_json(invert_workflow(2)))
-        await job.wait()
-        return str(job.status)
 
 
 async def test_a_journal_that_stays_locked_ends_the_start(tmp_path: Path, engine: Engine) -> None:

@@ -20,6 +20,7 @@ from comfyui.engine import NEW_VERSION, Engine, EngineOptions
 from comfyui.web.front.paths import PROBES
 from comfyui.web.front.rights import TABLE, WEBSOCKET, Row
 from tests.support.keys import ALICE, BOB, KEYS, ROOT, WATCHER, bearer
+from tests.support.named_folder import named_folder
 from tests.support.running import RunningGateway, invert_workflow, running_gateway
 from tests.support.url_server import PNG
 
@@ -86,6 +87,8 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/prompt_sync/*/webhook"): ("/prompt_sync/{job}/webhook", None),
     ("POST", "/validate"): ("/validate", _WORKFLOW),
     ("POST", "/convert"): ("/convert", _DRAWN),
+    ("GET", "/workflows/*"): ("/workflows/flat", None),
+    ("POST", "/workflows/*"): ("/workflows/flat", {"width": 9}),
     ("POST", "/tickets"): ("/tickets", {"url": "/view?{file}"}),
     ("POST", "/api/v2/jobs"): ("/api/v2/jobs", {"workflow": invert_workflow()}),
     ("GET", "/api/v2/jobs/*"): ("/api/v2/jobs/{job}", None),
@@ -220,7 +223,9 @@ async def asked() -> list[Line]:
         keys.write_text(KEYS)
         async with (
             Engine(EngineOptions(comfyui_version=NEW_VERSION)) as engine,
-            running_gateway(f"gpu-1={engine.url}", keys_file=keys) as gateway,
+            running_gateway(
+                f"gpu-1={engine.url}", keys_file=keys, workflows_dir=named_folder(Path(folder) / "workflows")
+            ) as gateway,
             aiohttp.ClientSession(gateway.url) as http,
         ):
             asking = _Asking(gateway, http)

@@ -190,7 +190,7 @@ def outputs_of(*filenames: str, node_id: str = "3") -> Answer:
     return {node_id: {"images": images}}
 
 
-def loading_workflow(name: Any) -> Workflow:
+def loading_workflow(name: str) -> Workflow:
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": name}},
         "3": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "test"}},

@@ -131,12 +131,16 @@ def _form_schema() -> Schema:
     return {"type": "object", "required": ["workflow"], "properties": {"workflow": workflow, **fields, "images": files}}
 
 
+async def pieces_of(request: Request) -> list[bytes]:
+    """The body. Not `request.body()`: that one keeps the text beside what is made of it, while the request waits."""
+    return [chunk async for chunk in request.stream()]
+
+
 async def _submission(request: Request, *, bare: bool) -> Submission:
     """The files have no holder yet."""
     options = gateway_of(request).options
     if not is_form(request.scope):
-        # Not `request.body()`: that one keeps the text beside what is made of it, for as long as the request waits.
-        pieces = [chunk async for chunk in request.stream()]
+        pieces = await pieces_of(request)
         size = sum(map(len, pieces))
         return Submission(await offloaded(size, _of_json, pieces, size, options.limits, bare=bare))
     limits = FormLimits(
@@ -176,6 +180,19 @@ def _parsed(fields: dict[str, Any], size: int, limits: Limits, *, bare: bool) ->
         if not bare and not is_ui_format(fields):
             raise RequestError('this is a bare workflow; wrap it in an object: {"prompt": {…}}')
         fields = {"prompt": fields}  # a UI format is refused by its name, with what to do
+    return request_of(fields, size, limits)
+
+
+def request_of(fields: Mapping[str, Any], size: int, limits: Limits, within: str = "") -> PromptRequest:
+    """The fields of a body as a request.
+
+    Args:
+        size: of the whole body, in bytes.
+        within: the member of the body that has them, for errors; "": the body itself.
+
+    Raises:
+        RequestError, ComfyUILimitError: a field cannot be used, by name.
+    """
     _check_counts(fields, limits)
     if size > ON_LOOP_BYTES:
         for name in fields.keys() - _ITS_OWN:
@@ -183,7 +200,10 @@ def _parsed(fields: dict[str, Any], size: int, limits: Limits, *, bare: bool) ->
     try:
         return PromptRequest.model_validate(fields).of_size(size)
     except ValidationError as error:
-        raise RequestError(describe_validation(error.errors(include_url=False, include_input=False))) from None
+        errors = error.errors(include_url=False, include_input=False)
+        if within:
+            errors = [{**one, "loc": (within, *one["loc"])} for one in errors]
+        raise RequestError(describe_validation(errors)) from None
 
 
 def _check_counts(fields: Mapping[str, Any], limits: Limits) -> None:
@@ -221,13 +241,14 @@ def json_object(
     text: bytes | bytearray | str, what: str, limits: Limits, wanted: str = '{"prompt": {…}}'
 ) -> dict[str, Any]:
     """Raises `RequestError` when it is none, which shows what is wanted, and `ComfyUILimitError`."""
-    body = _json(text, limits, what, f"{what} is not JSON")
+    body = json_value(text, limits, what, f"{what} is not JSON")
     if not isinstance(body, dict):
         raise RequestError(f"{what} is not a JSON object: {wanted} is wanted")
     return body
 
 
-def _json(text: bytes | bytearray | str, limits: Limits, what: str, is_not_json: str) -> Any:
+def json_value(text: bytes | bytearray | str, limits: Limits, what: str, is_not_json: str) -> Any:
+    """Raises `RequestError` where it is no JSON, and `ComfyUILimitError`."""
     try:
         return big_json.load(_encoded(text) if isinstance(text, str) else text, limits)
     except JSONError as error:
@@ -251,13 +272,13 @@ def _body_of_form(texts: dict[str, bytes | bytearray], limits: Limits) -> dict[s
     body: dict[str, Any] = workflow if wrapped else {"prompt": workflow}
     for name, text in texts.items():
         if name in _JSON_FIELDS:
-            body[name] = _json(text, limits, name, f"{name}: not JSON")
+            body[name] = json_value(text, limits, name, f"{name}: not JSON")
         elif name not in WORKFLOW_FIELDS:
-            body[name] = _plain(name, text)
+            body[name] = plain_text(name, text)
     return body
 
 
-def _plain(name: str, text: bytes | bytearray) -> str:
+def plain_text(name: str, text: bytes | bytearray) -> str:
     """A field that is no JSON. In pieces: other threads stand still while one is decoded."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     pieces = (text[start : start + _CODED_AT_ONCE] for start in range(0, len(text), _CODED_AT_ONCE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -29,6 +30,7 @@ _WRITE_AT_ONCE = 1 << 20
 # looks like the boundary takes it 60 ms for each read of 256 KB.
 _PIECE = 8 * 1024
 _TURN_S = 0.002
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 _NO_LISTS: Mapping[str, list[bytes]] = {}
 
 
@@ -41,6 +43,7 @@ class FormLimits:
     Attributes:
         lists: of texts that may come several times, by the name of their field: each is added to its list.
         with_blake3: each file is hashed by BLAKE3, too.
+        text_fields: fields whose content is text even where a client sends it as a file.
     """
 
     max_file_bytes: int
@@ -49,6 +52,7 @@ class FormLimits:
     max_parts: int = 1000
     lists: Mapping[str, list[bytes]] = field(default_factory=lambda: _NO_LISTS)
     with_blake3: bool = False
+    text_fields: Collection[str] = WORKFLOW_FIELDS
 
 
 @dataclass(slots=True)
@@ -56,11 +60,13 @@ class _Part:
     """One part while it arrives; `file` is where its bytes go, None for a text.
 
     Attributes:
+        is_text: its content is kept as a text, though it may have the name of a file.
         filenames: what its file may be called: see `Disposition`; none for a text.
     """
 
     name: str = ""
     filenames: tuple[str, ...] = ()
+    is_text: bool = True
     header: bytearray = field(default_factory=bytearray)
     headers: dict[bytes, bytes] = field(default_factory=dict)
     pending: bytearray = field(default_factory=bytearray)
@@ -71,10 +77,6 @@ class _Part:
     file: IO[bytes] | None = None
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     blake3: blake3 | None = None
-
-    @property
-    def is_text(self) -> bool:
-        return not self.filenames or self.name in WORKFLOW_FIELDS
 
     @property
     def is_no_choice(self) -> bool:
@@ -131,6 +133,22 @@ class FormFiles:
     def blake3s(self) -> list[str]:
         """BLAKE3 of each file in hex, where the form was read with it."""
         return [part.blake3.hexdigest() for part in self._parts if part.blake3 is not None]
+
+    @property
+    def endings(self) -> list[str]:
+        """What each file's own name ends in, with its dot, in lower case; "" where that is no plain ending."""
+        found = (_ENDING.search(part.filenames[0]) for part in self._parts)
+        return ["" if ending is None else ending[0].lower() for ending in found]
+
+    @property
+    def sha256s(self) -> list[str]:
+        """SHA-256 of each file in hex."""
+        return [part.digest.hexdigest() for part in self._parts]
+
+    def named_as(self, names: Sequence[str]) -> SpooledFiles:
+        """The files by these names, one for each in their order; nobody holds them yet."""
+        paths = {name: part.path for name, part in zip(names, self._parts, strict=True) if part.path}
+        return SpooledFiles(self._folder, paths, dict(zip(names, self.sha256s, strict=True)))
 
     def named(self, references: Collection[str]) -> SpooledFiles:
         """Each file by the name that the workflow has for it; nobody holds them yet.
@@ -281,6 +299,7 @@ class _Form:
             raise RequestError("a part of the form has no name")
         self._part.name = said.name
         self._part.filenames = said.filenames
+        self._part.is_text = not said.filenames or said.name in self._limits.text_fields
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         part = self._part

@@ -13,8 +13,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from comfyui.jobs.measures import measure_jobs
-from comfyui.offload import in_thread
 from comfyui.servers.server import ServerReport
+from comfyui.web.api.named_runs import know_nodes
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.openapi import TEXT, Answer, json_of, operation
@@ -213,8 +213,12 @@ async def metrics(request: Request) -> Response:
 
 @router.api_route("/openapi.json", methods=["GET", "HEAD"], include_in_schema=False)
 async def openapi(request: Request) -> Response:
-    """The description of all endpoints. To make it takes a while, so the first one who asks holds up nobody else."""
-    return json_response(200, await in_thread(request.app.openapi))
+    """The description of all endpoints, with a path for each named workflow that the caller may run."""
+    gateway, caller = gateway_of(request), state_of(request.scope).caller
+    await know_nodes(gateway)
+    allowed = None if caller is None else caller.rules.workflows
+    made = await gateway.documents.of(request.app.openapi, gateway.named, allowed)
+    return Response(made, media_type="application/json")
 
 
 @router.get("/docs", include_in_schema=False)

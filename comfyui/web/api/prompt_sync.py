@@ -5,9 +5,8 @@ The endpoints take the request alone: `comfyui.web.api.door` calls them, and Fas
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Literal
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -23,14 +22,9 @@ from comfyui.exceptions import (
     JournalError,
     RequestError,
 )
-from comfyui.inputs.content import SpooledFiles
-from comfyui.jobs.admission import Look
-from comfyui.jobs.journal.records import State
-from comfyui.jobs.origin import Origin
-from comfyui.models import ImageConversion, ImageFormat, Metadata, OutputPlace, PromptRequest, StoreName
+from comfyui.models import ImageConversion, ImageFormat, Metadata, OutputPlace, StoreName
 from comfyui.outputs.delivery import Order
-from comfyui.web.api.accept import accepted_by
-from comfyui.web.api.answers import Call, answer, result_answer
+from comfyui.web.api.answers import answer, result_answer
 from comfyui.web.api.bodies import FIELDS, submission, submission_body
 from comfyui.web.api.jobs import (
     JobList,
@@ -42,63 +36,15 @@ from comfyui.web.api.jobs import (
     pending_answer,
     sent_again,
 )
-from comfyui.web.api.parameters import IN_HEADER, IN_HEADER_LIST, IN_PATH, Parameters, described, read
-from comfyui.web.api.preferences import Preferences, preferences
-from comfyui.web.front.errors import answer_error, json_response
-from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
+from comfyui.web.api.parameters import IN_PATH, Parameters, described, read
+from comfyui.web.api.submitting import Preferring, SubmitCall, Submitting, call_of, ended, timeout_of
+from comfyui.web.front.errors import json_response
+from comfyui.web.front.gateway_state import gateway_of
 from comfyui.web.front.openapi import PROMPT_STATUS, Answer, json_of, operation
-from comfyui.web.front.request_state import state_of
 
 router = APIRouter(default_response_class=Response)
 
-# Where no API keys tell callers apart. It is ours alone, so that no other UUIDv5 scheme can collide with it.
-_KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
-
 PromptId = Annotated[UUID, Field(json_schema_extra=IN_PATH)]
-
-
-class WaitingCall(Parameters):
-    """What every call says that waits for an answer."""
-
-    timeout: float | None = Field(default=None, gt=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given.")
-    node_id: str | None = Field(default=None, max_length=256, description="Whose file, when its bytes are asked for.")
-    previews: bool = Field(default=False, description="Pictures of the work in progress among the events.")
-
-
-class Preferring(WaitingCall):
-    """What may be asked for in place of waiting."""
-
-    prefer: str | None = Field(
-        default=None,
-        max_length=256,
-        description="As the header `Prefer`, for tools that cannot set one.",
-        examples=["respond-async"],
-    )
-    prefer_header: str | None = Field(
-        default=None,
-        alias="Prefer",
-        max_length=1024,
-        description="`respond-async`: answer 202 at once; `respond-async, wait=20`: after so many seconds, at most"
-        " `timeout` (RFC 7240). Other preferences are left alone.",
-        examples=["respond-async", "respond-async, wait=20"],
-        json_schema_extra=IN_HEADER_LIST,
-    )
-
-    def preferred(self, options: WebOptions) -> Preferences:
-        return preferences(self.prefer_header, self.prefer, options.max_timeout_s).within(self.timeout)
-
-
-class SubmitCall(Preferring):
-    """A POST, beside its body."""
-
-    idempotency_key: str | None = Field(
-        default=None,
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        description="Any key that makes the call idempotent.",
-        json_schema_extra=IN_HEADER,
-    )
 
 
 class AttachCall(Preferring):
@@ -154,82 +100,9 @@ async def prompt_sync(request: Request) -> Response:
 
     With `Prefer: respond-async` the answer is 202, and the job runs when its turn comes, whoever is there.
     """
-    asked = read(SubmitCall, request, in_body=FIELDS)
-    gateway = gateway_of(request)
-    timeout_s = _timeout_s(asked.timeout, gateway.options)
-    preferred = asked.preferred(gateway.options)
-    with await submission(request, waits=not preferred.respond_async) as submitted:
-        body = submitted.request
-        if body.webhook is not None:
-            gateway.options.webhooks.check(body.webhook.url, origin_of(request).rules)
-        if asked.idempotency_key is not None:
-            if body.prompt_id is not None:
-                raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
-            caller = state_of(request.scope).caller
-            own_id = prompt_id_for_key(asked.idempotency_key, None if caller is None else caller.namespace)
-            body = body.model_copy(update={"prompt_id": own_id})
-        prompt_id = str(body.prompt_id or uuid4())
-        structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
-        origin = origin_of(request)
-        call = _call(request, gateway, asked, prompt_id, Order.of(body), timeout_s)
-        if preferred.respond_async:
-            return await _in_the_background(request, gateway, call, body, submitted.files, origin, preferred)
-        return await answer(
-            request,
-            gateway.deliverer,
-            call,
-            lambda listener: gateway.handler.submit_prompt_sync(
-                body,
-                timeout_s=timeout_s,
-                files=submitted.files,
-                fresh_id=prompt_id,
-                listener=listener,
-                origin=origin,
-                told=listener is not None,  # events begin with the id
-            ),
-        )
-
-
-async def _in_the_background(
-    request: Request,
-    gateway: GatewayState,
-    call: Call,
-    body: PromptRequest,
-    files: SpooledFiles | None,
-    origin: Origin,
-    preferred: Preferences,
-) -> Response:
-    gateway.deliverer.check(call.order)
-    look = await gateway.handler.submit_async(
-        body, files, fresh_id=call.prompt_id, origin=origin, wait_s=preferred.wait_s
-    )
-    if not look.state.is_end:
-        return pending(request, look, preferred)
-    return await _ended(request, gateway, call, look, origin)
-
-
-async def _ended(request: Request, gateway: GatewayState, call: Call, look: Look, origin: Origin) -> Response:
-    """The result of a job that has ended, or the error that it ended with: `X-Prompt-Status` tells it from others."""
-    try:
-        response = await answer(
-            request,
-            gateway.deliverer,
-            call,
-            lambda listener: gateway.handler.attach(
-                call.prompt_id, timeout_s=gateway.options.default_timeout_s, listener=listener, origin=origin
-            ),
-        )
-    except ComfyUIError as error:
-        record = look.record
-        if record is None or not record.state.is_end:
-            record = (await gateway.handler.look(call.prompt_id, origin)).record
-        if record is None or record.error is None or record.error["detail"] != error.detail:
-            raise
-        response = await answer_error(request, error)
-        response.headers[PROMPT_STATUS] = record.state.value
-    else:
-        response.headers[PROMPT_STATUS] = State.SUCCEEDED.value
-    return response
+    submitting = Submitting.of(request, read(SubmitCall, request, in_body=FIELDS))
+    with await submission(request, waits=submitting.waits) as submitted:
+        return await submitting.answer(submitted)
 
 
 @router.get(
@@ -265,19 +138,19 @@ async def attach(request: Request) -> Response:
     """
     asked = read(AttachCall, request)
     gateway = gateway_of(request)
-    timeout_s = _timeout_s(asked.timeout or None, gateway.options)
+    timeout_s = timeout_of(asked.timeout or None, gateway.options)
     preferred = asked.preferred(gateway.options)
     prompt_id = str(asked.prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     origin = origin_of(request)
-    call = _call(request, gateway, asked, prompt_id, asked.order(), timeout_s)
+    call = call_of(request, gateway, asked, prompt_id, asked.order(), timeout_s)
     if preferred.respond_async or asked.timeout == 0:
         look = await gateway.handler.look(prompt_id, origin)
         if preferred.wait_s and not look.state.is_end:
             look = await gateway.handler.look_within(prompt_id, preferred.wait_s, origin)
         if not look.state.is_end:
             return pending(request, look, preferred)
-        return await _ended(request, gateway, call, look, origin)
+        return await ended(request, gateway, call, look, origin)
     return await answer(
         request,
         gateway.deliverer,
@@ -326,34 +199,3 @@ async def send_webhooks_again(request: Request) -> Response:
     prompt_id = str(read(WebhookCall, request).prompt_id)
     structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
     return await sent_again(request, prompt_id)
-
-
-def prompt_id_for_key(key: str, namespace: UUID | None) -> UUID:
-    """The same Idempotency-Key of the same caller gives the same id, in any process and after any restart.
-
-    `namespace`: of the caller's API key, so that nobody meets the prompts of others by chance; None where no key is
-    needed.
-    """
-    return uuid5(namespace or _KEY_NAMESPACE, key)
-
-
-def _call(
-    request: Request, gateway: GatewayState, asked: WaitingCall, prompt_id: str, order: Order, timeout_s: float
-) -> Call:
-    return Call(
-        prompt_id,
-        accepted_by(request),
-        order,
-        asked.node_id,
-        asked.previews,
-        lambda: gateway.handler.workflow_of(prompt_id),
-        asyncio.get_running_loop().time() + timeout_s,
-    )
-
-
-def _timeout_s(timeout: float | None, options: WebOptions) -> float:
-    if timeout is None:
-        return options.default_timeout_s
-    if timeout > options.max_timeout_s:
-        raise RequestError(f"timeout: at most {options.max_timeout_s:g} seconds (MAX_TIMEOUT)")
-    return timeout

@@ -7,18 +7,17 @@ from collections.abc import Callable
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from comfyui.exceptions import ComfyUIOverloadedError, JournalError
+from comfyui.exceptions import JournalError
 from comfyui.web.api.ops import Liveness, Readiness, unhealthy
 from comfyui.web.front.errors import error_response, json_response
 from comfyui.web.front.middleware import RequestContext
 from comfyui.web.front.request_state import begin_request
-from comfyui.web.front.v2_errors import HEALTHY, is_v2
 
 _TRY_AGAIN_LATER = 1013
 
 
 class Starting:
-    """The probes say why, and all else gets 503; Comfy API v2 gets 429, which its SDKs send again.
+    """The probes say why, and all else gets 503.
 
     Args:
         why: why the gateway cannot work yet.
@@ -46,7 +45,4 @@ class Starting:
                 return json_response(503, Readiness(status="not ready", reason=self._why()))
             case "/health":
                 return json_response(503, unhealthy(self._why()))
-            case "/api/v2/health":
-                return json_response(200, HEALTHY)
-        detail = f"the gateway is being started: {self._why()}"
-        return error_response(ComfyUIOverloadedError(detail) if is_v2(scope) else JournalError(detail), scope)
+        return error_response(JournalError(f"the gateway is being started: {self._why()}"), scope)

@@ -95,15 +95,28 @@ async def validate(request: Request, posted: Posted) -> Response:
 
     `valid` is false when every ComfyUI would refuse it; `servers` says it for each where there are several.
     """
-    gateway = gateway_of(request)
-    pool, limits = gateway.handler.pool, gateway.options.limits
-    prompt = posted.request.prompt
+    limits, prompt = gateway_of(request).options.limits, posted.request.prompt
     try:
         await offloaded(posted.request.size, check_api_format, prompt, limits)
     except ComfyUILimitError:
         raise
     except ComfyUIValidationError as error:
         return json_response(200, Validation(valid=False, problems=_shown(_of_format(error, prompt))))
+    reports = await validation_reports(request, posted)
+    best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
+    answer = Validation(valid=best["valid"], problems=best["problems"])
+    if len(gateway_of(request).handler.pool.backends) > 1:
+        answer["servers"] = reports
+    return json_response(200, answer)
+
+
+async def validation_reports(request: Request, posted: Submission) -> list[ServerValidation]:
+    """What each server that answers says of a workflow in API format, as far as the caller may know.
+
+    Raises:
+        ComfyUIConnectionError, ComfyUIServerError: none answers.
+    """
+    gateway, prompt = gateway_of(request), posted.request.prompt
     caller = state_of(request.scope).caller
     key = caller.rules.name if caller is not None and caller.rules.role == "user" else None
     files, owner = posted.files.paths if posted.files else (), caller.owner if caller is not None else None
@@ -111,12 +124,7 @@ async def validate(request: Request, posted: Posted) -> Response:
     names = {*files, *uploads}
     if key is not None and (made := gateway.handler.made) is not None:
         names |= await made.texts_in(prompt, key)
-    reports = await _reports(pool, posted, limits, key, names)
-    best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
-    answer = Validation(valid=best["valid"], problems=best["problems"])
-    if len(pool.backends) > 1:
-        answer["servers"] = reports
-    return json_response(200, answer)
+    return await _reports(gateway.handler.pool, posted, gateway.options.limits, key, names)
 
 
 @router.post(

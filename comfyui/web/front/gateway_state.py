@@ -17,6 +17,7 @@ from comfyui.metrics import Metrics
 from comfyui.named.library import NamedWorkflows
 from comfyui.outputs.delivery import Deliverer
 from comfyui.owners import OwnerRules
+from comfyui.web.front.named_document import NamedDocuments
 from comfyui.web.front.streams import OpenStreams
 from comfyui.web.front.tickets import Tickets
 
@@ -66,6 +67,7 @@ class GatewayState:
     keys: OwnerRules
     keys_file: Warnings | None = None
     streams: OpenStreams = field(default_factory=OpenStreams)
+    documents: NamedDocuments = field(default_factory=NamedDocuments)
 
 
 def set_gateway(scope: Scope, gateway: GatewayState) -> None:

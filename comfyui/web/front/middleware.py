@@ -38,12 +38,14 @@ _LONGEST_ADDRESS = 64
 _FORM = b"multipart/form-data"
 # The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
 _PATHS = frozenset({"/prompt_sync", "/validate", "/api/v2/assets"})
+_PATHS_BELOW = "/workflows/"
 
 
 def is_form(scope: Scope) -> bool:
     """Whether the body of this request is read by `comfyui.web.api.multipart`, and so never whole in memory."""
     types = (value for name, value in scope["headers"] if name == b"content-type")
-    return scope["path"] in _PATHS and next(types, b"").lower().startswith(_FORM)
+    path = scope["path"]
+    return (path in _PATHS or path.startswith(_PATHS_BELOW)) and next(types, b"").lower().startswith(_FORM)
 
 
 class RequestContext:

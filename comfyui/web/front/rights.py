@@ -76,6 +76,9 @@ TABLE: tuple[Row, ...] = (
     # Workflows
     Row("gateway", "POST", "/validate", OWN, NO, graph=True),
     Row("gateway", "POST", "/convert", ALL, NO, graph=True),
+    # Which of them a key may run, its `workflows` say: see `comfyui.web.api.named_runs`.
+    *_rows("gateway", "GET", "/workflows /workflows/*", OWN, ALL),
+    Row("gateway", "POST", "/workflows/*", OWN, NO, counted=True),
     # About the gateway. A ticket opens for its bearer what its maker may open.
     *_rows("gateway", "POST", "/tickets", ALL, NO),
     *_rows("gateway", "GET", "/openapi.json /docs", ALL, ALL),

@@ -41,8 +41,6 @@ _CODES: Final = {
     429: "rate_limited",
     503: "upstream_unreachable",
 }
-HEALTHY: Final = {"status": "healthy"}
-"""What the gateway says of itself while it answers at all."""
 _UPSTREAM = "upstream_error"
 _NODE_ID = re.compile(r"Node ID '#(.+)'")
 _TOO_LARGE = 413

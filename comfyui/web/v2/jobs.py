@@ -39,7 +39,6 @@ from comfyui.web.comfyui.prompt import hide_files_of_others
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.headers import public_address
-from comfyui.web.front.v2_errors import HEALTHY
 from comfyui.web.v2.bodies import idempotency_key_of, posted_job
 from comfyui.web.v2.listing import listing_of
 from comfyui.web.v2.outputs import made_by, outputs_of_all
@@ -188,7 +187,7 @@ async def cancel(request: Request) -> Response:
 
 async def health(_request: Request) -> Response:
     """The gateway answers. Whether it takes prompts is what ``/health/ready`` says."""
-    return json_response(200, HEALTHY, _NO_STORE)
+    return json_response(200, {"status": "healthy"}, _NO_STORE)
 
 
 def caller_of(request: Request) -> Origin:

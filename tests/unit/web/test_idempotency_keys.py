@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfyui.web.api.prompt_sync import prompt_id_for_key
+from comfyui.web.api.submitting import prompt_id_for_key
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""Bodies of `POST /workflows/{name}`: parameters as JSON, or as a form with files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+from fastapi import Request
+
+from comfyui.exceptions import RequestError
+from comfyui.limits import Limits
+from comfyui.named.parameters import NamedWorkflow, Parameter
+from comfyui.offload import offloaded
+from comfyui.web.api.bodies import Submission, json_object, json_value, pieces_of, plain_text
+from comfyui.web.api.multipart import FormFiles, FormLimits, read_form
+from comfyui.web.api.named_runs import OPTIONS, prepared
+from comfyui.web.api.submitting import Submitting
+from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.middleware import is_form
+from comfyui.web.front.request_state import state_of
+
+# In a form, a parameter of such a kind may be JSON: there is no other way to write a list.
+_MAY_BE_JSON = frozenset({"any"})
+
+
+async def named_submission(request: Request, submitting: Submitting, workflow: NamedWorkflow) -> Submission:
+    """What is posted to be run, as `comfyui.web.api.bodies.submission` reads a graph.
+
+    Raises:
+        ParametersError: parameters cannot be used, each by name.
+        RequestError: neither JSON nor a form, or an option cannot be used.
+        ComfyUILimitError, ComfyUIInputError: more of something than a setting allows.
+        ComfyUIOverloadedError, ComfyUIShutdownError: before the body is read.
+    """
+    gateway = gateway_of(request)
+    if submitting.waits:
+        gateway.handler.refuse_when_full()
+    else:
+        gateway.handler.refuse_when_draining()
+    # A call that is sent again with its key has the same seeds.
+    rng = None if submitting.key_id is None else Random(str(submitting.key_id))  # noqa: S311
+    limits = gateway.options.limits
+    if not is_form(request.scope):
+        pieces = await pieces_of(request)
+        size = sum(map(len, pieces))
+        values = await offloaded(size, _of_json, pieces, workflow, limits)
+        options = _taken_options(values)
+        return Submission(await prepared(gateway, workflow, values, options, size=size, rng=rng))
+    form_limits = FormLimits(
+        gateway.options.max_input_bytes,
+        gateway.options.max_body_bytes,
+        state_of(request.scope).hold,
+        max_parts=limits.max_inputs + len(workflow.parameters) + 1,
+        text_fields={OPTIONS, *(one.name for one in workflow.parameters if one.kind == "text")},
+    )
+    texts, files = await read_form(request.stream(), request.headers["content-type"], form_limits)
+    size = sum(map(len, texts.values()))
+    try:
+        values = await offloaded(size, _of_form, texts, workflow, limits)
+        options = _taken_options(values)
+        if files is None:
+            return Submission(await prepared(gateway, workflow, values, options, size=size, rng=rng))
+        names = _names_of(files)
+        posted = await prepared(gateway, workflow, values, options, names, size=size, rng=rng)
+        return Submission(posted, files.named_as(list(names.values())))
+    except BaseException:
+        if files is not None:
+            await files.remove()
+        raise
+
+
+def _of_json(pieces: list[bytes], workflow: NamedWorkflow, limits: Limits) -> dict[str, Any]:
+    """The members of the body; none where there is no body."""
+    text = b"".join(pieces)
+    wanted = ", ".join(f'"{one.name}": …' for one in workflow.parameters[:3])
+    return json_object(text, "the body", limits, f"{{{wanted}}}") if text.strip() else {}
+
+
+def _of_form(texts: Mapping[str, bytes | bytearray], workflow: NamedWorkflow, limits: Limits) -> dict[str, Any]:
+    """The fields of a form as the JSON body that says the same."""
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        if name == OPTIONS:
+            values[name] = json_value(text, limits, name, f"{name}: not JSON")
+            continue
+        parameter, value = workflow.by_name.get(name), plain_text(name, text)
+        if parameter is None or parameter.kind == "text" or value:
+            values[name] = _of_field(parameter, value, limits)
+        # What a browser sends for a field that was left empty is not given; only a text can be empty.
+    return values
+
+
+def _of_field(parameter: Parameter | None, value: str, limits: Limits) -> Any:
+    if parameter is None or not (parameter.many or parameter.kind in _MAY_BE_JSON):
+        return value
+    try:
+        return json_value(value, limits, parameter.name, parameter.name)
+    except RequestError:
+        return value
+
+
+def _taken_options(values: dict[str, Any]) -> Mapping[str, Any]:
+    """Takes the options out of a body. Null, as for a parameter, is as if they were not given."""
+    options = values.pop(OPTIONS, None)
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise RequestError(f'{OPTIONS}: an object is wanted, such as {{"labels": {{"order": "1234"}}}}')
+    return options
+
+
+def _names_of(files: FormFiles) -> dict[str, str]:
+    """By the field of each file a name for it, of which no other content has the same."""
+    names: dict[str, str] = {}
+    for field, digest, ending in zip(files.fields, files.sha256s, files.endings, strict=True):
+        if field in names:
+            raise RequestError(f"{field}: two files are given, and one is wanted")
+        names[field] = f"{field}-sha256-{digest}{ending}"
+    return names

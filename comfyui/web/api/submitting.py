@@ -1,0 +1,213 @@
+"""A workflow that is submitted, however it came: what the call says beside its body, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Self
+from uuid import UUID, uuid4, uuid5
+
+import structlog
+from fastapi import Request, Response
+from pydantic import Field
+
+from comfyui.exceptions import ComfyUIError, RequestError
+from comfyui.inputs.content import SpooledFiles
+from comfyui.jobs.admission import Look
+from comfyui.jobs.journal.records import State
+from comfyui.jobs.origin import Origin
+from comfyui.models import PromptRequest
+from comfyui.outputs.delivery import Order
+from comfyui.web.api.accept import accepted_by
+from comfyui.web.api.answers import Call, answer
+from comfyui.web.api.bodies import Submission
+from comfyui.web.api.jobs import origin_of, pending
+from comfyui.web.api.parameters import IN_HEADER, IN_HEADER_LIST, Parameters
+from comfyui.web.api.preferences import Preferences, preferences
+from comfyui.web.front.errors import answer_error
+from comfyui.web.front.gateway_state import GatewayState, WebOptions, gateway_of
+from comfyui.web.front.openapi import PROMPT_STATUS
+from comfyui.web.front.request_state import state_of
+
+# Where no API keys tell callers apart. It is ours alone, so that no other UUIDv5 scheme can collide with it.
+_KEY_NAMESPACE = UUID("5f0c1a2e-7d0b-5c39-9a36-0e3b6f0f8a11")
+
+
+class WaitingCall(Parameters):
+    """What every call says that waits for an answer."""
+
+    timeout: float | None = Field(default=None, gt=0, description="Seconds to wait; DEFAULT_TIMEOUT when not given.")
+    node_id: str | None = Field(default=None, max_length=256, description="Whose file, when its bytes are asked for.")
+    previews: bool = Field(default=False, description="Pictures of the work in progress among the events.")
+
+
+class Preferring(WaitingCall):
+    """What may be asked for in place of waiting."""
+
+    prefer: str | None = Field(
+        default=None,
+        max_length=256,
+        description="As the header `Prefer`, for tools that cannot set one.",
+        examples=["respond-async"],
+    )
+    prefer_header: str | None = Field(
+        default=None,
+        alias="Prefer",
+        max_length=1024,
+        description="`respond-async`: answer 202 at once; `respond-async, wait=20`: after so many seconds, at most"
+        " `timeout` (RFC 7240). Other preferences are left alone.",
+        examples=["respond-async", "respond-async, wait=20"],
+        json_schema_extra=IN_HEADER_LIST,
+    )
+
+    def preferred(self, options: WebOptions) -> Preferences:
+        return preferences(self.prefer_header, self.prefer, options.max_timeout_s).within(self.timeout)
+
+
+class SubmitCall(Preferring):
+    """A POST, beside its body."""
+
+    idempotency_key: str | None = Field(
+        default=None,
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Any key that makes the call idempotent.",
+        json_schema_extra=IN_HEADER,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Submitting:
+    """One POST of a workflow.
+
+    Attributes:
+        timeout_s: so long the caller waits, where it waits.
+        key_id: the prompt's id, where the caller has sent an Idempotency-Key.
+    """
+
+    request: Request
+    gateway: GatewayState
+    asked: SubmitCall
+    timeout_s: float
+    preferred: Preferences
+    key_id: UUID | None
+
+    @classmethod
+    def of(cls, request: Request, asked: SubmitCall) -> Self:
+        """Raises `RequestError` for a value that cannot be used."""
+        gateway = gateway_of(request)
+        timeout_s = timeout_of(asked.timeout, gateway.options)
+        key_id = None
+        if asked.idempotency_key is not None:
+            caller = state_of(request.scope).caller
+            key_id = prompt_id_for_key(asked.idempotency_key, None if caller is None else caller.namespace)
+        return cls(request, gateway, asked, timeout_s, asked.preferred(gateway.options), key_id)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the caller waits for the end."""
+        return not self.preferred.respond_async
+
+    async def answer(self, submitted: Submission) -> Response:
+        """Run what was submitted, and answer in the form that the caller takes. Raises `ComfyUIError`."""
+        request, gateway, body = self.request, self.gateway, submitted.request
+        origin = origin_of(request)
+        if body.webhook is not None:
+            gateway.options.webhooks.check(body.webhook.url, origin.rules)
+        if self.key_id is not None:
+            if body.prompt_id is not None:
+                raise RequestError("give either prompt_id or the Idempotency-Key header, not both")
+            body = body.model_copy(update={"prompt_id": self.key_id})
+        prompt_id = str(body.prompt_id or uuid4())
+        structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+        call = call_of(request, gateway, self.asked, prompt_id, Order.of(body), self.timeout_s)
+        if self.preferred.respond_async:
+            return await _in_the_background(request, gateway, call, body, submitted.files, origin, self.preferred)
+        return await answer(
+            request,
+            gateway.deliverer,
+            call,
+            lambda listener: gateway.handler.submit_prompt_sync(
+                body,
+                timeout_s=self.timeout_s,
+                files=submitted.files,
+                fresh_id=prompt_id,
+                listener=listener,
+                origin=origin,
+                told=listener is not None,  # events begin with the id
+            ),
+        )
+
+
+async def _in_the_background(
+    request: Request,
+    gateway: GatewayState,
+    call: Call,
+    body: PromptRequest,
+    files: SpooledFiles | None,
+    origin: Origin,
+    preferred: Preferences,
+) -> Response:
+    gateway.deliverer.check(call.order)
+    look = await gateway.handler.submit_async(
+        body, files, fresh_id=call.prompt_id, origin=origin, wait_s=preferred.wait_s
+    )
+    if not look.state.is_end:
+        return pending(request, look, preferred)
+    return await ended(request, gateway, call, look, origin)
+
+
+async def ended(request: Request, gateway: GatewayState, call: Call, look: Look, origin: Origin) -> Response:
+    """The result of a job that has ended, or the error that it ended with: `X-Prompt-Status` tells it from others."""
+    try:
+        response = await answer(
+            request,
+            gateway.deliverer,
+            call,
+            lambda listener: gateway.handler.attach(
+                call.prompt_id, timeout_s=gateway.options.default_timeout_s, listener=listener, origin=origin
+            ),
+        )
+    except ComfyUIError as error:
+        record = look.record
+        if record is None or not record.state.is_end:
+            record = (await gateway.handler.look(call.prompt_id, origin)).record
+        if record is None or record.error is None or record.error["detail"] != error.detail:
+            raise
+        response = await answer_error(request, error)
+        response.headers[PROMPT_STATUS] = record.state.value
+    else:
+        response.headers[PROMPT_STATUS] = State.SUCCEEDED.value
+    return response
+
+
+def prompt_id_for_key(key: str, namespace: UUID | None) -> UUID:
+    """The same Idempotency-Key of the same caller gives the same id, in any process and after any restart.
+
+    `namespace`: of the caller's API key, so that nobody meets the prompts of others by chance; None where no key is
+    needed.
+    """
+    return uuid5(namespace or _KEY_NAMESPACE, key)
+
+
+def call_of(
+    request: Request, gateway: GatewayState, asked: WaitingCall, prompt_id: str, order: Order, timeout_s: float
+) -> Call:
+    return Call(
+        prompt_id,
+        accepted_by(request),
+        order,
+        asked.node_id,
+        asked.previews,
+        lambda: gateway.handler.workflow_of(prompt_id),
+        asyncio.get_running_loop().time() + timeout_s,
+    )
+
+
+def timeout_of(timeout: float | None, options: WebOptions) -> float:
+    if timeout is None:
+        return options.default_timeout_s
+    if timeout > options.max_timeout_s:
+        raise RequestError(f"timeout: at most {options.max_timeout_s:g} seconds (MAX_TIMEOUT)")
+    return timeout
