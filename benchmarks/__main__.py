@@ -23,6 +23,7 @@ from benchmarks import (
     journal,
     memory,
     merged,
+    named,
     prompts,
     scaling,
     speed,
@@ -59,6 +60,8 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "v2": v2.beside_the_proxy,
     "v2-listing": v2.listing,
     "prompts": prompts.added_by_the_queue,
+    "binding": named.binding,
+    "named-start": named.starting,
 }
 _RELAY = "relay"
 _LOG_LINES = 15

@@ -169,8 +169,11 @@ class NamedWorkflows:
             for name, source in changed.items():
                 before = loaded.get(name)
                 loaded[name] = after = await in_thread(self._load, source, nodes)
-                _tell(before, after)
+                _tell(before, after, each=not at_once)
             self._take_over(settled, loaded, known, nodes)
+            if at_once:
+                unusable = sum(isinstance(one, Unusable) for one in self._listed)
+                _log.info("workflows.loaded", workflows=len(self._listed) - unusable, unusable=unusable)
 
     def _take_over(
         self,
@@ -265,13 +268,13 @@ def _united(known: Sequence[ObjectInfo]) -> Nodes:
     return Nodes(known[0] if len(known) == 1 else union_of(known))
 
 
-def _tell(before: NamedWorkflow | Unusable | None, after: NamedWorkflow | Unusable) -> None:
-    """A line in the log where a file is new or has changed, or can be used or not any more."""
+def _tell(before: NamedWorkflow | Unusable | None, after: NamedWorkflow | Unusable, *, each: bool) -> None:
+    """A line in the log where a file cannot be used; `each`: also where one is new, has changed or can be used again."""
     if isinstance(after, Unusable):
         if not (isinstance(before, Unusable) and before.problem == after.problem):
             level = "info" if after.waits else "warning"
             getattr(_log, level)("workflow.unusable", workflow=short(after.name), reason=after.problem)
-    elif before is None or before.version != after.version or isinstance(before, Unusable):
+    elif each and (before is None or before.version != after.version or isinstance(before, Unusable)):
         _log.info(
             "workflow.loaded", workflow=after.name, version=after.version[:12], warnings=list(after.warnings[:20])
         )

@@ -44,7 +44,8 @@ class Nodes:
         self.known = object_info is not None
         # The editor's own format is read with the definitions of nodes that no server needs, too.
         self.with_packs: ObjectInfo = {**DEFINITIONS, **self.object_info}
-        self._specs: dict[str, dict[str, InputSpec]] = {}
+        # None for a class whose inputs depend on the workflow.
+        self._specs: dict[str, dict[str, InputSpec] | None] = {}
         self._spellings: dict[int, tuple[Sequence[Any], Mapping[Any, Any]]] = {}
 
     def definition(self, class_type: str) -> Mapping[str, Any] | None:
@@ -57,11 +58,11 @@ class Nodes:
         definition = self.definition(class_type)
         if definition is None:
             return None
-        if has_dynamic_inputs(definition):
-            return {spec.name: spec for spec in live_specs(definition, node["inputs"])}
         if class_type not in self._specs:
-            self._specs[class_type] = {spec.name: spec for spec in input_specs(definition)}
-        return self._specs[class_type]
+            is_fixed = not has_dynamic_inputs(definition)
+            self._specs[class_type] = {spec.name: spec for spec in input_specs(definition)} if is_fixed else None
+        fixed = self._specs[class_type]
+        return {spec.name: spec for spec in live_specs(definition, node["inputs"])} if fixed is None else fixed
 
     def widgets(self, node: Mapping[str, Any]) -> list[str]:
         """The inputs of a node that a value can be put into: those that are no links and no sockets."""
