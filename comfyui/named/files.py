@@ -46,8 +46,11 @@ def sources_in(folder: Path) -> dict[str, Source]:
     """By name, the workflows of a folder; none where there is no such folder.
 
     What begins with a dot is left alone, as are files of other kinds and folders without a workflow.
+
+    Raises:
+        OSError: the folder cannot be read.
     """
-    root = folder.resolve()
+    root = Path(os.path.realpath(folder))
     found: dict[str, Source] = {}
     for entry in _entries(root):
         stem, ending = Path(entry.name).stem, Path(entry.name).suffix
@@ -79,7 +82,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
-    except OSError:
+    except FileNotFoundError:
         return []
 
 

@@ -54,14 +54,16 @@ class NamedOptions:
 
     Attributes:
         look_s: between two looks at the folder.
-        fresh_s: node definitions are asked for again after so long, where somebody wants to know of a workflow.
-        renew_s: the same where a value was refused that they may allow by now, and where no server has answered yet.
+        fresh_s: node definitions are asked for again after so long, where someone lists the workflows.
+        renew_s: the same where a value was refused that they may allow by now.
+        first_s: the same where no server has answered yet.
         max_bytes: of a workflow's file.
     """
 
     look_s: float = 1.0
-    fresh_s: float = 30.0
-    renew_s: float = 2.0
+    fresh_s: float = 60.0
+    renew_s: float = 5.0
+    first_s: float = 2.0
     max_bytes: int = 100_000_000
     limits: Limits = DEFAULT_LIMITS
 
@@ -89,6 +91,7 @@ class NamedWorkflows:
         self._asked: tuple[object, float] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._wanted = False
+        self._unread: str | None = None
         self._looking = asyncio.Lock()
         self._tasks = SideTasks()
         self.generation = 0
@@ -116,7 +119,6 @@ class NamedWorkflows:
             NamedWorkflowUnusableError: its file cannot be used.
             ComfyUIConnectionError: whether it can be used is not known before a server says which nodes it has.
         """
-        self._wanted = True
         found = self._loaded.get(name)
         if found is None:
             raise NamedWorkflowNotFoundError(f"there is no workflow {short(name)!r}{self._closest(name)}")
@@ -153,27 +155,46 @@ class NamedWorkflows:
                 so that it is not read while it is being written.
         """
         async with self._looking:
-            sources = {} if self._folder is None else await asyncio.to_thread(sources_in, self._folder)
+            sources = await self._sources_now()
             settled = sources if at_once else self._settled(sources)
             known = tuple(self._definitions.known())
             is_same = len(known) == len(self._known) and all(map(_is, known, self._known))
             if settled == self._sources and (is_same or not self._sources):
                 return
-            nodes = self._nodes if is_same else await in_thread(_united, known)
-            changed = (
-                settled
-                if not is_same
-                else {name: source for name, source in settled.items() if self._sources.get(name) != source}
-            )
+            nodes, classes = self._nodes, frozenset[str]()
+            if not is_same:
+                nodes, classes = await in_thread(_newer, known, self._nodes)
             loaded = {name: one for name, one in self._loaded.items() if name in settled}
-            for name, source in changed.items():
+            for name, source in settled.items():
                 before = loaded.get(name)
+                if (
+                    before is not None
+                    and self._sources.get(name) == source
+                    and not self._concerns(before, nodes, classes)
+                ):
+                    continue
                 loaded[name] = after = await in_thread(self._load, source, nodes)
                 _tell(before, after, each=not at_once)
             self._take_over(settled, loaded, known, nodes)
-            if at_once:
+            if at_once and self._folder is not None:
                 unusable = sum(isinstance(one, Unusable) for one in self._listed)
                 _log.info("workflows.loaded", workflows=len(self._listed) - unusable, unusable=unusable)
+
+    def _concerns(self, one: NamedWorkflow | Unusable, nodes: Nodes, classes: frozenset[str]) -> bool:
+        """Whether a workflow may be another one with these nodes; `classes`: those that are declared otherwise."""
+        return nodes.known != self._nodes.known or not one.classes.isdisjoint(classes)
+
+    async def _sources_now(self) -> Mapping[str, Source]:
+        """The files of the folder; those of the last look where it cannot be read, which the log tells once."""
+        try:
+            sources = {} if self._folder is None else await asyncio.to_thread(sources_in, self._folder)
+        except OSError as error:
+            if self._unread != error.strerror:
+                self._unread = error.strerror
+                _log.error("workflows.not_read", path=str(self._folder), reason=error.strerror)
+            return self._pending
+        self._unread = None
+        return sources
 
     def _take_over(
         self,
@@ -184,9 +205,11 @@ class NamedWorkflows:
     ) -> None:
         for name in self._loaded.keys() - loaded.keys():
             _log.info("workflow.removed", workflow=name)
+        is_same = loaded.keys() == self._loaded.keys() and all(loaded[name] is self._loaded[name] for name in loaded)
         self._sources, self._loaded, self._known, self._nodes = sources, loaded, known, nodes
-        self._listed = tuple(loaded[name] for name in sorted(loaded))
-        self.generation += 1
+        if not is_same:
+            self._listed = tuple(loaded[name] for name in sorted(loaded))
+            self.generation += 1
 
     def _settled(self, sources: Mapping[str, Source]) -> Mapping[str, Source]:
         """The files without changes that are new since the last look, which stay as they were."""
@@ -216,12 +239,12 @@ class NamedWorkflows:
             await self.look()
 
     def _is_time_to_ask(self) -> bool:
-        """Whether a server may have something new to say: it came up, or somebody wants to know and time has passed."""
+        """Whether a server may have something new to say: it came up, or time has passed since a list was asked for."""
         if self._asked is None or self._asked[0] != self._definitions.moment():
             return True
         passed_s = time.monotonic() - self._asked[1]
         if not self._definitions.known():
-            return passed_s >= self._options.renew_s
+            return passed_s >= self._options.first_s
         return self._wanted and passed_s >= self._options.fresh_s
 
     def _ask(self) -> asyncio.Task[None]:
@@ -262,14 +285,15 @@ def _is(one: object, other: object) -> bool:
     return one is other
 
 
-def _united(known: Sequence[ObjectInfo]) -> Nodes:
-    if not known:
-        return Nodes(None)
-    return Nodes(known[0] if len(known) == 1 else union_of(known))
+def _newer(known: Sequence[ObjectInfo], before: Nodes) -> tuple[Nodes, frozenset[str]]:
+    """What the servers have now, and the classes that are declared otherwise than before; the same where none is."""
+    nodes = Nodes(known[0] if len(known) == 1 else union_of(known)) if known else Nodes(None)
+    classes = nodes.changed(before)
+    return (nodes, classes) if classes or nodes.known != before.known else (before, classes)
 
 
 def _tell(before: NamedWorkflow | Unusable | None, after: NamedWorkflow | Unusable, *, each: bool) -> None:
-    """A line in the log where a file cannot be used; `each`: also where one is new, has changed or can be used again."""
+    """A line in the log where a file cannot be used; `each`: also where one is new or has changed."""
     if isinstance(after, Unusable):
         if not (isinstance(before, Unusable) and before.problem == after.problem):
             level = "info" if after.waits else "warning"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -28,15 +29,18 @@ def load(
     name: str, content: bytes, sidecar: bytes | None, nodes: Nodes, limits: Limits, *, sidecar_name: str = ""
 ) -> NamedWorkflow | Unusable:
     """The workflow of this name; `Unusable` with the reason where its files cannot be used."""
-    version = version_of(content, sidecar)
+    version, classes = version_of(content, sidecar), frozenset[str]()
     try:
-        beside = None if sidecar is None else parse_sidecar(sidecar, sidecar_name or f"{name}.toml")
         parsed = _parsed(content, limits)
+        classes = classes_in(parsed)
+        beside = None if sidecar is None else parse_sidecar(sidecar, sidecar_name or f"{name}.toml")
         if is_ui_format(parsed) and not nodes.known:
-            return Unusable(name, version, WAITS, waits=True)
-        return _workflow(name, version, _template(parsed, version, nodes, limits), beside, nodes)
+            return Unusable(name, version, WAITS, waits=True, classes=classes)
+        found = _workflow(name, version, _template(parsed, version, nodes, limits), beside, nodes)
+        # What stands in for other people's nodes is in the prompt only.
+        return replace(found, classes=classes | classes_in(found.prompt))
     except ComfyUIError as error:
-        return Unusable(name, version, error.detail)
+        return Unusable(name, version, error.detail, classes=classes)
 
 
 def version_of(content: bytes, sidecar: bytes | None) -> str:
@@ -45,6 +49,20 @@ def version_of(content: bytes, sidecar: bytes | None) -> str:
     if sidecar is not None:
         digest = hashlib.sha256(digest.digest() + sidecar)
     return digest.hexdigest()
+
+
+def classes_in(workflow: Any) -> frozenset[str]:
+    """The classes of all nodes of a workflow in either format, and other texts under the same names."""
+    found: set[str] = set()
+    waiting = [workflow]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            found |= {text for name in ("class_type", "type") if isinstance(text := part.get(name), str)}
+            waiting += [value for value in part.values() if isinstance(value, Mapping | list)]
+        else:
+            waiting += [value for value in part if isinstance(value, Mapping | list)]
+    return frozenset(found)
 
 
 def _parsed(content: bytes, limits: Limits) -> dict[str, Any]:

@@ -8,14 +8,16 @@ from typing import Any
 from comfyui.named.made_definitions import DEFINITIONS
 from comfyui.named.parameters import Medium
 from comfyui.workflows.api_format import is_link
+from comfyui.workflows.loaders import LOADERS
 from comfyui.workflows.node_definitions import (
     DYNAMIC_COMBO,
     InputSpec,
     ObjectInfo,
-    declared_outputs,
+    declared_inputs,
     has_dynamic_inputs,
     input_specs,
     live_specs,
+    parse_input,
 )
 
 _PLAIN = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO})
@@ -46,7 +48,7 @@ class Nodes:
         self.with_packs: ObjectInfo = {**DEFINITIONS, **self.object_info}
         # None for a class whose inputs depend on the workflow.
         self._specs: dict[str, dict[str, InputSpec] | None] = {}
-        self._spellings: dict[int, tuple[Sequence[Any], Mapping[Any, Any]]] = {}
+        self._offered: dict[int, tuple[Sequence[Any], list[Any], Mapping[Any, Any]]] = {}
 
     def definition(self, class_type: str) -> Mapping[str, Any] | None:
         found = self.object_info.get(class_type)
@@ -79,12 +81,29 @@ class Nodes:
         definition = self.definition(str(node["class_type"]))
         return None if definition is None else bool(definition.get("output_node"))
 
-    def spellings(self, choices: Sequence[Any]) -> Mapping[Any, Any]:
-        """See `spellings_of`; made once for each list."""
-        known = self._spellings.get(id(choices))
+    def well_known(self, node: Mapping[str, Any], name: str) -> InputSpec | None:
+        """An input of a node of ComfyUI's own that loads a file, also while no server has said anything."""
+        definition = LOADERS.get(str(node["class_type"]))
+        return next((spec for spec in input_specs(definition or {}) if spec.name == name), None)
+
+    def offered(self, choices: Sequence[Any]) -> tuple[list[Any], Mapping[Any, Any]]:
+        """Choices as a list, and `spellings_of` them.
+
+        All parameters with the same choices share both: thousands of models times hundreds of workflows fill a memory.
+        """
+        known = self._offered.get(id(choices))
         if known is None or known[0] is not choices:
-            known = self._spellings[id(choices)] = choices, spellings_of(choices)
-        return known[1]
+            known = self._offered[id(choices)] = choices, list(choices), spellings_of(choices)
+        return known[1], known[2]
+
+    def changed(self, before: Nodes) -> frozenset[str]:
+        """The classes that are declared otherwise than `before`. Files that clients upload are no difference."""
+        now, then = self.object_info, before.object_info
+        return frozenset(
+            name
+            for name in now.keys() | then.keys()
+            if (one := now.get(name)) != (other := then.get(name)) and _without_uploads(one) != _without_uploads(other)
+        )
 
 
 def is_widget(spec: InputSpec) -> bool:
@@ -129,7 +148,15 @@ def _as_text(choice: Any) -> str:
     return ("true" if choice else "false") if isinstance(choice, bool) else str(choice)
 
 
-def socket_types(object_info: ObjectInfo) -> frozenset[str]:
-    """The types that some node gives out and no widget has."""
-    given = {kind for definition in object_info.values() for kind in declared_outputs(definition)}
-    return frozenset(kind for kind in given if isinstance(kind, str)) - _PLAIN
+def _without_uploads(definition: Any) -> Any:
+    """A definition without the choices of inputs that are uploaded files: these are other ones after each upload."""
+    if not isinstance(definition, Mapping):
+        return definition
+    inputs = {
+        section: {
+            name: None if parse_input(name, declared, required=True).is_upload else declared
+            for name, declared in declared_inputs(definition, section).items()
+        }
+        for section in ("required", "optional")
+    }
+    return {**definition, "input": inputs}

@@ -145,6 +145,7 @@ class NamedWorkflow:
         warnings: what is odd about the file, for whoever wrote it.
         schema: JSON Schema (2020-12) of the parameters.
         example: a body that the schema takes.
+        classes: of all nodes of the file; it is loaded again when a server declares one of them otherwise.
         fallbacks: by a parameter of a file that a call may leave out, what stands in for it.
     """
 
@@ -160,6 +161,7 @@ class NamedWorkflow:
     example: Mapping[str, Any]
     by_name: Mapping[str, Parameter] = field(repr=False, compare=False)
     fallbacks: tuple[Fallback, ...] = ()
+    classes: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def problem(self) -> None:
@@ -174,9 +176,11 @@ class Unusable:
     Attributes:
         problem: why, for people.
         waits: it may be usable as soon as some server says which nodes it has.
+        classes: as of `NamedWorkflow`.
     """
 
     name: str
     version: str
     problem: str
     waits: bool = False
+    classes: frozenset[str] = field(default=frozenset(), repr=False)

@@ -48,6 +48,7 @@ def typed(found: Found, prompt: Mapping[str, Any], nodes: Nodes) -> Parameter:
     own = prompt[found.targets[0].node_id]["inputs"].get(found.targets[0].input, MISSING)
     seed = kind.seed if found.seed is None else found.seed
     role = found.role or (found.name if _fits_role(found.name, kind.kind) else None)
+    choices, spellings = (None, {}) if kind.choices is None else nodes.offered(kind.choices)
     parameter = Parameter(
         name=found.name,
         kind=kind.kind,
@@ -59,8 +60,8 @@ def typed(found: Found, prompt: Mapping[str, Any], nodes: Nodes) -> Parameter:
         minimum=kind.minimum,
         maximum=kind.maximum,
         step=kind.step,
-        choices=kind.choices,
-        spellings=nodes.spellings(kind.choices) if kind.choices is not None else {},
+        choices=choices,
+        spellings=spellings,
         many=kind.many,
         medium=kind.medium,
         role=role,
@@ -104,8 +105,8 @@ def _is_required(found: Found, parameter: Parameter) -> bool:
 
 def _default(found: Found, parameter: Parameter) -> Any:
     """What the file says, where it fits."""
-    if found.default is MISSING or parameter.kind == "file":
-        return found.default
+    if found.default is MISSING:
+        return MISSING
     if parameter.kind == "choice" and parameter.choices is not None and not parameter.many:
         # A model that no server has now may be there tomorrow.
         return parameter.spellings.get(spelling(found.default), found.default)
@@ -129,6 +130,8 @@ def _type_of(found: Found, target: Target, prompt: Mapping[str, Any], nodes: Nod
     node = prompt[target.node_id]
     own = node["inputs"].get(target.input, MISSING)
     spec = (nodes.specs(node) or {}).get(target.input)
+    if spec is None and not nodes.known:
+        spec = nodes.well_known(node, target.input)
     kind = _of_literal(own, target.input) if spec is None else _of_spec(spec)
     if target.cast and found.kind is not None:
         # The value is made to fit: what the input takes does not limit it.

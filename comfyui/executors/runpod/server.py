@@ -35,7 +35,6 @@ from comfyui.executors.runpod.following import Follower
 from comfyui.executors.runpod.gate import Gate
 from comfyui.executors.runpod.health import EndpointHealth
 from comfyui.executors.runpod.inputs import InputFiles, wanted_of
-from comfyui.executors.runpod.loaders import LOADERS
 from comfyui.executors.runpod.options import RunPodOptions
 from comfyui.executors.runpod.results import ResultFiles, opened
 from comfyui.executors.runpod.retention import Retention, Unfinished
@@ -58,6 +57,7 @@ from comfyui.servers.server import FileShelf, Health, Server, ServerDetail, Serv
 from comfyui.tasks import SideTasks
 from comfyui.transport.body import OpenBody
 from comfyui.workflows.api_format import last_nodes, node_order
+from comfyui.workflows.loaders import LOADERS
 
 _log = structlog.get_logger(__name__)
 

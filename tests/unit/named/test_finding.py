@@ -127,6 +127,7 @@ def test_the_sidecar_has_its_inputs_before_the_titles() -> None:
             '[parameters.a]\nnode=3\ninput="steps"\nrole="n"\n[parameters.b]\nnode=3\ninput="seed"\nrole="n"',
             "a and b both have the role n",
         ),
+        ("[parameters.p]\nnode = 4\ndefault = 5", "the default of p does not fit: 5"),
         ("[outputs.a]\nnode = 5\n[outputs.b]\nnode = 5", "outputs a and b are both node 5"),
     ],
 )
@@ -150,4 +151,4 @@ def test_an_output_that_makes_no_files_is_told() -> None:
 
 def test_without_definitions_types_are_those_of_the_file() -> None:
     named = loaded(workflow(text="$prompt", sampler="$seed", picture="$image"), object_info=None)
-    assert {one.name: one.kind for one in named.parameters} == {"prompt": "text", "seed": "integer", "image": "text"}
+    assert {one.name: one.kind for one in named.parameters} == {"prompt": "text", "seed": "integer", "image": "file"}

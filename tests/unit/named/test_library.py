@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from comfyui.exceptions import (
     ComfyUIConnectionError,
@@ -263,3 +264,52 @@ async def test_the_editors_format_waits_for_definitions(tmp_path: Path) -> None:
     servers.said = [OBJECT_INFO]
     await named.look()
     assert [(one.name, one.kind) for one in named.get("a").parameters] == [("image", "file")]
+
+
+async def test_what_clients_upload_renews_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "a", workflow(picture="$image"))
+    uploaded = {"input": {"required": {"image": [["new.png"], {"image_upload": True}]}}, "output": ["IMAGE", "MASK"]}
+    servers = Servers(to_say=[OBJECT_INFO | {"LoadImage": uploaded}])
+    named = await library(tmp_path, servers)
+    before, generation = named.get("a"), named.generation
+    assert not await named.renew()
+    assert (named.get("a"), named.generation, servers.asked) == (before, generation, 1)
+
+
+async def test_only_workflows_with_a_changed_node_are_loaded_again(tmp_path: Path) -> None:
+    write(tmp_path, "a", workflow(loader="$model"))
+    write(tmp_path, "b", {"1": workflow()["4"]})
+    loader = {"input": {"required": {"name": [["new.safetensors"]]}}, "output": ["MODEL"]}
+    servers = Servers()
+    named = await library(tmp_path, servers)
+    first, second = named.get("a"), named.get("b")
+    servers.said = [OBJECT_INFO | {"Loader": loader}]
+    await named.look()
+    assert named.get("a").by_name["model"].choices == ["new.safetensors"]
+    assert (named.get("a") is first, named.get("b") is second) == (False, True)
+
+
+async def test_a_folder_that_cannot_be_read_keeps_what_was_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "workflows"
+    write(folder, "a", workflow())
+    named = NamedWorkflows(folder, Servers(), FAST)
+    await named.look()
+    await named.look()
+    folder.rename(tmp_path / "away")
+    folder.write_text("now a file")
+    with capture_logs() as lines:
+        for _ in range(3):
+            await named.look()
+    assert usable(named) == ["a"]
+    told = [line for line in lines if line["event"] == "workflows.not_read"]
+    assert [line["reason"] for line in told] == ["Not a directory"]
+
+
+async def test_the_same_choices_are_kept_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path, name, workflow(loader="$model"))
+    named = await library(tmp_path)
+    one, other = (named.get(name).by_name["model"] for name in ("a", "b"))
+    assert one.choices is other.choices
+    assert one.spellings is other.spellings
+    assert named.get("a").schema["properties"]["model"]["enum"] is one.choices

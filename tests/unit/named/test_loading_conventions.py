@@ -54,7 +54,7 @@ def test_a_file_of_comfyui_deploy_is_typed_by_what_its_nodes_feed() -> None:
         "method": ("choice", None, None, "heun"),
         "photo": ("file", None, None, ""),
     }
-    assert named.by_name["method"].choices == ("heun",)
+    assert named.by_name["method"].choices == ["heun"]
     assert [one.name for one in named.parameters if one.required] == []
     assert named.by_name["seed"].seed
     assert named.outputs == (NamedOutput("copy", "27"),)

@@ -94,7 +94,7 @@ def is_beyond_doubles(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) > 2**53
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(name=st.sampled_from(sorted(VALIDATORS)), value=VALUES)
 @example(name="marks", value={"__value__": ["1", 0]})
 @example(name="level", value=1.0)
@@ -130,7 +130,7 @@ def as_comfyui_reads(value: Any) -> Any:
     return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(values=st.dictionaries(st.sampled_from(sorted(VALIDATORS)), VALUES, max_size=4))
 @example(values={"marks": {"__value__": ["1", 0]}})
 @example(values={"marks": ["1", 0]})
