@@ -20,7 +20,7 @@ from comfyui.fallback import fallback_engine
 from comfyui.handler import ComfyUIHandler
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import FOLDER_NAME, InputStore
-from comfyui.jobs.entry import Entries
+from comfyui.jobs.entries import Entries
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.sqlite import SqliteJournal

@@ -21,9 +21,9 @@ from comfyui.client import ComfyUIClient
 from comfyui.inputs.catalogue import Catalogue
 from comfyui.inputs.store import InputStore
 from comfyui.jobs.journal.memory import MemoryJournal
-from comfyui.jobs.lines import Lane
+from comfyui.jobs.lines import Lane, Waiting
 from comfyui.jobs.queue_options import TurnOptions
-from comfyui.jobs.scheduler import Place, Scheduler, Waiting
+from comfyui.jobs.scheduler import Place, Scheduler
 from comfyui.jobs.shares import Terms
 from comfyui.jobs.turns import Turns
 from comfyui.metrics import Metrics

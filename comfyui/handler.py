@@ -32,7 +32,7 @@ from comfyui.inputs.store import InputStore
 from comfyui.jobs.admission import UNKNOWN, Admission, Look
 from comfyui.jobs.cancels import Cancels, given_up
 from comfyui.jobs.claims import Claims
-from comfyui.jobs.entry import Entries
+from comfyui.jobs.entries import Entries
 from comfyui.jobs.fingerprints import fingerprint_of
 from comfyui.jobs.history import JobHistory
 from comfyui.jobs.inputs import JobInputs

@@ -22,7 +22,8 @@ from comfyui.exceptions import (
     JournalError,
 )
 from comfyui.inputs.content import BroughtFiles, SpooledFiles
-from comfyui.jobs.entry import Clock, Entries, Entry
+from comfyui.jobs.entries import Entries
+from comfyui.jobs.entry import Clock, Entry
 from comfyui.jobs.fingerprints import check_same
 from comfyui.jobs.inputs import JobInputs, Taken
 from comfyui.jobs.job import Job

@@ -11,7 +11,7 @@ import structlog
 
 from comfyui.exceptions import TAKEN, ComfyUIConflictError, ComfyUIError, ComfyUITaskCancelledError, JournalError
 from comfyui.jobs.attempt_log import JobAttempts, over
-from comfyui.jobs.journal.memory import MemoryJournal
+from comfyui.jobs.first_write import FirstWrite
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.journal.records import Fence, JobRecord, Kind, NewJob, State, WebhookOrder
 from comfyui.jobs.journal.writes import Add, Cancel, Finish, Keep, Place, PutBack, Start, Suspect, Tell, Withdraw, Write
@@ -22,7 +22,6 @@ from comfyui.jobs.webhooks.announcements import Announcements
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.named_call import NamedCall
 from comfyui.offload import offloaded
-from comfyui.tasks import heeded
 
 # So long a sync call's prompt may run before the journal has it as running.
 _START_WAITS_S = 0.5
@@ -30,50 +29,6 @@ _START_WAITS_S = 0.5
 Clock = Callable[[], float]
 
 _log = structlog.get_logger(__name__)
-
-
-class Entries:
-    """Makes the writers of jobs: one of these for each journal.
-
-    Attributes:
-        journal: open; belongs to whoever opened it. In memory where none is given.
-        announcements: say whom the start and the end of a job are told.
-        keep_files: which files a run has made is written down, too.
-    """
-
-    def __init__(
-        self,
-        journal: Journal | None = None,
-        announcements: Announcements | None = None,
-        *,
-        keep_files: bool = False,
-        clock: Clock = time.time,
-    ) -> None:
-        self.journal = journal or MemoryJournal()
-        self.keep_files = keep_files
-        self._clock = clock
-        self.announcements = announcements or Announcements()
-
-    def new(self, prompt_id: str, origin: Origin, *, kind: Kind, callers_id: bool) -> Entry:
-        """The writer of a job that is not in the journal yet."""
-        return Entry(
-            self.journal,
-            prompt_id,
-            origin,
-            kind=kind,
-            callers_id=callers_id,
-            announcements=self.announcements,
-            keep_files=self.keep_files,
-            clock=self._clock,
-        )
-
-    def of(self, record: JobRecord) -> Entry:
-        """The writer of a run that is in the journal already."""
-        entry = self.new(
-            record.prompt_id, Origin(record.face, record.owner), kind=record.kind, callers_id=record.callers_id
-        )
-        entry.take_up(record)
-        return entry
 
 
 class Entry:
@@ -133,7 +88,7 @@ class Entry:
         self._keep_files = keep_files
         self._order: WebhookOrder | None = None
         self._is_just_placed = self._is_noted = False
-        self._committing: asyncio.Task[None] | None = None
+        self._first: FirstWrite | None = None
 
     def take_up(self, record: JobRecord) -> None:
         """The run is in the journal already, as this record has it."""
@@ -144,10 +99,17 @@ class Entry:
         self._order, self.call = record.webhook, record.call
 
     @property
+    def _ordered(self) -> Journal:
+        """The journal, which has the job's row before what is written now."""
+        if self._first is not None:
+            self._first.begin()
+        return self._journal
+
+    @property
     def attempts(self) -> JobAttempts:
         """How far the present attempt is at a platform."""
         self._is_noted = True
-        return JobAttempts(self._journal, self.fence, self._clock())
+        return JobAttempts(self._ordered, self.fence, self._clock())
 
     @property
     def owner(self) -> str | None:
@@ -186,7 +148,7 @@ class Entry:
             self.added, self._order = True, new.webhook
         try:
             kept = (new.body, new.inputs, new.call)
-            await self._journal.write(Add(new) if add else Keep(new.prompt_id, self.fence.run, *kept))
+            await self._ordered.write(Add(new) if add else Keep(new.prompt_id, self.fence.run, *kept))
         except JournalError:
             self.kind = "sync"
             self.added = self.added and not add
@@ -231,42 +193,46 @@ class Entry:
         await self._place(place)
 
     def place_now(self, server: str, request: PromptRequest, fingerprint: str | None) -> None:
-        """As `placed`, of a new job. It is being committed: `committed` says when that is done.
+        """As `placed`, of a new job. Its row is about to be written: `committed` says when that is done.
 
-        An id of ours may be submitted meanwhile. Should the gateway end between the two, the next one takes the prompt
-        out of ComfyUI.
+        An id of ours is submitted meanwhile. Should the gateway end between the two, the next one takes the prompt out
+        of ComfyUI.
         """
-        self.added, self._server, self.fence = True, server, self.fence.next()
-        place = self._place(Add(self._new(request, fingerprint), server))
-        self._committing = asyncio.create_task(place, name=f"commit {self.fence.prompt_id}")
-        self._committing.add_done_callback(heeded)
-        self._is_just_placed = True
+        self.added, self._server, self.fence, self._is_just_placed = True, server, self.fence.next(), True
+        self._first = FirstWrite(self._journal, lambda: Add(self._new(request, fingerprint), server), self._settle)
 
     async def committed(self) -> None:
         """Returns when the job is in the journal. Raises as `placed`."""
-        if self._committing is not None:
-            await self._committing
+        if self._first is not None:
+            await self._first.committed()
 
     async def _place(self, place: Add | Place) -> None:
         if not self.outlives_us:
             self._write_behind(place)
             return
+        outcome: int | ComfyUIError
         try:
-            has_place = await self._journal.write(place)
+            outcome = await self._ordered.write(place)
         except ComfyUIError as error:
-            if self.kind == "async" or not isinstance(error, JournalError):
+            outcome = error
+        self._settle(place, outcome)
+
+    def _settle(self, place: Add | Place, outcome: int | ComfyUIError) -> None:
+        """`outcome`: what the write returned or raised."""
+        if isinstance(outcome, ComfyUIError):
+            if self.kind == "async" or not isinstance(outcome, JournalError):
                 self.added = isinstance(place, Place)
-                raise
+                raise outcome
             # As without a journal: the caller waits, and has its answer from ComfyUI.
-            _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=error.detail)
+            _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=outcome.detail)
             return
         if isinstance(place, Add):
-            self.shown_number = has_place if (turn := place.job.turn_at(has_place)) is None else turn
-        if not has_place and isinstance(place, Add) and (self.kind == "async" or not self._origin.sees(None)):
+            self.shown_number = outcome if (turn := place.job.turn_at(outcome)) is None else turn
+        if not outcome and isinstance(place, Add) and (self.kind == "async" or not self._origin.sees(None)):
             # Another request took the id at this moment: that row is not to be written.
             self.added = False
             raise ComfyUIConflictError(TAKEN, prompt_id=self.fence.prompt_id)
-        if not has_place and self.kind == "async":
+        if not outcome and self.kind == "async":
             raise ComfyUITaskCancelledError("cancelled before it was submitted", prompt_id=self.fence.prompt_id)
 
     async def attached(self, server: str, request: PromptRequest | None, fingerprint: str | None) -> None:
@@ -328,7 +294,7 @@ class Entry:
         self._start()
         if self.added:
             try:
-                await self._journal.write(Tell(self.fence.prompt_id, kept))
+                await self._ordered.write(Tell(self.fence.prompt_id, kept))
             except JournalError as error:
                 _log.error("journal.not_written", prompt_id=self.fence.prompt_id, reason=error.detail)
 
@@ -379,13 +345,13 @@ class Entry:
 
     def _tell(self, write: Start | Finish) -> None:
         # A start rests, so that a quick end shares its commit; whoever reads has it at once.
-        self._journal.write_behind(write, soon=bool(write.deliveries) or (self.outlives_us and type(write) is Finish))
+        self._ordered.write_behind(write, soon=bool(write.deliveries) or (self.outlives_us and type(write) is Finish))
         if write.deliveries:
             self._announcements.news.set()
 
     def _write_behind(self, write: Write, *, soon: bool = False) -> None:
         """Whoever waits for the end of a job that outlives us may be in another place."""
-        self._journal.write_behind(write, soon=soon or self.outlives_us)
+        self._ordered.write_behind(write, soon=soon or self.outlives_us)
 
     def _new(self, request: PromptRequest, fingerprint: str | None) -> NewJob:
         self._order = order_of(request)

@@ -47,6 +47,31 @@ Order = tuple[float, int]
 """Where the job's caller wants it among its own, and then the order of the submission."""
 
 
+class Waiting(NamedTuple):
+    """A job that is to get a place.
+
+    Attributes:
+        number: order of the submission; no two jobs have the same.
+        owner: whose turn it takes.
+        turn: its place among the jobs of its owner, the lowest first; None: its number.
+        loaders: the model files that it loads.
+        shape: what `lane` was found from; given back by `Scheduler.shapes`.
+    """
+
+    prompt_id: str
+    number: int
+    owner: str | None = None
+    priority: int = 0
+    turn: float | None = None
+    loaders: frozenset[str] = NO_NAMES
+    shape: Hashable = None
+    lane: Lane = ANYWHERE
+
+    def is_before(self, other: Waiting) -> bool:
+        """Whether it is first by priority and number, as if both were one owner's."""
+        return (-self.priority, self.number) < (-other.priority, other.number)
+
+
 class Standing(NamedTuple):
     """Where a job stands that has not ended. `server`: None where it waits; `accepted`: ComfyUI has it in its queue."""
 

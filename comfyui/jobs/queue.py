@@ -22,7 +22,8 @@ from comfyui.exceptions import (
     ComfyUIOverloadedError,
     JournalError,
 )
-from comfyui.jobs.entry import Clock, Entries
+from comfyui.jobs.entries import Entries
+from comfyui.jobs.entry import Clock
 from comfyui.jobs.expiry import ending_late
 from comfyui.jobs.fetching import InputFetching
 from comfyui.jobs.inputs import JobInputs, StoredFiles
@@ -30,12 +31,11 @@ from comfyui.jobs.job import Job
 from comfyui.jobs.journal.paging import pages
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.journal.writes import Pause
-from comfyui.jobs.lines import Lane, Standing
+from comfyui.jobs.lines import Lane, Standing, Waiting
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.pruning import sweep_inputs
 from comfyui.jobs.queue_options import QueueOptions
 from comfyui.jobs.runs import NEEDS_SECRETS, Runs
-from comfyui.jobs.scheduler import Waiting
 from comfyui.jobs.stored import request_of, secrets_of, with_secrets
 from comfyui.jobs.turns import Turns
 from comfyui.models import PromptRequest
@@ -152,8 +152,9 @@ class JobQueue:
         self._in_hand[job.prompt_id] = _Row(waiting, needs)
         if secrets := secrets_of(request):
             self._secrets[job.prompt_id] = secrets
-        job.place_now(self._turns.scheduler.server_of(job.prompt_id) or "")
         self._runs.begin(job, self)
+        # Its row is made once the task has had its first turn, and submitted it.
+        job.place_now(self._turns.scheduler.server_of(job.prompt_id) or "")
         return True
 
     async def added(self, record: JobRecord, request: PromptRequest) -> None:
@@ -377,7 +378,7 @@ class JobQueue:
                 # It has its number now, or is about to get it.
                 number = 0.0 if job.entry is None else job.entry.shown_number
                 turn = number or self._turns.numbers.last_turn
-            self._rows[job.prompt_id] = replace(row, waiting=replace(row.waiting, turn=turn, lane=lane))
+            self._rows[job.prompt_id] = replace(row, waiting=row.waiting._replace(turn=turn, lane=lane))
             asyncio.get_running_loop().call_later(_PAUSE_S, self._wait_again, job.prompt_id)
 
     def _wait_again(self, prompt_id: str) -> None:

@@ -16,7 +16,7 @@ import structlog
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, JournalError
 from comfyui.executors.comfyui import PromptRunner
 from comfyui.jobs.cancels import Cancels
-from comfyui.jobs.entry import Entries
+from comfyui.jobs.entries import Entries
 from comfyui.jobs.journal.records import JobRecord, State
 from comfyui.jobs.orphans import Orphans
 from comfyui.jobs.queue import JobQueue

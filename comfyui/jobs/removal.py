@@ -17,7 +17,7 @@ import structlog
 from comfyui.exceptions import ComfyUIError, ComfyUINotFoundError, ComfyUITaskCancelledError
 from comfyui.jobs.admission import Admission
 from comfyui.jobs.cancels import Cancels
-from comfyui.jobs.entry import Entries
+from comfyui.jobs.entries import Entries
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.journal.writes import Finish

@@ -17,10 +17,10 @@ from comfyui.inputs.plan import brought_names, texts_naming
 from comfyui.jobs.abilities import Abilities
 from comfyui.jobs.clearing import Clearing
 from comfyui.jobs.departures import Departures
-from comfyui.jobs.lines import Lane
+from comfyui.jobs.lines import Lane, Waiting
 from comfyui.jobs.numbers import Numbers
 from comfyui.jobs.queue_options import TurnOptions
-from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
+from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack
 from comfyui.jobs.shares import Terms, terms_of
 from comfyui.jobs.timers import Timers
 from comfyui.jobs.waiters import Waiters
@@ -117,7 +117,13 @@ class Turns:
         """Gives a job its place now, where its turn has come: its task is to `take` it. Else the job is not here."""
         prompt_id = job.prompt_id
         self._jobs[prompt_id], self._needs[prompt_id] = job, needs
-        self._add(waiting, needs)
+        self._look_at_servers()
+        waiting, terms = self._known(waiting, needs), self._terms_of(waiting.owner)
+        are_lanes_known = self._lanes_of == self.abilities.generation
+        if are_lanes_known and self._scheduler.place_at_once(waiting, _now(), terms):
+            self._granted.add(prompt_id)
+        else:
+            self._scheduler.add(waiting, terms)
         self.decide()
         if prompt_id in self._granted:
             return True
@@ -256,11 +262,14 @@ class Turns:
         return self._pool.named(self._scheduler.server_of(prompt_id) or "")
 
     def _add(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> None:
+        self._scheduler.add(self._known(job, needs, avoid), self._terms_of(job.owner))
+
+    def _known(self, job: Waiting, needs: Needs | None, avoid: Collection[str] = ()) -> Waiting:
+        """The job with all that the scheduler is to know of it; its order is kept."""
         self._orders[job.prompt_id] = (job.number if job.turn is None else job.turn, job.number)
         alone = job.lane.alone and self._is_ours and self._options.places is not None
         lane = self.abilities.lane(needs, avoid, alone=alone, files_on=job.lane.files_on)
-        models = frozenset() if needs is None else needs.models
-        self._scheduler.add(replace(job, loaders=models, shape=needs, lane=lane), self._terms_of(job.owner))
+        return job._replace(loaders=frozenset() if needs is None else needs.models, shape=needs, lane=lane)
 
     def _occupy(self, job: Assignment, waiting: Waiting, server: str) -> None:
         self._jobs[job.prompt_id] = job
@@ -301,19 +310,31 @@ class Turns:
         self._lanes_of = generation
 
     def decide(self) -> None:
-        """Give places, where there are jobs and places.
-
-        Called at each change: of a queue of ComfyUI's, too, which changes with each prompt of whoever.
-        """
+        """Give places. Called at each change, of a queue of ComfyUI's, too: it changes with each prompt of whoever."""
         if not (self._scheduler.waiting or self._takes_back):
             return
         if self._lanes_of != self.abilities.generation:
             self._pool.news.set()  # first the lanes are found
             return
+        self._look_at_servers()
+        now = _now()
+        for decision in self._scheduler.decide(now):
+            self._do(decision)
+        if self._waiters:
+            if (end := self._waiters.check_patience(now)) is not None:
+                self._timers.by("patience", end, self.decide)
+            self._timers.by("tell", now + self._waiters.tell_after_s, self._waiters.tell_positions)
+        if self._owners is not None and self._scheduler.waiting:
+            self._timers.by("rules", now + _RULES_S, self.decide)
+        if (look_at := self._scheduler.next_look(now)) is not None:
+            self._timers.by("look", look_at, self.decide)
+
+    def _look_at_servers(self) -> None:
+        """The scheduler knows the rules and the servers as they are now."""
         if self._owners is not None and self._owners.version != self._rules_version:
             self._rules_version = self._owners.version
             self._scheduler.set_terms(self._terms_of)
-        now, is_one_coming = _now(), False
+        is_one_coming = False
         for backend in self._pool.servers:  # the platform is the last of them
             if not isinstance(backend, Backend):
                 # It has a queue of its own, and says to nobody how many of its workers are free. Its time costs money.
@@ -325,16 +346,6 @@ class Turns:
             places = self._options.places if self._is_ours else self._options.ahead
             others = backend.watcher.others if self._is_ours and places is not None else 0
             self._scheduler.set_server(backend.name, up=up, drained=backend.drained, others=others, places=places)
-        for decision in self._scheduler.decide(now):
-            self._do(decision)
-        if self._waiters:
-            if (end := self._waiters.check_patience(now)) is not None:
-                self._timers.by("patience", end, self.decide)
-            self._timers.by("tell", now + self._waiters.tell_after_s, self._waiters.tell_positions)
-        if self._owners is not None and self._scheduler.waiting:
-            self._timers.by("rules", now + _RULES_S, self.decide)
-        if (look_at := self._scheduler.next_look(now)) is not None:
-            self._timers.by("look", look_at, self.decide)
 
     def _see_departures(self) -> None:
         """Where servers are away, beside that: one decides only where something waits."""

@@ -29,7 +29,7 @@ from comfyui.executors.comfyui import RunnerOptions
 from comfyui.executors.quarantine import Quarantine
 from comfyui.handler import ComfyUIHandler, HandlerOptions
 from comfyui.inputs.staging import InputStager
-from comfyui.jobs.entry import Entries
+from comfyui.jobs.entries import Entries
 from comfyui.jobs.job import Listener
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.runs import RunLimits

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
+from comfyui.jobs.lines import Waiting
+from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack
 from comfyui.jobs.shares import Terms
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
@@ -167,7 +168,15 @@ class MemoryJournal:
     # Writing
 
     async def write(self, write: Write) -> int:
-        return self._write(write)
+        return await self.begin(write)
+
+    def begin(self, write: Write) -> asyncio.Future[int]:
+        writing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        try:
+            writing.set_result(self._write(write))
+        except Exception as error:
+            writing.set_exception(error)
+        return writing
 
     async def write_all(self, writes: Sequence[Write]) -> list[int]:
         return [self._write(write) for write in writes]

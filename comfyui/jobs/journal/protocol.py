@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, Self
 
@@ -76,6 +77,9 @@ class Journal(Protocol):
 
         A caller that is cancelled does not undo it.
         """
+
+    def begin(self, write: Write) -> asyncio.Future[int]:
+        """As `write`, which goes on when this returns: the future has what that returns or raises."""
 
     @property
     def identity(self) -> str:

@@ -113,7 +113,17 @@ class SqliteJournal(Questions):
     # Writing
 
     async def write(self, write: Write) -> int:
-        return (await self.write_all([write]))[0]
+        return await self.begin(write)
+
+    def begin(self, write: Write) -> asyncio.Future[int]:
+        self._added.clear()
+        writing = self._given(self._next.writes, partial(apply, write))
+        writing.add_done_callback(partial(self._tell_of, write))
+        return writing
+
+    def _tell_of(self, write: Write, writing: asyncio.Future[int]) -> None:
+        if not writing.cancelled() and writing.exception() is None and writing.result():
+            self._tell(write)
 
     async def write_all(self, writes: Sequence[Write]) -> list[int]:
         self._added.clear()
@@ -194,22 +204,24 @@ class SqliteJournal(Questions):
     # To the thread and back
 
     async def _in_transaction(self, work: Callable[[Statements], _T]) -> _T:
-        return await self._give(self._next.writes, work)
+        return await self._given(self._next.writes, work)
 
     async def _ask(self, work: Callable[[Statements], _T]) -> _T:
-        return await self._give(self._next.reads, work)
+        return await self._given(self._next.reads, work)
 
-    async def _give(self, calls: list[tuple[Work, asyncio.Future[Any] | None]], work: Callable[[Statements], _T]) -> _T:
+    def _given(
+        self, calls: list[tuple[Work, asyncio.Future[Any] | None]], work: Callable[[Statements], _T]
+    ) -> asyncio.Future[_T]:
+        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         if not self._open:
-            raise JournalError("STATE_DIR: the journal is not open")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_T] = loop.create_future()
+            future.set_exception(JournalError("STATE_DIR: the journal is not open"))
+            return future
         calls.append((work, future))
         if not self._hurried:
             # Not at once: what else comes in this turn of the loop shares the commit.
             self._hurried = True
             self._hand_on_within(0.0)
-        return await future
+        return future
 
     def _hand_on_within(self, seconds: float) -> None:
         self._at_rest = False

@@ -48,11 +48,14 @@ class ReportingJournal:
         await self._journal.__aexit__(*exc)
 
     async def write(self, write: Write) -> int:
+        return await self.begin(write)
+
+    def begin(self, write: Write) -> asyncio.Future[int]:
         name = type(write).__name__
         number, _ = self._report(f"before {name}").split()
-        changed = await self._journal.write(write)
-        self._report(f"after {name} {number}")
-        return changed
+        writing = self._journal.begin(write)
+        writing.add_done_callback(lambda _: self._report(f"after {name} {number}"))
+        return writing
 
     def write_behind(self, write: Write, *, soon: bool = True) -> None:
         name = type(write).__name__

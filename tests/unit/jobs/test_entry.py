@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from comfyui.exceptions import ComfyUIConflictError, JournalError
-from comfyui.jobs.entry import Entries, Entry
+from comfyui.jobs.entries import Entries
+from comfyui.jobs.entry import Entry
 from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.journal.records import Kind, State
-from comfyui.jobs.journal.writes import Add, Finish, Write
+from comfyui.jobs.journal.sqlite import SqliteJournal
+from comfyui.jobs.journal.writes import Add, Finish, Start, Write
 from comfyui.jobs.origin import Origin
 from comfyui.models import PromptRequest, PromptResult, Timings
 from comfyui.owners import KeyRules
@@ -24,9 +29,9 @@ class Counting(MemoryJournal):
         super().__init__()
         self.kinds: list[type] = []
 
-    async def write(self, write: Write) -> int:
+    def begin(self, write: Write) -> asyncio.Future[int]:
         self.kinds.append(type(write))
-        return await super().write(write)
+        return super().begin(write)
 
     def write_behind(self, write: Write, *, soon: bool = True) -> None:
         self.kinds.append(type(write))
@@ -36,8 +41,10 @@ class Counting(MemoryJournal):
 class FullDisk(MemoryJournal):
     """Keeps nothing."""
 
-    async def write(self, write: Write) -> int:
-        raise JournalError("STATE_DIR: the disk is full")
+    def begin(self, write: Write) -> asyncio.Future[int]:
+        writing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        writing.set_exception(JournalError("STATE_DIR: the disk is full"))
+        return writing
 
 
 def entry_in(journal: MemoryJournal, kind: Kind, *, callers_id: bool) -> Entry:
@@ -77,3 +84,72 @@ async def test_an_id_that_another_owner_takes_at_this_moment_is_taken_and_its_ro
     record = await journal.get(prompt_id(1))
     assert record is not None
     assert (record.owner, record.state) == ("bob", State.QUEUED)
+
+
+async def test_the_row_of_a_job_that_is_placed_now_is_written_after_the_tasks_that_are_there_have_had_their_turn() -> (
+    None
+):
+    journal = Counting()
+    entry = entry_in(journal, "async", callers_id=False)
+    at_its_turn: list[list[type]] = []
+
+    async def submit() -> None:
+        at_its_turn.append(journal.kinds.copy())
+
+    task = asyncio.create_task(submit())
+    entry.place_now("gpu-1", _REQUEST, None)
+    await entry.placed("gpu-1", _REQUEST, None)
+    assert journal.kinds == []
+    await asyncio.sleep(0)
+    assert at_its_turn == [[]]
+    assert journal.kinds == [Add]
+    await entry.committed()
+    await task
+    assert journal.kinds == [Add]
+    assert entry.shown_number == 1
+
+
+async def test_what_a_job_that_ends_at_once_writes_comes_after_its_row() -> None:
+    journal = Counting()
+    entry = entry_in(journal, "async", callers_id=False)
+    entry.place_now("gpu-1", _REQUEST, None)
+    entry.started()
+    entry.failed(State.FAILED, JournalError("it failed"))
+    assert journal.kinds == [Add, Start, Finish]
+    await entry.committed()
+    assert journal.kinds == [Add, Start, Finish]
+    record = await journal.get(prompt_id(1))
+    assert record is not None
+    assert (record.state, record.server) == (State.FAILED, "gpu-1")
+
+
+async def test_a_job_of_a_caller_s_id_that_is_placed_now_is_committed_before_it_is_submitted() -> None:
+    journal = Counting()
+    entry = entry_in(journal, "async", callers_id=True)
+    entry.place_now("gpu-1", _REQUEST, None)
+    await entry.placed("gpu-1", _REQUEST, None)
+    assert journal.kinds == [Add]
+    assert entry.shown_number == 1
+
+
+async def test_each_one_who_waits_is_told_that_a_job_that_is_placed_now_cannot_be_written() -> None:
+    entry = entry_in(FullDisk(), "async", callers_id=False)
+    entry.place_now("gpu-1", _REQUEST, None)
+    for _ in range(2):
+        with pytest.raises(JournalError, match="the disk is full"):
+            await entry.committed()
+    assert not entry.added
+
+
+async def test_who_stops_waiting_for_a_row_does_not_stop_its_commit(tmp_path: Path) -> None:
+    async with SqliteJournal(tmp_path) as journal:
+        entry = Entries(journal).new(prompt_id(1), Origin(), kind="async", callers_id=False)
+        entry.place_now("gpu-1", _REQUEST, None)
+        waiting = asyncio.create_task(entry.committed())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        await entry.committed()
+        assert (await journal.get(prompt_id(1))) is not None
+        assert entry.shown_number == 1

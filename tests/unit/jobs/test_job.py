@@ -23,7 +23,7 @@ from comfyui.exceptions import (
     ComfyUITimeoutError,
 )
 from comfyui.inputs.content import SpooledFiles
-from comfyui.jobs.entry import Entries
+from comfyui.jobs.entries import Entries
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import State
 from comfyui.jobs.journal.sqlite import SqliteJournal

@@ -6,13 +6,14 @@ import itertools
 import time
 import tracemalloc
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfyui.jobs.lines import Lane
-from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack, Waiting
+from comfyui.jobs.lines import Lane, Waiting
+from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack
 from comfyui.jobs.shares import Terms
 from tests.support.simulated_servers import Simulation
 
@@ -72,6 +73,60 @@ def test_the_jobs_of_one_owner_run_by_priority_then_front_then_number(jobs: list
     ]
     expected = sorted(waiting, key=lambda job: (-job.priority, job.number if job.turn is None else job.turn))
     assert in_turn(one_server(*waiting)) == [job.prompt_id for job in expected]
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("comes"), lanes(2), st.sampled_from(OWNERS), st.sampled_from(["a", "b", ""])),
+    st.tuples(st.just("is accepted"), st.integers(0, 20)),
+    st.tuples(st.just("begins"), st.integers(0, 20)),
+    st.tuples(st.just("ends"), st.integers(0, 20), some_seconds),
+    st.tuples(st.just("changes"), st.integers(0, 1), st.booleans(), st.integers(0, 2)),
+)
+
+
+@unhurried
+@given(st.lists(STEPS, min_size=1, max_size=40), st.booleans())
+def test_a_job_that_is_placed_at_once_is_placed_as_one_that_was_added(
+    steps: list[tuple[Any, ...]], takes_back: bool
+) -> None:
+    """Two schedulers are told the same; whatever both do then, is the same."""
+    at_once, in_line = (Scheduler(SchedulerOptions(takes_back=takes_back)) for _ in range(2))
+    both = at_once, in_line
+    for scheduler, index in itertools.product(both, range(2)):
+        scheduler.set_server(f"gpu-{index}", up=True)
+    for now, (step, *how) in enumerate(steps):
+        if step == "comes":
+            lane, owner, loaders = how
+            terms = Terms(1.0, owner, 1 if owner == "ann" else None)
+            job = Waiting(str(now), now, owner, loaders=frozenset(loaders), lane=lane)
+            server = at_once.place_at_once(job, now, terms)
+            in_line.add(job, terms)
+            if server is None:
+                at_once.add(job, terms)
+            first = [] if server is None else [Place(job.prompt_id, server)]
+            assert first + at_once.decide(now) == in_line.decide(now)
+        else:
+            for scheduler in both:
+                match step:
+                    case "is accepted":
+                        scheduler.accepted(str(how[0]))
+                    case "begins":
+                        scheduler.began(str(how[0]))
+                    case "ends":
+                        scheduler.left(str(how[0]), how[1])
+                    case "changes":
+                        scheduler.set_server(f"gpu-{how[0]}", up=how[1], others=how[2])
+            assert at_once.decide(now) == in_line.decide(now)
+        assert at_once.standing() == in_line.standing()
+
+
+def test_a_job_finds_a_place_at_once() -> None:
+    scheduler = one_server()
+    assert scheduler.place_at_once(Waiting("a", 1), 0.0) == "gpu"
+    assert scheduler.place_at_once(Waiting("b", 2), 0.0) is None, "ComfyUI has not taken the first one yet"
+    scheduler.add(Waiting("c", 3))
+    scheduler.accepted("a")
+    assert scheduler.place_at_once(Waiting("b", 2), 0.0) is None, "another one waits"
 
 
 def test_front_is_before_the_same_owner_only() -> None:

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from comfyui.jobs.lines import Lane
-from comfyui.jobs.scheduler import Place, Scheduler, TakeBack, Waiting
+from comfyui.jobs.lines import Lane, Waiting
+from comfyui.jobs.scheduler import Place, Scheduler, TakeBack
 from comfyui.jobs.shares import Terms
 
 NAMES = ("gpu-0", "gpu-1", "gpu-2")
@@ -70,8 +70,8 @@ class Fleet(RuleBasedStateMachine):
 
     # What callers and servers do
 
-    @rule(jobs=st.lists(some_job, min_size=1, max_size=4))
-    def submit(self, jobs: list[tuple[list[str], str, int, bool]]) -> None:
+    @rule(jobs=st.lists(some_job, min_size=1, max_size=4), at_once=st.booleans())
+    def submit(self, jobs: list[tuple[list[str], str, int, bool]], at_once: bool) -> None:
         for kinds, owner, priority, front in jobs:
             by_kind = {kind: frozenset(n for n, k in zip(NAMES, kinds, strict=True) if k == kind) for kind in kinds}
             lane = Lane(by_kind.get("yes", frozenset()), by_kind.get("no", frozenset()))
@@ -80,8 +80,18 @@ class Fleet(RuleBasedStateMachine):
             self.checked["jobs"] += 1
             self.jobs[job.prompt_id] = job
             self.waiting.add(job.prompt_id)
-            self.scheduler.add(job, Terms(1.0, owner, LIMITS[owner]))
+            terms = Terms(1.0, owner, LIMITS[owner])
+            if at_once:
+                self.place_at_once(job, terms)
+            if not self.scheduler.knows(job.prompt_id):
+                self.scheduler.add(job, terms)
             self.decide()
+
+    def place_at_once(self, job: Waiting, terms: Terms) -> None:
+        server = self.scheduler.place_at_once(job, self.now, terms)
+        if server is not None:
+            self.checked["placed at once"] += 1
+            self.do([Place(job.prompt_id, server)])
 
     def take_what_was_sent(self, name: str) -> None:
         world = self.worlds[name]
@@ -152,7 +162,7 @@ class Fleet(RuleBasedStateMachine):
             job = self.jobs[prompt_id]
             began = prompt_id == world.queue[0]
             lane = replace(job.lane, avoid=job.lane.avoid | {name}, alone=job.lane.alone or began)
-            self.jobs[prompt_id] = job = replace(job, lane=lane)
+            self.jobs[prompt_id] = job = job._replace(lane=lane)
             self.scheduler.left(prompt_id, seconds if began else 0.0)
             self.runs.pop(prompt_id, None)
             self.waiting.add(prompt_id)
@@ -206,7 +216,7 @@ class Fleet(RuleBasedStateMachine):
         for prompt_id in data.draw(st.permutations(sorted(there))):
             job = self.jobs[prompt_id]
             terms = Terms(1.0, job.owner, LIMITS[job.owner or ""])
-            self.scheduler.occupy(replace(job, lane=Lane(alone=job.lane.alone)), there[prompt_id], self.now, terms)
+            self.scheduler.occupy(job._replace(lane=Lane(alone=job.lane.alone)), there[prompt_id], self.now, terms)
         for prompt_id in self.waiting:
             job = self.jobs[prompt_id]
             self.scheduler.add(job, Terms(1.0, job.owner, LIMITS[job.owner or ""]))
@@ -237,16 +247,19 @@ class Fleet(RuleBasedStateMachine):
 
     def decide(self) -> None:
         while decisions := self.scheduler.decide(self.now):
-            for decision in decisions:
-                if isinstance(decision, Place):
-                    self.check_order(decision)
-                    self.place([decision])
-                else:
-                    self.check_taking_back(decision)
-                    self.taking.append(decision)
-            for name in () if self.slow else NAMES:
-                self.take_what_was_sent(name)
+            self.do(decisions)
         self.check_nothing_waits_in_vain()
+
+    def do(self, decisions: list[Place | TakeBack]) -> None:
+        for decision in decisions:
+            if isinstance(decision, Place):
+                self.check_order(decision)
+                self.place([decision])
+            else:
+                self.check_taking_back(decision)
+                self.taking.append(decision)
+        for name in () if self.slow else NAMES:
+            self.take_what_was_sent(name)
 
     def check_nothing_waits_in_vain(self) -> None:
         """Nothing waits behind a prompt while an idle server can run it."""
