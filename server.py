@@ -49,6 +49,7 @@ from comfyui.web.app import Gateway, Opened
 from comfyui.web.front import keys_command
 from comfyui.web.front.tickets import Tickets
 from comfyui.web.server.draining import draining_on_signal
+from comfyui.web.server.huge_pages import use_huge_pages
 from comfyui.web.server.listening import bind, warn_of_strangers
 from comfyui.web.server.serving import Server, relieve_the_collector, run
 from config import GatewayOptions, Settings
@@ -240,6 +241,7 @@ async def _serve(settings: Settings) -> None:
     keys = options.app.keys.shown_names()[:_NAMES_SHOWN] or None
     _log.info("gateway.starting", comfyui=settings.shown_addresses, runpod=runpod, keys=keys, version=VERSION)
     relieve_the_collector()
+    use_huge_pages()
     try:
         sockets = bind(settings.server_host, settings.server_port)
     except ValueError as error:
