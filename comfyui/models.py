@@ -204,13 +204,17 @@ class PromptRequest(Given):
         if self.call is not None:
             given = {"named": self.call.digest, "extra_data": _without_secrets(self.extra_data)}
             return hashlib.sha256(jsonio.canonical(given)).hexdigest()
-        of_the_answer = {"return_image_base64", "convert", "output", "labels", "priority", "webhook"}
-        # pydantic would not dump what is nested deeply, and these two are JSON already.
-        as_posted = {"prompt": self.prompt, "extra_data": _without_secrets(self.extra_data)}
-        rest = self.model_dump(mode="json", exclude={"prompt_id", "client_id", *as_posted, *of_the_answer})
-        for image in rest["images"]:
-            image["image"] = _in_short(image["image"])
-        return hashlib.sha256(jsonio.canonical(rest | as_posted)).hexdigest()
+        decides = {
+            "prompt": self.prompt,
+            "images": [
+                {"name": file.name, "image": _in_short(file.image), "subfolder": file.subfolder} for file in self.images
+            ],
+            "extra_data": _without_secrets(self.extra_data),
+            "front": self.front,
+            "number": self.number,
+            "partial_execution_targets": self.partial_execution_targets,
+        }
+        return hashlib.sha256(jsonio.canonical(decides)).hexdigest()
 
 
 def _without_secrets(extra_data: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -51,7 +51,9 @@ _FINAL = (ComfyUITaskError, ComfyUIValidationError, ComfyUIInputError)
 
 def body_of(request: PromptRequest) -> bytes:
     """The request as canonical JSON, without its secrets, its id and its webhook."""
-    fields = request.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_OF_THE_BODY)
+    fields: dict[str, Any] = {}
+    if not request.model_fields_set <= _NOT_OF_THE_BODY:
+        fields = request.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_OF_THE_BODY)
     fields["prompt"] = request.prompt
     if request.extra_data is not None:
         fields["extra_data"] = {name: value for name, value in request.extra_data.items() if name not in SECRETS}

@@ -185,8 +185,8 @@ def _is_never_taken(fields: Any) -> bool:
 def _posted(fields: dict[str, Any]) -> PromptRequest:
     """What ComfyUI reads of a body. Raises `RequestError`."""
     taken = {name: fields[name] for name in _READ if fields.get(name) is not None}
-    if "number" not in taken:
-        taken["front"] = bool(fields.get("front"))
+    if "number" not in taken and fields.get("front"):
+        taken["front"] = True
     extra_data = taken.get("extra_data")
     if "client_id" not in taken and isinstance(extra_data, dict) and isinstance(extra_data.get("client_id"), str):
         taken["client_id"] = extra_data["client_id"]

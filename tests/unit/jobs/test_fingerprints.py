@@ -36,6 +36,14 @@ def test_a_fingerprint_is_that_of_the_gateways_before(fields: dict[str, object],
     assert PromptRequest.model_validate(more).fingerprint() == fingerprint
 
 
+def test_each_field_of_a_request_decides_its_result_or_is_known_not_to() -> None:
+    of_the_answer = {"return_image_base64", "convert", "output", "labels", "priority", "webhook"}
+    assert set(PromptRequest.model_fields) == {*_FULL, "prompt_id", "client_id", *of_the_answer}
+    plain = PromptRequest.model_validate(_PLAIN).fingerprint()
+    for name in _FULL.keys() - _PLAIN.keys():
+        assert PromptRequest.model_validate({**_PLAIN, name: _FULL[name]}).fingerprint() != plain, name
+
+
 def test_a_secret_makes_no_other_request() -> None:
     def of(extra_data: dict[str, object] | None) -> str:
         return PromptRequest.model_validate({**_PLAIN, "extra_data": extra_data}).fingerprint()
