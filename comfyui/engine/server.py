@@ -19,7 +19,9 @@ from aiohttp import web
 import comfyui.engine.nodes.diffusion
 import comfyui.engine.nodes.dynamic
 import comfyui.engine.nodes.image
+import comfyui.engine.nodes.loaders
 import comfyui.engine.nodes.media
+import comfyui.engine.nodes.primitive
 import comfyui.engine.nodes.simulated
 import comfyui.engine.nodes.video  # noqa: F401
 from comfyui.engine.crashing import CRASHES, crash

@@ -12,7 +12,9 @@ import pytest
 
 from tests.support.target import Target, any_color, inverted, slow
 
-_DEPENDS_ON_FILES = {"image", "ckpt_name", "lora_name"}
+_DEPENDS_ON_FILES = {
+    *("image", "ckpt_name", "lora_name", "unet_name", "vae_name", "clip_name", "clip_name1", "clip_name2")
+}
 _SIMULATION_ONLY = {"SimulatedOutput", "SimulatedSleep", "SimulatedError", "SimulatedCrash"}
 # Of a node pack that the real ComfyUI may have or not.
 _OF_A_PACK = {"VHS_LoadVideo", "VHS_VideoCombine"}

@@ -13,7 +13,7 @@ from comfyui.engine.nodes.painter import paint, stamp
 from comfyui.engine.nodes.pixels import Images
 from comfyui.engine.nodes.registry import MAX_RESOLUTION, NodeRun, Values, node
 
-_SAMPLERS = [
+SAMPLERS = [
     "euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun", "heunpp2", "dpm_2",
     "dpm_2_ancestral", "lms", "dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp",
     "dpmpp_sde", "dpmpp_sde_gpu", "dpmpp_2m", "dpmpp_2m_cfg_pp", "dpmpp_2m_sde", "dpmpp_2m_sde_gpu",
@@ -22,7 +22,7 @@ _SAMPLERS = [
     "res_multistep_ancestral_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp", "er_sde", "seeds_2",
     "seeds_3", "sa_solver", "sa_solver_pece", "ddim", "uni_pc", "uni_pc_bh2",
 ]  # fmt: skip
-_SCHEDULERS = [
+SCHEDULERS = [
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic",
     "kl_optimal",
 ]  # fmt: skip
@@ -129,8 +129,8 @@ def empty_latent_image(_run: NodeRun, width: int, height: int, batch_size: int =
         "seed": ["INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}],
         "steps": ["INT", {"default": 20, "min": 1, "max": 10000}],
         "cfg": ["FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}],
-        "sampler_name": [_SAMPLERS, {}],
-        "scheduler": [_SCHEDULERS, {}],
+        "sampler_name": [SAMPLERS, {}],
+        "scheduler": [SCHEDULERS, {}],
         "positive": ["CONDITIONING", {}],
         "negative": ["CONDITIONING", {}],
         "latent_image": ["LATENT", {}],

@@ -47,19 +47,6 @@ def preview_any(_run: NodeRun, source: Any = None) -> Shown:
 
 
 @node(
-    "PrimitiveString",
-    category="utils/primitive",
-    display_name="String",
-    module="comfy_extras.nodes_primitive",
-    v3=True,
-    required={"value": ["STRING", {"multiline": False}]},
-    outputs=("STRING",),
-)
-def primitive_string(_run: NodeRun, value: str) -> Values:
-    return (value,)
-
-
-@node(
     "EmptyAudio",
     category="audio",
     display_name="Empty Audio",
