@@ -110,6 +110,8 @@ if [[ "$WORKER" == gateway ]]; then
     [[ -z "$STATE_DIR" ]] || (umask 077 && writable "$STATE_DIR") ||
         fail 73 "STATE_DIR: $STATE_DIR cannot be written by user $(id -u): mount a volume at $DATA_DIR that this user" \
             "may write, or set STATE_DIR to another folder, or to nothing, which keeps jobs in memory"
+    # It is only read, and need not be there.
+    export WORKFLOWS_DIR="${WORKFLOWS_DIR-$DATA_DIR/workflows}"
     if [[ ",${BACKEND:-comfyui}," == *runpod* ]]; then
         export RUNPOD_DATA_DIR="${RUNPOD_DATA_DIR:-$DATA_DIR/runpod}"
         (umask 077 && writable "$RUNPOD_DATA_DIR") ||

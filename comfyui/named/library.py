@@ -165,16 +165,14 @@ class NamedWorkflows:
             if not is_same:
                 nodes, classes = await in_thread(_newer, known, self._nodes)
             loaded = {name: one for name, one in self._loaded.items() if name in settled}
-            for name, source in settled.items():
-                before = loaded.get(name)
-                if (
-                    before is not None
-                    and self._sources.get(name) == source
-                    and not self._concerns(before, nodes, classes)
-                ):
-                    continue
-                loaded[name] = after = await in_thread(self._load, source, nodes)
-                _tell(before, after, each=not at_once)
+            changed = [
+                source
+                for name, source in settled.items()
+                if self._sources.get(name) != source or self._concerns(loaded[name], nodes, classes)
+            ]
+            for after in await in_thread(self._load_all, changed, nodes):
+                _tell(loaded.get(after.name), after, each=not at_once)
+                loaded[after.name] = after
             self._take_over(settled, loaded, known, nodes)
             if at_once and self._folder is not None:
                 unusable = sum(isinstance(one, Unusable) for one in self._listed)
@@ -187,7 +185,7 @@ class NamedWorkflows:
     async def _sources_now(self) -> Mapping[str, Source]:
         """The files of the folder; those of the last look where it cannot be read, which the log tells once."""
         try:
-            sources = {} if self._folder is None else await asyncio.to_thread(sources_in, self._folder)
+            sources = {} if self._folder is None else await asyncio.to_thread(_looked, self._folder, self._pending)
         except OSError as error:
             if self._unread != error.strerror:
                 self._unread = error.strerror
@@ -221,6 +219,9 @@ class NamedWorkflows:
             elif name in self._sources:
                 settled[name] = self._sources[name]
         return settled
+
+    def _load_all(self, sources: Sequence[Source], nodes: Nodes) -> list[NamedWorkflow | Unusable]:
+        return [self._load(source, nodes) for source in sources]
 
     def _load(self, source: Source, nodes: Nodes) -> NamedWorkflow | Unusable:
         if source.problem:
@@ -279,6 +280,12 @@ class FleetDefinitions:
             await self._fleet.definitions()
         except ComfyUIError as error:
             _log.debug("workflows.no_definitions", detail=error.detail)
+
+
+def _looked(folder: Path, before: Mapping[str, Source]) -> Mapping[str, Source]:
+    """What is in the folder; the same objects as `before` where they have not changed, which are compared at once."""
+    found = sources_in(folder)
+    return {name: old if (old := before.get(name)) == source else source for name, source in found.items()}
 
 
 def _is(one: object, other: object) -> bool:
