@@ -26,6 +26,7 @@ from comfyui.jobs.webhooks.sending import SenderOptions
 from comfyui.jobs.webhooks.signing import Signer, key_of
 from comfyui.limits import Limits
 from comfyui.named.library import NamedOptions
+from comfyui.named.model_names import ModelKind, ModelNames, check_models, parse_models
 from comfyui.outputs.delivery import DeliveryOptions
 from comfyui.outputs.images import ConversionLimits
 from comfyui.outputs.stores.s3 import S3Store, s3_store
@@ -288,6 +289,14 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         default=(),
         description="Without keys: further names by which the gateway may be called (*.example.org); * for all.",
     )
+    openai_models: Annotated[CommaList, AfterValidator(check_models)] = Field(
+        default=(),
+        description="Models of OpenAI's image API as named workflows: gpt-image-1=portrait,gpt-image-1=retouch.",
+    )
+    openai_generations: str | None = Field(
+        default=None, description="The named workflow for generations that name no model."
+    )
+    openai_edits: str | None = Field(default=None, description="The named workflow for edits that name no model.")
     public_url: WebUrl = Field(
         default="",
         description="Where clients see the gateway (https://example.org/comfy): links in answers begin with it.",
@@ -530,8 +539,13 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 jobs_keep_s=self.jobs_keep_days * 24 * 3600,
                 public_url=self.public_url,
                 webhooks=WebhookRules(self._missing_for_webhooks(), self.webhook_url_allow),
+                models=self._models(),
             ),
         )
+
+    def _models(self) -> ModelNames:
+        defaults: dict[ModelKind, str | None] = {"generations": self.openai_generations, "edits": self.openai_edits}
+        return ModelNames(parse_models(self.openai_models), {kind: name for kind, name in defaults.items() if name})
 
     def _keys(self) -> tuple[KeyRing, KeysFile | None]:
         """Raises `SettingsError` for a KEYS_FILE that cannot be used."""

@@ -17,6 +17,7 @@
     │   ├── SlowRequestError                408  request_timeout
     │   ├── ContractError                   422  invalid_request
     │   ├── ParametersError                 422  invalid_parameters
+    │   ├── ImageCallError                  422  invalid_request
     │   └── RequestHeadError                400  bad_request
     │       └── HeadTooLargeError           431  head_too_large
     ├── NotAcceptableError                  406  not_acceptable
@@ -67,7 +68,7 @@ from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, NotRequired, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, NotRequired, Self
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -324,6 +325,21 @@ class ParametersError(RequestError):
             shown.append(f"and {len(parameters) - _MAX_SHOWN} more")
         super().__init__("; ".join(shown))
         self.parameters = parameters
+
+
+class ImageCallError(RequestError):
+    """A call of OpenAI's image API cannot be done.
+
+    Attributes:
+        param: the field that is wrong.
+        reason: OpenAI's word for it.
+    """
+
+    def __init__(
+        self, detail: str, param: str, reason: Literal["invalid_value", "model_not_found"] = "invalid_value"
+    ) -> None:
+        super().__init__(detail)
+        self.param, self.reason = param, reason
 
 
 class RequestHeadError(RequestError):

@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("warmup", "fallback", "web.server", "workers"),
     ("web.front", "workers.runpod", "workers.littlehorse", "workers.postgres"),
     ("web.api", "web.comfyui", "workers.runpod_worker", "workers.littlehorse_worker", "workers.postgres_worker"),
-    ("web.comfyui.hub", "web.v2"),
+    ("web.comfyui.hub", "web.v2", "web.openai"),
     ("web.app",),
 )
 _NAMED = {name for names in FLOORS for name in names}

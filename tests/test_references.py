@@ -104,6 +104,9 @@ def test_every_test_that_the_docs_name_exists() -> None:
 
 # Names that belong to others: Linux, LittleHorse, uvicorn.
 _FOREIGN = {"SO_RCVLOWAT", "TASK_ERROR", "FORWARDED_ALLOW_IPS"}
+# Settings of Open WebUI and LibreChat.
+_FOREIGN |= {"DALLE_API_KEY", "DALLE_REVERSE_PROXY", "ENABLE_FORWARD_USER_INFO_HEADERS"}
+_FOREIGN |= {"IMAGE_GEN_OAI_API_KEY", "IMAGE_GEN_OAI_BASEURL"}
 
 
 def test_every_setting_that_the_docs_spell_out_exists() -> None:

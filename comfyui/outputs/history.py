@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
-import pybase64
-
 from comfyui import jsonio
 from comfyui.answer_json import AnswerHead, AnswerTail, ConversionNote, FileEntry, FileFacts, HeadWithoutOutputs
 from comfyui.exceptions import ComfyUIError, ComfyUITaskCancelledError, ComfyUITaskError
@@ -21,13 +19,12 @@ from comfyui.json_pieces import is_large, pieces
 from comfyui.merged_files import merged_outputs
 from comfyui.models import OutputFile, PromptResult
 from comfyui.offload import in_thread
+from comfyui.outputs.base64_pieces import Base64Pieces
 from comfyui.replies import HistoryEntry
 from comfyui.transport.body import OpenBody
 from comfyui.workflows.api_format import node_order
 
 _TRACEBACK_LINES = 6
-# Enough for a piece: a file up to this size that breaks off still has its own error in the answer.
-_BASE64_PIECE = 192 * 1024
 # A path of the server, of which a client sees the last part only.
 _SERVER_PATH = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+([\w.@+-]+)")
 # No time in milliseconds lies beyond it, and NaN is not below it.
@@ -159,30 +156,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-class _Base64:
-    """The base64 text of a byte stream in pieces, each of what came until it was enough for one."""
-
-    def __init__(self) -> None:
-        self._waiting: list[bytes] = []
-        self._size = 0
-
-    def feed(self, chunk: bytes) -> bytes:
-        """A piece; empty as long as there is not enough for one."""
-        self._waiting.append(chunk)
-        self._size += len(chunk)
-        if self._size < _BASE64_PIECE:
-            return b""
-        data = chunk if len(self._waiting) == 1 else b"".join(self._waiting)
-        whole = self._size - self._size % 3  # so that pieces can be joined without padding between them
-        self._waiting = [data[whole:]] if whole < self._size else []
-        self._size -= whole
-        return pybase64.b64encode(memoryview(data)[:whole])
-
-    def end(self) -> bytes:
-        """What is left."""
-        return pybase64.b64encode(b"".join(self._waiting))
-
-
 async def _head(result: PromptResult, *, with_outputs: bool, merged: bool) -> AsyncGenerator[bytes, None]:
     """All before ``images``."""
     if not with_outputs:
@@ -237,7 +210,7 @@ async def result_json(
         begun = False
         try:
             async with open_file(file) as content:
-                text = _Base64()
+                text = Base64Pieces()
                 opening = jsonio.dumps({**entry, **content.facts()})[:-1] + b',"base64":"'
                 async for chunk in content.body:
                     if piece := text.feed(chunk):

@@ -49,6 +49,7 @@ from comfyui.web.front.origins import Origins
 from comfyui.web.front.paths import OwnPaths
 from comfyui.web.front.rates import SubmissionRates
 from comfyui.web.front.tickets import Tickets
+from comfyui.web.openai import routes as openai
 from comfyui.web.v2 import routes as v2
 
 # So long the start may take before the port is opened, where the journal does not say that it waits.
@@ -56,7 +57,16 @@ _START_PATIENCE_S = 10.0
 _LOOK_EVERY_S = 0.2
 _log = structlog.get_logger("gateway")
 
-_ROUTERS = (prompt_sync.router, workflows.router, named.router, queue.router, usage.router, ops.router, v2.router)
+_ROUTERS = (
+    prompt_sync.router,
+    workflows.router,
+    named.router,
+    queue.router,
+    usage.router,
+    ops.router,
+    v2.router,
+    openai.router,
+)
 # ComfyUI has the same paths, or may come to have them: only these routes' own methods do not reach it.
 _SHARED_ROUTERS = (prompt.router, tickets.router, servers.router)
 
@@ -287,7 +297,7 @@ class Gateway(FastAPI):
             # From here on a body is unpacked and bounded.
             Middleware(BodyLimit, options.bodies, metrics),
             # Jobs are answered here; `/prompt_sync` and `/prompt` are only described in FastAPI.
-            Middleware(Door, prompt_sync.router, prompt.router, named.router, v2.router),
+            Middleware(Door, prompt_sync.router, prompt.router, named.router, v2.router, openai.router),
         ]
 
     def own_paths(self) -> OwnPaths:

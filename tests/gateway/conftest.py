@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
@@ -52,6 +52,7 @@ from tests.support.object_store import (
     SECRET_KEY,
     ensure_bucket,
 )
+from tests.support.openai_models import write_models
 from tests.support.processes import engine_process
 from tests.support.receivers import SECRET, Receiver, receiver
 from tests.support.relaying import fetch
@@ -71,6 +72,9 @@ from tests.support.servers import server_of
 from tests.support.sites import Site, open_site
 from tests.support.stripping import PUBLIC
 from tests.support.url_server import Server, give_png, serve
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 
 @pytest.fixture
@@ -574,3 +578,36 @@ async def limited(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGatewa
         workflows_dir=named_folder(tmp_path / "workflows"),
     ) as running:
         yield running
+
+
+@pytest.fixture
+async def models(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """Has the workflows of `tests.support.openai_models`, some under names of OpenAI's models."""
+    async with running_gateway(
+        engine.url,
+        workflows_dir=write_models(tmp_path / "workflows"),
+        openai_models=("gpt-image-1=portrait", "gpt-image-1=retouch", "dall-e-3=portrait"),
+        openai_generations="portrait",
+    ) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def openai_keys(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """The same workflows, behind the keys of alice, who stands for many persons, and bob, who may run `retouch`."""
+    keys = table("alice", ALICE, user_header="X-OpenWebUI-User-Id") + table("bob", BOB, workflows=["retouch"])
+    async with running_gateway(
+        engine.url,
+        workflows_dir=write_models(tmp_path / "workflows"),
+        keys_file=write_keys(tmp_path / "keys.toml", keys),
+    ) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def openai_sdk(models: RunningGateway) -> AsyncIterator[AsyncOpenAI]:
+    """OpenAI's client of `models`."""
+    from tests.support.openai_sdk import openai_client  # its package takes long to be imported
+
+    async with openai_client(models.url) as found:
+        yield found

@@ -84,7 +84,7 @@ async def _finished(deliverer: Deliverer, call: Call, forms: Sequence[Form], res
         try:
             match form:
                 case "raw":
-                    return await _raw(deliverer, call, result)
+                    return await file_answer(deliverer, call.order, result, _chosen(call, result))
                 case "zip":
                     return await _zip(deliverer, call, result)
                 case "json" | "events":  # what happened is over, so that there are no events to tell
@@ -111,10 +111,10 @@ async def _json(deliverer: Deliverer, call: Call, result: PromptResult) -> Respo
     return Response(bytes(start), media_type="application/json")
 
 
-async def _raw(deliverer: Deliverer, call: Call, result: PromptResult) -> Response:
-    file = _chosen(call, result)
+async def file_answer(deliverer: Deliverer, order: Order, result: PromptResult, file: OutputFile) -> Response:
+    """The bytes of one file. Raises `ComfyUIError` when it cannot be read."""
     async with AsyncExitStack() as stack:
-        content = await stack.enter_async_context(deliverer.open(result, file, call.order))
+        content = await stack.enter_async_context(deliverer.open(result, file, order))
         await content.body.begin()  # so that a file that is gone still has a status
         opened = stack.pop_all()
     headers = _headers_of(content.filename, result)

@@ -22,7 +22,8 @@ from comfyui.exceptions import (
     error_body_of,
     retry_after_s,
 )
-from comfyui.web.front import v2_errors
+from comfyui.web.front import openai_errors, v2_errors
+from comfyui.web.front.openai_errors import is_openai
 from comfyui.web.front.request_state import state_of
 from comfyui.web.front.v2_errors import is_v2
 
@@ -63,6 +64,9 @@ def error_response(error: ComfyUIError, scope: Scope, headers: Mapping[str, str]
     if is_v2(scope):
         status, envelope = v2_errors.envelope_of(error)
         return json_response(status, envelope, found)
+    if is_openai(scope):
+        status, envelope, more = openai_errors.envelope_of(error)
+        return json_response(status, envelope, found | more)
     return json_response(error.status, error_body_of(error, request_id=state_of(scope).request_id), found)
 
 
@@ -74,6 +78,8 @@ def refusal(scope: Scope, status: int, detail: str, headers: Mapping[str, str] |
     """The answer to a request or a websocket's handshake that is refused before it reaches an endpoint."""
     if is_v2(scope):
         return json_response(status, v2_errors.envelope_of_status(status, detail), headers)
+    if is_openai(scope):
+        return json_response(status, openai_errors.envelope_of_status(status, detail), headers)
     body = error_body(
         title=HTTPStatus(status).phrase,
         code=CODES.get(status, "http_error"),

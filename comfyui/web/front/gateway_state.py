@@ -15,6 +15,7 @@ from comfyui.jobs.webhooks.rules import WebhookRules
 from comfyui.limits import DEFAULT_LIMITS, Limits
 from comfyui.metrics import Metrics
 from comfyui.named.library import NamedWorkflows
+from comfyui.named.model_names import ModelNames
 from comfyui.outputs.delivery import Deliverer
 from comfyui.owners import OwnerRules
 from comfyui.web.front.named_document import NamedDocuments
@@ -42,6 +43,7 @@ class WebOptions:
     """Between two signs of life in a stream of events."""
     jobs_keep_s: float = 7 * 24 * 3600.0
     """Jobs that have ended are kept so long."""
+    models: ModelNames = field(default_factory=ModelNames)
 
 
 class Warnings(Protocol):

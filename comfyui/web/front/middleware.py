@@ -37,7 +37,7 @@ _ID_NAMES_OF_V2 = (*_ID_NAMES, b"x-comfy-request-id")
 _LONGEST_ADDRESS = 64
 _FORM = b"multipart/form-data"
 # The endpoints that keep a form's files on disk; whatever else reads a body has it in memory.
-_PATHS = frozenset({"/prompt_sync", "/validate", "/api/v2/assets"})
+_PATHS = frozenset({"/v1/images/edits", "/prompt_sync", "/validate", "/api/v2/assets"})
 _PATHS_BELOW = "/workflows/"
 
 

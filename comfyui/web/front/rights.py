@@ -73,6 +73,10 @@ TABLE: tuple[Row, ...] = (
     *_rows("gateway", "GET", "/api/v2/assets/by-hash/* /api/v2/assets/* /api/v2/assets/*/content", OWN, ALL),
     *_rows("gateway", "DELETE", "/api/v2/assets/*", OWN, NO),
     *_rows("gateway", "GET", "/usage", OWN, ALL),
+    # OpenAI's image API over named workflows
+    Row("gateway", "POST", "/v1/images/generations", OWN, NO, counted=True),
+    Row("gateway", "POST", "/v1/images/edits", OWN, NO, counted=True),
+    *_rows("gateway", "GET", "/v1/images/*/* /v1/models /v1/models/*", OWN, ALL),
     # Workflows
     Row("gateway", "POST", "/validate", OWN, NO, graph=True),
     Row("gateway", "POST", "/convert", ALL, NO, graph=True),

@@ -101,7 +101,8 @@ class Tickets:
         """
         caller = None if owner is None else self._keys.caller_named(owner)
         path, _, query = target.partition("?")
-        target = f"{path}?{_SENT_AS_THEY_ARE.sub(lambda found: unquote(found[0]), query)}"
+        if query:
+            target = f"{path}?{_SENT_AS_THEY_ARE.sub(lambda found: unquote(found[0]), query)}"
         if caller is not None:
             target = _with(self._signed(caller, _LINK, int(self._clock()) + self._link_s, _LINK, target), target)
         return f"{self._public_url}{target}"

@@ -1,0 +1,57 @@
+"""Which named workflow a model of OpenAI's image API stands for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from comfyui.exceptions import ImageCallError
+from comfyui.named.model_names import ModelKind, ModelNames
+from comfyui.named.parameters import NamedWorkflow, Parameter
+
+_WANTED: Mapping[ModelKind, str] = {"generations": "prompt", "edits": "image"}
+
+
+def with_role(workflow: NamedWorkflow, role: str) -> list[Parameter]:
+    """The parameters of a role, in their order. One without a role has that of its name, if there is such a role."""
+    said = [parameter for parameter in workflow.parameters if parameter.role == role]
+    return said or [found for found in workflow.parameters if found.role is None and found.name == role]
+
+
+def can_do(workflow: NamedWorkflow, kind: ModelKind) -> bool:
+    """Whether the workflow makes a picture of what such a call brings."""
+    if not with_role(workflow, _WANTED[kind]):
+        return False
+    files = {parameter.name for role in ("image", "mask") for parameter in with_role(workflow, role)}
+    brought = files if kind == "edits" else set()
+    return all(found.name in brought for found in workflow.parameters if found.kind == "file" and found.required)
+
+
+def workflow_for(
+    model: str | None, kind: ModelKind, workflows: Sequence[NamedWorkflow], names: ModelNames
+) -> NamedWorkflow:
+    """The workflow that a call means.
+
+    Args:
+        workflows: those that the caller may run.
+
+    Raises:
+        ImageCallError: none; the text lists those that there are.
+    """
+    able = {workflow.name: workflow for workflow in workflows if can_do(workflow, kind)}
+    if model is None:
+        default = names.defaults.get(kind)
+        wanted = tuple(able) if default is None and len(able) == 1 else (default,)
+    else:
+        wanted = (*names.aliases.get(model, ()), model)
+    found = next((able[name] for name in wanted if name in able), None)
+    if found is None:
+        there_are = ", ".join(models_of(able, names)) or "none"
+        detail = "model: name one" if model is None else f"model: {model!r:.80} is none that makes {kind}"
+        raise ImageCallError(f"{detail}; there are {there_are}", "model", "model_not_found")
+    return found
+
+
+def models_of(workflows: Mapping[str, NamedWorkflow], names: ModelNames) -> list[str]:
+    """The names of models that stand for one of these workflows, aliases first."""
+    aliases = [alias for alias, found in names.aliases.items() if any(name in workflows for name in found)]
+    return list(dict.fromkeys([*aliases, *workflows]))

@@ -1,0 +1,245 @@
+"""OpenAI's image API over named workflows, with the official Python client and as Open WebUI and LibreChat call it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from comfyui.engine import Engine
+from comfyui.jobs.journal.records import JobFilter
+from tests.support.keys import ALICE, BOB, bearer
+from tests.support.openai_models import opened, png
+from tests.support.openai_sdk import openai_client
+from tests.support.running import RunningGateway, executions
+
+PERSON = "X-OpenWebUI-User-Id"
+
+
+def made(data: Any) -> bytes:
+    assert data.url is None
+    return base64.b64decode(data.b64_json, validate=True)
+
+
+async def last_graph(engine: Engine) -> dict[str, Any]:
+    """The graph that the engine has run last."""
+    async with aiohttp.ClientSession() as http, http.get(f"{engine.url}/history") as response:
+        graph: dict[str, Any] = list((await response.json()).values())[-1]["prompt"][2]
+        return graph
+
+
+async def test_a_generation_gives_the_bytes_of_a_picture(openai_sdk: AsyncOpenAI) -> None:
+    answer = await openai_sdk.images.generate(model="gpt-image-1", prompt="a cat", size="72x40")
+    assert (answer.output_format, answer.size) == ("png", "72x40")
+    assert answer.created > 1_700_000_000
+    assert answer.data is not None
+    assert opened(made(answer.data[0])).size == (72, 40)
+
+
+async def test_many_pictures_are_many_runs_with_seeds_of_their_own(openai_sdk: AsyncOpenAI, engine: Engine) -> None:
+    answer = await openai_sdk.images.generate(model="portrait", prompt="a cat", n=3)
+    assert answer.data is not None
+    assert len({made(data) for data in answer.data}) == 3
+    assert len(executions(engine)) == 3
+
+
+async def test_a_workflow_with_a_batch_makes_them_in_one_run(openai_sdk: AsyncOpenAI, engine: Engine) -> None:
+    answer = await openai_sdk.images.generate(model="sheet", prompt="a cat", n=3)
+    assert answer.data is not None
+    assert len(answer.data) == 3
+    assert len(executions(engine)) == 1
+
+
+@pytest.mark.parametrize(("output_format", "kind"), [("webp", "WEBP"), ("jpeg", "JPEG"), ("png", "PNG")])
+async def test_the_bytes_are_in_the_format_that_was_asked_for(
+    openai_sdk: AsyncOpenAI, output_format: Any, kind: str
+) -> None:
+    answer = await openai_sdk.images.generate(
+        model="portrait", prompt="a", output_format=output_format, output_compression=80
+    )
+    assert answer.data is not None
+    assert opened(made(answer.data[0])).format == kind
+    assert (answer.output_format, answer.size) == (output_format, "64x48")
+
+
+async def test_the_models_of_dall_e_give_an_address_that_needs_no_header(
+    openai_sdk: AsyncOpenAI, models: RunningGateway
+) -> None:
+    answer = await openai_sdk.images.generate(model="dall-e-3", prompt="a cat", quality="hd", style="vivid", n=1)
+    assert answer.data is not None
+    [data] = answer.data
+    assert data.b64_json is None
+    assert data.url is not None
+    assert data.url.startswith(f"{models.url}/v1/images/")
+    assert data.url.endswith(".png")
+    async with aiohttp.ClientSession() as http, http.get(data.url) as response:
+        assert (response.status, response.content_type) == (200, "image/png")
+        assert opened(await response.read()).size == (64, 48)
+
+
+async def test_an_address_opens_for_whoever_has_it_and_no_other_one(openai_keys: RunningGateway) -> None:
+    async with openai_client(openai_keys.url, ALICE) as client:
+        answer = await client.images.generate(model="portrait", prompt="a", response_format="url", output_format="webp")
+    assert answer.data is not None
+    url = answer.data[0].url
+    assert url is not None
+    assert url.partition("?")[0].endswith(".webp")
+    async with aiohttp.ClientSession() as http:
+        async with http.get(url) as response:
+            assert (response.status, response.content_type) == (200, "image/webp")
+            assert opened(await response.read()).format == "WEBP"
+        for other, key in ((url.partition("?")[0], None), (url.replace("/0.", "/1."), None), (url.split("?")[0], BOB)):
+            async with http.get(other, headers=bearer(key) if key else {}) as response:
+                assert response.status == (401 if key is None else 404)
+                assert set((await response.json())["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_an_edit_takes_pictures_and_a_mask(openai_sdk: AsyncOpenAI) -> None:
+    answer = await openai_sdk.images.edit(
+        model="gpt-image-1",
+        image=[("a.png", png((10, 20, 30))), ("a.png", png((1, 2, 3)))],
+        mask=png((0, 0, 0, 55)),
+        prompt="another sky",
+    )
+    assert answer.data is not None
+    first, second, mask = (opened(made(data)).convert("RGB").getpixel((0, 0)) for data in answer.data)
+    assert first == (245, 235, 225)
+    assert second == (1, 2, 3)
+    assert mask == (200, 200, 200)  # where OpenAI's mask is transparent, ComfyUI's is white
+
+
+async def test_previews_come_as_partial_images(openai_sdk: AsyncOpenAI) -> None:
+    told = [
+        event
+        async for event in await openai_sdk.images.generate(
+            model="portrait", prompt="a", stream=True, partial_images=2, extra_body={"steps": 30}
+        )
+    ]
+    assert told[-1].type == "image_generation.completed"
+    assert opened(base64.b64decode(told[-1].b64_json)).size == (64, 48)
+    partial = [event for event in told if event.type == "image_generation.partial_image"]
+    assert [event.partial_image_index for event in partial] == list(range(len(partial)))
+    assert len(partial) <= 2
+
+
+async def test_parameters_of_the_workflow_are_fields_and_others_are_named(
+    models: RunningGateway, engine: Engine
+) -> None:
+    body = {"model": "portrait", "prompt": "a", "steps": 7, "seed": 5, "background": "auto", "loras": [{"a": 1}]}
+    async with models.http.post("/v1/images/generations", json=body) as response:
+        assert response.status == 200
+        assert response.headers["X-Ignored-Parameters"] == "background, loras"
+    sampler = (await last_graph(engine))["4"]["inputs"]
+    assert (sampler["steps"], sampler["seed"]) == (7, 5)
+
+
+async def test_models_are_workflows_and_their_other_names(openai_sdk: AsyncOpenAI) -> None:
+    names = [model.id async for model in openai_sdk.models.list()]
+    assert names == ["gpt-image-1", "dall-e-3", "broken", "portrait", "retouch", "sheet"]
+    assert (await openai_sdk.models.retrieve("dall-e-3")).id == "dall-e-3"
+
+
+async def test_a_key_sees_and_runs_its_own_workflows_only(openai_keys: RunningGateway) -> None:
+    async with openai_client(openai_keys.url, BOB) as client:
+        assert [model.id async for model in client.models.list()] == ["retouch"]
+        with pytest.raises(openai.NotFoundError) as refused:
+            await client.images.generate(model="portrait", prompt="a")
+    assert "portrait" not in str(refused.value.message).partition("there are")[2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "code"),
+    [
+        ({"model": "nope"}, "model", "model_not_found"),
+        ({"prompt": None}, "prompt", "invalid_value"),
+        ({"n": 11}, "n", "invalid_value"),
+        ({"n": "two"}, "n", "invalid_value"),
+        ({"size": "big"}, "size", "invalid_value"),
+        ({"size": "70x0"}, "size", "invalid_value"),
+        ({"output_format": "gif"}, "output_format", "invalid_value"),
+        ({"response_format": "xml"}, "response_format", "invalid_value"),
+        ({"steps": "many"}, "steps", "invalid_value"),
+        ({"steps": 1001}, "steps", "invalid_value"),
+        ({"user": 5}, "user", "invalid_value"),
+    ],
+)
+async def test_what_cannot_be_used_is_named(
+    models: RunningGateway, engine: Engine, asked: dict[str, Any], param: str, code: str
+) -> None:
+    async with models.http.post("/v1/images/generations", json={"prompt": "a", **asked}) as response:
+        error = (await response.json())["error"]
+        assert response.status == (404 if code == "model_not_found" else 400)
+        assert response.headers["x-should-retry"] == "false"
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+    assert not executions(engine)
+
+
+async def test_a_failed_render_is_not_repeated_by_the_client(models: RunningGateway, engine: Engine) -> None:
+    async with openai_client(models.url, max_retries=2) as client:
+        with pytest.raises(openai.InternalServerError) as failed:
+            await client.images.generate(model="broken", prompt="a")
+    assert failed.value.code == "task_failed"
+    assert len(executions(engine)) == 1
+
+
+async def test_a_repeated_call_joins_the_job_that_it_made(models: RunningGateway, engine: Engine) -> None:
+    body = {"model": "portrait", "prompt": "a house", "n": 2}
+    pictures = []
+    for count in ("0", "1", "2"):
+        headers = {"x-stainless-retry-count": count}
+        async with models.http.post("/v1/images/generations", json=body, headers=headers) as response:
+            assert response.status == 200
+            pictures.append([data["b64_json"] for data in (await response.json())["data"]])
+    assert pictures[0] == pictures[1] == pictures[2]
+    assert len(executions(engine)) == 2
+    async with models.http.post("/v1/images/generations", json=body) as response:
+        assert [data["b64_json"] for data in (await response.json())["data"]] != pictures[0]
+
+
+async def test_open_webui_and_librechat_get_what_they_read(models: RunningGateway) -> None:
+    webui = {"model": "portrait", "prompt": "a", "n": 1, "size": "auto", "response_format": "b64_json"}
+    async with models.http.post("/v1/images/generations", json=webui) as response:
+        [data] = (await response.json())["data"]
+        assert set(data) == {"b64_json"}
+    chat = {"model": "gpt-image-1", "prompt": "a", "n": 1, "background": "auto", "output_format": "webp"}
+    chat |= {"output_compression": 100, "quality": "auto", "size": "auto"}
+    async with models.http.post("/v1/images/generations", json=chat) as response:
+        [data] = (await response.json())["data"]
+        assert opened(base64.b64decode(data["b64_json"])).format == "WEBP"
+
+
+async def test_a_form_may_come_in_pieces_with_its_headers_in_any_order(models: RunningGateway) -> None:
+    parts = [
+        b"--b\r\nContent-Type: image/png\r\n"
+        b'Content-Disposition: form-data; name="image[]"; filename="image.png"\r\n\r\n' + png((9, 9, 9)),
+        b'--b\r\nContent-Type: text/plain\r\nContent-Disposition: form-data; name="model"\r\n\r\nretouch',
+        b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nbluer',
+        b'--b\r\nContent-Disposition: form-data; name="mask"; filename="m.png"\r\n\r\n' + png((0, 0, 0, 0)),
+        b'--b\r\nContent-Disposition: form-data; name="image[]"; filename="image.png"\r\n\r\n' + png((7, 7, 7)),
+        b"--b--\r\n",
+    ]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for part in parts[:-1]:
+            yield part + b"\r\n"
+        yield parts[-1]
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    async with models.http.post("/v1/images/edits", data=pieces(), headers=headers) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+    colors = [opened(base64.b64decode(data["b64_json"])).convert("RGB").getpixel((0, 0)) for data in answer["data"]]
+    assert colors == [(246, 246, 246), (7, 7, 7), (255, 255, 255)]
+
+
+async def test_persons_behind_one_key_are_told_apart(openai_keys: RunningGateway) -> None:
+    async with openai_client(openai_keys.url, ALICE) as client:
+        await client.images.generate(model="portrait", prompt="a", user="kim")
+        await client.images.generate(model="portrait", prompt="a", extra_headers={PERSON: "lee"})
+    page = await openai_keys.handler.journal.page(JobFilter(), 10)
+    assert [job.owner for job in page.records] == ["alice/lee", "alice/kim"]
