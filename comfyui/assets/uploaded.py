@@ -19,7 +19,7 @@ from comfyui.exceptions import ComfyUIOverloadedError, JournalError
 from comfyui.inputs.content import Content
 from comfyui.inputs.store import InputStore
 from comfyui.jobs.claims import Claims
-from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, UseAssets
+from comfyui.jobs.journal.asset_writes import Asset, DropAssets, ExpireAssets, KeepAsset, UseAssets
 from comfyui.jobs.journal.assets import AssetFilter
 from comfyui.jobs.journal.protocol import Journal
 from comfyui.jobs.origin import Origin
@@ -200,9 +200,8 @@ class UploadedAssets:
     async def expire(self) -> int:
         """Removes what has expired; how many. Raises `JournalError`."""
         gone = 0
-        while found := await self._journal.assets(AssetFilter(until=self._clock()), _REMOVED_TOGETHER):
-            await self._journal.write(DropAssets(tuple(one.id for one in found)))
-            gone += len(found)
+        while some := await self._journal.write(ExpireAssets(self._clock(), _REMOVED_TOGETHER)):
+            gone += some
         if gone:
             _log.info("assets.expired", assets=gone)
             self._store.let_go(())
@@ -264,9 +263,9 @@ class UploadedAssets:
             raise over("an asset is larger than {limit} bytes", self.max_bytes, "half of MAX_STORED_INPUTS_MB")
         if self._bytes is None or not self._fits(content, self._bytes):
             await self.expire()
-            sizes = await self._journal.asset_sizes()
-            self._bytes = sum(sizes.values())
-            if content.digest not in sizes and not self._fits(content, self._bytes):
+            self._bytes = await self._journal.asset_bytes()
+            known = await self._journal.asset_digests([content.digest])
+            if not known and not self._fits(content, self._bytes):
                 raise ComfyUIOverloadedError(
                     f"assets fill {self.max_bytes / 1e6:g} MB, half of MAX_STORED_INPUTS_MB; delete some, or try again"
                     " when some have expired"

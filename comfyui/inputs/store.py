@@ -39,9 +39,11 @@ _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 _DAY_S = 86_400.0
 # A sweep asks the journal: it waits for what else ends in this time.
 _SETTLE_S = 1.0
+# Files that are asked for in one turn of the event loop.
+_SWEPT_TOGETHER = 500
 
-Named = Callable[[], Awaitable[Collection[str]]]
-"""Gives the hashes of all files that a job names that has not ended."""
+Named = Callable[[Collection[str]], Awaitable[Collection[str]]]
+"""Gives those of these hashes that somebody names, and further ones or none."""
 
 
 class InputStore:
@@ -201,11 +203,14 @@ class InputStore:
                 return 0
             # A job that is taken now may be missing in what is named: what it brought was held since.
             self._spared = set(self._held)
+            gone = 0
             try:
-                unused = self._sizes.keys() - set(await named()) - self._spared
-                return sum([await self._remove(digest) for digest in unused])
+                for digests in _batches(list(self._sizes)):
+                    unused = set(digests).difference(await named(digests))
+                    gone += sum([await self._remove(digest) for digest in unused])
             finally:
                 self._spared = None
+            return gone
 
     async def _remove(self, digest: str) -> bool:
         lock = self._locks.setdefault(digest, asyncio.Lock())
@@ -248,6 +253,10 @@ class Holding:
         self._store.hold([content.digest])
         self.digests.append(content.digest)
         await self._store.put(content, moved=moved)
+
+
+def _batches(digests: list[str]) -> Iterator[list[str]]:
+    return (digests[start : start + _SWEPT_TOGETHER] for start in range(0, len(digests), _SWEPT_TOGETHER))
 
 
 # In threads. All that is written is named within the open folder, whatever its path leads to by then.

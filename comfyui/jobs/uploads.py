@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import structlog
@@ -161,10 +161,14 @@ class Uploads:
 
         Raises `JournalError` and `ComfyUIDiskError`.
         """
+        others: set[str] | None = None
 
-        async def named() -> set[str]:
-            jobs = {value[:DIGEST] for value in await self._journal.named_inputs()}
-            return jobs | self.catalogue.digests() | set(await self._journal.asset_sizes())
+        async def named(digests: Collection[str]) -> set[str]:
+            nonlocal others
+            if others is None:
+                jobs = await self._journal.named_inputs()
+                others = {value[:DIGEST] for value in jobs} | self.catalogue.digests()
+            return others.intersection(digests) | await self._journal.asset_digests(digests)
 
         return await self._store.sweep(named)
 

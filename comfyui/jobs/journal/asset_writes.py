@@ -61,6 +61,14 @@ class DropAssets:
     ids: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ExpireAssets:
+    """These are there no more that expire by then: so many at most. Place: how many they are."""
+
+    at: float
+    most: int
+
+
 class OutputFacts(NamedTuple):
     """What was found out of a file that a run of a job has made.
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from comfyui import jsonio
-from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, KnowOutputs, OutputFacts, UseAssets
+from comfyui.jobs.journal.asset_writes import (
+    Asset,
+    DropAssets,
+    ExpireAssets,
+    KeepAsset,
+    KnowOutputs,
+    OutputFacts,
+    UseAssets,
+)
 from comfyui.owners import key_of
 
 Appliers = dict[type, Callable[[Any], int]]
@@ -28,7 +37,6 @@ class AssetFilter:
     Attributes:
         key: the name of the key whose they are, or of whose persons.
         after: those that expire later.
-        until: those that expire by then.
         sent_under: the idempotency key of an owner, and the time since when.
     """
 
@@ -36,7 +44,6 @@ class AssetFilter:
     blake3: str | None = None
     key: str | None = None
     after: float | None = None
-    until: float | None = None
     sent_under: tuple[str | None, str, float] | None = None
 
     def fits(self, asset: Asset) -> bool:
@@ -45,7 +52,6 @@ class AssetFilter:
             and self.blake3 in {None, asset.blake3}
             and (self.key is None or (asset.owner is not None and key_of(asset.owner) == self.key))
             and (self.after is None or asset.expires_at > self.after)
-            and (self.until is None or asset.expires_at <= self.until)
             and (self.sent_under is None or self._was_sent(asset, *self.sent_under))
         )
 
@@ -60,6 +66,7 @@ def asset_appliers(database: sqlite3.Connection) -> Appliers:
         KeepAsset: functools.partial(_keep, database),
         UseAssets: functools.partial(_use, database),
         DropAssets: functools.partial(_drop, database),
+        ExpireAssets: functools.partial(_expire, database),
         KnowOutputs: functools.partial(_know, database),
     }
 
@@ -71,7 +78,6 @@ def assets(database: sqlite3.Connection, narrowed: AssetFilter, limit: int) -> l
         "blake3 = ?": narrowed.blake3,
         f"{_KEY} = ?": narrowed.key,
         "expires_at > ?": narrowed.after,
-        "expires_at <= ?": narrowed.until,
     }
     if narrowed.sent_under is not None:
         owner, key, since = narrowed.sent_under
@@ -88,9 +94,17 @@ def _asset_of(row: tuple[Any, ...]) -> Asset:
     return asset._replace(tags=tuple(jsonio.loads(row[Asset._fields.index("tags")])))
 
 
-def asset_sizes(database: sqlite3.Connection) -> dict[str, int]:
-    """See `Journal.asset_sizes`."""
-    return dict(database.execute("SELECT DISTINCT digest, size FROM assets").fetchall())
+def asset_bytes(database: sqlite3.Connection) -> int:
+    """See `Journal.asset_bytes`."""
+    query = "SELECT COALESCE(SUM(size), 0) FROM (SELECT DISTINCT digest, size FROM assets)"
+    (found,) = database.execute(query).fetchone()
+    return int(found)
+
+
+def asset_digests(database: sqlite3.Connection, digests: Collection[str]) -> set[str]:
+    """See `Journal.asset_digests`."""
+    query = "SELECT DISTINCT digest FROM assets WHERE digest IN (SELECT value FROM json_each(?))"
+    return {digest for (digest,) in database.execute(query, (jsonio.dumps(list(digests)).decode(),))}
 
 
 def asset_count(database: sqlite3.Connection, owner: str | None) -> int:
@@ -132,6 +146,11 @@ def _use(database: sqlite3.Connection, write: UseAssets) -> bool:
     return database.executemany(use, values).rowcount > 0
 
 
+def _expire(database: sqlite3.Connection, write: ExpireAssets) -> int:
+    expire = "DELETE FROM assets WHERE id IN (SELECT id FROM assets WHERE expires_at <= ? LIMIT ?)"
+    return database.execute(expire, (write.at, write.most)).rowcount
+
+
 def _drop(database: sqlite3.Connection, write: DropAssets) -> bool:
     return database.executemany("DELETE FROM assets WHERE id = ?", [(one,) for one in write.ids]).rowcount > 0
 
@@ -160,7 +179,12 @@ class MemoryAssets:
         self._facts: dict[str, dict[str, OutputFacts]] = {}
         # The jobs that have made these bytes.
         self._hashed: dict[str, set[str]] = {}
-        self.appliers: Appliers = {KeepAsset: self._keep, UseAssets: self._use, DropAssets: self._drop}
+        self.appliers: Appliers = {
+            KeepAsset: self._keep,
+            UseAssets: self._use,
+            DropAssets: self._drop,
+            ExpireAssets: self._expire,
+        }
 
     def found(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
         if narrowed.id is not None:
@@ -169,8 +193,11 @@ class MemoryAssets:
         fitting = [one for one in self._kept.values() if narrowed.fits(one)]
         return sorted(fitting, key=lambda one: (-one.created_at, one.id))[:limit]
 
-    def sizes(self) -> dict[str, int]:
-        return {one.digest: one.size for one in self._kept.values()}
+    def bytes(self) -> int:
+        return sum({one.digest: one.size for one in self._kept.values()}.values())
+
+    def digests(self) -> set[str]:
+        return {one.digest for one in self._kept.values()}
 
     def count(self, owner: str | None) -> int:
         return sum(one.owner == owner for one in self._kept.values())
@@ -217,3 +244,10 @@ class MemoryAssets:
 
     def _drop(self, write: DropAssets) -> bool:
         return bool([one for name in write.ids if (one := self._kept.pop(name, None)) is not None])
+
+    def _expire(self, write: ExpireAssets) -> int:
+        expired = (one.id for one in self._kept.values() if one.expires_at <= write.at)
+        gone = list(islice(expired, write.most))
+        for name in gone:
+            del self._kept[name]
+        return len(gone)

@@ -469,8 +469,11 @@ class MemoryJournal:
     async def assets(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
         return self._assets.found(narrowed, limit)
 
-    async def asset_sizes(self) -> dict[str, int]:
-        return self._assets.sizes()
+    async def asset_bytes(self) -> int:
+        return self._assets.bytes()
+
+    async def asset_digests(self, digests: Collection[str]) -> set[str]:
+        return self._assets.digests().intersection(digests)
 
     async def asset_count(self, owner: str | None) -> int:
         return self._assets.count(owner)

@@ -193,8 +193,11 @@ class Journal(Protocol):
     async def assets(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
         """Assets, the newest first: so many at most."""
 
-    async def asset_sizes(self) -> dict[str, int]:
-        """Of the bytes that assets have, by their SHA-256: each once, however many assets have them."""
+    async def asset_bytes(self) -> int:
+        """How many bytes assets have: each content once, however many assets have it."""
+
+    async def asset_digests(self, digests: Collection[str]) -> set[str]:
+        """Those of these contents, by their SHA-256, that an asset has."""
 
     async def asset_count(self, owner: str | None) -> int:
         """How many assets the owner has."""

@@ -7,7 +7,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from comfyui.jobs.journal.asset_writes import Asset, OutputFacts
-from comfyui.jobs.journal.assets import AssetFilter, asset_count, asset_sizes, assets, output_facts, outputs_with
+from comfyui.jobs.journal.assets import (
+    AssetFilter,
+    asset_bytes,
+    asset_count,
+    asset_digests,
+    assets,
+    output_facts,
+    outputs_with,
+)
 from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.by_owner import queued_of, sent_under, usage
 from comfyui.jobs.journal.cursor import cursor_of, seq_of
@@ -92,8 +100,11 @@ class Questions(ABC):
     async def assets(self, narrowed: AssetFilter, limit: int) -> list[Asset]:
         return await self._ask(lambda sql: assets(sql.database, narrowed, limit))
 
-    async def asset_sizes(self) -> dict[str, int]:
-        return await self._ask(lambda sql: asset_sizes(sql.database))
+    async def asset_bytes(self) -> int:
+        return await self._ask(lambda sql: asset_bytes(sql.database))
+
+    async def asset_digests(self, digests: Collection[str]) -> set[str]:
+        return await self._ask(lambda sql: asset_digests(sql.database, digests))
 
     async def asset_count(self, owner: str | None) -> int:
         return await self._ask(lambda sql: asset_count(sql.database, owner))

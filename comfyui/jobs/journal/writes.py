@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from comfyui.jobs.journal.asset_writes import DropAssets, KeepAsset, KnowOutputs, UseAssets
+from comfyui.jobs.journal.asset_writes import DropAssets, ExpireAssets, KeepAsset, KnowOutputs, UseAssets
 from comfyui.jobs.journal.records import DeliveryState, Fence, Kind, NewDelivery, NewJob, State
 from comfyui.named_call import NamedCall
 
@@ -374,5 +374,6 @@ Write = (
     | KeepAsset
     | UseAssets
     | DropAssets
+    | ExpireAssets
     | KnowOutputs
 )

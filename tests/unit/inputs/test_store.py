@@ -28,7 +28,7 @@ def there(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def nothing() -> Collection[str]:
+async def nothing(_: Collection[str]) -> Collection[str]:
     return set()
 
 
@@ -105,7 +105,7 @@ async def test_what_is_held_or_named_stays(tmp_path: Path) -> None:
     async with InputStore(tmp_path) as store:
         await put(store, "named", "unused")
 
-        async def named() -> Collection[str]:
+        async def named(_: Collection[str]) -> Collection[str]:
             return {digest("named")}
 
         with store.holding() as holding:
@@ -117,12 +117,30 @@ async def test_what_is_held_or_named_stays(tmp_path: Path) -> None:
         assert (there(tmp_path), store.files, store.bytes) == ([], 0, 0)
 
 
+async def test_a_sweep_asks_for_few_files_at_once(tmp_path: Path) -> None:
+    """Those of a hundred thousand assets would stop the event loop for a tenth of a second."""
+    names = [digest(str(number)) for number in range(1100)]
+    for name in names:
+        (tmp_path / name).touch()
+    asked: list[str] = []
+    async with InputStore(tmp_path) as store:
+
+        async def named(digests: Collection[str]) -> Collection[str]:
+            assert len(digests) <= 500
+            asked.extend(digests)
+            return names[3:]
+
+        assert await store.sweep(named) == 3
+        assert sorted(asked) == sorted(names)
+        assert store.files == 1097
+
+
 async def test_what_is_taken_while_a_sweep_asks_stays(tmp_path: Path) -> None:
     """Its job is not among those that the sweep was told of, and holds it no more when the sweep goes on."""
     async with InputStore(tmp_path) as store:
         await put(store, "same", "old")
 
-        async def named() -> Collection[str]:
+        async def named(_: Collection[str]) -> Collection[str]:
             await put(store, "same", "new")
             return set()
 
@@ -146,7 +164,7 @@ async def test_sweeps_and_submissions_at_once_lose_nothing(tmp_path: Path) -> No
 
         async def sweep() -> None:
             while True:
-                await store.sweep(lambda: asyncio.sleep(0, set(named)))
+                await store.sweep(lambda _: asyncio.sleep(0, set(named)))
                 await asyncio.sleep(0)
 
         sweeping = asyncio.create_task(sweep())

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from comfyui.exceptions import QueryError
-from comfyui.jobs.journal.asset_writes import Asset, DropAssets, KeepAsset, KnowOutputs, OutputFacts, UseAssets
+from comfyui.jobs.journal.asset_writes import (
+    Asset,
+    DropAssets,
+    ExpireAssets,
+    KeepAsset,
+    KnowOutputs,
+    OutputFacts,
+    UseAssets,
+)
 from comfyui.jobs.journal.assets import AssetFilter
 from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.made import MadeFilter
@@ -1210,9 +1218,10 @@ async def test_assets_are_found_by_id_and_hash_the_newest_first_and_not_when_the
     assert await journal.assets(AssetFilter(id="\ud800"), 1) == []
     assert await journal.assets(AssetFilter(blake3="b" * 64), 9) == [second, first]
     assert await journal.assets(AssetFilter(blake3="b" * 64, after=101.0), 9) == [second]
-    assert await journal.assets(AssetFilter(until=102.0), 9) == [second, first]
-    assert await journal.assets(AssetFilter(until=102.0), 1) == [second]
-    assert await journal.asset_sizes() == {"d" * 64: 5, "e" * 64: 7}
+    assert await journal.asset_bytes() == 12
+    digests = {"d" * 64, "e" * 64}
+    assert await journal.asset_digests([*digests, "f" * 64]) == digests
+    assert await journal.asset_digests(["e" * 64]) == {"e" * 64}
     person = _asset(4, owner="alice/ann")
     await journal.write(KeepAsset(person))
     assert await journal.assets(AssetFilter(blake3="b" * 64, key="alice"), 9) == [person, first]
@@ -1245,9 +1254,19 @@ async def test_an_asset_is_extended_and_never_shortened_and_its_bytes_are_named_
     assert [(one.expires_at, one.lifetime_s) for one in await journal.assets(AssetFilter(), 1)] == [(220.0, 200.0)]
     assert await journal.write(DropAssets(("a-2", "a-9")))
     assert not await journal.write(DropAssets(("a-2",)))
-    assert await journal.asset_sizes() == {"d" * 64: 5}
+    assert await journal.asset_bytes() == 5
     assert await journal.write(DropAssets(("a-1",)))
-    assert await journal.asset_sizes() == {}
+    assert await journal.asset_bytes() == 0
+    assert await journal.asset_digests(["d" * 64]) == set()
+
+
+async def test_assets_that_have_expired_go_some_at_a_time(journal: Journal) -> None:
+    for number in range(1, 6):
+        await journal.write(KeepAsset(_asset(number)))
+    assert await journal.write(ExpireAssets(103.0, 2)) == 2
+    assert await journal.write(ExpireAssets(103.0, 2)) == 1
+    assert await journal.write(ExpireAssets(103.0, 2)) == 0
+    assert [one.id for one in await journal.assets(AssetFilter(), 9)] == ["a-5", "a-4"]
 
 
 async def test_what_is_known_of_outputs_ends_with_their_run_and_a_known_hash_stays(journal: Journal) -> None:
