@@ -44,3 +44,14 @@ async def test_a_job_comes_to_its_end_whoever_is_killed(call: Call, point: Point
     ended = await run(call, victim, point)
     assert not ended.wrong, ended
     assert "not reached" not in ended.told, ended
+
+
+@pytest.mark.parametrize(("when", "told"), [("before", "200"), ("after", "502 prompt_lost")])
+async def test_a_loss_counts_once_the_begin_of_its_run_is_committed(when: When, told: str) -> None:
+    """A begin is committed up to a quarter of a second after ComfyUI has told of it, so that a quick end shares that.
+
+    Gateway and ComfyUI are killed when the job has begun again, and has been lost once: with its one retry.
+    """
+    ended = await run(_BY_NAME["async, forgotten once"], "both", Point("Start", 2, when))
+    assert not ended.wrong, ended
+    assert ended.told.startswith(told), ended
