@@ -34,6 +34,7 @@ SHARED = ""
 TYPES = ("input", "output", "temp")
 # Of a name: in bytes of UTF-8, as disks count; of a whole folder: in characters.
 _LONGEST_NAME, _LONGEST_FOLDER = 255, 1024
+_LONGEST_ENDING = 32
 # Control characters, and halves of letters that no file system takes.
 _NEVER = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # That a file is of use is written down so often.
@@ -230,7 +231,6 @@ class Catalogue:
         self, wanted: NewName, digest: str, elsewhere: TakenElsewhere
     ) -> tuple[str, KeptUpload | None]:
         """The first name that is free, or has the same bytes: then with what is there."""
-        stem, ending = posixpath.splitext(wanted.filename)
         filename, number = wanted.filename, 1
         while True:
             place = wanted.place(filename)
@@ -239,7 +239,7 @@ class Catalogue:
                 return filename, kept
             if kept is None and await elsewhere(place) in {None, digest}:
                 return filename, None
-            filename = f"{stem} ({number}){ending}"
+            filename = numbered(wanted.filename, number)
             number += 1
 
     async def drop(self, gone: Collection[KeptUpload]) -> None:
@@ -257,6 +257,16 @@ class Catalogue:
         if now - kept.used_at >= _USED_EVERY_S:
             self._kept[name] = kept._replace(used_at=now)
             self._journal.write_behind(UseUpload(*name, now), soon=False)
+
+
+def numbered(filename: str, number: int) -> str:
+    """The name as ComfyUI numbers it where it is taken, such as ``a (1).png``; one that would be too long is cut."""
+    stem, ending = posixpath.splitext(filename)
+    if len(ending) > _LONGEST_ENDING:
+        stem, ending = filename, ""
+    while len(f"{posixpath.basename(stem)} ({number}){ending}".encode(errors="replace")) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return f"{stem} ({number}){ending}"
 
 
 def place_at(folder_type: str, path: str) -> str:

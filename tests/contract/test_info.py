@@ -228,3 +228,10 @@ async def test_cancelling_a_job_dequeues_or_interrupts_it(target: Target) -> Non
 async def test_many_requests_at_once_are_answered(target: Target) -> None:
     answers = await asyncio.gather(*(target.get_json("/prompt") for _ in range(50)))
     assert all("exec_info" in answer for answer in answers)
+
+
+async def test_userdata_knows_no_name_that_is_too_long(target: Target) -> None:
+    path = f"/userdata/{'a' * 3000}"
+    for method, status in (("GET", 404), ("DELETE", 404), ("POST", 400)):
+        async with target.session.request(method, path, data=b"1" if method == "POST" else None) as response:
+            assert response.status == status, method

@@ -174,8 +174,12 @@ async def test_that_runpod_is_away_and_back_is_logged_once_each(tmp_path: Path) 
     with capture_logs() as lines:
         async with running_gateway(NOWHERE, **endpoint.settings(tmp_path)) as gateway:
             await until(logged(1, 0), bool)
+            _, health = await get(gateway, "/health")
+            assert health["servers"][0]["state"] == "connected", "prompts are taken, and wait"
+            assert "RunPod" in health["servers"][0]["reason"]
             async with endpoint:
                 await until(logged(1, 1), bool)
+                assert (await get(gateway, "/health"))[1]["servers"][0]["reason"] is None
                 prompt_id = await submit(gateway)
                 job = await endpoint.job()
                 await endpoint.looked(job)

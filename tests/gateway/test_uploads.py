@@ -134,6 +134,25 @@ async def test_a_name_is_given_by_comfyui_s_rule(fleet: RunningGateway, prefix: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "numbered"),
+    [
+        ("a" * 251 + ".png", "a" * 247 + " (1).png"),
+        ("é" * 125 + "x.png", "é" * 123 + " (1).png"),
+        ("a." + "b" * 253, "a." + "b" * 249 + " (1)"),
+    ],
+    ids=["ascii", "two bytes a character", "no ending"],
+)
+async def test_a_name_that_is_as_long_as_may_be_is_numbered_within_that(
+    fleet: RunningGateway, name: str, numbered: str
+) -> None:
+    assert len(name.encode()) == 255
+    assert (await upload(fleet, name, RED))[1]["name"] == name
+    assert (await upload(fleet, name, GREEN))[1]["name"] == numbered
+    _, result = await fleet.prompt_sync(load(numbered))
+    assert await result_color(fleet, result) == (0, 255, 0)
+
+
 async def test_what_a_server_has_under_the_name_is_not_taken_for_it(
     fleet: RunningGateway, three_engines: list[Engine]
 ) -> None:

@@ -22,15 +22,18 @@ class EndpointHealth:
     """What is known of the endpoint, told by those who use it; `run` is the task that asks.
 
     Only a refusal is trouble: while RunPod cannot be reached, prompts are taken and wait.
+
+    Attributes:
+        trouble: why it refuses us; "" while it does not.
+        away: why it cannot be reached; "" while it can.
     """
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[str], None]] = []
         self._wake = asyncio.Event()
         self._begins = asyncio.Event()
-        self._failing = False
         self._fatal = False
-        self.trouble = ""
+        self.trouble = self.away = ""
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Have it called with the reason now and whenever that changes; "" when there is no trouble."""
@@ -48,10 +51,10 @@ class EndpointHealth:
 
     def unreachable(self, reason: str) -> None:
         """A request found it so: look until it answers."""
-        if not self._failing:
+        if not self.away:
             _log.warning("runpod.unreachable", detail=reason)
-            self._failing = True
             self.look()
+        self.away = reason
 
     def give_up(self, reason: str) -> None:
         """It will not work again in this process."""
@@ -65,9 +68,9 @@ class EndpointHealth:
             self._wake.clear()
             self._begins.clear()
             await self._ask(endpoint)
-            failures = failures + 1 if self.trouble or self._failing else 0
+            failures = failures + 1 if self.trouble or self.away else 0
             await happens_within(self._wake, _BACKOFF.delay_s(failures) if failures else _INTERVAL_S)
-            if not (self.trouble or self._failing or is_busy()):
+            if not (self.trouble or self.away or is_busy()):
                 await self._begins.wait()
 
     async def _ask(self, endpoint: RunPodEndpoint) -> None:
@@ -82,9 +85,9 @@ class EndpointHealth:
         except ComfyUIError as error:
             self.unreachable(error.detail)
         else:
-            if self.trouble or self._failing:
+            if self.trouble or self.away:
                 _log.info("runpod.recovered")
-            self._failing = False
+            self.away = ""
             if self.trouble:
                 self._tell("")
 

@@ -30,6 +30,7 @@ from comfyui.executors.own_files import is_below
 from comfyui.executors.runpod.disk import advice, is_of_the_disk, reason_of
 from comfyui.executors.runpod.endpoint import MAX_RUN_BYTES
 from comfyui.executors.runpod.results import ResultFiles, checked_name, existing, opened
+from comfyui.inputs.catalogue import numbered
 from comfyui.inputs.plan import is_inline, is_url
 from comfyui.inputs.staging import OURS
 from comfyui.models import PromptRequest
@@ -138,12 +139,11 @@ class InputFiles:
             raise ComfyUIInputError("filename, subfolder: a plain file name and a relative folder without '..'")
         folder = self.folder / checked.subfolder
         folder.mkdir(parents=True, exist_ok=True)
-        stem, extension = os.path.splitext(checked.name)  # noqa: PTH122
         chosen, number = checked.name, 1
         while not overwrite and (folder / chosen).exists():
             if _digest(folder / chosen) == _digest(part):
                 break
-            chosen = f"{stem} ({number}){extension}"
+            chosen = numbered(checked.name, number)
             number += 1
         part.replace(folder / chosen)
         return chosen

@@ -199,7 +199,7 @@ class RunPodServer:
     def report(self, *, in_detail: bool) -> ServerReport:
         detail: ServerDetail = {}
         if in_detail:
-            detail = {"server": self.name, "reason": self.why_not or None, "silent": None}
+            detail = {"server": self.name, "reason": self.why_not or self._health.away or None, "silent": None}
         return {
             **detail,
             "state": self.health.value,
