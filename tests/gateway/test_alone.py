@@ -13,7 +13,16 @@ from comfyui.engine import Engine
 from tests.gateway.test_losses import crash_workflow, executions, restarted_engine
 from tests.support.jobs import begins, fetch, look, submit
 from tests.support.processes import gateway_process
-from tests.support.running import Workflow, invert_workflow, queue_of, requests, running_gateway, sleep_workflow, until
+from tests.support.running import (
+    Workflow,
+    invert_workflow,
+    queue_of,
+    requests,
+    running_gateway,
+    sleep_workflow,
+    until,
+    watching_closely,
+)
 from tests.support.running import executions as executed_by
 
 # A custom node whose validation ends the process: the submission does it, with all that runs there.
@@ -56,7 +65,9 @@ async def test_a_prompt_that_ends_each_comfyui_takes_no_other_with_it(tmp_path: 
         for folder in folders:
             folder.mkdir()
         one, other = [await stack.enter_async_context(restarted_engine(folder, *fault)) for folder in folders]
-        gateway = await stack.enter_async_context(running_gateway(one, other, state_dir=tmp_path / "state"))
+        gateway = await stack.enter_async_context(
+            running_gateway(one, other, changed=watching_closely(), state_dir=tmp_path / "state")
+        )
         innocent = await submit(gateway.http, sleep_workflow(60))
         await begins(gateway.http, innocent)
         ends = await submit(gateway.http, poison())
@@ -161,7 +172,10 @@ async def _asked(engine: Engine) -> int:
 
 
 async def test_a_prompt_that_ends_comfyui_while_it_runs_is_no_harm_to_what_comes_behind_it(tmp_path: Path) -> None:
-    async with restarted_engine(tmp_path) as engine, running_gateway(engine, queue="gateway") as gateway:
+    async with (
+        restarted_engine(tmp_path) as engine,
+        running_gateway(engine, changed=watching_closely(), queue="gateway") as gateway,
+    ):
         ends = await submit(gateway.http, crash_workflow(1))
         others = [await submit(gateway.http, invert_workflow(tag)) for tag in (2, 3)]
         status, body = await fetch(gateway.http, ends, 50)

@@ -27,6 +27,7 @@ from tests.support.running import (
 )
 
 DEAD = "00000000-0000-4000-8000-00000000dead"
+POLLS_SOON = server_options(poll_interval_s=0.1, tick_s=0.1)
 
 
 @pytest.mark.parametrize("fault", ["prompt_reply_lost_before_queue", "prompt_reply_lost_after_queue"])
@@ -185,26 +186,25 @@ async def test_forgotten_prompts_are_lost_when_no_retries_are_left(engine: Engin
 
 @pytest.mark.parametrize("comes_back", [True, False], ids=["the websocket comes back", "it does not"])
 async def test_prompts_forgotten_while_the_websocket_is_down_are_submitted_again(
-    gateway: RunningGateway, engine: Engine, comes_back: bool
+    engine: Engine, comes_back: bool
 ) -> None:
     """Nothing is seen of the restart: neither before it nor after it was there a socket to be closed by it."""
-    await gateway.prompt_sync(invert_workflow())
-    await without_websocket(gateway, engine)
-    waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5)))
-    await prompts_are_queued(engine, 1)
-    await engine.set_faults({"forget": {}})
-    if comes_back:
-        engine.faults.switch_off("ws_refuse")
-    assert (await waiting)[0] == 200
-    assert resubmissions(gateway, "prompt_lost") == 1
+    async with running_gateway(engine.url, changed=POLLS_SOON) as gateway:
+        await gateway.prompt_sync(invert_workflow())
+        await without_websocket(gateway, engine)
+        waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(0.5)))
+        await prompts_are_queued(engine, 1)
+        await engine.set_faults({"forget": {}})
+        if comes_back:
+            engine.faults.switch_off("ws_refuse")
+        assert (await waiting)[0] == 200
+        assert resubmissions(gateway, "prompt_lost") == 1
 
 
-async def test_a_prompt_removed_while_the_websocket_is_down_is_not_submitted_again(
-    gateway: RunningGateway, engine: Engine
-) -> None:
-    await gateway.prompt_sync(invert_workflow())
-    await without_websocket(gateway, engine)
-    async with ComfyUIClient(engine.url) as other:
+async def test_a_prompt_removed_while_the_websocket_is_down_is_not_submitted_again(engine: Engine) -> None:
+    async with running_gateway(engine.url, changed=POLLS_SOON) as gateway, ComfyUIClient(engine.url) as other:
+        await gateway.prompt_sync(invert_workflow())
+        await without_websocket(gateway, engine)
         await other.queue_prompt({"prompt": sleep_workflow(0.3), "client_id": "another's"})
         waiting = asyncio.create_task(gateway.prompt_sync(sleep_workflow(30, tag=1)))
         await prompts_are_queued(engine, 2)
@@ -459,11 +459,11 @@ def resubmissions(gateway: RunningGateway, reason: str) -> float:
 
 async def test_a_worker_that_died_while_it_ran_something_is_told(engine: Engine) -> None:
     await engine.set_faults({"prompt_thread_dies": {}})
-    async with running_gateway(engine.url, stalled_after=0.3, silent_after=0.6) as gateway:
+    async with running_gateway(engine.url, stalled_after=0.3, silent_after=0.6, changed=POLLS_SOON) as gateway:
         with capture_logs() as lines:
-            dead = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=9, prompt_id=DEAD))
+            dead = asyncio.create_task(gateway.prompt_sync(invert_workflow(), timeout=6, prompt_id=DEAD))
             await prompts_are_queued(engine, 1)
-            status, behind = await gateway.prompt_sync(invert_workflow(1), timeout=8)
+            status, behind = await gateway.prompt_sync(invert_workflow(1), timeout=5)
             assert (await dead)[0] == 504
         assert (status, behind["type"]) == (504, "timeout")
         assert re.search(rf"ComfyUI has run prompt {DEAD} for \d+ s without any event", behind["detail"]), behind

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -12,32 +11,30 @@ from pathlib import Path
 import aiohttp
 
 from comfyui.servers.process import ComfyUIProcess
-from tests.support.forking import ROOT
+from tests.support.forking import forked, serve_engine
 from tests.support.job_api import free_port
 from tests.support.jobs import begins, fetch, listed, submit
 from tests.support.processes import gateway_process
-from tests.support.running import RunningGateway, Workflow, invert_workflow, running_gateway, sleep_workflow, until
+from tests.support.running import (
+    RunningGateway,
+    Workflow,
+    invert_workflow,
+    running_gateway,
+    sleep_workflow,
+    until,
+    watching_closely,
+)
 
-LIVES = 5
+LIVES = 3
 
 
 @asynccontextmanager
 async def short_lived_engine(port: int, folder: Path, *options: str) -> AsyncIterator[str]:
     """An engine that is killed by SIGKILL."""
-    command = (
-        *("-m", "comfyui.engine", "--port", str(port), "--executions-file", str(folder / "executions")),
-        *options,
-    )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, cwd=ROOT, env={}, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout
-        await process.stdout.readline()
+    command = ("--port", str(port), "--executions-file", str(folder / "executions"), *options)
+    async with forked(serve_engine, *command, environ={}, descriptor=1) as process:
+        await process.output.readline()
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        await process.wait()
 
 
 @asynccontextmanager
@@ -49,7 +46,7 @@ async def restarted_engine(folder: Path, *options: str) -> AsyncIterator[str]:
         *("--base-directory", str(folder / "comfyui"), "--executions-file", str(folder / "executions")),
         *options,
     ]
-    async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20, restart_delay_s=1.0) as process:
+    async with ComfyUIProcess(command, f"127.0.0.1:{port}", max_crashes=20, restart_delay_s=0.2) as process:
         await process.wait_until_ready()
         yield f"http://127.0.0.1:{port}"
 
@@ -74,7 +71,12 @@ async def remaining(gateway: RunningGateway) -> int:
 async def test_a_prompt_that_only_waits_outlives_every_death_of_comfyui(tmp_path: Path) -> None:
     port = free_port()
     async with running_gateway(
-        f"127.0.0.1:{port}", ready=False, lost_prompt_retries=0, quarantine_after=1, state_dir=tmp_path / "state"
+        f"127.0.0.1:{port}",
+        ready=False,
+        changed=watching_closely(),
+        lost_prompt_retries=0,
+        quarantine_after=1,
+        state_dir=tmp_path / "state",
     ) as gateway:
         prompt_id = await submit(gateway.http, invert_workflow(1))
         for _ in range(LIVES):
@@ -117,7 +119,7 @@ async def test_a_job_that_ends_comfyui_twice_is_quarantined_with_all_of_its_work
     state_dir = tmp_path / "state"
     async with (
         restarted_engine(tmp_path) as engine,
-        running_gateway(engine, state_dir=state_dir, lost_prompt_retries=5) as gateway,
+        running_gateway(engine, changed=watching_closely(), state_dir=state_dir, lost_prompt_retries=5) as gateway,
     ):
         first = await submit(gateway.http, crash_workflow(1))
         status, body = await fetch(gateway.http, first)
@@ -152,7 +154,10 @@ async def test_a_workflow_that_ends_comfyui_is_quarantined_though_its_gateway_is
 
 async def test_a_job_that_ends_comfyui_at_its_submission_each_time_is_quarantined(tmp_path: Path) -> None:
     crash = 'segfault={"route": "/prompt", "method": "POST"}'
-    async with restarted_engine(tmp_path, "--fault", crash) as engine, running_gateway(engine) as gateway:
+    async with (
+        restarted_engine(tmp_path, "--fault", crash) as engine,
+        running_gateway(engine, changed=watching_closely()) as gateway,
+    ):
         status, body = await fetch(gateway.http, await submit(gateway.http, invert_workflow(1)), 50)
         assert (status, body["type"]) == (500, "prompt_quarantined"), body
     assert executions(tmp_path) == {}

@@ -111,7 +111,8 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def peak_bytes(data: bytes, wanted: ImageConversion) -> int:
     """The most that the process of this conversion holds."""
-    arguments = [images._PROGRAM, wanted.format, "", wanted.metadata, "80000000"]
+    quality = "" if wanted.quality is None else str(wanted.quality)
+    arguments = [images._PROGRAM, wanted.format, quality, wanted.metadata, "80000000"]
     command = [sys.executable, "-I", "-c", _MEASURED, *arguments]
     return int(subprocess.run(command, input=data, capture_output=True, check=True).stderr) * 1024
 
@@ -121,7 +122,9 @@ def peak_bytes(data: bytes, wanted: ImageConversion) -> int:
 async def test_a_conversion_takes_no_more_memory_than_is_expected(mode: str, target: str) -> None:
     image = noise("I", 2000, 1500).point(lambda value: value * 200).convert("I;16") if mode == "I;16" else None
     data = encoded(image or noise(mode, 2000, 1500))
-    wanted = ImageConversion(format=target, metadata="strip")  # type: ignore[arg-type] # one of the literals
+    # What an AVIF takes is its frames; a low quality makes it quick. The two modes that it has get the usual one.
+    quality = 10 if target == "avif" and mode not in {"RGB", "RGBA"} else None
+    wanted = ImageConversion(format=target, quality=quality, metadata="strip")  # type: ignore[arg-type]
     expected = pictures.look(data, wanted, 80_000_000).memory
     assert await asyncio.to_thread(peak_bytes, data, wanted) <= expected
 

@@ -17,8 +17,23 @@ from tests.support.rights_page import asked, page_of
 from tests.support.running import RunningGateway, running_gateway
 from tests.unit.web.test_rights import COMFYUI_PATHS, OUR_PATHS
 
-_SPELLINGS = ("{0}", "/api{0}", "/{0}", "{0}/", "/x/..{0}", "/%2e{0}", "/api/api{0}", "{0}%00")
+_SPELLINGS = ("/api{0}", "/{0}", "{0}/", "/x/..{0}", "/%2e{0}", "/api/api{0}", "{0}%00")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def _requests(paths: list[str]) -> list[tuple[str, str]]:
+    """Each path by each method as it is, and in each spelling by two methods, GET and the others in turn: how a path is
+    read does not depend on the method (`tests/unit/web/test_rights.py` has all of both)."""
+    others = itertools.cycle(_METHODS[1:])
+    return [
+        *itertools.product(_METHODS, paths),
+        *(
+            (method, spelling.format(path))
+            for path in paths
+            for spelling in _SPELLINGS
+            for method in ("GET", next(others))
+        ),
+    ]
 
 
 async def _answer(gateway: RunningGateway, method: str, path: str, key: str) -> int:
@@ -36,8 +51,7 @@ async def test_what_the_table_does_not_have_is_403_and_reaches_no_comfyui(keys_p
         paths = [path.replace("{prompt_id}", "1") for path in (*COMFYUI_PATHS, *OUR_PATHS) if "health" not in path]
         engine.stats.reset()
         allowed = 0
-        for path, method, spelling in itertools.product(paths, _METHODS, _SPELLINGS):
-            asked = spelling.format(path)
+        for method, asked in _requests(paths):
             row = row_of(method, asked)
             if row is None or (row.user if role == "user" else row.read) is NO:
                 assert await _answer(gateway, method, asked, key) == 403, (method, asked)

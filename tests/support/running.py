@@ -17,6 +17,7 @@ import uvicorn
 from comfyui.engine import Engine, EngineOptions
 from comfyui.handler import ComfyUIHandler
 from comfyui.metrics import Metrics
+from comfyui.retrying import Backoff
 from comfyui.web.app import Gateway
 from comfyui.web.server.connections import Connections
 from comfyui.web.server.serving import protocols
@@ -107,6 +108,17 @@ def server_options(**changes: Any) -> Change:
 def handler_options(**changes: Any) -> Change:
     """For `running_gateway`: fields of `HandlerOptions`."""
     return lambda made: replace(made, handler=replace(made.handler, **changes))
+
+
+def web_options(**changes: Any) -> Change:
+    """For `running_gateway`: fields of `WebOptions`."""
+    return lambda made: replace(made, app=replace(made.app, web=replace(made.app.web, **changes)))
+
+
+def watching_closely() -> Change:
+    """For `running_gateway`: it looks many times a second for a server that is to come back."""
+    soon = Backoff(start_s=0.05, max_s=0.2)
+    return server_options(probe_backoff=soon, reconnect=soon)
 
 
 def moving_after(seconds: float) -> Change:

@@ -44,6 +44,8 @@ class WebOptions:
     jobs_keep_s: float = 7 * 24 * 3600.0
     """Jobs that have ended are kept so long."""
     models: ModelNames = field(default_factory=ModelNames)
+    verdict_s: float = 20.0
+    """For ComfyUI to say whether it takes a job of Comfy API v2, whose SDKs wait 30 s for the answer."""
 
 
 class Warnings(Protocol):

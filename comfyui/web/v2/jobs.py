@@ -47,8 +47,6 @@ from comfyui.web.v2.shapes import JSON, Address, job_json, listed_json
 
 FACE = "v2"
 _UNKNOWN = "there is no such job"
-# SDKs wait 30 s for the answer to a submission.
-_VERDICT_S = 20.0
 _CANCEL_S = 10.0
 # So long after its submission a job is waited for.
 _QUICK_S = 1.0
@@ -74,7 +72,11 @@ async def submit(request: Request) -> Response:
     ):
         try:
             verdict = await gateway.handler.verdicts.on(
-                resolved.request, fresh_id=prompt_id, origin=origin, files=resolved.files, patience_s=_VERDICT_S
+                resolved.request,
+                fresh_id=prompt_id,
+                origin=origin,
+                files=resolved.files,
+                patience_s=gateway.options.verdict_s,
             )
         except ComfyUIValidationError as error:
             await hide_files_of_others(error, gateway, origin)
