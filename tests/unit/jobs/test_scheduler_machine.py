@@ -71,7 +71,7 @@ class Fleet(RuleBasedStateMachine):
     # What callers and servers do
 
     @rule(jobs=st.lists(some_job, min_size=1, max_size=4), at_once=st.booleans())
-    def submit(self, jobs: list[tuple[list[str], str, int, bool]], at_once: bool) -> None:
+    def submit(self, jobs: list[tuple[list[str], str, int, bool]], at_once: bool = False) -> None:
         for kinds, owner, priority, front in jobs:
             by_kind = {kind: frozenset(n for n, k in zip(NAMES, kinds, strict=True) if k == kind) for kind in kinds}
             lane = Lane(by_kind.get("yes", frozenset()), by_kind.get("no", frozenset()))
