@@ -33,7 +33,7 @@ from comfyui.web.api.submitting import SubmitCall, Submitting
 from comfyui.web.api.workflows import ServerValidation, validation_reports
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import gateway_of
-from comfyui.web.front.openapi import BYTES, PROMPT_STATUS, TEXT, Answer, json_of, operation
+from comfyui.web.front.openapi import PROMPT_STATUS, Answer, json_of, operation
 from comfyui.web.front.openapi import named as named_type
 
 router = APIRouter(default_response_class=Response)
@@ -164,7 +164,7 @@ async def show_workflow(request: Request) -> Response:
                 "properties": {OPTIONS: named_type(RunOptions)},
                 "additionalProperties": True,
             },
-            "multipart/form-data": {"type": "object", "additionalProperties": {"anyOf": [TEXT, BYTES]}},
+            "multipart/form-data": {"type": "object", "additionalProperties": True},
         },
         tag=_TAG,
     ),

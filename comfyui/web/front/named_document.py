@@ -21,6 +21,7 @@ from comfyui.web.front.openapi import BYTES, TEXT, Document, Schema
 PATH: Final = "/workflows/{name}"
 # Sets of workflows that keys may run, of one generation.
 _MOST_KEPT = 32
+_LONGEST_DEFAULT = 200
 _WORD = re.compile(r"[A-Za-z0-9]+")
 _OPTIONS: Final[Schema] = {"$ref": "#/components/schemas/RunOptions"}
 _OPTIONS_TEXT: Final[Schema] = {
@@ -141,8 +142,15 @@ def _object_of(workflow: NamedWorkflow) -> dict[str, Any]:
 
 
 def _typed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a parameter as generators of clients can read it."""
+    """The schema of a parameter as generators of clients can read it.
+
+    Its default is told in words: clients would send it, also when the workflow has another one by then.
+    """
     typed = dict(schema)
+    if "default" in typed:
+        default = jsonio.dumps(typed.pop("default")).decode()
+        shown = default if len(default) <= _LONGEST_DEFAULT else f"{default[:_LONGEST_DEFAULT]}…"
+        typed["description"] = f"{typed.get('description', '')} Default: {shown}".lstrip()
     if typed.get("type") == "array":
         typed["items"] = _typed(typed["items"]) if "items" in typed else {}
     choices = typed.get("enum")
