@@ -27,6 +27,7 @@ from comfyui.sdk.events import Event, Executing, Finished, Preview, Progress, Qu
 from comfyui.sdk.files import safe_folder, safe_name
 from comfyui.sdk.jobs import Job, JobProgress, ListedJob, Webhook, WebhookEvent
 from comfyui.sdk.models import Health, InputFile, OutputFile, PromptResult, Timings
+from comfyui.sdk.named import NamedWorkflows, WorkflowDetails, WorkflowSummary
 
 __all__ = [
     "Event",
@@ -48,6 +49,7 @@ __all__ = [
     "JobProgress",
     "JobStatus",
     "ListedJob",
+    "NamedWorkflows",
     "OutputFile",
     "Preview",
     "Progress",
@@ -57,6 +59,8 @@ __all__ = [
     "Timings",
     "Webhook",
     "WebhookEvent",
+    "WorkflowDetails",
+    "WorkflowSummary",
     "safe_folder",
     "safe_name",
 ]

@@ -21,11 +21,12 @@ from comfyui.sdk.errors import (
     GatewayProtocolError,
     JobStatus,
 )
-from comfyui.sdk.events import Event, Finished
+from comfyui.sdk.events import Event
 from comfyui.sdk.files import create_file
 from comfyui.sdk.jobs import Job, ListedJob, Webhook, listed
 from comfyui.sdk.models import Health, InputFile, OutputFile, PromptResult
-from comfyui.sdk.waiting import GRACE_S, delay_s, job_events, job_of, look, run_events
+from comfyui.sdk.named import NamedWorkflows
+from comfyui.sdk.waiting import GRACE_S, delay_s, job_events, look, result_of, run_events, taken
 
 _CHUNK_BYTES = 1 << 16
 
@@ -48,6 +49,9 @@ class GatewayClient:
         timeout_s: how long a prompt may take where the call does not say.
         reconnect_delays_s: the pauses before each attempt to attach again after a lost connection.
 
+    Attributes:
+        named: the gateway's named workflows, and their runs.
+
     Raises:
         ValueError: `server` is no http(s) address.
     """
@@ -63,6 +67,7 @@ class GatewayClient:
         self._connection = Connection(server, api_key)
         self._timeout_s = timeout_s
         self._reconnect_delays_s = tuple(reconnect_delays_s)
+        self.named = NamedWorkflows(self._connection, timeout_s, self._reconnect_delays_s)
 
     async def __aenter__(self) -> Self:
         await self._connection.open()
@@ -158,16 +163,7 @@ class GatewayClient:
         told = Webhook(webhook) if isinstance(webhook, str) else webhook
         more = {"labels": dict(labels or {}), "priority": priority, "webhook": told and told.to_json()}
         call = job_submission(workflow, images, prompt_id, idempotency_key, wait_s, more)
-        attempt, lost_before = 0, False
-        while True:
-            try:
-                return await job_of(self._connection, call, quiet_s=wait_s + GRACE_S)
-            except GatewayConnectionError as error:
-                attempt += 1
-                lost_before = lost_before or error.sent
-                if not lost_before or attempt > len(self._reconnect_delays_s):
-                    raise
-                await asyncio.sleep(delay_s(self._reconnect_delays_s, attempt))
+        return await taken(self._connection, call, wait_s, self._reconnect_delays_s)
 
     async def job(self, prompt_id: str, *, return_base64: bool = False) -> Job:
         """How a job is now, at once; with its result or its error where it has ended.
@@ -332,16 +328,6 @@ class GatewayClient:
     def _run(self, call: Call, timeout_s: float | None, *, stream: bool) -> AsyncGenerator[Event, None]:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         return run_events(self._connection, call, timeout_s, self._reconnect_delays_s, stream=stream)
-
-
-async def result_of(events: AsyncGenerator[Event, None], show: Callable[[Event], None] | None = None) -> PromptResult:
-    async with aclosing(events):
-        async for event in events:
-            if show is not None:
-                show(event)
-            if isinstance(event, Finished):
-                return event.result
-    raise AssertionError("a wait ends with a result or an error")
 
 
 def _within(url: str) -> str:

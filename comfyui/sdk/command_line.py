@@ -1,4 +1,4 @@
-"""The command line: ``comfyui-gateway-client run|submit|list|wait|result|status|cancel|health``."""
+"""The command line: ``comfyui-gateway-client run|submit|list|wait|result|status|cancel|workflows|health``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast, get_args
 
 from rich.console import Console
 
-from comfyui.sdk import commands
+from comfyui.sdk import commands, named_commands
 from comfyui.sdk.client import GatewayClient
 from comfyui.sdk.connection import DEFAULT_SERVER
 from comfyui.sdk.errors import GatewayError, JobStatus
@@ -130,8 +130,39 @@ def _parser() -> _Parser:
     cancel = command("cancel", commands.cancel, "Take a prompt out of the queue, or interrupt it.")
     cancel.add_argument("prompt_id", metavar="PROMPT_ID", type=_prompt_id)
 
+    _add_workflows(added.add_parser("workflows", help="List, show and run named workflows."), shared, layout)
+
     command("health", commands.health, "Tell whether the gateway and a ComfyUI behind it answer.")
     return parser
+
+
+def _add_workflows(parser: argparse.ArgumentParser, shared: argparse.ArgumentParser, layout: dict[str, Any]) -> None:
+    """The commands about named workflows."""
+    added = parser.add_subparsers(dest="about", required=True, metavar="list|show|run")
+
+    def command(name: str, function: Callable[..., Awaitable[Outcome]], summary: str) -> argparse.ArgumentParser:
+        one = added.add_parser(name, parents=[shared], help=summary, description=summary, **layout)
+        one.set_defaults(function=function)
+        return one
+
+    command("list", named_commands.list_workflows, "List the named workflows that this key may run.")
+    shown = command("show", named_commands.show, "Tell what a named workflow takes, and which server lacks what.")
+    shown.add_argument("name", metavar="NAME")
+    run = command("run", named_commands.run, "Run a named workflow, wait for it, save its files.")
+    run.add_argument("name", metavar="NAME")
+    run.add_argument(
+        "--set",
+        metavar="NAME=TEXT",
+        action="append",
+        default=[],
+        help='a parameter: prompt="a red fox", steps=20; NAME:=JSON for a list; may be repeated',
+    )
+    run.add_argument(
+        "--file", metavar="NAME=FILE", action="append", default=[], help="a parameter that is a file; may be repeated"
+    )
+    run.add_argument("--prompt-id", "--id", metavar="UUID", type=_prompt_id, help="the same id again joins the run")
+    _add_output(run)
+    run.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=300.0, help="default: %(default)g")
 
 
 def _add_workflow(command: argparse.ArgumentParser) -> None:

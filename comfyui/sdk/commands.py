@@ -16,13 +16,14 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from comfyui.sdk.client import GatewayClient, result_of
+from comfyui.sdk.client import GatewayClient
 from comfyui.sdk.display import STDERR, Display, file_table, job_table, plain
 from comfyui.sdk.errors import GatewayError, GatewayRefusedError, GatewayTimeoutError
 from comfyui.sdk.events import Executing, Finished, Preview, Progress, Queued, Reconnecting
 from comfyui.sdk.jobs import ListedJob
 from comfyui.sdk.models import InputFile, PromptResult
 from comfyui.sdk.outcome import Exit, Outcome, exit_of_job, failure
+from comfyui.sdk.waiting import result_of
 from comfyui.sdk.workflow_files import UsageError, input_file, read_workflow, with_changes
 
 _CANCEL_TIMEOUT_S = 5.0
@@ -30,7 +31,7 @@ _CANCEL_TIMEOUT_S = 5.0
 
 async def run(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
     workflow, images = await asyncio.to_thread(_prepared, options)
-    await asyncio.to_thread(_check_writable, options.output)
+    await asyncio.to_thread(check_writable, options.output)
     prompt_id = options.prompt_id or str(uuid.uuid4())
     STDERR.print(f"prompt {prompt_id}", style="dim")
     began = time.monotonic()
@@ -39,8 +40,8 @@ async def run(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
             events = gateway.stream(workflow, images=images, timeout_s=options.timeout, prompt_id=prompt_id)
             result = await result_of(events, display.show)
     except asyncio.CancelledError:
-        return await _interrupted(gateway, prompt_id)
-    return await _saved(gateway, result, options.output, workflow=workflow, began=began)
+        return await interrupted(gateway, prompt_id)
+    return await saved(gateway, result, options.output, workflow=workflow, began=began)
 
 
 async def submit(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
@@ -86,7 +87,7 @@ async def list_jobs(gateway: GatewayClient, options: argparse.Namespace) -> Outc
 
 async def wait(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
     """As `run`, of a job that was submitted before."""
-    await asyncio.to_thread(_check_writable, options.output)
+    await asyncio.to_thread(check_writable, options.output)
     try:
         with Display(STDERR) as display:
             job_result = await gateway.wait(options.prompt_id, timeout_s=options.timeout, show=display.show)
@@ -94,17 +95,17 @@ async def wait(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
         return _left(options.prompt_id, "the job goes on")
     except GatewayError as error:
         return failure(exit_of_job(error), error)
-    return await _saved(gateway, job_result, options.output)
+    return await saved(gateway, job_result, options.output)
 
 
 async def result(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
     """As `wait`, at once."""
-    await asyncio.to_thread(_check_writable, options.output)
+    await asyncio.to_thread(check_writable, options.output)
     try:
         job_result = await gateway.result(options.prompt_id)
     except GatewayError as error:
         return failure(exit_of_job(error), error)
-    return await _saved(gateway, job_result, options.output)
+    return await saved(gateway, job_result, options.output)
 
 
 def _left(prompt_id: str, state: str) -> Outcome:
@@ -144,7 +145,7 @@ async def status(gateway: GatewayClient, options: argparse.Namespace) -> Outcome
 
 async def _done(gateway: GatewayClient, result: PromptResult, options: argparse.Namespace) -> Outcome:
     if options.output is not None:
-        return await _saved(gateway, result, options.output)
+        return await saved(gateway, result, options.output)
     report = [Text(f"{plain(result.status)} after {result.execution_time_s:.2f} s, {len(result.files)} files")]
     report += [Text(plain(f"  {file.url}")) for file in result.files]
     return Outcome(Exit.OK, result.body, report)
@@ -161,7 +162,7 @@ async def health(gateway: GatewayClient, _options: argparse.Namespace) -> Outcom
     return Outcome(Exit.OK if health.healthy else Exit.UNREACHABLE, health.body, report)
 
 
-async def _interrupted(gateway: GatewayClient, prompt_id: str) -> Outcome:
+async def interrupted(gateway: GatewayClient, prompt_id: str) -> Outcome:
     """After Ctrl-C: takes the prompt back, for a short while; a second Ctrl-C ends that too."""
     detail = "Ctrl-C; the prompt was cancelled"
     try:
@@ -189,7 +190,7 @@ def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return labels
 
 
-async def _saved(
+async def saved(
     gateway: GatewayClient,
     result: PromptResult,
     folder: Path,
@@ -221,7 +222,7 @@ async def _saved(
     return Outcome(Exit.FAILED if failed else Exit.OK, {**result.body, "images": saved}, report)
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Before a long run, not after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

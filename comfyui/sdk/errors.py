@@ -32,6 +32,7 @@ class GatewayError(Exception):
         prompt_id: the prompt that it is about, where there is one; it may be attached to again.
         request_id: the gateway's id of the request, for its logs.
         retry_after_s: when the server asks to come back.
+        parameters: those of a named workflow that were refused, each with ``message``, ``allowed`` and ``closest``.
         job_status: how the job ended, where this is what it ended with: ``failed``, ``canceled`` or ``lost``. None
             where this is about the request alone: the job, if there is one, may go on.
     """
@@ -48,8 +49,10 @@ class GatewayError(Exception):
         request_id: str | None = None,
         retry_after_s: float | None = None,
         job_status: JobStatus | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
+        self.parameters = parameters or {}
         self.detail = detail
         self.title = title
         self.type = code
@@ -72,6 +75,7 @@ class GatewayError(Exception):
             "http_status": self.status,
             "retry_after_s": self.retry_after_s,
             "job_status": self.job_status,
+            **({"parameters": dict(self.parameters)} if self.parameters else {}),
         }
 
 
@@ -169,6 +173,7 @@ def error_from(
         "status": status,
         "node_errors": body.get("node_errors"),
         "prompt_id": body.get("prompt_id"),
+        "parameters": body.get("parameters"),
         "request_id": body.get("request_id"),
         "retry_after_s": retry_after_s,
         "job_status": cast("JobStatus", job_status) if job_status in {"failed", "canceled", "lost"} else None,

@@ -35,6 +35,7 @@ class OutputFile:
         url: where the gateway serves it, relative to the gateway, or absolute where that has a PUBLIC_URL.
         base64: its bytes, when they were asked for.
         error: why it could not be read; then there is no ``base64``.
+        output: the name of its output, where a named workflow has one.
     """
 
     node_id: str
@@ -45,6 +46,7 @@ class OutputFile:
     url: str
     base64: str | None = None
     error: str | None = None
+    output: str | None = None
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> OutputFile:
@@ -57,6 +59,7 @@ class OutputFile:
             url=entry["url"],
             base64=entry.get("base64"),
             error=entry.get("error"),
+            output=entry.get("output"),
         )
 
 
@@ -89,6 +92,7 @@ class PromptResult:
         outputs: ComfyUI's history outputs, verbatim.
         files: every file of every output node, in node order.
         node_errors: outputs that ComfyUI left out of the run: node id to messages.
+        workflow: of a named workflow: ``name``, ``version``, ``parameters`` as they were set, and what was ``ignored``.
         body: the reply as it came.
     """
 
@@ -99,6 +103,7 @@ class PromptResult:
     files: tuple[OutputFile, ...]
     node_errors: Mapping[str, Sequence[str]]
     timings: Timings
+    workflow: Mapping[str, Any] | None
     body: Mapping[str, Any] = field(repr=False)
 
     @classmethod
@@ -113,6 +118,7 @@ class PromptResult:
                 files=tuple(OutputFile.from_json(entry) for entry in body["images"]),
                 node_errors=body.get("node_errors") or {},
                 timings=Timings.from_json(body["timings"]),
+                workflow=body.get("workflow"),
                 body=body,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

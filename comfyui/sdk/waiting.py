@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from comfyui.sdk.calls import Call, reattachment
@@ -198,3 +198,32 @@ async def _exchange(
         code="connection_lost",
         sent=True,
     )
+
+
+async def taken(connection: Connection, call: Call, wait_s: float, delays: Sequence[float]) -> Job:
+    """The job that `call` hands in. A reply that is lost is asked for again under the same id.
+
+    Raises:
+        GatewayError: it was not taken, or nothing answers.
+    """
+    attempt, lost_before = 0, False
+    while True:
+        try:
+            return await job_of(connection, call, quiet_s=wait_s + GRACE_S)
+        except GatewayConnectionError as error:
+            attempt += 1
+            lost_before = lost_before or error.sent
+            if not lost_before or attempt > len(delays):
+                raise
+            await asyncio.sleep(delay_s(delays, attempt))
+
+
+async def result_of(events: AsyncGenerator[Event, None], show: Callable[[Event], None] | None = None) -> PromptResult:
+    """What a wait ends with; `show` is called with all that happens before. Raises the error that it ends with."""
+    async with aclosing(events):
+        async for event in events:
+            if show is not None:
+                show(event)
+            if isinstance(event, Finished):
+                return event.result
+    raise AssertionError("a wait ends with a result or an error")
