@@ -23,6 +23,7 @@ from tests.contract.conversion import (
 from tests.support import browsing
 from tests.support.described import KEY
 from tests.support.keys import ALICE, KEYS, write_keys
+from tests.support.named_folder import named_folder
 from tests.support.pairs import Pair
 from tests.support.running import RunningGateway, running_gateway
 from tests.support.same_ways import REAL_WAYS, WAYS, Bare, Sides, open_way
@@ -105,9 +106,10 @@ async def engine_info() -> AsyncIterator[dict[str, Any]]:
 
 
 @pytest.fixture
-async def guarded(engine: Engine) -> AsyncIterator[RunningGateway]:
-    """A gateway that asks for a key, so that the document has everything."""
-    async with running_gateway(engine.url, api_keys=(KEY,)) as running:
+async def guarded(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """A gateway that asks for a key and has named workflows, so that the document has everything."""
+    folder = named_folder(tmp_path / "workflows")
+    async with running_gateway(engine.url, api_keys=(KEY,), workflows_dir=folder) as running:
         yield running
 
 

@@ -5,13 +5,19 @@ Their tools have an environment of their own, `.venv-openapi`, and TypeScript's 
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.support.commands import printed_by
 from tests.support.described import KEY
@@ -37,7 +43,37 @@ disable_error_code = arg-type
 async def run(folder: Path, *command: str | Path, **environment: str) -> str:
     """What a command of the tools' environment prints."""
     path = f"{TOOLS}:{os.environ['PATH']}"
-    return await printed_by(folder, *command, PATH=path, PYTHONPATH=str(folder), **environment)
+    return await printed_by(folder, *command, **{"PATH": path, "PYTHONPATH": str(folder), **environment})
+
+
+def seen_of(answer: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """What must be the same, however the workflow was called: what was run, and the files with their output."""
+    return answer["workflow"], [
+        (file["output"], pixels_of(base64.b64decode(file["base64"]))) for file in answer["images"]
+    ]
+
+
+def pixels_of(content: bytes) -> str:
+    with Image.open(io.BytesIO(content)) as picture:
+        return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+async def by_curl(folder: Path, url: str) -> Any:
+    body = {"width": 9, "seed": 1234, "prompt": "named", "$options": {"return_image_base64": True}}
+    key = f"Authorization: Bearer {KEY}"
+    return seen_of(
+        json.loads(await run(folder, "curl", "-s", f"{url}/workflows/flat", "-H", key, "-d", json.dumps(body)))
+    )
+
+
+async def by_command(folder: Path, url: str) -> Any:
+    values = ("--set", "width=9", "--set", "seed=1234", "--set", "prompt=named", "--output", "out", "--json")
+    command = (sys.executable, ROOT / "client.py", "workflows", "run", "flat", "--server", url, *values)
+    said = await run(folder, *command, COMFYUI_GATEWAY_API_KEY=KEY, PYTHONPATH=str(ROOT))
+    answer = json.loads(said[said.index("{") :])
+    for file in answer["images"]:
+        file["base64"] = base64.b64encode(Path(folder, file["path"]).read_bytes()).decode()
+    return seen_of(answer)
 
 
 @pytest.mark.timeout(180)
@@ -50,6 +86,10 @@ async def test_a_generated_python_client_calls_the_gateway(guarded: RunningGatew
 
     said = await run(folder, TOOLS / "python", "calls.py", guarded.url, KEY)
     assert "modules imported, generated_00001_.png made" in said
+    [flat] = [line for line in said.splitlines() if line.startswith("{")]
+    by_generated = seen_of(json.loads(flat))
+    assert by_generated == await by_curl(folder, guarded.url) == await by_command(folder, guarded.url)
+    assert by_generated[0]["parameters"] == {"width": 9, "seed": 1234, "prompt": "named"}
     checked = await run(folder, TOOLS / "mypy", "--config-file", "mypy.ini", "calls.py", "gateway_client")
     assert "Success: no issues found" in checked
 

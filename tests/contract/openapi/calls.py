@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import json
 import pkgutil
 import sys
 from datetime import datetime
@@ -15,12 +17,14 @@ from uuid import UUID
 import gateway_client
 from gateway_client import AuthenticatedClient
 from gateway_client.api.health import health, health_ready
+from gateway_client.api.named_workflows import run_flat, run_inverted
 from gateway_client.api.prompts import attach, cancel, list_jobs, prompt_sync
 from gateway_client.api.tickets import make_ticket
 from gateway_client.api.workflows import validate
 from gateway_client.models import (
     Cancelled,
     ErrorBody,
+    ErrorBodyParameters,
     Health,
     JobList,
     ListJobsLabels,
@@ -31,9 +35,13 @@ from gateway_client.models import (
     PromptRequestLabels,
     PromptRequestPrompt,
     Readiness,
+    RunFlat,
+    RunInvertedForm,
+    RunOptions,
     Ticket,
     TicketRequest,
     Validation,
+    WorkflowEntry,
 )
 from gateway_client.models.prompt_sync_files_body import PromptSyncFilesBody
 from gateway_client.types import File
@@ -95,6 +103,21 @@ def main(url: str, key: str) -> None:
     assert isinstance(checked, Validation)
     assert not checked.valid
     assert "EmptyImage" in checked.problems[0].closest
+
+    wrong = run_flat.sync(client=client, body=RunFlat(width=65))
+    assert isinstance(wrong, ErrorBody)
+    assert isinstance(wrong.parameters, ErrorBodyParameters)
+    assert "64" in wrong.parameters["width"].message
+    picture = File(BytesIO(base64.b64decode(file.base64)), "a.png")
+    inverted = run_inverted.sync(client=client, body=RunInvertedForm(image=picture))
+    assert isinstance(inverted, PromptAnswer), inverted
+    flat = run_flat.sync(
+        client=client, body=RunFlat(width=9, seed=1234, prompt="named", options=RunOptions(return_image_base64=True))
+    )
+    assert isinstance(flat, PromptAnswer), flat
+    assert isinstance(flat.workflow, WorkflowEntry)
+    assert flat.workflow.name == "flat"
+    print(json.dumps(flat.to_dict()))
 
     ticket = make_ticket.sync(client=client, body=TicketRequest(url=file.url))
     assert isinstance(ticket, Ticket)

@@ -25,6 +25,21 @@ export const narrowed: NonNullable<operations["list_jobs"]["parameters"]["query"
 // @ts-expect-error: labels are text
 export const wrongLabel: Schemas["PromptRequest"] = { prompt: {}, labels: { order: 1234 } };
 
+const flat: paths["/workflows/flat"]["post"]["requestBody"] = {
+  content: { "application/json": { width: 9, seed: "random", $options: { labels: { order: "1234" } } } },
+};
+export const flatBody: Schemas["RunFlat"] = flat.content["application/json"];
+// @ts-expect-error: there is no such parameter
+export const misspeltParameter: Schemas["RunFlat"] = { widht: 9 };
+// @ts-expect-error: a number is wanted
+export const wrongParameter: Schemas["RunFlat"] = { width: "wide" };
+// @ts-expect-error: the picture is required
+export const withoutPicture: Schemas["RunInverted"] = {};
+
+export function ranAs(answer: Sent<"run_Flat">[200]["content"]["application/json"]): string {
+  return `${answer.workflow?.name} ${answer.workflow?.version}: ${answer.images.map((file) => file.output)}`;
+}
+
 export function howFar(job: Sent<"attach">[202]["content"]["application/json"]): string {
   // @ts-expect-error: there is no such state
   if (job.status === "done") return "";
