@@ -32,7 +32,7 @@ _NAME = {
     "in": "path",
     "required": True,
     "description": "The server's name in COMFYUI_SERVER_ADDRESS; without one its host and port.",
-    "schema": TEXT,
+    "schema": {**TEXT, "pattern": "^[ -~]+$"},
 }
 
 
