@@ -18,6 +18,8 @@ from aiohttp import web
 # Imported for what they register.
 import comfyui.engine.nodes.diffusion
 import comfyui.engine.nodes.dynamic
+import comfyui.engine.nodes.guided
+import comfyui.engine.nodes.guides
 import comfyui.engine.nodes.image
 import comfyui.engine.nodes.loaders
 import comfyui.engine.nodes.media

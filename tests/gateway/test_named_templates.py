@@ -15,7 +15,7 @@ from tests.support.running import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.timeout(300)
 # Counts of version 0.1.x of the package; a newer one may have more.
-TEMPLATES, KNOWN, WITH_PARAMETERS, RUN = 600, 110, 35, 19
+TEMPLATES, KNOWN, WITH_PARAMETERS, RUN = 600, 110, 35, 27
 
 
 def usable() -> dict[str, NamedWorkflow]:

@@ -41,6 +41,7 @@ _MODELS: Mapping[str, Mapping[str, str]] = {
     "CLIPLoader": {"clip_name": "text_encoders"},
     "DualCLIPLoader": {f"clip_name{number}": "text_encoders" for number in (1, 2)},
     "QuadrupleCLIPLoader": {f"clip_name{number}": "text_encoders" for number in (1, 2, 3, 4)},
+    "ControlNetLoader": {"control_net_name": "controlnet"},
     "LoraLoader": {"lora_name": "loras"},
     "LoraLoaderModelOnly": {"lora_name": "loras"},
 }
@@ -48,7 +49,11 @@ _MODELS: Mapping[str, Mapping[str, str]] = {
 _SMALLER: Mapping[str, int] = {"steps": 2, "width": 64, "height": 64}
 
 # Templates that name a choice which ComfyUI 0.3.64 does not have, so that it refuses them as the engine does.
-REFUSED: Mapping[str, str] = {"image_kandinsky5_t2i": "kandinsky5_image", "image_ovis_text_to_image": "ovis"}
+REFUSED: Mapping[str, str] = {
+    "image_kandinsky5_t2i": "kandinsky5_image",
+    "image_newbieimage_exp0_1-t2i": "newbie",
+    "image_ovis_text_to_image": "ovis",
+}
 
 
 @cache

@@ -151,20 +151,26 @@ def k_sampler(
     latent_image: Latent,
     denoise: float = 1.0,
 ) -> Values:
+    return (sampled(run, model, seed, steps, positive, latent_image, denoise),)
+
+
+def sampled(
+    run: NodeRun, model: Model, seed: int, steps: int, positive: Conditioning, latent: Latent, denoise: float
+) -> Latent:
     """`step_seconds` for each step, with a preview that clears up; `denoise`: how much of a given picture goes."""
     # The model and its LoRAs change the picture as they would; sampler, cfg and the negative text do not.
     text = " ".join([positive.text, *(name for name, _ in model.loras), model.name])
     pictures = []
-    for number in range(latent_image.batch_size):
-        picture = paint(text, seed + number, latent_image.width, latent_image.height)
-        if latent_image.pictures is not None:
-            picture = Image.blend(latent_image.pictures[number].convert("RGB"), picture, denoise)
+    for number in range(latent.batch_size):
+        picture = paint(text, seed + number, latent.width, latent.height)
+        if latent.pictures is not None:
+            picture = Image.blend(latent.pictures[number].convert("RGB"), picture, denoise)
         pictures.append(picture)
     preview = _Preview(pictures[0], seed)
     for step in range(1, steps + 1):
         run.sleep(run.step_seconds)
         run.progress(step, steps, preview.at(step / steps))
-    return (replace(latent_image, pictures=pictures),)
+    return replace(latent, pictures=pictures)
 
 
 class _Preview:
@@ -202,8 +208,12 @@ def vae_decode(_run: NodeRun, samples: Latent, vae: Model) -> Values:  # noqa: A
     outputs=("LATENT",),
 )
 def vae_encode(_run: NodeRun, pixels: Images, vae: Model) -> Values:  # noqa: ARG001
+    return (encoded(pixels),)
+
+
+def encoded(pixels: Images) -> Latent:
     # A latent has an eighth of the pixels' size: what is left over is cut off around the middle.
     width, height = (side // 8 * 8 for side in pixels[0].size)
     x, y = (pixels[0].width - width) // 2, (pixels[0].height - height) // 2
     cut = [picture.crop((x, y, x + width, y + height)) for picture in pixels]
-    return (Latent(width, height, len(cut), cut),)
+    return Latent(width, height, len(cut), cut)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from comfyui.engine.files import Folders
-from comfyui.engine.nodes.diffusion import SAMPLERS, SCHEDULERS, Conditioning, Latent, Model, k_sampler
-from comfyui.engine.nodes.registry import MAX_RESOLUTION, NodeRun, Shown, Values, node
+from comfyui.engine.nodes.diffusion import SAMPLERS, SCHEDULERS, Conditioning, Latent, Model, sampled
+from comfyui.engine.nodes.registry import MAX_RESOLUTION, NodeRun, Values, node
 
 _CLIP_TYPES = [
     "stable_diffusion", "stable_cascade", "sd3", "stable_audio", "mochi", "ltxv", "pixart", "cosmos", "lumina2", "wan",
@@ -234,11 +234,14 @@ def k_sampler_advanced(
     end_at_step: int,
     add_noise: str,
     return_with_leftover_noise: str,  # noqa: ARG001
-    **sampling: Any,
-) -> Values | Shown:
+    model: Model,
+    positive: Conditioning,
+    latent_image: Latent,
+    **_: Any,
+) -> Values:
     """The steps from one to another; without noise the picture that comes in goes on, as from a first sampler."""
     done = max(0, min(steps, end_at_step) - start_at_step)
     if not done:
-        return (sampling["latent_image"],)
+        return (latent_image,)
     share = done / steps if add_noise == "disable" else 1.0
-    return k_sampler(run, seed=noise_seed, steps=done, denoise=share, **sampling)
+    return (sampled(run, model, noise_seed, done, positive, latent_image, share),)

@@ -90,3 +90,16 @@ def primitive_boolean(_run: NodeRun, value: bool) -> Values:
 )
 def string_concatenate(_run: NodeRun, string_a: str, string_b: str, delimiter: str) -> Values:
     return (delimiter.join((string_a, string_b)),)
+
+
+@node(
+    "StringReplace",
+    category="utils/string",
+    display_name="Replace",
+    module="comfy_extras.nodes_string",
+    v3=True,
+    required={"string": _TEXT, "find": _TEXT, "replace": _TEXT},
+    outputs=("STRING",),
+)
+def string_replace(_run: NodeRun, string: str, find: str, replace: str) -> Values:
+    return (string.replace(find, replace),)

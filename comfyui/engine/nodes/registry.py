@@ -75,6 +75,8 @@ class NodeType:
     output_node: bool
     v3: bool  # declared the newer way: its /object_info entry has a few more keys
     newer: bool  # not in the old version
+    experimental: bool
+    output_names: tuple[str, ...]
     fingerprint: Callable[..., str] | None  # beyond the inputs, what a cached result depends on
     validate: Callable[..., bool | str] | None
     validated_inputs: frozenset[str] = field(default=frozenset())
@@ -87,7 +89,7 @@ class NodeType:
             "input_order": {category: list(named) for category, named in inputs.items()},
             "output": self.outputs,
             "output_is_list": [False] * len(self.outputs),
-            "output_name": self.outputs,
+            "output_name": self.output_names,
             "name": self.name,
             "display_name": self.display_name,
             "description": self.description,
@@ -99,7 +101,7 @@ class NodeType:
             info |= {
                 "output_tooltips": [None] * len(self.outputs),
                 "deprecated": False,
-                "experimental": False,
+                "experimental": self.experimental,
                 "api_node": False,
             }
         return info
@@ -124,6 +126,8 @@ def node(
     output_node: bool = False,
     v3: bool = False,
     newer: bool = False,
+    experimental: bool = False,
+    output_names: tuple[str, ...] = (),
     fingerprint: Callable[..., str] | None = None,
     validate: Callable[..., bool | str] | None = None,
     validated_inputs: frozenset[str] = frozenset(),
@@ -151,6 +155,8 @@ def node(
             output_node=output_node,
             v3=v3,
             newer=newer,
+            experimental=experimental,
+            output_names=output_names or outputs,
             fingerprint=fingerprint,
             validate=validate,
             validated_inputs=validated_inputs,
