@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from comfyui.named.made_for_it import MERGED, resolve_made_for_it
 from comfyui.named.naming import as_name, unique
-from comfyui.named.parameters import NAME, Fallback, Found, Kind, NamedOutput, Target
+from comfyui.named.nodes import Nodes
+from comfyui.named.parameters import NAME, NAME_IS, Fallback, Found, Kind, NamedOutput, Target
 from comfyui.named.replacing import Replacing
 from comfyui.workflows.api_format import is_link, node_order
 from comfyui.workflows.convert import ShownWidget
@@ -32,6 +33,8 @@ _OPTIONAL_PLACEHOLDERS = frozenset(
 )
 _VIEWCOMFY = re.compile(r"VC_(BASIC|ADV(?:ANCED)?)[\s:_-]*(.*)", re.DOTALL)
 _TITLED = re.compile(r"(?:\$|input:)\s*([^.\s]*)(?:\.(.+))?\s*", re.IGNORECASE)
+_OUTPUT = re.compile(r"output:\s*(.*)", re.IGNORECASE)
+_NO_TITLES: Mapping[str, str] = {}
 # ComfyUI's nodes that hold one value, with the titles that nobody has given them.
 _VALUE_NODES: Mapping[str, frozenset[str]] = {
     "PrimitiveInt": frozenset({"Int", "PrimitiveInt"}),
@@ -63,24 +66,26 @@ class Conventions:
 
 def resolved(
     prompt: Mapping[str, Any],
-    widgets: Callable[[Mapping[str, Any]], Sequence[str]],
+    nodes: Nodes,
     shown: Sequence[ShownWidget] = (),
+    titles: Mapping[str, str] = _NO_TITLES,
 ) -> Conventions:
     """The workflow with what these conventions name in it.
 
     Args:
-        widgets: the inputs of a node that a value can be put into.
         shown: where the conversion of the editor's own format has put promoted widgets and primitives.
+        titles: of nodes of that format that are no nodes of `prompt`.
     """
     work = Replacing(prompt, MERGED)
     resolve_made_for_it(work)
     found = [
         *work.found,
         *_placeholders(work),
-        *_viewcomfy(work, widgets),
-        *_titled(work, shown),
+        *_viewcomfy(work, nodes),
+        *_titled(work, shown, titles),
         *_of_editor(work.prompt, shown),
     ]
+    _titled_outputs(work, nodes, titles)
     return Conventions(
         work.prompt, tuple(found), tuple(work.outputs), tuple(work.fallbacks), tuple(dict.fromkeys(work.warnings))
     )
@@ -104,7 +109,7 @@ def _placeholders(work: Replacing) -> list[Found]:
     return list(found.values())
 
 
-def _viewcomfy(work: Replacing, widgets: Callable[[Mapping[str, Any]], Sequence[str]]) -> Iterator[Found]:
+def _viewcomfy(work: Replacing, nodes: Nodes) -> Iterator[Found]:
     """All values of a node whose title says so; of a node that loads a file only the file."""
     taken: set[str] = set()
     for node_id in node_order(work.prompt):
@@ -112,7 +117,7 @@ def _viewcomfy(work: Replacing, widgets: Callable[[Mapping[str, Any]], Sequence[
         match = _VIEWCOMFY.match(_title(node))
         if match is None:
             continue
-        names = [name for name in widgets(node) if isinstance(node["inputs"].get(name), str | int | float)]
+        names = [name for name in nodes.widgets(node) if isinstance(node["inputs"].get(name), str | int | float)]
         names = names[:1] if node["class_type"] in _LOADERS else names
         for name in names:
             stem = as_name(match[2].lower())
@@ -126,15 +131,20 @@ def _viewcomfy(work: Replacing, widgets: Callable[[Mapping[str, Any]], Sequence[
 _LOADERS = frozenset({"LoadImage", "LoadImageMask", "loadImage_ViewComfy", "LoadVideo", "LoadAudio"})
 
 
-def _titled(work: Replacing, shown: Sequence[ShownWidget]) -> Iterator[Found]:
+def _titled(work: Replacing, shown: Sequence[ShownWidget], titles: Mapping[str, str]) -> Iterator[Found]:
     """Subgraph instances and primitives whose title begins with ``$`` or ``input:``: they are no nodes any more."""
     owners: dict[str, list[ShownWidget]] = {}
     for one in shown:
         owners.setdefault(one.owner, []).append(one)
-    for owner, listed in owners.items():
-        title = listed[0].owner_title.strip()
-        match = _TITLED.fullmatch(title)
+    for owner, title in titles.items():
+        match = _TITLED.fullmatch(title.strip())
+        listed = owners.get(owner, [])
         if match is None:
+            continue
+        if not listed:
+            work.warnings.append(
+                f"node {owner}: its title {title[:100]!r} is no parameter: the node does not run, or shows no value"
+            )
             continue
         wanted = (match[2] or match[1]).strip().lower()
         named = [one for one in listed if wanted in {one.name.lower(), one.label.lower(), as_name(one.label).lower()}]
@@ -144,6 +154,24 @@ def _titled(work: Replacing, shown: Sequence[ShownWidget]) -> Iterator[Found]:
             continue
         names = ", ".join(f"${match[1]}.{one.label or one.name}" for one in listed[:20])
         work.warnings.append(f"node {owner}: its title {title[:100]!r} is no parameter: write one of {names}")
+
+
+def _titled_outputs(work: Replacing, nodes: Nodes, titles: Mapping[str, str]) -> None:
+    """Subgraph instances whose title begins with ``output:``: the one node inside that makes files is meant."""
+    for owner, title in titles.items():
+        match = _OUTPUT.fullmatch(title.strip())
+        if match is None:
+            continue
+        inside = [
+            node_id
+            for node_id, node in work.prompt.items()
+            if node_id.startswith(f"{owner}:") and nodes.is_output(node)
+        ]
+        if len(inside) == 1 and NAME.fullmatch(match[1]):
+            work.outputs.append(NamedOutput(match[1], inside[0]))
+            continue
+        why = NAME_IS if len(inside) == 1 else f"{len(inside) or 'no'} nodes in it make files"
+        work.warnings.append(f"node {owner}: its title {title[:100]!r} names no output: {why}")
 
 
 def _of_editor(prompt: Mapping[str, Any], shown: Sequence[ShownWidget]) -> Iterator[Found]:

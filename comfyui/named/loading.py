@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -20,7 +20,7 @@ from comfyui.named.schema import example_of, schema_of
 from comfyui.named.sidecar import Sidecar, parse_sidecar
 from comfyui.named.types import typed, with_roles
 from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format
-from comfyui.workflows.convert import ShownWidget, to_api_format
+from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
 
 WAITS = "no server has said yet what nodes it has, which a workflow of the editor's own format needs"
 
@@ -78,19 +78,17 @@ def _parsed(content: bytes, limits: Limits) -> dict[str, Any]:
 def _template(parsed: Mapping[str, Any], version: str, nodes: Nodes, limits: Limits) -> Template:
     if not is_ui_format(parsed):
         _check(parsed, limits)
-        return _without_conventions(parsed, nodes)
+        return _without_conventions(ConvertedWorkflow(dict(parsed), ()), nodes)
     check_ui_nodes(parsed, limits)
     # The same choices in dynamic prompts each time that the file is loaded.
     converted = to_api_format(parsed, nodes.with_packs, rng=Random(version), limits=limits)  # noqa: S311
-    return _without_conventions(converted.prompt, nodes, converted.shown, converted.warnings)
+    return _without_conventions(converted, nodes)
 
 
-def _without_conventions(
-    prompt: Mapping[str, Any], nodes: Nodes, shown: Sequence[ShownWidget] = (), warnings: Sequence[str] = ()
-) -> Template:
+def _without_conventions(converted: ConvertedWorkflow, nodes: Nodes) -> Template:
     """The template without what other people's conventions have put into it for a caller's values."""
-    found = resolved(prompt, nodes.widgets, shown)
-    return Template(found.prompt, found.found, found.outputs, (*warnings, *found.warnings), found.fallbacks)
+    found = resolved(converted.prompt, nodes, converted.shown, converted.titles)
+    return Template(found.prompt, found.found, found.outputs, (*converted.warnings, *found.warnings), found.fallbacks)
 
 
 def _check(prompt: Mapping[str, Any], limits: Limits) -> None:

@@ -18,7 +18,7 @@ Where the result differs from the editor's export on purpose, or may differ, a w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
 from typing import Any
@@ -66,11 +66,13 @@ class ConvertedWorkflow:
     """``prompt`` is in API format; ``warnings`` say what was left out or looked odd, each with its node.
 
     ``shown`` tells where the values of promoted widgets and of primitive nodes went, in the order of the file.
+    ``titles`` are those of nodes of the file that are no nodes of the prompt, by their ids.
     """
 
     prompt: dict[str, Any]
     warnings: tuple[str, ...]
     shown: tuple[ShownWidget, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_api_format(
@@ -117,7 +119,8 @@ def to_api_format(
     if not prompt:
         raise ComfyUIValidationError("Nothing is left to run: every node is muted, bypassed or a note.")
     warnings = tuple(dict.fromkeys(workflow.warnings + export.warnings))
-    return ConvertedWorkflow(prompt, warnings, export.shown.all(prompt))
+    titles = {entry.id: entry.node.title for entry in placed.values() if entry.id not in prompt and entry.node.title}
+    return ConvertedWorkflow(prompt, warnings, export.shown.all(prompt), titles)
 
 
 def _is_exported(entry: Placed) -> bool:

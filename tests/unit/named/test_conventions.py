@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfyui.named.conventions import Conventions, resolved
 from comfyui.named.parameters import Found, Target
 from comfyui.workflows.convert import ShownWidget
-from tests.unit.named.test_made_for_it import node, of, widgets
+from tests.unit.named.test_made_for_it import NODES, node, of
+
+
+def titles_of(shown: Sequence[ShownWidget]) -> dict[str, str]:
+    return {one.owner: one.owner_title for one in shown}
 
 
 def promoted(owner: str, name: str, *targets: tuple[str, str], title: str = "Group", label: str = "") -> ShownWidget:
@@ -19,7 +24,7 @@ def primitive(owner: str, title: str, *targets: tuple[str, str], top: bool = Tru
 
 
 def names(prompt: dict[str, Any], *shown: ShownWidget) -> list[str]:
-    return [one.name for one in resolved(prompt, widgets, shown).found]
+    return [one.name for one in resolved(prompt, NODES, shown, titles_of(shown)).found]
 
 
 PROMPT: dict[str, Any] = {
@@ -73,7 +78,7 @@ def test_titles_of_viewcomfy_give_all_values_of_the_node() -> None:
 def test_promoted_widgets_are_named_as_the_editor_shows_them() -> None:
     found: Conventions = resolved(
         PROMPT,
-        widgets,
+        NODES,
         [promoted("2", "text", ("2:6", "text"), label="Positive prompt"), promoted("2", "steps", ("2:3", "steps"))],
     )
     assert found.found == (
@@ -95,7 +100,7 @@ def test_widgets_of_one_name_are_told_apart_by_what_shows_them() -> None:
 
 def test_a_name_in_another_script_gives_way_to_the_inputs() -> None:
     shown = promoted("2", "steps", ("2:3", "steps"), label="步数")
-    (found,) = resolved(PROMPT, widgets, [shown]).found
+    (found,) = resolved(PROMPT, NODES, [shown]).found
     assert (found.name, found.title) == ("steps", "步数")
 
 
@@ -112,7 +117,7 @@ def test_a_titled_owner_is_the_parameter_of_its_title() -> None:
         promoted("4", "text", ("4:6", "text"), title="input: negative.text"),
         primitive("9", "$seed", ("2:3", "seed")),
     ]
-    found = resolved(PROMPT, widgets, shown)
+    found = resolved(PROMPT, NODES, shown, titles_of(shown))
     assert [(one.name, one.source, one.targets) for one in found.found] == [
         ("prompt", "title", (Target("2:6", "text"),)),
         ("negative", "title", (Target("4:6", "text"),)),
@@ -122,7 +127,7 @@ def test_a_titled_owner_is_the_parameter_of_its_title() -> None:
 
 def test_a_title_that_may_mean_several_widgets_is_told() -> None:
     shown = [promoted("2", name, ("2:3", name), title="$strength") for name in ("seed", "steps")]
-    found = resolved(PROMPT, widgets, shown)
+    found = resolved(PROMPT, NODES, shown, titles_of(shown))
     assert found.found == ()
     assert found.warnings == (
         "node 2: its title '$strength' is no parameter: write one of $strength.seed, $strength.steps",

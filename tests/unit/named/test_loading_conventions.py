@@ -251,3 +251,64 @@ def test_a_title_of_a_subgraph_means_its_widget() -> None:
     file["nodes"][1]["title"] = "input: big.width"
     named = loaded(file, object_info=INFO)
     assert {one.name: one.own for one in named.parameters} == {"size": 24, "big": 48}
+
+
+def group(*widgets: str) -> dict[str, Any]:
+    """A file with a subgraph instance of a picture that is saved, and a node that is muted."""
+    inner = {
+        "id": "group",
+        "name": "Group",
+        "inputs": [],
+        "outputs": [],
+        "nodes": [
+            ui_node(7, "EmptyImage", [8], [1]),
+            *(
+                ui_node(8 + number, class_type, ["x"], inputs=[{"name": "images", "type": "IMAGE", "link": 1}])
+                for number, class_type in enumerate(widgets)
+            ),
+        ],
+        "links": [{"id": 1, "origin_id": 7, "origin_slot": 0, "target_id": 8, "target_slot": 0, "type": "IMAGE"}],
+    }
+    file = ui_file(ui_node(1, "group", []), ui_node(2, "LoadImage", ["a.png", "image"], [], []))
+    file["definitions"] = {"subgraphs": [inner]}
+    return file
+
+
+def test_an_output_title_of_a_subgraph_means_the_node_in_it_that_makes_files() -> None:
+    file = group("SaveImage")
+    file["nodes"][0]["title"] = "output: picture"
+    named = loaded(file, object_info=INFO)
+    assert named.outputs == (NamedOutput("picture", "1:8"),)
+    assert named.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("title", "warning"),
+    [
+        ("output: a b", "node 1: its title 'output: a b' names no output: a name is 1 to 64"),
+        ("$size", "node 1: its title '$size' is no parameter: the node does not run, or shows no value"),
+    ],
+)
+def test_a_title_of_a_subgraph_that_means_nothing_is_told(title: str, warning: str) -> None:
+    file = group("SaveImage")
+    file["nodes"][0]["title"] = title
+    named = loaded(file, object_info=INFO)
+    assert (named.outputs, named.parameters) == ((), ())
+    assert len(named.warnings) == 1
+    assert named.warnings[0].startswith(warning)
+
+
+def test_a_subgraph_with_two_nodes_that_make_files_names_no_output() -> None:
+    file = group("SaveImage", "SaveImage")
+    file["nodes"][0]["title"] = "output: picture"
+    named = loaded(file, object_info=INFO)
+    assert named.outputs == ()
+    assert "2 nodes in it make files" in "".join(named.warnings)
+
+
+def test_a_title_of_a_node_that_does_not_run_is_told() -> None:
+    file = group("SaveImage")
+    file["nodes"][1] |= {"mode": 2, "title": "$photo"}
+    named = loaded(file, object_info=INFO)
+    assert named.parameters == ()
+    assert named.warnings == ("node 2: its title '$photo' is no parameter: the node does not run, or shows no value",)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from comfyui.named.conventions import Conventions, resolved
+from comfyui.named.nodes import Nodes
 from comfyui.named.parameters import MISSING, Found, NamedOutput, Target
 from comfyui.named.replacing import with_fallbacks
 from comfyui.workflows.api_format import is_link
 
-
-def widgets(node: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in node["inputs"].items() if not is_link(value)]
+NODES = Nodes(None)
 
 
 def node(class_type: str, title: str = "", **inputs: Any) -> dict[str, Any]:
@@ -25,7 +23,7 @@ def node(class_type: str, title: str = "", **inputs: Any) -> dict[str, Any]:
 def of(prompt: dict[str, Any]) -> Conventions:
     """What is found, where nothing in the given workflow is changed and no link leads to nothing."""
     before = copy.deepcopy(prompt)
-    found = resolved(prompt, widgets)
+    found = resolved(prompt, NODES)
     assert prompt == before
     for each in found.prompt.values():
         for value in each["inputs"].values():
