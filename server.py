@@ -155,6 +155,7 @@ def create_app(
                 keep_s=settings.jobs_keep_days * 86_400,
             )
             await stack.enter_async_context(assets.uploaded.expiring())
+            await stack.enter_async_context(assets.outputs)
             named = NamedWorkflows(settings.workflows_dir, FleetDefinitions(pool, handler.fleet), options.named)
             await stack.enter_async_context(named.following())
             if settings.runs_on_comfyui:

@@ -313,6 +313,7 @@ class DeliveredFile:
     Attributes:
         facts: of the file as it is stored, which may be a converted one.
         size: in bytes.
+        blake3: of the file as it is stored, in hex; "" where that is not known.
     """
 
     facts: FileFacts = field(default_factory=FileFacts)
@@ -320,6 +321,7 @@ class DeliveredFile:
     key: str = ""
     size: int = 0
     error: str = ""
+    blake3: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Self
 
 import structlog
 from blake3 import blake3
@@ -31,6 +33,7 @@ from comfyui.owners import place_of
 from comfyui.servers.backend import Backend
 from comfyui.servers.pool import BackendPool
 from comfyui.servers.server import Server
+from comfyui.tasks import SideTasks
 from comfyui.transport.body import IteratedBody, OpenBody
 from comfyui.transport.drivers import OpenReply
 
@@ -41,6 +44,9 @@ _ASKED_AT_ONCE = 8
 _MOST_LOOKED_AT = 20
 # Of the results of a list of jobs that are in memory at once.
 _MOST_BYTES = 4_000_000
+# Files whose sizes were asked for because a list had them not: one that is gone is not asked for each time.
+_MOST_ASKED = 20_000
+_NONE: Mapping[str, OutputFacts] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class FoundOutput:
 
 
 class JobOutputs:
-    """What it is made with belongs to whoever made that.
+    """Open it with ``async with``. What it is made with belongs to whoever made that.
 
     Args:
         made: knows whose files are whose; None where the one server knows them by itself.
@@ -85,6 +91,15 @@ class JobOutputs:
         self._standing = standing
         self._pool = pool
         self._made = made
+        self._asked: set[str] = set()
+        self._measuring: asyncio.Task[None] | None = None
+        self._tasks = SideTasks()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._tasks.close()
 
     async def of(self, record: JobRecord, look: Look | None = None, *, result: PromptResult | None = None) -> Outputs:
         """What the job has made: of one that runs so far, where `look` says what its server told of it.
@@ -115,7 +130,33 @@ class JobOutputs:
         for record, one in zip(records, made, strict=True):
             known |= await _facts_by_itself(record, one)
         measured = await self._journal.output_facts([(record.prompt_id, record.run) for record in records])
-        return made, known | {one.id: one for one in measured}
+        known = _together(known, {one.id: one for one in measured})
+        self._measure_later(records, made, known)
+        return made, known
+
+    def _measure_later(
+        self, records: Sequence[JobRecord], made: Sequence[Outputs], known: Mapping[str, OutputFacts]
+    ) -> None:
+        """Has the servers asked for sizes that a list had not, once for each file: the next list has them."""
+        if self._measuring is not None and not self._measuring.done():
+            return
+        wanted: list[tuple[JobRecord, str, list[JobOutput]]] = []
+        for record, one in zip(records, made, strict=True):
+            server = None if one.server is None or not record.state.is_end else self._pool.named(one.server)
+            fresh = [output for output in one.outputs if output.id not in known and output.id not in self._asked]
+            if fresh and server is not None and (not isinstance(server, Backend) or server.ready):
+                wanted.append((record, server.name, fresh))
+        if not wanted:
+            return
+        if len(self._asked) > _MOST_ASKED:
+            self._asked.clear()
+        self._asked |= {output.id for _, _, fresh in wanted for output in fresh}
+
+        async def measure() -> None:
+            for record, server, fresh in wanted:
+                await self.measured(record.prompt_id, record.run, server, fresh)
+
+        self._measuring = self._tasks.start(measure(), "measure what was listed")
 
     async def _all_kept(self, prompt_ids: Sequence[str]) -> dict[str, Outputs]:
         """What these jobs, which have ended, have made."""
@@ -175,27 +216,36 @@ class JobOutputs:
 
     # Sizes and hashes
 
-    async def facts(self, record: JobRecord, made: Outputs) -> Mapping[str, OutputFacts]:
+    async def facts(
+        self, record: JobRecord, made: Outputs, known: Mapping[str, OutputFacts] = _NONE
+    ) -> Mapping[str, OutputFacts]:
         """What is known of each output, by its id. The server is asked for sizes that are not known yet.
 
         Of a file that is not there, or whose server does not answer soon, there is nothing.
+
+        Args:
+            known: what was found out of this run; where that is all, the journal is not asked.
         """
         if not made.outputs:
             return {}
-        measured = await self._journal.output_facts([(record.prompt_id, record.run)])
         by_itself = await _facts_by_itself(record, made)
-        found = by_itself | {one.id: one for one in measured}
-        # By its hash a text is found as a file is.
-        told = [one for one in by_itself.values() if one.blake3 is not None and found[one.id] is one]
+        measured = dict(known)
+        if not all(output.id in known for output in made.outputs):
+            measured |= {one.id: one for one in await self._journal.output_facts([(record.prompt_id, record.run)])}
+        # By their hashes texts, and files in the object store, are found as others are.
+        hashed = {name for name, one in measured.items() if one.blake3 is not None}
+        told = [one for one in by_itself.values() if one.blake3 is not None and one.id not in hashed]
         if told:
             self._journal.write_behind(KnowOutputs(record.prompt_id, record.run, tuple(told)), soon=False)
+        found = _together(by_itself, measured)
         unknown = [output for output in made.outputs if output.id not in found]
         if unknown and made.server is not None:
-            fresh = await self._measured(record, made.server, unknown)
+            fresh = await self.measured(record.prompt_id, record.run, made.server, unknown)
             found |= {one.id: one for one in fresh}
         return found
 
-    async def _measured(self, record: JobRecord, server: str, outputs: Sequence[JobOutput]) -> list[OutputFacts]:
+    async def measured(self, prompt_id: str, run: int, server: str, outputs: Sequence[JobOutput]) -> list[OutputFacts]:
+        """What the server says of these outputs of a run. It is written down."""
         there = self._pool.named(server)
         if there is None or (isinstance(there, Backend) and not there.ready):
             return []
@@ -204,16 +254,18 @@ class JobOutputs:
         async def measure(output: JobOutput, file: OutputFile) -> OutputFacts | None:
             try:
                 async with slots, there.soon():
-                    size = await _size_on(there, record.prompt_id, file)
+                    size = await _size_on(there, prompt_id, file)
             except (ComfyUIError, TimeoutError) as error:
-                _log.info("output.not_measured", prompt_id=record.prompt_id, reason=str(error))
+                _log.info("output.not_measured", prompt_id=prompt_id, reason=str(error))
                 return None
-            return None if size is None else OutputFacts(record.prompt_id, record.run, output.id, size, None)
+            return None if size is None else OutputFacts(prompt_id, run, output.id, size, None)
 
         asked = [measure(output, output.file) for output in outputs if output.file is not None]
-        found = [one for one in await asyncio.gather(*asked) if one is not None]
+        # A task for each delays the question by turns of the event loop, and most prompts make one file.
+        answers = [await asked[0]] if len(asked) == 1 else await asyncio.gather(*asked)
+        found = [one for one in answers if one is not None]
         if found:
-            self._journal.write_behind(KnowOutputs(record.prompt_id, record.run, tuple(found)), soon=False)
+            self._journal.write_behind(KnowOutputs(prompt_id, run, tuple(found)), soon=False)
         return found
 
     def hashed(self, found: FoundOutput, size: int, digest: str) -> None:
@@ -291,8 +343,13 @@ async def _facts_by_itself(record: JobRecord, made: Outputs) -> dict[str, Output
             size, digest = await offloaded(len(output.text), _size_and_hash, output)
             found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, size, digest)
         elif (stored := made.stored.get(output.id)) is not None:
-            found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, stored.size, None)
+            found[output.id] = OutputFacts(record.prompt_id, record.run, output.id, stored.size, stored.blake3 or None)
     return found
+
+
+def _together(by_itself: Mapping[str, OutputFacts], measured: Mapping[str, OutputFacts]) -> dict[str, OutputFacts]:
+    """What is known in all: a job's own record may have a hash, and has it of the bytes that the job has made."""
+    return {**by_itself, **measured, **{name: one for name, one in by_itself.items() if one.blake3 is not None}}
 
 
 async def _piece(content: bytes) -> AsyncGenerator[bytes, None]:

@@ -148,7 +148,10 @@ def _told_of(kept: Any) -> Told | None:
 def _delivery_to_fields(delivery: Delivery) -> dict[str, Any]:
     order = {"output": delivery.output, "convert": delivery.convert}
     given = {name: value.model_dump(exclude_defaults=True) for name, value in order.items() if value is not None}
-    return {**given, "files": [[file.facts, file.bucket, file.key, file.size, file.error] for file in delivery.files]}
+    return {
+        **given,
+        "files": [[one.facts, one.bucket, one.key, one.size, one.error, one.blake3] for one in delivery.files],
+    }
 
 
 def _delivery_of(fields: Mapping[str, Any]) -> Delivery:

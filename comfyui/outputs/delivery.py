@@ -147,7 +147,7 @@ class Deliverer:
         files = tuple(
             DeliveredFile(error=one.detail)
             if isinstance(one, ComfyUIError)
-            else DeliveredFile(one.facts, one.object.bucket, one.object.key, one.object.size)
+            else DeliveredFile(one.facts, one.object.bucket, one.object.key, one.object.size, blake3=one.blake3)
             for one in stored
         )
         timings = replace(result.timings, collecting_s=result.timings.collecting_s + loop.time() - began)

@@ -7,12 +7,13 @@ before it counts as undelivered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
 import structlog
+from blake3 import blake3
 
 from comfyui.answer_json import FileFacts
 from comfyui.exceptions import (
@@ -23,6 +24,7 @@ from comfyui.exceptions import (
     StorageRefusedError,
 )
 from comfyui.models import DeliveredFile, ImageConversion, OutputFile, PromptResult
+from comfyui.offload import offloaded
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ImageConverter
 from comfyui.outputs.stores.store import ObjectStore, Placement, StoredObject
@@ -74,10 +76,16 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file that is in the store; `facts` are what its entry says of it besides, such as its name when converted."""
+    """A file that is in the store.
+
+    Attributes:
+        facts: what its entry says of it besides, such as its name when converted.
+        blake3: of the stored bytes, in hex.
+    """
 
     object: StoredObject
-    facts: FileFacts = field(default_factory=FileFacts)
+    facts: FileFacts
+    blake3: str
 
 
 class OutputFiles:
@@ -215,9 +223,10 @@ class OutputFiles:
         async def once() -> Stored:
             async with self.open(result, file, convert) as content:
                 key = key_of(replace(file, filename=content.filename))
-                body = content.body
-                stored = await store.put(key, body, body.length, content.content_type, placement)
-                return Stored(stored, content.facts())
+                body, hasher = content.body, blake3()
+                async with aclosing(_hashed(body, hasher)) as chunks:
+                    stored = await store.put(key, chunks, body.length, content.content_type, placement)
+                return Stored(stored, content.facts(), hasher.hexdigest())
 
         try:
             return await (patience or self._patience).until_done(file, once)
@@ -227,3 +236,10 @@ class OutputFiles:
             # Whatever it is, the render is there and worth more than the upload.
             _log.exception("store.failed", prompt_id=result.prompt_id)
             return StorageError("the file could not be stored; the log has the reason")
+
+
+async def _hashed(body: OpenBody, hasher: blake3) -> AsyncGenerator[bytes, None]:
+    """The body, which `hasher` has seen when it has passed."""
+    async for chunk in body:
+        await offloaded(len(chunk), hasher.update, chunk)
+        yield chunk

@@ -17,6 +17,8 @@ from yarl import URL
 
 from comfyui.engine import Engine, EngineOptions
 from tests.support.engine_workflows import sleeping, writing
+from tests.support.jobs import fetch
+from tests.support.jobs import submit as submit_async
 from tests.support.keys import ALICE, BOB
 from tests.support.running import RunningGateway, engines, executions, invert_workflow, requests, running_gateway, until
 from tests.support.target import node
@@ -468,6 +470,22 @@ async def test_the_list_of_jobs_has_their_outputs_without_asking_a_server(
     await ask(gateway, f"{JOBS}/{running['id']}/cancel", "POST")
 
 
+async def test_a_list_has_the_sizes_of_files_that_nobody_asked_for_when_it_is_asked_for_again(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    assert (await fetch(gateway.http, await submit_async(gateway.http, writing(size=100))))[0] == 200
+
+    async def sizes() -> list[int]:
+        (job,) = (await ask(gateway, JOBS))[1]["jobs"]
+        return [one["size_bytes"] for one in job["outputs"]]
+
+    assert await sizes() == [0]
+    assert await until(sizes, lambda found: found != [0], timeout_s=30) == [100]
+    engine.stats.reset()
+    assert await sizes() == [100]
+    assert not requests(engine, "HEAD /view")
+
+
 async def test_what_is_in_the_object_store_comes_from_there(engine: Engine, s3_variables: dict[str, Any]) -> None:
     async with running_gateway(engine.url, **s3_variables, output_store="s3") as gateway, comfy(gateway.url) as client:
         job = await client.submit(
@@ -476,6 +494,9 @@ async def test_what_is_in_the_object_store_comes_from_there(engine: Engine, s3_v
         await job.result()
         file, text = job.outputs
         assert file.size_bytes == 1000
+        digest = f"blake3:{blake3(await file.to_bytes()).hexdigest()}"
+        assert (await client.assets.get(file.id)).hash == digest, "its bytes have passed on their way to the store"
+        assert await is_here(gateway, digest)
         url = (await file.get_download_url()).url
         assert url.startswith(s3_variables["s3_endpoint_url"])
         for made in engine.folders.output.iterdir():
