@@ -43,3 +43,18 @@ class NamedCall:
     def to_json(self) -> WorkflowEntry:
         """As answers have it."""
         return {"name": self.name, "version": self.version, "parameters": self.used, "ignored": list(self.ignored)}
+
+
+# Between the name of a parameter, which has no such text by chance, and the hash of its file.
+_MARK = "-sha256-"
+
+
+def file_name(parameter: str, digest: str, ending: str = "") -> str:
+    """Under which name the workflow refers to the file of a parameter. Another content has another name: where a node
+    takes a name that cannot be rewritten, callers must not get each other's files."""
+    return f"{parameter}{_MARK}{digest}{ending}"
+
+
+def parameter_of(name: str) -> str:
+    """The parameter whose file has this name; "" for a file of another kind of request."""
+    return name.rpartition(_MARK)[0]

@@ -18,6 +18,7 @@ from comfyui.inputs.content import Content
 from comfyui.inputs.decoding import is_data_uri
 from comfyui.limits import DEFAULT_LIMITS, Limits, over
 from comfyui.models import InputFile, PromptRequest
+from comfyui.named_call import parameter_of
 from comfyui.workflows.api_format import LONGEST_PATH, texts_in
 
 # With the blanks and line ends that stand before it where it was pasted.
@@ -50,6 +51,7 @@ class Item:
         mentions: further inputs that have its name in a text; whether they mean the file is not known.
         plain: to be stored under its own name, too.
         upload: what it is, where the caller has uploaded it before.
+        parameter: of a named workflow, whose value it is.
     """
 
     where: str
@@ -60,6 +62,12 @@ class Item:
     mentions: list[tuple[str, str]] = field(default_factory=list)
     plain: bool = False
     upload: Upload | None = None
+    parameter: str = ""
+
+    @property
+    def told(self) -> str:
+        """Where it came from, as the caller knows it."""
+        return self.parameter or self.where
 
     @property
     def path(self) -> str:
@@ -226,7 +234,8 @@ def _entries(
 ) -> Iterator[Item]:
     for index, image in enumerate(request.images):
         where = image_field(index)
-        yield Item(where, kept.get(where) or image.image.strip(), image.name, image.subfolder)
+        source, parameter = kept.get(where) or image.image.strip(), _parameter(request, image.name)
+        yield Item(where, source, image.name, image.subfolder, parameter=parameter)
     for path, file in files.items():
         folder, _, name = path.rpartition("/")
         try:
@@ -234,7 +243,12 @@ def _entries(
         except ValidationError as error:
             reason = "the name must be a relative path without '..'"
             raise ComfyUIInputError(reason, field=f"files[{path!r}]") from error
-        yield Item(f"files[{path!r}]", file, checked.name, checked.subfolder)
+        parameter = _parameter(request, checked.name)
+        yield Item(f"files[{path!r}]", file, checked.name, checked.subfolder, parameter=parameter)
+
+
+def _parameter(request: PromptRequest, name: str) -> str:
+    return "" if request.call is None else parameter_of(name)
 
 
 def _mark_plain(prompt: Mapping[str, Any], named: Mapping[str, Item]) -> None:

@@ -175,7 +175,7 @@ class InputStager:
                     by_content = await self._place_by_content(server, content)
                 return Placed(by_content, plain)
         except ComfyUIInputError as error:
-            raise error.in_field(item.where) from error
+            raise error.in_field(item.told) from error
 
     @asynccontextmanager
     async def content(self, item: Item) -> AsyncIterator[Content]:

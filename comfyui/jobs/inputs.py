@@ -146,7 +146,7 @@ class JobInputs:
             async with self._stager.content(item) as content:
                 return await self._put(content, holding)
         except ComfyUIInputError as error:
-            raise error.in_field(item.where) from error
+            raise error.in_field(item.told) from error
 
     async def _put(self, content: Content, holding: Holding, *, moved: bool = False) -> str:
         await self._uploads.make_room(content)
@@ -208,9 +208,9 @@ class JobInputs:
             async with self._downloads, self._stager.content(item) as content:
                 return await self._put(content, holding)
         except ComfyUIInputUnavailableError as error:
-            raise ComfyUIJobInputError(error.reason, field=item.where) from error
+            raise ComfyUIJobInputError(error.reason, field=item.told) from error
         except ComfyUIInputError as error:
-            raise error.in_field(item.where) from error
+            raise error.in_field(item.told) from error
 
 
 async def _contents_of(files: SpooledFiles | None) -> dict[str, Content]:

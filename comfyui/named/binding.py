@@ -7,6 +7,8 @@ ComfyUI can take no value for a link.
 from __future__ import annotations
 
 import hashlib
+import mimetypes
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
@@ -16,16 +18,19 @@ from urllib.parse import urlsplit
 from comfyui import jsonio
 from comfyui.exceptions import BadParameter, ParametersError
 from comfyui.models import InputFile
-from comfyui.named.parameters import MISSING, RANDOM, Missing, NamedWorkflow, Parameter
+from comfyui.named.parameters import MISSING, RANDOM, Medium, Missing, NamedWorkflow, Parameter
 from comfyui.named.replacing import as_cast, with_fallbacks
 from comfyui.named.values import boxed, fitted, missing, problem_of, unknown
-from comfyui.named_call import NamedCall
+from comfyui.named_call import NamedCall, file_name
 
 _NO_FILES: Mapping[str, str] = {}
 # The largest integer up to which every program that reads JSON agrees on the value.
 _MOST_CHOSEN = 2**53 - 1
 # Of the text of a file that is hashed at once: see `comfyui.offload`.
 _PIECE = 1 << 20
+_ENDING = re.compile(r"(?<=[^/.])\.[A-Za-z0-9]{1,8}$")
+_DATA_URI = re.compile(r"\s{0,1000}data:([a-z0-9.+-]{1,100}/[a-z0-9.+-]{1,100})", re.IGNORECASE)
+_ENDINGS: Mapping[Medium | None, str] = {"image": ".png", "video": ".mp4", "audio": ".wav", "3d": ".glb"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ def bind(
     if problems:
         raise ParametersError(problems)
     images, bound, used = [], {}, {}
+    hashes = {name: _sha256(given[name]) for name in chosen if name in given and workflow.by_name[name].kind == "file"}
     for parameter in workflow.parameters:
         name = parameter.name
         value = chosen.get(name, MISSING)
@@ -68,18 +74,20 @@ def bind(
         if name in files:
             used[name] = f"file:{files[name]}"
         elif parameter.kind == "file" and (name in chosen or _is_content(value)):
-            used[name] = shown_file(value)
-            value, image = _image(parameter, value)
+            digest = hashes.get(name) or _sha256(value)
+            used[name] = _shown(value, digest)
+            image = InputFile(name=file_name(name, digest, _ending(parameter, value)), image=value)
             images.append(image)
+            value = image.name
         bound[name] = value
     call = NamedCall(
         name=workflow.name,
         version=workflow.version,
-        parameters=_as_given(workflow, given, files),
+        parameters=_as_given(given, files, hashes),
         used=used,
         ignored=tuple(name for name, value in values.items() if value is None),
         outputs={output.node_id: output.name for output in workflow.outputs},
-        digest=_digest(workflow, given, files),
+        digest=_digest(workflow.name, given, files, hashes),
     )
     return Bound(_filled(workflow, bound), tuple(images), call)
 
@@ -89,15 +97,30 @@ def _is_content(default: str) -> bool:
     return default[:8].lower().startswith(("http://", "https://", "data:"))
 
 
-def shown_file(value: str) -> str:
-    """A file's value as records have it: its address without what may be secret in it, or a hash of its content."""
-    if value.lstrip()[:8].lower().startswith(("http://", "https://")):
-        try:
-            parts = urlsplit(value.strip())
-            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        except ValueError:
-            return "a URL that cannot be read"
-    return f"sha256:{_sha256(value)}"
+def _is_url(text: str) -> bool:
+    return text.lstrip()[:8].lower().startswith(("http://", "https://"))
+
+
+def _shown(value: str, digest: str) -> str:
+    """A file's value as records have it: its address without what may be secret in it, or the hash of its text."""
+    if not _is_url(value):
+        return f"sha256:{digest}"
+    try:
+        parts = urlsplit(value.strip())
+    except ValueError:
+        return "a URL that cannot be read"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _ending(parameter: Parameter, value: str) -> str:
+    """What the name of a file ends in, for nodes that look at it; the bytes decide where they tell more."""
+    if _is_url(value):
+        match = _ENDING.search(value.strip().partition("?")[0].partition("#")[0])
+        found = match[0].lower() if match else ""
+    else:
+        match = _DATA_URI.match(value)
+        found = mimetypes.guess_extension(match[1].lower()) or "" if match else ""
+    return found or _ENDINGS.get(parameter.medium or "file", "")
 
 
 def _fitted(
@@ -145,12 +168,6 @@ def _seed(parameter: Parameter, rng: Random) -> int:
     return rng.randint(lowest, highest)
 
 
-def _image(parameter: Parameter, value: str) -> tuple[str, InputFile]:
-    """What the input names, and the file of that name."""
-    name = f"param-{parameter.name}"
-    return name, InputFile(name=name, image=value)
-
-
 def _filled(workflow: NamedWorkflow, bound: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the workflow with the values; only nodes that get one are copied."""
     prompt = dict(with_fallbacks(workflow.prompt, workflow.fallbacks, bound))
@@ -168,20 +185,15 @@ def _filled(workflow: NamedWorkflow, bound: Mapping[str, Any]) -> dict[str, Any]
     return prompt
 
 
-def _as_given(workflow: NamedWorkflow, given: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-    shown = {
-        name: shown_file(value) if workflow.by_name[name].kind == "file" else value for name, value in given.items()
-    }
+def _as_given(given: Mapping[str, Any], files: Mapping[str, str], hashes: Mapping[str, str]) -> dict[str, Any]:
+    shown = {name: _shown(value, hashes[name]) if name in hashes else value for name, value in given.items()}
     return {**shown, **{name: f"file:{file}" for name, file in files.items()}}
 
 
-def _digest(workflow: NamedWorkflow, given: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """Of the name and of what was given; long texts by their own hash. A form's files have theirs elsewhere."""
-    values = {
-        name: f"sha256:{_sha256(value)}" if isinstance(value, str) and len(value) > _PIECE else value
-        for name, value in given.items()
-    }
-    return hashlib.sha256(jsonio.canonical([workflow.name, values, sorted(files)])).hexdigest()
+def _digest(name: str, given: Mapping[str, Any], files: Mapping[str, str], hashes: Mapping[str, str]) -> str:
+    """Of the name and of what was given. The content of a form's file has a hash of its own elsewhere."""
+    values = {**given, **{one: f"sha256:{digest}" for one, digest in hashes.items()}}
+    return hashlib.sha256(jsonio.canonical([name, values, sorted(files)])).hexdigest()
 
 
 def _sha256(text: str) -> str:

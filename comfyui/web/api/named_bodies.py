@@ -11,6 +11,7 @@ from fastapi import Request
 from comfyui.exceptions import RequestError
 from comfyui.limits import Limits
 from comfyui.named.parameters import NamedWorkflow, Parameter
+from comfyui.named_call import file_name
 from comfyui.offload import offloaded
 from comfyui.web.api.bodies import Submission, json_object, json_value, pieces_of, plain_text
 from comfyui.web.api.multipart import FormFiles, FormLimits, read_form
@@ -116,5 +117,5 @@ def _names_of(files: FormFiles) -> dict[str, str]:
     for field, digest, ending in zip(files.fields, files.sha256s, files.endings, strict=True):
         if field in names:
             raise RequestError(f"{field}: two files are given, and one is wanted")
-        names[field] = f"{field}-sha256-{digest}{ending}"
+        names[field] = file_name(field, digest, ending)
     return names

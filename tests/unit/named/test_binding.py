@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import jsonschema_rs
@@ -152,11 +153,29 @@ def test_the_default_of_a_sidecar_is_set_where_none_is_given() -> None:
     assert (found.prompt["2"]["inputs"]["text"], found.call.used) == ("a house", {"prompt": "a house"})
 
 
-def test_a_file_is_placed_under_its_parameters_name() -> None:
-    found = bound(PORTRAIT, image="iVBORw0KGgo=")
-    assert [(one.name, one.image) for one in found.images] == [("param-image", "iVBORw0KGgo=")]
-    assert found.prompt["4"]["inputs"]["image"] == "param-image"
-    assert found.call.used["image"].startswith("sha256:")
+def test_a_file_is_placed_under_a_name_of_its_parameter_and_its_content() -> None:
+    """Where a node takes a name that cannot be rewritten, callers would get each other's files else."""
+    found, other = bound(PORTRAIT, image="iVBORw0KGgo="), bound(PORTRAIT, image="iVBORw0KGgp=")
+    digest = hashlib.sha256(b"iVBORw0KGgo=").hexdigest()
+    assert [(one.name, one.image) for one in found.images] == [(f"image-sha256-{digest}.png", "iVBORw0KGgo=")]
+    assert found.prompt["4"]["inputs"]["image"] == found.images[0].name != other.images[0].name
+    assert found.call.used == {**found.call.parameters, "seed": found.call.used["seed"]}
+    assert found.call.parameters == {"image": f"sha256:{digest}"}
+
+
+@pytest.mark.parametrize(
+    ("image", "ending"),
+    [
+        ("https://example.org/a.JPG?x=.gif", ".jpg"),
+        ("https://example.org/..", ".png"),
+        ("https://example.org/a.b/", ".png"),
+        ("data:image/webp;base64,AAAA", ".webp"),
+        ("data:;base64,AAAA", ".png"),
+        ("AAAA", ".png"),
+    ],
+)
+def test_the_name_of_a_file_ends_as_its_source_says(image: str, ending: str) -> None:
+    assert bound(PORTRAIT, image=image).images[0].name.partition(".")[1:] == (".", ending[1:])
 
 
 def test_of_a_url_records_have_no_query() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from comfyui.exceptions import ParametersError
-from comfyui.models import InputFile
 from comfyui.named.parameters import MISSING, NamedOutput
 from tests.support.named import OBJECT_INFO, bound, loaded, node, unusable, workflow
 
@@ -73,9 +72,9 @@ def test_a_call_sets_what_they_fed_and_leaves_out_the_picture_that_is_not_given(
 
 def test_a_call_with_the_picture_loads_the_placed_file() -> None:
     call = bound(loaded(served(), object_info=INFO), photo="https://example.org/cat.png")
-    assert call.prompt["25"]["inputs"] == {"image": "param-photo"}
+    assert call.prompt["25"]["inputs"] == {"image": call.images[0].name}
     assert call.prompt["27"]["inputs"]["images"] == ["25", 0]
-    assert call.images == (InputFile(name="param-photo", image="https://example.org/cat.png"),)
+    assert [one.image for one in call.images] == ["https://example.org/cat.png"]
 
 
 def test_a_workflows_own_url_is_brought_by_the_gateway() -> None:
@@ -86,8 +85,8 @@ def test_a_workflows_own_url_is_brought_by_the_gateway() -> None:
     named = loaded(prompt, object_info=INFO)
     assert not named.by_name["photo"].required
     call = bound(named)
-    assert call.images == (InputFile(name="param-photo", image="https://example.org/a.png"),)
-    assert call.prompt["25"]["inputs"] == {"image": "param-photo"}
+    assert [one.image for one in call.images] == ["https://example.org/a.png"]
+    assert call.prompt["25"]["inputs"] == {"image": call.images[0].name}
     assert "example.org" not in str(call.prompt)
 
 
