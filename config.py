@@ -59,6 +59,7 @@ from comfyui.web.front.keys_file import KeysFile, signing_secret
 from comfyui.web.front.middleware import BodyLimits
 from comfyui.web.front.paths import DEFAULT_DENY, PathRules, ProxyMode
 from comfyui.web.front.tickets import LINK_S
+from comfyui.web.mcp.options import McpOptions
 from comfyui.web.server.listening import parse_listen
 from comfyui.web.server.request_head import HeadLimits
 from comfyui.web.server.serving import ServingOptions
@@ -334,6 +335,14 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         " or, where prompts wait in the gateway, what waits lies in files.",
     )
 
+    mcp: bool = Field(default=False, description="Serve the Model Context Protocol at /mcp; it needs the extra mcp.")
+    mcp_wait: float = Field(
+        default=45,
+        gt=0,
+        le=3600,
+        description="Seconds that a tool waits for its job; then it answers with the job's id, and the job goes on.",
+    )
+
     @field_validator("warmup_workflow", "state_dir", "workflows_dir", "keys_file", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
@@ -541,11 +550,19 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
                 webhooks=WebhookRules(self._missing_for_webhooks(), self.webhook_url_allow),
                 models=self._models(),
             ),
+            mcp=self._mcp_options(),
         )
 
     def _models(self) -> ModelNames:
         defaults: dict[ModelKind, str | None] = {"generations": self.openai_generations, "edits": self.openai_edits}
         return ModelNames(parse_models(self.openai_models), {kind: name for kind, name in defaults.items() if name})
+
+    def _mcp_options(self) -> McpOptions | None:
+        if not self.mcp:
+            return None
+        if find_spec("mcp") is None:
+            raise SettingsError("MCP: the Model Context Protocol needs the extra: pip install 'comfyui-gateway[mcp]'")
+        return McpOptions(wait_s=self.mcp_wait)
 
     def _keys(self) -> tuple[KeyRing, KeysFile | None]:
         """Raises `SettingsError` for a KEYS_FILE that cannot be used."""

@@ -65,6 +65,8 @@ def configure_logging(level: str = "INFO", output: str = "console") -> None:
                 "uvicorn.access": {"level": "CRITICAL"},
                 "uvicorn.error": {"level": level},
                 "asyncio": {"level": "WARNING"},
+                # Two lines for each request, and texts of callers in its warnings.
+                "mcp": {"level": "ERROR"},
             },
         }
     )

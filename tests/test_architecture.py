@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("warmup", "fallback", "web.server", "workers"),
     ("web.front", "workers.runpod", "workers.littlehorse", "workers.postgres"),
     ("web.api", "web.comfyui", "workers.runpod_worker", "workers.littlehorse_worker", "workers.postgres_worker"),
-    ("web.comfyui.hub", "web.v2", "web.openai"),
+    ("web.comfyui.hub", "web.v2", "web.openai", "web.mcp"),
     ("web.app",),
 )
 _NAMED = {name for names in FLOORS for name in names}
@@ -75,6 +75,9 @@ ONLY_IN = {
     "aiobotocore": ("comfyui/outputs/stores/s3.py",),
     "botocore": ("comfyui/outputs/stores/s3.py",),
     "supervisor": (),
+    "mcp": ("comfyui/web/mcp/",),
+    "mcp_types": ("comfyui/web/mcp/",),
+    "sse_starlette": ("comfyui/web/mcp/",),
     # One writer, which keeps comments; who reads takes the standard library's.
     "tomlkit": ("comfyui/web/front/keys_command.py",),
     "tomllib": ("comfyui/web/front/keys_file.py", "comfyui/named/sidecar.py"),

@@ -29,11 +29,12 @@ from comfyui.jobs.inputs import JobInputs, Taken
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import Delivery, JobRecord, NewJob, State
 from comfyui.jobs.journal.writes import Add, Again
+from comfyui.jobs.keeping import Keeping
 from comfyui.jobs.new_job import new_job
 from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
-from comfyui.jobs.stored import error_from_fields, result_from_bytes, secrets_of
+from comfyui.jobs.stored import error_from_fields, result_from_bytes
 from comfyui.models import PromptRequest, PromptResult
 from comfyui.offload import offloaded
 from comfyui.owners import key_of
@@ -74,6 +75,7 @@ class Admission:
 
     Attributes:
         entries, runs, queue: what it is made with; they belong to whoever made them.
+        keeping: has a sync job go on without its caller.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Admission:
         self.entries = entries
         self.runs = runs
         self.queue = queue
+        self.keeping = Keeping(entries, runs, queue, inputs, clock)
         self._inputs = inputs
         self._clock = clock
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -247,7 +250,7 @@ class Admission:
                 if job is None and record is not None and _was_left(record):
                     job = await self._unfinished(record, taken.request, self._inputs.files_of(new))
                 if job is not None:
-                    await self._keep(job, origin, taken.request, new)
+                    await self.keeping.make_async(job, origin, taken.request, new)
                     return await self.look(prompt_id)
                 write = Add(new) if record is None else self._again(record, new)
                 async with self.room_for(origin):
@@ -260,14 +263,6 @@ class Admission:
                 # Another request with the same id came first.
                 callers_id = True
         return await self.look(prompt_id)
-
-    async def _keep(self, job: Job, origin: Origin, request: PromptRequest, new: NewJob) -> None:
-        """Make a sync job that is in flight the async job `new`, whoever waits for it. Raises `JournalError`."""
-        entry = self.new_entry(job.prompt_id, origin, callers_id=True)
-        job.adopt(request, self._inputs.files_of(new), new.fingerprint, entry)
-        # Before it is written: else the queue might hand on a job that has a task.
-        self.queue.kept(job, secrets_of(request))
-        await self.runs.keep(job, new)
 
     async def look(self, prompt_id: str, origin: Origin = OURS) -> Look:
         """How the job is.

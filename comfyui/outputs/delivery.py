@@ -157,6 +157,10 @@ class Deliverer:
         """A new link to a file in the store. Raises `StorageError` where there is none."""
         return await self._files.link(file, Placement())
 
+    async def preview(self, result: PromptResult, file: OutputFile, max_bytes: int) -> bytes:
+        """As `OutputFiles.preview`."""
+        return await self._files.preview(result, file, max_bytes)
+
     def json(
         self, result: PromptResult, entries: list[FileEntry], order: Order, *, with_outputs: bool = True
     ) -> AsyncGenerator[bytes, None]:

@@ -20,6 +20,7 @@ from comfyui.exceptions import (
     ComfyUIConnectionError,
     ComfyUIError,
     ComfyUIServerError,
+    ComfyUIUndeliverableError,
     StorageError,
     StorageRefusedError,
 )
@@ -27,6 +28,7 @@ from comfyui.models import DeliveredFile, ImageConversion, OutputFile, PromptRes
 from comfyui.offload import offloaded
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.images import ImageConverter
+from comfyui.outputs.pictures import NotConvertedError
 from comfyui.outputs.stores.store import ObjectStore, Placement, StoredObject
 from comfyui.retrying import Backoff
 from comfyui.tasks import SideTasks
@@ -144,6 +146,20 @@ class OutputFiles:
                 return
             async with self._converter.converted(content, convert) as converted:
                 yield converted
+
+    async def preview(self, result: PromptResult, file: OutputFile, max_bytes: int) -> bytes:
+        """A small WebP of a picture that has at most `max_bytes`.
+
+        Raises:
+            ComfyUIError: it cannot be read, or there is no small picture of it.
+        """
+        if self._converter is None:
+            raise ComfyUIUndeliverableError("no pictures are converted here")
+        async with self._open_view(result, file) as body:
+            try:
+                return await self._converter.preview(OutputContent(file.filename, file.content_type, body), max_bytes)
+            except NotConvertedError as error:
+                raise ComfyUIUndeliverableError(str(error)) from None
 
     async def read(self, result: PromptResult, file: OutputFile, max_bytes: int) -> bytes | None:
         """The whole file, tried again with patience; None where it is larger, which is not read to its end.

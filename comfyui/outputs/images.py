@@ -18,7 +18,7 @@ from comfyui.file_names import content_type_of
 from comfyui.models import ImageConversion
 from comfyui.outputs import pictures
 from comfyui.outputs.history import OutputContent
-from comfyui.outputs.pictures import NotConvertedError
+from comfyui.outputs.pictures import Look, NotConvertedError
 from comfyui.transport.body import IteratedBody, OpenBody
 
 _CHUNK = 1 << 18
@@ -75,15 +75,33 @@ class ImageConverter:
             name, content_type_of(name), IteratedBody(_pieces(converted), len(converted)), {"converted": True}
         )
 
+    async def preview(self, content: OutputContent, max_bytes: int) -> bytes:
+        """A small WebP of a picture, see `pictures.preview`. Raises `NotConvertedError` where there is none."""
+        limit = self._limits.max_pixels
+        async with self._slots:
+            data, _ = await self._read(content)
+            if data is None:
+                raise NotConvertedError(f"larger than {self._limits.max_bytes / 1e6:g} MB")
+            found = await asyncio.to_thread(pictures.look_at_preview, data, limit)
+            self._check(found)
+            async with self._memory.taken(found.memory):
+                if found.pixels <= _IN_THREAD_PIXELS:
+                    return await asyncio.to_thread(pictures.preview, data, max_bytes, limit)
+                return await _in_process(data, (pictures.PREVIEW, str(max_bytes), "", str(limit)))
+
     async def _convert(self, data: bytes, conversion: ImageConversion) -> bytes:
         found = await asyncio.to_thread(pictures.look, data, conversion, self._limits.max_pixels)
-        if found.memory > self._limits.max_memory:
-            limit = f"{self._limits.max_memory / 1e6:g} MB (CONVERT_MEMORY_MB)"
-            raise NotConvertedError(f"the conversion takes about {found.memory / 1e6:.0f} MB, more than {limit}")
+        self._check(found)
         async with self._memory.taken(found.memory):
             if found.pixels <= _IN_THREAD_PIXELS:
                 return await asyncio.to_thread(pictures.convert, data, conversion, self._limits.max_pixels)
-            return await _in_process(data, conversion, self._limits.max_pixels)
+            wanted = (conversion.format, str(conversion.quality or ""), conversion.metadata)
+            return await _in_process(data, (*wanted, str(self._limits.max_pixels)))
+
+    def _check(self, found: Look) -> None:
+        if found.memory > self._limits.max_memory:
+            limit = f"{self._limits.max_memory / 1e6:g} MB (CONVERT_MEMORY_MB)"
+            raise NotConvertedError(f"the conversion takes about {found.memory / 1e6:.0f} MB, more than {limit}")
 
     async def _read(self, content: OutputContent) -> tuple[bytes | None, bytes]:
         """The whole file; or None, and what was read of one that is too large."""
@@ -134,11 +152,11 @@ class _Budget:
                 turn.set_result(None)
 
 
-async def _in_process(data: bytes, conversion: ImageConversion, max_pixels: int) -> bytes:
-    """As `pictures.convert`. A cancelled one takes its process with it."""
+async def _in_process(data: bytes, arguments: tuple[str, str, str, str]) -> bytes:
+    """What `pictures.main` makes of it. A cancelled one takes its process with it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", _PROGRAM),
-        *(conversion.format, str(conversion.quality or ""), conversion.metadata, str(max_pixels)),
+        *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

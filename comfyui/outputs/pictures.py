@@ -35,6 +35,12 @@ _LONGEST_EXIF = 65_533 - 8  # of a JPEG's segment
 _BYTES_PER_PIXEL = {"jpeg": (10, 22), "webp": (28, 32), "png": (10, 14), "avif": (32, 40)}
 # Of a process that has Pillow loaded.
 _BYTES_AT_LEAST = 40_000_000
+PREVIEW = "preview"
+"""In place of a format, for the process: the quality is the most bytes then."""
+PREVIEWS = ((512, 70), (512, 55), (512, 40), (384, 40), (256, 40))
+"""The longest side in pixels, and the quality of WebP."""
+# Most colour profiles are smaller, and one that is larger would be the most of a preview.
+_LONGEST_PREVIEW_PROFILE = 4096
 _PLAIN_MODES = frozenset({"RGB", "L", "1", "P", "YCbCr"})
 
 
@@ -76,16 +82,42 @@ def convert(data: bytes, wanted: Wanted, max_pixels: int) -> bytes:
         return _encoded(image, wanted)
 
 
+def look_at_preview(data: bytes, max_pixels: int) -> Look:
+    """As `look`, for `preview`."""
+    with _opened(data, None, max_pixels) as image:
+        pixels = image.width * image.height
+        return Look(pixels, _BYTES_AT_LEAST + pixels * max(_BYTES_PER_PIXEL["webp"]) + 2 * len(data))
+
+
+def preview(data: bytes, max_bytes: int, max_pixels: int) -> bytes:
+    """A small WebP of a picture that has at most `max_bytes`, the first of `PREVIEWS` that does; of an animation the
+    first frame. Blocks for as long as it takes. Raises `NotConvertedError`.
+    """
+    with _opened(data, None, max_pixels) as image:
+        largest = PREVIEWS[0][0]
+        image.draft(None, (largest, largest))  # a JPEG is read at the size that is wanted, or nearly
+        picture = _in_mode_of(ImageOps.exif_transpose(image), "webp")
+        profile = image.info.get("icc_profile") or b""
+        profile = profile if len(profile) <= _LONGEST_PREVIEW_PROFILE else b""
+        for side, quality in PREVIEWS:
+            picture.thumbnail((side, side))
+            buffer = io.BytesIO()
+            picture.save(buffer, "WEBP", quality=quality, icc_profile=profile)
+            if buffer.tell() <= max_bytes:
+                return buffer.getvalue()
+    raise NotConvertedError(f"even {side} pixels of it take more than {max_bytes / 1000:g} KB")
+
+
 @contextmanager
-def _opened(data: bytes, wanted: Wanted, max_pixels: int) -> Iterator[Image.Image]:
-    """The image, whatever Pillow raises about it as our error."""
+def _opened(data: bytes, wanted: Wanted | None, max_pixels: int) -> Iterator[Image.Image]:
+    """The image, whatever Pillow raises about it as our error. `wanted`: None for a preview, which any picture has."""
     try:
         with Image.open(io.BytesIO(data), formats=READABLE) as image:
-            if getattr(image, "is_animated", False):
+            if wanted is not None and getattr(image, "is_animated", False):
                 raise NotConvertedError("animated")
             if image.width * image.height > max_pixels:
                 raise NotConvertedError(_too_many(max_pixels))
-            if _is_so_already(image, wanted):
+            if wanted is not None and _is_so_already(image, wanted):
                 raise NotConvertedError(f"{wanted.format} already")
             yield image
     except NotConvertedError:
@@ -199,12 +231,17 @@ class _Arguments:
 
 
 def main(arguments: list[str]) -> int:
-    """The process of one conversion."""
+    """The process of one conversion, or of one preview."""
     name, quality, metadata, max_pixels = arguments
     os.nice(5)  # whoever waits for small things goes before
-    wanted = _Arguments(name, int(quality) if quality else None, metadata)
+    data = sys.stdin.buffer.read()
     try:
-        result, status = convert(sys.stdin.buffer.read(), wanted, int(max_pixels)), 0
+        if name == PREVIEW:
+            result = preview(data, int(quality), int(max_pixels))
+        else:
+            wanted = _Arguments(name, int(quality) if quality else None, metadata)
+            result = convert(data, wanted, int(max_pixels))
+        status = 0
     except NotConvertedError as error:
         result, status = str(error).encode(), NOT_CONVERTED
     sys.stdout.buffer.write(result)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import APIRouter, FastAPI
@@ -47,10 +47,13 @@ from comfyui.web.front.middleware import BodyLimit, BodyLimits, RequestContext, 
 from comfyui.web.front.openapi import completed
 from comfyui.web.front.origins import Origins
 from comfyui.web.front.paths import OwnPaths
-from comfyui.web.front.rates import SubmissionRates
 from comfyui.web.front.tickets import Tickets
+from comfyui.web.mcp.options import McpOptions
 from comfyui.web.openai import routes as openai
 from comfyui.web.v2 import routes as v2
+
+if TYPE_CHECKING:
+    from comfyui.web.mcp.endpoint import McpEndpoint
 
 # So long the start may take before the port is opened, where the journal does not say that it waits.
 _START_PATIENCE_S = 10.0
@@ -84,6 +87,7 @@ class AppOptions:
         hosts: names by which it may be called where there are no keys.
         client_idle_s: how long a client may keep a body or an answer from moving.
         min_body_rate: the slowest body in bytes a second, see `SlowClients`.
+        mcp: of `/mcp`; None where it is not served.
         guesses: how slowly wrong keys are answered.
     """
 
@@ -99,6 +103,7 @@ class AppOptions:
     relay: RelayOptions
     hub: HubOptions
     web: WebOptions
+    mcp: McpOptions | None = None
     guesses: GuessLimits = field(default_factory=GuessLimits)
 
 
@@ -161,6 +166,9 @@ class Gateway(FastAPI):
         self.failure: Exception | None = None
         for router in (*_ROUTERS, *_SHARED_ROUTERS):
             self.include_router(router)
+        self._mcp = _mcp_endpoint(options)
+        if self._mcp is not None:
+            self.router.routes.append(self._mcp.route)
         install_error_handlers(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -222,6 +230,7 @@ class Gateway(FastAPI):
                 Upstreams(found.handler.pool) as upstreams,
                 Hub(found.handler, self._metrics, self.app_options.hub) as hub,
                 _following(self.app_options),
+                nullcontext() if self._mcp is None else self._mcp.running(),
                 SentBytes(found.handler.journal).writing() as sent,
             ):
                 self._serve_requests(found, upstreams, hub, sent)
@@ -280,7 +289,7 @@ class Gateway(FastAPI):
                 metrics,
                 tickets=running.tickets,
                 guesses=Guesses(options.guesses),
-                rates=SubmissionRates(),
+                rates=running.rates,
             ),
             # From here on it is for the gateway: all else, and every websocket, goes to ComfyUI.
             Middleware(
@@ -304,6 +313,15 @@ class Gateway(FastAPI):
         """What the gateway answers itself: every route that the application has."""
         shared = {path for router in _SHARED_ROUTERS for path, _ in _paths_of(router)}
         return OwnPaths(_paths_of(self.router), shared)
+
+
+def _mcp_endpoint(options: AppOptions) -> McpEndpoint | None:
+    if options.mcp is None:
+        return None
+    # It takes a second and 24 MB: gateways without it need not load it.
+    from comfyui.web.mcp.endpoint import McpEndpoint
+
+    return McpEndpoint(options.mcp, options.web.limits, ops.VERSION)
 
 
 def _following(options: AppOptions) -> AbstractAsyncContextManager[None]:

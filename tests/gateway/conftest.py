@@ -38,7 +38,7 @@ from tests.support.calls import Calls
 from tests.support.credentials import CERTIFICATE, TOKEN
 from tests.support.described import Document
 from tests.support.faces import Face
-from tests.support.keys import ALICE, BOB, KEY, KEYS, OTHER_KEY, ROOT, WATCHER, bearer, table, write_keys
+from tests.support.keys import ALICE, BOB, CAROL, DAVE, KEY, KEYS, OTHER_KEY, ROOT, WATCHER, bearer, table, write_keys
 from tests.support.large_output import SIZE
 from tests.support.limits import SMALL_ANSWER_BYTES, SMALL_LIMITS
 from tests.support.log_lines import Lines
@@ -611,3 +611,19 @@ async def openai_sdk(models: RunningGateway) -> AsyncIterator[AsyncOpenAI]:
 
     async with openai_client(models.url) as found:
         yield found
+
+
+@pytest.fixture
+async def mcp_gateway(engine: Engine) -> AsyncIterator[RunningGateway]:
+    """Serves `/mcp`."""
+    async with running_gateway(engine.url, mcp=True) as running:
+        yield running
+
+
+@pytest.fixture
+async def mcp_keyed(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """Serves `/mcp`; beside the usual keys carol may run a named workflow only, and dave may submit twice a minute."""
+    limited = [table("carol", CAROL, workflows=["portrait"]), table("dave", DAVE, per_minute=2)]
+    path = write_keys(tmp_path / "keys.toml", "\n".join([KEYS, *limited]))
+    async with running_gateway(engine.url, mcp=True, keys_file=path) as running:
+        yield running

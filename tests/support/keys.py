@@ -11,6 +11,8 @@ KEY, OTHER_KEY = "correct-horse-battery", "second-key"
 
 ALICE, BOB, WATCHER, ROOT = "alice-key", "bob-key", "watcher-key", "root-key"
 """The keys of `KEYS`: two users, one who reads, an admin."""
+CAROL, DAVE = "carol-key", "dave-key"
+"""Of tests that make keys with limits."""
 
 
 def bearer(key: str) -> dict[str, str]:

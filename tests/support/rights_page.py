@@ -89,6 +89,7 @@ _TARGETS: Mapping[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/convert"): ("/convert", _DRAWN),
     ("GET", "/workflows/*"): ("/workflows/flat", None),
     ("POST", "/workflows/*"): ("/workflows/flat", {"width": 9}),
+    ("POST", "/mcp"): ("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}),
     ("POST", "/tickets"): ("/tickets", {"url": "/view?{file}"}),
     ("POST", "/api/v2/jobs"): ("/api/v2/jobs", {"workflow": invert_workflow()}),
     ("GET", "/api/v2/jobs/*"): ("/api/v2/jobs/{job}", None),
@@ -224,7 +225,7 @@ async def asked() -> list[Line]:
         async with (
             Engine(EngineOptions(comfyui_version=NEW_VERSION)) as engine,
             running_gateway(
-                f"gpu-1={engine.url}", keys_file=keys, workflows_dir=named_folder(Path(folder) / "workflows")
+                f"gpu-1={engine.url}", keys_file=keys, workflows_dir=named_folder(Path(folder) / "workflows"), mcp=True
             ) as gateway,
             aiohttp.ClientSession(gateway.url) as http,
         ):

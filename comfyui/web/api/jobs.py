@@ -23,7 +23,7 @@ from comfyui.web.api.parameters import IN_QUERY_LABELS, Parameters, read
 from comfyui.web.api.preferences import Preferences
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.forwarded import prefix_of
-from comfyui.web.front.gateway_state import gateway_of
+from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.openapi import PROMPT_STATUS, Answer, json_of
 from comfyui.web.front.request_state import state_of
 from comfyui.workflows.progress import NodeProgress, NodeStarted, ProgressTracker
@@ -209,16 +209,20 @@ def seen_by(request: Request, narrowed: JobFilter) -> JobFilter:
 
 async def list_of_jobs(request: Request) -> Response:
     """The answer to a list's request."""
-    asked = read(ListCall, request)
+    return json_response(200, await page_of_jobs(request, read(ListCall, request)), {"Cache-Control": "no-store"})
+
+
+async def page_of_jobs(request: Request, asked: ListCall) -> JobList:
+    """The jobs that are asked for, of those that the caller may see. Raises `RequestError`, `JournalError`."""
     journal = gateway_of(request).handler.journal
     page = await journal.page(seen_by(request, asked.narrowed()), asked.limit, asked.cursor)
     deliveries: defaultdict[str, list[Delivery]] = defaultdict(list)
     for delivery in await journal.deliveries(*(record.prompt_id for record in page.records)):
         deliveries[delivery.prompt_id].append(delivery)
-    listed = JobList(jobs=[_listed(record, deliveries[record.prompt_id]) for record in page.records])
+    listed = JobList(jobs=[listed_job(record, deliveries[record.prompt_id]) for record in page.records])
     if page.next_cursor is not None:
         listed["next_cursor"] = page.next_cursor
-    return json_response(200, listed, {"Cache-Control": "no-store"})
+    return listed
 
 
 async def sent_again(request: Request, prompt_id: str) -> Response:
@@ -236,6 +240,19 @@ async def sent_again(request: Request, prompt_id: str) -> Response:
 
 def pending(request: Request, look: Look, preferred: Preferences) -> Response:
     """202 for a job that has not ended."""
+    headers = {
+        PROMPT_STATUS: look.state.value,
+        "Location": link_to(f"/prompt_sync/{look.prompt_id}", request),
+        "Retry-After": str(_RETRY_AFTER_S if look.state is State.RUNNING else _RETRY_AFTER_WAITING_S),
+        "Cache-Control": "no-store",
+    }
+    if preferred.respond_async:
+        headers["Preference-Applied"] = preferred.applied
+    return json_response(202, pending_job(gateway_of(request), look, in_detail=request.method == "GET"), headers)
+
+
+def pending_job(gateway: GatewayState, look: Look, *, in_detail: bool) -> PendingJob:
+    """What a caller is told of a job that has not ended. `in_detail`: also how far it is, and its webhooks."""
     record = look.record
     body = PendingJob(
         prompt_id=look.prompt_id,
@@ -245,27 +262,19 @@ def pending(request: Request, look: Look, preferred: Preferences) -> Response:
     )
     if record is not None and record.call is not None:
         body["workflow"] = record.call.to_json()
-    queue = gateway_of(request).handler.queue
+    queue = gateway.handler.queue
     if queue.is_held(look.prompt_id):
         body["paused"] = True
     if servers := queue.waits_for(look.prompt_id):
         body["waits_for"] = servers
-    if request.method == "GET":
+    if in_detail:
         body["started_at"] = _time(record.started_at) if record else None
         body["progress"] = _progress(look)
         if look.deliveries or (record is not None and record.webhook is not None):
             body["webhook"] = _webhooks(record.webhook if record else None, look.deliveries)
-    if not gateway_of(request).options.jobs_are_stored:
+    if not gateway.options.jobs_are_stored:
         body["stored"] = False
-    headers = {
-        PROMPT_STATUS: look.state.value,
-        "Location": link_to(f"/prompt_sync/{look.prompt_id}", request),
-        "Retry-After": str(_RETRY_AFTER_S if look.state is State.RUNNING else _RETRY_AFTER_WAITING_S),
-        "Cache-Control": "no-store",
-    }
-    if preferred.respond_async:
-        headers["Preference-Applied"] = preferred.applied
-    return json_response(202, body, headers)
+    return body
 
 
 def pending_answer() -> Answer:
@@ -317,7 +326,8 @@ def _webhooks(order: WebhookOrder | None, deliveries: Sequence[Delivery]) -> Sho
     )
 
 
-def _listed(record: JobRecord, deliveries: Sequence[Delivery]) -> ListedJob:
+def listed_job(record: JobRecord, deliveries: Sequence[Delivery] = ()) -> ListedJob:
+    """A job as lists show it."""
     error = record.error
     listed = ListedJob(
         prompt_id=record.prompt_id,

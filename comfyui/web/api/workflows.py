@@ -95,19 +95,24 @@ async def validate(request: Request, posted: Posted) -> Response:
 
     `valid` is false when every ComfyUI would refuse it; `servers` says it for each where there are several.
     """
+    return json_response(200, await validation_of(request, posted))
+
+
+async def validation_of(request: Request, posted: Submission) -> Validation:
+    """What would be wrong with what is posted, as far as the caller may know. Raises as `validation_reports` does."""
     limits, prompt = gateway_of(request).options.limits, posted.request.prompt
     try:
         await offloaded(posted.request.size, check_api_format, prompt, limits)
     except ComfyUILimitError:
         raise
     except ComfyUIValidationError as error:
-        return json_response(200, Validation(valid=False, problems=_shown(_of_format(error, prompt))))
+        return Validation(valid=False, problems=_shown(_of_format(error, prompt)))
     reports = await validation_reports(request, posted)
     best = max(reports, key=lambda report: (report["valid"], -len(report["problems"])))
     answer = Validation(valid=best["valid"], problems=best["problems"])
     if len(gateway_of(request).handler.pool.backends) > 1:
         answer["servers"] = reports
-    return json_response(200, answer)
+    return answer
 
 
 async def validation_reports(request: Request, posted: Submission) -> list[ServerValidation]:

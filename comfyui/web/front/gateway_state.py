@@ -19,6 +19,7 @@ from comfyui.named.model_names import ModelNames
 from comfyui.outputs.delivery import Deliverer
 from comfyui.owners import OwnerRules
 from comfyui.web.front.named_document import NamedDocuments
+from comfyui.web.front.rates import SubmissionRates
 from comfyui.web.front.streams import OpenStreams
 from comfyui.web.front.tickets import Tickets
 
@@ -70,6 +71,7 @@ class GatewayState:
     sent: SentBytes
     keys: OwnerRules
     keys_file: Warnings | None = None
+    rates: SubmissionRates = field(default_factory=SubmissionRates)
     streams: OpenStreams = field(default_factory=OpenStreams)
     documents: NamedDocuments = field(default_factory=NamedDocuments)
 

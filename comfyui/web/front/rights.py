@@ -83,6 +83,10 @@ TABLE: tuple[Row, ...] = (
     # Which of them a key may run, its `workflows` say: see `comfyui.web.api.named_runs`.
     *_rows("gateway", "GET", "/workflows /workflows/*", OWN, ALL),
     Row("gateway", "POST", "/workflows/*", OWN, NO, counted=True),
+    # What a tool may do is asked of this table again. Without MCP a key that is no admin's finds nothing there.
+    *_rows("gateway", "POST", "/mcp", OWN, OWN),
+    *_rows("gateway", "GET", "/mcp", OWN, OWN),
+    *_rows("gateway", "DELETE", "/mcp", OWN, OWN),
     # About the gateway. A ticket opens for its bearer what its maker may open.
     *_rows("gateway", "POST", "/tickets", ALL, NO),
     *_rows("gateway", "GET", "/openapi.json /docs", ALL, ALL),

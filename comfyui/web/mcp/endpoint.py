@@ -1,0 +1,75 @@
+"""The endpoint `/mcp`: Streamable HTTP without sessions, in the protocol of 2026-07-28 and in the one with a handshake.
+
+`comfyui.web.front.auth.Guard` has checked the page, the name and the key before: the package's own guard against pages
+that make their name lead here (DNS rebinding) would know less of proxies, and is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mcp.server.lowlevel.server import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from sse_starlette.sse import AppStatus
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from comfyui.exceptions import ComfyUIError
+from comfyui.limits import Limits
+from comfyui.web.front.errors import error_response
+from comfyui.web.mcp.instructions import INSTRUCTIONS
+from comfyui.web.mcp.options import McpOptions
+from comfyui.web.mcp.posted import receive_posted
+from comfyui.web.mcp.tools import Tools
+
+PATH = "/mcp"
+
+
+class McpEndpoint:
+    """One for each application.
+
+    Attributes:
+        route: of the endpoint. It answers POST only: without sessions a stream of GET would never tell anything, and
+            there is none to DELETE. Clients take 405 for that.
+    """
+
+    def __init__(self, options: McpOptions, limits: Limits, version: str) -> None:
+        tools = Tools(options)
+        self._server = Server(
+            "comfyui-gateway",
+            version=version,
+            title="ComfyUI",
+            instructions=INSTRUCTIONS,
+            on_list_tools=tools.list,
+            on_call_tool=tools.call,
+            # No schema of ours asks for headers. Without an answer the package would list all tools at each call.
+            get_tool_input_schema=lambda _name: None,
+        )
+        # Spans for a package that is not installed with us.
+        self._server.middleware.clear()
+        self._options = options
+        self._limits = limits
+        self._manager: StreamableHTTPSessionManager | None = None
+        self.route = Route(PATH, self, methods=["POST"], include_in_schema=False)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Requests are served within the block."""
+        # It would cut answers as soon as the server stops: ours end by themselves, and the server sees to that.
+        AppStatus.enable_automatic_graceful_drain = False
+        self._manager = StreamableHTTPSessionManager(
+            self._server, stateless=True, max_request_body_size=self._options.max_body_bytes
+        )
+        async with self._manager.run():
+            yield
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._manager is None:
+            raise RuntimeError("the endpoint is not running")
+        try:
+            receive = await receive_posted(scope, receive, self._options.max_body_bytes, self._limits)
+        except ComfyUIError as error:
+            await error_response(error, scope)(scope, receive, send)
+            return
+        await self._manager.handle_request(scope, receive, send)

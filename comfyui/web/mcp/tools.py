@@ -1,0 +1,259 @@
+"""The tools: which there are for a key, and what a call of each does.
+
+A tool may do what the same key may do by HTTP: the table of rights says it of the endpoint that does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from fastapi import Request
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    Tool,
+    ToolAnnotations,
+)
+
+from comfyui.exceptions import ComfyUIError, RequestError, TooManySubmissionsError
+from comfyui.jobs.admission import Look
+from comfyui.models import PromptRequest
+from comfyui.offload import offloaded
+from comfyui.outputs.delivery import Order
+from comfyui.owners import KeyRules
+from comfyui.web.api.bodies import Submission, request_of
+from comfyui.web.api.jobs import ListCall, listed_job, origin_of, page_of_jobs, pending_job
+from comfyui.web.api.workflows import validation_of
+from comfyui.web.front.gateway_state import GatewayState, gateway_of
+from comfyui.web.front.request_state import state_of
+from comfyui.web.front.rights import verdict
+from comfyui.web.mcp.arguments import JobArguments, RunWorkflow, WorkflowArguments, read, schema_of
+from comfyui.web.mcp.options import McpOptions
+from comfyui.web.mcp.posted import posted_in
+from comfyui.web.mcp.results import Results, answered, failed, refused
+from comfyui.web.mcp.telling import Telling
+from comfyui.web.mcp.waiting import run_within, wait_for
+
+_log = structlog.get_logger(__name__)
+Context = ServerRequestContext[Any, Any]
+
+_GO_ON = 'the job goes on: call job with action "wait" and this prompt_id; do not run it again'
+RUN_WORKFLOW = Tool(
+    name="run_workflow",
+    title="Run a workflow",
+    description="Runs a ComfyUI workflow and returns the files that it makes: JSON, then small pictures of its"
+    " pictures. A job that takes longer returns timed_out and its prompt_id, and goes on.",
+    input_schema=schema_of(RunWorkflow),
+    annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=True),
+)
+VALIDATE_WORKFLOW = Tool(
+    name="validate_workflow",
+    title="Check a workflow",
+    description="Says what would be wrong with a ComfyUI workflow, by node and input, and what is allowed there."
+    " Nothing runs.",
+    input_schema=schema_of(WorkflowArguments),
+    annotations=ToolAnnotations(read_only_hint=True),
+)
+JOB = Tool(
+    name="job",
+    title="Jobs",
+    description="Looks after jobs that were begun before: status, wait, result, cancel, list.",
+    input_schema=schema_of(JobArguments),
+    annotations=ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False),
+)
+_JOB_RIGHTS = {
+    "status": ("GET", "/prompt_sync/id"),
+    "wait": ("GET", "/prompt_sync/id"),
+    "result": ("GET", "/prompt_sync/id"),
+    "cancel": ("DELETE", "/prompt_sync/id"),
+    "list": ("GET", "/prompt_sync"),
+}
+# The endpoint that does the same, by whose row of the table of rights a tool is there for a key.
+_OWN = (
+    (RUN_WORKFLOW, ("POST", "/prompt_sync")),
+    (VALIDATE_WORKFLOW, ("POST", "/validate")),
+    (JOB, ("GET", "/prompt_sync")),
+)
+OWN_NAMES = frozenset(tool.name for tool, _ in _OWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a tool. `size`: bytes of its body."""
+
+    context: Context
+    request: Request
+    gateway: GatewayState
+    arguments: Mapping[str, Any]
+    size: int
+
+    @property
+    def rules(self) -> KeyRules | None:
+        """Of the key; None where none is needed."""
+        return _rules_of(self.request)
+
+
+class Tools:
+    """Lists and calls them. One for each application."""
+
+    def __init__(self, options: McpOptions) -> None:
+        self._options = options
+        self._calls: Mapping[str, Callable[[Call], Awaitable[CallToolResult]]] = {
+            RUN_WORKFLOW.name: self._run_workflow,
+            VALIDATE_WORKFLOW.name: self._validate_workflow,
+            JOB.name: self._job,
+        }
+
+    async def list(self, context: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
+        """Those that the caller's key may use."""
+        rules = _rules_of(_request_of(context))
+        return ListToolsResult(tools=[tool for tool, same in _OWN if verdict(rules, *same).refusal is None])
+
+    async def call(self, context: Context, params: CallToolRequestParams) -> CallToolResult:
+        """An error of ours is a result, which the model sees. Raises `MCPError` for a tool that there is not."""
+        request = _request_of(context)
+        posted = posted_in(request.scope)
+        call = Call(context, request, gateway_of(request), posted.arguments, posted.size)
+        work = self._calls.get(params.name)
+        if work is None:
+            raise MCPError(INVALID_PARAMS, f"Unknown tool: {params.name[:64]}")
+        with structlog.contextvars.bound_contextvars(request_id=state_of(request.scope).request_id):
+            try:
+                return await work(call)
+            except ComfyUIError as error:
+                level = 40 if error.status >= 500 else 20
+                known = {"type": error.code, "status": error.status, "detail": error.detail}
+                _log.log(level, "request.failed", tool=params.name, prompt_id=error.prompt_id, **known)
+                return failed(error, request)
+            except MCPError:
+                raise
+            except Exception:
+                # Its text is for the log: the package would send it on.
+                _log.exception("request.crashed", tool=params.name)
+                return failed(ComfyUIError("the gateway failed; its log has the reason under this request_id"), request)
+
+    # What each of them does
+
+    async def _run_workflow(self, call: Call) -> CallToolResult:
+        if (refusal := verdict(call.rules, "POST", "/prompt_sync").refusal) is not None:
+            return refused(refusal, call.request)
+        asked = read(RunWorkflow, call.arguments)
+        fields: dict[str, Any] = {"prompt": asked.workflow, "images": asked.images, "labels": asked.labels}
+        if asked.prompt_id is not None:
+            fields["prompt_id"] = str(asked.prompt_id)
+        request = await offloaded(call.size, request_of, fields, call.size, call.gateway.options.limits)
+        return await self._run(call, request, asked.wait)
+
+    async def _run(self, call: Call, request: PromptRequest, wait_s: float | None) -> CallToolResult:
+        """Run it, for as long as a call waits."""
+        gateway, origin = call.gateway, origin_of(call.request)
+        gateway.handler.refuse_when_full()
+        _count(gateway, call.rules)
+        order = Order.of(request)
+        gateway.deliverer.check(order)
+        prompt_id = str(request.prompt_id or uuid4())
+        structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+        async with _progress(call, prompt_id) as listener:
+            result = await run_within(
+                gateway.handler,
+                request,
+                prompt_id,
+                self._wait_s(wait_s),
+                gateway.options.max_timeout_s,
+                listener,
+                origin,
+            )
+        if result is None:
+            return await self._timed_out(call, prompt_id)
+        return await Results(gateway, call.request, self._options).finished(result, order)
+
+    async def _validate_workflow(self, call: Call) -> CallToolResult:
+        if (refusal := verdict(call.rules, "POST", "/validate").refusal) is not None:
+            return refused(refusal, call.request)
+        asked = read(WorkflowArguments, call.arguments)
+        fields = {"prompt": asked.workflow, "images": asked.images}
+        request = await offloaded(call.size, request_of, fields, call.size, call.gateway.options.limits)
+        return answered(await validation_of(call.request, Submission(request)))
+
+    async def _job(self, call: Call) -> CallToolResult:
+        asked = read(JobArguments, call.arguments)
+        if (refusal := verdict(call.rules, *_JOB_RIGHTS[asked.action]).refusal) is not None:
+            return refused(refusal, call.request)
+        if asked.action == "list":
+            listed = ListCall(status=asked.status, limit=asked.limit, cursor=asked.cursor)
+            return answered(await page_of_jobs(call.request, listed))
+        if asked.prompt_id is None:
+            raise RequestError(f"prompt_id: the action {asked.action} needs the id of the job")
+        prompt_id, origin = str(asked.prompt_id), origin_of(call.request)
+        structlog.contextvars.bind_contextvars(prompt_id=prompt_id)
+        handler = call.gateway.handler
+        if asked.action == "cancel":
+            await handler.cancel(prompt_id, origin)
+            return answered({"prompt_id": prompt_id, "status": "cancelled"})
+        look = await handler.look(prompt_id, origin)
+        if asked.action == "status" or (asked.action == "result" and not look.state.is_end):
+            return answered(_shown(call.gateway, look))
+        async with _progress(call, prompt_id) as listener:
+            result = await wait_for(handler, prompt_id, self._wait_s(asked.wait), listener, origin)
+        if result is None:
+            return await self._timed_out(call, prompt_id)
+        return await Results(call.gateway, call.request, self._options).finished(result, Order())
+
+    async def _timed_out(self, call: Call, prompt_id: str) -> CallToolResult:
+        look = await call.gateway.handler.look(prompt_id, origin_of(call.request))
+        return answered({"timed_out": True, **_shown(call.gateway, look), "next": _GO_ON})
+
+    def _wait_s(self, asked: float | None) -> float:
+        return self._options.wait_s if asked is None else min(asked, self._options.wait_s)
+
+
+@asynccontextmanager
+async def _progress(call: Call, prompt_id: str) -> AsyncIterator[Telling | None]:
+    """What tells the client of a job's progress; None where it has not asked for that."""
+    if (call.context.meta or {}).get("progress_token") is None:
+        yield None
+        return
+    telling = Telling(partial(call.gateway.handler.workflow_of, prompt_id))
+    async with telling.to(call.context.session):
+        yield telling
+
+
+def _count(gateway: GatewayState, rules: KeyRules | None) -> None:
+    """Raises `TooManySubmissionsError` where the key has submitted as often as it may."""
+    if rules is not None and (wait_s := gateway.rates.take(rules)):
+        gateway.metrics.rejected.labels("key_limit").inc()
+        raise TooManySubmissionsError(
+            f"the key {rules.name!r} may submit {rules.per_minute} times a minute (per_minute)", retry_after_s=wait_s
+        )
+
+
+def _shown(gateway: GatewayState, look: Look) -> Mapping[str, Any]:
+    """How a job is now."""
+    if not look.state.is_end:
+        return pending_job(gateway, look, in_detail=True)
+    if look.record is not None:
+        return listed_job(look.record)
+    return {"prompt_id": look.prompt_id, "status": look.state.value}
+
+
+def _request_of(context: Context) -> Request:
+    request = context.request
+    if not isinstance(request, Request):
+        raise TypeError("the call did not come over HTTP")
+    return request
+
+
+def _rules_of(request: Request) -> KeyRules | None:
+    caller = state_of(request.scope).caller
+    return None if caller is None else caller.rules
