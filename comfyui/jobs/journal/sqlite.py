@@ -21,6 +21,7 @@ from comfyui.jobs.journal.questions import Questions
 from comfyui.jobs.journal.records import Fence
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.writes import Add, Finish, Place, PutBack, Write, id_of
+from comfyui.offload import after_turns
 
 FILE_NAME = "jobs.sqlite3"
 # How long a write behind may wait for others, so that they share a commit, and one of which nobody is told. A commit
@@ -228,7 +229,11 @@ class SqliteJournal(Questions):
         if self._handing_on is not None:
             self._handing_on.cancel()
         loop = asyncio.get_running_loop()
-        self._handing_on = loop.call_later(seconds, self._hand_on) if seconds else loop.call_soon(self._hand_on)
+        self._handing_on = loop.call_later(seconds, self._give_way) if seconds else loop.call_soon(self._hand_on)
+
+    def _give_way(self) -> None:
+        """A request that has just come writes within two turns of the loop. It shares the commit, or waits for it."""
+        after_turns(2, self._hand_on)
 
     def _hand_on(self) -> None:
         if self._handing_on is not None:
