@@ -13,7 +13,8 @@ class TurnOptions:
     Attributes:
         queue: gateway: all jobs wait here, and a server has one prompt that runs and one that waits. comfyui: sync jobs
             go to ComfyUI's queue at once, and async ones wait here.
-        ahead: with queue comfyui: unfinished async jobs on each server; 0: none is handed on.
+        ahead: with queue comfyui: unfinished async jobs on each server, and more where they are quick (`Paces`); 0:
+            none is handed on.
         places: with queue gateway: prompts on each server, with the one that runs; None: any number, where the server
             stands for many.
         affinity_wait_s: see `SchedulerOptions`.

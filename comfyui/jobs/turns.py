@@ -19,6 +19,7 @@ from comfyui.jobs.clearing import Clearing
 from comfyui.jobs.departures import Departures
 from comfyui.jobs.lines import Lane, Waiting
 from comfyui.jobs.numbers import Numbers
+from comfyui.jobs.paces import Paces
 from comfyui.jobs.queue_options import TurnOptions
 from comfyui.jobs.scheduler import Place, Scheduler, SchedulerOptions, TakeBack
 from comfyui.jobs.shares import Terms, terms_of
@@ -74,7 +75,7 @@ class Turns:
         self._granted: set[str] = set()
         self._due: deque[str] = deque()
         self._is_due = asyncio.Event()
-        self._timers = Timers()
+        self._timers, self._paces = Timers(), Paces(options.ahead)
         self._tasks = SideTasks()
         self._log = structlog.get_logger(__name__)
         for backend in pool.servers:
@@ -251,7 +252,9 @@ class Turns:
     def leave(self, job: Assignment) -> None:
         self._clearing.left(job.prompt_id)
         if job.prompt_id in self._jobs:
-            self._gone(job.prompt_id, _executed_s(job))
+            seconds = _executed_s(job)
+            self._paces.ran(self._scheduler.server_of(job.prompt_id), seconds)
+            self._gone(job.prompt_id, seconds)
             self.decide()
 
     def _given(self, prompt_id: str) -> Server | None:
@@ -343,7 +346,7 @@ class Turns:
                 continue
             up = backend.ready and backend.is_cleared and self.abilities.is_known(backend)
             is_one_coming |= backend.is_new or (backend.ready and not up)
-            places = self._options.places if self._is_ours else self._options.ahead
+            places = self._options.places if self._is_ours else self._paces.of(backend.name)
             others = backend.watcher.others if self._is_ours and places is not None else 0
             self._scheduler.set_server(backend.name, up=up, drained=backend.drained, others=others, places=places)
 

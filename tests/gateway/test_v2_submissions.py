@@ -20,13 +20,14 @@ from tests.support.running import (
     engines,
     executions,
     invert_workflow,
+    queue_of,
     requests,
     running_gateway,
     sleep_workflow,
     until,
     web_options,
 )
-from tests.support.v2 import JOBS, ask, code_of, comfy, submit
+from tests.support.v2 import JOBS, ask, code_of, comfy, submit, until_ended
 
 KEY = "Idempotency-Key"
 
@@ -106,6 +107,22 @@ async def test_a_key_is_the_callers_own_and_outlives_a_restart(tmp_path: Path, e
         await gateway.kill()
     async with gateway_process(engine.url, **settings) as gateway:
         assert [await post(gateway, ALICE), await post(gateway, BOB)] == [422, 422]
+
+
+async def test_a_server_that_runs_jobs_quickly_is_given_more_of_them(gateway: RunningGateway, engine: Engine) -> None:
+    """How many follows from time: on a slow machine it may take a second round."""
+
+    async def taken() -> int:
+        for tag in range(16):
+            await until_ended(gateway, await submit(gateway, invert_workflow(tag)))
+        jobs = [await submit(gateway, sleep_workflow(600, tag=tag)) for tag in range(8)]
+        running, pending = await queue_of(engine)
+        for job in reversed(jobs):
+            await ask(gateway, f"{JOBS}/{job['id']}/cancel", "POST")
+            await until_ended(gateway, job)
+        return len(running) + len(pending)
+
+    assert await until(taken, lambda count: count > 4) == 8
 
 
 async def test_a_lost_reply_of_comfyui_makes_one_job_that_runs_once(gateway: RunningGateway, engine: Engine) -> None:
