@@ -158,6 +158,7 @@ def create_app(
             await stack.enter_async_context(assets.outputs)
             named = NamedWorkflows(settings.workflows_dir, FleetDefinitions(pool, handler.fleet), options.named)
             await stack.enter_async_context(named.following())
+            await stack.enter_async_context(assets.fresh)
             if settings.runs_on_comfyui:
                 await stack.enter_async_context(freeing_when_idle(pool, settings.free_after_idle))
             tickets = Tickets(options.app.keys, public_url=settings.public_url, link_s=options.app.link_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from comfyui.assets.fresh_jobs import FreshJobs
 from comfyui.assets.job_outputs import JobOutputs
 from comfyui.assets.resolving import AssetReferences
 from comfyui.assets.uploaded import Clock, UploadedAssets
@@ -18,10 +19,12 @@ from comfyui.servers.pool import BackendPool
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """`uploaded`: what came by requests; `outputs`: what jobs have made; `references`: both in workflows."""
+    """`uploaded`: what came by requests; `outputs`: what jobs have made; `fresh`: the jobs that were submitted a moment
+    ago; `references`: uploads and outputs in workflows."""
 
     uploaded: UploadedAssets
     outputs: JobOutputs
+    fresh: FreshJobs
     references: AssetReferences
 
 
@@ -39,4 +42,5 @@ def assets_of(
     """The parts belong to whoever made them. `keep_s`: see `UploadedAssets`."""
     uploaded = UploadedAssets(journal, store, uploads, keep_s=keep_s, clock=clock)
     outputs = JobOutputs(journal, standing, pool, made)
-    return Assets(uploaded, outputs, AssetReferences(uploaded, outputs, store, uploads, merged=made is not None))
+    references = AssetReferences(uploaded, outputs, store, uploads, merged=made is not None)
+    return Assets(uploaded, outputs, FreshJobs(outputs), references)

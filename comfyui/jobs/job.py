@@ -112,6 +112,7 @@ class Job:
         self._executed: dict[str, Executed] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._asking: set[asyncio.Future[None]] = set()
+        self._reading: set[asyncio.Future[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._limit: asyncio.Timeout | None = None
         self._cancelled_with: tuple[State, ComfyUIError] | None = None
@@ -359,6 +360,8 @@ class Job:
         elif isinstance(event, Executed):
             if self.collects:
                 self._executed[event.node] = event
+                for woken in self._reading:
+                    _set(woken)
             if self.owner is not None:
                 self._shown.update(_places_in(event))
         for listener in tuple(self._listeners):
@@ -394,6 +397,10 @@ class Job:
         """
         self._limit, self._max_execution_s = asyncio.timeout(first_s), max_execution_s
         return self._limit
+
+    def made(self) -> list[Executed]:
+        """What nodes have told of what they made, where that is kept."""
+        return list(self._executed.values())
 
     def latest(self) -> list[Event]:
         """What holds on, oldest first."""
@@ -434,6 +441,17 @@ class Job:
             timer.cancel()
             self._waiting.discard(woken)
         return self.ended
+
+    async def made_more(self, nodes: int) -> None:
+        """Returns once another number of nodes than this has told of what it made, or there is an outcome."""
+        if self.ended or len(self._executed) != nodes:
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reading.add(woken)
+        try:
+            await woken
+        finally:
+            self._reading.discard(woken)
 
     # The verdict
 
@@ -530,7 +548,7 @@ class Job:
 
     def _end(self, state: State) -> None:
         self.state = state
-        for woken in (*self._waiting, *self._asking):
+        for woken in (*self._waiting, *self._asking, *self._reading):
             _set(woken)
 
     @property

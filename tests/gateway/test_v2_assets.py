@@ -21,6 +21,7 @@ from tests.support.jobs import fetch
 from tests.support.jobs import submit as submit_async
 from tests.support.keys import ALICE, BOB
 from tests.support.running import RunningGateway, engines, executions, invert_workflow, requests, running_gateway, until
+from tests.support.sse import events_of
 from tests.support.target import node
 from tests.support.v2 import ASSETS, JOBS, ask, code_of, comfy, form, submit, until_ended, upload
 
@@ -84,6 +85,20 @@ async def test_outputs_have_sizes_and_hashes_and_come_in_whole_or_in_part(gatewa
         assert job.outputs[0].size_bytes == 100_000
         url = await output.get_download_url()
         assert url.url == f"{gateway.url}{ASSETS}/{output.id}/content"
+
+
+async def test_the_first_answer_has_the_sizes_and_a_hash_once_the_bytes_have_passed(
+    gateway: RunningGateway, engine: Engine
+) -> None:
+    """Also where they pass before anyone has asked for the job."""
+    job = await submit(gateway, writing(size=1000))
+    async with asyncio.timeout(30), gateway.http.get(f"{JOBS}/{job['id']}/events") as response:
+        output = next(event.data for event in [one async for one in events_of(response)] if event.name == "output")
+    async with gateway.http.get(f"{ASSETS}/{output['id']}/content") as response:
+        digest = f"blake3:{blake3(await response.read()).hexdigest()}"
+    ended = await until_ended(gateway, job)
+    assert [(one["size_bytes"], one["hash"]) for one in ended["outputs"]] == [(1000, digest)]
+    assert requests(engine, "HEAD /view") <= 2, "by the stream, and by what it took over from"
 
 
 async def shown(gateway: RunningGateway, asset_id: str, key: str | None = None) -> Any:

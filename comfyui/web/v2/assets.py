@@ -91,6 +91,7 @@ async def content(request: Request) -> Response:
     assets, found = _assets(request), await _find(request)
     if isinstance(found, Asset):
         return await contents.of_upload(request, assets.uploaded, found)
+    assets.fresh.drop(found.record.prompt_id)
     facts, deliverer = await _facts(request, found), gateway_of(request).deliverer
     return await contents.of_output(request, assets.outputs, found, facts, deliverer)
 

@@ -45,6 +45,8 @@ async def events(request: Request) -> Response:
     look = await look_at(request)
     if request.method == "HEAD":
         return Response(None, 200, _HEADERS, media_type=_TYPE)
+    # The stream asks for sizes itself.
+    gateway.assets.fresh.drop(look.prompt_id)
     async with AsyncExitStack() as stack:
         stack.enter_context(gateway.streams.opened(None if origin.rules is None else origin.rules.name))
         frames = await stack.enter_async_context(aclosing(_Stream(request, gateway, look).frames()))

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from comfyui import jsonio
+from comfyui.assets.fresh_jobs import FRESH_S
 from comfyui.assets.references import restore
 from comfyui.exceptions import (
     Breach,
@@ -31,7 +32,6 @@ from comfyui.jobs.journal.records import State
 from comfyui.jobs.origin import Origin
 from comfyui.jobs.snapshots import record_of
 from comfyui.jobs.stored import request_of
-from comfyui.models import PromptResult
 from comfyui.offload import offloaded
 from comfyui.replies import node_errors_of
 from comfyui.web.api.jobs import link_to, origin_of, seen_by
@@ -41,15 +41,13 @@ from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.headers import public_address
 from comfyui.web.v2.bodies import idempotency_key_of, posted_job
 from comfyui.web.v2.listing import listing_of
-from comfyui.web.v2.outputs import made_by, outputs_of_all
+from comfyui.web.v2.outputs import End, made_by, outputs_of_all
 from comfyui.web.v2.positions import queue_position
 from comfyui.web.v2.shapes import JSON, Address, job_json, listed_json
 
 FACE = "v2"
 _UNKNOWN = "there is no such job"
 _CANCEL_S = 10.0
-# So long after its submission a job is waited for.
-_QUICK_S = 1.0
 _NO_STORE = {"Cache-Control": "no-store"}
 
 _log = structlog.get_logger(__name__)
@@ -81,7 +79,11 @@ async def submit(request: Request) -> Response:
         except ComfyUIValidationError as error:
             await hide_files_of_others(error, gateway, origin)
             raise
-    look = _look_in_hand(verdict.job) or await gateway.handler.admission.look(prompt_id, origin)
+    look = None
+    if verdict.job is not None:
+        look = _look_when_taken(verdict.job)
+        gateway.assets.fresh.add(verdict.job)
+    look = look or await gateway.handler.admission.look(prompt_id, origin)
     return json_response(201, await shown(request, look), _NO_STORE)
 
 
@@ -108,8 +110,10 @@ async def job(request: Request) -> Response:
 
     SDKs ask at once after the submission, and then half a second later: a quick job has its result at the first time.
     """
+    gateway, prompt_id = gateway_of(request), request.path_params["prompt_id"]
     look = None
-    quick = gateway_of(request).handler.standing.job(request.path_params["prompt_id"])
+    fresh = gateway.assets.fresh.get(prompt_id)
+    quick = gateway.handler.standing.job(prompt_id) if fresh is None else fresh.job
     if quick is None:
         look = await look_at(request)
         quick = await _quick_row(request, look)
@@ -117,22 +121,27 @@ async def job(request: Request) -> Response:
         quick = None
     if quick is not None or look is None:
         look = _look_in_hand(quick) or await look_at(request)
-    result = quick.result() if quick is not None and look.state is State.SUCCEEDED else None
-    return json_response(200, await shown(request, look, result), _NO_STORE)
+    end = None
+    if quick is not None and look.state is State.SUCCEEDED:
+        end = End(quick.result(), {} if fresh is None else await fresh.facts())
+        gateway.assets.fresh.drop(prompt_id)
+    return json_response(200, await shown(request, look, end), _NO_STORE)
 
 
 async def _is_quick(request: Request, job: Job) -> bool:
-    """Whether a job in hand ends within that moment."""
-    if job.entry is None or job.ended or not (job.stays and caller_of(request).sees(job.owner)):
+    """Whether a job in hand ends within that moment, or has ended."""
+    if job.entry is None or not (job.stays and caller_of(request).sees(job.owner)):
         return False
-    left_s = job.entry.queued_at + _QUICK_S - time.time()
+    if job.ended:
+        return True
+    left_s = job.entry.queued_at + FRESH_S - time.time()
     return left_s > 0 and await job.wait(left_s)
 
 
 async def _quick_row(request: Request, look: Look) -> Job | None:
     """A job that waits for its turn, and ends within that moment all the same."""
     record = look.record
-    if record is None or not record.waits or record.created_at + _QUICK_S <= time.time():
+    if record is None or not record.waits or record.created_at + FRESH_S <= time.time():
         return None
     async with following(gateway_of(request).handler.admission, record, None) as job:
         return job if job is not None and await _is_quick(request, job) else None
@@ -142,6 +151,14 @@ def _look_in_hand(job: Job | None) -> Look | None:
     """A job that need not be read, though the journal may be about to write it."""
     record = None if job is None else record_of(job)
     return None if job is None or record is None else Look(job.prompt_id, job.state, record, workflow=job.workflow)
+
+
+def _look_when_taken(job: Job) -> Look | None:
+    """A job that a server has taken at this moment; what it has made already is told to who asks for the job."""
+    look = _look_in_hand(job)
+    if look is None or look.record is None or not job.ended:
+        return look
+    return replace(look, state=State.RUNNING, record=replace(look.record, state=State.RUNNING, ended_at=None))
 
 
 async def workflow(request: Request) -> Response:
@@ -210,14 +227,14 @@ async def look_at(request: Request) -> Look:
     return look
 
 
-async def shown(request: Request, look: Look, result: PromptResult | None = None) -> JSON:
-    """A Job with all that it has made so far. `result`: where it is at hand."""
+async def shown(request: Request, look: Look, end: End | None = None) -> JSON:
+    """A Job with all that it has made so far. `end`: where it is at hand."""
     gateway, record = gateway_of(request), look.record
     if record is None:
         raise ComfyUINotFoundError(_UNKNOWN)
     address = address_of(request, gateway)
     position = queue_position(gateway.handler, look.prompt_id, look.position)
-    outputs, node_errors = await made_by(gateway, record, look, address, result)
+    outputs, node_errors = await made_by(gateway, record, look, address, end)
     found = job_json(look, record, position, outputs, address)
     running = gateway.handler.standing.job(look.prompt_id)
     if (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfyui.assets.job_outputs import FoundOutput, Outputs
 from comfyui.assets.outputs import JobOutput
@@ -19,18 +19,26 @@ JSON = dict[str, Any]
 ASSETS = "/api/v2/assets"
 
 
+class End(NamedTuple):
+    """What a job has ended with, from memory. `facts`: of its files, where they are known."""
+
+    result: PromptResult
+    facts: Mapping[str, OutputFacts]
+
+
 async def outputs_of(gateway: GatewayState, look: Look, address: Address) -> list[JSON]:
     """What the job has made up to now."""
     return [] if look.record is None else (await made_by(gateway, look.record, look, address))[0]
 
 
 async def made_by(
-    gateway: GatewayState, record: JobRecord, look: Look, address: Address, result: PromptResult | None = None
+    gateway: GatewayState, record: JobRecord, look: Look, address: Address, end: End | None = None
 ) -> tuple[list[JSON], Mapping[str, Sequence[str]]]:
-    """The same, and what ComfyUI said of outputs that it left out. `result`: where it is at hand."""
+    """The same, and what ComfyUI said of outputs that it left out. `end`: where it is at hand."""
     outputs = gateway.assets.outputs
-    made = await outputs.of(record, look, result=result)
-    return _outputs_json(record, made, await outputs.facts(record, made), address), made.node_errors
+    made = await outputs.of(record, look, result=None if end is None else end.result)
+    facts = await outputs.facts(record, made, {} if end is None else end.facts)
+    return _outputs_json(record, made, facts, address), made.node_errors
 
 
 async def outputs_of_all(gateway: GatewayState, records: Sequence[JobRecord], address: Address) -> list[list[JSON]]:

@@ -1,0 +1,114 @@
+"""`FreshJobs`: jobs that were submitted a moment ago. Their callers ask for them at once, and are answered from memory.
+
+A quick job has often ended before its caller asks for the first time. The sizes of its files are asked for as soon as
+its nodes have told of them, so that the answer waits for no server, and its end need not be read from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from comfyui.assets.outputs import JobOutput, outputs_of
+from comfyui.jobs.job import Job
+from comfyui.jobs.journal.asset_writes import OutputFacts
+from comfyui.jobs.journal.records import Fence, State
+from comfyui.tasks import SideTasks
+
+FRESH_S = 1.0
+"""So long after its submission a job is fresh."""
+# Each may have a result in memory that nobody else has any more.
+_MOST = 256
+
+
+class Measures(Protocol):
+    """Asks for the sizes of files."""
+
+    async def measured(self, prompt_id: str, run: int, server: str, outputs: Sequence[JobOutput]) -> list[OutputFacts]:
+        """See `JobOutputs.measured`."""
+
+
+class FreshJob:
+    """One of them.
+
+    Attributes:
+        job: its owner is not checked.
+    """
+
+    def __init__(self, job: Job, outputs: Measures, tasks: SideTasks) -> None:
+        self.job = job
+        self._outputs = outputs
+        self._known: dict[str, OutputFacts] = {}
+        self._asked: set[str] = set()
+        self._attempt: tuple[Fence, str] | None = None
+        self._measuring = tasks.start(self._measure(), f"measure {job.prompt_id}")
+
+    async def facts(self) -> Mapping[str, OutputFacts]:
+        """What is known of the files of the job, which has ended: by the ids of the outputs. Not of all, perhaps."""
+        await asyncio.wait([self._measuring])
+        return self._known
+
+    def stop(self) -> None:
+        """Ask for no more."""
+        self._measuring.cancel()
+
+    async def _measure(self) -> None:
+        job = self.job
+        while not job.ended:
+            told = {event.node: dict(event.output) for event in job.made()}
+            if told and job.backend is not None:
+                await self._ask(job.backend.name, outputs_of(job.prompt_id, told))
+            await job.made_more(len(told))
+        if job.state is State.SUCCEEDED:
+            result = job.result()
+            await self._ask(result.server, outputs_of(job.prompt_id, result.outputs))
+
+    async def _ask(self, server: str, made: list[JobOutput]) -> None:
+        if self.job.entry is None:
+            return
+        attempt = self.job.entry.fence, server
+        if attempt != self._attempt:
+            # What another attempt has written is another file, also by the same name.
+            self._attempt = attempt
+            self._asked.clear()
+            self._known.clear()
+        fresh = [one for one in made if one.id not in self._asked]
+        if not fresh:
+            return
+        self._asked |= {one.id for one in fresh}
+        fence = attempt[0]
+        self._known |= {one.id: one for one in await self._outputs.measured(fence.prompt_id, fence.run, server, fresh)}
+
+
+class FreshJobs:
+    """What it is made with belongs to whoever made that. Use it with ``async with``."""
+
+    def __init__(self, outputs: Measures) -> None:
+        self._outputs = outputs
+        self._fresh: dict[str, FreshJob] = {}
+        self._tasks = SideTasks()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._tasks.close()
+
+    def add(self, job: Job) -> None:
+        """The job was submitted now, and runs."""
+        if len(self._fresh) < _MOST:
+            self._fresh[job.prompt_id] = FreshJob(job, self._outputs, self._tasks)
+            asyncio.get_running_loop().call_later(FRESH_S, self.drop, job.prompt_id)
+
+    def get(self, prompt_id: str) -> FreshJob | None:
+        """None where it is not fresh any more."""
+        return self._fresh.get(prompt_id)
+
+    def drop(self, prompt_id: str) -> None:
+        """It is not fresh any more: it was told how it ended, or is followed, or more is known of its files."""
+        if (fresh := self._fresh.pop(prompt_id, None)) is not None:
+            fresh.stop()
