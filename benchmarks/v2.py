@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from comfy_sdk import AsyncComfy
@@ -15,7 +16,17 @@ from comfy_sdk import AsyncComfy
 from benchmarks.callers import workflow
 from benchmarks.jobs import pages
 from benchmarks.journal import JOBS, fill
-from benchmarks.processes import ROOT, Server, free_port, running_engine, running_gateway, stop, until_ok
+from benchmarks.processes import (
+    ROOT,
+    Server,
+    exact_cpu_s,
+    free_port,
+    running_engine,
+    running_gateway,
+    running_server,
+    stop,
+    until_ok,
+)
 from benchmarks.stage import Row, Stage, percentile
 from comfyui.jobs.journal.sqlite import SqliteJournal
 
@@ -53,15 +64,17 @@ async def _run(client: AsyncComfy) -> str:
 
 
 async def beside_the_proxy(on: Stage) -> list[Row]:
-    """One caller, in turn; then 32 callers, one server after the other."""
+    """One caller, in turn; then 32 callers, one server after the other, and what the SDK itself can do."""
     if not _PROXY.exists():
         return [Row("comfy-sdk beside comfy-api-proxy", "skipped", detail=_MISSING)]
     pairs, calls = (20, 100) if on.quick else (200, 500)
     async with (
         running_engine(on.logs, "engine of the proxy") as other,
         _running_proxy(other, on.logs) as proxy,
+        _running_canned(on.logs) as canned,
         _client(on.gateway) as ours,
         _client(proxy) as theirs,
+        _client(canned) as nothing,
     ):
         took: dict[str, list[float]] = {"gateway": [], "proxy": []}
         ends: dict[str, Counter[str]] = {"gateway": Counter(), "proxy": Counter()}
@@ -71,8 +84,19 @@ async def beside_the_proxy(on: Stage) -> list[Row]:
                 began = time.perf_counter()
                 ends[name][await _run(client)] += 1
                 took[name].append((time.perf_counter() - began) * 1000)
-        rates = {name: await _rate(client, calls, ends[name]) for name, client in clients.items()}
-    return [*_latency_rows(took, pairs), *_rate_rows(rates, ends, calls)]
+        ceiling = await _rate(nothing, canned, calls)
+        rates = {"gateway": await _rate(ours, on.gateway, calls), "proxy": await _rate(theirs, proxy, calls)}
+    for name, rate in rates.items():
+        ends[name] += rate.ends
+    return [*_latency_rows(took, pairs), *_rate_rows(rates, ends, calls), _ceiling_row(ceiling, rates["proxy"])]
+
+
+@asynccontextmanager
+async def _running_canned(logs: Path) -> AsyncIterator[Server]:
+    port = free_port()
+    command = ["-m", "benchmarks.canned_v2", "--port", str(port)]
+    async with running_server("canned", command, port, "/api/v2/jobs/0", logs) as server:
+        yield server
 
 
 def _latency_rows(took: dict[str, list[float]], pairs: int) -> list[Row]:
@@ -84,16 +108,37 @@ def _latency_rows(took: dict[str, list[float]], pairs: int) -> list[Row]:
     return rows
 
 
-def _rate_rows(rates: dict[str, float], ends: dict[str, Counter[str]], calls: int) -> list[Row]:
-    ratio = rates["gateway"] / rates["proxy"]
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """Of jobs by 32 callers. `ends`: how they ended; `cpu_ms`: of the server, for each; `own_ms`: of the SDK."""
+
+    each_s: float
+    ends: Counter[str]
+    cpu_ms: float
+    own_ms: float
+
+    @property
+    def true_each_s(self) -> float:
+        """Jobs whose callers were told their end."""
+        return self.each_s * self.ends["succeeded"] / self.ends.total()
+
+
+def _rate_rows(rates: dict[str, _Rate], ends: dict[str, Counter[str]], calls: int) -> list[Row]:
+    ours, theirs = rates["gateway"], rates["proxy"]
+    ratio = ours.each_s / theirs.each_s
     false = {name: sum(count for end, count in found.items() if end != "succeeded") for name, found in ends.items()}
     return [
         Row(
             f"comfy-sdk, {calls} quick jobs by {_CALLERS} callers",
-            f"{rates['gateway']:.0f}/s",
+            f"{ours.each_s:.0f}/s",
             "≥ 2 times comfy-api-proxy's",
             ratio >= 2,
-            f"proxy {rates['proxy']:.0f}/s: {ratio:.1f} times",
+            f"proxy {theirs.each_s:.0f}/s, {theirs.true_each_s:.0f}/s without false ends: {ratio:.1f} times",
+        ),
+        Row(
+            "the same, CPU of the server for each job",
+            f"{ours.cpu_ms:.1f} ms",
+            detail=f"proxy {theirs.cpu_ms:.1f} ms, the SDK itself {ours.own_ms:.1f} ms",
         ),
         Row(
             "comfy-sdk, quick jobs that did not end as they did",
@@ -105,18 +150,29 @@ def _rate_rows(rates: dict[str, float], ends: dict[str, Counter[str]], calls: in
     ]
 
 
-async def _rate(client: AsyncComfy, calls: int, ends: Counter[str]) -> float:
+def _ceiling_row(ceiling: _Rate, theirs: _Rate) -> Row:
+    return Row(
+        "the same from a server that does nothing: the most that the SDK can do",
+        f"{ceiling.each_s:.0f}/s",
+        detail=f"{ceiling.each_s / theirs.each_s:.1f} times the proxy's; the SDK itself {ceiling.own_ms:.1f} ms",
+    )
+
+
+async def _rate(client: AsyncComfy, server: Server, calls: int) -> _Rate:
     left = iter(range(calls))
+    ends: Counter[str] = Counter()
 
     async def caller() -> None:
         for _ in left:
             ends[await _run(client)] += 1
 
-    began = time.perf_counter()
+    cpu_s, own_s, began = exact_cpu_s(server.pid), time.process_time(), time.perf_counter()
     async with asyncio.TaskGroup() as callers:
         for _ in range(_CALLERS):
             callers.create_task(caller())
-    return calls / (time.perf_counter() - began)
+    each_s = calls / (time.perf_counter() - began)
+    per_call = 1000 / calls
+    return _Rate(each_s, ends, (exact_cpu_s(server.pid) - cpu_s) * per_call, (time.process_time() - own_s) * per_call)
 
 
 async def listing(on: Stage) -> list[Row]:
