@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from comfyui import jsonio
 from comfyui.exceptions import BadParameter, ParametersError
 from comfyui.models import InputFile
+from comfyui.named.custom_combo import renumber
 from comfyui.named.parameters import MISSING, RANDOM, Medium, Missing, NamedWorkflow, Parameter
 from comfyui.named.replacing import as_cast, with_fallbacks
 from comfyui.named.values import boxed, fitted, missing, problem_of, unknown
@@ -182,6 +183,8 @@ def _filled(workflow: NamedWorkflow, bound: Mapping[str, Any]) -> dict[str, Any]
                 inputs = copied[target.node_id] = dict(node["inputs"])
                 prompt[target.node_id] = {**node, "inputs": inputs}
             inputs[target.input] = as_cast(boxed_value, target.cast) if target.cast else boxed_value
+    for node_id, inputs in copied.items():
+        renumber(prompt[node_id]["class_type"], inputs)
     return prompt
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comfyui.exceptions import NamedWorkflowUnusableError
+from comfyui.named.custom_combo import choices_in
 from comfyui.named.nodes import Nodes, medium_of, spelling, spellings_of
 from comfyui.named.parameters import MISSING, Found, Kind, Medium, Missing, Parameter, Target
 from comfyui.named.values import accepted, meant_by
@@ -128,6 +129,8 @@ def _fits_role(name: str, kind: Kind) -> bool:
 
 def _type_of(found: Found, target: Target, prompt: Mapping[str, Any], nodes: Nodes) -> _Type:
     node = prompt[target.node_id]
+    if (choices := choices_in(node, target.input)) is not None:
+        return _Type("choice", choices=choices)
     own = node["inputs"].get(target.input, MISSING)
     spec = (nodes.specs(node) or {}).get(target.input)
     if spec is None and not nodes.known:

@@ -311,3 +311,31 @@ def test_a_title_of_a_node_that_does_not_run_is_told() -> None:
     named = loaded(file, object_info=INFO)
     assert named.parameters == ()
     assert named.warnings == ("node 2: its title '$photo' is no parameter: the node does not run, or shows no value",)
+
+
+def test_choices_that_stand_in_the_workflow_are_its_parameters_and_their_number_follows() -> None:
+    """ComfyUI declares no choices for a CustomCombo, and runs any text with the number that it is given."""
+    info = {
+        **INFO,
+        "CustomCombo": {
+            "input": {"required": {"choice": ["COMBO", {"multiselect": False, "options": []}]}},
+            "output": ["STRING", "INT"],
+            "python_module": "comfy_extras.nodes_logic",
+        },
+        "PreviewAny": {"input": {"required": {"source": ["*", {}]}}, "output": [], "output_node": True},
+    }
+    named = loaded(
+        ui_file(
+            ui_node(1, "CustomCombo", ["b", 1, "a", "b", "c", ""], [], [1], title="$style"),
+            ui_node(2, "PreviewAny", [], inputs=[{"name": "source", "type": "*", "link": 1}]),
+            links=[[1, 1, 1, 2, 0, "INT"]],
+        ),
+        object_info=info,
+    )
+    (style,) = named.parameters
+    assert (style.kind, list(style.choices or ()), style.own) == ("choice", ["a", "b", "c"], "b")
+    inputs = bound(named, style="c").prompt["1"]["inputs"]
+    assert (inputs["choice"], inputs["index"]) == ("c", 2)
+    assert bound(named).prompt["1"]["inputs"]["index"] == 1
+    with pytest.raises(ParametersError, match="none of the choices"):
+        bound(named, style="d")
