@@ -14,7 +14,7 @@ from comfyui import jsonio
 from comfyui.exceptions import JSONError
 from comfyui.named.naming import as_name
 from comfyui.named.parameters import MISSING, Found, Kind
-from comfyui.named.replacing import Handler, Replacing, limit_of, named, optional, saved
+from comfyui.named.replacing import Handler, Replacing, is_number, limit_of, named, optional, saved
 from comfyui.workflows.api_format import is_link
 
 SOURCE = "external"
@@ -184,7 +184,7 @@ def _output_id(work: Replacing, node_id: str) -> str:
 
 
 def _whole(value: Any, default: int) -> int:
-    return default if isinstance(value, bool) or not isinstance(value, int | float) else int(value)
+    return int(value) if is_number(value) else default
 
 
 _PACK = "ComfyUIDeployExternal"

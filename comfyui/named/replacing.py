@@ -6,9 +6,10 @@ fetches no URL by itself, when the gateway puts the value, or the name of the fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from comfyui.named.naming import unique
 from comfyui.named.parameters import Cast, Fallback, Found, NamedOutput, Parameter, Target
@@ -117,6 +118,10 @@ class Replacing:
             casts: by output, what the value becomes there; None: itself.
         """
         places = self.consumers(node_id)
+        if is_link(value) and value[0] == node_id:
+            self.warn(node_id, f"its value is linked to itself, so {found.name} is no parameter")
+            self.remove(node_id)
+            return
         if is_link(value):
             self.warn(
                 node_id, f"its value is linked, and no value takes the place of a link: {found.name} is no parameter"
@@ -143,10 +148,24 @@ class Replacing:
 
     def fall_back(self, parameter: str, node_id: str, default: Any, *unused: str) -> bool:
         """Note the link that counts where no file is given; false where `default` is none."""
-        if not is_link(default):
+        if not is_link(default) or default[0] == node_id:
             return False
         self.fallbacks.append(Fallback(parameter, node_id, (default[0], int(default[1])), (node_id, *unused)))
         return True
+
+    def forget_removed(self) -> None:
+        """Leave out what is said of nodes that are gone by now."""
+        lost = {one.parameter for one in self.fallbacks if one.link[0] not in self.prompt}
+        kept = []
+        for one in self.found:
+            targets = tuple(target for target in one.targets if target.node_id in self.prompt)
+            if targets:
+                kept.append(replace(one, targets=targets, required=None if one.name in lost else one.required))
+            else:
+                self.warnings.append(f"{one.name} is no parameter: what it feeds is taken out itself")
+        self.found = kept
+        self.outputs = [one for one in self.outputs if one.node_id in self.prompt]
+        self.fallbacks = [one for one in self.fallbacks if one.link[0] in self.prompt]
 
     def output(self, name: str, node_id: str) -> None:
         """Name an output; a name that another one has gets the node's id too, for packs give all the same at first."""
@@ -164,14 +183,16 @@ class Replacing:
 
 def as_cast(value: Any, cast: Cast) -> Any:
     """A value as an input of another type takes it."""
-    match cast:
-        case "text":
-            return value if isinstance(value, str) else str(value)
-        case "integer":
-            return round(value)
-        case "number":
-            return float(value)
-    return value
+    if cast == "text":
+        return value if isinstance(value, str) else str(value)
+    if not cast or not is_number(value):
+        return value
+    return round(value) if cast == "integer" else float(value)
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """True for what JSON has as a number; ComfyUI's own reader also takes what is none, such as NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # What the nodes of several packs have in common
@@ -217,9 +238,7 @@ def named(name_of: Callable[[Replacing, str], str]) -> Handler:
 
 def limit_of(inputs: Mapping[str, Any], name: str) -> float | None:
     value = inputs.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= _NO_LIMIT:
-        return None
-    return value
+    return value if is_number(value) and abs(value) < _NO_LIMIT else None
 
 
 def left_out(work: Replacing, node_id: str, _: Mapping[str, Any]) -> None:

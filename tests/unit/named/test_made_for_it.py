@@ -329,3 +329,62 @@ def test_all_pictures_of_a_served_workflow_are_one_parameter() -> None:
     assert found.prompt["3"]["inputs"]["text"] == "a fox"
     assert found.prompt["4"]["class_type"] == "VAEEncode"
     assert found.prompt["4"]["inputs"]["vae"] == ["9", 1]
+
+
+# Nodes of packs that feed each other, and values that are none
+
+
+def test_a_value_that_one_made_node_gives_another_goes_through_both() -> None:
+    """Whichever has the lower id: the parameter is that of the node whose value is not linked."""
+    for first, second in (("1", "2"), ("2", "1")):
+        found = of(
+            {
+                first: external("Text", "outer", default_value="a fox"),
+                second: external("Text", "inner", default_value=[first, 0]),
+                "3": node("CLIPTextEncode", text=[second, 0]),
+            }
+        )
+        assert [(one.name, one.targets) for one in found.found] == [("outer", (Target("3", "text"),))]
+        assert found.prompt == {"3": node("CLIPTextEncode", text="a fox")}
+        assert "inner is no parameter" in found.warnings[0]
+
+
+def test_a_default_picture_may_have_the_lower_id() -> None:
+    found = of(
+        {
+            "1": external("Image", "second", default_value=["9", 0]),
+            "2": external("Image", "first", default_value=["1", 0]),
+            "3": node("SaveImage", images=["2", 0]),
+            "9": node("EmptyImage", width=8),
+        }
+    )
+    assert with_fallbacks(found.prompt, found.fallbacks, set())["3"]["inputs"] == {"images": ["9", 0]}
+
+
+def test_what_only_a_node_that_goes_has_taken_is_no_parameter() -> None:
+    found = of(
+        {
+            "1": external("Text", "token", default_value="x"),
+            "2": node("DiscordServing", discord_token=["1", 0]),
+            "3": node("ServingOutput", serving_config=["2", 0], image=["9", 0]),
+            "9": node("EmptyImage", width=8),
+        }
+    )
+    assert found.found == ()
+    assert "token is no parameter" in found.warnings[0]
+
+
+def test_a_node_that_is_linked_to_itself_is_told() -> None:
+    found = of({"1": external("Text", "prompt", default_value=["1", 0]), "2": node("CLIPTextEncode", text=["1", 0])})
+    assert found.prompt == {"2": node("CLIPTextEncode")}
+    assert "linked to itself" in found.warnings[0]
+
+
+@pytest.mark.parametrize("value", ["many", None, {"a": 1}, float("nan"), float("inf"), 10**300])
+def test_a_value_that_is_no_number_does_not_break_the_file(value: Any) -> None:
+    number = node("ServingInputNumber", argument="n", default=value, min_value=value, max_value=value)
+    seed = external("Seed", "seed", default_value=value, min_value=value, max_value=value)
+    found = of({"1": number, "2": seed, "3": node("Some", n=["1", 1], text=["1", 2], seed=["2", 0])})
+    assert sorted(one.name for one in found.found) == ["n", "seed"]
+    (chosen,) = (one for one in found.found if one.name == "seed")
+    assert (chosen.minimum, chosen.maximum) != (None, None)
