@@ -230,7 +230,12 @@ class NamedWorkflows:
             content, sidecar = read_source(source, self._options.max_bytes)
         except NamedWorkflowUnusableError as error:
             return Unusable(source.name, "", error.detail)
-        return load(source.name, content, sidecar, nodes, self._options.limits, sidecar_name=source.sidecar_name)
+        try:
+            return load(source.name, content, sidecar, nodes, self._options.limits, sidecar_name=source.sidecar_name)
+        except Exception:
+            # A mistake of ours in the reading of one file ends neither the start nor the look at the others.
+            _log.exception("workflow.crashed", workflow=source.name)
+            return Unusable(source.name, "", "the gateway failed to read it; its log has the reason")
 
     async def _follow(self) -> None:
         while True:

@@ -42,7 +42,10 @@ class Nodes:
     """The node definitions of all servers, as one. `object_info` None: no server has said anything yet."""
 
     def __init__(self, object_info: ObjectInfo | None) -> None:
-        self.object_info: ObjectInfo = object_info or {}
+        # A node pack may have a server tell anything of a class.
+        self.object_info: ObjectInfo = {
+            name: definition for name, definition in (object_info or {}).items() if isinstance(definition, Mapping)
+        }
         self.known = object_info is not None
         # The editor's own format is read with the definitions of nodes that no server needs, too.
         self.with_packs: ObjectInfo = {**DEFINITIONS, **self.object_info}
@@ -51,8 +54,7 @@ class Nodes:
         self._offered: dict[int, tuple[Sequence[Any], list[Any], Mapping[Any, Any]]] = {}
 
     def definition(self, class_type: str) -> Mapping[str, Any] | None:
-        found = self.object_info.get(class_type)
-        return found if isinstance(found, Mapping) else None
+        return self.object_info.get(class_type)
 
     def specs(self, node: Mapping[str, Any]) -> Mapping[str, InputSpec] | None:
         """The inputs of a node of a workflow by their names; None where its class is not known."""
@@ -148,10 +150,10 @@ def _as_text(choice: Any) -> str:
     return ("true" if choice else "false") if isinstance(choice, bool) else str(choice)
 
 
-def _without_uploads(definition: Any) -> Any:
+def _without_uploads(definition: Mapping[str, Any] | None) -> Any:
     """A definition without the choices of inputs that are uploaded files: these are other ones after each upload."""
-    if not isinstance(definition, Mapping):
-        return definition
+    if definition is None:
+        return None
     inputs = {
         section: {
             name: None if parse_input(name, declared, required=True).is_upload else declared

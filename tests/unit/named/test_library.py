@@ -313,3 +313,29 @@ async def test_the_same_choices_are_kept_once(tmp_path: Path) -> None:
     assert one.choices is other.choices
     assert one.spellings is other.spellings
     assert named.get("a").schema["properties"]["model"]["enum"] is one.choices
+
+
+class Broken(dict[str, Any]):
+    """A definition that makes whoever reads it fail, as a mistake of ours would."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key == "input_order":
+            raise RuntimeError("a mistake")
+        return super().get(key, default)
+
+
+async def test_a_mistake_in_reading_one_file_leaves_the_others(tmp_path: Path) -> None:
+    write(tmp_path, "a", workflow(loader="$model"))
+    write(tmp_path, "b", {"1": workflow()["4"]})
+    with capture_logs() as lines:
+        named = await library(tmp_path, Servers(said=[OBJECT_INFO | {"Loader": Broken()}]))
+    assert usable(named) == ["b"]
+    assert problems(named) == {"a": "the gateway failed to read it; its log has the reason"}
+    assert [line["workflow"] for line in lines if line["event"] == "workflow.crashed"] == ["a"]
+
+
+@pytest.mark.parametrize("definition", [None, "x", 5, [], {}, {"input": 5}, {"input": {"required": {"name": 5}}}])
+async def test_a_server_may_tell_anything_of_a_class(tmp_path: Path, definition: Any) -> None:
+    write(tmp_path, "a", workflow(text="$prompt"))
+    named = await library(tmp_path, Servers(said=[OBJECT_INFO | {"Loader": definition}]))
+    assert [one.name for one in named.get("a").parameters] == ["prompt"]
