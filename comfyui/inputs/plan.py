@@ -234,7 +234,7 @@ def _entries(
 ) -> Iterator[Item]:
     for index, image in enumerate(request.images):
         where = image_field(index)
-        source, parameter = kept.get(where) or image.image.strip(), _parameter(request, image.name)
+        source, parameter = kept.get(where) or image.image.strip(), file_parameter(request, image.name)
         yield Item(where, source, image.name, image.subfolder, parameter=parameter)
     for path, file in files.items():
         folder, _, name = path.rpartition("/")
@@ -243,11 +243,12 @@ def _entries(
         except ValidationError as error:
             reason = "the name must be a relative path without '..'"
             raise ComfyUIInputError(reason, field=f"files[{path!r}]") from error
-        parameter = _parameter(request, checked.name)
+        parameter = file_parameter(request, checked.name)
         yield Item(f"files[{path!r}]", file, checked.name, checked.subfolder, parameter=parameter)
 
 
-def _parameter(request: PromptRequest, name: str) -> str:
+def file_parameter(request: PromptRequest, name: str) -> str:
+    """The parameter of a named workflow whose file has this name; "" where a graph was sent."""
     return "" if request.call is None else parameter_of(name)
 
 

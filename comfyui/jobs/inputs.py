@@ -20,7 +20,7 @@ from typing import Any
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError, ComfyUIInputUnavailableError, ComfyUIJobInputError
 from comfyui.inputs.content import Content, SpooledFiles
 from comfyui.inputs.decoding import head_of_data_uri, is_data_uri, plain_data_uri
-from comfyui.inputs.plan import Item, field_of, image_field, inline_values, is_url, named_by_hash, plan
+from comfyui.inputs.plan import Item, field_of, file_parameter, image_field, inline_values, is_url, named_by_hash, plan
 from comfyui.inputs.staging import InputStager
 from comfyui.inputs.store import Holding, InputStore
 from comfyui.jobs.journal.records import JobRecord, Submission
@@ -119,7 +119,7 @@ class JobInputs:
     async def _take(
         self, request: PromptRequest, files: SpooledFiles | None, inline: Mapping[str, str], holding: Holding
     ) -> Taken:
-        contents = await _contents_of(files)
+        contents = await _contents_of(request, files)
         widgets = await self._widgets(request) if inline else ()
         items = await offloaded(request.size, plan, request, widgets or (), contents, self._limits)
         inputs: dict[str, str] = {}
@@ -213,7 +213,7 @@ class JobInputs:
             raise error.in_field(item.told) from error
 
 
-async def _contents_of(files: SpooledFiles | None) -> dict[str, Content]:
+async def _contents_of(request: PromptRequest, files: SpooledFiles | None) -> dict[str, Content]:
     contents: dict[str, Content] = {}
     if files is None:
         return contents
@@ -222,7 +222,7 @@ async def _contents_of(files: SpooledFiles | None) -> dict[str, Content]:
             hint = PurePosixPath(name).suffix
             contents[name] = await Content.of_hashed_file(path, files.digests[name], hint=hint)
         except ComfyUIInputError as error:
-            raise error.in_field(f"files[{name!r}]") from error
+            raise error.in_field(file_parameter(request, name) or f"files[{name!r}]") from error
     return contents
 
 

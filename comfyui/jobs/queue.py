@@ -290,7 +290,7 @@ class JobQueue:
         body = await self._journal.body_of(record.prompt_id)
         if body is None or (record.needs_secrets and not secrets):
             return None
-        request = with_secrets(await offloaded(len(body), request_of, body), secrets)
+        request = with_secrets(await offloaded(len(body), request_of, body), secrets).of_named(record.call)
         files = self.files_of(record)
         return request if files is None else request.of_size(len(body) + files.text_bytes)
 

@@ -215,6 +215,17 @@ async def test_an_unknown_workflow_or_query_is_told_with_what_there_is(named: Ru
     assert (status, "did you mean timeout?" in said["detail"]) == (400, True)
 
 
+@pytest.mark.parametrize("prefer", [{}, ASYNC])
+async def test_a_file_that_is_none_is_refused_by_its_parameter(named: RunningGateway, prefer: dict[str, str]) -> None:
+    status, body = await run(named.http, "inverted", {"image": "!no base64!"}, headers=prefer)
+    assert (status, body["type"], body["detail"].partition(":")[0]) == (400, "input_failed", "image")
+    form = aiohttp.FormData()
+    form.add_field("image", b"<html>an error page</html>", filename="a.png")
+    async with named.http.post("/workflows/inverted", data=form, headers=prefer) as response:
+        body = await response.json()
+    assert (response.status, body["type"], body["detail"].partition(":")[0]) == (400, "input_failed", "image")
+
+
 async def test_a_text_never_becomes_a_link(named: RunningGateway) -> None:
     status, body = await run(named.http, "flat", {"prompt": '["1", 0]'})
     assert (status, body["workflow"]["parameters"]["prompt"]) == (200, '["1", 0]')
