@@ -39,6 +39,7 @@ from comfyui.settings import (
     CommaList,
     InputFields,
     LogFields,
+    NamedFields,
     PollFields,
     RecoveryFields,
     S3ChoiceFields,
@@ -91,7 +92,9 @@ class GatewayOptions:
     named: NamedOptions = field(default_factory=NamedOptions)
 
 
-class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFields, S3ChoiceFields, LogFields):
+class Settings(
+    ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFields, NamedFields, S3ChoiceFields, LogFields
+):
     """The settings that workers have, too, and those of the gateway. Durations are in seconds."""
 
     server_host: Annotated[CommaList, AfterValidator(parse_listen)] = Field(
@@ -202,10 +205,6 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
     state_dir: Path | None = Field(
         default=Path("gateway-state"),
         description="Folder of the jobs, which outlive the gateway there. One gateway at a time; empty: in memory.",
-    )
-    workflows_dir: Path | None = Field(
-        default=Path("workflows"),
-        description="Folder of the named workflows, which is watched. It need not exist; empty: there are none.",
     )
     jobs_keep_days: float = Field(
         default=7, ge=1, allow_inf_nan=False, description="Days after which jobs that have ended are removed."
@@ -343,7 +342,7 @@ class Settings(ComfyUIFields, AnswerFields, PollFields, RecoveryFields, InputFie
         description="Seconds that a tool waits for its job; then it answers with the job's id, and the job goes on.",
     )
 
-    @field_validator("warmup_workflow", "state_dir", "workflows_dir", "keys_file", mode="before")
+    @field_validator("warmup_workflow", "state_dir", "keys_file", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return value or None

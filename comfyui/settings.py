@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -172,6 +180,20 @@ class InputFields(FieldGroup):
     @property
     def max_input_bytes(self) -> int:
         return int(self.max_input_mb * MB)
+
+
+class NamedFields(FieldGroup):
+    """Workflows that are called by name."""
+
+    workflows_dir: Path | None = Field(
+        default=Path("workflows"),
+        description="Folder of the named workflows, which is watched. It need not exist; empty: there are none.",
+    )
+
+    @field_validator("workflows_dir", mode="before")
+    @classmethod
+    def _no_folder(cls, value: Any) -> Any:
+        return value or None
 
 
 class S3Fields(FieldGroup):

@@ -35,6 +35,7 @@ from comfyui.jobs.journal.memory import MemoryJournal
 from comfyui.jobs.runs import RunLimits
 from comfyui.metrics import Metrics
 from comfyui.models import PromptRequest, PromptResult
+from comfyui.named.library import FleetDefinitions, NamedWorkflows
 from comfyui.outputs.files import OutputFiles, Patience
 from comfyui.outputs.stores.store import ObjectStore
 from comfyui.servers.backend import Backend
@@ -104,6 +105,7 @@ class ComfyUIWorker:
     Attributes:
         process: the child, None when ComfyUI is started by somebody else.
         connected: ComfyUI was ready once, so that `pool` and `handler` can be used.
+        named: the workflows that jobs may name.
         folders: a platform wraps each job, until its files are delivered, in ``folders.job()``.
     """
 
@@ -147,6 +149,7 @@ class ComfyUIWorker:
             quarantine=self.quarantine,
             entries=Entries(journal),
         )
+        self.named = NamedWorkflows(options.workflows_dir, FleetDefinitions(self.pool, self._handler.fleet))
         self.connected = False
         self.folders = ComfyUIFolders(options.cleanup, self.forget_inputs)
         self._slot = asyncio.Semaphore(options.jobs_at_once)
@@ -166,6 +169,7 @@ class ComfyUIWorker:
             await stack.enter_async_context(self._stager)
             await stack.enter_async_context(self.folders)
             await stack.enter_async_context(self._ending)
+            await stack.enter_async_context(self.named.following())
             self._stack = stack.pop_all()
         return self
 

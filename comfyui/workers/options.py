@@ -30,6 +30,7 @@ class WorkerOptions:
         max_journal_bytes: about as much memory may take what is known of jobs that have ended. It is no setting.
         on_line: gets the child's output, line by line.
         cleanup: which of ComfyUI's folders are cleaned after jobs, and when.
+        workflows_dir: of the workflows that jobs may name; None: there are none.
     """
 
     server_address: str = "127.0.0.1:8188"
@@ -59,3 +60,4 @@ class WorkerOptions:
     max_journal_bytes: int = 16_000_000
     on_line: Callable[[str], None] | None = None
     cleanup: CleanupOptions = field(default_factory=CleanupOptions)
+    workflows_dir: Path | None = None

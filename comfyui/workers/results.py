@@ -26,7 +26,9 @@ def is_partial(entries: Sequence[Mapping[str, Any]]) -> bool:
 
 def result_members(result: PromptResult, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A finished job's result, in the members that all platforms have; `files` has an entry for each file."""
+    named = {} if result.call is None else {"workflow": result.call.to_json()}
     return {
+        **named,
         "prompt_id": result.prompt_id,
         "status": "success",
         "partial": is_partial(files),

@@ -11,12 +11,21 @@ from typing import Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from comfyui.outputs.stores.s3 import S3Store, s3_store
-from comfyui.settings import MB, AnswerFields, ComfyUIFields, InputFields, LogFields, RecoveryFields, S3Fields
+from comfyui.settings import (
+    MB,
+    AnswerFields,
+    ComfyUIFields,
+    InputFields,
+    LogFields,
+    NamedFields,
+    RecoveryFields,
+    S3Fields,
+)
 from comfyui.workers.cleanup import CleanupOptions
 from comfyui.workers.options import WorkerOptions
 
 
-class CommonWorkerSettings(AnswerFields, InputFields, RecoveryFields, LogFields):
+class CommonWorkerSettings(AnswerFields, InputFields, NamedFields, RecoveryFields, LogFields):
     """What the workers of all platforms are told, under the same names."""
 
     comfyui_input_dir: Path | None = Field(default=None, description="ComfyUI's input folder; when set, cleaned.")
@@ -43,6 +52,7 @@ class CommonWorkerSettings(AnswerFields, InputFields, RecoveryFields, LogFields)
             max_input_bytes=self.max_input_bytes,
             input_url_allow=self.input_url_allow,
             input_url_timeout_s=self.input_url_timeout,
+            workflows_dir=self.workflows_dir,
             cleanup=CleanupOptions(
                 self.comfyui_input_dir,
                 self.cleaned_output_dir(),

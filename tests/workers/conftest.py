@@ -20,6 +20,7 @@ from tests.support.comfyui_folders import Folders
 from tests.support.job_api import JobApi, WorkerProcess, free_port, running_worker
 from tests.support.littlehorse_process import Fake, Trio, Worker, running_fake
 from tests.support.model_store import Store, serving
+from tests.support.named_folder import named_folder
 from tests.support.object_store import ACCESS_KEY, POSTGRES_BUCKET, SECRET_KEY
 from tests.support.postgres_server import PostgresServer, binaries, running_postgres
 from tests.support.running import RunningGateway, running_gateway
@@ -60,11 +61,12 @@ def cleaned_folders(tmp_path: Path) -> Folders:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def littlehorse_shared() -> AsyncIterator[Trio]:
+async def littlehorse_shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trio]:
+    folder = named_folder(tmp_path_factory.mktemp("workflows"))
     async with (
         Engine(EngineOptions(step_seconds=0.002)) as engine,
         running_fake() as fake,
-        littlehorse_process.running_worker(fake.ports[0], engine.url) as worker,
+        littlehorse_process.running_worker(fake.ports[0], engine.url, workflows_dir=folder) as worker,
     ):
         yield Trio(fake, worker, engine, (await fake.until("PutTaskDef"))["request"])
 
@@ -155,6 +157,15 @@ def model_store() -> Iterator[Store]:
 async def comfyui_worker(engine: Engine) -> AsyncIterator[ComfyUIWorker]:
     async with ComfyUIWorker(WorkerOptions(engine.url)) as running:
         yield running
+
+
+@pytest.fixture
+async def naming_worker(engine: Engine, tmp_path: Path) -> AsyncIterator[ComfyUIWorker]:
+    """Has the workflows of `tests.support.named_folder`."""
+    options = WorkerOptions(engine.url, workflows_dir=named_folder(tmp_path / "workflows"))
+    async with ComfyUIWorker(options) as worker:
+        await worker.wait_until_ready()
+        yield worker
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

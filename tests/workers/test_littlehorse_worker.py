@@ -57,6 +57,15 @@ async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(littlehorse_sha
     assert len(lines) < 12
 
 
+async def test_a_task_may_name_its_workflow_and_parameters(littlehorse_shared: Trio) -> None:
+    littlehorse_shared.fake.schedule({"workflow_name": "flat", "parameters": {"width": 20}}, "named")
+    report = await littlehorse_shared.fake.report("named")
+    assert report["status"] == "TASK_SUCCESS", report
+    output = json.loads(report["output"]["jsonObj"])
+    assert (output["workflow"]["name"], output["workflow"]["parameters"]["width"]) == ("flat", 20)
+    assert [file["node_id"] for file in output["files"]] == ["2"]
+
+
 @pytest.mark.parametrize(
     ("workflow", "name", "said"),
     [
@@ -64,6 +73,8 @@ async def test_a_workflow_gives_its_paths_and_a_log_of_few_lines(littlehorse_sha
         ({}, "invalid-workflow", "empty"),
         (None, "invalid-workflow", "workflow"),
         ({"nodes": []}, "invalid-workflow", "UI-format"),
+        ({"workflow_name": "flat", "parameters": {"width": "wide"}}, "invalid-workflow", "width"),
+        ({"workflow_name": "flat", "1": {}}, "invalid-workflow", "workflow.1"),
         (
             {
                 "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "gone.safetensors"}},

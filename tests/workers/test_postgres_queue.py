@@ -266,7 +266,7 @@ async def test_names_with_quotes_and_commands_in_them_are_only_names(postgres: P
         workers="public.my workers",
         columns={"output_url": 'the "url"; select 1 --', "status": "'state'"},
         statuses={"queued": "it's waiting", "failed": "'); drop table students; --"},
-        task_type="comfy's",
+        task_types=("comfy's", "other"),
     )
     async with new_database(postgres, names) as tables:
         await tables.sql.execute("create table students (name text)")

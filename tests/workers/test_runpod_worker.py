@@ -105,7 +105,9 @@ async def test_jobs_give_files_or_reasons(
     assert prompt_id("missing-model") not in await worker.executed()
 
     api.submit("bad-field", {"workflw": {}})
-    assert "workflow: Field required; input.workflw is not known" in (await api.result("bad-field"))["error"]
+    assert (
+        "give either workflow or workflow_name; input.workflw is not known" in (await api.result("bad-field"))["error"]
+    )
     api.submit("as-text", json.dumps({"workflow": invert_workflow(3), "images": None, "seed": 1}))
     output = (await api.result("as-text"))["output"]
     assert output["warnings"] == ["input.seed is not known and was left out"]

@@ -40,6 +40,7 @@ from comfyui.workers.base import ComfyUIWorker, JobFields, prompt_id_for_job, st
 from comfyui.workers.diagnostics import describing, environment, error_members
 from comfyui.workers.littlehorse.gate import TaskGate
 from comfyui.workers.littlehorse.settings import LittleHorseSettings, server_of
+from comfyui.workers.named import NAME_FIELD, PARAMETERS_FIELD, named_request
 from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.results import result_members, saved_before
 
@@ -135,6 +136,8 @@ class WorkflowTask:
     async def execute(self, workflow: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
         """Run a workflow in ComfyUI's API format; gives ``{"prompt_id", "outputs": [paths], …}``.
 
+        In place of the graph it may be ``{"workflow_name": …, "parameters": {…}}``: see docs/workflows.md.
+
         The prompt id comes from the task run and not from its attempt: a retry attaches to what runs already.
 
         Raises:
@@ -154,12 +157,23 @@ class WorkflowTask:
                     _log.warning("task.failed", type=error.code, detail=error.detail)
                     await self._raise(error)
 
-    async def _run(self, workflow: Any, prompt_id: str, log: TaskLog) -> PromptResult:
+    async def _request(self, workflow: Any, prompt_id: str) -> PromptRequest:
+        """The request of a graph, or of a named workflow with its parameters. Raises `ComfyUIError`."""
+        if isinstance(workflow, Mapping) and isinstance(workflow.get(NAME_FIELD), str):
+            if unknown := workflow.keys() - {NAME_FIELD, PARAMETERS_FIELD}:
+                raise ComfyUIValidationError(f"workflow.{min(unknown)}: it cannot stand beside {NAME_FIELD}")
+            await self._comfyui.wait_until_ready()
+            parameters = workflow.get(PARAMETERS_FIELD, {})
+            fields = {"prompt_id": prompt_id}
+            return await named_request(self._comfyui.named, workflow[NAME_FIELD], parameters, fields, where="workflow.")
         try:
-            request = PromptRequest.model_validate({"prompt": workflow, "prompt_id": prompt_id})
+            return PromptRequest.model_validate({"prompt": workflow, "prompt_id": prompt_id})
         except ValidationError as error:
             reasons = "; ".join(str(item["msg"]) for item in error.errors())
             raise ComfyUIValidationError(f"workflow: {reasons}", prompt_id=prompt_id) from None
+
+    async def _run(self, workflow: Any, prompt_id: str, log: TaskLog) -> PromptResult:
+        request = await self._request(workflow, prompt_id)
         log.say(f"prompt {prompt_id}")
         started = asyncio.Event()
         looking = asyncio.create_task(self._tell_position(prompt_id, started, log), name=f"position {prompt_id}")

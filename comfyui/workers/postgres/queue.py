@@ -95,7 +95,9 @@ class PostgresQueue:
             )
         if row is None:
             return None
-        return ClaimedTask(row["task_id"], token, row["run"], row["attempt"], parsed_params(row["task_params"]))
+        return ClaimedTask(
+            row["task_id"], token, row["run"], row["attempt"], parsed_params(row["task_params"]), row["task_kind"] or ""
+        )
 
     async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
         return Lease(

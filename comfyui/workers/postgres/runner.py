@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -31,7 +31,7 @@ from comfyui.retrying import Backoff, retry
 from comfyui.tasks import end_tasks, happens_within
 from comfyui.workers.base import ComfyUIWorker, prompt_id_for_job
 from comfyui.workers.diagnostics import environment, error_members
-from comfyui.workers.postgres.tasks import ClaimedTask, Lease, TaskQueue, WorkerState, job_fields, prompt_request
+from comfyui.workers.postgres.tasks import ClaimedTask, Lease, TaskQueue, WorkerState, job_fields, task_request
 from comfyui.workers.progress import ProgressTracker
 from comfyui.workers.results import check_delivered, reason_not_delivered, result_members, saved_before
 
@@ -50,6 +50,8 @@ class TaskRunnerOptions:
     poll_interval_s: float = 5.0
     heartbeat_s: float = 5.0
     store_check_s: float = 300.0
+    workflows: Mapping[str, str] = field(default_factory=dict)
+    """Named workflows by types of tasks."""
 
 
 class _Current:
@@ -297,7 +299,9 @@ class TaskRunner:
         return "failed" if written else "lease lost"
 
     async def _render(self, current: _Current) -> PromptResult:
-        request = current.request = prompt_request(current.task, current.prompt_id)
+        request = current.request = await task_request(
+            current.task, current.prompt_id, self._comfyui.named, self._options.workflows
+        )
         result = await self._comfyui.run(
             request,
             listener=self._progress_listener(current, request.prompt),

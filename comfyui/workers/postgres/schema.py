@@ -7,12 +7,12 @@ every status in single quotes, so that one pass over the quoted tokens puts in t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Literal
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """What ``comfy_schema_version()`` answers in a database whose migrations are those of this package."""
 
 COLUMNS = (
@@ -22,7 +22,7 @@ COLUMNS = (
 STATUSES = ("queued", "in_progress", "complete", "failed", "cancelled")
 WORKER_STATUSES = ("starting", "waiting", "idle", "working", "stopped", "dead", "terminating")
 
-_QUOTED = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'")
+_QUOTED = re.compile(r"in \('comfy'\)|\"[^\"\n]*\"|'[^'\n]*'")
 _LONGEST_NAME = 63
 
 
@@ -31,7 +31,8 @@ class TaskNames:
     """How a deployment calls things. A table may be ``schema.table``; what is not mapped keeps its default name.
 
     ``worker_statuses["terminating"]`` may be several words with ``|`` between them: by these an orchestrator tells a
-    worker to take nothing more. ``id_type`` is the type of the ids of a task table that the migration creates.
+    worker to take nothing more. A row that names no type has the first of ``task_types``. ``id_type`` is the type of
+    the ids of a task table that the migration creates.
 
     Raises:
         ValueError: a name that is empty, too long for Postgres, or has ``$`` or a NUL, or a key that does not exist.
@@ -39,7 +40,7 @@ class TaskNames:
 
     tasks: str = "tasks"
     workers: str = "workers"
-    task_type: str = "comfy"
+    task_types: Sequence[str] = ("comfy",)
     columns: Mapping[str, str] = field(default_factory=dict)
     statuses: Mapping[str, str] = field(default_factory=dict)
     worker_statuses: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +96,8 @@ def _tokens(names: TaskNames) -> dict[str, str]:
     tokens = {
         '"tasks"': ".".join(quote_identifier(part) for part in names.tasks.split(".")),
         '"workers"': ".".join(quote_identifier(part) for part in names.workers.split(".")),
-        "'comfy'": quote_literal(names.task_type),
+        "'comfy'": quote_literal(names.task_types[0]),
+        "in ('comfy')": f"in ({', '.join(map(quote_literal, names.task_types))})",
         '"uuid"': quote_identifier(names.id_type),
     }
     tokens |= {f'"{column}"': quote_identifier(names.columns.get(column, column)) for column in COLUMNS}

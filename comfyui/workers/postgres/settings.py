@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from comfyui.settings import MAX_PRESIGN_SECONDS, InputUrlTimeout, MaxInputMb, PresignSeconds, ServerAddresses
+from comfyui.named.parameters import WORKFLOW_NAME
+from comfyui.settings import (
+    MAX_PRESIGN_SECONDS,
+    CommaList,
+    InputUrlTimeout,
+    MaxInputMb,
+    PresignSeconds,
+    ServerAddresses,
+)
 from comfyui.workers.options import WorkerOptions
 from comfyui.workers.postgres.schema import WAN2GP, TaskNames
 from comfyui.workers.settings import StoringWorkerSettings
@@ -23,6 +32,22 @@ def _pairs(value: Any) -> Any:
     if any(not equals for _, equals, _ in parts):
         raise ValueError("must be name=yours, with commas between")
     return {name.strip(): yours.strip() for name, _, yours in parts}
+
+
+def _check_types(entries: tuple[str, ...]) -> tuple[str, ...]:
+    if not entries:
+        raise ValueError("name one type at least")
+    if len(_workflows_of(entries)) < len(entries):
+        raise ValueError("a type stands there twice")
+    for kind, workflow in _workflows_of(entries).items():
+        if not kind or (workflow is not None and not WORKFLOW_NAME.fullmatch(workflow)):
+            raise ValueError(f"{kind}:{workflow or ''}: TYPE, or TYPE:WORKFLOW with the name of a workflow, is wanted")
+    return entries
+
+
+def _workflows_of(entries: tuple[str, ...]) -> dict[str, str | None]:
+    parts = (entry.partition(":") for entry in entries)
+    return {kind.strip(): name.strip() if colon else None for kind, colon, name in parts}
 
 
 Mapped = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
@@ -42,7 +67,10 @@ class PostgresWorkerSettings(StoringWorkerSettings):
 
     tasks_table: str = Field(default="tasks", description="Table of the tasks; schema.table is allowed.")
     workers_table: str = Field(default="workers", description="Table of the workers.")
-    task_type: str = Field(default="comfy", description="Which tasks are ours.")
+    task_types: Annotated[CommaList, AfterValidator(_check_types)] = Field(
+        default=("comfy",),
+        description="Types of the tasks that are ours; comfy,upscale:upscale-4x runs the named workflow upscale-4x.",
+    )
     tasks_preset: Literal["", "wan2gp"] = Field(
         default="", description="wan2gp: the names that users of Headless-Wan2GP's ComfyUI worker know."
     )
@@ -89,12 +117,16 @@ class PostgresWorkerSettings(StoringWorkerSettings):
             raise ValueError("SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY go together")
         return self
 
+    def workflows(self) -> Mapping[str, str]:
+        """The named workflow of each type of task that has one."""
+        return {kind: name for kind, name in _workflows_of(self.task_types).items() if name is not None}
+
     def names(self) -> TaskNames:
         preset = WAN2GP if self.tasks_preset == "wan2gp" else TaskNames()
         return TaskNames(
             self.tasks_table,
             self.workers_table,
-            self.task_type,
+            tuple(_workflows_of(self.task_types)),
             {**preset.columns, **self.task_columns},
             {**preset.statuses, **self.task_statuses},
             {**preset.worker_statuses, **self.worker_statuses},

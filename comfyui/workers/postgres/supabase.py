@@ -52,7 +52,9 @@ class SupabaseQueue:
         if not rows:
             return None
         row = rows[0]
-        return ClaimedTask(row["task_id"], token, row["run"], row["attempt"], parsed_params(row["task_params"]))
+        return ClaimedTask(
+            row["task_id"], token, row["run"], row["attempt"], parsed_params(row["task_params"]), row["task_kind"] or ""
+        )
 
     async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
         answer = await self._call(

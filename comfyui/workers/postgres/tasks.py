@@ -16,7 +16,9 @@ from pydantic import ValidationError
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIInputError, ComfyUIValidationError, JSONError
 from comfyui.models import PromptRequest
+from comfyui.named.library import NamedWorkflows
 from comfyui.workers.base import JobFields
+from comfyui.workers.named import NAME_FIELD, PARAMETERS_FIELD, named_request
 from comfyui.workflows.api_format import check_api_format
 
 _VIDEO_FIELDS = ("video", "file")
@@ -53,6 +55,7 @@ class ClaimedTask:
     Attributes:
         run: how often the task was queued anew after its end.
         attempt: 1 for the first time that a worker took it in this run.
+        type: the row's.
     """
 
     id: str
@@ -60,6 +63,7 @@ class ClaimedTask:
     run: int
     attempt: int
     params: Mapping[str, Any]
+    type: str = ""
 
     @property
     def job_id(self) -> str:
@@ -117,6 +121,30 @@ class TaskQueue(Protocol):
         ...
 
 
+async def task_request(
+    task: ClaimedTask, prompt_id: UUID, named: NamedWorkflows, workflows: Mapping[str, str]
+) -> PromptRequest:
+    """As `prompt_request`, also for a task that names a workflow, or whose type does.
+
+    Args:
+        workflows: named ones by types of tasks, whose params are the workflow's parameters.
+
+    Raises:
+        ComfyUIValidationError: a field is missing, not known or not well-formed; each is named.
+        ComfyUIError: as `named_request`.
+    """
+    fields = {"prompt_id": prompt_id}
+    if (name := workflows.get(task.type)) is not None:
+        return await named_request(named, name, task.params, fields)
+    if NAME_FIELD not in task.params:
+        return prompt_request(task, prompt_id)
+    params = dict(task.params)
+    name, parameters = params.pop(NAME_FIELD), params.pop(PARAMETERS_FIELD, {})
+    if params:
+        raise ComfyUIValidationError(f"params.{next(iter(params))}: it cannot stand beside {NAME_FIELD}")
+    return await named_request(named, name, parameters, fields, where="params.")
+
+
 def prompt_request(task: ClaimedTask, prompt_id: UUID) -> PromptRequest:
     """A task's params as the request that `/prompt_sync` would take.
 
@@ -150,6 +178,8 @@ def prompt_request(task: ClaimedTask, prompt_id: UUID) -> PromptRequest:
 
 def job_fields(task: ClaimedTask, request: PromptRequest) -> JobFields:
     """How the task's params name what its request has."""
+    if request.call is not None:
+        return JobFields(NAME_FIELD)
     count = len(request.images)
     names = [f"params.images[{index}].image" for index in range(count)]
     if task.params.get("video_url") is None:

@@ -54,6 +54,7 @@ async def serve(settings: PostgresWorkerSettings, worker_id: str, stop: asyncio.
         options = TaskRunnerOptions(
             poll_interval_s=settings.task_poll_interval,
             heartbeat_s=min(settings.task_poll_interval, settings.lease_seconds / 4),
+            workflows=settings.workflows(),
         )
         names = [worker_id, *(f"{worker_id}-{lane}" for lane in range(2, settings.jobs_at_once + 1))]
         _log.info("worker.started", worker_id=worker_id, jobs_at_once=len(names))

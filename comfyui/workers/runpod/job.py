@@ -9,18 +9,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from comfyui import jsonio
 from comfyui.exceptions import ComfyUIError, ComfyUIInputError, JSONError, ResultTooLargeError
 from comfyui.models import Given, InputFile, OutputFile, PromptRequest, PromptResult
+from comfyui.named.library import NamedWorkflows
 from comfyui.outputs.files import OutputFiles
 from comfyui.outputs.keys import node_key
 from comfyui.outputs.stores.store import Placement
 from comfyui.workers.base import JobFields
+from comfyui.workers.named import NAME_FIELD, named_request
 from comfyui.workers.results import (
     check_delivered,
     is_partial,
@@ -71,7 +73,11 @@ class OutputPlacement(_Tolerant):
 class JobInput(_Tolerant):
     """``job["input"]``, ours and worker-comfyui's."""
 
-    workflow: dict[str, Any] = Field(description="In ComfyUI's API format, as an object or as JSON text.")
+    workflow: dict[str, Any] | None = Field(
+        default=None, description="In ComfyUI's API format, as an object or as JSON text."
+    )
+    workflow_name: str | None = Field(default=None, description="In its place: the name of a workflow.")
+    parameters: dict[str, Any] = Field(default={}, description="Of the named workflow.")
     images: list[NamedInput] = Field(default=[])
     reference_images: dict[str, str] = Field(default={}, description="Path below ComfyUI's input folder to content.")
     return_base64: bool | None = Field(
@@ -97,6 +103,14 @@ class JobInput(_Tolerant):
             return jsonio.loads(value)
         except JSONError as error:
             raise ValueError(f"is a text that is not JSON: {error}") from error
+
+    @model_validator(mode="after")
+    def _one_workflow(self) -> Self:
+        if (self.workflow is None) == (self.workflow_name is None):
+            raise ValueError("give either workflow or workflow_name")
+        if self.parameters and self.workflow_name is None:
+            raise ValueError("parameters: they are of a named workflow, and workflow_name is missing")
+        return self
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -125,21 +139,40 @@ class JobInput(_Tolerant):
             files.check(self.placement)
 
     def request(self, prompt_id: UUID) -> PromptRequest:
-        """Raises `ComfyUIInputError` with the field's name for a file name that ComfyUI must not be given."""
+        """The request of a job that brings its graph.
+
+        Raises `ComfyUIInputError` with the field's name for a file name that ComfyUI must not be given.
+        """
+        images = tuple(_input_file(*file) for file in self._files)
+        return PromptRequest(prompt=self.workflow or {}, images=images, **self._fields(prompt_id))
+
+    async def named_request(self, prompt_id: UUID, named: NamedWorkflows) -> PromptRequest:
+        """The request of a job that names its workflow. ComfyUI has to be ready.
+
+        Raises:
+            ComfyUIError: as `comfyui.workers.named.named_request`.
+        """
+        if self._files:
+            raise ComfyUIInputError("the files of a named workflow stand in its parameters", field=self._files[0][0])
+        return await named_request(named, self.workflow_name, self.parameters, self._fields(prompt_id))
+
+    @property
+    def _files(self) -> list[tuple[str, str, str]]:
+        """Field, path and content of each file."""
         files = [(f"images[{index}]", image.name, image.image) for index, image in enumerate(self.images)]
-        files += [(f"reference_images[{path!r}]", path, content) for path, content in self.reference_images.items()]
+        return files + [
+            (f"reference_images[{path!r}]", path, content) for path, content in self.reference_images.items()
+        ]
+
+    def _fields(self, prompt_id: UUID) -> dict[str, Any]:
         extra_data: dict[str, Any] = {"extra_pnginfo": self.extra_pnginfo} if self.extra_pnginfo else {}
-        extra_data |= self.secrets
-        return PromptRequest(
-            prompt=self.workflow,
-            images=tuple(_input_file(*file) for file in files),
-            prompt_id=prompt_id,
-            extra_data=extra_data or None,
-        )
+        return {"prompt_id": prompt_id, "extra_data": extra_data | self.secrets or None}
 
 
-def job_fields(job: JobInput) -> JobFields:
+def job_fields(job: JobInput, request: PromptRequest) -> JobFields:
     """How the job's input names what its request has."""
+    if request.call is not None:
+        return JobFields(NAME_FIELD)
     names = [f"images[{index}].image" for index in range(len(job.images))]
     return JobFields("workflow", [*names, *(f"reference_images[{path!r}]" for path in job.reference_images)])
 
@@ -155,7 +188,7 @@ def parse_input(job_input: Any) -> JobInput:
         except JSONError as error:
             raise ComfyUIInputError(f"input: is a text that is not JSON: {error}") from error
     if not isinstance(job_input, Mapping):
-        raise ComfyUIInputError("input: must be an object with workflow, or its JSON text")
+        raise ComfyUIInputError("input: must be an object with workflow or workflow_name, or its JSON text")
     given = {name: value for name, value in job_input.items() if name != "warnings"}
     warnings = tuple(_not_understood(job_input))
     try:

@@ -128,13 +128,18 @@ class RunPodWorker:
             return answer
 
     async def _run(self, running: _Running, job: Job, parsed: JobInput) -> dict[str, Any]:
-        request = parsed.request(parsed.prompt_id or prompt_id_for_job(_PLATFORM, str(job["id"])))
+        prompt_id = parsed.prompt_id or prompt_id_for_job(_PLATFORM, str(job["id"]))
+        if parsed.workflow_name is None:
+            request = parsed.request(prompt_id)
+        else:
+            await running.worker.wait_until_ready()
+            request = await parsed.named_request(prompt_id, running.worker.named)
         parsed.check_placement(running.files)
         if running.store_check is not None and parsed.may_be_stored:
             # Before the GPU is used for files that could not be delivered.
             await running.store_check.ensure()
-        async with _progress(self._sdk, job, parsed.workflow, self._settings.progress_interval) as listener:
-            result = await running.worker.run(request, listener=listener, fields=job_fields(parsed))
+        async with _progress(self._sdk, job, request.prompt, self._settings.progress_interval) as listener:
+            result = await running.worker.run(request, listener=listener, fields=job_fields(parsed, request))
             return await self._reply(running, result, job, parsed)
 
     async def _reply(self, running: _Running, result: PromptResult, job: Job, parsed: JobInput) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 -- their columns and get the ones that they lack.
 --
 -- Every name in double quotes is a setting (TASKS_TABLE, WORKERS_TABLE, TASK_COLUMNS), and so is every status in single
--- quotes (TASK_STATUSES, WORKER_STATUSES, TASK_TYPE). As it stands this file is valid with the defaults;
+-- quotes (TASK_STATUSES, WORKER_STATUSES, TASK_TYPES). As it stands this file is valid with the defaults;
 -- `python -m comfyui.workers.postgres_worker --sql` prints it with yours.
 
 do $comfy$

@@ -2,14 +2,25 @@
 -- Safe to run again. Names and statuses as in 0001_tables.sql.
 
 create or replace function comfy_schema_version() returns integer
-language sql immutable as 'select 2';
+language sql immutable as 'select 3';
 
 -- Takes the task that is due with the highest priority, of these the oldest; else none. The token is the caller's: asked
 -- again with the same one, because the answer was lost, it gives the same task. A task whose worker vanished is taken
 -- again, up to p_max_attempts. A worker whose row an orchestrator has set to terminating gets none.
+do $comfy$
+declare
+    v_before regprocedure := to_regprocedure('comfy_claim_task(text, uuid, double precision, integer)');
+begin
+    -- Until version 2 it did not give the type of the task, and what a function gives cannot be replaced.
+    if pg_get_function_result(v_before) not like '%task_kind%' then
+        drop function comfy_claim_task(text, uuid, double precision, integer);
+    end if;
+end
+$comfy$;
+
 create or replace function comfy_claim_task(
     p_worker_id text, p_lease_token uuid, p_lease_seconds double precision, p_max_attempts integer
-) returns table (task_id text, run integer, attempt integer, task_params jsonb)
+) returns table (task_id text, run integer, attempt integer, task_params jsonb, task_kind text)
 language plpgsql as $comfy$
 declare
     v_worker "tasks"."worker_id"%type := p_worker_id;
@@ -17,7 +28,7 @@ declare
     v_ours text[] := array['starting', 'waiting', 'idle', 'working', 'stopped', 'dead'];
 begin
     return query
-        select t."id"::text, t.runs, t."attempts"::integer, t."params"::jsonb
+        select t."id"::text, t.runs, t."attempts"::integer, t."params"::jsonb, t."task_type"::text
         from "tasks" t where t.lease_token = p_lease_token and t."status" = 'in_progress';
     if found then
         return;
@@ -42,17 +53,17 @@ begin
         "result" = jsonb_build_object('status', 'error', 'error_type', 'worker_vanished', 'retryable', false)
     where t."id" in (
         select d."id" from "tasks" d
-        where d."task_type" = 'comfy' and d."status" = 'in_progress'
+        where d."task_type" in ('comfy') and d."status" = 'in_progress'
             and d.lease_expires_at < clock_timestamp() and coalesce(d."attempts", 0) >= p_max_attempts
         for update skip locked
     );
 
     select n."id" into v_id from "tasks" n
-    where n."task_type" = 'comfy' and n."status" = 'in_progress' and n.lease_expires_at < clock_timestamp()
+    where n."task_type" in ('comfy') and n."status" = 'in_progress' and n.lease_expires_at < clock_timestamp()
     order by n.lease_expires_at limit 1 for update skip locked;
     if v_id is null then
         select n."id" into v_id from "tasks" n
-        where n."task_type" = 'comfy' and n."status" = 'queued'
+        where n."task_type" in ('comfy') and n."status" = 'queued'
             and (n.run_after is null or n.run_after <= clock_timestamp())
         order by coalesce(n."priority", 0) desc, n."created_at" nulls first limit 1 for update skip locked;
     end if;
@@ -66,7 +77,7 @@ begin
             "result" = null, "started_at" = clock_timestamp(), "progress" = 0, "progress_note" = null, lease_token = p_lease_token,
             lease_expires_at = clock_timestamp() + make_interval(secs => p_lease_seconds), run_after = null
         where t."id" = v_id
-        returning t."id"::text, t.runs, t."attempts"::integer, t."params"::jsonb;
+        returning t."id"::text, t.runs, t."attempts"::integer, t."params"::jsonb, t."task_type"::text;
 end
 $comfy$;
 
@@ -198,7 +209,7 @@ create view comfy_dead_tasks as
     select t."id"::text as task_id, t."status"::text as status, t."attempts" as attempts, t."worker_id" as worker_id,
         t."error" as error, t."created_at" as created_at, t."started_at" as started_at, t."finished_at" as finished_at
     from "tasks" t
-    where t."task_type" = 'comfy' and (
+    where t."task_type" in ('comfy') and (
         t."status" = 'failed'
         or (t."status" = 'in_progress' and (t.lease_expires_at is null or t.lease_expires_at < clock_timestamp()))
     );

@@ -28,7 +28,7 @@ $comfy$;
 create or replace function comfy_notify() returns trigger
 language plpgsql as $comfy$
 begin
-    if new."task_type" = 'comfy' and new."status" in ('queued', 'cancelled') then
+    if new."task_type" in ('comfy') and new."status" in ('queued', 'cancelled') then
         perform pg_notify('comfy_tasks', new."id"::text);
     end if;
     return null;
