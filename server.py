@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -243,7 +244,8 @@ async def _serve(settings: Settings) -> None:
     keys = options.app.keys.shown_names()[:_NAMES_SHOWN] or None
     _log.info("gateway.starting", comfyui=settings.shown_addresses, runpod=runpod, keys=keys, version=VERSION)
     relieve_the_collector()
-    use_huge_pages()
+    # The kernel takes 0.1 s for it, and nobody has to wait for that.
+    threading.Thread(target=use_huge_pages, name="huge pages", daemon=True).start()
     try:
         sockets = bind(settings.server_host, settings.server_port)
     except ValueError as error:
