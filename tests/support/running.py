@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import aiohttp
 import pytest
 import uvicorn
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from comfyui.engine import Engine, EngineOptions
 from comfyui.handler import ComfyUIHandler
@@ -39,6 +40,16 @@ def _has_ipv6() -> bool:
 
 
 needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+
+
+class _Given(Settings):
+    """What a test says, and the defaults: to look for each setting in the environment would be half of a start."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_others: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 class _Server(uvicorn.Server):
@@ -143,7 +154,7 @@ async def running_gateway(
         connections: how many its server takes; None for any number.
     """
     settings.setdefault("state_dir", "")  # in memory, so that tests share nothing
-    chosen, metrics = Settings(comfyui_server_address=comfyui, **settings), Metrics()
+    chosen, metrics = _Given(comfyui_server_address=comfyui, **settings), Metrics()
     options = changed(chosen.options())
     app = create_app(chosen, options=options, metrics=metrics)
     config = uvicorn.Config(
