@@ -81,7 +81,7 @@ test: setup $(VENV_RUNPOD)/.ready $(VENV_LITTLEHORSE)/.ready $(TYPES)/node_modul
 
 # Tests wait more than they compute: one suite after the other would leave half of two cores idle.
 test-main:
-	$(BIN)/python -m pytest -m "not alone" --numprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 6 --dist worksteal
 
 FRONTEND := 1.58.1
 FRONTEND_DIR := out/frontend-$(FRONTEND)

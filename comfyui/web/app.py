@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from starlette.middleware import Middleware
-from starlette.routing import Mount
+from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from comfyui.assets.rooms import Assets
@@ -166,6 +166,7 @@ class Gateway(FastAPI):
         self.failure: Exception | None = None
         for router in (*_ROUTERS, *_SHARED_ROUTERS):
             self.include_router(router)
+        self._ours = len(self.router.routes)
         self._mcp = _mcp_endpoint(options)
         if self._mcp is not None:
             self.router.routes.append(self._mcp.route)
@@ -311,8 +312,11 @@ class Gateway(FastAPI):
 
     def own_paths(self) -> OwnPaths:
         """What the gateway answers itself: every route that the application has."""
-        shared = {path for router in _SHARED_ROUTERS for path, _ in _paths_of(router)}
-        return OwnPaths(_paths_of(self.router), shared)
+        # Ours are read where they are defined: FastAPI makes each route a second time when it is asked for those of an
+        # application, which takes more than all else of a start. The others were added to this application.
+        routes = [route for router in (*_ROUTERS, *_SHARED_ROUTERS) for route in router.routes]
+        routes += self.router.routes[self._ours :]
+        return OwnPaths(_paths_of(routes), {path for router in _SHARED_ROUTERS for path, _ in _paths_of(router.routes)})
 
 
 def _mcp_endpoint(options: AppOptions) -> McpEndpoint | None:
@@ -329,9 +333,9 @@ def _following(options: AppOptions) -> AbstractAsyncContextManager[None]:
     return nullcontext() if options.keys_file is None else options.keys_file.following(options.keys)
 
 
-def _paths_of(router: APIRouter) -> Iterator[tuple[str, str]]:
+def _paths_of(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, str]]:
     """Path and method of every route; a mounted application has all methods and all that is below its path."""
-    for route in iter_route_contexts(router.routes):
+    for route in iter_route_contexts(routes):
         if isinstance(route.original_route, Mount):
             yield f"{route.path}/{{path}}", "*"
         for method in route.methods or ():

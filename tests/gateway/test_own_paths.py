@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from fastapi import APIRouter, Request
+from fastapi.routing import iter_route_contexts
 from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
 
 import server
 from comfyui.web.app import Gateway
@@ -47,6 +50,15 @@ from tests.support.relaying import answer_ok, fetch, relayed
 )
 def test_a_path_is_our_own_where_a_route_has_it(method: str, path: str, own: bool) -> None:
     assert server.create_app(Settings()).own_paths().has(method, path) is own
+
+
+def test_each_route_of_the_application_is_our_own() -> None:
+    app = server.create_app(Settings())
+    routes = list(iter_route_contexts(app.router.routes))
+    assert len(routes) > 30
+    for route in routes:
+        path = re.sub(r"\{[^}]*\}", "1", route.path or "/") + ("/x" if isinstance(route.original_route, Mount) else "")
+        assert all(app.own_paths().has(method, path) for method in route.methods or {"GET"}), path
 
 
 @pytest.mark.parametrize("path", sorted(PROBES))
