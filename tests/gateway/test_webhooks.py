@@ -23,6 +23,7 @@ from server import create_app
 from tests.support.described import Description
 from tests.support.jobs import ASYNC, fetch, listed, look, status_is, submit
 from tests.support.log_lines import Lines
+from tests.support.named_folder import named_folder
 from tests.support.processes import gateway_process
 from tests.support.receivers import SECRET, Receiver, hang, receiver, with_status
 from tests.support.running import (
@@ -90,6 +91,19 @@ async def test_an_async_job_tells_its_caller_the_result_that_get_gives(engine: E
     assert (delivery["event"], delivery["audience"]) == ("prompt.succeeded", "caller")
     assert (delivery["tries"], delivery["answer"], delivery["run"]) == (1, "HTTP 204", 1)
     assert delivery["id"] == receiving.received[0].id
+
+
+async def test_a_named_workflow_tells_what_was_run_at_its_start_and_its_end(
+    engine: Engine, receiving: Receiver, tmp_path: Path
+) -> None:
+    async with running_gateway(engine.url, **SET, workflows_dir=named_folder(tmp_path)) as gateway:
+        options = {"webhook": {"url": receiving.url(), "events": ALL}}
+        async with gateway.http.post("/workflows/flat", json={"width": 5, "$options": options}, headers=ASYNC) as taken:
+            workflow = (await taken.json())["workflow"]
+        started, ended = await told(receiving, 2)
+    assert (started["type"], started["data"]["workflow"]) == ("prompt.started", workflow)
+    assert (ended["type"], ended["data"]["workflow"]) == ("prompt.succeeded", workflow)
+    assert [file["output"] for file in ended["data"]["images"]] == ["picture"]
 
 
 async def test_a_sync_call_tells_as_well_also_of_its_start(engine: Engine, receiving: Receiver) -> None:
