@@ -341,6 +341,9 @@ class Settings(
         le=3600,
         description="Seconds that a tool waits for its job; then it answers with the job's id, and the job goes on.",
     )
+    mcp_max_tools: int = Field(
+        default=100, ge=0, le=10_000, description="Named workflows that are tools of MCP; run_named runs the others."
+    )
 
     @field_validator("warmup_workflow", "state_dir", "keys_file", mode="before")
     @classmethod
@@ -561,7 +564,7 @@ class Settings(
             return None
         if find_spec("mcp") is None:
             raise SettingsError("MCP: the Model Context Protocol needs the extra: pip install 'comfyui-gateway[mcp]'")
-        return McpOptions(wait_s=self.mcp_wait)
+        return McpOptions(wait_s=self.mcp_wait, max_tools=self.mcp_max_tools)
 
     def _keys(self) -> tuple[KeyRing, KeysFile | None]:
         """Raises `SettingsError` for a KEYS_FILE that cannot be used."""

@@ -627,3 +627,10 @@ async def mcp_keyed(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGate
     path = write_keys(tmp_path / "keys.toml", "\n".join([KEYS, *limited]))
     async with running_gateway(engine.url, mcp=True, keys_file=path) as running:
         yield running
+
+
+@pytest.fixture
+async def mcp_named(engine: Engine, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+    """Serves `/mcp`, with the workflows of `tests.support.named_folder`."""
+    async with running_gateway(engine.url, workflows_dir=named_folder(tmp_path / "workflows"), mcp=True) as running:
+        yield running

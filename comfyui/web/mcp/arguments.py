@@ -76,6 +76,28 @@ class RunWorkflow(WorkflowArguments):
     wait: Wait = None
 
 
+class RunNamed(Arguments):
+    """A named workflow to run, or to be told of."""
+
+    name: str | None = Field(
+        default=None, max_length=64, description="Of the workflow. Not given: all names are listed, and nothing runs."
+    )
+    parameters: JsonObject | None = Field(
+        default=None,
+        description="Of the workflow, by their names; {} where it needs none. Not given: they are described, and"
+        " nothing runs.",
+    )
+    labels: JsonObject = Field(
+        default_factory=dict,
+        description="Up to 16 pairs of text by which the job can be found again.",
+        json_schema_extra={"additionalProperties": {"type": "string"}},
+    )
+    prompt_id: UUID | None = Field(
+        default=None, description="An id of your choice: the same call with the same id does not run again."
+    )
+    wait: Wait = None
+
+
 class JobArguments(Arguments):
     """What is done with a job."""
 

@@ -2,7 +2,8 @@
 
 INSTRUCTIONS = """\
 Runs ComfyUI workflows, which make pictures, video, audio and more.
-1. Make a workflow in ComfyUI's API format, check it with validate_workflow, and run it with run_workflow.
+1. Use the tool of a workflow where one fits; run_named lists and runs the others. Only where none fits, make a \
+workflow in ComfyUI's API format, check it with validate_workflow, and run it with run_workflow.
 2. A result begins with JSON. Its `images` are all files, of any medium, with a `url` for the user. The pictures \
 behind it are small copies for you.
 3. `timed_out: true` is no error: the job goes on. Call job with action "wait" and its prompt_id, again until it has \

@@ -29,16 +29,19 @@ from mcp_types import (
 from comfyui.exceptions import ComfyUIError, RequestError, TooManySubmissionsError
 from comfyui.jobs.admission import Look
 from comfyui.models import PromptRequest
+from comfyui.named.parameters import NamedWorkflow
 from comfyui.offload import offloaded
 from comfyui.outputs.delivery import Order
 from comfyui.owners import KeyRules
 from comfyui.web.api.bodies import Submission, request_of
 from comfyui.web.api.jobs import ListCall, listed_job, origin_of, page_of_jobs, pending_job
+from comfyui.web.api.named_runs import know_nodes, named_of, prepared
 from comfyui.web.api.workflows import validation_of
 from comfyui.web.front.gateway_state import GatewayState, gateway_of
 from comfyui.web.front.request_state import state_of
 from comfyui.web.front.rights import verdict
-from comfyui.web.mcp.arguments import JobArguments, RunWorkflow, WorkflowArguments, read, schema_of
+from comfyui.web.mcp.arguments import JobArguments, RunNamed, RunWorkflow, WorkflowArguments, read, schema_of
+from comfyui.web.mcp.catalogue import Catalogues
 from comfyui.web.mcp.options import McpOptions
 from comfyui.web.mcp.posted import posted_in
 from comfyui.web.mcp.results import Results, answered, failed, refused
@@ -48,6 +51,7 @@ from comfyui.web.mcp.waiting import run_within, wait_for
 _log = structlog.get_logger(__name__)
 Context = ServerRequestContext[Any, Any]
 
+_LONGEST_CURSOR = 9
 _GO_ON = 'the job goes on: call job with action "wait" and this prompt_id; do not run it again'
 RUN_WORKFLOW = Tool(
     name="run_workflow",
@@ -55,6 +59,14 @@ RUN_WORKFLOW = Tool(
     description="Runs a ComfyUI workflow and returns the files that it makes: JSON, then small pictures of its"
     " pictures. A job that takes longer returns timed_out and its prompt_id, and goes on.",
     input_schema=schema_of(RunWorkflow),
+    annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=True),
+)
+RUN_NAMED = Tool(
+    name="run_named",
+    title="Run a named workflow",
+    description="Runs a workflow of this gateway by its name, also one that is no tool of its own. Without a name it"
+    " lists them; without parameters it says which there are. It answers as run_workflow.",
+    input_schema=schema_of(RunNamed),
     annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=True),
 )
 VALIDATE_WORKFLOW = Tool(
@@ -85,7 +97,9 @@ _OWN = (
     (VALIDATE_WORKFLOW, ("POST", "/validate")),
     (JOB, ("GET", "/prompt_sync")),
 )
-OWN_NAMES = frozenset(tool.name for tool, _ in _OWN)
+# Of any workflow: its name is looked at by `named_of`.
+_RUN_NAMED_RIGHT = ("POST", "/workflows/name")
+_OWN_NAMES = frozenset({RUN_NAMED.name, *(tool.name for tool, _ in _OWN)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +123,28 @@ class Tools:
 
     def __init__(self, options: McpOptions) -> None:
         self._options = options
+        self._catalogues = Catalogues(options.max_tools, _OWN_NAMES)
         self._calls: Mapping[str, Callable[[Call], Awaitable[CallToolResult]]] = {
+            RUN_NAMED.name: self._run_named,
             RUN_WORKFLOW.name: self._run_workflow,
             VALIDATE_WORKFLOW.name: self._validate_workflow,
             JOB.name: self._job,
         }
 
-    async def list(self, context: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
-        """Those that the caller's key may use."""
-        rules = _rules_of(_request_of(context))
-        return ListToolsResult(tools=[tool for tool, same in _OWN if verdict(rules, *same).refusal is None])
+    async def list(self, context: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
+        """Those that the caller's key may use, our own first. Raises `MCPError` for a page that there is not."""
+        request = _request_of(context)
+        rules = _rules_of(request)
+        tools = [tool for tool, same in _OWN if verdict(rules, *same).refusal is None]
+        if verdict(rules, *_RUN_NAMED_RIGHT).refusal is None:
+            await know_nodes(gateway_of(request))
+            found = self._catalogues.of(request)
+            tools = [*([RUN_NAMED] if found.seen else []), *tools, *found.tools]
+        cursor = (params.cursor if params is not None else None) or "0"
+        if not cursor.isascii() or not cursor.isdigit() or len(cursor) > _LONGEST_CURSOR or int(cursor) > len(tools):
+            raise MCPError(INVALID_PARAMS, "there is no such page of tools: begin without a cursor")
+        first, end = int(cursor), int(cursor) + self._options.page
+        return ListToolsResult(tools=tools[first:end], next_cursor=str(end) if end < len(tools) else None)
 
     async def call(self, context: Context, params: CallToolRequestParams) -> CallToolResult:
         """An error of ours is a result, which the model sees. Raises `MCPError` for a tool that there is not."""
@@ -126,6 +152,8 @@ class Tools:
         posted = posted_in(request.scope)
         call = Call(context, request, gateway_of(request), posted.arguments, posted.size)
         work = self._calls.get(params.name)
+        if work is None and (workflow := self._catalogues.of(request).workflows.get(params.name)) is not None:
+            work = partial(self._run_tool, workflow)
         if work is None:
             raise MCPError(INVALID_PARAMS, f"Unknown tool: {params.name[:64]}")
         with structlog.contextvars.bound_contextvars(request_id=state_of(request.scope).request_id):
@@ -144,6 +172,42 @@ class Tools:
                 return failed(ComfyUIError("the gateway failed; its log has the reason under this request_id"), request)
 
     # What each of them does
+
+    async def _run_tool(self, name: str, call: Call) -> CallToolResult:
+        """A named workflow that is a tool: its arguments are the parameters, and null is what is not given."""
+        values = {argument: value for argument, value in call.arguments.items() if value is not None}
+        return await self._run_by_name(call, name, values, {}, None)
+
+    async def _run_named(self, call: Call) -> CallToolResult:
+        asked = read(RunNamed, call.arguments)
+        if asked.name is None:
+            if (refusal := verdict(call.rules, "GET", "/workflows").refusal) is not None:
+                return refused(refusal, call.request)
+            seen = self._catalogues.of(call.request).seen
+            listed = [{"name": one.name, "title": one.title, "description": one.description} for one in seen]
+            return answered({"workflows": listed})
+        if asked.parameters is None:
+            if (refusal := verdict(call.rules, "GET", "/workflows/name").refusal) is not None:
+                return refused(refusal, call.request)
+            return answered(_described(named_of(call.request, asked.name)))
+        options: dict[str, Any] = {"labels": asked.labels}
+        if asked.prompt_id is not None:
+            options["prompt_id"] = str(asked.prompt_id)
+        return await self._run_by_name(call, asked.name, asked.parameters, options, asked.wait)
+
+    async def _run_by_name(
+        self,
+        call: Call,
+        name: str,
+        values: Mapping[str, Any],
+        options: Mapping[str, Any],
+        wait_s: float | None,
+    ) -> CallToolResult:
+        if (refusal := verdict(call.rules, *_RUN_NAMED_RIGHT).refusal) is not None:
+            return refused(refusal, call.request)
+        workflow = named_of(call.request, name)
+        request = await prepared(call.gateway, workflow, values, options, size=call.size)
+        return await self._run(call, request, wait_s)
 
     async def _run_workflow(self, call: Call) -> CallToolResult:
         if (refusal := verdict(call.rules, "POST", "/prompt_sync").refusal) is not None:
@@ -227,6 +291,19 @@ async def _progress(call: Call, prompt_id: str) -> AsyncIterator[Telling | None]
     telling = Telling(partial(call.gateway.handler.workflow_of, prompt_id))
     async with telling.to(call.context.session):
         yield telling
+
+
+def _described(workflow: NamedWorkflow) -> Mapping[str, Any]:
+    """What `run_named` tells of a workflow."""
+    return {
+        "name": workflow.name,
+        "title": workflow.title,
+        "description": workflow.description,
+        "version": workflow.version,
+        "parameters": workflow.schema,
+        "outputs": [output.name for output in workflow.outputs],
+        "example": workflow.example,
+    }
 
 
 def _count(gateway: GatewayState, rules: KeyRules | None) -> None:
