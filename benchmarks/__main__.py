@@ -21,6 +21,7 @@ from benchmarks import (
     fleet,
     jobs,
     journal,
+    mcp,
     memory,
     merged,
     named,
@@ -62,6 +63,7 @@ _FIGURES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "prompts": prompts.added_by_the_queue,
     "binding": named.binding,
     "named-start": named.starting,
+    "mcp": mcp.tools,
 }
 _RELAY = "relay"
 _LOG_LINES = 15
