@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from comfyui.file_names import content_type_of
 from comfyui.models import ImageConversion
+from comfyui.offload import offloaded
 from comfyui.outputs import pictures
 from comfyui.outputs.history import OutputContent
 from comfyui.outputs.pictures import Look, NotConvertedError
@@ -82,7 +83,7 @@ class ImageConverter:
             data, _ = await self._read(content)
             if data is None:
                 raise NotConvertedError(f"larger than {self._limits.max_bytes / 1e6:g} MB")
-            found = await asyncio.to_thread(pictures.look_at_preview, data, limit)
+            found = await offloaded(len(data), pictures.look_at_preview, data, limit)  # its head only
             self._check(found)
             async with self._memory.taken(found.memory):
                 if found.pixels <= _IN_THREAD_PIXELS:
