@@ -25,7 +25,16 @@ async def inspected(url: str, era: str, method: str, *more: str, key: str = "", 
     """What it prints of one call."""
     assert NODE is not None
     shown = ["--header", f"Authorization: {bearer(key)['Authorization']}"] if key else []
-    command = [NODE, _PROGRAM, "--cli", f"{url}/mcp", "--transport", "http", "--stored-auth-only", "-q"]
+    command: list[str | Path] = [
+        NODE,
+        _PROGRAM,
+        "--cli",
+        f"{url}/mcp",
+        "--transport",
+        "http",
+        "--stored-auth-only",
+        "-q",
+    ]
     asked = ["--format", "json", "--protocol-era", era, "--method", method]
     printed = await printed_by(home, *command, *shown, *asked, *more, HOME=str(home))
     return json.loads(printed)
