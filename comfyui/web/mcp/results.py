@@ -58,14 +58,17 @@ class Results:
     request: Request
     options: McpOptions
 
-    async def finished(self, result: PromptResult, order: Order) -> CallToolResult:
-        """The JSON of the result, small pictures of its pictures, and a link to each file."""
-        options, loop = self.options, asyncio.get_running_loop()
+    async def finished(self, result: PromptResult, order: Order, deadline: float) -> CallToolResult:
+        """The JSON of the result, small pictures of its pictures, and a link to each file.
+
+        Args:
+            deadline: in the loop's time. What is not in the store by then, where it is wanted there, is given up.
+        """
+        options = self.options
         shown = replace(result, files=result.files[: options.files])
         delivery = result.delivery
         if delivery is not None:
             shown = replace(shown, delivery=replace(delivery, files=delivery.files[: options.files]))
-        deadline = loop.time() + options.pictures_s
         entries = await self.gateway.deliverer.entries(shown, order, deadline=deadline)
         entries = [self._linked(entry) for entry in entries]
         content: list[ContentBlock] = [_text(await self._json(shown, entries))]

@@ -5,6 +5,7 @@ A tool may do what the same key may do by HTTP: the table of rights says it of t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from mcp_types import (
 
 from comfyui.exceptions import ComfyUIError, RequestError, TooManySubmissionsError
 from comfyui.jobs.admission import Look
-from comfyui.models import PromptRequest
+from comfyui.models import PromptRequest, PromptResult
 from comfyui.named.parameters import NamedWorkflow
 from comfyui.offload import offloaded
 from comfyui.outputs.delivery import Order
@@ -104,13 +105,14 @@ _OWN_NAMES = frozenset({RUN_NAMED.name, *(tool.name for tool, _ in _OWN)})
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a tool. `size`: bytes of its body."""
+    """One call of a tool. `size`: bytes of its body. `began`: in the loop's time."""
 
     context: Context
     request: Request
     gateway: GatewayState
     arguments: Mapping[str, Any]
     size: int
+    began: float
 
     @property
     def rules(self) -> KeyRules | None:
@@ -150,7 +152,9 @@ class Tools:
         """An error of ours is a result, which the model sees. Raises `MCPError` for a tool that there is not."""
         request = _request_of(context)
         posted = posted_in(request.scope)
-        call = Call(context, request, gateway_of(request), posted.arguments, posted.size)
+        call = Call(
+            context, request, gateway_of(request), posted.arguments, posted.size, asyncio.get_running_loop().time()
+        )
         work = self._calls.get(params.name)
         if work is None and (workflow := self._catalogues.of(request).workflows.get(params.name)) is not None:
             work = partial(self._run_tool, workflow)
@@ -240,7 +244,7 @@ class Tools:
             )
         if result is None:
             return await self._timed_out(call, prompt_id)
-        return await Results(gateway, call.request, self._options).finished(result, order)
+        return await self._finished(call, result, order)
 
     async def _validate_workflow(self, call: Call) -> CallToolResult:
         if (refusal := verdict(call.rules, "POST", "/validate").refusal) is not None:
@@ -272,7 +276,11 @@ class Tools:
             result = await wait_for(handler, prompt_id, self._wait_s(asked.wait), listener, origin)
         if result is None:
             return await self._timed_out(call, prompt_id)
-        return await Results(call.gateway, call.request, self._options).finished(result, Order())
+        return await self._finished(call, result, Order())
+
+    async def _finished(self, call: Call, result: PromptResult, order: Order) -> CallToolResult:
+        deadline = call.began + self._options.wait_s + self._options.pictures_s
+        return await Results(call.gateway, call.request, self._options).finished(result, order, deadline)
 
     async def _timed_out(self, call: Call, prompt_id: str) -> CallToolResult:
         look = await call.gateway.handler.look(prompt_id, origin_of(call.request))
