@@ -1,4 +1,4 @@
-"""What a call of a tool at `/mcp` takes beside the same run by HTTP, with 500 named workflows."""
+"""What a call of a tool at `/mcp` takes beside the same run by HTTP with its picture, and 500 named workflows."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def _session(gateway: Server) -> aiohttp.ClientSession:
 
 
 async def _by_http(http: aiohttp.ClientSession) -> None:
-    async with http.post("/workflows/flat-250", json={"color": next(_colors)}) as response:
+    # A tool's answer has its pictures, too.
+    asked = {"color": next(_colors), "$options": {"return_image_base64": True}}
+    async with http.post("/workflows/flat-250", json=asked) as response:
         found = jsonio.loads(await response.read())
         assert found["status"] == "success", found
 

@@ -140,12 +140,13 @@ async def test_a_job_that_waits_in_the_gateway_goes_on_too(engine: Engine, tmp_p
     assert executions(engine)[second["prompt_id"]] == 1
 
 
-@pytest.mark.parametrize("version", [NEW, OLD])
+@pytest.mark.parametrize(("version", "meta"), [(NEW, None), (OLD, None), (OLD, {"progressToken": 1})])
 async def test_a_closed_connection_takes_the_job_with_it(
-    mcp_gateway: RunningGateway, engine: Engine, version: str
+    mcp_gateway: RunningGateway, engine: Engine, version: str, meta: dict[str, Any] | None
 ) -> None:
+    """A stream, and the plain answer that the older protocol gets where nobody wants to be told of progress."""
     async with aiohttp.ClientSession(mcp_gateway.url) as http:
-        call = asyncio.create_task(called(http, version, {"workflow": sleeping()}))
+        call = asyncio.create_task(called(http, version, {"workflow": sleeping()}, meta))
         await until(lambda: queue_of(engine), lambda queue: bool(queue[0]))
         call.cancel()
         await asyncio.wait([call])

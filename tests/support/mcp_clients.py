@@ -63,9 +63,13 @@ def headers_of(version: str, method: str, name: str | None = None) -> dict[str, 
     }
 
 
-async def called(http: aiohttp.ClientSession, version: str, arguments: Mapping[str, Any]) -> str:
+async def called(
+    http: aiohttp.ClientSession, version: str, arguments: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+) -> str:
     """The whole answer to a bare call of `run_workflow`."""
-    params = {"name": "run_workflow", "arguments": arguments}
+    params: dict[str, Any] = {"name": "run_workflow", "arguments": arguments}
+    if meta is not None:
+        params["_meta"] = meta
     async with http.post(
         "/mcp",
         json=message(version, "tools/call", params),

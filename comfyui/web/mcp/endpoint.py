@@ -7,21 +7,25 @@ that make their name lead here (DNS rebinding) would know less of proxies, and i
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from sse_starlette.sse import AppStatus
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from comfyui.exceptions import ComfyUIError
+from comfyui.exceptions import ClientGoneError, ComfyUIError
 from comfyui.limits import Limits
 from comfyui.web.front.errors import error_response
+from comfyui.web.front.headers import header
 from comfyui.web.mcp.instructions import INSTRUCTIONS
 from comfyui.web.mcp.options import McpOptions
-from comfyui.web.mcp.posted import receive_posted
+from comfyui.web.mcp.posted import posted_in, receive_posted
 from comfyui.web.mcp.tools import Tools
+from comfyui.web.server.disconnect import ClientWatch
 
 PATH = "/mcp"
 
@@ -50,7 +54,8 @@ class McpEndpoint:
         self._server.middleware.clear()
         self._options = options
         self._limits = limits
-        self._manager: StreamableHTTPSessionManager | None = None
+        self._streams: StreamableHTTPSessionManager | None = None
+        self._plain: StreamableHTTPSessionManager | None = None
         self.route = Route(PATH, self, methods=["POST"], include_in_schema=False)
 
     @asynccontextmanager
@@ -58,18 +63,36 @@ class McpEndpoint:
         """Requests are served within the block."""
         # It would cut answers as soon as the server stops: ours end by themselves, and the server sees to that.
         AppStatus.enable_automatic_graceful_drain = False
-        self._manager = StreamableHTTPSessionManager(
-            self._server, stateless=True, max_request_body_size=self._options.max_body_bytes
-        )
-        async with self._manager.run():
+        self._streams, self._plain = self._manager(json_response=False), self._manager(json_response=True)
+        async with self._streams.run(), self._plain.run():
             yield
 
+    def _manager(self, *, json_response: bool) -> StreamableHTTPSessionManager:
+        return StreamableHTTPSessionManager(
+            self._server,
+            json_response=json_response,
+            stateless=True,
+            max_request_body_size=self._options.max_body_bytes,
+        )
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._manager is None:
+        if self._streams is None or self._plain is None:
             raise RuntimeError("the endpoint is not running")
         try:
-            receive = await receive_posted(scope, receive, self._options.max_body_bytes, self._limits)
+            posted = await receive_posted(scope, receive, self._options.max_body_bytes, self._limits)
         except ComfyUIError as error:
             await error_response(error, scope)(scope, receive, send)
             return
-        await self._manager.handle_request(scope, receive, send)
+        if posted_in(scope).wants_progress or not _is_older(scope):
+            await self._streams.handle_request(scope, posted, send)
+            return
+        # The older protocol takes 0.9 ms less without a stream. The package goes on with a call whose client has left,
+        # unless it is a stream: here our own watch ends it.
+        with suppress(ClientGoneError), ClientWatch(receive):
+            await self._plain.handle_request(scope, posted, send)
+
+
+def _is_older(scope: Scope) -> bool:
+    """Whether the request is of a protocol with a handshake."""
+    version = header(scope, MCP_PROTOCOL_VERSION_HEADER.encode("ascii"))
+    return version is None or version.decode("latin-1") in HANDSHAKE_PROTOCOL_VERSIONS

@@ -21,10 +21,19 @@ _KEY = "comfyui_gateway.mcp"
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """What was posted. `arguments`: of a call of a tool, where they are an object; else empty."""
+    """What was posted.
+
+    Attributes:
+        arguments: of a call of a tool, where they are an object; else empty.
+        wants_progress: the client has said under which token it wants to be told.
+    """
 
     size: int
     arguments: Mapping[str, Any]
+    wants_progress: bool
+
+
+_NOTHING = Posted(0, {}, wants_progress=True)
 
 
 async def receive_posted(scope: Scope, receive: Receive, max_bytes: int, limits: Limits) -> Receive:
@@ -45,25 +54,25 @@ async def receive_posted(scope: Scope, receive: Receive, max_bytes: int, limits:
             )
         more = message.get("more_body", False)
     try:
-        arguments = _arguments_in(await offloaded(len(body), big_json.load, body, limits))
+        params = _object_in(await offloaded(len(body), big_json.load, body, limits), "params")
     except JSONError as error:
         if error.beyond_limits:
             raise BeyondLimitsError(f"the body: {error}") from None
-        arguments = {}  # the package says what is wrong with it, as its protocol has it
-    scope["state"][_KEY] = Posted(len(body), arguments)
+        params = {}  # the package says what is wrong with it, as its protocol has it
+    wants_progress = "progressToken" in _object_in(params, "_meta")
+    scope["state"][_KEY] = Posted(len(body), _object_in(params, "arguments"), wants_progress)
     return _again({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
 
 
 def posted_in(scope: Scope) -> Posted:
-    """What `receive_posted` has read."""
-    posted: Posted = scope["state"][_KEY]
+    """What `receive_posted` has read; of a body that did not come whole, nothing."""
+    posted: Posted = scope["state"].get(_KEY, _NOTHING)
     return posted
 
 
-def _arguments_in(body: Any) -> Mapping[str, Any]:
-    params = body.get("params") if isinstance(body, Mapping) else None
-    arguments = params.get("arguments") if isinstance(params, Mapping) else None
-    return arguments if isinstance(arguments, Mapping) else {}
+def _object_in(whole: Any, name: str) -> Mapping[str, Any]:
+    found = whole.get(name) if isinstance(whole, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _again(message: Message, receive: Receive) -> Receive:
