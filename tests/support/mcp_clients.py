@@ -43,7 +43,7 @@ def json_of(result: CallToolResult) -> Any:
 
 def message(version: str, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """A request as JSON."""
-    meta: dict[str, Any] = {}
+    meta: dict[str, Any] = {**params.get("_meta", {})}
     if version == NEW:
         meta |= {
             "io.modelcontextprotocol/protocolVersion": version,
