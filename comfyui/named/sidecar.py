@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,6 +16,11 @@ from comfyui.settings import MB
 
 MAX_BYTES = MB
 _SHOWN = 5
+# The time that the parser takes for a name with dots grows with the square of its parts: 40 KB of them take 20 s. No
+# table here is deeper than three.
+_MOST_PARTS = 100
+_PART = r"""(?:(?<![\w-])[A-Za-z0-9_-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_DEEP_NAME = re.compile(rf"(?:{_PART}[ \t]*+\.[ \t]*+){{{_MOST_PARTS}}}")
 _WANTED = "must be a text, a number, true, false, a list or a table"
 
 
@@ -122,12 +128,18 @@ def parse_sidecar(content: bytes, name: str) -> Sidecar:
         text = content.decode()
     except UnicodeDecodeError:
         raise NamedWorkflowUnusableError(f"{name} is not text in UTF-8") from None
+    if _DEEP_NAME.search(text):
+        raise NamedWorkflowUnusableError(f"{name} has a name of {_MOST_PARTS} parts and more")
     try:
         return Sidecar.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise NamedWorkflowUnusableError(f"{name} is not TOML: {error}") from None
+    except RecursionError:
+        raise NamedWorkflowUnusableError(f"{name} is nested too deep") from None
     except ValidationError as error:
         raise NamedWorkflowUnusableError(f"{name}: {_shown(error)}") from None
+    except ValueError:
+        raise NamedWorkflowUnusableError(f"{name} has a number of too many digits") from None
 
 
 def _shown(error: ValidationError) -> str:

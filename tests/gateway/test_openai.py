@@ -201,6 +201,27 @@ async def test_a_repeated_call_joins_the_job_that_it_made(models: RunningGateway
         assert [data["b64_json"] for data in (await response.json())["data"]] != pictures[0]
 
 
+async def test_a_repeated_edit_with_its_pictures_in_other_places_is_another_call(
+    models: RunningGateway, engine: Engine
+) -> None:
+    red, blue = png((200, 10, 10)), png((10, 10, 200))
+
+    async def edited(first: bytes, second: bytes, count: str) -> list[str]:
+        form = aiohttp.FormData([("model", "retouch"), ("prompt", "a")])
+        for place, content in (("image[]", first), ("image[]", second), ("mask", png((0, 0, 0, 0)))):
+            form.add_field(place, content, filename="a.png", content_type="image/png")
+        headers = {"x-stainless-retry-count": count}
+        async with models.http.post("/v1/images/edits", data=form, headers=headers) as response:
+            assert response.status == 200
+            return [data["b64_json"] for data in (await response.json())["data"]]
+
+    made = await edited(red, blue, "0")
+    assert await edited(red, blue, "1") == made
+    assert len(executions(engine)) == 1
+    assert (await edited(blue, red, "1"))[:2] != made[:2]
+    assert len(executions(engine)) == 2
+
+
 async def test_open_webui_and_librechat_get_what_they_read(models: RunningGateway) -> None:
     webui = {"model": "portrait", "prompt": "a", "n": 1, "size": "auto", "response_format": "b64_json"}
     async with models.http.post("/v1/images/generations", json=webui) as response:

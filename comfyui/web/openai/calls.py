@@ -86,13 +86,13 @@ class ImageCall:
 
 @dataclass(slots=True)
 class _Form:
-    """A form's fields in the shape of JSON, and its files."""
+    """A form's fields in the shape of JSON, and its files; `digests`: of each file its field and SHA-256, in order."""
 
     fields: dict[str, Any]
     files: SpooledFiles | None = None
     images: list[str] = field(default_factory=list)
     mask: str | None = None
-    digests: list[str] = field(default_factory=list)
+    digests: list[tuple[str, str]] = field(default_factory=list)
 
 
 async def read_call(request: Request) -> ImageCall:
@@ -131,7 +131,7 @@ async def read_call(request: Request) -> ImageCall:
                 else:
                     form.images.append(name)
             form.files = files.named_as(names)
-            form.digests = files.sha256s
+            form.digests = list(zip(files.fields, files.sha256s, strict=True))
         return _call(form, sum(map(len, texts.values())))
     except BaseException:
         if files is not None:
@@ -161,7 +161,8 @@ def _call(form: _Form, size: int) -> ImageCall:
     mask = _file_text("mask", fields["mask"]) if "mask" in fields else ("" if form.mask is None else None)
     quality = _whole(fields, "output_compression", 0, 100, None)
     person = _plain(fields, "safety_identifier") or _plain(fields, "user") or ""
-    asked = jsonio.canonical([sorted(form.digests), {name: fields[name] for name in sorted(fields)}])
+    # The same files in other places are another call: a mask is no picture, and the first picture is not the second.
+    asked = jsonio.canonical([form.digests, {name: fields[name] for name in sorted(fields)}])
     return ImageCall(
         model=_plain(fields, "model") or None,
         prompt=_plain(fields, "prompt", longest=None),

@@ -129,10 +129,21 @@ def test_the_sidecar_has_its_inputs_before_the_titles() -> None:
         ),
         ("[parameters.p]\nnode = 4\ndefault = 5", "the default of p does not fit: 5"),
         ("[outputs.a]\nnode = 5\n[outputs.b]\nnode = 5", "outputs a and b are both node 5"),
+        ("title = " + "[" * 100_000, "portrait.toml is nested too deep"),
+        ("[parameters.p]\nnode = 4\ndefault = " + "9" * 5000, "portrait.toml has a number of too many digits"),
+        ("a." * 400_000 + "a = 1", "portrait.toml has a name of 100 parts and more"),
+        ("x = {" + '"a\\"" . ' * 40_000 + "'a' = 1}", "portrait.toml has a name of 100 parts and more"),
+        ("[" + "'a'." * 40_000 + "a]", "portrait.toml has a name of 100 parts and more"),
     ],
 )
 def test_a_sidecar_that_does_not_fit_is_refused_by_name(sidecar: str, reason: str) -> None:
     assert reason in unusable(workflow(loader="same", text="same"), sidecar)
+
+
+def test_texts_of_a_sidecar_may_be_long_and_have_dots() -> None:
+    texts = ["a" * 9000, "... " * 2000, "1.2.3.4.5 " * 900, "a. " * 90]
+    for text in texts:
+        assert loaded(workflow(text="$prompt"), f'description = "{text}"').description == text
 
 
 def test_two_parameters_of_one_name_are_refused_with_both_nodes() -> None:
