@@ -115,7 +115,7 @@ def _checked(found: Mapping[str, Source]) -> dict[str, Source]:
     for name, source in found.items():
         problem = source.problem
         if not WORKFLOW_NAME.fullmatch(name):
-            problem = f"its name cannot be one: {WORKFLOW_NAME_IS}"
+            problem = f"rename its file: {WORKFLOW_NAME_IS}"
         elif alike[name.casefold()] > 1:
             problem = "another workflow has the same name in other letters (upper or lower case); rename one"
         elif source.path is None:

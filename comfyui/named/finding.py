@@ -69,7 +69,10 @@ def find(template: Template, sidecar: Sidecar | None, nodes: Nodes) -> Findings:
     outputs = _outputs([*template.outputs, *titled_outputs])
     if sidecar is None:
         return _checked(own.values(), outputs.values(), prompt, nodes, warnings)
-    ours = {name: _of_sidecar(name, table, own.get(name), prompt, nodes) for name, table in sidecar.parameters.items()}
+    ours = {
+        name: _of_sidecar(name, table, own.get(name), prompt, nodes, warnings)
+        for name, table in sidecar.parameters.items()
+    }
     own = {**ours, **{name: one for name, one in own.items() if name not in ours}}
     outputs |= {name: _output_of_sidecar(name, table, prompt) for name, table in sidecar.outputs.items()}
     return _checked(own.values(), outputs.values(), prompt, nodes, warnings)
@@ -177,14 +180,24 @@ def _outputs(listed: Iterable[NamedOutput]) -> dict[str, NamedOutput]:
     return found
 
 
-def _of_sidecar(name: str, table: ParameterTable, own: Found | None, prompt: Mapping[str, Any], nodes: Nodes) -> Found:
-    """The parameter of a table; `own`: what the workflow itself has under this name."""
+def _of_sidecar(
+    name: str,
+    table: ParameterTable,
+    own: Found | None,
+    prompt: Mapping[str, Any],
+    nodes: Nodes,
+    warnings: Sequence[str],
+) -> Found:
+    """The parameter of a table; `own`: what the workflow itself has under this name.
+
+    Raises:
+        NamedWorkflowUnusableError: the table means no input; the reason has `warnings`, which may say why.
+    """
     where = f"[parameters.{name}]"
     if table.node is None:
         if own is None:
-            raise NamedWorkflowUnusableError(
-                f"{where} names no node, and the workflow itself has no parameter of this name"
-            )
+            no_parameter = f"{where} names no node, and the workflow itself has no parameter of this name"
+            raise NamedWorkflowUnusableError("; ".join((no_parameter, *warnings)))
         if table.input is not None:
             raise NamedWorkflowUnusableError(f"{where} names an input and no node")
         targets = own.targets

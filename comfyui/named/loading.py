@@ -22,7 +22,9 @@ from comfyui.named.types import typed, with_roles
 from comfyui.workflows.api_format import check_api_format, check_ui_nodes, is_ui_format
 from comfyui.workflows.convert import ConvertedWorkflow, to_api_format
 
-WAITS = "no server has said yet what nodes it has, which a workflow of the editor's own format needs"
+WAITS = (
+    "it is in the editor's own format, which is read with a server's node definitions, and no server has sent them yet"
+)
 
 
 def load(

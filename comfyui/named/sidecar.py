@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -150,6 +150,15 @@ def _shown(error: ValidationError) -> str:
         place = [str(part) for part in problem["loc"] if part != "[key]"]
         table = f"[{'.'.join(place[:2])}]" if len(place) > 1 else "".join(place)
         field = "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in place[2:]).lstrip(".")
-        words = "there is no such field" if problem["type"] == "extra_forbidden" else problem["msg"]
+        words = _no_field(place) if problem["type"] == "extra_forbidden" else problem["msg"]
         shown.append(f"{' '.join(filter(None, (table, field)))}: {words.removeprefix('Value error, ')}")
     return "; ".join(shown)
+
+
+def _no_field(place: Sequence[str]) -> str:
+    """What to say of a field that a table does not have: the fields that it has."""
+    table: type[BaseModel] = Sidecar
+    if len(place) > 1:
+        tables: Mapping[str, type[BaseModel]] = {"parameters": ParameterTable, "outputs": OutputTable}
+        table = Place if "also" in place[2:-1] else tables[place[0]]
+    return f"there is no such field; there are {', '.join(table.model_fields)}"

@@ -11,7 +11,7 @@ from comfyui.exceptions import NamedWorkflowUnusableError
 from comfyui.named.custom_combo import choices_in
 from comfyui.named.nodes import Nodes, medium_of, spelling, spellings_of
 from comfyui.named.parameters import MISSING, Found, Kind, Medium, Missing, Parameter, Target
-from comfyui.named.values import accepted, meant_by
+from comfyui.named.values import accepted, meant_by, wanted_of
 from comfyui.workflows.node_definitions import DYNAMIC_COMBO, InputSpec
 
 _KINDS: Mapping[str, Kind] = {"INT": "integer", "FLOAT": "number", "BOOLEAN": "boolean", "STRING": "text"}
@@ -112,7 +112,7 @@ def _default(found: Found, parameter: Parameter) -> Any:
         # A model that no server has now may be there tomorrow.
         return parameter.spellings.get(spelling(found.default), found.default)
     if not accepted(parameter, found.default):
-        raise NamedWorkflowUnusableError(f"the default of {found.name} does not fit: {found.default!r:.100}")
+        raise NamedWorkflowUnusableError(f"the default of {found.name} {wanted_of(parameter, found.default)}")
     return found.default
 
 
@@ -250,7 +250,7 @@ def _narrowed(found: Found, kind: _Type) -> _Type:
         raise NamedWorkflowUnusableError(f"{found.name} is no number, and has no minimum and maximum")
     if kind.minimum is not None and kind.maximum is not None and kind.minimum > kind.maximum:
         raise NamedWorkflowUnusableError(
-            f"{found.name} has no value: its minimum {kind.minimum} is more than its maximum {kind.maximum}"
+            f"{found.name} can have no value: its minimum {kind.minimum} is more than its maximum {kind.maximum}"
         )
     if found.choices is None:
         return kind
@@ -282,5 +282,5 @@ def _chosen_among(found: Found, kind: _Type, wanted: Sequence[Any]) -> _Type:
         return replace(kind, choices=left or tuple(wanted))
     plain = Parameter(found.name, kind.kind, found.targets, minimum=kind.minimum, maximum=kind.maximum)
     if bad := [one for one in wanted if not accepted(plain, one)]:
-        raise NamedWorkflowUnusableError(f"a choice of {found.name} does not fit: {bad[0]!r:.100}")
+        raise NamedWorkflowUnusableError(f"a choice of {found.name} {wanted_of(plain, bad[0])}")
     return replace(kind, kind="choice", choices=tuple(wanted), seed=False)

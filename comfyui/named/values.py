@@ -82,12 +82,17 @@ def problem_of(parameter: Parameter, value: Any, schema: Mapping[str, Any]) -> B
     if parameter.kind == "choice" and parameter.choices is not None:
         return _no_choice(parameter, value)
     allowed = {name: schema[name] for name in ("type", "minimum", "maximum", "anyOf", "not") if name in schema}
-    number = _read_number(parameter, value)
-    if parameter.kind in ("integer", "number") and not isinstance(number, Missing):
-        return {"message": f"must be {_range(parameter)}, not {number}", "allowed": allowed}
     if parameter.kind == "any" and value is not None:
         return {"message": "ComfyUI would take this for a link to a node, which no value may be", "allowed": allowed}
-    return {"message": f"must be {_described(parameter)}, not {_shown(value)}", "allowed": allowed}
+    return {"message": wanted_of(parameter, value), "allowed": allowed}
+
+
+def wanted_of(parameter: Parameter, value: Any) -> str:
+    """``must be a whole number from 1 to 40, not 500``, for a value that does not fit."""
+    number = _read_number(parameter, value)
+    if parameter.kind in ("integer", "number") and not isinstance(number, Missing):
+        return f"must be {_range(parameter)}, not {number}"
+    return f"must be {_described(parameter)}, not {_shown(value)}"
 
 
 def missing(parameter: Parameter, schema: Mapping[str, Any]) -> BadParameter:

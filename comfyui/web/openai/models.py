@@ -45,9 +45,10 @@ def workflow_for(
         wanted = (*names.aliases.get(model, ()), model)
     found = next((able[name] for name in wanted if name in able), None)
     if found is None:
-        there_are = ", ".join(models_of(able, names)) or "none"
-        detail = "model: name one" if model is None else f"model: {model!r:.80} is none that makes {kind}"
-        raise ImageCallError(f"{detail}; there are {there_are}", "model", "model_not_found")
+        there_are = ", ".join(models_of(able, names))
+        detail = "model: name one" if model is None else f"model: {model!r:.80} is no model for {kind}"
+        models = f"the models for {kind} are {there_are}" if there_are else f"you have no model for {kind}"
+        raise ImageCallError(f"{detail}; {models}", "model", "model_not_found")
     return found
 
 

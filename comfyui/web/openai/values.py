@@ -57,7 +57,7 @@ def values_of(workflow: NamedWorkflow, call: ImageCall, kind: ModelKind) -> Valu
         return True
 
     if call.prompt is None and kind == "generations":
-        raise ImageCallError("prompt: it is missing", "prompt")
+        raise ImageCallError("prompt: it is required", "prompt")
     if call.prompt is not None and not give("prompt", call.prompt, "prompt"):
         ignored.append("prompt")
     if call.size is not None:
@@ -93,7 +93,7 @@ def _give_pictures(
             raise ImageCallError("image: pictures are for /v1/images/edits", "image")
         return
     if not call.images:
-        raise ImageCallError("image: it is missing", "image")
+        raise ImageCallError("image: it is required", "image")
     places = with_role(workflow, "image")
     if len(call.images) > len(places):
         raise ImageCallError(f"image: {workflow.name} takes {len(places)} at most", "image")

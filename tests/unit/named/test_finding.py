@@ -114,10 +114,16 @@ def test_the_sidecar_has_its_inputs_before_the_titles() -> None:
             "its minimum 9 is more than its maximum",
         ),
         ('[parameters.p]\nnode = 2\ninput = "text"\nminimum = 9', "p is no number, and has no minimum and maximum"),
-        ('[parameters.p]\nnode = 3\ninput = "steps"\ndefault = "many"', "the default of p does not fit: 'many'"),
-        ('[parameters.p]\nnode = 3\ninput = "steps"\ndefault = 1000', "the default of p does not fit: 1000"),
+        (
+            '[parameters.p]\nnode = 3\ninput = "steps"\ndefault = "many"',
+            "the default of p must be a whole number from 1 to 100, not 'many'",
+        ),
+        (
+            '[parameters.p]\nnode = 3\ninput = "steps"\ndefault = 1000',
+            "the default of p must be a whole number from 1 to 100, not 1000",
+        ),
         ('[parameters.p]\nnode = 3\ninput = "steps"\nrole = "size"', "[parameters.p] role: Input should be 'prompt'"),
-        ("[parameters.p]\nsize = 3", "[parameters.p] size: there is no such field"),
+        ("[parameters.p]\nsize = 3", "[parameters.p] size: there is no such field; there are node, input, also"),
         ("[parameters.p", "portrait.toml is not TOML"),
         (
             '[parameters.a]\nnode=3\ninput="steps"\n[parameters.b]\nnode=3\ninput="steps"',
@@ -127,7 +133,10 @@ def test_the_sidecar_has_its_inputs_before_the_titles() -> None:
             '[parameters.a]\nnode=3\ninput="steps"\nrole="n"\n[parameters.b]\nnode=3\ninput="seed"\nrole="n"',
             "a and b both have the role n",
         ),
-        ("[parameters.p]\nnode = 4\ndefault = 5", "the default of p does not fit: 5"),
+        (
+            "[parameters.p]\nnode = 4\ndefault = 5",
+            "the default of p must be a file (image): a URL, a data URI, or base64, not 5",
+        ),
         ("[outputs.a]\nnode = 5\n[outputs.b]\nnode = 5", "outputs a and b are both node 5"),
         ("title = " + "[" * 100_000, "portrait.toml is nested too deep"),
         ("[parameters.p]\nnode = 4\ndefault = " + "9" * 5000, "portrait.toml has a number of too many digits"),
@@ -163,3 +172,24 @@ def test_an_output_that_makes_no_files_is_told() -> None:
 def test_without_definitions_types_are_those_of_the_file() -> None:
     named = loaded(workflow(text="$prompt", sampler="$seed", picture="$image"), object_info=None)
     assert {one.name: one.kind for one in named.parameters} == {"prompt": "text", "seed": "integer", "image": "file"}
+
+
+def test_a_table_that_means_nothing_is_told_why_the_title_meant_nothing() -> None:
+    prompt = {"1": {"class_type": "Text", "inputs": {"text": "a"}, "_meta": {"title": "$p.txt"}}}
+
+    reason = unusable(prompt, "[parameters.p]\nrequired = true")
+
+    assert reason.startswith("[parameters.p] names no node, and the workflow itself has no parameter of this name; ")
+    assert "node 1: its title '$p.txt' is no parameter: " in reason
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "reason"),
+    [
+        ("size = 3", "size: there is no such field; there are title, description, parameters, outputs"),
+        ("[outputs.o]\nid = 3", "[outputs.o] id: there is no such field; there are node"),
+        ("[parameters.p]\nalso = [{nod = 3}]", "nod: there is no such field; there are node, input"),
+    ],
+)
+def test_an_unknown_field_is_told_the_fields_of_its_table(sidecar: str, reason: str) -> None:
+    assert reason in unusable(workflow(loader="same", text="same"), sidecar)

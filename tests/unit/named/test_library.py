@@ -101,8 +101,8 @@ async def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path) -> 
         "list": "a workflow is wanted: a JSON object",
         "empty": "The workflow is empty: it has no nodes.",
         "broken": "Not a workflow in API format: see node 1. node 1: The inputs of Text must be an object",
-        "bad name": "its name cannot be one: a name is 1 to 64 letters, digits, dots, _ and -, and begins with a letter"
-        " or digit",
+        "bad name": "rename its file: a name is 1 to 64 letters, digits, dots, _ and -, and begins with a letter or"
+        " digit",
         "alone": "there is a sidecar, and no alone.json beside it",
         "Twin": "another workflow has the same name in other letters (upper or lower case); rename one",
         "twin": "another workflow has the same name in other letters (upper or lower case); rename one",
@@ -259,7 +259,7 @@ async def test_the_editors_format_waits_for_definitions(tmp_path: Path) -> None:
     write(tmp_path, "a", ui)
     servers = Servers(said=[])
     named = await library(tmp_path, servers)
-    with pytest.raises(ComfyUIConnectionError, match="no server has said yet what nodes it has"):
+    with pytest.raises(ComfyUIConnectionError, match="no server has sent them yet"):
         named.get("a")
     servers.said = [OBJECT_INFO]
     await named.look()
