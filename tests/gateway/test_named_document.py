@@ -57,6 +57,10 @@ async def test_a_path_takes_what_its_run_takes_and_has_every_answer(named: Runni
         assert (await run(named.http, "flat", body))[0] == 422
         assert not takes.is_valid(body)
     assert list(flat["requestBody"]["content"]) == ["application/json"]
+    example = flat["requestBody"]["content"]["application/json"]["example"]
+    assert takes.is_valid(example)
+    assert "seed" not in example
+    assert (await run(named.http, "flat", example))[0] == 200
     inverted = document["paths"]["/workflows/inverted"]["post"]
     assert list(inverted["requestBody"]["content"]) == ["application/json", "multipart/form-data"]
     assert "/workflows/broken" not in document["paths"]
@@ -108,3 +112,11 @@ def test_choices_are_told_apart_where_a_generator_would_not(document: Document) 
     fractions = {**OBJECT_INFO, "Loader": {"input": {"required": {"name": [[0.5, 1.5]]}}, "output": ["MODEL"]}}
     made = with_workflows(document, [loaded(workflow(loader="$model"), object_info=fractions)])
     assert "enum" not in made["components"]["schemas"]["RunPortrait"]["properties"]["model"]
+
+
+async def test_the_page_says_what_it_needs_where_swagger_ui_cannot_be_loaded(gateway: RunningGateway) -> None:
+    async with gateway.http.get("/docs") as response:
+        page = await response.text()
+    place = page.index('<div id="swagger-ui"><p>This page loads Swagger UI from cdn.jsdelivr.net.')
+    assert '<a href="openapi.json">' in page[place:]
+    assert "https://cdn.jsdelivr.net/" in page

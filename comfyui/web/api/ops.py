@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -23,6 +24,12 @@ from comfyui.web.front.request_state import state_of
 router = APIRouter(default_response_class=Response)
 _TAG = "health"
 _METRICS = CONTENT_TYPE_LATEST.partition(";")[0]
+# Swagger UI takes the place of what stands in its element. Where the browser cannot load it, the text stays.
+_SWAGGER_PLACE = b'<div id="swagger-ui">'
+_WITHOUT_SWAGGER = (
+    b"<p>This page loads Swagger UI from cdn.jsdelivr.net. If this text stays, the browser cannot reach that site. "
+    b'<a href="openapi.json">openapi.json</a> describes the same endpoints.</p>'
+)
 
 try:
     VERSION = version("comfyui-gateway")
@@ -224,4 +231,5 @@ async def openapi(request: Request) -> Response:
 @router.get("/docs", include_in_schema=False)
 async def docs() -> Response:
     """A page to try the endpoints out. FastAPI's own one looks for /openapi.json at the root of the site."""
-    return get_swagger_ui_html(openapi_url="openapi.json", title="comfyui-gateway")
+    page = get_swagger_ui_html(openapi_url="openapi.json", title="comfyui-gateway")
+    return HTMLResponse(bytes(page.body).replace(_SWAGGER_PLACE, _SWAGGER_PLACE + _WITHOUT_SWAGGER, 1))

@@ -89,7 +89,9 @@ def with_workflows(document: Document, workflows: Sequence[NamedWorkflow]) -> Do
     for workflow in workflows:
         name = _unused_name(workflow.name, schemas)
         schemas[name] = _of_json(workflow)
-        content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+        # Without an example Swagger UI makes one up of every field, with a seed that JavaScript cannot hold.
+        as_json = {"schema": {"$ref": f"#/components/schemas/{name}"}, "example": workflow.example}
+        content: dict[str, Any] = {"application/json": as_json}
         if any(one.kind == "file" for one in workflow.parameters):
             schemas[f"{name}Form"] = _of_form(workflow)
             content["multipart/form-data"] = {"schema": {"$ref": f"#/components/schemas/{name}Form"}}

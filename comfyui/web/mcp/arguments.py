@@ -80,12 +80,14 @@ class RunNamed(Arguments):
     """A named workflow to run, or to be told of."""
 
     name: str | None = Field(
-        default=None, max_length=64, description="Of the workflow. Not given: all names are listed, and nothing runs."
+        default=None,
+        max_length=64,
+        description="The workflow's name. Without it, all names are listed and nothing runs.",
     )
     parameters: JsonObject | None = Field(
         default=None,
-        description="Of the workflow, by their names; {} where it needs none. Not given: they are described, and"
-        " nothing runs.",
+        description="The workflow's parameters by their names; {} where it needs none. Without them, they are described"
+        " and nothing runs.",
     )
     labels: JsonObject = Field(
         default_factory=dict,
