@@ -54,16 +54,18 @@ def configure_logging(level: str = "INFO", output: str = "console") -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
         )
     )
+    # On DEBUG, libraries write down what goes through them: answers with links that open without a key, headers.
+    theirs = "INFO" if level == "DEBUG" else level
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
             "handlers": {"default": {"()": lambda: handler}},
-            "root": {"handlers": ["default"], "level": level},
+            "root": {"handlers": ["default"], "level": theirs},
             "loggers": {
                 # Our own access line has the request id and the duration; uvicorn's would say the same again.
                 "uvicorn.access": {"level": "CRITICAL"},
-                "uvicorn.error": {"level": level},
+                "uvicorn.error": {"level": theirs},
                 "asyncio": {"level": "WARNING"},
                 # Two lines for each request, and texts of callers in its warnings.
                 "mcp": {"level": "ERROR"},

@@ -12,6 +12,7 @@ from comfyui.named.custom_combo import choices_in
 from comfyui.named.nodes import Nodes, medium_of, spelling, spellings_of
 from comfyui.named.parameters import MISSING, Found, Kind, Medium, Missing, Parameter, Target
 from comfyui.named.values import accepted, meant_by, wanted_of
+from comfyui.workflows.needs import FOLDER_INPUTS
 from comfyui.workflows.node_definitions import DYNAMIC_COMBO, InputSpec
 
 _KINDS: Mapping[str, Kind] = {"INT": "integer", "FLOAT": "number", "BOOLEAN": "boolean", "STRING": "text"}
@@ -131,6 +132,9 @@ def _type_of(found: Found, target: Target, prompt: Mapping[str, Any], nodes: Nod
     node = prompt[target.node_id]
     if (choices := choices_in(node, target.input)) is not None:
         return _Type("choice", choices=choices)
+    if FOLDER_INPUTS.get(str(node["class_type"])) == target.input:
+        # The folders of the servers' inputs, those of other keys among them: no caller is told of them.
+        return _Type("choice")
     own = node["inputs"].get(target.input, MISSING)
     spec = (nodes.specs(node) or {}).get(target.input)
     if spec is None and not nodes.known:

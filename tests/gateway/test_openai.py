@@ -225,6 +225,28 @@ async def test_a_repeated_edit_with_its_pictures_in_other_places_is_another_call
     assert len(executions(engine)) == 2
 
 
+@pytest.mark.parametrize(("wrong", "field"), [(0, "image"), (1, "image"), (2, "mask")])
+async def test_a_file_that_cannot_be_used_is_told_by_its_field(models: RunningGateway, wrong: int, field: str) -> None:
+    form = aiohttp.FormData([("model", "retouch"), ("prompt", "a")])
+    for index, place in enumerate(("image[]", "image[]", "mask")):
+        content = b"" if index == wrong else png((0, 0, index, 0))
+        form.add_field(place, content, filename="b.png", content_type="image/png")
+    async with models.http.post("/v1/images/edits", data=form) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"], error["message"]) == (400, field, f"{field}: the content is empty")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_text_that_is_no_file_is_told_by_the_field_that_it_came_in(
+    models: RunningGateway, streamed: bool
+) -> None:
+    good = base64.b64encode(png((0, 0, 0, 0))).decode()
+    body = {"model": "retouch", "prompt": "a", "image": [good, "no base64!"], "mask": good, "stream": streamed}
+    async with models.http.post("/v1/images/edits", json=body) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"], error["message"].partition(": ")[0]) == (400, "image", "image")
+
+
 async def test_open_webui_and_librechat_get_what_they_read(models: RunningGateway) -> None:
     webui = {"model": "portrait", "prompt": "a", "n": 1, "size": "auto", "response_format": "b64_json"}
     async with models.http.post("/v1/images/generations", json=webui) as response:

@@ -40,6 +40,16 @@ def test_lines_of_ours_and_of_libraries_have_one_format(log_file: Path) -> None:
     assert theirs == {"event": "disk full", "request_id": "r1", "level": "warning", "logger": "theirs"}
 
 
+@pytest.mark.parametrize("library", ["sse_starlette.sse", "uvicorn.error", "theirs"])
+def test_what_goes_through_libraries_is_not_written_on_any_level(log_file: Path, library: str) -> None:
+    configure_logging("DEBUG", str(log_file))
+    logging.getLogger(library).debug("chunk: %s", "an answer with a link")
+    logging.getLogger(library).info("started")
+    structlog.get_logger("ours").debug("looked")
+    events = [json.loads(line)["event"] for line in log_file.read_text().splitlines()]
+    assert events == ["started", "looked"]
+
+
 def test_what_is_below_the_level_is_not_written(log_file: Path) -> None:
     configure_logging("WARNING", str(log_file))
     log = structlog.get_logger("ours")

@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from comfyui.exceptions import (
     ComfyUIError,
+    ComfyUIInputError,
     ComfyUINotFoundError,
     ComfyUIOverloadedError,
     ComfyUIShutdownError,
@@ -62,6 +63,8 @@ def envelope_of(error: ComfyUIError) -> tuple[int, Envelope, dict[str, str]]:
             return status, envelope(error.detail, _INVALID, error.reason, error.param), headers
         case RequestError():
             return 400 if error.status == 422 else error.status, envelope(error.detail, _INVALID, error.code), headers
+        case ComfyUIInputError():
+            return error.status, envelope(error.detail, _INVALID, error.code, error.field or None), headers
         case ComfyUINotFoundError():
             return error.status, envelope(error.detail, _INVALID, error.code), headers
     body = envelope_of_status(error.status, error.detail)

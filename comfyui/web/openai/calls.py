@@ -15,6 +15,7 @@ from comfyui.exceptions import ImageCallError, RequestError
 from comfyui.inputs.content import SpooledFiles
 from comfyui.limits import Limits
 from comfyui.models import ImageConversion, ImageFormat
+from comfyui.named_call import file_name
 from comfyui.offload import offloaded
 from comfyui.web.api.bodies import json_object
 from comfyui.web.api.multipart import FormLimits, read_form
@@ -120,7 +121,9 @@ async def read_call(request: Request) -> ImageCall:
         for value in limits.lists["image[]"]:
             form.fields.setdefault("image[]", []).append(_text("image[]", value))
         if files is not None:
-            names = [f"{index}-{place}" for index, place in enumerate(files.fields)]
+            # As for named workflows: another content has another name, and errors are told by the field.
+            parts = zip(files.fields, files.sha256s, files.endings, strict=True)
+            names = [file_name(place.removesuffix("[]"), digest, ending) for place, digest, ending in parts]
             for place, name in zip(files.fields, names, strict=True):
                 if place not in _FILES:
                     raise ImageCallError(f"{place}: a file is wanted for image, image[] and mask only", place)

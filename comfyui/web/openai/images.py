@@ -13,7 +13,14 @@ from uuid import UUID, uuid4
 import structlog
 from fastapi import Request, Response
 
-from comfyui.exceptions import ClientGoneError, ComfyUINotFoundError, ImageCallError, ParametersError, RequestError
+from comfyui.exceptions import (
+    ClientGoneError,
+    ComfyUIInputError,
+    ComfyUINotFoundError,
+    ImageCallError,
+    ParametersError,
+    RequestError,
+)
 from comfyui.jobs.job import Listener
 from comfyui.jobs.origin import Origin
 from comfyui.models import ImageConversion, ImageFormat, PromptRequest, PromptResult
@@ -52,13 +59,19 @@ _FORMATS: Mapping[str, ImageFormat] = {"png": "png", "jpg": "jpeg", "webp": "web
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The prompts of one call, and who sent it. `keys`: the idempotency key of each prompt."""
+    """The prompts of one call, and who sent it.
+
+    Attributes:
+        keys: the idempotency key of each prompt.
+        fields: the call's field by the parameter that it became.
+    """
 
     gateway: GatewayState
     origin: Origin
     call: ImageCall
     requests: tuple[PromptRequest, ...]
     keys: tuple[str, ...]
+    fields: Mapping[str, str]
     repeated: bool
 
 
@@ -169,9 +182,8 @@ async def _work(
             raise ImageCallError(error.detail, values.fields.get(first, first)) from error
     keys = tuple(f"{_FACE}:{call.digest}:{index}" for index in range(count))
     said = request.headers.get(_RETRY_COUNT, "0")
-    return _Work(
-        gateway, _caller(request, call), call, tuple(requests), keys, said.isdecimal() and said.strip("0") != ""
-    )
+    repeated = said.isdecimal() and said.strip("0") != ""
+    return _Work(gateway, _caller(request, call), call, tuple(requests), keys, values.fields, repeated)
 
 
 def _caller(request: Request, call: ImageCall) -> Origin:
@@ -190,6 +202,8 @@ async def _pictures(work: _Work, listener: Listener | None = None) -> list[Pictu
     ]
     try:
         results = await asyncio.gather(*tasks)
+    except ComfyUIInputError as error:
+        raise error.in_field(work.fields.get(error.field, error.field)) from error
     finally:
         await end_tasks(*tasks)
     pictures = [picture for result in results for picture in pictures_of(result)]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from comfyui.named.parameters import NamedOutput, Target
-from tests.support.named import loaded, node, unusable, workflow
+from comfyui import jsonio
+from comfyui.limits import DEFAULT_LIMITS
+from comfyui.named.loading import load
+from comfyui.named.nodes import Nodes
+from comfyui.named.parameters import NamedOutput, NamedWorkflow, Target
+from comfyui.named.values import fitted
+from tests.support.named import OBJECT_INFO, loaded, node, unusable, workflow
 
 
 def targets(named: object) -> dict[str, tuple[Target, ...]]:
@@ -153,6 +158,17 @@ def test_texts_of_a_sidecar_may_be_long_and_have_dots() -> None:
     texts = ["a" * 9000, "... " * 2000, "1.2.3.4.5 " * 900, "a. " * 90]
     for text in texts:
         assert loaded(workflow(text="$prompt"), f'description = "{text}"').description == text
+
+
+def test_folders_of_the_input_folder_are_no_choices_that_callers_are_told() -> None:
+    prompt = workflow()
+    prompt["6"] = node("LoadImageDataSetFromFolder", "$folder", folder="mine")
+    definition = {"input": {"required": {"folder": ["COMBO", {"options": ["another_s", "mine"]}]}}, "output": []}
+    nodes = Nodes({**OBJECT_INFO, "LoadImageDataSetFromFolder": definition})
+    named = load("l", jsonio.dumps(prompt), None, nodes, DEFAULT_LIMITS)
+    assert isinstance(named, NamedWorkflow)
+    assert "another_s" not in jsonio.dumps(named.schema).decode()
+    assert fitted(named.by_name["folder"], "mine") == "mine"
 
 
 def test_two_parameters_of_one_name_are_refused_with_both_nodes() -> None:
