@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--role", required=True, choices=get_args(Role))
     for field, kind in _NUMBERS.items():
         add.add_argument(f"--{field.replace('_', '-')}", type=kind, help=f"{field} of the table (docs/keys.md)")
+    more = "a named workflow that the key may run, and no others; may be repeated"
+    add.add_argument("--workflow", action="append", dest="workflows", metavar="NAME", help=more)
 
 
 def run(arguments: argparse.Namespace, keys_file: Path | None, state_dir: Path | None) -> str:
@@ -37,7 +39,8 @@ def run(arguments: argparse.Namespace, keys_file: Path | None, state_dir: Path |
     if keys_file is None:
         raise SettingsError("KEYS_FILE is not set: it names the file that the key is written into")
     given = {field: getattr(arguments, field) for field in _NUMBERS}
-    return add_key(keys_file, state_dir, arguments.name, {"role": arguments.role, **given})
+    fields = {"role": arguments.role, **given, "workflows": arguments.workflows}
+    return add_key(keys_file, state_dir, arguments.name, fields)
 
 
 def add_key(path: Path, state_dir: Path | None, name: str, fields: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import stat
 import tomllib
@@ -11,7 +12,7 @@ import pytest
 
 from comfyui.exceptions import SettingsError
 from comfyui.web.front.keys import KeyRing
-from comfyui.web.front.keys_command import add_key
+from comfyui.web.front.keys_command import add_arguments, add_key, run
 from comfyui.web.front.keys_file import KeysFile, KnownNames, parse_keys, signing_secret
 from config import Settings
 from tests.support.keys import ALICE, BOB, KEY, KEYS, table, write_keys
@@ -170,6 +171,20 @@ def test_keys_add_keeps_comments_and_writes_what_the_gateway_reads(tmp_path: Pat
     caller = KeyRing([], session_s=60, named=parse_keys(written)).caller(key.encode())
     assert caller is not None
     assert (caller.rules.name, caller.rules.max_queued) == ("carol", 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "workflows"),
+    [((), None), (("--workflow", "portrait", "--workflow", "upscale"), frozenset({"portrait", "upscale"}))],
+)
+def test_keys_add_makes_a_key_for_some_named_workflows(
+    tmp_path: Path, options: tuple[str, ...], workflows: frozenset[str] | None
+) -> None:
+    path, parser = tmp_path / "keys.toml", argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args(["add", "shop", "--role", "user", *options]), path, None)
+    (key,) = parse_keys(path.read_text())
+    assert key.rules.workflows == workflows
 
 
 def test_keys_add_makes_a_file_that_only_its_user_reads(tmp_path: Path) -> None:
