@@ -66,6 +66,8 @@ def configure_logging(level: str = "INFO", output: str = "console") -> None:
                 # Our own access line has the request id and the duration; uvicorn's would say the same again.
                 "uvicorn.access": {"level": "CRITICAL"},
                 "uvicorn.error": {"level": theirs},
+                # Asked whether lines of requests that are only of interest on DEBUG are wanted.
+                "access": {"level": level},
                 "asyncio": {"level": "WARNING"},
                 # Two lines for each request, and texts of callers in its warnings.
                 "mcp": {"level": "ERROR"},

@@ -48,6 +48,7 @@ def test_what_goes_through_libraries_is_not_written_on_any_level(log_file: Path,
     structlog.get_logger("ours").debug("looked")
     events = [json.loads(line)["event"] for line in log_file.read_text().splitlines()]
     assert events == ["started", "looked"]
+    assert logging.getLogger("access").isEnabledFor(logging.DEBUG)  # lines of requests that only DEBUG has
 
 
 def test_what_is_below_the_level_is_not_written(log_file: Path) -> None:
