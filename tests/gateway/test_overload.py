@@ -116,7 +116,8 @@ async def test_all_bodies_together_have_a_limit(engine: Engine) -> None:
         assert (status, body["type"]) == (429, "overloaded")
         assert "MAX_BUFFERED_MB" in body["detail"]
         await prompts_are_queued(engine, 1)
-        engine.wake(*(await queue_of(engine))[0])
+        running, pending = await queue_of(engine)
+        engine.wake(*running, *pending)
         assert (await first)[0] == 200
         assert (await gateway.prompt_sync(invert_workflow()))[0] == 200
 
@@ -140,7 +141,8 @@ async def test_what_forms_keep_in_memory_counts_among_all_bodies(engine: Engine)
         async with gateway.http.post("/prompt_sync?previews=true", data=form(0.1, 2)) as response:
             assert (response.status, (await response.json())["type"]) == (429, "overloaded")
         await prompts_are_queued(engine, 1)
-        engine.wake(*(await queue_of(engine))[0])
+        running, pending = await queue_of(engine)
+        engine.wake(*running, *pending)
         assert (await first).status == 200
         async with gateway.http.post("/prompt_sync", data=form(0.1, 3)) as response:
             assert response.status == 200
