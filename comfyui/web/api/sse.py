@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +24,7 @@ from comfyui.workflows.progress import NodeStarted, ProgressTracker
 # Each for one node; more nodes than that are started only faster than anybody looks.
 _MOST_PENDING = 512
 
+KEEP_ALIVE = b": keep-alive\n\n"
 _log = structlog.get_logger(__name__)
 
 
@@ -81,6 +83,23 @@ class EventFeed:
         return _message(kind, {"prompt_id": self._prompt_id, **data})
 
 
+async def moments(
+    working: asyncio.Task[Any], news: Callable[[], Coroutine[Any, Any, None]], keep_alive_s: float
+) -> AsyncGenerator[bool, None]:
+    """Until `working` has ended: True when there may be something to tell, False when there was nothing for so long.
+
+    Args:
+        news: returns when there is something to tell.
+    """
+    while not working.done():
+        hearing = asyncio.create_task(news(), name="news of a stream")
+        try:
+            done, _ = await asyncio.wait((working, hearing), timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hearing.cancel()
+        yield bool(done)
+
+
 async def event_stream(
     feed: EventFeed,
     working: asyncio.Task[AsyncIterator[bytes]],
@@ -98,16 +117,10 @@ async def event_stream(
     """
     # Position 0 would be a promise, and the id is worth knowing at once: with it the client can attach again.
     yield feed.message("queued", {"position": None})
-    while not working.done():
-        if told := feed.take():
-            yield told
-        news = asyncio.create_task(feed.news())
-        try:
-            done, _ = await asyncio.wait((working, news), timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        if not done:
-            yield b": keep-alive\n\n"
+    async with aclosing(moments(working, feed.news, keep_alive_s)) as each:
+        async for has_news in each:
+            if told := feed.take() if has_news else KEEP_ALIVE:
+                yield told
     yield feed.take()
     try:
         pieces = working.result()

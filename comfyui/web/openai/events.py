@@ -15,6 +15,7 @@ from comfyui.exceptions import ComfyUIError
 from comfyui.models import ImageConversion
 from comfyui.named.model_names import ModelKind
 from comfyui.outputs.delivery import Deliverer
+from comfyui.web.api.sse import KEEP_ALIVE, moments
 from comfyui.web.front.openai_errors import envelope_of
 from comfyui.web.openai.answers import Facts, Picture, base64_of
 
@@ -66,25 +67,21 @@ async def picture_events(
         ComfyUIError: a picture broke off after its first piece.
     """
     index = 0
-    while not working.done():
-        news = asyncio.create_task(previews.news(), name="openai preview")
-        try:
-            done, _ = await asyncio.wait((working, news), timeout=keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        if not done:
-            yield b": keep-alive\n\n"
-        elif (preview := previews.take()) is not None:
-            name = f"{_PREFIX[kind]}.partial_image"
-            told = {
-                "type": name,
-                "b64_json": pybase64.b64encode(preview.image).decode("ascii"),
-                "partial_image_index": index,
-                "created_at": created,
-                "output_format": preview.content_type.partition("/")[2],
-            }
-            yield b"event: %s\ndata: %s\n\n" % (name.encode(), jsonio.dumps(told))
-            index += 1
+    async with aclosing(moments(working, previews.news, keep_alive_s)) as each:
+        async for has_news in each:
+            if not has_news:
+                yield KEEP_ALIVE
+            elif (preview := previews.take()) is not None:
+                name = f"{_PREFIX[kind]}.partial_image"
+                told = {
+                    "type": name,
+                    "b64_json": pybase64.b64encode(preview.image).decode("ascii"),
+                    "partial_image_index": index,
+                    "created_at": created,
+                    "output_format": preview.content_type.partition("/")[2],
+                }
+                yield b"event: %s\ndata: %s\n\n" % (name.encode(), jsonio.dumps(told))
+                index += 1
     try:
         for picture in working.result():
             async with aclosing(_completed(picture, deliverer, kind, convert, created)) as pieces:
