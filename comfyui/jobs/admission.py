@@ -30,7 +30,6 @@ from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import Delivery, JobRecord, NewJob, State
 from comfyui.jobs.journal.writes import Add, Again
 from comfyui.jobs.keeping import Keeping
-from comfyui.jobs.new_job import new_job
 from comfyui.jobs.origin import OURS, Origin
 from comfyui.jobs.queue import JobQueue
 from comfyui.jobs.runs import Runs
@@ -235,18 +234,7 @@ class Admission:
                     taken = await held.enter_async_context(self._inputs.taken(request, files))
                     if taken.inputs:
                         continue  # time has passed
-                new = await offloaded(
-                    request.size,
-                    new_job,
-                    taken.request,
-                    prompt_id,
-                    origin,
-                    fingerprint,
-                    kind="async",
-                    callers_id=callers_id,
-                    inputs=taken.inputs,
-                    now=self._clock(),
-                )
+                new = await self.keeping.new_async(taken, prompt_id, origin, fingerprint, callers_id=callers_id)
                 if job is None and record is not None and _was_left(record):
                     job = await self._unfinished(record, taken.request, self._inputs.files_of(new))
                 if job is not None:

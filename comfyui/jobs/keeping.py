@@ -6,7 +6,7 @@ from comfyui.inputs.content import SpooledFiles
 from comfyui.jobs.entries import Entries
 from comfyui.jobs.entry import Clock
 from comfyui.jobs.fingerprints import fingerprint_of
-from comfyui.jobs.inputs import JobInputs
+from comfyui.jobs.inputs import JobInputs, Taken
 from comfyui.jobs.job import Job
 from comfyui.jobs.journal.records import NewJob
 from comfyui.jobs.new_job import new_job
@@ -43,22 +43,28 @@ class Keeping:
             return job is not None and not job.ended
         fingerprint = await offloaded(request.size, fingerprint_of, request, files)
         async with self._inputs.taken(request, files) as taken:
-            new = await offloaded(
-                request.size,
-                new_job,
-                taken.request,
-                prompt_id,
-                origin,
-                fingerprint,
-                kind="async",
-                callers_id=job.may_be_asked_for,
-                inputs=taken.inputs,
-                now=self._clock(),
-            )
+            new = await self.new_async(taken, prompt_id, origin, fingerprint, callers_id=job.may_be_asked_for)
             if job.state.is_end:  # meanwhile
                 return False
             await self.make_async(job, origin, taken.request, new)
             return True
+
+    async def new_async(
+        self, taken: Taken, prompt_id: str, origin: Origin, fingerprint: str, *, callers_id: bool
+    ) -> NewJob:
+        """The async job of a request whose inputs were taken, as it is written at first."""
+        return await offloaded(
+            taken.request.size,
+            new_job,
+            taken.request,
+            prompt_id,
+            origin,
+            fingerprint,
+            kind="async",
+            callers_id=callers_id,
+            inputs=taken.inputs,
+            now=self._clock(),
+        )
 
     async def make_async(self, job: Job, origin: Origin, request: PromptRequest, new: NewJob) -> None:
         """Make a sync job that is in flight the async job `new`, whoever waits for it. Raises `JournalError`."""
