@@ -18,7 +18,7 @@ from comfyui.exceptions import QueueError, QueueSetupError
 from comfyui.retrying import Backoff
 from comfyui.tasks import SideTasks
 from comfyui.workers.postgres.schema import SCHEMA_VERSION, TaskNames, migrations
-from comfyui.workers.postgres.tasks import ClaimedTask, Heard, Lease, WorkerState, parsed_params
+from comfyui.workers.postgres.tasks import ClaimedTask, Heard, Lease, WorkerState
 
 _CHANNEL = "comfy_tasks"
 _COMMAND_S = 30.0
@@ -95,9 +95,7 @@ class PostgresQueue:
             )
         if row is None:
             return None
-        return ClaimedTask(
-            row["task_id"], token, row["run"], row["attempt"], parsed_params(row["task_params"]), row["task_kind"] or ""
-        )
+        return ClaimedTask.of_row(row, token)
 
     async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
         return Lease(

@@ -15,7 +15,7 @@ from comfyui import jsonio
 from comfyui.exceptions import QueueError, QueueSetupError
 from comfyui.outputs.stores.supabase import TRANSIENT, SupabaseApi, parsed
 from comfyui.workers.postgres.schema import SCHEMA_VERSION
-from comfyui.workers.postgres.tasks import ClaimedTask, Heard, Lease, WorkerState, parsed_params
+from comfyui.workers.postgres.tasks import ClaimedTask, Heard, Lease, WorkerState
 
 _RPC_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 
@@ -52,9 +52,7 @@ class SupabaseQueue:
         if not rows:
             return None
         row = rows[0]
-        return ClaimedTask(
-            row["task_id"], token, row["run"], row["attempt"], parsed_params(row["task_params"]), row["task_kind"] or ""
-        )
+        return ClaimedTask.of_row(row, token)
 
     async def renew(self, task: ClaimedTask, progress: float | None = None, note: str = "") -> Lease:
         answer = await self._call(

@@ -65,6 +65,12 @@ class ClaimedTask:
     params: Mapping[str, Any]
     type: str = ""
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], token: UUID) -> Self:
+        """What `comfy_claim_task` gave."""
+        params = parsed_params(row["task_params"])
+        return cls(row["task_id"], token, row["run"], row["attempt"], params, row["task_kind"] or "")
+
     @property
     def job_id(self) -> str:
         """The same for every attempt of one run, so that a later one attaches to the render of an earlier one."""
