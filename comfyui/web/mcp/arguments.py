@@ -30,6 +30,17 @@ def _object_in_text(value: Any) -> Any:
 
 
 JsonObject = Annotated[dict[str, Any], BeforeValidator(_object_in_text)]
+Labels = Annotated[
+    JsonObject,
+    Field(
+        default_factory=dict,
+        description="Up to 16 pairs of text by which the job can be found again.",
+        json_schema_extra={"additionalProperties": {"type": "string"}},
+    ),
+]
+OwnId = Annotated[
+    UUID | None, Field(description="An id of your choice: the same call with the same id does not run again.")
+]
 Wait = Annotated[
     float | None,
     Field(ge=0, allow_inf_nan=False, description="Seconds to wait for the end at most; the gateway has a limit, too."),
@@ -65,14 +76,8 @@ class WorkflowArguments(Arguments):
 class RunWorkflow(WorkflowArguments):
     """A workflow to run."""
 
-    labels: JsonObject = Field(
-        default_factory=dict,
-        description="Up to 16 pairs of text by which the job can be found again.",
-        json_schema_extra={"additionalProperties": {"type": "string"}},
-    )
-    prompt_id: UUID | None = Field(
-        default=None, description="An id of your choice: the same call with the same id does not run again."
-    )
+    labels: Labels
+    prompt_id: OwnId = None
     wait: Wait = None
 
 
@@ -89,14 +94,8 @@ class RunNamed(Arguments):
         description="The workflow's parameters by their names; {} where it needs none. Without them, they are described"
         " and nothing runs.",
     )
-    labels: JsonObject = Field(
-        default_factory=dict,
-        description="Up to 16 pairs of text by which the job can be found again.",
-        json_schema_extra={"additionalProperties": {"type": "string"}},
-    )
-    prompt_id: UUID | None = Field(
-        default=None, description="An id of your choice: the same call with the same id does not run again."
-    )
+    labels: Labels
+    prompt_id: OwnId = None
     wait: Wait = None
 
 
