@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.text import Text
 from comfyui.sdk.client import GatewayClient
 from comfyui.sdk.display import STDERR, Display, file_table, job_table, plain
 from comfyui.sdk.errors import GatewayError, GatewayRefusedError, GatewayTimeoutError
-from comfyui.sdk.events import Executing, Finished, Preview, Progress, Queued, Reconnecting
+from comfyui.sdk.events import Event, Executing, Finished, Preview, Progress, Queued, Reconnecting
 from comfyui.sdk.jobs import ListedJob
 from comfyui.sdk.models import InputFile, PromptResult
 from comfyui.sdk.outcome import Exit, Outcome, exit_of_job, failure
@@ -31,17 +31,12 @@ _CANCEL_TIMEOUT_S = 5.0
 
 async def run(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
     workflow, images = await asyncio.to_thread(_prepared, options)
-    await asyncio.to_thread(check_writable, options.output)
-    prompt_id = options.prompt_id or str(uuid.uuid4())
-    STDERR.print(f"prompt {prompt_id}", style="dim")
-    began = time.monotonic()
-    try:
-        with Display(STDERR) as display:
-            events = gateway.stream(workflow, images=images, timeout_s=options.timeout, prompt_id=prompt_id)
-            result = await result_of(events, display.show)
-    except asyncio.CancelledError:
-        return await interrupted(gateway, prompt_id)
-    return await saved(gateway, result, options.output, workflow=workflow, began=began)
+    return await run_shown(
+        gateway,
+        options,
+        lambda prompt_id: gateway.stream(workflow, images=images, timeout_s=options.timeout, prompt_id=prompt_id),
+        workflow,
+    )
 
 
 async def submit(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
@@ -87,7 +82,7 @@ async def list_jobs(gateway: GatewayClient, options: argparse.Namespace) -> Outc
 
 async def wait(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
     """As `run`, of a job that was submitted before."""
-    await asyncio.to_thread(check_writable, options.output)
+    await asyncio.to_thread(_check_writable, options.output)
     try:
         with Display(STDERR) as display:
             job_result = await gateway.wait(options.prompt_id, timeout_s=options.timeout, show=display.show)
@@ -95,17 +90,17 @@ async def wait(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
         return _left(options.prompt_id, "the job goes on")
     except GatewayError as error:
         return failure(exit_of_job(error), error)
-    return await saved(gateway, job_result, options.output)
+    return await _saved(gateway, job_result, options.output)
 
 
 async def result(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
     """As `wait`, at once."""
-    await asyncio.to_thread(check_writable, options.output)
+    await asyncio.to_thread(_check_writable, options.output)
     try:
         job_result = await gateway.result(options.prompt_id)
     except GatewayError as error:
         return failure(exit_of_job(error), error)
-    return await saved(gateway, job_result, options.output)
+    return await _saved(gateway, job_result, options.output)
 
 
 def _left(prompt_id: str, state: str) -> Outcome:
@@ -145,7 +140,7 @@ async def status(gateway: GatewayClient, options: argparse.Namespace) -> Outcome
 
 async def _done(gateway: GatewayClient, result: PromptResult, options: argparse.Namespace) -> Outcome:
     if options.output is not None:
-        return await saved(gateway, result, options.output)
+        return await _saved(gateway, result, options.output)
     report = [Text(f"{plain(result.status)} after {result.execution_time_s:.2f} s, {len(result.files)} files")]
     report += [Text(plain(f"  {file.url}")) for file in result.files]
     return Outcome(Exit.OK, result.body, report)
@@ -162,7 +157,31 @@ async def health(gateway: GatewayClient, _options: argparse.Namespace) -> Outcom
     return Outcome(Exit.OK if health.healthy else Exit.UNREACHABLE, health.body, report)
 
 
-async def interrupted(gateway: GatewayClient, prompt_id: str) -> Outcome:
+async def run_shown(
+    gateway: GatewayClient,
+    options: argparse.Namespace,
+    events_of: Callable[[str], AsyncGenerator[Event, None]],
+    workflow: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Shows what happens to a run until its end, and saves its files; Ctrl-C cancels it.
+
+    Args:
+        events_of: begins the run under this id.
+        workflow: the graph, where there is one.
+    """
+    await asyncio.to_thread(_check_writable, options.output)
+    prompt_id = options.prompt_id or str(uuid.uuid4())
+    STDERR.print(f"prompt {prompt_id}", style="dim")
+    began = time.monotonic()
+    try:
+        with Display(STDERR) as display:
+            result = await result_of(events_of(prompt_id), display.show)
+    except asyncio.CancelledError:
+        return await _interrupted(gateway, prompt_id)
+    return await _saved(gateway, result, options.output, workflow=workflow, began=began)
+
+
+async def _interrupted(gateway: GatewayClient, prompt_id: str) -> Outcome:
     """After Ctrl-C: takes the prompt back, for a short while; a second Ctrl-C ends that too."""
     detail = "Ctrl-C; the prompt was cancelled"
     try:
@@ -190,7 +209,7 @@ def _labels(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return labels
 
 
-async def saved(
+async def _saved(
     gateway: GatewayClient,
     result: PromptResult,
     folder: Path,
@@ -222,7 +241,7 @@ async def saved(
     return Outcome(Exit.FAILED if failed else Exit.OK, {**result.body, "images": saved}, report)
 
 
-def check_writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
     """Before a long run, not after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from comfyui.sdk.client import GatewayClient
-from comfyui.sdk.commands import check_writable, interrupted, saved
-from comfyui.sdk.display import STDERR, Display, plain
+from comfyui.sdk.commands import run_shown
+from comfyui.sdk.display import plain
 from comfyui.sdk.named import WorkflowDetails, WorkflowSummary
 from comfyui.sdk.outcome import Exit, Outcome
-from comfyui.sdk.waiting import result_of
 from comfyui.sdk.workflow_files import UsageError
 
 
@@ -39,17 +36,13 @@ async def show(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
 async def run(gateway: GatewayClient, options: argparse.Namespace) -> Outcome:
     """As `run` of a graph: waits, saves the files; Ctrl-C cancels it."""
     parameters = await asyncio.to_thread(_parameters, options.set, options.file)
-    await asyncio.to_thread(check_writable, options.output)
-    prompt_id = options.prompt_id or str(uuid.uuid4())
-    STDERR.print(f"prompt {prompt_id}", style="dim")
-    began = time.monotonic()
-    try:
-        with Display(STDERR) as display:
-            events = gateway.named.stream(options.name, parameters, timeout_s=options.timeout, prompt_id=prompt_id)
-            result = await result_of(events, display.show)
-    except asyncio.CancelledError:
-        return await interrupted(gateway, prompt_id)
-    return await saved(gateway, result, options.output, began=began)
+    return await run_shown(
+        gateway,
+        options,
+        lambda prompt_id: gateway.named.stream(
+            options.name, parameters, timeout_s=options.timeout, prompt_id=prompt_id
+        ),
+    )
 
 
 def _parameters(values: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
