@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("web.front", "workers.runpod", "workers.littlehorse", "workers.postgres"),
     ("web.api", "web.comfyui", "workers.runpod_worker", "workers.littlehorse_worker", "workers.postgres_worker"),
     ("web.comfyui.hub", "web.v2", "web.openai", "web.mcp"),
+    ("web.console",),
     ("web.app",),
 )
 _NAMED = {name for names in FLOORS for name in names}
@@ -78,6 +79,7 @@ ONLY_IN = {
     "mcp": ("comfyui/web/mcp/",),
     "mcp_types": ("comfyui/web/mcp/",),
     "sse_starlette": ("comfyui/web/mcp/",),
+    "jinja2": ("comfyui/web/console/pages.py",),
     # One writer, which keeps comments; who reads takes the standard library's.
     "tomlkit": ("comfyui/web/front/keys_command.py",),
     "tomllib": ("comfyui/web/front/keys_file.py", "comfyui/named/sidecar.py"),

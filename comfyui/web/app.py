@@ -34,6 +34,7 @@ from comfyui.web.comfyui.face import Face
 from comfyui.web.comfyui.hub.hub import Hub, HubOptions
 from comfyui.web.comfyui.proxy import Relay, RelayOptions
 from comfyui.web.comfyui.upstreams import Upstreams
+from comfyui.web.console import routes as console
 from comfyui.web.front.auth import Guard
 from comfyui.web.front.entry import Entry
 from comfyui.web.front.errors import install_error_handlers
@@ -69,6 +70,7 @@ _ROUTERS = (
     ops.router,
     v2.router,
     openai.router,
+    *console.ROUTERS,
 )
 # ComfyUI has the same paths, or may come to have them: only these routes' own methods do not reach it.
 _SHARED_ROUTERS = (prompt.router, tickets.router, servers.router)

@@ -32,11 +32,12 @@ def operations(document: Document) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def test_every_route_is_described_but_the_document_and_its_page(document: Document) -> None:
-    """And what has a document of its own: Comfy API v2 (`tests.support.v2_contract` holds it) and OpenAI's API."""
+    """And what has a document of its own: Comfy API v2 (`tests.support.v2_contract` holds it), OpenAI's API,
+    and pages for people."""
     routes = {
         f"{method} {route.path_format}"
         for route in iter_route_contexts(create_app(Settings()).routes)
-        if not (route.path_format or "").startswith(("/api/v2/", "/v1/"))
+        if not (route.path_format or "").startswith(("/api/v2/", "/v1/", "/console"))
         for method in route.methods or ()
     }
     assert routes - {name for name, _ in operations(document)} == {

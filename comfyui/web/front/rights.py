@@ -87,6 +87,8 @@ TABLE: tuple[Row, ...] = (
     *_rows("gateway", "POST", "/mcp", OWN, OWN),
     *_rows("gateway", "GET", "/mcp", OWN, OWN),
     *_rows("gateway", "DELETE", "/mcp", OWN, OWN),
+    # The console: its pages show what the visitor may see.
+    *_rows("gateway", "GET", "/console /console/**", OWN, ALL),
     # About the gateway. A ticket opens for its bearer what its maker may open.
     *_rows("gateway", "POST", "/tickets", ALL, NO),
     *_rows("gateway", "GET", "/openapi.json /docs", ALL, ALL),

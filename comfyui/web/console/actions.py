@@ -1,0 +1,85 @@
+"""Changes by a visitor of the console: each is a POST by a form on a page of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from urllib.parse import parse_qsl
+
+from fastapi import Request, Response
+from fastapi.responses import RedirectResponse
+
+from comfyui.exceptions import RequestError
+from comfyui.web.console.pages import HEADERS, root_of
+from comfyui.web.console.viewer import Visitor, visitor_of
+from comfyui.web.front.errors import json_response, refusal
+from comfyui.web.front.headers import header
+from comfyui.web.front.origins import Origins, Page
+
+_OWN_PAGES = Origins()
+_MOST_FIELDS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a change.
+
+    Attributes:
+        message: what the visitor is told.
+        to: the page that shows it, below the root: ``console/queue``. A browser without JavaScript goes there.
+        follow: a browser with JavaScript goes there, too, in place of showing the message.
+    """
+
+    message: str
+    to: str
+    follow: bool = False
+
+
+Change = Callable[[Request, Visitor], Awaitable[Done]]
+
+
+def changes(change: Change) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a change: 403 for what no page of ours sends. `Guard` has checked the visitor's right before."""
+
+    @wraps(change)
+    async def answer(request: Request) -> Response:
+        if not is_of_our_page(request):
+            return refusal(
+                request.scope, 403, "the console takes changes from its own pages only; programs have the API"
+            )
+        done = await change(request, visitor_of(request))
+        if wants_json(request):
+            to = f"{root_of(request)}{done.to}"
+            return json_response(200, {"message": done.message, "to": to, "follow": done.follow}, HEADERS)
+        return RedirectResponse(f"{root_of(request)}{done.to}", 303, HEADERS)
+
+    return answer
+
+
+def is_of_our_page(request: Request) -> bool:
+    """Whether a browser says that a page of ours sends this. `Guard` lets pass what says nothing, as programs do."""
+    said = header(request.scope, b"origin") or header(request.scope, b"sec-fetch-site")
+    return bool(said) and _OWN_PAGES.page_of(request.scope) is Page.OWN
+
+
+def wants_json(request: Request) -> bool:
+    """Whether a module of ours sent the form, and shows the answer itself."""
+    return request.headers.get("accept", "").startswith("application/json")
+
+
+async def fields_of(request: Request) -> Mapping[str, str]:
+    """The fields of a form without files; of several with one name the last. Raises `RequestError`."""
+    return dict(await all_fields_of(request))
+
+
+async def all_fields_of(request: Request) -> list[tuple[str, str]]:
+    """The fields of a form without files, in their order. Raises `RequestError`."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = await request.body()
+    if body and kind != "application/x-www-form-urlencoded":
+        raise RequestError("Content-Type: a form is sent as application/x-www-form-urlencoded")
+    try:
+        return parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+    except ValueError as error:
+        raise RequestError(f"the form cannot be read: {error}") from None
