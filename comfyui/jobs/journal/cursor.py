@@ -41,4 +41,5 @@ def _mark(narrowed: JobFilter) -> str:
     parts: list[Any] = [narrowed.owner, states, narrowed.workflow_name, dict(narrowed.labels)]
     parts += [narrowed.key] if narrowed.key is not None else []
     parts += ["shown"] if narrowed.shown_only else []
+    parts += [{"text": narrowed.text}] if narrowed.text else []
     return hashlib.sha256(jsonio.canonical(parts)).hexdigest()[:16]

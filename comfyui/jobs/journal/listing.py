@@ -52,8 +52,10 @@ class _Narrowing:
         return f"EXISTS (SELECT 1 FROM labels AS l WHERE l.{self.indexed} AND l.seq = jobs.seq)"  # noqa: S608
 
 
-def page_of(database: sqlite3.Connection, narrowed: JobFilter, before: int | None, limit: int) -> list[tuple[Any, ...]]:
-    """Rows of `JOB_COLUMNS`, newest first, from before `before` on."""
+def page_of(
+    database: sqlite3.Connection, narrowed: JobFilter, before: int | None, limit: int, more: str = ""
+) -> list[tuple[Any, ...]]:
+    """Rows of `JOB_COLUMNS`, and of `more` columns, newest first, from before `before` on. The text is not compared."""
     narrowings = _narrowings(narrowed)
     first = _rarest(database, narrowings)
     conditions: list[str] = []
@@ -76,7 +78,7 @@ def page_of(database: sqlite3.Connection, narrowed: JobFilter, before: int | Non
         conditions.append(f"{seq} < ?")
         values.append(before)
     where = " AND ".join(conditions) or "TRUE"
-    columns = JOB_COLUMNS.replace(" seq,", " jobs.seq,")
+    columns = JOB_COLUMNS.replace(" seq,", " jobs.seq,") + more
     query = f"SELECT {columns} FROM {source} WHERE {where} ORDER BY {seq} DESC LIMIT ?"  # noqa: S608
     return database.execute(query, (*values, limit)).fetchall()
 

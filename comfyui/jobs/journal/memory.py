@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, Self
@@ -43,6 +43,7 @@ from comfyui.jobs.journal.records import (
     UsageRow,
 )
 from comfyui.jobs.journal.rows import packed, unpacked
+from comfyui.jobs.journal.searching import MOST_LOOKED_AT, Candidate, search, some_of
 from comfyui.jobs.journal.showing import first_of
 from comfyui.jobs.journal.uploads import MemoryUploads
 from comfyui.jobs.journal.writes import (
@@ -440,14 +441,24 @@ class MemoryJournal:
 
     async def page(self, narrowed: JobFilter, limit: int, cursor: str | None = None) -> Page:
         before = seq_of(cursor, narrowed)
-        fitting = (
-            job
-            for job in map(self._marked, reversed(self._jobs.values()))
-            if (before is None or job.seq < before) and narrowed.fits(job)
-        )
-        found = tuple(islice(fitting, limit + 1))
+        if narrowed.text:
+            # Jobs come and go while texts are compared.
+            fitting = iter(tuple(islice(self._fitting(narrowed, before), MOST_LOOKED_AT)))
+
+            async def candidates(_before: int | None, limit: int) -> list[Candidate]:
+                return some_of(self._candidate(job) for job in islice(fitting, limit))
+
+            return await search(candidates, narrowed, limit, before)
+        found = tuple(islice(self._fitting(narrowed, before), limit + 1))
         more = len(found) > limit
         return Page(found[:limit], cursor_of(found[limit - 1].seq, narrowed) if more else None)
+
+    def _fitting(self, narrowed: JobFilter, before: int | None) -> Iterator[JobRecord]:
+        jobs = map(self._marked, reversed(self._jobs.values()))
+        return (job for job in jobs if (before is None or job.seq < before) and narrowed.fits(job))
+
+    def _candidate(self, job: JobRecord) -> Candidate:
+        return Candidate(job.seq, job.created_at, lambda: job, self._bodies.packed_of(job.body_sha256))
 
     async def waiting(self, after: int, limit: int) -> list[JobRecord]:
         return self._in_turn(after, limit, fetching=False)

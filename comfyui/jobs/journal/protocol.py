@@ -131,7 +131,10 @@ class Journal(Protocol):
         """The last 100 earlier runs, oldest first."""
 
     async def page(self, narrowed: JobFilter, limit: int, cursor: str | None = None) -> Page:
-        """Newest first. `cursor` is a page's `next_cursor`, with the same filter; else `QueryError` is raised."""
+        """Newest first. `cursor` is a page's `next_cursor`, with the same filter; else `QueryError` is raised.
+
+        A page of a search for a text has the jobs that were found among so many, none perhaps: see `Page`.
+        """
 
     async def waiting(self, after: int, limit: int) -> list[JobRecord]:
         """Async jobs that are on no server and not being cancelled, by `number`, from the one behind `after` on.

@@ -35,6 +35,7 @@ from comfyui.jobs.journal.records import (
     UsageQuery,
     UsageRow,
 )
+from comfyui.jobs.journal.searching import Candidate, candidates_in, search
 from comfyui.jobs.journal.showing import ended, kept, named_inputs, queued_since, results_of
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.uploads import uploads
@@ -78,6 +79,12 @@ class Questions(ABC):
 
     async def page(self, narrowed: JobFilter, limit: int, cursor: str | None = None) -> Page:
         before = seq_of(cursor, narrowed)
+        if narrowed.text:
+
+            async def candidates(before: int | None, limit: int) -> list[Candidate]:
+                return await self._ask(lambda sql: candidates_in(sql.database, narrowed, before, limit))
+
+            return await search(candidates, narrowed, limit, before)
         found = await self._ask(lambda sql: sql.newest(narrowed, before, limit + 1))
         more = len(found) > limit
         return Page(tuple(found[:limit]), cursor_of(found[limit - 1].seq, narrowed) if more else None)

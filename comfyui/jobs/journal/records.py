@@ -299,15 +299,19 @@ class JobFilter:
     labels: Mapping[str, str] = field(default_factory=dict)
     shown_only: bool = False
     """Without those that are hidden from ComfyUI's history."""
+    text: str | None = None
+    """Words that the job has, each of them somewhere: in its id, the name of its workflow, labels, note, error, in the
+    parameters of its call or in its body, in large or small letters. See `comfyui.jobs.journal.searching`."""
 
     def __post_init__(self) -> None:
-        for name in ("owner", "key", "workflow_name"):
+        for name in ("owner", "key", "workflow_name", "text"):
             if (text := getattr(self, name)) is not None:
                 object.__setattr__(self, name, jsonio.without_surrogates(text))
         labels = {jsonio.without_surrogates(key): jsonio.without_surrogates(self.labels[key]) for key in self.labels}
         object.__setattr__(self, "labels", labels)
 
     def fits(self, job: JobRecord) -> bool:
+        """Whether the job is one of the list, by all but the text."""
         return (
             (self.owner is None or job.owner == self.owner)
             and (self.key is None or (job.owner is not None and key_of(job.owner) == self.key))
@@ -386,7 +390,14 @@ class KeptJob(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Jobs, newest first. `next_cursor` is None on the last page."""
+    """Jobs, newest first.
+
+    Attributes:
+        next_cursor: None on the last page.
+        searched_to: of a search for a text that has looked at as many jobs as one page may cost, before it had as many
+            as were asked for: when the last of these jobs was submitted. The next page goes on there.
+    """
 
     records: tuple[JobRecord, ...]
     next_cursor: str | None
+    searched_to: float | None = None

@@ -72,6 +72,11 @@ def unpacked(data: bytes | None) -> bytes | None:
     return zlib.decompress(data) if data and data[:1] == _COMPRESSED else data
 
 
+def beginning_of(data: bytes, most: int) -> bytes:
+    """At most so many bytes of what was packed as `data`, of which the end may be missing."""
+    return zlib.decompressobj().decompress(data, most) if data[:1] == _COMPRESSED else data[:most]
+
+
 def end_values(end: Finish, number: int) -> tuple[Any, ...]:
     """In the order of `FINISH_JOB`, and of `INSERT_JOB`. `number` is the end's."""
     return (

@@ -1,0 +1,129 @@
+"""Looking for a text in jobs: the newest first, and so many at most for each page.
+
+There is no index of texts: it would cost each job that is written, and few are ever looked for. So the jobs are read
+some at a time. Only that is done on the journal's thread, a millisecond or two of work: the journal's file is locked
+for its one connection, and writes get their turn in between. Texts are unpacked and compared in another thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from comfyui import jsonio
+from comfyui.jobs.journal.cursor import cursor_of
+from comfyui.jobs.journal.listing import page_of
+from comfyui.jobs.journal.records import JobFilter, JobRecord, Page
+from comfyui.jobs.journal.rows import beginning_of, job_of
+from comfyui.offload import in_thread
+
+MOST_LOOKED_AT = 2000
+"""Jobs that are looked at for one page."""
+MOST_BYTES = 16_000_000
+"""Of the compressed bodies that are looked at for one page, about."""
+LONGEST_TEXT = 1_000_000
+"""Bytes of a body that are looked at: its beginning, where it is longer."""
+# That are read together: how many jobs, and about how many bytes of their bodies.
+_TOGETHER = 100
+_BYTES_TOGETHER = 1_000_000
+
+
+class Candidate(NamedTuple):
+    """A job that may have the text. `record` takes a while to make; `body` is as it is kept, or its beginning."""
+
+    seq: int
+    created_at: float
+    record: Callable[[], JobRecord]
+    body: bytes | None
+
+
+Candidates = Callable[[int | None, int], Awaitable[Sequence[Candidate]]]
+"""The next jobs that fit the rest of the filter, newest first, from before a `seq` on: so many at most, and at least
+one where there is one."""
+
+
+async def search(candidates: Candidates, narrowed: JobFilter, limit: int, before: int | None) -> Page:
+    """A page of the jobs with `narrowed.text`: it ends with `limit` of them, or when enough jobs were looked at."""
+    words = _forms_of(narrowed.text or "")
+    found: list[JobRecord] = []
+    looked_at = size = 0
+    while True:
+        some = await candidates(before, min(_TOGETHER, MOST_LOOKED_AT - looked_at))
+        if not some:
+            return Page(tuple(found), None)
+        fitting = await in_thread(_fitting, some, words, limit - len(found))
+        found += fitting
+        if len(found) == limit:
+            return Page(tuple(found), cursor_of(found[-1].seq, narrowed))
+        before = some[-1].seq
+        looked_at += len(some)
+        size += sum(len(one.body or b"") for one in some)
+        if looked_at >= MOST_LOOKED_AT or size >= MOST_BYTES:
+            return Page(tuple(found), cursor_of(before, narrowed), some[-1].created_at)
+
+
+def candidates_in(database: sqlite3.Connection, narrowed: JobFilter, before: int | None, limit: int) -> list[Candidate]:
+    """See `Candidates`; on the journal's own thread."""
+    rows = page_of(database, narrowed, before, limit, ", body_id")
+    return some_of(_candidate(database, tuple(row), body_id) for *row, body_id in rows)
+
+
+def some_of(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The first of them: so many that their bodies have about as many bytes as are looked at together."""
+    found: list[Candidate] = []
+    size = 0
+    for one in candidates:
+        found.append(one)
+        size += len(one.body or b"")
+        if size >= _BYTES_TOGETHER:
+            break
+    return found
+
+
+# Where they stand in a row of `JOB_COLUMNS`.
+_SEQ, _CREATED_AT = 16, 3
+
+
+def _candidate(database: sqlite3.Connection, row: tuple[Any, ...], body_id: int) -> Candidate:
+    body = _beginning(database, body_id) if body_id else None
+    return Candidate(row[_SEQ], row[_CREATED_AT], partial(job_of, row), body)
+
+
+def _beginning(database: sqlite3.Connection, body_id: int) -> bytes:
+    """So much of a body that its first `LONGEST_TEXT` bytes come out of it; no more is read of the file."""
+    with database.blobopen("bodies", "data", body_id, readonly=True) as blob:
+        return blob.read(LONGEST_TEXT)
+
+
+def _fitting(some: Sequence[Candidate], words: Sequence[frozenset[str]], limit: int) -> list[JobRecord]:
+    found: list[JobRecord] = []
+    for one in some:
+        record = one.record()
+        text = "\n".join(_texts_of(record, one.body)).casefold()
+        if all(any(form in text for form in forms) for forms in words):
+            found.append(record)
+            if len(found) == limit:
+                break
+    return found
+
+
+def _forms_of(text: str) -> list[frozenset[str]]:
+    """Each word as it may stand in a text, or in JSON."""
+    words = jsonio.without_surrogates(text).casefold().split()
+    return [frozenset({word, jsonio.dumps(word)[1:-1].decode()}) for word in words]
+
+
+def _texts_of(record: JobRecord, body: bytes | None) -> Iterable[str]:
+    yield record.prompt_id
+    yield record.workflow_name or ""
+    yield record.note or ""
+    for key, value in record.labels.items():
+        yield f"{key}={value}"
+    if record.error is not None:
+        yield jsonio.dumps(record.error).decode()
+    if record.call is not None:
+        yield jsonio.dumps([record.call.parameters, record.call.used]).decode()
+    if body is not None:
+        yield beginning_of(body, LONGEST_TEXT).decode("utf-8", "replace")
