@@ -13,7 +13,7 @@ import structlog
 from comfyui.exceptions import ComfyUIDiskError, JournalError
 from comfyui.jobs.inputs import JobInputs
 from comfyui.jobs.journal.protocol import Journal
-from comfyui.jobs.journal.records import day_of
+from comfyui.jobs.journal.usage_records import day_of
 from comfyui.tasks import SideTasks
 
 _EVERY_S = 3600.0

@@ -39,13 +39,12 @@ from comfyui.jobs.journal.records import (
     RunRecord,
     State,
     Submission,
-    UsageQuery,
-    UsageRow,
 )
 from comfyui.jobs.journal.rows import packed, unpacked
 from comfyui.jobs.journal.searching import MOST_LOOKED_AT, Candidate, search, some_of
 from comfyui.jobs.journal.showing import first_of
 from comfyui.jobs.journal.uploads import MemoryUploads
+from comfyui.jobs.journal.usage_records import UsageQuery, UsageRow
 from comfyui.jobs.journal.writes import (
     Add,
     Again,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from comfyui import jsonio
 from comfyui.jobs.journal.made import Made, MadeFilter
 from comfyui.jobs.journal.persons import Persons
-from comfyui.jobs.journal.records import UsageQuery, UsageRow, day_of
+from comfyui.jobs.journal.usage_records import UsageQuery, UsageRow, day_of
 from comfyui.jobs.journal.writes import Finish, Sent
 from comfyui.owners import key_of
 

@@ -13,19 +13,8 @@ from comfyui.jobs.journal.attempts import Attempt
 from comfyui.jobs.journal.deaths import Death
 from comfyui.jobs.journal.held import Held
 from comfyui.jobs.journal.made import Made, MadeFilter
-from comfyui.jobs.journal.records import (
-    Delivery,
-    Due,
-    EndedJob,
-    JobFilter,
-    JobRecord,
-    KeptJob,
-    Page,
-    RunRecord,
-    State,
-    UsageQuery,
-    UsageRow,
-)
+from comfyui.jobs.journal.records import Delivery, Due, EndedJob, JobFilter, JobRecord, KeptJob, Page, RunRecord, State
+from comfyui.jobs.journal.usage_records import UsageQuery, UsageRow
 from comfyui.jobs.journal.writes import KeptUpload, Write
 
 RUNS_KEPT = 100

@@ -22,23 +22,12 @@ from comfyui.jobs.journal.cursor import cursor_of, seq_of
 from comfyui.jobs.journal.deaths import Death, deaths
 from comfyui.jobs.journal.held import Held, held
 from comfyui.jobs.journal.made import Made, MadeFilter, made
-from comfyui.jobs.journal.records import (
-    Delivery,
-    Due,
-    EndedJob,
-    JobFilter,
-    JobRecord,
-    KeptJob,
-    Page,
-    RunRecord,
-    State,
-    UsageQuery,
-    UsageRow,
-)
+from comfyui.jobs.journal.records import Delivery, Due, EndedJob, JobFilter, JobRecord, KeptJob, Page, RunRecord, State
 from comfyui.jobs.journal.searching import Candidate, candidates_in, search
 from comfyui.jobs.journal.showing import ended, kept, named_inputs, queued_since, results_of
 from comfyui.jobs.journal.statements import Statements
 from comfyui.jobs.journal.uploads import uploads
+from comfyui.jobs.journal.usage_records import UsageQuery, UsageRow
 from comfyui.jobs.journal.writes import KeptUpload
 
 _T = TypeVar("_T")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -320,54 +318,6 @@ class JobFilter:
             and not (self.shown_only and job.hidden)
             and all(job.labels.get(key) == value for key, value in self.labels.items())
         )
-
-
-def day_of(at: float) -> str:
-    """The day of a time in UTC, as ``2026-11-29``."""
-    return _day(int(at // 86_400))
-
-
-@functools.lru_cache(maxsize=64)
-def _day(number: int) -> str:
-    """Counted from the first one of Unix time."""
-    return datetime.fromtimestamp(number * 86_400, UTC).date().isoformat()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageQuery:
-    """What was used, summed.
-
-    Attributes:
-        by: one row for each of these that differs: ``day``, ``key``, ``person``, ``workflow``; at least one.
-        since, until: days, both included.
-        key, person: of whom; None: of all.
-    """
-
-    by: tuple[str, ...]
-    since: str
-    until: str
-    key: str | None = None
-    person: str | None = None
-    limit: int = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class UsageRow:
-    """Runs by how they ended, the seconds that they kept a server, and the bytes that were sent.
-
-    What the rows are not told apart by is None; `key`, `person` and `workflow` are "" where there is none.
-    """
-
-    day: str | None
-    key: str | None
-    person: str | None
-    workflow: str | None
-    succeeded: int
-    failed: int
-    canceled: int
-    lost: int
-    gpu_s: float
-    bytes: int
 
 
 class EndedJob(NamedTuple):

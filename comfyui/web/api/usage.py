@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from comfyui.exceptions import JournalError, RequestError
-from comfyui.jobs.journal.records import UsageQuery, UsageRow, day_of
+from comfyui.jobs.journal.usage_records import UsageQuery, UsageRow, day_of
 from comfyui.web.api.parameters import Parameters, described, read
 from comfyui.web.front.errors import json_response
 from comfyui.web.front.gateway_state import gateway_of

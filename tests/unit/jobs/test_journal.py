@@ -36,10 +36,9 @@ from comfyui.jobs.journal.records import (
     NewJob,
     RunRecord,
     State,
-    UsageQuery,
-    UsageRow,
     WebhookOrder,
 )
+from comfyui.jobs.journal.usage_records import UsageQuery, UsageRow
 from comfyui.jobs.journal.writes import (
     Add,
     Again,

@@ -20,10 +20,11 @@ import structlog
 
 from comfyui.exceptions import JournalError
 from comfyui.jobs.journal.made import MadeFilter
-from comfyui.jobs.journal.records import Fence, JobFilter, State, UsageQuery
+from comfyui.jobs.journal.records import Fence, JobFilter, State
 from comfyui.jobs.journal.schema import MIGRATIONS
 from comfyui.jobs.journal.sqlite import FILE_NAME, SqliteJournal
 from comfyui.jobs.journal.statements import Statements
+from comfyui.jobs.journal.usage_records import UsageQuery
 from comfyui.jobs.journal.writes import Add, Again, Finish, MadeFile, Pause, Place, Start
 from comfyui.jobs.measures import JournalMeasures
 from comfyui.metrics import Metrics
