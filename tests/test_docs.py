@@ -17,6 +17,7 @@ from comfyui.settings import variables
 from comfyui.web.front.rights import TABLE, WEBSOCKET, Right
 from config import Settings
 from server import create_app
+from tests.support.log_events import LogLine, log_lines
 from tests.support.settings import PROCESSES
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +130,28 @@ def test_every_metric_is_described() -> None:
     assert names
     missing = [name for name in names if name.removesuffix("_created") not in page("metrics.md")]
     assert not missing
+
+
+def documented_log_lines() -> dict[str, LogLine]:
+    """Each row of docs/data.md: event, levels, loggers, fields, and a meaning that is not empty."""
+    found: dict[str, LogLine] = {}
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]*) \| ([^|]*) \| ([^|]*?) ?\| ([^|]+) \|", page("data.md"), re.MULTILINE)
+    for event, levels, loggers, fields, meaning in rows:
+        assert event not in found, f"two rows of {event}"
+        assert meaning.strip(), event
+        found[event] = LogLine(
+            set(levels.split(", ")), set(re.findall(r"`([^`]+)`", loggers)), set(re.findall(r"`([^`]+)`", fields))
+        )
+    return found
+
+
+def test_every_log_line_is_described_with_its_level_logger_and_fields() -> None:
+    lines, documented = log_lines(ROOT), documented_log_lines()
+    assert len(lines) > 100
+    assert lines.keys() - documented.keys() == set()
+    assert documented.keys() - lines.keys() == set()
+    for event, line in documented.items():
+        assert line == lines[event], f"{event}: docs/data.md first, the source second"
 
 
 @pytest.mark.parametrize("name", ["reliability.md", "comfy-api-v2.md"])

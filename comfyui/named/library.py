@@ -308,8 +308,8 @@ def _tell(before: NamedWorkflow | Unusable | None, after: NamedWorkflow | Unusab
     """A line in the log where a file cannot be used; `each`: also where one is new or has changed."""
     if isinstance(after, Unusable):
         if not (isinstance(before, Unusable) and before.problem == after.problem):
-            level = "info" if after.waits else "warning"
-            getattr(_log, level)("workflow.unusable", workflow=short(after.name), reason=after.problem)
+            log = _log.info if after.waits else _log.warning
+            log("workflow.unusable", workflow=short(after.name), reason=after.problem)
     elif each and (before is None or before.version != after.version or isinstance(before, Unusable)):
         _log.info(
             "workflow.loaded", workflow=after.name, version=after.version[:12], warnings=list(after.warnings[:20])

@@ -129,9 +129,15 @@ def _own_version() -> str:
 async def log_environment(worker: ComfyUIWorker) -> None:
     """One line at the start, which says what the first job will run on."""
     facts = await environment(worker)
-    models = facts.pop("models", {})
-    counts = {name: listed["count"] for name, listed in models.items()}
-    structlog.get_logger(__name__).info("worker.environment", **facts, models=counts)
+    structlog.get_logger(__name__).info(
+        "worker.environment",
+        comfyui=facts["comfyui"],
+        versions=facts["versions"],
+        disk=facts["disk"],
+        memory=facts.get("memory"),
+        gpu=facts.get("gpu"),
+        models={name: listed["count"] for name, listed in facts.get("models", {}).items()},
+    )
 
 
 @asynccontextmanager

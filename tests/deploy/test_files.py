@@ -159,14 +159,3 @@ def test_every_setting_of_the_entry_point_is_documented() -> None:
     text = (DEPLOY / "README.md").read_text()
     missing = {name for name in used if f"`{name}`" not in text}
     assert not missing
-
-
-def test_every_warning_of_the_log_is_explained() -> None:
-    pattern = re.compile(r'[lL]og\.(?:warning|error|critical|exception|log)\(\s*(?:[^"()]*,\s*)?"([a-z]+\.[a-z_]+)"')
-    events = set()
-    for file in [ROOT / "server.py", *(ROOT / "comfyui").rglob("*.py")]:
-        if "engine" not in file.parts:
-            events |= set(pattern.findall(file.read_text()))
-    text = (ROOT / "docs" / "operations.md").read_text()
-    assert len(events) > 20
-    assert {event for event in events if f"`{event}`" not in text} == set()

@@ -164,21 +164,20 @@ class Outbox:
         now = self._clock()
         tries = delivery.tries + 1
         pause_s = None if answer.gone else wait_s(tries, answer.retry_after_s, self._jitter)
+        told = {
+            "prompt_id": delivery.prompt_id,
+            "webhook_id": delivery.id,
+            "webhook_event": delivery.event,
+            "receiver": delivery.receiver,
+            "answer": answer.text,
+            "tries": tries,
+        }
         if answer.delivered:
             state, outcome = DeliveryState.DELIVERED, "delivered"
-        elif pause_s is None:
-            state, outcome = DeliveryState.GIVEN_UP, "given_up"
+            self._log.info("webhook.delivered", **told)
         else:
-            state, outcome = DeliveryState.WAITING, "refused" if answer.refused else "retried"
+            state = DeliveryState.GIVEN_UP if pause_s is None else DeliveryState.WAITING
+            outcome = failed = "given_up" if pause_s is None else "refused" if answer.refused else "retried"
+            self._log.warning(f"webhook.{failed}", **told)
         self._metrics.webhooks.labels(outcome).inc()
-        log = self._log.info if answer.delivered else self._log.warning
-        log(
-            f"webhook.{outcome}",
-            prompt_id=delivery.prompt_id,
-            webhook_id=delivery.id,
-            webhook_event=delivery.event,
-            receiver=delivery.receiver,
-            answer=answer.text,
-            tries=tries,
-        )
         return Tried(id=delivery.id, at=now, answer=answer.text, state=state, due_at=now + (pause_s or 0.0))
